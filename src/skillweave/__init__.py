@@ -1,0 +1,3 @@
+"""SkillWeave: one base, many skills."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,23 @@
+"""Open a base model, read its tensors one at a time, know it by its fingerprint, and let it answer."""
+
+from skillweave.base.chat import Message, Prompt, answer_ids, prompt_ids, prompt_text
+from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.fingerprint import fingerprint
+from skillweave.base.generate import Sampling, generate
+from skillweave.base.open import Base, open_base, open_tokenizer, resolve
+
+__all__ = [
+    "Base",
+    "Checkpoint",
+    "Message",
+    "Prompt",
+    "Sampling",
+    "answer_ids",
+    "fingerprint",
+    "generate",
+    "open_base",
+    "open_tokenizer",
+    "prompt_ids",
+    "prompt_text",
+    "resolve",
+]

@@ -1,0 +1,123 @@
+"""Answers from a model: batched, padded left, sorted by length, the same call for any causal LM.
+
+The woven model is an ordinary causal LM to this function; which pack each row uses is told to it through
+``around_batch``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skillweave.base.chat import Prompt, prompt_ids
+from skillweave.errors import UserError
+from skillweave.progress import bar
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to decode. ``temperature=0`` is greedy; ``samples`` answers are drawn for each prompt."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+    top_p: float = 1.0
+    samples: int = 1
+    batch_size: int = 32
+    seed: int = 0
+
+
+def context_length(model: Any) -> int | None:
+    """The longest sequence the model was made for, in tokens, or None where its config names none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Token ids of each prompt; one that leaves no room for an answer is a :class:`UserError` naming it."""
+    limit = context_length(model)
+    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    for index, ids in enumerate(encoded):
+        if not ids:
+            raise UserError(f"prompt {index + 1} is empty: write at least one word")
+        if limit is not None and len(ids) >= limit:
+            raise UserError(
+                f"prompt {index + 1} has {len(ids)} tokens; the model's context is {limit}, answer included. "
+                f"Shorten it. It begins: {str(prompts[index])[:60]!r}"
+            )
+    return encoded
+
+
+def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask, both (B, T) int64, padded on the left so that every row ends at the last column."""
+    width = max(len(ids) for ids in sequences)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in sequences], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
+    return ids, mask
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling | None = None,
+    *,
+    around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    streamer: Any = None,
+    label: str | None = None,
+) -> list[list[str]]:
+    """``samples`` answers for every prompt, in the order of the prompts.
+
+    ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it.
+    ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
+    """
+    sampling = sampling or Sampling()
+    encoded = encode_prompts(model, tokenizer, prompts)
+    rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
+    rows.sort(key=lambda index: -len(encoded[index]))
+    batches = [rows[at : at + sampling.batch_size] for at in range(0, len(rows), sampling.batch_size)]
+    answers: list[list[str]] = [[] for _ in prompts]
+    was_training = model.training
+    model.eval()
+    try:
+        with bar(label, len(rows)) if label else contextlib.nullcontext(lambda n: None) as advance:
+            for number, batch in enumerate(batches):
+                with around_batch(batch) if around_batch else contextlib.nullcontext():
+                    texts = _one_batch(
+                        model, tokenizer, [encoded[row] for row in batch], sampling, sampling.seed + number, streamer
+                    )
+                for row, text in zip(batch, texts, strict=True):
+                    answers[row].append(text)
+                advance(len(batch))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def _one_batch(
+    model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, seed: int, streamer: Any
+) -> list[str]:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids, mask = pad_left(encoded, pad, model.device)
+    limit = context_length(model)
+    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - ids.shape[1])
+    greedy = sampling.temperature == 0
+    choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    # The generator of torch is global; a fork keeps sampling from disturbing whoever trains around us.
+    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=room,
+            do_sample=not greedy,
+            pad_token_id=pad,
+            eos_token_id=tokenizer.eos_token_id,
+            streamer=streamer,
+            **choice,
+        )
+    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,172 @@
+"""Open a base model by its reference, wherever it comes from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillweave.base.bundled import BUNDLED, bundled, from_gguf
+from skillweave.base.checkpoint import Checkpoint, read_config_json
+from skillweave.base.fingerprint import fingerprint
+from skillweave.errors import UserError, nearest
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+_FORMS = (
+    "a Hugging Face folder, a hub id (owner/name), a .gguf file or a bundled model "
+    f"({', '.join(f'bundled:{name}' for name in BUNDLED)})"
+)
+
+
+@dataclass
+class Base:
+    """An open base model.
+
+    ``model`` is a causal LM in eval mode, ``tokenizer`` has a pad token, ``fingerprint`` is that of the files at
+    ``path`` whatever dtype they were loaded in. After a delta was applied (``in_memory``), the fingerprint is that
+    of the model in memory, and only tokenizer and config are still those at ``path``.
+    """
+
+    model: Any
+    tokenizer: Any
+    fingerprint: str
+    ref: str
+    path: Path
+    in_memory: bool = False
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The tensors that the fingerprint stands for: the files', or the model's once a delta was applied."""
+        return Checkpoint(self.model if self.in_memory else self.path)
+
+
+def resolve(ref: str | Path) -> Path:
+    """The Hugging Face folder behind a reference, downloaded or converted where it has to be.
+
+    ``ref`` is a folder, a hub id ``owner/name``, a ``.gguf`` file or ``bundled:smollm2``. Raises :class:`UserError`.
+    """
+    text = str(ref)
+    if text.startswith("bundled:"):
+        return bundled(text.removeprefix("bundled:"))
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return from_gguf(path)
+        raise UserError(f"{path} is a file that is no model: name {_FORMS}")
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and path.suffix != ".gguf":
+        return _from_hub(text)
+    hint = nearest(text, [f"bundled:{name}" for name in BUNDLED] + list(BUNDLED))
+    hint = f" ({hint})".replace("'smollm2'", "'bundled:smollm2'") if hint.startswith("did") else ""
+    raise UserError(f"no model is found at '{text}'{hint}: name {_FORMS}")
+
+
+def open_base(
+    ref: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+) -> Base:
+    """Open a base model for use.
+
+    ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None keeps what the files hold.
+    ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None takes the first GPU, and the CPU where there is none.
+    Raises :class:`UserError`, also for files that lack a tensor of the model: it would be random.
+    """
+    from transformers import AutoModelForCausalLM
+
+    # The mistakes of a hand come first: they cost nothing to find, a model may cost minutes.
+    wanted, place = as_dtype(dtype), as_device(device)
+    path = resolve(ref)
+    config = read_config_json(path)
+    mark = fingerprint(path)
+    tokenizer = _tokenizer(path)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=wanted or "auto", local_files_only=True, output_loading_info=True
+        )
+    except RuntimeError as error:
+        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(f"{path}: the weights do not fit config.json ({error}). Download the folder again.") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"{path}: the weights lack the tensor '{missing[0]}' that config.json asks for "
+            f"({len(missing)} in all). Download the folder again."
+        )
+    try:
+        model = model.eval().to(place)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
+    return Base(model, tokenizer, mark, str(ref), path)
+
+
+def open_tokenizer(ref: str | Path) -> Any:
+    """The tokenizer of a base; where it has no pad token, the end token pads."""
+    return _tokenizer(resolve(ref))
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """A torch dtype from its name; None stays None."""
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in _DTYPES:
+        raise UserError(f"unknown dtype '{dtype}'; {nearest(dtype, _DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def as_device(device: str | torch.device | None) -> torch.device:
+    """A device that is there; None is the first GPU, or the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"unknown device '{device}': write cpu, cuda, cuda:0, ... or mps") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    count = there.get(found.type, 0)
+    if (found.index or 0) >= count:
+        have = ", ".join(f"{kind} ({number})" for kind, number in there.items() if number)
+        raise UserError(f"this machine has no device '{device}'; it has: {have}")
+    return found
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: the tokenizer names no end token; set 'eos_token' in tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _from_hub(name: str) -> Path:
+    """Download the parts of a hub repository that we open; what was downloaded before is found offline too."""
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    parts = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=parts))
+    except GatedRepoError as error:
+        raise UserError(
+            f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"the hub has no model '{name}', and there is no such folder here: name {_FORMS}") from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
+            f"Without a network, name a folder, a .gguf file or bundled:{next(iter(BUNDLED))}."
+        ) from error

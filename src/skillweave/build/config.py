@@ -1,0 +1,94 @@
+"""``weave.yaml``: one readable file from which a whole weave is built."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from skillweave.config import ByteSize, Config, read_config
+from skillweave.errors import UserError
+from skillweave.methods import get_method
+from skillweave.skillzip import ZipConfig
+from skillweave.tasks import TaskSpec
+from skillweave.weave import RouterConfig
+
+
+class SkillConfig(Config):
+    """One skill: what it must do, and where its delta comes from."""
+
+    task: TaskSpec = Field(description="Prompts and verifier; the specialist learns its train split.")
+    method: str = Field("specialise", description="How the delta is made: a registered method.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="The method's own settings.")
+    pack: str | None = Field(None, description="A skillpack folder that already exists, instead of a method.")
+    zip: dict[str, Any] = Field(default_factory=dict, description="Settings of the zip for this skill alone.")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if self.pack is not None and (self.settings or self.zip):
+            raise ValueError("a skill with `pack` is taken as it is: remove `settings` and `zip`")
+        return self
+
+
+class ScoreConfig(Config):
+    """How the report's figures are made."""
+
+    limit: int | None = Field(None, ge=1, description="Test prompts of each skill (all of the split by default).")
+    batch_size: int = Field(32, ge=1)
+    max_new_tokens: int = Field(64, ge=1)
+
+
+class WeaveConfig(Config):
+    """The whole of ``weave.yaml``."""
+
+    name: str = "weave"
+    base: str = Field(description="A Hugging Face folder, a hub id, a GGUF file or bundled:smollm2.")
+    dtype: str = Field("bfloat16", description="In which the base is served, and every figure is taken.")
+    device: str | None = None
+    budget: ByteSize | None = Field(None, description="Most bytes of all packs together in memory.")
+    seed: int = 0
+    skills: dict[str, SkillConfig] = Field(min_length=1)
+    zip: ZipConfig = Field(default_factory=ZipConfig)
+    router: RouterConfig = Field(default_factory=RouterConfig)
+    score: ScoreConfig = Field(default_factory=ScoreConfig)
+
+    @field_validator("skills")
+    @classmethod
+    def _plain_names(cls, skills: dict[str, SkillConfig]) -> dict[str, SkillConfig]:
+        for name in skills:
+            if not name.replace("-", "").replace("_", "").isalnum() or name in ("base", "auto"):
+                raise ValueError(
+                    f"'{name}' cannot name a skill: use letters, digits, '-' and '_', and neither 'base' nor 'auto'"
+                )
+        return skills
+
+    def method_config(self, skill: str) -> Config:
+        """The config of the skill's method, checked: its settings plus the task and the seed of the weave."""
+        chosen = self.skills[skill]
+        method = get_method(chosen.method)
+        values = {"task": chosen.task.model_dump(mode="json"), "seed": self.seed, **chosen.settings}
+        try:
+            return read_config(method.config, values)
+        except UserError as error:
+            raise UserError(f"skills.{skill}.settings: {error}") from error
+
+    def zip_config(self, skill: str) -> ZipConfig:
+        """The zip of one skill: the weave's own, with the skill's settings laid over it."""
+        own = self.skills[skill].zip
+        common = self.zip.model_dump(mode="json", exclude_defaults=True)
+        if "ratio" in own or "budget" in own:
+            common = {key: value for key, value in common.items() if key not in ("ratio", "budget")}
+        try:
+            return read_config(ZipConfig, {**common, **own})
+        except UserError as error:
+            raise UserError(f"skills.{skill}.zip: {error}") from error
+
+
+def read_weave_config(source: str, overrides: list[str] | None = None) -> WeaveConfig:
+    """Read ``weave.yaml`` and check all of it, every method's settings included, before any work begins."""
+    config = read_config(WeaveConfig, source, overrides or [])
+    for skill in config.skills:
+        if config.skills[skill].pack is None:
+            config.method_config(skill)
+            config.zip_config(skill)
+    return config

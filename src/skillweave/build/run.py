@@ -1,0 +1,273 @@
+"""The build: specialise, zip, route, weave, score, report.
+
+The output folder is the weave itself; ``work/`` inside it holds what the steps left (deltas, answers, checkpoints)
+and may be deleted when no rebuild is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skillweave.artefact import read_json, write_json
+from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.build.config import WeaveConfig
+from skillweave.build.evaluate import AnswerFunction, read_score, score_once
+from skillweave.build.step import run_step
+from skillweave.delta import Delta
+from skillweave.methods import get_method
+from skillweave.pack import Skillpack
+from skillweave.progress import console
+from skillweave.report import machine, versions, write_build_report
+from skillweave.skillzip import zip_delta
+from skillweave.tasks import Entry, Task, load_task
+from skillweave.weave import Router, Weave, background_prompts, fit_router
+
+ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
+"""The four that are scored on every skill."""
+
+
+def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
+    """Build the weave that ``config`` describes in ``out`` and return its report (as ``report.json`` holds it).
+
+    What is done and unchanged is skipped; a killed build goes on where it stopped. ``command`` is written into the
+    report as the way to make it again.
+    """
+    run = _Build(config, out)
+    for skill in config.skills:
+        run.score_base(skill)
+        run.specialise(skill)
+        run.zip(skill)
+    run.weave()
+    for skill in config.skills:
+        run.score_pack(skill)
+    run.score_routed()
+    report = run.report(command)
+    write_build_report(report, out)
+    return report
+
+
+@dataclass
+class _Build:
+    """One run of the build: what is open, and the key of every step's result (see :func:`run_step`)."""
+
+    config: WeaveConfig
+    out: Path
+    base: Base = field(init=False)
+    tasks: dict[str, Task] = field(init=False)
+    keys: dict[str, str] = field(default_factory=dict)
+    woven: Weave | None = None
+
+    def __post_init__(self) -> None:
+        console.print(f"[bold]base[/bold] {self.config.base}")
+        self.base = open_base(self.config.base, dtype=self.config.dtype, device=self.config.device)
+        self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
+        self.keys["base"] = self.base.fingerprint
+        for name, skill in self.config.skills.items():
+            # The content of the prompts, not only the settings: an edited data file is a changed input.
+            self.keys[f"{name}/task"] = self.tasks[name].digest
+            if skill.pack is not None:
+                Skillpack.from_pretrained(skill.pack).check_base(self.base.fingerprint)
+
+    # -- the steps, in their order ---------------------------------------------------------------------------------
+
+    def score_base(self, skill: str) -> None:
+        """What the base scores before anything is learnt."""
+        self._score(skill, "base", ["base"], lambda: self._answers_of(self.base.model))
+
+    def specialise(self, skill: str) -> None:
+        """Grow the delta by the skill's method, and score the full specialist."""
+        chosen = self.config.skills[skill]
+        if chosen.pack is not None:
+            return
+        method, settings = get_method(chosen.method), self.config.method_config(skill)
+        self._step(
+            skill,
+            "delta",
+            f"{chosen.method}: grow the specialist",
+            ["base", f"{skill}/task"],
+            {"method": chosen.method, "settings": settings.model_dump(mode="json")},
+            lambda folder: method.run(self.base, settings, folder),
+        )
+        self._score(skill, "specialist", [f"{skill}/delta"], lambda: self._specialist(skill))
+
+    def zip(self, skill: str) -> None:
+        """Zip the delta into a skillpack."""
+        chosen = self.config.skills[skill]
+        if chosen.pack is not None:
+            ready = Skillpack.from_pretrained(chosen.pack)
+            files = {"files": ready.card.files}
+            self._step(
+                skill, "pack", "take the ready pack", [], files, lambda folder: ready.save_pretrained(folder / "pack")
+            )
+            return
+        settings = self.config.zip_config(skill)
+
+        def work(folder: Path) -> None:
+            pack = zip_delta(self._delta(skill), self.base, self._calibration(skill), settings, name=skill)
+            pack.card.method = chosen.method
+            pack.card.data = chosen.task.model_dump(mode="json")
+            pack.card.scores = {arm: read_score(self._folder(skill, arm)) for arm in ("base", "specialist")}
+            pack.save_pretrained(folder / "pack")
+
+        self._step(
+            skill, "pack", "zip the delta", [f"{skill}/delta"], {"zip": settings.model_dump(mode="json")}, work
+        )
+
+    def weave(self) -> None:
+        """Fit the router, and put packs and router together into the folder that can be served."""
+        names = list(self.config.skills)
+
+        def fit(folder: Path) -> None:
+            train = {name: [entry.prompt for entry in self.tasks[name].split("train")] for name in names}
+            held_out = {name: [entry.prompt for entry in self.tasks[name].split("calibration")] for name in names}
+            fit_router(self.base, train, held_out, self.config.router).save(folder / "router")
+
+        settings = {"router": self.config.router.model_dump(mode="json"), "seed": self.config.seed}
+        self._step("weave", "router", "fit the router", ["base", *(f"{name}/task" for name in names)], settings, fit)
+        Weave.write(
+            self.out,
+            self.base,
+            {name: self._folder(name, "pack") / "pack" for name in names},
+            Router.load(self._folder("weave", "router") / "router"),
+            name=self.config.name,
+            budget=self.config.budget,
+        )
+        self.woven = Weave.from_pretrained(self.out, base=self.base)
+
+    def score_pack(self, skill: str) -> None:
+        """What the pack scores beside the base in the weave, named by the caller (oracle routing)."""
+        woven = self._woven()
+        self._score(skill, "pack", [f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
+
+    def score_routed(self) -> None:
+        """What the weave scores when the router chooses, all skills mixed; and where the prompts went."""
+        woven = self._woven()
+        built_on = ["weave/router", *(f"{name}/pack" for name in self.config.skills)]
+        for skill in self.config.skills:
+            self._score(skill, "routed", built_on, lambda: self._answers_of_weave(woven, "auto"))
+
+        def work(folder: Path) -> None:
+            rows = {name: [e.prompt for e in self._test(name)] for name in self.config.skills}
+            rows["(anything else)"] = background_prompts()[1]
+            columns = [*self.config.skills, "base"]
+            counts = []
+            for prompts in rows.values():
+                went = [route.pack or "base" for route in woven.route(prompts)]
+                counts.append([went.count(column) for column in columns])
+            write_json(folder / "confusion.json", {"rows": list(rows), "columns": columns, "counts": counts})
+
+        self._step("weave", "confusion", "where the router sends each prompt", built_on, self._score_settings(), work)
+
+    # -- the report ------------------------------------------------------------------------------------------------
+
+    def report(self, command: str) -> dict[str, Any]:
+        """The report as ``report.json`` holds it."""
+        woven = self._woven()
+        confusion = read_json(self._folder("weave", "confusion") / "confusion.json")
+        skills = {name: self._skill_report(name) for name in self.config.skills}
+        own = confusion["counts"][: len(skills)]
+        prompts = sum(map(sum, own))
+        base_bytes = self.base.nbytes
+        return {
+            "name": self.config.name,
+            "base": {"ref": self.config.base, "fingerprint": self.base.fingerprint},
+            "dtype": self.config.dtype,
+            "skills": skills,
+            "memory": {
+                "base_bytes": base_bytes,
+                "weave_bytes": base_bytes + woven.resident_bytes,
+                "separate_bytes": base_bytes * len(skills),
+            },
+            "router": {
+                "accuracy": sum(row[index] for index, row in enumerate(own)) / prompts,
+                "abstained": sum(row[-1] for row in own) / prompts,
+                "confusion": confusion,
+            },
+            "command": command,
+            "machine": machine(),
+            "versions": versions(),
+            "seconds": sum(read_json(path)["seconds"] for path in sorted(self.out.glob("work/*/*/step.json"))),
+        }
+
+    def _skill_report(self, skill: str) -> dict[str, Any]:
+        arms = ("base", "specialist", "pack", "routed")
+        scores = {arm: read_score(self._folder(skill, arm)) for arm in arms if (self._folder(skill, arm)).exists()}
+        pack = self._folder(skill, "pack") / "pack"
+        delta = self._delta(skill) if self.config.skills[skill].pack is None else None
+        gain = scores["specialist"]["mean"] - scores["base"]["mean"] if "specialist" in scores else 0.0
+        return {
+            **{arm: scores[arm]["mean"] if arm in scores else None for arm in arms},
+            "gain_kept": (scores["pack"]["mean"] - scores["base"]["mean"]) / gain if gain > 0 else None,
+            "pack_bytes": sum(file.stat().st_size for file in pack.iterdir()),
+            "delta_bytes": delta.bf16_nbytes if delta else None,
+            "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
+            "prompts": scores["base"]["n"],
+        }
+
+    # -- what the steps share --------------------------------------------------------------------------------------
+
+    def _folder(self, skill: str, what: str) -> Path:
+        return self.out / "work" / skill / what
+
+    def _step(
+        self,
+        skill: str,
+        what: str,
+        title: str,
+        built_on: Sequence[str],
+        settings: dict[str, Any],
+        work: Callable[[Path], object],
+    ) -> None:
+        inputs = {"built_on": {name: self.keys[name] for name in built_on}, **settings}
+        self.keys[f"{skill}/{what}"] = run_step(f"{skill}: {title}", self._folder(skill, what), inputs, work)
+
+    def _score(self, skill: str, arm: str, built_on: Sequence[str], answer: Callable[[], AnswerFunction]) -> None:
+        def work(folder: Path) -> None:
+            score_once(folder, self.tasks[skill], answer(), limit=self.config.score.limit)
+
+        built_on = [f"{skill}/task", *built_on]
+        self._step(skill, arm, f"score the {ARMS[arm]}", built_on, self._score_settings(), work)
+
+    def _score_settings(self) -> dict[str, Any]:
+        return {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
+
+    def _sampling(self) -> Sampling:
+        return Sampling(max_new_tokens=self.config.score.max_new_tokens, batch_size=self.config.score.batch_size)
+
+    def _test(self, skill: str) -> list[Entry]:
+        return self.tasks[skill].split("test")[: self.config.score.limit]
+
+    def _delta(self, skill: str) -> Delta:
+        return Delta.from_pretrained(self._folder(skill, "delta") / "delta")
+
+    def _woven(self) -> Weave:
+        if self.woven is None:
+            raise RuntimeError("the weave is scored after it is woven")
+        return self.woven
+
+    def _answers_of(self, model: Any) -> AnswerFunction:
+        def answer(prompts: list[Prompt]) -> list[str]:
+            answers = generate(model, self.base.tokenizer, prompts, self._sampling(), label="answer")
+            return [texts[0] for texts in answers]
+
+        return answer
+
+    def _specialist(self, skill: str) -> AnswerFunction:
+        # In float32: a small delta is lost where a weight is rounded back to bfloat16, and the pack, which runs
+        # beside the base, must be held against the specialist as it was trained.
+        base = open_base(self.config.base, dtype="float32", device=self.config.device)
+        return self._answers_of(self._delta(skill).apply(base, in_place=True).model)
+
+    def _answers_of_weave(self, woven: Weave, pack: str) -> AnswerFunction:
+        def answer(prompts: list[Prompt]) -> list[str]:
+            replies = woven.generate(prompts, [pack] * len(prompts), self._sampling(), label="answer")
+            return [reply.text for reply in replies]
+
+        return answer
+
+    def _calibration(self, skill: str) -> list[tuple[Prompt, str]]:
+        entries = self.tasks[skill].split("calibration")
+        return [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]

@@ -1,0 +1,40 @@
+"""A build step: done once for given inputs, resumed after a kill, done anew when an input changed."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from skillweave.artefact import digest, read_json, write_json
+from skillweave.progress import console
+
+MARKER = "step.json"
+
+
+def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) -> str:
+    """Run ``work(folder)`` unless it finished for equal ``inputs`` before; return the key of those inputs.
+
+    A step that was begun for equal inputs and not finished is entered again with its folder as the kill left it,
+    so that ``work`` goes on from what it saved. Other inputs empty the folder first. The key names the step's
+    result: hand it to the steps that build on it as one of their inputs.
+    """
+    key = digest(inputs)
+    marker = folder / MARKER
+    state = read_json(marker) if marker.exists() else {}
+    if state.get("key") == key and state.get("done"):
+        console.print(f"[dim]- {title}: done before, unchanged[/dim]")
+        return key
+    if state.get("key") == key:
+        console.print(f"[bold]{title}[/bold] (goes on from where it stopped)")
+    else:
+        console.print(f"[bold]{title}[/bold]")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(marker, {"key": key, "done": False, "inputs": inputs})
+    began = time.monotonic()
+    work(folder)
+    write_json(marker, {"key": key, "done": True, "seconds": round(time.monotonic() - began, 1), "inputs": inputs})
+    return key

@@ -1,0 +1,67 @@
+"""``skillweave build`` and ``skillweave demo``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import typer
+
+from skillweave.cli.app import app
+from skillweave.cli.options import SET
+
+OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. What is done there already is kept.")
+
+
+
+def command_line() -> str:
+    """The command as it was typed, for the report."""
+    return shlex.join(["skillweave", *sys.argv[1:]])
+
+
+@app.command()
+def build(
+    config: Path = typer.Argument(..., metavar="WEAVE.YAML", help="Base, skills, zip and router."),
+    out: Path = OUT,
+    overrides: list[str] = SET,
+) -> None:
+    """Grow every skill of a weave.yaml, zip them, fit the router, and write a folder that can be served.
+
+    Steps that are done and unchanged are skipped; a killed build goes on where it stopped.
+
+    **Examples**
+
+    `skillweave build weave.yaml -o weaves/mine`
+
+    `skillweave build weave.yaml -o weaves/mine --set zip.ratio=1/64 --set seed=1`
+    """
+    from skillweave.build import build as run_build
+    from skillweave.build import read_weave_config
+    from skillweave.cli.show import show_report
+
+    show_report(run_build(read_weave_config(str(config), overrides), out, command=command_line()), out)
+
+
+@app.command()
+def demo(
+    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Where to leave the weave."),
+    overrides: list[str] = SET,
+) -> None:
+    """The main job on a real model: three skills for SmolLM2-135M, about ten minutes on two CPU cores.
+
+    Grows the specialists, zips them, routes a mixed batch, and shows base and weave side by side. Interrupted and
+    started again, it goes on.
+
+    **Examples**
+
+    `skillweave demo`
+
+    `skillweave demo -o /tmp/demo --set zip.ratio=1/64`
+    """
+    from skillweave.cli.show import show_report, show_side_by_side
+    from skillweave.demo import build_demo, mixed_answers
+
+    report = build_demo(out, overrides, command=command_line())
+    show_side_by_side(mixed_answers(out))
+    show_report(report, out)

@@ -1,0 +1,114 @@
+"""``skillweave zip``, ``unzip`` and ``inspect``: deltas into packs, packs into models, and what is in them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from skillweave.cli.app import app
+from skillweave.cli.options import BASE, CONFIG, DEVICE, SET
+from skillweave.errors import UserError
+
+
+@app.command("zip")
+def zip_(
+    out: Path = typer.Option(..., "--out", "-o", metavar="PACK", help="The skillpack folder to write."),
+    base: str = BASE,
+    tuned: str = typer.Option(None, "--tuned", "-t", help="A fine-tune of the base: folder, hub id or GGUF file."),
+    lora: Path = typer.Option(None, "--lora", help="A PEFT LoRA adapter folder."),
+    delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` leaves one."),
+    task: str = typer.Option(None, "--task", help="Calibrate on this task's prompts (with their answers)."),
+    ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
+    budget: str = typer.Option(None, "--budget", help="Pack bytes, as 8MB."),
+    name: str = typer.Option(None, "--name", help="The pack's name (the folder's by default)."),
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+    device: str = DEVICE,
+) -> None:
+    """Turn a fine-tune you already have, a PEFT adapter or a delta into a skillpack.
+
+    **Examples**
+
+    `skillweave zip --base bundled:smollm2 --tuned my-finetune/ --ratio 1/64 -o packs/mine`
+
+    `skillweave zip --base bundled:smollm2 --lora my-adapter/ --task data.jsonl -o packs/mine`
+
+    `skillweave zip --base bundled:smollm2 --delta runs/x/delta --budget 8MB --set bits=8 -o packs/mine`
+    """
+    from skillweave.base import open_base
+    from skillweave.cli.show import show_pack
+    from skillweave.config import read_config
+    from skillweave.delta import Delta
+    from skillweave.skillzip import ZipConfig, zip_delta
+    from skillweave.tasks import load_task
+
+    if sum(source is not None for source in (tuned, lora, delta)) != 1:
+        raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
+    sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
+    settings = read_config(ZipConfig, config, [*overrides, *sizes])
+    opened = open_base(base, device=device)
+    if tuned is not None:
+        change, method = Delta.between(base, tuned), "fine-tune"
+    elif lora is not None:
+        change, method = Delta.from_lora(lora, opened), "lora"
+    else:
+        change, method = Delta.from_pretrained(delta), "delta"
+    calibration = None
+    data: dict[str, Any] = {}
+    if task is not None:
+        loaded = load_task(task)
+        calibration = [(e.prompt, e.answer) for e in loaded.split("calibration") if e.answer is not None]
+        data = {"calibration": task}
+    pack = zip_delta(change, opened, calibration, settings, name=name or out.resolve().name)
+    pack.card.method, pack.card.data = method, data
+    pack.save_pretrained(out)
+    show_pack(pack, out)
+
+
+@app.command()
+def unzip(
+    pack: Path = typer.Argument(..., help="A skillpack folder."),
+    out: Path = typer.Option(..., "--out", "-o", metavar="MODEL", help="The Hugging Face folder to write."),
+    base: str = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the pack names."),
+    dtype: str = typer.Option(None, "--dtype", help="Type of the written weights (float32 keeps small deltas whole)."),
+) -> None:
+    """Lay a pack on its base and write an ordinary Hugging Face model.
+
+    **Examples**
+
+    `skillweave unzip packs/mine -o models/mine`
+
+    `skillweave unzip packs/mine --base ./SmolLM2 --dtype float32 -o models/mine`
+    """
+    from skillweave.cli.show import out as terminal
+    from skillweave.delta import write_tuned
+    from skillweave.pack import Skillpack
+
+    loaded = Skillpack.from_pretrained(pack)
+    write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
+    terminal.print(f"Wrote {out}: open it with transformers' from_pretrained.", soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    folder: Path = typer.Argument(..., help="A skillpack or weave folder."),
+    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack."),
+) -> None:
+    """Show what is in a pack or a weave: base, method, scores, bytes by part.
+
+    **Examples**
+
+    `skillweave inspect runs/demo`
+
+    `skillweave inspect runs/demo/packs/json_calls --tensors`
+    """
+    from skillweave.cli.show import show_pack, show_weave
+    from skillweave.pack import Skillpack
+    from skillweave.weave import is_weave, read_card
+
+    if is_weave(folder):
+        show_weave(read_card(folder), folder)
+    else:
+        show_pack(Skillpack.from_pretrained(folder), folder, tensors=tensors)

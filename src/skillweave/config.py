@@ -1,0 +1,156 @@
+"""Configs: one strict pydantic class each, read from YAML, overridden with ``key.sub=value``.
+
+An unknown key is an error that names the file, the line and the nearest key there is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+
+from skillweave.errors import UserError, nearest
+
+
+class Config(BaseModel):
+    """A base for every config: unknown keys are refused, values cannot change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _parse_bytes(value: Any) -> Any:
+    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    unit = match[2].upper()
+    if unit not in _UNITS:
+        raise ValueError(f"unknown unit '{match[2]}': write bytes as 800MB, 1.5GiB or a plain number")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def _parse_ratio(value: Any) -> Any:
+    match = re.fullmatch(r"\s*([\d.]+)\s*/\s*([\d.]+)\s*", value) if isinstance(value, str) else None
+    return float(match[1]) / float(match[2]) if match and float(match[2]) else value
+
+
+ByteSize = Annotated[int, BeforeValidator(_parse_bytes)]
+"""A number of bytes; ``"800MB"`` (10^6) and ``"1.5GiB"`` (2^30) are read too."""
+
+Ratio = Annotated[float, BeforeValidator(_parse_ratio), PlainSerializer(lambda value: value)]
+"""A fraction; ``"1/32"`` is read too."""
+
+
+def read_config(
+    cls: type[C], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()
+) -> C:
+    """Read ``cls`` from a YAML file (or a mapping), then lay ``key.sub=value`` overrides over it.
+
+    Raises :class:`UserError` naming file, line, key and the nearest known key.
+    """
+    text, where = "", "the given settings"
+    if source is None:
+        values: Any = {}
+    elif isinstance(source, Mapping):
+        values = dict(source)
+    else:
+        where = str(source)
+        text = _read_text(Path(source))
+        try:
+            values = yaml.safe_load(text) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark else ""
+            raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected keys and values, found {type(values).__name__}")
+    for override in overrides:
+        _override(values, override)
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, cls, where, text)) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: name a YAML file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder: name a YAML file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, sign, raw = override.partition("=")
+    if not sign or not key:
+        raise UserError(f"--set {override}: write key=value, for example --set seed=1")
+    *parents, last = key.split(".")
+    for parent in parents:
+        step: Any = values.setdefault(parent, {})
+        if not isinstance(step, dict):
+            raise UserError(f"--set {override}: '{parent}' holds a value, not keys of its own")
+        values = step
+    values[last] = yaml.safe_load(raw)
+
+
+def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str) -> str:
+    lines = []
+    for problem in error.errors():
+        path = [str(part) for part in problem["loc"]]
+        key = ".".join(path)
+        line = _line_of(text, path)
+        place = f"{where}, line {line}" if line else where
+        if problem["type"] == "extra_forbidden":
+            known = _fields_at(cls, path[:-1])
+            lines.append(f"{place}: unknown key '{key}'; {nearest(path[-1], known)}")
+        elif problem["type"] == "missing":
+            lines.append(f"{place}: the key '{key}' is missing")
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: {key or 'the whole'}: {message} (found {problem['input']!r:.80})")
+    return "\n".join(lines)
+
+
+def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
+    """The field names of the model found by walking ``path`` (field names, mapping keys, indices) from ``cls``."""
+    models = [cls]
+    for part in path:
+        models = [
+            found
+            for model in models
+            for found in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
+        ]
+    return {name for model in models for name in model.model_fields}
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _line_of(text: str, path: Sequence[str]) -> int | None:
+    """The 1-based line of the YAML node at ``path``, as near as the file goes along it."""
+    node = yaml.compose(text) if text else None
+    line = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == part), None)
+            if pair is None:
+                break
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = node.start_mark.line + 1
+    return line

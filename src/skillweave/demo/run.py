@@ -1,0 +1,57 @@
+"""Build the bundled ``weave.yaml``, then answer six mixed prompts in one batch, base and weave side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from skillweave.base import Sampling
+from skillweave.build import WeaveConfig, build, read_weave_config
+from skillweave.errors import UserError
+from skillweave.tasks import load_task
+from skillweave.weave import Weave
+
+PER_SKILL = 2
+"""Mixed prompts taken from each skill's test split: three skills make a batch of six."""
+
+
+@dataclass(frozen=True)
+class MixedAnswer:
+    """One prompt of the mixed batch, where the router sent it, and both answers."""
+
+    prompt: str
+    route: str
+    base: str
+    weave: str
+
+
+def demo_config(overrides: Sequence[str] = ()) -> WeaveConfig:
+    """The bundled ``weave.yaml``, with overrides laid over it."""
+    with as_file(files("skillweave.demo") / "weave.yaml") as path:
+        return read_weave_config(str(path), list(overrides))
+
+
+def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dict[str, Any]:
+    """Build the demo's weave in ``out``; what is done there already is kept. Returns the report."""
+    config = demo_config(overrides)
+    if out.exists() and any(out.iterdir()) and not (out / "work").exists():
+        raise UserError(f"{out} holds something that is no demo: choose another folder with --out")
+    return build(config, out, command=command)
+
+
+def mixed_answers(folder: Path, overrides: Sequence[str] = ()) -> list[MixedAnswer]:
+    """The first test prompts of every skill, interleaved into one batch: the base's answers and the weave's."""
+    config = demo_config(overrides)
+    woven = Weave.from_pretrained(folder, dtype=config.dtype, device=config.device)
+    by_skill = [load_task(skill.task).split("test")[:PER_SKILL] for skill in config.skills.values()]
+    prompts = [entry.prompt for turn in zip(*by_skill, strict=True) for entry in turn]
+    sampling = Sampling(max_new_tokens=config.score.max_new_tokens)
+    plain = woven.generate(prompts, [None] * len(prompts), sampling)
+    routed = woven.generate(prompts, ["auto"] * len(prompts), sampling)
+    return [
+        MixedAnswer(str(prompt), reply.pack or "base", before.text, reply.text)
+        for prompt, before, reply in zip(prompts, plain, routed, strict=True)
+    ]

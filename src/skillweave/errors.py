@@ -1,0 +1,24 @@
+"""The one exception that means "the person can mend this"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input, the files or the machine that the person who runs us can mend.
+
+    The message names what was wrong (file, line, key or tensor), what was expected, and what to do.
+    The command line prints it without a traceback and exits with 2; any other exception is a bug and
+    keeps its traceback.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: ``did you mean 'x'?`` where one is near, else the list of what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean '{close[0]}'?"
+    return "known: " + ", ".join(known) if known else "there are none"

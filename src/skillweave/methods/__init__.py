@@ -1,0 +1,6 @@
+"""Methods: each makes a delta on a base model, and nothing downstream needs to know which one did."""
+
+from skillweave.methods.registry import METHODS, Method, get_method, register
+from skillweave.methods.specialise import SpecialiseConfig
+
+__all__ = ["METHODS", "Method", "SpecialiseConfig", "get_method", "register"]

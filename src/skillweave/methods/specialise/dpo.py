@@ -1,0 +1,95 @@
+"""Direct preference optimisation (arXiv 2305.18290, equation 7) of a round's pairs. On TRL's DPOTrainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from skillweave.artefact import read_json, write_json
+from skillweave.base.chat import answer_ids, prompt_ids
+from skillweave.methods.specialise.pairs import Pair
+from skillweave.methods.training.head import install_answer_head
+from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.progress import bar
+
+
+class PairTrainer(HouseTrainer, DPOTrainer):
+    """DPOTrainer on pairs that are tokenised already; the reference is the policy as the round finds it.
+
+    The reference's log-probabilities are taken once, before the first step, and kept in ``reference``: no second
+    model is held, and a resumed round compares with the same numbers. TRL's own cache of them lies in a temporary
+    folder of each process, which several processes cannot share.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int], *,
+        beta: float, reference: Path, processes: Processes,
+    ):  # fmt: skip
+        self._rows, self._order, self._reference, self._processes = rows, order, reference, processes
+        super().__init__(
+            model=model,
+            args=DPOConfig(**arguments, beta=beta, precompute_ref_log_probs=True),
+            train_dataset=Dataset.from_list([rows[index] for index in order]),
+            processing_class=tokenizer,
+        )
+        if hasattr(self.model, "peft_config"):
+            # TRL copied the adapter as reference; its log-probabilities are taken, it need not be kept or saved.
+            self.model.delete_adapter("ref")
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        # TRL calls this at the end of its constructor, its head in place: ours goes over it here.
+        install_answer_head(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        if not self._processes.from_first(self._reference.exists):
+            values = self._reference_log_probs(batch_size)
+            if self._processes.first:
+                write_json(self._reference, values)
+            self._processes.wait()
+        values = read_json(self._reference)
+        for at, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
+            dataset = dataset.add_column(column, [values[index][at] for index in self._order])
+        return dataset
+
+    def _reference_log_probs(self, batch_size: int) -> list[list[float]]:
+        """For each pair, the summed log-probabilities of its chosen and its rejected answer, in nats."""
+        by_length = sorted(range(len(self._rows)), key=lambda index: -row_length(self._rows[index]))
+        batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
+        mine = batches[self._processes.rank :: self._processes.world]
+        own: dict[int, list[float]] = {}
+        shown = bar("reference", len(mine)) if self._processes.first else contextlib.nullcontext(lambda n: None)
+        with shown as advance:
+            for batch in mine:
+                inputs = self.data_collator([self._rows[index] for index in batch])
+                inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+                chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
+                own.update(zip(batch, map(list, zip(chosen.tolist(), rejected.tolist(), strict=True)), strict=True))
+                advance(1)
+        everyone = {index: pair for part in self._processes.gather(own) for index, pair in part.items()}
+        return [everyone[index] for index in range(len(self._rows))]
+
+
+def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[dict[str, list[int]]]:
+    """Rows ``prompt_ids``, ``chosen_ids``, ``rejected_ids``; a pair with a side longer than ``max_length`` left out."""
+    rows = []
+    for pair in pairs:
+        row = {
+            "prompt_ids": prompt_ids(tokenizer, pair.prompt),
+            "chosen_ids": answer_ids(tokenizer, pair.chosen),
+            "rejected_ids": answer_ids(tokenizer, pair.rejected),
+        }
+        if row_length(row) <= max_length:
+            rows.append(row)
+    return rows
+
+
+def row_length(row: dict[str, list[int]]) -> int:
+    """Tokens a row takes in a batch: its prompt and the longer of its answers."""
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))

@@ -1,0 +1,101 @@
+"""The model that is being trained, as a folder between stages: opened to sample, opened to train, saved."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, set_seed
+
+from skillweave.artefact import atomic_folder
+from skillweave.errors import UserError
+from skillweave.methods.specialise.config import SpecialiseConfig
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A point on the way from base to specialist.
+
+    ``base``: the base's Hugging Face folder; ``trained``: None (the base itself), a Hugging Face folder with the
+    whole model in float32 (``train: full``), or PEFT's files (``train: lora``). Stages hand each other folders, so
+    that a resumed run and an unbroken one start each stage from the same bits, and no two models are held at once.
+    """
+
+    base: Path
+    ref: str
+    device: torch.device
+    trained: Path | None = None
+
+    def open_to_sample(self, config: SpecialiseConfig) -> Any:
+        """The model in the precision it is trained in: with ``bf16`` the weights that autocast would show it."""
+        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        if config.train == "lora" and self.trained is not None:
+            model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+            model = PeftModel.from_pretrained(model, str(self.trained), autocast_adapter_dtype=False).to(dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
+        return model.to(self.device).eval()
+
+    def open_to_train(self, config: SpecialiseConfig, seed: int) -> Any:
+        """A fresh copy whose trainable parameters are float32 and require gradients; nothing else does."""
+        set_seed(seed)  # new adapters are drawn at random
+        if config.train == "full":
+            model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=torch.float32)
+            mark_trainable(model, config.trainable)
+        else:
+            # The frozen base keeps its stored precision; PEFT holds the adapters in float32.
+            model = AutoModelForCausalLM.from_pretrained(self.base, dtype="auto" if config.bf16 else torch.float32)
+            model = self._with_adapter(model, config)
+        return model.to(self.device)
+
+    def _with_adapter(self, model: Any, config: SpecialiseConfig) -> Any:
+        if self.trained is not None:
+            return PeftModel.from_pretrained(model, str(self.trained), is_trainable=True)
+        settings = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            target_modules=config.lora.targets,
+            lora_dropout=0.0,
+        )
+        try:
+            model = get_peft_model(model, settings)
+        except ValueError as error:
+            raise UserError(f"lora.targets {config.lora.targets!r} does not fit the base: {error}") from error
+        # A name a person can use elsewhere, not where this machine keeps the files.
+        model.peft_config["default"].base_model_name_or_path = self.ref
+        return model
+
+
+def mark_trainable(model: Any, which: str) -> None:
+    """Let only the parameters named by ``which`` require gradients: 'all', 'linear' or a regex on their names.
+
+    'linear' is the weights and biases of linear layers but the output head: embeddings, norms and head stay frozen,
+    bit for bit. A regex that finds no parameter is a :class:`UserError`.
+    """
+    head = model.get_output_embeddings()
+    linear = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+        for parameter in module.parameters(recurse=False)
+    }
+    found = False
+    for name, parameter in model.named_parameters():
+        wanted = which == "all" or (id(parameter) in linear if which == "linear" else re.search(which, name) is not None)
+        parameter.requires_grad_(wanted)
+        found = found or wanted
+    if not found:
+        names = ", ".join(name for name, _ in list(model.named_parameters())[:3])
+        raise UserError(f"trainable '{which}' names no parameter of the base; its names look like: {names}")
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the trained model (or the adapter alone) so that the next stage can open it."""
+    with atomic_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

@@ -1,0 +1,45 @@
+"""Warm start: supervised training on good answers, the loss on the answer's tokens only. On TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from skillweave.base.chat import Prompt, answer_ids, prompt_ids
+from skillweave.methods.training.head import install_answer_head
+from skillweave.methods.training.trainer import HouseTrainer
+
+
+class AnswerTrainer(HouseTrainer, SFTTrainer):
+    """SFTTrainer on rows that are tokenised already, scoring answers only on a CPU too."""
+
+    def __init__(self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int]):
+        super().__init__(
+            model=model,
+            args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+            train_dataset=Dataset.from_list([rows[index] for index in order]),
+            processing_class=tokenizer,
+        )
+        install_answer_head(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+
+
+def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: int) -> list[dict[str, list[int]]]:
+    """Rows ``input_ids`` and ``labels`` (-100 on the prompt), both (T,); examples longer than ``max_length`` left out.
+
+    The tokens are exactly those of :func:`prompt_ids` then :func:`answer_ids`, which generation sees and should write.
+    """
+    rows = []
+    for prompt, answer in examples:
+        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+        if len(before) + len(after) <= max_length:
+            rows.append({"input_ids": before + after, "labels": [-100] * len(before) + after})
+    return rows
+
+
+def row_length(row: dict[str, list[int]]) -> int:
+    """Tokens a row takes in a batch."""
+    return len(row["input_ids"])
+

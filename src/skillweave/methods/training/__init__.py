@@ -1,0 +1,7 @@
+"""What every method's training shares: settings, batch order, processes, a quiet TRL trainer that really resumes."""
+
+from skillweave.methods.training.order import batch_order
+from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.settings import TrainingSettings
+
+__all__ = ["Processes", "TrainingSettings", "batch_order"]

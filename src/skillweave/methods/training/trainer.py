@@ -1,0 +1,170 @@
+"""TRL's trainers made quiet, ordered and resumable: what a stage adds is its data and its loss."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import transformers
+from transformers import PrinterCallback, TrainerCallback
+
+from skillweave.artefact import write_text
+from skillweave.errors import UserError
+from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.settings import TrainingSettings
+from skillweave.progress import bar
+
+_MARK = "complete"
+
+
+class HouseTrainer:
+    """To be mixed in before a TRL trainer: no call home, no model card beside each checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL would report the model's kind to its makers; a person who wants that can run TRL itself."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The delta gets one card, from the report, not one from each checkpoint."""
+
+
+class _Show(TrainerCallback):
+    """Drives our progress bar; the note is the loss, and the reward margin where there is one.
+
+    A loss that is not a number ends the run at once: nothing after it would be worth its time.
+    """
+
+    def __init__(self, advance: Callable[..., None]):
+        self.advance = advance
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.advance(state.global_step)  # steps of the run that was cut off
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.advance(1)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise UserError(f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate")
+            margin = f", margin {logs['rewards/margins']:.3f}" if "rewards/margins" in logs else ""
+            self.advance(0, note=f"loss {logs['loss']:.4f}{margin}")
+
+
+class _Mark(TrainerCallback):
+    """Marks a checkpoint once every process has written its part: a kill while saving leaves one without a mark."""
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
+
+    def on_save(self, args, state, control, **kwargs):
+        self.processes.wait()
+        if self.processes.first:
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, "")
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint in ``folder``, if any."""
+    whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{_MARK}")]
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def micro_batch(share: int, most: int | None) -> int:
+    """The largest divisor of ``share`` that is at most ``most``: all micro-batches of a step are then equal in size."""
+    return max(size for size in range(1, share + 1) if share % size == 0 and (most is None or size <= most))
+
+
+def trainer_arguments(
+    settings: TrainingSettings, processes: Processes, *, folder: Path, steps: int, seed: int, bf16: bool, device: str,
+    save_every: int, gradient_checkpointing: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Keyword arguments for TRL's SFTConfig and DPOConfig. The data must be laid out by :func:`batch_order`."""
+    share = processes.share(settings.batch_size)
+    size = micro_batch(share, settings.micro_batch_size)
+    cpu = device == "cpu"
+    return {
+        "output_dir": str(folder),
+        "max_steps": steps,
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": share // size,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": round(settings.warmup * steps),
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "bf16": bf16,
+        "use_cpu": cpu,
+        "dataloader_pin_memory": not cpu,
+        "ddp_backend": "gloo" if cpu else None,
+        "gradient_checkpointing": gradient_checkpointing,
+        "train_sampling_strategy": "sequential",
+        "seed": seed,
+        "max_length": None,  # examples that are too long were left out, whole, before
+        "save_strategy": "steps",
+        "save_steps": save_every,
+        # Two, because the older one goes before the newer one bears its mark.
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
+    """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
+
+    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps) and, for preferences,
+    ``reward_margin`` and ``reward_accuracy`` over the same last fifth.
+    """
+    folder = Path(trainer.args.output_dir)
+    checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Mark(processes))
+    shown = bar(label, trainer.args.max_steps) if processes.first else contextlib.nullcontext(lambda *a, **k: None)
+    with shown as advance:
+        trainer.add_callback(_Show(advance))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    last = history[-max(1, len(history) // 5) :]
+
+    def mean(key: str) -> float:
+        return sum(entry[key] for entry in last) / len(last)
+
+    figures = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
+    if "rewards/margins" in last[-1]:
+        figures["reward_margin"] = mean("rewards/margins")
+        figures["reward_accuracy"] = mean("rewards/accuracies")
+    return figures
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Free the disk of a finished stage: weights, optimiser and random state of its checkpoints."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, transformers, TRL and datasets say nothing but errors and draw no bars of their own."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft")]
+    levels = [logger.level for logger in loggers]
+    own_bars = datasets.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if not own_bars[0]:
+            datasets.enable_progress_bars()
+        if own_bars[1]:
+            transformers.utils.logging.enable_progress_bar()

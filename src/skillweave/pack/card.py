@@ -1,0 +1,44 @@
+"""The card of a pack as a person reads it: ``README.md``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skillweave.pack.schema import PackBytes, PackCard
+
+
+def card_text(card: PackCard) -> str:
+    """Markdown: what the pack is, what it goes on, what it weighs, how it scored, and what was left out."""
+    kinds = [entry.kind for entry in card.entries.values()]
+    lines = [
+        f"# {card.name}",
+        "",
+        f"A skillpack: a small change to one base model, made by `{card.method}`, zipped by `{card.codec.name}`.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| base | `{card.base.ref}` |",
+        f"| fingerprint | `{card.base.fingerprint}` |",
+        f"| tensors | {', '.join(f'{kinds.count(kind)} {kind}' for kind in sorted(set(kinds))) or 'none'} |",
+        f"| size | {_size(card.bytes)} |",
+        *_rows(card.codec.settings),
+        "",
+        "The pack loads on this base only.",
+    ]
+    for title, values in (("Data", card.data), ("Scores", card.scores), ("Audit", card.audit or {})):
+        if values:
+            lines += ["", f"## {title}", "", "| | |", "|---|---|", *_rows(values)]
+    if card.left_out:
+        shown = ", ".join(f"`{name}`" for name in card.left_out[:5])
+        more = f" and {len(card.left_out) - 5} more (see `skillpack.json`)" if len(card.left_out) > 5 else ""
+        lines += ["", "## Left out", "", f"Changed by training, left at the base's values: {shown}{more}."]
+    return "\n".join(lines) + "\n"
+
+
+def _size(weight: PackBytes) -> str:
+    share = f", {weight.total / weight.bf16_delta:.2%} of the delta in bf16" if weight.bf16_delta else ""
+    return f"{weight.total} bytes in all{share}"
+
+
+def _rows(values: dict[str, Any]) -> list[str]:
+    return [f"| {key} | {str(value)[:200].replace('|', chr(92) + '|')} |" for key, value in values.items()]

@@ -1,0 +1,80 @@
+"""From an entry of a pack back to numbers: the float delta, the integer factors, and the run-time recipe. Pure.
+
+The run-time recipe is SkillZip's X8A8B8 / X8A4B4 ([digest] in methods/skillweave.md, Stage 2 step 4): no weight is
+turned back to floats. :func:`reference_forward` is that recipe written slowly; the kernels of the weave are tested
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from skillweave.pack.integers import unpack_int4
+from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, WholeEntry
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The integer factors of one matrix (out, in), four-bit codes unpacked."""
+
+    A: torch.Tensor
+    """int8 (out, rank)"""
+    B: torch.Tensor
+    """int8 (rank, in)"""
+    A_scale: torch.Tensor
+    """float16 (out,)"""
+    B_scale: torch.Tensor
+    """float16 (rank,)"""
+    smooth: torch.Tensor | None
+    """float16 (in,), shared by the group, or None"""
+
+    def dense(self) -> torch.Tensor:
+        """diag(A_scale) A diag(B_scale) B diag(1 / smooth) in float32 (out, in)."""
+        left = self.A.float() * self.A_scale.float()[:, None]
+        right = self.B.float() * self.B_scale.float()[:, None]
+        if self.smooth is not None:
+            right = right / self.smooth.float()
+        return left @ right
+
+
+def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRankEntry) -> LowRank:
+    """The integer factors of a ``lowrank`` entry."""
+    left, right = tensors[f"{name}.A"], tensors[f"{name}.B"]
+    if entry.bits == 4:
+        left, right = unpack_int4(left, entry.rank), unpack_int4(right, entry.shape[1])
+    smooth = tensors[f"{entry.group}.smooth"] if entry.smooth else None
+    return LowRank(left, right, tensors[f"{name}.A_scale"], tensors[f"{name}.B_scale"], smooth)
+
+
+def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torch.Tensor:
+    """The delta of one entry in float32. Raises ValueError for ``whole``, which has no base to differ from."""
+    if isinstance(entry, WholeEntry):
+        raise ValueError(f"{name} is stored whole: it replaces the base's tensor and is no difference")
+    if isinstance(entry, LowRankEntry):
+        return lowrank_parts(tensors, name, entry).dense()
+    if isinstance(entry, FactorsEntry):
+        return tensors[f"{name}.A"].float() @ tensors[f"{name}.B"].float()
+    return tensors[name].float()
+
+
+def reference_forward(x: torch.Tensor, parts: LowRank) -> torch.Tensor:
+    """What the delta adds to the layer's output, in the integer recipe: float (..., in) -> float32 (..., out).
+
+    Each token is rounded to int8 by its own scale before each of the two products; the products are exact (int32
+    range, computed in int64). A token of zeros, or a row whose scale is 0, gives 0.
+    """
+    u = x.float() if parts.smooth is None else x.float() / parts.smooth.float()
+    codes, scale = _token_codes(u)
+    hidden = (codes @ parts.B.long().T).float() * scale * parts.B_scale.float()
+    codes, scale = _token_codes(hidden)
+    return (codes @ parts.A.long().T).float() * scale * parts.A_scale.float()
+
+
+def _token_codes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int64 codes in [-127, 127] (..., n) and the scale (..., 1) of each token."""
+    scale = values.abs().amax(dim=-1, keepdim=True) / 127
+    codes = torch.where(scale > 0, values / scale, 0.0)
+    return codes.round().long(), scale

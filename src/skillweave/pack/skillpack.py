@@ -1,0 +1,178 @@
+"""A skillpack: the card and the tensors, in a folder of three files.
+
+``skillpack.json`` is the card, ``skillpack.safetensors`` holds the tensors that the card's entries name, ``README.md``
+says the same to a person. Packs are small (a few MB for a base of hundreds), so the tensors are read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+
+from skillweave.artefact import atomic_folder, read_json, sha256_file, write_text, write_tensors
+from skillweave.errors import UserError, nearest
+from skillweave.pack.card import card_text
+from skillweave.pack.decode import LowRank, decode, lowrank_parts
+from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry, expected_tensors
+
+CARD_FILE = "skillpack.json"
+DATA_FILE = "skillpack.safetensors"
+README_FILE = "README.md"
+_METADATA = {"skillpack": str(SCHEMA_VERSION)}
+
+
+class Skillpack:
+    """A delta zipped for inference.
+
+    ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
+    :mod:`skillweave.pack.schema` says. Raises :class:`UserError` where a tensor is missing, of another shape or type,
+    or named by no entry.
+    """
+
+    def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.card = card
+        self.tensors = dict(tensors)
+        _check_tensors(card, self.tensors, f"the pack '{card.name}'")
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the three files into ``folder`` (replaced whole, atomically) and return it.
+
+        The card's ``bytes`` and ``files`` are brought up to date first: they are what this call writes.
+        """
+        folder = Path(folder)
+        with atomic_folder(folder) as temporary:
+            write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
+            self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE)}
+            self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
+            write_text(temporary / CARD_FILE, self.card.to_json())
+            write_text(temporary / README_FILE, card_text(self.card))
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Skillpack:
+        """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why."""
+        folder = Path(folder)
+        if not (folder / CARD_FILE).is_file():
+            raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
+        card = _read_card(folder / CARD_FILE)
+        data = folder / DATA_FILE
+        if not data.is_file():
+            raise UserError(f"{data} is missing: the pack is incomplete. Copy or make it again.")
+        found = sha256_file(data)
+        if found != card.files.get(DATA_FILE):
+            raise UserError(
+                f"{data} is damaged: its SHA-256 is {found[:12]}..., and {CARD_FILE} names "
+                f"{str(card.files.get(DATA_FILE))[:12]}... Copy or make the pack again."
+            )
+        try:
+            tensors = load_file(data)
+        except SafetensorError as error:
+            raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
+        _check_tensors(card, tensors, str(data))
+        return cls(card, tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the three files, as :meth:`save_pretrained` would write them now."""
+        return self.weighed().total
+
+    def weighed(self) -> PackBytes:
+        """``card.bytes`` as :meth:`save_pretrained` would write it now."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        return self._weigh(len(serialise(tensors, metadata={"format": "pt", **_METADATA})))
+
+    def _weigh(self, data_bytes: int) -> PackBytes:
+        """The card's ``bytes`` for a data file of ``data_bytes``."""
+        parts = {"matrices": 0, "whole": 0, "scales": 0}
+        for name, tensor in self.tensors.items():
+            parts[_part_of(name, self.card)] += tensor.numel() * tensor.element_size()
+        card = self.card.model_copy(update={"files": {DATA_FILE: "0" * 64}})
+        # The card states its own size. A larger total never makes it shorter, so this climbs to the least that fits.
+        total = data_bytes
+        while True:
+            card.bytes = self.card.bytes.model_copy(
+                update={**parts, "total": total, "metadata": total - sum(parts.values())}
+            )
+            now = data_bytes + len(card.to_json().encode()) + len(card_text(card).encode())
+            if now == total:
+                return card.bytes
+            total = now
+
+    # -- use -----------------------------------------------------------------------------------------------------
+
+    def check_base(self, fingerprint: str) -> None:
+        """Raise :class:`UserError` unless ``fingerprint`` is that of the base this pack was made for."""
+        if fingerprint != self.card.base.fingerprint:
+            raise UserError(
+                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({self.card.base.fingerprint[:19]}...), "
+                f"not on a base with the fingerprint {fingerprint[:19]}... Open that base, or zip the delta of this one."
+            )
+
+    def lowrank_parts(self, name: str) -> LowRank:
+        """The integer factors of the ``lowrank`` entry called ``name``, four-bit codes unpacked to int8."""
+        entry = self.card.entries.get(name)
+        if not isinstance(entry, LowRankEntry):
+            known = [key for key, value in self.card.entries.items() if isinstance(value, LowRankEntry)]
+            raise UserError(f"the pack '{self.card.name}' has no low-rank entry '{name}'; {nearest(name, known)}")
+        return lowrank_parts(self.tensors, name, entry)
+
+    def decode(self, name: str) -> torch.Tensor:
+        """The float32 delta of one entry that is not stored whole."""
+        return decode(self.tensors, name, self.card.entries[name])
+
+    def unzip(self) -> Delta:
+        """The pack as a full delta in float32, in memory; whole tensors stay whole."""
+        from skillweave.delta import Delta
+
+        entries = self.card.entries
+        whole = {name for name, entry in entries.items() if isinstance(entry, WholeEntry)}
+        tensors = {name: self.tensors[name] if name in whole else self.decode(name) for name in entries}
+        return Delta(tensors, whole=whole, base_fingerprint=self.card.base.fingerprint)
+
+
+def _part_of(name: str, card: PackCard) -> str:
+    if name in card.entries:
+        return "whole"
+    return "matrices" if name.endswith((".A", ".B")) else "scales"
+
+
+def _read_card(path: Path) -> PackCard:
+    values = read_json(path)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}; this skillweave reads up to {SCHEMA_VERSION}. Upgrade skillweave."
+        )
+    try:
+        return PackCard.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
+        raise UserError(f"{path}: {place}: {problem['msg']}. Copy or make the pack again.") from error
+
+
+def _check_tensors(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    known: set[str] = set()
+    for name, entry in card.entries.items():
+        for key, (shape, dtype) in expected_tensors(name, entry).items():
+            known.add(key)
+            if key not in tensors:
+                raise UserError(f"{where} lacks the tensor '{key}' that the entry '{name}' needs. Make the pack again.")
+            tensor = tensors[key]
+            right_type = tensor.dtype == dtype if dtype else tensor.is_floating_point()
+            if tuple(tensor.shape) != shape or not right_type:
+                raise UserError(
+                    f"{where}: the tensor '{key}' is {tensor.dtype} {tuple(tensor.shape)}, "
+                    f"expected {dtype or 'a float type'} {shape}. Make the pack again."
+                )
+    extra = sorted(set(tensors) - known)
+    if extra:
+        raise UserError(f"{where} holds the tensor '{extra[0]}' that no entry names. Make the pack again.")

@@ -1,0 +1,39 @@
+"""One console and one way to show that long work goes on."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False)
+"""Where progress and notes go: standard error, so that standard output holds only what was asked for."""
+
+
+@contextlib.contextmanager
+def bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``."""
+    columns = (
+        TextColumn("  {task.description:<28}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    # Where nobody watches (a log file, CI) a redrawn bar is noise: the label and the final note are enough.
+    live = console.is_terminal
+    with Progress(*columns, console=console, disable=not live) as progress:
+        task = progress.add_task(label, total=total, note="")
+        latest = ""
+
+        def advance(n: int = 1, note: str | None = None) -> None:
+            nonlocal latest
+            latest = latest if note is None else note
+            progress.update(task, advance=n, note=latest)
+
+        yield advance
+    if not live:
+        console.print(f"  {label}{f': {latest}' if latest else ''}")

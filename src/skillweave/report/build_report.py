@@ -1,0 +1,114 @@
+"""The report of a build: ``report.json``, ``report.md``, ``report.html`` and the plots, in the weave folder."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from skillweave.artefact import atomic_file, write_json, write_text
+from skillweave.report.plots import confusion_plot, memory_plot, skills_plot
+from skillweave.report.table import Table
+from skillweave.report.units import human_bytes, human_seconds
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
+th:not(:first-child), td:not(:first-child) { text-align: right; } code { background: #f3f3f3; padding: .1rem .3rem; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } footer { color: #666; font-size: .85rem; }
+"""
+
+
+def skill_table(report: dict[str, Any]) -> Table:
+    """Per skill: scores in percent with 95% intervals, the gain kept, bytes of pack and delta."""
+
+    def score(skill: dict[str, Any], arm: str) -> str:
+        if skill.get(arm) is None:
+            return "-"
+        low, high = skill["intervals"][arm]
+        return f"{100 * skill[arm]:.1f} ({100 * low:.0f}-{100 * high:.0f})"
+
+    rows = []
+    for name, skill in report["skills"].items():
+        kept = "-" if skill["gain_kept"] is None else f"{100 * skill['gain_kept']:.1f}%"
+        delta = skill["delta_bytes"]
+        size = human_bytes(skill["pack_bytes"]) + (f" (1/{delta / skill['pack_bytes']:.1f})" if delta else "")
+        arms = [score(skill, arm) for arm in ("base", "specialist", "pack", "routed")]
+        rows.append([name, *arms, kept, size, human_bytes(delta) if delta else "-"])
+    header = ["skill", "base", "specialist", "pack", "routed weave", "gain kept", "pack bytes", "bf16 delta"]
+    return Table(header, rows)
+
+
+def memory_table(report: dict[str, Any]) -> Table:
+    """Bytes of weights: base, weave, separate models; each also as a multiple of the base."""
+    memory = report["memory"]
+    names = {"base alone": "base_bytes", "weave, all packs in memory": "weave_bytes", "separate models": "separate_bytes"}
+    rows = [
+        [name, human_bytes(memory[key]), f"{memory[key] / memory['base_bytes']:.2f}x"] for name, key in names.items()
+    ]
+    return Table(["in memory", "bytes", "of the base"], rows)
+
+
+def confusion_table(report: dict[str, Any]) -> Table:
+    """Where the router sent the test prompts of each skill."""
+    confusion = report["router"]["confusion"]
+    rows = [
+        [name, *map(str, counts)] for name, counts in zip(confusion["rows"], confusion["counts"], strict=True)
+    ]
+    return Table(["prompts of", *(f"to {name}" for name in confusion["columns"])], rows)
+
+
+def write_build_report(report: dict[str, Any], folder: Path) -> None:
+    """Write ``report.json``, ``report.md``, ``report.html`` and ``plots/*.svg`` into the weave folder."""
+    confusion = report["router"]["confusion"]
+    plots = {
+        "skills": ("What each skill scores", skills_plot(report["skills"])),
+        "memory": ("What it costs in memory", memory_plot(report["memory"])),
+        "router": (
+            "Where the router sends the prompts",
+            confusion_plot(confusion["rows"], confusion["columns"], confusion["counts"]),
+        ),
+    }
+    tables = {"skills": skill_table(report), "memory": memory_table(report), "router": confusion_table(report)}
+    drawn = {name: _svg(figure) for name, (_, figure) in plots.items()}
+    for name, svg in drawn.items():
+        with atomic_file(folder / "plots" / f"{name}.svg") as file:
+            file.write_text(svg, encoding="utf-8")
+    notes = _notes(report)
+    markdown = [f"# {report['name']}: report of the build", "", *(f"- {note}" for note in notes)]
+    page = [f"<h1>{html.escape(report['name'])}: report of the build</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes)]
+    page.append("</ul>")
+    for name, (title, _) in plots.items():
+        markdown += ["", f"## {title}", "", tables[name].markdown(), "", f"![{title}](plots/{name}.svg)"]
+        page += [f"<h2>{title}</h2>", tables[name].html(), f"<figure>{drawn[name]}</figure>"]
+    foot = f"Made by `{report['command']}` on {report['machine']} in {human_seconds(report['seconds'])}."
+    write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
+    title = html.escape(report["name"])
+    write_text(
+        folder / "report.html",
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>\n'
+        f"<body>\n{chr(10).join(page)}\n<footer>{html.escape(foot)}</footer>\n</body></html>\n",
+    )
+    write_json(folder / "report.json", report)
+
+
+def _notes(report: dict[str, Any]) -> list[str]:
+    router, memory = report["router"], report["memory"]
+    return [
+        f"Base {report['base']['ref']} ({report['base']['fingerprint'][:23]}...), served in {report['dtype']}.",
+        "Scores are means over the test prompts in percent, with 95% intervals. `pack` is the pack named by the caller "
+        "(oracle routing), `routed weave` leaves the choice to the router.",
+        f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
+        f"{100 * router['abstained']:.1f}% to the plain base.",
+        f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
+    ]
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

@@ -1,0 +1,63 @@
+"""The plots of a build report. Each returns a figure; writing it is the caller's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+# Colours that stay apart for colour-blind eyes (Okabe and Ito).
+COLOURS = {"base": "#999999", "specialist": "#0072B2", "pack": "#E69F00", "routed": "#009E73"}
+
+
+def skills_plot(skills: dict[str, dict[str, Any]]) -> Figure:
+    """Per skill: base, specialist, pack and routed weave as bars with 95% intervals."""
+    figure = Figure(figsize=(max(5.0, 2.2 * len(skills)), 3.4), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(COLOURS)
+    for offset, (arm, colour) in enumerate(COLOURS.items()):
+        shown = [(place, skill) for place, skill in enumerate(skills.values()) if skill.get(arm) is not None]
+        means = [100 * skill[arm] for _, skill in shown]
+        lows = [mean - 100 * skill["intervals"][arm][0] for mean, (_, skill) in zip(means, shown, strict=True)]
+        highs = [100 * skill["intervals"][arm][1] - mean for mean, (_, skill) in zip(means, shown, strict=True)]
+        places = [place + (offset - 1.5) * width for place, _ in shown]
+        axes.bar(places, means, width * 0.92, color=colour, label=arm)
+        axes.errorbar(places, means, yerr=[lows, highs], fmt="none", ecolor="#333333", capsize=2, linewidth=0.8)
+    axes.set_xticks(range(len(skills)), list(skills))
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("score on test prompts, %")
+    axes.legend(ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def memory_plot(memory: dict[str, int]) -> Figure:
+    """Bytes in memory: the base alone, the weave, as many separate models as there are skills."""
+    figure = Figure(figsize=(5, 2.0), layout="constrained")
+    axes = figure.subplots()
+    bars = {"base alone": "base_bytes", "weave": "weave_bytes", "separate models": "separate_bytes"}
+    values = [memory[key] / 1e6 for key in bars.values()]
+    drawn = axes.barh(list(bars), values, color=["#999999", "#009E73", "#0072B2"])
+    axes.bar_label(drawn, [f"{value:.0f} MB" for value in values], padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(values) * 1.18)
+    axes.set_xlabel("weights in memory, MB")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]]) -> Figure:
+    """The router's confusion matrix: rows what a prompt was, columns where it went, shares of each row."""
+    figure = Figure(figsize=(1.6 + 0.8 * len(columns), 1.4 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    shares = [[count / max(1, sum(row)) for count in row] for row in counts]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for y, row in enumerate(counts):
+        for x, count in enumerate(row):
+            axes.text(x, y, str(count), ha="center", va="center", color="white" if shares[y][x] > 0.5 else "black")
+    axes.set_xticks(range(len(columns)), list(columns), rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xlabel("routed to")
+    axes.set_ylabel("prompts of")
+    return figure

@@ -1,0 +1,186 @@
+"""What the linear layers of the base see: second moments and largest values of their inputs.
+
+Layers fed by the same tensor (q, k, v; gate, up) form one group and share one moment. Groups are found by watching a
+forward pass, so no model's names are known here.
+
+Two lessons of a first trial shape the weights ([ours], methods/skillweave.md): the template's tokens, the same in every
+prompt, drown the ones that matter, so only tokens from which an answer's token is predicted count in full; and the
+first token of a sequence, where attention dumps what it does not need, has activations hundreds of times larger than
+any other, so it is dropped and every other token's norm is bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillweave.base import Prompt, answer_ids, prompt_ids
+from skillweave.errors import UserError
+from skillweave.progress import bar
+
+_TOKENS_A_BATCH = 2048
+_NORM_QUANTILE = 0.95
+"""Token vectors longer than this quantile of their batch are shortened to it."""
+_PROMPT_SHARE = 0.25
+"""What all the prompt's tokens weigh together, where the answer's weigh 1."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one group's input looked like over the weighted tokens of the calibration set."""
+
+    second: torch.Tensor
+    """E[x x^T] (in, in) float32"""
+    largest: torch.Tensor
+    """max |x_j| (in,) float32, over the tokens that count"""
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The names of the model's linear modules, in their order, one name where two share a weight."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+@torch.no_grad()
+def input_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Groups of linear modules fed by one tensor: ``{"model.layers.0.self_attn:q_proj+k_proj+v_proj": [names]}``.
+
+    Found by one forward pass over two tokens. A module that the pass never calls is a group of its own.
+    """
+    seen: dict[int, list[str]] = {}
+    alive = []  # an input freed during the pass could lend its identity to another
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            alive.append(args[0])
+            members = seen.setdefault(id(args[0]), [])
+            if name not in members:
+                members.append(name)
+
+        return hook
+
+    names = linear_names(model)
+    with _hooked(model, {name: watch(name) for name in names}):
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+    called = {name for members in seen.values() for name in members}
+    groups = [*seen.values(), *([name] for name in names if name not in called)]
+    return {group_name(members): members for members in sorted(groups, key=lambda members: names.index(members[0]))}
+
+
+def group_name(members: Sequence[str]) -> str:
+    """The parent that the modules share, and their own names: ``parent:q_proj+k_proj``."""
+    split = [name.split(".") for name in members]
+    depth = 0
+    while all(len(parts) > depth + 1 and parts[depth] == split[0][depth] for parts in split):
+        depth += 1
+    return ".".join(split[0][:depth]) + ":" + "+".join(".".join(parts[depth:]) for parts in split)
+
+
+def token_weights(prompt_length: int, answer_length: int, prompt_share: float) -> list[float]:
+    """The weight of each position of a prompt and its answer.
+
+    The positions that predict an answer's token (the prompt's last, and all of the answer but its last) share a weight
+    of 1; the rest of the prompt shares ``prompt_share``, for its keys and values are read too. The first and the last
+    position get 0.
+    """
+    length = prompt_length + answer_length
+    answering = range(max(prompt_length - 1, 1), length - 1)
+    reading = range(1, prompt_length - 1)
+    weights = [0.0] * length
+    for positions, share in ((answering, 1.0), (reading, prompt_share)):
+        for position in positions:
+            weights[position] = share / len(positions)
+    return weights
+
+
+def bounded(x: torch.Tensor) -> torch.Tensor:
+    """The rows of x (tokens, in), those longer than the 95% quantile of lengths shortened to it."""
+    norms = x.norm(dim=1, keepdim=True)
+    bound = torch.quantile(norms, _NORM_QUANTILE)
+    return x * (bound / norms.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
+
+
+@torch.no_grad()
+def calibrate(
+    model: nn.Module,
+    tokenizer: Any,
+    examples: Sequence[tuple[Prompt, str]],
+    groups: dict[str, list[str]],
+    *,
+    prompt_share: float = _PROMPT_SHARE,
+) -> dict[str, Moments]:
+    """:class:`Moments` of each group's input over ``examples`` (prompt, answer), each example of equal weight.
+
+    Products are summed in float32 on the model's device: 4 * in^2 bytes a group, which the caller bounds by asking for
+    some of the groups at a time.
+    """
+    rows = [_encode(tokenizer, prompt, answer, prompt_share) for prompt, answer in examples]
+    rows = [row for row in rows if any(row[1])]
+    if not rows:
+        raise UserError("no calibration example has an answer of two tokens or more: give (prompt, answer) pairs")
+    sums: dict[str, torch.Tensor] = {}
+    largest: dict[str, torch.Tensor] = {}
+    weights = torch.empty(0)
+
+    def watch(group: str) -> Any:
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            counted = weights.flatten() > 0
+            x = bounded(args[0].flatten(0, 1)[counted].float())
+            scaled = x * weights.flatten()[counted, None].sqrt()
+            sums[group] = sums[group].addmm_(scaled.T, scaled) if group in sums else scaled.T @ scaled
+            top = x.abs().amax(dim=0)
+            largest[group] = torch.maximum(largest[group], top) if group in largest else top
+
+        return hook
+
+    with _hooked(model, {members[0]: watch(group) for group, members in groups.items()}):
+        with bar("calibrating", len(rows)) as advance:
+            for batch in _batches(rows):
+                ids, mask, weights = (tensor.to(next(model.parameters()).device) for tensor in _pad(batch))
+                model(input_ids=ids, attention_mask=mask, use_cache=False)
+                advance(len(batch))
+    share = 1 / (len(rows) * (1 + prompt_share))
+    return {group: Moments((sums[group] * share).cpu(), largest[group].cpu()) for group in sums}
+
+
+def _encode(tokenizer: Any, prompt: Prompt, answer: str, prompt_share: float) -> tuple[list[int], list[float]]:
+    before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+    return before + after, token_weights(len(before), len(after), prompt_share)
+
+
+def _batches(rows: list[tuple[list[int], list[float]]]) -> Iterator[list[tuple[list[int], list[float]]]]:
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    batch: list[tuple[list[int], list[float]]] = []
+    for row in rows:
+        if batch and (len(batch) + 1) * len(row[0]) > _TOKENS_A_BATCH:
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids, mask and weights, each (B, T), padded on the right; padding has weight 0."""
+    width = max(len(ids) for ids, _ in rows)
+    ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows])
+    weights = torch.tensor([row + [0.0] * (width - len(row)) for _, row in rows])
+    return ids, mask, weights
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: dict[str, Any]) -> Iterator[None]:
+    modules = dict(model.named_modules())
+    handles = [modules[name].register_forward_pre_hook(hook) for name, hook in hooks.items()]
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()

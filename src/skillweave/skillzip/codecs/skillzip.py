@@ -1,0 +1,151 @@
+"""SkillZip: low rank, allocated ranks, rotation, smoothing, integers.
+
+The order is the paper's ([digest] in methods/skillweave.md, Stage 2 steps 2 to 4); the allocation of ranks is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from skillweave.errors import UserError
+from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
+from skillweave.progress import bar
+from skillweave.skillzip.allocate import Matrix, allocate
+from skillweave.skillzip.job import Job, Written
+from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, decompose_product, root, shrink
+from skillweave.skillzip.rotation import rotation
+from skillweave.skillzip.smoothing import smoothing_scale
+
+_MOMENT_BYTES = 2**30
+"""Second moments held at a time; where all of them take more, the calibration set goes through the base again."""
+_RANK_ROOM = 4
+"""No matrix is offered more than this many times the rank that an even split would give it."""
+_NAMES_BYTES = 640
+"""About what the names of one matrix take in the two headers; the exact bytes are weighed afterwards."""
+
+
+def skillzip(job: Job) -> Written:
+    """Every matrix at the rank that the budget gives it, in integers."""
+    decomposed, largest = _decompose_all(job)
+    chosen = _fit(job, decomposed)
+    tensors: dict[str, torch.Tensor] = {}
+    with bar("writing integers", len(chosen)) as advance:
+        for group, members in job.groups.items():
+            members = [name for name in members if name in chosen]
+            _write_group(job, group, members, chosen, decomposed, largest.get(group), tensors)
+            advance(len(members))
+    return Written(dict(chosen), tensors)
+
+
+def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Tensor]]:
+    """The leading directions of each matrix, and the largest inputs of each group where they were asked for."""
+    config = job.config
+    rank_room = _rank_room(job)
+    decomposed: dict[str, Decomposed] = {}
+    largest: dict[str, torch.Tensor] = {}
+    with bar("low rank", len(job.shapes)) as advance:
+        for groups in _moment_batches(job):
+            moments = job.moments(groups) if config.needs_calibration else {}
+            for group in groups:
+                weight = None
+                if group in moments:
+                    largest[group] = moments[group].largest
+                if config.activation_aware:
+                    weight = root(shrink(moments[group].second, config.shrink))
+                for name in job.groups[group]:
+                    factors = job.factors(name)
+                    if factors is None:
+                        decomposed[name] = decompose(job.read(name), rank_room, weight)
+                    else:
+                        decomposed[name] = decompose_product(*factors, rank_room, weight)
+                    advance()
+    return decomposed, largest
+
+
+def _moment_batches(job: Job) -> Iterator[list[str]]:
+    batch: list[str] = []
+    held = 0
+    for group, members in job.groups.items():
+        need = 4 * job.shapes[members[0]][1] ** 2
+        if batch and held + need > _MOMENT_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch.append(group)
+        held += need
+    if batch:
+        yield batch
+
+
+def _rank_room(job: Job) -> int:
+    a_rank_of_all = sum((out + in_) * job.config.bits / 8 for out, in_ in job.shapes.values())
+    return max(16, _RANK_ROOM * int(job.budget / a_rank_of_all))
+
+
+def _entry(job: Job, group: str, name: str, rank: int) -> LowRankEntry:
+    smooth = job.config.smoothing is not None
+    return LowRankEntry(shape=job.shapes[name], rank=rank, bits=job.config.bits, group=group, smooth=smooth)
+
+
+def _fit(job: Job, decomposed: dict[str, Decomposed]) -> dict[str, LowRankEntry]:
+    """Entries with the ranks of :func:`allocate`, whose pack, weighed exactly, fits the budget."""
+    if not any(found.energy > 0 for found in decomposed.values()):
+        raise UserError(f"the delta of '{job.card.name}' is zero in every linear layer: there is nothing to zip")
+    step = 2 if job.config.bits == 4 else 1
+    group_of = {name: group for group, members in job.groups.items() for name in members}
+    matrices = []
+    for name, (out, in_) in job.shapes.items():
+        smooth_bytes = 2 * in_ // len(job.groups[group_of[name]]) if job.config.smoothing is not None else 0
+        rank_bytes = (out + in_) * job.config.bits / 8 + 2
+        fixed = 2 * out + smooth_bytes + _NAMES_BYTES
+        matrices.append(Matrix(decomposed[name].gains, rank_bytes, fixed, step))
+    room = job.free_bytes({})
+    while True:
+        ranks = dict(zip(job.shapes, allocate(matrices, room), strict=True))
+        chosen = {name: _entry(job, group_of[name], name, rank) for name, rank in ranks.items() if rank}
+        if not chosen:
+            break
+        free = job.free_bytes(chosen)
+        if free >= 0:
+            return chosen
+        room += free
+    smallest = min(job.shapes, key=lambda name: sum(job.shapes[name]))
+    raise job.refuse({smallest: _entry(job, group_of[smallest], smallest, min(step, *job.shapes[smallest]))})
+
+
+def _write_group(
+    job: Job,
+    group: str,
+    members: list[str],
+    chosen: dict[str, LowRankEntry],
+    decomposed: dict[str, Decomposed],
+    largest: torch.Tensor | None,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """The integer factors of the matrices that share an input, and their smoothing."""
+    pairs = {}
+    for name in members:
+        rank = chosen[name].rank
+        left, right = balanced(decomposed[name].U[:, :rank], job.read(name))
+        if job.config.rotate:
+            turn = rotation(rank, job.config.seed).float()
+            left, right = left @ turn, turn.T @ right
+        pairs[name] = (left, right)
+    if members and job.config.smoothing is not None and largest is not None:
+        b_max = torch.stack([right.abs().amax(dim=0) for _, right in pairs.values()]).amax(dim=0)
+        smooth = smoothing_scale(largest, b_max, job.config.smoothing)
+        tensors[f"{group}.smooth"] = smooth
+        pairs = {name: (left, right * smooth.float()) for name, (left, right) in pairs.items()}
+    for name, (left, right) in pairs.items():
+        for part, factor in zip("AB", scaled_alike(left, right), strict=True):
+            codes, scale = quantise_rows(factor, job.config.bits)
+            tensors[f"{name}.{part}"] = pack_int4(codes) if job.config.bits == 4 else codes
+            tensors[f"{name}.{part}_scale"] = scale
+
+
+def scaled_alike(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """c A and B / c, so that the largest numbers of both are alike and float16 scales keep their precision."""
+    ratio = right.abs().max() / left.abs().max().clamp(min=torch.finfo(left.dtype).tiny)
+    c = ratio.sqrt() if float(ratio) > 0 else torch.ones(())
+    return left * c, right / c

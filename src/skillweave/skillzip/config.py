@@ -1,0 +1,41 @@
+"""The settings of a zip."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from skillweave.config import ByteSize, Config, Ratio
+
+
+class ZipConfig(Config):
+    """How a delta is zipped.
+
+    Exactly one of ``ratio`` and ``budget`` bounds the bytes of the whole pack, files and metadata included. ``ratio``
+    is a share of the delta's size in bf16: two bytes for every number of every tensor that changed.
+    """
+
+    codec: str = "skillzip"
+    ratio: Ratio | None = Field(default=None, gt=0, le=1)
+    budget: ByteSize | None = Field(default=None, gt=0)
+    bits: Literal[4, 8] = 4
+    activation_aware: bool = False
+    shrink: float = Field(default=0.1, ge=0, le=1)
+    smoothing: float | None = Field(default=None, ge=0, le=1)
+    rotate: bool = True
+    other: Literal["drop", "keep"] = "drop"
+    seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_bound(cls, values: dict) -> dict:
+        given = [key for key in ("ratio", "budget") if values.get(key) is not None]
+        if len(given) == 2:
+            raise ValueError("give ratio or budget, not both")
+        return values if given else {**values, "ratio": 1 / 32}
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the base must see calibration prompts first."""
+        return self.codec == "skillzip" and (self.activation_aware or self.smoothing is not None)

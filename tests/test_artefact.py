@@ -1,0 +1,81 @@
+"""Atomic writes: the old artefact or the new one, never a half."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from skillweave.artefact import atomic_file, atomic_folder, digest, read_json, sha256_file, write_json, write_tensors
+from skillweave.errors import UserError
+
+
+def test_json_round_trip_and_hash(tmp_path: Path) -> None:
+    write_json(tmp_path / "a" / "x.json", {"b": 1, "a": [1.5, "é"]})
+    assert read_json(tmp_path / "a" / "x.json") == {"b": 1, "a": [1.5, "é"]}
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_digest_ignores_the_order_of_keys_only() -> None:
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert digest({"a": 1, "b": [1, 2]}) != digest({"a": 1, "b": [2, 1]})
+
+
+@pytest.mark.parametrize("write", [atomic_file, atomic_folder])
+def test_a_failed_write_leaves_the_old_and_no_litter(tmp_path: Path, write) -> None:
+    target = tmp_path / "thing"
+    with write(target) as temporary:
+        (temporary / "part" if temporary.is_dir() else temporary).write_text("old")
+    with pytest.raises(RuntimeError), write(target) as temporary:
+        (temporary / "part" if temporary.is_dir() else temporary).write_text("new")
+        raise RuntimeError
+    assert (target / "part" if target.is_dir() else target).read_text() == "old"
+    assert os.listdir(tmp_path) == ["thing"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        with atomic_folder(tmp_path / "f") as temporary:
+            (temporary / name).write_text(name)
+    assert os.listdir(tmp_path / "f") == ["second"]
+
+
+def test_tensors_need_not_be_contiguous(tmp_path: Path) -> None:
+    tensor = torch.arange(6.0).reshape(2, 3).T
+    write_tensors(tmp_path / "t.safetensors", {"t": tensor}, {})
+    assert torch.equal(load_file(tmp_path / "t.safetensors")["t"], tensor)
+
+
+def test_damaged_json_names_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text('{\n "a": 1,\n "b" 2\n}')
+    with pytest.raises(UserError, match=r"x\.json, line 3"):
+        read_json(tmp_path / "x.json")
+    with pytest.raises(UserError, match="does not exist"):
+        read_json(tmp_path / "y.json")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of one megabyte."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_keeps_the_old_and_says_so(small_disk: Path) -> None:
+    write_tensors(small_disk / "t.safetensors", {"t": torch.zeros(10)}, {})
+    with pytest.raises(UserError, match="no space left"):
+        write_tensors(small_disk / "t.safetensors", {"t": torch.zeros(2**20)}, {})
+    assert torch.equal(load_file(small_disk / "t.safetensors")["t"], torch.zeros(10))
+    with pytest.raises(UserError, match="no space left"), atomic_folder(small_disk / "f") as temporary:
+        (temporary / "big").write_bytes(b"\0" * 2**21)
+    assert os.listdir(small_disk) == ["t.safetensors"]

@@ -1,0 +1,68 @@
+"""Configs: strict, with the place and the nearest key in every error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from skillweave.config import ByteSize, Config, Ratio, read_config
+from skillweave.errors import UserError
+
+
+class Inner(Config):
+    learning_rate: float = Field(1e-4, gt=0)
+
+
+class Outer(Config):
+    base: str
+    ratio: Ratio = 1 / 32
+    budget: ByteSize | None = None
+    inner: Inner = Inner()
+    many: dict[str, Inner] = {}
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_yaml_then_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: b\nratio: 1/64\nbudget: 1.5MiB\ninner: {learning_rate: 0.5}\n")
+    config = read_config(Outer, path, ["inner.learning_rate=1e-3", "many.x.learning_rate=2.0"])
+    assert config.ratio == 1 / 64
+    assert config.budget == 1572864
+    assert config.inner.learning_rate == 1e-3
+    assert config.many["x"].learning_rate == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: b\ninner:\n  learning_rat: 1\n", r"line 3: unknown key 'inner\.learning_rat'; did you mean 'learning_rate'"),
+        ("base: b\nmany:\n  x:\n    lr: 1\n", r"line 4: unknown key 'many\.x\.lr'; known: learning_rate"),
+        ("bas: b\n", r"unknown key 'bas'; did you mean 'base'"),
+        ("ratio: 1/2\n", r"the key 'base' is missing"),
+        ("base: b\ninner:\n  learning_rate: -1\n", r"line 3: inner\.learning_rate: .*greater than 0 \(found -1\)"),
+        ("base: b\nbudget: 3 parsecs\n", r"unknown unit 'parsecs'"),
+        ("base: [\n", r"not valid YAML"),
+        ("- a\n", r"expected keys and values, found list"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_config(Outer, write(tmp_path, text))
+
+
+def test_bad_overrides() -> None:
+    with pytest.raises(UserError, match="key=value"):
+        read_config(Outer, {"base": "b"}, ["inner"])
+    with pytest.raises(UserError, match="holds a value"):
+        read_config(Outer, {"base": "b"}, ["base.x=1"])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        read_config(Outer, tmp_path / "none.yaml")

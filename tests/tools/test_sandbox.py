@@ -1,0 +1,136 @@
+"""The sandbox keeps its limits, lets nothing out, and says what went wrong."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+
+import pytest
+
+from skillweave.tools import Limits, Result, run
+
+QUICK = Limits(seconds=0.3, memory=20 * 2**20, depth=100, output=500)
+
+
+def test_value_of_the_last_expression_and_inputs() -> None:
+    result = run("def double(x):\n    return 2 * x\ndouble(n) + 1", {"n": 20})
+    assert (result.ok, result.value, result.error, result.output) == (True, 41, None, "")
+    assert run("x = 1").value is None
+    assert run("[1, (2, 3), {'a': None}]").value == [1, (2, 3), {"a": None}]
+
+
+def test_printed_text_is_kept_beside_the_value() -> None:
+    result = run("print('one')\nprint('two', 3)\n'done'")
+    assert result.output == "one\ntwo 3\n"
+    assert result.value == "done"
+
+
+def test_an_exception_is_named_and_earlier_output_kept() -> None:
+    result = run("print('before')\n1 / 0")
+    assert not result.ok
+    assert result.error == "ZeroDivisionError: division by zero"
+    assert result.output == "before\n"
+    assert result.value is None
+
+
+@pytest.mark.parametrize("code", ["x = (", "def f(:", "(" * 4000, "ok\x00", "'\ud800'", "-" * 100_000 + "1"])
+def test_text_that_is_no_code(code: str) -> None:
+    result = run(code, limits=QUICK)
+    assert not result.ok and result.error
+
+
+def test_an_endless_loop_stops_at_the_time_limit() -> None:
+    result = run("while True:\n    pass", limits=QUICK)
+    assert not result.ok
+    assert result.error is not None and result.error.startswith("TimeoutError")
+    assert 0.25 < result.seconds < 2
+
+
+@pytest.mark.parametrize("code", ["[0] * 10**9", "'a' * 10**12", "a = []\nwhile True: a.append('x' * 1000)", "10**10**8"])
+def test_a_memory_bomb_is_refused(code: str) -> None:
+    result = run(code, limits=QUICK)
+    assert not result.ok
+    assert result.error is not None and result.error.startswith("MemoryError")
+
+
+def test_deep_recursion_is_refused() -> None:
+    code = "def f(n):\n    return 0 if n == 0 else 1 + f(n - 1)\n"
+    assert run(code + "f(50)", limits=QUICK).value == 50
+    result = run(code + "f(1000)", limits=QUICK)
+    assert result.error is not None and result.error.startswith("RecursionError")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('/etc/passwd').read()",
+        "from pathlib import Path\nPath('/etc/passwd').read_text()",
+        "import os\nos.listdir('/')",
+        "import os\nos.system('true')",
+        "import os\nos.environ['PATH']",
+        "import socket",
+        "import subprocess",
+        "import ctypes",
+        "__import__('os').system('true')",
+    ],
+)
+def test_files_processes_and_network_are_out_of_reach(code: str) -> None:
+    assert not run(code, limits=QUICK).ok
+
+
+def test_a_sandbox_file_is_no_file_here(tmp_path) -> None:
+    target = tmp_path / "out.txt"
+    assert not run(f"open({str(target)!r}, 'w').write('x')", limits=QUICK).ok
+    assert not target.exists()
+
+
+def test_output_is_cut_and_the_run_goes_on() -> None:
+    result = run("for i in range(2000):\n    print('y' * 9)\n'end'", limits=QUICK)
+    assert result.value == "end"
+    assert result.output == ("y" * 9 + "\n") * 50
+
+
+def test_sleep_costs_nothing() -> None:
+    result = run("import time\ntime.sleep(1000)\n1", limits=QUICK)
+    assert result.value == 1 and result.seconds < 1
+
+
+def test_the_same_code_gives_the_same_result_and_no_state_is_left() -> None:
+    code = "import random\nrandom.random()"
+    assert run(code).value == run(code).value
+    run("left = 1")
+    assert run("left").error == "NameError: name 'left' is not defined"
+
+
+def test_an_input_that_cannot_enter_is_the_callers_error() -> None:
+    with pytest.raises(TypeError, match="cannot enter the sandbox"):
+        run("x", {"x": object()})
+
+
+def test_a_killed_worker_is_replaced() -> None:
+    # The allocator of the worker ends it outright here; the next run must find a fresh one.
+    assert not run("x = 1;" * 200_000, limits=QUICK).ok
+    assert run("1 + 1", limits=QUICK).value == 2
+
+
+def test_threads_share_the_pool() -> None:
+    results: list[Result] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(run("n * n", {"n": n}))) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.value for result in results) == [n * n for n in range(12)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_child_starts_its_own_pool() -> None:
+    assert run("1").ok
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=lambda: queue.put(run("6 * 7").value))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert queue.get() == 42
