@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -85,7 +86,11 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise UserError(f"{file}: reading GGUF needs the package gguf. Install it: pip install gguf")
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name, "local_files_only": True}
+    where: dict[str, Any] = {
+        "pretrained_model_name_or_path": str(file.parent),
+        "gguf_file": file.name,
+        "local_files_only": True,
+    }
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
         # Unpacked explicitly: with the package `kernels` installed, transformers would keep the blocks.
@@ -100,7 +105,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.tie_weights()
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text; transformers would take it for a place to look.
     path = folder / "config.json"

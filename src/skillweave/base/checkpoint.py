@@ -109,8 +109,10 @@ class Checkpoint:
         for target, source in _tie_map(self.skeleton).items():
             if target in names and source not in names:
                 names[source] = names.pop(target)
-            elif target in names and not torch.equal(self._reader.read(names[target]), self._reader.read(names[source])):
-                continue
+            elif target in names:
+                near, far = self._reader.read(names[source]), self._reader.read(names[target])
+                if not torch.equal(near, far):
+                    continue
             names.pop(target, None)
             if source in names:
                 tied[target] = source
@@ -151,13 +153,9 @@ class _Folder:
         self.headers: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
         self.files: dict[str, Path] = {}
         for file in weight_files(folder):
-            with open_safetensors(file) as handle:
-                for name in handle.keys():  # noqa: SIM118 - not a mapping
-                    part = handle.get_slice(name)
-                    if part.get_dtype() not in _DTYPES:
-                        raise UserError(f"{file}: the tensor '{name}' has the type {part.get_dtype()}, unknown here")
-                    self.headers[name] = (tuple(part.get_shape()), _DTYPES[part.get_dtype()])
-                    self.files[name] = file
+            headers = read_headers(file)
+            self.headers |= headers
+            self.files |= dict.fromkeys(headers, file)
 
     def read(self, name: str) -> torch.Tensor:
         # A handle kept open would keep every page it touched mapped: memory would grow to the size of the file.
@@ -173,6 +171,18 @@ def open_safetensors(file: Path) -> Any:
         raise UserError(f"{file} is missing: copy or download the folder again") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
+
+
+def read_headers(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Name -> (shape, dtype) of every tensor in a safetensors file; no values are read."""
+    headers = {}
+    with open_safetensors(file) as handle:
+        for name in handle.keys():  # noqa: SIM118 - not a mapping
+            part = handle.get_slice(name)
+            if part.get_dtype() not in _DTYPES:
+                raise UserError(f"{file}: the tensor '{name}' has the type {part.get_dtype()}, which is not read here")
+            headers[name] = (tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+    return headers
 
 
 def weight_files(folder: Path) -> list[Path]:

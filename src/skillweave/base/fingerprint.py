@@ -51,9 +51,14 @@ def fingerprint(source: str | Path | nn.Module) -> str:
 def _file_state(folder: Path) -> list[list[Any]]:
     """[path, bytes, modification time in ns] of the config and the weights."""
     files = weight_files(folder) if (folder / "config.json").is_file() else []
-    return [
-        [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in [folder / "config.json", *files]
-    ] if files else []
+    return (
+        [
+            [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
+            for file in [folder / "config.json", *files]
+        ]
+        if files
+        else []
+    )
 
 
 def _hash(checkpoint: Checkpoint) -> str:
@@ -69,4 +74,4 @@ def _hash(checkpoint: Checkpoint) -> str:
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor as safetensors lays them out: row-major, little-endian; no copy where it lies so."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -83,13 +83,14 @@ def open_base(
     mark = fingerprint(path)
     tokenizer = _tokenizer(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=wanted or "auto", local_files_only=True, output_loading_info=True
         )
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
             raise
         raise UserError(f"{path}: the weights do not fit config.json ({error}). Download the folder again.") from error
+    model, report = loaded
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
@@ -152,7 +153,6 @@ def _tokenizer(path: Path) -> Any:
 
 def _from_hub(name: str) -> Path:
     """Download the parts of a hub repository that we open; what was downloaded before is found offline too."""
-    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
@@ -165,7 +165,7 @@ def _from_hub(name: str) -> Path:
         ) from error
     except RepositoryNotFoundError as error:
         raise UserError(f"the hub has no model '{name}', and there is no such folder here: name {_FORMS}") from error
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
             f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
             f"Without a network, name a folder, a .gguf file or bundled:{next(iter(BUNDLED))}."

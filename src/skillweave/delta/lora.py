@@ -7,7 +7,7 @@ s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are rea
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from skillweave.artefact import read_json
-from skillweave.base.checkpoint import Checkpoint, open_safetensors
+from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
+from skillweave.delta.stream import Spec, spec_bytes
 from skillweave.errors import UserError
 
 CONFIG_FILE = "adapter_config.json"
@@ -60,20 +61,20 @@ class _Pair:
 class Adapter(Mapping[str, torch.Tensor]):
     """An adapter folder as a mapping: name of a base tensor -> its change, float32, computed on access.
 
-    ``whole`` names the tensors that the adapter holds in full (``modules_to_save``, biases): they map to themselves.
-    ``transposed`` tells for each LoRA tensor whether W is stored (in, out) like GPT-2's; take it from the base with
-    :func:`orientation`. Raises :class:`UserError` for an adapter that is no plain LoRA.
+    ``whole`` names the tensors that the adapter holds in full (``modules_to_save``, biases, embeddings that PEFT saved
+    beside their factors): they map to the tuned tensor itself. ``transposed(name)`` tells whether W is stored
+    (in, out) like GPT-2's; take it from the base with :func:`orientation`. Raises :class:`UserError` for an adapter
+    that is no plain LoRA.
     """
 
-    def __init__(self, folder: Path, transposed: Mapping[str, bool]) -> None:
+    def __init__(self, folder: Path, transposed: Callable[[str], bool]) -> None:
         self.folder = folder
         self.config = _read_config(folder)
         self.file = folder / WEIGHTS_FILE
-        with open_safetensors(self.file) as handle:
-            self.headers = {name: tuple(handle.get_slice(name).get_shape()) for name in handle.keys()}  # noqa: SIM118
+        self.headers = read_headers(self.file)
         factors, self._whole_names = _sort_names(self.headers, self.file)
         self._pairs = {
-            name: _pair(name, parts, self.config, self.headers, transposed.get(name, False), self.file)
+            name: _pair(name, parts, self.config, self.headers, transposed(name), self.file)
             for name, parts in factors.items()
         }
         self.whole = frozenset(self._whole_names)
@@ -86,53 +87,54 @@ class Adapter(Mapping[str, torch.Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of the adapter's tensors at their stored dtypes."""
-        with open_safetensors(self.file) as handle:
-            return sum(handle.get_tensor(name).nbytes for name in self.headers)
+        return sum(spec_bytes(spec) for spec in self.headers.values())
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of the change of one base tensor."""
-        if name in self.whole:
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """Shape and dtype of what each name maps to."""
+        return {name: self._spec(name) for name in self}
+
+    def _spec(self, name: str) -> Spec:
+        if name not in self._pairs:
             return self.headers[self._whole_names[name]]
         pair = self._pairs[name]
-        shape = (self.headers[pair.b][0], self.headers[pair.a][1])
-        return shape[::-1] if pair.transposed else shape
+        shape = (self.headers[pair.b][0][0], self.headers[pair.a][0][1])
+        return (shape[::-1] if pair.transposed else shape), torch.float32
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with open_safetensors(self.file) as handle:
-            if name in self.whole:
+            if name not in self._pairs:
                 return handle.get_tensor(self._whole_names[name])
+            stored = handle.get_tensor(self._whole_names[name]) if name in self.whole else None
             pair = self._pairs[name]
             change = handle.get_tensor(pair.b).float() @ handle.get_tensor(pair.a).float() * pair.scale
-        return change.T.contiguous() if pair.transposed else change
+        change = change.T.contiguous() if pair.transposed else change
+        return change if stored is None else stored.float() + change
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted([*self._pairs, *self._whole_names]))
+        return iter(sorted(self._pairs.keys() | self._whole_names.keys()))
 
     def __len__(self) -> int:
-        return len(self._pairs) + len(self._whole_names)
+        return len(self._pairs.keys() | self._whole_names.keys())
 
 
-def orientation(folder: Path, base: Checkpoint) -> dict[str, bool]:
-    """For each LoRA tensor of an adapter: whether ``base`` stores it (in, out).
+def orientation(base: Checkpoint) -> Callable[[str], bool]:
+    """A function that tells, for the name of a matrix, whether ``base`` stores it (in, out).
 
     That is so for transformers' ``Conv1D`` (GPT-2) and for embeddings, whose factors PEFT writes the other way
     round. The module's class decides: PEFT's own flag ``fan_in_fan_out`` is one for all modules.
     """
     from transformers.pytorch_utils import Conv1D
 
-    with open_safetensors(folder / WEIGHTS_FILE) as handle:
-        factors, _ = _sort_names(handle.keys(), folder / WEIGHTS_FILE)
     modules = dict(base.skeleton.named_modules(remove_duplicate=False))
-    return {
-        name: isinstance(modules.get(name.removesuffix(".weight")), Conv1D | torch.nn.Embedding) for name in factors
-    }
+    return lambda name: isinstance(modules.get(name.removesuffix(".weight")), Conv1D | torch.nn.Embedding)
 
 
 def check_fits(adapter: Adapter, base: Checkpoint) -> None:
     """Raise :class:`UserError` for a tensor of the adapter that ``base`` lacks, ties, or has in another shape."""
     vocabulary = base.vocabulary_names()
     ends = {**base.tied, **{source: target for target, source in base.tied.items()}}
-    for name in adapter:
+    for name, (shape, _) in adapter.specs.items():
         if name in ends:
             raise UserError(
                 f"{adapter.file} changes '{name}', which {base.where} ties to '{ends[name]}': the adapter changes one "
@@ -140,7 +142,7 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
             )
         if name not in base:
             raise UserError(f"{adapter.file} changes '{name}', which {base.where} does not have: name the right base")
-        shape, expected = adapter.shape(name), base.shape(name)
+        expected = base.shape(name)
         added = name in adapter.whole and name in vocabulary and shape[1:] == expected[1:]
         if shape != expected and not added:
             raise UserError(
@@ -168,7 +170,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _sort_names(names: Any, file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_names(names: Iterable[str], file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """(base tensor -> {"A": name in file, "B": name in file}, base tensor -> name in file of a whole tensor)."""
     factors: dict[str, dict[str, str]] = {}
     whole = {}
@@ -179,7 +181,7 @@ def _sort_names(names: Any, file: Path) -> tuple[dict[str, dict[str, str]], dict
         ending = next((ending for ending in _FACTORS if name.endswith(ending)), None)
         if ending is not None:
             factors.setdefault(f"{name.removesuffix(ending)}.weight", {})[_FACTORS[ending]] = raw
-        elif "lora_" in name.rsplit(".", 2)[-2] or "lora_" in name.rsplit(".", 1)[-1]:
+        elif any(part.startswith("lora_") for part in name.split(".")):
             raise UserError(f"{file}: the tensor '{raw}' is no part of a plain LoRA adapter")
         else:
             whole[name] = raw
@@ -190,7 +192,7 @@ def _pair(
     name: str,
     parts: Mapping[str, str],
     config: Mapping[str, Any],
-    headers: Mapping[str, tuple[int, ...]],
+    headers: Mapping[str, Spec],
     transposed: bool,
     file: Path,
 ) -> _Pair:
@@ -198,11 +200,12 @@ def _pair(
 
     if set(parts) != {"A", "B"}:
         raise UserError(f"{file}: '{name}' has only one of the factors A and B: the adapter is incomplete")
-    a, b = headers[parts["A"]], headers[parts["B"]]
+    a, b = headers[parts["A"]][0], headers[parts["B"]][0]
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise UserError(f"{file}: the factors of '{name}' are {a} and {b}, expected (r, in) and (out, r)")
     rank = a[0]
-    patterns = config.get("alpha_pattern") or {}
-    alpha = patterns.get(get_pattern_key(patterns, name.removesuffix(".weight")), config.get("lora_alpha", 8))
+    patterns: dict[str, float] = config.get("alpha_pattern") or {}
+    key = get_pattern_key(list(patterns), name.removesuffix(".weight"))
+    alpha = float(patterns.get(key, config.get("lora_alpha", 8)))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return _Pair(parts["A"], parts["B"], scale, transposed)

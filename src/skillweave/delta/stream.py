@@ -78,9 +78,9 @@ def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], to
     text += b" " * (-len(text) % 8)
     sha = hashlib.sha256()
     with open(path, "wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text):
-            file.write(piece)
-            sha.update(piece)
+        head = len(text).to_bytes(8, "little") + text
+        file.write(head)
+        sha.update(head)
         for name in order:
             tensor = read(name)
             if (tuple(tensor.shape), tensor.dtype) != specs[name]:

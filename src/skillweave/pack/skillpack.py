@@ -6,7 +6,7 @@ says the same to a person. Packs are small (a few MB for a base of hundreds), so
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, read_json, sha256_file, write_text, write_tensors
+from skillweave.artefact import atomic_folder, read_json, sha256_file, write_tensors, write_text
+from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
@@ -113,7 +114,7 @@ class Skillpack:
         if fingerprint != self.card.base.fingerprint:
             raise UserError(
                 f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({self.card.base.fingerprint[:19]}...), "
-                f"not on a base with the fingerprint {fingerprint[:19]}... Open that base, or zip the delta of this one."
+                f"not on {fingerprint[:19]}... Open the base it names, or zip a delta of this one."
             )
 
     def lowrank_parts(self, name: str) -> LowRank:
@@ -129,13 +130,37 @@ class Skillpack:
         return decode(self.tensors, name, self.card.entries[name])
 
     def unzip(self) -> Delta:
-        """The pack as a full delta in float32, in memory; whole tensors stay whole."""
-        from skillweave.delta import Delta
-
+        """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""
         entries = self.card.entries
         whole = {name for name, entry in entries.items() if isinstance(entry, WholeEntry)}
-        tensors = {name: self.tensors[name] if name in whole else self.decode(name) for name in entries}
-        return Delta(tensors, whole=whole, base_fingerprint=self.card.base.fingerprint)
+        return Delta(
+            _Decoded(self),
+            base_fingerprint=self.card.base.fingerprint,
+            base_ref=self.card.base.ref,
+            whole=whole,
+            specs={
+                name: (entry.shape, self.tensors[name].dtype if name in whole else torch.float32)
+                for name, entry in entries.items()
+            },
+            provenance={"skillpack": self.card.name},
+        )
+
+
+class _Decoded(Mapping[str, torch.Tensor]):
+    """The tensors of a pack's delta, decoded on access."""
+
+    def __init__(self, pack: Skillpack) -> None:
+        self._pack = pack
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        whole = isinstance(self._pack.card.entries[name], WholeEntry)
+        return self._pack.tensors[name] if whole else self._pack.decode(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._pack.card.entries)
+
+    def __len__(self) -> int:
+        return len(self._pack.card.entries)
 
 
 def _part_of(name: str, card: PackCard) -> str:

@@ -137,12 +137,12 @@ def calibrate(
 
         return hook
 
-    with _hooked(model, {members[0]: watch(group) for group, members in groups.items()}):
-        with bar("calibrating", len(rows)) as advance:
-            for batch in _batches(rows):
-                ids, mask, weights = (tensor.to(next(model.parameters()).device) for tensor in _pad(batch))
-                model(input_ids=ids, attention_mask=mask, use_cache=False)
-                advance(len(batch))
+    hooks = {members[0]: watch(group) for group, members in groups.items()}
+    with _hooked(model, hooks), bar("calibrating", len(rows)) as advance:
+        for batch in _batches(rows):
+            ids, mask, weights = (tensor.to(next(model.parameters()).device) for tensor in _pad(batch))
+            model(input_ids=ids, attention_mask=mask, use_cache=False)
+            advance(len(batch))
     share = 1 / (len(rows) * (1 + prompt_share))
     return {group: Moments((sums[group] * share).cpu(), largest[group].cpu()) for group in sums}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,3 +39,10 @@ class ZipConfig(Config):
     def needs_calibration(self) -> bool:
         """Whether the base must see calibration prompts first."""
         return self.codec == "skillzip" and (self.activation_aware or self.smoothing is not None)
+
+    def settings(self) -> dict[str, Any]:
+        """What the pack's card keeps: the settings that its codec read."""
+        read_by_all = {"ratio", "budget", "other"}
+        own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
+        own |= {"shrink"} if self.activation_aware else set()
+        return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)

@@ -9,17 +9,23 @@ from typing import Any
 import torch
 
 from skillweave.errors import UserError
-from skillweave.pack import Entry, Skillpack
+from skillweave.pack import Entry, FactorsEntry, LowRankEntry, Skillpack
 from skillweave.pack.schema import PackCard, expected_tensors
 from skillweave.skillzip.calibrate import Moments
 from skillweave.skillzip.config import ZipConfig
 
+_LATER = 0.001
+_LATER_BYTES = 64
+"""This share of the limit, and these bytes, stay free for what the card is given after the zip: scores, the audit."""
+
+MatrixEntry = LowRankEntry | FactorsEntry
+
 
 @dataclass(frozen=True)
 class Written:
-    """The matrices as a codec wrote them: their entries, the tensors those name, and settings worth keeping."""
+    """The matrices as a codec wrote them: their entries, and the tensors those name."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, MatrixEntry]
     tensors: dict[str, torch.Tensor]
 
 
@@ -34,27 +40,31 @@ class Job:
     """the matrices fed by one input, by the group's name; every matrix is in one group"""
     read: Callable[[str], torch.Tensor]
     """the delta of one matrix, float32 (out, in), read when asked for"""
-    factors: Callable[[str], tuple[torch.Tensor, torch.Tensor] | None]
-    """a LoRA's own factors of a matrix, (out, r) and (r, in) float32, or None"""
     moments: Callable[[list[str]], dict[str, Moments]]
     """:class:`Moments` of some groups; one pass of the calibration set through the base"""
     card: PackCard
     """the card without the matrices"""
-    budget: int
-    """bytes that the three files may take"""
+    limit: int
+    """bytes that the three files may ever take"""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """the pack's other tensors, whose entries the card has"""
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the three files may take now: the limit less what is kept free for :data:`_LATER`."""
+        return self.limit - int(_LATER * self.limit) - _LATER_BYTES
 
     def finished(self, written: Written, measured: Mapping[str, Any]) -> Skillpack:
         """The whole pack. Matrices that the codec left out are added to the card's list."""
         left_out = [*self.card.left_out, *(name for name in self.shapes if name not in written.entries)]
         card = self.card.model_copy(deep=True)
-        card.entries = {**written.entries, **card.entries}
+        entries: dict[str, Entry] = {**written.entries, **card.entries}
+        card.entries = entries
         card.left_out = left_out
         card.codec.measured = {**card.codec.measured, **measured}
         return Skillpack(card, {**self.tensors, **written.tensors})
 
-    def free_bytes(self, entries: Mapping[str, Entry]) -> int:
+    def free_bytes(self, entries: Mapping[str, MatrixEntry]) -> int:
         """Bytes of the budget that are left with these matrices in the pack; negative where they do not fit."""
         blank = {
             key: torch.zeros(shape, dtype=dtype)
@@ -63,13 +73,13 @@ class Job:
         }
         return self.budget - self.finished(Written(dict(entries), blank), BLANK_MEASURES).nbytes
 
-    def refuse(self, least: Mapping[str, Entry]) -> UserError:
+    def refuse(self, least: Mapping[str, MatrixEntry]) -> UserError:
         """The error for a budget that cannot hold even ``least``."""
-        need = self.budget - self.free_bytes(least)
+        need = int((self.budget - self.free_bytes(least) + _LATER_BYTES) / (1 - _LATER)) + 8  # a budget of more digits
         whole = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-        held = f", {whole} of them for {len(self.tensors)} tensors stored whole" if whole else ""
+        held = f", {whole} of them for {', '.join(self.tensors)}" if self.tensors else ""
         return UserError(
-            f"a budget of {self.budget} bytes is too small for the pack '{self.card.name}': the least that it "
+            f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
             f"needs is {need} bytes{held}. Raise ratio or budget."
         )
 

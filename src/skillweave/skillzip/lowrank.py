@@ -49,24 +49,26 @@ def decompose(matrix: torch.Tensor, max_rank: int, root_of_moment: torch.Tensor 
     rank = min(max_rank, rows, columns)
     if min(rows, columns) > _EXACT_SIDE:
         u, sigma, _ = torch.svd_lowrank(weighted, q=min(rank + 32, rows, columns), niter=4)
-        return Decomposed(u[:, :rank].contiguous(), sigma[:rank].double().square(), energy)
+        return Decomposed(u[:, :rank].contiguous(), _above_noise(sigma[:rank].square(), matrix), energy)
+    # A Gram matrix squares the singular values: in float32 those below a thousandth of the largest would drown.
+    exact = weighted.double()
     if rows <= columns:
-        values, vectors = torch.linalg.eigh(weighted @ weighted.T)
+        values, vectors = torch.linalg.eigh(exact @ exact.T)
         u = vectors.flip(1)[:, :rank]
     else:
-        values, vectors = torch.linalg.eigh(weighted.T @ weighted)
+        values, vectors = torch.linalg.eigh(exact.T @ exact)
         # Dividing by tiny singular values would lose orthogonality; QR keeps the order and mends it.
-        u = torch.linalg.qr(weighted @ vectors.flip(1)[:, :rank])[0]
-    return Decomposed(u.contiguous(), values.flip(0)[:rank].clamp(min=0).double(), energy)
+        u = torch.linalg.qr(exact @ vectors.flip(1)[:, :rank])[0]
+    return Decomposed(u.to(matrix.dtype).contiguous(), _above_noise(values.flip(0)[:rank], matrix), energy)
 
 
-def decompose_product(
-    left: torch.Tensor, right: torch.Tensor, max_rank: int, root_of_moment: torch.Tensor | None = None
-) -> Decomposed:
-    """:func:`decompose` of ``left @ right`` (out, r)(r, in), as a LoRA gives it: exact, at the cost of the factors."""
-    basis, triangle = torch.linalg.qr(left)
-    small = decompose(triangle @ right, max_rank, root_of_moment)
-    return Decomposed(basis @ small.U, small.gains, small.energy)
+def _above_noise(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Squared singular values in float64, those that are only rounding set to 0: a LoRA has no more ranks than its own.
+
+    A matrix rounded to precision eps has singular values of about sqrt(n) eps of its largest from rounding alone.
+    """
+    precision = max(torch.finfo(matrix.dtype).eps ** 2, torch.finfo(torch.float64).eps)
+    return torch.where(values > values[0] * max(matrix.shape) * precision, values, 0.0).double()
 
 
 def balanced(u: torch.Tensor, matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

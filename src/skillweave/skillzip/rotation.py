@@ -22,7 +22,7 @@ def orthogonal(n: int, seed: int) -> torch.Tensor:
     """A random orthogonal matrix, uniform over the group, float64 (n, n); the same for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator))
-    return q * r.diagonal().sign()
+    return (q * r.diagonal().sign()).contiguous()
 
 
 def rotation(rank: int, seed: int) -> torch.Tensor:

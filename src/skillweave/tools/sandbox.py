@@ -59,7 +59,7 @@ _GRACE = 1.0
 _POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
 
 _lock = threading.Lock()
-_pools: dict[int, monty.Monty] = {}
+_opened: tuple[int, monty.Monty] | None = None  # the process that started the pool, and the pool
 
 
 def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> Result:
@@ -67,7 +67,7 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
 
     Never raises on what the code does. Raises ``TypeError`` for an input that cannot enter the sandbox (plain
     values can: numbers, text, bytes, lists, tuples, dicts, sets, None), :class:`UserError` where the sandbox's
-    program is not installed.
+    program is not installed and in a child forked after the first run.
     """
     limits = limits or Limits()
     pieces: list[str] = []
@@ -105,21 +105,27 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
 
 
 def _pool() -> monty.Monty:
-    """This process's pool of workers, started at the first call (a forked child starts its own)."""
+    """This process's pool of workers, started at the first call."""
+    global _opened
     with _lock:
-        pool = _pools.get(os.getpid())
-        if pool is None:
+        if _opened is None:
             pool = monty.Monty(feed_duration_limit_grace=_GRACE)
             try:
                 pool.__enter__()
             except FileNotFoundError as error:
                 raise UserError("the sandbox's program is missing: pip install pydantic-monty-runtime") from error
-            _pools[os.getpid()] = pool
+            _opened = (os.getpid(), pool)
+        owner, pool = _opened
+        if owner != os.getpid():
+            # The interpreter's runtime has threads that a fork does not copy: a call would wait for ever.
+            raise UserError(
+                "the sandbox was started before this process was forked and cannot run in it: "
+                "start workers with the 'spawn' method, or run no code before they are forked"
+            )
         return pool
 
 
 @atexit.register
 def _close() -> None:
-    pool = _pools.pop(os.getpid(), None)
-    if pool is not None:
-        pool.__exit__(None, None, None)
+    if _opened is not None and _opened[0] == os.getpid():
+        _opened[1].__exit__(None, None, None)

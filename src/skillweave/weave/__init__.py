@@ -1,1 +1,8 @@
-"""The woven model."""
+"""The woven model: many packs on one base, a row of a batch each its own; the router; the folder that is served."""
+
+from skillweave.weave.linear import grouped_delta
+from skillweave.weave.router import Route, Router, background_prompts, fit_router
+from skillweave.weave.weave import Reply, Weave
+from skillweave.weave.woven import Woven
+
+__all__ = ["Reply", "Route", "Router", "Weave", "Woven", "background_prompts", "fit_router", "grouped_delta"]

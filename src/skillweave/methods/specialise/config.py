@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from skillweave.config import Config
 from skillweave.methods.training.settings import TrainingSettings
+from skillweave.tasks import TaskSpec
 
 
 class WarmStartSettings(TrainingSettings):
@@ -20,17 +21,24 @@ class WarmStartSettings(TrainingSettings):
 
 
 class DpoSettings(TrainingSettings):
-    """Direct preference optimisation, once a round, over all pairs of the round."""
+    """Direct preference optimisation, once a round, over all pairs of the round.
+
+    ``nll_weight`` adds the chosen answers' mean negative log-likelihood, as Iterative RPO does (arXiv 2404.19733)
+    [relative]; 0 is DPO alone, as SkillWeave has it [digest]. DPO alone may make the chosen answers *less* likely
+    so long as the rejected ones fall faster: on a micro model with short answers it took the solve rate from 0.48
+    to 0.38 where the same 30 steps with weight 1 took it to 0.62 (second seed: 0.37 to 0.38 and to 0.68) [ours].
+    """
 
     learning_rate: float = Field(default=5e-6, gt=0)
     beta: float = Field(default=0.1, gt=0, description="weight of staying near the policy of the round's start")
+    nll_weight: float = Field(default=1.0, ge=0, description="weight of the chosen answers' likelihood; 0: DPO alone")
 
 
 class LoraSettings(Config):
     """Low-rank adapters, for ``train: lora``."""
 
     rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)
+    alpha: int = Field(default=32, ge=1)
     targets: str | list[str] = Field(default="all-linear", description="module names as PEFT takes them")
 
 
@@ -40,7 +48,7 @@ class SpecialiseConfig(Config):
     [digest] 64 samples a prompt, online DPO, full parameters, one run a domain. The defaults here are smaller [ours].
     """
 
-    task: str | dict[str, Any] = Field(description="a task, as skillweave.tasks.load_task takes it")
+    task: TaskSpec = Field(description="prompts and verifier; the train split is learnt")
     seed: int = 0
     train: Literal["full", "lora"] = "full"
     trainable: str = Field(

@@ -1,4 +1,7 @@
-"""Direct preference optimisation (arXiv 2305.18290, equation 7) of a round's pairs. On TRL's DPOTrainer."""
+"""Direct preference optimisation (arXiv 2305.18290, equation 7) of a round's pairs. On TRL's DPOTrainer.
+
+TRL's loss, with its own name "sft" for the likelihood of the chosen answers (mean over a micro-batch's tokens).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from peft import PeftModel
 from trl import DPOConfig, DPOTrainer
 
 from skillweave.artefact import read_json, write_json
 from skillweave.base.chat import answer_ids, prompt_ids
+from skillweave.methods.specialise.config import DpoSettings
 from skillweave.methods.specialise.pairs import Pair
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.processes import Processes
@@ -29,25 +34,32 @@ class PairTrainer(HouseTrainer, DPOTrainer):
 
     def __init__(
         self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int], *,
-        beta: float, reference: Path, processes: Processes,
+        settings: DpoSettings, reference: Path, processes: Processes,
     ):  # fmt: skip
         self._rows, self._order, self._reference, self._processes = rows, order, reference, processes
+        losses = {"sigmoid": 1.0, "sft": settings.nll_weight} if settings.nll_weight else {"sigmoid": 1.0}
         super().__init__(
             model=model,
-            args=DPOConfig(**arguments, beta=beta, precompute_ref_log_probs=True),
+            args=DPOConfig(
+                **arguments,
+                beta=settings.beta,
+                loss_type=list(losses),
+                loss_weights=list(losses.values()),
+                precompute_ref_log_probs=True,
+            ),
             train_dataset=Dataset.from_list([rows[index] for index in order]),
             processing_class=tokenizer,
         )
-        if hasattr(self.model, "peft_config"):
+        if isinstance(model, PeftModel):
             # TRL copied the adapter as reference; its log-probabilities are taken, it need not be kept or saved.
-            self.model.delete_adapter("ref")
+            model.delete_adapter("ref")
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL calls this at the end of its constructor, its head in place: ours goes over it here.
-        install_answer_head(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        install_answer_head(self.model)
         if not self._processes.from_first(self._reference.exists):
             values = self._reference_log_probs(batch_size)
             if self._processes.first:
@@ -68,7 +80,7 @@ class PairTrainer(HouseTrainer, DPOTrainer):
         with shown as advance:
             for batch in mine:
                 inputs = self.data_collator([self._rows[index] for index in batch])
-                inputs = {key: value.to(self.model.device) for key, value in inputs.items()}
+                inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
                 chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
                 own.update(zip(batch, map(list, zip(chosen.tolist(), rejected.tolist(), strict=True)), strict=True))
                 advance(1)

@@ -33,6 +33,7 @@ class Policy:
     def open_to_sample(self, config: SpecialiseConfig) -> Any:
         """The model in the precision it is trained in: with ``bf16`` the weights that autocast would show it."""
         dtype = torch.bfloat16 if config.bf16 else torch.float32
+        model: Any
         if config.train == "lora" and self.trained is not None:
             model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
             model = PeftModel.from_pretrained(model, str(self.trained), autocast_adapter_dtype=False).to(dtype)
@@ -43,6 +44,7 @@ class Policy:
     def open_to_train(self, config: SpecialiseConfig, seed: int) -> Any:
         """A fresh copy whose trainable parameters are float32 and require gradients; nothing else does."""
         set_seed(seed)  # new adapters are drawn at random
+        model: Any
         if config.train == "full":
             model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=torch.float32)
             mark_trainable(model, config.trainable)
@@ -86,7 +88,7 @@ def mark_trainable(model: Any, which: str) -> None:
     }
     found = False
     for name, parameter in model.named_parameters():
-        wanted = which == "all" or (id(parameter) in linear if which == "linear" else re.search(which, name) is not None)
+        wanted = id(parameter) in linear if which == "linear" else which == "all" or re.search(which, name) is not None
         parameter.requires_grad_(wanted)
         found = found or wanted
     if not found:
@@ -94,8 +96,12 @@ def mark_trainable(model: Any, which: str) -> None:
         raise UserError(f"trainable '{which}' names no parameter of the base; its names look like: {names}")
 
 
-def save_policy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the trained model (or the adapter alone) so that the next stage can open it."""
+def save_policy(model: Any, folder: Path) -> None:
+    """Write the trained model (or the adapter alone) so that the next stage can open it.
+
+    The tokenizer and how to generate stay the base's: TRL's note of the pad token there is no part of what was learnt.
+    """
     with atomic_folder(folder) as temporary:
         model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        (temporary / "generation_config.json").unlink(missing_ok=True)
+        (temporary / "README.md").unlink(missing_ok=True)

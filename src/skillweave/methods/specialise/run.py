@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import atomic_folder, read_json, write_json
+from skillweave.artefact import atomic_folder, digest, read_json, write_json
 from skillweave.base import Base, open_tokenizer
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
@@ -73,14 +73,15 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
         raise UserError("this base holds a delta already: specialise trains on a base as its files hold it")
     out_dir = Path(out_dir)
     processes = Processes.join(base.model.device.type)
-    processes.from_first(lambda: _claim(out_dir, base, config))
+    task = load_task(config.task)
+    processes.from_first(lambda: _claim(out_dir, base, config, task))
     if processes.from_first((out_dir / "delta").is_dir):
         return Delta.from_pretrained(out_dir / "delta")
     device = processes.device(base.model.device)
     if device.type == "cpu":
         keep_freed_memory()
     state = _Run(
-        base, config, out_dir, load_task(config.task), open_tokenizer(base.path), processes,
+        base, config, out_dir, task, open_tokenizer(base.path), processes,
         Policy(base.path, base.ref, device), {},
     )  # fmt: skip
     with quiet():
@@ -89,19 +90,24 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
     return Delta.from_pretrained(out_dir / "delta")
 
 
-def _claim(folder: Path, base: Base, config: SpecialiseConfig) -> None:
+def _claim(folder: Path, base: Base, config: SpecialiseConfig, task: Task) -> None:
     """Write the resolved settings, or check that the run found in the folder has the same."""
+    settings = config.model_dump(mode="json")
+    examples = digest([[entry.id, entry.prompt, entry.answer] for entry in task.split("train")])
     identity = {
         "method": "specialise",
         "base": {"ref": base.ref, "fingerprint": base.fingerprint},
-        "config": config.model_dump(mode="json"),
+        "train_examples": examples,
+        "config": settings,
     }
     path = folder / "config.json"
     if path.exists():
         found = read_json(path)
         if found["base"]["fingerprint"] != base.fingerprint:
             raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
-        other = [key for key in identity["config"] if found["config"].get(key) != identity["config"][key]]
+        other = [key for key, value in settings.items() if found["config"].get(key) != value]
+        if found["train_examples"] != examples:
+            other.append("other examples in the task's train split")
         if other or found["method"] != "specialise":
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
@@ -149,7 +155,7 @@ def _stage(run: _Run, name: str, work: Callable[[Path], dict[str, Any]]) -> dict
     run.figures[name] = read_json(mark)
     if run.processes.first:
         shown = (f"{key} {value:.3g}" for key, value in run.figures[name].items() if isinstance(value, int | float))
-        console.print(f"  {name}: {', '.join(shown)}")
+        console.print(f"  {name}: {', '.join(shown)}", soft_wrap=True)
     return run.figures[name]
 
 
@@ -169,7 +175,8 @@ def _trained(run: _Run, name: str, work: Callable[[Path], dict[str, Any]]) -> No
 
 def _probe(run: _Run, folder: Path, entries: list[Entry]) -> dict[str, Any]:
     samples = _sample(run, folder, entries)
-    return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": sum(len(row.answers) for row in samples)}
+    answers = sum(len(row.answers) for row in samples)
+    return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers}
 
 
 def _sample(run: _Run, folder: Path, entries: list[Entry]) -> list[Answered]:
@@ -226,7 +233,7 @@ def _round(run: _Run, folder: Path, entries: list[Entry]) -> dict[str, Any]:
         run, folder, config.dpo, rows, [dpo.row_length(row) for row in rows],
         lambda model, arguments, order: dpo.PairTrainer(
             model, run.tokenizer, arguments, rows, order,
-            beta=config.dpo.beta, reference=folder / "reference.json", processes=run.processes,
+            settings=config.dpo, reference=folder / "reference.json", processes=run.processes,
         ),
     )  # fmt: skip
     return {**asdict(counted), "too_long": len(pairs) - len(rows), **figures}
@@ -250,13 +257,14 @@ def _train(
     steps = settings.steps_for(len(rows))
     arguments = trainer_arguments(
         settings, run.processes, folder=folder, steps=steps, seed=seed, bf16=config.bf16,
-        device=run.policy.device.type, save_every=config.save_every, gradient_checkpointing=config.gradient_checkpointing,
+        device=run.policy.device.type, save_every=config.save_every,
+        gradient_checkpointing=config.gradient_checkpointing,
     )  # fmt: skip
     model = run.policy.open_to_train(config, seed)
     trainer = make_trainer(model, arguments, batch_order(lengths, settings.batch_size, steps, seed))
     figures = fit(trainer, folder.name, run.processes)
     if run.processes.first:
-        save_policy(model, run.tokenizer, folder / "policy")
+        save_policy(model, folder / "policy")
     return figures
 
 
@@ -267,7 +275,7 @@ def _finish(run: _Run) -> None:
     if run.config.train == "full":
         delta = Delta.between(run.base.path, run.policy.trained)
     else:
-        delta = Delta.from_pretrained(run.policy.trained)
+        delta = Delta.from_lora(run.policy.trained, run.base)
     with atomic_folder(run.folder / "delta") as temporary:
         delta.save_pretrained(temporary)
     shutil.rmtree(run.policy.trained, ignore_errors=True)

@@ -31,7 +31,7 @@ def stage_seed(seed: int, name: str) -> int:
 
 
 def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int) -> list[Entry]:
-    """The prompts of round ``number`` (from 0): the next ``count`` of a seeded shuffle that begins anew when used up."""
+    """The prompts of round ``number`` (from 0): the next ``count`` of a seeded shuffle, begun anew when used up."""
     if not entries:
         raise UserError("the task's train split is empty: it needs at least one prompt")
     twice = [name for name, times in Counter(entry.id for entry in entries).items() if times > 1]

@@ -23,7 +23,7 @@ class AnswerTrainer(HouseTrainer, SFTTrainer):
             train_dataset=Dataset.from_list([rows[index] for index in order]),
             processing_class=tokenizer,
         )
-        install_answer_head(self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model)
+        install_answer_head(model)
 
 
 def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: int) -> list[dict[str, list[int]]]:

@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import torch
+from peft import PeftModel
 from trl.trainer.utils import FusedCausalLMOutput
 
 # A model that scales or caps its logits, or returns router losses, keeps TRL's own head, which knows them all.
@@ -38,8 +39,9 @@ def install_answer_head(model: Any) -> None:
     TRL 1.16 patches its models so; on a GPU its Triton kernel scores the labelled positions only, but on a CPU it
     projects every position, prompt included, onto the whole vocabulary and twice: measured five times slower
     (533 answer tokens of 1600, 49152 words) [ours]. To be called after TRL's trainer has patched ``model`` (a
-    causal LM, not its PEFT wrapper); the output has TRL's form, fields (B, T-1). On other devices nothing changes.
+    causal LM or a PEFT model); the output has TRL's form, fields (B, T-1). On other devices nothing changes.
     """
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
     config = model.config.get_text_config()
     if model.device.type != "cpu" or any(getattr(config, name, None) for name in _SPECIAL):
         return

@@ -75,7 +75,7 @@ class Processes:
         return values
 
     def share(self, batch_size: int) -> int:
-        """Examples of a batch that fall to this process; a batch that does not divide evenly is a :class:`UserError`."""
+        """Examples of a batch that fall to this process; one that does not divide evenly is a :class:`UserError`."""
         if batch_size % self.world:
             raise UserError(
                 f"batch_size {batch_size} does not divide over {self.world} processes: use a multiple of {self.world}"

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,8 +101,8 @@ def trainer_arguments(
         "bf16": bf16,
         "use_cpu": cpu,
         "dataloader_pin_memory": not cpu,
-        "ddp_backend": "gloo" if cpu else None,
-        "gradient_checkpointing": gradient_checkpointing,
+        "ddp_backend": "gloo" if cpu and processes.world > 1 else None,
+        "activation_checkpointing": gradient_checkpointing,
         "train_sampling_strategy": "sequential",
         "seed": seed,
         "max_length": None,  # examples that are too long were left out, whole, before
@@ -160,7 +161,10 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            # TRL and transformers warn each other of names that one of them will drop.
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

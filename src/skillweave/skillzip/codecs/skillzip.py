@@ -14,7 +14,7 @@ from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
 from skillweave.progress import bar
 from skillweave.skillzip.allocate import Matrix, allocate
 from skillweave.skillzip.job import Job, Written
-from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, decompose_product, root, shrink
+from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, root, shrink
 from skillweave.skillzip.rotation import rotation
 from skillweave.skillzip.smoothing import smoothing_scale
 
@@ -22,8 +22,7 @@ _MOMENT_BYTES = 2**30
 """Second moments held at a time; where all of them take more, the calibration set goes through the base again."""
 _RANK_ROOM = 4
 """No matrix is offered more than this many times the rank that an even split would give it."""
-_NAMES_BYTES = 640
-"""About what the names of one matrix take in the two headers; the exact bytes are weighed afterwards."""
+_FIT_ROUNDS = 6
 
 
 def skillzip(job: Job) -> Written:
@@ -55,11 +54,7 @@ def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Ten
                 if config.activation_aware:
                     weight = root(shrink(moments[group].second, config.shrink))
                 for name in job.groups[group]:
-                    factors = job.factors(name)
-                    if factors is None:
-                        decomposed[name] = decompose(job.read(name), rank_room, weight)
-                    else:
-                        decomposed[name] = decompose_product(*factors, rank_room, weight)
+                    decomposed[name] = decompose(job.read(name), rank_room, weight)
                     advance()
     return decomposed, largest
 
@@ -83,35 +78,44 @@ def _rank_room(job: Job) -> int:
     return max(16, _RANK_ROOM * int(job.budget / a_rank_of_all))
 
 
-def _entry(job: Job, group: str, name: str, rank: int) -> LowRankEntry:
-    smooth = job.config.smoothing is not None
-    return LowRankEntry(shape=job.shapes[name], rank=rank, bits=job.config.bits, group=group, smooth=smooth)
-
-
 def _fit(job: Job, decomposed: dict[str, Decomposed]) -> dict[str, LowRankEntry]:
     """Entries with the ranks of :func:`allocate`, whose pack, weighed exactly, fits the budget."""
     if not any(found.energy > 0 for found in decomposed.values()):
         raise UserError(f"the delta of '{job.card.name}' is zero in every linear layer: there is nothing to zip")
-    step = 2 if job.config.bits == 4 else 1
     group_of = {name: group for group, members in job.groups.items() for name in members}
+
+    def entry(name: str, rank: int) -> LowRankEntry:
+        smooth = job.config.smoothing is not None
+        return LowRankEntry(
+            shape=job.shapes[name], rank=rank, bits=job.config.bits, group=group_of[name], smooth=smooth
+        )
+
+    room = job.free_bytes({})
     matrices = []
     for name, (out, in_) in job.shapes.items():
-        smooth_bytes = 2 * in_ // len(job.groups[group_of[name]]) if job.config.smoothing is not None else 0
+        step = min(2 if job.config.bits == 4 else 1, out, in_)
         rank_bytes = (out + in_) * job.config.bits / 8 + 2
-        fixed = 2 * out + smooth_bytes + _NAMES_BYTES
+        fixed = room - job.free_bytes({name: entry(name, step)}) - round(step * rank_bytes)
+        if job.config.smoothing is not None:
+            # The vector is stored once for the group, so each member answers for its part of it.
+            fixed -= 2 * in_ * (len(job.groups[group_of[name]]) - 1) // len(job.groups[group_of[name]])
         matrices.append(Matrix(decomposed[name].gains, rank_bytes, fixed, step))
-    room = job.free_bytes({})
-    while True:
-        ranks = dict(zip(job.shapes, allocate(matrices, room), strict=True))
-        chosen = {name: _entry(job, group_of[name], name, rank) for name, rank in ranks.items() if rank}
-        if not chosen:
-            break
+    best: dict[str, LowRankEntry] = {}
+    least_free = room + 1
+    # Names and digits make the bytes of many matrices a little other than the sum of each: weigh, correct, again.
+    for _ in range(_FIT_ROUNDS):
+        ranks = zip(job.shapes, allocate(matrices, room), strict=True)
+        chosen = {name: entry(name, rank) for name, rank in ranks if rank}
         free = job.free_bytes(chosen)
-        if free >= 0:
-            return chosen
+        if chosen and 0 <= free < least_free:
+            best, least_free = chosen, free
+        if free == 0:
+            break
         room += free
+    if best:
+        return best
     smallest = min(job.shapes, key=lambda name: sum(job.shapes[name]))
-    raise job.refuse({smallest: _entry(job, group_of[smallest], smallest, min(step, *job.shapes[smallest]))})
+    raise job.refuse({smallest: entry(smallest, matrices[list(job.shapes).index(smallest)].step)})
 
 
 def _write_group(

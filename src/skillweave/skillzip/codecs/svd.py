@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from skillweave.pack import Entry, FactorsEntry
+from skillweave.pack import FactorsEntry
 from skillweave.progress import bar
-from skillweave.skillzip.job import Job, Written
+from skillweave.skillzip.job import Job, MatrixEntry, Written
 from skillweave.skillzip.lowrank import balanced, decompose
 
 
 def svd(job: Job) -> Written:
     """The largest rank whose pack fits the budget; a matrix with fewer ranks than that gets all it has."""
 
-    def entries(rank: int) -> dict[str, Entry]:
+    def entries(rank: int) -> dict[str, MatrixEntry]:
         return {name: FactorsEntry(shape=shape, rank=min(rank, *shape)) for name, shape in job.shapes.items()}
 
     low, high = 0, max(min(shape) for shape in job.shapes.values())
@@ -23,7 +23,7 @@ def svd(job: Job) -> Written:
     chosen = entries(low)
     tensors = {}
     with bar("truncated SVD", len(chosen)) as advance:
-        for name, entry in chosen.items():
+        for name in chosen:
             matrix = job.read(name)
             left, right = balanced(decompose(matrix, low).U, matrix)
             tensors[f"{name}.A"], tensors[f"{name}.B"] = left.bfloat16(), right.bfloat16()

@@ -1,0 +1,6 @@
+"""Deltas: what training changed of a base. Take, apply, save and load them, streaming, tensor by tensor."""
+
+from skillweave.delta.delta import Delta
+from skillweave.delta.write import write_tuned
+
+__all__ = ["Delta", "write_tuned"]

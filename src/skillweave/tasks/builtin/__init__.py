@@ -1,0 +1,21 @@
+"""Small generators that need no download: short prompts, short answers, one right answer each.
+
+Each file has ``Settings`` (its config), ``make(rng, settings) -> (prompt, answer)``, a pure function of the given
+``random.Random`` in the manner of reasoning-gym, and the ``BUILTIN`` that says how an answer is checked.
+"""
+
+from __future__ import annotations
+
+from skillweave.tasks.builtin import caesar, count_letters, extract_contact, json_calls, reverse_words, sort_numbers
+from skillweave.tasks.builtin.kind import Builtin
+
+BUILTINS: dict[str, Builtin] = {
+    "caesar": caesar.BUILTIN,
+    "count_letters": count_letters.BUILTIN,
+    "extract_contact": extract_contact.BUILTIN,
+    "json_calls": json_calls.BUILTIN,
+    "reverse_words": reverse_words.BUILTIN,
+    "sort_numbers": sort_numbers.BUILTIN,
+}
+
+__all__ = ["BUILTINS", "Builtin"]

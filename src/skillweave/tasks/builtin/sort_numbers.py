@@ -1,0 +1,42 @@
+"""Put numbers in order."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from skillweave.config import Config
+from skillweave.tasks.builtin.kind import Builtin
+
+
+class Settings(Config):
+    """``least`` to ``most`` different whole numbers from 0 to ``greatest``, in this ``order`` or in either."""
+
+    least: int = Field(3, ge=2, le=10)
+    most: int = Field(6, ge=2, le=10)
+    greatest: int = Field(99, ge=10, le=9999)
+    order: Literal["ascending", "descending", "either"] = "either"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Settings:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is greater than most ({self.most})")
+        return self
+
+
+def make(rng: Random, settings: Settings) -> tuple[str, str]:
+    """``Sort from smallest to largest: 31, 4, 15`` -> ``4, 15, 31``."""
+    order = rng.choice(("ascending", "descending")) if settings.order == "either" else settings.order
+    numbers = rng.sample(range(settings.greatest + 1), rng.randint(settings.least, settings.most))
+    direction = "smallest to largest" if order == "ascending" else "largest to smallest"
+    answer = sorted(numbers, reverse=order == "descending")
+    return f"Sort from {direction}: {_line(numbers)}", _line(answer)
+
+
+def _line(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+BUILTIN = Builtin(Settings, make, "exact")

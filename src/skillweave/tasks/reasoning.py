@@ -1,0 +1,105 @@
+"""Generators of reasoning-gym as tasks, scored by their own ``score_answer``.
+
+Some of its scorers hand the model's text to ``eval`` or to sympy's parser, which evaluates it too: a model that is
+trained against such a scorer may come to run code in this process. Those that read plain lists or arithmetic are
+kept behind a check of the characters an answer may hold; those that read any expression are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from skillweave.errors import UserError, nearest
+from skillweave.tasks.spec import ReasoningGymSpec
+from skillweave.tasks.stream import Example, draw, seed_of
+from skillweave.tasks.task import Entry, Scorer, Task
+
+# Without parentheses, dots and operators nothing can be called, looked up or grow.
+_LIST = re.compile(r"[\w\s,'\"\[\]-]{0,2000}", re.ASCII)
+# Digits and the four operations; no "**", whose result may fill the memory.
+_ARITHMETIC = re.compile(r"(?:[\d\s+\-/().]|\*(?!\s*\*)){0,200}", re.ASCII)
+_ALLOWED = {
+    "binary_matrix": _LIST,
+    "n_queens": _LIST,
+    "spiral_matrix": _LIST,
+    "string_insertion": _LIST,
+    "countdown": _ARITHMETIC,
+    "puzzle24": _ARITHMETIC,
+}
+_REFUSED = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
+# 1e999999999 read as a fraction or an integer would be worked out digit by digit.
+_HUGE_EXPONENT = re.compile(r"[eE][-+]?[0-9_]{5,}")
+
+# Some generators prepare all their examples when they are made, so the stream is taken in pieces of this size.
+_PIECE = 250
+
+
+def reasoning_gym_task(spec: ReasoningGymSpec) -> Task:
+    """Draw the splits of a reasoning-gym generator.
+
+    Raises :class:`UserError` for an unknown generator or setting, a scorer that would run the model's text, and
+    training on a generator that has no gold answers.
+    """
+    import reasoning_gym  # seconds to import, and most tasks need it not
+    from reasoning_gym.factory import DATASETS
+
+    name = spec.generator
+    if name not in DATASETS:
+        raise UserError(f"reasoning-gym has no generator '{name}'; {nearest(name, DATASETS)}")
+    if name in _REFUSED:
+        raise UserError(
+            f"reasoning-gym's '{name}' scores an answer by evaluating it as Python, so a model could run code here: "
+            "choose another generator, or bring the problems as a .jsonl file"
+        )
+    fields = {field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"}
+    for key in spec.config:
+        if key not in fields:
+            hint = "set it beside 'generator'" if key in ("seed", "size") else nearest(key, fields)
+            raise UserError(f"reasoning-gym's '{name}' has no setting config.{key}; {hint}")
+
+    def piece(number: int) -> Any:
+        try:
+            return reasoning_gym.create_dataset(
+                name, **spec.config, seed=seed_of(spec.seed, number * _PIECE), size=_PIECE
+            )
+        except (AssertionError, ValueError, TypeError) as error:
+            raise UserError(f"reasoning-gym's '{name}' refuses these settings: {error or spec.config}") from error
+
+    pieces: dict[int, Any] = {}
+
+    def example(index: int) -> Example:
+        number, offset = divmod(index, _PIECE)
+        if number not in pieces:
+            pieces[number] = piece(number)
+        row = pieces[number][offset]
+        return spec.instruction.replace("{question}", row["question"]), row["answer"], row
+
+    if example(0)[1] is None and (spec.splits.calibration or spec.splits.train != 0):
+        raise UserError(
+            f"reasoning-gym's '{name}' gives no gold answers, only a verifier: nothing to train or calibrate on. "
+            "To score answers only, set splits: {train: 0, calibration: 0, test: 200}"
+        )
+    splits, repeats = draw(example, spec.splits, name)
+    return Task(name, splits, _scorer(name, pieces[0].score_answer, spec.strict), spec, repeats)
+
+
+def _scorer(name: str, score_answer: Callable[..., float], strict: bool) -> Scorer:
+    allowed = _ALLOWED.get(name)
+
+    def score(answer: str, entry: Entry) -> float:
+        answer = answer.strip()
+        if (allowed and not allowed.fullmatch(answer)) or _HUGE_EXPONENT.search(answer):
+            return 0.0
+        try:
+            value = float(score_answer(answer, entry.metadata))
+        except Exception:
+            # The scorers are someone else's and many trip over text that is not in the form they expect.
+            return 0.0
+        value = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
+        return float(value == 1.0) if strict else value
+
+    return score

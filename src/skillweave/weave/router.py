@@ -1,0 +1,231 @@
+"""Which pack answers a prompt: a small classifier on the base's own hidden states. [ours; the paper names no router]
+
+A prompt is one vector: the hidden states of one layer, averaged over its tokens. The first token is left out of the
+average: it is the attention sink, hundreds of times larger than the others, and tells nothing but the prompt's length.
+A multinomial logistic regression on the standardised vectors knows every pack, and ``base`` for what belongs to none,
+learnt from everyday prompts. Where the likeliest pack is less likely than a threshold, the plain base answers.
+
+The threshold comes from prompts that the classifier that judged them had not seen (five-fold cross-fitting): it is the
+split-conformal quantile that lets about 1% of a pack's own prompts fall to the base.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from skillweave.artefact import atomic_folder, read_json, write_json, write_tensors
+from skillweave.base import Base, Prompt
+from skillweave.base.generate import encode_prompts, pad_left
+from skillweave.errors import UserError
+
+SCHEMA_VERSION = 1
+BASE = "base"
+"""The name of the class of prompts that belong to no pack."""
+
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a prompt goes: ``pack`` (None: the plain base) and the probability of that pack, or of the base."""
+
+    pack: str | None
+    confidence: float
+
+
+@dataclass
+class Router:
+    """Multinomial logistic regression on mean hidden states. C: packs + 1, F: hidden size."""
+
+    classes: list[str]
+    """C names, ``base`` last"""
+    weight: torch.Tensor
+    """float32 (C, F), on standardised features"""
+    bias: torch.Tensor
+    """float32 (C,)"""
+    mean: torch.Tensor
+    """float32 (F,)"""
+    spread: torch.Tensor
+    """float32 (F,)"""
+    layer: int
+    """index into the hidden states: 0 is the embedding, the last the final norm's output"""
+    threshold: float
+    figures: dict[str, Any] = field(default_factory=dict)
+    """``accuracy`` and ``abstained`` on packs' own prompts, ``background_kept`` on the others, all cross-fitted"""
+
+    def probabilities(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, F) -> float32 (N, C)."""
+        standard = (features.float().cpu() - self.mean) / self.spread
+        return (standard @ self.weight.T + self.bias).softmax(dim=-1)
+
+    def route(self, hidden: torch.Tensor) -> tuple[str | None, float]:
+        """The pack for one prompt's features (F,), or None for the base, and the probability."""
+        return self.route_all(hidden[None])[0]
+
+    def route_all(self, features: torch.Tensor) -> list[tuple[str | None, float]]:
+        """:meth:`route` for each of (N, F)."""
+        return [_decide(row, self.classes, self.threshold) for row in self.probabilities(features).tolist()]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``router.json`` and ``router.safetensors`` (the folder is replaced whole)."""
+        with atomic_folder(folder) as temporary:
+            tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "spread": self.spread}
+            write_tensors(temporary / "router.safetensors", tensors, {})
+            values = {name: getattr(self, name) for name in ("classes", "layer", "threshold", "figures")}
+            write_json(temporary / "router.json", {"schema_version": SCHEMA_VERSION, **values})
+        return Path(folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Router:
+        """Read a saved router. Raises :class:`UserError` where a file is missing, damaged or newer."""
+        path = Path(folder) / "router.json"
+        values = read_json(path)
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UserError(f"{path} has schema version {version}, newer than this skillweave reads: upgrade it")
+        try:
+            tensors = load_file(Path(folder) / "router.safetensors")
+            settings = {name: values[name] for name in ("classes", "layer", "threshold", "figures")}
+            router = cls(**settings, **{name: tensors[name] for name in ("weight", "bias", "mean", "spread")})
+        except (SafetensorError, FileNotFoundError, KeyError, TypeError) as error:
+            raise UserError(f"the router in {folder} is damaged or incomplete ({error}): fit it again") from error
+        if router.weight.shape != (len(router.classes), router.mean.shape[0]):
+            raise UserError(f"the router in {folder} is damaged: {tuple(router.weight.shape)} is not its shape")
+        return router
+
+
+def background_prompts() -> list[str]:
+    """The bundled everyday prompts, one a line of ``background.txt``."""
+    text = importlib.resources.files("skillweave.weave").joinpath("background.txt").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line]
+
+
+def middle_layer(model: Any) -> int:
+    """The default layer: half way up. See ``fit_router`` for the measurement."""
+    return model.config.get_text_config().num_hidden_layers // 2
+
+
+@torch.no_grad()
+def features(base: Base, prompts: Sequence[Prompt], layer: int, *, batch_size: int = 16) -> torch.Tensor:
+    """Float32 (N, F): the mean hidden state of each prompt at ``layer``, its first token left out where it has more.
+
+    One forward pass of the plain base, without its head: no ``rows`` context may be open around it.
+    """
+    model = base.model
+    encoded = encode_prompts(model, base.tokenizer, prompts)
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    found: dict[int, torch.Tensor] = {}
+    for at in range(0, len(order), batch_size):
+        batch = order[at : at + batch_size]
+        ids, mask = pad_left([encoded[index] for index in batch], 0, model.device)
+        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        states = model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
+        ).hidden_states[layer]
+        counted = mask.bool() & ((positions > 0) | (mask.sum(-1, keepdim=True) == 1))
+        # Padded places may hold anything, so they are set to zero rather than multiplied by it.
+        total = torch.where(counted[..., None], states.float(), 0.0).sum(1)
+        found.update(zip(batch, (total / counted.sum(1, keepdim=True)).cpu(), strict=True))
+    return torch.stack([found[index] for index in range(len(encoded))])
+
+
+def fit_router(
+    base: Base,
+    prompts_by_pack: Mapping[str, Sequence[Prompt]],
+    background: Sequence[Prompt] | None = None,
+    *,
+    layer: int | None = None,
+    miss: float = 0.01,
+    seed: int = 0,
+) -> Router:
+    """Learn which prompts belong to which pack.
+
+    ``prompts_by_pack``: at least two prompts for each; a few dozen do. ``background``: prompts for the plain base
+    (None: the bundled ones). ``miss``: the share of a pack's own prompts that may fall to the base for want of
+    confidence. Raises :class:`UserError` where a pack or the background has too few prompts.
+    """
+    background = background_prompts() if background is None else list(background)
+    if not prompts_by_pack:
+        raise UserError("a router needs at least one pack with prompts of its own")
+    groups: dict[str, Sequence[Prompt]] = {**prompts_by_pack, BASE: background}
+    if BASE in prompts_by_pack:
+        raise UserError(f"a pack cannot be called '{BASE}': the router uses the name for the plain base")
+    for name, prompts in groups.items():
+        if len(prompts) < 2:
+            whose = "the background" if name == BASE else f"the pack '{name}'"
+            raise UserError(f"{whose} has {len(prompts)} prompts to learn routing from: give at least 2")
+    layer = middle_layer(base.model) if layer is None else layer
+    x = torch.cat([features(base, prompts, layer) for prompts in groups.values()])
+    labels = torch.cat([torch.full((len(prompts),), index) for index, prompts in enumerate(groups.values())])
+    return fit_on_features(x, labels, list(groups), layer=layer, miss=miss, seed=seed)
+
+
+def fit_on_features(
+    x: torch.Tensor, labels: torch.Tensor, classes: list[str], *, layer: int, miss: float = 0.01, seed: int = 0
+) -> Router:
+    """:func:`fit_router` from features (N, F) and labels int64 (N,), an index into ``classes`` (``base`` last)."""
+    from sklearn.model_selection import StratifiedKFold
+
+    fewest = int(torch.bincount(labels, minlength=len(classes)).min())
+    unseen = torch.zeros(len(labels), len(classes))
+    folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed)
+    for train, held in folds.split(x.numpy(), labels.numpy()):
+        unseen[held] = Router(classes, *_regress(x[train], labels[train]), layer, 0.0).probabilities(x[held])
+    threshold = _threshold(unseen, labels, miss)
+    decided = [_decide(row, classes, threshold)[0] for row in unseen.tolist()]
+    truth = [None if classes[label] == BASE else classes[label] for label in labels.tolist()]
+    own = [(guess, name) for guess, name in zip(decided, truth, strict=True) if name is not None]
+    other = [guess for guess, name in zip(decided, truth, strict=True) if name is None]
+    figures = {
+        "accuracy": sum(guess == name for guess, name in own) / len(own),
+        "abstained": sum(guess is None for guess, _ in own) / len(own),
+        "background_kept": sum(guess is None for guess in other) / len(other),
+        "prompts": len(own),
+        "background": len(other),
+    }
+    return Router(classes, *_regress(x, labels), layer, threshold, figures)
+
+
+def _regress(
+    x: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weight (C, F), bias (C,), mean (F,) and spread (F,) of a regression in which every class weighs the same."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, spread = x.mean(0), x.std(0, correction=0)
+    spread = torch.where(spread > 1e-6, spread, 1.0)
+    # With more features than prompts the classes are separable and only the penalty bounds the weights; C is small
+    # so that confidence stays a matter of degree.
+    model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
+    model.fit(((x - mean) / spread).numpy(), labels.numpy())
+    weight = torch.from_numpy(model.coef_).float()
+    bias = torch.from_numpy(model.intercept_).float()
+    if len(weight) == 1:  # two classes: sklearn gives the second one's odds
+        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+    return weight, bias, mean, spread
+
+
+def _threshold(unseen: torch.Tensor, labels: torch.Tensor, miss: float) -> float:
+    """The largest threshold under which at most ``miss`` of the packs' own prompts fall, with the n + 1 of conformal
+    prediction; 0 where there are too few prompts to say (then the likeliest class alone decides)."""
+    packs = unseen.shape[1] - 1
+    own = unseen[labels < packs]
+    right = own[own.argmax(-1) < packs].amax(-1).sort().values
+    allowed = math.floor(miss * (len(right) + 1))
+    return float(right[allowed - 1]) if 0 < allowed <= len(right) else 0.0
+
+
+def _decide(probabilities: list[float], classes: list[str], threshold: float) -> tuple[str | None, float]:
+    best = max(range(len(classes)), key=probabilities.__getitem__)
+    if classes[best] == BASE or probabilities[best] < threshold:
+        return None, probabilities[classes.index(BASE)]
+    return classes[best], probabilities[best]

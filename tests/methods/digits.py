@@ -1,0 +1,33 @@
+"""A task made in code for the tests of methods: ``say 7`` wants ``777``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class DigitEntry:
+    id: str
+    prompt: Any
+    answer: str | None
+    metadata: dict = field(default_factory=dict)
+
+
+class Digits:
+    """The score is the fraction of the three characters that are right."""
+
+    name = "digits"
+
+    def __init__(self, entries: int = 10, gold: bool = True):
+        self.entries = [
+            DigitEntry(f"d{index}", f"say {index % 10}", str(index % 10) * 3 if gold else None)
+            for index in range(entries)
+        ]
+
+    def split(self, name: str) -> list[DigitEntry]:
+        return self.entries
+
+    def score(self, answer: str, entry: DigitEntry) -> float:
+        wanted = entry.prompt[-1] * 3
+        return sum(a == b for a, b in zip(answer, wanted, strict=False)) / 3 if len(answer) == 3 else 0.0

@@ -1,0 +1,250 @@
+"""A pack on disk: what is saved comes back, and every kind of damage has its own message."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from skillweave.artefact import sha256_file
+from skillweave.base import Base, open_base
+from skillweave.errors import UserError
+from skillweave.pack import (
+    BaseRef,
+    Codec,
+    DifferenceEntry,
+    FactorsEntry,
+    LowRankEntry,
+    PackCard,
+    Skillpack,
+    WholeEntry,
+    pack_int4,
+    quantise_rows,
+    reference_forward,
+)
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+DOWN = "model.layers.0.mlp.down_proj.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+
+
+def make_pack(fingerprint: str = "sha256:" + "0" * 64) -> Skillpack:
+    """One entry of each kind, on the micro model's shapes (hidden 64, intermediate 128)."""
+    generator = torch.Generator().manual_seed(0)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, (out, in_), rank, bits in ((Q, (64, 64), 5, 4), (DOWN, (64, 128), 3, 8)):
+        for part, shape in (("A", (out, rank)), ("B", (rank, in_))):
+            codes, scale = quantise_rows(torch.randn(shape, generator=generator) * 0.01, bits)
+            tensors[f"{name}.{part}"] = pack_int4(codes) if bits == 4 else codes
+            tensors[f"{name}.{part}_scale"] = scale
+    tensors["model.layers.0.self_attn:q_proj.smooth"] = torch.rand(64, generator=generator).half() + 0.5
+    tensors[f"{UP}.A"] = torch.randn(128, 2, generator=generator).bfloat16()
+    tensors[f"{UP}.B"] = torch.randn(2, 64, generator=generator).bfloat16()
+    tensors[NORM] = torch.full((64,), 0.25).bfloat16()
+    tensors["model.embed_tokens.weight"] = torch.randn(103, 64, generator=generator).bfloat16()
+    card = PackCard(
+        name="json-calls",
+        base=BaseRef(ref="micro", fingerprint=fingerprint),
+        method="specialise",
+        codec=Codec(name="skillzip", settings={"bits": 4}),
+        left_out=["model.layers.0.input_layernorm.weight"],
+        entries={
+            Q: LowRankEntry(shape=(64, 64), rank=5, bits=4, group="model.layers.0.self_attn:q_proj", smooth=True),
+            DOWN: LowRankEntry(shape=(64, 128), rank=3, bits=8, group="model.layers.0.mlp:down_proj"),
+            UP: FactorsEntry(shape=(128, 64), rank=2),
+            NORM: DifferenceEntry(shape=(64,)),
+            "model.embed_tokens.weight": WholeEntry(shape=(103, 64)),
+        },
+    )
+    return Skillpack(card, tensors)
+
+
+def test_saved_is_loaded_again(tmp_path: Path) -> None:
+    pack = make_pack()
+    pack.card.scores = {"kl": 0.001}
+    folder = pack.save_pretrained(tmp_path / "pack")
+    assert sorted(file.name for file in folder.iterdir()) == ["README.md", "skillpack.json", "skillpack.safetensors"]
+    loaded = Skillpack.from_pretrained(folder)
+    assert loaded.card == pack.card
+    assert set(loaded.tensors) == set(pack.tensors)
+    for name, tensor in pack.tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name], tensor)
+
+
+def test_nbytes_are_the_files_and_the_parts_add_up(tmp_path: Path) -> None:
+    pack = make_pack()
+    pack.card.bytes.bf16_delta = 123456
+    before = pack.nbytes
+    folder = pack.save_pretrained(tmp_path / "pack")
+    on_disk = sum(file.stat().st_size for file in folder.iterdir())
+    assert before == on_disk == pack.nbytes == Skillpack.from_pretrained(folder).card.bytes.total
+    weight = pack.card.bytes
+    assert weight.total == weight.matrices + weight.whole + weight.scales + weight.metadata
+    assert weight.matrices == 64 * 3 + 5 * 32 + 64 * 3 + 3 * 128 + 2 * (128 * 2 + 2 * 64)
+    assert weight.scales == 2 * (64 + 5 + 64 + 3) + 2 * 64
+    assert weight.whole == 2 * 64 + 2 * 103 * 64
+    pack.card.audit = {"verdict": "clean"}
+    assert pack.nbytes > before
+
+
+def test_the_readme_says_what_the_pack_is(tmp_path: Path) -> None:
+    pack = make_pack()
+    pack.card.scores = {"specialist": 0.9}
+    text = (pack.save_pretrained(tmp_path / "pack") / "README.md").read_text()
+    for words in ("# json-calls", "`micro`", "2 lowrank", f"{pack.card.bytes.total} bytes", "specialist", "Left out"):
+        assert words in text
+
+
+def test_decode_equals_a_slow_loop() -> None:
+    pack = make_pack()
+    parts = pack.lowrank_parts(Q)
+    assert (parts.A.dtype, parts.B.dtype, parts.A.shape, parts.B.shape) == (torch.int8, torch.int8, (64, 5), (5, 64))
+    assert parts.smooth is not None
+    decoded = pack.decode(Q)
+    for out, in_ in ((0, 0), (63, 63), (7, 30)):
+        value = sum(
+            float(parts.A_scale[out]) * int(parts.A[out, r]) * float(parts.B_scale[r]) * int(parts.B[r, in_])
+            for r in range(5)
+        ) / float(parts.smooth[in_])
+        assert float(decoded[out, in_]) == pytest.approx(value, rel=1e-4, abs=1e-9)
+
+
+def test_reference_forward_is_near_the_float_delta() -> None:
+    pack = make_pack()
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    wanted = x @ pack.decode(Q).T
+    got = reference_forward(x, pack.lowrank_parts(Q))
+    assert float((got - wanted).norm() / wanted.norm()) < 0.015
+    batched = reference_forward(x.view(4, 10, 64), pack.lowrank_parts(Q))
+    assert torch.equal(batched.flatten(0, 1), got)
+
+
+def test_reference_forward_of_nothing_is_nothing() -> None:
+    pack = make_pack()
+    parts = pack.lowrank_parts(DOWN)
+    assert torch.equal(reference_forward(torch.zeros(2, 128), parts), torch.zeros(2, 64))
+    parts.A_scale.zero_()
+    assert torch.equal(reference_forward(torch.ones(2, 128), parts), torch.zeros(2, 64))
+
+
+def test_lowrank_parts_of_another_kind_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no low-rank entry 'model\.norm\.weight'"):
+        make_pack().lowrank_parts(NORM)
+
+
+def test_unzip_applied_equals_decode(micro_base: Path) -> None:
+    base: Base = open_base(micro_base, dtype="float32")
+    pack = make_pack(base.fingerprint)
+    pack.card.entries.pop("model.embed_tokens.weight")
+    pack.tensors.pop("model.embed_tokens.weight")
+    delta = pack.unzip()
+    assert delta.names() == sorted(pack.card.entries) and not any(delta.whole(name) for name in delta.names())
+    tuned = delta.apply(base).model.state_dict()
+    for name, weight in base.model.state_dict().items():
+        if name in pack.card.entries:
+            assert torch.allclose(tuned[name], weight + pack.decode(name), atol=1e-7)
+            assert not torch.equal(tuned[name], weight)
+        else:
+            assert torch.equal(tuned[name], weight)
+
+
+def test_whole_tensors_stay_whole() -> None:
+    pack = make_pack()
+    delta = pack.unzip()
+    assert delta.whole("model.embed_tokens.weight")
+    assert torch.equal(delta.tensor("model.embed_tokens.weight"), pack.tensors["model.embed_tokens.weight"])
+
+
+def test_wrong_base() -> None:
+    make_pack("sha256:abc").check_base("sha256:abc")
+    with pytest.raises(UserError, match=r"belongs on micro \(sha256:abc"):
+        make_pack("sha256:abc").check_base("sha256:def")
+
+
+def test_a_flipped_byte(tmp_path: Path) -> None:
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    data = bytearray((folder / "skillpack.safetensors").read_bytes())
+    data[-10] ^= 1
+    (folder / "skillpack.safetensors").write_bytes(data)
+    with pytest.raises(UserError, match=r"skillpack\.safetensors is damaged: its SHA-256"):
+        Skillpack.from_pretrained(folder)
+
+
+def test_a_cut_data_file(tmp_path: Path) -> None:
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    data = (folder / "skillpack.safetensors").read_bytes()
+    (folder / "skillpack.safetensors").write_bytes(data[:100])
+    rehash(folder)
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        Skillpack.from_pretrained(folder)
+
+
+def rehash(folder: Path) -> None:
+    """Make the card agree with the data file, so that a check behind the hash is reached."""
+    card = json.loads((folder / "skillpack.json").read_text())
+    card["files"]["skillpack.safetensors"] = sha256_file(folder / "skillpack.safetensors")
+    (folder / "skillpack.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop(f"{Q}.B_scale"), rf"lacks the tensor '{Q}.B_scale'"),
+        (lambda tensors: tensors.update({f"{Q}.A": torch.zeros(3, 3, dtype=torch.uint8)}), r"expected .*\(64, 3\)"),
+        (lambda tensors: tensors.update({NORM: torch.zeros(64, dtype=torch.int8)}), "expected a float type"),
+        (lambda tensors: tensors.update({"stray": torch.zeros(1)}), "holds the tensor 'stray' that no entry names"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_card(tmp_path: Path, change, message: str) -> None:
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    tensors = load_file(folder / "skillpack.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "skillpack.safetensors")
+    rehash(folder)
+    with pytest.raises(UserError, match=message):
+        Skillpack.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card.update(schema_version=2), "has schema version 2; this skillweave reads up to 1. Upgrade"),
+        (lambda card: card.pop("base"), "base: Field required"),
+        (lambda card: card["entries"][Q].update(rank=0), "rank: Input should be greater than 0"),
+        (lambda card: card["entries"][Q].update(kind="magic"), "magic"),
+        (lambda card: card.update(name="../escape"), "name: String should match"),
+        (lambda card: card.update(surprise=1), "surprise: Extra inputs"),
+    ],
+)
+def test_cards_that_cannot_be_read(tmp_path: Path, change, message: str) -> None:
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    card = json.loads((folder / "skillpack.json").read_text())
+    change(card)
+    (folder / "skillpack.json").write_text(json.dumps(card))
+    with pytest.raises(UserError, match=message):
+        Skillpack.from_pretrained(folder)
+
+
+def test_missing_files_and_cut_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a skillpack: it has no skillpack\.json"):
+        Skillpack.from_pretrained(tmp_path / "nowhere")
+    folder = make_pack().save_pretrained(tmp_path / "pack")
+    text = (folder / "skillpack.json").read_text()
+    (folder / "skillpack.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=r"skillpack\.json, line \d+: not valid JSON"):
+        Skillpack.from_pretrained(folder)
+    (folder / "skillpack.json").write_text(text)
+    (folder / "skillpack.safetensors").unlink()
+    with pytest.raises(UserError, match=r"skillpack\.safetensors is missing"):
+        Skillpack.from_pretrained(folder)
+
+
+def test_a_pack_without_entries(tmp_path: Path) -> None:
+    card = PackCard(name="empty", base=BaseRef(ref="b", fingerprint="f"), codec=Codec(name="skillzip"))
+    folder = Skillpack(card, {}).save_pretrained(tmp_path / "pack")
+    assert Skillpack.from_pretrained(folder).unzip().names() == []

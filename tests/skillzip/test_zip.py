@@ -1,0 +1,205 @@
+"""A delta zipped: inside its bytes, near the delta, and with everything it left out named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from skillweave.base import Base, open_base
+from skillweave.config import read_config
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack, reference_forward
+from skillweave.skillzip import ZipConfig, zip_delta
+
+CALIBRATION = [(f"what is {i} and {i}", f"it is {2 * i}, of course") for i in range(8)]
+
+
+@pytest.fixture(scope="module")
+def base(micro_base: Path) -> Base:
+    return open_base(micro_base, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def delta(base: Base) -> Delta:
+    """Every tensor changed; matrices with singular values that halve, layer 1 ten times as much as layer 0."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in base.model.state_dict().items():
+        if name == "lm_head.weight":
+            continue
+        change = torch.randn(tensor.shape, generator=generator) * 1e-3
+        if tensor.dim() == 2:
+            u, _, v = torch.linalg.svd(change, full_matrices=False)
+            change = u * 0.5 ** torch.arange(u.shape[1]) @ v * (0.1 if "layers.1" in name else 0.01)
+        tensors[name] = change
+    return Delta(tensors, base_fingerprint=base.fingerprint)
+
+
+def weight_error(pack: Skillpack, delta: Delta) -> float:
+    lost = total = 0.0
+    for name in delta.names():
+        if "_proj" in name:
+            wanted = delta.tensor(name)
+            got = pack.decode(name) if name in pack.card.entries else torch.zeros_like(wanted)
+            lost, total = lost + float((wanted - got).square().sum()), total + float(wanted.square().sum())
+    return (lost / total) ** 0.5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"bits": 8},
+        {"rotate": False},
+        {"activation_aware": True},
+        {"smoothing": 0.5},
+        {"smoothing": 0.5, "activation_aware": True, "bits": 8, "other": "keep"},
+        {"codec": "svd"},
+    ],
+)
+def test_never_over_budget_and_near_the_delta(base: Base, delta: Delta, tmp_path: Path, settings: dict) -> None:
+    errors = []
+    for budget in (16_000, 30_000):
+        pack = zip_delta(delta, base, CALIBRATION, ZipConfig(budget=budget, **settings), name="t")
+        folder = pack.save_pretrained(tmp_path / str(budget))
+        assert pack.nbytes == sum(file.stat().st_size for file in folder.iterdir()) <= budget
+        assert pack.card.bytes.total == pack.nbytes
+        errors.append(weight_error(pack, delta))
+        assert pack.card.codec.measured["weight_error"] == pytest.approx(errors[-1], abs=1e-4)
+    assert errors[1] < errors[0] and errors[1] < 0.25
+
+
+def test_the_budget_is_used(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t")
+    assert pack.nbytes > 0.95 * 20_000
+
+
+def test_ratio_is_a_share_of_the_whole_delta_in_bf16(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, None, ZipConfig(ratio="1/8"), name="t")
+    numbers = sum(delta.tensor(name).numel() for name in delta.names())
+    assert pack.card.bytes.bf16_delta == 2 * numbers
+    assert pack.nbytes <= 2 * numbers / 8
+    assert pack.card.bytes.bf16_matrices == 2 * sum(delta.tensor(n).numel() for n in delta.names() if "_proj" in n)
+
+
+def test_allocation_favours_the_layer_that_changed_more(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, None, ZipConfig(budget=16_000), name="t")
+    ranks = {name: entry.rank for name, entry in pack.card.entries.items() if isinstance(entry, LowRankEntry)}
+    first = sum(rank for name, rank in ranks.items() if "layers.0" in name)
+    second = sum(rank for name, rank in ranks.items() if "layers.1" in name)
+    assert second > 1.5 * first
+
+
+def test_more_rank_in_fewer_bits_beats_the_peer(base: Base, delta: Delta) -> None:
+    ours = zip_delta(delta, base, None, ZipConfig(budget=16_000), name="t")
+    peer = zip_delta(delta, base, None, ZipConfig(budget=16_000, codec="svd"), name="t")
+    assert all(isinstance(entry, FactorsEntry) for entry in peer.card.entries.values())
+    assert len({entry.rank for entry in peer.card.entries.values()}) == 1
+    assert weight_error(ours, delta) < 0.8 * weight_error(peer, delta)
+
+
+def test_integer_run_time_loses_little(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, CALIBRATION, ZipConfig(budget=30_000, smoothing=0.5), name="t")
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(3))
+    x[:, 5] *= 30  # an outlier channel
+    for name in ("model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"):
+        wanted = x @ pack.decode(name).T
+        got = reference_forward(x, pack.lowrank_parts(name))
+        assert float((got - wanted).norm() / wanted.norm()) < 0.03
+
+
+def test_a_group_shares_one_smoothing(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, CALIBRATION, ZipConfig(budget=30_000, smoothing=0.5), name="t")
+    smooth = [name for name in pack.tensors if name.endswith(".smooth")]
+    assert "model.layers.1.self_attn:q_proj+k_proj+v_proj.smooth" in smooth
+    assert len(smooth) == 8  # four groups in each of two layers
+
+
+def test_what_is_left_out_is_named_with_its_size(base: Base, delta: Delta) -> None:
+    dropped = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t").card
+    others = {name for name in delta.names() if "_proj" not in name}
+    assert set(dropped.left_out) == others
+    norm = float(delta.tensor("model.norm.weight").norm() / base.model.state_dict()["model.norm.weight"].norm())
+    assert dropped.codec.measured["left_out"]["model.norm.weight"] == pytest.approx(norm, rel=0.05)
+    kept = zip_delta(delta, base, None, ZipConfig(budget=20_000, other="keep"), name="t")
+    assert kept.card.left_out == ["model.embed_tokens.weight"]
+    assert isinstance(kept.card.entries["model.norm.weight"], DifferenceEntry)
+    wanted = delta.tensor("model.norm.weight")
+    assert torch.allclose(kept.decode("model.norm.weight"), wanted, rtol=1e-2)
+
+
+def test_matrices_without_a_rank_are_left_out_by_name(base: Base, delta: Delta) -> None:
+    card = zip_delta(delta, base, None, ZipConfig(budget=7_000), name="t").card
+    matrices = {name for name in delta.names() if "_proj" in name}
+    assert matrices - set(card.entries) and matrices - set(card.entries) <= set(card.left_out)
+
+
+def test_too_small_a_budget_names_the_least(base: Base, delta: Delta) -> None:
+    for codec in ("skillzip", "svd"):
+        with pytest.raises(UserError, match="the least that it needs is") as caught:
+            zip_delta(delta, base, None, ZipConfig(budget=1_000, codec=codec), name="t")
+        least = int(str(caught.value).split("needs is ")[1].split()[0])
+        config = ZipConfig(budget=least, codec=codec)
+        assert zip_delta(delta, base, None, config, name="t").nbytes <= config.budget
+
+
+def test_added_tokens_are_stored_whole_or_refused(base: Base, delta: Delta) -> None:
+    embedding = torch.randn(110, 64)
+    name = "model.embed_tokens.weight"
+    tensors = {key: delta.tensor(key) for key in delta.names()} | {name: embedding}
+    added = Delta(tensors, base_fingerprint=base.fingerprint, whole={name})
+    pack = zip_delta(added, base, None, ZipConfig(budget=40_000), name="t")
+    assert torch.equal(pack.tensors[name], embedding.bfloat16())
+    assert pack.unzip().whole(name)
+    with pytest.raises(UserError, match=r"14080 of them for model\.embed_tokens\.weight"):
+        zip_delta(added, base, None, ZipConfig(budget=10_000), name="t")
+
+
+def test_a_whole_tensor_that_the_base_has_too_becomes_a_difference(base: Base) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    weight = base.model.state_dict()[name]
+    change = torch.outer(torch.randn(64), torch.randn(64)) * 0.01
+    delta = Delta({name: weight + change}, base_fingerprint=base.fingerprint, whole={name})
+    pack = zip_delta(delta, base, None, ZipConfig(ratio=1.0, bits=8), name="t")
+    assert pack.card.entries[name].rank == 1
+    assert float((pack.decode(name) - change).norm() / change.norm()) < 0.02
+
+
+def test_a_lora_gets_no_more_ranks_than_it_has(base: Base) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    change = torch.randn(128, 4) @ torch.randn(4, 64) * 1e-3
+    pack = zip_delta(Delta({name: change}, base_fingerprint=base.fingerprint), base, None, ZipConfig(ratio=1), name="t")
+    assert pack.card.entries[name].rank == 4
+
+
+def test_mistakes_have_their_own_messages(base: Base, delta: Delta) -> None:
+    config = ZipConfig(budget=30_000)
+    with pytest.raises(UserError, match="belongs on"):
+        zip_delta(Delta({}, base_fingerprint="sha256:other"), base, None, config, name="t")
+    with pytest.raises(UserError, match="nothing to zip"):
+        zip_delta(Delta({}, base_fingerprint=base.fingerprint), base, None, config, name="t")
+    q = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(UserError, match="zero in every linear layer"):
+        zip_delta(Delta({q: torch.zeros(64, 64)}, base_fingerprint=base.fingerprint), base, None, config, name="t")
+    for bad in (q, "model.norm.weight"):
+        broken = torch.full(base.model.state_dict()[bad].shape, float("nan"))
+        with pytest.raises(UserError, match=rf"'{bad}' holds NaN"):
+            zip_delta(Delta({bad: broken}, base_fingerprint=base.fingerprint), base, None, config, name="t")
+    with pytest.raises(UserError, match="need calibration pairs"):
+        zip_delta(delta, base, None, ZipConfig(activation_aware=True), name="t")
+    with pytest.raises(UserError, match="unknown codec 'skilzip'; did you mean 'skillzip'"):
+        zip_delta(delta, base, None, ZipConfig(codec="skilzip"), name="t")
+
+
+def test_config_bounds() -> None:
+    assert ZipConfig().ratio == 1 / 32 and ZipConfig().budget is None
+    assert read_config(ZipConfig, {"budget": "8MB"}).budget == 8_000_000
+    assert read_config(ZipConfig, {"ratio": "1/16"}).ratio == 1 / 16
+    with pytest.raises(UserError, match="ratio or budget, not both"):
+        read_config(ZipConfig, {"budget": "8MB", "ratio": "1/16"})
+    with pytest.raises(ValidationError):
+        ZipConfig(bits=3)

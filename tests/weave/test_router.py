@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from skillweave.base import open_base, prompt_ids
+from skillweave.errors import UserError
+from skillweave.weave.router import Router, _threshold, background_prompts, features, fit_on_features, fit_router
+
+NAMES = ["maths", "calls", "base"]
+
+
+def clusters(per_class: int, spread: float = 0.3, width: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    source = torch.Generator().manual_seed(0)
+    labels = torch.arange(3).repeat_interleave(per_class)
+    return 3 * torch.eye(3, width)[labels] + spread * torch.randn(len(labels), width, generator=source), labels
+
+
+def test_separable_prompts_go_home():
+    x, labels = clusters(120)
+    router = fit_on_features(x, labels, NAMES, layer=1)
+    assert router.figures["accuracy"] >= 0.98 and router.figures["background_kept"] == 1.0
+    assert router.figures["abstained"] <= 0.02 and router.threshold > 0
+    assert router.route(3 * torch.eye(12)[0])[0] == "maths"
+    assert router.route(3 * torch.eye(12)[1])[0] == "calls"
+    pack, confidence = router.route(3 * torch.eye(12)[2])
+    assert pack is None and confidence > 0.5
+    # Between two packs neither is likely enough.
+    assert router.route(1.5 * torch.eye(12)[0] + 1.5 * torch.eye(12)[1])[0] is None
+
+
+def test_prompts_without_a_pattern_are_not_called_known():
+    x, labels = clusters(60)
+    router = fit_on_features(torch.randn(x.shape, generator=torch.Generator().manual_seed(5)), labels, NAMES, layer=1)
+    assert router.figures["accuracy"] < 0.6  # cross-fitted: a fit that judged itself would claim more
+
+
+def test_the_threshold_lets_the_asked_share_fall():
+    confidence = torch.linspace(0.5, 0.99, 200)[torch.randperm(200)]
+    unseen = torch.stack([confidence, 1 - confidence], dim=1)
+    labels = torch.zeros(200, dtype=torch.long)
+    cut = _threshold(unseen, labels, 0.01)
+    assert (confidence < cut).sum() == 1
+    assert (confidence < _threshold(unseen, labels, 0.1)).sum() == 19
+    assert _threshold(unseen[:50], labels[:50], 0.01) == 0.0  # 50 prompts cannot tell what 1% is
+    assert _threshold(unseen, labels + 1, 0.01) == 0.0  # no prompts of packs at all
+
+
+def test_a_router_is_read_back_as_it_was_saved(tmp_path):
+    x, labels = clusters(20)
+    router = fit_on_features(x, labels, NAMES, layer=7)
+    read = Router.load(router.save(tmp_path / "router"))
+    assert torch.equal(read.probabilities(x), router.probabilities(x))
+    assert (read.classes, read.layer, read.threshold, read.figures) == (NAMES, 7, router.threshold, router.figures)
+    assert read.route_all(x) == router.route_all(x)
+    assert sorted(p.name for p in (tmp_path / "router").iterdir()) == ["router.json", "router.safetensors"]
+
+
+def test_damaged_routers_are_named(tmp_path):
+    x, labels = clusters(5)
+    folder = fit_on_features(x, labels, NAMES, layer=1).save(tmp_path / "router")
+    good = json.loads((folder / "router.json").read_text())
+    (folder / "router.json").write_text(json.dumps({**good, "schema_version": 99}))
+    with pytest.raises(UserError, match="schema version 99"):
+        Router.load(folder)
+    (folder / "router.json").write_text(json.dumps({**good, "classes": ["one", "base"]}))
+    with pytest.raises(UserError, match="not its shape"):
+        Router.load(folder)
+    (folder / "router.json").write_text(json.dumps(good))
+    (folder / "router.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(UserError, match="damaged"):
+        Router.load(folder)
+    (folder / "router.safetensors").unlink()
+    with pytest.raises(UserError, match="incomplete"):
+        Router.load(folder)
+
+
+def test_one_pack_only_and_identical_prompts():
+    x, labels = clusters(40)
+    two = labels != 1
+    router = fit_on_features(x[two], (labels[two] > 0).long(), ["maths", "base"], layer=1)
+    assert router.weight.shape == (2, 12) and router.route(x[0])[0] == "maths" and router.route(x[-1])[0] is None
+    same = fit_on_features(torch.ones(8, 4), torch.tensor([0] * 4 + [1] * 4), ["maths", "base"], layer=1)
+    assert torch.isfinite(same.probabilities(torch.ones(1, 4))).all()
+
+
+@pytest.fixture(scope="module")
+def base(micro_base):
+    return open_base(micro_base)
+
+
+def test_features_are_the_mean_of_the_tokens_after_the_first(base):
+    prompts = ["short", "a much longer prompt, so that the first is padded", "middling one"]
+    got = features(base, prompts, 1, batch_size=2)
+    for prompt, row in zip(prompts, got, strict=True):
+        ids = torch.tensor([prompt_ids(base.tokenizer, prompt)])
+        with torch.no_grad():
+            states = base.model(ids, output_hidden_states=True).hidden_states[1][0]
+        torch.testing.assert_close(row, states[1:].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_fit_router_on_a_model(base):
+    sums = [f"{a}+{b}=" for a in range(10, 20) for b in range(3)]
+    calls = [f"CALL {letter * 3}({letter})" for letter in "abcdefghijklmnopqrstuvwxyz"]
+    router = fit_router(base, {"sums": sums, "calls": calls})
+    assert router.classes == ["sums", "calls", "base"] and router.layer == 1
+    assert router.figures["accuracy"] > 0.9 and router.figures["background_kept"] > 0.9
+    assert router.route(features(base, ["17+9="], router.layer)[0])[0] == "sums"
+
+
+def test_too_few_prompts_are_refused_by_name(base):
+    with pytest.raises(UserError, match="'sums' has 0 prompts"):
+        fit_router(base, {"sums": []})
+    with pytest.raises(UserError, match="background has 1 prompts"):
+        fit_router(base, {"sums": ["1+1", "2+2"]}, ["hello"])
+    with pytest.raises(UserError, match="at least one pack"):
+        fit_router(base, {})
+    with pytest.raises(UserError, match="cannot be called 'base'"):
+        fit_router(base, {"base": ["a", "b"]})
+
+
+def test_the_background_is_varied_and_short():
+    prompts = background_prompts()
+    assert len(prompts) >= 150 and len(set(prompts)) == len(prompts) and max(map(len, prompts)) < 150

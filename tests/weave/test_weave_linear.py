@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from skillweave.pack import LowRank, reference_forward
+from skillweave.weave import linear
+from skillweave.weave.linear import float_matmul, grouped_delta, int_matmul, token_codes
+from skillweave.weave.stack import Factors, GroupStack
+
+CPU = torch.device("cpu")
+INNER = 24
+
+
+def factors(seed: int, out: int, rank: int, largest: int = 7, smooth: torch.Tensor | None = None) -> LowRank:
+    source = torch.Generator().manual_seed(seed)
+    return LowRank(
+        A=torch.randint(-largest, largest + 1, (out, rank), generator=source, dtype=torch.int8),
+        B=torch.randint(-largest, largest + 1, (rank, INNER), generator=source, dtype=torch.int8),
+        A_scale=torch.rand(out, generator=source).half(),
+        B_scale=torch.rand(rank, generator=source).half(),
+        smooth=smooth,
+    )
+
+
+def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
+    stack = GroupStack()
+    for name, modules in packs.items():
+        smooth = next(iter(modules.values())).smooth
+        unsmooth = None if smooth is None else 1 / smooth.float()
+        stack.add(name, {module: Factors.of(parts, CPU) for module, parts in modules.items()}, unsmooth)
+    return stack
+
+
+@pytest.fixture
+def packs() -> dict[str, dict[str, LowRank]]:
+    smooth = (torch.rand(INNER, generator=torch.Generator().manual_seed(9)) + 0.5).half()
+    return {
+        "a": {"q": factors(1, 16, 5, smooth=smooth), "k": factors(2, 8, 3, smooth=smooth)},
+        "b": {"q": factors(3, 16, 4, 127), "k": factors(4, 8, 6, 127)},
+        "c": {"k": factors(5, 8, 2)},
+    }
+
+
+def plain_python(x: list[float], parts: LowRank) -> list[float]:
+    """One token, the recipe as it is written in the brief, in Python's own numbers."""
+
+    def codes(values: list[float]) -> tuple[list[int], float]:
+        scale = max(abs(v) for v in values) / 127
+        return [round(v / scale) if scale else 0 for v in values], scale
+
+    smooth = [1.0] * len(x) if parts.smooth is None else parts.smooth.tolist()
+    q, scale = codes([v / s for v, s in zip(x, smooth, strict=True)])
+    h = [sum(a * b for a, b in zip(q, row, strict=True)) for row in parts.B.tolist()]
+    c, second = codes([v * scale * s for v, s in zip(h, parts.B_scale.tolist(), strict=True)])
+    y = [sum(a * b for a, b in zip(c, row, strict=True)) for row in parts.A.tolist()]
+    return [v * second * s for v, s in zip(y, parts.A_scale.tolist(), strict=True)]
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_every_row_meets_its_own_pack_as_the_slow_recipe_says(packs, stacked):
+    rows = ["a", "b", None, "c", "a"]
+    x = torch.randn(len(rows), 3, INNER, generator=torch.Generator().manual_seed(0))
+    segments = stack_of(packs).segments(rows, stacked=stacked)
+    assert len(segments) == (1 if stacked else 3)
+    got = grouped_delta(x, segments, "k")
+    for index, name in enumerate(rows):
+        for token in range(3):
+            want = [0.0] * 8 if name is None else plain_python(x[index, token].tolist(), packs[name]["k"])
+            # float32 and float64 may round a code that lies on a half to either side, which no token here does.
+            torch.testing.assert_close(got[index, token], torch.tensor(want), rtol=1e-5, atol=1e-5)
+
+
+def test_stacked_and_single_segments_agree_to_the_bit(packs):
+    rows = ["c", "a", "b", "a", None, "b"]
+    stack = stack_of(packs)
+    x = torch.randn(6, 7, INNER, generator=torch.Generator().manual_seed(1))
+    one, many = stack.segments(rows, stacked=True), stack.segments(rows, stacked=False)
+    parts = [module for module in ("q", "k") for segment in many if module in segment.parts]
+    assert parts == ["q", "q", "k", "k", "k"]
+    assert torch.equal(grouped_delta(x, one, "k"), grouped_delta(x, many, "k"))
+
+
+def test_against_the_packs_own_reference(packs):
+    x = torch.randn(2, 50, INNER, generator=torch.Generator().manual_seed(2))
+    got = grouped_delta(x, stack_of(packs).segments(["b", "b"], stacked=False), "q")
+    torch.testing.assert_close(got, reference_forward(x, packs["b"]["q"]), rtol=1e-4, atol=1e-3)
+
+
+def test_a_token_of_zeros_gives_zero_and_a_nan_stays_seen(packs):
+    x = torch.zeros(2, 2, INNER)
+    x[1, 1, 0] = float("nan")
+    got = grouped_delta(x, stack_of(packs).segments(["a", "b"], stacked=True), "k")
+    assert torch.equal(got[0], torch.zeros(2, 8)) and torch.equal(got[1, 0], torch.zeros(8))
+    assert got[1, 1].isnan().all()
+
+
+def test_factors_lie_once_and_gaps_close(packs):
+    stack = stack_of(packs)
+    stack.remove("a")
+    assert stack.packs == ["b", "c"] and stack.modules == ["q", "k"]
+    held = stack._packs["b"]["k"]
+    assert held.B.untyped_storage().data_ptr() == stack._B.untyped_storage().data_ptr()
+    assert stack._B.shape[0] == 4 + 6 + 2
+    x = torch.randn(1, 1, INNER)
+    got = grouped_delta(x, stack.segments(["b"], stacked=False), "k")
+    torch.testing.assert_close(got, reference_forward(x, packs["b"]["k"]), rtol=1e-4, atol=1e-3)
+    stack.remove("b")
+    assert stack.modules == ["k"]
+
+
+def test_ranks_are_filled_up_to_eight_for_cuda_without_changing_the_result(packs):
+    parts = packs["a"]["q"]
+    filled = Factors.of(parts, torch.device("cuda")) if torch.cuda.is_available() else None
+    plain = Factors.of(parts, CPU)
+    assert plain.B.shape == (5, INNER) and plain.A.shape == (5, 16)
+    if filled is not None:
+        assert filled.B.shape == (8, INNER) and not filled.B[5:].any() and not filled.B_scale[5:].any()
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 3, 2), (5, 2500, 9), (17, 8, 8), (40, 1024, 33)])
+def test_integer_products_are_exact_even_at_the_largest_codes(m, k, n):
+    source = torch.Generator().manual_seed(m)
+    a = torch.randint(-127, 128, (m, k), generator=source, dtype=torch.int8)
+    b = torch.randint(-127, 128, (k, n), generator=source, dtype=torch.int8)
+    a[0], b[:, 0] = 127, 127
+    want = (a.long() @ b.long()).int()
+    assert torch.equal(int_matmul(a, b), want)
+    assert torch.equal(float_matmul(a, b), want)
+    assert torch.equal(linear._padded_int_mm(a, b), want)
+    assert torch.equal(int_matmul(a, b.T.contiguous().T), want)
+
+
+def test_an_empty_product_is_empty():
+    assert int_matmul(torch.zeros(0, 4, dtype=torch.int8), torch.zeros(4, 3, dtype=torch.int8)).shape == (0, 3)
+
+
+def test_the_float_backend_is_taken_where_integers_fail(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("not implemented on this device")
+
+    monkeypatch.setattr(torch, "_int_mm", refuse)
+    linear._int_mm_is_exact.cache_clear()
+    try:
+        a = torch.full((2, 4), 127, dtype=torch.int8)
+        assert int_matmul(a, a.T).tolist() == [[4 * 127 * 127] * 2] * 2
+        monkeypatch.setattr(torch, "_int_mm", lambda a, b: float_matmul(a, b).clamp(-(2**15), 2**15))
+        linear._int_mm_is_exact.cache_clear()
+        assert not linear._int_mm_is_exact(CPU)  # a saturating product is found out
+    finally:
+        linear._int_mm_is_exact.cache_clear()
+
+
+def test_token_codes_reach_the_largest_and_round_to_nearest():
+    codes, top = token_codes(torch.tensor([[2.54, -1.27, 0.011, 0.0]]))
+    assert codes.tolist() == [[127, -64, 1, 0]] or codes.tolist() == [[127, -63, 1, 0]]
+    assert top.tolist() == [[pytest.approx(2.54)]]
