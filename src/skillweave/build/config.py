@@ -11,7 +11,6 @@ from skillweave.errors import UserError
 from skillweave.methods import get_method
 from skillweave.skillzip import ZipConfig
 from skillweave.tasks import TaskSpec
-from skillweave.weave import RouterConfig
 
 
 class SkillConfig(Config):
@@ -38,6 +37,14 @@ class ScoreConfig(Config):
     max_new_tokens: int = Field(64, ge=1)
 
 
+class RouterConfig(Config):
+    """How the router is fitted: see :func:`skillweave.weave.fit_router`."""
+
+    prompts: int = Field(128, ge=2, description="Train prompts of each skill that it learns from.")
+    layer: int | None = Field(None, ge=0, description="The layer whose hidden states it reads (half way up).")
+    miss: float = Field(0.01, ge=0, lt=1, description="Share of a skill's own prompts that may fall to the base.")
+
+
 class WeaveConfig(Config):
     """The whole of ``weave.yaml``."""
 
@@ -45,7 +52,7 @@ class WeaveConfig(Config):
     base: str = Field(description="A Hugging Face folder, a hub id, a GGUF file or bundled:smollm2.")
     dtype: str = Field("bfloat16", description="In which the base is served, and every figure is taken.")
     device: str | None = None
-    budget: ByteSize | None = Field(None, description="Most bytes of all packs together in memory.")
+    budget: ByteSize | None = Field(None, description="Most bytes in memory, base and packs together.")
     seed: int = 0
     skills: dict[str, SkillConfig] = Field(min_length=1)
     zip: ZipConfig = Field(default_factory=ZipConfig)

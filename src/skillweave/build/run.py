@@ -1,41 +1,62 @@
 """The build: specialise, zip, route, weave, score, report.
 
-The output folder is the weave itself; ``work/`` inside it holds what the steps left (deltas, answers, checkpoints)
-and may be deleted when no rebuild is wanted.
+The output folder is the weave and its report, put in place whole at the end. Beside it, ``NAME.work/`` holds what the
+steps left (checkpoints, deltas, packs, every answer behind a figure), so that the next run skips what is done; it may be
+deleted when no rebuild is wanted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import read_json, write_json
+from skillweave.artefact import atomic_folder, digest, read_json, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
 from skillweave.build.config import WeaveConfig
 from skillweave.build.evaluate import AnswerFunction, read_score, score_once
 from skillweave.build.step import run_step
 from skillweave.delta import Delta
+from skillweave.errors import UserError
 from skillweave.methods import get_method
 from skillweave.pack import Skillpack
 from skillweave.progress import console
 from skillweave.report import machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Entry, Task, load_task
-from skillweave.weave import Router, Weave, background_prompts, fit_router
+from skillweave.weave import Router, Weave, background_prompts, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
 """The four that are scored on every skill."""
+
+
+def task_key(task: Task) -> str:
+    """A digest of what a task asks: an edited data file is a changed input, whatever its settings say."""
+    content = {name: [(entry.id, entry.answer) for entry in entries] for name, entries in task.splits.items()}
+    return digest([task.spec.model_dump(mode="json"), content])
+
+
+def _background() -> tuple[list[str], list[str]]:
+    """The everyday prompts in two parts: what the router learns from, and what it is then shown."""
+    prompts = background_prompts()
+    return [prompt for index, prompt in enumerate(prompts) if index % 4], prompts[::4]
+
+
+BACKGROUND = _background()
 
 
 def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
     """Build the weave that ``config`` describes in ``out`` and return its report (as ``report.json`` holds it).
 
     What is done and unchanged is skipped; a killed build goes on where it stopped. ``command`` is written into the
-    report as the way to make it again.
+    report as the way to make it again. Raises :class:`UserError` where ``out`` holds something that is no weave: it
+    would be replaced.
     """
-    run = _Build(config, out)
+    if out.exists() and not is_weave(out) and (out.is_file() or any(out.iterdir())):
+        raise UserError(f"{out} holds something that is no weave, and would be replaced: choose another place with --out")
+    run = _Build(config, out.with_name(f"{out.name}.work"))
     for skill in config.skills:
         run.score_base(skill)
         run.specialise(skill)
@@ -45,7 +66,9 @@ def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
         run.score_pack(skill)
     run.score_routed()
     report = run.report(command)
-    write_build_report(report, out)
+    with atomic_folder(out) as folder:
+        shutil.copytree(run.woven_folder, folder, dirs_exist_ok=True)
+        write_build_report(report, folder)
     return report
 
 
@@ -54,7 +77,7 @@ class _Build:
     """One run of the build: what is open, and the key of every step's result (see :func:`run_step`)."""
 
     config: WeaveConfig
-    out: Path
+    work: Path
     base: Base = field(init=False)
     tasks: dict[str, Task] = field(init=False)
     keys: dict[str, str] = field(default_factory=dict)
@@ -66,8 +89,7 @@ class _Build:
         self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
         self.keys["base"] = self.base.fingerprint
         for name, skill in self.config.skills.items():
-            # The content of the prompts, not only the settings: an edited data file is a changed input.
-            self.keys[f"{name}/task"] = self.tasks[name].digest
+            self.keys[f"{name}/task"] = task_key(self.tasks[name])
             if skill.pack is not None:
                 Skillpack.from_pretrained(skill.pack).check_base(self.base.fingerprint)
 
@@ -109,7 +131,7 @@ class _Build:
             pack = zip_delta(self._delta(skill), self.base, self._calibration(skill), settings, name=skill)
             pack.card.method = chosen.method
             pack.card.data = chosen.task.model_dump(mode="json")
-            pack.card.scores = {arm: read_score(self._folder(skill, arm)) for arm in ("base", "specialist")}
+            pack.card.scores = self._scores(skill, ("base", "specialist"))
             pack.save_pretrained(folder / "pack")
 
         self._step(
@@ -120,27 +142,32 @@ class _Build:
         """Fit the router, and put packs and router together into the folder that can be served."""
         names = list(self.config.skills)
 
-        def fit(folder: Path) -> None:
-            train = {name: [entry.prompt for entry in self.tasks[name].split("train")] for name in names}
-            held_out = {name: [entry.prompt for entry in self.tasks[name].split("calibration")] for name in names}
-            fit_router(self.base, train, held_out, self.config.router).save(folder / "router")
+        chosen = self.config.router
 
-        settings = {"router": self.config.router.model_dump(mode="json"), "seed": self.config.seed}
-        self._step("weave", "router", "fit the router", ["base", *(f"{name}/task" for name in names)], settings, fit)
-        Weave.write(
-            self.out,
-            self.base,
-            {name: self._folder(name, "pack") / "pack" for name in names},
-            Router.load(self._folder("weave", "router") / "router"),
-            name=self.config.name,
-            budget=self.config.budget,
-        )
-        self.woven = Weave.from_pretrained(self.out, base=self.base)
+        def fit(folder: Path) -> None:
+            own = {name: [e.prompt for e in self.tasks[name].split("train")[: chosen.prompts]] for name in names}
+            router = fit_router(
+                self.base, own, BACKGROUND[0], layer=chosen.layer, miss=chosen.miss, seed=self.config.seed
+            )
+            router.save(folder / "router")
+
+        def put_together(folder: Path) -> None:
+            packs = {name: self._folder(name, "pack") / "pack" for name in names}
+            router = Router.load(self._folder("weave", "router") / "router")
+            Weave.write(self.woven_folder, self.base, packs, router, budget=self.config.budget)
+
+        settings = {"router": chosen.model_dump(mode="json"), "seed": self.config.seed, "dtype": self.config.dtype}
+        tasks = [f"{name}/task" for name in names]
+        self._step("weave", "router", "fit the router", ["base", *tasks], settings, fit)
+        parts = ["weave/router", *(f"{name}/pack" for name in names)]
+        budget = {"budget": self.config.budget}
+        self._step("weave", "woven", "put packs and router together", parts, budget, put_together)
+        self.woven = Weave.from_pretrained(self.woven_folder, base=self.base)
 
     def score_pack(self, skill: str) -> None:
         """What the pack scores beside the base in the weave, named by the caller (oracle routing)."""
         woven = self._woven()
-        self._score(skill, "pack", [f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
+        self._score(skill, "pack", ["weave/woven", f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
 
     def score_routed(self) -> None:
         """What the weave scores when the router chooses, all skills mixed; and where the prompts went."""
@@ -151,7 +178,7 @@ class _Build:
 
         def work(folder: Path) -> None:
             rows = {name: [e.prompt for e in self._test(name)] for name in self.config.skills}
-            rows["(anything else)"] = background_prompts()[1]
+            rows["(anything else)"] = BACKGROUND[1]
             columns = [*self.config.skills, "base"]
             counts = []
             for prompts in rows.values():
@@ -170,7 +197,7 @@ class _Build:
         skills = {name: self._skill_report(name) for name in self.config.skills}
         own = confusion["counts"][: len(skills)]
         prompts = sum(map(sum, own))
-        base_bytes = self.base.nbytes
+        base_bytes = woven.base_bytes
         return {
             "name": self.config.name,
             "base": {"ref": self.config.base, "fingerprint": self.base.fingerprint},
@@ -189,17 +216,16 @@ class _Build:
             "command": command,
             "machine": machine(),
             "versions": versions(),
-            "seconds": sum(read_json(path)["seconds"] for path in sorted(self.out.glob("work/*/*/step.json"))),
+            "seconds": sum(read_json(path)["seconds"] for path in sorted(self.work.glob("*/*/step.json"))),
         }
 
     def _skill_report(self, skill: str) -> dict[str, Any]:
-        arms = ("base", "specialist", "pack", "routed")
-        scores = {arm: read_score(self._folder(skill, arm)) for arm in arms if (self._folder(skill, arm)).exists()}
+        scores = self._scores(skill, ARMS)
         pack = self._folder(skill, "pack") / "pack"
         delta = self._delta(skill) if self.config.skills[skill].pack is None else None
         gain = scores["specialist"]["mean"] - scores["base"]["mean"] if "specialist" in scores else 0.0
         return {
-            **{arm: scores[arm]["mean"] if arm in scores else None for arm in arms},
+            **{arm: scores[arm]["mean"] if arm in scores else None for arm in ARMS},
             "gain_kept": (scores["pack"]["mean"] - scores["base"]["mean"]) / gain if gain > 0 else None,
             "pack_bytes": sum(file.stat().st_size for file in pack.iterdir()),
             "delta_bytes": delta.bf16_nbytes if delta else None,
@@ -210,7 +236,12 @@ class _Build:
     # -- what the steps share --------------------------------------------------------------------------------------
 
     def _folder(self, skill: str, what: str) -> Path:
-        return self.out / "work" / skill / what
+        return self.work / skill / what
+
+    @property
+    def woven_folder(self) -> Path:
+        """The weave as the steps put it together, before the report is added."""
+        return self._folder("weave", "woven") / "weave"
 
     def _step(
         self,
@@ -229,7 +260,11 @@ class _Build:
             score_once(folder, self.tasks[skill], answer(), limit=self.config.score.limit)
 
         built_on = [f"{skill}/task", *built_on]
-        self._step(skill, arm, f"score the {ARMS[arm]}", built_on, self._score_settings(), work)
+        self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(), work)
+
+    def _scores(self, skill: str, arms: Iterable[str]) -> dict[str, dict[str, Any]]:
+        folders = {arm: self._folder(skill, f"score-{arm}") for arm in arms}
+        return {arm: read_score(folder) for arm, folder in folders.items() if folder.exists()}
 
     def _score_settings(self) -> dict[str, Any]:
         return {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
@@ -269,5 +304,4 @@ class _Build:
         return answer
 
     def _calibration(self, skill: str) -> list[tuple[Prompt, str]]:
-        entries = self.tasks[skill].split("calibration")
-        return [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
+        return self.tasks[skill].pairs("calibration")

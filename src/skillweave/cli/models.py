@@ -43,11 +43,9 @@ def specialise(
     from skillweave.cli.show import out as terminal
     from skillweave.config import read_config
     from skillweave.methods import get_method
-    from skillweave.tasks import read_task_spec
 
     method = get_method("specialise")
-    spec = json.dumps(read_task_spec(task).model_dump(mode="json"))
-    settings = read_config(method.config, config, [f"task={spec}", *overrides])
+    settings = read_config(method.config, config, [f"task={task}", *overrides])
     delta = method.run(open_base(base, device=device), settings, out)
     terminal.print(f"Wrote {out / 'delta'} ({delta.nbytes:,} bytes).", soft_wrap=True)
     terminal.print(f"Zip it: skillweave zip --base {base} --delta {out / 'delta'} --task {task} -o PACK", soft_wrap=True)

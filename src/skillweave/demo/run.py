@@ -10,7 +10,6 @@ from typing import Any
 
 from skillweave.base import Sampling
 from skillweave.build import WeaveConfig, build, read_weave_config
-from skillweave.errors import UserError
 from skillweave.tasks import load_task
 from skillweave.weave import Weave
 
@@ -36,10 +35,7 @@ def demo_config(overrides: Sequence[str] = ()) -> WeaveConfig:
 
 def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dict[str, Any]:
     """Build the demo's weave in ``out``; what is done there already is kept. Returns the report."""
-    config = demo_config(overrides)
-    if out.exists() and any(out.iterdir()) and not (out / "work").exists():
-        raise UserError(f"{out} holds something that is no demo: choose another folder with --out")
-    return build(config, out, command=command)
+    return build(demo_config(overrides), out, command=command)
 
 
 def mixed_answers(folder: Path, overrides: Sequence[str] = ()) -> list[MixedAnswer]:
