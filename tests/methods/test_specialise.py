@@ -239,9 +239,7 @@ def test_a_task_from_a_file(base, tmp_path, monkeypatch):
 
 def test_preferences_raise_the_good_answer_over_the_bad(base, tmp_path):
     """Without a warm start, with gold answers as the chosen ones; measured token by token, not by TRL."""
-    delta = run(
-        base, settings(warm_start={"when": "never"}, dpo={**SETTINGS["dpo"], "nll_weight": 0}), tmp_path
-    )
+    delta = run(base, settings(warm_start={"when": "never"}, dpo={**SETTINGS["dpo"], "nll_weight": 0}), tmp_path)
     # The policy is its own reference at first: the loss is ln 2 but for rounding.
     figures = read_json(tmp_path / "round-1" / "figures.json")
     assert figures["loss_first"] == pytest.approx(0.693147, abs=1e-4)

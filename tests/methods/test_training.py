@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -107,6 +112,22 @@ def test_head_agrees_with_trl_and_with_the_model_also_in_its_gradient():
         torch.testing.assert_close(getattr(outs[0], field), getattr(outs[1], field))
     for name in grads[0]:
         torch.testing.assert_close(grads[0][name], grads[1][name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_folder_called_weave_does_not_break_the_trainers(tmp_path):
+    """A woven model is naturally kept in such a folder, and TRL takes it for a tracing library."""
+    (tmp_path / "weave").mkdir()
+    source = Path(__file__).parents[2] / "src"
+    code = "from skillweave.methods.training.from_trl import DPOTrainer; import trl.trainer.callbacks"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
 
 
 def test_a_model_that_caps_its_logits_keeps_trls_head():

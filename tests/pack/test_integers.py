@@ -54,7 +54,8 @@ def test_int8_rows_are_within_half_a_step() -> None:
 def test_int4_search_beats_plain_rounding_and_stays_symmetric() -> None:
     matrix = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     codes, scale = quantise_rows(matrix, 4)
-    assert int(codes.min()) >= -7 and int(codes.max()) <= 7
+    assert int(codes.min()) >= -7
+    assert int(codes.max()) <= 7
     plain = matrix.abs().amax(1, keepdim=True) / 7
     plain_error = (matrix - (matrix / plain).round() * plain).square().sum(1)
     error = (matrix - codes * scale.float()[:, None]).square().sum(1)
@@ -71,7 +72,8 @@ def test_zero_rows_and_tiny_rows_give_zero_not_nan() -> None:
 
 def test_no_columns() -> None:
     codes, scale = quantise_rows(torch.zeros(3, 0), 8)
-    assert codes.shape == (3, 0) and scale.tolist() == [0, 0, 0]
+    assert codes.shape == (3, 0)
+    assert scale.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

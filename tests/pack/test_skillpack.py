@@ -143,7 +143,8 @@ def test_unzip_applied_equals_decode(micro_base: Path) -> None:
     pack.card.entries.pop("model.embed_tokens.weight")
     pack.tensors.pop("model.embed_tokens.weight")
     delta = pack.unzip()
-    assert delta.names() == sorted(pack.card.entries) and not any(delta.whole(name) for name in delta.names())
+    assert delta.names() == sorted(pack.card.entries)
+    assert not any(delta.whole(name) for name in delta.names())
     tuned = delta.apply(base).model.state_dict()
     for name, weight in base.model.state_dict().items():
         if name in pack.card.entries:

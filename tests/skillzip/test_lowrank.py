@@ -42,9 +42,10 @@ def test_root_and_shrink() -> None:
     _, moment = problem(3, 6)
     s = root(moment)
     assert torch.allclose(s @ s.T, moment)
-    assert torch.allclose(shrink(moment, 0.0), moment)
-    assert torch.allclose(shrink(moment, 1.0), torch.eye(6).double() * moment.trace() / 6)
-    assert float(shrink(moment, 0.3).trace()) == pytest.approx(float(moment.trace()))
+    assert torch.allclose(shrink(moment, 0.0), moment * 6 / moment.trace())
+    assert torch.allclose(shrink(moment, 1.0), torch.eye(6).double())
+    assert float(shrink(moment, 0.3).trace()) == pytest.approx(6)
+    assert torch.equal(shrink(torch.zeros(2, 2), 0.5), 0.5 * torch.eye(2))
     singular = torch.zeros(3, 3)
     assert torch.equal(root(singular), torch.zeros(3, 3))
 

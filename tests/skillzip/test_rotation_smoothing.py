@@ -57,4 +57,5 @@ def test_smoothing_formula_and_function() -> None:
 def test_smoothing_of_nothing_and_of_extremes() -> None:
     assert smoothing_scale(torch.zeros(3), torch.ones(3), 0.5).tolist() == [1, 1, 1]
     smooth = smoothing_scale(torch.tensor([1e-30, 1.0, 1e30]), torch.ones(3), 1.0)
-    assert bool(torch.isfinite(smooth).all()) and float(smooth.min()) > 0
+    assert bool(torch.isfinite(smooth).all())
+    assert float(smooth.min()) > 0

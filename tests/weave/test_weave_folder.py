@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
-from micro import save_micro
 from weave_packs import random_pack
 
+from micro import save_micro
 from skillweave.base import Sampling, open_base
 from skillweave.errors import UserError
-from skillweave.weave import Reply, Weave
+from skillweave.weave import Reply, Weave, is_weave
 from skillweave.weave.router import features, fit_on_features
 
 GREEDY = Sampling(max_new_tokens=6)
@@ -35,7 +35,7 @@ def packs(base):
 
 @pytest.fixture(scope="module")
 def folder(base, packs, router, tmp_path_factory):
-    return Weave.write(tmp_path_factory.mktemp("weave") / "w", base, packs, router, settings={"seed": 1})
+    return Weave.write(tmp_path_factory.mktemp("weave") / "w", base, packs, router)
 
 
 def opened(folder, base, **options) -> Weave:
@@ -44,10 +44,11 @@ def opened(folder, base, **options) -> Weave:
 
 def test_it_opens_by_its_own_reference_and_answers_mixed_batches_row_by_row(folder, micro_base):
     weave = Weave.from_pretrained(folder)
-    assert weave.packs == weave.loaded == ["sums", "b"] and weave.card.settings == {"seed": 1}
+    assert weave.packs == weave.loaded == ["sums", "b"]
     names = ["sums", None, "b"] * 4
     mixed = weave.generate(PROMPTS, names, GREEDY)
-    assert [reply.pack for reply in mixed] == names and all(reply.confidence is None for reply in mixed)
+    assert [reply.pack for reply in mixed] == names
+    assert all(reply.confidence is None for reply in mixed)
     for name in ("sums", None, "b"):
         alone = weave.generate(PROMPTS, name, GREEDY)
         assert [r for r in mixed if r.pack == name] == [r for r, own in zip(alone, names, strict=True) if own == name]
@@ -73,7 +74,8 @@ def test_load_and_unload_and_what_they_take(folder, base):
     assert weave.loaded == ["b"]
     one = weave.resident_bytes
     weave.load("sums")
-    assert weave.loaded == ["b", "sums"] and weave.resident_bytes > one
+    assert weave.loaded == ["b", "sums"]
+    assert weave.resident_bytes > one
     weave.unload("sums")
     assert weave.resident_bytes == one
     with pytest.raises(UserError, match=r"'sums' is not loaded: call load\('sums'\)"):
@@ -108,6 +110,21 @@ def test_a_budget_is_kept_and_its_figures_are_told(folder, base):
         opened(folder, base, budget=needed - 1)
     with pytest.raises(UserError, match="base alone"):
         opened(folder, base, budget=1000)
+
+
+def test_the_budget_it_was_written_with_holds_until_another_is_named(base, packs, tmp_path):
+    folder = Weave.write(tmp_path / "w", base, packs, budget=Weave.of(base, packs).base_bytes)
+    with pytest.raises(UserError, match="'sums' takes"):
+        opened(folder, base)
+    assert opened(folder, base, budget=10**9).loaded == ["sums", "b"]
+
+
+def test_a_weave_in_memory_answers_as_one_from_a_folder(folder, base, packs):
+    assert is_weave(folder)
+    assert not is_weave(folder / "packs")
+    here, there = Weave.of(base, {"b": packs["b"]}), opened(folder, base, packs=["b"])
+    assert here.generate(PROMPTS[:3], "b", GREEDY) == there.generate(PROMPTS[:3], "b", GREEDY)
+    assert Weave.of(base).resident_bytes == 0
 
 
 def test_another_base_is_refused(folder, tmp_path_factory, base, packs):
@@ -156,7 +173,8 @@ def test_packs_are_written_under_the_names_given_and_copied_where_they_have_them
         weave.generate(["x"], "auto")
     # Written again, over itself, from a pack that lies in it.
     again = Weave.write(folder, base, {"d": folder / "packs" / "c"})
-    assert [path.name for path in (again / "packs").iterdir()] == ["d"] and opened(again, base).loaded == ["d"]
+    assert [path.name for path in (again / "packs").iterdir()] == ["d"]
+    assert opened(again, base).loaded == ["d"]
 
 
 def test_names_that_cannot_be(base, packs, router, tmp_path):

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from micro import micro_model
 from weave_packs import random_pack
 
+from micro import micro_model
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack
@@ -135,7 +135,8 @@ def test_bfloat16(plain, packs):
     with laid.rows(["a", None, "b", "c"]):
         got = logits(laid.model, ids)
     base = logits(copy.deepcopy(plain).bfloat16(), ids)
-    assert got.dtype == torch.bfloat16 and torch.equal(got[1], base[1])
+    assert got.dtype == torch.bfloat16
+    assert torch.equal(got[1], base[1])
     for row, name in ((0, "a"), (2, "b"), (3, "c")):
         want = logits(dense(plain, packs[name]), ids)[row]
         assert (got[row].float() - want).norm() < 0.2 * (want - base[row].float()).norm()
@@ -197,7 +198,8 @@ def test_what_is_resident_is_counted_and_freed(plain, packs):
     # The embedding is tied: both the embedding and the head use one changed copy.
     assert sizes["c"] - sizes["a"] == pytest.approx(plain.state_dict()[EMBEDDING].nbytes, rel=0.2)
     laid.remove("b")
-    assert laid.resident_bytes == sizes["a"] + sizes["c"] and laid.packs == ["a", "c"]
+    assert laid.resident_bytes == sizes["a"] + sizes["c"]
+    assert laid.packs == ["a", "c"]
     ids = batch(2, 4)
     with laid.rows(["c", "a"]):
         after = logits(laid.model, ids)
@@ -216,7 +218,7 @@ def test_mistakes_are_named(plain, laid, packs):
     with pytest.raises(UserError, match="'z' is not loaded"):
         laid.remove("z")
     with laid.rows(["a", None]):
-        with pytest.raises(UserError, match="2 rows, and .* is fed 3"):
+        with pytest.raises(UserError, match=r"2 rows, and .* is fed 3"):
             logits(laid.model, batch(3, 2))
         with pytest.raises(UserError, match="cannot be unloaded while"):
             laid.remove("a")
@@ -237,5 +239,5 @@ def test_packs_that_cannot_be_woven_are_refused_with_the_tensor_and_the_way_out(
         laid.prepare("p", grown)
     factored = random_pack(plain, "x", only=())
     factored.card.entries[EMBEDDING] = LowRankEntry(shape=(101, 64), rank=2, bits=8, group="e")
-    with pytest.raises(UserError, match="embed_tokens' holds it in a Embedding|Embedding, not a linear"):
+    with pytest.raises(UserError, match=r"embed_tokens.* holds it in a Embedding, not a linear"):
         laid.prepare("p", factored)

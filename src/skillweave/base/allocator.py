@@ -23,4 +23,5 @@ def keep_freed_memory() -> bool:
     if not (hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt")):
         return False
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 * 2**20))
-    return all(libc.mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in wanted)
+    taken = [libc.mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in wanted]
+    return all(taken)

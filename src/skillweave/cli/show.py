@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
+from skillweave.pack import Skillpack
 from skillweave.report import human_bytes, skill_table
+from skillweave.weave import WeaveCard
 
 out = Console(highlight=False)
 
@@ -18,7 +21,7 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     """The table of a build, what it costs in memory, and where the rest lies."""
     memory, router = report["memory"], report["router"]
     out.print()
-    out.print(skill_table(report).rich(), markup=False)
+    out.print(skill_table(report).rich())
     out.print(
         f"In memory: base {human_bytes(memory['base_bytes'])}, weave {human_bytes(memory['weave_bytes'])} "
         f"({memory['weave_bytes'] / memory['base_bytes']:.2f}x), "
@@ -47,5 +50,58 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
 
 
 def _plain(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split()).replace("[", "\\[")
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    text = " ".join(text.split())
+    return escape(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def show_pack(pack: Skillpack, folder: Path, *, tensors: bool = False) -> None:
+    """What is in a pack: identity, codec, bytes by part, scores; every tensor where asked."""
+    card = pack.card
+    size = card.bytes
+    settings = ", ".join(f"{key} {value}" for key, value in card.codec.settings.items())
+    facts = [
+        ("pack", f"{card.name} ({folder})"),
+        ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
+        ("method", card.method),
+        ("codec", f"{card.codec.name} ({settings})"),
+        ("tensors", f"{len(card.entries)} changed, {len(card.left_out)} left out"),
+        ("bytes", f"{size.total:,} on disk" + (f", 1/{size.bf16_delta / size.total:.1f} of the bf16 delta" if size.bf16_delta else "")),
+        ("", f"matrices {size.matrices:,}, scales {size.scales:,}, whole tensors {size.whole:,}, metadata {size.metadata:,}"),
+    ]
+    facts += [(f"score, {arm}", f"{100 * score['mean']:.1f}% ({score['n']} prompts)") for arm, score in card.scores.items()]
+    _show_facts(facts)
+    if tensors:
+        table = RichTable(title="Tensors", title_justify="left")
+        for column in ("tensor", "kind", "shape", "rank", "bits"):
+            table.add_column(column, overflow="fold")
+        for name, entry in card.entries.items():
+            rank, bits = (str(getattr(entry, key, "")) for key in ("rank", "bits"))
+            table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), rank, bits)
+        out.print(table)
+
+
+def show_weave(card: WeaveCard, folder: Path) -> None:
+    """What is in a weave: base, router, and each pack's bytes."""
+    _show_facts(
+        [
+            ("weave", str(folder)),
+            ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
+            ("router", "yes" if card.router else "no"),
+            ("budget", human_bytes(card.budget) if card.budget else "none"),
+        ]
+    )
+    table = RichTable()
+    for column in ("pack", "method", "codec", "bytes", "of bf16 delta"):
+        table.add_column(column, justify="right" if column.startswith(("bytes", "of")) else "left")
+    for name in card.packs:
+        pack = Skillpack.from_pretrained(folder / "packs" / name).card
+        share = f"1/{pack.bytes.bf16_delta / pack.bytes.total:.1f}" if pack.bytes.bf16_delta else "-"
+        table.add_row(name, pack.method, pack.codec.name, f"{pack.bytes.total:,}", share)
+    out.print(table)
+
+
+def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    table = RichTable.grid(padding=(0, 2))
+    for name, value in facts:
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    out.print(table)

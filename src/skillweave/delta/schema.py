@@ -52,6 +52,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def is_delta(folder: str | Path) -> bool:
+    """Whether a folder holds a delta."""
+    return (Path(folder) / DELTA_FILE).is_file()
+
+
 def read_card(folder: Path) -> DeltaCard:
     """Read and check ``delta.json``; a missing, newer or damaged one is a :class:`UserError`."""
     path = folder / DELTA_FILE

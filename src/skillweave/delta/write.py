@@ -12,9 +12,10 @@ import torch
 from skillweave.artefact import atomic_folder, read_json
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
-from skillweave.base.open import resolve
+from skillweave.base.open import as_dtype, resolve
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
+from skillweave.delta.schema import dtype_name
 from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
 from skillweave.progress import bar
 
@@ -24,19 +25,33 @@ if TYPE_CHECKING:
 _COPIED = {".json", ".jinja", ".txt", ".model"}
 
 
-def write_tuned(base_ref: str | Path, delta: Delta, out: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
+def write_tuned(
+    base_ref: str | Path,
+    delta: Delta,
+    out: str | Path,
+    *,
+    dtype: str | torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
     """Write the tuned model that ``delta`` makes of its base; return the folder.
 
-    The folder (replaced whole, atomically) opens with ``from_pretrained`` anywhere: weights in the base's dtypes, in
-    files of at most ``shard_bytes``; config, generation config, tokenizer and chat template of the base, or the tuned
+    The folder (replaced whole, atomically) opens with ``from_pretrained`` anywhere: weights in ``dtype`` (None: the
+    base's dtypes, which for a small delta on bfloat16 weights rounds much of it away), in files of at most
+    ``shard_bytes``; config, generation config, tokenizer and chat template of the base, or the tuned
     ones that the delta carries. Needs the memory of one tensor. Raises :class:`UserError` for another base.
     """
     folder, out = resolve(base_ref), Path(out)
     delta.check_base(fingerprint(folder), str(base_ref))
     base = Checkpoint(folder)
     delta.check_fits(base)
+    wanted = as_dtype(dtype)
+
+    def written(name: str) -> torch.dtype:
+        stored = base.dtype(name)
+        return wanted if wanted is not None and stored.is_floating_point else stored
+
     specs = {
-        name: (delta.shape(name) if delta.whole(name) else base.shape(name), base.dtype(name)) for name in base.names()
+        name: (delta.shape(name) if delta.whole(name) else base.shape(name), written(name)) for name in base.names()
     }
     files = plan_files(specs, "model", shard_bytes)
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
@@ -44,10 +59,10 @@ def write_tuned(base_ref: str | Path, delta: Delta, out: str | Path, *, shard_by
         def read(name: str) -> torch.Tensor:
             advance()
             if name not in delta:
-                return base.tensor(name)
+                return base.tensor(name).to(written(name))
             if delta.whole(name):
-                return delta.tensor(name).to(base.dtype(name))
-            return applied(base.tensor(name), delta.tensor(name))
+                return delta.tensor(name).to(written(name))
+            return applied(base.tensor(name).to(written(name)), delta.tensor(name))
 
         for file, names in files.items():
             write_stream(temporary / file, {name: specs[name] for name in names}, read)
@@ -58,9 +73,9 @@ def write_tuned(base_ref: str | Path, delta: Delta, out: str | Path, *, shard_by
             }
             _write(temporary / "model.safetensors.index.json", index)
         _copy_side_files(folder, temporary, delta)
-        if (rows := delta.vocabulary_size(base)) is not None:
-            config = read_json(temporary / "config.json")
-            _write(temporary / "config.json", {**config, "vocab_size": rows})
+        changes = {"vocab_size": delta.vocabulary_size(base), "dtype": wanted and dtype_name(wanted)}
+        config = read_json(temporary / "config.json")
+        _write(temporary / "config.json", {**config, **{key: new for key, new in changes.items() if new is not None}})
     return out
 
 

@@ -13,7 +13,7 @@ from skillweave.pack.schema import (
     PackCard,
     WholeEntry,
 )
-from skillweave.pack.skillpack import Skillpack
+from skillweave.pack.skillpack import Skillpack, is_skillpack
 
 __all__ = [
     "BaseRef",
@@ -28,6 +28,7 @@ __all__ = [
     "Skillpack",
     "WholeEntry",
     "decode",
+    "is_skillpack",
     "lowrank_parts",
     "pack_int4",
     "quantise_rows",

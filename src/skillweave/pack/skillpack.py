@@ -28,6 +28,11 @@ README_FILE = "README.md"
 _METADATA = {"skillpack": str(SCHEMA_VERSION)}
 
 
+def is_skillpack(folder: str | Path) -> bool:
+    """Whether a folder holds a skillpack."""
+    return (Path(folder) / CARD_FILE).is_file()
+
+
 class Skillpack:
     """A delta zipped for inference.
 
@@ -61,7 +66,7 @@ class Skillpack:
     def from_pretrained(cls, folder: str | Path) -> Skillpack:
         """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why."""
         folder = Path(folder)
-        if not (folder / CARD_FILE).is_file():
+        if not is_skillpack(folder):
             raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
         card = _read_card(folder / CARD_FILE)
         data = folder / DATA_FILE

@@ -6,7 +6,8 @@ forward pass, so no model's names are known here.
 Two lessons of a first trial shape the weights ([ours], methods/skillweave.md): the template's tokens, the same in every
 prompt, drown the ones that matter, so only tokens from which an answer's token is predicted count in full; and the
 first token of a sequence, where attention dumps what it does not need, has activations hundreds of times larger than
-any other, so it is dropped and every other token's norm is bounded.
+any other, so it is dropped and every other token's norm is bounded. Even so the plain SVD was the better one on
+SmolLM2 (see :class:`skillweave.skillzip.ZipConfig`), which is why weighting is not the default.
 """
 
 from __future__ import annotations

@@ -14,6 +14,27 @@ class ZipConfig(Config):
 
     Exactly one of ``ratio`` and ``budget`` bounds the bytes of the whole pack, files and metadata included. ``ratio``
     is a share of the delta's size in bf16: two bytes for every number of every tensor that changed.
+
+    ``bits`` is the width of the factors. ``rotate`` mixes the rank channels before rounding. ``other`` says what becomes
+    of tensors that are no linear layer's weight: "drop" leaves them at the base's values, "keep" stores those with one
+    axis (norms, biases).
+
+    The defaults are what measured best [ours]: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| = 0.0019),
+    1/32 of the delta in all, KL to the specialist on held-out answers, in units of 0.001:
+
+    =====================================  =====
+    int4, rotated (the default)             0.97
+    int4, not rotated                       0.99
+    int4, ``smoothing`` 0.5 / 0.75          1.04 / 1.06
+    int4, ``activation_aware``, ``shrink`` 0.5 / 0.1   1.05 / 1.50
+    int8, rotated                           3.08
+    codec ``svd``                          16.8
+    =====================================  =====
+
+    Weighting by the activations did not win, however the tokens were weighted, so it is off; ``shrink`` (the share of
+    the identity mixed into the second moment) only counts where it is on. Smoothing is for bases whose inputs have
+    outlier channels large enough to spoil eight-bit activations; those of SmolLM2 are not (the integer run time alone
+    costs 0.002).
     """
 
     codec: str = "skillzip"
@@ -21,7 +42,7 @@ class ZipConfig(Config):
     budget: ByteSize | None = Field(default=None, gt=0)
     bits: Literal[4, 8] = 4
     activation_aware: bool = False
-    shrink: float = Field(default=0.1, ge=0, le=1)
+    shrink: float = Field(default=0.5, ge=0, le=1)
     smoothing: float | None = Field(default=None, ge=0, le=1)
     rotate: bool = True
     other: Literal["drop", "keep"] = "drop"

@@ -30,9 +30,15 @@ class Decomposed:
 
 
 def shrink(moment: torch.Tensor, share: float) -> torch.Tensor:
-    """(1 - share) C + share tr(C)/n I: directions that calibration happened not to show keep some weight."""
+    """(1 - share) C n / tr(C) + share I: directions that calibration happened not to show keep some weight.
+
+    C is brought to a mean eigenvalue of 1, so that weights say which directions of one input matter, and not which
+    layer: letting the layers' activation energy steer the ranks was worse than plain in our measurement.
+    """
     n = moment.shape[0]
-    return (1 - share) * moment + share * moment.trace() / n * torch.eye(n, dtype=moment.dtype)
+    mean = moment.trace() / n
+    scaled = moment / mean if float(mean) > 0 else torch.zeros_like(moment)
+    return (1 - share) * scaled + share * torch.eye(n, dtype=moment.dtype)
 
 
 def root(moment: torch.Tensor) -> torch.Tensor:

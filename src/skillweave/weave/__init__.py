@@ -2,7 +2,20 @@
 
 from skillweave.weave.linear import grouped_delta
 from skillweave.weave.router import Route, Router, background_prompts, fit_router
-from skillweave.weave.weave import Reply, Weave
+from skillweave.weave.weave import AUTO, Reply, Weave, WeaveCard, is_weave, read_card
 from skillweave.weave.woven import Woven
 
-__all__ = ["Reply", "Route", "Router", "Weave", "Woven", "background_prompts", "fit_router", "grouped_delta"]
+__all__ = [
+    "AUTO",
+    "Reply",
+    "Route",
+    "Router",
+    "Weave",
+    "WeaveCard",
+    "Woven",
+    "background_prompts",
+    "fit_router",
+    "grouped_delta",
+    "is_weave",
+    "read_card",
+]

@@ -59,9 +59,7 @@ class GroupStack:
         """The packs that change a module of this group."""
         return list(self._packs)
 
-    def add(
-        self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None
-    ) -> dict[str, Factors]:
+    def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> dict[str, Factors]:
         """Lay one pack's factors beside the others' and return them as they are now held: views, kept up to date.
 
         ``unsmooth``: 1 / smooth, float32 (in,), or None.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ class WeaveCard(BaseModel):
     base: BaseRef
     packs: list[str]
     router: bool = False
-    settings: dict[str, Any] = {}
+    budget: int | None = None
+    """Bytes that the base and the packs in memory may take together, where the builder set a limit."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,24 @@ class Reply:
 
 
 class Weave:
-    """A base with packs and a router, ready to answer. Made by :meth:`from_pretrained`."""
+    """A base with packs and a router, ready to answer. Made by :meth:`from_pretrained` or :meth:`of`."""
 
-    def __init__(self, folder: Path, card: WeaveCard, base: Base, router: Router | None, budget: int | None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        where: str,
+        card: WeaveCard,
+        base: Base,
+        router: Router | None,
+        budget: int | None,
+        read_pack: Callable[[str], Skillpack],
+    ) -> None:
+        self.where = where
         self.card = card
         self.base = base
         self.router = router
         self.budget = budget
         self.woven = Woven(base.model)
+        self._read_pack = read_pack
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -67,11 +77,12 @@ class Weave:
         packs: Mapping[str, str | Path | Skillpack],
         router: Router | None = None,
         *,
-        settings: Mapping[str, Any] | None = None,
+        budget: int | None = None,
     ) -> Path:
         """Write a weave: ``weave.json``, ``packs/<name>/`` and ``router/``. The folder is replaced whole, atomically.
 
-        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. Raises
+        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. ``budget`` is
+        the limit in bytes under which :meth:`from_pretrained` will open it, unless told another. Raises
         :class:`UserError` where a pack belongs on another base or the router knows a pack that is not given.
         """
         if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
@@ -82,7 +93,7 @@ class Weave:
             base=BaseRef(ref=ref, fingerprint=base.fingerprint),
             packs=list(packs),
             router=router is not None,
-            settings=dict(settings or {}),
+            budget=budget,
         )
         with atomic_folder(folder) as temporary:
             for name, given in packs.items():
@@ -113,10 +124,11 @@ class Weave:
         """Open a weave and load its packs, or only those named in ``packs``; the others' files are not read.
 
         ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. ``budget``:
-        bytes that the base's tensors and the resident packs' may take together. Raises :class:`UserError`.
+        bytes that the base's tensors and the resident packs' may take together (None: what ``weave.json`` says).
+        Raises :class:`UserError`.
         """
         folder = Path(folder)
-        card = _read_card(folder)
+        card = read_card(folder)
         if isinstance(base, Base):
             opened = base
         else:
@@ -136,10 +148,29 @@ class Weave:
                 f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
             )
         router = Router.load(folder / "router") if card.router else None
-        weave = cls(folder, card, opened, router, budget)
-        if budget is not None and weave.base_bytes > budget:
-            raise UserError(f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(budget)}")
+        weave = cls(
+            f"the weave in {folder}",
+            card,
+            opened,
+            router,
+            card.budget if budget is None else budget,
+            lambda name: Skillpack.from_pretrained(folder / "packs" / name),
+        )
+        if weave.budget is not None and weave.base_bytes > weave.budget:
+            raise UserError(
+                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)}"
+            )
         for name in card.packs if packs is None else packs:
+            weave.load(name)
+        return weave
+
+    @classmethod
+    def of(cls, base: Base, packs: Mapping[str, Skillpack] | None = None) -> Weave:
+        """A weave in memory, of an open base and some packs (or none), without a router; all packs are loaded."""
+        packs = dict(packs or {})
+        card = WeaveCard(base=BaseRef(ref=base.ref, fingerprint=base.fingerprint), packs=list(packs))
+        weave = cls("this weave", card, base, None, None, packs.__getitem__)
+        for name in packs:
             weave.load(name)
         return weave
 
@@ -172,7 +203,7 @@ class Weave:
         and one that the budget has no room for.
         """
         self._known(name)
-        pack = Skillpack.from_pretrained(self.folder / "packs" / name)
+        pack = self._read_pack(name)
         pack.check_base(self.base.fingerprint)
         ready = self.woven.prepare(name, pack)
         taken = self.base_bytes + self.resident_bytes
@@ -191,14 +222,14 @@ class Weave:
 
     def _known(self, name: str) -> None:
         if name not in self.card.packs:
-            raise UserError(f"the weave in {self.folder} has no pack '{name}'; {nearest(name, self.card.packs)}")
+            raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.card.packs)}")
 
     # -- answering -----------------------------------------------------------------------------------------------
 
     def route(self, prompts: Sequence[Prompt]) -> list[Route]:
         """Where the router sends each prompt. A pack it chooses may be one that is not loaded."""
         if self.router is None:
-            raise UserError(f"the weave in {self.folder} has no router: name a pack for every prompt")
+            raise UserError(f"{self.where} has no router: name a pack for every prompt")
         if not prompts:
             return []
         found = self.router.route_all(features(self.base, prompts, self.router.layer))
@@ -223,8 +254,9 @@ class Weave:
             raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
         if sampling is not None and sampling.samples != 1:
             raise UserError(f"a weave gives one answer a prompt, not {sampling.samples}: repeat the prompt instead")
-        for name in {*named} - {None, AUTO}:
-            self._check_loaded(name)
+        for name in named:
+            if name not in (None, AUTO):
+                self._check_loaded(name)
         chosen: list[Route | None] = [None] * len(prompts)
         open_ones = [index for index, name in enumerate(named) if name == AUTO]
         if open_ones:
@@ -265,8 +297,14 @@ def _renamed(pack: Skillpack, name: str) -> Skillpack:
     return Skillpack(card, pack.tensors)
 
 
-def _read_card(folder: Path) -> WeaveCard:
-    path = folder / WEAVE_FILE
+def is_weave(folder: str | Path) -> bool:
+    """Whether a folder holds a weave."""
+    return (Path(folder) / WEAVE_FILE).is_file()
+
+
+def read_card(folder: str | Path) -> WeaveCard:
+    """Read ``weave.json``. Raises :class:`UserError` where it is missing, damaged or newer."""
+    path = Path(folder) / WEAVE_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
     values = read_json(path)

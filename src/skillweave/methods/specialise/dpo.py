@@ -12,12 +12,12 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from trl import DPOConfig, DPOTrainer
 
 from skillweave.artefact import read_json, write_json
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.specialise.config import DpoSettings
 from skillweave.methods.specialise.pairs import Pair
+from skillweave.methods.training.from_trl import DPOConfig, DPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import HouseTrainer

@@ -111,4 +111,3 @@ def _pairs_of(row: Answered, threshold: float, most: int, gold_as_chosen: bool, 
     turn = math.lcm(len(chosen), len(rejected))
     cells = [(at % len(chosen), (at + at // turn) % len(rejected)) for at in range(min(most, table))]
     return [Pair(row.id, row.prompt, chosen[left], rejected[right], source) for left, right in cells]
-

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
 
 from skillweave.base.chat import Prompt, answer_ids, prompt_ids
+from skillweave.methods.training.from_trl import SFTConfig, SFTTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import HouseTrainer
 
@@ -42,4 +42,3 @@ def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: i
 def row_length(row: dict[str, list[int]]) -> int:
     """Tokens a row takes in a batch."""
     return len(row["input_ids"])
-

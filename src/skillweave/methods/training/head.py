@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from trl.trainer.utils import FusedCausalLMOutput
+
+from skillweave.methods.training.from_trl import FusedCausalLMOutput
 
 # A model that scales or caps its logits, or returns router losses, keeps TRL's own head, which knows them all.
 _SPECIAL = (

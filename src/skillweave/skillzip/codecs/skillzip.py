@@ -22,7 +22,8 @@ _MOMENT_BYTES = 2**30
 """Second moments held at a time; where all of them take more, the calibration set goes through the base again."""
 _RANK_ROOM = 4
 """No matrix is offered more than this many times the rank that an even split would give it."""
-_FIT_ROUNDS = 6
+_FIT_ROUNDS = 4
+"""Tries, from the first pack that fits on, to leave fewer bytes unused."""
 
 
 def skillzip(job: Job) -> Written:
@@ -101,17 +102,20 @@ def _fit(job: Job, decomposed: dict[str, Decomposed]) -> dict[str, LowRankEntry]
             fixed -= 2 * in_ * (len(job.groups[group_of[name]]) - 1) // len(job.groups[group_of[name]])
         matrices.append(Matrix(decomposed[name].gains, rank_bytes, fixed, step))
     best: dict[str, LowRankEntry] = {}
-    least_free = room + 1
+    least_free, misses, rounds = 0, 0, 0
     # Names and digits make the bytes of many matrices a little other than the sum of each: weigh, correct, again.
-    for _ in range(_FIT_ROUNDS):
+    # Until something fits, each miss takes off more than it was over by, so this ends.
+    while rounds < _FIT_ROUNDS:
         ranks = zip(job.shapes, allocate(matrices, room), strict=True)
         chosen = {name: entry(name, rank) for name, rank in ranks if rank}
-        free = job.free_bytes(chosen)
-        if chosen and 0 <= free < least_free:
-            best, least_free = chosen, free
-        if free == 0:
+        if not chosen:
             break
-        room += free
+        free = job.free_bytes(chosen)
+        if free >= 0 and (not best or free < least_free):
+            best, least_free = chosen, free
+        misses += free < 0
+        rounds += bool(best)
+        room += free * misses if free < 0 else free
     if best:
         return best
     smallest = min(job.shapes, key=lambda name: sum(job.shapes[name]))
