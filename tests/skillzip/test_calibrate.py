@@ -49,9 +49,9 @@ def test_group_names() -> None:
 
 def test_token_weights() -> None:
     # Positions 0..3 are the prompt, 4..6 the answer; 3, 4, 5 predict 4, 5, 6.
-    assert token_weights(4, 3, 0.5) == pytest.approx([0, 0.25, 0.25, 1 / 3, 1 / 3, 1 / 3, 0])
-    assert token_weights(1, 1, 0.5) == [0, 0]
-    assert sum(token_weights(1, 3, 0.5)) == pytest.approx(1)
+    assert token_weights(4, 3) == pytest.approx([0, 0, 0, 1 / 3, 1 / 3, 1 / 3, 0])
+    assert token_weights(1, 1) == [0, 0]
+    assert token_weights(1, 3) == pytest.approx([0, 0.5, 0.5, 0])
 
 
 def test_bounded_shortens_only_the_longest() -> None:
@@ -67,7 +67,7 @@ def test_bounded_shortens_only_the_longest() -> None:
 def test_moments_equal_a_sum_over_tokens(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skillweave.skillzip.calibrate._NORM_QUANTILE", 1.0)  # the bound is tested above
     group = "model.layers.1.mlp:gate_proj+up_proj"
-    found = calibrate(base.model, base.tokenizer, EXAMPLES, {group: input_groups(base.model)[group]}, prompt_share=0.25)
+    found = calibrate(base.model, base.tokenizer, EXAMPLES, {group: input_groups(base.model)[group]})
     second, largest = torch.zeros(64, 64, dtype=torch.float64), torch.zeros(64)
     inputs: list[torch.Tensor] = []
     handle = base.model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -75,8 +75,8 @@ def test_moments_equal_a_sum_over_tokens(base: Base, monkeypatch: pytest.MonkeyP
         before, after = prompt_ids(base.tokenizer, prompt), answer_ids(base.tokenizer, answer)
         with torch.no_grad():
             base.model(input_ids=torch.tensor([before + after]))
-        for x, weight in zip(inputs.pop()[0], token_weights(len(before), len(after), 0.25), strict=True):
-            second += weight * torch.outer(x, x).double() / 1.25 / len(EXAMPLES)
+        for x, weight in zip(inputs.pop()[0], token_weights(len(before), len(after)), strict=True):
+            second += weight * torch.outer(x, x).double() / len(EXAMPLES)
             if weight:
                 largest = torch.maximum(largest, x.abs())
     handle.remove()

@@ -217,5 +217,9 @@ def test_config_bounds() -> None:
     assert read_config(ZipConfig, {"ratio": "1/16"}).ratio == 1 / 16
     with pytest.raises(UserError, match="ratio or budget, not both"):
         read_config(ZipConfig, {"budget": "8MB", "ratio": "1/16"})
+    for wrong in ({"bits": 3}, {"ratio": 0}, {"ratio": "3/2"}, {"budget": -1}, {"smoothing": 2}):
+        with pytest.raises(ValidationError):
+            ZipConfig.model_validate(wrong)
     with pytest.raises(ValidationError):
-        ZipConfig(bits=3)
+        ZipConfig.model_validate("1/32")
+    assert ZipConfig.model_validate(ZipConfig(budget=5)).budget == 5

@@ -4,10 +4,10 @@ Layers fed by the same tensor (q, k, v; gate, up) form one group and share one m
 forward pass, so no model's names are known here.
 
 Two lessons of a first trial shape the weights ([ours], methods/skillweave.md): the template's tokens, the same in every
-prompt, drown the ones that matter, so only tokens from which an answer's token is predicted count in full; and the
-first token of a sequence, where attention dumps what it does not need, has activations hundreds of times larger than
-any other, so it is dropped and every other token's norm is bounded. Even so the plain SVD was the better one on
-SmolLM2 (see :class:`skillweave.skillzip.ZipConfig`), which is why weighting is not the default.
+prompt, drown the ones that matter, so only tokens from which an answer's token is predicted count (a quarter of the
+weight for the prompt measured worse than none); and the first token of a sequence, where attention dumps what it does
+not need, has activations hundreds of times larger than any other, so it is dropped and every other token's norm is
+bounded. What that gains is said at :class:`skillweave.skillzip.ZipConfig`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from skillweave.progress import bar
 _TOKENS_A_BATCH = 2048
 _NORM_QUANTILE = 0.95
 """Token vectors longer than this quantile of their batch are shortened to it."""
-_PROMPT_SHARE = 0.25
-"""What all the prompt's tokens weigh together, where the answer's weigh 1."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +79,15 @@ def group_name(members: Sequence[str]) -> str:
     return ".".join(split[0][:depth]) + ":" + "+".join(".".join(parts[depth:]) for parts in split)
 
 
-def token_weights(prompt_length: int, answer_length: int, prompt_share: float) -> list[float]:
+def token_weights(prompt_length: int, answer_length: int) -> list[float]:
     """The weight of each position of a prompt and its answer.
 
     The positions that predict an answer's token (the prompt's last, and all of the answer but its last) share a weight
-    of 1; the rest of the prompt shares ``prompt_share``, for its keys and values are read too. The first and the last
-    position get 0.
+    of 1. The rest of the prompt, and the first position whatever it predicts, get 0.
     """
     length = prompt_length + answer_length
     answering = range(max(prompt_length - 1, 1), length - 1)
-    reading = range(1, prompt_length - 1)
-    weights = [0.0] * length
-    for positions, share in ((answering, 1.0), (reading, prompt_share)):
-        for position in positions:
-            weights[position] = share / len(positions)
-    return weights
+    return [1 / len(answering) if position in answering else 0.0 for position in range(length)]
 
 
 def bounded(x: torch.Tensor) -> torch.Tensor:
@@ -111,15 +103,13 @@ def calibrate(
     tokenizer: Any,
     examples: Sequence[tuple[Prompt, str]],
     groups: dict[str, list[str]],
-    *,
-    prompt_share: float = _PROMPT_SHARE,
 ) -> dict[str, Moments]:
     """:class:`Moments` of each group's input over ``examples`` (prompt, answer), each example of equal weight.
 
     Products are summed in float32 on the model's device: 4 * in^2 bytes a group, which the caller bounds by asking for
     some of the groups at a time.
     """
-    rows = [_encode(tokenizer, prompt, answer, prompt_share) for prompt, answer in examples]
+    rows = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
     rows = [row for row in rows if any(row[1])]
     if not rows:
         raise UserError("no calibration example has an answer of two tokens or more: give (prompt, answer) pairs")
@@ -144,13 +134,12 @@ def calibrate(
             ids, mask, weights = (tensor.to(next(model.parameters()).device) for tensor in _pad(batch))
             model(input_ids=ids, attention_mask=mask, use_cache=False)
             advance(len(batch))
-    share = 1 / (len(rows) * (1 + prompt_share))
-    return {group: Moments((sums[group] * share).cpu(), largest[group].cpu()) for group in sums}
+    return {group: Moments((sums[group] / len(rows)).cpu(), largest[group].cpu()) for group in sums}
 
 
-def _encode(tokenizer: Any, prompt: Prompt, answer: str, prompt_share: float) -> tuple[list[int], list[float]]:
+def _encode(tokenizer: Any, prompt: Prompt, answer: str) -> tuple[list[int], list[float]]:
     before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
-    return before + after, token_weights(len(before), len(after), prompt_share)
+    return before + after, token_weights(len(before), len(after))
 
 
 def _batches(rows: list[tuple[list[int], list[float]]]) -> Iterator[list[tuple[list[int], list[float]]]]:
