@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
-from micro import save_micro  # noqa: E402
+from micro import save_micro
 
 torch.set_num_threads(1)  # micro models: threads cost more than they give, and two workers share two cores
 

@@ -20,7 +20,7 @@ class Outer(Config):
     ratio: Ratio = 1 / 32
     budget: ByteSize | None = None
     inner: Inner = Inner()
-    many: dict[str, Inner] = {}
+    many: dict[str, Inner] = Field(default_factory=dict)
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -41,7 +41,10 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: b\ninner:\n  learning_rat: 1\n", r"line 3: unknown key 'inner\.learning_rat'; did you mean 'learning_rate'"),
+        (
+            "base: b\ninner:\n  learning_rat: 1\n",
+            r"line 3: unknown key 'inner\.learning_rat'; did you mean 'learning_rate'",
+        ),
         ("base: b\nmany:\n  x:\n    lr: 1\n", r"line 4: unknown key 'many\.x\.lr'; known: learning_rate"),
         ("bas: b\n", r"unknown key 'bas'; did you mean 'base'"),
         ("ratio: 1/2\n", r"the key 'base' is missing"),

@@ -84,7 +84,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
                     _sync(file)
             if path.exists():
                 os.replace(path, old)
-            os.replace(temporary, path)
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                if old.exists():
+                    os.replace(old, path)
+                raise
             _sync(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

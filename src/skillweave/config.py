@@ -5,6 +5,7 @@ An unknown key is an error that names the file, the line and the nearest key the
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,27 +50,18 @@ Ratio = Annotated[float, BeforeValidator(_parse_ratio), PlainSerializer(lambda v
 """A fraction; ``"1/32"`` is read too."""
 
 
-def read_config(
-    cls: type[C], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()
-) -> C:
+def read_config(cls: type[C], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
     """Read ``cls`` from a YAML file (or a mapping), then lay ``key.sub=value`` overrides over it.
 
     Raises :class:`UserError` naming file, line, key and the nearest known key.
     """
     text, where = "", "the given settings"
-    if source is None:
-        values: Any = {}
-    elif isinstance(source, Mapping):
-        values = dict(source)
+    if source is None or isinstance(source, Mapping):
+        values = copy.deepcopy(dict(source or {}))
     else:
         where = str(source)
         text = _read_text(Path(source))
-        try:
-            values = yaml.safe_load(text) or {}
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark else ""
-            raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        values = _parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
@@ -78,6 +70,23 @@ def read_config(
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, cls, where, text)) from error
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, unchecked. Raises :class:`UserError`."""
+    values = _parse_yaml(_read_text(Path(path)), str(path))
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
+    return values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
+        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
 
 
 def _read_text(path: Path) -> str:
@@ -101,7 +110,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(step, dict):
             raise UserError(f"--set {override}: '{parent}' holds a value, not keys of its own")
         values = step
-    values[last] = yaml.safe_load(raw)
+    values[last] = _parse_yaml(raw, f"--set {override}")
 
 
 def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str) -> str:

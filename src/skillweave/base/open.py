@@ -38,6 +38,11 @@ class Base:
     in_memory: bool = False
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the model's parameters and buffers in memory, tied ones once."""
+        return sum(tensor.nbytes for tensor in (*self.model.parameters(), *self.model.buffers()))
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """The tensors that the fingerprint stands for: the files', or the model's once a delta was applied."""
         return Checkpoint(self.model if self.in_memory else self.path)

@@ -9,8 +9,10 @@ from pydantic import Field, field_validator, model_validator
 from skillweave.config import ByteSize, Config, read_config
 from skillweave.errors import UserError
 from skillweave.methods import get_method
+from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
 from skillweave.tasks import TaskSpec
+from skillweave.weave import AUTO, BASE
 
 
 class SkillConfig(Config):
@@ -26,6 +28,8 @@ class SkillConfig(Config):
     def _one_origin(self) -> Self:
         if self.pack is not None and (self.settings or self.zip):
             raise ValueError("a skill with `pack` is taken as it is: remove `settings` and `zip`")
+        if "task" in self.settings:
+            raise ValueError("the task stands beside `settings`, not in it")
         return self
 
 
@@ -63,10 +67,12 @@ class WeaveConfig(Config):
     @classmethod
     def _plain_names(cls, skills: dict[str, SkillConfig]) -> dict[str, SkillConfig]:
         for name in skills:
-            if not name.replace("-", "").replace("_", "").isalnum() or name in ("base", "auto"):
-                raise ValueError(
-                    f"'{name}' cannot name a skill: use letters, digits, '-' and '_', and neither 'base' nor 'auto'"
-                )
+            try:
+                check_name(name)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+            if name in (BASE, AUTO):
+                raise ValueError(f"'{name}' cannot name a skill: the word stands for something else")
         return skills
 
     def method_config(self, skill: str) -> Config:

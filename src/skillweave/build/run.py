@@ -1,15 +1,15 @@
 """The build: specialise, zip, route, weave, score, report.
 
-The output folder is the weave and its report, put in place whole at the end. Beside it, ``NAME.work/`` holds what the
-steps left (checkpoints, deltas, packs, every answer behind a figure), so that the next run skips what is done; it may be
-deleted when no rebuild is wanted.
+The output folder is the weave and its report, put in place whole at the end. Beside it, ``NAME.work/`` holds what
+the steps left (checkpoints, deltas, packs, every answer behind a figure), so that the next run skips what is done; it
+may be deleted when no rebuild is wanted.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,13 @@ from skillweave.artefact import atomic_folder, digest, read_json, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
 from skillweave.build.config import WeaveConfig
 from skillweave.build.evaluate import AnswerFunction, read_score, score_once
-from skillweave.build.step import run_step
+from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods import get_method
 from skillweave.pack import Skillpack
 from skillweave.progress import console
-from skillweave.report import machine, versions, write_build_report
+from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Entry, Task, load_task
 from skillweave.weave import Router, Weave, background_prompts, fit_router, is_weave
@@ -34,7 +34,7 @@ ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "
 
 def task_key(task: Task) -> str:
     """A digest of what a task asks: an edited data file is a changed input, whatever its settings say."""
-    content = {name: [(entry.id, entry.answer) for entry in entries] for name, entries in task.splits.items()}
+    content = {name: [asdict(entry) for entry in entries] for name, entries in task.splits.items()}
     return digest([task.spec.model_dump(mode="json"), content])
 
 
@@ -55,7 +55,9 @@ def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
     would be replaced.
     """
     if out.exists() and not is_weave(out) and (out.is_file() or any(out.iterdir())):
-        raise UserError(f"{out} holds something that is no weave, and would be replaced: choose another place with --out")
+        raise UserError(
+            f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
+        )
     run = _Build(config, out.with_name(f"{out.name}.work"))
     for skill in config.skills:
         run.score_base(skill)
@@ -88,10 +90,20 @@ class _Build:
         self.base = open_base(self.config.base, dtype=self.config.dtype, device=self.config.device)
         self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
         self.keys["base"] = self.base.fingerprint
+        self._check_budget()
         for name, skill in self.config.skills.items():
             self.keys[f"{name}/task"] = task_key(self.tasks[name])
             if skill.pack is not None:
                 Skillpack.from_pretrained(skill.pack).check_base(self.base.fingerprint)
+
+    def _check_budget(self) -> None:
+        """Before hours of training: is there room for any pack at all?"""
+        held, budget = self.base.nbytes, self.config.budget
+        if budget is not None and held >= budget:
+            raise UserError(
+                f"the base alone takes {human_bytes(held)} in {self.config.dtype}; the budget of "
+                f"{human_bytes(budget)} is for base and packs together: raise it"
+            )
 
     # -- the steps, in their order ---------------------------------------------------------------------------------
 
@@ -128,15 +140,19 @@ class _Build:
         settings = self.config.zip_config(skill)
 
         def work(folder: Path) -> None:
-            pack = zip_delta(self._delta(skill), self.base, self._calibration(skill), settings, name=skill)
-            pack.card.method = chosen.method
-            pack.card.data = chosen.task.model_dump(mode="json")
-            pack.card.scores = self._scores(skill, ("base", "specialist"))
+            pack = zip_delta(
+                self._delta(skill),
+                self.base,
+                self.tasks[skill].pairs("calibration") if settings.needs_calibration else None,
+                settings,
+                name=skill,
+                method=chosen.method,
+                data=chosen.task.model_dump(mode="json"),
+                scores=self._scores(skill),
+            )
             pack.save_pretrained(folder / "pack")
 
-        self._step(
-            skill, "pack", "zip the delta", [f"{skill}/delta"], {"zip": settings.model_dump(mode="json")}, work
-        )
+        self._step(skill, "pack", "zip the delta", [f"{skill}/delta"], {"zip": settings.model_dump(mode="json")}, work)
 
     def weave(self) -> None:
         """Fit the router, and put packs and router together into the folder that can be served."""
@@ -177,8 +193,8 @@ class _Build:
             self._score(skill, "routed", built_on, lambda: self._answers_of_weave(woven, "auto"))
 
         def work(folder: Path) -> None:
-            rows = {name: [e.prompt for e in self._test(name)] for name in self.config.skills}
-            rows["(anything else)"] = BACKGROUND[1]
+            rows: dict[str, list[Prompt]] = {n: [e.prompt for e in self._test(n)] for n in self.config.skills}
+            rows["(anything else)"] = [*BACKGROUND[1]]
             columns = [*self.config.skills, "base"]
             counts = []
             for prompts in rows.values():
@@ -197,7 +213,7 @@ class _Build:
         skills = {name: self._skill_report(name) for name in self.config.skills}
         own = confusion["counts"][: len(skills)]
         prompts = sum(map(sum, own))
-        base_bytes = woven.base_bytes
+        base_bytes = self.base.nbytes
         return {
             "name": self.config.name,
             "base": {"ref": self.config.base, "fingerprint": self.base.fingerprint},
@@ -216,11 +232,11 @@ class _Build:
             "command": command,
             "machine": machine(),
             "versions": versions(),
-            "seconds": sum(read_json(path)["seconds"] for path in sorted(self.work.glob("*/*/step.json"))),
+            "seconds": sum(step_seconds(self.work / name) for name in self.keys),
         }
 
     def _skill_report(self, skill: str) -> dict[str, Any]:
-        scores = self._scores(skill, ARMS)
+        scores = self._scores(skill)
         pack = self._folder(skill, "pack") / "pack"
         delta = self._delta(skill) if self.config.skills[skill].pack is None else None
         gain = scores["specialist"]["mean"] - scores["base"]["mean"] if "specialist" in scores else 0.0
@@ -262,9 +278,12 @@ class _Build:
         built_on = [f"{skill}/task", *built_on]
         self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(), work)
 
-    def _scores(self, skill: str, arms: Iterable[str]) -> dict[str, dict[str, Any]]:
-        folders = {arm: self._folder(skill, f"score-{arm}") for arm in arms}
-        return {arm: read_score(folder) for arm, folder in folders.items() if folder.exists()}
+    def _scores(self, skill: str) -> dict[str, dict[str, Any]]:
+        """What this build has scored of a skill so far."""
+        steps = {arm: f"score-{arm}" for arm in ARMS}
+        return {
+            arm: read_score(self._folder(skill, step)) for arm, step in steps.items() if f"{skill}/{step}" in self.keys
+        }
 
     def _score_settings(self) -> dict[str, Any]:
         return {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
@@ -302,6 +321,3 @@ class _Build:
             return [reply.text for reply in replies]
 
         return answer
-
-    def _calibration(self, skill: str) -> list[tuple[Prompt, str]]:
-        return self.tasks[skill].pairs("calibration")

@@ -14,6 +14,12 @@ from skillweave.progress import console
 MARKER = "step.json"
 
 
+def step_seconds(folder: Path) -> float:
+    """What a finished step took, the part before a kill not counted; 0 where the folder is no step's."""
+    marker = folder / MARKER
+    return read_json(marker)["seconds"] if marker.exists() else 0.0
+
+
 def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) -> str:
     """Run ``work(folder)`` unless it finished for equal ``inputs`` before; return the key of those inputs.
 

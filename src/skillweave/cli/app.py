@@ -39,21 +39,16 @@ def _frame(
 def main() -> None:
     """Run the command line: a :class:`UserError` is printed and exits with 2, a bug keeps its traceback."""
     _quiet_libraries()
-    # The commands import torch and transformers, seconds of work: only once the frame stands.
-    from skillweave.cli import build, models, packs  # noqa: F401
-
     try:
         app()
     except UserError as error:
-        console.print(f"[bold red]Error:[/bold red] {_escaped(str(error))}", soft_wrap=True)
+        console.print("[bold red]Error:[/bold red]", end=" ")
+        console.print(str(error), markup=False, emoji=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        console.print("\nStopped. Run the same command again to go on.")
-        sys.exit(130)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
+    except SystemExit as stop:
+        if stop.code == 130:  # typer's, for Ctrl-C
+            console.print("\nStopped. Run the same command again to go on.")
+        raise
 
 
 def _quiet_libraries() -> None:
@@ -61,7 +56,8 @@ def _quiet_libraries() -> None:
     if os.environ.get("SKILLWEAVE_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # The bars of transformers ("Loading weights", "Writing model shards") and gguf. Those of a hub download stay.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
     logging.getLogger("transformers").setLevel(logging.ERROR)

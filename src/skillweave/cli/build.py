@@ -10,9 +10,9 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import SET
+from skillweave.cli.places import check_place
 
 OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. What is done there already is kept.")
-
 
 
 def command_line() -> str:
@@ -40,6 +40,7 @@ def build(
     from skillweave.build import read_weave_config
     from skillweave.cli.show import show_report
 
+    check_place(out)
     show_report(run_build(read_weave_config(str(config), overrides), out, command=command_line()), out)
 
 
@@ -62,6 +63,7 @@ def demo(
     from skillweave.cli.show import show_report, show_side_by_side
     from skillweave.demo import build_demo, mixed_answers
 
+    check_place(out)
     report = build_demo(out, overrides, command=command_line())
-    show_side_by_side(mixed_answers(out))
+    show_side_by_side(mixed_answers(out, overrides))
     show_report(report, out)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import typer
 
-from skillweave.artefact import write_json, write_text
 from skillweave.cli.app import app
 from skillweave.cli.options import BASE, CONFIG, DEVICE, DTYPE, SET
+from skillweave.cli.places import check_file, check_folder, is_run
 from skillweave.errors import UserError
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
@@ -23,7 +23,9 @@ BATCH_SIZE = typer.Option(32, "--batch-size", min=1, help="Prompts answered toge
 @app.command()
 def specialise(
     base: str = BASE,
-    task: str = typer.Option(..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."),
+    task: str = typer.Option(
+        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."
+    ),
     out: Path = typer.Option(..., "--out", "-o", help="Work folder; the delta is left in OUT/delta."),
     config: Path = CONFIG,
     overrides: list[str] = SET,
@@ -35,32 +37,37 @@ def specialise(
 
     **Examples**
 
-    `skillweave specialise --base bundled:smollm2 --task builtin:json_calls -o runs/json`
+    `skillweave specialise -b bundled:smollm2 -t builtin:json_calls -o runs/json`
 
-    `skillweave specialise -b bundled:smollm2 -t data.jsonl -o runs/mine --set train=lora --set rounds=2`
+    `skillweave specialise -b ./my-model -t data.jsonl -o runs/x --set train=lora`
     """
     from skillweave.base import open_base
     from skillweave.cli.show import out as terminal
     from skillweave.config import read_config
     from skillweave.methods import get_method
 
+    check_folder(out, is_run, "work folder of specialise")
     method = get_method("specialise")
-    settings = read_config(method.config, config, [f"task={task}", *overrides])
+    settings = read_config(method.config, config, [f"task={json.dumps(task)}", *overrides])
     delta = method.run(open_base(base, device=device), settings, out)
     terminal.print(f"Wrote {out / 'delta'} ({delta.nbytes:,} bytes).", soft_wrap=True)
-    terminal.print(f"Zip it: skillweave zip --base {base} --delta {out / 'delta'} --task {task} -o PACK", soft_wrap=True)
+    terminal.print(
+        f"Zip it: skillweave zip --base {base} --delta {out / 'delta'} --task {task} -o PACK", soft_wrap=True
+    )
 
 
 @app.command()
 def generate(
     target: str = TARGET,
     prompt: str = typer.Argument(None, help="What to ask. Or --file."),
-    file: Path = typer.Option(None, "--file", "-f", help="One prompt a line; `.jsonl`: objects with `prompt` or `messages`, and `pack`."),
+    file: Path = typer.Option(
+        None, "--file", "-f", help="One prompt a line; `.jsonl`: objects with `prompt` or `messages`, and `pack`."
+    ),
     pack: str = PACK,
     base: str = OTHER_BASE,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy."),
-    seed: int = typer.Option(0, "--seed"),
+    seed: int = typer.Option(0, "--seed", help="Of the random draws, where the temperature is not 0."),
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
     dtype: str = DTYPE,
@@ -78,17 +85,23 @@ def generate(
 
     `skillweave generate runs/demo --file prompts.txt -o answers.jsonl`
     """
+    from skillweave.artefact import write_text
     from skillweave.base import Sampling
+    from skillweave.cli.prompts import read_prompts
     from skillweave.engine import open_engine
 
     if (prompt is None) == (file is None):
         raise UserError("give one prompt, or a file of prompts with --file")
+    if out is not None:
+        if file is None:
+            raise UserError("--out goes with --file; one answer is written to standard output")
+        check_file(out)
     sampling = Sampling(max_new_tokens, temperature, seed=seed, batch_size=batch_size)
+    asked = read_prompts(file) if file is not None else []
     engine = open_engine(target, base=base, dtype=dtype, device=device)
     if prompt is not None:
         engine.stream(prompt, pack, sampling, sys.stdout)
         return
-    asked = read_prompts(file)
     named = [own if own is not None else pack for _, own in asked]
     replies = engine.generate([ask for ask, _ in asked], named, sampling, label="answer")
     lines = [
@@ -104,7 +117,9 @@ def generate(
 @app.command("eval")
 def eval_(
     target: str = TARGET,
-    task: str = typer.Option(..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."),
+    task: str = typer.Option(
+        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."
+    ),
     pack: str = PACK,
     base: str = OTHER_BASE,
     split: str = typer.Option("test", "--split", help="train, calibration or test."),
@@ -125,11 +140,14 @@ def eval_(
 
     `skillweave eval runs/demo/packs/json_calls --task my-data.jsonl -o score.json`
     """
+    from skillweave.artefact import write_json
     from skillweave.base import Sampling
     from skillweave.cli.show import out as terminal
     from skillweave.engine import open_engine
     from skillweave.tasks import evaluate, load_task
 
+    if out is not None:
+        check_file(out)
     loaded = load_task(task)
     entries = loaded.split(split)
     engine = open_engine(target, base=base, dtype=dtype, device=device)
@@ -151,28 +169,3 @@ def eval_(
         ]
         figures = {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n}
         write_json(out, {"task": task, "target": target, "pack": pack, "split": split, **figures, "answers": answers})
-
-
-def read_prompts(file: Path) -> list[tuple[str | list[dict[str, str]], str | None]]:
-    """Prompts and the packs they name: lines of text, or of JSON objects where the file ends in ``.jsonl``."""
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist: name a file with one prompt a line") from None
-    found: list[tuple[str | list[dict[str, str]], str | None]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if file.suffix != ".jsonl":
-            found.append((line, None))
-            continue
-        try:
-            value = json.loads(line)
-            found.append((value["messages"] if "messages" in value else value["prompt"], value.get("pack")))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{file}, line {number}: expected {{"prompt": "..."}} or {{"messages": [...]}} ({error})'
-            ) from error
-    if not found:
-        raise UserError(f"{file} holds no prompt: write one a line")
-    return found

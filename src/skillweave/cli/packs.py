@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import BASE, CONFIG, DEVICE, SET
+from skillweave.cli.places import check_folder, check_new_folder
 from skillweave.errors import UserError
+from skillweave.progress import console
 
 
 @app.command("zip")
@@ -19,7 +20,7 @@ def zip_(
     tuned: str = typer.Option(None, "--tuned", "-t", help="A fine-tune of the base: folder, hub id or GGUF file."),
     lora: Path = typer.Option(None, "--lora", help="A PEFT LoRA adapter folder."),
     delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` leaves one."),
-    task: str = typer.Option(None, "--task", help="Calibrate on this task's prompts (with their answers)."),
+    task: str = typer.Option(None, "--task", help="For settings that need calibration: prompts with answers."),
     ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
     budget: str = typer.Option(None, "--budget", help="Pack bytes, as 8MB."),
     name: str = typer.Option(None, "--name", help="The pack's name (the folder's by default)."),
@@ -31,23 +32,32 @@ def zip_(
 
     **Examples**
 
-    `skillweave zip --base bundled:smollm2 --tuned my-finetune/ --ratio 1/64 -o packs/mine`
+    `skillweave zip -b bundled:smollm2 --tuned finetune/ --ratio 1/64 -o packs/x`
 
-    `skillweave zip --base bundled:smollm2 --lora my-adapter/ --task data.jsonl -o packs/mine`
+    `skillweave zip -b bundled:smollm2 --lora adapter/ -o packs/x`
 
-    `skillweave zip --base bundled:smollm2 --delta runs/x/delta --budget 8MB --set bits=8 -o packs/mine`
+    `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
     """
     from skillweave.base import open_base
     from skillweave.cli.show import show_pack
     from skillweave.config import read_config
     from skillweave.delta import Delta
+    from skillweave.pack import check_name, is_skillpack
     from skillweave.skillzip import ZipConfig, zip_delta
     from skillweave.tasks import load_task
 
     if sum(source is not None for source in (tuned, lora, delta)) != 1:
         raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
+    check_folder(out, is_skillpack, "skillpack")
+    name = name or out.resolve().name
+    try:
+        check_name(name)
+    except UserError as error:
+        raise UserError(f"{error}. Give another with --name.") from error
     sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
     settings = read_config(ZipConfig, config, [*overrides, *sizes])
+    if settings.needs_calibration and task is None:
+        raise UserError("activation_aware and smoothing need prompts with answers: name a task with --task")
     opened = open_base(base, device=device)
     if tuned is not None:
         change, method = Delta.between(base, tuned), "fine-tune"
@@ -55,14 +65,12 @@ def zip_(
         change, method = Delta.from_lora(lora, opened), "lora"
     else:
         change, method = Delta.from_pretrained(delta), "delta"
-    calibration = None
-    data: dict[str, Any] = {}
-    if task is not None:
-        loaded = load_task(task)
-        calibration = [(e.prompt, e.answer) for e in loaded.split("calibration") if e.answer is not None]
-        data = {"calibration": task}
-    pack = zip_delta(change, opened, calibration, settings, name=name or out.resolve().name)
-    pack.card.method, pack.card.data = method, data
+    calibration, data = None, {}
+    if settings.needs_calibration and task is not None:
+        calibration, data = load_task(task).pairs("calibration"), {"calibration": task}
+    elif task is not None:
+        console.print("These settings need no calibration: --task is not used (see activation_aware and smoothing).")
+    pack = zip_delta(change, opened, calibration, settings, name=name, method=method, data=data)
     pack.save_pretrained(out)
     show_pack(pack, out)
 
@@ -86,6 +94,7 @@ def unzip(
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
 
+    check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
     terminal.print(f"Wrote {out}: open it with transformers' from_pretrained.", soft_wrap=True)
@@ -105,10 +114,12 @@ def inspect(
     `skillweave inspect runs/demo/packs/json_calls --tensors`
     """
     from skillweave.cli.show import show_pack, show_weave
-    from skillweave.pack import Skillpack
+    from skillweave.pack import Skillpack, is_skillpack
     from skillweave.weave import is_weave, read_card
 
     if is_weave(folder):
         show_weave(read_card(folder), folder)
+    elif not is_skillpack(folder):
+        raise UserError(f"{folder} is neither a weave nor a skillpack: it has no weave.json and no skillpack.json")
     else:
         show_pack(Skillpack.from_pretrained(folder), folder, tensors=tensors)

@@ -7,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from skillweave.pack import Skillpack
-from skillweave.report import human_bytes, skill_table
+from skillweave.report import human_bytes, short_skill_table
 from skillweave.weave import WeaveCard
 
-out = Console(highlight=False)
+# Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
+out = Console(highlight=False, markup=False, emoji=False)
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
     """The table of a build, what it costs in memory, and where the rest lies."""
     memory, router = report["memory"], report["router"]
     out.print()
-    out.print(skill_table(report).rich())
+    out.print(short_skill_table(report).rich(title="Mean scores on the test prompts, in percent"))
     out.print(
         f"In memory: base {human_bytes(memory['base_bytes'])}, weave {human_bytes(memory['weave_bytes'])} "
         f"({memory['weave_bytes'] / memory['base_bytes']:.2f}x), "
@@ -32,7 +33,7 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
         f"{100 * router['abstained']:.1f}% left to the base."
     )
     out.print(f"The weave is in {folder}; the report in {folder / 'report.html'}.", soft_wrap=True)
-    out.print(f'Ask it something: skillweave generate {folder} "your prompt"', soft_wrap=True, markup=False)
+    out.print(f'Ask it something: skillweave generate {folder} "your prompt"', soft_wrap=True)
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:
@@ -44,14 +45,14 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
     table.add_column("the weave says", ratio=3)
     for row in rows:
         cells = [row.prompt, row.route, row.base, row.weave]
-        table.add_row(*(_plain(cell) for cell in cells))
+        table.add_row(*(_short(cell) for cell in cells))
     out.print()
     out.print(table)
 
 
-def _plain(text: str, limit: int = 160) -> str:
+def _short(text: str, limit: int = 160) -> str:
     text = " ".join(text.split())
-    return escape(text if len(text) <= limit else text[: limit - 1] + "…")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def show_pack(pack: Skillpack, folder: Path, *, tensors: bool = False) -> None:
@@ -65,10 +66,20 @@ def show_pack(pack: Skillpack, folder: Path, *, tensors: bool = False) -> None:
         ("method", card.method),
         ("codec", f"{card.codec.name} ({settings})"),
         ("tensors", f"{len(card.entries)} changed, {len(card.left_out)} left out"),
-        ("bytes", f"{size.total:,} on disk" + (f", 1/{size.bf16_delta / size.total:.1f} of the bf16 delta" if size.bf16_delta else "")),
-        ("", f"matrices {size.matrices:,}, scales {size.scales:,}, whole tensors {size.whole:,}, metadata {size.metadata:,}"),
+        (
+            "bytes",
+            f"{size.total:,} on disk"
+            + (f", 1/{size.bf16_delta / size.total:.1f} of the bf16 delta" if size.bf16_delta else ""),
+        ),
+        (
+            "",
+            f"matrices {size.matrices:,}, scales {size.scales:,}, "
+            f"whole tensors {size.whole:,}, metadata {size.metadata:,}",
+        ),
     ]
-    facts += [(f"score, {arm}", f"{100 * score['mean']:.1f}% ({score['n']} prompts)") for arm, score in card.scores.items()]
+    facts += [
+        (f"score, {arm}", f"{100 * score['mean']:.1f}% ({score['n']} prompts)") for arm, score in card.scores.items()
+    ]
     _show_facts(facts)
     if tensors:
         table = RichTable(title="Tensors", title_justify="left")
@@ -82,6 +93,13 @@ def show_pack(pack: Skillpack, folder: Path, *, tensors: bool = False) -> None:
 
 def show_weave(card: WeaveCard, folder: Path) -> None:
     """What is in a weave: base, router, and each pack's bytes."""
+    table = RichTable()
+    for column in ("pack", "method", "codec", "bytes", "of bf16 delta"):
+        table.add_column(column, justify="right" if column.startswith(("bytes", "of")) else "left")
+    for name in card.packs:
+        pack = Skillpack.from_pretrained(folder / "packs" / name).card
+        share = f"1/{pack.bytes.bf16_delta / pack.bytes.total:.1f}" if pack.bytes.bf16_delta else "-"
+        table.add_row(name, pack.method, pack.codec.name, f"{pack.bytes.total:,}", share)
     _show_facts(
         [
             ("weave", str(folder)),
@@ -90,18 +108,11 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
             ("budget", human_bytes(card.budget) if card.budget else "none"),
         ]
     )
-    table = RichTable()
-    for column in ("pack", "method", "codec", "bytes", "of bf16 delta"):
-        table.add_column(column, justify="right" if column.startswith(("bytes", "of")) else "left")
-    for name in card.packs:
-        pack = Skillpack.from_pretrained(folder / "packs" / name).card
-        share = f"1/{pack.bytes.bf16_delta / pack.bytes.total:.1f}" if pack.bytes.bf16_delta else "-"
-        table.add_row(name, pack.method, pack.codec.name, f"{pack.bytes.total:,}", share)
     out.print(table)
 
 
 def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
     table = RichTable.grid(padding=(0, 2))
     for name, value in facts:
-        table.add_row(f"[bold]{name}[/bold]", escape(value))
+        table.add_row(Text(name, style="bold"), value)
     out.print(table)

@@ -14,10 +14,7 @@ from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
-from skillweave.weave import AUTO, Reply, Weave, is_weave
-
-BASE = "base"
-"""In place of a pack's name, from the command line: the plain base."""
+from skillweave.weave import AUTO, BASE, Reply, Weave, is_weave
 
 
 class _ToFile(TextStreamer):

@@ -12,6 +12,7 @@ from skillweave.pack.schema import (
     PackBytes,
     PackCard,
     WholeEntry,
+    check_name,
 )
 from skillweave.pack.skillpack import Skillpack, is_skillpack
 
@@ -27,6 +28,7 @@ __all__ = [
     "PackCard",
     "Skillpack",
     "WholeEntry",
+    "check_name",
     "decode",
     "is_skillpack",
     "lowrank_parts",

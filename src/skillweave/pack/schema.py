@@ -18,12 +18,17 @@ entry          tensors, for an entry called ``name`` of shape (out, in)
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from skillweave.errors import UserError
+
 SCHEMA_VERSION = 1
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What a pack may be called: it names a folder, and a model to those who ask a server for it."""
 
 
 class _Strict(BaseModel):
@@ -101,7 +106,7 @@ class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved."""
 
     schema_version: int = SCHEMA_VERSION
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     base: BaseRef
     method: str = "unknown"
     data: dict[str, Any] = {}
@@ -123,6 +128,14 @@ class PackCard(_Strict):
         entries = "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
         head = json.dumps(values, indent=2, ensure_ascii=False)
         return f'{head[: -len(chr(10) + "}")]},\n  "entries": {entries}\n}}\n'
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UserError` unless ``name`` may be a pack's."""
+    if not re.match(NAME, name):
+        raise UserError(
+            f"'{name}' cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
 
 
 def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:

@@ -1,8 +1,17 @@
 """Figures for people: tables, plots and the report of a build."""
 
-from skillweave.report.build_report import skill_table, write_build_report
+from skillweave.report.build_report import short_skill_table, skill_table, write_build_report
 from skillweave.report.machine import machine, versions
 from skillweave.report.table import Table
 from skillweave.report.units import human_bytes, human_seconds
 
-__all__ = ["Table", "human_bytes", "human_seconds", "machine", "skill_table", "versions", "write_build_report"]
+__all__ = [
+    "Table",
+    "human_bytes",
+    "human_seconds",
+    "machine",
+    "short_skill_table",
+    "skill_table",
+    "versions",
+    "write_build_report",
+]

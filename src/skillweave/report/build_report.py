@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from skillweave.artefact import atomic_file, write_json, write_text
@@ -42,10 +43,30 @@ def skill_table(report: dict[str, Any]) -> Table:
     return Table(header, rows)
 
 
+def short_skill_table(report: dict[str, Any]) -> Table:
+    """:func:`skill_table` for a terminal of 80 columns: no intervals, the pack as a share of its bf16 delta."""
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{100 * share:.1f}"
+
+    rows = []
+    for name, skill in report["skills"].items():
+        delta = skill["delta_bytes"]
+        share = f"1/{delta / skill['pack_bytes']:.1f}" if delta else "-"
+        arms = [percent(skill.get(arm)) for arm in ("base", "specialist", "pack", "routed")]
+        rows.append([name, *arms, percent(skill["gain_kept"]), human_bytes(skill["pack_bytes"]), share])
+    header = ["skill", "base", "specialist", "pack", "routed", "gain\nkept", "pack\nbytes", "of bf16\ndelta"]
+    return Table(header, rows)
+
+
 def memory_table(report: dict[str, Any]) -> Table:
     """Bytes of weights: base, weave, separate models; each also as a multiple of the base."""
     memory = report["memory"]
-    names = {"base alone": "base_bytes", "weave, all packs in memory": "weave_bytes", "separate models": "separate_bytes"}
+    names = {
+        "base alone": "base_bytes",
+        "weave, all packs in memory": "weave_bytes",
+        "separate models": "separate_bytes",
+    }
     rows = [
         [name, human_bytes(memory[key]), f"{memory[key] / memory['base_bytes']:.2f}x"] for name, key in names.items()
     ]
@@ -55,9 +76,7 @@ def memory_table(report: dict[str, Any]) -> Table:
 def confusion_table(report: dict[str, Any]) -> Table:
     """Where the router sent the test prompts of each skill."""
     confusion = report["router"]["confusion"]
-    rows = [
-        [name, *map(str, counts)] for name, counts in zip(confusion["rows"], confusion["counts"], strict=True)
-    ]
+    rows = [[name, *map(str, counts)] for name, counts in zip(confusion["rows"], confusion["counts"], strict=True)]
     return Table(["prompts of", *(f"to {name}" for name in confusion["columns"])], rows)
 
 
@@ -79,7 +98,10 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
             file.write_text(svg, encoding="utf-8")
     notes = _notes(report)
     markdown = [f"# {report['name']}: report of the build", "", *(f"- {note}" for note in notes)]
-    page = [f"<h1>{html.escape(report['name'])}: report of the build</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes)]
+    page = [
+        f"<h1>{html.escape(report['name'])}: report of the build</h1><ul>",
+        *(f"<li>{html.escape(note)}</li>" for note in notes),
+    ]
     page.append("</ul>")
     for name, (title, _) in plots.items():
         markdown += ["", f"## {title}", "", tables[name].markdown(), "", f"![{title}](plots/{name}.svg)"]
@@ -89,7 +111,8 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
     title = html.escape(report["name"])
     write_text(
         folder / "report.html",
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head>\n'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{STYLE}</style></head>\n"
         f"<body>\n{chr(10).join(page)}\n<footer>{html.escape(foot)}</footer>\n</body></html>\n",
     )
     write_json(folder / "report.json", report)
@@ -109,6 +132,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with rc_context({"svg.hashsalt": "skillweave"}):  # else every report differs from the last by its random ids
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -19,8 +19,10 @@ def skills_plot(skills: dict[str, dict[str, Any]]) -> Figure:
     for offset, (arm, colour) in enumerate(COLOURS.items()):
         shown = [(place, skill) for place, skill in enumerate(skills.values()) if skill.get(arm) is not None]
         means = [100 * skill[arm] for _, skill in shown]
-        lows = [mean - 100 * skill["intervals"][arm][0] for mean, (_, skill) in zip(means, shown, strict=True)]
-        highs = [100 * skill["intervals"][arm][1] - mean for mean, (_, skill) in zip(means, shown, strict=True)]
+        ends = [skill["intervals"][arm] for _, skill in shown]
+        # Not below 0: where all scores are equal, rounding may put an end a hair on the wrong side of the mean.
+        lows = [max(0.0, mean - 100 * low) for mean, (low, _) in zip(means, ends, strict=True)]
+        highs = [max(0.0, 100 * high - mean) for mean, (_, high) in zip(means, ends, strict=True)]
         places = [place + (offset - 1.5) * width for place, _ in shown]
         axes.bar(places, means, width * 0.92, color=colour, label=arm)
         axes.errorbar(places, means, yerr=[lows, highs], fmt="none", ecolor="#333333", capsize=2, linewidth=0.8)

@@ -6,7 +6,9 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class Table:
         return f"<table>\n<thead>{line('th', self.header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def rich(self, title: str | None = None) -> RichTable:
-        """A table for the terminal."""
-        table = RichTable(title=title, title_justify="left")
+        """A table for the terminal, without vertical rules: they take the width that the figures need."""
+        table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for index, name in enumerate(self.header):
-            table.add_column(name, justify="right" if index else "left")
+            table.add_column(name, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # as it is: a "[x]" in a cell is no markup
         return table

@@ -6,7 +6,7 @@ from __future__ import annotations
 def human_bytes(count: float) -> str:
     """Bytes in powers of ten: ``8.4 MB``."""
     for unit in ("B", "kB", "MB"):
-        if abs(count) < 1000:
+        if abs(round(count, 1)) < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"

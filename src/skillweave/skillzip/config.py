@@ -20,22 +20,24 @@ class ZipConfig(Config):
     with one axis (norms, biases).
 
     The defaults are what measured best [ours]: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| = 0.0019),
-    1/32 of the delta in all, KL to the specialist on held-out answers, in units of 0.001:
+    1/32 of the delta in all, KL to the specialist on held-out answers:
 
-    ================================================  =====
-    int4, rotated (the default)                        0.97
-    int4, not rotated                                  0.99
-    int4, ``smoothing`` 0.5; 0.75                      1.04; 1.06
-    int4, ``activation_aware``, ``shrink`` 0.8; 0.25   0.92; 0.99
-    int8, rotated                                      3.08
-    codec ``svd``                                      16.8
-    ================================================  =====
+    | settings | KL, thousandths |
+    | --- | --- |
+    | int4, rotated (the default) | 0.97 |
+    | int4, not rotated | 0.99 |
+    | int4, `smoothing` 0.5 | 1.04 |
+    | int4, `smoothing` 0.75 | 1.06 |
+    | int4, `activation_aware`, `shrink` 0.8 | 0.92 |
+    | int4, `activation_aware`, `shrink` 0.25 | 0.99 |
+    | int8, rotated | 3.08 |
+    | codec `svd` | 16.8 |
 
     Weighting by the activations gained 5% as it is done here, in one seed and on 12 prompts, and lost half as much
     again with less ``shrink`` (the share of the identity mixed into the second moment) and some weight on the prompt:
     too little and too fickle to ask everyone for calibration, so plain is the default. Smoothing is for bases whose
     inputs have outlier channels large enough to spoil eight-bit activations; SmolLM2's do not (the integer run time
-    alone costs 0.002 of these units).
+    alone costs 0.002 thousandths).
     """
 
     codec: str = "skillzip"

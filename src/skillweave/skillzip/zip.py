@@ -11,7 +11,17 @@ from torch import nn
 from skillweave.base import Base, Checkpoint, Prompt
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.pack import BaseRef, Codec, DifferenceEntry, Entry, PackBytes, PackCard, Skillpack, WholeEntry
+from skillweave.pack import (
+    BaseRef,
+    Codec,
+    DifferenceEntry,
+    Entry,
+    PackBytes,
+    PackCard,
+    Skillpack,
+    WholeEntry,
+    check_name,
+)
 from skillweave.skillzip.calibrate import Moments, calibrate, input_groups, linear_names
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
@@ -28,6 +38,7 @@ def zip_delta(
     name: str,
     method: str = "unknown",
     data: dict[str, Any] | None = None,
+    scores: dict[str, Any] | None = None,
 ) -> Skillpack:
     """The pack of ``delta`` within the config's bytes, all three files counted.
 
@@ -50,11 +61,13 @@ def zip_delta(
         )
     checkpoint = base.checkpoint
     shapes = _matrices(delta, checkpoint, base.model)
+    check_name(name)
     card = PackCard(
         name=name,
         base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
         method=method,
         data=data or {},
+        scores=scores or {},
         codec=Codec(name=config.codec, settings=config.settings()),
         bytes=PackBytes(bf16_delta=delta.bf16_nbytes, bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values())),
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from skillweave.config import Config
+from skillweave.config import Config, read_mapping
 from skillweave.errors import UserError
 from skillweave.tasks.verifiers import VerifierName
 
@@ -101,7 +101,8 @@ class DatasetSpec(_Verified):
 def expand(value: Any) -> Any:
     """A task's short form as its mapping; anything else as it is.
 
-    ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH`` and ``FILE.jsonl`` are the short forms.
+    ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH`` and ``FILE.jsonl`` are the short forms; ``FILE.yaml``
+    stands for the settings in it.
     """
     if not isinstance(value, str | Path):
         return value
@@ -112,6 +113,8 @@ def expand(value: Any) -> Any:
         return {"source": source, key: rest}
     if text.endswith(".jsonl"):
         return {"source": "jsonl", "path": text}
+    if text.endswith((".yaml", ".yml")):
+        return read_mapping(text)
     raise UserError(
         f"'{text}' names no task: write builtin:NAME, reasoning-gym:NAME, dataset:PATH, "
         "a .jsonl file with examples, or a .yaml file with the task's settings"

@@ -1,12 +1,13 @@
 """The woven model: many packs on one base, a row of a batch each its own; the router; the folder that is served."""
 
 from skillweave.weave.linear import grouped_delta
-from skillweave.weave.router import Route, Router, background_prompts, fit_router
+from skillweave.weave.router import BASE, Route, Router, background_prompts, fit_router
 from skillweave.weave.weave import AUTO, Reply, Weave, WeaveCard, is_weave, read_card
 from skillweave.weave.woven import Woven
 
 __all__ = [
     "AUTO",
+    "BASE",
     "Reply",
     "Route",
     "Router",

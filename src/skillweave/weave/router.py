@@ -177,6 +177,9 @@ def fit_router(
             whose = "the background" if name == BASE else f"the pack '{name}'"
             raise UserError(f"{whose} has {len(prompts)} prompts to learn routing from: give at least 2")
     layer = middle_layer(base.model) if layer is None else layer
+    last = base.model.config.get_text_config().num_hidden_layers
+    if layer > last:
+        raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
     x = torch.cat([features(base, prompts, layer) for prompts in groups.values()])
     labels = torch.cat([torch.full((len(prompts),), index) for index, prompts in enumerate(groups.values())])
     return fit_on_features(x, labels, list(groups), layer=layer, miss=miss, seed=seed)

@@ -273,9 +273,10 @@ def _finish(run: _Run) -> None:
     rates = {"before": run.figures["probe-before"]["solve_rate"], "after": run.figures["probe-after"]["solve_rate"]}
     write_json(run.folder / "figures.json", {"solve_rate": rates, "seed": run.config.seed, "stages": run.figures})
     if run.config.train == "full":
-        delta = Delta.between(run.base.path, run.policy.trained)
+        delta = Delta.between(run.base, run.policy.trained)
     else:
         delta = Delta.from_lora(run.policy.trained, run.base)
+    delta.provenance = {"method": "specialise", "task": run.task.name, "seed": run.config.seed}
     with atomic_folder(run.folder / "delta") as temporary:
         delta.save_pretrained(temporary)
     shutil.rmtree(run.policy.trained, ignore_errors=True)

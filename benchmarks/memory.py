@@ -1,0 +1,214 @@
+"""Memory of a weave against that of its base, and of separate models.
+
+Claim: with three packs loaded, a weave's resident memory is at most 1.25 times the base's.
+
+Each way of serving is measured in a process of its own: what /proc/self/status says is resident, less what the same
+process takes with everything imported, the tokenizer read and the model built without weights. The weights are read
+from end to end first, for pages of a mapped file count only once they were touched; then each model (each pack)
+answers a prompt, and the reading is taken again. What the allocator keeps of freed memory is handed back before each
+reading. "Separate" is one process with a full model for each skill (three processes would import everything three
+times). Beside it stand the bytes of the tensors; the rows of the JSON also tell mapped pages from the process's own.
+The claims on resident memory are ratios of medians over processes, with the range over all pairs of processes.
+
+    python benchmarks/memory.py --weave runs/demo             after `make demo`; about three minutes on two cores
+    python benchmarks/memory.py --quick                       a made-up weave, less than a minute
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from _record import Record, arguments, judged, positive, run
+from _skills import Built, add_weave_option, built, find
+from skillweave.base import Checkpoint, Sampling, generate, open_base, open_tokenizer, resolve
+from skillweave.errors import UserError
+from skillweave.progress import bar
+from skillweave.report import Table, human_bytes
+from skillweave.weave import Weave
+
+NAME = "memory"
+FLOOR, BASE, WEAVE, SEPARATE = "imports", "base", "weave", "separate"
+WAYS = {
+    FLOOR: "imports, tokenizer, no weights",
+    BASE: "base alone",
+    WEAVE: "weave, all packs",
+    SEPARATE: "separate models",
+}
+COLOURS = {BASE: "#999999", WEAVE: "#009E73", SEPARATE: "#0072B2"}
+DTYPE = "bfloat16"
+MOST = 1.25
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark; with ``--measure`` be one of its processes."""
+    parser = arguments(__doc__, ["small"])
+    add_weave_option(parser)
+    parser.add_argument("--repeats", type=positive, default=5, help="processes for each way (default: %(default)s)")
+    parser.add_argument("--measure", choices=WAYS, help="be one measured process (the benchmark calls itself so)")
+    options = parser.parse_args(argv)
+    if not Path("/proc/self/status").exists():
+        raise UserError("resident memory is read from /proc/self/status, which this system has not: run it on Linux")
+    if options.measure:
+        print(json.dumps(measured(options.measure, find(options.weave))))
+        return
+    record = Record.begin(NAME, options, argv, seeds=[])
+    with built(options) as weave:
+        readings = take_turns(weave, 1 if options.quick else options.repeats)
+        packs = len(weave.skills)
+    record.rows = rows(readings)
+    for stage in ("loaded", "answered"):
+        over_floor = {way: above_floor(readings, way, stage) for way in (BASE, WEAVE)}
+        # The least and the most that any pair of processes gives.
+        low = min(over_floor[WEAVE]) / max(over_floor[BASE])
+        high = max(over_floor[WEAVE]) / min(over_floor[BASE])
+        value = statistics.median(over_floor[WEAVE]) / statistics.median(over_floor[BASE])
+        claim = f"resident memory with {packs} packs over that of the base, {stage}"
+        record.claims.append(judged(claim, value, low, high, f"<= {MOST}"))
+    exact = readings[WEAVE][0]["tensors"] / readings[BASE][0]["tensors"]
+    claim = f"bytes of the tensors with {packs} packs over those of the base"
+    record.claims.append(judged(claim, exact, exact, exact, f"<= {MOST}"))
+    record.finish(table(record.rows), plot(record.rows))
+
+
+# -- one measured process --------------------------------------------------------------------------------------------
+
+
+def measured(way: str, weave: Built) -> dict[str, Any]:
+    """Bytes of the tensors, and resident bytes once loaded and once every model or pack has answered."""
+    # Every way reads the same prompts, whether it answers them or not.
+    prompts = {skill.name: skill.task().split("test")[0].prompt for skill in weave.skills}
+    short = Sampling(max_new_tokens=8)
+    if way == FLOOR:
+        held = open_tokenizer(weave.base_ref), Checkpoint(resolve(weave.base_ref))  # the model's class, no weights
+        loaded = resident()
+        del held
+        return {"tensors": 0, "loaded": loaded, "answered": loaded}
+    if way == WEAVE:
+        woven = Weave.from_pretrained(weave.folder, dtype=DTYPE, device="cpu")
+        touch(woven.base.model)
+        loaded = resident()
+        woven.generate([*prompts.values()], [*prompts], short)
+        return {"tensors": woven.base_bytes + woven.resident_bytes, "loaded": loaded, "answered": resident()}
+    tokenizer = open_tokenizer(weave.base_ref)
+    if way == BASE:
+        models = [open_base(weave.base_ref, dtype=DTYPE, device="cpu").model]
+    else:
+        models = [weave.specialist(skill, DTYPE, "cpu").model for skill in weave.skills]
+    for model in models:
+        touch(model)
+    loaded = resident()
+    for at, prompt in enumerate(prompts.values()):
+        generate(models[at % len(models)], tokenizer, [prompt], short)
+    tensors = sum(tensor.nbytes for model in models for tensor in (*model.parameters(), *model.buffers()))
+    return {"tensors": tensors, "loaded": loaded, "answered": resident()}
+
+
+def touch(model: Any) -> None:
+    """Read every weight once."""
+    for parameter in model.parameters():
+        float(parameter.detach().sum())
+
+
+def resident() -> dict[str, int]:
+    """Resident bytes of this process: all, its own (``anon``) and mapped from files (``file``)."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc keeps some of what was freed, up to 64 MB of it, as it happens to lie
+        libc.malloc_trim(0)
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = {key: value.split()[0] for key, _, value in (line.partition(":") for line in lines) if value.split()}
+    names = {"rss": "VmRSS", "anon": "RssAnon", "file": "RssFile"}
+    return {name: 1024 * int(fields[key]) for name, key in names.items()}
+
+
+# -- all of them -----------------------------------------------------------------------------------------------------
+
+
+def take_turns(weave: Built, repeats: int) -> dict[str, list[dict[str, Any]]]:
+    """What :func:`measured` said in ``repeats`` fresh processes of each way."""
+    readings: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    with bar("processes", repeats * len(WAYS)) as advance:
+        for _ in range(repeats):
+            for way in WAYS:
+                command = [sys.executable, __file__, "--measure", way, "--weave", str(weave.folder)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise UserError(f"the process that measures '{WAYS[way]}' failed:\n{done.stderr.strip()}")
+                readings[way].append(json.loads(done.stdout.splitlines()[-1]))
+                advance(note=WAYS[way])
+    return readings
+
+
+def above_floor(readings: dict[str, list[dict[str, Any]]], way: str, stage: str) -> list[int]:
+    """Resident bytes of every process of a way, less the median of the floor's."""
+    floor = statistics.median(reading[stage]["rss"] for reading in readings[FLOOR])
+    return [round(reading[stage]["rss"] - floor) for reading in readings[way]]
+
+
+def rows(readings: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """A row of the result for each way."""
+    base = {stage: statistics.median(above_floor(readings, BASE, stage)) for stage in ("loaded", "answered")}
+    return [
+        {
+            "way": WAYS[way],
+            "dtype": DTYPE,
+            "tensor_bytes": taken[0]["tensors"],
+            "over_imports": {stage: round(statistics.median(above_floor(readings, way, stage))) for stage in base},
+            "of_base": {
+                stage: round(statistics.median(above_floor(readings, way, stage)) / base[stage], 4) for stage in base
+            },
+            "processes": taken,
+        }
+        for way, taken in readings.items()
+    ]
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Bytes by way, each also as a multiple of the base's."""
+    header = ["in memory", "tensors", "resident, loaded", "resident, answered", "over imports", "of the base"]
+    lines = []
+    for row in rows:
+        rss = [
+            statistics.median(process[stage]["rss"] for process in row["processes"]) for stage in ("loaded", "answered")
+        ]
+        floor = row["way"] == WAYS[FLOOR]
+        lines.append(
+            [
+                row["way"],
+                "-" if floor else human_bytes(row["tensor_bytes"]),
+                *map(human_bytes, rss),
+                "-" if floor else human_bytes(row["over_imports"]["loaded"]),
+                "-" if floor else f"{row['of_base']['loaded']:.2f}x",
+            ]
+        )
+    return Table(header, lines)
+
+
+def plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Resident megabytes over the imports."""
+    figure = Figure(figsize=(5.5, 2.0), layout="constrained")
+    axes = figure.subplots()
+    shown = [row for row in rows if row["way"] != WAYS[FLOOR]]
+    values = [row["over_imports"]["loaded"] / 1e6 for row in shown]
+    drawn = axes.barh([row["way"] for row in shown], values, color=list(COLOURS.values()))
+    labels = [f"{value:.0f} MB ({row['of_base']['loaded']:.2f}x)" for value, row in zip(values, shown, strict=True)]
+    axes.bar_label(drawn, labels, padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(values))
+    axes.set_xlabel("resident memory over the imports, MB")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,63 @@
+"""Prompts from a file: one a line, as text or as JSON objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from skillweave.base import Prompt
+from skillweave.errors import UserError
+from skillweave.tasks.rows import read_jsonl
+
+EXPECTED = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" where wanted'
+
+
+def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:
+    """Prompts and the packs they name (None: none): lines of text, or of JSON objects in a ``.jsonl`` file.
+
+    Blank lines are passed over. Raises :class:`UserError` naming file and line.
+    """
+    if file.suffix == ".jsonl":
+        found = [_asked(row, where) for where, row in read_jsonl(file)]
+    else:
+        found = [(line, None) for line in _lines(file) if line.strip()]
+    if not found:
+        raise UserError(f"{file} holds no prompt: write one a line")
+    return found
+
+
+def _lines(file: Path) -> list[str]:
+    # Not splitlines(): it would cut a prompt at a form feed or a Unicode line separator too.
+    try:
+        return file.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist: name a text file with one prompt a line") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder: name a text file with one prompt a line") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected an object, found {row!r:.60}: {EXPECTED}")
+    if ("messages" in row) == ("prompt" in row):
+        raise UserError(f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}")
+    asked = row.get("messages", row.get("prompt"))
+    if not (isinstance(asked, str) and "prompt" in row) and not _is_conversation(asked):
+        raise UserError(f"{where}: {asked!r:.60} is no prompt: {EXPECTED}")
+    pack = row.get("pack")
+    if pack is not None and not isinstance(pack, str):
+        raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")
+    return asked, pack
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+            for message in value
+        )
+    )

@@ -1,0 +1,214 @@
+"""The benchmarks, each run with ``--quick`` on a micro base, and the figures they make of what they measure."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from micro import micro_model, save_micro
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+record = importlib.import_module("_record")
+skills = importlib.import_module("_skills")
+mixed_batch = importlib.import_module("mixed_batch")
+memory = importlib.import_module("memory")
+zip_codecs = importlib.import_module("zip")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_base(tmp_path_factory: pytest.TempPathFactory):
+    """A micro base in place of SmolLM2, wide enough for packs of 1/32 and long enough for the tasks' prompts."""
+    folder = save_micro(tmp_path_factory.mktemp("base") / "micro", hidden=256, context=1024)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(skills, "QUICK_BASE", str(folder))
+        yield folder
+
+
+def result(module: ModuleType, folder: Path, *more: str) -> dict:
+    """What a quick run writes where ``--out`` says."""
+    module.main(["--quick", "--out", str(folder), *more])
+    stem = f"{module.NAME}-quick"
+    assert "<svg" in (folder / f"{stem}.svg").read_text()
+    found = json.loads((folder / f"{stem}.json").read_text())
+    text = (folder / f"{stem}.md").read_text()
+    assert found["command"] in text
+    assert f"({stem}.svg)" in text
+    for claim in found["claims"]:
+        assert claim["claim"] in text
+        assert claim["low"] <= claim["value"] <= claim["high"]
+    assert {"name", "scale", "machine", "versions", "seeds", "seconds", "rows"} <= found.keys()
+    return found
+
+
+# -- each script -----------------------------------------------------------------------------------------------------
+
+
+def test_mixed_batch(tmp_path: Path) -> None:
+    found = result(mixed_batch, tmp_path)
+    assert [row["way"] for row in found["rows"]] == ["base alone", "weave, mixed", "specialists in turn"]
+    assert {row["new_tokens"] for row in found["rows"]} == {24}  # all ways: 12 prompts, 2 tokens each
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in found["rows"])
+    (claim,) = found["claims"]
+    taken = {row["way"]: np.array(row["seconds"]) for row in found["rows"]}
+    ratio = np.median(taken["specialists in turn"] / taken["weave, mixed"])
+    assert claim["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+
+
+def test_zip(tmp_path: Path) -> None:
+    found = result(zip_codecs, tmp_path)
+    rows = {row["codec"]: row for row in found["rows"]}
+    base, ours, peer = rows["no pack (the base)"], rows["skillzip int4"], rows["svd bf16"]
+    # A pack is nearer to the specialist than no pack at all, and within its bytes.
+    assert 0 < ours["kl"] < base["kl"]
+    assert 0 < ours["weight_error"] < 1 == base["weight_error"]
+    for row in (ours, peer):
+        assert 0 < row["pack_bytes"] <= row["delta_bytes"] / 32
+        assert row["kl"] == pytest.approx(np.mean(row["kl_of_prompts"]), rel=1e-4)
+        assert 0 <= row["score"]["mean"] <= 1
+    assert found["claims"][0]["value"] == pytest.approx(peer["kl"] / ours["kl"])
+    assert [claim["goal"] for claim in found["claims"]] == ["> 1", "<= 1"]
+
+
+def test_memory_of_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weave = skills.make_up(tmp_path / "weave")
+    tensors = {way: memory.measured(way, weave)["tensors"] for way in memory.WAYS}
+    assert tensors["imports"] == 0
+    assert tensors["base"] < tensors["weave"] < 1.25 * tensors["base"]
+    assert tensors["separate"] == 3 * tensors["base"]
+    # One way in a process of its own, as the benchmark measures all of them.
+    monkeypatch.setattr(memory, "WAYS", {"base": "base alone"})
+    (reading,) = memory.take_turns(weave, 1)["base"]
+    assert reading["tensors"] == tensors["base"]
+    for stage in ("loaded", "answered"):
+        assert reading[stage]["rss"] == pytest.approx(reading[stage]["anon"] + reading[stage]["file"], rel=0.01)
+        assert 100e6 < reading[stage]["rss"] < 5e9
+
+
+def test_resident_memory_sees_what_is_held() -> None:
+    before = memory.resident()["rss"]
+    held = torch.ones(50_000_000, dtype=torch.uint8)
+    assert memory.resident()["rss"] - before == pytest.approx(held.nbytes, abs=2e6)
+    del held
+    assert memory.resident()["rss"] - before < 2e6
+
+
+@pytest.mark.slow
+def test_memory(tmp_path: Path) -> None:
+    # Four processes that import torch and transformers.
+    found = result(memory, tmp_path)
+    floor, base, weave, _ = (row["processes"][0]["loaded"]["rss"] for row in found["rows"])
+    assert found["claims"][0]["value"] == pytest.approx((weave - floor) / (base - floor))
+    assert found["claims"][-1]["value"] == found["rows"][2]["tensor_bytes"] / found["rows"][1]["tensor_bytes"]
+    assert found["claims"][-1]["holds"]
+
+
+def test_without_out_a_quick_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    mixed_batch.main(["--quick"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- the weave that is measured --------------------------------------------------------------------------------------
+
+
+def test_without_a_build_it_says_what_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["mixed_batch.py"])
+    with pytest.raises(SystemExit, match="2"):
+        record.run(mixed_batch.main)
+    assert "runs/demo holds no weave. Run `make demo` first" in " ".join(capsys.readouterr().err.split())
+
+
+def test_without_the_deltas_it_says_which(tmp_path: Path) -> None:
+    weave = skills.make_up(tmp_path / "weave")
+    weave.skills[1].delta_folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(skills.UserError, match="reverse_words/delta/delta is missing"):
+        skills.find(tmp_path / "weave")
+
+
+def test_a_row_of_zip_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weave = skills.make_up(tmp_path / "weave")
+    measured: list[str] = []
+
+    def row(self, plan) -> dict:
+        measured.append(plan.codec)
+        return {"codec": plan.codec, "skill": plan.skill}
+
+    monkeypatch.setattr(zip_codecs.Measuring, "row", row)
+    todo = [plan for plan in zip_codecs.plans([weave.skills[0].name]) if plan.ratio == "1/32"]
+    sizes = {"prompts": 1, "score": 1, "tokens": 1}
+    assert len(zip_codecs.measure_all(weave, todo, sizes, 2)) == 2
+    assert len(zip_codecs.measure_all(weave, todo, sizes, 2)) == 4
+    assert len(zip_codecs.measure_all(weave, todo, sizes, None)) == len(todo) == 5
+    assert sorted(measured) == sorted(plan.codec for plan in todo)
+    # Another number of prompts is another row.
+    assert len(zip_codecs.measure_all(weave, todo, {**sizes, "prompts": 2}, 1)) == 1
+
+
+def test_zip_measures_the_main_rows_first() -> None:
+    todo = zip_codecs.plans(["a", "b"])
+    assert len(set(todo)) == len(todo) == 2 * (2 + 5 + 3 + 3)
+    assert [plan.codec for plan in todo[:6:2]] == ["no pack (the base)", "the delta itself", "skillzip int4"]
+    assert [plan.scored for plan in todo] == [True] * 10 + [False] * 16
+
+
+# -- the figures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "goal", "holds"),
+    [
+        (1.5, 1.1, 1.9, "> 1", True),
+        (1.5, 0.9, 1.9, "> 1", False),  # the interval reaches below
+        (1.0, 1.0, 1.0, "> 1", False),
+        (1.0, 1.0, 1.0, "<= 1", True),
+        (1.2, 1.1, 1.3, "<= 1.25", False),
+        (math.nan, math.nan, math.nan, "> 1", False),
+    ],
+)
+def test_a_claim_holds_with_its_whole_interval(value: float, low: float, high: float, goal: str, holds: bool) -> None:
+    assert record.judged("it", value, low, high, goal).holds is holds
+
+
+def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:
+    values = np.random.default_rng(1).normal(5, 2, size=400)
+    low, high = record.bootstrap(values, lambda picked: picked.mean(axis=1))
+    half = 1.96 * values.std() / math.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - half, abs=0.02)
+    assert high == pytest.approx(values.mean() + half, abs=0.02)
+    assert record.bootstrap(np.ones(3), lambda picked: np.median(picked, axis=1)) == (1, 1)
+
+
+def test_answer_log_probabilities_are_those_of_single_unpadded_passes() -> None:
+    model = micro_model().double()
+    pairs = [([5, 6, 7], [8, 1]), ([9], [10, 11, 12, 1]), ([13, 14], [1])] * 4  # more than one batch
+    found = list(zip_codecs.answer_log_probabilities(model, pairs, nullcontext))
+    for (prompt, answer), log_probabilities in zip(pairs, found, strict=True):
+        assert log_probabilities.shape[0] == len(answer)
+        for at in range(len(answer)):
+            logits = model(input_ids=torch.tensor([prompt + answer[:at]])).logits[0, -1]
+            torch.testing.assert_close(log_probabilities[at], logits.log_softmax(-1).float())
+
+
+def test_mean_kl_by_a_slow_loop() -> None:
+    wanted, has = torch.randn(2, 3, 7, dtype=torch.float64).log_softmax(-1)
+    slow = sum(math.exp(p) * (p - q) for p, q in zip(wanted.flatten().tolist(), has.flatten().tolist(), strict=True))
+    assert zip_codecs.mean_kl(wanted, has) == pytest.approx(slow / 3)
+    assert zip_codecs.mean_kl(wanted, wanted) == 0
+
+
+def test_memory_is_counted_over_the_imports() -> None:
+    def readings(*sizes: int) -> list[dict]:
+        return [{"tensors": 0, "loaded": {"rss": size}, "answered": {"rss": size}} for size in sizes]
+
+    taken = {"imports": readings(90, 100, 130), "base": readings(300, 310), "weave": [], "separate": []}
+    assert memory.above_floor(taken, "base", "loaded") == [200, 210]

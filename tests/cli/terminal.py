@@ -1,0 +1,67 @@
+"""The command line in this process: what a person would see, and the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from skillweave.cli import main
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One command that ended: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(*arguments: object, columns: int = 80, environment: Mapping[str, str] | None = None) -> Ran:
+    """``skillweave ARGUMENTS`` in a terminal of so many columns. A bug comes through as the exception it is."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["skillweave", *map(str, arguments)]),
+        # main() speaks to the libraries through the environment; nothing of that may outlive the command.
+        mock.patch.dict(os.environ, {"COLUMNS": str(columns), **(environment or {})}),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+    return Ran(code, out.getvalue(), err.getvalue())
+
+
+def made(*arguments: object, columns: int = 80) -> Ran:
+    """:func:`run` for a command that must go well."""
+    ran = run(*arguments, columns=columns)
+    assert ran.code == 0, ran.err
+    return ran
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where everything lies."""
+
+    folder: Path
+    base: Path
+    other_base: Path
+
+    task: Path
+    """six prompts, two numbers each"""
+    settings: Path
+    """of a specialist made in a second"""
+    delta: Path
+    adapter: Path
+    pack: Path
+    """of the delta, called ``sort``"""

@@ -1,0 +1,298 @@
+"""Every command end to end on a micro base, held against transformers where it can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from terminal import Bench, Ran, made, run
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from micro import micro_model, micro_tokenizer
+from skillweave.delta import Delta
+from skillweave.pack import Skillpack
+
+ASKED = ["Sort from smallest to largest: 9, 4", "hello", "What is [bold]2 + 2[/bold]?", "a :smile: b"]
+
+
+def greedy(model_folder: Path, prompts: list[str], new: int) -> list[str]:
+    """What transformers answers, one prompt at a time."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    answers = []
+    for prompt in prompts:
+        messages = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        out = model.generate(ids, max_new_tokens=new, do_sample=False)
+        answers.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# -- specialise, zip, unzip ------------------------------------------------------------------------------------------
+
+
+def test_specialise_leaves_a_delta_and_goes_on_from_it(bench: Bench) -> None:
+    assert Delta.from_pretrained(bench.delta).names()
+    again = made("specialise", "-b", bench.base, "-t", bench.task, "-c", bench.settings, "-o", bench.delta.parent)
+    assert f"Wrote {bench.delta}" in again.out
+    assert again.err == ""  # nothing was done anew
+    config = json.loads((bench.delta.parent / "config.json").read_text())["config"]
+    assert config["warm_start"]["steps"] == 4
+
+
+def test_a_pack_of_each_source_knows_where_it_comes_from(bench: Bench, tmp_path: Path) -> None:
+    tuned = tmp_path / "tuned"
+    made("unzip", bench.pack, "-o", tuned, "--dtype", "float32")
+    ran = made("zip", "-b", bench.base, "--tuned", tuned, "--ratio", "1/2", "--name", "x", "-o", tmp_path / "a")
+    assert re.search(r"pack +x \(", ran.out)
+    made("zip", "-b", bench.base, "--lora", bench.adapter, "--budget", "80kB", "-o", tmp_path / "b", "-s", "bits=8")
+    one, two, three = (Skillpack.from_pretrained(folder) for folder in (tmp_path / "a", tmp_path / "b", bench.pack))
+    assert [pack.card.name for pack in (one, two, three)] == ["x", "b", "sort"]
+    assert [pack.card.method for pack in (one, two, three)] == ["fine-tune", "lora", "delta"]
+    assert sum(file.stat().st_size for file in (tmp_path / "b").iterdir()) <= 80_000
+    assert two.card.codec.settings["bits"] == 8
+
+
+def test_zip_replaces_an_older_pack_and_calibrates_when_asked(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    start = ("zip", "-b", bench.base, "--delta", bench.delta, "-o", out)
+    unused = made(*start, "--ratio", "0.3", "--task", bench.task)
+    assert "--task is not used" in unused.err
+    made(*start, "--ratio", "0.5", "--task", bench.task, "--set", "activation_aware=true")
+    card = Skillpack.from_pretrained(out).card
+    assert card.codec.settings["activation_aware"] is True
+    assert card.data == {"calibration": str(bench.task)}
+    assert os.listdir(tmp_path) == ["p"]
+
+
+def test_unzip_opens_with_transformers_and_is_base_plus_pack(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    ran = made("unzip", bench.pack, "-o", out, "--dtype", "float32")
+    assert ran.out == f"Wrote {out}: open it with transformers' from_pretrained.\n"
+    base, pack = AutoModelForCausalLM.from_pretrained(bench.base), Skillpack.from_pretrained(bench.pack)
+    ids = torch.randint(5, 90, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = base(ids).logits
+        for name, parameter in base.named_parameters():
+            if name in pack.card.entries:
+                parameter += pack.decode(name)
+        after = base(ids).logits
+        written = AutoModelForCausalLM.from_pretrained(out)
+        torch.testing.assert_close(written(ids).logits, after, rtol=1e-5, atol=1e-5)
+    assert (after - before).abs().max() > 0.1  # the pack changes something
+    assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(bench.base).chat_template
+
+
+# -- inspect ---------------------------------------------------------------------------------------------------------
+
+
+def test_inspect_a_pack(bench: Bench) -> None:
+    size = sum(file.stat().st_size for file in bench.pack.iterdir())
+    shown = made("inspect", bench.pack)
+    assert f"{size:,} on disk" in shown.out
+    assert "Tensors" not in shown.out
+    listed = made("inspect", bench.pack, "--tensors").out
+    entries = Skillpack.from_pretrained(bench.pack).card.entries
+    for name, entry in entries.items():
+        line = next(line for line in listed.splitlines() if name in line)
+        assert "x".join(map(str, entry.shape)) in line
+    assert len(entries) == 14
+
+
+def test_inspect_a_weave(weave: Path) -> None:
+    shown = made("inspect", weave).out
+    for name in ("sort", "spell"):
+        size = sum(file.stat().st_size for file in (weave / "packs" / name).iterdir())
+        assert re.search(rf"{name} .* {size:,} ", shown)
+    assert re.search(r"router +yes", shown)
+
+
+# -- generate --------------------------------------------------------------------------------------------------------
+
+
+def test_generate_one_prompt_says_what_transformers_says(bench: Bench) -> None:
+    for prompt, answer in zip(ASKED, greedy(bench.base, ASKED, 6), strict=True):
+        for arguments in ((bench.base, prompt), (bench.pack, prompt, "--pack", "base")):
+            assert made("generate", *arguments, "-n", "6").out == f"{answer}\n"
+
+
+def test_generate_with_a_delta_says_what_the_tuned_model_says(bench: Bench, tmp_path: Path) -> None:
+    changes = load_file(bench.delta / "delta.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(bench.base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter += changes[name]
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(bench.base).save_pretrained(tmp_path)
+    for prompt, answer in zip(ASKED, greedy(tmp_path, ASKED, 6), strict=True):
+        assert made("generate", bench.delta, prompt, "-n", "6").out == f"{answer}\n"
+
+
+def test_a_file_of_lines_becomes_jsonl_in_order(bench: Bench, tmp_path: Path) -> None:
+    file, out = tmp_path / "asked.txt", tmp_path / "new" / "answers.jsonl"
+    # A byte order mark, blank lines, the line ends of Windows, and a separator that only Unicode takes for one.
+    lines = [ASKED[0], "", ASKED[1], "  ", "one\u2028two"]
+    file.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())
+    shown = made("generate", bench.base, "--file", file, "-n", "6")
+    asked = [ASKED[0], ASKED[1], "one\u2028two"]
+    found = [json.loads(line) for line in shown.out.split("\n") if line]
+    assert [row["prompt"] for row in found] == asked
+    assert [row["answer"] for row in found[:2]] == greedy(bench.base, asked[:2], 6)
+    assert {row["pack"] for row in found} == {"base"}
+    quiet = made("generate", bench.base, "--file", file, "-n", "6", "-o", out)
+    assert quiet.out == ""
+    assert out.read_text(encoding="utf-8") == shown.out
+
+
+def test_lines_that_name_their_packs_are_answered_in_one_batch(weave: Path, bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "asked.jsonl"
+    talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+    lines = [
+        {"prompt": ASKED[0], "pack": "sort"},
+        {"prompt": ASKED[0], "pack": "base"},
+        {"messages": talk, "pack": "spell"},
+        {"prompt": ASKED[1]},
+        {"prompt": ASKED[0], "pack": None},
+    ]
+    file.write_text("\n\n".join(map(json.dumps, lines)), encoding="utf-8")
+    found = rows(made("generate", weave, "--file", file, "--pack", "base", "-n", "6").out)
+    assert [row["pack"] for row in found] == ["sort", "base", "spell", "base", "base"]
+    assert found[2]["prompt"] == talk
+    own, hello = greedy(bench.base, ASKED[:2], 6)
+    assert [found[1]["answer"], found[3]["answer"], found[4]["answer"]] == [own, hello, own]
+    alone = made("generate", weave, ASKED[0], "--pack", "sort", "-n", "6").out
+    assert found[0]["answer"] == alone.rstrip("\n") != own
+    routed = rows(made("generate", weave, "--file", file, "-n", "6").out)
+    assert {row["pack"] for row in routed} <= {"sort", "spell", "base"}
+    assert routed[0] == found[0]
+
+
+def test_the_router_notes_where_it_sends_a_prompt_on_standard_error(weave: Path) -> None:
+    shown = made("generate", weave, ASKED[0], "-n", "4")
+    assert re.fullmatch(r"route: (sort|spell|base) \(\d+%\)\n", shown.err)
+    assert "route" not in shown.out
+    assert made("generate", weave, ASKED[0], "--pack", "auto", "-n", "4") == shown
+
+
+def test_sampling_follows_the_seed(bench: Bench) -> None:
+    def draw(seed: int) -> str:
+        return made("generate", bench.base, "hello", "--temperature", "1.5", "--seed", seed, "-n", "12").out
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+def test_a_tokenizer_without_chat_template_works(tmp_path: Path) -> None:
+    micro_model().save_pretrained(tmp_path / "plain")
+    micro_tokenizer(chat_template=None).save_pretrained(tmp_path / "plain")
+    shown = made("generate", tmp_path / "plain", "abc", "-n", "5").out.rstrip("\n")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "plain")
+    ids = tokenizer("abc", return_tensors="pt")["input_ids"]
+    out = model.generate(ids, max_new_tokens=5, do_sample=False)
+    assert shown == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+
+
+def test_an_artefact_that_was_moved_with_its_base_opens_with_base(bench: Bench, tmp_path: Path, weave: Path) -> None:
+    shutil.copytree(bench.base, tmp_path / "elsewhere")
+    for target in (bench.pack, bench.delta, weave):
+        shown = made("generate", target, "hello", "--base", tmp_path / "elsewhere", "--pack", "base", "-n", "3")
+        assert shown.out.strip("\n")
+
+
+# -- eval ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def echo(bench: Bench) -> Path:
+    """A task whose gold answers are what the base says: the base scores 100%, by construction."""
+    prompts = [f"{'please ' * (n % 3)}say {chr(97 + n)}{n}" for n in range(20)]
+    answers = greedy(bench.base, prompts, 6)
+    spoken = [{"prompt": asked, "answer": said} for asked, said in zip(prompts, answers, strict=True) if said.strip()]
+    data = bench.folder / "echo.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in spoken[:12]), encoding="utf-8")
+    task = bench.folder / "echo.yaml"
+    splits = {"train": 2, "calibration": 2, "test": 8}
+    task.write_text(yaml.safe_dump({"source": "jsonl", "path": str(data), "splits": splits}))
+    return task
+
+
+def test_eval_gives_the_base_what_it_deserves_and_writes_every_answer(bench: Bench, echo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "score.json"
+    shown = made("eval", bench.base, "-t", echo, "-n", "6", "-o", out)
+    assert shown.out == "echo, test: 100.0% (95% interval 67.6 to 100.0, 8 prompts)\n"  # Wilson: n / (n + 1.96^2)
+    written = json.loads(out.read_text())
+    assert (written["mean"], written["n"], len(written["answers"])) == (1.0, 8, 8)
+    assert all(line["answer"] == line["gold"] and line["score"] == 1 for line in written["answers"])
+    some = made("eval", bench.base, "-t", echo, "-n", "6", "--split", "train", "--limit", "1").out
+    assert some.startswith("echo, train: 100.0% (")
+    assert "1 prompts" in some
+
+
+def test_eval_takes_a_delta_a_pack_and_a_weave(bench: Bench, echo: Path, weave: Path, tmp_path: Path) -> None:
+    def mean(*arguments: object) -> float:
+        made("eval", *arguments, "-t", echo, "-n", "6", "-o", tmp_path / "s.json")
+        return json.loads((tmp_path / "s.json").read_text())["mean"]
+
+    assert mean(bench.pack, "--pack", "base") == 1
+    assert mean(weave, "--pack", "base") == 1
+    # Four steps at a high rate: the specialist says something else than the base, in all three forms.
+    for arguments in ((bench.delta,), (bench.pack,), (weave, "--pack", "sort")):
+        assert mean(*arguments) < 1
+
+
+# -- build -----------------------------------------------------------------------------------------------------------
+
+
+def test_build_shows_a_table_that_fits_80_columns(built: tuple[Path, Ran]) -> None:
+    folder, ran = built
+    report = json.loads((folder / "report.json").read_text())
+    assert report["command"].startswith("skillweave build ")
+    lines = ran.out.splitlines()
+    table = lines[: next(i for i, line in enumerate(lines) if line.startswith("In memory"))]
+    assert max(map(len, table)) <= 80
+    assert "…" not in ran.out
+    for word in ("base", "specialist", "pack", "routed", "gain", "kept", "delta"):
+        assert word in "\n".join(table[:4])
+    for name in ("sort", "spell"):
+        score = f"{100 * report['skills'][name]['base']:.1f}"
+        assert any(line.split()[:2] == [name, score] for line in table)
+    assert f"the report in {folder / 'report.html'}" in ran.out
+    assert "Loading weights" not in ran.err
+
+
+def test_build_again_skips_everything_and_shows_the_same(built: tuple[Path, Ran], bench: Bench) -> None:
+    folder, first = built
+    again = run("build", bench.folder / "weave.yaml", "-o", folder)
+    assert again.code == 0
+    assert again.out == first.out
+    assert again.err.count("done before, unchanged") == len(again.err.strip().splitlines()) - 1
+
+
+# -- the real thing --------------------------------------------------------------------------------------------------
+
+
+def test_in_a_process_of_its_own_stdout_holds_the_answer_and_nothing_else(bench: Bench) -> None:
+    """The libraries' bars and warnings depend on what was imported when: only a fresh process tells."""
+    command = [sys.executable, "-c", "from skillweave.cli import main; main()"]
+    shown = subprocess.run([*command, "generate", bench.delta, "hello", "-n", "4"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout == made("generate", bench.delta, "hello", "-n", "4").out
+    assert shown.stderr == "  applying\n"
+    wrong = subprocess.run([*command, "generate", "nowhere", "hello"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.startswith("Error: no model is found at 'nowhere'")
+    assert "Traceback" not in wrong.stderr

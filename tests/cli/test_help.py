@@ -1,0 +1,63 @@
+"""What can be read before anything is done: help, version, and how soon."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import typer
+from terminal import run
+
+from skillweave import __version__
+from skillweave.cli import app
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def test_the_commands_are_those_of_the_reference() -> None:
+    assert set(COMMANDS) == {"build", "demo", "specialise", "generate", "eval", "zip", "unzip", "inspect"}
+    shown = run("--help")
+    assert shown.code == 0
+    for name in COMMANDS:
+        assert re.search(rf"^│ {name} ", shown.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_gives_examples_each_on_a_line_of_its_own_at_80_columns(name: str) -> None:
+    shown = run(name, "--help", columns=80)
+    assert shown.code == 0
+    lines = [line.strip() for line in shown.out.splitlines()]
+    assert max(map(len, shown.out.splitlines())) <= 80
+    examples = re.findall(r"`(skillweave [^`]*)`", COMMANDS[name].callback.__doc__)
+    assert examples
+    assert "Examples" in lines
+    for example in examples:
+        assert example.split()[1] == name
+        assert example in lines
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str) -> None:
+    for parameter in COMMANDS[name].params:
+        assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+
+
+def test_no_command_at_all_shows_the_help() -> None:
+    assert "Commands" in run().out + run().err
+
+
+def test_help_and_version_come_without_the_heavy_libraries() -> None:
+    """A second of torch before a word of help is too long: told by what was imported, for clocks vary."""
+    code = (
+        "import sys\nfrom skillweave.cli import main\n"
+        "sys.argv[1:] = [{argument!r}]\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "heavy = {{'torch', 'transformers', 'numpy', 'matplotlib', 'sklearn'}} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    for argument, expected in (("--version", f"skillweave {__version__}\n"), ("--help", "Commands")):
+        ran = subprocess.run([sys.executable, "-c", code.format(argument=argument)], capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stderr
+        assert expected in ran.stdout
