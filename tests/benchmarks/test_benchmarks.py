@@ -154,6 +154,23 @@ def test_a_row_of_zip_is_measured_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(zip_codecs.measure_all(weave, todo, {**sizes, "prompts": 2}, 1)) == 1
 
 
+def test_every_codec_of_zip_gives_a_row(tmp_path: Path) -> None:
+    weave = skills.make_up(tmp_path / "weave")
+    base = skills.open_base(weave.base_ref, dtype="float32")
+    measuring = zip_codecs.Measuring(weave, weave.skills[0], base, {"prompts": 3, "score": 2, "tokens": 2})
+    todo = [plan for plan in zip_codecs.plans([weave.skills[0].name]) if plan.ratio in ("", "1/32")]
+    rows = {plan.codec: measuring.row(plan) for plan in todo}
+    assert rows.keys() == {"no pack (the base)", "the delta itself", *zip_codecs.CODECS}
+    assert rows["the delta itself"]["kl"] == 0
+    packed = [rows[codec]["kl"] for codec in zip_codecs.CODECS]
+    assert len(set(packed)) == len(packed)  # each setting reaches the codec
+    assert 0 < min(packed) <= max(packed) < rows["no pack (the base)"]["kl"] * 1.1
+    exact = sum(float(measuring.delta.tensor(name).double().square().sum()) for name in measuring.delta.names())
+    state = base.model.state_dict()
+    whole = sum(float(state[name].double().square().sum()) for name in measuring.delta.names())
+    assert rows["skillzip int4"]["delta_over_base"] == pytest.approx(math.sqrt(exact / whole), rel=1e-3)
+
+
 def test_zip_measures_the_main_rows_first() -> None:
     todo = zip_codecs.plans(["a", "b"])
     assert len(set(todo)) == len(todo) == 2 * (2 + 5 + 3 + 3)

@@ -131,7 +131,7 @@ def test_the_skill_table_has_every_figure_with_its_interval(report: dict[str, An
 
 
 def test_the_short_table_fits_a_terminal_and_cuts_nothing(report: dict[str, Any]) -> None:
-    report["skills"]["sixteen_letters_"] = skill(1.0, 1.0, 1.0)
+    report["skills"]["fourteen_marks"] = skill(1.0, 1.0, 1.0)
     report["skills"]["json_calls"]["pack_bytes"] = 134_500_000
     drawn = _drawn(short_skill_table(report))
     assert max(map(len, drawn.splitlines())) <= 80

@@ -118,6 +118,7 @@ def _one_batch(
             pad_token_id=pad,
             eos_token_id=tokenizer.eos_token_id,
             streamer=streamer,
+            use_cache=True,  # a checkpoint written by a trainer may say otherwise, and would be many times slower
             **choice,
         )
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)

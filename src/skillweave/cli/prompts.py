@@ -43,7 +43,7 @@ def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
         raise UserError(f"{where}: expected an object, found {row!r:.60}: {EXPECTED}")
     if ("messages" in row) == ("prompt" in row):
         raise UserError(f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}")
-    asked = row.get("messages", row.get("prompt"))
+    asked: Any = row.get("messages", row.get("prompt"))
     if not (isinstance(asked, str) and "prompt" in row) and not _is_conversation(asked):
         raise UserError(f"{where}: {asked!r:.60} is no prompt: {EXPECTED}")
     pack = row.get("pack")
