@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -19,22 +20,35 @@ from safetensors.torch import save_file
 
 from skillweave.errors import UserError
 
+_FULL = 2**20
+"""A disk with fewer free bytes is full: what torch raises when it cannot write a checkpoint does not say so."""
+
 
 @contextlib.contextmanager
-def _named_disk_errors(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a message that names the place and keeps the old artefact."""
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn a full or read-only disk into a :class:`UserError` that names the place."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        code = getattr(error, "errno", None)
-        if code == errno.ENOSPC or "No space left" in str(error):
+    except (OSError, SafetensorError, RuntimeError) as error:
+        code, shown = getattr(error, "errno", None), _final(path)
+        if code == errno.ENOSPC or "No space left" in str(error) or _is_full(path):
             raise UserError(
-                f"no space left on the disk while writing {path}; "
+                f"no space left on the disk while writing {shown}; "
                 f"nothing was replaced. Free some space or choose another folder."
             ) from error
         if code in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise UserError(f"may not write {path}: {error}. Choose a folder you may write to.") from error
+            raise UserError(f"may not write {shown}: {error}. Choose a folder you may write to.") from error
         raise
+
+
+def _is_full(path: Path) -> bool:
+    there = next((folder for folder in (path, *path.parents) if folder.is_dir()), None)
+    return there is not None and shutil.disk_usage(there).free < _FULL
+
+
+def _final(path: Path) -> Path:
+    """The path without the temporary name that :func:`atomic_folder` gives a folder while it is written."""
+    return Path(*(re.sub(r"^\.(.+)\.new-\w+$", r"\1", part) for part in path.parts))
 
 
 def _sync(path: Path) -> None:
@@ -49,7 +63,7 @@ def _sync(path: Path) -> None:
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on a clean exit it is synced and renamed to ``path``."""
     path = Path(path)
-    with _named_disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -72,7 +86,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     between the two renames leaves the old one, whole, under a hidden name beside the new one's place.
     """
     path = Path(path)
-    with _named_disk_errors(path):
+    if path.is_file():
+        raise UserError(f"{path} is a file, and a folder is to be written there: choose another place")
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.new-"))
         old = temporary.with_name(temporary.name.replace(".new-", ".old-"))

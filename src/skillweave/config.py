@@ -69,7 +69,7 @@ def read_config(cls: type[C], source: str | Path | Mapping[str, Any] | None, ove
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, cls, where, text)) from error
+        raise UserError(_explain(error, cls, where, text, overrides)) from error
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
@@ -113,13 +113,14 @@ def _override(values: dict[str, Any], override: str) -> None:
     values[last] = _parse_yaml(raw, f"--set {override}")
 
 
-def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str) -> str:
+def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str, overrides: Sequence[str]) -> str:
     lines = []
     for problem in error.errors():
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path)
         line = _line_of(text, path)
-        place = f"{where}, line {line}" if line else where
+        said = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
+        place = f"--set {said}" if said else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             known = _fields_at(cls, path[:-1])
             lines.append(f"{place}: unknown key '{key}'; {nearest(path[-1], known)}")

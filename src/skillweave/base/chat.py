@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
+from skillweave.errors import UserError
+
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """A user's text, or messages ``{"role": ..., "content": ...}`` ending with the one to answer."""
@@ -19,7 +23,11 @@ def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The text to be continued: chat template with the generation prompt; contents joined where there is none."""
     messages = as_messages(prompt)
     if getattr(tokenizer, "chat_template", None):
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise UserError(f"the base's chat template refuses messages of the roles {roles}: {error}") from error
     return "\n".join(str(message["content"]) for message in messages)
 
 

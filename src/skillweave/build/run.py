@@ -170,14 +170,14 @@ class _Build:
         def put_together(folder: Path) -> None:
             packs = {name: self._folder(name, "pack") / "pack" for name in names}
             router = Router.load(self._folder("weave", "router") / "router")
-            Weave.write(self.woven_folder, self.base, packs, router, budget=self.config.budget)
+            Weave.write(self.woven_folder, self.base, packs, router, dtype=self.config.dtype, budget=self.config.budget)
 
         settings = {"router": chosen.model_dump(mode="json"), "seed": self.config.seed, "dtype": self.config.dtype}
         tasks = [f"{name}/task" for name in names]
         self._step("weave", "router", "fit the router", ["base", *tasks], settings, fit)
         parts = ["weave/router", *(f"{name}/pack" for name in names)]
-        budget = {"budget": self.config.budget}
-        self._step("weave", "woven", "put packs and router together", parts, budget, put_together)
+        served = {"dtype": self.config.dtype, "budget": self.config.budget}
+        self._step("weave", "woven", "put packs and router together", parts, served, put_together)
         self.woven = Weave.from_pretrained(self.woven_folder, base=self.base)
 
     def score_pack(self, skill: str) -> None:
@@ -310,8 +310,8 @@ class _Build:
         return answer
 
     def _specialist(self, skill: str) -> AnswerFunction:
-        # In float32: a small delta is lost where a weight is rounded back to bfloat16, and the pack, which runs
-        # beside the base, must be held against the specialist as it was trained.
+        # In float32, as it was trained: the pack runs beside the base, and must be held against the specialist itself,
+        # not against one whose weights were rounded to the base's dtype.
         base = open_base(self.config.base, dtype="float32", device=self.config.device)
         return self._answers_of(self._delta(skill).apply(base, in_place=True).model)
 

@@ -80,7 +80,9 @@ def unzip(
     pack: Path = typer.Argument(..., help="A skillpack folder."),
     out: Path = typer.Option(..., "--out", "-o", metavar="MODEL", help="The Hugging Face folder to write."),
     base: str = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the pack names."),
-    dtype: str = typer.Option(None, "--dtype", help="Type of the written weights (float32 keeps small deltas whole)."),
+    dtype: str = typer.Option(
+        None, "--dtype", help="Type of the written weights (float32: not rounded to the base's)."
+    ),
 ) -> None:
     """Lay a pack on its base and write an ordinary Hugging Face model.
 

@@ -36,7 +36,7 @@ def write_tuned(
     """Write the tuned model that ``delta`` makes of its base; return the folder.
 
     The folder (replaced whole, atomically) opens with ``from_pretrained`` anywhere: weights in ``dtype`` (None: the
-    base's dtypes, which for a small delta on bfloat16 weights rounds much of it away), in files of at most
+    base's dtypes, to which a small delta on bfloat16 weights is rounded coarsely), in files of at most
     ``shard_bytes``; config, generation config, tokenizer and chat template of the base, or the tuned
     ones that the delta carries. Needs the memory of one tensor. Raises :class:`UserError` for another base.
     """

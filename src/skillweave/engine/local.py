@@ -86,6 +86,6 @@ def open_engine(
 
 
 def _tuned(delta: Delta, base: str | None, dtype: str | None, device: str | None) -> Base:
-    # float32 unless told otherwise: in bfloat16 a small delta is lost where the sum is rounded back.
+    # float32 unless told otherwise: the sum of base and delta is then not rounded back to the base's dtype.
     opened = open_base(base or delta.base_ref, dtype=dtype or "float32", device=device)
     return delta.apply(opened, in_place=True)

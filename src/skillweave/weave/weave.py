@@ -34,6 +34,8 @@ class WeaveCard(BaseModel):
     base: BaseRef
     packs: list[str]
     router: bool = False
+    dtype: str | None = None
+    """In which the base is served unless the caller says otherwise (None: as its files hold it)."""
     budget: int | None = None
     """Bytes that the base and the packs in memory may take together, where the builder set a limit."""
 
@@ -77,12 +79,13 @@ class Weave:
         packs: Mapping[str, str | Path | Skillpack],
         router: Router | None = None,
         *,
+        dtype: str | None = None,
         budget: int | None = None,
     ) -> Path:
         """Write a weave: ``weave.json``, ``packs/<name>/`` and ``router/``. The folder is replaced whole, atomically.
 
-        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. ``budget`` is
-        the limit in bytes under which :meth:`from_pretrained` will open it, unless told another. Raises
+        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. ``dtype`` and
+        ``budget`` (bytes) are what :meth:`from_pretrained` will open it with, unless told otherwise. Raises
         :class:`UserError` where a pack belongs on another base or the router knows a pack that is not given.
         """
         if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
@@ -93,6 +96,7 @@ class Weave:
             base=BaseRef(ref=ref, fingerprint=base.fingerprint),
             packs=list(packs),
             router=router is not None,
+            dtype=dtype,
             budget=budget,
         )
         with atomic_folder(folder) as temporary:
@@ -124,7 +128,8 @@ class Weave:
         """Open a weave and load its packs, or only those named in ``packs``; the others' files are not read.
 
         ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. ``budget``:
-        bytes that the base's tensors and the resident packs' may take together (None: what ``weave.json`` says).
+        bytes that the base's tensors and the resident packs' may take together. ``dtype`` and ``budget`` are as
+        ``weave.json`` says unless given.
         Raises :class:`UserError`.
         """
         folder = Path(folder)
@@ -134,7 +139,7 @@ class Weave:
         else:
             ref = card.base.ref if base is None else base
             try:
-                opened = open_base(ref, dtype=dtype, device=device)
+                opened = open_base(ref, dtype=dtype or card.dtype, device=device)
             except UserError as error:
                 if base is not None:
                     raise

@@ -103,6 +103,8 @@ def _claim(folder: Path, base: Base, config: SpecialiseConfig, task: Task) -> No
     path = folder / "config.json"
     if path.exists():
         found = read_json(path)
+        if not (isinstance(found, dict) and {"method", "base", "config", "train_examples"} <= set(found)):
+            raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
         if found["base"]["fingerprint"] != base.fingerprint:
             raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
         other = [key for key, value in settings.items() if found["config"].get(key) != value]

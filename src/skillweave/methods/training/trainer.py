@@ -15,7 +15,7 @@ import datasets
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 
-from skillweave.artefact import write_text
+from skillweave.artefact import disk_errors, write_text
 from skillweave.errors import UserError
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
@@ -128,7 +128,7 @@ def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Mark(processes))
     shown = bar(label, trainer.args.max_steps) if processes.first else contextlib.nullcontext(lambda *a, **k: None)
-    with shown as advance:
+    with shown as advance, disk_errors(folder):
         trainer.add_callback(_Show(advance))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
