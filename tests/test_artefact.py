@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 from safetensors.torch import load_file
 
-from skillweave.artefact import atomic_file, atomic_folder, digest, read_json, sha256_file, write_json, write_tensors
+from skillweave.artefact import (
+    atomic_file,
+    atomic_folder,
+    digest,
+    disk_errors,
+    read_card_file,
+    read_json,
+    sha256_file,
+    write_json,
+    write_tensors,
+)
 from skillweave.errors import UserError
 
 
@@ -59,6 +70,28 @@ def test_damaged_json_names_file_and_line(tmp_path: Path) -> None:
         read_json(tmp_path / "y.json")
 
 
+def test_a_folder_does_not_replace_a_file(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("precious")
+    with pytest.raises(UserError, match="is a file"), atomic_folder(tmp_path / "f"):
+        pass
+    assert (tmp_path / "f").read_text() == "precious"
+
+
+def test_a_newer_schema_and_a_field_that_does_not_fit_are_told(tmp_path: Path) -> None:
+    class Card(BaseModel):
+        schema_version: int
+        name: str
+
+    write_json(tmp_path / "c.json", {"schema_version": 1, "name": "x"})
+    assert read_card_file(tmp_path / "c.json", Card, 1, "Again.").name == "x"
+    write_json(tmp_path / "c.json", {"schema_version": 2, "name": "x"})
+    with pytest.raises(UserError, match="schema version 2; this skillweave reads up to 1"):
+        read_card_file(tmp_path / "c.json", Card, 1, "Again.")
+    write_json(tmp_path / "c.json", {"schema_version": 1, "name": 3})
+    with pytest.raises(UserError, match=r"c\.json: name: .*string\. Again\."):
+        read_card_file(tmp_path / "c.json", Card, 1, "Again.")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path):
     """A file system of one megabyte."""
@@ -78,4 +111,13 @@ def test_a_full_disk_keeps_the_old_and_says_so(small_disk: Path) -> None:
     assert torch.equal(load_file(small_disk / "t.safetensors")["t"], torch.zeros(10))
     with pytest.raises(UserError, match="no space left"), atomic_folder(small_disk / "f") as temporary:
         (temporary / "big").write_bytes(b"\0" * 2**21)
+    with (
+        pytest.raises(UserError, match=r"writing .*/disk/f/t\.safetensors;"),
+        atomic_folder(small_disk / "f") as temporary,
+    ):
+        write_tensors(temporary / "t.safetensors", {"t": torch.zeros(2**20)}, {})
+    (small_disk / "filler").write_bytes(b"\0" * 2**19)
+    with pytest.raises(UserError, match="no space left"), disk_errors(small_disk):
+        raise RuntimeError("unexpected pos 64 vs 0")  # what torch.save says there
+    (small_disk / "filler").unlink()
     assert os.listdir(small_disk) == ["t.safetensors"]

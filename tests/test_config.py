@@ -66,6 +66,20 @@ def test_bad_overrides() -> None:
         read_config(Outer, {"base": "b"}, ["base.x=1"])
 
 
+def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: b\n")
+    with pytest.raises(UserError, match=r"^--set inner\.rate=1: unknown key 'inner\.rate'"):
+        read_config(Outer, path, ["inner.rate=1"])
+    with pytest.raises(UserError, match=r"^--set base=\[: not valid YAML"):
+        read_config(Outer, path, ["base=["])
+
+
+def test_the_callers_mapping_is_left_alone() -> None:
+    values = {"base": "b", "inner": {"learning_rate": 1.0}}
+    read_config(Outer, values, ["inner.learning_rate=2.0"])
+    assert values == {"base": "b", "inner": {"learning_rate": 1.0}}
+
+
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_config(Outer, tmp_path / "none.yaml")

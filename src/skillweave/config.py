@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
+from skillweave.artefact import read_text
 from skillweave.errors import UserError, nearest
 
 
@@ -60,7 +61,7 @@ def read_config(cls: type[C], source: str | Path | Mapping[str, Any] | None, ove
         values = copy.deepcopy(dict(source or {}))
     else:
         where = str(source)
-        text = _read_text(Path(source))
+        text = read_text(source, "a YAML file")
         values = _parse_yaml(text, where) or {}
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {type(values).__name__}")
@@ -74,7 +75,7 @@ def read_config(cls: type[C], source: str | Path | Mapping[str, Any] | None, ove
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file, unchecked. Raises :class:`UserError`."""
-    values = _parse_yaml(_read_text(Path(path)), str(path))
+    values = _parse_yaml(read_text(path, "a YAML file"), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
@@ -87,17 +88,6 @@ def _parse_yaml(text: str, where: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
         raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name a YAML file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:

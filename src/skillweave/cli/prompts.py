@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from skillweave.artefact import read_text
 from skillweave.base import Prompt
 from skillweave.errors import UserError
 from skillweave.tasks.rows import read_jsonl
@@ -20,22 +21,12 @@ def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:
     if file.suffix == ".jsonl":
         found = [_asked(row, where) for where, row in read_jsonl(file)]
     else:
-        found = [(line, None) for line in _lines(file) if line.strip()]
+        # Not splitlines(): it would cut a prompt at a form feed or a Unicode line separator too.
+        lines = read_text(file, "a text file with one prompt a line").split("\n")
+        found = [(line, None) for line in lines if line.strip()]
     if not found:
         raise UserError(f"{file} holds no prompt: write one a line")
     return found
-
-
-def _lines(file: Path) -> list[str]:
-    # Not splitlines(): it would cut a prompt at a form feed or a Unicode line separator too.
-    try:
-        return file.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist: name a text file with one prompt a line") from None
-    except IsADirectoryError:
-        raise UserError(f"{file} is a folder: name a text file with one prompt a line") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 
 
 def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from skillweave.artefact import read_json
+from skillweave.artefact import read_card_file
 from skillweave.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -67,15 +67,4 @@ def read_card(folder: Path) -> DeltaCard:
             else "name the folder that a delta was saved in"
         )
         raise UserError(f"{folder} has no {DELTA_FILE}; {hint}")
-    values = read_json(path)
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}; this skillweave reads up to {SCHEMA_VERSION}. Upgrade skillweave."
-        )
-    try:
-        return DeltaCard.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg']}. Copy or make the delta again.") from error
+    return read_card_file(path, DeltaCard, SCHEMA_VERSION, "Copy or make the delta again.")

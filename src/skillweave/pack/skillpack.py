@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, read_json, sha256_file, write_tensors, write_text
+from skillweave.artefact import atomic_folder, read_card_file, sha256_file, write_tensors, write_text
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.pack.card import card_text
@@ -68,7 +67,7 @@ class Skillpack:
         folder = Path(folder)
         if not is_skillpack(folder):
             raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
-        card = _read_card(folder / CARD_FILE)
+        card = read_card_file(folder / CARD_FILE, PackCard, SCHEMA_VERSION, "Copy or make the pack again.")
         data = folder / DATA_FILE
         if not data.is_file():
             raise UserError(f"{data} is missing: the pack is incomplete. Copy or make it again.")
@@ -172,21 +171,6 @@ def _part_of(name: str, card: PackCard) -> str:
     if name in card.entries:
         return "whole"
     return "matrices" if name.endswith((".A", ".B")) else "scales"
-
-
-def _read_card(path: Path) -> PackCard:
-    values = read_json(path)
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}; this skillweave reads up to {SCHEMA_VERSION}. Upgrade skillweave."
-        )
-    try:
-        return PackCard.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg']}. Copy or make the pack again.") from error
 
 
 def _check_tensors(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str) -> None:

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from skillweave.artefact import atomic_folder, read_json, write_json, write_tensors
+from skillweave.artefact import atomic_folder, read_versioned, write_json, write_tensors
 from skillweave.base import Base, Prompt
 from skillweave.base.generate import encode_prompts, pad_left
 from skillweave.errors import UserError
@@ -88,10 +88,7 @@ class Router:
     def load(cls, folder: str | Path) -> Router:
         """Read a saved router. Raises :class:`UserError` where a file is missing, damaged or newer."""
         path = Path(folder) / "router.json"
-        values = read_json(path)
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise UserError(f"{path} has schema version {version}, newer than this skillweave reads: upgrade it")
+        values = read_versioned(path, SCHEMA_VERSION)
         try:
             tensors = load_file(Path(folder) / "router.safetensors")
             router = cls(

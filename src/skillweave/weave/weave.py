@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from skillweave.artefact import atomic_folder, read_json, write_json
+from skillweave.artefact import atomic_folder, read_card_file, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
 from skillweave.errors import UserError, nearest
 from skillweave.pack import BaseRef, Skillpack
@@ -312,18 +312,7 @@ def read_card(folder: str | Path) -> WeaveCard:
     path = Path(folder) / WEAVE_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
-    values = read_json(path)
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} has schema version {version}; this skillweave reads up to {SCHEMA_VERSION}. Upgrade skillweave."
-        )
-    try:
-        return WeaveCard.model_validate(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg']}. Build the weave again.") from error
+    return read_card_file(path, WeaveCard, SCHEMA_VERSION, "Build the weave again.")
 
 
 def _mb(count: int) -> str:

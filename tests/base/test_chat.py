@@ -1,0 +1,34 @@
+"""Prompts through the chat template, and without one."""
+
+from __future__ import annotations
+
+import pytest
+
+from micro import micro_tokenizer
+from skillweave.base import answer_ids, prompt_ids, prompt_text
+from skillweave.errors import UserError
+
+
+def test_a_text_is_a_message_of_the_user() -> None:
+    tokenizer = micro_tokenizer()
+    assert prompt_text(tokenizer, "hi") == "<user>hi<end><assistant>"
+    assert prompt_text(tokenizer, "hi") == prompt_text(tokenizer, [{"role": "user", "content": "hi"}])
+    assert tokenizer.decode(prompt_ids(tokenizer, "hi")).replace(" ", "") == "<user>hi<end><assistant>"
+
+
+def test_without_a_template_the_contents_stand_alone() -> None:
+    tokenizer = micro_tokenizer(chat_template=None)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
+    assert prompt_text(tokenizer, messages) == "Be brief.\nhi"
+
+
+def test_an_answer_ends_with_the_end_token() -> None:
+    tokenizer = micro_tokenizer()
+    assert answer_ids(tokenizer, "") == [tokenizer.eos_token_id]
+    assert tokenizer.decode(answer_ids(tokenizer, "ok")[:-1]) == "ok"
+
+
+def test_a_template_that_refuses_a_role_is_the_persons_to_mend() -> None:
+    tokenizer = micro_tokenizer("{{ raise_exception('only user and assistant') }}")
+    with pytest.raises(UserError, match=r"roles tool: only user and assistant"):
+        prompt_text(tokenizer, [{"role": "tool", "content": "x"}])
