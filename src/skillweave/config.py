@@ -96,10 +96,12 @@ def _override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: write key=value, for example --set seed=1")
     *parents, last = key.split(".")
     for parent in parents:
-        step: Any = values.setdefault(parent, {})
+        step: Any = values.get(parent, {})
         if not isinstance(step, dict):
             raise UserError(f"--set {override}: '{parent}' holds a value, not keys of its own")
-        values = step
+        # A copy: with a YAML anchor several keys hold one and the same mapping, and only this one is overridden.
+        values[parent] = dict(step)
+        values = values[parent]
     values[last] = _parse_yaml(raw, f"--set {override}")
 
 

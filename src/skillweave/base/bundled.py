@@ -57,13 +57,18 @@ def _converted_once(file: Path, target: Path) -> Path:
     # The folder appears whole or not at all (atomic_folder), so its being there is enough.
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         console.print(f"another process converts {file.name}; waiting for it")
         lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"the converted model cannot be kept in {target.parent} ({error}): "
+            f"set SKILLWEAVE_CACHE to a folder that you may write to"
+        ) from error
     try:
         if not target.is_dir():
             console.print(f"converting {file.name} once into {target.parent} (a few seconds to a minute)")

@@ -119,6 +119,8 @@ def _one_batch(
             eos_token_id=tokenizer.eos_token_id,
             streamer=streamer,
             use_cache=True,  # a checkpoint written by a trainer may say otherwise, and would be many times slower
+            num_beams=1,  # a generation_config.json may ask for both: neither is what Sampling says
+            repetition_penalty=1.0,
             **choice,
         )
     return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)

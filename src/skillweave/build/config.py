@@ -11,6 +11,7 @@ from skillweave.errors import UserError
 from skillweave.methods import get_method
 from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
+from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
 from skillweave.weave import AUTO, BASE
 
@@ -92,9 +93,11 @@ class WeaveConfig(Config):
         if "ratio" in own or "budget" in own:
             common = {key: value for key, value in common.items() if key not in ("ratio", "budget")}
         try:
-            return read_config(ZipConfig, {**common, **own})
+            chosen = read_config(ZipConfig, {**common, **own})
+            get_codec(chosen.codec)  # a mistyped name, told now and not after the training
         except UserError as error:
             raise UserError(f"skills.{skill}.zip: {error}") from error
+        return chosen
 
 
 def read_weave_config(source: str, overrides: list[str] | None = None) -> WeaveConfig:

@@ -12,6 +12,8 @@ from skillweave.errors import UserError
 
 def check_place(out: Path) -> None:
     """Raise :class:`UserError` unless ``out`` can be made or replaced: its folder must be one, and ours to write."""
+    if out.name in ("", ".."):
+        raise UserError(f"--out {out}: name a folder to make; the one you stand in, or above, cannot be replaced")
     there = out.absolute().parent
     while not there.exists():
         there = there.parent

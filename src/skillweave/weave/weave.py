@@ -163,7 +163,8 @@ class Weave:
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
-                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)}"
+                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)}: open it "
+                f"in the dtype it was woven for ({card.dtype or 'as stored'}), or from Python with a larger budget=..."
             )
         for name in card.packs if packs is None else packs:
             weave.load(name)
