@@ -1,4 +1,4 @@
-# make demo   environment, install, and the main job on the real model (about ten minutes on two cores)
+# make demo   environment, install, and the main job on the real model (ten to fifteen minutes on two cores)
 # make test   environment, install, the tests
 # make lint | bench | docs | clean
 
@@ -21,7 +21,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev.stamp
+bench: demo $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
 

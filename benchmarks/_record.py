@@ -11,7 +11,6 @@ Beside it lie the same rows as a Markdown table and as a plot. A claim that does
 from __future__ import annotations
 
 import argparse
-import io
 import operator
 import os
 import re
@@ -31,7 +30,7 @@ from rich.markup import escape
 from skillweave.artefact import atomic_file, write_json, write_text
 from skillweave.errors import UserError
 from skillweave.progress import console
-from skillweave.report import Table, human_seconds, machine, versions
+from skillweave.report import Table, human_seconds, machine, svg_text, versions
 
 # Our own messages stand for those of the libraries below, which read this when they are imported.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -117,7 +116,7 @@ class Record:
             "claims": [asdict(claim) for claim in self.claims],
         }
         with atomic_file(self.out / f"{stem}.svg") as file:
-            file.write_text(_svg(figure), encoding="utf-8")
+            file.write_text(svg_text(figure), encoding="utf-8")
         foot = f"Made by `{self.command}` on {result['machine']} in {human_seconds(seconds)}."
         parts = [f"# {self.name}, {self.scale}", table.markdown(), "## Claims", claims.markdown()]
         write_text(self.out / f"{stem}.md", "\n\n".join([*parts, f"![{self.name}]({stem}.svg)", foot]) + "\n")
@@ -162,10 +161,3 @@ def _claim_table(claims: Sequence[Claim]) -> Table:
         [c.claim, f"{c.value:.3g}", f"{c.low:.3g} to {c.high:.3g}", c.goal, "yes" if c.holds else "no"] for c in claims
     ]
     return Table(header, rows)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :] + "\n"

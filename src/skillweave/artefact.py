@@ -115,6 +115,12 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what writes that were killed left anywhere in ``folder``: no other process may be writing there."""
+    for left in [*folder.rglob(".*.new-*")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     with atomic_file(path) as temporary:

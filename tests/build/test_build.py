@@ -128,7 +128,6 @@ def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(config_file:
         "weave/woven",
         "sort/score-pack",
         "sort/score-routed",
-        "spell/score-pack",
         "spell/score-routed",
         "weave/confusion",
     }
@@ -201,7 +200,7 @@ def test_a_folder_that_is_no_weave_is_not_replaced(config_file: Path, tmp_path: 
         ({"skills": {}}, "skills"),
         ({"skils": {}}, r"unknown key 'skils'; did you mean 'skills'"),
         ({"zip": {"ratio": "1/32", "budget": "8MB"}}, "not both"),
-        ({"skills": {"auto": {"task": "builtin:json_calls"}}}, "cannot name a skill"),
+        ({"skills": {"auto": {"task": "builtin:json_calls"}}}, "cannot name a pack"),
         ({"skills": {"x": {"task": "builtin:json_calls", "settings": {"round": 2}}}}, "did you mean 'rounds'"),
         ({"skills": {"x": {"task": "builtin:json_calls", "settings": {"task": "y"}}}}, "beside `settings`"),
         ({"skills": {"no good": {"task": "builtin:json_calls"}}}, "cannot name a pack"),

@@ -7,9 +7,10 @@ The woven model is an ordinary causal LM to this function; which pack each row u
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,8 +79,9 @@ def generate(
     sampling = sampling or Sampling()
     encoded = encode_prompts(model, tokenizer, prompts)
     rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
-    rows.sort(key=lambda index: -len(encoded[index]))
-    batches = [rows[at : at + sampling.batch_size] for at in range(0, len(rows), sampling.batch_size)]
+    limit = context_length(model)
+    room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
+    batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size)
     answers: list[list[str]] = [[] for _ in prompts]
     was_training = model.training
     model.eval()
@@ -88,7 +90,11 @@ def generate(
             for number, batch in enumerate(batches):
                 with around_batch(batch) if around_batch else contextlib.nullcontext():
                     texts = _one_batch(
-                        model, tokenizer, [encoded[row] for row in batch], sampling, sampling.seed + number, streamer
+                        model,
+                        tokenizer,
+                        [encoded[row] for row in batch],
+                        replace(sampling, max_new_tokens=room[batch[0]], seed=sampling.seed + number),
+                        streamer,
                     )
                 for row, text in zip(batch, texts, strict=True):
                     answers[row].append(text)
@@ -98,25 +104,36 @@ def generate(
     return answers
 
 
-def _one_batch(
-    model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, seed: int, streamer: Any
-) -> list[str]:
+def batch_rows(rows: Sequence[int], lengths: Sequence[int], room: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Batches of rows, longest first. Rows of one batch may all write equally many tokens, so that a prompt near the
+    end of the context does not cut short the answers beside it. ``lengths`` and ``room`` are tokens, by row."""
+    ordered = sorted(rows, key=lambda row: -lengths[row])
+    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda row: room[row])]
+    return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """What ends an answer: the tokenizer's end token and those of the model's generation config (end of turn)."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    also = named if isinstance(named, list) else [] if named is None else [named]
+    return sorted({tokenizer.eos_token_id, *also})
+
+
+def _one_batch(model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, streamer: Any) -> list[str]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids, mask = pad_left(encoded, pad, model.device)
-    limit = context_length(model)
-    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - ids.shape[1])
     greedy = sampling.temperature == 0
     choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     # The generator of torch is global; a fork keeps sampling from disturbing whoever trains around us.
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(sampling.seed)
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            max_new_tokens=room,
+            max_new_tokens=sampling.max_new_tokens,
             do_sample=not greedy,
             pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=stop_tokens(model, tokenizer),
             streamer=streamer,
             use_cache=True,  # a checkpoint written by a trainer may say otherwise, and would be many times slower
             num_beams=1,  # a generation_config.json may ask for both: neither is what Sampling says

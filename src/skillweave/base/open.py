@@ -106,7 +106,8 @@ def open_base(
         model = model.eval().to(place)
     except torch.OutOfMemoryError as error:
         raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
-    return Base(model, tokenizer, mark, str(ref), path)
+    local = Path(str(ref)).expanduser()
+    return Base(model, tokenizer, mark, str(local.resolve()) if local.exists() else str(ref), path)
 
 
 def open_tokenizer(ref: str | Path) -> Any:

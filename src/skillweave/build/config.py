@@ -13,7 +13,6 @@ from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
-from skillweave.weave import AUTO, BASE
 
 
 class SkillConfig(Config):
@@ -72,8 +71,6 @@ class WeaveConfig(Config):
                 check_name(name)
             except UserError as error:
                 raise ValueError(str(error)) from error
-            if name in (BASE, AUTO):
-                raise ValueError(f"'{name}' cannot name a skill: the word stands for something else")
         return skills
 
     def method_config(self, skill: str) -> Config:

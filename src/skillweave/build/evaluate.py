@@ -10,20 +10,33 @@ from typing import Any
 from skillweave.artefact import read_json, write_json, write_text
 from skillweave.base import Prompt
 from skillweave.tasks import Task, evaluate
+from skillweave.weave import Reply
 
-AnswerFunction = Callable[[list[Prompt]], list[str]]
+AnswerFunction = Callable[[list[Prompt]], list[Reply]]
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
     """Score ``answer`` on the task's test split; write ``score.json`` and ``answers.jsonl`` into ``folder``."""
-    score = evaluate(task, answer, split="test", limit=limit)
+    replies: list[Reply] = []
+
+    def texts(prompts: list[Prompt]) -> list[str]:
+        replies[:] = answer(prompts)
+        return [reply.text for reply in replies]
+
+    score = evaluate(task, texts, split="test", limit=limit)
     entries = task.split("test")[: score.n]
     lines = [
-        {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": text, "score": value}
-        for entry, text, value in zip(entries, score.answers, score.scores, strict=True)
+        {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
+        for entry, r, value in zip(entries, replies, score.scores, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})
+
+
+def read_packs(folder: Path) -> list[str | None]:
+    """Which pack gave each answer of :func:`score_once`; None is the plain base."""
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line)["pack"] for line in lines if line]
 
 
 def read_score(folder: Path) -> dict[str, Any]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import atomic_folder, digest, read_json, write_json
+from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
 from skillweave.build.config import WeaveConfig
-from skillweave.build.evaluate import AnswerFunction, read_score, score_once
+from skillweave.build.evaluate import AnswerFunction, read_packs, read_score, score_once
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -25,17 +25,11 @@ from skillweave.pack import Skillpack
 from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
-from skillweave.tasks import Entry, Task, load_task
-from skillweave.weave import Router, Weave, background_prompts, fit_router, is_weave
+from skillweave.tasks import Task, load_task
+from skillweave.weave import BASE, Reply, Router, Weave, background_prompts, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
 """The four that are scored on every skill."""
-
-
-def task_key(task: Task) -> str:
-    """A digest of what a task asks: an edited data file is a changed input, whatever its settings say."""
-    content = {name: [asdict(entry) for entry in entries] for name, entries in task.splits.items()}
-    return digest([task.spec.model_dump(mode="json"), content])
 
 
 def _background() -> tuple[list[str], list[str]]:
@@ -90,14 +84,21 @@ class _Build:
         self.base = open_base(self.config.base, dtype=self.config.dtype, device=self.config.device)
         self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
         self.keys["base"] = self.base.fingerprint
-        self._check_budget()
+        for name in self.config.skills:
+            self.keys[f"{name}/task"] = self.tasks[name].key
+        self._check_before_work()
+
+    def _check_before_work(self) -> None:
+        """What would else be found after hours of training: no room for a pack, no prompts to calibrate or route by."""
         for name, skill in self.config.skills.items():
-            self.keys[f"{name}/task"] = task_key(self.tasks[name])
+            self.tasks[name].split("test")
+            if len(self.tasks[name].split("train")) < 2:
+                raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
             if skill.pack is not None:
                 Skillpack.from_pretrained(skill.pack).check_base(self.base.fingerprint)
-
-    def _check_budget(self) -> None:
-        """Before hours of training: is there room for any pack at all?"""
+            elif self.config.zip_config(name).needs_calibration:
+                self.tasks[name].pairs("calibration")
+        check_layer(self.base, self.config.router.layer)
         held, budget = self.base.nbytes, self.config.budget
         if budget is not None and held >= budget:
             raise UserError(
@@ -183,7 +184,7 @@ class _Build:
     def score_pack(self, skill: str) -> None:
         """What the pack scores beside the base in the weave, named by the caller (oracle routing)."""
         woven = self._woven()
-        self._score(skill, "pack", ["weave/woven", f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
+        self._score(skill, "pack", ["base", f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
 
     def score_routed(self) -> None:
         """What the weave scores when the router chooses, all skills mixed; and where the prompts went."""
@@ -193,16 +194,15 @@ class _Build:
             self._score(skill, "routed", built_on, lambda: self._answers_of_weave(woven, "auto"))
 
         def work(folder: Path) -> None:
-            rows: dict[str, list[Prompt]] = {n: [e.prompt for e in self._test(n)] for n in self.config.skills}
-            rows["(anything else)"] = [*BACKGROUND[1]]
-            columns = [*self.config.skills, "base"]
-            counts = []
-            for prompts in rows.values():
-                went = [route.pack or "base" for route in woven.route(prompts)]
-                counts.append([went.count(column) for column in columns])
-            write_json(folder / "confusion.json", {"rows": list(rows), "columns": columns, "counts": counts})
+            rows = {name: read_packs(self._folder(name, "score-routed")) for name in self.config.skills}
+            rows["(anything else)"] = [route.pack for route in woven.route(BACKGROUND[1])]
+            columns: list[str | None] = [*self.config.skills, None]
+            counts = [[went.count(column) for column in columns] for went in rows.values()]
+            names = [column or BASE for column in columns]
+            write_json(folder / "confusion.json", {"rows": list(rows), "columns": names, "counts": counts})
 
-        self._step("weave", "confusion", "where the router sends each prompt", built_on, self._score_settings(), work)
+        routed = [f"{name}/score-routed" for name in self.config.skills]
+        self._step("weave", "confusion", "where the router sends each prompt", routed, {}, work)
 
     # -- the report ------------------------------------------------------------------------------------------------
 
@@ -291,9 +291,6 @@ class _Build:
     def _sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.config.score.max_new_tokens, batch_size=self.config.score.batch_size)
 
-    def _test(self, skill: str) -> list[Entry]:
-        return self.tasks[skill].split("test")[: self.config.score.limit]
-
     def _delta(self, skill: str) -> Delta:
         return Delta.from_pretrained(self._folder(skill, "delta") / "delta")
 
@@ -303,9 +300,9 @@ class _Build:
         return self.woven
 
     def _answers_of(self, model: Any) -> AnswerFunction:
-        def answer(prompts: list[Prompt]) -> list[str]:
+        def answer(prompts: list[Prompt]) -> list[Reply]:
             answers = generate(model, self.base.tokenizer, prompts, self._sampling(), label="answer")
-            return [texts[0] for texts in answers]
+            return [Reply(texts[0], None, None) for texts in answers]
 
         return answer
 
@@ -316,8 +313,7 @@ class _Build:
         return self._answers_of(self._delta(skill).apply(base, in_place=True).model)
 
     def _answers_of_weave(self, woven: Weave, pack: str) -> AnswerFunction:
-        def answer(prompts: list[Prompt]) -> list[str]:
-            replies = woven.generate(prompts, [pack] * len(prompts), self._sampling(), label="answer")
-            return [reply.text for reply in replies]
+        def answer(prompts: list[Prompt]) -> list[Reply]:
+            return woven.generate(prompts, [pack] * len(prompts), self._sampling(), label="answer")
 
         return answer

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import digest, read_json, write_json
+from skillweave.artefact import digest, read_json, sweep, write_json
 from skillweave.progress import console
 
 MARKER = "step.json"
@@ -35,6 +35,7 @@ def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable
         return key
     if state.get("key") == key:
         console.print(f"[bold]{title}[/bold] (goes on from where it stopped)")
+        sweep(folder)
     else:
         console.print(f"[bold]{title}[/bold]")
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import BASE, CONFIG, DEVICE, DTYPE, SET
+from skillweave.cli.options import BASE, CONFIG, DEFAULTS, DEVICE, DTYPE, SET
 from skillweave.cli.places import check_file, check_folder, is_run
 from skillweave.errors import UserError
 
@@ -72,6 +72,7 @@ def generate(
     out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
     dtype: str = DTYPE,
     device: str = DEVICE,
+    config: Path = DEFAULTS,
 ) -> None:
     """Answer a prompt (streamed to the terminal) or a file of prompts (JSONL out, one batch for all packs).
 
@@ -129,6 +130,7 @@ def eval_(
     out: Path = typer.Option(None, "--out", "-o", help="Write score and answers as JSON here."),
     dtype: str = DTYPE,
     device: str = DEVICE,
+    config: Path = DEFAULTS,
 ) -> None:
     """Score a model, a delta, a pack or a weave on a task, with a 95% interval.
 

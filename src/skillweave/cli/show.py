@@ -39,10 +39,10 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
 def show_side_by_side(rows: Sequence[Any]) -> None:
     """One mixed batch: the prompt, the route taken, what the base says and what the weave says."""
     table = RichTable(title="One mixed batch, one process", title_justify="left", show_lines=True)
-    table.add_column("prompt", ratio=4)
-    table.add_column("route", ratio=1)
-    table.add_column("base says", ratio=3)
-    table.add_column("the weave says", ratio=3)
+    table.add_column("prompt", ratio=4, overflow="fold")
+    table.add_column("route", ratio=1, overflow="fold")
+    table.add_column("base says", ratio=3, overflow="fold")
+    table.add_column("the weave says", ratio=3, overflow="fold")
     for row in rows:
         cells = [row.prompt, row.route, row.base, row.weave]
         table.add_row(*(_short(cell) for cell in cells))

@@ -1,7 +1,7 @@
 """Deltas: what training changed of a base. Take, apply, save and load them, streaming, tensor by tensor."""
 
 from skillweave.delta.delta import Delta
-from skillweave.delta.schema import is_delta
+from skillweave.delta.schema import BaseRef, is_delta
 from skillweave.delta.write import write_tuned
 
-__all__ = ["Delta", "is_delta", "write_tuned"]
+__all__ = ["BaseRef", "Delta", "is_delta", "write_tuned"]

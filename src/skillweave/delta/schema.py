@@ -20,7 +20,7 @@ class _Strict(BaseModel):
 
 
 class BaseRef(_Strict):
-    """The base a delta belongs on: the name it was opened by, and the fingerprint that decides."""
+    """The base a delta or a pack belongs on: the name it was opened by, and the fingerprint that decides."""
 
     ref: str
     fingerprint: str

@@ -25,7 +25,8 @@ def card_text(card: PackCard) -> str:
         "",
         "The pack loads on this base only.",
     ]
-    for title, values in (("Data", card.data), ("Scores", card.scores), ("Audit", card.audit or {})):
+    scores = {arm: _score(value) for arm, value in card.scores.items()}
+    for title, values in (("Data", card.data), ("Scores", scores), ("Audit", card.audit or {})):
         if values:
             lines += ["", f"## {title}", "", "| | |", "|---|---|", *_rows(values)]
     if card.left_out:
@@ -38,6 +39,12 @@ def card_text(card: PackCard) -> str:
 def _size(weight: PackBytes) -> str:
     share = f", {weight.total / weight.bf16_delta:.2%} of the delta in bf16" if weight.bf16_delta else ""
     return f"{weight.total} bytes in all{share}"
+
+
+def _score(value: Any) -> str:
+    if not (isinstance(value, dict) and {"mean", "low", "high", "n"} <= set(value)):
+        return str(value)
+    return f"{value['mean']:.1%} (95% interval {value['low']:.1%} to {value['high']:.1%}, {value['n']} prompts)"
 
 
 def _rows(values: dict[str, Any]) -> list[str]:

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
+from skillweave.delta import BaseRef
 from skillweave.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -69,13 +70,6 @@ class WholeEntry(_Strict):
 
 
 Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")]
-
-
-class BaseRef(_Strict):
-    """The only base a pack may be laid on: how it was named, and the fingerprint that decides."""
-
-    ref: str
-    fingerprint: str
 
 
 class Codec(_Strict):
@@ -130,12 +124,17 @@ class PackCard(_Strict):
         return f'{head[: -len(chr(10) + "}")]},\n  "entries": {entries}\n}}\n'
 
 
+RESERVED = {"base": "the plain base", "auto": "the router's choice"}
+
+
 def check_name(name: str) -> None:
     """Raise :class:`UserError` unless ``name`` may be a pack's."""
     if not re.match(NAME, name):
         raise UserError(
             f"'{name}' cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
         )
+    if name in RESERVED:
+        raise UserError(f"'{name}' cannot name a pack: it stands for {RESERVED[name]}")
 
 
 def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:

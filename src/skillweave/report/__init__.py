@@ -2,6 +2,7 @@
 
 from skillweave.report.build_report import short_skill_table, skill_table, write_build_report
 from skillweave.report.machine import machine, versions
+from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
 from skillweave.report.units import human_bytes, human_seconds
 
@@ -12,6 +13,7 @@ __all__ = [
     "machine",
     "short_skill_table",
     "skill_table",
+    "svg_text",
     "versions",
     "write_build_report",
 ]

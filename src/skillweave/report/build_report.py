@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import html
-import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from skillweave.artefact import atomic_file, write_json, write_text
-from skillweave.report.plots import confusion_plot, memory_plot, skills_plot
+from skillweave.report.plots import confusion_plot, memory_plot, skills_plot, svg_text
 from skillweave.report.table import Table
 from skillweave.report.units import human_bytes, human_seconds
 
@@ -92,7 +88,7 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
         ),
     }
     tables = {"skills": skill_table(report), "memory": memory_table(report), "router": confusion_table(report)}
-    drawn = {name: _svg(figure) for name, (_, figure) in plots.items()}
+    drawn = {name: svg_text(figure) for name, (_, figure) in plots.items()}
     for name, svg in drawn.items():
         with atomic_file(folder / "plots" / f"{name}.svg") as file:
             file.write_text(svg, encoding="utf-8")
@@ -128,11 +124,3 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"{100 * router['abstained']:.1f}% to the plain base.",
         f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
     ]
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "skillweave"}):  # else every report differs from the last by its random ids
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito).
@@ -63,3 +65,12 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
     axes.set_xlabel("routed to")
     axes.set_ylabel("prompts of")
     return figure
+
+
+def svg_text(figure: Figure) -> str:
+    """The figure as an ``<svg>`` element, the same text each time it is drawn."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "skillweave"}):  # else its ids are random
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]

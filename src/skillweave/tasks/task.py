@@ -63,6 +63,15 @@ class Task:
             raise UserError(f"task '{self.name}' holds no {name} examples: set splits.{name} to at least 1")
         return entries
 
+    @property
+    def key(self) -> str:
+        """A digest of what the task asks and how it judges: equal for equal content, wherever the rows stand."""
+        content = {
+            name: [[entry.id, entry.prompt, entry.answer, entry.metadata.get("cases")] for entry in entries]
+            for name, entries in self.splits.items()
+        }
+        return digest([self.spec.model_dump(mode="json"), content])
+
     def pairs(self, name: str) -> list[tuple[Prompt, str]]:
         """Prompts with their gold answers, for training and calibration."""
         pairs = [(entry.prompt, entry.answer) for entry in self.split(name) if entry.answer is not None]

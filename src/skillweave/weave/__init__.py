@@ -1,7 +1,7 @@
 """The woven model: many packs on one base, a row of a batch each its own; the router; the folder that is served."""
 
 from skillweave.weave.linear import grouped_delta
-from skillweave.weave.router import BASE, Route, Router, background_prompts, fit_router
+from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
 from skillweave.weave.weave import AUTO, Reply, Weave, WeaveCard, is_weave, read_card
 from skillweave.weave.woven import Woven
 
@@ -15,6 +15,7 @@ __all__ = [
     "WeaveCard",
     "Woven",
     "background_prompts",
+    "check_layer",
     "fit_router",
     "grouped_delta",
     "is_weave",

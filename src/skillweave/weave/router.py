@@ -124,6 +124,13 @@ def middle_layer(model: Any) -> int:
     return model.config.get_text_config().num_hidden_layers // 2
 
 
+def check_layer(base: Base, layer: int | None) -> None:
+    """Raise :class:`UserError` unless the base has that many layers (None: :func:`middle_layer`, which it has)."""
+    last = base.model.config.get_text_config().num_hidden_layers
+    if layer is not None and layer > last:
+        raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
+
+
 @torch.no_grad()
 def features(base: Base, prompts: Sequence[Prompt], layer: int, *, batch_size: int = 16) -> torch.Tensor:
     """Float32 (N, F): the mean hidden state of each prompt at ``layer``, its first token left out where it has more.
@@ -174,9 +181,7 @@ def fit_router(
             whose = "the background" if name == BASE else f"the pack '{name}'"
             raise UserError(f"{whose} has {len(prompts)} prompts to learn routing from: give at least 2")
     layer = middle_layer(base.model) if layer is None else layer
-    last = base.model.config.get_text_config().num_hidden_layers
-    if layer > last:
-        raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
+    check_layer(base, layer)
     x = torch.cat([features(base, prompts, layer) for prompts in groups.values()])
     labels = torch.cat([torch.full((len(prompts),), index) for index, prompts in enumerate(groups.values())])
     return fit_on_features(x, labels, list(groups), layer=layer, miss=miss, seed=seed)

@@ -90,10 +90,8 @@ class Weave:
         """
         if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
             raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
-        local = Path(base.ref).expanduser()
-        ref = str(local.resolve()) if local.exists() else base.ref
         card = WeaveCard(
-            base=BaseRef(ref=ref, fingerprint=base.fingerprint),
+            base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
             packs=list(packs),
             router=router is not None,
             dtype=dtype,

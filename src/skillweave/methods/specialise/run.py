@@ -22,8 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import atomic_folder, digest, read_json, write_json
-from skillweave.base import Base, open_tokenizer
+from skillweave.artefact import atomic_folder, read_json, write_json
+from skillweave.base import Base, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -93,23 +93,23 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
 def _claim(folder: Path, base: Base, config: SpecialiseConfig, task: Task) -> None:
     """Write the resolved settings, or check that the run found in the folder has the same."""
     settings = config.model_dump(mode="json")
-    examples = digest([[entry.id, entry.prompt, entry.answer] for entry in task.split("train")])
+    examples = task.key
     identity = {
         "method": "specialise",
         "base": {"ref": base.ref, "fingerprint": base.fingerprint},
-        "train_examples": examples,
+        "task": examples,
         "config": settings,
     }
     path = folder / "config.json"
     if path.exists():
         found = read_json(path)
-        if not (isinstance(found, dict) and {"method", "base", "config", "train_examples"} <= set(found)):
+        if not (isinstance(found, dict) and {"method", "base", "config", "task"} <= set(found)):
             raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
         if found["base"]["fingerprint"] != base.fingerprint:
             raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
         other = [key for key, value in settings.items() if found["config"].get(key) != value]
-        if found["train_examples"] != examples:
-            other.append("other examples in the task's train split")
+        if found["task"] != examples:
+            other.append("other examples in the task")
         if other or found["method"] != "specialise":
             raise UserError(
                 f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
@@ -124,7 +124,7 @@ def _all_stages(run: _Run) -> None:
     from skillweave.methods.specialise.sample import choose_entries
 
     config = run.config
-    entries = run.task.split("train")
+    entries = _short_enough(run)
     probed = choose_entries(entries, config.probe_prompts, 0, config.seed)
     before = _stage(run, "probe-before", lambda folder: _probe(run, folder, probed))["solve_rate"]
 
@@ -142,6 +142,17 @@ def _all_stages(run: _Run) -> None:
             "the probe). Ask harder or easier prompts, draw more samples_per_prompt, or set warm_start.when=always."
         )
     _stage(run, "probe-after", lambda folder: _probe(run, folder, probed))
+
+
+def _short_enough(run: _Run) -> list[Entry]:
+    """The train entries whose prompt leaves room for an answer, here and in the base's context."""
+    entries = run.task.split("train")
+    kept = [entry for entry in entries if len(prompt_ids(run.tokenizer, entry.prompt)) < run.max_length]
+    if not kept:
+        raise UserError(f"task '{run.task.name}': every train prompt has {run.max_length} tokens or more (max_length)")
+    if len(kept) < len(entries) and run.processes.first:
+        console.print(f"  {len(entries) - len(kept)} prompts of {run.max_length} tokens or more are left out")
+    return kept
 
 
 def _stage(run: _Run, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

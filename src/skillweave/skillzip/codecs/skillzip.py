@@ -49,6 +49,11 @@ def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Ten
         for groups in _moment_batches(job):
             moments = job.moments(groups) if config.needs_calibration else {}
             for group in groups:
+                if config.needs_calibration and group not in moments:
+                    raise UserError(
+                        f"no calibration prompt reached the layers {group}: set activation_aware=false and "
+                        "smoothing=null, or calibrate on prompts that use them"
+                    )
                 weight = None
                 if group in moments:
                     largest[group] = moments[group].largest
