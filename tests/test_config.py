@@ -74,6 +74,12 @@ def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> N
         read_config(Outer, path, ["base=["])
 
 
+def test_an_override_of_one_alias_leaves_the_others_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "base: b\nmany:\n  x: &shared {learning_rate: 0.5}\n  y: *shared\n")
+    config = read_config(Outer, path, ["many.x.learning_rate=0.25"])
+    assert (config.many["x"].learning_rate, config.many["y"].learning_rate) == (0.25, 0.5)
+
+
 def test_the_callers_mapping_is_left_alone() -> None:
     values = {"base": "b", "inner": {"learning_rate": 1.0}}
     read_config(Outer, values, ["inner.learning_rate=2.0"])

@@ -9,7 +9,7 @@ import torch
 
 from micro import micro_model, micro_tokenizer
 from skillweave.base import Sampling, generate, prompt_ids
-from skillweave.base.generate import pad_left
+from skillweave.base.generate import batch_rows, pad_left, stop_tokens
 from skillweave.errors import UserError
 
 PROMPTS = ["a", "a much longer prompt than the first", "mid one", "a"]
@@ -65,6 +65,26 @@ def test_no_prompts_give_no_answers_and_the_context_is_kept() -> None:
     assert len(answer) <= 32 - len(prompt_ids(tokenizer, "x" * 20))
     with pytest.raises(UserError, match=r"prompt 2 has .* the model's context is 32"):
         generate(model, tokenizer, ["x", "x" * 40])
+
+
+def test_a_prompt_near_the_end_of_the_context_does_not_cut_short_its_neighbours() -> None:
+    prompts = ["x", "x" * 20]  # together in a batch, the first would have to stop where the second must
+    model, tokenizer = micro_model(context=34), micro_tokenizer()
+    together = generate(model, tokenizer, prompts, Sampling(max_new_tokens=24))
+    assert together == [generate(model, tokenizer, [prompt], Sampling(max_new_tokens=24))[0] for prompt in prompts]
+    assert batch_rows([0, 1, 2, 2], lengths=[3, 9, 3], room=[5, 2, 5], batch_size=2) == [[1], [0, 2], [2]]
+
+
+def test_the_generation_config_adds_its_stop_tokens_and_nothing_else() -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
+    plain = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=7))
+    model.generation_config.repetition_penalty = 5.0
+    model.generation_config.num_beams = 3
+    assert generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=7)) == plain
+    model.generation_config.eos_token_id = [1, 40]
+    assert stop_tokens(model, tokenizer) == [1, 40]
+    model.generation_config.eos_token_id = None
+    assert stop_tokens(model, tokenizer) == [1]
 
 
 def test_padding_is_on_the_left() -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from micro import micro_model, micro_tokenizer
 from skillweave.delta import Delta
 from skillweave.pack import Skillpack
+from skillweave.report import human_bytes
 
 ASKED = ["Sort from smallest to largest: 9, 4", "hello", "What is [bold]2 + 2[/bold]?", "a :smile: b"]
 
@@ -117,7 +118,7 @@ def test_inspect_a_weave(weave: Path) -> None:
     shown = made("inspect", weave).out
     for name in ("sort", "spell"):
         size = sum(file.stat().st_size for file in (weave / "packs" / name).iterdir())
-        assert re.search(rf"{name} .* {size:,} ", shown)
+        assert re.search(rf"{name} .* {human_bytes(size)} ", shown)
     assert re.search(r"router +yes", shown)
 
 

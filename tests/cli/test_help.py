@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,3 +62,18 @@ def test_help_and_version_come_without_the_heavy_libraries() -> None:
         ran = subprocess.run([sys.executable, "-c", code.format(argument=argument)], capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         assert expected in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("target: nowhere\nprompt: hi\n", "no model is found at 'nowhere'"),
+        ("target: x\nmax_tokens: 3\n", "did you mean 'max_new_tokens'"),
+        ("- a\n", "expected keys and values"),
+    ],
+)
+def test_arguments_and_options_come_from_a_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "ask.yaml").write_text(text)
+    shown = run("generate", "--config", str(tmp_path / "ask.yaml"))
+    assert shown.code == 2
+    assert message in " ".join(shown.err.split())

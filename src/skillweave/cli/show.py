@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -92,20 +93,23 @@ def show_pack(pack: Skillpack, folder: Path, *, tensors: bool = False) -> None:
 
 
 def show_weave(card: WeaveCard, folder: Path) -> None:
-    """What is in a weave: base, router, and each pack's bytes."""
-    table = RichTable()
-    for column in ("pack", "method", "codec", "bytes", "of bf16 delta"):
-        table.add_column(column, justify="right" if column.startswith(("bytes", "of")) else "left")
+    """What is in a weave: base, router, and each pack's bytes on disk, by part."""
+    table = RichTable(box=SIMPLE_HEAD)
+    table.add_column("pack", overflow="fold")
+    for column in ("matrices", "scales", "whole", "metadata", "total", "of bf16"):
+        table.add_column(column, justify="right")
     for name in card.packs:
-        pack = Skillpack.from_pretrained(folder / "packs" / name).card
-        share = f"1/{pack.bytes.bf16_delta / pack.bytes.total:.1f}" if pack.bytes.bf16_delta else "-"
-        table.add_row(name, pack.method, pack.codec.name, f"{pack.bytes.total:,}", share)
+        size = Skillpack.from_pretrained(folder / "packs" / name).card.bytes
+        parts = (size.matrices, size.scales, size.whole, size.metadata, size.total)
+        share = f"1/{size.bf16_delta / size.total:.1f}" if size.bf16_delta else "-"
+        table.add_row(Text(name), *map(human_bytes, parts), share)
     _show_facts(
         [
             ("weave", str(folder)),
             ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
             ("router", "yes" if card.router else "no"),
-            ("budget", human_bytes(card.budget) if card.budget else "none"),
+            ("dtype", card.dtype or "as the base's files"),
+            ("budget", f"{human_bytes(card.budget)} in memory, base included" if card.budget else "none"),
         ]
     )
     out.print(table)

@@ -32,7 +32,8 @@ class Delta:
 
     ``tensors`` maps names of base tensors to their change, or, for the names in ``whole``, to the tuned tensor itself
     (added tokens, integers). It may be a plain dict, or compute and read on access; ``specs`` then gives shapes
-    and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace the base's.
+    and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace the base's
+    in a written model; :meth:`apply` takes the tokenizer.
 
     ``kind`` is ``"lora"`` for a PEFT adapter, else ``"full"``. ``provenance`` is free JSON, kept with the delta.
     """
