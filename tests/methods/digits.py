@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from skillweave.artefact import digest
+
 
 @dataclass
 class DigitEntry:
@@ -24,6 +26,10 @@ class Digits:
             DigitEntry(f"d{index}", f"say {index % 10}", str(index % 10) * 3 if gold else None)
             for index in range(entries)
         ]
+
+    @property
+    def key(self) -> str:
+        return digest([[entry.id, entry.prompt, entry.answer] for entry in self.entries])
 
     def split(self, name: str) -> list[DigitEntry]:
         return self.entries

@@ -60,12 +60,11 @@ def base(micro_base):
 @pytest.fixture(scope="module")
 def whole(base, tmp_path_factory):
     """An unbroken run, its folder and the base's bytes before it."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(run_module, "load_task", lambda spec: Digits())
     out = tmp_path_factory.mktemp("whole")
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
-    delta = run(base, settings(), out)
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "load_task", lambda spec: Digits())
+        delta = run(base, settings(), out)
     return out, delta, before
 
 
@@ -291,7 +290,7 @@ def test_nothing_to_learn_from_is_said(base, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing was learnt"):
         run(base, settings(warm_start={"when": "never"}), tmp_path / "b")
     monkeypatch.setattr(run_module, "load_task", lambda spec: Digits())
-    with pytest.raises(UserError, match="longer than 3 tokens"):
+    with pytest.raises(UserError, match="every train prompt has 3 tokens or more"):
         run(base, settings(max_length=3), tmp_path / "c")
 
 
