@@ -13,7 +13,8 @@ from skillweave.report.units import human_bytes, human_seconds
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; margin: 1rem 0; } td { white-space: nowrap; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
 th:not(:first-child), td:not(:first-child) { text-align: right; } code { background: #f3f3f3; padding: .1rem .3rem; }
 figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } footer { color: #666; font-size: .85rem; }
 """
@@ -118,8 +119,8 @@ def _notes(report: dict[str, Any]) -> list[str]:
     router, memory = report["router"], report["memory"]
     return [
         f"Base {report['base']['ref']} ({report['base']['fingerprint'][:23]}...), served in {report['dtype']}.",
-        "Scores are means over the test prompts in percent, with 95% intervals. `pack` is the pack named by the caller "
-        "(oracle routing), `routed weave` leaves the choice to the router.",
+        'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
+        '(oracle routing), "routed weave" leaves the choice to the router.',
         f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
         f"{100 * router['abstained']:.1f}% to the plain base.",
         f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
