@@ -31,4 +31,6 @@ def test_a_mixed_batch_on_smollm2_answers_token_for_token_as_each_pack_alone() -
     alone = [weave.generate([prompt], [name], sampling)[0].text for prompt, name in zip(prompts, chosen, strict=True)]
     plain = [reply.text for reply in weave.generate(prompts, None, sampling)]
     assert mixed == alone
-    assert sum(one != other for one, other in zip(mixed, plain, strict=True)) >= 6
+    changed = [name for name, one, other in zip(chosen, mixed, plain, strict=True) if one != other]
+    assert None not in changed
+    assert len(changed) >= 3
