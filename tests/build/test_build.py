@@ -133,6 +133,18 @@ def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(config_file:
     }
 
 
+def test_the_card_never_shows_scores_of_another_run(config_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "weave"
+    build_in(config_file, out)
+    changed = yaml.safe_load(config_file.read_text())
+    changed["score"]["limit"] = 3
+    config_file.write_text(yaml.safe_dump(changed))
+    build_in(config_file, out)
+    for skill in ("sort", "spell"):
+        card = Skillpack.from_pretrained(out / "packs" / skill).card
+        assert {arm: score["n"] for arm, score in card.scores.items()} == {"base": 3, "specialist": 3}
+
+
 def _build_and_die(config_file: Path, out: Path, at: str) -> None:
     """In a child: build, and be killed as by a power cut once the step ``at`` has done half of its atomic writes."""
     from skillweave import artefact

@@ -153,13 +153,13 @@ class _Build:
             )
             pack.save_pretrained(folder / "pack")
 
-        self._step(skill, "pack", "zip the delta", [f"{skill}/delta"], {"zip": settings.model_dump(mode="json")}, work)
+        # The card shows the scores, so the pack is written anew when they are.
+        built_on = [f"{skill}/{made}" for made in ("delta", "score-base", "score-specialist")]
+        self._step(skill, "pack", "zip the delta", built_on, {"zip": settings.model_dump(mode="json")}, work)
 
     def weave(self) -> None:
         """Fit the router, and put packs and router together into the folder that can be served."""
-        names = list(self.config.skills)
-
-        chosen = self.config.router
+        names, chosen = list(self.config.skills), self.config.router
 
         def fit(folder: Path) -> None:
             own = {name: [e.prompt for e in self.tasks[name].split("train")[: chosen.prompts]] for name in names}
@@ -187,7 +187,7 @@ class _Build:
         self._score(skill, "pack", ["base", f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
 
     def score_routed(self) -> None:
-        """What the weave scores when the router chooses, all skills mixed; and where the prompts went."""
+        """What the weave scores when the router chooses among all packs, and where the prompts went."""
         woven = self._woven()
         built_on = ["weave/router", *(f"{name}/pack" for name in self.config.skills)]
         for skill in self.config.skills:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from random import Random
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from skillweave.config import Config
-from skillweave.tasks.builtin.kind import Builtin
+from skillweave.tasks.builtin.kind import Builtin, Span
 from skillweave.tasks.builtin.words import WORDS
 
 _A, _LETTERS = ord("a"), 26
 
 
-class Settings(Config):
+class Settings(Span):
     """Lines of ``least`` to ``most`` words, shifted by 1 to ``furthest`` letters."""
 
     least: int = Field(1, ge=1, le=4)
     most: int = Field(3, ge=1, le=4)
     furthest: int = Field(3, ge=1, le=25)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Settings:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least}) is greater than most ({self.most})")
-        return self
 
 
 def shifted(line: str, by: int) -> str:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from random import Random
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from skillweave.config import Config
-from skillweave.tasks.builtin.kind import Builtin
+from skillweave.tasks.builtin.kind import Builtin, Span
 from skillweave.tasks.builtin.words import WORDS
 
 
-class Settings(Config):
+class Settings(Span):
     """Lines of ``least`` to ``most`` words."""
 
     least: int = Field(1, ge=1, le=8)
     most: int = Field(3, ge=1, le=8)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Settings:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least}) is greater than most ({self.most})")
-        return self
 
 
 def make(rng: Random, settings: Settings) -> tuple[str, str]:

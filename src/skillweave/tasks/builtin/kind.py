@@ -5,10 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from skillweave.config import Config
 from skillweave.tasks.verifiers import VerifierName
+
+
+class Span(Config):
+    """Settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
+
+    least: int
+    most: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.least > self.most:
+            raise ValueError(f"least ({self.least}) is greater than most ({self.most})")
+        return self
 
 
 @dataclass(frozen=True)

@@ -5,25 +5,18 @@ from __future__ import annotations
 from random import Random
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from skillweave.config import Config
-from skillweave.tasks.builtin.kind import Builtin
+from skillweave.tasks.builtin.kind import Builtin, Span
 
 
-class Settings(Config):
+class Settings(Span):
     """``least`` to ``most`` different whole numbers from 0 to ``greatest``, in this ``order`` or in either."""
 
     least: int = Field(3, ge=2, le=10)
     most: int = Field(6, ge=2, le=10)
     greatest: int = Field(99, ge=10, le=9999)
     order: Literal["ascending", "descending", "either"] = "either"
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Settings:
-        if self.least > self.most:
-            raise ValueError(f"least ({self.least}) is greater than most ({self.most})")
-        return self
 
 
 def make(rng: Random, settings: Settings) -> tuple[str, str]:
