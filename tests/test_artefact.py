@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -93,15 +93,9 @@ def test_a_newer_schema_and_a_field_that_does_not_fit_are_told(tmp_path: Path) -
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path):
+def small_disk(disk_of: Callable[[str], Path]) -> Path:
     """A file system of one megabyte."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a tmpfs")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    return disk_of("1m")
 
 
 def test_a_full_disk_keeps_the_old_and_says_so(small_disk: Path) -> None:
