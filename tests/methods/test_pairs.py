@@ -7,11 +7,12 @@ import math
 
 import pytest
 
-from skillweave.methods.specialise.pairs import Answered, make_pairs, solve_rate
+from skillweave.methods.specialise.pairs import make_pairs, solve_rate
+from skillweave.methods.training.answers import Answered
 
 
 def answered(answers, scores, gold=None, id="a"):
-    return Answered(id=id, prompt="p", gold=gold, answers=answers, scores=scores)
+    return Answered(id=id, prompt="p", gold=gold, answers=answers, scores=scores, ended=[True] * len(answers))
 
 
 def as_set(pairs):

@@ -20,10 +20,10 @@ from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.methods.specialise import SpecialiseConfig, dpo, run, sft
+from skillweave.methods.specialise import SpecialiseConfig, dpo, run
 from skillweave.methods.specialise.pairs import Pair
-from skillweave.methods.specialise.sample import choose_entries, read_samples
-from skillweave.methods.training import trainer
+from skillweave.methods.training import sft, trainer
+from skillweave.methods.training.answers import choose_entries, read_samples
 from skillweave.tasks import load_task
 
 run_module = sys.modules["skillweave.methods.specialise.run"]

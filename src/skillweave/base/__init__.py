@@ -3,18 +3,20 @@
 from skillweave.base.chat import Message, Prompt, answer_ids, prompt_ids, prompt_text
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
-from skillweave.base.generate import Sampling, generate
+from skillweave.base.generate import Generated, Sampling, generate, generate_answers
 from skillweave.base.open import Base, open_base, open_tokenizer, resolve
 
 __all__ = [
     "Base",
     "Checkpoint",
+    "Generated",
     "Message",
     "Prompt",
     "Sampling",
     "answer_ids",
     "fingerprint",
     "generate",
+    "generate_answers",
     "open_base",
     "open_tokenizer",
     "prompt_ids",

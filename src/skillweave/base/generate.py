@@ -32,6 +32,14 @@ class Sampling:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Generated:
+    """One answer. ``ended``: the model wrote its end token; else the answer was cut off at ``max_new_tokens``."""
+
+    text: str
+    ended: bool
+
+
 def context_length(model: Any) -> int | None:
     """The longest sequence the model was made for, in tokens, or None where its config names none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -60,7 +68,6 @@ def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple
     return ids, mask
 
 
-@torch.no_grad()
 def generate(
     model: Any,
     tokenizer: Any,
@@ -71,6 +78,24 @@ def generate(
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[str]]:
+    """The texts of :func:`generate_answers`, which takes the same arguments."""
+    answers = generate_answers(
+        model, tokenizer, prompts, sampling, around_batch=around_batch, streamer=streamer, label=label
+    )
+    return [[answer.text for answer in drawn] for drawn in answers]
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    sampling: Sampling | None = None,
+    *,
+    around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    streamer: Any = None,
+    label: str | None = None,
+) -> list[list[Generated]]:
     """``samples`` answers for every prompt, in the order of the prompts.
 
     ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it.
@@ -82,22 +107,22 @@ def generate(
     limit = context_length(model)
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
     batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size)
-    answers: list[list[str]] = [[] for _ in prompts]
+    answers: list[list[Generated]] = [[] for _ in prompts]
     was_training = model.training
     model.eval()
     try:
         with bar(label, len(rows)) if label else contextlib.nullcontext(lambda n: None) as advance:
             for number, batch in enumerate(batches):
                 with around_batch(batch) if around_batch else contextlib.nullcontext():
-                    texts = _one_batch(
+                    written = _one_batch(
                         model,
                         tokenizer,
                         [encoded[row] for row in batch],
                         replace(sampling, max_new_tokens=room[batch[0]], seed=sampling.seed + number),
                         streamer,
                     )
-                for row, text in zip(batch, texts, strict=True):
-                    answers[row].append(text)
+                for row, answer in zip(batch, written, strict=True):
+                    answers[row].append(answer)
                 advance(len(batch))
     finally:
         model.train(was_training)
@@ -119,8 +144,11 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *also})
 
 
-def _one_batch(model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, streamer: Any) -> list[str]:
+def _one_batch(
+    model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, streamer: Any
+) -> list[Generated]:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    stops = stop_tokens(model, tokenizer)
     ids, mask = pad_left(encoded, pad, model.device)
     greedy = sampling.temperature == 0
     choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
@@ -133,11 +161,14 @@ def _one_batch(model: Any, tokenizer: Any, encoded: list[list[int]], sampling: S
             max_new_tokens=sampling.max_new_tokens,
             do_sample=not greedy,
             pad_token_id=pad,
-            eos_token_id=stop_tokens(model, tokenizer),
+            eos_token_id=stops,
             streamer=streamer,
             use_cache=True,  # a checkpoint written by a trainer may say otherwise, and would be many times slower
             num_beams=1,  # a generation_config.json may ask for both: neither is what Sampling says
             repetition_penalty=1.0,
             **choice,
         )
-    return tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    written = out[:, ids.shape[1] :]
+    ended = torch.isin(written, torch.tensor(stops, device=written.device)).any(dim=1).tolist()
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    return [Generated(text, end) for text, end in zip(texts, ended, strict=True)]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from skillweave.config import Config
-from skillweave.methods.training.settings import TrainingSettings
+from skillweave.methods.training.settings import ModelSettings, SamplingSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
 
 
@@ -34,28 +32,13 @@ class DpoSettings(TrainingSettings):
     nll_weight: float = Field(default=1.0, ge=0, description="weight of the chosen answers' likelihood; 0: DPO alone")
 
 
-class LoraSettings(Config):
-    """Low-rank adapters, for ``train: lora``."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    targets: str | list[str] = Field(default="all-linear", description="module names as PEFT takes them")
-
-
-class SpecialiseConfig(Config):
+class SpecialiseConfig(ModelSettings, SamplingSettings):
     """Settings of ``specialise``: sample, judge, train on what was judged; one task, one delta.
 
     [digest] 64 samples a prompt, online DPO, full parameters, one run a domain. The defaults here are smaller [ours].
     """
 
     task: TaskSpec = Field(description="prompts and verifier; the train split is learnt")
-    seed: int = 0
-    train: Literal["full", "lora"] = "full"
-    trainable: str = Field(
-        default="all", description="full: 'all', 'linear' (no embeddings, norms or head) or a regex on parameter names"
-    )
-    lora: LoraSettings = LoraSettings()
-
     warm_start: WarmStartSettings = WarmStartSettings()
     rounds: int = Field(default=1, ge=0, description="rounds of sampling and DPO")
     dpo: DpoSettings = DpoSettings()
@@ -63,28 +46,10 @@ class SpecialiseConfig(Config):
     probe_prompts: int = Field(default=32, ge=1, description="train prompts that the solve rate is taken on")
     prompts_per_round: int = Field(default=128, ge=1)
     samples_per_prompt: int = Field(default=8, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: int = Field(default=64, ge=1)
-    sampling_batch_size: int = Field(default=32, ge=1, description="answers generated at once in one process")
 
     threshold: float = Field(default=0.5, gt=0, le=1, description="an answer whose score reaches it is good")
     max_pairs_per_prompt: int = Field(default=4, ge=1)
     gold_as_chosen: bool = Field(default=True, description="prefer the gold answer where all samples fail [ours]")
-
-    max_length: int = Field(default=1024, ge=2, description="longer examples (prompt and answer, tokens) are left out")
-    bf16: bool = Field(default=True, description="compute in bfloat16; weights and optimiser stay in float32")
-    gradient_checkpointing: bool = False
-    save_every: int = Field(default=50, ge=1, description="steps between the points a killed run resumes from")
-
-    @field_validator("trainable")
-    @classmethod
-    def _a_regex(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not 'all', 'linear' or a regular expression ({error})") from error
-        return value
 
     @model_validator(mode="after")
     def _trains_something(self) -> SpecialiseConfig:

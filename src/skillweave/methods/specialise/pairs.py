@@ -9,17 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from skillweave.base.chat import Prompt
-
-
-@dataclass(frozen=True)
-class Answered:
-    """One prompt, the answers sampled for it and the score of each in [0, 1]; ``gold`` is the known right answer."""
-
-    id: str
-    prompt: Prompt
-    gold: str | None
-    answers: list[str]
-    scores: list[float]
+from skillweave.methods.training.answers import Answered
 
 
 @dataclass(frozen=True)

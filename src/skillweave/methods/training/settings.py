@@ -1,10 +1,11 @@
-"""The settings of one training stage."""
+"""The settings that methods share: of a training stage, of drawing answers, of the model that is trained."""
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from skillweave.config import Config
 
@@ -27,3 +28,44 @@ class TrainingSettings(Config):
     def steps_for(self, examples: int) -> int:
         """Optimiser steps for that many examples: ``steps`` where given, else whole batches covering ``epochs``."""
         return self.steps if self.steps is not None else max(1, -(-examples * self.epochs // self.batch_size))
+
+
+class SamplingSettings(Config):
+    """How the policy draws answers to learn from."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=64, ge=1)
+    sampling_batch_size: int = Field(default=32, ge=1, description="answers generated at once in one process")
+
+
+class LoraSettings(Config):
+    """Low-rank adapters, for ``train: lora``."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    targets: str | list[str] = Field(default="all-linear", description="module names as PEFT takes them")
+
+
+class ModelSettings(Config):
+    """What of the base is trained, in which precision, and from which points a killed run goes on."""
+
+    seed: int = 0
+    train: Literal["full", "lora"] = "full"
+    trainable: str = Field(
+        default="all", description="full: 'all', 'linear' (no embeddings, norms or head) or a regex on parameter names"
+    )
+    lora: LoraSettings = LoraSettings()
+    max_length: int = Field(default=1024, ge=2, description="longer examples (prompt and answer, tokens) are left out")
+    bf16: bool = Field(default=True, description="compute in bfloat16; weights and optimiser stay in float32")
+    gradient_checkpointing: bool = False
+    save_every: int = Field(default=50, ge=1, description="steps between the points a killed run resumes from")
+
+    @field_validator("trainable")
+    @classmethod
+    def _a_regex(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"not 'all', 'linear' or a regular expression ({error})") from error
+        return value

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from skillweave.artefact import atomic_folder
 from skillweave.errors import UserError
-from skillweave.methods.specialise.config import SpecialiseConfig
+from skillweave.methods.training.settings import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Policy:
     device: torch.device
     trained: Path | None = None
 
-    def open_to_sample(self, config: SpecialiseConfig) -> Any:
+    def open_to_sample(self, config: ModelSettings) -> Any:
         """The model in the precision it is trained in: with ``bf16`` the weights that autocast would show it."""
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         model: Any
@@ -41,7 +41,7 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
         return model.to(self.device).eval()
 
-    def open_to_train(self, config: SpecialiseConfig, seed: int) -> Any:
+    def open_to_train(self, config: ModelSettings, seed: int) -> Any:
         """A fresh copy whose trainable parameters are float32 and require gradients; nothing else does."""
         set_seed(seed)  # new adapters are drawn at random
         model: Any
@@ -54,7 +54,7 @@ class Policy:
             model = self._with_adapter(model, config)
         return model.to(self.device)
 
-    def _with_adapter(self, model: Any, config: SpecialiseConfig) -> Any:
+    def _with_adapter(self, model: Any, config: ModelSettings) -> Any:
         if self.trained is not None:
             return PeftModel.from_pretrained(model, str(self.trained), is_trainable=True)
         settings = LoraConfig(

@@ -1,16 +1,21 @@
-"""Warm start: supervised training on good answers, the loss on the answer's tokens only. On TRL's SFTTrainer."""
+"""Supervised training on known good answers, the loss on the answer's tokens only. On TRL's SFTTrainer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
 from skillweave.base.chat import Prompt, answer_ids, prompt_ids
 from skillweave.methods.training.from_trl import SFTConfig, SFTTrainer
 from skillweave.methods.training.head import install_answer_head
+from skillweave.methods.training.settings import TrainingSettings
 from skillweave.methods.training.trainer import HouseTrainer
+
+if TYPE_CHECKING:
+    from skillweave.methods.training.run import Run
 
 
 class AnswerTrainer(HouseTrainer, SFTTrainer):
@@ -42,3 +47,15 @@ def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: i
 def row_length(row: dict[str, list[int]]) -> int:
     """Tokens a row takes in a batch."""
     return len(row["input_ids"])
+
+
+def train_on_answers(
+    run: Run, folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
+) -> dict[str, Any]:
+    """Train the run's policy on prompts with their answers, as one stage of it; its figures."""
+    rows = encode(run.tokenizer, examples, run.max_length)
+    figures = run.train(
+        folder, settings, rows, [row_length(row) for row in rows],
+        lambda model, arguments, order: AnswerTrainer(model, run.tokenizer, arguments, rows, order),
+    )  # fmt: skip
+    return {"examples": len(rows), "too_long": len(examples) - len(rows), **figures}
