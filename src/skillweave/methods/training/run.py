@@ -1,0 +1,216 @@
+"""One run of a method: its folder, its identity, and stages that are done once and remembered.
+
+What lies in the run's folder::
+
+    config.json         method, base, settings, versions: a run with others is refused here
+    STAGE/              each stage's files; figures.json in it marks a finished one
+    figures.json        all stages' figures together
+    delta/              the result
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skillweave.artefact import atomic_folder, read_json, write_json
+from skillweave.base import Base, open_tokenizer, prompt_ids
+from skillweave.base.allocator import keep_freed_memory
+from skillweave.base.generate import context_length
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.methods.training.answers import stage_seed
+from skillweave.methods.training.order import batch_order
+from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.settings import ModelSettings, TrainingSettings
+from skillweave.progress import console
+from skillweave.tasks import Entry, Task
+
+if TYPE_CHECKING:
+    from skillweave.methods.training.policy import Policy
+
+# TRL and PEFT take seconds to import: only a run that trains pays for them, not everyone who lists the methods.
+
+TrainerMaker = Callable[[Any, dict[str, Any], list[int]], Any]
+"""(model, arguments of the trainer's config, indices of the rows of all steps) -> a trainer."""
+
+
+@dataclass
+class Run:
+    """What all stages of one run know. ``policy`` moves on as stages finish."""
+
+    method: str
+    base: Base
+    config: ModelSettings
+    task: Task
+    folder: Path
+    tokenizer: Any
+    processes: Processes
+    policy: Policy
+    figures: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, method: str, base: Base, config: ModelSettings, task: Task, folder: Path) -> Run:
+        """Claim the folder for this run, or go on with the same run found in it.
+
+        Under ``torchrun`` the processes share the run, and must all see the folder. Raises :class:`UserError` where
+        the folder holds another run, or the base is not as its files hold it.
+        """
+        from skillweave.methods.training.policy import Policy
+
+        if base.in_memory:
+            raise UserError(f"this base holds a delta already: {method} trains on a base as its files hold it")
+        folder = Path(folder)
+        processes = Processes.join(base.model.device.type)
+        processes.from_first(lambda: _claim(method, folder, base, config, task))
+        device = processes.device(base.model.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        policy = Policy(base.path, base.ref, device)
+        return cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the delta is there."""
+        return self.processes.from_first((self.folder / "delta").is_dir)
+
+    @property
+    def delta(self) -> Delta:
+        """The delta of a finished run."""
+        return Delta.from_pretrained(self.folder / "delta")
+
+    @property
+    def max_length(self) -> int:
+        """The longest example in tokens: the setting, or the base's context where that is shorter."""
+        return min(self.config.max_length, context_length(self.base.model) or self.config.max_length)
+
+    def say(self, text: str) -> None:
+        """One line for the person, from the first process only."""
+        if self.processes.first:
+            console.print(f"  {text}", soft_wrap=True)
+
+    def short_enough(self, entries: Sequence[Entry]) -> list[Entry]:
+        """The entries whose prompt leaves room for an answer, here and in the base's context."""
+        kept = [entry for entry in entries if len(prompt_ids(self.tokenizer, entry.prompt)) < self.max_length]
+        if not kept:
+            raise UserError(
+                f"task '{self.task.name}': every train prompt has {self.max_length} tokens or more (max_length)"
+            )
+        if len(kept) < len(entries):
+            self.say(f"{len(entries) - len(kept)} prompts of {self.max_length} tokens or more are left out")
+        return kept
+
+    def stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        """Run a stage unless its figures say it is finished; remember and show its figures."""
+        mark = self.folder / name / "figures.json"
+        if not self.processes.from_first(mark.exists):
+            start = time.monotonic()
+            figures = work(self.folder / name)
+            self.processes.wait()
+            if self.processes.first:
+                write_json(mark, {**figures, "seconds": round(time.monotonic() - start, 1)})
+            self.processes.wait()
+        self.figures[name] = read_json(mark)
+        shown = (f"{key} {value:.3g}" for key, value in self.figures[name].items() if isinstance(value, int | float))
+        self.say(f"{name}: {', '.join(shown)}")
+        return self.figures[name]
+
+    def trained(self, name: str, work: Callable[[Path], dict[str, Any]]) -> None:
+        """A stage that may move the policy on: then only its result is kept, not its checkpoints nor what it began
+        from."""
+        figures = self.stage(name, work)
+        if figures["steps"]:
+            self._drop_checkpoints(name)
+            if self.processes.first and self.policy.trained is not None:
+                shutil.rmtree(self.policy.trained, ignore_errors=True)
+            self.policy = replace(self.policy, trained=self.folder / name / "policy")
+            self.processes.wait()
+
+    def train(
+        self, folder: Path, settings: TrainingSettings, rows: Sequence[dict], lengths: list[int], make: TrainerMaker
+    ) -> dict[str, Any]:
+        """Train the policy on encoded rows in ``folder``, from its newest checkpoint; the result lies in ``policy/``.
+
+        ``lengths`` are the tokens of each row. Returns the figures of :func:`~skillweave.methods.training.trainer.fit`.
+        """
+        from skillweave.methods.training.policy import save_policy
+        from skillweave.methods.training.trainer import fit, trainer_arguments
+
+        if not rows:
+            raise UserError(
+                f"{folder.name}: every example is longer than {self.max_length} tokens (max_length, or the base's "
+                "context)"
+            )
+        config = self.config
+        seed = stage_seed(config.seed, folder.name)
+        steps = settings.steps_for(len(rows))
+        arguments = trainer_arguments(
+            settings, self.processes, folder=folder, steps=steps, seed=seed, bf16=config.bf16,
+            device=self.policy.device.type, save_every=config.save_every,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )  # fmt: skip
+        model = self.policy.open_to_train(config, seed)
+        trainer = make(model, arguments, batch_order(lengths, settings.batch_size, steps, seed))
+        figures = fit(trainer, folder.name, self.processes)
+        if self.processes.first:
+            save_policy(model, folder / "policy")
+        return figures
+
+    def finish(self, facts: dict[str, Any]) -> Delta:
+        """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""
+        self.processes.from_first(lambda: self._write(facts))
+        return self.delta
+
+    def _write(self, facts: dict[str, Any]) -> None:
+        write_json(self.folder / "figures.json", {**facts, "seed": self.config.seed, "stages": self.figures})
+        trained = self.policy.trained
+        if trained is None:
+            raise ValueError("a run that trained nothing has no delta")
+        delta = (
+            Delta.from_lora(trained, self.base) if self.config.train == "lora" else Delta.between(self.base, trained)
+        )
+        delta.provenance = {"method": self.method, "task": self.task.name, "seed": self.config.seed}
+        with atomic_folder(self.folder / "delta") as temporary:
+            delta.save_pretrained(temporary)
+        shutil.rmtree(trained, ignore_errors=True)
+
+    def _drop_checkpoints(self, name: str) -> None:
+        from skillweave.methods.training.trainer import drop_checkpoints
+
+        if self.processes.first:
+            drop_checkpoints(self.folder / name)
+
+
+def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Task) -> None:
+    """Write the resolved settings, or check that the run found in the folder has the same."""
+    settings = config.model_dump(mode="json")
+    examples = task.key
+    identity = {
+        "method": method,
+        "base": {"ref": base.ref, "fingerprint": base.fingerprint},
+        "task": examples,
+        "config": settings,
+    }
+    path = folder / "config.json"
+    if path.exists():
+        found = read_json(path)
+        if not (isinstance(found, dict) and {"method", "base", "config", "task"} <= set(found)):
+            raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
+        if found["base"]["fingerprint"] != base.fingerprint:
+            raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
+        other = [key for key, value in settings.items() if found["config"].get(key) != value]
+        if found["task"] != examples:
+            other.append("other examples in the task")
+        if other or found["method"] != method:
+            raise UserError(
+                f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
+                "choose another folder, or delete this one to begin anew"
+            )
+    else:
+        versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+        write_json(path, {**identity, "versions": versions})
