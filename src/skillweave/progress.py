@@ -13,8 +13,11 @@ console = Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``."""
+def bar(label: str, total: int | None, *, trace: bool = True) -> Iterator[Callable[..., None]]:
+    """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``.
+
+    Where nobody watches, one line is left at the end, if ``trace``.
+    """
     columns = (
         TextColumn("  {task.description:<28}"),
         BarColumn(bar_width=24),
@@ -35,5 +38,5 @@ def bar(label: str, total: int | None) -> Iterator[Callable[..., None]]:
             progress.update(task, advance=n, note=latest)
 
         yield advance
-    if not live:
+    if not live and trace:
         console.print(f"  {label}{f': {latest}' if latest else ''}")

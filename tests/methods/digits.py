@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from skillweave.artefact import digest
+from skillweave.errors import UserError
 
 
 @dataclass
@@ -37,3 +38,8 @@ class Digits:
     def score(self, answer: str, entry: DigitEntry) -> float:
         wanted = entry.prompt[-1] * 3
         return sum(a == b for a, b in zip(answer, wanted, strict=False)) / 3 if len(answer) == 3 else 0.0
+
+    def pairs(self, name: str) -> list[tuple[Any, str]]:
+        if any(entry.answer is None for entry in self.entries):
+            raise UserError("10 train examples have no gold answer")
+        return [(entry.prompt, entry.answer) for entry in self.entries if entry.answer is not None]

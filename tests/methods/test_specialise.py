@@ -21,7 +21,7 @@ from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.specialise import SpecialiseConfig, dpo, run
-from skillweave.methods.specialise.pairs import Pair
+from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
 from skillweave.tasks import load_task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -194,28 +194,35 @@ class Delta:
             if shape != expected and not (self.whole(name) and name in vocabulary and shape[1:] == expected[1:]):
                 raise UserError(f"the delta changes '{name}' in the shape {shape}; {base.where} has {expected}")
 
-    @torch.no_grad()
     def apply(self, base: Base, *, in_place: bool = False) -> Base:
         """The tuned model: a copy of ``base`` (or its own model, ``in_place``) with every change added.
 
-        Sums are computed in float32 and rounded once to the model's dtype. The result's fingerprint is that of the
-        model in memory. Raises :class:`UserError` for another base than the delta's, before anything is changed.
+        The result's fingerprint is that of the model in memory. Raises :class:`UserError` for another base than the
+        delta's, before anything is changed.
         """
         self.check_base(base.fingerprint, base.ref)
         self.check_fits(Checkpoint(base.model))
         model = base.model if in_place else copy.deepcopy(base.model)
-        if (rows := self.vocabulary_size(Checkpoint(model))) is not None:
-            model.resize_token_embeddings(rows, mean_resizing=False)
-        state = model.state_dict()
         with bar("applying", len(self._specs)) as advance:
-            for name in self.names():
-                here, change = state[name], self.tensor(name)
-                here.copy_(change if self.whole(name) else applied(here, change))
-                advance()
+            self.add_to(model, advance)
         tokenizer = base.tokenizer
         if any(file.name in TOKENIZER_FILES for file in self.carried):
             tokenizer = open_tokenizer(self.carried[0].parent)
         return Base(model, tokenizer, fingerprint(model), base.ref, base.path, in_memory=True)
+
+    @torch.no_grad()
+    def add_to(self, model: Any, advance: Callable[[], None] = lambda: None) -> None:
+        """Add every change to a model that is known to be the base, in any dtype; ``advance`` is called at each.
+
+        Sums are computed in float32 and rounded once to the model's dtype.
+        """
+        if (rows := self.vocabulary_size(Checkpoint(model))) is not None:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        state: dict[str, Any] = model.state_dict()
+        for name in self.names():
+            here, change = state[name], self.tensor(name)
+            here.copy_(change if self.whole(name) else applied(here, change))
+            advance()
 
     # -- files ---------------------------------------------------------------------------------------------------
 

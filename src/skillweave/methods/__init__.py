@@ -2,5 +2,6 @@
 
 from skillweave.methods.registry import METHODS, Method, get_method, register
 from skillweave.methods.specialise import SpecialiseConfig
+from skillweave.methods.tpaw import TpawConfig
 
-__all__ = ["METHODS", "Method", "SpecialiseConfig", "get_method", "register"]
+__all__ = ["METHODS", "Method", "SpecialiseConfig", "TpawConfig", "get_method", "register"]

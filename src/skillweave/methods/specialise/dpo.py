@@ -16,9 +16,9 @@ from peft import PeftModel
 from skillweave.artefact import read_json, write_json
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.specialise.config import DpoSettings
-from skillweave.methods.specialise.pairs import Pair
 from skillweave.methods.training.from_trl import DPOConfig, DPOTrainer
 from skillweave.methods.training.head import install_answer_head
+from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import HouseTrainer
 from skillweave.progress import bar
@@ -32,6 +32,8 @@ class PairTrainer(HouseTrainer, DPOTrainer):
     folder of each process, which several processes cannot share.
     """
 
+    watched = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}  # noqa: RUF012
+
     def __init__(
         self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int], *,
         settings: DpoSettings, reference: Path, processes: Processes,
@@ -42,6 +44,7 @@ class PairTrainer(HouseTrainer, DPOTrainer):
             model=model,
             args=DPOConfig(
                 **arguments,
+                max_length=None,  # pairs that are too long were left out, whole, before
                 beta=settings.beta,
                 loss_type=list(losses),
                 loss_weights=list(losses.values()),

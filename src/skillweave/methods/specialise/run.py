@@ -12,15 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.registry import register
 from skillweave.methods.specialise.config import SpecialiseConfig
-from skillweave.methods.specialise.pairs import is_good, make_pairs, solve_rate
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
+from skillweave.methods.training.pairs import is_good, make_pairs, solve_rate
 from skillweave.methods.training.run import Run
 from skillweave.tasks import Entry, load_task
 
@@ -43,12 +43,8 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
     return state.finish({"solve_rate": rates})
 
 
-def _settings(run: Run) -> SpecialiseConfig:
-    return cast(SpecialiseConfig, run.config)
-
-
-def _all_stages(run: Run) -> dict[str, float]:
-    config = _settings(run)
+def _all_stages(run: Run[SpecialiseConfig]) -> dict[str, float]:
+    config = run.config
     entries = run.short_enough(run.task.split("train"))
     probed = choose_entries(entries, config.probe_prompts, 0, config.seed)
     before = run.stage("probe-before", lambda folder: _probe(run, folder, probed))["solve_rate"]
@@ -70,26 +66,26 @@ def _all_stages(run: Run) -> dict[str, float]:
     return {"before": before, "after": after}
 
 
-def _probe(run: Run, folder: Path, entries: list[Entry]) -> dict[str, Any]:
+def _probe(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     samples = _sample(run, folder, entries)
     answers = sum(len(row.answers) for row in samples)
-    return {"solve_rate": solve_rate(samples, _settings(run).threshold), "answers": answers}
+    return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers}
 
 
-def _sample(run: Run, folder: Path, entries: list[Entry]) -> list[Answered]:
-    config = _settings(run)
+def _sample(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> list[Answered]:
+    config = run.config
     return sample_answers(
-        lambda: (run.policy.open_to_sample(config), run.tokenizer),
-        run.task, entries, config, folder, samples=config.samples_per_prompt,
+        lambda: run.policy.open_to_sample(config), run.tokenizer,
+        run.task, entries, config, folder / "samples.jsonl", samples=config.samples_per_prompt,
         name=folder.name, seed=config.seed, processes=run.processes,
     )  # fmt: skip
 
 
-def _warm_start(run: Run, folder: Path, entries: list[Entry]) -> dict[str, Any]:
+def _warm_start(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     """Supervised training on each entry's gold answer, or where it has none on a good answer of the probe."""
     from skillweave.methods.training import sft
 
-    config = _settings(run)
+    config = run.config
     own: dict[str, str] = {}
     for row in read_samples(run.folder / "probe-before" / "samples.jsonl"):
         for answer, score in zip(row.answers, row.scores, strict=True):
@@ -105,11 +101,11 @@ def _warm_start(run: Run, folder: Path, entries: list[Entry]) -> dict[str, Any]:
     return sft.train_on_answers(run, folder, config.warm_start, examples)
 
 
-def _round(run: Run, entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:
+def _round(run: Run[SpecialiseConfig], entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:
     """Sample from the policy, make pairs, DPO. A round without a pair trains nothing."""
     from skillweave.methods.specialise import dpo
 
-    config = _settings(run)
+    config = run.config
 
     def work(folder: Path) -> dict[str, Any]:
         samples = _sample(run, folder, entries)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import digest, write_text
+from skillweave.artefact import digest
 from skillweave.base.chat import Prompt, as_messages
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
+from skillweave.methods.training.pieces import Work, by_length, in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import SamplingSettings
-from skillweave.progress import bar
 
 if TYPE_CHECKING:
     from skillweave.tasks import Entry, Task
@@ -58,7 +55,7 @@ def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int)
 
 def read_samples(path: Path) -> list[Answered]:
     """What :func:`sample_answers` wrote."""
-    return [Answered(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [Answered(**row) for row in read_lines(path)]
 
 
 def mean_score(samples: Sequence[Answered]) -> float:
@@ -68,51 +65,31 @@ def mean_score(samples: Sequence[Answered]) -> float:
 
 
 def sample_answers(
-    open_policy: Callable[[], tuple[Any, Any]], task: Task, entries: Sequence[Entry], settings: SamplingSettings,
-    folder: Path, *, samples: int, name: str, seed: int, processes: Processes, greedy: bool = False,
+    open_policy: Callable[[], Any], tokenizer: Any, task: Task, entries: Sequence[Entry], settings: SamplingSettings,
+    path: Path, *, samples: int, name: str, seed: int, processes: Processes, greedy: bool = False,
 ) -> list[Answered]:  # fmt: skip
-    """Draw ``samples`` judged answers for each entry, kept in ``folder/samples.jsonl``.
+    """Draw ``samples`` judged answers for each entry, kept in ``path`` (JSONL).
 
-    A file that is there is read, not made anew. Prompts are answered in batches of like length; each batch has a seed
-    of its own and is written when done, so a killed run goes on at the next one, and several processes share the
-    batches and yet draw the same answers as one. ``open_policy()`` -> (model, tokenizer) is called if need be.
+    Prompts are answered in batches of like length, each with a seed of its own: resumed, and shared by processes, as
+    :func:`in_pieces` says, to the same answers. ``open_policy()`` gives the model, and is called if need be.
     """
-    whole = folder / "samples.jsonl"
-    if not processes.from_first(whole.exists):
+
+    def prepare() -> tuple[list[list[int]], Work]:
+        model = open_policy()
+        lengths = [len(ids) for ids in encode_prompts(model, tokenizer, [entry.prompt for entry in entries])]
         drawn = Sampling(settings.max_new_tokens, 0.0 if greedy else settings.temperature, settings.top_p, samples)
-        size = max(1, settings.sampling_batch_size // samples)
-        _in_batches(open_policy, task, entries, drawn, size, folder / "batches", name, seed, processes)
-        processes.wait()
-        if processes.first:
-            rows = {row.id: row for path in (folder / "batches").glob("*.jsonl") for row in read_samples(path)}
-            write_text(whole, _lines([rows[entry.id] for entry in entries]))
-            shutil.rmtree(folder / "batches", ignore_errors=True)
-        processes.wait()
-    return read_samples(whole)
 
+        def work(number: int, piece: Sequence[int]) -> list[dict[str, Any]]:
+            one = replace(drawn, batch_size=len(piece) * samples, seed=stage_seed(seed, f"{name}/{number}"))
+            return [asdict(row) for row in _answer(model, tokenizer, task, [entries[index] for index in piece], one)]
 
-def _in_batches(
-    open_policy: Callable[[], tuple[Any, Any]], task: Task, entries: Sequence[Entry], sampling: Sampling, size: int,
-    folder: Path, name: str, seed: int, processes: Processes,
-) -> None:  # fmt: skip
-    model, tokenizer = open_policy()
-    lengths = [len(ids) for ids in encode_prompts(model, tokenizer, [entry.prompt for entry in entries])]
-    by_length = sorted(range(len(entries)), key=lambda index: -lengths[index])
-    batches = [by_length[at : at + size] for at in range(0, len(by_length), size)]
-    mine = [number for number in range(len(batches)) if number % processes.world == processes.rank]
-    shown = bar(f"{name}: sampling", len(mine)) if processes.first else contextlib.nullcontext(lambda *a, **k: None)
-    seen: list[Answered] = []
-    with shown as advance:
-        for number in mine:
-            path = folder / f"{number:06d}.jsonl"
-            if not path.exists():
-                rows = [entries[index] for index in batches[number]]
-                one = replace(
-                    sampling, batch_size=len(rows) * sampling.samples, seed=stage_seed(seed, f"{name}/{number}")
-                )
-                write_text(path, _lines(_answer(model, tokenizer, task, rows, one)))
-            seen.extend(read_samples(path))
-            advance(1, note=f"score {mean_score(seen):.0%}")
+        return by_length(lengths, max(1, settings.sampling_batch_size // samples)), work
+
+    rows = in_pieces(
+        path, prepare, processes=processes, label=f"{name}: sampling",
+        note=lambda seen: f"score {mean_score([Answered(**row) for row in seen]):.0%}",
+    )  # fmt: skip
+    return [Answered(**row) for row in rows]
 
 
 def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampling: Sampling) -> list[Answered]:
@@ -128,7 +105,3 @@ def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampli
         )
         for entry, answers in zip(entries, drawn, strict=True)
     ]
-
-
-def _lines(rows: Sequence[Answered]) -> str:
-    return "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows)

@@ -17,6 +17,6 @@ if _found is not None and _found.origin is None:
     _checks.is_weave_available = lambda: False
 
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
-from trl.trainer.utils import FusedCausalLMOutput  # noqa: E402
+from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head  # noqa: E402
 
-__all__ = ["DPOConfig", "DPOTrainer", "FusedCausalLMOutput", "SFTConfig", "SFTTrainer"]
+__all__ = ["DPOConfig", "DPOTrainer", "FusedCausalLMOutput", "SFTConfig", "SFTTrainer", "add_fused_lm_head"]

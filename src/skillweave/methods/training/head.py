@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from skillweave.methods.training.from_trl import FusedCausalLMOutput
+from skillweave.methods.training.from_trl import FusedCausalLMOutput, add_fused_lm_head
 
 # A model that scales or caps its logits, or returns router losses, keeps TRL's own head, which knows them all.
 _SPECIAL = (
@@ -70,3 +70,20 @@ def install_answer_head(model: Any) -> None:
         )
 
     model.forward = types.MethodType(forward, model)
+
+
+def install_scoring_head(model: Any) -> None:
+    """What TRL's trainers do to their models, for one that TRL has not seen; on a CPU :func:`install_answer_head`."""
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    add_fused_lm_head(inner, outputs=("log_probs",))
+    install_answer_head(model)
+
+
+def answer_log_probs(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The summed log-probability of each row's answer: (N,) float32, nats, with its gradient.
+
+    ``inputs``: ``input_ids``, ``attention_mask`` and ``labels`` (-100 but on the answer), all (N, T). The model bears
+    a scoring head (:func:`install_scoring_head`).
+    """
+    out = model(**inputs, fused_lm_head=True)
+    return (out.log_probs * out.label_mask).sum(dim=1)

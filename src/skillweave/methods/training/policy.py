@@ -12,6 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
 from skillweave.artefact import atomic_folder
+from skillweave.base import Base
+from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.methods.training.settings import ModelSettings
 
@@ -20,9 +22,10 @@ from skillweave.methods.training.settings import ModelSettings
 class Policy:
     """A point on the way from base to specialist.
 
-    ``base``: the base's Hugging Face folder; ``trained``: None (the base itself), a Hugging Face folder with the
-    whole model in float32 (``train: full``), or PEFT's files (``train: lora``). Stages hand each other folders, so
-    that a resumed run and an unbroken one start each stage from the same bits, and no two models are held at once.
+    ``base``: the base's Hugging Face folder; ``trained``: None (the base itself), a delta's folder, a Hugging Face
+    folder with the whole model in float32 (``train: full``), or PEFT's files (``train: lora``). Stages hand each other
+    folders, so that a resumed run and an unbroken one start each stage from the same bits, and no two models are held
+    at once.
     """
 
     base: Path
@@ -38,7 +41,7 @@ class Policy:
             model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
             model = PeftModel.from_pretrained(model, str(self.trained), autocast_adapter_dtype=False).to(dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
+            model = self._whole(dtype)
         return model.to(self.device).eval()
 
     def open_to_train(self, config: ModelSettings, seed: int) -> Any:
@@ -46,13 +49,29 @@ class Policy:
         set_seed(seed)  # new adapters are drawn at random
         model: Any
         if config.train == "full":
-            model = AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=torch.float32)
+            model = self._whole(torch.float32)
             mark_trainable(model, config.trainable)
         else:
             # The frozen base keeps its stored precision; PEFT holds the adapters in float32.
             model = AutoModelForCausalLM.from_pretrained(self.base, dtype="auto" if config.bf16 else torch.float32)
             model = self._with_adapter(model, config)
         return model.to(self.device)
+
+    def delta(self, base: Base, train: str) -> Delta:
+        """What was trained, as a delta on ``base``. Raises ``ValueError`` where nothing was."""
+        if self.trained is None:
+            raise ValueError("nothing was trained: there is no delta")
+        if is_delta(self.trained):
+            return Delta.from_pretrained(self.trained)
+        return Delta.from_lora(self.trained, base) if train == "lora" else Delta.between(base, self.trained)
+
+    def _whole(self, dtype: torch.dtype) -> Any:
+        """The model with all that was trained in its weights."""
+        if self.trained is None or not is_delta(self.trained):
+            return AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+        Delta.from_pretrained(self.trained).add_to(model)
+        return model
 
     def _with_adapter(self, model: Any, config: ModelSettings) -> Any:
         if self.trained is not None:

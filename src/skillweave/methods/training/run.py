@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, open_tokenizer, prompt_ids
@@ -40,13 +40,16 @@ TrainerMaker = Callable[[Any, dict[str, Any], list[int]], Any]
 """(model, arguments of the trainer's config, indices of the rows of all steps) -> a trainer."""
 
 
+C = TypeVar("C", bound=ModelSettings)
+
+
 @dataclass
-class Run:
+class Run(Generic[C]):
     """What all stages of one run know. ``policy`` moves on as stages finish."""
 
     method: str
     base: Base
-    config: ModelSettings
+    config: C
     task: Task
     folder: Path
     tokenizer: Any
@@ -55,7 +58,7 @@ class Run:
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, method: str, base: Base, config: ModelSettings, task: Task, folder: Path) -> Run:
+    def begin(cls, method: str, base: Base, config: C, task: Task, folder: Path) -> Run[C]:
         """Claim the folder for this run, or go on with the same run found in it.
 
         Under ``torchrun`` the processes share the run, and must all see the folder. Raises :class:`UserError` where
@@ -105,8 +108,10 @@ class Run:
             self.say(f"{len(entries) - len(kept)} prompts of {self.max_length} tokens or more are left out")
         return kept
 
-    def stage(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """Run a stage unless its figures say it is finished; remember and show its figures."""
+    def stage(
+        self, name: str, work: Callable[[Path], dict[str, Any]], show: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        """Run a stage unless its figures say it is finished; remember its figures and show those in ``show`` (all)."""
         mark = self.folder / name / "figures.json"
         if not self.processes.from_first(mark.exists):
             start = time.monotonic()
@@ -116,7 +121,11 @@ class Run:
                 write_json(mark, {**figures, "seconds": round(time.monotonic() - start, 1)})
             self.processes.wait()
         self.figures[name] = read_json(mark)
-        shown = (f"{key} {value:.3g}" for key, value in self.figures[name].items() if isinstance(value, int | float))
+        shown = (
+            f"{key} {value:.3g}"
+            for key, value in self.figures[name].items()
+            if isinstance(value, int | float) and (show is None or key in show)
+        )
         self.say(f"{name}: {', '.join(shown)}")
         return self.figures[name]
 
@@ -168,16 +177,12 @@ class Run:
 
     def _write(self, facts: dict[str, Any]) -> None:
         write_json(self.folder / "figures.json", {**facts, "seed": self.config.seed, "stages": self.figures})
-        trained = self.policy.trained
-        if trained is None:
-            raise ValueError("a run that trained nothing has no delta")
-        delta = (
-            Delta.from_lora(trained, self.base) if self.config.train == "lora" else Delta.between(self.base, trained)
-        )
+        delta = self.policy.delta(self.base, self.config.train)
         delta.provenance = {"method": self.method, "task": self.task.name, "seed": self.config.seed}
         with atomic_folder(self.folder / "delta") as temporary:
             delta.save_pretrained(temporary)
-        shutil.rmtree(trained, ignore_errors=True)
+        if self.policy.trained is not None:
+            shutil.rmtree(self.policy.trained, ignore_errors=True)
 
     def _drop_checkpoints(self, name: str) -> None:
         from skillweave.methods.training.trainer import drop_checkpoints

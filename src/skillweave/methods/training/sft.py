@@ -24,7 +24,7 @@ class AnswerTrainer(HouseTrainer, SFTTrainer):
     def __init__(self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int]):
         super().__init__(
             model=model,
-            args=SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}),
+            args=SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
             train_dataset=Dataset.from_list([rows[index] for index in order]),
             processing_class=tokenizer,
         )
@@ -50,7 +50,7 @@ def row_length(row: dict[str, list[int]]) -> int:
 
 
 def train_on_answers(
-    run: Run, folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
+    run: Run[Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
 ) -> dict[str, Any]:
     """Train the run's policy on prompts with their answers, as one stage of it; its figures."""
     rows = encode(run.tokenizer, examples, run.max_length)

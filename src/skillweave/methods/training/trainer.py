@@ -9,13 +9,13 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 
-from skillweave.artefact import disk_errors, write_text
+from skillweave.artefact import disk_errors, write_json, write_text
 from skillweave.errors import UserError
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
@@ -25,7 +25,12 @@ _MARK = "complete"
 
 
 class HouseTrainer:
-    """To be mixed in before a TRL trainer: no call home, no model card beside each checkpoint."""
+    """To be mixed in before a TRL trainer: no call home, no model card beside each checkpoint.
+
+    ``watched`` maps keys of the trainer's log to the names that :func:`fit` gives them among its figures.
+    """
+
+    watched: ClassVar[dict[str, str]] = {}
 
     def _send_telemetry(self) -> None:
         """TRL would report the model's kind to its makers; a person who wants that can run TRL itself."""
@@ -53,7 +58,7 @@ class _Show(TrainerCallback):
         if logs and "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise UserError(f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate")
-            margin = f", margin {logs['rewards/margins']:.3f}" if "rewards/margins" in logs else ""
+            margin = next((f", margin {logs[key]:.3f}" for key in logs if key.endswith("margins")), "")
             self.advance(0, note=f"loss {logs['loss']:.4f}{margin}")
 
 
@@ -84,7 +89,8 @@ def trainer_arguments(
     settings: TrainingSettings, processes: Processes, *, folder: Path, steps: int, seed: int, bf16: bool, device: str,
     save_every: int, gradient_checkpointing: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Keyword arguments for TRL's SFTConfig and DPOConfig. The data must be laid out by :func:`batch_order`."""
+    """Keyword arguments for transformers' TrainingArguments and TRL's configs. The data must be laid out by
+    :func:`batch_order`."""
     share = processes.share(settings.batch_size)
     size = micro_batch(share, settings.micro_batch_size)
     cpu = device == "cpu"
@@ -105,7 +111,6 @@ def trainer_arguments(
         "activation_checkpointing": gradient_checkpointing,
         "train_sampling_strategy": "sequential",
         "seed": seed,
-        "max_length": None,  # examples that are too long were left out, whole, before
         "save_strategy": "steps",
         "save_steps": save_every,
         # Two, because the older one goes before the newer one bears its mark.
@@ -120,8 +125,8 @@ def trainer_arguments(
 def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
 
-    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps) and, for preferences,
-    ``reward_margin`` and ``reward_accuracy`` over the same last fifth.
+    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and over the same last
+    fifth what the trainer's ``watched`` names. The log of all steps lies in ``history.json``.
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
@@ -137,11 +142,10 @@ def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
     def mean(key: str) -> float:
         return sum(entry[key] for entry in last) / len(last)
 
+    if processes.first:
+        write_json(folder / "history.json", history)
     figures = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
-    if "rewards/margins" in last[-1]:
-        figures["reward_margin"] = mean("rewards/margins")
-        figures["reward_accuracy"] = mean("rewards/accuracies")
-    return figures
+    return {**figures, **{name: mean(key) for key, name in trainer.watched.items()}}
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from skillweave.methods.specialise.pairs import make_pairs, solve_rate
+from skillweave.methods.training.pairs import make_pairs, solve_rate
 from skillweave.methods.training.answers import Answered
 
 

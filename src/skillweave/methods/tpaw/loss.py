@@ -1,0 +1,113 @@
+"""The team loss of TPAW and its relatives: pure functions of summed token log-probabilities.
+
+All take the same four tensors, in nats: ``policy_target`` (B,) and ``policy_generated`` (B,), log pi(y|x) and
+log pi(y'|x) under the policy that is trained, and ``player_target`` (P, B) and ``player_generated`` (P, B), the same
+under each of P frozen players. y is the data's answer, y' one that a player wrote. Each returns the loss of every
+pair (B,) and a dict of detached statistics, each (P, B)::
+
+    target_reward     P_j(x, y)  = lam * (log pi(y|x)  - log pi_j(y|x))
+    generated_reward  P_j(x, y') = lam * (log pi(y'|x) - log pi_j(y'|x))
+    alpha, beta       the response weight and the player weight, where the loss has them
+
+Sums, not means, over an answer's tokens, as SPIN has it; TPAW does not say [ours].
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+Statistics = dict[str, Tensor]
+
+
+def team_loss(
+    policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, *,
+    lam: float, eta: float, gamma: float,
+) -> tuple[Tensor, Statistics]:  # fmt: skip
+    """TPAW's loss [digest], l(t) = log(1 + e^-t)::
+
+        alpha_j = eta where P_j(x, y) <= 0, else 1
+        beta_j  = softmax over j of -gamma * (P_j(x, y) - P_j(x, y'))
+        loss    = sum_j beta_j * l(alpha_j * P_j(x, y) - P_j(x, y'))
+
+    A target that is less likely than it was under a player pulls ``eta`` times harder; the players that the policy
+    has beaten least weigh most. No gradient passes through alpha and beta [ours; the paper is not public on it]: with
+    it, a pair could lower its loss by turning to the player it beats already. The loss is continuous at P_j = 0,
+    its slope is not. With one player and ``eta`` 1 this is :func:`spin_loss`.
+    """
+    target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
+    with torch.no_grad():
+        alpha = torch.ones_like(target).masked_fill_(target <= 0, eta)
+        beta = torch.softmax(-gamma * (target - generated), dim=0)
+    loss = (beta * _logistic(alpha * target - generated)).sum(dim=0)
+    return loss, {**_detached(target, generated), "alpha": alpha, "beta": beta}
+
+
+def spin_loss(
+    policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, *, lam: float
+) -> tuple[Tensor, Statistics]:
+    """SPIN's logistic loss, l(P(x, y) - P(x, y')) (arXiv 2401.01335, equation 4.7) [digest].
+
+    The player is the policy as the round began: P must be 1.
+    """
+    target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
+    _one_player(target)
+    return _logistic(target - generated)[0], _detached(target, generated)
+
+
+def dpo_loss(
+    policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, *, lam: float
+) -> tuple[Tensor, Statistics]:
+    """Direct preference optimisation (arXiv 2305.18290, equation 7), ``lam`` being its beta.
+
+    The formula is that of :func:`spin_loss`. What differs is the meaning: y is the answer that a judge prefers, y' the
+    one it rejects, and the one player is the reference.
+    """
+    return spin_loss(policy_target, policy_generated, player_target, player_generated, lam=lam)
+
+
+def tspin_loss(
+    policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, *,
+    lam: float, policy_first: Tensor,
+) -> tuple[Tensor, Statistics]:  # fmt: skip
+    """A triplet without a reference, after T-SPIN (arXiv 2601.08198) [relative; written from its description]::
+
+        loss = l(lam * (log pi(y|x) - log pi(y'|x))) + l(lam * (log pi(y'|x) - log pi(y0|x)))
+
+    ``policy_first`` (B,) is the log-probability under the policy of y0, the answer that the very first player wrote:
+    when y' has come near to y the second term still tells something. Where y0 is y' (the first round) that term is
+    constant. One ``lam`` for both terms [ours]. The players do not enter the loss; they are read for the statistics.
+    """
+    target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
+    now = _logistic(lam * (policy_target - policy_generated))
+    history = _logistic(lam * (policy_generated - policy_first))
+    return now + history, _detached(target, generated)
+
+
+def _logistic(margin: Tensor) -> Tensor:
+    return softplus(-margin)
+
+
+def _rewards(
+    policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """P_j of targets and of generations, both (P, B)."""
+    pairs = policy_target.shape
+    if len(pairs) != 1 or policy_generated.shape != pairs:
+        raise ValueError(f"policy log-probabilities must both be (B,), not {tuple(pairs)}, {policy_generated.shape}")
+    if player_target.dim() != 2 or player_target.shape[1:] != pairs or player_generated.shape != player_target.shape:
+        raise ValueError(
+            f"player log-probabilities must both be (P, {pairs[0]}), not {tuple(player_target.shape)}, "
+            f"{tuple(player_generated.shape)}"
+        )
+    return lam * (policy_target - player_target), lam * (policy_generated - player_generated)
+
+
+def _one_player(target: Tensor) -> None:
+    if len(target) != 1:
+        raise ValueError(f"this loss has one player, not {len(target)}")
+
+
+def _detached(target: Tensor, generated: Tensor) -> Statistics:
+    return {"target_reward": target.detach(), "generated_reward": generated.detach()}

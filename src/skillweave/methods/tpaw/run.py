@@ -1,0 +1,209 @@
+"""TPAW, from start to end: rounds of play against a team of past selves, with supervised data alone.
+
+[digest] Each round the newest player answers the data's prompts; the policy, beginning from it, learns to prefer the
+data's answers to those of the last three rounds, against the last three players at once; then it joins the team. Ours:
+degenerate pairs are left out and counted, and the round that is kept is chosen on held-out prompts.
+
+The stages of the run are ``start`` (where there is one), ``held-out-0``, ``round-1``, ``held-out-1``, ``round-2``, ...
+Beside them lie ``players/`` (see :class:`Team`) and ``scores/``. A killed run goes on in the middle of each.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skillweave.base import Base
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.methods.registry import register
+from skillweave.methods.tpaw.config import TpawConfig
+from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
+from skillweave.methods.training.run import Run
+from skillweave.methods.training.settings import TrainingSettings
+from skillweave.tasks import Entry, load_task
+
+if TYPE_CHECKING:
+    from skillweave.methods.tpaw.judge import Judge
+    from skillweave.methods.tpaw.rows import Rows
+    from skillweave.methods.tpaw.team import Team
+
+_ROUND = ("generated_score", "generations", "kept", "pairs", "players", "steps", "loss_last", "margin", "seconds")
+_HELD_OUT = ("score", "log_prob", "tokens", "kl_to_start")
+
+
+@register("tpaw", TpawConfig)
+def run(base: Base, config: TpawConfig, out_dir: Path) -> Delta:
+    """Align ``base`` with the answers of ``config.task`` by team self-play; the delta of the round that is kept.
+
+    The delta is saved in ``out_dir/"delta"``, and is one on ``base``: supervised training or a ``start`` delta
+    that went before is part of it. ``base`` itself is not changed. Called again on the same folder after a kill it
+    goes on, to the same weights as an unbroken run. Under ``torchrun`` the processes share generation, scoring and
+    the batch, and must all see ``out_dir``. Raises :class:`UserError` where settings do not fit.
+    """
+    from skillweave.methods.training.trainer import quiet
+
+    state = Run.begin("tpaw", base, config, load_task(config.task), out_dir)
+    if state.finished:
+        return state.delta
+    with quiet():
+        facts = _SelfPlay.begin(state).play()
+    return state.finish(facts)
+
+
+@dataclass
+class _SelfPlay:
+    """The state of the play: who is in the team, what is trained on and what is judged on."""
+
+    run: Run[TpawConfig]
+    team: Team
+    judge: Judge
+    rows: Rows
+    entries: list[Entry]
+
+    @classmethod
+    def begin(cls, run: Run[TpawConfig]) -> _SelfPlay:
+        """Cut off the held-out prompts, and make player 0: the base, the ``start`` delta, or either after SFT."""
+        from skillweave.methods.tpaw.judge import Judge
+        from skillweave.methods.tpaw.rows import Rows
+        from skillweave.methods.tpaw.team import Team
+
+        config = run.config
+        run.task.pairs("train")  # an entry without an answer is named at once
+        entries = run.short_enough(run.task.split("train"))
+        if len(entries) < 2 * config.held_out:
+            raise UserError(
+                f"task '{run.task.name}' has {len(entries)} train prompts; held_out keeps {config.held_out} of them "
+                f"from training, which must not be more than half: set held_out to {len(entries) // 2} or less"
+            )
+        shuffled = choose_entries(entries, len(entries), 0, config.seed)
+        held, rest = shuffled[: config.held_out], shuffled[config.held_out :]
+        team = Team(run)
+        play = cls(run, team, Judge(run, team, held), Rows(run, team), rest)
+        if config.start is not None or config.sft is not None:
+            run.stage("start", play._make_start)
+        return play
+
+    def _make_start(self, folder: Path) -> dict[str, Any]:
+        """Player 0, where it is not the bare base."""
+        run, config = self.run, self.run.config
+        if config.start is not None:
+            run.policy = replace(run.policy, trained=_given(run, config.start))
+        if config.sft is None:
+            self.team.join(0)
+            return {"steps": 0}
+        figures = self._supervised(self.entries, config.sft, folder)
+        self._become(0, folder)
+        return figures
+
+    def play(self) -> dict[str, Any]:
+        """All rounds, each judged; the run's policy is the player that is kept. Returns what the choice was made by."""
+        run, config = self.run, self.run.config
+        judged = [self._judge(0)]
+        best = 0
+        for number in range(1, config.rounds + 1):
+            round_ = run.stage(f"round-{number}", functools.partial(self._round, number), show=_ROUND)
+            if not round_["steps"]:
+                run.say("no pair is left to learn from: the play ends here")
+                break
+            judged.append(self._judge(number))
+            if judged[number] > judged[best]:
+                best = number
+            self.team.dismiss(stay={0, best, *self._players(number + 1)})
+            if config.patience is not None and number - best >= config.patience:
+                run.say(f"no better round since round {best}: the play ends here")
+                break
+        kept = best if config.keep == "best" else len(judged) - 1
+        run.policy = self.team.policy(kept)
+        if run.policy.trained is None:
+            # Only player 0 can be the bare base.
+            raise UserError(
+                f"no round was better than the base it began from (held-out {config.judge_by}: "
+                f"{', '.join(f'{value:.3g}' for value in judged)}): there is nothing to keep. "
+                "Try another learning_rate or more rounds, or keep=last to have the last round all the same."
+            )
+        run.say(f"kept: round {kept} of {len(judged) - 1}" if kept else "kept: the start, no round was better")
+        self.team.dismiss(stay={kept})
+        return {"kept_round": kept, f"held_out_{config.judge_by}": judged}
+
+    def _players(self, number: int) -> list[int]:
+        """The team of round ``number``, the newest first."""
+        return list(range(number - 1, max(-1, number - 1 - self.run.config.players), -1))
+
+    def _judge(self, number: int) -> float:
+        stage = f"held-out-{number}"
+        rivals = sorted({0, *self._players(number)}) if number else []
+        figures = self.run.stage(stage, lambda _: self.judge.figures(number, rivals), show=_HELD_OUT)
+        self.team.close()
+        return figures[self.run.config.judge_by]
+
+    # -- a round -----------------------------------------------------------------------------------------------------
+
+    def _round(self, number: int, folder: Path) -> dict[str, Any]:
+        config = self.run.config
+        self.run.policy = self.team.policy(number - 1)
+        asked = choose_entries(self.entries, config.prompts_per_round or len(self.entries), number - 1, config.seed)
+        if config.loss == "sft":
+            figures = self._supervised(asked, config.training, folder)
+        else:
+            figures = self._against(number, asked, folder)
+        if figures["steps"]:
+            self._become(number, folder)
+        return figures
+
+    def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+        from skillweave.methods.training.sft import train_on_answers
+
+        return train_on_answers(self.run, folder, settings, [(entry.prompt, str(entry.answer)) for entry in entries])
+
+    def _against(self, number: int, asked: list[Entry], folder: Path) -> dict[str, Any]:
+        """Generate, leave out what is degenerate, ask the team, train."""
+        from skillweave.methods.tpaw.trainer import TeamTrainer, objective
+
+        run, config = self.run, self.run.config
+        samples = sample_answers(
+            lambda: run.policy.open_to_sample(config), run.tokenizer, run.task, asked, config,
+            folder / "samples.jsonl", samples=config.samples_per_prompt, name=folder.name, seed=config.seed,
+            processes=run.processes,
+        )  # fmt: skip
+        players = self._players(number)
+        rows = self.rows.of_round(number, players)
+        self.team.close()
+        figures = {
+            "generated_score": mean_score(samples), **self.rows.counts(number), "pairs": len(rows),
+            "players": len(players), "steps": 0,
+        }  # fmt: skip
+        if not rows:
+            return figures
+        lengths = [sum(len(row["prompt"]) + len(side) for side in row["sides"]) for row in rows]
+        trained = run.train(
+            folder, config.training, rows, lengths,
+            lambda model, arguments, order: TeamTrainer(
+                model, run.tokenizer, arguments, rows, order, objective(config)
+            ),
+        )  # fmt: skip
+        return {**figures, **trained}
+
+    def _become(self, number: int, folder: Path) -> None:
+        """The trained policy joins the team; what training left on the disk goes."""
+        from skillweave.methods.training.trainer import drop_checkpoints
+
+        self.run.policy = replace(self.run.policy, trained=folder / "policy")
+        self.team.join(number)
+        if self.run.processes.first:
+            drop_checkpoints(folder)
+
+
+def _given(run: Run[TpawConfig], folder: Path) -> Path:
+    """The delta to begin from, as the run's own copy."""
+    delta = Delta.from_pretrained(folder)
+    delta.check_base(run.base.fingerprint, run.base.ref)
+    if run.config.train == "lora" and delta.kind != "lora":
+        raise UserError(f"start: {folder} is a full delta, and train is lora: set train to full, or begin from a LoRA")
+    own = run.folder / "start" / "given"
+    if run.processes.first:
+        delta.save_pretrained(own)
+    run.processes.wait()
+    return own
