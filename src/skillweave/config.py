@@ -120,7 +120,10 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
             lines.append(f"{place}: the key '{key}' is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            lines.append(f"{place}: {key or 'the whole'}: {message} (found {problem['input']!r:.80})")
+            # What is wrong with settings that do not go together says so itself; showing all of them helps nobody.
+            lines.append(
+                f"{place}: {key}: {message} (found {problem['input']!r:.80})" if key else f"{place}: {message}"
+            )
     return "\n".join(lines)
 
 

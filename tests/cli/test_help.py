@@ -18,7 +18,7 @@ COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 def test_the_commands_are_those_of_the_reference() -> None:
-    assert set(COMMANDS) == {"build", "demo", "specialise", "generate", "eval", "zip", "unzip", "inspect"}
+    assert set(COMMANDS) == {"build", "demo", "specialise", "tpaw", "generate", "eval", "zip", "unzip", "inspect"}
     shown = run("--help")
     assert shown.code == 0
     for name in COMMANDS:

@@ -1,4 +1,4 @@
-"""``skillweave specialise``, ``generate`` and ``eval``: grow a specialist, ask, score."""
+"""``skillweave generate`` and ``eval``: ask, score."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import BASE, CONFIG, DEFAULTS, DEVICE, DTYPE, SET
-from skillweave.cli.places import check_file, check_folder, is_run
+from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE
+from skillweave.cli.places import check_file
 from skillweave.errors import UserError
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
@@ -18,42 +18,6 @@ PACK = typer.Option(None, "--pack", "-p", help="A pack's name, `auto` (the route
 OTHER_BASE = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the artefact names.")
 MAX_NEW_TOKENS = typer.Option(128, "--max-new-tokens", "-n", min=1, help="Longest answer, in tokens.")
 BATCH_SIZE = typer.Option(32, "--batch-size", min=1, help="Prompts answered together.")
-
-
-@app.command()
-def specialise(
-    base: str = BASE,
-    task: str = typer.Option(
-        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."
-    ),
-    out: Path = typer.Option(..., "--out", "-o", help="Work folder; the delta is left in OUT/delta."),
-    config: Path = CONFIG,
-    overrides: list[str] = SET,
-    device: str = DEVICE,
-) -> None:
-    """Grow one specialist: the base samples its own answers, the verifier judges, online DPO trains a delta.
-
-    Where the base never succeeds it is first warmed up on the task's answers. Killed and run again, it goes on.
-
-    **Examples**
-
-    `skillweave specialise -b bundled:smollm2 -t builtin:json_calls -o runs/json`
-
-    `skillweave specialise -b ./my-model -t data.jsonl -o runs/x --set train=lora`
-    """
-    from skillweave.base import open_base
-    from skillweave.cli.show import out as terminal
-    from skillweave.config import read_config
-    from skillweave.methods import get_method
-
-    check_folder(out, is_run, "work folder of specialise")
-    method = get_method("specialise")
-    settings = read_config(method.config, config, [f"task={json.dumps(task)}", *overrides])
-    delta = method.run(open_base(base, device=device), settings, out)
-    terminal.print(f"Wrote {out / 'delta'} ({delta.nbytes:,} bytes).", soft_wrap=True)
-    terminal.print(
-        f"Zip it: skillweave zip --base {base} --delta {out / 'delta'} --task {task} -o PACK", soft_wrap=True
-    )
 
 
 @app.command()
