@@ -11,10 +11,12 @@ Beside it lie the same rows as a Markdown table and as a plot. A claim that does
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 import os
 import re
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.markup import escape
+from scipy import stats
 
 from skillweave.artefact import atomic_file, write_json, write_text
 from skillweave.errors import UserError
@@ -72,6 +75,15 @@ def bootstrap(
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(statistic(values[picks]), (0.025, 0.975))
     return float(low), float(high)
+
+
+def student(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and 95% interval of a mean over few independent values (Student's t); one value alone tells of no spread."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
 
 
 @dataclass

@@ -71,6 +71,22 @@ def test_answers_of_builtins_against_slow_references() -> None:
         line = str(entry.prompt).split(": ")[1]
         table = dict(zip(alphabet, alphabet[by:] + alphabet[:by], strict=True))
         assert entry.answer == "".join(table.get(c, c) for c in line)
+    for entry in few("builtin", "micro_reverse", config={"least": 1, "most": 9}).split("train"):
+        text = str(entry.prompt).removeprefix("rev: ")
+        assert entry.answer == "".join(text[i] for i in range(len(text) - 1, -1, -1))
+    for entry in few("builtin", "micro_sort", config={"letters": 3}).split("train"):  # few letters, so some repeat
+        text = str(entry.prompt).removeprefix("sort: ")
+        assert entry.answer == "".join(letter * text.count(letter) for letter in "abc")
+    for entry in few("builtin", "micro_add").split("train"):
+        a, b = re.fullmatch(r"add: (\d+)\+(\d+)", str(entry.prompt)).groups()
+        total = 0
+        for number in (a, b):
+            for place, digit in enumerate(reversed(number)):
+                total += int(digit) * 10**place
+        assert entry.answer == str(total)
+    for entry in few("builtin", "micro_shift", config={"furthest": 25}).split("train"):
+        by, text = str(entry.prompt).split(": ")
+        assert entry.answer == "".join((alphabet * 2)[alphabet.index(letter) + int(by)] for letter in text)
     for entry in few("builtin", "extract_contact").split("train"):
         assert all(part in str(entry.prompt) for part in str(entry.answer).split("; "))
 
@@ -88,6 +104,16 @@ def test_json_calls_name_a_function_of_the_catalogue_and_say_every_value() -> No
         if call["name"] not in ("convert_currency", "create_event"):  # those say "euros" and "4 pm" for EUR and 16:00
             assert all(str(value) in request for value in call["arguments"].values())
     assert len(seen) == 8
+
+
+@pytest.mark.parametrize(("name", "parts"), [("micro_reverse", 1), ("micro_sort", 1), ("micro_add", 2)])
+def test_micro_prompts_have_the_length_that_is_set_and_all_lengths_come(name: str, parts: int) -> None:
+    make, settings = BUILTINS[name].make, BUILTINS[name].settings(least=1, most=4)
+    asked = [make(Random(seed), settings)[0].split(": ")[1].split("+") for seed in range(300)]
+    assert {len(sides) for sides in asked} == {parts}
+    assert {len(side) for sides in asked for side in sides} == {1, 2, 3, 4}
+    if name == "micro_add":  # no leading zeros, and 0 itself may come
+        assert {side for sides in asked for side in sides if side.startswith("0")} == {"0"}
 
 
 def test_builtin_settings_are_checked() -> None:

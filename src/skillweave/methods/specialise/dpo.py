@@ -100,11 +100,11 @@ def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[dict[
             "chosen_ids": answer_ids(tokenizer, pair.chosen),
             "rejected_ids": answer_ids(tokenizer, pair.rejected),
         }
-        if row_length(row) <= max_length:
+        if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= max_length:
             rows.append(row)
     return rows
 
 
 def row_length(row: dict[str, list[int]]) -> int:
-    """Tokens a row takes in a batch: its prompt and the longer of its answers."""
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
+    """Tokens that are trained on for a row: its prompt twice, and both answers."""
+    return 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])

@@ -54,7 +54,7 @@ class TpawConfig(ModelSettings, SamplingSettings):
     drop: tuple[Fault, ...] = Field(default=FAULTS, description="faults for which a pair is left out; all are counted")
     length_ratio: float = Field(default=4.0, gt=1, description="how unlike in tokens two answers may be")
 
-    held_out: int = Field(default=64, ge=1, description="train prompts that are only judged on, never trained on")
+    held_out: int = Field(default=64, ge=1, description="most prompts of the calibration split to judge the rounds on")
     judge_by: Literal["score", "log_prob"] = Field(
         default="score", description="choose the round by the verifier, or by the likelihood of the held-out targets"
     )

@@ -2,7 +2,8 @@
 
 [digest] Each round the newest player answers the data's prompts; the policy, beginning from it, learns to prefer the
 data's answers to those of the last three rounds, against the last three players at once; then it joins the team. Ours:
-degenerate pairs are left out and counted, and the round that is kept is chosen on held-out prompts.
+degenerate pairs are left out and counted, and the round that is kept is chosen on prompts of the task's calibration
+split, never on the test split.
 
 The stages of the run are ``start`` (where there is one), ``held-out-0``, ``round-1``, ``held-out-1``, ``round-2``, ...
 Beside them lie ``players/`` (see :class:`Team`) and ``scores/``. A killed run goes on in the middle of each.
@@ -65,23 +66,18 @@ class _SelfPlay:
 
     @classmethod
     def begin(cls, run: Run[TpawConfig]) -> _SelfPlay:
-        """Cut off the held-out prompts, and make player 0: the base, the ``start`` delta, or either after SFT."""
+        """Read the data, and make player 0: the base, the ``start`` delta, or either after supervised training."""
         from skillweave.methods.tpaw.judge import Judge
         from skillweave.methods.tpaw.rows import Rows
         from skillweave.methods.tpaw.team import Team
 
         config = run.config
-        run.task.pairs("train")  # an entry without an answer is named at once
+        for split in ("train", "calibration"):
+            run.task.pairs(split)  # an entry without an answer is named at once
         entries = run.short_enough(run.task.split("train"))
-        if len(entries) < 2 * config.held_out:
-            raise UserError(
-                f"task '{run.task.name}' has {len(entries)} train prompts; held_out keeps {config.held_out} of them "
-                f"from training, which must not be more than half: set held_out to {len(entries) // 2} or less"
-            )
-        shuffled = choose_entries(entries, len(entries), 0, config.seed)
-        held, rest = shuffled[: config.held_out], shuffled[config.held_out :]
+        held = run.short_enough(run.task.split("calibration"))[: config.held_out]
         team = Team(run)
-        play = cls(run, team, Judge(run, team, held), Rows(run, team), rest)
+        play = cls(run, team, Judge(run, team, held), Rows(run, team), entries)
         if config.start is not None or config.sft is not None:
             run.stage("start", play._make_start)
         return play
@@ -111,7 +107,8 @@ class _SelfPlay:
             judged.append(self._judge(number))
             if judged[number] > judged[best]:
                 best = number
-            self.team.dismiss(stay={0, best, *self._players(number + 1)})
+            # A run that was cut off and goes on passes here again: players of later rounds are there, and stay.
+            self.team.dismiss(stay={0, best, *self._players(number + 1), *range(number + 1, config.rounds + 1)})
             if config.patience is not None and number - best >= config.patience:
                 run.say(f"no better round since round {best}: the play ends here")
                 break

@@ -45,6 +45,7 @@ class TeamTrainer(HouseTrainer, Trainer):
         "rewards/generated": "generated_reward",
         "rewards/margins": "margin",
         "rewards/accuracies": "accuracy",
+        "rewards/team_margins": "team_margin",
         "logps/target": "target_log_prob",
         "logps/generated": "generated_log_prob",
         "weights/alpha_raised": "alpha_raised",
@@ -90,17 +91,19 @@ class TeamTrainer(HouseTrainer, Trainer):
 def summary(statistics: losses.Statistics) -> dict[str, Tensor]:
     """What is logged of a loss's statistics, by its key in the log; tensors whose mean is to be taken.
 
-    Where a loss has no weights, alpha counts as 1 and beta as equal. The first player is the newest. The entropy of
-    beta is in nats: 0 where one player has all the weight, log P where all have the same.
+    The rewards are those against the first player, the newest, so that losses with one player and with several can be
+    held beside each other; ``team_margins`` is the mean over all. Where a loss has no weights, alpha counts as 1 and
+    beta as equal. The entropy of beta is in nats: 0 where one player has all the weight, log P where all have the same.
     """
     target, generated = statistics["target_reward"], statistics["generated_reward"]
     alpha = statistics.get("alpha", torch.ones_like(target))
     beta = statistics.get("beta", torch.full_like(target, 1 / len(target)))
     return {
-        "rewards/target": target,
-        "rewards/generated": generated,
-        "rewards/margins": target - generated,
-        "rewards/accuracies": (target > generated).float(),
+        "rewards/target": target[0],
+        "rewards/generated": generated[0],
+        "rewards/margins": target[0] - generated[0],
+        "rewards/accuracies": (target[0] > generated[0]).float(),
+        "rewards/team_margins": target - generated,
         "weights/alpha_raised": (alpha != 1).float(),
         "weights/beta_newest": beta[0],
         "weights/beta_entropy": torch.special.entr(beta).sum(dim=0),

@@ -101,9 +101,7 @@ class Run(Generic[C]):
         """The entries whose prompt leaves room for an answer, here and in the base's context."""
         kept = [entry for entry in entries if len(prompt_ids(self.tokenizer, entry.prompt)) < self.max_length]
         if not kept:
-            raise UserError(
-                f"task '{self.task.name}': every train prompt has {self.max_length} tokens or more (max_length)"
-            )
+            raise UserError(f"task '{self.task.name}': every prompt has {self.max_length} tokens or more (max_length)")
         if len(kept) < len(entries):
             self.say(f"{len(entries) - len(kept)} prompts of {self.max_length} tokens or more are left out")
         return kept
@@ -145,7 +143,8 @@ class Run(Generic[C]):
     ) -> dict[str, Any]:
         """Train the policy on encoded rows in ``folder``, from its newest checkpoint; the result lies in ``policy/``.
 
-        ``lengths`` are the tokens of each row. Returns the figures of :func:`~skillweave.methods.training.trainer.fit`.
+        ``lengths`` are the tokens of each row. Returns the figures of :func:`~skillweave.methods.training.trainer.fit`,
+        and ``tokens``, how many were trained on.
         """
         from skillweave.methods.training.policy import save_policy
         from skillweave.methods.training.trainer import fit, trainer_arguments
@@ -164,11 +163,11 @@ class Run(Generic[C]):
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         model = self.policy.open_to_train(config, seed)
-        trainer = make(model, arguments, batch_order(lengths, settings.batch_size, steps, seed))
-        figures = fit(trainer, folder.name, self.processes)
+        order = batch_order(lengths, settings.batch_size, steps, seed)
+        figures = fit(make(model, arguments, order), folder.name, self.processes)
         if self.processes.first:
             save_policy(model, folder / "policy")
-        return figures
+        return {**figures, "tokens": sum(lengths[index] for index in order)}
 
     def finish(self, facts: dict[str, Any]) -> Delta:
         """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""

@@ -6,7 +6,18 @@ Each file has ``Settings`` (its config), ``make(rng, settings) -> (prompt, answe
 
 from __future__ import annotations
 
-from skillweave.tasks.builtin import caesar, count_letters, extract_contact, json_calls, reverse_words, sort_numbers
+from skillweave.tasks.builtin import (
+    caesar,
+    count_letters,
+    extract_contact,
+    json_calls,
+    micro_add,
+    micro_reverse,
+    micro_shift,
+    micro_sort,
+    reverse_words,
+    sort_numbers,
+)
 from skillweave.tasks.builtin.kind import Builtin
 
 BUILTINS: dict[str, Builtin] = {
@@ -14,6 +25,10 @@ BUILTINS: dict[str, Builtin] = {
     "count_letters": count_letters.BUILTIN,
     "extract_contact": extract_contact.BUILTIN,
     "json_calls": json_calls.BUILTIN,
+    "micro_add": micro_add.BUILTIN,
+    "micro_reverse": micro_reverse.BUILTIN,
+    "micro_shift": micro_shift.BUILTIN,
+    "micro_sort": micro_sort.BUILTIN,
     "reverse_words": reverse_words.BUILTIN,
     "sort_numbers": sort_numbers.BUILTIN,
 }

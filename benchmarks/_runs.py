@@ -1,0 +1,58 @@
+"""Many runs of one benchmark, each remembered: a stopped benchmark goes on, and several may work at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from skillweave import progress
+from skillweave.artefact import digest, read_json, write_json
+from skillweave.report import versions
+
+P = TypeVar("P")
+
+
+def run_all(
+    plans: Sequence[P], work: Callable[[P], dict[str, Any]], folder: Path, *, jobs: int, fresh: bool = False
+) -> list[dict[str, Any]]:
+    """What ``work`` makes of each plan (a frozen dataclass), in their order.
+
+    A result is kept in ``folder`` under a digest of its plan and the versions of the libraries, and not made again;
+    after a change of our own code the folder must be deleted. ``jobs`` processes work at once (1: this one, unless
+    ``fresh``, which gives every run a process of its own, so that its peak of memory is its own). Each result has,
+    beside what ``work`` gives, ``peak_bytes``: the most its process had in memory.
+    """
+    todo = [plan for plan in plans if not _place(plan, folder).exists()]
+    with progress.bar("runs", len(plans)) as advance:
+        advance(len(plans) - len(todo))
+        if jobs == 1 and not fresh:
+            for plan in todo:
+                _one(plan, work, folder)
+                advance(1)
+        elif todo:
+            context = multiprocessing.get_context("spawn")
+            each = 1 if fresh else None
+            with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=each) as pool:
+                for done in as_completed([pool.submit(_one, plan, work, folder) for plan in todo]):
+                    done.result()
+                    advance(1)
+    return [read_json(_place(plan, folder))["result"] for plan in plans]
+
+
+def _one(plan: Any, work: Callable[[Any], dict[str, Any]], folder: Path) -> None:
+    quiet, progress.console.quiet = progress.console.quiet, True
+    try:
+        result = work(plan)
+    finally:
+        progress.console.quiet = quiet
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    write_json(_place(plan, folder), {"plan": asdict(plan), "result": {**result, "peak_bytes": peak}})
+
+
+def _place(plan: Any, folder: Path) -> Path:
+    return folder / f"{digest([asdict(plan), versions()])}.json"
