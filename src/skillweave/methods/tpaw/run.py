@@ -148,7 +148,7 @@ class _SelfPlay:
             figures = self._against(number, asked, folder)
         if figures["steps"]:
             self._become(number, folder)
-        return figures
+        return {**figures, "team_bytes": self.team.nbytes}
 
     def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
         from skillweave.methods.training.sft import train_on_answers

@@ -56,6 +56,11 @@ class Team:
                     shutil.rmtree(folder, ignore_errors=True)
         self._run.processes.wait()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk of all players that are in the team."""
+        return sum(file.stat().st_size for file in (self._run.folder / "players").rglob("*") if file.is_file())
+
     def log_probs(self, number: int, name: str, sides: Sequence[Side]) -> list[float]:
         """The summed log-probability (nats) that a player gives each answer, kept as ``scores/player-k/NAME.jsonl``."""
         run = self._run
