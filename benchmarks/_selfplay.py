@@ -25,7 +25,7 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
-COMPUTE, ROUNDS = "equal compute", "equal rounds"
+COMPUTE, ROUNDS, GRID = "equal compute", "equal rounds", "tuning"
 COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
 _SIDES = {"sft": 1, "tspin": 3}  # sequences of a row; the other losses have two
 
@@ -66,6 +66,20 @@ def ahead(rows: Sequence[dict[str, Any]], other: str, **where: Any) -> Claim:
     values = differences(rows, TPAW, other, **where)
     place = ", ".join(str(value) for value in where.values())
     return judged(f"{place}: TPAW's last score less that of {other}, points", *student(values), "> 0")
+
+
+def steadier(tried: Sequence[dict[str, Any]], task: str) -> Claim:
+    """The claim that TPAW bears a poor choice: its mean lead over SPIN at the same learning rate and lam, over all."""
+    found = {
+        arm: {
+            (row["learning_rate"], row["lam"], row["seed"]): 100 * last(row)
+            for row in tried
+            if (row["task"], row["arm"]) == (task, arm)
+        }
+        for arm in (TPAW, SPIN)
+    }
+    values = [found[TPAW][key] - found[SPIN][key] for key in found[TPAW]]
+    return judged(f"{task}, mean over learning rates and lams: TPAW's last score less SPIN's", *student(values), "> 0")
 
 
 def rises(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:

@@ -8,7 +8,7 @@ and a third to two thirds of unseen ones; every arm begins from that model and l
 five rounds. Two comparisons. Equal compute: every round of every arm trains on as many sequences (24 steps of 32
 pairs; T-SPIN, with three sequences a row, takes 16 steps, SFT, with one, 48). Equal rounds: a round goes once over the
 arm's own data, of which TPAW has the most (SFT, SPIN and TPAW only). Learning rate
-(of three) and lam (of two) of each arm are chosen by its last score on seeds of their own, at equal compute; TPAW cut
+(of four) and lam (of two) of each arm are chosen by its last score on seeds of their own, at equal compute; TPAW cut
 down has TPAW's. Scores are exact match of greedy answers on 300 unseen prompts, on which nothing is chosen: all rounds
 are played and the last one counts. Intervals are Student's t over seeds, of differences within a seed.
 
@@ -38,7 +38,24 @@ import torch
 import _selfplay_small as small
 from _record import Record, arguments, positive, run
 from _runs import run_all
-from _selfplay import ARMS, COMPUTE, CUT, ROUNDS, SFT, SPIN, TPAW, ahead, curves, equal_steps, last, plot, rises, table
+from _selfplay import (
+    ARMS,
+    COMPUTE,
+    CUT,
+    GRID,
+    ROUNDS,
+    SFT,
+    SPIN,
+    TPAW,
+    ahead,
+    curves,
+    equal_steps,
+    last,
+    plot,
+    rises,
+    steadier,
+    table,
+)
 from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.methods import TpawConfig, get_method
@@ -48,7 +65,7 @@ from skillweave.tasks import load_task
 
 NAME = "tpaw"
 RUNS = Path("runs/bench")
-RATES, LAMS, TUNING_SEEDS = (1e-4, 3e-4, 1e-3), (0.1, 1.0), (100, 101)
+RATES, LAMS, TUNING_SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), (0.1, 1.0), (100, 101)
 BATCH, STEPS, PLAYED = 32, 24, 5
 
 
@@ -88,7 +105,7 @@ class Plan:
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = arguments(__doc__, ["micro", "small"])
-    parser.add_argument("--seeds", type=positive, help="seeds that count (default: 6, small: 3)")
+    parser.add_argument("--seeds", type=positive, help="seeds that count (default: 8, small: 3)")
     parser.add_argument("--jobs", type=positive, default=2, help="micro runs at once (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.scale == "small" and not options.quick:
@@ -101,10 +118,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _micro(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    record = Record.begin(NAME, options, argv, range(options.seeds or 6))
-    chosen = {bench: choose(bench, kept, options.jobs) for bench in BENCHES}
+    record = Record.begin(NAME, options, argv, range(options.seeds or 8))
+    grid = grid_plans()
+    tried = rows(grid, run_all(grid, play, kept, jobs=options.jobs))
     plans = [
-        Plan(bench, arm, comparison, *chosen[bench][TPAW if arm in CUT else arm], seed)
+        Plan(bench, arm, comparison, *chosen(tried, bench.task, TPAW if arm in CUT else arm), seed)
         for seed in record.seeds
         for bench in BENCHES
         for comparison, arms in ((COMPUTE, [*ARMS, *CUT]), (ROUNDS, [SFT, SPIN, TPAW]))
@@ -112,12 +130,15 @@ def _micro(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
     ]
     record.rows = rows(plans, run_all(plans, play, kept, jobs=options.jobs))
     for bench in BENCHES:
+        record.claims.append(steadier(tried, bench.task))
         for comparison in (COMPUTE, ROUNDS):
             where = {"task": bench.task, "comparison": comparison}
             others = [SPIN, SFT, *CUT] if comparison == COMPUTE else [SPIN, SFT]
             record.claims += [ahead(record.rows, other, **where) for other in others]
             record.claims.append(rises(record.rows, **where))
-    record.finish(table(record.rows), plot(record.rows), sum(row["seconds"] for row in record.rows))
+    shown = table(record.rows), plot(record.rows)
+    record.rows += tried
+    record.finish(*shown, sum(row["seconds"] for row in record.rows))
 
 
 def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
@@ -129,16 +150,25 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
     record.finish(table(record.rows), plot(record.rows))
 
 
-def choose(bench: Bench, kept: Path, jobs: int) -> dict[str, tuple[float, float]]:
-    """The learning rate and lam of each arm with the best mean last score on the tuning seeds."""
-    grid = {arm: [(rate, lam) for rate in RATES for lam in (LAMS[:1] if arm == SFT else LAMS)] for arm in ARMS}
-    plans = [
-        Plan(bench, arm, COMPUTE, *pair, seed) for arm, pairs in grid.items() for pair in pairs for seed in TUNING_SEEDS
+def grid_plans() -> list[Plan]:
+    """Every learning rate and lam of every arm, on the tuning seeds; continued SFT has no lam."""
+    return [
+        Plan(bench, arm, GRID, rate, lam, seed)
+        for bench in BENCHES
+        for arm in ARMS
+        for rate in RATES
+        for lam in (LAMS[:1] if arm == SFT else LAMS)
+        for seed in TUNING_SEEDS
     ]
-    scores: dict[tuple[str, float, float], list[float]] = {}
-    for plan, result in zip(plans, run_all(plans, play, kept, jobs=jobs), strict=True):
-        scores.setdefault((plan.arm, plan.learning_rate, plan.lam), []).append(last(result))
-    return {arm: max(pairs, key=lambda pair, arm=arm: fmean(scores[arm, *pair])) for arm, pairs in grid.items()}  # type: ignore[misc]
+
+
+def chosen(tried: Sequence[dict[str, Any]], task: str, arm: str) -> tuple[float, float]:
+    """The learning rate and lam with the best mean last score on the tuning seeds."""
+    scores: dict[tuple[float, float], list[float]] = {}
+    for row in tried:
+        if (row["task"], row["arm"]) == (task, arm):
+            scores.setdefault((row["learning_rate"], row["lam"]), []).append(last(row))
+    return max(scores, key=lambda pair: fmean(scores[pair]))
 
 
 def play(plan: Plan) -> dict[str, Any]:
@@ -156,7 +186,7 @@ def play(plan: Plan) -> dict[str, Any]:
     training: dict[str, Any] = {
         "batch_size": BATCH, "learning_rate": plan.learning_rate, "schedule": "constant_with_warmup", "warmup": 0.05,
     }  # fmt: skip
-    if plan.comparison == COMPUTE:
+    if plan.comparison != ROUNDS:
         training["steps"] = equal_steps(plan.arm, plan.steps)
     settings = {
         "task": task, "seed": plan.seed, "rounds": plan.rounds, "lam": plan.lam, "training": training, "bf16": False,

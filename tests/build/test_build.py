@@ -228,3 +228,24 @@ def test_mistakes_in_weave_yaml_are_told_before_any_work(
     with pytest.raises(UserError, match=message):
         build_in(config_file, tmp_path / "weave")
     assert not list(tmp_path.rglob("step.json"))
+
+
+def test_a_skill_by_self_play(micro_base: Path, tmp_path: Path) -> None:
+    config = weave_yaml(micro_base)
+    settings = {
+        "sft": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2},
+        "rounds": 1,
+        "keep": "last",
+        "prompts_per_round": 8,
+        "training": {"steps": 2, "batch_size": 4},
+        "drop": ["equal"],
+        "max_new_tokens": 8,
+        "bf16": False,
+    }
+    config["skills"] = {"sort": {**config["skills"]["sort"], "method": "tpaw", "settings": settings}}
+    path = tmp_path / "weave.yaml"
+    path.write_text(yaml.safe_dump(config))
+    build_in(path, tmp_path / "weave")
+    assert Skillpack.from_pretrained(tmp_path / "weave" / "packs" / "sort").card.method == "tpaw"
+    run_folder = tmp_path / "weave.work" / "sort" / "delta"
+    assert read_json(run_folder / "figures.json")["kept_round"] == 1

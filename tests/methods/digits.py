@@ -43,3 +43,35 @@ class Digits:
         if any(entry.answer is None for entry in self.entries):
             raise UserError("10 train examples have no gold answer")
         return [(entry.prompt, entry.answer) for entry in self.entries if entry.answer is not None]
+
+
+class Repeats(Digits):
+    """``say 7 3 times please`` wants ``777``: no prompt comes twice, and prompts and answers are of many lengths.
+
+    ``asked`` holds the names of the splits that were read; there is no test split.
+    """
+
+    name = "repeats"
+
+    def __init__(self, train: int = 32, calibration: int = 12, gold: bool = True):
+        super().__init__(0)
+        self.asked: list[str] = []
+        for index in range(train + calibration):
+            digit, times = index % 10, 1 + index % 4
+            prompt = f"say {digit} {times} times" + " please" * (index // 20)
+            self.entries.append(DigitEntry(f"r{index}", prompt, str(digit) * times if gold else None))
+        self.splits = {"train": self.entries[:train], "calibration": self.entries[train:]}
+
+    def split(self, name: str) -> list[DigitEntry]:
+        self.asked.append(name)
+        return self.splits[name]
+
+    def score(self, answer: str, entry: DigitEntry) -> float:
+        _, digit, times, *_ = entry.prompt.split()
+        return float(answer == digit * int(times))
+
+    def pairs(self, name: str) -> list[tuple[Any, str]]:
+        entries = self.split(name)
+        if any(entry.answer is None for entry in entries):
+            raise UserError(f"a {name} example has no gold answer")
+        return [(entry.prompt, entry.answer) for entry in entries]

@@ -21,9 +21,9 @@ from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.specialise import SpecialiseConfig, dpo, run
-from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
+from skillweave.methods.training.pairs import Pair
 from skillweave.tasks import load_task
 
 run_module = sys.modules["skillweave.methods.specialise.run"]
@@ -290,7 +290,7 @@ def test_nothing_to_learn_from_is_said(base, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing was learnt"):
         run(base, settings(warm_start={"when": "never"}), tmp_path / "b")
     monkeypatch.setattr(run_module, "load_task", lambda spec: Digits())
-    with pytest.raises(UserError, match="every train prompt has 3 tokens or more"):
+    with pytest.raises(UserError, match="every prompt has 3 tokens or more"):
         run(base, settings(max_length=3), tmp_path / "c")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -31,6 +31,8 @@ class TpawConfig(ModelSettings, SamplingSettings):
     and the last round's generations), ``tspin``, ``dpo`` (pairs of answers that the task's verifier calls right and
     wrong, ``samples_per_prompt`` drawn) and ``sft`` (the targets alone).
     """
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"keep"})
 
     task: TaskSpec = Field(description="the supervised data; of its train split each prompt needs an answer")
     start: Path | None = Field(default=None, description="a delta on the base to begin from: the supervised model")

@@ -26,9 +26,10 @@ class Judge:
         """What player ``number`` does, and how it stands against the ``others``.
 
         ``score``: mean score of its greedy answers; ``log_prob``: mean log-probability of a target (nats); ``tokens``:
-        mean length of its answers, end included, beside ``target_tokens``; ``ended``: share that ended by
-        themselves; ``kl_to_start``: KL to player 0 in nats an answer, estimated on one drawn answer a prompt; ``wins``:
-        against each of the others :func:`wins_by_score` and :func:`wins_by_log_prob`.
+        mean length of its answers, end included, beside ``target_tokens``; ``ended``: share that ended by themselves;
+        ``kl_to_start``: KL to player 0 in nats an answer, estimated on one answer a prompt, drawn as the run draws, of
+        those that ended (none: left out); ``wins``: against each of the others :func:`wins_by_score` and
+        :func:`wins_by_log_prob`.
         """
         greedy = self._greedy(number)
         figures: dict[str, Any] = {
@@ -39,7 +40,9 @@ class Judge:
             "ended": fmean(row.ended[0] for row in greedy),
         }
         if number:
-            figures["kl_to_start"] = self._kl_to_start(number)
+            drawn = sides([row for row in self._answers(number, "drawn") if row.ended[0]])
+            if drawn:
+                figures["kl_to_start"] = self._kl_to_start(number, drawn)
             figures["wins"] = {str(other): self._wins(number, other) for other in others}
         return figures
 
@@ -56,8 +59,7 @@ class Judge:
             ),
         }
 
-    def _kl_to_start(self, number: int) -> float:
-        drawn = sides(self._answers(number, "drawn"))
+    def _kl_to_start(self, number: int, drawn: list[Side]) -> float:
         own, start = (self._team.log_probs(player, f"held-out-drawn-{number}", drawn) for player in (number, 0))
         return fmean(here - there for here, there in zip(own, start, strict=True))
 

@@ -23,7 +23,7 @@ Statistics = dict[str, Tensor]
 
 def team_loss(
     policy_target: Tensor, policy_generated: Tensor, player_target: Tensor, player_generated: Tensor, *,
-    lam: float, eta: float, gamma: float,
+    lam: float, eta: float, gamma: float, tolerance: float = 0.0,
 ) -> tuple[Tensor, Statistics]:  # fmt: skip
     """TPAW's loss [digest], l(t) = log(1 + e^-t)::
 
@@ -31,14 +31,18 @@ def team_loss(
         beta_j  = softmax over j of -gamma * (P_j(x, y) - P_j(x, y'))
         loss    = sum_j beta_j * l(alpha_j * P_j(x, y) - P_j(x, y'))
 
-    A target that is less likely than it was under a player pulls ``eta`` times harder; the players that the policy
-    has beaten least weigh most. No gradient passes through alpha and beta [ours; the paper is not public on it]: with
-    it, a pair could lower its loss by turning to the player it beats already. The loss is continuous at P_j = 0,
-    its slope is not. With one player and ``eta`` 1 this is :func:`spin_loss`.
+    A target that is less likely than it was under a player pulls ``eta`` times harder; the players that themselves
+    prefer the target most, the hardest to beat, weigh most. Whether a gradient passes through the weights is not
+    public, and makes no difference [ours]: alpha is a step, and of beta the policy's part is common to all players and
+    cancels in the softmax, so that beta is a constant of pair and players. The loss is continuous at P_j = 0, its slope
+    is not. With one player and ``eta`` 1 this is :func:`spin_loss`.
+
+    ``tolerance`` (nats) [ours]: a P_j of up to lam * tolerance counts as 0. A round begins at P_j = 0 for the newest
+    player, where alpha is eta; computed in bfloat16, policy and player differ there by rounding alone.
     """
     target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
     with torch.no_grad():
-        alpha = torch.ones_like(target).masked_fill_(target <= 0, eta)
+        alpha = torch.ones_like(target).masked_fill_(target <= lam * tolerance, eta)
         beta = torch.softmax(-gamma * (target - generated), dim=0)
     loss = (beta * _logistic(alpha * target - generated)).sum(dim=0)
     return loss, {**_detached(target, generated), "alpha": alpha, "beta": beta}
@@ -80,6 +84,8 @@ def tspin_loss(
     constant. One ``lam`` for both terms [ours]. The players do not enter the loss; they are read for the statistics.
     """
     target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
+    if policy_first.shape != policy_target.shape:
+        raise ValueError(f"policy_first must be {tuple(policy_target.shape)}, not {tuple(policy_first.shape)}")
     now = _logistic(lam * (policy_target - policy_generated))
     history = _logistic(lam * (policy_generated - policy_first))
     return now + history, _detached(target, generated)
@@ -96,9 +102,10 @@ def _rewards(
     pairs = policy_target.shape
     if len(pairs) != 1 or policy_generated.shape != pairs:
         raise ValueError(f"policy log-probabilities must both be (B,), not {tuple(pairs)}, {policy_generated.shape}")
-    if player_target.dim() != 2 or player_target.shape[1:] != pairs or player_generated.shape != player_target.shape:
+    both = player_target.shape, player_generated.shape
+    if player_target.dim() != 2 or not len(player_target) or both[0][1:] != pairs or both[1] != both[0]:
         raise ValueError(
-            f"player log-probabilities must both be (P, {pairs[0]}), not {tuple(player_target.shape)}, "
+            f"player log-probabilities must both be (P, {pairs[0]}), P at least 1, not {tuple(player_target.shape)}, "
             f"{tuple(player_generated.shape)}"
         )
     return lam * (policy_target - player_target), lam * (policy_generated - player_generated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,18 +44,17 @@ class Rows:
         rounds = range(number, max(0, number - self._run.config.remembered), -1)
         union = sound([pair for each in rounds for pair in self.pairs(each)], drop=())
         thought = [self._thought(player, rounds, union) for player in players]
-        first = self._first() if self._run.config.loss == "tspin" else None
         return [
             {
                 "prompt": self._prompt(pair),
-                "sides": [self._answer(text) for text in _texts(pair, first)],
+                "sides": [self._answer(text) for text in _texts(pair, self._first)],
                 "players": [of_player[index] for of_player in thought],
             }
             for index, pair in enumerate(union)
         ]
 
     def _thought(self, player: int, rounds: Sequence[int], union: Sequence[Opponent]) -> list[tuple[float, float]]:
-        """What one player thinks of target and generation of each pair. Each answer is asked once in the whole run."""
+        """What one player thinks of target and generation of each pair; of each round's it is asked once."""
         targets = self._targets(player, rounds[0])
         generated: dict[tuple[str, str], float] = {}
         for number in sorted(rounds):
@@ -73,8 +73,11 @@ class Rows:
             known.update(zip(fresh, values, strict=True))
         return known
 
-    def _first(self) -> dict[str, str]:
-        """What the very first player answered to each prompt."""
+    @functools.cached_property
+    def _first(self) -> dict[str, str] | None:
+        """What the very first player answered to each prompt, where the loss asks for it."""
+        if self._run.config.loss != "tspin":
+            return None
         return {row.id: row.answers[0] for row in read_samples(self._run.folder / "round-1" / "samples.jsonl")}
 
     def _found(self, number: int) -> list[Opponent]:
@@ -85,7 +88,7 @@ class Rows:
         return opponents(self._run.tokenizer, samples, config.length_ratio)
 
     def _fits(self, pair: Opponent) -> bool:
-        longest = max(len(self._answer(text)) for text in (pair.target, pair.generated))
+        longest = max(len(self._answer(text)) for text in _texts(pair, self._first))
         return len(self._prompt(pair)) + longest <= self._run.max_length
 
     def _prompt(self, pair: Opponent) -> list[int]:

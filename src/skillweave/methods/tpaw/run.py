@@ -12,6 +12,7 @@ Beside them lie ``players/`` (see :class:`Team`) and ``scores/``. A killed run g
 from __future__ import annotations
 
 import functools
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.registry import register
-from skillweave.methods.tpaw.config import TpawConfig
+from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import TrainingSettings
@@ -51,7 +52,10 @@ def run(base: Base, config: TpawConfig, out_dir: Path) -> Delta:
         return state.delta
     with quiet():
         facts = _SelfPlay.begin(state).play()
-    return state.finish(facts)
+    delta = state.finish(facts)
+    if state.processes.first:
+        shutil.rmtree(state.folder / "players", ignore_errors=True)
+    return delta
 
 
 @dataclass
@@ -75,7 +79,7 @@ class _SelfPlay:
         for split in ("train", "calibration"):
             run.task.pairs(split)  # an entry without an answer is named at once
         entries = run.short_enough(run.task.split("train"))
-        held = run.short_enough(run.task.split("calibration"))[: config.held_out]
+        held = run.short_enough(run.task.split("calibration"), answered=True)[: config.held_out]
         team = Team(run)
         play = cls(run, team, Judge(run, team, held), Rows(run, team), entries)
         if config.start is not None or config.sft is not None:
@@ -114,16 +118,24 @@ class _SelfPlay:
                 break
         kept = best if config.keep == "best" else len(judged) - 1
         run.policy = self.team.policy(kept)
-        if run.policy.trained is None:
-            # Only player 0 can be the bare base.
-            raise UserError(
-                f"no round was better than the base it began from (held-out {config.judge_by}: "
-                f"{', '.join(f'{value:.3g}' for value in judged)}): there is nothing to keep. "
-                "Try another learning_rate or more rounds, or keep=last to have the last round all the same."
-            )
+        if run.policy.trained is None:  # only player 0 can be the bare base
+            raise UserError(self._nothing_to_keep(judged))
         run.say(f"kept: round {kept} of {len(judged) - 1}" if kept else "kept: the start, no round was better")
-        self.team.dismiss(stay={kept})
         return {"kept_round": kept, f"held_out_{config.judge_by}": judged}
+
+    def _nothing_to_keep(self, judged: list[float]) -> str:
+        if len(judged) == 1:
+            found = self.run.figures["round-1"]
+            counts = ", ".join(f"{name} {found[name]}" for name in ("generations", *FAULTS, "too_long", "kept"))
+            return (
+                f"round 1 made no pair to learn from ({counts}): draw at a higher temperature, raise max_new_tokens or "
+                "max_length, or let more pairs pass with drop"
+            )
+        return (
+            f"no round was better than the base it began from (held-out {self.run.config.judge_by}: "
+            f"{', '.join(f'{value:.3g}' for value in judged)}): there is nothing to keep. Run again with keep=last to "
+            "have the last round all the same (what is done is not done again), or elsewhere with another learning_rate"
+        )
 
     def _players(self, number: int) -> list[int]:
         """The team of round ``number``, the newest first."""
@@ -199,7 +211,7 @@ def _given(run: Run[TpawConfig], folder: Path) -> Path:
     delta.check_base(run.base.fingerprint, run.base.ref)
     if run.config.train == "lora" and delta.kind != "lora":
         raise UserError(f"start: {folder} is a full delta, and train is lora: set train to full, or begin from a LoRA")
-    own = run.folder / "start" / "given"
+    own = run.folder / "start" / "policy"  # where supervised training puts its own in its place
     if run.processes.first:
         delta.save_pretrained(own)
     run.processes.wait()

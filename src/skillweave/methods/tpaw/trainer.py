@@ -15,6 +15,8 @@ from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import answer_log_probs, install_scoring_head
 from skillweave.methods.training.trainer import HouseTrainer
 
+_BF16_ROUNDING = 0.1  # nats: by so much two computations of one answer's log-probability differ, padding being unlike
+
 Objective = Callable[[Tensor, Tensor], tuple[Tensor, losses.Statistics]]
 """(policy's log-probabilities (S, B) of each side, players' (P, 2, B)) -> loss (B,), statistics."""
 
@@ -25,7 +27,8 @@ def objective(config: TpawConfig) -> Objective:
     def of_batch(policy: Tensor, players: Tensor) -> tuple[Tensor, losses.Statistics]:
         four = policy[0], policy[1], players[:, 0], players[:, 1]
         if config.loss == "team":
-            return losses.team_loss(*four, lam=config.lam, eta=config.eta, gamma=config.gamma)
+            tolerance = _BF16_ROUNDING if config.bf16 else 0.0
+            return losses.team_loss(*four, lam=config.lam, eta=config.eta, gamma=config.gamma, tolerance=tolerance)
         if config.loss == "tspin":
             return losses.tspin_loss(*four, lam=config.lam, policy_first=policy[2])
         return (losses.dpo_loss if config.loss == "dpo" else losses.spin_loss)(*four, lam=config.lam)
@@ -51,6 +54,7 @@ class TeamTrainer(HouseTrainer, Trainer):
         "weights/alpha_raised": "alpha_raised",
         "weights/beta_newest": "beta_newest",
         "weights/beta_entropy": "beta_entropy",
+        "padding": "padding",
     }
 
     def __init__(
@@ -75,7 +79,12 @@ class TeamTrainer(HouseTrainer, Trainer):
         players = inputs.pop("players")
         policy = answer_log_probs(model, inputs).view(-1, players.shape[2])
         loss, statistics = self._loss(policy, players)
-        shown = {"logps/target": policy[0], "logps/generated": policy[1], **summary(statistics)}
+        shown = {
+            "logps/target": policy[0],
+            "logps/generated": policy[1],
+            "padding": 1 - inputs["attention_mask"].float(),
+            **summary(statistics),
+        }
         self._seen.append(torch.stack([shown[key].detach().float().mean() for key in self.watched]))
         return loss.mean()
 

@@ -115,12 +115,12 @@ def mark_trainable(model: Any, which: str) -> None:
         raise UserError(f"trainable '{which}' names no parameter of the base; its names look like: {names}")
 
 
-def save_policy(model: Any, folder: Path) -> None:
-    """Write the trained model (or the adapter alone) so that the next stage can open it.
+def save_policy(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    """Write the trained model (or the adapter alone), whose tensors are ``state``, so that the next stage can open it.
 
     The tokenizer and how to generate stay the base's: TRL's note of the pad token there is no part of what was learnt.
     """
     with atomic_folder(folder) as temporary:
-        model.save_pretrained(temporary)
+        model.save_pretrained(temporary, state_dict=state)
         (temporary / "generation_config.json").unlink(missing_ok=True)
         (temporary / "README.md").unlink(missing_ok=True)

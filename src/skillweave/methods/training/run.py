@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, open_tokenizer, prompt_ids
+from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -97,9 +97,15 @@ class Run(Generic[C]):
         if self.processes.first:
             console.print(f"  {text}", soft_wrap=True)
 
-    def short_enough(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The entries whose prompt leaves room for an answer, here and in the base's context."""
-        kept = [entry for entry in entries if len(prompt_ids(self.tokenizer, entry.prompt)) < self.max_length]
+    def short_enough(self, entries: Sequence[Entry], *, answered: bool = False) -> list[Entry]:
+        """The entries whose prompt leaves room for an answer, here and in the base's context; ``answered``: for its
+        own gold answer."""
+
+        def tokens(entry: Entry) -> int:
+            answer = len(answer_ids(self.tokenizer, str(entry.answer))) if answered else 1
+            return len(prompt_ids(self.tokenizer, entry.prompt)) + answer
+
+        kept = [entry for entry in entries if tokens(entry) <= self.max_length]
         if not kept:
             raise UserError(f"task '{self.task.name}': every prompt has {self.max_length} tokens or more (max_length)")
         if len(kept) < len(entries):
@@ -164,9 +170,12 @@ class Run(Generic[C]):
         )  # fmt: skip
         model = self.policy.open_to_train(config, seed)
         order = batch_order(lengths, settings.batch_size, steps, seed)
-        figures = fit(make(model, arguments, order), folder.name, self.processes)
+        trainer = make(model, arguments, order)
+        figures = fit(trainer, folder.name, self.processes)
+        # Under FSDP or DeepSpeed no process holds all of it: the parts are gathered by all together.
+        whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if self.processes.first:
-            save_policy(model, folder / "policy")
+            save_policy(model, whole, folder / "policy")
         return {**figures, "tokens": sum(lengths[index] for index in order)}
 
     def finish(self, facts: dict[str, Any]) -> Delta:
@@ -201,13 +210,16 @@ def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: T
         "config": settings,
     }
     path = folder / "config.json"
+    changed: list[str] = []
     if path.exists():
         found = read_json(path)
         if not (isinstance(found, dict) and {"method", "base", "config", "task"} <= set(found)):
             raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
         if found["base"]["fingerprint"] != base.fingerprint:
             raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
-        other = [key for key, value in settings.items() if found["config"].get(key) != value]
+        changed = [key for key, value in settings.items() if found["config"].get(key) != value]
+        free = () if (folder / "delta").is_dir() else config.may_change
+        other = [key for key in changed if key not in free]
         if found["task"] != examples:
             other.append("other examples in the task")
         if other or found["method"] != method:
@@ -215,6 +227,6 @@ def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: T
                 f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
                 "choose another folder, or delete this one to begin anew"
             )
-    else:
+    if not path.exists() or changed:
         versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
         write_json(path, {**identity, "versions": versions})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -48,7 +48,12 @@ class LoraSettings(Config):
 
 
 class ModelSettings(Config):
-    """What of the base is trained, in which precision, and from which points a killed run goes on."""
+    """What of the base is trained, in which precision, and from which points a killed run goes on.
+
+    ``may_change`` names settings that an unfinished run may be gone on with otherwise than it began.
+    """
+
+    may_change: ClassVar[frozenset[str]] = frozenset()
 
     seed: int = 0
     train: Literal["full", "lora"] = "full"

@@ -1,0 +1,5 @@
+"""``python -m skillweave``: the command line, for ``torchrun -m`` too."""
+
+from skillweave.cli import main
+
+main()

@@ -1,0 +1,170 @@
+"""From generations to pairs that are worth training on; and who wins against whom."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from micro import micro_tokenizer
+from skillweave.methods.tpaw.config import FAULTS
+from skillweave.methods.tpaw.judge import scores, sides, wins_by_log_prob, wins_by_score
+from skillweave.methods.tpaw.pairs import Opponent, counted, faults, opponents, preferences, sound
+from skillweave.methods.training.answers import Answered
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return micro_tokenizer()
+
+
+def answered(answers, *, gold="777", scores=None, ended=None, id="a", prompt="say 7"):
+    count = len(answers)
+    return Answered(id, prompt, gold, answers, scores or [0.0] * count, ended or [True] * count)
+
+
+def pair(id="a", target="777", generated="8", faults=()):
+    return Opponent(id, "say 7", target, generated, faults)
+
+
+@pytest.mark.parametrize(
+    ("generated", "ended", "found"),
+    [
+        ("778", True, ()),
+        ("777", True, ("equal",)),
+        (" 777\n", True, ("equal",)),
+        ("7 77", True, ()),
+        ("777", False, ("equal", "truncated")),
+        ("888", False, ("truncated",)),
+        ("", True, ("empty", "length")),
+        (" \n\t", True, ("empty",)),
+        ("", False, ("empty", "truncated", "length")),
+    ],
+)
+def test_faults_are_named(tokenizer, generated, ended, found):
+    assert faults(tokenizer, "777", generated, ended, 3.0) == found
+
+
+def test_an_empty_target_and_an_empty_generation_are_equal(tokenizer):
+    assert faults(tokenizer, "", " ", True, 4.0) == ("equal", "empty")
+
+
+@pytest.mark.parametrize(
+    ("target", "generated", "ratio", "unlike"),
+    [
+        # In tokens: one a character, and one for the end.
+        ("777", "8" * 7, 2.0, False),
+        ("777", "8" * 8, 2.0, True),
+        ("8" * 7, "777", 2.0, False),
+        ("8" * 8, "777", 2.0, True),
+        ("777", "888", 1.01, False),
+        ("777", "88", 1.01, True),
+    ],
+)
+def test_lengths_may_differ_by_the_ratio_and_no_more_on_either_side(tokenizer, target, generated, ratio, unlike):
+    assert faults(tokenizer, target, generated, True, ratio) == (("length",) if unlike else ())
+
+
+def test_every_answer_makes_a_pair_in_order(tokenizer):
+    rows = [
+        answered(["8", "777", "9"], ended=[True, True, False], id="x"),
+        answered(["1"], gold=None, id="no gold"),
+        answered([], id="no answer"),
+        answered(["777"], gold="1", id="y", prompt="say 1"),
+    ]
+    assert opponents(tokenizer, rows, 4.0) == [
+        Opponent("x", "say 7", "777", "8", ()),
+        Opponent("x", "say 7", "777", "777", ("equal",)),
+        Opponent("x", "say 7", "777", "9", ("truncated",)),
+        Opponent("y", "say 1", "1", "777", ()),
+    ]
+    assert opponents(tokenizer, rows, 1.5)[0].faults == ("length",)
+    assert opponents(tokenizer, [], 4.0) == []
+
+
+@pytest.mark.parametrize(
+    ("drop", "kept"),
+    [
+        (FAULTS, "a"),
+        ((), "abcd"),
+        (("equal",), "acd"),
+        (("truncated",), "ab"),
+        (("equal", "length"), "ac"),
+        (("empty",), "abcd"),
+    ],
+)
+def test_only_the_faults_in_drop_leave_a_pair_out(drop, kept):
+    pairs = [
+        pair("a"),
+        pair("b", faults=("equal",)),
+        pair("c", faults=("truncated",)),
+        pair("d", faults=("truncated", "length")),
+    ]
+    assert "".join(one.id for one in sound(pairs, drop)) == kept
+
+
+def test_of_the_same_pair_the_first_stays():
+    first = pair(faults=("truncated",))
+    pairs = [first, pair(), pair(generated="8 "), pair(target="77"), pair(id="b"), pair()]
+    assert sound(pairs, ()) == [first, *pairs[2:5]]
+    assert sound(pairs, ())[0] is first
+    # What is dropped does not stand for a sound one.
+    assert sound(pairs, ("truncated",)) == pairs[1:5]
+    assert sound([], FAULTS) == []
+
+
+def test_faults_are_counted_each_by_itself():
+    pairs = [pair(), pair(faults=("empty", "truncated")), pair(faults=("truncated",))]
+    assert counted(pairs) == {"equal": 0, "empty": 1, "truncated": 2, "length": 0}
+    assert counted([]) == dict.fromkeys(FAULTS, 0)
+
+
+def test_preferences_are_the_verifiers_and_the_gold_answer_steps_in():
+    rows = [
+        answered(["777", "8"], scores=[1.0, 0.0], id="own"),
+        answered(["8", "9"], id="gold steps in"),
+        answered(["777", "777"], scores=[1.0, 1.0], id="all right"),
+        answered(["8"], gold=None, id="no gold"),
+        answered([], id="none"),
+    ]
+    pairs = preferences(rows, seed=0)
+    assert {(one.id, one.target, one.generated) for one in pairs} == {
+        ("own", "777", "8"),
+        ("gold steps in", "777", "8"),
+        ("gold steps in", "777", "9"),
+    }
+    assert all(one.faults == () for one in pairs)
+    assert preferences([], seed=0) == []
+
+
+def test_a_prompt_has_no_more_preferences_than_answers():
+    row = answered([*"123", *"456"], scores=[1.0] * 3 + [0.0] * 3)
+    pairs = preferences([row], seed=0)
+    assert len(pairs) == len({(one.target, one.generated) for one in pairs}) == 6
+    assert pairs == preferences([row], seed=0)
+
+
+def test_a_tie_counts_half_on_each_side():
+    assert wins_by_score([1.0, 0.5, 0.0, 0.2], [0.0, 0.5, 1.0, 0.1]) == (1 + 0.5 + 0 + 1) / 4
+    own, other = [0.3, 0.9, 0.1], [0.3, 0.2, 0.8]
+    assert wins_by_score(own, other) + wins_by_score(other, own) == pytest.approx(1)
+    assert wins_by_score([math.nan], [0.0]) == 0
+
+
+def test_a_win_by_likelihood_is_a_reward_margin_whatever_lam():
+    target, answer = [-3.0, -5.0, -2.0], [-4.0, -2.0, -9.0]
+    of_target, of_answer = [-4.0, -4.0, -2.0], [-4.0, -2.0, -9.0]
+    assert wins_by_log_prob(target, answer, of_target, of_answer) == (1 + 0 + 0.5) / 3
+    for lam in (0.1, 5.0):
+        margins = [
+            lam * (y - o_y) - lam * (g - o_g)
+            for y, g, o_y, o_g in zip(target, answer, of_target, of_answer, strict=True)
+        ]
+        won = [(margin > 0) + 0.5 * (margin == 0) for margin in margins]
+        assert wins_by_log_prob(target, answer, of_target, of_answer) == sum(won) / 3
+
+
+def test_the_judge_reads_each_prompts_first_answer():
+    rows = [answered(["1", "2"], scores=[0.5, 1.0]), answered(["3"], scores=[0.25], prompt="say 3")]
+    assert scores(rows) == [0.5, 0.25]
+    assert sides(rows) == [("say 7", "1"), ("say 3", "3")]
