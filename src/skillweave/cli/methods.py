@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,6 +93,8 @@ def _run(
     check_folder(job.out, is_run, f"work folder of {name}")
     settings = method.config.model_validate(job.model_dump(exclude={"base", "out"}))
     delta = method.run(open_base(job.base, device=device), settings, job.out)
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        return
     made = job.out / "delta"
     terminal.print(f"Wrote {made} ({delta.nbytes:,} bytes).", soft_wrap=True)
     terminal.print(
