@@ -25,7 +25,7 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
-COMPUTE, ROUNDS, GRID = "equal compute", "equal rounds", "tuning"
+COMPUTE, ROUNDS, HARSH, GRID = "equal compute", "equal rounds", "rate too high", "tuning"
 COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
 _SIDES = {"sft": 1, "tspin": 3}  # sequences of a row; the other losses have two
 
@@ -96,25 +96,30 @@ def _fits(row: dict[str, Any], where: dict[str, Any]) -> bool:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds, with the interval of the last score."""
+    """One line an arm: means over seeds; the gain with its interval within seeds; the last round's rewards, in nats."""
     header = [
-        "task, comparison, arm", "rate", "lam", "start", "after 1", "best round", "last", "95% interval", "gap first",
-        "gap last", "KL last", "tokens (k)", "seconds",
+        "task, comparison, arm", "rate", "lam", "start", "after 1", "last", "gained", "target, nats",
+        "gap, first to last", "of it targets", "generations", "KL", "tokens (k)", "seconds",
     ]  # fmt: skip
     lines = []
     for key in dict.fromkeys((row["task"], row["comparison"], row["arm"]) for row in rows):
         group = [row for row in rows if (row["task"], row["comparison"], row["arm"]) == key]
-        mean, low, high = student([100 * last(row) for row in group])
-        gaps = [
-            f"{statistics.fmean(row['margin'][at] for row in group):.2f}" if group[0]["margin"][0] else "-"
-            for at in (0, -1)
+        gained, low, high = student([100 * (last(row) - row["score"][0]) for row in group])
+        lam = group[0]["lam"]
+
+        def mean(name: str, at: int, scale: float = 1.0, group: list[dict[str, Any]] = group) -> float:
+            return statistics.fmean(row[name][at] for row in group) * scale
+
+        plays = key[2] != SFT
+        rewards = [
+            f"{mean(name, -1, 1 / lam):+.2f}" if plays else "-" for name in ("target_reward", "generated_reward")
         ]
         lines.append([
-            ", ".join(key), f"{group[0]['learning_rate']:g}", f"{group[0]['lam']:g}",
-            *(f"{100 * statistics.fmean(row['score'][at] for row in group):.1f}" for at in (0, 1)),
-            f"{100 * statistics.fmean(max(row['score'][1:]) for row in group):.1f}",
-            f"{mean:.1f}", f"{low:.1f} to {high:.1f}", *gaps,
-            f"{statistics.fmean(row['kl_to_start'][-1] for row in group):.2f}",
+            ", ".join(key), f"{group[0]['learning_rate']:g}", f"{lam:g}" if plays else "-",
+            *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)), f"{gained:+.1f} ({low:+.1f} to {high:+.1f})",
+            f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
+            f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-", *rewards,
+            f"{mean('kl_to_start', -1):.2f}",
             f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
             f"{statistics.fmean(row['seconds'] for row in group):.0f}",
         ])  # fmt: skip
@@ -122,25 +127,29 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Score and gap over the rounds at equal compute, a column a task; bands are 95% intervals over seeds."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure = Figure(figsize=(4.6 * len(tasks) + 0.6, 6.4), layout="constrained")
-    axes = figure.subplots(2, len(tasks), squeeze=False)
-    for column, task in enumerate(tasks):
+    """Score gained and gap over the rounds, a column a task and comparison; bands are 95% intervals over seeds."""
+    columns = [
+        key for key in dict.fromkeys((row["task"], row["comparison"]) for row in rows) if key[1] in (COMPUTE, HARSH)
+    ]
+    figure = Figure(figsize=(3.6 * len(columns) + 0.6, 6.4), layout="constrained")
+    axes = figure.subplots(2, len(columns), squeeze=False, sharey="row")
+    for column, key in enumerate(columns):
         for arm, colour in COLOURS.items():
-            group = [r for r in rows if (r["task"], r["comparison"], r["arm"]) == (task, COMPUTE, arm)]
+            group = [row for row in rows if (row["task"], row["comparison"], row["arm"]) == (*key, arm)]
             if not group:
                 continue
-            _band(axes[0][column], 0, [[100 * value for value in row["score"]] for row in group], colour, arm)
+            gained = [[100 * (value - row["score"][0]) for value in row["score"]] for row in group]
+            _band(axes[0][column], 0, gained, colour, arm)
             if arm != SFT:
-                _band(axes[1][column], 1, [row["margin"] for row in group], colour, arm)
-        axes[0][column].set_title(f"{task}, {COMPUTE}")
-        axes[0][column].set_ylabel("score on held-out prompts, %")
-        axes[1][column].set_ylabel("gap: reward of target less generation")
-        axes[1][column].set_yscale("log")
+                scaled = [[value / row["lam"] for value in row["margin"]] for row in group]
+                _band(axes[1][column], 1, scaled, colour, arm)
+        axes[0][column].set_title(", ".join(key), fontsize=10)
+        axes[1][column].set_yscale("symlog", linthresh=0.1)
         for row in (0, 1):
             axes[row][column].set_xlabel("round")
             axes[row][column].spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel("held-out score gained, points")
+    axes[1][0].set_ylabel("gap against the newest player, nats")
     axes[0][0].legend(fontsize=8, frameon=False)
     return figure
 
@@ -151,4 +160,4 @@ def _band(axes: Any, first: int, curves_: list[list[float]], colour: str, label:
     axes.plot(places, marks[:, 0], color=colour, label=label, marker="o", markersize=3)
     axes.set_xticks(list(places))
     if len(curves_) > 1:
-        axes.fill_between(places, np.maximum(marks[:, 1], 1e-3), marks[:, 2], color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(places, marks[:, 1], marks[:, 2], color=colour, alpha=0.15, linewidth=0)

@@ -23,7 +23,7 @@ from skillweave.tasks import evaluate, load_task
 
 BASE, TASK = "bundled:smollm2", "sort_numbers"
 OTHERS = ("builtin:extract_contact", "builtin:count_letters")
-ROUNDS, STEPS, BATCH, PROMPTS, HELD_OUT, ASKED = 3, 8, 16, 128, 128, 48
+ROUNDS, STEPS, BATCH, PROMPTS, HELD_OUT, ASKED = 3, 4, 16, 64, 64, 32
 START: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 5e-5}
 RATE, LAM = 1e-5, 0.1
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import sys
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -22,6 +24,9 @@ skills = importlib.import_module("_skills")
 mixed_batch = importlib.import_module("mixed_batch")
 memory = importlib.import_module("memory")
 zip_codecs = importlib.import_module("zip")
+tpaw = importlib.import_module("tpaw")
+selfplay = importlib.import_module("_selfplay")
+runs = importlib.import_module("_runs")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,6 +120,17 @@ def test_without_out_a_quick_run_writes_nothing(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     mixed_batch.main(["--quick"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tpaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
+    found = result(tpaw, tmp_path)
+    assert [(row["arm"], row["seed"]) for row in found["rows"]] == [(a, s) for a in ("SPIN", "TPAW") for s in (0, 1)]
+    for row in found["rows"]:
+        assert len(row["score"]) == 3
+        assert row["steps"] == [2, 2]
+        assert row["peak_bytes"] > 10**8
+    assert len({row["tokens"][0] for row in found["rows"] if row["seed"] == 0}) == 1  # the first round: the same pairs
 
 
 # -- the weave that is measured --------------------------------------------------------------------------------------
@@ -229,3 +245,43 @@ def test_memory_is_counted_over_the_imports() -> None:
 
     taken = {"imports": readings(90, 100, 130), "base": readings(300, 310), "weave": [], "separate": []}
     assert memory.above_floor(taken, "base", "loaded") == [200, 210]
+
+
+def test_equal_compute_is_the_same_number_of_sequences() -> None:
+    sides = {"continued SFT": 1, "T-SPIN": 3}
+    for arm in (*selfplay.ARMS, *selfplay.CUT):
+        assert selfplay.equal_steps(arm, 24) * sides.get(arm, 2) == 48
+
+
+def test_claims_of_self_play_are_differences_within_a_seed() -> None:
+    def row(arm: str, seed: int, *score: float) -> dict:
+        return {"arm": arm, "seed": seed, "score": score, "task": "t", "comparison": "c"}
+
+    rows = [row("TPAW", 0, 0.1, 0.3, 0.5), row("TPAW", 1, 0.1, 0.8, 0.9), row("SPIN", 1, 0.1, 0.2, 0.6),
+            row("SPIN", 0, 0.1, 0.2, 0.3), row("TPAW", 2, 0.0, 0.0, 1.0)]  # fmt: skip
+    assert selfplay.differences(rows, "TPAW", "SPIN", task="t") == pytest.approx([20, 30])
+    claim = selfplay.ahead(rows, "SPIN", task="t", comparison="c")
+    half = 12.706 * np.std([20, 30], ddof=1) / math.sqrt(2)
+    assert (claim.value, claim.low, claim.high) == pytest.approx((25, 25 - half, 25 + half), abs=1e-2)
+    assert not claim.holds
+    assert selfplay.rises(rows, task="t", comparison="c").value == pytest.approx((20 + 10 + 100) / 3)
+    assert record.student([4.0]) == (4.0, -math.inf, math.inf)
+
+
+@dataclass(frozen=True)
+class Square:
+    of: int
+
+
+def squared(plan: Square) -> dict:
+    return {"square": plan.of**2, "process": os.getpid()}
+
+
+def test_runs_are_remembered_and_a_fresh_process_is_fresh(tmp_path: Path) -> None:
+    plans = [Square(3), Square(4)]
+    found = runs.run_all(plans, squared, tmp_path, jobs=1)
+    assert [one["square"] for one in found] == [9, 16]
+    assert {one["process"] for one in found} == {os.getpid()}
+    assert runs.run_all(plans[::-1], None, tmp_path, jobs=1) == found[::-1]
+    own = runs.run_all([Square(5), Square(6)], squared, tmp_path, jobs=1, fresh=True)
+    assert len({os.getpid(), *(one["process"] for one in own)}) == 3
