@@ -25,7 +25,7 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
-COMPUTE, ROUNDS, HARSH, GRID = "equal compute", "equal rounds", "rate too high", "tuning"
+COMPUTE, ROUNDS, HARSH, GRID = "equal compute", "equal rounds", "rate too high (not tuned)", "tuning"
 COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
 _SIDES = {"sft": 1, "tspin": 3}  # sequences of a row; the other losses have two
 
@@ -36,12 +36,14 @@ def equal_steps(arm: str, steps: int) -> int:
 
 
 def curves(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run's figures by round: of the held-out prompts with the start first, of the training from round 1 on."""
-    played = [stages[f"round-{at}"] for at in range(1, len(stages)) if f"round-{at}" in stages]
-    judged_ = [stages[f"held-out-{at}"] for at in range(len(stages)) if f"held-out-{at}" in stages]
-    found: dict[str, Any] = {
-        key: [each.get(key, 0.0) for each in judged_] for key in ("score", "log_prob", "kl_to_start")
-    }
+    """A run's figures by round: of the held-out prompts with the start first, of the training from round 1 on.
+
+    A round that found no pair has no figures of a training, and ends the run. KL is None where no answer ended.
+    """
+    played = [stages[name] for name in stages if name.startswith("round-") and stages[name]["steps"]]
+    held = [stages[name] for name in stages if name.startswith("held-out-")]
+    found: dict[str, Any] = {key: [each[key] for each in held] for key in ("score", "log_prob")}
+    found["kl_to_start"] = [0.0, *(each.get("kl_to_start") for each in held[1:])]
     for key in ("margin", "target_reward", "generated_reward", "generated_score", "kept", "steps", "tokens"):
         found[key] = [each.get(key) for each in played]
     return {**found, "seconds": sum(stage["seconds"] for stage in stages.values())}
@@ -64,31 +66,31 @@ def differences(rows: Sequence[dict[str, Any]], one: str, other: str, **where: A
 def ahead(rows: Sequence[dict[str, Any]], other: str, **where: Any) -> Claim:
     """The claim that TPAW ends above another arm."""
     values = differences(rows, TPAW, other, **where)
-    place = ", ".join(str(value) for value in where.values())
-    return judged(f"{place}: TPAW's last score less that of {other}, points", *student(values), "> 0")
-
-
-def steadier(tried: Sequence[dict[str, Any]], task: str) -> Claim:
-    """The claim that TPAW bears a poor choice: its mean lead over SPIN at the same learning rate and lam, over all."""
-    found = {
-        arm: {
-            (row["learning_rate"], row["lam"], row["seed"]): 100 * last(row)
-            for row in tried
-            if (row["task"], row["arm"]) == (task, arm)
-        }
-        for arm in (TPAW, SPIN)
-    }
-    values = [found[TPAW][key] - found[SPIN][key] for key in found[TPAW]]
-    return judged(f"{task}, mean over learning rates and lams: TPAW's last score less SPIN's", *student(values), "> 0")
+    return judged(f"{_place(where)}: TPAW's last score less that of {other}, points", *student(values), "> 0")
 
 
 def rises(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:
     """The claim that TPAW does not fall back: the last round stands above the first."""
     values = [100 * (last(row) - row["score"][1]) for row in rows if row["arm"] == TPAW and _fits(row, where)]
-    place = ", ".join(str(value) for value in where.values())
     return judged(
-        f"{place}: TPAW's score after the last round less that after the first, points", *student(values), "> 0"
+        f"{_place(where)}: TPAW's score after the last round less that after the first", *student(values), "> 0"
     )
+
+
+def keeps_its_gap(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:
+    """The claim that TPAW's gap fades less than SPIN's: what is left of the first round's after the last."""
+    left = {
+        arm: {
+            row["seed"]: row["margin"][-1] / row["margin"][0] for row in rows if row["arm"] == arm and _fits(row, where)
+        }
+        for arm in (TPAW, SPIN)
+    }
+    values = [left[TPAW][seed] - left[SPIN][seed] for seed in left[TPAW]]
+    return judged(f"{_place(where)}: share of its first gap that TPAW keeps, less SPIN's", *student(values), "> 0")
+
+
+def _place(where: dict[str, Any]) -> str:
+    return ", ".join(str(value) for value in where.values())
 
 
 def _fits(row: dict[str, Any], where: dict[str, Any]) -> bool:
@@ -105,6 +107,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for key in dict.fromkeys((row["task"], row["comparison"], row["arm"]) for row in rows):
         group = [row for row in rows if (row["task"], row["comparison"], row["arm"]) == key]
         gained, low, high = student([100 * (last(row) - row["score"][0]) for row in group])
+        interval = f" ({low:+.1f} to {high:+.1f})" if len(group) > 1 else ""
         lam = group[0]["lam"]
 
         def mean(name: str, at: int, scale: float = 1.0, group: list[dict[str, Any]] = group) -> float:
@@ -116,14 +119,19 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         ]
         lines.append([
             ", ".join(key), f"{group[0]['learning_rate']:g}", f"{lam:g}" if plays else "-",
-            *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)), f"{gained:+.1f} ({low:+.1f} to {high:+.1f})",
+            *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)), f"{gained:+.1f}{interval}",
             f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
             f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-", *rewards,
-            f"{mean('kl_to_start', -1):.2f}",
+            _kl(group),
             f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
             f"{statistics.fmean(row['seconds'] for row in group):.0f}",
         ])  # fmt: skip
     return Table(header, lines)
+
+
+def _kl(group: Sequence[dict[str, Any]]) -> str:
+    known = [row["kl_to_start"][-1] for row in group if row["kl_to_start"][-1] is not None]
+    return f"{statistics.fmean(known):.2f}" if known else "-"
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -13,11 +13,14 @@ console = Console(stderr=True, highlight=False)
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int | None, *, trace: bool = True) -> Iterator[Callable[..., None]]:
+def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True) -> Iterator[Callable[..., None]]:
     """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``.
 
-    Where nobody watches, one line is left at the end, if ``trace``.
+    Where nobody watches, one line is left at the end, if ``trace``. Nothing is ever seen unless ``shown``.
     """
+    if not shown:
+        yield lambda n=1, note=None: None
+        return
     columns = (
         TextColumn("  {task.description:<28}"),
         BarColumn(bar_width=24),

@@ -52,7 +52,7 @@ def bench(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(
         folder=folder,
         base=micro_base,
-        other_base=save_micro(folder / "other", seed=1),
+        other_base=save_micro(folder / "other", seed=2),
         task=task,
         settings=settings,
         delta=folder / "run" / "delta",

@@ -22,9 +22,11 @@ from skillweave.delta import Delta, write_tuned
 from skillweave.delta.arithmetic import applied, changed, difference, finite
 from skillweave.delta.stream import plan_files, write_stream
 from skillweave.errors import UserError
+from skillweave.micro.tokenizer import VOCABULARY
 
 SRC = Path(__file__).parents[2] / "src"
 FROZEN = "model.layers.0.mlp.up_proj.weight"
+IDS = torch.arange(5, 100)[None]
 
 
 def save_tuned(base: Path, folder: Path, *, dtype: torch.dtype = torch.float32, step: float = 0.05) -> Path:
@@ -115,11 +117,11 @@ def test_saved_loaded_and_applied_it_answers_like_the_tuned_model(half_base: Pat
     for name, tensor in made_of_it.model.state_dict().items():
         unit = ulp(torch.maximum(tensor.abs(), before[name].abs()), torch.bfloat16)
         assert bool(((tensor.double() - direct.model.state_dict()[name].double()).abs() <= 2 * unit).all()), name
-    prompts = ["1+1=", "What is this?", "abc"]
-    greedy = Sampling(max_new_tokens=12)
-    assert generate(made_of_it.model, made_of_it.tokenizer, prompts, greedy) == generate(
-        direct.model, direct.tokenizer, prompts, greedy
-    )
+    # A few weights are a unit of bfloat16 off, and where two tokens nearly tie a greedy answer may turn. So the logits:
+    # next to how far the base's are from the tuned model's, they are the tuned model's.
+    with torch.no_grad():
+        ours, theirs, bases = (each.model(IDS).logits.float() for each in (made_of_it, direct, base))
+    assert (ours - theirs).norm() < 0.02 * (bases - theirs).norm()
     assert all(torch.equal(tensor, before[name]) for name, tensor in base.model.state_dict().items()), "a copy"
     assert made_of_it.fingerprint == fingerprint(made_of_it.model) != base.fingerprint
     with pytest.raises(UserError, match="the delta belongs on"):
@@ -132,6 +134,12 @@ def test_float32_differences_bring_bfloat16_weights_back_exactly(half_base: Path
     delta = Delta.between(half_base, tuned, dtype="float32")
     write_tuned(half_base, delta, tmp_path / "out")
     assert fingerprint(tmp_path / "out") == fingerprint(tuned)
+    made_of_it, direct = delta.apply(open_base(half_base, device="cpu")), open_base(tuned, device="cpu")
+    said = [
+        generate(each.model, each.tokenizer, ["1+1=", "What is this?", "abc"], Sampling(max_new_tokens=12))
+        for each in (made_of_it, direct)
+    ]
+    assert said[0] == said[1]
     assert delta.nbytes == 2 * delta.bf16_nbytes
     with pytest.raises(UserError, match="did you mean 'float32'"):
         Delta.between(half_base, tuned, dtype="float23")
@@ -168,7 +176,7 @@ def test_models_in_memory_and_a_trained_base(micro_base: Path) -> None:
 
 
 def test_a_delta_from_tensors(micro_base: Path, tmp_path: Path) -> None:
-    tensors = {"model.norm.weight": torch.ones(64), "model.embed_tokens.weight": torch.zeros(101, 64)}
+    tensors = {"model.norm.weight": torch.ones(64), "model.embed_tokens.weight": torch.zeros(len(VOCABULARY), 64)}
     delta = Delta(tensors, whole={"model.embed_tokens.weight"}, base_fingerprint=fingerprint(micro_base))
     delta.save_pretrained(tmp_path / "delta")
     model = Delta.from_pretrained(tmp_path / "delta").apply(open_base(micro_base, device="cpu")).model
@@ -273,7 +281,7 @@ def test_a_tensor_of_one_side_is_named(micro_base: Path, tmp_path: Path, side: s
 
 
 def test_another_shape_and_another_architecture_are_named(micro_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"embed_tokens\.weight. has the shape \(101, 32\).*\(101, 64\)"):
+    with pytest.raises(UserError, match=r"embed_tokens\.weight. has the shape \(102, 32\).*\(102, 64\)"):
         Delta.between(micro_base, save_micro(tmp_path / "narrow", hidden=32))
     with pytest.raises(UserError, match=r"'model\.layers\.2\."):
         Delta.between(micro_base, save_micro(tmp_path / "deep", layers=3))

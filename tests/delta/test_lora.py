@@ -16,6 +16,7 @@ from micro import micro_tokenizer, save_micro
 from skillweave.base import fingerprint, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
+from skillweave.micro.tokenizer import VOCABULARY
 
 LINEAR = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.arange(5, 25).view(2, 10)
@@ -106,7 +107,7 @@ def test_an_adapter_folder_can_become_a_delta_in_place(micro_base: Path, tmp_pat
 
 def test_matrices_stored_the_other_way_round(tmp_path: Path) -> None:
     """GPT-2's Conv1D holds (in, out), and its square c_proj would fit either way."""
-    config = GPT2Config(vocab_size=101, n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)
+    config = GPT2Config(vocab_size=len(VOCABULARY), n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     micro_tokenizer().save_pretrained(tmp_path / "base")
     save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn", "attn.c_proj"], fan_in_fan_out=True)

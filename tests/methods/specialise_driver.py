@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import Digits
 
+from digits import Digits
 from skillweave.base import open_base
 from skillweave.methods.specialise import SpecialiseConfig
 from skillweave.methods.specialise import run as package_run  # noqa: F401

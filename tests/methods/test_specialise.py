@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits import Digits
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from digits import Digits
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_base, open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
@@ -24,6 +24,7 @@ from skillweave.methods.specialise import SpecialiseConfig, dpo, run
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
 from skillweave.methods.training.pairs import Pair
+from skillweave.methods.training.pieces import read_lines
 from skillweave.tasks import load_task
 
 run_module = sys.modules["skillweave.methods.specialise.run"]
@@ -249,7 +250,7 @@ def test_preferences_raise_the_good_answer_over_the_bad(base, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
     row = samples[0]
     before = [log_prob(model, tokenizer, row.prompt, text) for text in (row.gold, row.answers[0])]
-    reference = read_json(tmp_path / "round-1" / "reference.json")
+    reference = read_lines(tmp_path / "round-1" / "reference.jsonl")
     assert any(chosen == pytest.approx(before[0], abs=1e-3) for chosen, _ in reference)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -290,7 +291,7 @@ def test_nothing_to_learn_from_is_said(base, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="nothing was learnt"):
         run(base, settings(warm_start={"when": "never"}), tmp_path / "b")
     monkeypatch.setattr(run_module, "load_task", lambda spec: Digits())
-    with pytest.raises(UserError, match="every prompt has 3 tokens or more"):
+    with pytest.raises(UserError, match="all train prompts are longer than 3 tokens"):
         run(base, settings(max_length=3), tmp_path / "c")
 
 
@@ -304,7 +305,7 @@ def test_it_is_silent_but_for_our_lines(base, tmp_path, capfd):
 
 def driver(base: Path, out: Path, *more: str, processes: int = 1, **changes) -> int:
     folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{folder.parents[1] / 'src'}:{folder}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": f"{folder.parents[1] / 'src'}:{folder.parent}", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
     script = [str(folder / "specialise_driver.py"), str(base), str(out), json.dumps({**SETTINGS, **changes}), *more]
     return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode

@@ -9,6 +9,7 @@ from weave_packs import random_pack
 from micro import micro_model
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
+from skillweave.micro.tokenizer import VOCABULARY
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack
 from skillweave.weave import Woven, woven
 
@@ -238,6 +239,6 @@ def test_packs_that_cannot_be_woven_are_refused_with_the_tensor_and_the_way_out(
     with pytest.raises(UserError, match=r"embed_tokens.*\(150, 64\).*unzip"):
         laid.prepare("p", grown)
     factored = random_pack(plain, "x", only=())
-    factored.card.entries[EMBEDDING] = LowRankEntry(shape=(101, 64), rank=2, bits=8, group="e")
+    factored.card.entries[EMBEDDING] = LowRankEntry(shape=(len(VOCABULARY), 64), rank=2, bits=8, group="e")
     with pytest.raises(UserError, match=r"embed_tokens.* holds it in a Embedding, not a linear"):
         laid.prepare("p", factored)

@@ -111,7 +111,7 @@ def generate_answers(
     was_training = model.training
     model.eval()
     try:
-        with bar(label, len(rows)) if label else contextlib.nullcontext(lambda n: None) as advance:
+        with bar(label or "", len(rows), shown=label is not None) as advance:
             for number, batch in enumerate(batches):
                 with around_batch(batch) if around_batch else contextlib.nullcontext():
                     written = _one_batch(

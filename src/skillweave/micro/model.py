@@ -19,7 +19,6 @@ class MicroShape(Config):
     kv_heads: int = Field(default=2, ge=1)
     intermediate: int = Field(default=128, ge=1)
     context: int = Field(default=256, ge=1, description="tokens, prompt and answer together")
-    vocabulary: int = Field(default=len(VOCABULARY), ge=1, description="rows of the embedding")
     tie: bool = Field(default=True, description="the output head is the embedding")
 
 
@@ -27,7 +26,7 @@ def micro_model(shape: MicroShape, seed: int) -> LlamaForCausalLM:
     """A random model (float32, eval mode) for :func:`~skillweave.micro.tokenizer.micro_tokenizer`."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=shape.vocabulary,
+        vocab_size=len(VOCABULARY),
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,

@@ -5,23 +5,21 @@ TRL's loss, with its own name "sft" for the likelihood of the chosen answers (me
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 from peft import PeftModel
 
-from skillweave.artefact import read_json, write_json
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.specialise.config import DpoSettings
 from skillweave.methods.training.from_trl import DPOConfig, DPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.pairs import Pair
+from skillweave.methods.training.pieces import by_length, in_pieces
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import HouseTrainer
-from skillweave.progress import bar
 
 
 class PairTrainer(HouseTrainer, DPOTrainer):
@@ -32,7 +30,10 @@ class PairTrainer(HouseTrainer, DPOTrainer):
     folder of each process, which several processes cannot share.
     """
 
-    watched = {"rewards/margins": "reward_margin", "rewards/accuracies": "reward_accuracy"}  # noqa: RUF012
+    watched: ClassVar[dict[str, str]] = {
+        "rewards/margins": "reward_margin",
+        "rewards/accuracies": "reward_accuracy",
+    }
 
     def __init__(
         self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict], order: list[int], *,
@@ -63,32 +64,22 @@ class PairTrainer(HouseTrainer, DPOTrainer):
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         # TRL calls this at the end of its constructor, its head in place: ours goes over it here.
         install_answer_head(self.model)
-        if not self._processes.from_first(self._reference.exists):
-            values = self._reference_log_probs(batch_size)
-            if self._processes.first:
-                write_json(self._reference, values)
-            self._processes.wait()
-        values = read_json(self._reference)
+        values = in_pieces(
+            self._reference,
+            lambda: (by_length([row_length(row) for row in self._rows], batch_size), self._reference_log_probs),
+            processes=self._processes,
+            label="reference",
+        )
         for at, column in enumerate(("ref_chosen_logps", "ref_rejected_logps")):
             dataset = dataset.add_column(column, [values[index][at] for index in self._order])
         return dataset
 
-    def _reference_log_probs(self, batch_size: int) -> list[list[float]]:
+    def _reference_log_probs(self, number: int, piece: Sequence[int]) -> list[list[float]]:
         """For each pair, the summed log-probabilities of its chosen and its rejected answer, in nats."""
-        by_length = sorted(range(len(self._rows)), key=lambda index: -row_length(self._rows[index]))
-        batches = [by_length[at : at + batch_size] for at in range(0, len(by_length), batch_size)]
-        mine = batches[self._processes.rank :: self._processes.world]
-        own: dict[int, list[float]] = {}
-        shown = bar("reference", len(mine)) if self._processes.first else contextlib.nullcontext(lambda n: None)
-        with shown as advance:
-            for batch in mine:
-                inputs = self.data_collator([self._rows[index] for index in batch])
-                inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
-                chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
-                own.update(zip(batch, map(list, zip(chosen.tolist(), rejected.tolist(), strict=True)), strict=True))
-                advance(1)
-        everyone = {index: pair for part in self._processes.gather(own) for index, pair in part.items()}
-        return [everyone[index] for index in range(len(self._rows))]
+        inputs = self.data_collator([self._rows[index] for index in piece])
+        inputs = {key: value.to(self.accelerator.device) for key, value in inputs.items()}
+        chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
+        return [list(pair) for pair in zip(chosen.tolist(), rejected.tolist(), strict=True)]
 
 
 def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[dict[str, list[int]]]:

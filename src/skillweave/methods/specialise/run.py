@@ -45,7 +45,7 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
 
 def _all_stages(run: Run[SpecialiseConfig]) -> dict[str, float]:
     config = run.config
-    entries = run.short_enough(run.task.split("train"))
+    entries = run.short_enough("train")
     probed = choose_entries(entries, config.probe_prompts, 0, config.seed)
     before = run.stage("probe-before", lambda folder: _probe(run, folder, probed))["solve_rate"]
 
@@ -123,7 +123,7 @@ def _round(run: Run[SpecialiseConfig], entries: list[Entry]) -> Callable[[Path],
             folder, config.dpo, rows, [dpo.row_length(row) for row in rows],
             lambda model, arguments, order: dpo.PairTrainer(
                 model, run.tokenizer, arguments, rows, order,
-                settings=config.dpo, reference=folder / "reference.json", processes=run.processes,
+                settings=config.dpo, reference=folder / "reference.jsonl", processes=run.processes,
             ),
         )  # fmt: skip
         return {**asdict(counted), "too_long": len(pairs) - len(rows), **figures}

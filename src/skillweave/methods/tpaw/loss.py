@@ -34,8 +34,8 @@ def team_loss(
     A target that is less likely than it was under a player pulls ``eta`` times harder; the players that themselves
     prefer the target most, the hardest to beat, weigh most. Whether a gradient passes through the weights is not
     public, and makes no difference [ours]: alpha is a step, and of beta the policy's part is common to all players and
-    cancels in the softmax, so that beta is a constant of pair and players. The loss is continuous at P_j = 0, its slope
-    is not. With one player and ``eta`` 1 this is :func:`spin_loss`.
+    cancels in the softmax, so that beta is a constant of pair and players. The loss is continuous at P_j = 0 (with
+    ``tolerance`` 0), its slope jumps by the factor eta. With one player and ``eta`` 1 this is :func:`spin_loss`.
 
     ``tolerance`` (nats) [ours]: a P_j of up to lam * tolerance counts as 0. A round begins at P_j = 0 for the newest
     player, where alpha is eta; computed in bfloat16, policy and player differ there by rounding alone.
@@ -81,7 +81,9 @@ def tspin_loss(
 
     ``policy_first`` (B,) is the log-probability under the policy of y0, the answer that the very first player wrote:
     when y' has come near to y the second term still tells something. Where y0 is y' (the first round) that term is
-    constant. One ``lam`` for both terms [ours]. The players do not enter the loss; they are read for the statistics.
+    constant; where y0 was the target itself it would teach to forget it, so a degenerate y0 is left out by giving y' in
+    its place [ours]. One ``lam`` for both terms [ours]. The players do not enter the loss; they are read for the
+    statistics.
     """
     target, generated = _rewards(policy_target, policy_generated, player_target, player_generated, lam)
     if policy_first.shape != policy_target.shape:

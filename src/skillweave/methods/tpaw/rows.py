@@ -75,10 +75,13 @@ class Rows:
 
     @functools.cached_property
     def _first(self) -> dict[str, str] | None:
-        """What the very first player answered to each prompt, where the loss asks for it."""
+        """A sound answer of the very first player to each prompt that has one, where the loss asks for it."""
         if self._run.config.loss != "tspin":
             return None
-        return {row.id: row.answers[0] for row in read_samples(self._run.folder / "round-1" / "samples.jsonl")}
+        first: dict[str, str] = {}
+        for pair in sound(self._found(1), self._run.config.drop):
+            first.setdefault(pair.id, pair.generated)
+        return first
 
     def _found(self, number: int) -> list[Opponent]:
         config = self._run.config
@@ -103,4 +106,7 @@ class Rows:
 
 
 def _texts(pair: Opponent, first: dict[str, str] | None) -> list[str]:
-    return [pair.target, pair.generated] if first is None else [pair.target, pair.generated, first[pair.id]]
+    """The sides of a row. Where the first answer was degenerate the generation stands for it, and tells nothing."""
+    if first is None:
+        return [pair.target, pair.generated]
+    return [pair.target, pair.generated, first.get(pair.id, pair.generated)]

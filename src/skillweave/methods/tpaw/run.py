@@ -78,8 +78,8 @@ class _SelfPlay:
         config = run.config
         for split in ("train", "calibration"):
             run.task.pairs(split)  # an entry without an answer is named at once
-        entries = run.short_enough(run.task.split("train"))
-        held = run.short_enough(run.task.split("calibration"), answered=True)[: config.held_out]
+        entries = run.short_enough("train")
+        held = run.short_enough("calibration", answered=True)[: config.held_out]
         team = Team(run)
         play = cls(run, team, Judge(run, team, held), Rows(run, team), entries)
         if config.start is not None or config.sft is not None:
@@ -120,7 +120,11 @@ class _SelfPlay:
         run.policy = self.team.policy(kept)
         if run.policy.trained is None:  # only player 0 can be the bare base
             raise UserError(self._nothing_to_keep(judged))
-        run.say(f"kept: round {kept} of {len(judged) - 1}" if kept else "kept: the start, no round was better")
+        run.say(
+            f"kept: round {kept} of {len(judged) - 1}"
+            if kept
+            else f"kept: the start, no round was better{_hint(judged)}"
+        )
         return {"kept_round": kept, f"held_out_{config.judge_by}": judged}
 
     def _nothing_to_keep(self, judged: list[float]) -> str:
@@ -133,8 +137,9 @@ class _SelfPlay:
             )
         return (
             f"no round was better than the base it began from (held-out {self.run.config.judge_by}: "
-            f"{', '.join(f'{value:.3g}' for value in judged)}): there is nothing to keep. Run again with keep=last to "
-            "have the last round all the same (what is done is not done again), or elsewhere with another learning_rate"
+            f"{', '.join(f'{value:.3g}' for value in judged)}): there is nothing to keep{_hint(judged)}. `skillweave "
+            "tpaw` on the same folder with keep=last gives the last round all the same, and does nothing again; or try "
+            "another learning_rate in another folder"
         )
 
     def _players(self, number: int) -> list[int]:
@@ -205,10 +210,19 @@ class _SelfPlay:
             drop_checkpoints(folder)
 
 
+def _hint(judged: list[float]) -> str:
+    if len(set(judged)) > 1:
+        return ""
+    return " (all were judged alike: where the answers are free text that no verifier knows, set judge_by=log_prob)"
+
+
 def _given(run: Run[TpawConfig], folder: Path) -> Path:
     """The delta to begin from, as the run's own copy."""
-    delta = Delta.from_pretrained(folder)
-    delta.check_base(run.base.fingerprint, run.base.ref)
+    try:
+        delta = Delta.from_pretrained(folder)
+        delta.check_base(run.base.fingerprint, run.base.ref)
+    except UserError as error:
+        raise UserError(f"start: {error}") from error
     if run.config.train == "lora" and delta.kind != "lora":
         raise UserError(f"start: {folder} is a full delta, and train is lora: set train to full, or begin from a LoRA")
     own = run.folder / "start" / "policy"  # where supervised training puts its own in its place

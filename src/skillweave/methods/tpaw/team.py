@@ -24,7 +24,7 @@ class Team:
     """The players of a run; number k is the policy after k rounds, number 0 the supervised model they start from.
 
     A player is a delta's folder, ``players/k`` (there is none for the bare base): LoRA factors, or the difference of
-    all that is trained, in the base's own precision. At most one player is in memory at a time.
+    all that is trained, in the base's own precision. Beside the base, at most one player is in memory at a time.
     """
 
     def __init__(self, run: Run[TpawConfig]) -> None:
@@ -58,7 +58,7 @@ class Team:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk of all players that are in the team."""
+        """Bytes on disk of all players that are kept: the team's, the start and the best so far."""
         return sum(file.stat().st_size for file in (self._run.folder / "players").rglob("*") if file.is_file())
 
     def log_probs(self, number: int, name: str, sides: Sequence[Side]) -> list[float]:
@@ -81,6 +81,11 @@ class Team:
         path = run.folder / "scores" / f"player-{number}" / f"{name}.jsonl"
         # Many and short: they leave no line in a log.
         return in_pieces(path, prepare, processes=run.processes, label=f"player {number}: {name}", trace=False)
+
+    def open_to_sample(self, number: int) -> Any:
+        """A player that answers, in the precision it is trained in; the one that was asked last makes room."""
+        self.close()
+        return self.policy(number).open_to_sample(self._run.config)
 
     def close(self) -> None:
         """Free the memory of the player that was asked last."""

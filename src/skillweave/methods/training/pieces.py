@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,8 +11,6 @@ from typing import Any
 from skillweave.artefact import write_text
 from skillweave.methods.training.processes import Processes
 from skillweave.progress import bar
-
-_NO_BAR = contextlib.nullcontext(lambda *args, **named: None)
 
 Work = Callable[[int, Sequence[int]], list[Any]]
 """(number of the piece, indices of its rows) -> one JSON-like value a row."""
@@ -39,8 +36,7 @@ def in_pieces(
     if not processes.from_first(path.exists):
         parts = path.with_name(f"{path.stem}.parts")
         pieces, work = prepare()
-        shown = bar(label, len(pieces), trace=trace) if processes.first else _NO_BAR
-        with shown as advance:
+        with bar(label, len(pieces), shown=processes.first, trace=trace) as advance:
             _share(pieces, work, parts, processes, advance, note)
         processes.wait()
         if processes.first:

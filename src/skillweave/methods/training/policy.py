@@ -69,9 +69,10 @@ class Policy:
         """The model with all that was trained in its weights."""
         if self.trained is None or not is_delta(self.trained):
             return AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
-        model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+        # Added in float32 and rounded once: on weights that were rounded first, most of a small delta would be lost.
+        model: Any = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
         Delta.from_pretrained(self.trained).add_to(model)
-        return model
+        return model.to(dtype)
 
     def _with_adapter(self, model: Any, config: ModelSettings) -> Any:
         if self.trained is not None:

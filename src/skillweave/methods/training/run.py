@@ -97,19 +97,24 @@ class Run(Generic[C]):
         if self.processes.first:
             console.print(f"  {text}", soft_wrap=True)
 
-    def short_enough(self, entries: Sequence[Entry], *, answered: bool = False) -> list[Entry]:
-        """The entries whose prompt leaves room for an answer, here and in the base's context; ``answered``: for its
-        own gold answer."""
+    def short_enough(self, split: str, *, answered: bool = False) -> list[Entry]:
+        """The entries of a split whose prompt leaves room for an answer, or with ``answered`` for its own gold answer,
+        within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
-        def tokens(entry: Entry) -> int:
+        def fits(entry: Entry) -> bool:
             answer = len(answer_ids(self.tokenizer, str(entry.answer))) if answered else 1
-            return len(prompt_ids(self.tokenizer, entry.prompt)) + answer
+            return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
 
-        kept = [entry for entry in entries if tokens(entry) <= self.max_length]
+        entries = self.task.split(split)
+        kept = [entry for entry in entries if fits(entry)]
+        what = "prompts with their answers" if answered else "prompts"
         if not kept:
-            raise UserError(f"task '{self.task.name}': every prompt has {self.max_length} tokens or more (max_length)")
+            raise UserError(
+                f"task '{self.task.name}': all {split} {what} are longer than {self.max_length} tokens (max_length, or "
+                "the base's context)"
+            )
         if len(kept) < len(entries):
-            self.say(f"{len(entries) - len(kept)} prompts of {self.max_length} tokens or more are left out")
+            self.say(f"{len(entries) - len(kept)} {split} {what} are longer than {self.max_length} tokens: left out")
         return kept
 
     def stage(
@@ -180,6 +185,7 @@ class Run(Generic[C]):
 
     def finish(self, facts: dict[str, Any]) -> Delta:
         """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""
+        self.processes.wait()  # none may still look for what is removed here
         self.processes.from_first(lambda: self._write(facts))
         return self.delta
 
@@ -202,31 +208,40 @@ class Run(Generic[C]):
 def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Task) -> None:
     """Write the resolved settings, or check that the run found in the folder has the same."""
     settings = config.model_dump(mode="json")
-    examples = task.key
     identity = {
         "method": method,
         "base": {"ref": base.ref, "fingerprint": base.fingerprint},
-        "task": examples,
+        "task": task.key,
         "config": settings,
     }
     path = folder / "config.json"
-    changed: list[str] = []
     if path.exists():
         found = read_json(path)
         if not (isinstance(found, dict) and {"method", "base", "config", "task"} <= set(found)):
             raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
-        if found["base"]["fingerprint"] != base.fingerprint:
-            raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
-        changed = [key for key, value in settings.items() if found["config"].get(key) != value]
-        free = () if (folder / "delta").is_dir() else config.may_change
-        other = [key for key in changed if key not in free]
-        if found["task"] != examples:
-            other.append("other examples in the task")
-        if other or found["method"] != method:
-            raise UserError(
-                f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
-                "choose another folder, or delete this one to begin anew"
-            )
-    if not path.exists() or changed:
-        versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-        write_json(path, {**identity, "versions": versions})
+        if _begun(folder):
+            _check_same(folder, found, identity, config.may_change)
+            if found["config"] == settings:
+                return
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+    write_json(path, {**identity, "versions": versions})
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is more than the settings: a run that ended at once, for a mistake, may begin with others."""
+    return any(path.name != "config.json" and not path.name.startswith(".") for path in folder.iterdir())
+
+
+def _check_same(folder: Path, found: dict[str, Any], ours: dict[str, Any], may_change: Collection[str]) -> None:
+    """Raise :class:`UserError` unless the run in the folder is this one; ``may_change`` holds until it is finished."""
+    if found["base"]["fingerprint"] != ours["base"]["fingerprint"]:
+        raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
+    free = () if (folder / "delta").is_dir() else may_change
+    other = [key for key, value in ours["config"].items() if found["config"].get(key) != value and key not in free]
+    if found["task"] != ours["task"]:
+        other.append("other examples in the task")
+    if other or found["method"] != ours["method"]:
+        raise UserError(
+            f"{folder} holds a run with other settings ({', '.join(other) or found['method']}): "
+            "choose another folder, or delete this one to begin anew"
+        )

@@ -132,8 +132,7 @@ def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Mark(processes))
-    shown = bar(label, trainer.args.max_steps) if processes.first else contextlib.nullcontext(lambda *a, **k: None)
-    with shown as advance, disk_errors(folder):
+    with bar(label, trainer.args.max_steps, shown=processes.first) as advance, disk_errors(folder):
         trainer.add_callback(_Show(advance))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]

@@ -1,4 +1,4 @@
-"""Run TPAW on the repeats in a process of its own: ``tpaw_driver.py BASE OUT SETTINGS_JSON [STAGE STEP]``.
+"""Run TPAW on the repeats in a process of its own: ``driver.py BASE OUT SETTINGS_JSON [STAGE STEP]``.
 
 With a stage and a step the process kills itself (SIGKILL) after that step.
 """
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from digits import Repeats
 
+from digits import Repeats
 from skillweave.base import open_base
 from skillweave.methods.tpaw import TpawConfig
 from skillweave.methods.tpaw import run as package_run  # noqa: F401

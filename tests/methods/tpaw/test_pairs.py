@@ -1,14 +1,11 @@
-"""From generations to pairs that are worth training on; and who wins against whom."""
+"""From generations to pairs that are worth training on."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 
 from micro import micro_tokenizer
 from skillweave.methods.tpaw.config import FAULTS
-from skillweave.methods.tpaw.judge import scores, sides, wins_by_log_prob, wins_by_score
 from skillweave.methods.tpaw.pairs import Opponent, counted, faults, opponents, preferences, sound
 from skillweave.methods.training.answers import Answered
 
@@ -142,29 +139,3 @@ def test_a_prompt_has_no_more_preferences_than_answers():
     pairs = preferences([row], seed=0)
     assert len(pairs) == len({(one.target, one.generated) for one in pairs}) == 6
     assert pairs == preferences([row], seed=0)
-
-
-def test_a_tie_counts_half_on_each_side():
-    assert wins_by_score([1.0, 0.5, 0.0, 0.2], [0.0, 0.5, 1.0, 0.1]) == (1 + 0.5 + 0 + 1) / 4
-    own, other = [0.3, 0.9, 0.1], [0.3, 0.2, 0.8]
-    assert wins_by_score(own, other) + wins_by_score(other, own) == pytest.approx(1)
-    assert wins_by_score([math.nan], [0.0]) == 0
-
-
-def test_a_win_by_likelihood_is_a_reward_margin_whatever_lam():
-    target, answer = [-3.0, -5.0, -2.0], [-4.0, -2.0, -9.0]
-    of_target, of_answer = [-4.0, -4.0, -2.0], [-4.0, -2.0, -9.0]
-    assert wins_by_log_prob(target, answer, of_target, of_answer) == (1 + 0 + 0.5) / 3
-    for lam in (0.1, 5.0):
-        margins = [
-            lam * (y - o_y) - lam * (g - o_g)
-            for y, g, o_y, o_g in zip(target, answer, of_target, of_answer, strict=True)
-        ]
-        won = [(margin > 0) + 0.5 * (margin == 0) for margin in margins]
-        assert wins_by_log_prob(target, answer, of_target, of_answer) == sum(won) / 3
-
-
-def test_the_judge_reads_each_prompts_first_answer():
-    rows = [answered(["1", "2"], scores=[0.5, 1.0]), answered(["3"], scores=[0.25], prompt="say 3")]
-    assert scores(rows) == [0.5, 0.25]
-    assert sides(rows) == [("say 7", "1"), ("say 3", "3")]

@@ -1,0 +1,81 @@
+"""What a method's run shares with all others: whose folder it is, what fits, and the policy between its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from digits import Digits, Repeats
+from skillweave.artefact import read_json
+from skillweave.base import open_base
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.methods.training.policy import Policy
+from skillweave.methods.training.run import Run
+from skillweave.methods.training.settings import ModelSettings
+
+
+@pytest.fixture(scope="module")
+def base(micro_base):
+    return open_base(micro_base, device="cpu")
+
+
+def begin(base, folder: Path, task=None, **settings) -> Run:
+    return Run.begin("a-method", base, ModelSettings(**settings), task or Digits(), folder)
+
+
+def test_a_folder_with_nothing_done_may_be_begun_otherwise(base, tmp_path):
+    begin(base, tmp_path, max_length=3)
+    again = begin(base, tmp_path, max_length=30)
+    assert read_json(tmp_path / "config.json")["config"]["max_length"] == 30
+    again.stage("one", lambda folder: {"steps": 0})
+    with pytest.raises(UserError, match=r"other settings \(max_length\)"):
+        begin(base, tmp_path, max_length=40)
+
+
+def test_a_stage_is_done_once(base, tmp_path):
+    def work(folder):
+        done.append(folder.name)
+        return {"steps": len(done), "loss": 0.5}
+
+    done: list[str] = []
+    assert begin(base, tmp_path).stage("one", work)["steps"] == 1
+    assert begin(base, tmp_path).stage("one", work)["steps"] == 1
+    assert done == ["one"]
+
+
+def test_what_does_not_fit_is_left_out_and_nothing_left_is_an_error(base, tmp_path, capsys):
+    task = Repeats(40, 8)
+    run = begin(base, tmp_path, task, max_length=19)
+    lengths = {entry.id: len(f"{entry.prompt}") + 3 for entry in task.splits["train"]}  # <user>, <end>, <assistant>
+    assert [entry.id for entry in run.short_enough("train")] == [id for id, n in lengths.items() if n < 19]
+    answered = run.short_enough("train", answered=True)
+    assert [entry.id for entry in answered] == [
+        entry.id for entry in task.splits["train"] if lengths[entry.id] + len(entry.answer) + 1 <= 19
+    ]
+    assert 0 < len(answered) < 20
+    assert "train prompts with their answers are longer than 19 tokens: left out" in capsys.readouterr().err
+    with pytest.raises(UserError, match="all calibration prompts are longer than 4 tokens"):
+        begin(base, tmp_path, task, max_length=4).short_enough("calibration")
+
+
+def test_the_sampled_model_is_the_trained_one_rounded_once(base, tmp_path):
+    """On a float32 base: adding a small delta to weights that were rounded before would lose most of it."""
+    generator = torch.Generator().manual_seed(0)
+    change = {
+        name: 1e-5 * torch.randn(parameter.shape, generator=generator)
+        for name, parameter in base.model.named_parameters()
+    }
+    Delta(change, base_fingerprint=base.fingerprint).save_pretrained(tmp_path / "delta")
+    policy = Policy(base.path, base.ref, torch.device("cpu"), tmp_path / "delta")
+    trained = dict(policy.open_to_train(ModelSettings(), seed=0).named_parameters())
+    plain = dict(AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.bfloat16).named_parameters())
+    sampled = dict(policy.open_to_sample(SimpleNamespace(bf16=True, train="full")).named_parameters())
+    for name, parameter in trained.items():
+        torch.testing.assert_close(parameter, base.model.get_parameter(name) + change[name])
+        assert torch.equal(sampled[name], parameter.bfloat16())
+    assert any(not torch.equal(sampled[name], plain[name]) for name in trained)
