@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from digits import Digits
+from method_driver import drive
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_base, open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
@@ -304,11 +303,7 @@ def test_it_is_silent_but_for_our_lines(base, tmp_path, capfd):
 
 
 def driver(base: Path, out: Path, *more: str, processes: int = 1, **changes) -> int:
-    folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{folder.parents[1] / 'src'}:{folder.parent}", "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
-    script = [str(folder / "specialise_driver.py"), str(base), str(out), json.dumps({**SETTINGS, **changes}), *more]
-    return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode
+    return drive("specialise", base, out, {**SETTINGS, **changes}, *more, processes=processes)
 
 
 @pytest.mark.slow

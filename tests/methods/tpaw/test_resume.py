@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +9,7 @@ import pytest
 from selfplay import SETTINGS, record, run_module, same_bits, settings, stop_at, stop_calling, stop_writing, tensors
 
 from digits import Repeats
+from method_driver import drive
 from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -132,18 +129,7 @@ def test_other_examples_in_the_same_folder_are_refused(base, whole, monkeypatch)
 
 
 def driver(base: Path, out: Path, *more: str, processes: int = 1, **changes) -> int:
-    folder = Path(__file__).parent
-    source, tests = folder.parents[2] / "src", folder.parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{source}:{tests}", "OMP_NUM_THREADS": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
-    script = [
-        str(folder / "driver.py"),
-        str(base),
-        str(out),
-        json.dumps({**SETTINGS, **changes}),
-        *more,
-    ]
-    return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode
+    return drive("tpaw", base, out, {**SETTINGS, **changes}, *more, processes=processes)
 
 
 @pytest.mark.slow

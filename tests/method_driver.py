@@ -1,0 +1,53 @@
+"""Run a method in processes of its own: to be killed in the middle of it, or to be several.
+
+As a script: ``method_driver.py METHOD BASE OUT SETTINGS_JSON [STAGE STEP]``; with a stage and a step the process kills
+itself (SIGKILL) after that step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from digits import Digits, Repeats
+
+TASKS = {"specialise": Digits, "tpaw": Repeats}
+
+
+def drive(method: str, base: Path, out: Path, settings: dict[str, Any], *more: str, processes: int = 1) -> int:
+    """The exit status of a run of the method, by ``torchrun`` where there are several processes."""
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}", "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
+    script = [__file__, method, str(base), str(out), json.dumps(settings), *more]
+    return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode
+
+
+def main(method: str, base: str, out: str, settings: str, stage: str = "", step: str = "0") -> None:
+    from skillweave.base import open_base
+    from skillweave.methods import get_method
+    from skillweave.methods.training import trainer
+
+    torch.set_num_threads(1)
+    chosen = get_method(method)
+    sys.modules[chosen.run.__module__].load_task = lambda spec: TASKS[method]()
+    shown = trainer._Show.on_step_end
+
+    def on_step_end(self, args, state, control, **kwargs):
+        shown(self, args, state, control, **kwargs)
+        if Path(args.output_dir).name == stage and state.global_step == int(step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer._Show.on_step_end = on_step_end
+    chosen.run(open_base(base, device="cpu"), chosen.config(**json.loads(settings)), Path(out))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
