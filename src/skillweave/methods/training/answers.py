@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import digest
 from skillweave.base.chat import Prompt, as_messages
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
+from skillweave.methods.training.order import stage_seed
 from skillweave.methods.training.pieces import Work, by_length, in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import SamplingSettings
@@ -34,11 +34,6 @@ class Answered:
     answers: list[str]
     scores: list[float]
     ended: list[bool]
-
-
-def stage_seed(seed: int, name: str) -> int:
-    """A seed of its own for each stage, the same on every machine and number of processes."""
-    return int(digest([seed, name])[:7], 16)
 
 
 def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int) -> list[Entry]:

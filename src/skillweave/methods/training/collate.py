@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-Sides = tuple[list[int], list[int]]
+TokenRow = tuple[list[int], list[int]]
 """Token ids of a prompt and of an answer to it."""
 
 
-def padded(rows: Sequence[Sides], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[TokenRow], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
     """``input_ids``, ``attention_mask``, ``labels`` (-100 but on answers): all (N, T) int64, padded on the right."""
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids, mask, labels = [], [], []

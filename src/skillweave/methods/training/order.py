@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from skillweave.artefact import digest
+
 _BATCHES_A_WINDOW = 8
+
+
+def stage_seed(seed: int, name: str) -> int:
+    """A seed of its own for each stage, the same on every machine and number of processes."""
+    return int(digest([seed, name])[:7], 16)
 
 
 def batch_order(lengths: Sequence[int], batch_size: int, steps: int, seed: int) -> list[int]:

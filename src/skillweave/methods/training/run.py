@@ -24,8 +24,7 @@ from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.methods.training.answers import stage_seed
-from skillweave.methods.training.order import batch_order
+from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import ModelSettings, TrainingSettings
 from skillweave.progress import console
