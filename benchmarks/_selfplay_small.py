@@ -90,13 +90,12 @@ def play(plan: Play) -> dict[str, Any]:
         "start": str(Path(plan.start) / "delta"),
         "rounds": ROUNDS,
         "lam": LAM,
-        "prompts_per_round": None,
         "training": {"steps": equal_steps(plan.arm, STEPS), "batch_size": BATCH, "learning_rate": RATE},
     }
     folder = Path(plan.start).with_name(f"play-{plan.arm.replace(' ', '-')}-{plan.seed}")
     get_method("tpaw").run(open_base(BASE, device="cpu"), TpawConfig.model_validate(settings), folder)
     stages = read_json(folder / "figures.json")["stages"]
-    team = [stages[f"round-{at}"].get("team_bytes") for at in range(1, ROUNDS + 1)]
+    team = [stages[f"round-{at}"]["team_bytes"] for at in range(1, ROUNDS + 1)]
     return {**curves(stages), "others": others(folder / "delta"), "team_bytes": team}
 
 

@@ -1,4 +1,4 @@
-"""Run a method in processes of its own: to be killed in the middle of it, or to be several.
+"""Break a method off in the middle of it, or run it in processes of its own: to be killed, or to be several.
 
 As a script: ``method_driver.py METHOD BASE OUT SETTINGS_JSON [STAGE STEP]``; with a stage and a step the process kills
 itself (SIGKILL) after that step.
@@ -11,9 +11,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from digits import Digits, Repeats
@@ -30,23 +32,39 @@ def drive(method: str, base: Path, out: Path, settings: dict[str, Any], *more: s
     return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode
 
 
-def main(method: str, base: str, out: str, settings: str, stage: str = "", step: str = "0") -> None:
-    from skillweave.base import open_base
-    from skillweave.methods import get_method
+def at_step(patch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[], None]) -> None:
+    """Let a training do ``act`` at the end of one step of one stage."""
     from skillweave.methods.training import trainer
 
-    torch.set_num_threads(1)
-    chosen = get_method(method)
-    sys.modules[chosen.run.__module__].load_task = lambda spec: TASKS[method]()
     shown = trainer._Show.on_step_end
 
     def on_step_end(self, args, state, control, **kwargs):
         shown(self, args, state, control, **kwargs)
-        if Path(args.output_dir).name == stage and state.global_step == int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if Path(args.output_dir).name == stage and state.global_step == step:
+            act()
 
-    trainer._Show.on_step_end = on_step_end
-    chosen.run(open_base(base, device="cpu"), chosen.config(**json.loads(settings)), Path(out))
+    patch.setattr(trainer._Show, "on_step_end", on_step_end)
+
+
+def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
+    """Break a training off at the end of one step of one stage, as Ctrl-C does."""
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    at_step(patch, stage, step, stop)
+
+
+def main(method: str, base: str, out: str, settings: str, stage: str = "", step: str = "0") -> None:
+    from skillweave.base import open_base
+    from skillweave.methods import get_method
+
+    torch.set_num_threads(1)
+    chosen = get_method(method)
+    sys.modules[chosen.run.__module__].load_task = lambda spec: TASKS[method]()
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, stage, int(step), lambda: os.kill(os.getpid(), signal.SIGKILL))
+        chosen.run(open_base(base, device="cpu"), chosen.config(**json.loads(settings)), Path(out))
 
 
 if __name__ == "__main__":

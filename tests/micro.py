@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import LlamaForCausalLM
 
 import skillweave.micro
+from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.micro import MicroShape, micro_tokenizer
 
 __all__ = ["micro_model", "micro_tokenizer", "save_micro"]
@@ -29,3 +31,14 @@ def save_micro(folder: Path, **options) -> Path:
     micro_model(**options).save_pretrained(folder)
     micro_tokenizer().save_pretrained(folder)
     return folder
+
+
+def log_prob(model, tokenizer, prompt: str, answer: str) -> float:
+    """Summed log-probability of an answer, one token at a time."""
+    ids = prompt_ids(tokenizer, prompt)
+    total = 0.0
+    with torch.no_grad():
+        for token in answer_ids(tokenizer, answer):
+            total += float(model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])
+            ids = [*ids, token]
+    return total

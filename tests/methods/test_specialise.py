@@ -12,7 +12,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from digits import Digits
-from method_driver import drive
+from method_driver import drive, stop_at
+from micro import log_prob
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_base, open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
@@ -70,28 +71,6 @@ def whole(base, tmp_path_factory):
 
 def tensors(delta: Delta) -> dict[str, torch.Tensor]:
     return {name: delta.tensor(name) for name in delta.names()}
-
-
-def stop_at(monkeypatch, stage: str, step: int) -> None:
-    shown = trainer._Show.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        shown(self, args, state, control, **kwargs)
-        if Path(args.output_dir).name == stage and state.global_step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer._Show, "on_step_end", on_step_end)
-
-
-def log_prob(model, tokenizer, prompt: str, answer: str) -> float:
-    """Summed log-probability of an answer, one token at a time."""
-    ids = prompt_ids(tokenizer, prompt)
-    total = 0.0
-    with torch.no_grad():
-        for token in answer_ids(tokenizer, answer):
-            total += float(model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])
-            ids = [*ids, token]
-    return total
 
 
 def test_it_learns_and_tells_what_it_did(base, whole):

@@ -13,11 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from digits import Repeats
 from skillweave.artefact import read_json
-from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.delta import Delta
 from skillweave.methods.tpaw import TpawConfig
 from skillweave.methods.tpaw import run as package_run  # noqa: F401
-from skillweave.methods.training import pieces, trainer
+from skillweave.methods.training import pieces
 from skillweave.methods.training import run as shared
 
 run_module = sys.modules["skillweave.methods.tpaw.run"]
@@ -102,17 +101,6 @@ def record(out: Path) -> dict[str, object]:
     return kept | {str(path.relative_to(out)): lasting(read_json(path)) for path in out.rglob("*.json")}
 
 
-def log_prob(model, tokenizer, prompt: str, answer: str) -> float:
-    """Summed log-probability of an answer, one token at a time."""
-    ids = prompt_ids(tokenizer, prompt)
-    total = 0.0
-    with torch.no_grad():
-        for token in answer_ids(tokenizer, answer):
-            total += float(model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])
-            ids = [*ids, token]
-    return total
-
-
 def model_with(base, delta: Delta):
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
     delta.add_to(model)
@@ -120,17 +108,6 @@ def model_with(base, delta: Delta):
 
 
 # -- ways to break off -----------------------------------------------------------------------------------------------
-
-
-def stop_at(patch, stage: str, step: int) -> None:
-    shown = trainer._Show.on_step_end
-
-    def on_step_end(self, args, state, control, **kwargs):
-        shown(self, args, state, control, **kwargs)
-        if Path(args.output_dir).name == stage and state.global_step == step:
-            raise KeyboardInterrupt
-
-    patch.setattr(trainer._Show, "on_step_end", on_step_end)
 
 
 def stop_writing(patch, out: Path, file: str, after: bool = False) -> None:

@@ -6,10 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from selfplay import SETTINGS, record, run_module, same_bits, settings, stop_at, stop_calling, stop_writing, tensors
+from selfplay import SETTINGS, record, run_module, same_bits, settings, stop_calling, stop_writing, tensors
 
 from digits import Repeats
-from method_driver import drive
+from method_driver import drive, stop_at
 from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError

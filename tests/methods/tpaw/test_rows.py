@@ -6,8 +6,9 @@ from collections import Counter
 from statistics import fmean
 
 import pytest
-from selfplay import LN2, log_prob, settings
+from selfplay import LN2, settings
 
+from micro import log_prob
 from skillweave.artefact import read_json
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids

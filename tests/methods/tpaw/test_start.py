@@ -7,23 +7,12 @@ from statistics import fmean
 import pytest
 import torch
 from peft import PeftModel
-from selfplay import (
-    LN2,
-    SETTINGS,
-    SFT,
-    SHORT,
-    log_prob,
-    model_with,
-    run_module,
-    same_bits,
-    settings,
-    stop_at,
-    stop_calling,
-)
+from selfplay import LN2, SETTINGS, SFT, SHORT, model_with, run_module, same_bits, settings, stop_calling
 from transformers import AutoModelForCausalLM
 
 from digits import Repeats
-from micro import save_micro
+from method_driver import stop_at
+from micro import log_prob, save_micro
 from skillweave.artefact import read_json
 from skillweave.base import open_base, open_tokenizer
 from skillweave.delta import Delta

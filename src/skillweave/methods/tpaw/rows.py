@@ -19,6 +19,7 @@ class Rows:
 
     def __init__(self, run: Run[TpawConfig], team: Team) -> None:
         self._run, self._team = run, team
+        self._found_in: dict[int, list[Opponent]] = {}
         self._pairs: dict[int, list[Opponent]] = {}
 
     def counts(self, number: int) -> dict[str, int]:
@@ -84,11 +85,16 @@ class Rows:
         return first
 
     def _found(self, number: int) -> list[Opponent]:
-        config = self._run.config
-        samples = read_samples(self._run.folder / f"round-{number}" / "samples.jsonl")
-        if config.loss == "dpo":
-            return preferences(samples, config.seed)
-        return opponents(self._run.tokenizer, samples, config.length_ratio)
+        """All pairs of a round's own generations, read and looked through once."""
+        if number not in self._found_in:
+            config = self._run.config
+            samples = read_samples(self._run.folder / f"round-{number}" / "samples.jsonl")
+            self._found_in[number] = (
+                preferences(samples, config.seed)
+                if config.loss == "dpo"
+                else opponents(self._run.tokenizer, samples, config.length_ratio)
+            )
+        return self._found_in[number]
 
     def _fits(self, pair: Opponent) -> bool:
         longest = max(len(self._answer(text)) for text in _texts(pair, self._first))
