@@ -6,9 +6,11 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from skillweave.build.backbone import METHOD
 from skillweave.config import ByteSize, Config, read_config
 from skillweave.errors import UserError
 from skillweave.methods import get_method
+from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
@@ -23,6 +25,16 @@ class SkillConfig(Config):
     settings: dict[str, Any] = Field(default_factory=dict, description="The method's own settings.")
     pack: str | None = Field(None, description="A skillpack folder that already exists, instead of a method.")
     zip: dict[str, Any] = Field(default_factory=dict, description="Settings of the zip for this skill alone.")
+
+    @field_validator("method")
+    @classmethod
+    def _makes_a_skill(cls, method: str) -> str:
+        if method == METHOD:
+            raise ValueError(
+                f"{METHOD} takes knowledge out of the base and makes no skill: write its settings under `unlearn:`, "
+                "beside `skills:`, and every skill inherits it"
+            )
+        return method
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -58,6 +70,7 @@ class WeaveConfig(Config):
     device: str | None = None
     budget: ByteSize | None = Field(None, description="Most bytes in memory, base and packs together.")
     seed: int = 0
+    unlearn: CkuConfig | None = Field(None, description="What to take out of the base before any skill is grown on it.")
     skills: dict[str, SkillConfig] = Field(min_length=1)
     zip: ZipConfig = Field(default_factory=ZipConfig)
     router: RouterConfig = Field(default_factory=RouterConfig)
@@ -72,6 +85,12 @@ class WeaveConfig(Config):
             except UserError as error:
                 raise ValueError(str(error)) from error
         return skills
+
+    def unlearning(self) -> CkuConfig | None:
+        """The unlearning, if any; its seed is the weave's unless it names its own."""
+        if self.unlearn is None or "seed" in self.unlearn.model_fields_set:
+            return self.unlearn
+        return self.unlearn.model_copy(update={"seed": self.seed})
 
     def method_config(self, skill: str) -> Config:
         """The config of the skill's method, checked: its settings plus the task and the seed of the weave."""

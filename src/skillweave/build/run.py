@@ -1,4 +1,4 @@
-"""The build: specialise, zip, route, weave, score, report.
+"""The build: unlearn, specialise, zip, route, weave, score, report.
 
 The output folder is the weave and its report, put in place whole at the end. Beside it, ``NAME.work/`` holds what
 the steps left (checkpoints, deltas, packs, every answer behind a figure), so that the next run skips what is done; it
@@ -15,13 +15,15 @@ from typing import Any
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
 from skillweave.build.evaluate import AnswerFunction, read_packs, read_score, score_once
 from skillweave.build.step import run_step, step_seconds
-from skillweave.delta import Delta
+from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.methods import get_method
-from skillweave.pack import Skillpack
+from skillweave.methods.cku.config import CkuConfig
+from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
@@ -53,6 +55,7 @@ def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
             f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
         )
     run = _Build(config, out.with_name(f"{out.name}.work"))
+    run.unlearn()
     for skill in config.skills:
         run.score_base(skill)
         run.specialise(skill)
@@ -75,13 +78,19 @@ class _Build:
     config: WeaveConfig
     work: Path
     base: Base = field(init=False)
+    """What the skills stand on: the base, and once it is unlearnt the backbone."""
+    plain: BaseRef = field(init=False)
+    """The base as it came."""
     tasks: dict[str, Task] = field(init=False)
     keys: dict[str, str] = field(default_factory=dict)
     woven: Weave | None = None
+    unlearning: CkuConfig | None = field(init=False)
 
     def __post_init__(self) -> None:
         console.print(f"[bold]base[/bold] {self.config.base}")
         self.base = open_base(self.config.base, dtype=self.config.dtype, device=self.config.device)
+        self.plain = BaseRef(ref=self.config.base, fingerprint=self.base.fingerprint)
+        self.unlearning = self.config.unlearning()
         self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
         self.keys["base"] = self.base.fingerprint
         for name in self.config.skills:
@@ -95,9 +104,11 @@ class _Build:
             if len(self.tasks[name].split("train")) < 2:
                 raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
             if skill.pack is not None:
-                Skillpack.from_pretrained(skill.pack).check_base(self.base.fingerprint)
+                self._check_pack(name, skill.pack)
             elif self.config.zip_config(name).needs_calibration:
                 self.tasks[name].pairs("calibration")
+        if self.unlearning is not None:
+            unlearning_inputs(self.unlearning)
         check_layer(self.base, self.config.router.layer)
         held, budget = self.base.nbytes, self.config.budget
         if budget is not None and held >= budget:
@@ -106,7 +117,39 @@ class _Build:
                 f"{human_bytes(budget)} is for base and packs together: raise it"
             )
 
+    def _check_pack(self, skill: str, pack: str) -> None:
+        """Raise :class:`UserError` for a ready pack that is not of this base, or of the base before its unlearning."""
+        ready = Skillpack.from_pretrained(pack)
+        if self.unlearning is None or "backbone/model" in self.keys:
+            ready.check_base(self.base.fingerprint)
+        elif ready.card.base.fingerprint == self.plain.fingerprint:
+            raise UserError(
+                f"skills.{skill}.pack: {pack} was made on {self.config.base} as it came, and the skills of this weave "
+                f"stand on what `unlearn` makes of it: give the skill's method instead, or remove `unlearn`"
+            )
+
     # -- the steps, in their order ---------------------------------------------------------------------------------
+
+    def unlearn(self) -> None:
+        """Take out of the base what `unlearn` lists; from here on the base is what is left, opened from its folder."""
+        if self.unlearning is None:
+            return
+        settings, method = self.unlearning, get_method(METHOD)
+
+        def unlearn(folder: Path) -> None:
+            method.run(self.base, settings, folder)
+
+        def write(folder: Path) -> None:
+            write_tuned(self.base.path, Delta.from_pretrained(self._unlearnt / "delta"), folder / "model")
+
+        inputs = unlearning_inputs(settings)
+        self._step("backbone", "unlearn", f"{METHOD}: take knowledge out of the base", ["base"], inputs, unlearn)
+        self._step("backbone", "model", "write the unlearnt base", ["backbone/unlearn"], {}, write)
+        self.base = open_unlearnt(self._folder("backbone", "model") / "model", self.config)
+        self.keys["base"] = self.base.fingerprint
+        for name, skill in self.config.skills.items():
+            if skill.pack is not None:
+                self._check_pack(name, skill.pack)
 
     def score_base(self, skill: str) -> None:
         """What the base scores before anything is learnt."""
@@ -171,12 +214,22 @@ class _Build:
         def put_together(folder: Path) -> None:
             packs = {name: self._folder(name, "pack") / "pack" for name in names}
             router = Router.load(self._folder("weave", "router") / "router")
-            Weave.write(self.woven_folder, self.base, packs, router, dtype=self.config.dtype, budget=self.config.budget)
+            Weave.write(
+                self.woven_folder,
+                self.base,
+                packs,
+                router,
+                backbone=None if self.unlearning is None else self._unlearnt / "delta",
+                dtype=self.config.dtype,
+                budget=self.config.budget,
+            )
 
         settings = {"router": chosen.model_dump(mode="json"), "seed": self.config.seed, "dtype": self.config.dtype}
         tasks = [f"{name}/task" for name in names]
         self._step("weave", "router", "fit the router", ["base", *tasks], settings, fit)
         parts = ["weave/router", *(f"{name}/pack" for name in names)]
+        if self.unlearning is not None:
+            parts.append("backbone/unlearn")
         served = {"dtype": self.config.dtype, "budget": self.config.budget}
         self._step("weave", "woven", "put packs and router together", parts, served, put_together)
         self.woven = Weave.from_pretrained(self.woven_folder, base=self.base)
@@ -216,7 +269,7 @@ class _Build:
         base_bytes = self.base.nbytes
         return {
             "name": self.config.name,
-            "base": {"ref": self.config.base, "fingerprint": self.base.fingerprint},
+            "base": {**self.plain.model_dump(), "unlearnt": self._unlearning_report()},
             "dtype": self.config.dtype,
             "skills": skills,
             "memory": {
@@ -234,6 +287,11 @@ class _Build:
             "versions": versions(),
             "seconds": sum(step_seconds(self.work / name) for name in self.keys),
         }
+
+    def _unlearning_report(self) -> dict[str, Any] | None:
+        if self.unlearning is None:
+            return None
+        return unlearning_report(self.unlearning, self.base.fingerprint, self._unlearnt)
 
     def _skill_report(self, skill: str) -> dict[str, Any]:
         scores = self._scores(skill)
@@ -253,6 +311,11 @@ class _Build:
 
     def _folder(self, skill: str, what: str) -> Path:
         return self.work / skill / what
+
+    @property
+    def _unlearnt(self) -> Path:
+        """The run that made the backbone's delta."""
+        return self._folder("backbone", "unlearn")
 
     @property
     def woven_folder(self) -> Path:
@@ -309,7 +372,7 @@ class _Build:
     def _specialist(self, skill: str) -> AnswerFunction:
         # In float32, as it was trained: the pack runs beside the base, and must be held against the specialist itself,
         # not against one whose weights were rounded to the base's dtype.
-        base = open_base(self.config.base, dtype="float32", device=self.config.device)
+        base = open_base(self.base.path, dtype="float32", device=self.config.device)
         return self._answers_of(self._delta(skill).apply(base, in_place=True).model)
 
     def _answers_of_weave(self, woven: Weave, pack: str) -> AnswerFunction:

@@ -14,6 +14,7 @@ from rich.text import Text
 from skillweave.pack import Skillpack
 from skillweave.report import human_bytes, short_skill_table
 from skillweave.weave import WeaveCard
+from skillweave.weave.backbone import read_backbone
 
 # Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
 out = Console(highlight=False, markup=False, emoji=False)
@@ -107,12 +108,25 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
         [
             ("weave", str(folder)),
             ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
+            *_backbone_facts(card, folder),
             ("router", "yes" if card.router else "no"),
             ("dtype", card.dtype or "as the base's files"),
             ("budget", f"{human_bytes(card.budget)} in memory, base included" if card.budget else "none"),
         ]
     )
     out.print(table)
+
+
+def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
+    """What is laid on the base before any pack is: how it was made, what it changes; nothing where there is none."""
+    if card.backbone is None:
+        return []
+    delta = read_backbone(folder)
+    method = delta.provenance.get("method", "a delta")
+    return [
+        ("backbone", f"the base after {method} ({card.backbone.fingerprint[:23]}...)"),
+        ("", f"{len(delta.names())} tensors changed, {human_bytes(delta.nbytes)} on disk; every pack stands on it"),
+    ]
 
 
 def _show_facts(facts: Sequence[tuple[str, str]]) -> None:

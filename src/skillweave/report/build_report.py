@@ -116,12 +116,27 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    router, memory = report["router"], report["memory"]
+    router, memory, base = report["router"], report["memory"], report["base"]
     return [
-        f"Base {report['base']['ref']} ({report['base']['fingerprint'][:23]}...), served in {report['dtype']}.",
+        f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}.",
+        *([_unlearnt_note(base["unlearnt"])] if base.get("unlearnt") else []),
         'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
         '(oracle routing), "routed weave" leaves the choice to the router.',
         f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
         f"{100 * router['abstained']:.1f}% to the plain base.",
         f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
     ]
+
+
+def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
+    """What was taken out of the base, and the figures of it before and after."""
+    figures = [
+        f"{name.replace('_', ' ')} {value:.3g} before, {unlearnt['after'][name]:.3g} after"
+        for name, value in unlearnt["before"].items()
+    ]
+    return (
+        f"Unlearnt by {unlearnt['method']} before anything else: what {', '.join(unlearnt['forget'])} holds was taken "
+        f'out. Every skill stands on what is left ({unlearnt["fingerprint"][:23]}...), which "base" means below'
+        + "".join(f"; {figure}" for figure in figures)
+        + "."
+    )

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillweave.artefact import atomic_folder, read_card_file, write_json
 from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.pack import BaseRef, Skillpack
+from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
 from skillweave.weave.router import BASE, Route, Router, features
 from skillweave.weave.woven import Woven
 
@@ -25,6 +27,14 @@ AUTO = "auto"
 """In place of a pack's name: let the router choose."""
 
 
+class BackboneRef(BaseModel):
+    """What the delta in ``backbone/`` makes of the base: the fingerprint that the packs belong on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    fingerprint: str
+
+
 class WeaveCard(BaseModel):
     """``weave.json``."""
 
@@ -32,6 +42,9 @@ class WeaveCard(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     base: BaseRef
+    """The base as it came, also where a backbone is laid on it."""
+    backbone: BackboneRef | None = None
+    """None: the packs belong on the base itself."""
     packs: list[str]
     router: bool = False
     dtype: str | None = None
@@ -79,19 +92,30 @@ class Weave:
         packs: Mapping[str, str | Path | Skillpack],
         router: Router | None = None,
         *,
+        backbone: Delta | str | Path | None = None,
         dtype: str | None = None,
         budget: int | None = None,
     ) -> Path:
-        """Write a weave: ``weave.json``, ``packs/<name>/`` and ``router/``. The folder is replaced whole, atomically.
+        """Write a weave: ``weave.json``, ``packs/<name>/``, ``router/`` and, where there is one, ``backbone/``.
+
+        The folder is replaced whole, atomically. ``base`` is the model that the packs belong on and the router reads.
+        Where a delta made that model, ``backbone`` is this delta, or its folder (copied byte for byte): the weave then
+        names the base under it, the one that the delta names, and needs no files of the tuned model.
 
         A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. ``dtype`` and
         ``budget`` (bytes) are what :meth:`from_pretrained` will open it with, unless told otherwise. Raises
-        :class:`UserError` where a pack belongs on another base or the router knows a pack that is not given.
+        :class:`UserError` where a pack belongs on another base, the router knows a pack that is not given, or the
+        delta makes another model than ``base``.
         """
         if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
             raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
+        named, tuned = BaseRef(ref=base.ref, fingerprint=base.fingerprint), None
+        if backbone is not None:
+            delta = backbone if isinstance(backbone, Delta) else Delta.from_pretrained(backbone)
+            named, tuned = check_backbone(delta, base), BackboneRef(fingerprint=base.fingerprint)
         card = WeaveCard(
-            base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
+            base=named,
+            backbone=tuned,
             packs=list(packs),
             router=router is not None,
             dtype=dtype,
@@ -109,6 +133,8 @@ class Weave:
                     _renamed(pack, name).save_pretrained(temporary / "packs" / name)
             if router is not None:
                 router.save(temporary / "router")
+            if backbone is not None:
+                save_backbone(backbone, temporary)
             write_json(temporary / WEAVE_FILE, card.model_dump(mode="json"))
         return Path(folder)
 
@@ -125,31 +151,16 @@ class Weave:
     ) -> Weave:
         """Open a weave and load its packs, or only those named in ``packs``; the others' files are not read.
 
-        ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. ``budget``:
-        bytes that the base's tensors and the resident packs' may take together. ``dtype`` and ``budget`` are as
-        ``weave.json`` says unless given.
+        ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. Where the
+        weave has a backbone, a reference names the plain base: the backbone is laid on it here, in its stored dtype,
+        and then cast to ``dtype``. An open base must be that backbone already; it is used as it is, never changed.
+        ``budget``: bytes that the base's tensors and the resident packs' may take together. ``dtype`` and ``budget``
+        are as ``weave.json`` says unless given.
         Raises :class:`UserError`.
         """
         folder = Path(folder)
         card = read_card(folder)
-        if isinstance(base, Base):
-            opened = base
-        else:
-            ref = card.base.ref if base is None else base
-            try:
-                opened = open_base(ref, dtype=dtype or card.dtype, device=device)
-            except UserError as error:
-                if base is not None:
-                    raise
-                raise UserError(
-                    f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
-                    f"If it lies elsewhere, name it with base=..."
-                ) from error
-        if opened.fingerprint != card.base.fingerprint:
-            raise UserError(
-                f"{folder} was woven for {card.base.ref} ({card.base.fingerprint[:19]}...), and {opened.ref} has the "
-                f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
-            )
+        opened = _open(folder, card, base, dtype, device)
         router = Router.load(folder / "router") if card.router else None
         weave = cls(
             f"the weave in {folder}",
@@ -290,6 +301,46 @@ class Weave:
         self._known(name)
         if name not in self.loaded:
             raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")
+
+
+def _open(
+    folder: Path,
+    card: WeaveCard,
+    base: Base | str | Path | None,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+) -> Base:
+    """What the packs of a weave belong on: its base, with its backbone laid on it."""
+    if isinstance(base, Base):
+        _check_is(base, card.backbone or card.base, folder, card)
+        return base
+    ref = card.base.ref if base is None else base
+    try:
+        opened = open_base(ref, dtype=dtype or card.dtype, device=device)
+    except UserError as error:
+        if base is not None:
+            raise
+        raise UserError(
+            f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
+            f"If it lies elsewhere, name it with base=..."
+        ) from error
+    _check_is(opened, card.base, folder, card)
+    return opened if card.backbone is None else lay_on(opened, folder, card.backbone.fingerprint)
+
+
+def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:
+    if opened.fingerprint == expected.fingerprint:
+        return
+    if expected is card.backbone and opened.fingerprint == card.base.fingerprint:
+        raise UserError(
+            f"{folder} has a backbone, and {opened.ref} is the plain base under it: name the base by its reference, "
+            f"base='{opened.ref}', so that the backbone is laid on a copy of its own"
+        )
+    wanted = "the backbone of " if expected is card.backbone else ""
+    raise UserError(
+        f"{folder} was woven for {wanted}{card.base.ref} ({expected.fingerprint[:19]}...), and {opened.ref} has the "
+        f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
+    )
 
 
 def _renamed(pack: Skillpack, name: str) -> Skillpack:

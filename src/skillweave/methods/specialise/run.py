@@ -22,7 +22,7 @@ from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
 from skillweave.methods.training.pairs import is_good, make_pairs, solve_rate
 from skillweave.methods.training.run import Run
-from skillweave.tasks import Entry, load_task
+from skillweave.tasks import Entry, Task, load_task
 
 
 @register("specialise", SpecialiseConfig)
@@ -43,7 +43,7 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
     return state.finish({"solve_rate": rates})
 
 
-def _all_stages(run: Run[SpecialiseConfig]) -> dict[str, float]:
+def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
     config = run.config
     entries = run.short_enough("train")
     probed = choose_entries(entries, config.probe_prompts, 0, config.seed)
@@ -66,13 +66,13 @@ def _all_stages(run: Run[SpecialiseConfig]) -> dict[str, float]:
     return {"before": before, "after": after}
 
 
-def _probe(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> dict[str, Any]:
+def _probe(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     samples = _sample(run, folder, entries)
     answers = sum(len(row.answers) for row in samples)
     return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers}
 
 
-def _sample(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> list[Answered]:
+def _sample(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> list[Answered]:
     config = run.config
     return sample_answers(
         lambda: run.policy.open_to_sample(config), run.tokenizer,
@@ -81,7 +81,7 @@ def _sample(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> l
     )  # fmt: skip
 
 
-def _warm_start(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) -> dict[str, Any]:
+def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     """Supervised training on each entry's gold answer, or where it has none on a good answer of the probe."""
     from skillweave.methods.training import sft
 
@@ -101,7 +101,7 @@ def _warm_start(run: Run[SpecialiseConfig], folder: Path, entries: list[Entry]) 
     return sft.train_on_answers(run, folder, config.warm_start, examples)
 
 
-def _round(run: Run[SpecialiseConfig], entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:
+def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:
     """Sample from the policy, make pairs, DPO. A round without a pair trains nothing."""
     from skillweave.methods.specialise import dpo
 

@@ -12,13 +12,13 @@ from skillweave.methods.tpaw.pairs import Side
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.answers import Answered, sample_answers
 from skillweave.methods.training.run import Run
-from skillweave.tasks import Entry
+from skillweave.tasks import Entry, Task
 
 
 class Judge:
     """Judges the players of a run on the same held-out entries, each with a gold answer."""
 
-    def __init__(self, run: Run[TpawConfig], team: Team, entries: Sequence[Entry]) -> None:
+    def __init__(self, run: Run[TpawConfig, Task], team: Team, entries: Sequence[Entry]) -> None:
         self._run, self._team, self._entries = run, team, entries
         self._targets: list[Side] = [(entry.prompt, str(entry.answer)) for entry in entries]
 

@@ -12,12 +12,13 @@ from skillweave.methods.tpaw.pairs import Opponent, Side, counted, opponents, pr
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run
+from skillweave.tasks import Task
 
 
 class Rows:
     """Makes the rows of each round out of the answers that lie in ``round-k/samples.jsonl``."""
 
-    def __init__(self, run: Run[TpawConfig], team: Team) -> None:
+    def __init__(self, run: Run[TpawConfig, Task], team: Team) -> None:
         self._run, self._team = run, team
         self._found_in: dict[int, list[Opponent]] = {}
         self._pairs: dict[int, list[Opponent]] = {}

@@ -25,7 +25,7 @@ from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import TrainingSettings
-from skillweave.tasks import Entry, load_task
+from skillweave.tasks import Entry, Task, load_task
 
 if TYPE_CHECKING:
     from skillweave.methods.tpaw.judge import Judge
@@ -62,14 +62,14 @@ def run(base: Base, config: TpawConfig, out_dir: Path) -> Delta:
 class _SelfPlay:
     """The state of the play: who is in the team, what is trained on and what is judged on."""
 
-    run: Run[TpawConfig]
+    run: Run[TpawConfig, Task]
     team: Team
     judge: Judge
     rows: Rows
     entries: list[Entry]
 
     @classmethod
-    def begin(cls, run: Run[TpawConfig]) -> _SelfPlay:
+    def begin(cls, run: Run[TpawConfig, Task]) -> _SelfPlay:
         """Read the data, and make player 0: the base, the ``start`` delta, or either after supervised training."""
         from skillweave.methods.tpaw.judge import Judge
         from skillweave.methods.tpaw.rows import Rows
@@ -216,7 +216,7 @@ def _hint(judged: list[float]) -> str:
     return " (all were judged alike: where the answers are free text that no verifier knows, set judge_by=log_prob)"
 
 
-def _given(run: Run[TpawConfig], folder: Path) -> Path:
+def _given(run: Run[TpawConfig, Task], folder: Path) -> Path:
     """The delta to begin from, as the run's own copy."""
     try:
         delta = Delta.from_pretrained(folder)

@@ -18,6 +18,7 @@ from skillweave.methods.training.head import answer_log_probs, install_scoring_h
 from skillweave.methods.training.pieces import Work, by_length, in_pieces
 from skillweave.methods.training.policy import Policy
 from skillweave.methods.training.run import Run
+from skillweave.tasks import Task
 
 
 class Team:
@@ -27,7 +28,7 @@ class Team:
     all that is trained, in the base's own precision. Beside the base, at most one player is in memory at a time.
     """
 
-    def __init__(self, run: Run[TpawConfig]) -> None:
+    def __init__(self, run: Run[TpawConfig, Task]) -> None:
         self._run = run
         self._start = run.policy
         self._loaded: tuple[int, Any] | None = None

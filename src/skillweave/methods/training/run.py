@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
@@ -39,17 +39,28 @@ TrainerMaker = Callable[[Any, dict[str, Any], list[int]], Any]
 """(model, arguments of the trainer's config, indices of the rows of all steps) -> a trainer."""
 
 
+class Data(Protocol):
+    """What a run learns from: a task, or another named content. ``key`` is a digest of all that is in it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+
 C = TypeVar("C", bound=ModelSettings)
+D = TypeVar("D", bound=Data)
 
 
 @dataclass
-class Run(Generic[C]):
+class Run(Generic[C, D]):
     """What all stages of one run know. ``policy`` moves on as stages finish."""
 
     method: str
     base: Base
     config: C
-    task: Task
+    task: D
     folder: Path
     tokenizer: Any
     processes: Processes
@@ -57,7 +68,7 @@ class Run(Generic[C]):
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, method: str, base: Base, config: C, task: Task, folder: Path) -> Run[C]:
+    def begin(cls, method: str, base: Base, config: C, task: D, folder: Path) -> Run[C, D]:
         """Claim the folder for this run, or go on with the same run found in it.
 
         Under ``torchrun`` the processes share the run, and must all see the folder. Raises :class:`UserError` where
@@ -96,7 +107,7 @@ class Run(Generic[C]):
         if self.processes.first:
             console.print(f"  {text}", soft_wrap=True)
 
-    def short_enough(self, split: str, *, answered: bool = False) -> list[Entry]:
+    def short_enough(self: Run[Any, Task], split: str, *, answered: bool = False) -> list[Entry]:
         """The entries of a split whose prompt leaves room for an answer, or with ``answered`` for its own gold answer,
         within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
@@ -204,7 +215,7 @@ class Run(Generic[C]):
             drop_checkpoints(self.folder / name)
 
 
-def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Task) -> None:
+def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:
     """Write the resolved settings, or check that the run found in the folder has the same."""
     settings = config.model_dump(mode="json")
     identity = {

@@ -50,7 +50,7 @@ def row_length(row: dict[str, list[int]]) -> int:
 
 
 def train_on_answers(
-    run: Run[Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
+    run: Run[Any, Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
 ) -> dict[str, Any]:
     """Train the run's policy on prompts with their answers, as one stage of it; its figures."""
     rows = encode(run.tokenizer, examples, run.max_length)

@@ -1,0 +1,152 @@
+"""What is to be forgotten and what is to stay, as facts: read from JSONL, kept apart, turned into rows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skillweave.artefact import digest
+from skillweave.base.chat import Prompt
+from skillweave.errors import UserError
+from skillweave.tasks.rows import Row, entries_from, read_jsonl
+from skillweave.tasks.task import Entry, normal_text
+
+_FORMS = ("messages", "prompt", "question", "text")
+"""The keys by which a row's form is known; the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing a model may know. ``prompt`` is None for plain text, all of which stands in ``answer``.
+
+    ``id`` names what is asked (or the text), whatever its case and white space. ``paraphrased`` is the same answer
+    in other words, ``wrong`` are answers of that form that are not true. ``where`` is the place it was read from.
+    """
+
+    id: str
+    prompt: Prompt | None
+    answer: str
+    paraphrased: str | None
+    wrong: tuple[str, ...]
+    where: str
+
+
+def read_facts(paths: Sequence[Path]) -> list[Fact]:
+    """The facts of one or several JSONL files, in order; each file in one of these forms:
+
+    ``{"question", "answer"}`` (TOFU's own), ``{"prompt", "answer"}``, ``{"prompt", "completion"}``, ``{"messages"}``,
+    each with ``"paraphrased_answer": TEXT`` and ``"perturbed_answer": [TEXT, ...]`` where there are such; or
+    ``{"text"}``. Raises :class:`UserError`, with file and line, for an empty file, a row that does not fit, and what
+    is asked (or told) twice.
+    """
+    known: dict[str, Fact] = {}
+    for path in paths:
+        for fact in _of_file(path):
+            if fact.id in known:
+                raise UserError(f"{fact.where}: the same as {known[fact.id].where}: {_shown(fact)}. Keep one of them")
+            known[fact.id] = fact
+    return list(known.values())
+
+
+def check_apart(forget: Sequence[Fact], retain: Sequence[Fact]) -> None:
+    """Raise :class:`UserError` where a prompt or a text is both to be forgotten and to stay."""
+    stay = {fact.id: fact for fact in retain}
+    both = [fact for fact in forget if fact.id in stay]
+    if both:
+        raise UserError(
+            f"{len(both)} of the facts to forget are to be retained too. The first: {_shown(both[0])} "
+            f"({both[0].where} and {stay[both[0].id].where}). Remove them from one of the two sets"
+        )
+
+
+def fact_rows(tokenizer: Any, facts: Sequence[Fact], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
+    """Rows ``input_ids`` and ``labels``, both (T,), in the order of the facts, and how many facts gave no row.
+
+    A question is one row, labelled on its answer only, and left out where it is longer than ``max_length``. A text,
+    with the end token after it, is cut into pieces of at most ``max_length`` tokens, a row each. A piece is labelled
+    all but on its first token, which nothing foretells; one of a single token is therefore dropped.
+    """
+    from skillweave.methods.training.sft import encode  # TRL: seconds to import
+
+    of_facts = [
+        _pieces(tokenizer, fact.answer, max_length)
+        if fact.prompt is None
+        else encode(tokenizer, [(fact.prompt, fact.answer)], max_length)
+        for fact in facts
+    ]
+    return [row for rows in of_facts for row in rows], sum(not rows for rows in of_facts)
+
+
+def _pieces(tokenizer: Any, text: str, length: int) -> list[dict[str, list[int]]]:
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
+    return [{"input_ids": piece, "labels": [-100, *piece[1:]]} for piece in pieces if len(piece) > 1]
+
+
+def _of_file(path: Path) -> list[Fact]:
+    rows = list(read_jsonl(path))
+    if not rows:
+        raise UserError(f"{path} is empty: write at least one fact, an object a line")
+    forms = [_form(*row) for row in rows]
+    for (where, _), form in zip(rows, forms, strict=True):
+        if form != forms[0]:
+            raise UserError(f"{where}: has '{form}', {rows[0][0]} has '{forms[0]}': write all rows in one form")
+    if forms[0] == "text":
+        return [_text(*row) for row in rows]
+    if forms[0] == "question":
+        rows = [_as_prompt(*row) for row in rows]
+    return [_asked(entry) for entry in entries_from(rows, "exact")]
+
+
+def _form(where: str, row: Any) -> str:
+    if not isinstance(row, Mapping):
+        raise UserError(f"{where}: expected an object with keys, found {type(row).__name__}")
+    form = next((key for key in _FORMS if row.get(key) is not None), None)
+    if form is None:
+        found = ", ".join(map(repr, row)) or "no keys"
+        raise UserError(f"{where}: found {found}; a fact needs 'question', 'prompt', 'messages' or 'text'")
+    return form
+
+
+def _text(where: str, row: Mapping[str, Any]) -> Fact:
+    text = row["text"]
+    if not _says_something(text):
+        raise UserError(f"{where}: 'text' must be a text with something in it, found {text!r:.60}")
+    return Fact(digest(normal_text(text)), None, text, None, (), where)
+
+
+def _as_prompt(where: str, row: Mapping[str, Any]) -> Row:
+    """A row of TOFU's form in one that :func:`entries_from` reads."""
+    for key in ("question", "answer"):
+        if not _says_something(row.get(key)):
+            raise UserError(f"{where}: '{key}' must be a text with something in it, found {row.get(key)!r:.60}")
+    return where, {"prompt": row["question"], **{key: value for key, value in row.items() if key != "question"}}
+
+
+def _asked(entry: Entry) -> Fact:
+    where, answer = entry.metadata["where"], entry.answer
+    again, wrong = entry.metadata.get("paraphrased_answer"), entry.metadata.get("perturbed_answer")
+    assert answer is not None  # "exact" refuses a row without one
+    if again is not None and not _says_something(again):
+        raise UserError(f"{where}: 'paraphrased_answer' must be a text with something in it, found {again!r:.60}")
+    if wrong is None:
+        wrong = []
+    elif not isinstance(wrong, list) or not all(map(_says_something, wrong)):
+        raise UserError(f"{where}: 'perturbed_answer' must be a list of texts (wrong answers), found {wrong!r:.60}")
+    for text in wrong:
+        if text.strip() in (answer.strip(), (again or answer).strip()):
+            raise UserError(f"{where}: 'perturbed_answer' holds a right answer, {text!r:.60}: leave it out")
+    return Fact(entry.id, entry.prompt, answer, again, tuple(wrong), where)
+
+
+def _says_something(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _shown(fact: Fact) -> str:
+    """The beginning of what is asked, or of the text."""
+    if fact.prompt is None:
+        return repr(fact.answer[:60])
+    return repr((fact.prompt if isinstance(fact.prompt, str) else fact.prompt[-1]["content"])[:60])

@@ -1,0 +1,49 @@
+"""The sets of one unlearning: what is to go, what must stay, what of that is kept to look at, what was never known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from skillweave.artefact import digest
+from skillweave.errors import UserError
+from skillweave.methods.cku.facts import Fact, check_apart, read_facts
+
+
+@dataclass(frozen=True)
+class Sets:
+    """``retain`` is trained on, ``held_out`` is of the same files and only looked at."""
+
+    name: str
+    forget: list[Fact]
+    retain: list[Fact]
+    held_out: list[Fact]
+    unseen: list[Fact]
+
+    @property
+    def key(self) -> str:
+        """A digest of all that stands in the sets."""
+        return digest([[[fact.id, fact.prompt, fact.answer] for fact in facts] for facts in self._all])
+
+    @property
+    def _all(self) -> tuple[list[Fact], ...]:
+        return self.forget, self.retain, self.held_out, self.unseen
+
+
+def read_sets(forget: Sequence[Path], retain: Sequence[Path], unseen: Sequence[Path] | None, held_out: int) -> Sets:
+    """Read the files, and hold out at most ``held_out`` facts and a quarter of retain: those whose ids come first.
+
+    Raises :class:`UserError` for what stands in two of the sets, and for fewer than four facts to retain.
+    """
+    gone, stay = read_facts(forget), read_facts(retain)
+    strange = read_facts(unseen) if unseen else []
+    check_apart(gone, stay)
+    for fact in strange:
+        if any(fact.id == other.id for other in (*gone, *stay)):
+            raise UserError(f"{fact.where}: an unseen fact stands in forget or retain too: it is not unseen")
+    if len(stay) < 4:
+        raise UserError(f"{retain[0]}: {len(stay)} facts to retain; at least 4 are needed, a quarter is held out")
+    ordered = sorted(stay, key=lambda fact: fact.id)
+    count = min(held_out, len(ordered) // 4)
+    return Sets(Path(forget[0]).stem, gone, ordered[count:], ordered[:count], strange)

@@ -1,0 +1,172 @@
+"""The training that forgets, on transformers' Trainer: a forget term and a retain term."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from skillweave.methods.cku import loss as losses
+from skillweave.methods.cku.agreement import SignAgreement
+from skillweave.methods.cku.config import ForgetSettings
+from skillweave.methods.cku.measure import Row, split_row
+from skillweave.methods.training.collate import padded
+from skillweave.methods.training.head import install_scoring_head
+from skillweave.methods.training.trainer import HouseTrainer
+
+
+class UnlearnTrainer(HouseTrainer, Trainer):
+    """Trainer on rows ``forget``, ``retain`` (each a row of :func:`fact_rows`) and ``reference``, the log-probability
+    (nats) that the start gives the answer of ``forget``.
+
+    The loss is forget + mu * retain, each a mean over a micro-batch. ``start``: a frozen copy of the model at its
+    start, for the terms that are held against it, else None. ``control`` (H,): where ``rmu`` steers the output of
+    ``layer`` to.
+    """
+
+    watched: ClassVar[dict[str, str]] = {
+        "forget/loss": "forget_loss",
+        "retain/loss": "retain_loss",
+        "gradients/agree": "agreement",
+    }
+
+    def __init__(
+        self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict[str, Any]],
+        settings: ForgetSettings, *, start: Any, control: Any, layer: int, callbacks: list[TrainerCallback],
+    ):  # fmt: skip
+        install_scoring_head(model)
+        # What lies above the layer that rmu steers has no gradient.
+        arguments = {**arguments, "ddp_find_unused_parameters": settings.loss == "rmu"}
+        super().__init__(
+            model=model,
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
+            train_dataset=rows,  # all it needs is len and []
+            data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
+            callbacks=callbacks,
+        )
+        self.loss_is_scaled_for_ga = False  # ours is a mean over a micro-batch, and all are of one size
+        self._settings, self._start, self._control, self._layer = settings, start, control, layer
+        self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
+        self._agreement = SignAgreement() if settings.sign_agreement else None
+        self._seen: list[Tensor] = []
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """forget + mu * retain of a micro-batch; what it shows is kept for the next :meth:`log`."""
+        forget, retain = self._forget(model, inputs), self._retain(model, inputs)
+        self._show(forget, retain, agreed=1.0)
+        return forget + self._settings.mu * retain
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """As transformers has it; with ``sign_agreement`` the two terms are differentiated apart."""
+        if self._agreement is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        pieces = self.current_gradient_accumulation_steps
+        with self.accelerator.no_sync(model):  # the signs of the whole batch count: processes meet in `merge`
+            forget = self._forget(model, inputs)
+            self.accelerator.backward(forget / pieces)
+            self._agreement.take_forget(parameters)
+            retain = self._settings.mu * self._retain(model, inputs)
+            self.accelerator.backward(retain / pieces)
+            self._agreement.take_retain(parameters)
+        if self.accelerator.sync_gradients:
+            agreed = self._agreement.merge(parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean"))
+            self._show(forget, retain, agreed)
+        return ((forget + retain) / pieces).detach()
+
+    # -- the two terms -----------------------------------------------------------------------------------------------
+
+    def _forget(self, model: Any, inputs: Any) -> Tensor:
+        settings = self._settings
+        if settings.loss == "rmu":
+            hidden, mask = self._hidden(model, inputs["forget"])
+            return losses.steering_loss(hidden, self._control, mask)
+        out = model(**inputs["forget"], fused_lm_head=True)
+        log_probs, mask = out.log_probs.float(), out.label_mask
+        if settings.loss == "ga":
+            return losses.gradient_ascent_loss(log_probs, mask, cap=self._cap).mean()
+        total = (log_probs * mask).sum(dim=1)
+        if settings.loss == "npo":
+            return losses.npo_loss(total, inputs["reference"], beta=settings.beta).mean()
+        return losses.simnpo_loss(total, mask.sum(dim=1), beta=settings.beta, delta=settings.margin).mean()
+
+    def _retain(self, model: Any, inputs: Any) -> Tensor:
+        term, rows = self._settings.retain_term, inputs["retain"]
+        if term == "none":
+            return torch.zeros((), device=rows["labels"].device)
+        if term == "hidden":
+            hidden, mask = self._hidden(model, rows)
+            with self._as_start():
+                reference, _ = self._hidden(self._start, rows)
+            return losses.steering_loss(hidden, reference, mask)
+        if term == "ce":
+            out = model(**rows, fused_lm_head=True)
+            return -(out.log_probs.float() * out.label_mask).sum() / out.label_mask.sum()
+        labelled = rows["labels"][:, 1:] != -100
+        logits = _logits(model, rows)[labelled]
+        with self._as_start():
+            reference = _logits(self._start, rows)[labelled]
+        return losses.retain_kl(logits, reference).mean()
+
+    def _hidden(self, model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The output of the layer, (N, T, H), and the tokens that are not padding, (N, T)."""
+        out = model(rows["input_ids"], attention_mask=rows["attention_mask"], output_hidden_states=True)
+        return out.hidden_states[self._layer + 1], rows["attention_mask"].bool()
+
+    @contextlib.contextmanager
+    def _as_start(self) -> Iterator[None]:
+        """The start is asked in the precision that the model is trained in, so that the two begin equal."""
+        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
+            yield
+
+    # -- the log -----------------------------------------------------------------------------------------------------
+
+    def _show(self, forget: Tensor, retain: Tensor, agreed: float) -> None:
+        self._seen.append(torch.stack([forget.detach(), retain.detach(), forget.new_tensor(agreed)]).float())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means since the last log, over all processes."""
+        if self._seen:
+            means = self.accelerator.reduce(torch.stack(self._seen).mean(dim=0), reduction="mean")
+            logs.update(zip(self.watched, means.tolist(), strict=True))
+            self._seen.clear()
+        super().log(logs, start_time)
+
+
+def _logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
+    """Of the next tokens: (N, T - 1, V)."""
+    return model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
+
+
+@torch.no_grad()
+def control_vector(
+    start: Any, rows: Sequence[Row], pad: int, *, layer: int, steering: float, seed: int, batch_size: int
+) -> Tensor:
+    """c u of RMU, (H,) float32: u a random direction of length 1, c ``steering`` times the mean length of the start's
+    hidden states on ``rows`` at the output of ``layer``. RMU sets c by hand for one model; relative to its own states
+    one value serves all [ours]. u is uniform on [0, 1) in each feature before it is made one long, as in RMU's code."""
+    lengths = []
+    for at in range(0, len(rows), batch_size):
+        inputs = padded([split_row(row) for row in rows[at : at + batch_size]], pad, start.device)
+        out = start(inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True)
+        lengths.append(out.hidden_states[layer + 1][inputs["attention_mask"].bool()].float().norm(dim=-1))
+    mean = torch.cat(lengths).mean()
+    direction = torch.rand(start.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(seed))
+    return steering * mean * (direction / direction.norm()).to(mean.device)
+
+
+def collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
+    """``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels`` (N, T); ``reference`` (N,)."""
+    return {
+        **{side: padded([split_row(row[side]) for row in batch], pad) for side in ("forget", "retain")},
+        "reference": torch.tensor([row["reference"] for row in batch], dtype=torch.float32),
+    }

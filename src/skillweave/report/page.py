@@ -1,0 +1,61 @@
+"""One report as files: ``report.json``, ``report.md``, ``report.html`` and ``plots/*.svg``."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from skillweave.artefact import atomic_file, write_json, write_text
+from skillweave.report.plots import svg_text
+from skillweave.report.table import Table
+from skillweave.report.units import human_seconds
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
+table { border-collapse: collapse; margin: 1rem 0; } td { white-space: nowrap; }
+th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
+th:not(:first-child), td:not(:first-child) { text-align: right; } code { background: #f3f3f3; padding: .1rem .3rem; }
+figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } footer { color: #666; font-size: .85rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled table with a plot of the same figures."""
+
+    title: str
+    table: Table
+    plot: Figure
+
+
+def write_page(
+    folder: Path, title: str, notes: Sequence[str], sections: Mapping[str, Section], report: dict[str, Any]
+) -> None:
+    """Write a report into ``folder``; a section's key names its plot's file.
+
+    ``report`` is all of it as ``report.json`` holds it; its ``command``, ``machine`` and ``seconds`` make the foot.
+    """
+    drawn = {name: svg_text(section.plot) for name, section in sections.items()}
+    for name, svg in drawn.items():
+        with atomic_file(folder / "plots" / f"{name}.svg") as file:
+            file.write_text(svg, encoding="utf-8")
+    markdown = [f"# {title}", "", *(f"- {note}" for note in notes)]
+    page = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+    for name, section in sections.items():
+        heading = f"## {section.title}"
+        markdown += ["", heading, "", section.table.markdown(), "", f"![{section.title}](plots/{name}.svg)"]
+        page += [f"<h2>{html.escape(section.title)}</h2>", section.table.html(), f"<figure>{drawn[name]}</figure>"]
+    foot = f"Made by `{report['command']}` on {report['machine']} in {human_seconds(report['seconds'])}."
+    write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
+    write_text(
+        folder / "report.html",
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style></head>\n"
+        f"<body>\n{chr(10).join(page)}\n<footer>{html.escape(foot)}</footer>\n</body></html>\n",
+    )
+    write_json(folder / "report.json", report)

@@ -1,0 +1,110 @@
+"""The backbone of a weave: the base plus a delta that all its packs share, so that every skill inherits it.
+
+A weave keeps the delta and the name of the base, not the tuned model. What is opened from them is, to the bit, what
+:func:`skillweave.delta.write_tuned` writes and ``open_base`` then opens: each changed tensor is summed in the base's
+stored dtype first, and only then cast to the dtype it is served in. [ours]
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from skillweave.base import Base, Checkpoint, fingerprint, open_tokenizer, resolve
+from skillweave.base.fingerprint import _hash as hash_of
+from skillweave.delta import Delta
+from skillweave.delta.arithmetic import applied
+from skillweave.delta.carry import TOKENIZER_FILES
+from skillweave.delta.schema import is_delta
+from skillweave.errors import UserError
+from skillweave.pack import BaseRef
+
+FOLDER = "backbone"
+"""Where the delta lies in the weave."""
+
+
+class _Tuned(Checkpoint):
+    """The tensors of base + delta, one at a time, as :func:`~skillweave.delta.write_tuned` writes them."""
+
+    def __init__(self, base: Path, delta: Delta) -> None:
+        super().__init__(base)
+        self._delta = delta
+        delta.check_fits(self)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        stored = super().tensor(name)
+        if name not in self._delta:
+            return stored
+        change = self._delta.tensor(name)
+        return change.to(stored.dtype) if self._delta.whole(name) else applied(stored, change)
+
+
+def tuned_fingerprint(base: Path, delta: Delta) -> str:
+    """The fingerprint of the folder that ``write_tuned`` would write; memory is that of one tensor, nothing is written.
+
+    ``base`` is the Hugging Face folder that ``delta`` belongs on. Raises :class:`UserError` where it does not fit.
+    """
+    return hash_of(_Tuned(base, delta))
+
+
+def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
+    """The base that ``delta`` names, once it is sure that base + delta is ``backbone``. Raises :class:`UserError`."""
+    path = resolve(delta.base_ref)
+    delta.check_base(fingerprint(path), delta.base_ref)
+    if (found := tuned_fingerprint(path, delta)) != backbone.fingerprint:
+        raise UserError(
+            f"the backbone's delta makes {found[:19]}... of {delta.base_ref}, and {backbone.ref} is "
+            f"{backbone.fingerprint[:19]}...: give the model that the delta makes (skillweave.delta.write_tuned writes "
+            f"it), or the delta that made this one"
+        )
+    local = Path(delta.base_ref).expanduser()
+    return BaseRef(ref=str(local.resolve()) if local.exists() else delta.base_ref, fingerprint=delta.base_fingerprint)
+
+
+def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
+    """Put the delta into the weave: the folder of one byte for byte, one in memory as it saves itself."""
+    if isinstance(backbone, Delta):
+        backbone.save_pretrained(weave / FOLDER)
+    else:
+        shutil.copytree(backbone, weave / FOLDER)
+
+
+def read_backbone(weave: Path) -> Delta:
+    """The delta of a weave that has a backbone. Raises :class:`UserError` where it is missing or damaged."""
+    if not is_delta(weave / FOLDER):
+        raise UserError(f"{weave / FOLDER} is missing: the weave is incomplete. Copy or build it again.")
+    return Delta.from_pretrained(weave / FOLDER)
+
+
+@torch.no_grad()
+def lay_on(base: Base, weave: Path, expected: str) -> Base:
+    """The backbone of the weave: ``base``, open as its files hold it in any dtype, with the delta added in place.
+
+    Nothing is changed unless the delta belongs on ``base`` and makes the fingerprint ``expected`` of its files;
+    otherwise :class:`UserError`.
+    """
+    delta = read_backbone(weave)
+    if delta.base_fingerprint != base.fingerprint:
+        raise UserError(
+            f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was exchanged. "
+            f"Copy or build the weave again."
+        )
+    tuned = _Tuned(base.path, delta)
+    if (found := hash_of(tuned)) != expected:
+        raise UserError(
+            f"{weave / FOLDER} makes {found[:19]}... of {base.ref}, and weave.json names {expected[:19]}...: it is "
+            f"another backbone than the packs were made on. Copy or build the weave again."
+        )
+    model = base.model
+    delta.check_fits(Checkpoint(model))
+    if (rows := delta.vocabulary_size(tuned)) is not None:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+    state = model.state_dict()
+    for name in delta.names():
+        state[name].copy_(tuned.tensor(name))
+    tokenizer = base.tokenizer
+    if any(file.name in TOKENIZER_FILES for file in delta.carried):
+        tokenizer = open_tokenizer(delta.carried[0].parent)
+    return Base(model, tokenizer, expected, f"{base.ref} with {weave / FOLDER}", base.path, in_memory=True)
