@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 
 import typer
 
 from skillweave.cli.app import app
+from skillweave.cli.jobs import command_line
 from skillweave.cli.options import SET
 from skillweave.cli.places import check_place
 
 OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. What is done there already is kept.")
-
-
-def command_line() -> str:
-    """The command as it was typed, for the report."""
-    return shlex.join(["skillweave", *sys.argv[1:]])
 
 
 @app.command()

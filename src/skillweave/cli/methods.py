@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import Any, cast
 
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import CONFIG, DEVICE, SET
-from skillweave.cli.places import check_folder, is_run
-from skillweave.errors import UserError
+from skillweave.cli.jobs import make_delta, say
+from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 
-BASE = typer.Option(None, "--base", "-b", help="Hugging Face folder, hub id, GGUF file or bundled:smollm2.")
 TASK = typer.Option(None, "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`.")
 OUT = typer.Option(None, "--out", "-o", help="Work folder; the delta is left in OUT/delta.")
 
 
 @app.command()
 def specialise(
-    base: str = BASE,
+    base: str = BASE_OR_FILE,
     task: str = TASK,
     out: Path = OUT,
     config: Path = CONFIG,
@@ -44,7 +39,7 @@ def specialise(
 
 @app.command()
 def tpaw(
-    base: str = BASE,
+    base: str = BASE_OR_FILE,
     task: str = TASK,
     out: Path = OUT,
     config: Path = CONFIG,
@@ -72,31 +67,5 @@ def _run(
     name: str, base: str | None, task: str | None, out: Path | None, config: Path | None, overrides: list[str],
     device: str | None,
 ) -> None:  # fmt: skip
-    """Run a method with what was typed laid over what stands in the file."""
-    from pydantic import create_model
-
-    from skillweave.base import open_base
-    from skillweave.cli.show import out as terminal
-    from skillweave.config import Config, read_config
-    from skillweave.methods import get_method
-    from skillweave.tasks import TaskSpec
-
-    method = get_method(name)
-    fields: dict[str, Any] = {"base": (str | None, None), "task": (TaskSpec | None, None), "out": (Path | None, None)}
-    with_places = cast(type[Config], create_model("Job", __base__=method.config, **fields))
-    typed = {"base": base, "task": task, "out": None if out is None else str(out)}
-    laid_over = [f"{key}={json.dumps(value)}" for key, value in typed.items() if value is not None]
-    job: Any = read_config(with_places, config, [*laid_over, *overrides])
-    for key in fields:
-        if getattr(job, key) is None:
-            raise UserError(f"{key} is missing: give --{key}, or write `{key}:` in the file of --config")
-    check_folder(job.out, is_run, f"work folder of {name}")
-    settings = method.config.model_validate(job.model_dump(exclude={"base", "out"}))
-    delta = method.run(open_base(job.base, device=device), settings, job.out)
-    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
-        return
-    made = job.out / "delta"
-    terminal.print(f"Wrote {made} ({delta.nbytes:,} bytes).", soft_wrap=True)
-    terminal.print(
-        f"Zip it: skillweave zip --base {job.base} --delta {made} --task {task or 'TASK'} -o PACK", soft_wrap=True
-    )
+    job, made = make_delta(name, config, {"base": base, "task": task, "out": out}, overrides, device)
+    say(f"Zip it: skillweave zip --base {job.base} --delta {made} --task {task or 'TASK'} -o PACK")

@@ -25,6 +25,7 @@ def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
 
 
 BASE = typer.Option(..., "--base", "-b", help="Hugging Face folder, hub id, GGUF file or bundled:smollm2.")
+BASE_OR_FILE = typer.Option(None, "--base", "-b", help="Hugging Face folder, hub id, GGUF file or bundled:smollm2.")
 CONFIG = typer.Option(None, "--config", "-c", help="A YAML file with the settings.")
 DEFAULTS = typer.Option(
     None,

@@ -16,7 +16,7 @@ from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.freeze import choose_frozen
 from skillweave.methods.cku.measure import Row, split_row
 from skillweave.methods.cku.mlp import MLP
-from skillweave.methods.cku.scores import default_layers, neuron_scores, useful_neurons
+from skillweave.methods.cku.scores import contrast, default_layers, neuron_scores, useful_neurons
 from skillweave.methods.training.collate import padded
 from skillweave.methods.training.pieces import by_length
 
@@ -50,13 +50,11 @@ def localise(
         for side, rows in (("retain", retain), ("forget", forget))
     }
     plain = settings.contrast_of if settings.scorer == "contrast" else settings.scorer
-    on_forget = neuron_scores(model, sides["forget"], scorer=plain, layers=layers)
+    scores, on_forget = (
+        neuron_scores(model, sides[side], scorer=plain, layers=layers) for side in ("retain", "forget")
+    )
     if settings.scorer == "contrast":
-        scores = neuron_scores(
-            model, sides["retain"], scorer="contrast", layers=layers, against=sides["forget"], of=plain
-        )
-    else:
-        scores = neuron_scores(model, sides["retain"], scorer=plain, layers=layers)
+        scores = {layer: contrast(scores[layer], on_forget[layer]) for layer in layers}
     useful = useful_neurons(scores, settings.ratio, scope=settings.scope)
     frozen = choose_frozen(useful, scores, settings.freeze, seed)
     used = useful_neurons(on_forget, settings.ratio, scope=settings.scope)
