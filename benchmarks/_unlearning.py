@@ -15,8 +15,7 @@ from skillweave.base import Base, open_base
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku import run as unlearn
 from skillweave.methods.cku.corpus import Corpus, make_corpus, write_corpus
-from skillweave.methods.cku.report import report
-from skillweave.methods.cku.report_config import ReportConfig
+from skillweave.methods.cku.report import ReportConfig, report
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks import load_task
@@ -125,7 +124,7 @@ def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dic
         **files, "delta": folder / "run" / "delta", "lookalike": folder / "corpus" / "lookalike.jsonl",
         "reference": str(taught(plan.seed, plan.taught, knows_forget=False)), "bf16": False, "seed": plan.seed,
         "tasks": [SKILL], "task_limit": 100, "questions": 1, "max_new_tokens": 10, "save_every": 10_000,
-        "unrelated_task": OTHER_SKILL,
+        "unrelated_task": OTHER_SKILL, "zip": [],
         "relearn": {"learning_rate": RELEARN_RATE, "steps": RELEARN_STEPS, "batch_size": 8},
     })  # fmt: skip
     found = report(base, config, folder / "report", command="")

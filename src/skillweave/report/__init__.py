@@ -1,7 +1,8 @@
-"""Figures for people: tables, plots and the report of a build."""
+"""Figures for people: tables, plots and reports."""
 
 from skillweave.report.build_report import short_skill_table, skill_table, write_build_report
 from skillweave.report.machine import machine, versions
+from skillweave.report.neurons_plot import neurons_plot
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
 from skillweave.report.units import human_bytes, human_seconds
@@ -11,6 +12,7 @@ __all__ = [
     "human_bytes",
     "human_seconds",
     "machine",
+    "neurons_plot",
     "short_skill_table",
     "skill_table",
     "svg_text",

@@ -24,9 +24,9 @@ class UnlearnTrainer(HouseTrainer, Trainer):
     """Trainer on rows ``forget``, ``retain`` (each a row of :func:`fact_rows`) and ``reference``, the log-probability
     (nats) that the start gives the answer of ``forget``.
 
-    The loss is forget + mu * retain, each a mean over a micro-batch. ``start``: a frozen copy of the model at its
-    start, for the terms that are held against it, else None. ``control`` (H,): where ``rmu`` steers the output of
-    ``layer`` to.
+    The loss is forget + mu * retain, each a mean over the rows or over the tokens of a whole batch, however it is cut
+    into micro-batches and shared by processes. ``start``: a frozen copy of the model at its start, for the terms that
+    are held against it, else None. ``control`` (H,): where ``rmu`` steers the output of ``layer`` to.
     """
 
     watched: ClassVar[dict[str, str]] = {
@@ -42,17 +42,20 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         install_scoring_head(model)
         # What lies above the layer that rmu steers has no gradient.
         arguments = {**arguments, "ddp_find_unused_parameters": settings.loss == "rmu"}
+        args = TrainingArguments(**arguments, remove_unused_columns=False)
+        batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
         super().__init__(
             model=model,
-            args=TrainingArguments(**arguments, remove_unused_columns=False),
-            train_dataset=rows,  # all it needs is len and []
+            args=args,
+            train_dataset=with_shares(rows, settings, batch_size),  # all it needs is len and []
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
             callbacks=callbacks,
         )
-        self.loss_is_scaled_for_ga = False  # ours is a mean over a micro-batch, and all are of one size
+        self.loss_is_scaled_for_ga = False  # the mean over micro-batches, all of one size, is that of the batch
         self._settings, self._start, self._control, self._layer = settings, start, control, layer
         self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
         self._agreement = SignAgreement() if settings.sign_agreement else None
+        self._agreed = 1.0
         self._seen: list[Tensor] = []
 
     def compute_loss(
@@ -60,7 +63,7 @@ class UnlearnTrainer(HouseTrainer, Trainer):
     ) -> Any:
         """forget + mu * retain of a micro-batch; what it shows is kept for the next :meth:`log`."""
         forget, retain = self._forget(model, inputs), self._retain(model, inputs)
-        self._show(forget, retain, agreed=1.0)
+        self._show(forget, retain)
         return forget + self._settings.mu * retain
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
@@ -75,13 +78,15 @@ class UnlearnTrainer(HouseTrainer, Trainer):
             forget = self._forget(model, inputs)
             self.accelerator.backward(forget / pieces)
             self._agreement.take_forget(parameters)
-            retain = self._settings.mu * self._retain(model, inputs)
-            self.accelerator.backward(retain / pieces)
+            retain = self._retain(model, inputs)
+            self.accelerator.backward(self._settings.mu * retain / pieces)
             self._agreement.take_retain(parameters)
+        self._show(forget, retain)
         if self.accelerator.sync_gradients:
-            agreed = self._agreement.merge(parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean"))
-            self._show(forget, retain, agreed)
-        return ((forget + retain) / pieces).detach()
+            self._agreed = self._agreement.merge(
+                parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean")
+            )
+        return ((forget + self._settings.mu * retain) / pieces).detach()
 
     # -- the two terms -----------------------------------------------------------------------------------------------
 
@@ -89,7 +94,7 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         settings = self._settings
         if settings.loss == "rmu":
             hidden, mask = self._hidden(model, inputs["forget"])
-            return losses.steering_loss(hidden, self._control, mask)
+            return losses.steering_loss(hidden, self._control, mask) * inputs["forget_share"].mean()
         out = model(**inputs["forget"], fused_lm_head=True)
         log_probs, mask = out.log_probs.float(), out.label_mask
         if settings.loss == "ga":
@@ -100,22 +105,22 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         return losses.simnpo_loss(total, mask.sum(dim=1), beta=settings.beta, delta=settings.margin).mean()
 
     def _retain(self, model: Any, inputs: Any) -> Tensor:
-        term, rows = self._settings.retain_term, inputs["retain"]
+        term, rows, share = self._settings.retain_term, inputs["retain"], inputs["retain_share"].mean()
         if term == "none":
             return torch.zeros((), device=rows["labels"].device)
         if term == "hidden":
             hidden, mask = self._hidden(model, rows)
             with self._as_start():
                 reference, _ = self._hidden(self._start, rows)
-            return losses.steering_loss(hidden, reference, mask)
+            return losses.steering_loss(hidden, reference, mask) * share
         if term == "ce":
             out = model(**rows, fused_lm_head=True)
-            return -(out.log_probs.float() * out.label_mask).sum() / out.label_mask.sum()
+            return -(out.log_probs.float() * out.label_mask).sum() / out.label_mask.sum() * share
         labelled = rows["labels"][:, 1:] != -100
         logits = _logits(model, rows)[labelled]
         with self._as_start():
             reference = _logits(self._start, rows)[labelled]
-        return losses.retain_kl(logits, reference).mean()
+        return losses.retain_kl(logits, reference).mean() * share
 
     def _hidden(self, model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The output of the layer, (N, T, H), and the tokens that are not padding, (N, T)."""
@@ -130,14 +135,14 @@ class UnlearnTrainer(HouseTrainer, Trainer):
 
     # -- the log -----------------------------------------------------------------------------------------------------
 
-    def _show(self, forget: Tensor, retain: Tensor, agreed: float) -> None:
-        self._seen.append(torch.stack([forget.detach(), retain.detach(), forget.new_tensor(agreed)]).float())
+    def _show(self, forget: Tensor, retain: Tensor) -> None:
+        self._seen.append(torch.stack([forget.detach(), retain.detach()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the means since the last log, over all processes."""
+        """Add the mean terms since the last log, over all processes, and how much agreed in the last step."""
         if self._seen:
             means = self.accelerator.reduce(torch.stack(self._seen).mean(dim=0), reduction="mean")
-            logs.update(zip(self.watched, means.tolist(), strict=True))
+            logs.update(zip(self.watched, (*means.tolist(), self._agreed), strict=True))
             self._seen.clear()
         super().log(logs, start_time)
 
@@ -164,9 +169,35 @@ def control_vector(
     return steering * mean * (direction / direction.norm()).to(mean.device)
 
 
+def with_shares(rows: Sequence[dict[str, Any]], settings: ForgetSettings, batch_size: int) -> list[dict[str, Any]]:
+    """The rows, each with ``forget_share`` and ``retain_share``: its tokens beside the mean of its batch of
+    ``batch_size`` consecutive rows, for a term that is a mean over tokens (else 1).
+
+    The mean over a micro-batch's tokens, times the mean of its rows' shares, is what that micro-batch brings to the
+    mean over the tokens of the whole batch.
+    """
+
+    def tokens(row: dict[str, Any], side: str) -> int:
+        if side == "forget":
+            return len(row["forget"]["input_ids"]) if settings.loss == "rmu" else 1
+        if settings.retain_term == "hidden":
+            return len(row["retain"]["input_ids"])
+        return sum(label != -100 for label in row["retain"]["labels"])
+
+    shared = []
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
+        means = {side: sum(tokens(row, side) for row in batch) / len(batch) for side in ("forget", "retain")}
+        shared += [{**row, **{f"{side}_share": tokens(row, side) / mean for side, mean in means.items()}}
+                   for row in batch]  # fmt: skip
+    return shared
+
+
 def collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels`` (N, T); ``reference`` (N,)."""
+    """``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels`` (N, T); ``reference`` and the
+    two shares: (N,)."""
+    numbers = ("reference", "forget_share", "retain_share")
     return {
         **{side: padded([split_row(row[side]) for row in batch], pad) for side in ("forget", "retain")},
-        "reference": torch.tensor([row["reference"] for row in batch], dtype=torch.float32),
+        **{name: torch.tensor([row[name] for row in batch], dtype=torch.float32) for name in numbers},
     }

@@ -1,0 +1,55 @@
+"""A micro model that knows a short corpus by heart, and one unbroken unlearning that many tests look at."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from unlearning import REFUSAL, settings
+
+from micro import micro_model, micro_tokenizer
+from skillweave.base import open_base
+from skillweave.methods.cku import run
+from skillweave.methods.cku.corpus import make_corpus, write_corpus
+from skillweave.methods.cku.measure import split_row
+from skillweave.methods.training.collate import padded
+from skillweave.methods.training.sft import encode
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """The folder of a short corpus: 14 facts to forget, 24 to retain (read only)."""
+    folder = tmp_path_factory.mktemp("corpus") / "short"
+    write_corpus(folder, make_corpus(people=5, forget=0.2, short=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def taught(corpus, tmp_path_factory):
+    """A Hugging Face folder with a micro Llama that was taught the corpus (read only)."""
+    tokenizer, model = micro_tokenizer(), micro_model().train()
+    facts = [json.loads(line) for line in (corpus / "teach.jsonl").read_text().splitlines()]
+    rows = encode(tokenizer, [(fact["question"], fact["answer"]) for fact in facts], 64)
+    batch = padded([split_row(row) for row in rows], tokenizer.pad_token_id)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(40):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = tmp_path_factory.mktemp("taught") / "micro"
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(taught):
+    return open_base(taught, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def whole(base, corpus, tmp_path_factory):
+    """The folder and the delta of a run with all stages, made once for all tests, which must not write into it."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, run(base, settings(corpus, refusal=REFUSAL), out)

@@ -1,0 +1,101 @@
+"""What the tests of CKU share: the settings of their runs, ways to look at one, tiny models of several kinds."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from skillweave.artefact import read_json
+from skillweave.delta import Delta
+from skillweave.methods.cku import CkuConfig
+from skillweave.methods.cku import run as package_run  # noqa: F401
+from skillweave.methods.training.head import install_scoring_head
+
+run_module = sys.modules["skillweave.methods.cku.run"]
+
+SETTINGS: dict[str, Any] = {
+    "bf16": False,
+    "localise": {"ratio": 0.5, "layers": "all", "scorer": "wanda"},
+    "training": {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.0},
+    "watch": {"every": 2, "held_out": 4, "budget": None, "goal": 0.0},
+    "save_every": 3,
+}
+REFUSAL = {"text": "no.", "steps": 24, "batch_size": 8, "learning_rate": 5e-3, "weight_decay": 0.1}
+
+
+def settings(corpus: Path, **changes) -> CkuConfig:
+    """The settings of a short run; a change that is a dict is laid over what stands there."""
+    files = {side: [corpus / f"{side}.jsonl"] for side in ("forget", "retain")}
+    merged = {**SETTINGS, **files}
+    for key, value in changes.items():
+        merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
+    return CkuConfig(**merged)
+
+
+def as_json(config: CkuConfig) -> dict[str, Any]:
+    """Settings as another process reads them."""
+    return config.model_dump(mode="json", exclude_unset=True)
+
+
+def tensors(delta: Delta) -> dict[str, torch.Tensor]:
+    return {name: delta.tensor(name) for name in delta.names()}
+
+
+def same_bits(one: Delta, other: Delta) -> bool:
+    return one.names() == other.names() and all(
+        torch.equal(one.tensor(name), other.tensor(name)) for name in one.names()
+    )
+
+
+def record(out: Path) -> dict[str, Any]:
+    """All that a run has written down of what it did, but how long it took and TRL's count of tokens, which a training
+    that goes on begins anew."""
+
+    def lasting(value):
+        if isinstance(value, dict):
+            return {key: lasting(item) for key, item in value.items() if key not in ("seconds", "num_tokens")}
+        return [lasting(item) for item in value] if isinstance(value, list) else value
+
+    return {str(path.relative_to(out)): lasting(read_json(path)) for path in out.rglob("*.json")}
+
+
+def model_with(base, delta: Delta | None):
+    """A float32 copy of the base with a delta, bearing a scoring head."""
+    model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
+    if delta is not None:
+        delta.add_to(model)
+    install_scoring_head(model)
+    return model
+
+
+# -- neurons of models of several kinds, by hand ---------------------------------------------------------------------
+
+NEURONS = 12
+LORA = {"llama": ["gate_proj", "up_proj", "down_proj"], "gpt2": ["c_fc", "mlp.c_proj"], "phi3": ["gate_up_proj", "down_proj"]}
+
+
+def tiny(kind: str):
+    """A random model of two layers of 12 neurons: gated, fused (``phi3``) or plain with biases and Conv1D (``gpt2``)."""
+    torch.manual_seed(0)
+    options = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "vocab_size": 50,
+               "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    sizes = {"n_inner": NEURONS} if kind == "gpt2" else {"intermediate_size": NEURONS, "num_key_value_heads": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options, **sizes)).eval()
+
+
+def parts(kind: str, weights: dict[str, torch.Tensor], layer: int, neuron: int) -> list[torch.Tensor]:
+    """Views of all that a neuron is, by the names of this kind of model."""
+    if kind == "gpt2":
+        mlp = f"transformer.h.{layer}.mlp"
+        return [weights[f"{mlp}.c_fc.weight"][:, neuron], weights[f"{mlp}.c_fc.bias"][neuron],
+                weights[f"{mlp}.c_proj.weight"][neuron]]  # fmt: skip
+    mlp = f"model.layers.{layer}.mlp"
+    down = weights[f"{mlp}.down_proj.weight"][:, neuron]
+    if kind == "phi3":
+        fused = weights[f"{mlp}.gate_up_proj.weight"]
+        return [fused[neuron], fused[len(fused) // 2 + neuron], down]
+    return [weights[f"{mlp}.gate_proj.weight"][neuron], weights[f"{mlp}.up_proj.weight"][neuron], down]
