@@ -83,6 +83,8 @@ def test_a_fixed_train_size_and_one_that_is_too_great(tmp_path: Path) -> None:
             "ho",
         ),
         ({"prompt": "hi", "answer": "ho"}, "hi", "ho"),
+        ({"question": "hi", "answer": "ho"}, "hi", "ho"),
+        ({"question": "hi", "prompt": None, "completion": "ho"}, "hi", "ho"),
     ],
 )
 def test_forms(tmp_path: Path, row: dict, prompt, answer: str) -> None:
@@ -285,7 +287,7 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="no dataset folder"):
         load_task(f"dataset:{tmp_path / 'none'}")
-    bad = datasets.Dataset.from_list([{"question": "x"}])
+    bad = datasets.Dataset.from_list([{"ask": "x"}])
     bad.save_to_disk(str(tmp_path / "bad"))
-    with pytest.raises(UserError, match="bad, row 1: found 'question'"):
+    with pytest.raises(UserError, match="bad, row 1: found 'ask'"):
         load_task(f"dataset:{tmp_path / 'bad'}")

@@ -4,7 +4,7 @@
 * ``{"prompt": TEXT or messages, "completion": TEXT or one assistant message}``
 * ``{"prompt": TEXT or messages, "answer": TEXT}``, for the verifier ``code`` with ``"cases": [...]``, answer optional
 
-Further keys of a row are kept in ``Entry.metadata``.
+``question`` may stand for ``prompt``. Further keys of a row are kept in ``Entry.metadata``.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def entries_from(rows: Iterable[Row], verifier: VerifierName) -> list[Entry]:
     """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first."""
     entries: list[Entry] = []
     first_form, first_where = "", ""
-    for where, row in rows:
+    for where, given in rows:
+        row = _with_prompt(given)
         form = _form(row, where)
         if not first_form:
             first_form, first_where = form, where
@@ -79,6 +80,16 @@ def entries_from(rows: Iterable[Row], verifier: VerifierName) -> list[Entry]:
             raise UserError(f"{where}: has the form {form}, {first_where} has {first_form}: write all rows in one form")
         entries.append(_entry(row, form, where, verifier))
     return entries
+
+
+def _with_prompt(row: Any) -> Any:
+    """The row with its ``question`` as its prompt, where it has no other."""
+    if not isinstance(row, Mapping) or "question" not in row or any(row.get(key) for key in ("messages", "prompt")):
+        return row
+    return {
+        "prompt": row["question"],
+        **{key: value for key, value in row.items() if key not in ("question", "prompt")},
+    }
 
 
 def _form(row: Any, where: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from skillweave.artefact import digest
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
-from skillweave.tasks.rows import Row, entries_from, read_jsonl
+from skillweave.tasks.rows import entries_from, read_jsonl
 from skillweave.tasks.task import Entry, normal_text
 
 _FORMS = ("messages", "prompt", "question", "text")
@@ -95,8 +95,6 @@ def _of_file(path: Path) -> list[Fact]:
             raise UserError(f"{where}: has '{form}', {rows[0][0]} has '{forms[0]}': write all rows in one form")
     if forms[0] == "text":
         return [_text(*row) for row in rows]
-    if forms[0] == "question":
-        rows = [_as_prompt(*row) for row in rows]
     return [_asked(entry) for entry in entries_from(rows, "exact")]
 
 
@@ -115,14 +113,6 @@ def _text(where: str, row: Mapping[str, Any]) -> Fact:
     if not _says_something(text):
         raise UserError(f"{where}: 'text' must be a text with something in it, found {text!r:.60}")
     return Fact(digest(normal_text(text)), None, text, None, (), where)
-
-
-def _as_prompt(where: str, row: Mapping[str, Any]) -> Row:
-    """A row of TOFU's form in one that :func:`entries_from` reads."""
-    for key in ("question", "answer"):
-        if not _says_something(row.get(key)):
-            raise UserError(f"{where}: '{key}' must be a text with something in it, found {row.get(key)!r:.60}")
-    return where, {"prompt": row["question"], **{key: value for key, value in row.items() if key != "question"}}
 
 
 def _asked(entry: Entry) -> Fact:

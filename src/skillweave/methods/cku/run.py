@@ -19,6 +19,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import MLPS, CkuConfig
 from skillweave.methods.cku.facts import Fact, fact_rows
+from skillweave.methods.cku.refusal import refusal_examples
 from skillweave.methods.cku.sets import Sets, read_sets
 from skillweave.methods.registry import register
 from skillweave.methods.training.order import batch_order, stage_seed
@@ -45,6 +46,8 @@ def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
     from skillweave.methods.training.trainer import quiet
 
     sets = read_sets(config.forget, config.retain, config.unseen, config.watch.held_out)
+    if config.refusal is not None:  # a mistake there is to be told now, not when the unlearning is done
+        refusal_examples(sets.forget, sets.retain, config.refusal, config.seed)
     mlps = chosen_mlps(find_mlps(base.model), config.localise.layers)
     state = Run.begin("cku", base, config, sets, out_dir)
     if state.finished:
@@ -169,7 +172,6 @@ class _Unlearning:
 
     def _refuse(self, folder: Path) -> dict[str, Any]:
         """Teach the refusal, with what must stay beside it; the frozen neurons stay frozen."""
-        from skillweave.methods.cku.refusal import refusal_examples
         from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
 
         run, config = self.run, self.run.config

@@ -191,7 +191,8 @@ class Run(Generic[C, D]):
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if self.processes.first:
             save_policy(model, whole, folder / "policy")
-        return {**figures, "tokens": sum(lengths[index] for index in order)}
+        done = order[: figures["steps"] * settings.batch_size]  # a trainer may end before all steps are done
+        return {**figures, "tokens": sum(lengths[index] for index in done)}
 
     def finish(self, facts: dict[str, Any]) -> Delta:
         """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""
