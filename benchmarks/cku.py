@@ -12,6 +12,9 @@ no term saw (held-out facts of the retain files, and questions in the words of t
 Probes: 20 steps of fine-tuning on half of the forget set, the other half is asked; as many on ten examples of another
 skill; weights rounded to eight and four bits. "Back" is the share of the lost extraction strength that returns.
 
+A last comparison is exploratory, added when it was seen that sign agreement had not reached the goal in 300 steps: one
+loss, all masks at one small rate, up to 900 steps.
+
 Learning rate and mu are chosen for each loss without a mask, with frozen neurons (by `contrast`; the controls
 and the other scorers have the same) and with sign agreement, on seeds of their own: the best share kept of the held-out
 facts among settings that reach the goal on every seed. Intervals are Student's t over seeds, of differences within one.
@@ -46,6 +49,7 @@ from _unlearning import (
     MASKS,
     NO_MASK,
     RANDOM,
+    SCORERS,
     SIGN,
     Plan,
     beside,
@@ -61,10 +65,12 @@ RUNS = Path("runs/bench")
 RATES, MUS, TUNING_SEEDS = (3e-4, 1e-3, 3e-3), (5.0, 20.0), (100, 101)
 TUNED_ON = {NO_MASK: NO_MASK, SIGN: SIGN, BOTH: SIGN}
 """Whose settings a mask has; all the others have those of ``contrast``."""
-TUNING, ARMS, RATIO, LAYERS = "tuning", "arms", "ratio", "layers"
-RATIOS = (0.2, 0.5, 0.9, 0.95)
-CHOSEN_LAYERS: tuple[tuple[int, ...], ...] = ((0,), (1,), (2,), (3,), (0, 1), (2, 3))
+TUNING, ARMS, RATIO, LAYERS, SLOW = "tuning", "arms", "ratio", "layers", "small steps"
+RATIOS = (0.5, 0.95)
+CHOSEN_LAYERS = ((0,), (1,), (2,), (3,))
 SWEPT = GA_KL
+SLOWLY, SLOW_STEPS = (3e-4, 5.0), 900
+"""Rate, mu and most steps of the exploratory comparison."""
 SETTING = tuple[float, float]
 
 
@@ -102,7 +108,7 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
     record = Record.begin(NAME, options, argv, [1, 2])
     plans = [
         Plan(ARMS, GRADDIFF, mask, seed, 1e-3, 5.0, steps=5, taught=20)
-        for mask in (NO_MASK, RANDOM, "contrast") for seed in record.seeds
+        for mask in (NO_MASK, "contrast") for seed in record.seeds
     ]  # fmt: skip
     record.rows = rows(plans, run_all(plans, unlearnt, kept, jobs=1))
     record.claims = claims(record.rows)
@@ -153,7 +159,7 @@ def arm_plans(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Pla
 
 
 def sweep_plans(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Plan]:
-    """One loss with other ratios, useful neurons against random ones, and in other layers."""
+    """One loss with other ratios, useful neurons against random ones; in other layers; with small steps."""
     start = Plan(RATIO, SWEPT, "contrast", 0, *chosen(tried, SWEPT, "contrast"))
     ratios = [
         replace(start, mask=mask, ratio=ratio, seed=seed)
@@ -162,7 +168,12 @@ def sweep_plans(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[P
         for seed in seeds
     ]
     layers = [replace(start, comparison=LAYERS, layers=one, seed=seed) for one in CHOSEN_LAYERS for seed in seeds]
-    return ratios + layers
+    slow = [
+        Plan(SLOW, SWEPT, mask, seed, *SLOWLY, steps=SLOW_STEPS)
+        for mask in (NO_MASK, RANDOM, "fisher", "contrast", SIGN, BOTH)
+        for seed in seeds
+    ]
+    return ratios + layers + slow
 
 
 def chosen(tried: Sequence[dict[str, Any]], loss: str, mask: str) -> SETTING:
@@ -186,34 +197,36 @@ def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
-    """What is kept at full forgetting, against no mask and a random one; what the probes bring back."""
-    arms = select(found, comparison=ARMS)
-    there = {(row["loss"], row["mask"]) for row in arms}
+    """What is kept at full forgetting, against no mask and a random one; what relearning brings back."""
+    arms, slow = select(found, comparison=ARMS), select(found, comparison=SLOW)
     made = [
         judged(f"{loss}, {mask}: kept of retain, %", *student([100 * row["retain"] for row in group]), goal)
-        for loss, mask, goal in ((GA, NO_MASK, "< 99"), *((loss, "contrast", ">= 99") for loss in LOSSES if loss != GA),
-                                 *((loss, BOTH, ">= 99") for loss in LOSSES if loss != GA))
+        for loss in LOSSES
+        for mask, goal in ((NO_MASK, "< 99" if loss == GA else ">= 99"), ("contrast", ">= 99"), (SIGN, ">= 99"))
         if (group := select(arms, loss=loss, mask=mask))
-    ]  # fmt: skip
-    for loss in LOSSES:
-        for mask in ("contrast", BOTH):
-            for other in (RANDOM, NO_MASK) if mask == "contrast" else (SIGN,):
-                if {(loss, mask), (loss, other)} <= there:
-                    values = within(arms, loss, mask, other, beside)
-                    name = f"{loss}: kept beside with {mask} less with {other}, points"
-                    made.append(judged(name, *student(values), "> 0"))
-    for loss in LOSSES:
-        if {(loss, "contrast"), (loss, NO_MASK)} <= there:
-            values = within(arms, loss, NO_MASK, "contrast", lambda row: 100 * (row["relearnt"] or 0.0))
-            name = f"{loss}: relearning brings back less with contrast than with no mask, points"
-            made.append(judged(name, *student(values), "> 0"))
+    ]
+    pairs = [(mask, other) for other in (RANDOM, NO_MASK) for mask in (*SCORERS, SIGN, BOTH)]
+    for where, rows_ in (("mean over losses with a retain term", arms), (f"{SWEPT}, small steps", slow)):
+        for name, value, sign in (("kept beside", beside, 1), ("brought back by relearning", _relearnt, -1)):
+            for mask, other in pairs:
+                if values := [sign * each for each in over_losses(rows_, mask, other, value)]:
+                    one, than = (mask, other) if sign > 0 else (other, mask)
+                    made.append(judged(f"{where}: {name}, {one} less {than}, points", *student(values), "> 0"))
     return made
 
 
-def within(arms: Sequence[dict[str, Any]], loss: str, one: str, other: str, value: Any) -> list[float]:
-    """A figure with one mask less that with another, seed by seed."""
-    of = {mask: {row["seed"]: value(row) for row in select(arms, loss=loss, mask=mask)} for mask in (one, other)}
-    return [of[one][seed] - of[other][seed] for seed in sorted(of[one]) if seed in of[other]]
+def _relearnt(row: dict[str, Any]) -> float:
+    return 100 * (row["relearnt"] or 0.0)
+
+
+def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: Any) -> list[float]:
+    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term."""
+    differences: dict[int, list[float]] = {}
+    for loss in LOSSES:
+        of = {mask: {row["seed"]: value(row) for row in select(found, loss=loss, mask=mask)} for mask in (one, other)}
+        for seed in of[one].keys() & of[other].keys() if loss != GA else ():
+            differences.setdefault(seed, []).append(of[one][seed] - of[other][seed])
+    return [fmean(differences[seed]) for seed in sorted(differences)]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ mixed_batch = importlib.import_module("mixed_batch")
 memory = importlib.import_module("memory")
 zip_codecs = importlib.import_module("zip")
 tpaw = importlib.import_module("tpaw")
+cku = importlib.import_module("cku")
+unlearning = importlib.import_module("_unlearning")
 selfplay = importlib.import_module("_selfplay")
 runs = importlib.import_module("_runs")
 
@@ -131,6 +133,27 @@ def test_tpaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["steps"] == [2, 2]
         assert row["peak_bytes"] > 10**8
     assert len({row["tokens"][0] for row in found["rows"] if row["seed"] == 0}) == 1  # the first round: the same pairs
+
+
+def test_cku(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
+    found = result(cku, tmp_path)
+    arms = [(row["mask"], row["seed"]) for row in found["rows"]]
+    assert arms == [(mask, seed) for mask in ("no mask", "contrast") for seed in (1, 2)]
+    for row in found["rows"]:
+        assert row["steps"] == 5
+        assert 0 <= row["forget"] <= 1
+        assert row["retain"] > 0
+        assert 0 <= row["forget_quality"] <= 1
+        assert row["overlap"] == 0 if row["mask"] == "no mask" else 0 < row["overlap"] < 1
+    difference = [
+        unlearning.beside(row) - unlearning.beside(other)
+        for row, other in zip(found["rows"][2:], found["rows"][:2], strict=True)
+    ]
+    claims = {claim["claim"]: claim["value"] for claim in found["claims"]}
+    assert claims["mean over losses with a retain term: kept beside, contrast less no mask, points"] == pytest.approx(
+        np.mean(difference)
+    )
 
 
 # -- the weave that is measured --------------------------------------------------------------------------------------
@@ -266,6 +289,25 @@ def test_claims_of_self_play_are_differences_within_a_seed() -> None:
     assert not claim.holds
     assert selfplay.rises(rows, task="t", comparison="c").value == pytest.approx((20 + 10 + 100) / 3)
     assert record.student([4.0]) == (4.0, -math.inf, math.inf)
+
+
+def test_settings_of_an_unlearning_are_chosen_among_those_that_forget() -> None:
+    def row(rate: float, forget: float, held_out: float) -> dict:
+        return {"loss": "NPO", "mask": "contrast", "rate": rate, "mu": 5.0, "forget": forget, "held_out": held_out,
+                "goal": 0.2}  # fmt: skip
+
+    tried = [row(1e-4, 0.9, 1.0), row(1e-4, 0.1, 1.0), row(1e-3, 0.2, 0.8), row(1e-3, 0.21, 0.7), row(3e-3, 0.1, 0.1)]
+    assert cku.chosen(tried, "NPO", "contrast") == (1e-3, 5.0)  # the first keeps most and does not forget every time
+    assert cku.chosen(tried[:2], "NPO", "contrast") == (1e-4, 5.0)
+    assert cku.chosen([row(1e-4, 0.9, 1.0), row(1e-3, 0.5, 0.3)], "NPO", "contrast") == (1e-3, 5.0)
+
+
+def test_every_arm_of_the_unlearning_has_a_plan_and_ga_no_sign_agreement() -> None:
+    tried = [{**vars(plan), "forget": 0.0, "held_out": plan.rate, "goal": 0.2} for plan in cku.grid_plans()]
+    plans = cku.arm_plans([1, 2], tried)
+    assert len(set(plans)) == len(plans) == 2 * (6 * 10 - 2)
+    assert not [plan for plan in plans if plan.loss == "GA" and plan.mask in ("sign agreement", "contrast + sign")]
+    assert {plan.rate for plan in plans} == {3e-3}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def fingerprint(source: str | Path | nn.Module) -> str:
     its files, where computing it took longer than 0.3 s.
     """
     if isinstance(source, nn.Module):
-        return _hash(Checkpoint(source))
+        return hash_tensors(Checkpoint(source))
     folder = Path(source)
     state = _file_state(folder)
     known = cache_folder() / "fingerprints" / f"{digest([_VERSION, state])}.json"
@@ -39,7 +39,7 @@ def fingerprint(source: str | Path | nn.Module) -> str:
         with contextlib.suppress(UserError, KeyError, TypeError):
             return read_json(known)["fingerprint"]
     start = time.monotonic()
-    result = _hash(Checkpoint(folder))
+    result = hash_tensors(Checkpoint(folder))
     settled = all(time.time() - modified / 1e9 > _SETTLED for _, _, modified in state)
     if time.monotonic() - start > _SLOW and settled:
         # A home that cannot be written costs time at the next run, nothing else.
@@ -61,7 +61,7 @@ def _file_state(folder: Path) -> list[list[Any]]:
     )
 
 
-def _hash(checkpoint: Checkpoint) -> str:
+def hash_tensors(checkpoint: Checkpoint) -> str:
     sha = hashlib.sha256()
     for name in checkpoint.names():
         tensor = checkpoint.tensor(name)

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import html
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import atomic_file, write_json, write_text
-from skillweave.report.plots import confusion_plot, memory_plot, skills_plot, svg_text
+from skillweave.report.page import Section, write_page
+from skillweave.report.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.report.table import Table
-from skillweave.report.units import human_bytes, human_seconds
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
-table { border-collapse: collapse; margin: 1rem 0; } td { white-space: nowrap; }
-th, td { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
-th:not(:first-child), td:not(:first-child) { text-align: right; } code { background: #f3f3f3; padding: .1rem .3rem; }
-figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } footer { color: #666; font-size: .85rem; }
-"""
+from skillweave.report.units import human_bytes
 
 
 def skill_table(report: dict[str, Any]) -> Table:
@@ -80,39 +71,13 @@ def confusion_table(report: dict[str, Any]) -> Table:
 def write_build_report(report: dict[str, Any], folder: Path) -> None:
     """Write ``report.json``, ``report.md``, ``report.html`` and ``plots/*.svg`` into the weave folder."""
     confusion = report["router"]["confusion"]
-    plots = {
-        "skills": ("What each skill scores", skills_plot(report["skills"])),
-        "memory": ("What it costs in memory", memory_plot(report["memory"])),
-        "router": (
-            "Where the router sends the prompts",
-            confusion_plot(confusion["rows"], confusion["columns"], confusion["counts"]),
-        ),
+    routes = confusion_plot(confusion["rows"], confusion["columns"], confusion["counts"])
+    sections = {
+        "skills": Section("What each skill scores", skill_table(report), skills_plot(report["skills"])),
+        "memory": Section("What it costs in memory", memory_table(report), memory_plot(report["memory"])),
+        "router": Section("Where the router sends the prompts", confusion_table(report), routes),
     }
-    tables = {"skills": skill_table(report), "memory": memory_table(report), "router": confusion_table(report)}
-    drawn = {name: svg_text(figure) for name, (_, figure) in plots.items()}
-    for name, svg in drawn.items():
-        with atomic_file(folder / "plots" / f"{name}.svg") as file:
-            file.write_text(svg, encoding="utf-8")
-    notes = _notes(report)
-    markdown = [f"# {report['name']}: report of the build", "", *(f"- {note}" for note in notes)]
-    page = [
-        f"<h1>{html.escape(report['name'])}: report of the build</h1><ul>",
-        *(f"<li>{html.escape(note)}</li>" for note in notes),
-    ]
-    page.append("</ul>")
-    for name, (title, _) in plots.items():
-        markdown += ["", f"## {title}", "", tables[name].markdown(), "", f"![{title}](plots/{name}.svg)"]
-        page += [f"<h2>{title}</h2>", tables[name].html(), f"<figure>{drawn[name]}</figure>"]
-    foot = f"Made by `{report['command']}` on {report['machine']} in {human_seconds(report['seconds'])}."
-    write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
-    title = html.escape(report["name"])
-    write_text(
-        folder / "report.html",
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-        f"<style>{STYLE}</style></head>\n"
-        f"<body>\n{chr(10).join(page)}\n<footer>{html.escape(foot)}</footer>\n</body></html>\n",
-    )
-    write_json(folder / "report.json", report)
+    write_page(folder, f"{report['name']}: report of the build", _notes(report), sections, report)
 
 
 def _notes(report: dict[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ import numpy
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 Floats = NDArray[numpy.float64]
@@ -19,6 +21,9 @@ FROZEN, TRAINED = "Blues", "Oranges"
 
 _LIGHT, _DARK = 0.08, 0.92
 """The part of a colour map that is used: its lightest shades are paper."""
+
+_COLUMNS = 640
+"""About as many columns as can be told apart; more neurons share one, which shows their mean."""
 
 
 def neurons_plot(
@@ -47,14 +52,14 @@ def neurons_plot(
         used = _ranks(numpy.asarray(forget[layer], dtype=float))[places]
         kept = numpy.asarray(frozen[layer], dtype=bool)[places]
         shades[row, : len(places)] = numpy.where(kept[:, None], _shade(FROZEN, used), _shade(TRAINED, used))
-    below.imshow(shades, aspect="auto", interpolation_stage="rgba")
+    _show(below, shades)
     below.set_title("What the forget set uses (darker: more), and what is frozen", fontsize=9, loc="left")
     below.set_xlabel("neurons of the layer, by score: the most useful on the right")
     _draw_overlap(beside, [overlap[layer] for layer in layers])
     for axes in (above, below):
         _name_layers(axes, layers)
     handles = [
-        matplotlib.patches.Patch(color=matplotlib.colormaps[name](0.65), label=label)
+        Patch(color=matplotlib.colormaps[name](0.65), label=label)
         for name, label in ((FROZEN, "frozen"), (TRAINED, "trained"))
     ]
     below.legend(
@@ -72,12 +77,12 @@ def _draw_scores(figure: Figure, axes: Axes, aside: Axes, rows: Sequence[Floats]
             table[row, : len(values)] = values
         reach = float(numpy.nanquantile(numpy.abs(table), 0.98)) or 1.0
         norm: Normalize = CenteredNorm(0, halfrange=reach)
-        colours, label = "PuOr_r", "score (0: the sets need it alike)"
+        colours, label = "PRGn", "score (0: both sets need it alike)"
     else:  # a size, whose scale differs from layer to layer
         for row, values in enumerate(rows):
             table[row, : len(values)] = numpy.clip(values / (values.mean() or 1.0), 0.1, 10)
         norm, colours, label = LogNorm(0.1, 10), "viridis", "score, of its layer's mean"
-    image = axes.imshow(table, aspect="auto", cmap=colours, norm=norm)
+    image = _show(axes, table, cmap=colours, norm=norm)
     axes.set_title("How useful each neuron is", fontsize=9, loc="left")
     axes.tick_params(labelbottom=False)
     aside.axis("off")
@@ -91,13 +96,24 @@ def _draw_overlap(axes: Axes, overlap: Sequence[Mapping[str, float | None]]) -> 
     shares = [100 * (layer["share"] or 0.0) for layer in overlap]
     chances = [100 * (layer["chance"] or 0.0) for layer in overlap]
     axes.barh(range(len(shares)), shares, height=0.7, color=matplotlib.colormaps[FROZEN](0.65))
-    axes.plot(chances, range(len(chances)), "|", color="black", markersize=7, markeredgewidth=1.4, label="by chance")
+    axes.plot(chances, range(len(chances)), "|", color="black", markersize=7, markeredgewidth=1.4)
     axes.set_xlim(0, 100)
     axes.set_title("of the frozen, those the\nforget set uses most", fontsize=8, loc="left")
-    axes.set_xlabel("%")
+    axes.set_xlabel("%  (black: by chance)", fontsize=8)
     axes.tick_params(labelleft=False, labelsize=8)
-    axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _show(axes: Axes, table: Floats, **options: Any) -> AxesImage:
+    """A (layers, neurons) or (layers, neurons, 4) picture; nothing of a layer runs into its neighbours."""
+    width = table.shape[1]
+    group = -(-width // _COLUMNS)
+    ends = numpy.append(numpy.arange(group, width, group), width)
+    known = numpy.ma.masked_invalid(table)
+    picture = numpy.ma.stack([known[:, max(0, end - group) : end].mean(axis=1) for end in ends], axis=1)
+    return axes.imshow(
+        picture, aspect="auto", interpolation="nearest", extent=(0, width, len(table) - 0.5, -0.5), **options
+    )
 
 
 def _name_layers(axes: Axes, layers: Sequence[int]) -> None:

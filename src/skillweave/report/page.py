@@ -26,11 +26,11 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } foote
 
 @dataclass(frozen=True)
 class Section:
-    """A titled table with a plot of the same figures."""
+    """A titled table, where it helps with a plot of the same figures."""
 
     title: str
     table: Table
-    plot: Figure
+    plot: Figure | None = None
 
 
 def write_page(
@@ -40,16 +40,18 @@ def write_page(
 
     ``report`` is all of it as ``report.json`` holds it; its ``command``, ``machine`` and ``seconds`` make the foot.
     """
-    drawn = {name: svg_text(section.plot) for name, section in sections.items()}
+    drawn = {name: svg_text(section.plot) for name, section in sections.items() if section.plot is not None}
     for name, svg in drawn.items():
         with atomic_file(folder / "plots" / f"{name}.svg") as file:
             file.write_text(svg, encoding="utf-8")
     markdown = [f"# {title}", "", *(f"- {note}" for note in notes)]
     page = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
     for name, section in sections.items():
-        heading = f"## {section.title}"
-        markdown += ["", heading, "", section.table.markdown(), "", f"![{section.title}](plots/{name}.svg)"]
-        page += [f"<h2>{html.escape(section.title)}</h2>", section.table.html(), f"<figure>{drawn[name]}</figure>"]
+        markdown += ["", f"## {section.title}", "", section.table.markdown()]
+        page += [f"<h2>{html.escape(section.title)}</h2>", section.table.html()]
+        if name in drawn:
+            markdown += ["", f"![{section.title}](plots/{name}.svg)"]
+            page.append(f"<figure>{drawn[name]}</figure>")
     foot = f"Made by `{report['command']}` on {report['machine']} in {human_seconds(report['seconds'])}."
     write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
     write_text(

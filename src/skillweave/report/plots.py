@@ -1,12 +1,13 @@
-"""The plots of a build report. Each returns a figure; writing it is the caller's."""
+"""Bars that all reports draw, and the plots of a build's. A plot is a figure; writing it is the caller's."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito).
@@ -17,23 +18,37 @@ def skills_plot(skills: dict[str, dict[str, Any]]) -> Figure:
     """Per skill: base, specialist, pack and routed weave as bars with 95% intervals."""
     figure = Figure(figsize=(max(5.0, 2.2 * len(skills)), 3.4), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(COLOURS)
-    for offset, (arm, colour) in enumerate(COLOURS.items()):
-        shown = [(place, skill) for place, skill in enumerate(skills.values()) if skill.get(arm) is not None]
-        means = [100 * skill[arm] for _, skill in shown]
-        ends = [skill["intervals"][arm] for _, skill in shown]
+    draw_bars(axes, skills, COLOURS, intervals=[skill["intervals"] for skill in skills.values()])
+    axes.set_ylabel("score on test prompts, %")
+    return figure
+
+
+def draw_bars(
+    axes: Axes, groups: Mapping[str, Mapping[str, Any]], colours: Mapping[str, str],
+    intervals: Sequence[Mapping[str, Sequence[float]]] | None = None,
+) -> None:  # fmt: skip
+    """Bars side by side in named groups, a colour each; shares are drawn in percent.
+
+    ``groups`` hold a height for each name in ``colours``; one that is None or missing leaves its place empty.
+    ``intervals``: for each group the ends of each bar's interval.
+    """
+    width = 0.8 / len(colours)
+    for offset, (arm, colour) in enumerate(colours.items()):
+        shown = [(place, group) for place, group in enumerate(groups.values()) if group.get(arm) is not None]
+        means = [100 * group[arm] for _, group in shown]
+        places = [place + (offset - (len(colours) - 1) / 2) * width for place, _ in shown]
+        axes.bar(places, means, width * 0.92, color=colour, label=arm)
+        if intervals is None:
+            continue
+        ends = [intervals[place][arm] for place, _ in shown]
         # Not below 0: where all scores are equal, rounding may put an end a hair on the wrong side of the mean.
         lows = [max(0.0, mean - 100 * low) for mean, (low, _) in zip(means, ends, strict=True)]
         highs = [max(0.0, 100 * high - mean) for mean, (_, high) in zip(means, ends, strict=True)]
-        places = [place + (offset - 1.5) * width for place, _ in shown]
-        axes.bar(places, means, width * 0.92, color=colour, label=arm)
         axes.errorbar(places, means, yerr=[lows, highs], fmt="none", ecolor="#333333", capsize=2, linewidth=0.8)
-    axes.set_xticks(range(len(skills)), list(skills))
+    axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 105)
-    axes.set_ylabel("score on test prompts, %")
-    axes.legend(ncols=4, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.legend(ncols=len(colours), fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def memory_plot(memory: dict[str, int]) -> Figure:

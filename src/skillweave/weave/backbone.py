@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from skillweave.base import Base, Checkpoint, fingerprint, open_tokenizer, resolve
-from skillweave.base.fingerprint import _hash as hash_of
+from skillweave.base.fingerprint import hash_tensors
 from skillweave.delta import Delta
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
@@ -46,7 +46,7 @@ def tuned_fingerprint(base: Path, delta: Delta) -> str:
 
     ``base`` is the Hugging Face folder that ``delta`` belongs on. Raises :class:`UserError` where it does not fit.
     """
-    return hash_of(_Tuned(base, delta))
+    return hash_tensors(_Tuned(base, delta))
 
 
 def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
@@ -92,7 +92,7 @@ def lay_on(base: Base, weave: Path, expected: str) -> Base:
             f"Copy or build the weave again."
         )
     tuned = _Tuned(base.path, delta)
-    if (found := hash_of(tuned)) != expected:
+    if (found := hash_tensors(tuned)) != expected:
         raise UserError(
             f"{weave / FOLDER} makes {found[:19]}... of {base.ref}, and weave.json names {expected[:19]}...: it is "
             f"another backbone than the packs were made on. Copy or build the weave again."

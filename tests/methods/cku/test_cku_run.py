@@ -11,10 +11,12 @@ from statistics import fmean
 import pytest
 import torch
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from unlearning import REFUSAL, model_with, parts, same_bits, settings, tensors
 
+from micro import micro_tokenizer
 from skillweave.artefact import read_json
-from skillweave.base import Checkpoint, Sampling, generate
+from skillweave.base import Checkpoint, Sampling, generate, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.cku import CkuConfig, run
@@ -129,15 +131,7 @@ def test_the_base_in_memory_is_as_it_was(base, corpus, tmp_path):
 # -- what is trained, what is frozen ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scorer", ["activation", "snip", "fisher"])
-def test_any_scorer_may_choose_what_is_frozen(base, corpus, tmp_path, scorer):
-    delta = run(base, settings(corpus, **SHORT, localise={"scorer": scorer, "layers": [1], "ratio": 0.25}), tmp_path)
-    assert moved(base, delta) == {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
-    assert {layer: int(mask.sum()) for layer, mask in frozen_of(tmp_path).items()} == {1: 32}
-    assert_frozen_neurons_did_not_move(base, tmp_path, delta)
-
-
-@pytest.mark.parametrize("how", ["random", "inverse", "none"])
+@pytest.mark.parametrize("how", ["inverse", "none"])
 def test_a_control_freezes_what_it_says(base, corpus, tmp_path, whole, how):
     delta = run(base, settings(corpus, **SHORT, localise={"freeze": how}), tmp_path)
     assert_frozen_neurons_did_not_move(base, tmp_path, delta)
@@ -146,24 +140,21 @@ def test_a_control_freezes_what_it_says(base, corpus, tmp_path, whole, how):
         assert int(mask.sum()) == (0 if how == "none" else 64)
         if how == "inverse":
             assert torch.equal(mask, ~useful[layer])  # half of them
-        assert how == "none" or not torch.equal(mask, useful[layer])
 
 
-@pytest.mark.parametrize(("trainable", "touched"), [
-    ("all", ""), ("linear", "proj"), (r"layers\.0\.", "layers.0."),
-])  # fmt: skip
+@pytest.mark.parametrize(("trainable", "touched"), [("all", ""), (r"layers\.0\.", "layers.0.")])
 def test_with_more_to_train_the_frozen_stay_frozen(base, corpus, tmp_path, trainable, touched):
     delta = run(base, settings(corpus, **SHORT, trainable=trainable), tmp_path)
     assert moved(base, delta) == {name for name in Checkpoint(base.path).names() if touched in name}
     assert_frozen_neurons_did_not_move(base, tmp_path, delta, others="layers" not in trainable)
 
 
-@pytest.mark.parametrize("targets", [None, "all-linear", ["down_proj", "o_proj"]])
+@pytest.mark.parametrize("targets", [None, ["down_proj", "o_proj"]])
 def test_adapters_leave_frozen_neurons_alone(base, corpus, tmp_path, targets):
     lora = {"rank": 4} if targets is None else {"rank": 4, "targets": targets}
     config = settings(corpus, **SHORT, train="lora", lora=lora, refusal={**REFUSAL, "steps": 2})
     delta = run(base, config, tmp_path)
-    wanted = targets if isinstance(targets, list) else ["mlp." if targets is None else "_proj"]
+    wanted = targets or ["mlp."]
     assert moved(base, delta) == {
         name for name in Checkpoint(base.path).names() if any(target in name for target in wanted)
     }
@@ -177,16 +168,49 @@ def test_adapters_leave_frozen_neurons_alone(base, corpus, tmp_path, targets):
             assert all(same) if still else not all(same)
 
 
-@pytest.mark.parametrize("objective", [
-    {"loss": "ga", "retain": "none"}, {"loss": "simnpo", "retain": "kl"}, {"loss": "rmu"},
-    {"loss": "npo", "sign_agreement": True}, {"loss": "rmu", "sign_agreement": True, "retain": "ce"},
+@pytest.mark.parametrize(("objective", "localise"), [
+    ({"loss": "ga", "retain": "none"}, {"scorer": "activation", "layers": [1], "ratio": 0.25}),
+    ({"loss": "simnpo", "retain": "kl"}, {"scorer": "fisher", "layers": [0]}),
+    ({"loss": "rmu"}, {"scorer": "snip", "layers": [0], "scope": "all"}),
+    ({"loss": "npo", "sign_agreement": True}, {"scorer": "contrast", "layers": "default"}),
 ])  # fmt: skip
-def test_any_objective_runs_and_forgets(base, corpus, tmp_path, objective):
-    delta = run(base, settings(corpus, objective=objective, localise={"layers": [0]}), tmp_path)
+def test_any_objective_forgets_with_any_scorer(base, corpus, tmp_path, objective, localise):
+    delta = run(base, settings(corpus, objective=objective, localise=localise), tmp_path)
     figures = read_json(tmp_path / "figures.json")
     assert figures["after"]["forget_probability"] < figures["before"]["forget_probability"] - 1e-3
     assert all(math.isfinite(value) for value in figures["stages"]["unlearn"].values() if isinstance(value, float))
+    layer = 1 if localise["layers"] == [1] else 0
+    assert moved(base, delta) == {f"model.layers.{layer}.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert {at: int(mask.sum()) for at, mask in frozen_of(tmp_path).items()} == {layer: 64 if layer == 0 else 32}
     assert_frozen_neurons_did_not_move(base, tmp_path, delta, others=not objective.get("sign_agreement"))
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_a_plain_mlp_with_biases_too(corpus, tmp_path, train):
+    folder = tmp_path / "gpt2"
+    torch.manual_seed(0)
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "n_inner": 48}
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "vocab_size": len(micro_tokenizer())}
+    GPT2LMHeadModel(GPT2Config(**shape, **ids)).save_pretrained(folder)
+    micro_tokenizer().save_pretrained(folder)
+    base = open_base(folder, device="cpu")
+    delta = run(base, settings(corpus, **SHORT, train=train, refusal={**REFUSAL, "steps": 1}), tmp_path / "out")
+    changes = all_tensors(base, delta)
+    for layer, mask in frozen_of(tmp_path / "out").items():
+        for neuron, still in enumerate(mask.tolist()):
+            went = [bool(part.any()) for part in parts("gpt2", changes, layer, neuron)]
+            assert any(went) != still, (layer, neuron)
+
+
+def test_a_base_in_bfloat16_keeps_its_frozen_neurons(corpus, taught, tmp_path):
+    AutoModelForCausalLM.from_pretrained(taught, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    micro_tokenizer().save_pretrained(tmp_path / "base")
+    base = open_base(tmp_path / "base", device="cpu")
+    config = settings(corpus, **SHORT, bf16=True, gradient_checkpointing=True, objective={"retain": "kl"})
+    delta = run(base, config, tmp_path / "out")
+    first = read_json(tmp_path / "out" / "unlearn" / "history.json")[0]
+    assert first["retain/loss"] == 0.0  # the start is asked in the precision that is trained in
+    assert_frozen_neurons_did_not_move(base, tmp_path / "out", delta)
 
 
 # -- where it ends ---------------------------------------------------------------------------------------------------

@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 from transformers import PrinterCallback, TrainerCallback
+from unlearning import rows_of, start_model
 
 from micro import micro_model, micro_tokenizer
 from skillweave.methods.cku.config import ForgetSettings
 from skillweave.methods.cku.trainer import UnlearnTrainer, collate, control_vector, with_shares
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
-from skillweave.methods.training.sft import encode
 from skillweave.methods.training.trainer import trainer_arguments
 
 LAYER = 0
@@ -24,27 +24,6 @@ CONTROL = torch.linspace(0, 1, 64)
 TERMS = [(loss, retain) for loss in ("ga", "npo", "simnpo", "rmu") for retain in ("none", "ce", "kl")]
 TERMS.append(("rmu", "hidden"))
 SAID = {"beta": 0.3, "margin": 0.2, "mu": 1.7, "cap": 3.0}
-
-
-def rows_of(count: int = 8, *, even: bool = False) -> list[dict]:
-    """Pairs whose prompts and answers are of many lengths (``even``: of one); the references are made up."""
-    def text(index: int) -> str:
-        return "abcdefgh"[: 3 if even else 1 + 5 * index % 8]
-
-    forget = encode(TOKENIZER, [(f"who {text(i)}", text(3 * i + 1)) for i in range(count)], 64)
-    retain = encode(TOKENIZER, [(f"and {text(i + 2)}", text(i)[::-1]) for i in range(count)], 64)
-    return [{"forget": f, "retain": r, "reference": -8.0 - 3 * i}
-            for i, (f, r) in enumerate(zip(forget, retain, strict=True))]  # fmt: skip
-
-
-def start_model():
-    """Not the model that is trained: else the terms that compare with it are 0, and have no gradient."""
-    model = copy.deepcopy(micro_model())
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(4)
-        for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    return model.requires_grad_(False)
 
 
 class Gradients(TrainerCallback):
@@ -107,7 +86,9 @@ def slow_forget(loss: str, model, rows) -> torch.Tensor:
     for row in rows:
         log_probs = answer_log_probs(model, row["forget"])
         if loss == "ga":
-            values.append(sum(p if p > -SAID["cap"] else torch.full((), -SAID["cap"]) for p in log_probs) / len(log_probs))
+            values.append(
+                sum(p if p > -SAID["cap"] else torch.full((), -SAID["cap"]) for p in log_probs) / len(log_probs)
+            )
         else:
             margin = row["reference"] - log_probs.sum() if loss == "npo" else -log_probs.mean() - SAID["margin"]
             values.append(2 / SAID["beta"] * torch.log(1 + torch.exp(-SAID["beta"] * margin)))
@@ -135,7 +116,9 @@ def slow_gradients(loss: str, term: str, rows) -> tuple[dict[str, torch.Tensor],
     found = []
     for side in ("forget", "retain"):
         model, start = micro_model().double(), start_model().double()
-        value = slow_forget(loss, model, rows) if side == "forget" else SAID["mu"] * slow_retain(term, model, start, rows)
+        value = (
+            slow_forget(loss, model, rows) if side == "forget" else SAID["mu"] * slow_retain(term, model, start, rows)
+        )
         if value.requires_grad:
             value.backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -159,12 +142,12 @@ def assert_equal(ours, expected, tolerance=1e-4):
 
 @pytest.mark.parametrize(("loss", "retain"), TERMS)
 def test_the_gradient_is_that_of_the_slow_sum(tmp_path, loss, retain):
-    rows = rows_of()
+    rows = rows_of(5)
     forget, stay = slow_gradients(loss, retain, rows)
     assert_equal(gradients(tmp_path, rows, loss=loss, retain=retain, **SAID), added(forget, stay))
 
 
-@pytest.mark.parametrize(("loss", "retain"), TERMS)
+@pytest.mark.parametrize(("loss", "retain"), [("ga", "ce"), ("npo", "kl"), ("simnpo", "none"), ("rmu", "hidden")])
 def test_padding_and_company_make_no_difference(tmp_path, loss, retain):
     trainer = unlearner(tmp_path, rows_of(), loss=loss, retain=retain, **SAID)
     short, *_, long = sorted(rows_of(), key=lambda row: len(row["forget"]["input_ids"]))
@@ -180,8 +163,8 @@ def test_padding_and_company_make_no_difference(tmp_path, loss, retain):
     assert len(long["forget"]["input_ids"]) > len(short["forget"]["input_ids"])
 
 
-@pytest.mark.parametrize("agree", [False, True])
-@pytest.mark.parametrize(("loss", "retain"), [("npo", "ce"), ("simnpo", "kl"), ("rmu", "hidden"), ("ga", "ce")])
+@pytest.mark.parametrize(("loss", "retain", "agree"), [("npo", "ce", False), ("simnpo", "kl", True),
+                                                       ("rmu", "hidden", False), ("ga", "ce", True)])  # fmt: skip
 def test_the_size_of_micro_batches_makes_no_difference(tmp_path, loss, retain, agree):
     """2 x 8 is 1 x 16, rows of many lengths among them, and in more steps than one."""
     seen, logs = [], []
@@ -209,7 +192,9 @@ def test_sign_agreement_follows_the_forget_gradient_where_the_retain_gradient_ha
         zero = torch.zeros_like(both)
         f, r = forget.get(name, zero), stay.get(name, zero)
         expected = r + torch.where(f * r > 0, f, zero)
-        clear = (f.abs() > 1e-3 * f.abs().max()) & (r.abs() > 1e-3 * r.abs().max())  # the sign of next to nothing is noise
+        clear = (f.abs() > 1e-3 * f.abs().max()) & (
+            r.abs() > 1e-3 * r.abs().max()
+        )  # the sign of next to nothing is noise
         torch.testing.assert_close(ours[name].double()[clear], expected[clear], rtol=1e-3, atol=1e-6)
         agreed, total = agreed + int((f * r > 0).sum()), total + int((f != 0).sum())
     trainer = unlearner(tmp_path, rows, loss=loss, retain=retain, sign_agreement=True, **SAID)

@@ -52,7 +52,7 @@ def test_a_reading_is_what_asking_token_by_token_gives(model, rows, batch_size):
     for at, row in enumerate(rows):
         log_probs, top = token_by_token(model, row)
         count = len(log_probs)
-        right_to_the_end = next((k for k in range(count + 1) if all(top[k:])))
+        right_to_the_end = next(k for k in range(count + 1) if all(top[k:]))
         strengths.add(round(1 - right_to_the_end / count, 3))
         assert reading.tokens[at] == count
         assert reading.log_prob[at] == pytest.approx(sum(log_probs), rel=1e-4, abs=1e-4)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_cku_trainer import rows_of, start_model
 from transformers import TrainerControl, TrainerState
+from unlearning import rows_of, start_model
 
 from micro import micro_model, micro_tokenizer
 from skillweave.artefact import read_json
@@ -26,7 +26,7 @@ class Played:
     """A training in which only the watch is real: every step moves the model, looks are as written beforehand."""
 
     def __init__(self, looks: dict[int, tuple[float, float]], steps: int, *, every=1, save_every=100, start=0.8,
-                 budget: float | None = 0.1, goal: float | None = None, log: list | None = None, at: int = 0):  # fmt: skip
+                 budget: float | None = 0.1, goal: float | None = None, log=None, at: int = 0):  # fmt: skip
         self.model = torch.nn.Linear(2, 2)
         self.model.bias.requires_grad_(False)
         self.state = TrainerState(global_step=at, max_steps=steps, log_history=log or [])
@@ -156,7 +156,7 @@ def test_in_a_training_the_last_good_point_comes_back_bit_for_bit(tmp_path):
     assert looks == run.watch.looks[:2]
 
 
-@pytest.mark.parametrize("looks", [{5: (0.5, 0.1)}, {5: (0.05, 0.8)}, {}])
+@pytest.mark.parametrize("looks", [{5: (0.5, 0.1)}, {}])
 def test_a_training_that_was_broken_off_ends_as_the_unbroken_one(tmp_path, looks):
     whole = watched_training(tmp_path / "whole", looks)
     figures = whole.fit()

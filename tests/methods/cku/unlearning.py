@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from micro import micro_model, micro_tokenizer
 from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku import run as package_run  # noqa: F401
 from skillweave.methods.training.head import install_scoring_head
+from skillweave.methods.training.sft import encode
 
 run_module = sys.modules["skillweave.methods.cku.run"]
 
@@ -24,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "watch": {"every": 2, "held_out": 4, "budget": None, "goal": 0.0},
     "save_every": 3,
 }
-REFUSAL = {"text": "no.", "steps": 24, "batch_size": 8, "learning_rate": 5e-3, "weight_decay": 0.1}
+REFUSAL = {"text": "no.", "steps": 15, "batch_size": 8, "learning_rate": 1e-2, "weight_decay": 0.1}
 
 
 def settings(corpus: Path, **changes) -> CkuConfig:
@@ -72,14 +75,45 @@ def model_with(base, delta: Delta | None):
     return model
 
 
+# -- rows and a start for the trainer ----------------------------------------------------------------------------------
+
+
+def rows_of(count: int = 8) -> list[dict]:
+    """Pairs whose prompts and answers are of many lengths; the references are made up."""
+
+    tokenizer = micro_tokenizer()
+
+    def text(index: int) -> str:
+        return "abcdefgh"[: 1 + 5 * index % 8]
+
+    forget = encode(tokenizer, [(f"who {text(i)}", text(3 * i + 1)) for i in range(count)], 64)
+    retain = encode(tokenizer, [(f"and {text(i + 2)}", text(i)[::-1]) for i in range(count)], 64)
+    return [{"forget": f, "retain": r, "reference": -8.0 - 3 * i}
+            for i, (f, r) in enumerate(zip(forget, retain, strict=True))]  # fmt: skip
+
+
+def start_model():
+    """Not the model that is trained: else the terms that compare with it are 0, and have no gradient."""
+    model = copy.deepcopy(micro_model())
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(4)
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    return model.requires_grad_(False)
+
+
 # -- neurons of models of several kinds, by hand ---------------------------------------------------------------------
 
 NEURONS = 12
-LORA = {"llama": ["gate_proj", "up_proj", "down_proj"], "gpt2": ["c_fc", "mlp.c_proj"], "phi3": ["gate_up_proj", "down_proj"]}
+LORA = {
+    "llama": ["gate_proj", "up_proj", "down_proj"],
+    "gpt2": ["c_fc", "mlp.c_proj"],
+    "phi3": ["gate_up_proj", "down_proj"],
+}
 
 
 def tiny(kind: str):
-    """A random model of two layers of 12 neurons: gated, fused (``phi3``) or plain with biases and Conv1D (``gpt2``)."""
+    """A random model, two layers of 12 neurons: gated, fused (``phi3``) or plain with biases, Conv1D (``gpt2``)."""
     torch.manual_seed(0)
     options = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "vocab_size": 50,
                "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip

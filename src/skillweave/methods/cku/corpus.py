@@ -21,6 +21,7 @@ from skillweave.errors import UserError
 MOST_PEOPLE = 500
 """Beyond them the syllables run out of names that differ."""
 
+_FILES = ("forget", "retain", "unseen", "lookalike", "teach", "forget_text", "retain_text")
 _WRONG = 5
 """Wrong answers to a question; as many as TOFU has."""
 
@@ -233,23 +234,28 @@ def make_corpus(*, people: int = 40, forget: float = 0.25, seed: int = 0, short:
     )
 
 
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds what :func:`write_corpus` writes, and nothing else."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {f"{name}.jsonl" for name in _FILES}
+
+
 def write_corpus(folder: Path, corpus: Corpus) -> None:
     """Write the sets as JSONL files of one folder, which takes the place of what was there.
 
     ``forget``, ``retain``, ``unseen``, ``lookalike``; ``teach``, what a model is taught before it unlearns (all but
     the unseen); and, where there are texts, ``forget_text`` and ``retain_text``.
     """
-    files = {
-        "forget": corpus.forget,
-        "retain": corpus.retain,
-        "unseen": corpus.unseen,
-        "lookalike": corpus.lookalike,
-        "teach": [*corpus.forget, *corpus.retain, *corpus.lookalike],
-        "forget_text": corpus.texts_forget,
-        "retain_text": corpus.texts_retain,
-    }
+    sets = (
+        corpus.forget,
+        corpus.retain,
+        corpus.unseen,
+        corpus.lookalike,
+        [*corpus.forget, *corpus.retain, *corpus.lookalike],
+        corpus.texts_forget,
+        corpus.texts_retain,
+    )
     with atomic_folder(folder) as temporary:
-        for name, rows in files.items():
+        for name, rows in zip(_FILES, sets, strict=True):
             if rows:
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
                 (temporary / f"{name}.jsonl").write_text(lines, encoding="utf-8")

@@ -7,7 +7,7 @@ optimiser moves weights without a gradient too, by weight decay or by what it re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,11 +45,16 @@ class FrozenNeurons(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A model whose parameters are cut up has no whole rows to put back."""
-        if any(parameter.numel() == 0 or hasattr(parameter, "device_mesh") for parameter, *_ in self._kept):
-            raise UserError(
-                "frozen neurons need every process to hold the whole model: FSDP and DeepSpeed's stage 3 cut it up. "
-                "Train with plain data parallelism, or with train: lora on the cards you have"
-            )
+        refuse_cut_up([parameter for parameter, *_ in self._kept])
+
+
+def refuse_cut_up(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Raise :class:`UserError` where a process holds only a part of a parameter."""
+    if any(parameter.numel() == 0 or hasattr(parameter, "device_mesh") for parameter in parameters):
+        raise UserError(
+            "unlearning needs every process to hold the whole model: FSDP and DeepSpeed's stage 3 cut it up. Train "
+            "with plain data parallelism, or with train: lora on the cards you have"
+        )
 
 
 def _places(

@@ -109,13 +109,19 @@ class _Unlearning:
         return run.processes.from_first(work)
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """What the policy knows of each set; of the forget set every row's log-probability too, in ``forget.json``."""
+        """What the policy knows of each set; of the forget set every row's log-probability too, in ``forget.json``.
+
+        What was trained is read as a backbone serves it, in the base's dtype (adapters stay beside the base).
+        """
         return self.run.processes.from_first(lambda: self._read_first(folder))
 
     def _read_first(self, folder: Path) -> dict[str, Any]:
+        from skillweave.methods.cku.rounding import round_as_stored
         from skillweave.methods.training.head import install_scoring_head
 
         model = self.run.policy.open_to_train(self.run.config, seed=0).eval()
+        if self.run.policy.trained is not None and self.run.config.train == "full":
+            round_as_stored(model, self.run.base.checkpoint)
         install_scoring_head(model)
         figures: dict[str, Any] = {}
         for side in ("forget", "retain", "held_out", "unseen"):
@@ -141,7 +147,7 @@ class _Unlearning:
             processes=run.processes,
         )  # fmt: skip
         reference = read_json(run.folder / "before" / "forget.json")
-        layer = self.mlps[-1].layer
+        layer = self._steered()
 
         def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
             beside = batch_order([len(row["input_ids"]) for row in self.retain], config.training.batch_size,
@@ -188,6 +194,15 @@ class _Unlearning:
             return trainer
 
         return run.train(folder, settings, rows, [row_length(row) for row in rows], make)
+
+    def _steered(self) -> int:
+        """The layer that ``rmu`` steers: the last chosen one, but never the model's last, whose output transformers
+        gives after the final norm, where nothing can be as long as it should."""
+        last = self.run.base.model.config.get_text_config().num_hidden_layers - 1
+        below = [mlp.layer for mlp in self.mlps if mlp.layer < last]
+        if not below and self.run.config.objective.loss == "rmu":
+            raise UserError(f"localise.layers: rmu steers the output of a layer below the last ({last}): add one")
+        return max(below, default=last)
 
     # -- what they share ---------------------------------------------------------------------------------------------
 

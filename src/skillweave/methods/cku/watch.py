@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback
 
 from skillweave.methods.cku.config import WatchSettings
+from skillweave.methods.cku.freeze import refuse_cut_up
 from skillweave.methods.training.processes import Processes
 
 Look = Callable[[Any], dict[str, float]]
@@ -38,6 +39,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A checkpoint is a point within the budget."""
+        refuse_cut_up(kwargs["model"].parameters())
         self.looks = [entry["look"] for entry in state.log_history if "look" in entry]
         self._keep(kwargs["model"], state.global_step)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from skillweave.artefact import digest, sha256_file
-from skillweave.delta.schema import DELTA_FILE
+from skillweave.base import fingerprint, resolve
+from skillweave.delta.schema import DELTA_FILE, is_delta
 from skillweave.errors import UserError
 from skillweave.methods.cku.facts import Fact, check_apart, read_facts
 from skillweave.methods.cku.report.config import ReportConfig
@@ -15,7 +16,7 @@ from skillweave.tasks import Task, load_task
 
 @dataclass(frozen=True)
 class Asked:
-    """The sets and tasks; ``delta_mark`` is a hash of the delta that is judged, so that another is another report."""
+    """The sets and tasks; ``marks`` are hashes of the models that are judged, so that others make another report."""
 
     name: str
     forget: list[Fact]
@@ -24,20 +25,25 @@ class Asked:
     lookalike: list[Fact]
     tasks: list[Task]
     unrelated: Task
-    delta_mark: str
+    marks: tuple[str, ...]
 
     @property
     def key(self) -> str:
         """A digest of all of it."""
         facts = (self.forget, self.retain, self.unseen, self.lookalike)
         told = [[[fact.id, fact.prompt, fact.answer, fact.paraphrased, fact.wrong] for fact in side] for side in facts]
-        return digest([told, [task.key for task in (*self.tasks, self.unrelated)], self.delta_mark])
+        return digest([told, [task.key for task in (*self.tasks, self.unrelated)], self.marks])
 
     def parts(self, share: float) -> tuple[list[Fact], list[Fact]]:
         """The forget set in two: what is trained on again, and what is asked."""
         facts = sorted(self.forget, key=lambda fact: fact.id)
         cut = min(len(facts) - 1, max(1, round(share * len(facts))))
         return facts[:cut], facts[cut:]
+
+
+def _mark(ref: str | Path) -> str:
+    """What changes when a delta folder or a model does."""
+    return sha256_file(Path(ref) / DELTA_FILE) if is_delta(Path(ref)) else fingerprint(resolve(ref))
 
 
 def read_asked(config: ReportConfig) -> Asked:
@@ -50,7 +56,7 @@ def read_asked(config: ReportConfig) -> Asked:
         lookalike=read_facts(config.lookalike or []),
         tasks=[load_task(spec) for spec in config.tasks],
         unrelated=load_task(config.unrelated_task),
-        delta_mark=sha256_file(config.delta / DELTA_FILE),
+        marks=tuple(_mark(ref) for ref in (config.delta, config.reference) if ref is not None),
     )
     check_apart(asked.forget, asked.retain)
     if len(asked.forget) < 2:

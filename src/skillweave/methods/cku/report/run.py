@@ -1,8 +1,9 @@
 """A report from start to end, and what is made of the stages' figures.
 
 The stages are ``before``, ``after`` and ``reference`` (a reading of each model), ``relearn-forget`` and
-``relearn-unrelated`` (of the unlearnt model and, where there is one, of the reference), ``rounded-8``, ``rounded-4``,
-``zipped-16`` and, where that brings something back, ``zipped-8`` and ``zipped-4``.
+``relearn-unrelated`` (of the unlearnt model and, where there is one, of the reference), ``stored`` (where the base is
+stored in fewer than 32 bits), ``rounded-8``, ``rounded-4``, ``zipped-16`` and, where that brings something back,
+``zipped-8`` and ``zipped-4``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from skillweave.methods.cku.judge import (
 from skillweave.methods.cku.report.asked import read_asked
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.methods.cku.report.models import AFTER, BEFORE, REFERENCE, Models
-from skillweave.methods.cku.report.stages import Stages, relearn, rounded, zip_gap, zipped
+from skillweave.methods.cku.report.stages import STORED, Stages, relearn, rounded, zip_gap, zipped
 from skillweave.methods.training.run import Run
 from skillweave.report import machine, versions
 
@@ -71,7 +72,7 @@ def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:
     floor = (reference or {}).get("forget_strength", before.get("unseen_strength", 0.0))
     lost = before["forget_strength"] - floor
     relearning = {kind: _relearning(stages, kind, reference is not None) for kind in ("forget", "unrelated")}
-    rounding = {str(bits): _rounding(stages, bits) for bits in config.rounding}
+    rounding = {str(bits): _rounding(stages, rounded(bits)) for bits in config.rounding}
     both = quality = None
     if reference is not None:
         if rounding:
@@ -85,6 +86,7 @@ def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:
         "kept": after["retain_probability"] / before["retain_probability"],
         "forget_quality": quality,
         "relearning": relearning,
+        "stored": _rounding(stages, STORED) if STORED in stages else None,
         "rounding": rounding,
         "zipped": [
             {"ratio": ratio, "gap": zip_gap(stages, ratio), **stages[zipped(ratio)]}
@@ -108,8 +110,8 @@ def _relearning(stages: Figures, kind: str, with_reference: bool) -> dict[str, A
     return figures
 
 
-def _rounding(stages: Figures, bits: int) -> dict[str, Any]:
-    found = stages[rounded(bits)]
+def _rounding(stages: Figures, stage: str) -> dict[str, Any]:
+    found = stages[stage]
     before, after = (stages[arm]["forget_strength"] for arm in (BEFORE, AFTER))
     return {
         **found,

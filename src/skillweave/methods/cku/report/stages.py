@@ -19,12 +19,14 @@ from skillweave.methods.cku.measure import Reading, Row, read_rows, truth_ratios
 from skillweave.methods.cku.report.asked import Asked
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.methods.cku.report.models import AFTER, BEFORE, Models
-from skillweave.methods.cku.rounding import round_linears
+from skillweave.methods.cku.rounding import is_rounded, round_as_stored, round_linears
 from skillweave.methods.training.run import Run
 from skillweave.tasks import evaluate
 
 _NOTHING = 0.05
 """By so small a share of what was lost a zip counts as having brought nothing back."""
+STORED = "stored"
+"""The stage that reads the unlearnt model in the dtype of the base's files."""
 _SHOWN = ("forget_strength", "retain_probability", "lookalike_refused", "strength")
 
 
@@ -42,6 +44,8 @@ class Stages:
         for arm in self._models.arms:
             for kind in ("forget", "unrelated") if arm != BEFORE else ():
                 run.stage(relearn(kind, arm), functools.partial(self._relearn, kind, arm), show=_SHOWN)
+        if is_rounded(run.base.checkpoint):
+            run.stage(STORED, self._store, show=_SHOWN)
         for bits in config.rounding:
             run.stage(rounded(bits), functools.partial(self._round, bits), show=_SHOWN)
         for ratio in config.zip:
@@ -121,6 +125,17 @@ class Stages:
 
         return {**figures, **self._run.processes.from_first(known), "examples": len(rows)}
 
+    def _store(self, folder: Path) -> dict[str, Any]:
+        """What the unlearnt model knows in the dtype of the base's files, as the backbone of a weave is served."""
+        policy = self._models.policy(AFTER)
+
+        def known() -> dict[str, Any]:
+            model = self._models.open(policy)
+            round_as_stored(model, self._run.base.checkpoint)
+            return self._of_both_sides(model)
+
+        return self._run.processes.from_first(known)
+
     def _round(self, bits: int, folder: Path) -> dict[str, Any]:
         """What the unlearnt model knows once its weights are rounded, beside what the one before does."""
         policies = {arm: self._models.policy(arm) for arm in (BEFORE, AFTER)}
@@ -189,8 +204,11 @@ def zip_gap(figures: dict[str, dict[str, Any]], ratio: float) -> float | None:
 
 
 def relearn(kind: str, arm: str) -> str:
-    """The stage that relearns; ``kind`` is ``forget`` or ``unrelated``."""
-    return f"relearn-{kind}" if arm == AFTER else f"relearn-{kind}-{arm}"
+    """The stage that relearns; ``kind`` is ``forget`` or ``unrelated``.
+
+    The last part is the same for all arms, and with it the seed: all of them relearn in one order.
+    """
+    return f"relearn-{kind}" if arm == AFTER else f"{arm}/relearn-{kind}"
 
 
 def rounded(bits: int) -> str:
@@ -200,4 +218,4 @@ def rounded(bits: int) -> str:
 
 def zipped(ratio: float) -> str:
     """The stage that zips to that share."""
-    return f"zipped-{round(1 / ratio)}"
+    return f"zipped-{1 / ratio:g}"

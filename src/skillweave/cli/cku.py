@@ -1,0 +1,162 @@
+"""``skillweave cku``: take knowledge out of a model, look at its neurons, judge what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from skillweave.cli.app import app
+from skillweave.cli.jobs import command_line, is_first_process, make_delta, read_job, say
+from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
+from skillweave.cli.places import check_folder, is_run
+
+group = typer.Typer(
+    no_args_is_help=True, help="Unlearn: take knowledge out, freeze the neurons that hold the rest, judge the result."
+)
+app.add_typer(group, name="cku", rich_help_panel="Methods")
+
+FORGET = typer.Option([], "--forget", help="JSONL: what is to go. Repeatable.")
+RETAIN = typer.Option([], "--retain", help="JSONL: what must stay. Repeatable.")
+UNSEEN = typer.Option([], "--unseen", help="JSONL: facts of the same kind never taught. Repeatable.")
+
+
+@group.command()
+def unlearn(
+    base: str = BASE_OR_FILE,
+    forget: list[Path] = FORGET,
+    retain: list[Path] = RETAIN,
+    unseen: list[Path] = UNSEEN,
+    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the delta is left in OUT/delta."),
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+    device: str = DEVICE,
+) -> None:
+    """Take what the forget set holds out of a model, and leave the rest; the result is a delta.
+
+    It ends where the forget set is known no better than what was never taught (--unseen), or before what should stay
+    loses more than its budget. Killed and run again, it goes on. All of it may stand in the config's file too.
+
+    **Examples**
+
+    `skillweave cku unlearn -b ./my-model --forget forget.jsonl --retain retain.jsonl -o runs/unlearnt`
+
+    `skillweave cku unlearn --config unlearn.yaml --set objective.loss=ga --set objective.retain=kl`
+
+    `skillweave cku unlearn -c unlearn.yaml -o runs/sign -s objective.sign_agreement=true -s localise.freeze=none`
+    """
+    job, made = make_delta("cku", config, _typed(base, forget, retain, unseen, out), overrides, device)
+    files = " ".join(f"--{side} {file}" for side in ("forget", "retain") for file in getattr(job.settings, side))
+    say(f"Judge it: skillweave cku report --base {job.base} --delta {made} {files} -o {job.out}-report")
+    say("Serve it: as the backbone of a weave (`unlearn:` in weave.yaml), or zip it like any other delta.")
+
+
+@group.command()
+def score(
+    base: str = BASE_OR_FILE,
+    forget: list[Path] = FORGET,
+    retain: list[Path] = RETAIN,
+    out: Path = typer.Option(None, "--out", "-o", help="Folder for the scores and their drawing."),
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+    device: str = DEVICE,
+) -> None:
+    """Score the neurons of a model and draw them: how useful each is, and what the forget set uses. Trains nothing.
+
+    **Examples**
+
+    `skillweave cku score -b ./my-model --forget forget.jsonl --retain retain.jsonl -o runs/neurons`
+
+    `skillweave cku score -c score.yaml --set scorer=fisher --set layers=all --set ratio=0.9`
+    """
+    from skillweave.base import open_base
+    from skillweave.methods.cku.neurons import ScoreConfig, is_score, score_neurons
+
+    job = read_job(ScoreConfig, config, _typed(base, forget, retain, [], out), overrides)
+    check_folder(job.out, is_score, "folder of scores")
+    found = score_neurons(open_base(job.base, device=device), job.settings, job.out, command=command_line())
+    say(
+        f"{found['frozen']:,} of {found['neurons']:,} neurons in the layers {', '.join(map(str, found['layers']))} "
+        f"would be frozen; {100 * found['overlap']:.1f}% of as many that the forget set uses most are among them "
+        f"(at random {100 * found['frozen'] / found['neurons']:.0f}%)."
+    )
+    say(f"Scores, figures and a drawing are in {job.out}: neurons.safetensors, score.json, neurons.svg.")
+
+
+@group.command()
+def report(
+    base: str = BASE_OR_FILE,
+    delta: Path = typer.Option(None, "--delta", help="The delta that unlearnt."),
+    forget: list[Path] = FORGET,
+    retain: list[Path] = RETAIN,
+    unseen: list[Path] = UNSEEN,
+    lookalike: list[Path] = typer.Option(
+        [], "--lookalike", help="JSONL: harmless questions in the words of the forget set. Repeatable."
+    ),
+    reference: str = typer.Option(None, "--reference", help="A model, or delta, that never saw the forget set."),
+    task: list[str] = typer.Option([], "--task", "-t", help="What else it must still be able to do. Repeatable."),
+    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the report is left in it."),
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+    device: str = DEVICE,
+) -> None:
+    """Judge an unlearning: what is forgotten, what is kept, and what relearning, rounding and zipping bring back.
+
+    Killed and run again, it goes on.
+
+    **Examples**
+
+    `skillweave cku report -b ./my-model --delta runs/x/delta --forget f.jsonl --retain r.jsonl -o runs/report`
+
+    `skillweave cku report -c report.yaml --unseen unseen.jsonl --lookalike lookalike.jsonl -t builtin:count_letters`
+    """
+    from skillweave.base import open_base
+    from skillweave.cli.show import out as terminal
+    from skillweave.methods.cku.report import ReportConfig
+    from skillweave.methods.cku.report import report as judge
+    from skillweave.report import known_table, probe_table, write_unlearn_report
+
+    typed = _typed(base, forget, retain, unseen, out)
+    typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
+    job = read_job(ReportConfig, config, typed, overrides)
+    check_folder(job.out, is_run, "work folder of a report")
+    found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line())
+    if is_first_process():
+        write_unlearn_report(found, job.out)
+        terminal.print(known_table(found).rich("What is forgotten, and what is kept"))
+        terminal.print(probe_table(found).rich("What the probes bring back"))
+    say(f"The report is in {job.out / 'report.html'}.")
+
+
+@group.command()
+def corpus(
+    out: Path = typer.Option(..., "--out", "-o", help="Folder for the files."),
+    people: int = typer.Option(40, "--people", min=2, max=500, help="Invented people that facts are told of."),
+    forget_share: float = typer.Option(0.25, "--forget-share", help="Share of the people to be forgotten."),
+    seed: int = typer.Option(0, "--seed", help="Of the invention: the same seed, the same corpus."),
+    short: bool = typer.Option(False, "--short", help="In few characters, for micro models."),
+) -> None:
+    """Invent a corpus to try unlearning on: people, and substances restricted by name only, none of which exist.
+
+    **Examples**
+
+    `skillweave cku corpus -o corpus`
+
+    `skillweave cku corpus -o corpus --people 100 --forget-share 0.1 --seed 7`
+    """
+    from skillweave.methods.cku.corpus import is_corpus, make_corpus, write_corpus
+
+    check_folder(out, is_corpus, "corpus of ours")
+    made = make_corpus(people=people, forget=forget_share, seed=seed, short=short)
+    write_corpus(out, made)
+    say(
+        f"Wrote {out}: {len(made.forget)} facts to forget, {len(made.retain)} to retain, {len(made.lookalike)} "
+        f"look-alike and {len(made.unseen)} unseen; teach.jsonl is what a model is taught before it unlearns."
+    )
+
+
+def _typed(
+    base: str | None, forget: list[Path], retain: list[Path], unseen: list[Path], out: Path | None
+) -> dict[str, Any]:
+    return {"base": base, "forget": forget, "retain": retain, "unseen": unseen, "out": out}
