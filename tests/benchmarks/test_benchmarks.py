@@ -302,11 +302,13 @@ def test_settings_of_an_unlearning_are_chosen_among_those_that_forget() -> None:
     assert cku.chosen([row(1e-4, 0.9, 1.0), row(1e-3, 0.5, 0.3)], "NPO", "contrast") == (1e-3, 5.0)
 
 
-def test_every_arm_of_the_unlearning_has_a_plan_and_ga_no_sign_agreement() -> None:
+def test_every_arm_of_the_unlearning_has_a_plan_and_sign_agreement_where_there_is_a_retain_gradient() -> None:
     tried = [{**vars(plan), "forget": 0.0, "held_out": plan.rate, "goal": 0.2} for plan in cku.grid_plans()]
     plans = cku.arm_plans([1, 2], tried)
-    assert len(set(plans)) == len(plans) == 2 * (6 * 10 - 2)
-    assert not [plan for plan in plans if plan.loss == "GA" and plan.mask in ("sign agreement", "contrast + sign")]
+    assert len(set(plans)) == len(plans) == 2 * (6 * 10 - 4)
+    assert not [
+        plan for plan in plans if plan.loss in ("GA", "RMU") and plan.mask in ("sign agreement", "contrast + sign")
+    ]
     assert {plan.rate for plan in plans} == {3e-3}
 
 

@@ -49,6 +49,16 @@ def made(*arguments: object, columns: int = 80) -> Ran:
     return ran
 
 
+def refused(*arguments: object) -> str:
+    """The message of a command that is refused; all the rules of such a message are checked here."""
+    ran = run(*arguments)
+    assert ran.code == 2, (ran.out, ran.err)
+    assert ran.out == ""
+    assert ran.err.count("Error: ") == 1
+    assert "Traceback" not in ran.err
+    return ran.err.partition("Error: ")[2].strip()
+
+
 @dataclass(frozen=True)
 class Bench:
     """Where everything lies."""

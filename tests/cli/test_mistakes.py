@@ -15,22 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from terminal import Bench, Ran, run
+from terminal import Bench, Ran, refused, run
 
 import skillweave.engine
 from skillweave.errors import UserError
 
 Arguments = Callable[[Bench], list[object]]
-
-
-def refused(*arguments: object) -> str:
-    """The message of a command that is refused; all the rules of such a message are checked here."""
-    ran = run(*arguments)
-    assert ran.code == 2, (ran.out, ran.err)
-    assert ran.out == ""
-    assert ran.err.count("Error: ") == 1
-    assert "Traceback" not in ran.err
-    return ran.err.partition("Error: ")[2].strip()
 
 
 SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [

@@ -5,13 +5,12 @@ from __future__ import annotations
 import copy
 import re
 import xml.etree.ElementTree as ElementTree
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.container import BarContainer
-from rich.console import Console
+from page_text import drawn, page_text
 
 from skillweave.artefact import read_json
 from skillweave.report import (
@@ -108,16 +107,9 @@ def test_a_table_says_the_same_three_times() -> None:
     assert table.markdown() == "| name | value |\n| --- | ---: |\n| a\\|b | 1 |\n| <x> | [bold]22[/bold] |"
     cells = [element.text for element in ElementTree.fromstring(table.html()).iter() if element.tag in ("th", "td")]
     assert cells == ["name", "value", "a|b", "1", "<x>", "[bold]22[/bold]"]
-    assert _drawn(table).split()[:2] == ["name", "value"]
-    assert "[bold]22[/bold]" in _drawn(table)
+    assert drawn(table).split()[:2] == ["name", "value"]
+    assert "[bold]22[/bold]" in drawn(table)
     assert Table(["only"], []).markdown() == "| only |\n| --- |"
-
-
-def _drawn(table: Table, width: int = 80) -> str:
-    console = Console(width=width)
-    with console.capture() as capture:
-        console.print(table.rich())
-    return capture.get()
 
 
 def test_the_skill_table_has_every_figure_with_its_interval(report: dict[str, Any]) -> None:
@@ -133,38 +125,19 @@ def test_the_skill_table_has_every_figure_with_its_interval(report: dict[str, An
 def test_the_short_table_fits_a_terminal_and_cuts_nothing(report: dict[str, Any]) -> None:
     report["skills"]["fourteen_marks"] = skill(1.0, 1.0, 1.0)
     report["skills"]["json_calls"]["pack_bytes"] = 134_500_000
-    drawn = _drawn(short_skill_table(report))
-    assert max(map(len, drawn.splitlines())) <= 80
-    assert "…" not in drawn
+    shown = drawn(short_skill_table(report))
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
     table = short_skill_table(report)
     for cell in (*table.header, *(cell for row in table.rows for cell in row)):
         for word in cell.split():
-            assert word in drawn
+            assert word in shown
     rows = {row[0]: row for row in table.rows}
     assert rows["reverse_words"] == ["reverse_words", "25.0", "75.0", "50.0", "50.0", "50.0", "8.4 MB", "1/23.8"]
     assert rows["ready-made"][2] == rows["ready-made"][5] == rows["ready-made"][7] == "-"
     long = "abcdefghij" * 3  # goes on in a second line, whole
-    folded = _drawn(short_skill_table({"skills": {long: skill(0.5, 0.5, 0.5)}}))
+    folded = drawn(short_skill_table({"skills": {long: skill(0.5, 0.5, 0.5)}}))
     assert "".join(line.split(" ")[0] for line in folded.splitlines()[3:]) == long
-
-
-class _Page(HTMLParser):
-    """Checks that every element is closed in its turn, and keeps the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag not in ("meta", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def test_the_report_is_written_whole(report: dict[str, Any], tmp_path: Path) -> None:
@@ -176,12 +149,10 @@ def test_the_report_is_written_whole(report: dict[str, Any], tmp_path: Path) -> 
     for plot in plots:
         assert ElementTree.parse(tmp_path / plot).getroot().tag.endswith("svg")
     markdown = (tmp_path / "report.md").read_text()
-    page = _Page()
-    page.feed((tmp_path / "report.html").read_text())
-    assert page.open == []
+    shown = page_text(tmp_path / "report.html")
     for text in ("demo <&>", "97.0%", "1.12x", "12 min 34 s", "<odd>.yaml", "25.0 (17-33)", "(anything else)"):
         assert text in markdown
-        assert text in page.text
+        assert text in shown
     for link in re.findall(r"\]\(([^)]+)\)", markdown):
         assert (tmp_path / link).is_file()
 
@@ -203,7 +174,7 @@ def test_the_bars_stand_where_the_scores_are(report: dict[str, Any]) -> None:
     assert [places[1] - places[0], places[2] - places[1]] == pytest.approx([1, 2])  # and nothing stands in its place
 
 
-def test_an_interval_that_rounding_puts_beside_the_mean_is_drawn() -> None:
+def test_an_interval_that_rounding_puts_beside_the_mean_isdrawn() -> None:
     odd = skill(0.1, 0.3, 0.2)
     odd["intervals"]["base"] = [0.10000000000000002, 0.09999999999999999]
     assert skills_plot({"odd": odd}).axes

@@ -13,9 +13,11 @@ from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 from skillweave.cli.places import check_folder, is_run
 
 group = typer.Typer(
-    no_args_is_help=True, help="Unlearn: take knowledge out, freeze the neurons that hold the rest, judge the result."
+    help="Unlearn: take knowledge out, freeze the neurons that hold the rest, judge the result.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
-app.add_typer(group, name="cku", rich_help_panel="Methods")
+app.add_typer(group, name="cku")
 
 FORGET = typer.Option([], "--forget", help="JSONL: what is to go. Repeatable.")
 RETAIN = typer.Option([], "--retain", help="JSONL: what must stay. Repeatable.")
@@ -40,16 +42,18 @@ def unlearn(
 
     **Examples**
 
-    `skillweave cku unlearn -b ./my-model --forget forget.jsonl --retain retain.jsonl -o runs/unlearnt`
+    `skillweave cku unlearn -b ./model --forget f.jsonl --retain r.jsonl -o runs/x`
 
-    `skillweave cku unlearn --config unlearn.yaml --set objective.loss=ga --set objective.retain=kl`
+    `skillweave cku unlearn -c unlearn.yaml -o runs/kl -s objective.retain=kl`
 
-    `skillweave cku unlearn -c unlearn.yaml -o runs/sign -s objective.sign_agreement=true -s localise.freeze=none`
+    `skillweave cku unlearn -c unlearn.yaml -o runs/refuse -s refusal=true`
     """
     job, made = make_delta("cku", config, _typed(base, forget, retain, unseen, out), overrides, device)
-    files = " ".join(f"--{side} {file}" for side in ("forget", "retain") for file in getattr(job.settings, side))
+    sides = ("forget", "retain", "unseen")
+    files = " ".join(f"--{side} {file}" for side in sides for file in getattr(job.settings, side) or ())
     say(f"Judge it: skillweave cku report --base {job.base} --delta {made} {files} -o {job.out}-report")
-    say("Serve it: as the backbone of a weave (`unlearn:` in weave.yaml), or zip it like any other delta.")
+    say(f"Zip it: skillweave zip --base {job.base} --delta {made} -o PACK")
+    say("Or let a whole weave stand on it: `unlearn:` in weave.yaml.")
 
 
 @group.command()
@@ -66,9 +70,9 @@ def score(
 
     **Examples**
 
-    `skillweave cku score -b ./my-model --forget forget.jsonl --retain retain.jsonl -o runs/neurons`
+    `skillweave cku score -b ./model --forget f.jsonl --retain r.jsonl -o neurons`
 
-    `skillweave cku score -c score.yaml --set scorer=fisher --set layers=all --set ratio=0.9`
+    `skillweave cku score -c score.yaml -s scorer=fisher -s layers=all`
     """
     from skillweave.base import open_base
     from skillweave.methods.cku.neurons import ScoreConfig, is_score, score_neurons
@@ -103,19 +107,22 @@ def report(
 ) -> None:
     """Judge an unlearning: what is forgotten, what is kept, and what relearning, rounding and zipping bring back.
 
-    Killed and run again, it goes on.
+    `base`, `delta`, `forget`, `retain` and `out` are needed, here or in the config's file. Killed and run again, it
+    goes on.
 
     **Examples**
 
-    `skillweave cku report -b ./my-model --delta runs/x/delta --forget f.jsonl --retain r.jsonl -o runs/report`
+    `skillweave cku report -c judge.yaml --delta runs/x/delta -o runs/judged-x`
 
-    `skillweave cku report -c report.yaml --unseen unseen.jsonl --lookalike lookalike.jsonl -t builtin:count_letters`
+    `skillweave cku report -c judge.yaml --reference runs/never/delta`
+
+    `skillweave cku report -c judge.yaml --task builtin:count_letters -s zip=[]`
     """
     from skillweave.base import open_base
-    from skillweave.cli.show import out as terminal
+    from skillweave.cli.show import show_unlearn_report
     from skillweave.methods.cku.report import ReportConfig
     from skillweave.methods.cku.report import report as judge
-    from skillweave.report import known_table, probe_table, write_unlearn_report
+    from skillweave.report import write_unlearn_report
 
     typed = _typed(base, forget, retain, unseen, out)
     typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
@@ -124,9 +131,7 @@ def report(
     found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line())
     if is_first_process():
         write_unlearn_report(found, job.out)
-        terminal.print(known_table(found).rich("What is forgotten, and what is kept"))
-        terminal.print(probe_table(found).rich("What the probes bring back"))
-    say(f"The report is in {job.out / 'report.html'}.")
+        show_unlearn_report(found, job.out)
 
 
 @group.command()

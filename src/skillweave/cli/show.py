@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.pack import Skillpack
-from skillweave.report import human_bytes, short_skill_table
+from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.weave import WeaveCard
 from skillweave.weave.backbone import read_backbone
 
@@ -36,6 +36,15 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     )
     out.print(f"The weave is in {folder}; the report in {folder / 'report.html'}.", soft_wrap=True)
     out.print(f'Ask it something: skillweave generate {folder} "your prompt"', soft_wrap=True)
+
+
+def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
+    """What became of both sets, what the probes brought back, and where the rest lies."""
+    out.print()
+    out.print(short_unlearn_table(report).rich(title="What is forgotten, and what is kept"))
+    out.print()
+    out.print(short_probe_table(report).rich(title="What the probes bring back: extraction strength"))
+    out.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True)
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:

@@ -6,17 +6,17 @@ from skillweave.report.neurons_plot import neurons_plot
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
 from skillweave.report.units import human_bytes, human_seconds
-from skillweave.report.unlearn_report import known_table, probe_table, write_unlearn_report
+from skillweave.report.unlearn_report import short_probe_table, short_unlearn_table, write_unlearn_report
 
 __all__ = [
     "Table",
     "human_bytes",
     "human_seconds",
-    "known_table",
     "machine",
     "neurons_plot",
-    "probe_table",
+    "short_probe_table",
     "short_skill_table",
+    "short_unlearn_table",
     "skill_table",
     "svg_text",
     "versions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def probes(report: Mapping[str, Any]) -> list[Probe]:
             entry.get("reference"), entry.get("robustness"),
         )
         for name, entry in (
-            ("relearnt, {} of it", report["relearning"]["forget"]),
+            ("{} facts relearnt", report["relearning"]["forget"]),
             ("{} unrelated examples", report["relearning"]["unrelated"]),
         )
     ]  # fmt: skip
@@ -73,9 +74,11 @@ def short_unlearn_table(report: Mapping[str, Any]) -> Table:
 
 
 def short_probe_table(report: Mapping[str, Any]) -> Table:
-    """What each probe brought back, for a terminal of 80 columns."""
-    rows = [[probe.name, percent(probe.probed), percent(probe.gap)] for probe in probes(report)]
-    return Table(["probe", "strength", "came back"], rows)
+    """:func:`probe_table` for a terminal of 80 columns: nothing of the reference."""
+    rows = [
+        [probe.name, *map(percent, (probe.before, probe.after, probe.probed, probe.gap))] for probe in probes(report)
+    ]
+    return Table(["probe", "before", "after", "after\nthe probe", "came back"], rows)
 
 
 def known_table(report: Mapping[str, Any]) -> Table:
@@ -143,14 +146,14 @@ def probe_table(report: Mapping[str, Any]) -> Table:
 def rewritten_table(report: Mapping[str, Any]) -> Table:
     """What is left of both sets when the weights are written smaller, of the unlearnt model and of the one before."""
     arms = report["arms"]
-    keys = ("forget_strength", "retain_strength", "retain_probability")
+    keys = ("forget_strength", "retain_probability")
     rows = [["as trained", *(percent(arms[arm][key]) for key in keys for arm in ("before", "after")), "-"]]
     for name, entry in _rewritten(report):
         cells = [percent(entry.get(f"{prefix}{key}")) for key in keys for prefix in ("before_", "")]
         size = entry.get("pack_bytes")
         rows.append([name, *cells, "-" if size is None else human_bytes(size)])
-    header = ["weights", "forget strength before", "after", "retain strength before", "after"]
-    return Table([*header, "retain probability before", "after", "pack"], rows)
+    header = ["weights", "forget strength, before", "after", "retain probability, before", "after", "pack"]
+    return Table(header, rows)
 
 
 def known_plot(report: Mapping[str, Any]) -> Figure:
@@ -199,12 +202,14 @@ def refusal_plot(report: Mapping[str, Any]) -> Figure:
 def probe_plot(report: Mapping[str, Any]) -> Figure:
     """Extraction strength on the forget set before, after, and once it was tried to bring it back."""
     groups = {
-        probe.name.replace(" ", "\n", 1): dict(
+        textwrap.fill(probe.name, 12): dict(
             zip(PROBED, (probe.before, probe.after, probe.probed, probe.reference), strict=True)
         )
         for probe in probes(report)
     }
-    shown = {name: colour for name, colour in PROBED.items() if any(group[name] is not None for group in groups.values())}
+    shown = {
+        name: colour for name, colour in PROBED.items() if any(group[name] is not None for group in groups.values())
+    }
     figure = Figure(figsize=(max(6.0, 1.4 * len(groups)), 3.4), layout="constrained")
     axes = figure.subplots()
     draw_bars(axes, groups, shown)
@@ -244,14 +249,15 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     method = delta["provenance"].get("method", "a delta")
     notes = [
         f'"Before" is {base["ref"]} ({base["fingerprint"][:23]}...), "after" the same with {delta["folder"]} on it '
-        f'(made by {method})' + (', "reference" a model that never saw the forget set.' if "reference" in arms else "."),
+        f"(made by {method})"
+        + (', "reference" a model that never saw the forget set.' if "reference" in arms else "."),
         _in_short(report),
         "Extraction strength: the share of an answer that greedy decoding says by itself, once it is given what comes "
         "before; exact memorisation: the share of its tokens that are the first choice; probability: the geometric "
         "mean over its tokens. Truth ratio: wrong answers beside the right one, 0: known, 1: all alike. Membership: "
         "0.5: the forget set cannot be told from what was never taught; far below 0.5 it stands out too.",
-        "Came back: the share of what was lost that a probe brings back, with its strength read on the facts that "
-        'were not trained on again; "-" where nothing was lost.',
+        "Came back: the share of what was lost that a probe brings back; after relearning it is read on those facts "
+        'to forget that were not trained on again. "-" where nothing was lost.',
     ]
     if "reference" in arms:
         notes.append(
@@ -281,8 +287,9 @@ def _in_short(report: Mapping[str, Any]) -> str:
             f"{percent(arms['before']['forget_strength'])} to {percent(arms['after']['forget_strength'])} "
             f"(100% would be {level})"
         )
-    worst = max((probe for probe in probes(report) if probe.gap is not None), key=lambda probe: probe.gap, default=None)
-    back = "" if worst is None else f" The probe that brings back most: {worst.name}, {percent(worst.gap)}."
+    gaps = {probe.name: probe.gap for probe in probes(report) if probe.gap is not None}
+    worst = max(gaps, key=gaps.__getitem__, default=None)
+    back = "" if worst is None else f" The probe that brings back most: {worst}, {percent(gaps[worst])}."
     return f"{gone[0].upper()}{gone[1:]}; kept {percent(report['kept'])} of the retain answers' probability.{back}"
 
 

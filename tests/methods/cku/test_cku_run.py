@@ -346,7 +346,7 @@ def test_plain_texts_are_forgotten_too_but_cannot_be_refused(base, corpus, tmp_p
 def test_settings_that_do_not_go_together_are_refused(corpus):
     for wrong, said in (
         ({"objective": {"retain": "hidden"}}, "rmu's own term"),
-        ({"objective": {"retain": "none", "sign_agreement": True}}, "compares with the retain gradient"),
+        ({"objective": {"retain": "none", "sign_agreement": True}}, "needs a retain gradient to agree with"),
         ({"localise": {"ratio": 1.1}}, "less than or equal to 1"),
         ({"watch": {"budget": 1.0}}, "less than 1"),
         ({"training": {"rate": 1}}, "Extra inputs"),

@@ -72,8 +72,9 @@ class ForgetSettings(Config):
     def _goes_together(self) -> Self:
         if self.retain == "hidden" and self.loss != "rmu":
             raise ValueError("retain 'hidden' is rmu's own term: take ce or kl, or loss rmu")
-        if self.sign_agreement and self.retain_term == "none":
-            raise ValueError("sign_agreement compares with the retain gradient: set retain to ce or kl")
+        if self.sign_agreement and self.retain_term in ("none", "hidden"):
+            # The hidden states' own term is exactly flat at the start: nothing would ever agree with it.
+            raise ValueError("sign_agreement needs a retain gradient to agree with: set retain to ce or kl")
         return self
 
 

@@ -235,8 +235,9 @@ def make_corpus(*, people: int = 40, forget: float = 0.25, seed: int = 0, short:
 
 
 def is_corpus(folder: Path) -> bool:
-    """Whether a folder holds what :func:`write_corpus` writes, and nothing else."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {f"{name}.jsonl" for name in _FILES}
+    """Whether a folder holds what :func:`write_corpus` writes, all of it and nothing else."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {f"{name}.jsonl" for name in _FILES[:5]} <= found <= {f"{name}.jsonl" for name in _FILES}
 
 
 def write_corpus(folder: Path, corpus: Corpus) -> None:
