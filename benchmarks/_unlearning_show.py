@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from _record import student
-from _unlearning import LOSSES, MASKS, SCORERS, beside, reached, select
+from _unlearning import LOSSES, MASKS, beside, reached, select
 from skillweave.report import Table
 
-COLOURS = ["#999999", "#56B4E9", "#CC79A7", *["#E69F00"] * (len(SCORERS) - 1), "#D55E00", "#0072B2", "#009E73"]
+_SHADES = ["#FDD0A2", "#FDAE6B", "#FD8D3C", "#E6550D", "#A63603"]
+COLOURS = dict(zip(MASKS, ["#999999", "#56B4E9", "#CC79A7", *_SHADES, "#0072B2", "#009E73"], strict=True))
 _KEYS = ("comparison", "loss", "mask", "ratio", "layers")
 
 
@@ -67,14 +69,16 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Above what is kept beside, below what relearning brings back: by loss and mask, intervals over seeds."""
+    """Above what is kept beside, below what relearning brings back: by loss and mask, intervals over seeds.
+
+    Hollow where the forget set was not forgotten on every seed: who forgets less keeps more.
+    """
     arms = select(rows, comparison="arms")
     losses = [loss for loss in LOSSES if select(arms, loss=loss)]
     figure = Figure(figsize=(max(6.0, 2.1 * len(losses)), 6.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
     width = 0.86 / len(MASKS)
-    for offset, (mask, colour) in enumerate(zip(MASKS, COLOURS, strict=True)):
-        label = mask
+    for offset, (mask, colour) in enumerate(COLOURS.items()):
         for place, loss in enumerate(losses):
             group = select(arms, loss=loss, mask=mask)
             back = [100 * row["relearnt"] for row in group if row["relearnt"] is not None]
@@ -83,16 +87,14 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
                 if values:
                     mean, _, high = student(values)
                     half = high - mean if len(values) > 1 else 0.0
-                    axis.bar(at, mean, width * 0.92, color=colour, label=label)
+                    filled = colour if all(map(reached, group)) else "none"
+                    axis.bar(at, mean, width * 0.92, color=filled, edgecolor=colour)
                     axis.errorbar(at, mean, yerr=half, color="#333333", capsize=1.5, linewidth=0.7)
-                    label = ""
     axes[0].set_ylabel("kept beside, %")
     axes[1].set_ylabel("relearning brings back, %")
     axes[1].set_xticks(range(len(losses)), losses)
-    handles, labels = axes[0].get_legend_handles_labels()
-    shown = {label: handle for handle, label in zip(handles, labels, strict=True) if label}
-    axes[0].legend(shown.values(), shown, ncols=5, fontsize=8, frameon=False, loc="lower center",
-                   bbox_to_anchor=(0.5, 1.0))  # fmt: skip
+    patches = [Patch(color=colour, label=mask) for mask, colour in COLOURS.items() if select(arms, mask=mask)]
+    axes[0].legend(handles=patches, ncols=5, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for axis in axes:
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
         axis.spines[["top", "right"]].set_visible(False)

@@ -28,9 +28,9 @@ from skillweave.weave import background_prompts
 
 BASE = "bundled:smollm2"
 TASKS = ["builtin:extract_contact", "builtin:count_letters"]
-PEOPLE, TEACH_EPOCHS, TEACH_RATE = 16, 8, 1e-4
-STEPS, BATCH, RATE, MU = 60, 8, 3e-4, 5.0
-ARMS = [(GA, NO_MASK), (GA_KL, NO_MASK), (GA_KL, "random"), (GA_KL, "contrast"), (GA_KL, BOTH), (RMU, "contrast")]
+PEOPLE, TEACH_EPOCHS, TEACH_RATE = 16, 7, 1e-4
+STEPS, BATCH, RATE, MU = 80, 8, 1e-4, 5.0
+ARMS = [(GA_KL, SIGN), (GA_KL, NO_MASK), (GA_KL, "fisher"), (GA, NO_MASK), (RMU, NO_MASK)]
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ def teach(plan: Teach) -> dict[str, Any]:
         gone = set((corpus / "forget.jsonl").read_text().splitlines(keepends=True))
         lines = [line for line in lines if line not in gone]
     file = target.with_suffix(".jsonl")
-    file.write_text("".join(lines).replace('"question"', '"prompt"'))
+    file.write_text("".join(lines))
     method = get_method("specialise")
     settings = {
-        "task": {"source": "jsonl", "path": str(file), "splits": {"test": 1, "calibration": 1}}, "seed": plan.seed,
+        "task": {"source": "jsonl", "path": str(file), "splits": {"test": 0, "calibration": 0}}, "seed": plan.seed,
         "rounds": 0, "probe_prompts": 1, "samples_per_prompt": 2, "max_new_tokens": 8,
         "warm_start": {"when": "always", "steps": None, "epochs": TEACH_EPOCHS, "learning_rate": TEACH_RATE,
                        "batch_size": BATCH},

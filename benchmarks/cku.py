@@ -223,10 +223,16 @@ def _relearnt(row: dict[str, Any]) -> float:
 
 
 def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: Any) -> list[float]:
-    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term."""
+    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term.
+
+    Only where both forgot: who forgets less keeps more, and that is no merit.
+    """
     differences: dict[int, list[float]] = {}
     for loss in LOSSES:
-        of = {mask: {row["seed"]: value(row) for row in select(found, loss=loss, mask=mask)} for mask in (one, other)}
+        of = {
+            mask: {row["seed"]: value(row) for row in select(found, loss=loss, mask=mask) if reached(row)}
+            for mask in (one, other)
+        }
         for seed in of[one].keys() & of[other].keys() if loss != GA else ():
             differences.setdefault(seed, []).append(of[one][seed] - of[other][seed])
     return [fmean(differences[seed]) for seed in sorted(differences)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -27,6 +27,7 @@ FIGURES = "score.json"
 class ScoreConfig(LocaliseSettings):
     """Settings of ``skillweave cku score``: those of the method's ``localise``, and what is scored on."""
 
+    freeze: Literal["useful", "random", "inverse", "none"] = "useful"
     forget: Files = Field(description="JSONL: what is to go")
     retain: Files = Field(description="JSONL: what must stay")
     seed: int = Field(default=0, description="of the neurons that freeze: random draws")

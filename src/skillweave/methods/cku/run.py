@@ -85,7 +85,8 @@ class _Unlearning:
     def all_stages(self) -> dict[str, Any]:
         """All stages in their order. Returns what became of both sets."""
         run = self.run
-        run.stage("localise", self._localise, show=("frozen", "neurons", "overlap"))
+        if run.config.localise.freeze != "none":
+            run.stage("localise", self._localise, show=("frozen", "neurons", "overlap"))
         before = run.stage("before", self._read, show=_SEEN)
         run.trained("unlearn", self._unlearn)
         if run.config.refusal is not None:
@@ -210,7 +211,9 @@ class _Unlearning:
         from skillweave.methods.cku.freeze import FrozenNeurons
         from skillweave.methods.cku.localise import read_neurons
 
-        return FrozenNeurons(model, self.mlps, read_neurons(self.run.folder / "localise")["frozen"])
+        none = self.run.config.localise.freeze == "none"
+        frozen = {} if none else read_neurons(self.run.folder / "localise")["frozen"]
+        return FrozenNeurons(model, self.mlps, frozen)
 
     def _start(self) -> Any:
         return self.run.policy.open_to_train(self.run.config, seed=0).eval().requires_grad_(False)

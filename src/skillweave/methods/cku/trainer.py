@@ -54,7 +54,7 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         self.loss_is_scaled_for_ga = False  # the mean over micro-batches, all of one size, is that of the batch
         self._settings, self._start, self._control, self._layer = settings, start, control, layer
         self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
-        self._agreement = SignAgreement() if settings.sign_agreement else None
+        self._agreement = SignAgreement() if settings.agrees else None
         self._agreed = 1.0
         self._seen: list[Tensor] = []
 
@@ -67,7 +67,7 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         return forget + self._settings.mu * retain
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As transformers has it; with ``sign_agreement`` the two terms are differentiated apart."""
+        """As transformers has it; with sign agreement the two terms are differentiated apart."""
         if self._agreement is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()

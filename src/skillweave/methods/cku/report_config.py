@@ -1,1 +1,0 @@
-from skillweave.methods.cku.report.config import ReportConfig, RelearnSettings  # noqa
