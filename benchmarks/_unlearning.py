@@ -40,10 +40,10 @@ LOSSES: dict[str, dict[str, Any]] = {
 MASKS: dict[str, dict[str, Any]] = {
     NO_MASK: {"freeze": "none"},
     RANDOM: {"freeze": "random"},
-    INVERSE: {"freeze": "inverse"},
-    **{scorer: {"scorer": scorer} for scorer in SCORERS},
+    INVERSE: {"freeze": "inverse", "scorer": "contrast"},
+    **{scorer: {"freeze": "useful", "scorer": scorer} for scorer in SCORERS},
     SIGN: {"freeze": "none"},
-    BOTH: {"scorer": "contrast"},
+    BOTH: {"freeze": "useful", "scorer": "contrast"},
 }
 
 
