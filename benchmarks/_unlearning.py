@@ -90,10 +90,11 @@ def unlearnt(plan: Plan) -> dict[str, Any]:
         write_corpus(folder / "corpus", world(plan.seed))
         files = {side: folder / "corpus" / f"{side}.jsonl" for side in ("forget", "retain", "unseen")}
         objective = {**LOSSES[plan.loss], "mu": plan.mu, "sign_agreement": plan.mask in (SIGN, BOTH)}
+        mask = MASKS[plan.mask]
         layers = plan.layers if isinstance(plan.layers, str) else list(plan.layers)
         config = CkuConfig.model_validate({
             **files, "seed": plan.seed, "bf16": False, "save_every": 10_000, "objective": objective,
-            "localise": {**MASKS[plan.mask], "ratio": plan.ratio, "layers": layers},
+            "localise": {**mask, **({} if mask["freeze"] == "none" else {"ratio": plan.ratio}), "layers": layers},
             "training": {"learning_rate": plan.rate, "steps": plan.steps, "batch_size": BATCH},
             "watch": {"every": LOOK_EVERY, "budget": None},
         })  # fmt: skip
@@ -124,7 +125,7 @@ def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dic
         **files, "delta": folder / "run" / "delta", "lookalike": folder / "corpus" / "lookalike.jsonl",
         "reference": str(taught(plan.seed, plan.taught, knows_forget=False)), "bf16": False, "seed": plan.seed,
         "tasks": [SKILL], "task_limit": 100, "questions": 1, "max_new_tokens": 10, "save_every": 10_000,
-        "unrelated_task": OTHER_SKILL, "zip": [],
+        "unrelated_task": OTHER_SKILL,
         "relearn": {"learning_rate": RELEARN_RATE, "steps": RELEARN_STEPS, "batch_size": 8},
     })  # fmt: skip
     found = report(base, config, folder / "report", command="")

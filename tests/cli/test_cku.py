@@ -23,6 +23,7 @@ from skillweave.methods.cku.corpus import make_corpus
 
 UNLEARN = {
     "bf16": False,
+    "localise": {"freeze": "useful"},
     "training": {"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
     "watch": {"every": 1, "budget": None, "goal": 0.0},
 }
@@ -141,7 +142,7 @@ def test_score_shows_the_very_neurons_that_unlearn_froze(room: Room, tmp_path: P
     assert all(torch.equal(scored[name], trained[name]) for name in scored)
     assert ElementTree.parse(out / "neurons.svg").getroot().tag.endswith("svg")
     found = json.loads((out / "score.json").read_text())
-    assert found["settings"]["scorer"] == "contrast"
+    assert found["settings"]["scorer"] == "fisher"
     assert [(layer["layer"], layer["neurons"], layer["frozen"]) for layer in found["by_layer"]] == [(0, 128, 102)]
     assert found["by_layer"][0]["share"] == pytest.approx(found["overlap"])
     assert "102 of 128 neurons in the layers 0" in said.out

@@ -123,12 +123,13 @@ def report(
     from skillweave.methods.cku.report import ReportConfig
     from skillweave.methods.cku.report import report as judge
     from skillweave.report import write_unlearn_report
+    from skillweave.skillzip import zipped
 
     typed = _typed(base, forget, retain, unseen, out)
     typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
     job = read_job(ReportConfig, config, typed, overrides)
     check_folder(job.out, is_run, "work folder of a report")
-    found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line())
+    found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line(), zipper=zipped)
     if is_first_process():
         write_unlearn_report(found, job.out)
         show_unlearn_report(found, job.out)

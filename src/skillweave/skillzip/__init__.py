@@ -2,6 +2,6 @@
 
 from skillweave.skillzip.codecs import CODECS
 from skillweave.skillzip.config import ZipConfig
-from skillweave.skillzip.zip import zip_delta
+from skillweave.skillzip.zip import zip_delta, zipped
 
-__all__ = ["CODECS", "ZipConfig", "zip_delta"]
+__all__ = ["CODECS", "ZipConfig", "zip_delta", "zipped"]

@@ -101,6 +101,15 @@ def zip_delta(
     return pack
 
 
+def zipped(delta: Delta, base: Base, ratio: float) -> tuple[Delta, int]:
+    """What a plain zip to ``ratio`` leaves of a delta, as a delta again, and the bytes of the pack.
+
+    Raises :class:`UserError` where the ratio is too small for a pack.
+    """
+    pack = zip_delta(delta, base, None, ZipConfig(ratio=ratio), name="zipped")
+    return pack.unzip(), pack.nbytes
+
+
 def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """theta - theta_base of one tensor, also where the delta has it whole but the base has its like (a LoRA's
     ``modules_to_save``). A tensor with NaN or infinity is a :class:`UserError`."""

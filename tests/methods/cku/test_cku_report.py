@@ -27,6 +27,7 @@ from skillweave.methods.cku.report.run import judged
 from skillweave.methods.cku.report.stages import refuses
 from skillweave.methods.cku.rounding import round_as_stored, round_linears
 from skillweave.methods.training import run as shared
+from skillweave.skillzip import zipped
 
 
 def settings(corpus: Path, delta: Path, **changes) -> ReportConfig:
@@ -47,7 +48,7 @@ def delta(whole):
 def judgement(base, corpus, delta, tmp_path_factory):
     """A report with a reference, for which the unlearnt model itself stands; its folder and what it says."""
     out = tmp_path_factory.mktemp("report")
-    return out, report(base, settings(corpus, delta, reference=str(delta)), out, command="cku report")
+    return out, report(base, settings(corpus, delta, reference=str(delta)), out, command="cku report", zipper=zipped)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_tasks_are_scored(base, corpus, delta, tmp_path):
     spec = {"source": "jsonl", "path": task, "splits": {"test": 10, "calibration": 1}}
     config = settings(corpus, delta, tasks=[spec], task_limit=4, zip=[], rounding=[], max_new_tokens=10,
                       relearn={"steps": 1, "unrelated": 1})  # fmt: skip
-    found = report(base, config, tmp_path / "out", command="")
+    found = report(base, config, tmp_path / "out", command="", zipper=zipped)
     (score,) = found["arms"]["before"]["tasks"].values()
     assert score["n"] == 4
     assert score["low"] <= score["mean"] <= score["high"]
@@ -161,7 +162,7 @@ def test_the_parts_of_the_forget_set_are_never_empty(base, corpus, delta, tmp_pa
     one = tmp_path / "one.jsonl"
     one.write_text((corpus / "forget.jsonl").read_text().splitlines()[0] + "\n")
     with pytest.raises(UserError, match="one fact; relearning needs two"):
-        report(base, settings(corpus, delta, forget=[one]), tmp_path / "out", command="")
+        report(base, settings(corpus, delta, forget=[one]), tmp_path / "out", command="", zipper=zipped)
 
 
 def slowly_rounded(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
@@ -273,17 +274,17 @@ def test_a_report_that_was_broken_off_ends_as_the_unbroken_one(base, corpus, del
 
         return stop
 
-    places = [mark("after"), lambda patch: stop_at(patch, "relearn-forget", 3), mark("relearn-unrelated-reference")]
+    places = [mark("after"), lambda patch: stop_at(patch, "relearn-forget", 3), mark("reference/relearn-unrelated")]
     for break_off in places:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             break_off(patch)
-            report(base, config, tmp_path, command="")
-    report(base, config, tmp_path, command="")
+            report(base, config, tmp_path, command="", zipper=zipped)
+    report(base, config, tmp_path, command="", zipper=zipped)
     assert record(tmp_path) == record(judgement[0])
     left = {path.name for path in tmp_path.rglob("*.safetensors")}
     assert not left
     with pytest.raises(UserError, match="other settings"):
-        report(base, settings(corpus, delta, reference=str(delta), group=16), tmp_path, command="")
+        report(base, settings(corpus, delta, reference=str(delta), group=16), tmp_path, command="", zipper=zipped)
 
 
 def test_another_delta_is_another_report(corpus, delta, tmp_path):
@@ -300,10 +301,10 @@ def test_another_delta_is_another_report(corpus, delta, tmp_path):
 
 def test_what_is_no_delta_or_of_another_base_is_refused(base, corpus, delta, tmp_path):
     with pytest.raises(UserError, match="is no delta folder"):
-        report(base, settings(corpus, corpus), tmp_path / "a", command="")
+        report(base, settings(corpus, corpus), tmp_path / "a", command="", zipper=zipped)
     other = tmp_path / "other"
     first = Delta.from_pretrained(delta)
     Delta({name: first.tensor(name) for name in first.names()}, base_fingerprint="sha256:0").save_pretrained(other)
     for wrong in ({"delta": other}, {"reference": str(other)}):
         with pytest.raises(UserError, match="the delta belongs on"):
-            report(base, settings(corpus, delta).model_copy(update=wrong), tmp_path / "b", command="")
+            report(base, settings(corpus, delta).model_copy(update=wrong), tmp_path / "b", command="", zipper=zipped)

@@ -131,15 +131,24 @@ def test_the_base_in_memory_is_as_it_was(base, corpus, tmp_path):
 # -- what is trained, what is frozen ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["inverse", "none"])
-def test_a_control_freezes_what_it_says(base, corpus, tmp_path, whole, how):
-    delta = run(base, settings(corpus, **SHORT, localise={"freeze": how}), tmp_path)
+def test_a_control_freezes_what_it_says(base, corpus, tmp_path, whole):
+    delta = run(base, settings(corpus, **SHORT, localise={"freeze": "inverse"}), tmp_path)
     assert_frozen_neurons_did_not_move(base, tmp_path, delta)
     useful = frozen_of(whole[0])
     for layer, mask in frozen_of(tmp_path).items():
-        assert int(mask.sum()) == (0 if how == "none" else 64)
-        if how == "inverse":
-            assert torch.equal(mask, ~useful[layer])  # half of them
+        assert int(mask.sum()) == 64
+        assert torch.equal(mask, ~useful[layer])  # half of them
+
+
+def test_where_none_is_frozen_no_neuron_is_scored_and_none_stays(base, corpus, tmp_path):
+    delta = run(base, settings(corpus, **SHORT, localise={"freeze": "none"}), tmp_path)
+    assert not (tmp_path / "localise").exists()
+    start = Checkpoint(base.path)
+    for name in delta.names():
+        change = delta.tensor(name).abs().sum(dim=1 if "down" not in name else 0)
+        assert bool((change > 0).all()), name
+    assert all("mlp" in name for name in delta.names())
+    assert len(delta.names()) == sum("mlp" in name for name in start.names())
 
 
 @pytest.mark.parametrize(("trainable", "touched"), [("all", ""), (r"layers\.0\.", "layers.0.")])

@@ -132,9 +132,9 @@ def test_what_is_asked_in_two_files_is_asked_twice(write):
 def test_what_is_to_stay_cannot_be_forgotten():
     forget, retain = [asked("A?"), asked("B?", where="f, line 2")], [asked("C?"), asked("b? ", where="r, line 9")]
     with pytest.raises(UserError, match=r"^1 of the facts .*'B\?' \(f, line 2 and r, line 9\)"):
-        check_apart(forget, retain)
-    check_apart(forget, retain[:1])
-    check_apart(forget, [])
+        check_apart(forget, retain, "forget", "retain")
+    check_apart(forget, retain[:1], "forget", "retain")
+    check_apart(forget, [], "forget", "retain")
     # A question and a text of the same words are two things.
     check_apart([asked("A?")], [told("A?")])
 

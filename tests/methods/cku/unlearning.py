@@ -22,7 +22,8 @@ run_module = sys.modules["skillweave.methods.cku.run"]
 
 SETTINGS: dict[str, Any] = {
     "bf16": False,
-    "localise": {"ratio": 0.5, "layers": "all", "scorer": "wanda"},
+    "localise": {"freeze": "useful", "ratio": 0.5, "layers": "all", "scorer": "wanda"},
+    "objective": {"loss": "npo", "mu": 1.0, "sign_agreement": False},
     "training": {"steps": 6, "batch_size": 4, "learning_rate": 3e-3, "weight_decay": 0.1, "warmup": 0.0},
     "watch": {"every": 2, "held_out": 4, "budget": None, "goal": 0.0},
     "save_every": 3,

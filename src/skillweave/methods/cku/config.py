@@ -14,7 +14,11 @@ ScorerName = Literal["activation", "wanda", "snip", "fisher", "contrast"]
 LossName = Literal["ga", "npo", "simnpo", "rmu"]
 RetainName = Literal["none", "ce", "kl", "hidden"]
 
-Files = Annotated[list[Path], BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value])]
+Files = Annotated[
+    list[Path],
+    Field(min_length=1),
+    BeforeValidator(lambda value: value if isinstance(value, list | tuple) else [value]),
+]
 """One JSONL file or several."""
 
 MLPS = "mlps"
@@ -42,6 +46,17 @@ class LocaliseSettings(Config):
     )
     examples: int = Field(default=256, ge=1, description="most examples of a set that are looked at")
     batch_size: int = Field(default=4, ge=1, description="examples an accumulation step; 1 for Fisher by example")
+
+    @model_validator(mode="after")
+    def _freezes_what_it_scores(self) -> Self:
+        idle = self.model_fields_set & {"scorer", "contrast_of", "ratio", "scope"}
+        if self.freeze == "none" and idle:
+            raise ValueError(
+                f"{', '.join(sorted(idle))}: no neuron is frozen, so that nothing follows: set freeze: useful"
+            )
+        if self.freeze != "none" and self.ratio == 1:
+            raise ValueError("ratio 1 freezes every neuron: nothing could be unlearnt")
+        return self
 
 
 class ForgetSettings(Config):
@@ -84,8 +99,11 @@ class ForgetSettings(Config):
         if self.retain == "hidden" and self.loss != "rmu":
             raise ValueError("retain 'hidden' is rmu's own term: take ce or kl, or loss rmu")
         if self.sign_agreement and self.retain_term in ("none", "hidden"):
-            # The hidden states' own term is exactly flat at the start: nothing would ever agree with it.
+            # The hidden states' own term is exactly flat at the start, and nothing would ever agree with it. That of kl
+            # is flat but for rounding: the first step's mask is a coin toss, the steps after it have a gradient.
             raise ValueError("sign_agreement needs a retain gradient to agree with: set retain to ce or kl")
+        if self.agrees and self.mu == 0:
+            raise ValueError("with mu 0 no retain gradient is left to agree with: set sign_agreement: false")
         return self
 
 
@@ -93,6 +111,7 @@ class WatchSettings(Config):
     """When to stop: looked at on the way, on the forget set and on retain examples that are not trained on."""
 
     every: int = Field(default=10, ge=1, description="steps between two looks")
+    examples: int = Field(default=256, ge=1, description="most token rows of the forget set that are looked at")
     held_out: int = Field(default=64, ge=1, description="most retain examples kept for it (at most a quarter)")
     budget: float | None = Field(
         default=0.01, gt=0, lt=1, description="most that retain may lose of its probability; None: no limit"

@@ -50,14 +50,14 @@ def read_facts(paths: Sequence[Path]) -> list[Fact]:
     return list(known.values())
 
 
-def check_apart(forget: Sequence[Fact], retain: Sequence[Fact]) -> None:
-    """Raise :class:`UserError` where a prompt or a text is both to be forgotten and to stay."""
-    stay = {fact.id: fact for fact in retain}
-    both = [fact for fact in forget if fact.id in stay]
+def check_apart(facts: Sequence[Fact], others: Sequence[Fact], one: str, other: str) -> None:
+    """Raise :class:`UserError` where a prompt or a text stands in both sets; ``one`` and ``other`` are their names."""
+    known = {fact.id: fact for fact in others}
+    both = [fact for fact in facts if fact.id in known]
     if both:
         raise UserError(
-            f"{len(both)} of the facts to forget are to be retained too. The first: {_shown(both[0])} "
-            f"({both[0].where} and {stay[both[0].id].where}). Remove them from one of the two sets"
+            f"{len(both)} of the {one} facts stand in {other} too. The first: {_shown(both[0])} "
+            f"({both[0].where} and {known[both[0].id].where}). Remove them from one of the two sets"
         )
 
 

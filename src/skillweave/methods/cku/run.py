@@ -49,6 +49,8 @@ def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
     if config.refusal is not None:  # a mistake there is to be told now, not when the unlearning is done
         refusal_examples(sets.forget, sets.retain, config.refusal, config.seed)
     mlps = chosen_mlps(find_mlps(base.model), config.localise.layers)
+    if config.objective.loss == "rmu":
+        steered_layer(mlps, base)  # a mistake is told before any work
     state = Run.begin("cku", base, config, sets, out_dir)
     if state.finished:
         return state.delta
@@ -148,7 +150,7 @@ class _Unlearning:
             processes=run.processes,
         )  # fmt: skip
         reference = read_json(run.folder / "before" / "forget.json")
-        layer = self._steered()
+        layer = steered_layer(self.mlps, run.base) if settings.loss == "rmu" else 0
 
         def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
             beside = batch_order([len(row["input_ids"]) for row in self.retain], config.training.batch_size,
@@ -196,15 +198,6 @@ class _Unlearning:
 
         return run.train(folder, settings, rows, [row_length(row) for row in rows], make)
 
-    def _steered(self) -> int:
-        """The layer that ``rmu`` steers: the last chosen one, but never the model's last, whose output transformers
-        gives after the final norm, where nothing can be as long as it should."""
-        last = self.run.base.model.config.get_text_config().num_hidden_layers - 1
-        below = [mlp.layer for mlp in self.mlps if mlp.layer < last]
-        if not below and self.run.config.objective.loss == "rmu":
-            raise UserError(f"localise.layers: rmu steers the output of a layer below the last ({last}): add one")
-        return max(below, default=last)
-
     # -- what they share ---------------------------------------------------------------------------------------------
 
     def _frozen(self, model: Any) -> FrozenNeurons:
@@ -220,7 +213,7 @@ class _Unlearning:
 
     def _look(self, model: Any) -> dict[str, float]:
         return {
-            "forget": self._reading(model, self.forget[: self.run.config.localise.examples]).means()["strength"],
+            "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
             "retain": self._reading(model, self.held_out).means()["probability"],
         }
 
@@ -229,14 +222,30 @@ class _Unlearning:
 
         config = self.run.config
         return read_rows(
-            model, rows, self.run.tokenizer.pad_token_id, batch_size=4 * config.training.batch_size, bf16=config.bf16
+            model,
+            rows,
+            self.run.tokenizer.pad_token_id,
+            batch_size=config.training.micro_batch_size or config.training.batch_size,
+            bf16=config.bf16,
         )
+
+
+def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
+    """The layer that ``rmu`` steers: the last chosen one, but never the model's last, whose output transformers gives
+    after the final norm, where nothing can be as long as it should. Raises :class:`UserError` where none is left."""
+    last = base.model.config.get_text_config().num_hidden_layers - 1
+    below = [mlp.layer for mlp in mlps if mlp.layer < last]
+    if not below:
+        raise UserError(f"localise.layers: rmu steers the output of a layer below the last ({last}): add one")
+    return below[-1]
 
 
 def _rows(run: Run[CkuConfig, Sets], side: str, facts: Sequence[Fact]) -> list[Row]:
     rows, left_out = fact_rows(run.tokenizer, facts, run.max_length)
     if not rows:
-        raise UserError(f"all facts of the {side} set are longer than {run.max_length} tokens: raise max_length")
+        raise UserError(
+            f"all facts of the {side} set are longer than {run.max_length} tokens (max_length, or the base's context)"
+        )
     if left_out:
         run.say(f"{left_out} facts of the {side} set are longer than {run.max_length} tokens: left out")
     return rows

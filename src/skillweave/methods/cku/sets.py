@@ -38,10 +38,11 @@ def read_sets(forget: Sequence[Path], retain: Sequence[Path], unseen: Sequence[P
     """
     gone, stay = read_facts(forget), read_facts(retain)
     strange = read_facts(unseen) if unseen else []
-    check_apart(gone, stay)
-    for fact in strange:
-        if any(fact.id == other.id for other in (*gone, *stay)):
-            raise UserError(f"{fact.where}: an unseen fact stands in forget or retain too: it is not unseen")
+    for one, other in (("forget", "retain"), ("forget", "unseen"), ("retain", "unseen")):
+        sides = {"forget": gone, "retain": stay, "unseen": strange}
+        check_apart(sides[one], sides[other], one, other)
+    # By their ids, not as they stand: a file may be sorted by topic, and a part of it is to stand for all.
+    gone = sorted(gone, key=lambda fact: fact.id)
     if len(stay) < 4:
         raise UserError(f"{retain[0]}: {len(stay)} facts to retain; at least 4 are needed, a quarter is held out")
     ordered = sorted(stay, key=lambda fact: fact.id)

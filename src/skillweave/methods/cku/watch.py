@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
+from skillweave.errors import UserError
 from skillweave.methods.cku.config import WatchSettings
 from skillweave.methods.cku.freeze import refuse_cut_up
 from skillweave.methods.training.processes import Processes
@@ -52,7 +54,9 @@ class Watch(TrainerCallback):
         look = {"step": step, **self._processes.from_first(lambda: self._look(model))}
         self.looks.append(look)
         state.log_history.append({"step": step, "look": look})
-        if not look["retain"] >= self._floor:  # not a number is over the budget too
+        if math.isnan(look["retain"]):
+            raise UserError(f"the model gives no numbers any more at step {step}: lower training.learning_rate")
+        if look["retain"] < self._floor:
             self.ended = "budget"
         else:
             self._keep(model, step)

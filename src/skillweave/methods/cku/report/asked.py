@@ -58,7 +58,8 @@ def read_asked(config: ReportConfig) -> Asked:
         unrelated=load_task(config.unrelated_task),
         marks=tuple(_mark(ref) for ref in (config.delta, config.reference) if ref is not None),
     )
-    check_apart(asked.forget, asked.retain)
+    for one, other in (("forget", "retain"), ("forget", "unseen"), ("retain", "unseen"), ("forget", "lookalike")):
+        check_apart(getattr(asked, one), getattr(asked, other), one, other)
     if len(asked.forget) < 2:
         raise UserError(f"{config.forget[0]}: one fact; relearning needs two, one to learn again and one to ask")
     return asked

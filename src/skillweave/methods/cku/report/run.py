@@ -25,17 +25,20 @@ from skillweave.methods.cku.judge import (
 from skillweave.methods.cku.report.asked import read_asked
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.methods.cku.report.models import AFTER, BEFORE, REFERENCE, Models
-from skillweave.methods.cku.report.stages import STORED, Stages, relearn, rounded, zip_gap, zipped
+from skillweave.methods.cku.report.stages import STORED, Stages, Zipper, relearn, rounded, zip_gap, zipped
 from skillweave.methods.training.run import Run
 from skillweave.report import machine, versions
 
 Figures = dict[str, dict[str, Any]]
 
 
-def report(base: Base, config: ReportConfig, folder: Path, *, command: str) -> dict[str, Any]:
+def report(
+    base: Base, config: ReportConfig, folder: Path, *, command: str, zipper: Zipper | None = None
+) -> dict[str, Any]:
     """Judge ``config.delta`` on ``base``; the report as ``report.json`` holds it. ``folder`` is the work folder.
 
-    Called again on the same folder it goes on where it was cut off. Raises :class:`UserError`.
+    ``zipper`` makes the zips of ``config.zip``; without one none is tried. Called again on the same folder it goes on
+    where it was cut off. Raises :class:`UserError`.
     """
     from skillweave.methods.training.trainer import quiet
 
@@ -48,7 +51,7 @@ def report(base: Base, config: ReportConfig, folder: Path, *, command: str) -> d
     run = Run.begin("cku report", base, config, read_asked(config), folder)
     models = Models(run)
     with quiet():
-        Stages(run, models).all()
+        Stages(run, models, zipper).all()
     models.close()
     return {
         "base": {"ref": base.ref, "fingerprint": base.fingerprint},
@@ -86,7 +89,7 @@ def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:
         "kept": after["retain_probability"] / before["retain_probability"],
         "forget_quality": quality,
         "relearning": relearning,
-        "stored": _rounding(stages, STORED) if STORED in stages else None,
+        "stored": _stored(stages) if STORED in stages else None,
         "rounding": rounding,
         "zipped": [
             {"ratio": ratio, "gap": zip_gap(stages, ratio), **stages[zipped(ratio)]}
@@ -108,6 +111,12 @@ def _relearning(stages: Figures, kind: str, with_reference: bool) -> dict[str, A
             retain_gain=other["strength"] - other["unlearnt"], unlearned_gain=found["strength"] - found["unlearnt"]
         )
     return figures
+
+
+def _stored(stages: Figures) -> dict[str, Any]:
+    found = stages[STORED]
+    gap = rounding_gap(stages[BEFORE]["forget_strength"], found["whole_strength"], found["forget_strength"])
+    return {**found, "gap": gap, "robustness": rounding_robustness(found["whole_strength"], found["forget_strength"])}
 
 
 def _rounding(stages: Figures, stage: str) -> dict[str, Any]:

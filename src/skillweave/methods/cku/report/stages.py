@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from skillweave.base import Prompt, Sampling, generate
+from skillweave.base import Base, Prompt, Sampling, generate
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.cku.facts import Fact, fact_rows
@@ -23,6 +23,10 @@ from skillweave.methods.cku.rounding import is_rounded, round_as_stored, round_l
 from skillweave.methods.training.run import Run
 from skillweave.tasks import evaluate
 
+Zipper = Callable[[Delta, Base, float], tuple[Delta, int]]
+"""(delta, base, ratio) -> what a zip to that ratio leaves of the delta, and the bytes of the pack. A method knows no
+codec: whoever asks for the report brings one (:func:`skillweave.skillzip.zipped`)."""
+
 _NOTHING = 0.05
 """By so small a share of what was lost a zip counts as having brought nothing back."""
 STORED = "stored"
@@ -33,8 +37,8 @@ _SHOWN = ("forget_strength", "retain_probability", "lookalike_refused", "strengt
 class Stages:
     """Runs the stages, each once; their figures are the run's."""
 
-    def __init__(self, run: Run[ReportConfig, Asked], models: Models) -> None:
-        self._run, self._models = run, models
+    def __init__(self, run: Run[ReportConfig, Asked], models: Models, zipper: Zipper | None) -> None:
+        self._run, self._models, self._zipper = run, models, zipper
 
     def all(self) -> None:
         """All stages in their order; a zip that brings nothing back is the last one."""
@@ -48,9 +52,10 @@ class Stages:
             run.stage(STORED, self._store, show=_SHOWN)
         for bits in config.rounding:
             run.stage(rounded(bits), functools.partial(self._round, bits), show=_SHOWN)
-        for ratio in config.zip:
+        for ratio in config.zip if self._zipper else ():
             run.stage(zipped(ratio), functools.partial(self._zip, ratio), show=_SHOWN)
-            if (zip_gap(run.figures, ratio) or 0.0) <= _NOTHING:
+            gap = zip_gap(run.figures, ratio)
+            if gap is not None and gap <= _NOTHING:
                 break
 
     # -- the readings ------------------------------------------------------------------------------------------------
@@ -126,13 +131,17 @@ class Stages:
         return {**figures, **self._run.processes.from_first(known), "examples": len(rows)}
 
     def _store(self, folder: Path) -> dict[str, Any]:
-        """What the unlearnt model knows in the dtype of the base's files, as the backbone of a weave is served."""
+        """What the unlearnt model knows in the dtype of the base's files, as the backbone of a weave is served.
+
+        Read without autocast, which rounds the weights as it goes; ``whole_strength`` is that of the weights unrounded.
+        """
         policy = self._models.policy(AFTER)
 
         def known() -> dict[str, Any]:
             model = self._models.open(policy)
+            whole = self._of_both_sides(model, bf16=False)
             round_as_stored(model, self._run.base.checkpoint)
-            return self._of_both_sides(model)
+            return {**self._of_both_sides(model, bf16=False), "whole_strength": whole["forget_strength"]}
 
         return self._run.processes.from_first(known)
 
@@ -152,46 +161,50 @@ class Stages:
 
     def _zip(self, ratio: float, folder: Path) -> dict[str, Any]:
         """What the model knows with the delta as a skillpack of that size; ``too_small`` says why there can be none."""
-        from skillweave.skillzip import ZipConfig, zip_delta
 
         def known() -> dict[str, Any]:
-            delta = Delta.from_pretrained(self._run.config.delta)
+            if self._zipper is None:
+                raise RuntimeError("there is no zip stage without a zipper")
             try:
-                pack = zip_delta(delta, self._run.base, None, ZipConfig(ratio=ratio), name="unlearnt", method="cku")
+                left, nbytes = self._zipper(Delta.from_pretrained(self._run.config.delta), self._run.base, ratio)
             except UserError as error:
                 return {"too_small": str(error)}
             model = self._models.open(self._models.policy(BEFORE))
-            pack.unzip().add_to(model)
-            return {"pack_bytes": pack.nbytes, **self._of_both_sides(model)}
+            left.add_to(model)
+            return {"pack_bytes": nbytes, **self._of_both_sides(model)}
 
         return self._run.processes.from_first(known)
 
     # -- what they share ---------------------------------------------------------------------------------------------
 
-    def _of_both_sides(self, model: Any) -> dict[str, float]:
+    def _of_both_sides(self, model: Any, bf16: bool | None = None) -> dict[str, float]:
         return {
             f"{side}_{key}": value
             for side in ("forget", "retain")
-            for key, value in self._reading(model, getattr(self._run.task, side)).means().items()
+            for key, value in self._reading(model, getattr(self._run.task, side), bf16).means().items()
         }
 
-    def _reading(self, model: Any, facts: Sequence[Fact]) -> Reading:
+    def _reading(self, model: Any, facts: Sequence[Fact], bf16: bool | None = None) -> Reading:
         config = self._run.config
         return read_rows(
-            model, self._rows(facts), self._run.tokenizer.pad_token_id, batch_size=config.batch_size, bf16=config.bf16
-        )
+            model, self._rows(facts), self._run.tokenizer.pad_token_id, batch_size=config.batch_size,
+            bf16=config.bf16 if bf16 is None else bf16,
+        )  # fmt: skip
 
     def _rows(self, facts: Sequence[Fact]) -> list[Row]:
         rows, _ = fact_rows(self._run.tokenizer, facts, self._run.max_length)
         if not rows:
-            raise UserError(f"all facts of a set are longer than {self._run.max_length} tokens: raise max_length")
+            raise UserError(
+                f"all facts of a set ({facts[0].where}, ...) are longer than {self._run.max_length} tokens "
+                "(max_length, or the base's context)"
+            )
         return rows
 
 
 def refuses(answer: str, refusals: Sequence[str]) -> bool:
     """Whether an answer begins as a refusal does, whatever its case and apostrophe."""
-    said = answer.strip().casefold().replace("\u2019", "'")
-    return any(said.startswith(refusal.casefold()) for refusal in refusals)
+    said, *known = (text.strip().casefold().replace("\u2019", "'") for text in (answer, *refusals))
+    return said.startswith(tuple(known))
 
 
 def zip_gap(figures: dict[str, dict[str, Any]], ratio: float) -> float | None:
