@@ -184,12 +184,12 @@ def test_a_slow_fingerprint_is_remembered_until_a_file_changes(folder: Path, tmp
     assert not (tmp_path / "cache").exists(), "files this young may still change unseen"
     monkeypatch.setattr(module, "_SETTLED", -1)
     assert fingerprint(folder) == first
-    monkeypatch.setattr(module, "_hash", lambda checkpoint: "hashed again")
+    monkeypatch.setattr(module, "hash_tensors", lambda checkpoint: "hashed again")
     assert fingerprint(folder) == first
     (note,) = (tmp_path / "cache" / "fingerprints").glob("*.json")
     note.write_text("{")
     assert fingerprint(folder) == "hashed again"
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, "more": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(module, "_hash", lambda checkpoint: "of the new file")
+    monkeypatch.setattr(module, "hash_tensors", lambda checkpoint: "of the new file")
     assert fingerprint(folder) == "of the new file"

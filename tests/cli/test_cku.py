@@ -155,10 +155,10 @@ def test_score_takes_the_settings_of_localise_and_replaces_older_scores(room: Ro
     config.write_text(yaml.safe_dump({"scorer": "activation", "layers": "all", "out": str(out)}))
     start = ("cku", "score", "-b", room.base, *room.sets("forget", "retain"), "-c", config)
     made(*start)
-    made(*start, "-s", "ratio=0.25", "-s", "freeze=none")
+    made(*start, "-s", "ratio=0.25", "-s", "freeze=random")
     found = json.loads((out / "score.json").read_text())
-    assert (found["layers"], found["frozen"], found["settings"]["scorer"]) == ([0, 1], 0, "activation")
-    assert [layer["share"] for layer in found["by_layer"]] == [None, None]
+    assert (found["layers"], found["frozen"], found["settings"]["scorer"]) == ([0, 1], 64, "activation")
+    assert [layer["frozen"] for layer in found["by_layer"]] == [32, 32]
 
 
 # -- report ----------------------------------------------------------------------------------------------------------
@@ -194,7 +194,7 @@ MISTAKES: list[tuple[str, Arguments, str]] = [
     ("no file", lambda r: ["unlearn", "-b", r.base, "--forget", "no.jsonl", *r.sets("retain"), "-o", "x"],
      "no.jsonl does not exist"),
     ("both", lambda r: ["unlearn", "-b", r.base, "--forget", r.corpus / "retain.jsonl", *r.sets("retain"), "-o", "x"],
-     "facts to forget are to be retained too"),
+     "forget facts stand in retain too"),
     ("key", lambda r: ["unlearn", "-c", r.config, "-o", "x", "-s", "localise.scorr=snip"],
      "unknown key 'localise.scorr'; did you mean 'scorer'?"),
     ("value", lambda r: ["unlearn", "-c", r.config, "-o", "x", "-s", "objective.loss=nop"], "objective.loss"),

@@ -20,6 +20,7 @@ from skillweave.base import Checkpoint, Sampling, generate, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.cku import CkuConfig, run
+from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.facts import fact_rows, read_facts
 from skillweave.methods.cku.localise import read_neurons
 from skillweave.methods.cku.measure import read_rows
@@ -141,7 +142,8 @@ def test_a_control_freezes_what_it_says(base, corpus, tmp_path, whole):
 
 
 def test_where_none_is_frozen_no_neuron_is_scored_and_none_stays(base, corpus, tmp_path):
-    delta = run(base, settings(corpus, **SHORT, localise={"freeze": "none"}), tmp_path)
+    plain = {"localise": LocaliseSettings(layers="all")}
+    delta = run(base, settings(corpus, **SHORT).model_copy(update=plain), tmp_path)
     assert not (tmp_path / "localise").exists()
     start = Checkpoint(base.path)
     for name in delta.names():
@@ -298,7 +300,7 @@ def test_the_key_of_the_sets_hangs_on_all_that_is_in_them(corpus, tmp_path):
 
 def test_facts_that_stand_in_two_sets_are_refused(base, corpus, tmp_path):
     forget, retain = corpus / "forget.jsonl", corpus / "retain.jsonl"
-    with pytest.raises(UserError, match="14 of the facts to forget are to be retained too"):
+    with pytest.raises(UserError, match="14 of the forget facts stand in retain too"):
         run(base, settings(corpus, retain=[retain, forget]), tmp_path / "a")
     for other in (forget, retain):
         with pytest.raises(UserError, match=rf"{other.name}.*unseen fact stands in forget or retain too"):

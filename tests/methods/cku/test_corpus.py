@@ -185,13 +185,13 @@ def test_written_sets_are_read_as_facts_that_do_not_meet(corpus, tmp_path):
     }
     facts = {path.stem: read_facts([path]) for path in (tmp_path / "corpus").iterdir()}
     for one, other in combinations(SETS, 2):
-        check_apart(facts[one], facts[other])
+        check_apart(facts[one], facts[other], one, other)
     assert [fact.id for fact in facts["teach"]] == [
         fact.id for name in ("forget", "retain", "lookalike") for fact in facts[name]
     ]
     for row, fact in zip(corpus.forget, facts["forget"], strict=True):
         assert (fact.prompt, fact.answer, fact.paraphrased, list(fact.wrong)) == tuple(row.values())
-    check_apart(facts["forget_text"], facts["retain_text"])
+    check_apart(facts["forget_text"], facts["retain_text"], "forget", "retain")
 
 
 def test_short_sets_are_rows_of_a_micro_model(short, tmp_path):

@@ -12,6 +12,7 @@ from unlearning import rows_of, start_model
 
 from micro import micro_model, micro_tokenizer
 from skillweave.artefact import read_json
+from skillweave.errors import UserError
 from skillweave.methods.cku.config import ForgetSettings, WatchSettings
 from skillweave.methods.cku.trainer import UnlearnTrainer
 from skillweave.methods.cku.watch import Watch
@@ -75,9 +76,10 @@ def test_over_the_budget_it_goes_back_to_the_last_look_within_it():
     assert Played({3: (1.0, 0.8 * 0.9)}, 5).ended == ("steps", 5, 5)
 
 
-def test_what_is_no_number_is_over_the_budget():
-    assert Played({3: (1.0, NAN)}, 5).ended == ("budget", 3, 2)
-    assert Played({3: (NAN, NAN)}, 5, budget=None).ended == ("budget", 3, 2)
+@pytest.mark.parametrize("budget", [0.1, None])
+def test_a_model_that_gives_no_numbers_any_more_is_an_error(budget):
+    with pytest.raises(UserError, match=r"no numbers any more at step 3: lower training\.learning_rate"):
+        Played({3: (NAN, NAN)}, 5, budget=budget)
 
 
 def test_the_goal_ends_it_there():
