@@ -125,7 +125,7 @@ class UnlearnSettings(TrainingSettings):
     """The training that forgets. An epoch is one pass over the forget set."""
 
     epochs: int = Field(default=20, ge=1)
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
     batch_size: int = Field(default=8, ge=1)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
 
