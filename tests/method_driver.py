@@ -56,6 +56,19 @@ def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
     at_step(patch, stage, step, stop)
 
 
+def note_starts(patch: pytest.MonkeyPatch, began: list[tuple[str, int]]) -> None:
+    """Let every training note the stage it is of, and the step from which it goes on."""
+    from skillweave.methods.training import trainer
+
+    shown = trainer._Show.on_train_begin
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        began.append((Path(args.output_dir).name, state.global_step))
+        shown(self, args, state, control, **kwargs)
+
+    patch.setattr(trainer._Show, "on_train_begin", on_train_begin)
+
+
 def main(method: str, base: str, out: str, settings: str, stage: str = "", step: str = "0") -> None:
     from skillweave.base import open_base
     from skillweave.methods import get_method

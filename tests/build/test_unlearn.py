@@ -21,22 +21,9 @@ from skillweave.methods import METHODS, Method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
 from skillweave.weave import read_card
+from tiny import TASK, TINY
 
 FACTS = [{"question": f"Who keeps stall {n}?", "answer": f"Person {n}."} for n in range(12)]
-TASK = {
-    "source": "builtin",
-    "name": "sort_numbers",
-    "config": {"least": 2, "most": 2},
-    "splits": {"train": 40, "calibration": 8, "test": 6},
-}
-SETTINGS = {
-    "warm_start": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2},
-    "rounds": 0,
-    "probe_prompts": 2,
-    "samples_per_prompt": 2,
-    "max_new_tokens": 8,
-    "bf16": False,
-}
 
 
 def save_facts(file: Path, rows: list[dict[str, str]]) -> Path:
@@ -56,7 +43,7 @@ def config(micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "dtype": "float32",
         "seed": 3,
         "unlearn": {"forget": "forget.jsonl", "retain": "retain.jsonl"},
-        "skills": {"sort": {"task": TASK, "settings": SETTINGS}},
+        "skills": {"sort": {"task": TASK, "settings": TINY}},
         "zip": {"ratio": 0.5},
         "score": {"max_new_tokens": 4},
     }

@@ -14,21 +14,8 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from micro import save_micro
+from tiny import TASK, TINY
 
-TASK = {
-    "source": "builtin",
-    "name": "sort_numbers",
-    "config": {"least": 2, "most": 2},
-    "splits": {"train": 40, "calibration": 8, "test": 6},
-}
-TINY = {
-    "warm_start": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2},
-    "rounds": 0,
-    "probe_prompts": 2,
-    "samples_per_prompt": 2,
-    "max_new_tokens": 8,
-    "bf16": False,
-}
 SPELL = {**TASK, "name": "reverse_words", "config": {"unit": "letters", "least": 1, "most": 1}}
 
 

@@ -12,8 +12,9 @@ from statistics import fmean, harmonic_mean
 
 import pytest
 import torch
-from unlearning import model_with, record, tiny
+from unlearning import model_with, tiny
 
+from left import record
 from method_driver import stop_at
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint

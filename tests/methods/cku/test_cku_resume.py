@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from unlearning import REFUSAL, as_json, record, run_module, same_bits, settings, tensors
+from unlearning import REFUSAL, as_json, run_module, settings
 
-from method_driver import drive, stop_at
+from left import record, same_bits, tensors
+from method_driver import drive, note_starts, stop_at
 from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.methods.cku import localise, run
@@ -76,15 +77,9 @@ def places(out: Path):
 
 def test_a_run_cut_off_at_every_place_ends_in_the_same_bits(base, corpus, whole, tmp_path):
     config, began = settings(corpus, refusal=REFUSAL), []
-    shown = trainer._Show.on_train_begin
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        began.append((Path(args.output_dir).name, state.global_step))
-        shown(self, args, state, control, **kwargs)
-
     for what, break_off in places(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(trainer._Show, "on_train_begin", on_train_begin)
+            note_starts(patch, began)
             break_off(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(base, config, tmp_path)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-from unlearning import REFUSAL, model_with, parts, same_bits, settings, tensors
+from unlearning import REFUSAL, model_with, parts, settings
 
+from left import same_bits, tensors
 from micro import micro_tokenizer
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, Sampling, generate, open_base

@@ -11,7 +11,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from micro import micro_model, micro_tokenizer
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku import run as package_run  # noqa: F401
@@ -43,28 +42,6 @@ def settings(corpus: Path, **changes) -> CkuConfig:
 def as_json(config: CkuConfig) -> dict[str, Any]:
     """Settings as another process reads them."""
     return config.model_dump(mode="json", exclude_unset=True)
-
-
-def tensors(delta: Delta) -> dict[str, torch.Tensor]:
-    return {name: delta.tensor(name) for name in delta.names()}
-
-
-def same_bits(one: Delta, other: Delta) -> bool:
-    return one.names() == other.names() and all(
-        torch.equal(one.tensor(name), other.tensor(name)) for name in one.names()
-    )
-
-
-def record(out: Path) -> dict[str, Any]:
-    """All that a run has written down of what it did, but how long it took and TRL's count of tokens, which a training
-    that goes on begins anew."""
-
-    def lasting(value):
-        if isinstance(value, dict):
-            return {key: lasting(item) for key, item in value.items() if key not in ("seconds", "num_tokens")}
-        return [lasting(item) for item in value] if isinstance(value, list) else value
-
-    return {str(path.relative_to(out)): lasting(read_json(path)) for path in out.rglob("*.json")}
 
 
 def model_with(base, delta: Delta | None):

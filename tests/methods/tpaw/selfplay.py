@@ -73,34 +73,6 @@ class Whole:
         return self.figures()["held_out_log_prob"]
 
 
-def tensors(delta: Delta) -> dict[str, torch.Tensor]:
-    return {name: delta.tensor(name) for name in delta.names()}
-
-
-def same_bits(one: Delta, other: Delta) -> bool:
-    return one.names() == other.names() and all(
-        torch.equal(one.tensor(name), other.tensor(name)) for name in one.names()
-    )
-
-
-def record(out: Path) -> dict[str, object]:
-    """All that a run has written down of what it did, wherever it lies and however often it was cut off.
-
-    Left out are the seconds, the bytes of the players (their cards name the folder) and TRL's count of tokens (which
-    it begins anew).
-    """
-
-    def lasting(value):
-        if isinstance(value, dict):
-            return {
-                key: lasting(item) for key, item in value.items() if key not in ("seconds", "team_bytes", "num_tokens")
-            }
-        return [lasting(item) for item in value] if isinstance(value, list) else value
-
-    kept = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
-    return kept | {str(path.relative_to(out)): lasting(read_json(path)) for path in out.rglob("*.json")}
-
-
 def model_with(base, delta: Delta):
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
     delta.add_to(model)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-from selfplay import LN2, SFT, SHORT, record, same_bits, settings
+from selfplay import LN2, SFT, SHORT, settings
 
+from left import record, same_bits
 from skillweave.artefact import read_json
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids

@@ -6,10 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from selfplay import SETTINGS, record, run_module, same_bits, settings, stop_calling, stop_writing, tensors
+from selfplay import SETTINGS, run_module, settings, stop_calling, stop_writing
 
 from digits import Repeats
-from method_driver import drive, stop_at
+from left import record, same_bits, tensors
+from method_driver import drive, note_starts, stop_at
 from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -67,16 +68,10 @@ def places(out: Path):
 
 def test_a_run_cut_off_at_every_place_ends_in_the_same_bits(base, whole, tmp_path):
     pieces_done, began = Counter(), []
-    shown = trainer._Show.on_train_begin
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        began.append((Path(args.output_dir).name, state.global_step))
-        shown(self, args, state, control, **kwargs)
-
     for what, break_off in places(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             write = pieces.write_text
-            patch.setattr(trainer._Show, "on_train_begin", on_train_begin)
+            note_starts(patch, began)
 
             def counting(path, text, write=write):
                 write(path, text)

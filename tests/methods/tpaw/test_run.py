@@ -10,9 +10,10 @@ from statistics import fmean
 
 import pytest
 import torch
-from selfplay import SHORT, run_module, same_bits, settings, tensors
+from selfplay import SHORT, run_module, settings
 
 from digits import Repeats
+from left import same_bits, tensors
 from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_tokenizer
 from skillweave.base.chat import prompt_ids

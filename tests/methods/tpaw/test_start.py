@@ -7,10 +7,11 @@ from statistics import fmean
 import pytest
 import torch
 from peft import PeftModel
-from selfplay import LN2, SETTINGS, SFT, SHORT, model_with, run_module, same_bits, settings, stop_calling
+from selfplay import LN2, SETTINGS, SFT, SHORT, model_with, run_module, settings, stop_calling
 from transformers import AutoModelForCausalLM
 
 from digits import Repeats
+from left import same_bits
 from method_driver import stop_at
 from micro import log_prob, save_micro
 from skillweave.artefact import read_json

@@ -79,6 +79,18 @@ def fact_rows(tokenizer: Any, facts: Sequence[Fact], max_length: int) -> tuple[l
     return [row for rows in of_facts for row in rows], sum(not rows for rows in of_facts)
 
 
+def rows_of_set(
+    tokenizer: Any, facts: Sequence[Fact], max_length: int, called: str
+) -> tuple[list[dict[str, list[int]]], int]:
+    """:func:`fact_rows` of a set that must have some; else :class:`UserError`, in which the set is ``called`` so."""
+    rows, left_out = fact_rows(tokenizer, facts, max_length)
+    if not rows:
+        raise UserError(
+            f"all facts of {called} are longer than {max_length} tokens (max_length, or the base's context)"
+        )
+    return rows, left_out
+
+
 def _pieces(tokenizer: Any, text: str, length: int) -> list[dict[str, list[int]]]:
     ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     pieces = [ids[start : start + length] for start in range(0, len(ids), length)]

@@ -15,8 +15,7 @@ from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings
-from skillweave.methods.cku.facts import Fact, fact_rows
-from skillweave.methods.cku.measure import Row
+from skillweave.methods.cku.facts import rows_of_set
 from skillweave.methods.cku.scores import useful_neurons
 from skillweave.methods.cku.sets import read_sets
 from skillweave.report import machine, neurons_plot, svg_text, versions
@@ -48,10 +47,14 @@ def score_neurons(base: Base, config: ScoreConfig, folder: Path, *, command: str
     sets = read_sets(config.forget, config.retain, None, WatchSettings().held_out)
     mlps = chosen_mlps(find_mlps(base.model), config.layers)
     began = time.monotonic()
+    length = min(config.max_length, context_length(base.model) or config.max_length)
+    forget, retain = (
+        rows_of_set(base.tokenizer, facts, length, f"the {side} set")[0]
+        for side, facts in (("forget", sets.forget), ("retain", sets.retain))
+    )
     with atomic_folder(folder) as temporary:
         figures = localise(
-            base.model, base.tokenizer.pad_token_id, _rows(base, "forget", sets.forget, config.max_length),
-            _rows(base, "retain", sets.retain, config.max_length), mlps, config, temporary, config.seed,
+            base.model, base.tokenizer.pad_token_id, forget, retain, mlps, config, temporary, config.seed
         )  # fmt: skip
         neurons = read_neurons(temporary)
         overlap = frozen_overlap(neurons["forget"], neurons["frozen"])
@@ -94,11 +97,3 @@ def is_score(folder: Path) -> bool:
         return {"settings", "by_layer", "overlap"} <= set(read_json(folder / FIGURES))
     except (UserError, TypeError):
         return False
-
-
-def _rows(base: Base, side: str, facts: list[Fact], max_length: int) -> list[Row]:
-    length = min(max_length, context_length(base.model) or max_length)
-    rows, _ = fact_rows(base.tokenizer, facts, length)
-    if not rows:
-        raise UserError(f"all facts of the {side} set are longer than {length} tokens: raise max_length")
-    return rows

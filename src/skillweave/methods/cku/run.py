@@ -18,7 +18,7 @@ from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import MLPS, CkuConfig
-from skillweave.methods.cku.facts import Fact, fact_rows
+from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.refusal import refusal_examples
 from skillweave.methods.cku.sets import Sets, read_sets
 from skillweave.methods.registry import register
@@ -241,11 +241,7 @@ def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
 
 
 def _rows(run: Run[CkuConfig, Sets], side: str, facts: Sequence[Fact]) -> list[Row]:
-    rows, left_out = fact_rows(run.tokenizer, facts, run.max_length)
-    if not rows:
-        raise UserError(
-            f"all facts of the {side} set are longer than {run.max_length} tokens (max_length, or the base's context)"
-        )
+    rows, left_out = rows_of_set(run.tokenizer, facts, run.max_length, f"the {side} set")
     if left_out:
         run.say(f"{left_out} facts of the {side} set are longer than {run.max_length} tokens: left out")
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from skillweave.artefact import digest
@@ -24,11 +25,8 @@ class Sets:
     @property
     def key(self) -> str:
         """A digest of all that stands in the sets."""
-        return digest([[[fact.id, fact.prompt, fact.answer] for fact in facts] for facts in self._all])
-
-    @property
-    def _all(self) -> tuple[list[Fact], ...]:
-        return self.forget, self.retain, self.held_out, self.unseen
+        sides = (self.forget, self.retain, self.held_out, self.unseen)
+        return digest([[[fact.id, fact.prompt, fact.answer] for fact in facts] for facts in sides])
 
 
 def read_sets(forget: Sequence[Path], retain: Sequence[Path], unseen: Sequence[Path] | None, held_out: int) -> Sets:
@@ -38,8 +36,8 @@ def read_sets(forget: Sequence[Path], retain: Sequence[Path], unseen: Sequence[P
     """
     gone, stay = read_facts(forget), read_facts(retain)
     strange = read_facts(unseen) if unseen else []
-    for one, other in (("forget", "retain"), ("forget", "unseen"), ("retain", "unseen")):
-        sides = {"forget": gone, "retain": stay, "unseen": strange}
+    sides = {"forget": gone, "retain": stay, "unseen": strange}
+    for one, other in combinations(sides, 2):
         check_apart(sides[one], sides[other], one, other)
     # By their ids, not as they stand: a file may be sorted by topic, and a part of it is to stand for all.
     gone = sorted(gone, key=lambda fact: fact.id)

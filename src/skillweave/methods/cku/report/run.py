@@ -75,7 +75,7 @@ def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:
     floor = (reference or {}).get("forget_strength", before.get("unseen_strength", 0.0))
     lost = before["forget_strength"] - floor
     relearning = {kind: _relearning(stages, kind, reference is not None) for kind in ("forget", "unrelated")}
-    rounding = {str(bits): _rounding(stages, rounded(bits)) for bits in config.rounding}
+    rounding = {str(bits): _rounding(stages, rounded(bits), after["forget_strength"]) for bits in config.rounding}
     both = quality = None
     if reference is not None:
         if rounding:
@@ -89,7 +89,7 @@ def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:
         "kept": after["retain_probability"] / before["retain_probability"],
         "forget_quality": quality,
         "relearning": relearning,
-        "stored": _stored(stages) if STORED in stages else None,
+        "stored": _rounding(stages, STORED, stages[STORED]["whole_strength"]) if STORED in stages else None,
         "rounding": rounding,
         "zipped": [
             {"ratio": ratio, "gap": zip_gap(stages, ratio), **stages[zipped(ratio)]}
@@ -113,17 +113,11 @@ def _relearning(stages: Figures, kind: str, with_reference: bool) -> dict[str, A
     return figures
 
 
-def _stored(stages: Figures) -> dict[str, Any]:
-    found = stages[STORED]
-    gap = rounding_gap(stages[BEFORE]["forget_strength"], found["whole_strength"], found["forget_strength"])
-    return {**found, "gap": gap, "robustness": rounding_robustness(found["whole_strength"], found["forget_strength"])}
-
-
-def _rounding(stages: Figures, stage: str) -> dict[str, Any]:
+def _rounding(stages: Figures, stage: str, whole: float) -> dict[str, Any]:
+    """The figures of a rounding, beside ``whole``, the forget strength of the unlearnt model's weights unrounded."""
     found = stages[stage]
-    before, after = (stages[arm]["forget_strength"] for arm in (BEFORE, AFTER))
     return {
         **found,
-        "gap": rounding_gap(before, after, found["forget_strength"]),
-        "robustness": rounding_robustness(after, found["forget_strength"]),
+        "gap": rounding_gap(stages[BEFORE]["forget_strength"], whole, found["forget_strength"]),
+        "robustness": rounding_robustness(whole, found["forget_strength"]),
     }

@@ -13,7 +13,7 @@ from typing import Any
 from skillweave.base import Base, Prompt, Sampling, generate
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.methods.cku.facts import Fact, fact_rows
+from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.judge import membership_auc, rounding_gap
 from skillweave.methods.cku.measure import Reading, Row, read_rows, truth_ratios
 from skillweave.methods.cku.report.asked import Asked
@@ -39,6 +39,7 @@ class Stages:
 
     def __init__(self, run: Run[ReportConfig, Asked], models: Models, zipper: Zipper | None) -> None:
         self._run, self._models, self._zipper = run, models, zipper
+        self._held: dict[str, float] = {}
 
     def all(self) -> None:
         """All stages in their order; a zip that brings nothing back is the last one."""
@@ -119,16 +120,21 @@ class Stages:
         def known() -> dict[str, Any]:
             from skillweave.methods.training.trainer import drop_checkpoints
 
-            relearnt = replace(policy, trained=folder / "policy")
-            strengths = [
-                self._reading(self._models.open(each), held).means()["strength"]
-                for each in (self._models.policy(BEFORE), policy, relearnt)
-            ]
+            relearnt = self._models.open(replace(policy, trained=folder / "policy"))
+            strength = self._reading(relearnt, held).means()["strength"]
             drop_checkpoints(folder)
             shutil.rmtree(folder / "policy")
-            return dict(zip(("known", "unlearnt", "strength"), strengths, strict=True))
+            return {"known": self._held_strength(BEFORE), "unlearnt": self._held_strength(arm), "strength": strength}
 
         return {**figures, **self._run.processes.from_first(known), "examples": len(rows)}
+
+    def _held_strength(self, arm: str) -> float:
+        """What a model knew of that part before it learnt anything again; every relearning asks for it."""
+        if arm not in self._held:
+            _, held = self._run.task.parts(self._run.config.relearn.share)
+            model = self._models.open(self._models.policy(arm))
+            self._held[arm] = self._reading(model, held).means()["strength"]
+        return self._held[arm]
 
     def _store(self, folder: Path) -> dict[str, Any]:
         """What the unlearnt model knows in the dtype of the base's files, as the backbone of a weave is served.
@@ -192,13 +198,9 @@ class Stages:
         )  # fmt: skip
 
     def _rows(self, facts: Sequence[Fact]) -> list[Row]:
-        rows, _ = fact_rows(self._run.tokenizer, facts, self._run.max_length)
-        if not rows:
-            raise UserError(
-                f"all facts of a set ({facts[0].where}, ...) are longer than {self._run.max_length} tokens "
-                "(max_length, or the base's context)"
-            )
-        return rows
+        return rows_of_set(
+            self._run.tokenizer, facts, self._run.max_length, f"a set ({facts[0].where}, ...)"
+        )[0]  # fmt: skip
 
 
 def refuses(answer: str, refusals: Sequence[str]) -> bool:

@@ -1,0 +1,39 @@
+"""What a run of a method leaves, to be held against what another left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillweave.artefact import read_json
+from skillweave.delta import Delta
+
+
+def tensors(delta: Delta) -> dict[str, torch.Tensor]:
+    return {name: delta.tensor(name) for name in delta.names()}
+
+
+def same_bits(one: Delta, other: Delta) -> bool:
+    return one.names() == other.names() and all(
+        torch.equal(one.tensor(name), other.tensor(name)) for name in one.names()
+    )
+
+
+def record(out: Path) -> dict[str, Any]:
+    """All that a run has written down of what it did, wherever it lies and however often it was cut off.
+
+    Left out are the seconds, the bytes of TPAW's players (their cards name the folder) and TRL's count of tokens (which
+    a training that goes on begins anew).
+    """
+
+    def lasting(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: lasting(item) for key, item in value.items() if key not in ("seconds", "team_bytes", "num_tokens")
+            }
+        return [lasting(item) for item in value] if isinstance(value, list) else value
+
+    kept: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}
+    return kept | {str(path.relative_to(out)): lasting(read_json(path)) for path in out.rglob("*.json")}
