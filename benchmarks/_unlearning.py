@@ -113,7 +113,7 @@ def _of_run(figures: dict[str, Any]) -> dict[str, Any]:
         "retain": after["retain_probability"] / before["retain_probability"],
         "held_out": after["held_out_probability"] / before["held_out_probability"],
         "ended": stages["unlearn"]["ended"],
-        "steps": stages["unlearn"]["kept_step"],
+        "steps_taken": stages["unlearn"]["kept_step"],
         "overlap": stages["localise"]["overlap"] if "localise" in stages else 0.0,
         "seconds": sum(stage["seconds"] for stage in stages.values()),
     }

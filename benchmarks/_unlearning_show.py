@@ -32,7 +32,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         lines.append([
             ", ".join(first[key] for key in _KEYS[:3]), "-" if MASKS[first["mask"]].get("freeze") == "none"
             else f"{first['ratio']:.0%}", _layers(first["layers"]), f"{first['rate']:g}", f"{first['mu']:g}",
-            f"{fmean(row['steps'] for row in group):.0f}", f"{sum(map(reached, group))} of {len(group)}",
+            f"{fmean(row['steps_taken'] for row in group):.0f}", f"{sum(map(reached, group))} of {len(group)}",
             _percent(group, "forget"), _percent(group, "retain"), _interval([beside(row) for row in group]),
             f"{_percent(group, 'skill')} of {_percent(group, 'skill_before')}",
             _interval([100 * row["relearnt"] for row in group if row["relearnt"] is not None]),

@@ -203,7 +203,11 @@ def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
     """What is kept at full forgetting, against no mask and a random one; what relearning brings back."""
     arms, slow = select(found, comparison=ARMS), select(found, comparison=SLOW)
     made = [
-        judged(f"{loss}, {mask}: kept of retain, %", *student([100 * row["retain"] for row in group]), goal)
+        judged(
+            f"{loss}, {mask}: kept of retain, % (the goal reached on {sum(map(reached, group))} of {len(group)} seeds)",
+            *student([100 * row["retain"] for row in group]),
+            goal,
+        )
         for loss in LOSSES
         for mask, goal in ((NO_MASK, "< 99" if loss == GA else ">= 99"), ("contrast", ">= 99"), (SIGN, ">= 99"))
         if (group := select(arms, loss=loss, mask=mask))
@@ -212,9 +216,11 @@ def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
     for where, rows_ in (("mean over losses with a retain term", arms), (f"{SWEPT}, small steps", slow)):
         for name, value, sign in (("kept beside", beside, 1), ("brought back by relearning", _relearnt, -1)):
             for mask, other in pairs:
-                if values := [sign * each for each in over_losses(rows_, mask, other, value)]:
+                values, runs = over_losses(rows_, mask, other, value)
+                if values:
                     one, than = (mask, other) if sign > 0 else (other, mask)
-                    made.append(judged(f"{where}: {name}, {one} less {than}, points", *student(values), "> 0"))
+                    claim = f"{where}: {name}, {one} less {than}, points ({runs} pairs of runs, {len(values)} seeds)"
+                    made.append(judged(claim, *student([sign * each for each in values]), "> 0"))
     return made
 
 
@@ -222,8 +228,9 @@ def _relearnt(row: dict[str, Any]) -> float:
     return 100 * (row["relearnt"] or 0.0)
 
 
-def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: Any) -> list[float]:
-    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term.
+def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: Any) -> tuple[list[float], int]:
+    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term;
+    and how many pairs of runs that rests on.
 
     Only where both forgot: who forgets less keeps more, and that is no merit.
     """
@@ -235,7 +242,7 @@ def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: An
         }
         for seed in of[one].keys() & of[other].keys() if loss != GA else ():
             differences.setdefault(seed, []).append(of[one][seed] - of[other][seed])
-    return [fmean(differences[seed]) for seed in sorted(differences)]
+    return [fmean(differences[seed]) for seed in sorted(differences)], sum(map(len, differences.values()))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def test_each_model_is_read_on_each_set(base, corpus, judgement, models):
         readings = {side: reading(base, model, read_facts([corpus / f"{side}.jsonl"]))
                     for side in ("forget", "retain", "unseen", "lookalike")}  # fmt: skip
         for side, found in readings.items():
+            assert arms[arm][f"{side}_facts"] == len(read_facts([corpus / f"{side}.jsonl"]))
             for name, value in found.means().items():
                 assert arms[arm][f"{side}_{name}"] == pytest.approx(value, abs=1e-4), (arm, side, name)
         for figure, name in (("membership_loss", "per_token"), ("membership_min_k", "min_k")):
@@ -309,3 +310,9 @@ def test_what_is_no_delta_or_of_another_base_is_refused(base, corpus, delta, tmp
     for wrong in ({"delta": other}, {"reference": str(other)}):
         with pytest.raises(UserError, match="the delta belongs on"):
             report(base, settings(corpus, delta).model_copy(update=wrong), tmp_path / "b", command="", zipper=zipped)
+
+
+def test_a_reference_that_reads_other_tokens_is_refused(base, corpus, delta, tmp_path):
+    config = settings(corpus, delta).model_copy(update={"reference": "bundled:smollm2"})
+    with pytest.raises(UserError, match="bundled:smollm2 has another vocabulary than the base"):
+        report(base, config, tmp_path, command="", zipper=zipped)

@@ -267,7 +267,7 @@ def test_where_the_first_look_is_over_the_budget_nothing_comes_of_it(base, corpu
     config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"learning_rate": 0.1},
                       watch={"budget": 0.01})  # fmt: skip
     for _ in range(2):  # and again, with the same words
-        with pytest.raises(UserError, match=r"by step 2, more than its budget of 1.0%.*another folder"):
+        with pytest.raises(UserError, match=r"by step 2, more than its budget of 1.0%.*an empty folder"):
             run(base, config, tmp_path)
     assert not (tmp_path / "delta").exists()
 

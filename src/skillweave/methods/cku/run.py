@@ -159,7 +159,8 @@ class _Unlearning:
                 {"forget": self.forget[index], "retain": self.retain[other], "reference": reference[index]}
                 for index, other in zip(order, beside, strict=True)
             ]
-            start = self._start() if settings.retain_term in ("kl", "hidden") or settings.loss == "rmu" else None
+            held = settings.retain_term in ("kl", "hidden")
+            start = self._start() if held or settings.loss == "rmu" else None
             control = None
             if settings.loss == "rmu":
                 control = control_vector(
@@ -167,8 +168,8 @@ class _Unlearning:
                     seed=seed, batch_size=config.training.batch_size,
                 )  # fmt: skip
             return UnlearnTrainer(
-                model, run.tokenizer, arguments, rows, settings, start=start, control=control, layer=layer,
-                callbacks=[self._frozen(model), watch],
+                model, run.tokenizer, arguments, rows, settings, start=start if held else None, control=control,
+                layer=layer, callbacks=[self._frozen(model), watch],
             )  # fmt: skip
 
         figures = run.train(folder, config.training, self.forget, [len(row["input_ids"]) for row in self.forget], make)
@@ -241,9 +242,10 @@ def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
 
 
 def _rows(run: Run[CkuConfig, Sets], side: str, facts: Sequence[Fact]) -> list[Row]:
-    rows, left_out = rows_of_set(run.tokenizer, facts, run.max_length, f"the {side} set")
+    called = "what is held out of the retain set" if side == "held_out" else f"the {side} set"
+    rows, left_out = rows_of_set(run.tokenizer, facts, run.max_length, called)
     if left_out:
-        run.say(f"{left_out} facts of the {side} set are longer than {run.max_length} tokens: left out")
+        run.say(f"{left_out} facts of {called} are longer than {run.max_length} tokens: left out")
     return rows
 
 
@@ -259,5 +261,5 @@ def _nothing_forgotten(looks: list[dict[str, float]], start: float, config: CkuC
     return (
         f"retain fell from {start:.3f} to {looks[0]['retain']:.3f} by step {looks[0]['step']:.0f}, more than its "
         f"budget of {config.watch.budget:.1%}: nothing was unlearnt. Lower training.learning_rate, raise objective.mu, "
-        "look sooner (watch.every) or allow more (watch.budget); and use another folder"
+        "look sooner (watch.every) or allow more (watch.budget), and begin in an empty folder"
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +29,7 @@ class UnlearnTrainer(HouseTrainer, Trainer):
     are held against it, else None. ``control`` (H,): where ``rmu`` steers the output of ``layer`` to.
     """
 
-    watched: ClassVar[dict[str, str]] = {
-        "forget/loss": "forget_loss",
-        "retain/loss": "retain_loss",
-        "gradients/agree": "agreement",
-    }
+    watched: Mapping[str, str] = {"forget/loss": "forget_loss", "retain/loss": "retain_loss"}
 
     def __init__(
         self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict[str, Any]],
@@ -55,7 +51,9 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         self._settings, self._start, self._control, self._layer = settings, start, control, layer
         self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
         self._agreement = SignAgreement() if settings.agrees else None
-        self._agreed = 1.0
+        self._agreed: list[float] = []
+        if settings.agrees:
+            self.watched = {**self.watched, "gradients/agree": "agreement"}
         self._seen: list[Tensor] = []
 
     def compute_loss(
@@ -83,9 +81,9 @@ class UnlearnTrainer(HouseTrainer, Trainer):
             self._agreement.take_retain(parameters)
         self._show(forget, retain)
         if self.accelerator.sync_gradients:
-            self._agreed = self._agreement.merge(
-                parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean")
-            )
+            self._agreed = [
+                self._agreement.merge(parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean"))
+            ]
         return ((forget + self._settings.mu * retain) / pieces).detach()
 
     # -- the two terms -----------------------------------------------------------------------------------------------
@@ -139,10 +137,11 @@ class UnlearnTrainer(HouseTrainer, Trainer):
         self._seen.append(torch.stack([forget.detach(), retain.detach()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean terms since the last log, over all processes, and how much agreed in the last step."""
+        """Add the mean terms since the last log, over all processes, and with sign agreement how much
+        agreed in the last step."""
         if self._seen:
             means = self.accelerator.reduce(torch.stack(self._seen).mean(dim=0), reduction="mean")
-            logs.update(zip(self.watched, (*means.tolist(), self._agreed), strict=True))
+            logs.update(zip(self.watched, (*means.tolist(), *self._agreed), strict=True))
             self._seen.clear()
         super().log(logs, start_time)
 

@@ -5,9 +5,9 @@ TRL's loss, with its own name "sft" for the likelihood of the chosen answers (me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
@@ -30,7 +30,7 @@ class PairTrainer(HouseTrainer, DPOTrainer):
     folder of each process, which several processes cannot share.
     """
 
-    watched: ClassVar[dict[str, str]] = {
+    watched: Mapping[str, str] = {
         "rewards/margins": "reward_margin",
         "rewards/accuracies": "reward_accuracy",
     }

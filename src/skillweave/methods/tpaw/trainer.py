@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ class TeamTrainer(HouseTrainer, Trainer):
     The loss is the mean over pairs. All sides of a micro-batch go through the model in one forward.
     """
 
-    watched: ClassVar[dict[str, str]] = {
+    watched: Mapping[str, str] = {
         "rewards/target": "target_reward",
         "rewards/generated": "generated_reward",
         "rewards/margins": "margin",

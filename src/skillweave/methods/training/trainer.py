@@ -7,9 +7,9 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import transformers
@@ -30,7 +30,7 @@ class HouseTrainer:
     ``watched`` maps keys of the trainer's log to the names that :func:`fit` gives them among its figures.
     """
 
-    watched: ClassVar[dict[str, str]] = {}
+    watched: Mapping[str, str] = {}
 
     def _send_telemetry(self) -> None:
         """TRL would report the model's kind to its makers; a person who wants that can run TRL itself."""

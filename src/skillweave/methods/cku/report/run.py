@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skillweave.base import Base
+from skillweave.base import Base, open_tokenizer
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.methods.cku.judge import (
@@ -48,6 +48,8 @@ def report(
         raise UserError(f"delta: {config.delta} is no delta folder: name the `delta` folder that `cku unlearn` left")
     for delta in deltas.values():
         delta.check_base(base.fingerprint, base.ref)
+    if config.reference is not None and "reference" not in deltas:
+        _check_vocabulary(base, config.reference)
     run = Run.begin("cku report", base, config, read_asked(config), folder)
     models = Models(run)
     with quiet():
@@ -62,6 +64,15 @@ def report(
         "versions": versions(),
         "seconds": sum(stage["seconds"] for stage in run.figures.values()),
     }
+
+
+def _check_vocabulary(base: Base, reference: str) -> None:
+    """Raise :class:`UserError` where a reference model reads other tokens than the base: no figures would compare."""
+    if open_tokenizer(reference).get_vocab() != base.tokenizer.get_vocab():
+        raise UserError(
+            f"reference: {reference} has another vocabulary than the base {base.ref}: it is to be the same base, "
+            "taught the same without the forget set"
+        )
 
 
 def judged(stages: Figures, config: ReportConfig) -> dict[str, Any]:

@@ -72,6 +72,7 @@ class Stages:
         for side in ("forget", "retain", "unseen", "lookalike"):
             if facts := getattr(asked, side):
                 readings[side] = self._reading(model, facts)
+                figures[f"{side}_facts"] = len(readings[side].tokens)  # those that are too long are left out
                 figures |= {f"{side}_{key}": value for key, value in readings[side].means().items()}
         if "unseen" in readings:
             inside, outside = readings["forget"], readings["unseen"]
