@@ -77,12 +77,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     losses = [loss for loss in LOSSES if select(arms, loss=loss)]
     figure = Figure(figsize=(max(6.0, 2.1 * len(losses)), 6.2), layout="constrained")
     axes = figure.subplots(2, 1, sharex=True)
-    width = 0.86 / len(MASKS)
-    for offset, (mask, colour) in enumerate(COLOURS.items()):
+    shown = {mask: colour for mask, colour in COLOURS.items() if select(arms, mask=mask)}
+    width = 0.86 / len(shown)
+    for offset, (mask, colour) in enumerate(shown.items()):
         for place, loss in enumerate(losses):
             group = select(arms, loss=loss, mask=mask)
             back = [100 * row["relearnt"] for row in group if row["relearnt"] is not None]
-            at = place + (offset - (len(MASKS) - 1) / 2) * width
+            at = place + (offset - (len(shown) - 1) / 2) * width
             for axis, values in ((axes[0], [beside(row) for row in group]), (axes[1], back)):
                 if values:
                     mean, _, high = student(values)
@@ -93,7 +94,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     axes[0].set_ylabel("kept beside, %")
     axes[1].set_ylabel("relearning brings back, %")
     axes[1].set_xticks(range(len(losses)), losses)
-    patches = [Patch(color=colour, label=mask) for mask, colour in COLOURS.items() if select(arms, mask=mask)]
+    patches = [Patch(color=colour, label=mask) for mask, colour in shown.items()]
     axes[0].legend(handles=patches, ncols=5, fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     for axis in axes:
         axis.set_ylim(bottom=min(0.0, axis.get_ylim()[0]))
