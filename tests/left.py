@@ -27,12 +27,11 @@ def record(out: Path) -> dict[str, Any]:
     Left out are the seconds, the bytes of TPAW's players (their cards name the folder) and TRL's count of tokens (which
     a training that goes on begins anew).
     """
+    passing = ("seconds", "step_time", "team_bytes", "num_tokens")
 
     def lasting(value: Any) -> Any:
         if isinstance(value, dict):
-            return {
-                key: lasting(item) for key, item in value.items() if key not in ("seconds", "team_bytes", "num_tokens")
-            }
+            return {key: lasting(item) for key, item in value.items() if key not in passing}
         return [lasting(item) for item in value] if isinstance(value, list) else value
 
     kept: dict[str, Any] = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.jsonl")}

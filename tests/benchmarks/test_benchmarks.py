@@ -26,6 +26,10 @@ memory = importlib.import_module("memory")
 zip_codecs = importlib.import_module("zip")
 tpaw = importlib.import_module("tpaw")
 cku = importlib.import_module("cku")
+e3tir = importlib.import_module("e3tir")
+agents = importlib.import_module("_agents")
+agents_show = importlib.import_module("_agents_show")
+rollouts = importlib.import_module("rollouts")
 unlearning = importlib.import_module("_unlearning")
 selfplay = importlib.import_module("_selfplay")
 runs = importlib.import_module("_runs")
@@ -153,6 +157,46 @@ def test_cku(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = {claim["claim"]: claim["value"] for claim in found["claims"]}
     (value,) = (claims[name] for name in claims if "kept beside, contrast less no mask, points" in name)
     assert value == pytest.approx(np.mean(difference))
+
+
+def test_e3tir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
+    found = result(e3tir, tmp_path)
+    assert [(row["arm"], row["seed"]) for row in found["rows"]] == [
+        (a, s) for a in ("Zero-RL", "E3-TIR") for s in (1, 2)
+    ]
+    for row in found["rows"]:
+        assert 0 <= row["score"] <= 1
+        assert row["sampled_tokens"] >= row["budget"] > row["curve"][-2][0]
+        assert (row["expert_tokens"] == 0) == (row["joined"] is None) == (row["arm"] == "Zero-RL")
+    assert {claim["claim"] for claim in found["claims"]} == {
+        f"hops: {name}, E3-TIR less Zero-RL, points" for name in ("score", "mean on the way")
+    }
+
+
+def test_the_area_under_a_curve_holds_each_look_until_the_next() -> None:
+    assert agents.area([(0, 0.0), (40, 0.5), (80, 1.0)], 100) == pytest.approx((40 * 0.0 + 40 * 0.5 + 20 * 1.0) / 100)
+    assert agents.area([(0, 0.2), (50, 0.6), (130, 1.0)], 100) == pytest.approx((50 * 0.2 + 50 * 0.6) / 100)
+    assert agents.area([(0, 0.0), (0, 0.7)], 10) == pytest.approx(0.7)  # supervised training alone
+
+
+def test_roi_is_the_gain_times_what_was_saved() -> None:
+    baseline = [{"score": 0.4, "expert_tokens": 300, "sampled_tokens": 700}]
+    ours = [
+        {"score": 0.5, "expert_tokens": 30, "sampled_tokens": 470},
+        {"score": 0.7, "expert_tokens": 30, "sampled_tokens": 470},
+    ]
+    assert agents_show.roi_terms(ours, baseline) == (pytest.approx(1.5), pytest.approx(2.0))
+    assert agents_show.roi_terms(ours, []) == (None, None)
+
+
+def test_rollouts(tmp_path: Path) -> None:
+    found = result(rollouts, tmp_path)
+    assert {(row["what"], row["way"]) for row in found["rows"]} == {
+        ("prefixes", "shared"), ("prefixes", "anew"),
+        ("tools", "as soon as a turn is over"), ("tools", "after the batch"),
+    }  # fmt: skip
+    assert all(row["seconds"] > 0 for row in found["rows"])
 
 
 # -- the weave that is measured --------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def test_every_builtin_scores_its_own_answer_and_no_other(name: str) -> None:
         assert entry.answer is not None
         assert task.score(entry.answer, entry) == 1.0
         assert task.score("", entry) < 1
-        assert task.score(entry.answer + " 77", entry) < 1 or name == "json_calls"
+        assert task.score(entry.answer + " 987654321", entry) < 1 or name == "json_calls"
         assert len(str(entry.prompt)) < 240
         assert len(entry.answer) < 120
     others = [task.score(str(b.answer), a) for a, b in itertools.pairwise(entries) if a.answer != b.answer]

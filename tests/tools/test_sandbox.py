@@ -42,8 +42,23 @@ def test_text_that_is_no_code(code: str) -> None:
     assert result.error
 
 
-def test_an_endless_loop_stops_at_the_time_limit() -> None:
-    result = run("while True:\n    pass", limits=QUICK)
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while True:\n    pass",
+        "for _ in iter(int, 1): pass",
+        "import itertools\nsum(itertools.count())",
+        "max(range(10**13))",
+        "import math\nmath.factorial(10**6)",
+        # Its own end is nothing that code can catch, or put off.
+        "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
+        "def f():\n    try:\n        while True: pass\n    finally:\n        while True: pass\nf()",
+        "class A:\n    def __eq__(self, other):\n        while True: pass\nA() == A()",
+        "def f():\n    try: f()\n    except RecursionError: f()\nf()",
+    ],
+)
+def test_an_endless_loop_stops_at_the_time_limit(code: str) -> None:
+    result = run(code, limits=QUICK)
     assert not result.ok
     assert result.error is not None
     assert result.error.startswith("TimeoutError")
@@ -51,7 +66,28 @@ def test_an_endless_loop_stops_at_the_time_limit() -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["[0] * 10**9", "'a' * 10**12", "a = []\nwhile True: a.append('x' * 1000)", "10**10**8"]
+    "code",
+    [
+        "[0] * 10**9",
+        "'a' * 10**12",
+        "a = []\nwhile True: a.append('x' * 1000)",
+        "10**10**8",
+        "1 << 10**9",
+        "list(range(10**8))",
+        "set(range(10**8))",
+        "bytes(10**10)",
+        "a = {}\ni = 0\nwhile True:\n    a[i] = i\n    i += 1",
+        "a = 'a'\nwhile True: a += a",
+        "a = [1]\nwhile True: a.extend(a)",
+        "('a' * 10**5).replace('a', 'b' * 10**5)",
+        "','.join(['x' * 1000] * 10**6)",
+        "'a'.ljust(10**10)",
+        "f'{1:>1000000000}'",
+        "'%1000000000d' % 1",
+        "import re\nre.sub('', 'b' * 10**6, 'a' * 10**4)",
+        "import itertools\nlist(itertools.product(range(1000), repeat=4))",
+        "print('x' * 10**8)",
+    ],
 )
 def test_a_memory_bomb_is_refused(code: str) -> None:
     result = run(code, limits=QUICK)
@@ -71,19 +107,110 @@ def test_deep_recursion_is_refused() -> None:
 @pytest.mark.parametrize(
     "code",
     [
+        "def f(): return g()\ndef g(): return f()\nf()",
+        "f = lambda: f()\nf()",
+        "class A:\n    def __repr__(self): return repr(self)\nrepr(A())",
+        "import json\na = []\nfor _ in range(100000): a = [a]\njson.dumps(a)",
+        "a = ()\nfor _ in range(100000): a = (a,)\nhash(a)",
+    ],
+)
+def test_recursion_by_other_ways_is_refused(code: str) -> None:
+    result = run(code, limits=QUICK)
+    assert result.error is not None
+    assert result.error.startswith("RecursionError")
+
+
+@pytest.mark.parametrize("code", ["a = []\nfor _ in range(100000): a = [a]\na", "a = []\na.append(a)\na"])
+def test_a_value_without_bottom_comes_out_and_can_be_shown(code: str) -> None:
+    result = run(code, limits=QUICK)
+    assert result.ok
+    assert len(repr(result.value)) < 10_000
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
         "open('/etc/passwd').read()",
         "from pathlib import Path\nPath('/etc/passwd').read_text()",
         "import os\nos.listdir('/')",
         "import os\nos.system('true')",
         "import os\nos.environ['PATH']",
+        "import os\nos.getenv('HOME')",
+        "import os\nos.remove('/etc/passwd')",
+        "from pathlib import Path\nPath('/etc/passwd').exists()",
+        "from pathlib import Path\nlist(Path('/').iterdir())",
+        "import io",
+        "import shutil",
+        "import tempfile",
         "import socket",
+        "import ssl",
+        "import http.client",
+        "import urllib.request",
+        "import asyncio\nasyncio.open_connection('localhost', 80)",
         "import subprocess",
+        "import multiprocessing",
+        "import threading",
+        "import signal",
         "import ctypes",
+        "import os\nos.fork()",
+        "import os\nos.kill(1, 9)",
+        "import os\nos._exit(1)",
+        "import sys\nsys.exit(3)",
+        "exit()",
+        "raise SystemExit(3)",
+        "raise KeyboardInterrupt",
         "__import__('os').system('true')",
     ],
 )
 def test_files_processes_and_network_are_out_of_reach(code: str) -> None:
     assert not run(code, limits=QUICK).ok
+
+
+def test_a_search_for_files_finds_none() -> None:
+    assert run("from pathlib import Path\nlist(Path('/').glob('*'))", limits=QUICK).value == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "().__class__.__bases__[0].__subclasses__()",
+        "getattr((), '__cl' + 'ass__')",
+        "'{0.__class__.__mro__}'.format(())",
+        "object.__subclasses__()",
+        "type.__subclasses__(object)",
+        "(lambda: 0).__globals__",
+        "(lambda: 0).__code__",
+        "print.__self__",
+        "int.__dict__",
+        "setattr(int, 'real', 1)",
+        "class A: pass\nA.__bases__",
+        "class A:\n    def f(self): pass\nA().f.__func__.__globals__",
+        "try:\n    1 / 0\nexcept Exception as e:\n    e.__traceback__.tb_frame.f_globals",
+        "__builtins__",
+        "__loader__",
+        "eval('__import__')",
+        "eval('().__class__')",
+        "exec('import socket')",
+        "compile('1', '', 'eval')",
+        "globals()",
+        "vars()",
+        "breakpoint()",
+        "input()",
+        "import sys\nsys.modules",
+        "import sys\nsys._getframe()",
+        "import gc",
+        "import inspect",
+        "import importlib",
+        "import builtins",
+        "import pickle",
+        "import types",
+    ],
+)
+def test_attribute_tricks_lead_nowhere(code: str) -> None:
+    result = run(code, limits=QUICK)
+    assert not result.ok
+    assert result.error is not None
+    assert result.error.startswith(("AttributeError", "NameError", "ModuleNotFoundError"))
 
 
 def test_a_sandbox_file_is_no_file_here(tmp_path) -> None:
@@ -96,6 +223,13 @@ def test_output_is_cut_and_the_run_goes_on() -> None:
     result = run("for i in range(2000):\n    print('y' * 9)\n'end'", limits=QUICK)
     assert result.value == "end"
     assert result.output == ("y" * 9 + "\n") * 50
+
+
+def test_output_without_end_is_cut_and_ended() -> None:
+    result = run("while True:\n    print('y' * 99)", limits=QUICK)
+    assert not result.ok
+    assert result.output == ("y" * 99 + "\n") * 5
+    assert run("print('z' * 10**6)", limits=QUICK).output == "z" * 500
 
 
 def test_sleep_costs_nothing() -> None:

@@ -1,4 +1,4 @@
-"""``skillweave specialise`` and ``tpaw``: the ways to make a delta."""
+"""``skillweave specialise``, ``tpaw`` and ``e3tir``: the ways to make a delta."""
 
 from __future__ import annotations
 
@@ -61,6 +61,32 @@ def tpaw(
     `skillweave tpaw -c selfplay.yaml -o runs/spin -s loss=spin`
     """
     _run("tpaw", base, task, out, config, overrides, device)
+
+
+@app.command()
+def e3tir(
+    base: str = BASE_OR_FILE,
+    task: str = TASK,
+    out: Path = OUT,
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+    device: str = DEVICE,
+) -> None:
+    """Warm up an agent that calls tools: branches from an expert's traces and its own exploration, then RL.
+
+    Few traces are enough: the policy goes on from where it is least sure of what the expert did, and a verifier judges.
+    Killed and run again, it goes on.
+    `base`, `task` and `out` may stand in the config's file too.
+
+    **Examples**
+
+    `skillweave e3tir --config warmup.yaml`
+
+    `skillweave e3tir -b ./my-model -t builtin:hops -o runs/hops -s traces=200 -s rl.steps=100`
+
+    `skillweave e3tir -c warmup.yaml -o runs/zero -s warm_up.steps=0`
+    """
+    _run("e3tir", base, task, out, config, overrides, device)
 
 
 def _run(

@@ -22,11 +22,11 @@ class MicroShape(Config):
     tie: bool = Field(default=True, description="the output head is the embedding")
 
 
-def micro_model(shape: MicroShape, seed: int) -> LlamaForCausalLM:
-    """A random model (float32, eval mode) for :func:`~skillweave.micro.tokenizer.micro_tokenizer`."""
+def micro_model(shape: MicroShape, seed: int, words: int = 0) -> LlamaForCausalLM:
+    """A random model (float32, eval mode) for the tokenizer :func:`micro_tokenizer` makes, with those words."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+        vocab_size=len(VOCABULARY) + words,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,

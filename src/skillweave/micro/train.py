@@ -27,14 +27,14 @@ _VERSION = 1  # of what is written: a change of it, or of how it comes about, ne
 
 def micro_base(
     examples: Sequence[tuple[Prompt, str]], *, shape: MicroShape, training: TrainingSettings, seed: int,
-    name: str = "micro",
+    name: str = "micro", words: Sequence[str] = (),
 ) -> Path:  # fmt: skip
     """The Hugging Face folder of a model trained from scratch on ``examples``, the loss on the answers only.
 
     Trained once: the same arguments and library versions find it in the cache; of processes that start at once, one
     trains. On one machine the same arguments give the same bits (float32, one thread of the CPU). ``micro.json`` in
-    the folder holds the settings, the versions and the figures of the training. An example that is longer than
-    ``shape.context`` is a :class:`UserError`.
+    the folder holds the settings, the versions and the figures of the training. ``words`` are tokens beside the
+    characters. An example that is longer than ``shape.context`` is a :class:`UserError`.
     """
     facts = {
         "version": _VERSION,
@@ -42,6 +42,7 @@ def micro_base(
         "training": training.model_dump(),
         "seed": seed,
         "examples": digest([list(example) for example in examples]),
+        **({"words": list(words)} if words else {}),
         "versions": {package: version(package) for package in ("torch", "transformers", "trl")},
     }
     target = cache_folder() / "micro" / f"{name}-{digest(facts)}"
@@ -52,20 +53,20 @@ def micro_base(
             with FileLock(target.with_name(f"{target.name}.lock")):
                 if not target.is_dir():
                     with atomic_folder(target) as folder:
-                        figures = _train(folder, examples, shape, training, seed, name)
+                        figures = _train(folder, examples, shape, training, seed, name, words)
                         write_json(folder / "micro.json", {**facts, "figures": figures})
     return target
 
 
 def _train(
     folder: Path, examples: Sequence[tuple[Prompt, str]], shape: MicroShape, training: TrainingSettings, seed: int,
-    name: str,
+    name: str, words: Sequence[str],
 ) -> dict[str, Any]:  # fmt: skip
     """Train a new model and write it with its tokenizer into ``folder``; the figures of the training."""
     from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
     from skillweave.methods.training.trainer import fit, quiet, trainer_arguments
 
-    tokenizer = micro_tokenizer()
+    tokenizer = micro_tokenizer(words=words)
     rows = encode(tokenizer, examples, shape.context)
     if not rows or len(rows) < len(examples):
         raise UserError(
@@ -80,7 +81,7 @@ def _train(
             training, processes, folder=Path(scratch), steps=steps, seed=seed, bf16=False, device="cpu",
             save_every=steps, gradient_checkpointing=False,
         )  # fmt: skip
-        model = micro_model(shape, seed)
+        model = micro_model(shape, seed, len(words))
         figures = fit(AnswerTrainer(model, tokenizer, arguments, rows, order), f"{name}: training", processes)
         model.config.use_cache = True  # TRL switches it off, and whoever samples from the folder wants it
         model.save_pretrained(folder)

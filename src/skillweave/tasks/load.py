@@ -58,11 +58,21 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
     builtin = BUILTINS[spec.name]
     config = read_config(builtin.settings, spec.config)
 
-    def example(index: int) -> Example:
-        prompt, answer = builtin.make(Random(seed_of(spec.seed, index)), config)
-        return prompt, answer, {}
+    def example(index: int, held: bool | None = None) -> Example:
+        rng = Random(seed_of(spec.seed, index))
+        while True:
+            prompt, answer = builtin.make(rng, config)
+            if held is None or builtin.held is None or builtin.held(prompt, config) == held:
+                return prompt, answer, {}
 
-    splits, repeats = draw(example, spec.splits, spec.name)
+    if builtin.held is None:
+        splits, repeats = draw(example, spec.splits, spec.name)
+    else:  # two streams: nothing that the test holds back is drawn for the other splits
+        held = spec.splits.model_copy(update={"train": 0, "calibration": 0})
+        rest = spec.splits.model_copy(update={"test": 0})
+        tests, test_repeats = draw(lambda index: example(index, True), held, spec.name)
+        others, other_repeats = draw(lambda index: example(index, False), rest, spec.name)
+        splits, repeats = {**others, "test": tests["test"]}, test_repeats + other_repeats
     return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options)), spec, repeats)
 
 

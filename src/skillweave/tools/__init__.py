@@ -1,5 +1,22 @@
-"""Tools a model may call, and the sandbox that runs the code it writes."""
+"""Tools a model may call, how it calls them, and the sandbox that runs the code it writes."""
 
+from skillweave.tools.call import EXPERT, FAULTS, POLICY, TOOL, Call, Outcome
+from skillweave.tools.protocol import Protocol, Turn
 from skillweave.tools.sandbox import Limits, Result, run
+from skillweave.tools.toolbox import Session, Toolbox
 
-__all__ = ["Limits", "Result", "run"]
+__all__ = [
+    "EXPERT",
+    "FAULTS",
+    "POLICY",
+    "TOOL",
+    "Call",
+    "Limits",
+    "Outcome",
+    "Protocol",
+    "Result",
+    "Session",
+    "Toolbox",
+    "Turn",
+    "run",
+]

@@ -16,7 +16,16 @@ if _found is not None and _found.origin is None:
     _checks: Any = importlib.import_module("trl.import_utils")
     _checks.is_weave_available = lambda: False
 
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 from trl.trainer.utils import FusedCausalLMOutput, add_fused_lm_head  # noqa: E402
 
-__all__ = ["DPOConfig", "DPOTrainer", "FusedCausalLMOutput", "SFTConfig", "SFTTrainer", "add_fused_lm_head"]
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "FusedCausalLMOutput",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "add_fused_lm_head",
+]

@@ -34,13 +34,14 @@ def answer_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
     return chosen, entropy, top
 
 
-def install_answer_head(model: Any) -> None:
+def install_answer_head(model: Any, temperature: float = 1.0) -> None:
     """Make ``model(..., labels=labels, fused_lm_head=True)`` score only the positions whose label is not -100.
 
     TRL 1.16 patches its models so; on a GPU its Triton kernel scores the labelled positions only, but on a CPU it
     projects every position, prompt included, onto the whole vocabulary and twice: measured five times slower
     (533 answer tokens of 1600, 49152 words) [ours]. To be called after TRL's trainer has patched ``model`` (a
-    causal LM or a PEFT model); the output has TRL's form, fields (B, T-1). On other devices nothing changes.
+    causal LM or a PEFT model) and with the ``temperature`` it was given: logits are divided by it. The output has TRL's
+    form, fields (B, T-1). On other devices nothing changes.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     config = model.config.get_text_config()
@@ -55,7 +56,7 @@ def install_answer_head(model: Any) -> None:
         hidden = self.base_model(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
         mask = targets != -100
-        logits = self.get_output_embeddings()(hidden[mask])
+        logits = self.get_output_embeddings()(hidden[mask]) / temperature
         log_probs, entropy, top = answer_scores(logits, targets[mask])
 
         def spread(values: torch.Tensor) -> torch.Tensor:

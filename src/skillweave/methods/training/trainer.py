@@ -125,8 +125,9 @@ def trainer_arguments(
 def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
 
-    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and over the same last
-    fifth what the trainer's ``watched`` names. The log of all steps lies in ``history.json``.
+    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and likewise what the
+    trainer's ``watched`` names, over the last fifth of the steps that tell it. The log of all steps lies in
+    ``history.json``.
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
@@ -136,10 +137,11 @@ def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
         trainer.add_callback(_Show(advance))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
-    last = history[-max(1, len(history) // 5) :]
 
     def mean(key: str) -> float:
-        return sum(entry[key] for entry in last) / len(last)
+        values = [entry[key] for entry in history if key in entry]  # not every step need measure everything
+        last = values[-max(1, len(values) // 5) :]
+        return sum(last) / len(last)
 
     if processes.first:
         write_json(folder / "history.json", history)
@@ -167,6 +169,8 @@ def quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             # TRL and transformers warn each other of names that one of them will drop.
             warnings.filterwarnings("ignore", category=FutureWarning)
+            # Its GRPO calls the argument experimental through which a method hands it conversations of its own.
+            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -1,11 +1,13 @@
 """Small generators that need no download: short prompts, short answers, one right answer each.
 
 Each file has ``Settings`` (its config), ``make(rng, settings) -> (prompt, answer)``, a pure function of the given
-``random.Random`` in the manner of reasoning-gym, and the ``BUILTIN`` that says how an answer is checked.
+``random.Random`` in the manner of reasoning-gym, and the ``BUILTIN`` that says how an answer is checked. The three
+that bring tools as well (``hops``, ``steps``, ``tables``) live in :mod:`skillweave.tasks.agents`.
 """
 
 from __future__ import annotations
 
+from skillweave.tasks.agents import hops, steps, tables
 from skillweave.tasks.builtin import (
     caesar,
     count_letters,
@@ -24,6 +26,7 @@ BUILTINS: dict[str, Builtin] = {
     "caesar": caesar.BUILTIN,
     "count_letters": count_letters.BUILTIN,
     "extract_contact": extract_contact.BUILTIN,
+    "hops": hops.BUILTIN,
     "json_calls": json_calls.BUILTIN,
     "micro_add": micro_add.BUILTIN,
     "micro_reverse": micro_reverse.BUILTIN,
@@ -31,6 +34,8 @@ BUILTINS: dict[str, Builtin] = {
     "micro_sort": micro_sort.BUILTIN,
     "reverse_words": reverse_words.BUILTIN,
     "sort_numbers": sort_numbers.BUILTIN,
+    "steps": steps.BUILTIN,
+    "tables": tables.BUILTIN,
 }
 
 __all__ = ["BUILTINS", "Builtin"]

@@ -28,9 +28,14 @@ class Span(Config):
 
 @dataclass(frozen=True)
 class Builtin:
-    """``make(rng, settings)`` gives a prompt and its only right answer; ``verifier`` compares an answer with it."""
+    """``make(rng, settings)`` gives a prompt and its only right answer; ``verifier`` compares an answer with it.
+
+    ``held(prompt, settings)`` says which prompts are the test's alone, where that is more than being another prompt;
+    ``make`` must give some of both.
+    """
 
     settings: type[Config]
     make: Callable[[Random, Any], tuple[str, str]]
     verifier: VerifierName
     options: Mapping[str, Any] = field(default_factory=dict)
+    held: Callable[[str, Any], bool] | None = None

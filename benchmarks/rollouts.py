@@ -1,0 +1,172 @@
+"""What rollouts with tools cost: branches that share an expert's prefix, and tools that run while others still write.
+
+Claims: continuing an expert's trace from several places costs less when what they share is computed once than when
+every prefix is computed anew; and a batch of conversations with a slow tool ends sooner when calls run as soon as their
+turn is over than when they wait for the whole batch.
+
+Both sides take turns in one process; figures are ratios, medians over the repeats, with their range.
+
+micro: a random micro Llama of 3 layers. small: SmolLM2 in bfloat16.
+
+    python benchmarks/rollouts.py                     micro: seconds
+    python benchmarks/rollouts.py --scale small       SmolLM2: some minutes on two cores
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from _record import Claim, Record, arguments, judged, positive, run
+from skillweave.base import open_base
+from skillweave.micro import MicroShape, micro_model, micro_tokenizer
+from skillweave.report import Table
+from skillweave.tools import Protocol, Toolbox
+from skillweave.tools.loop import Start, TurnLimits, play
+from skillweave.tools.writer import Writer
+
+NAME = "rollouts"
+SHARED, ANEW, AT_ONCE, AFTERWARDS = "shared", "anew", "as soon as a turn is over", "after the batch"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Prefixes: ``branches`` of each of ``traces``, which are ``length`` tokens long, each gone on with for ``written``
+    tokens. Tools: ``rows`` conversations, whose call takes ``seconds``."""
+
+    traces: int = 8
+    branches: int = 8
+    length: int = 160
+    written: int = 16
+    rows: int = 32
+    seconds: float = 0.05
+
+
+QUICK = Setting(traces=2, branches=4, length=60, written=4, rows=6, seconds=0.01)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark."""
+    parser = arguments(__doc__, ["micro", "small"])
+    parser.add_argument("--repeats", type=positive, default=7, help="of each side (default: %(default)s)")
+    options = parser.parse_args(argv)
+    setting = QUICK if options.quick else Setting()
+    record = Record.begin(NAME, options, argv, [0])
+    model, tokenizer = _model(options.scale if not options.quick else "micro")
+    ways: dict[tuple[str, str], Callable[[], None]] = {
+        **{("prefixes", way): lambda way=way: _branch(model, tokenizer, setting, way) for way in (SHARED, ANEW)},
+        **{("tools", way): lambda way=way: _call(model, tokenizer, setting, way) for way in (AT_ONCE, AFTERWARDS)},
+    }
+    for work in ways.values():
+        work()  # once, to warm up
+    for repeat in range(2 if options.quick else options.repeats):
+        for (what, way), work in ways.items():
+            began = time.perf_counter()
+            work()
+            record.rows.append({"what": what, "way": way, "repeat": repeat, "seconds": time.perf_counter() - began})
+    record.claims = [
+        _ratio(record.rows, "prefixes", ANEW, SHARED, "each prefix anew over shared prefixes, time"),
+        _ratio(record.rows, "tools", AFTERWARDS, AT_ONCE, "calls after the batch over calls at once, time"),
+    ]
+    record.finish(_table(record.rows), _plot(record.rows))
+
+
+def _model(scale: str) -> tuple[Any, Any]:
+    if scale == "small":
+        base = open_base("bundled:smollm2", dtype="bfloat16")
+        return base.model, base.tokenizer
+    torch.set_num_threads(1)
+    return micro_model(MicroShape(hidden=128, layers=3, intermediate=256, context=512), 0), micro_tokenizer()
+
+
+def _branch(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
+    """Go on from ``branches`` places of each trace: its last third, as an anchor near the answer would have it."""
+    rng = Random(0)
+    contexts = []
+    for _ in range(setting.traces):
+        trace = [rng.randrange(5, 100) for _ in range(setting.length)]
+        contexts += [trace[: rng.randrange(2 * setting.length // 3, setting.length)] for _ in range(setting.branches)]
+    writer = Writer(model, tokenizer, share=way == SHARED)
+    writer.stops = []  # every row is as long as the others
+    list(writer.write(contexts, [setting.written] * len(contexts), list(range(len(contexts)))))
+
+
+class _Scripted:
+    """Writes with the model, but says what it should: a call, then an answer, some rows sooner than others."""
+
+    def __init__(self, writer: Writer, form: Protocol, setting: Setting, way: str) -> None:
+        self.stops = writer.stops
+        self._writer, self._setting, self._way = writer, setting, way
+        end = form.tokenizer.eos_token_id
+        self._call = [*form.tokenizer('<tool_call>{"name": "wait", "arguments": {}}</tool_call>')["input_ids"], end]
+        self._answer = [*form.tokenizer("done")["input_ids"], end]
+        self._turn = 0
+
+    def write(self, contexts: Any, room: Any, seeds: Any) -> Iterator[tuple[int, list[int]]]:
+        self._turn += 1
+        said = self._call if self._turn == 1 else self._answer
+        self._writer.stops = []
+        lengths = [2 + index for index in range(len(contexts))]
+        turns = self._writer.write(contexts, lengths, seeds)
+        for index, _ in turns if self._way == AT_ONCE else list(turns):
+            yield index, said
+
+
+def _call(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
+    """Conversations of one call and an answer; turns are of unlike lengths, so that calls come one after the other."""
+
+    def wait() -> str:
+        """Wait for something outside."""
+        time.sleep(setting.seconds)
+        return "ok"
+
+    with Toolbox([wait], most_at_once=2) as toolbox:
+        form = Protocol(tokenizer, toolbox, instruction="")
+        writer = _Scripted(Writer(model, tokenizer), form, setting, way)
+        starts = [Start(form.prompt_ids(f"wait {index}"), index) for index in range(setting.rows)]
+        play(writer, form, toolbox, starts, TurnLimits(), None)
+
+
+# -- what came of it -------------------------------------------------------------------------------------------------
+
+
+def _seconds(rows: Sequence[dict[str, Any]], what: str, way: str) -> list[float]:
+    return [row["seconds"] for row in rows if (row["what"], row["way"]) == (what, way)]
+
+
+def _ratio(rows: Sequence[dict[str, Any]], what: str, slow: str, fast: str, name: str) -> Claim:
+    ratios = [one / other for one, other in zip(_seconds(rows, what, slow), _seconds(rows, what, fast), strict=True)]
+    return judged(name, statistics.median(ratios), min(ratios), max(ratios), "> 1")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    lines = [
+        [what, way, f"{statistics.median(_seconds(rows, what, way)):.3f}"]
+        for what, way in dict.fromkeys((row["what"], row["way"]) for row in rows)
+    ]
+    return Table(["what", "way", "seconds, median"], lines)
+
+
+def _plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(6, 2.6), layout="constrained")
+    axis = figure.subplots()
+    ways = list(dict.fromkeys((row["what"], row["way"]) for row in rows))
+    axis.barh(
+        [f"{what}: {way}" for what, way in ways], [statistics.median(_seconds(rows, *one)) for one in ways],
+        color=["#0072B2", "#999999"] * 2,
+    )  # fmt: skip
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

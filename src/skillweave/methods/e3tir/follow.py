@@ -1,0 +1,101 @@
+"""Follow a training: looks at the held-out prompts, trees of what was played, TensorBoard."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import TrainerCallback
+
+from skillweave.artefact import read_json, write_json, write_text
+from skillweave.base.generate import context_length
+from skillweave.methods.e3tir.config import GroupSettings
+from skillweave.methods.e3tir.judge import success
+from skillweave.methods.e3tir.rollouts import Group
+from skillweave.methods.e3tir.show import group_tree
+from skillweave.progress import console
+from skillweave.tasks import Entry
+from skillweave.tools.protocol import Protocol
+
+SAMPLED = "rollout/tokens"
+"""In the trainer's log: tokens that the policy wrote, a prompt."""
+
+
+class Follow(TrainerCallback):
+    """Watches one stage. ``curve.json`` in its folder holds the looks, ``trees/`` the groups that were drawn."""
+
+    trainer: Any = None
+
+    def __init__(self, run: Any, form: Protocol, held_out: Sequence[Entry], folder: Path, stage: GroupSettings) -> None:
+        self._run, self._form, self._held_out, self._stage, self._folder = run, form, held_out, stage, folder
+        self._curve: list[dict[str, float]] = []
+        self.sampled = 0
+        """Tokens that the policy wrote so far."""
+
+    def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The trainer's arguments: a batch of rollouts serves ``updates`` steps, so that is where a run may stop and
+        go on."""
+        updates = self._stage.updates
+        every = -(-arguments["save_steps"] // updates) * updates
+        report: Any = "none"
+        if self._run.config.tensorboard:
+            os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._folder / "tensorboard")
+            report = ["tensorboard"]
+        return {**arguments, "save_steps": every, "report_to": report}
+
+    # -- what is called along the way --------------------------------------------------------------------------------
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        path = self._folder / "curve.json"
+        if path.exists():
+            self._curve = [look for look in read_json(path) if look["step"] <= state.global_step]
+        self._count(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if not logs or "loss" not in logs:
+            return
+        self._count(state)
+        step = state.global_step
+        spent = (
+            self._stage.budget is not None
+            and self.sampled >= self._stage.budget
+            and step % self._stage.updates == 0  # what was written is learnt from
+        )
+        control.should_training_stop |= spent
+        if spent or step % (self._run.config.evaluate_every * self._stage.updates) == 0 or step == args.max_steps:
+            self._look(step)
+
+    def _count(self, state: Any) -> None:
+        """From the log, which a run that goes on has as well, even where no step is left to do."""
+        tokens = sum(entry.get(SAMPLED, 0.0) for entry in state.log_history)
+        self.sampled = round(tokens * self._stage.prompts)
+
+    def _look(self, step: int) -> None:
+        run = self._run
+        if not run.processes.first:
+            return
+        look: dict[str, float] = {"step": step, "sampled": self.sampled}
+        if self._held_out:
+            model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+            look |= success(
+                model, run.task.agent, self._form, self._held_out, run.config.rollout, context=context_length(model),
+                around=self.trainer.accelerator.autocast,
+            )  # fmt: skip
+            run.say(f"step {step}: success {look['success']:.1%} on {len(self._held_out)} held-out prompts")
+        self._curve.append(look)
+        write_json(self._folder / "curve.json", self._curve)
+
+    def show(self, groups: Sequence[Group], step: int) -> None:
+        """Draw one group now and then: that whose rewards differ most."""
+        batch = step // self._stage.updates
+        if not self._run.processes.first or batch % self._run.config.show_every:
+            return
+        tree = group_tree(max(groups, key=Group.spread), self._form.text)
+        console.print(tree)
+        page = Console(file=io.StringIO(), width=200, record=True)
+        page.print(tree)
+        write_text(self._folder / "trees" / f"step-{step}.txt", page.export_text())

@@ -1,0 +1,247 @@
+"""E3-TIR, from start to end: supervised training where asked, the warm-up with experts, then ordinary RL.
+
+[digest] A warm-up of 50 steps on three experiences (expert prefixes, branches that go on from them, the policy's own
+exploration), then RL with twice as many rollouts and no expert.
+
+The stages of the run are ``before``, ``sft``, ``warm-up``, ``rl`` (those that are asked for) and ``after``. A killed
+run goes on in the middle of each.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from skillweave.artefact import digest
+from skillweave.base import Base
+from skillweave.base.generate import context_length
+from skillweave.delta import Delta
+from skillweave.errors import UserError, nearest
+from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
+from skillweave.methods.registry import register
+from skillweave.methods.training.order import batch_order
+from skillweave.methods.training.run import Run
+from skillweave.methods.training.settings import TrainingSettings
+from skillweave.progress import console
+from skillweave.tasks import Entry
+from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
+from skillweave.tasks.agents.load import AgentTask, load_agent
+
+if TYPE_CHECKING:
+    from skillweave.methods.e3tir.traces import ExpertTrace
+    from skillweave.tools.protocol import Protocol
+
+_SEEN = ("success", "calls", "failed_calls", "answered")
+_TRAINED = ("steps", "success", "entropy", "sampled_tokens", "expert_tokens", "seconds")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: a task with its tools, and an expert's traces for some of its train prompts."""
+
+    agent: AgentTask
+    traces: list[Trace]
+
+    @property
+    def name(self) -> str:
+        return self.agent.task.name
+
+    @property
+    def key(self) -> str:
+        """A digest of the task, the tools and the traces."""
+        told = [[trace.id, trace.messages] for trace in self.traces]
+        return digest([self.agent.task.key, self.agent.toolbox.schemas, told])
+
+
+@register("e3tir", E3tirConfig)
+def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
+    """Warm up ``base`` as an agent that uses the tools of ``config.task``; the result as a delta on it.
+
+    The delta is saved in ``out_dir/"delta"``; ``base`` itself is not changed. Called again on the same folder after a
+    kill it goes on, to the same weights as an unbroken run. Under ``torchrun`` the processes share the prompts of a
+    batch, and must all see ``out_dir``. Raises :class:`UserError` where settings or files do not fit.
+    """
+    from skillweave.methods.training.trainer import quiet
+
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("tensorboard: the package is missing: pip install tensorboard, or set tensorboard to false")
+    material = _material(config)
+    state = Run.begin("e3tir", base, config, material, out_dir)
+    if state.finished:
+        return state.delta
+    with quiet():
+        facts = _Agent.begin(state).all_stages()
+    return state.finish(facts)
+
+
+def _material(config: E3tirConfig) -> Material:
+    agent = load_agent(config.task, config.tools)
+    train = agent.task.split("train")
+    if not config.asks_experts or (config.experts is None and agent.solve is None):
+        traces: list[Trace] = []
+    elif config.experts in (None, SCRIPTED):
+        order = Random(config.seed).sample(train, len(train))
+        traces = scripted_traces(agent, order[: config.traces])
+    else:
+        found, elsewhere = match_traces(read_traces(Path(config.experts)), agent.task)
+        if elsewhere:
+            console.print(f"  {elsewhere} traces of {config.experts} are on no train prompt: left out")
+        known = [of[0] for of in found.values()]  # one expert a prompt
+        traces = Random(config.seed).sample(known, len(known))[: config.traces]
+    if not traces and config.asks_experts:
+        raise UserError(
+            "experts: this run learns from expert traces, and there are none: name a JSONL file of traces, or set "
+            "warm_up.m to 0 (and leave out rl.m and sft)"
+        )
+    return Material(agent, traces)
+
+
+@dataclass
+class _Agent:
+    """The state of the training: the task with its tools, the expert's traces as tokens."""
+
+    run: Run[E3tirConfig, Material]
+    form: Protocol
+    traces: dict[str, ExpertTrace]
+
+    @classmethod
+    def begin(cls, run: Run[E3tirConfig, Material]) -> _Agent:
+        """Turn the traces into tokens; what is too long is left out, and counted."""
+        from skillweave.methods.e3tir.traces import encode_trace
+        from skillweave.tools.protocol import Protocol
+
+        config = run.config
+        for stage in (config.warm_up, config.rl):
+            if stage.steps and stage.prompts % run.processes.world:
+                raise UserError(
+                    f"prompts {stage.prompts} does not divide over {run.processes.world} processes: each plays whole "
+                    "groups"
+                )
+        form = Protocol(
+            run.tokenizer, run.task.agent.toolbox, max_tool_tokens=config.rollout.max_tool_tokens,
+            instruction=config.instruction,
+        )  # fmt: skip
+        encoded = [encode_trace(form, trace) for trace in run.task.traces]
+        known = run.task.agent.toolbox.names
+        called = {call.name for trace in encoded for _, calls in trace.calls for call in calls}
+        for name in sorted(called - set(known)):
+            raise UserError(
+                f"experts: a trace calls the tool '{name}', which the model has not; {nearest(name, known)}"
+            )
+        short = [
+            trace for trace in encoded
+            if len(trace.ids) <= config.rollout.max_tokens and len(trace.prompt) + len(trace.ids) <= run.max_length
+        ]  # fmt: skip
+        if encoded and not short:
+            raise UserError(
+                f"all {len(encoded)} traces are longer than rollout.max_tokens ({config.rollout.max_tokens}), "
+                f"max_length ({config.max_length}) or the base's context allows"
+            )
+        if len(short) < len(encoded):
+            run.say(f"{len(encoded) - len(short)} traces are too long: left out")
+        return cls(run, form, {trace.id: trace for trace in short})
+
+    def all_stages(self) -> dict[str, Any]:
+        """All stages in their order. Returns how well it did before and after."""
+        run, config = self.run, self.run.config
+        before = run.stage("before", self._judge, show=_SEEN)
+        if config.sft is not None:
+            run.trained("sft", functools.partial(self._supervised, config.sft))
+        if config.warm_up.steps:
+            run.trained("warm-up", functools.partial(self._rl, config.warm_up))
+        if config.rl.steps:
+            run.trained("rl", functools.partial(self._rl, config.rl))
+        after = run.stage("after", self._judge, show=_SEEN)
+        return {"before": before, "after": after, "traces": len(self.traces), "expert_tokens": self._expert_tokens}
+
+    @property
+    def _expert_tokens(self) -> int:
+        """How much an expert had to write for this run."""
+        return sum(trace.written for trace in self.traces.values())
+
+    # -- the stages --------------------------------------------------------------------------------------------------
+
+    def _judge(self, folder: Path) -> dict[str, Any]:
+        """How well the policy does on prompts of the calibration split, answered greedily."""
+        from skillweave.methods.e3tir.judge import success
+
+        run, entries = self.run, self._held_out
+        if not entries:
+            return {}
+
+        def first() -> dict[str, Any]:
+            model = run.policy.open_to_sample(run.config)
+            return dict(
+                success(model, run.task.agent, self.form, entries, run.config.rollout, context=context_length(model))
+            )
+
+        return run.processes.from_first(first)
+
+    def _supervised(self, settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+        from skillweave.methods.e3tir.traces import supervised_rows
+        from skillweave.methods.training.sft import AnswerTrainer, row_length
+
+        run = self.run
+        rows = supervised_rows(list(self.traces.values()), run.max_length)
+        return run.train(
+            folder, settings, rows, [row_length(row) for row in rows],
+            lambda model, arguments, order: AnswerTrainer(model, run.tokenizer, arguments, rows, order),
+        )  # fmt: skip
+
+    def _rl(self, stage: GroupSettings, folder: Path) -> dict[str, Any]:
+        """The warm-up (groups with experts, on prompts that have a trace) or ordinary RL (on all train prompts)."""
+        from skillweave.methods.e3tir.follow import Follow
+        from skillweave.methods.e3tir.rollouts import Rollouts
+        from skillweave.methods.e3tir.trainer import AgentTrainer
+
+        run, config = self.run, self.run.config
+        entries = self._asked(stage)
+        context = context_length(run.base.model)
+        rollouts = Rollouts(
+            run.task.agent, self.form, entries, self.traces, config, stage, name=folder.name, context=context
+        )
+        follow = Follow(run, self.form, self._held_out, folder, stage)
+
+        def make(model: Any, arguments: dict[str, Any], order: list[int]) -> AgentTrainer:
+            # An order of prompts, not of conversations: all have their turn before one comes again.
+            order = batch_order([0] * len(entries), stage.prompts, stage.steps, arguments["seed"])
+            ids = [entries[index].id for index in order]
+            trainer = AgentTrainer(
+                model, run.tokenizer, follow.arguments(arguments), ids, rollouts, config, stage, shown=follow.show,
+                callbacks=[follow],
+            )  # fmt: skip
+            follow.trainer = trainer
+            return trainer
+
+        figures = run.train(folder, _training(stage), [{}] * len(entries), [0] * len(entries), make)
+        del figures["tokens"]  # nobody's: a conversation's length is known only once it was held
+        return {**figures, "sampled_tokens": follow.sampled, "expert_tokens": self._expert_tokens if stage.m else 0}
+
+    def _asked(self, stage: GroupSettings) -> list[Entry]:
+        """The prompts of a stage: those with a trace where it needs one, else all that leave room for an answer."""
+        train = self.run.task.agent.task.split("train")
+        if stage.m:
+            return [entry for entry in train if entry.id in self.traces]
+        short = [entry for entry in train if len(self.form.prompt_ids(entry.prompt)) < self.run.max_length]
+        if len(short) < len(train):
+            self.run.say(f"{len(train) - len(short)} prompts are longer than {self.run.max_length} tokens: left out")
+        return short
+
+    @property
+    def _held_out(self) -> list[Entry]:
+        task = self.run.task.agent.task
+        count = self.run.config.evaluate_on
+        return task.split("calibration")[:count] if count and task.sizes["calibration"] else []
+
+
+def _training(stage: GroupSettings) -> TrainingSettings:
+    """The settings of a stage as every trainer of the house has them: an example is a conversation."""
+    return TrainingSettings(
+        steps=stage.steps * stage.updates, batch_size=stage.prompts * stage.size // stage.updates,
+        learning_rate=stage.learning_rate, micro_batch_size=stage.micro_batch_size, warmup=stage.warmup,
+        schedule=stage.schedule, weight_decay=stage.weight_decay, max_grad_norm=stage.max_grad_norm,
+    )  # fmt: skip

@@ -1,0 +1,171 @@
+"""The training of E3-TIR: TRL's GRPO on groups in which expert prefixes stand beside the policy's own conversations.
+
+TRL keeps the loop, the loss, its clipping and its normaliser (``dapo``: the mean over all tokens that count in a
+batch). What is put into it: the conversations with their masks; an advantage of each token, (B, T), zero where no
+gradient is to flow; and the ratio of an expert's tokens, in place of pi / pi_old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import TrainerCallback
+
+from skillweave.methods.e3tir.advantages import detach_prefix
+from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
+from skillweave.methods.e3tir.follow import SAMPLED
+from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
+from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
+from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
+from skillweave.methods.training.head import install_answer_head
+from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.tools.call import POLICY
+
+
+class AgentTrainer(HouseTrainer, GRPOTrainer):
+    """GRPOTrainer on the groups that ``rollouts`` makes; ``ids`` are the entries of all batches, in order.
+
+    ``shown(groups, step)`` is called with each batch's groups of this process.
+    """
+
+    watched: Mapping[str, str] = {"agent/success": "success", "entropy": "entropy"}
+
+    def __init__(
+        self, model: Any, tokenizer: Any, arguments: dict[str, Any], ids: Sequence[str], rollouts: Rollouts,
+        config: E3tirConfig, stage: GroupSettings, *, shown: Callable[[list[Group], int], None],
+        callbacks: list[TrainerCallback],
+    ) -> None:  # fmt: skip
+        pieces = arguments["gradient_accumulation_steps"] * stage.updates
+        super().__init__(
+            model=model,
+            reward_funcs=[_reward],
+            args=GRPOConfig(
+                **arguments, num_generations=stage.size, steps_per_generation=pieces, shuffle_dataset=False,
+                loss_type="dapo", beta=0.0, epsilon=config.clip, temperature=config.rollout.temperature,
+                max_completion_length=config.rollout.max_tokens, log_completions=False,
+            ),
+            train_dataset=Dataset.from_dict({"prompt": list(ids)}),  # TRL hands it on to `_roll_out`
+            processing_class=tokenizer,
+            rollout_func=lambda prompts, _: self._roll_out(prompts),
+            callbacks=callbacks,
+        )  # fmt: skip
+        install_answer_head(model, config.rollout.temperature)
+        self._rollouts, self._config, self._stage, self._shown = rollouts, config, stage, shown
+        self._pad = tokenizer.pad_token_id
+        self._members: list[Member | None] = []
+        self._prefix: dict[str, Tensor] | None = None
+
+    # -- a batch of rollouts -----------------------------------------------------------------------------------------
+
+    def _roll_out(self, prompts: list[str]) -> dict[str, Any]:
+        """TRL's ``rollout_func``: each entry's id, once for every member of its group."""
+        size, step = self._stage.size, self.state.global_step
+        model = self.accelerator.unwrap_model(self.model)
+        groups = self._rollouts.groups(prompts[::size], model, self.accelerator.autocast, step)
+        self._shown(groups, step)
+        self._measure(groups)
+        self._members = []
+        columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "env_mask": [], "reward": []}
+        for group in groups:
+            columns["prompt_ids"] += [group.members[0].episode.prompt] * size
+            for member in group.members:
+                columns["completion_ids"].append(member.episode.ids)
+                columns["env_mask"].append(member.loss_mask)
+                columns["reward"].append(member.reward if member.joined else None)
+            # A place in the group that nobody takes weighs nothing: one token, which is not in the loss.
+            empty = size - len(group.members)
+            for name, value in (("completion_ids", [self._pad]), ("env_mask", [0]), ("reward", None)):
+                columns[name] += [value] * empty
+            self._members += [*group.members, *[None] * empty]
+        return {**columns, "logprobs": None}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        """As TRL has it, but with our advantages and, where there are experts, the mask of their prefixes."""
+        batch = super()._generate_and_score_completions(inputs)
+        advantages = torch.tensor([member.advantage if member else 0.0 for member in self._members])
+        prefix = torch.zeros(batch["completion_ids"].shape, dtype=torch.bool)
+        for row, member in enumerate(self._members):
+            if member is not None and member.prefix:
+                mask = member.prefix_mask
+                prefix[row, : len(mask)] = torch.tensor(mask)
+        weights = detach_prefix(prefix, advantages) if self._config.expert.detach else torch.ones(prefix.shape)
+        batch["advantages"] = (advantages[:, None] * weights).to(self.accelerator.device)
+        if prefix.any():
+            batch["prefix_mask"] = prefix.to(self.accelerator.device)
+        return batch
+
+    # -- the loss ----------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """TRL's, with the ratio of an expert's tokens in place of pi / pi_old."""
+        if "prefix_mask" not in inputs:
+            return super()._compute_loss(model, inputs)
+        self._prefix = inputs = dict(inputs)  # what is changed in it below is this step's only
+        try:
+            return super()._compute_loss(model, inputs)
+        finally:
+            self._prefix = None
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
+        """As TRL has it; within our loss the expert's tokens come with the log of their ratio, and 0 as their old
+        log-probability, so that the ratio which TRL makes of the two is ours."""
+        logps, entropies, aux = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        inputs = self._prefix
+        if inputs is not None:
+            prefix = inputs["prefix_mask"]
+            old = inputs.get("old_per_token_logps")
+            old = logps.detach() if old is None else old
+            inputs["old_per_token_logps"] = old.masked_fill(prefix, 0.0)
+            logps = torch.where(prefix, log_prefix_ratio(logps, old, kind=self._kind), logps)
+        return logps, entropies, aux
+
+    @property
+    def _kind(self) -> Kind:
+        return "on_policy" if self._config.expert.mixing == "sum" else self._config.expert.ratio
+
+    # -- what is logged ----------------------------------------------------------------------------------------------
+
+    def _measure(self, groups: Sequence[Group]) -> None:
+        """Of this batch, beside what TRL logs."""
+        for group in groups:
+            own, branches = group.pool(False), group.pool(True)
+            self._log_metric("agent/success", _mean([member.score for member in own]))
+            for member in own:
+                for part, value in member.parts.items():
+                    self._log_metric(f"reward/{part}", value)
+                self._log_metric("agent/calls", float(member.episode.calls))
+                self._log_metric("agent/failed_calls", float(member.episode.failures))
+                self._log_metric("agent/answered", float(member.episode.answer is not None))
+            if branches:
+                self._log_metric("experts/success", _mean([member.score for member in branches]))
+                self._log_metric("experts/joined", float(branches[0].joined))
+            self._log_metric(SAMPLED, float(sum(member.episode.writers.count(POLICY) for member in group.members)))
+        counted = [member for group in groups for member in group.members if member.joined]
+        off = [member for member in counted if self._config.expert.detach and member.advantage < 0]
+        counts = {
+            "tokens": sum(sum(member.prefix_mask) for member in counted),
+            "branch_tokens": sum(member.episode.writers.count(POLICY) for member in counted if member.branch),
+            "detached_tokens": sum(sum(member.prefix_mask) for member in off),
+        }
+        # Shares of the tokens of all processes: a mean of their shares would be another number.
+        whole = torch.tensor([*counts.values(), sum(sum(member.loss_mask) for member in counted)])
+        *parts, tokens = self.accelerator.reduce(whole.to(self.accelerator.device), reduction="sum").tolist()
+        for name, count in zip(counts, parts, strict=True):
+            self._log_metric(f"experts/{name}", _share(count, tokens))
+
+
+def _reward(prompts: Any, completions: Any, reward: list[float | None], **others: Any) -> list[float | None]:
+    """TRL logs it; the advantages are ours."""
+    return reward
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _share(part: Any, whole: Any) -> float:
+    return float(part) / float(whole) if whole else 0.0

@@ -1,0 +1,140 @@
+"""One door to a task and the tools it is solved with."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pydantic import Field
+
+from skillweave.artefact import digest
+from skillweave.base.chat import Message
+from skillweave.config import Config, read_config
+from skillweave.errors import UserError, nearest
+from skillweave.tasks.agents.family import Family
+from skillweave.tasks.builtin import BUILTINS
+from skillweave.tasks.load import load_task
+from skillweave.tasks.spec import AnySpec, BuiltinSpec
+from skillweave.tasks.task import Entry, Task
+from skillweave.tools.builtin import add_tools
+from skillweave.tools.toolbox import Toolbox
+
+
+class ToolSettings(Config):
+    """The tools of a task that brings none: some of the built-in ones, and functions of your own."""
+
+    names: tuple[str, ...] = ()
+    """Of ``calculator``, ``python``, ``search``."""
+    corpus: Path | None = None
+    """What ``search`` searches: JSONL, a row ``{"title": ..., "text": ...}`` each."""
+    functions: tuple[str, ...] = ()
+    """``package.module:function`` or ``path/to/file.py:function``: typed, with a docstring.
+
+    This runs your own code, in this process and with all its rights: the module when the task is loaded, the
+    function whenever the model calls it. Only code inside the tool ``python`` is kept in the sandbox.
+    """
+    timeout: float = Field(5.0, gt=0, allow_inf_nan=False)
+    """Seconds a call may take."""
+
+
+@dataclass(frozen=True)
+class AgentTask:
+    """A task, the tools it is solved with, and its scripted expert where there is one.
+
+    ``solve(entry)`` gives an expert's messages after the prompt: assistant messages with ``tool_calls``, the result
+    of each as the tool really gave it, and last the answer.
+    """
+
+    task: Task
+    toolbox: Toolbox
+    solve: Callable[[Entry], list[Message]] | None
+
+
+def load_agent(
+    task_spec: AnySpec | Mapping[str, Any] | str | Path, tools_settings: ToolSettings | None = None
+) -> AgentTask:
+    """A task with its tools: a family's own, else those that ``tools_settings`` name.
+
+    Raises :class:`UserError` for what :func:`load_task` refuses, for a family that is given tools, a task that has
+    none, an unknown tool, a corpus without ``search`` and the reverse, and a function that cannot be imported.
+    """
+    task = load_task(task_spec)
+    if isinstance(task.spec, BuiltinSpec):
+        family = BUILTINS[task.spec.name]
+        if isinstance(family, Family):
+            return _family_task(task, family, task.spec, tools_settings)
+    settings = tools_settings or ToolSettings()
+    if not settings.names and not settings.functions:
+        raise UserError(f"task '{task.name}' brings no tools: name some, for example tools: {{names: [calculator]}}")
+    return AgentTask(task, toolbox_of(settings), None)
+
+
+def _family_task(task: Task, family: Family, spec: BuiltinSpec, given: ToolSettings | None) -> AgentTask:
+    if given is not None and given != ToolSettings():
+        raise UserError(f"builtin:{spec.name} brings its own tools: leave the settings of tools out")
+    settings = read_config(family.settings, spec.config)
+    toolbox = family.toolbox(settings)
+
+    def solve(entry: Entry) -> list[Message]:
+        return family.solve(str(entry.prompt), settings, toolbox.open())
+
+    return AgentTask(task, toolbox, solve)
+
+
+def toolbox_of(settings: ToolSettings) -> Toolbox:
+    """The tools that the settings name, the built-in ones first. Raises :class:`UserError`."""
+    if settings.corpus is not None and "search" not in settings.names:
+        raise UserError(f"the corpus {settings.corpus} is given, but no search in it: add search to the tools' names")
+    toolbox = Toolbox(timeout=settings.timeout)
+    add_tools(toolbox, settings.names, settings.corpus)
+    for named in settings.functions:
+        toolbox.register(import_function(named))
+    return toolbox
+
+
+def import_function(named: str) -> Callable[..., Any]:
+    """The function that ``package.module:function`` or ``path/to/file.py:function`` names; the module is run.
+
+    Raises :class:`UserError` where there is no such file, module or function, and where the module itself fails.
+    """
+    place, colon, name = named.rpartition(":")
+    if not colon or not place or not name:
+        raise UserError(f"'{named}' names no function: write package.module:function or path/to/file.py:function")
+    try:
+        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a person's own module does when it is run
+        raise UserError(
+            f"could not import {place} for the tool '{named}': {type(error).__name__}: {error}. "
+            "A module must be installed; a file is named by its path, path/to/file.py:function"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{place} has no function '{name}'; {nearest(name, known)}")
+    return function
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The file as a module, run once however many of its functions are named."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: name a Python file (looked in {Path.cwd()})")
+    name = f"{path.stem}_{digest(str(path.resolve()))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+        try:
+            spec.loader.exec_module(sys.modules[name])
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]

@@ -1,0 +1,98 @@
+"""Search in a corpus of one's own: BM25, in memory, no network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skillweave.errors import UserError
+
+_WORD = r"(?u)\b\w+\b"
+"""Every word counts. By default bm25s passes over single letters and digits and over frequent English words, which in a
+corpus of one's own may be names; what stands in most documents weighs next to nothing as it is."""
+
+
+class Search:
+    """A corpus that can be searched. ``documents``: mappings with a ``text`` and, if they have one, a ``title``.
+
+    ``k``: documents a search gives at most. Documents that match equally well stay in the order of the corpus.
+    Raises :class:`UserError` where the corpus holds no word.
+    """
+
+    def __init__(self, documents: Sequence[Mapping[str, str]], k: int = 3) -> None:
+        import bm25s
+
+        if k < 1:
+            raise UserError(f"k is {k}: a search must give at least 1 document")
+        self.k = k
+        self._shown = [_shown(document) for document in documents]
+        words = bm25s.tokenize(
+            [f"{document.get('title') or ''} {document['text']}" for document in documents],
+            token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False,
+        )  # fmt: skip
+        if not any(words):
+            raise UserError("the corpus has no document with a word to search for: give it at least one")
+        self._tokenize = bm25s.tokenize
+        self._index = bm25s.BM25(backend="numpy")
+        self._index.index(words, show_progress=False)
+
+    @classmethod
+    def from_jsonl(cls, path: str | Path, k: int = 3) -> Search:
+        """The corpus of a JSONL file of rows ``{"title": ..., "text": ...}``, the title optional.
+
+        Raises :class:`UserError` that names the file and the line of a row that is none.
+        """
+        return cls(_read(Path(path)), k)
+
+    def search(self, query: str) -> str:
+        """Find the documents that fit the query best.
+
+        Args:
+            query: words to look for
+        """
+        (words,) = self._tokenize(query, token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False)
+        known = [word for word in words if word in self._index.vocab_dict]
+        if not known:
+            return "nothing found"
+        scores = self._index.get_scores(known)
+        best = [int(index) for index in np.argsort(-scores, kind="stable")[: self.k] if scores[index] > 0]
+        return "\n".join(self._shown[index] for index in best) or "nothing found"
+
+
+def _shown(document: Mapping[str, str]) -> str:
+    """A document on one line."""
+    text = " ".join(document["text"].split())
+    title = " ".join((document.get("title") or "").split())
+    return f"{title}: {text}" if title else text
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    documents: list[dict[str, str]] = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): name a JSONL file with a corpus") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            documents.append(_document(line, f"{path}, line {number}"))
+    if not documents:
+        raise UserError(f"{path} is empty: a corpus has one document a line")
+    return documents
+
+
+def _document(line: str, where: str) -> dict[str, str]:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
+        raise UserError(f'{where}: expected {{"title": ..., "text": ...}} with a text, found {line.strip():.60}')
+    if not isinstance(row.get("title", ""), str | None):
+        raise UserError(f"{where}: 'title' must be a text, found {row['title']!r:.60}")
+    return {"title": row.get("title") or "", "text": row["text"]}

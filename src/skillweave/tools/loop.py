@@ -1,0 +1,161 @@
+"""The turn loop: the model writes until it calls or answers, its calls are run, it goes on with what came back.
+
+While some conversations are still written, the calls of those whose turn is over run already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from skillweave.artefact import digest
+from skillweave.config import Config
+from skillweave.tools.call import POLICY, TOOL, Call, Outcome
+from skillweave.tools.protocol import Protocol as Form
+from skillweave.tools.toolbox import Session, Toolbox
+
+Ending = Literal["answer", "calls", "length"]
+
+
+class TurnWriter(Protocol):
+    """Whatever writes turns, as :class:`~skillweave.tools.writer.Writer` does."""
+
+    stops: list[int]
+
+    def write(self, contexts: Any, room: Any, seeds: Any) -> Any: ...
+
+
+class TurnLimits(Config):
+    """How far one conversation may go."""
+
+    max_tool_calls: int = 4
+    """Calls in all; a turn that would go beyond ends the conversation, without an answer."""
+    max_tokens: int = 1024
+    """Tokens after the prompt, what the tools said included."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a conversation begins: a prompt, or a point in the middle of one that somebody else began.
+
+    ``ids`` are the tokens after the prompt so far and ``writers`` who wrote each; ``calls`` the calls in them, turn by
+    turn, that are run again to bring stateful tools where they were. ``seed`` is for all that is sampled.
+    """
+
+    prompt: Sequence[int]
+    seed: int
+    ids: Sequence[int] = ()
+    writers: Sequence[int] = ()
+    calls: Sequence[Sequence[Call]] = ()
+
+
+@dataclass
+class Episode:
+    """A conversation that was held. ``ids`` (T,) are the tokens after the prompt, ``writers`` (T,) who wrote each.
+
+    ``calls`` and ``names`` are of all its calls, those of its start among them; ``outcomes`` of those it made itself;
+    ``turns`` counts the model's turns in it.
+    """
+
+    prompt: list[int]
+    ids: list[int]
+    writers: list[int]
+    calls: int = 0
+    turns: int = 0
+    outcomes: list[Outcome] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    answer: str | None = None
+    ended: Ending | None = None
+
+    @property
+    def failures(self) -> int:
+        """How many of its own calls came to nothing."""
+        return sum(outcome.fault is not None for outcome in self.outcomes)
+
+
+def play(
+    writer: TurnWriter, form: Form, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits, context: int | None
+) -> list[Episode]:
+    """Hold all conversations side by side, to their ends. ``context``: the most tokens the model reads, None: any."""
+    live = [_Live(start, form, toolbox, limits, context) for start in starts]
+    while going := [index for index, one in enumerate(live) if one.episode.ended is None]:
+        turns = writer.write(
+            [live[index].context for index in going], [live[index].room for index in going],
+            [live[index].turn_seed for index in going],
+        )  # fmt: skip
+        waiting: list[tuple[_Live, Future[list[Outcome]]]] = []
+        for at, ids in turns:
+            one = live[going[at]]
+            calls = one.wrote(ids, writer.stops)
+            if calls is not None:
+                waiting.append((one, calls))
+        for one, future in waiting:
+            one.heard(future.result())
+    return [one.episode for one in live]
+
+
+class _Live:
+    """A conversation that is being held."""
+
+    def __init__(self, start: Start, form: Form, toolbox: Toolbox, limits: TurnLimits, context: int | None) -> None:
+        self._form, self._limits, self._seed = form, limits, start.seed
+        self._session: Session = toolbox.open()
+        self._session.replay(start.calls)
+        self.episode = Episode(list(start.prompt), list(start.ids), list(start.writers))
+        self.episode.names = [call.name for calls in start.calls for call in calls]
+        self.episode.calls = len(self.episode.names)
+        self._longest = limits.max_tokens
+        if context is not None:
+            self._longest = min(self._longest, context - len(start.prompt))
+        self._turn = next((at + 1 for at in range(len(start.writers) - 1, -1, -1) if start.writers[at] == TOOL), 0)
+        """Where the turn that is being written began."""
+        if self.room < 1:
+            self.episode.ended = "length"
+
+    @property
+    def context(self) -> list[int]:
+        return [*self.episode.prompt, *self.episode.ids]
+
+    @property
+    def room(self) -> int:
+        """Tokens it may still grow by."""
+        return self._longest - len(self.episode.ids)
+
+    @property
+    def turn_seed(self) -> int:
+        return int(digest([self._seed, self.episode.turns])[:15], 16)
+
+    def wrote(self, ids: Sequence[int], stops: Sequence[int]) -> Future[list[Outcome]] | None:
+        """Take in a turn. Returns its calls, begun; None where the conversation is over."""
+        episode = self.episode
+        episode.ids += ids
+        episode.writers += [POLICY] * len(ids)
+        episode.turns += 1
+        if not ids or ids[-1] not in stops:
+            episode.ended = "length"
+            return None
+        turn = self._form.read(self._form.text(episode.ids[self._turn : -1]))
+        if not turn.calls:
+            episode.answer, episode.ended = turn.answer, "answer"
+            return None
+        if episode.calls + len(turn.calls) > self._limits.max_tool_calls:
+            episode.ended = "calls"
+            return None
+        episode.calls += len(turn.calls)
+        episode.names += [call.name for call in turn.calls if isinstance(call, Call)]
+        return self._session.start(turn.calls)
+
+    def heard(self, outcomes: list[Outcome]) -> None:
+        """Append what the tools said."""
+        episode = self.episode
+        episode.outcomes += outcomes
+        ids = self._form.result_ids(outcomes)
+        episode.ids += ids
+        episode.writers += [TOOL] * len(ids)
+        self._turn = len(episode.ids)
+        if self.room < 1:
+            # What does not fit was never read by the model: the conversation ends where the room does.
+            del episode.ids[self._longest :], episode.writers[self._longest :]
+            episode.ended = "length"

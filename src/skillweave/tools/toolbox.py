@@ -1,0 +1,208 @@
+"""The functions a model may call, and the calls of an episode: checked, in parallel, each with a time limit."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from skillweave.errors import UserError, nearest
+from skillweave.tools.call import Call, Outcome
+from skillweave.tools.function import checker_of, schema_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_ERROR_LENGTH = 300
+"""Characters of an error that the model is shown."""
+
+
+@dataclass(frozen=True)
+class _Tool:
+    """``make`` gives an episode its own function; where ``stateful`` is False it is always the same one."""
+
+    make: Callable[[], Callable[..., Any]]
+    check: Callable[[Mapping[str, Any]], dict[str, Any]]
+    stateful: bool
+
+
+class Toolbox:
+    """Functions a model may call.
+
+    A function's parameters are typed and described in a Google-style docstring ("Args:"), from which its JSON schema
+    is made. ``timeout``: seconds a call may run; ``most_at_once``: calls that run at the same time, over all episodes.
+    A call that waits for its turn is not on the clock. A thread that does not come back in time is left behind, since
+    Python cannot end it, and counted in ``left_behind``.
+
+    A context manager; :meth:`close` frees the threads.
+    """
+
+    def __init__(
+        self, functions: Iterable[Callable[..., Any]] = (), *, timeout: float = 5.0, most_at_once: int = 8
+    ) -> None:
+        if timeout <= 0 or most_at_once < 1:
+            raise UserError(f"timeout is {timeout:g}, most_at_once {most_at_once}: both must be more than 0")
+        self.timeout = timeout
+        self.left_behind = 0
+        self._counting = threading.Lock()
+        self.schemas: list[dict[str, Any]] = []
+        self._tools: dict[str, _Tool] = {}
+        self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="tools")
+        for function in functions:
+            self.register(function)
+
+    def register(self, function: F) -> F:
+        """Add a function; a decorator. Raises :class:`UserError` for one that makes no tool."""
+        self._add(function, lambda: function, stateful=False)
+        return function
+
+    def register_stateful(self, make: Callable[[], Callable[..., Any]]) -> None:
+        """Add a tool that remembers: ``make()`` gives each episode a function of its own. Else as :meth:`register`."""
+        self._add(make(), make, stateful=True)
+
+    def _add(self, function: Callable[..., Any], make: Callable[[], Callable[..., Any]], *, stateful: bool) -> None:
+        schema = schema_of(function)
+        name = schema["function"]["name"]
+        if name in self._tools:
+            raise UserError(f"there is a tool '{name}' already: give one of the two functions another name")
+        self._tools[name] = _Tool(make, checker_of(function), stateful)
+        self.schemas.append(schema)
+
+    @property
+    def names(self) -> list[str]:
+        """The tools' names in the order in which they were registered."""
+        return list(self._tools)
+
+    def open(self) -> Session:
+        """The state of one episode."""
+        return Session(self, self._tools, self._threads)
+
+    def close(self) -> None:
+        """Free the threads once the calls that were started are over; nothing can be started after."""
+        self._threads.shutdown()
+
+    def leave_behind(self) -> None:
+        """Count a thread that did not come back."""
+        with self._counting:
+            self.left_behind += 1
+
+    def __enter__(self) -> Toolbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Session:
+    """One episode's calls. What its stateful tools hold is seen by no other episode. Made by :meth:`Toolbox.open`."""
+
+    def __init__(self, toolbox: Toolbox, tools: Mapping[str, _Tool], threads: ThreadPoolExecutor) -> None:
+        self._toolbox, self._tools, self._threads = toolbox, tools, threads
+        self._functions: dict[str, Callable[..., Any]] = {}
+        self._done: dict[str, list[Call]] = {}
+
+    def call(self, call: Call) -> Outcome:
+        """What a call comes to; never raises on what the model wrote."""
+        tool = self._tools.get(call.name)
+        if tool is None:
+            return _fault("unknown tool", f"unknown tool '{call.name:.40}'; {nearest(call.name, self._tools)}")
+        try:
+            arguments = tool.check(call.arguments)
+        except ValueError as problem:
+            return _fault("wrong arguments", f"wrong arguments for {call.name}: {problem}")
+        if call.name not in self._functions:
+            self._functions[call.name] = tool.make()
+        outcome = _run(self._functions[call.name], arguments, self._toolbox.timeout)
+        if outcome is None:
+            self._toolbox.leave_behind()
+            if tool.stateful:
+                self._renew(call.name)
+            seconds = self._toolbox.timeout
+            return _fault("timeout", f"timeout: {call.name} gave no result in {seconds:g} s", seconds)
+        if tool.stateful and outcome.fault is None:
+            self._done.setdefault(call.name, []).append(call)
+        return outcome
+
+    def start(self, calls: Sequence[Call | Outcome]) -> Future[list[Outcome]]:
+        """All calls of one turn; their outcomes come in the order of the calls.
+
+        Stateless ones run side by side, stateful ones one after the other. An outcome among the calls (it stands for a
+        call that could not be read) is passed on as it is.
+        """
+        outcomes = [call if isinstance(call, Outcome) else _WAITING for call in calls]
+        lanes: list[list[tuple[int, Call]]] = [[]]
+        for index, call in enumerate(calls):
+            if isinstance(call, Call):
+                tool = self._tools.get(call.name)
+                if tool is not None and tool.stateful:
+                    lanes[0].append((index, call))
+                else:
+                    lanes.append([(index, call)])
+        turn: Future[list[Outcome]] = Future()
+        over = itertools.count(1)  # next() on it is atomic, so that exactly one lane sees that it is the last
+
+        def run(lane: list[tuple[int, Call]]) -> None:
+            try:
+                for index, call in lane:
+                    outcomes[index] = self.call(call)
+            except BaseException as problem:
+                turn.set_exception(problem)
+                raise
+            if next(over) == len(busy):
+                turn.set_result(outcomes)
+
+        busy = [lane for lane in lanes if lane]
+        if not busy:
+            turn.set_result(outcomes)
+        for lane in busy:
+            self._threads.submit(run, lane)
+        return turn
+
+    def replay(self, calls: Sequence[Sequence[Call]]) -> None:
+        """Bring the stateful tools to where they stood after these turns; the others are not called."""
+        for call in itertools.chain.from_iterable(calls):
+            if call.name in self._tools and self._tools[call.name].stateful:
+                self.call(call)
+
+    def _renew(self, name: str) -> None:
+        """A new function for one that was left behind, brought to where it stood: the old one may still change."""
+        done = self._done.pop(name, [])
+        self._functions[name] = self._tools[name].make()
+        for call in done:
+            self.call(call)
+
+
+_WAITING = Outcome("")
+
+
+def _run(function: Callable[..., Any], arguments: Mapping[str, Any], timeout: float) -> Outcome | None:
+    """The outcome of a checked call, or None where it took too long and its thread was left behind."""
+    answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    # A daemon, so that one that hangs does not keep the program from ending.
+    threading.Thread(target=lambda: answers.put(_attempt(function, arguments)), daemon=True).start()
+    try:
+        return answers.get(timeout=timeout)
+    except queue.Empty:
+        return None
+
+
+def _attempt(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Outcome:
+    start = time.perf_counter()
+    try:
+        value = function(**arguments)
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return Outcome(text, None, time.perf_counter() - start)
+    except BaseException as problem:  # also SystemExit: it ends the tool, not the episode
+        kind = "timeout" if isinstance(problem, TimeoutError) else "exception"
+        said = f": {problem}" if str(problem) else ""
+        return _fault(kind, f"{type(problem).__name__}{said}", time.perf_counter() - start)
+
+
+def _fault(kind: str, text: str, seconds: float = 0.0) -> Outcome:
+    text = text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."
+    return Outcome(text, kind, seconds)

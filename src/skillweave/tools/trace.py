@@ -1,0 +1,109 @@
+"""An expert's conversation with tools, in OpenAI's form, checked and cut into its turns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from skillweave.errors import UserError
+from skillweave.tools.call import Call, Outcome
+from skillweave.tools.turn import call_text, read_turn
+
+if TYPE_CHECKING:
+    from skillweave.base.chat import Message
+
+
+@dataclass(frozen=True)
+class Step:
+    """One turn of the expert: its text, calls included, and the text of each call's result in their order."""
+
+    text: str
+    results: tuple[str, ...]
+
+
+def read_trace(messages: Sequence[Message]) -> tuple[list[Message], list[Step]]:
+    """The prompt and the expert's turns, of which the last and only the last has no calls.
+
+    Raises :class:`UserError` that names the message and what is wrong with it.
+    """
+    start = next((at for at, message in enumerate(messages) if message.get("role") in ("assistant", "tool")), None)
+    if start is None:
+        raise UserError("the trace has no assistant message: it must end with the assistant's answer")
+    if not any(message.get("role") == "user" for message in messages[:start]):
+        raise UserError("the trace has no user message before the assistant's first: it needs the prompt")
+    steps: list[Step] = []
+    at = start
+    while at < len(messages):
+        where = f"message {at + 1}"
+        if messages[at].get("role") == "tool":
+            raise UserError(f"{where}: a tool's result without a call that it answers")
+        if messages[at].get("role") != "assistant":
+            raise UserError(f"{where}: the role is {messages[at].get('role')!r}, expected the assistant's next turn")
+        if steps and not steps[-1].results:
+            raise UserError(
+                f"{where}: the assistant's message before it makes no call, so it was the answer: end there"
+            )
+        text, ids = _turn(messages[at], where)
+        results = _results(messages, at + 1, ids)
+        steps.append(Step(text, results))
+        at += 1 + len(results)
+    if steps[-1].results:
+        raise UserError("the trace ends with a tool's result: it must end with the assistant's answer")
+    return list(messages[:start]), steps
+
+
+def _turn(message: Message, where: str) -> tuple[str, list[str | None]]:
+    """The text of an assistant's turn, and the id of each of its calls."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        raise UserError(f"{where}: 'content' must be a text, found {content!r:.60}")
+    given = message.get("tool_calls") or []
+    text = content + "".join(call_text(_call(call, where)) for call in given)
+    turn = read_turn(text)
+    broken = next((call.text for call in turn.calls if isinstance(call, Outcome)), None)
+    if broken is not None:
+        raise UserError(f"{where}: {broken}")
+    if turn.answer == "":
+        raise UserError(f"{where}: the assistant says nothing and calls nothing")
+    # Calls may stand in the text already; they come before the listed ones and have no ids.
+    return text, [None] * (len(turn.calls) - len(given)) + [call.get("id") for call in given]
+
+
+def _call(given: Any, where: str) -> Call:
+    function = given.get("function", given) if isinstance(given, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f"{where}: a tool call needs a 'function' with a 'name', found {given!r:.60}")
+    arguments = function.get("arguments", {})
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: the arguments of '{function['name']}' are no JSON ({error})") from error
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{where}: the arguments of '{function['name']}' must be an object, found {arguments!r:.60}")
+    return Call(function["name"], arguments)
+
+
+def _results(messages: Sequence[Message], start: int, ids: Sequence[str | None]) -> tuple[str, ...]:
+    """The results that follow a turn with these calls, in the order of the calls."""
+    given = []
+    for message in messages[start:]:
+        if message.get("role") != "tool":
+            break
+        given.append(message)
+    if len(given) != len(ids):
+        raise UserError(
+            f"message {start}: the assistant makes {len(ids)} calls and {len(given)} results follow: "
+            "each call needs one message of the role 'tool' after it"
+        )
+    for at, message in enumerate(given, start + 1):
+        if not isinstance(message.get("content"), str):
+            raise UserError(f"message {at}: a tool's 'content' must be a text, found {message.get('content')!r:.60}")
+    named = [message.get("tool_call_id") for message in given]
+    if None not in ids and None not in named:
+        if len(set(ids)) < len(ids) or set(ids) != set(named):
+            raise UserError(f"message {start}: its calls are {ids}, the results answer {named}: these must be the same")
+        given = [given[named.index(one)] for one in ids]
+    return tuple(message["content"] for message in given)

@@ -1,0 +1,179 @@
+"""Write the next turn of many conversations at once: batched, each with random numbers of its own, prefixes shared.
+
+What a row says hangs on its context and its seed alone, not on what stands beside it: however rows are batched, and
+shared by processes, the same row comes out (but for the rounding of sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from skillweave.base.generate import pad_left, stop_tokens
+
+_ENOUGH_DONE = 0.25
+"""Share of a batch that must have ended before the others move together: moving copies their caches."""
+
+
+class Writer:
+    """Samples from ``model`` at ``temperature`` (0: greedy) among the ``top_p`` likeliest tokens.
+
+    ``share``: a context that begins another one, or equals it, is computed once for both. Where the model keeps more
+    than keys and values (a sliding window, a state), each is computed by itself. ``around()`` is entered around the
+    model's calls, as autocast.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, top_p: float = 1.0, batch_size: int = 64,
+        share: bool = True, around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):  # fmt: skip
+        self.model, self.temperature, self.top_p, self.batch_size = model, temperature, top_p, batch_size
+        self.share = share
+        self._around = around
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.stops = stop_tokens(model, tokenizer)
+
+    def write(
+        self, contexts: Sequence[Sequence[int]], room: Sequence[int], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        """Each turn as soon as it is finished: the index of its context, and its tokens up to and with the end token,
+        or cut off at ``room`` tokens. ``contexts`` and ``room`` are at least 1 long."""
+        order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index]))
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                turns = self._batch(
+                    [contexts[row] for row in rows], [room[row] for row in rows], [seeds[row] for row in rows]
+                )
+                for at, ids in turns:
+                    yield rows[at], ids
+        finally:
+            self.model.train(was_training)
+
+    def _batch(
+        self, contexts: list[Sequence[int]], room: list[int], seeds: list[int]
+    ) -> Iterator[tuple[int, list[int]]]:
+        device = self.model.device
+        with torch.no_grad(), self._around():
+            cache, mask = self._prefilled([context[:-1] for context in contexts])
+        token = torch.tensor([context[-1] for context in contexts], device=device)
+        position = torch.tensor([len(context) - 1 for context in contexts], device=device)
+        chance = torch.stack([_stream(seed, max(room)) for seed in seeds]).to(device)
+        stops = torch.tensor(self.stops, device=device)
+        written: list[list[int]] = [[] for _ in contexts]
+        rows, alive = list(range(len(contexts))), [True] * len(contexts)
+        for step in range(max(room)):
+            with torch.no_grad(), self._around():
+                mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
+                out = self.model(
+                    token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache,
+                    use_cache=True,
+                )  # fmt: skip
+                cache = out.past_key_values
+                token = choose(out.logits[:, -1].float(), chance[:, step], self.temperature, self.top_p)
+            position = position + 1
+            ends = torch.isin(token, stops).tolist()
+            for at, (row, chosen, ended) in enumerate(zip(rows, token.tolist(), ends, strict=True)):
+                if not alive[at]:
+                    continue
+                written[row].append(chosen)
+                if ended or len(written[row]) == room[row]:
+                    alive[at] = False
+                    yield row, written[row]
+            if not any(alive):
+                return
+            if alive.count(True) <= (1 - _ENOUGH_DONE) * len(alive):
+                kept = torch.tensor([at for at, going in enumerate(alive) if going], device=device)
+                cache.batch_select_indices(kept)
+                token, position, chance, mask = (tensor[kept] for tensor in (token, position, chance, mask))
+                rows = [row for row, going in zip(rows, alive, strict=True) if going]
+                alive = [True] * len(rows)
+
+    # -- what the contexts leave in the cache ------------------------------------------------------------------------
+
+    def _prefilled(self, heads: list[Sequence[int]]) -> tuple[Any, Tensor]:
+        """The cache of all heads, padded on the left, and the mask (N, W) of what counts."""
+        width = max(map(len, heads))
+        if width == 0:
+            return DynamicCache(config=self.model.config), torch.ones(
+                len(heads), 0, dtype=torch.long, device=self.model.device
+            )
+        if self.share:
+            roots, root_of = longest(heads)
+            if len(roots) < len(heads):
+                cache = self._forward(*_pad_right(roots, self._pad, self.model.device))
+                if all(type(layer) is DynamicLayer for layer in cache.layers):
+                    return self._spread(cache, root_of, [len(head) for head in heads])
+        ids, mask = pad_left(heads, self._pad, self.model.device)
+        return self._forward(ids, mask), mask
+
+    def _forward(self, ids: Tensor, mask: Tensor) -> Any:
+        position = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        out = self.model(
+            ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return out.past_key_values
+
+    def _spread(self, cache: Any, root_of: list[int], lengths: list[int]) -> tuple[Any, Tensor]:
+        """The cache of each row out of that of its root: its first tokens, moved to the right end."""
+        device, width = self.model.device, max(lengths)
+        ahead = width - torch.tensor(lengths, device=device)
+        at = torch.arange(width, device=device) - ahead[:, None]
+        mask, at = (at >= 0).long(), at.clamp(min=0)
+        root = torch.tensor(root_of, device=device)[:, None]
+        spread = DynamicCache(config=self.model.config)
+        for number, layer in enumerate(cache.layers):
+            # (roots, heads, T, D) -> (rows, W, heads, D)
+            keys, values = (held.transpose(1, 2)[root, at] for held in (layer.keys, layer.values))
+            spread.update(keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous(), number)
+        return spread, mask
+
+
+def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float) -> Tensor:
+    """One token a row, (N,), of ``logits`` (N, V) float32: where ``chance`` (N,) in [0, 1) falls among the
+    probabilities laid end to end. ``temperature`` 0 takes the likeliest."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    probabilities = (logits / temperature).softmax(dim=-1)
+    if top_p < 1:
+        ordered, index = probabilities.sort(dim=-1, descending=True)
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that reaches top_p still counts
+        probabilities = torch.zeros_like(probabilities).scatter(1, index, ordered.masked_fill(beyond, 0.0))
+    ends = probabilities.double().cumsum(dim=-1)
+    at = torch.searchsorted(ends, (chance * ends[:, -1])[:, None], right=True)
+    return at.squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def longest(heads: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """The heads that begin no other one, and for each head the index of one of them that begins with it."""
+    order = sorted(range(len(heads)), key=lambda index: tuple(heads[index]))
+    roots: list[Sequence[int]] = []
+    root_of = [0] * len(heads)
+    after: Sequence[int] | None = None
+    for index in reversed(order):  # whatever begins another head begins the next one in this order
+        head = heads[index]
+        if after is None or list(after[: len(head)]) != list(head):
+            roots.append(head)
+        root_of[index] = len(roots) - 1
+        after = head
+    return roots, root_of
+
+
+def _stream(seed: int, count: int) -> Tensor:
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _pad_right(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
+    width = max(map(len, sequences))
+    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in sequences], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences], device=device)
+    return ids, mask

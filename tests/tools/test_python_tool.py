@@ -1,0 +1,102 @@
+"""Python for a model: variables stay, a cell that fails leaves nothing, episodes do not see each other."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from skillweave.tools import Call, Limits, Toolbox
+from skillweave.tools.builtin import Python
+
+QUICK = Limits(seconds=0.3, memory=20 * 2**20, depth=100, output=100)
+
+
+def test_what_is_printed_and_the_last_value_are_shown() -> None:
+    python = Python().python
+    assert python("print('one')\nprint(2)\n[3, '4']") == "one\n2\n[3, '4']"
+    assert python("print('one')") == "one"
+    assert python("'text'") == "'text'"
+    assert python("x = 1") == "(nothing was printed)"
+
+
+def test_variables_functions_classes_and_modules_stay() -> None:
+    python = Python().python
+    python("import math\nx = [1, 2]\ndef double(n):\n    return 2 * n")
+    python("class Point:\n    def __init__(self, a):\n        self.a = a\n    def twice(self): return double(self.a)")
+    python("p = Point(4)\nx.append(math.floor(3.5))\nrest = iter(x)\nnext(rest)")
+    assert python("p.twice() + sum(x)") == "14"
+    assert python("next(rest)") == "2"
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("x.append(2)\n1 / 0", ZeroDivisionError),
+        ("x.append(2)\nwhile True: pass", TimeoutError),
+        ("x.append(2)\ny = []\nwhile True: y.append('a' * 1000)", MemoryError),
+        ("x.append(2)\ndef f(): f()\nf()", RecursionError),
+        ("x.append(2)\nopen('/etc/passwd')", PermissionError),
+        ("x.append(2)\nimport socket", ModuleNotFoundError),
+        ("x.append(2)\n10**5000", ValueError),
+        ("x.append(2)\n(", SyntaxError),
+        ("x.append(2)\nbig = ['a' * 1000 for _ in range(12000)]", MemoryError),  # fits, but not as bytes beside itself
+    ],
+)
+def test_a_cell_that_fails_leaves_nothing_behind(code: str, error: type[Exception]) -> None:
+    python = Python(QUICK).python
+    python("x = [1]")
+    with pytest.raises(error):
+        python(code)
+    assert python("x") == "[1]"
+
+
+def test_a_timeout_reads_the_same_each_time() -> None:
+    with pytest.raises(TimeoutError, match=r"^the code ran longer than 0\.3 s$"):
+        Python(QUICK).python("while True: pass")
+
+
+def test_the_same_cells_give_the_same_results() -> None:
+    cells = ["import random\nrandom.random()", "random.random()", "hash('a') % 1000"]
+    one, other = Python().python, Python().python
+    assert [one(cell) for cell in cells] == [other(cell) for cell in cells]
+
+
+def test_output_is_cut_and_says_so() -> None:
+    assert Python(QUICK).python("print('y' * 1000)") == "y" * 100 + "..."
+    assert Python(QUICK).python("['y' * 1000]") == "['" + "y" * 98 + "..."
+    assert Python(QUICK).python("print('y' * 99)") == "y" * 99
+
+
+def test_more_episodes_than_workers() -> None:
+    episodes = [Python().python for _ in range(40)]
+    for number, python in enumerate(episodes):
+        python(f"x = {number}")
+    assert [python("x") for python in episodes] == [str(number) for number in range(40)]
+
+
+def test_a_cell_in_a_warm_episode_takes_milliseconds() -> None:
+    python = Python().python
+    python("x = 0")
+    start = time.perf_counter()
+    for _ in range(50):
+        python("x += 1")
+    assert time.perf_counter() - start < 2.5
+    assert python("x") == "50"
+
+
+def test_as_a_tool_faults_are_told_apart_and_turns_can_be_replayed() -> None:
+    with Toolbox(timeout=5) as box:
+        box.register_stateful(lambda: Python(QUICK).python)
+        session = box.open()
+        cells = ["x = 1", "x += 1", "x += 10\n1 / 0", "x += 100\nwhile True: pass", "x"]
+        calls = [Call("python", {"code": cell}) for cell in cells]
+        outcomes = session.start(calls).result(timeout=20)
+        assert [outcome.fault for outcome in outcomes] == [None, None, "exception", "timeout", None]
+        assert outcomes[2].text == "ZeroDivisionError: division by zero"
+        assert outcomes[3].text == "TimeoutError: the code ran longer than 0.3 s"
+        assert outcomes[4].text == "2"
+        assert box.left_behind == 0
+        other = box.open()
+        other.replay([calls[:2], calls[2:3]])
+        assert other.call(calls[4]).text == "2"

@@ -1,0 +1,350 @@
+"""Functions become tools; calls are checked, run side by side, stopped in time, and never raise."""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import pytest
+
+from skillweave.errors import UserError
+from skillweave.tools import FAULTS, Call, Outcome, Session, Toolbox
+
+
+def add(a: int, b: int = 1) -> int:
+    """Add two numbers.
+
+    Args:
+        a: the first
+        b: the second
+    """
+    return a + b
+
+
+def shapes(where: tuple[int, int], unit: Literal["cm", "in"], scale: float = 1.0) -> dict[str, Any]:
+    """Take arguments of several kinds.
+
+    Args:
+        where: a place
+        unit: of the scale
+        scale: a factor
+    """
+    return {"where": where, "unit": unit, "scale": scale}
+
+
+def nap(seconds: float) -> str:
+    """Wait.
+
+    Args:
+        seconds: how long
+    """
+    time.sleep(seconds)
+    return "rested"
+
+
+def now() -> str:
+    """Tell the time of day."""
+    return "noon"
+
+
+def fail(kind: str) -> Any:
+    """Go wrong.
+
+    Args:
+        kind: how
+    """
+    if kind == "exit":
+        raise SystemExit(3)
+    if kind == "late":
+        raise TimeoutError("took too long")
+    if kind == "long":
+        raise ValueError("x" * 10_000)
+    if kind == "bare":
+        raise KeyboardInterrupt
+    return math if kind == "no json" else 1 / 0
+
+
+def tally() -> Callable[..., Any]:
+    held: list[int] = []
+
+    def keep(number: int, wait: float = 0.0) -> list[int]:
+        """Keep a number.
+
+        Args:
+            number: the number
+            wait: seconds before it is kept
+        """
+        time.sleep(wait)
+        held.append(number)
+        return held
+
+    return keep
+
+
+@pytest.fixture
+def box() -> Iterator[Toolbox]:
+    with Toolbox([add, shapes, nap, now, fail], timeout=2.0) as box:
+        box.register_stateful(tally)
+        yield box
+
+
+@pytest.fixture
+def session(box: Toolbox) -> Session:
+    return box.open()
+
+
+def test_the_schema_is_made_from_signature_and_docstring(box: Toolbox) -> None:
+    assert box.names == ["add", "shapes", "nap", "now", "fail", "keep"]
+    schema = box.schemas[0]
+    assert schema["type"] == "function"
+    assert schema["function"]["name"] == "add"
+    assert schema["function"]["description"] == "Add two numbers."
+    assert schema["function"]["parameters"] == {
+        "type": "object",
+        "properties": {
+            "a": {"type": "integer", "description": "the first"},
+            "b": {"type": "integer", "description": "the second"},
+        },
+        "required": ["a"],
+    }
+    assert box.schemas[3]["function"]["parameters"]["properties"] == {}
+    assert [schema["function"]["name"] for schema in box.schemas] == box.names
+
+
+def test_register_is_a_decorator() -> None:
+    box = Toolbox()
+    assert box.register(add) is add
+    assert box.open().call(Call("add", {"a": 2})).text == "3"
+
+
+def test_a_result_is_its_text_or_its_json(session: Session) -> None:
+    assert session.call(Call("now", {})) == Outcome("noon", None, pytest.approx(0, abs=0.5))
+    assert session.call(Call("add", {"a": 2, "b": 5})).text == "7"
+    outcome = session.call(Call("shapes", {"where": [1, 2], "unit": "cm", "scale": 2}))
+    assert outcome.text == '{"where": [1, 2], "unit": "cm", "scale": 2.0}'
+    assert outcome.fault is None
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("add", {}, "a: Field required"),
+        ("add", {"a": "3"}, "a: Input should be a valid integer"),
+        ("add", {"a": 3.0}, "a: Input should be a valid integer"),
+        ("add", {"a": True}, "a: Input should be a valid integer"),
+        ("add", {"a": None}, "a: "),
+        ("add", {"a": 1, "c": 2}, "c: Extra inputs are not permitted"),
+        ("add", {"a": 10**5000}, ""),
+        ("add", {"a": object()}, "no JSON"),
+        ("shapes", {"where": [1], "unit": "cm"}, "where.1: Field required"),
+        ("shapes", {"where": [1, 2], "unit": "mile"}, "unit: Input should be 'cm' or 'in'"),
+        ("shapes", {"where": [1, 2], "unit": "\ud800"}, ""),
+        ("nap", {"seconds": "1"}, "seconds: Input should be a valid number"),
+    ],
+)
+def test_wrong_arguments_are_named_and_nothing_runs(session: Session, name: str, arguments: Any, said: str) -> None:
+    outcome = session.call(Call(name, arguments))
+    assert outcome.fault == "wrong arguments"
+    assert outcome.text.startswith(f"wrong arguments for {name}: ")
+    assert said in outcome.text
+    assert outcome.seconds == 0
+
+
+def test_an_unknown_tool_is_told_what_there_is(session: Session) -> None:
+    assert session.call(Call("ad", {})) == Outcome("unknown tool 'ad'; did you mean 'add'?", "unknown tool")
+    assert len(session.call(Call("x" * 5000, {})).text) <= 300
+    assert Toolbox().open().call(Call("add", {})).text == "unknown tool 'add'; there are none"
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "fault"),
+    [
+        ("zero", "ZeroDivisionError: division by zero", "exception"),
+        ("exit", "SystemExit: 3", "exception"),
+        ("bare", "KeyboardInterrupt", "exception"),
+        ("late", "TimeoutError: took too long", "timeout"),
+        ("no json", "TypeError: Object of type module is not JSON serializable", "exception"),
+    ],
+)
+def test_what_a_tool_raises_comes_back_in_one_line(session: Session, kind: str, said: str, fault: str) -> None:
+    outcome = session.call(Call("fail", {"kind": kind}))
+    assert (outcome.text, outcome.fault) == (said, fault)
+
+
+def test_a_long_error_is_cut(session: Session) -> None:
+    text = session.call(Call("fail", {"kind": "long"})).text
+    assert len(text) == 300
+    assert text.startswith("ValueError: xxx")
+    assert text.endswith("...")
+
+
+def test_a_tool_that_does_not_come_back_is_left_behind_and_counted() -> None:
+    with Toolbox([nap, add], timeout=0.1) as box:
+        session = box.open()
+        start = time.perf_counter()
+        outcome = session.call(Call("nap", {"seconds": 3.0}))
+        assert time.perf_counter() - start < 1.5
+        assert outcome == Outcome("timeout: nap gave no result in 0.1 s", "timeout", 0.1)
+        assert box.left_behind == 1
+        assert session.call(Call("add", {"a": 1})).text == "2"
+    assert time.perf_counter() - start < 2.5  # closing does not wait for it
+
+
+def test_the_calls_of_a_turn_run_side_by_side_and_keep_their_order(session: Session) -> None:
+    start = time.perf_counter()
+    broken = Outcome("malformed call", "malformed")
+    calls = [
+        Call("nap", {"seconds": 0.4}),
+        Call("add", {"a": 1}),
+        broken,
+        Call("nap", {"seconds": 0.4}),
+        Call("no", {}),
+    ]
+    outcomes = session.start(calls).result(timeout=5)
+    assert time.perf_counter() - start < 0.75
+    assert [outcome.text for outcome in outcomes[:4]] == ["rested", "2", "malformed call", "rested"]
+    assert [outcome.fault for outcome in outcomes] == [None, None, "malformed", None, "unknown tool"]
+    assert {outcome.fault for outcome in outcomes} <= {None, *FAULTS}
+
+
+def test_a_turn_is_started_without_waiting_for_it(session: Session) -> None:
+    turn = session.start([Call("nap", {"seconds": 0.3})])
+    assert not turn.done()
+    assert turn.result(timeout=5)[0].text == "rested"
+
+
+def test_a_turn_without_a_call_to_run_is_over_at_once(session: Session) -> None:
+    assert session.start([]).result(timeout=0) == []
+    broken = Outcome("x", "malformed")
+    assert session.start([broken]).result(timeout=0) == [broken]
+
+
+def test_waiting_for_a_turn_is_not_on_the_clock() -> None:
+    with Toolbox([nap], timeout=0.5, most_at_once=1) as box:
+        outcomes = box.open().start([Call("nap", {"seconds": 0.2})] * 4).result(timeout=5)
+        assert [outcome.fault for outcome in outcomes] == [None] * 4
+
+
+def test_no_more_calls_run_at_once_than_allowed() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(number: int) -> int:
+        """Work.
+
+        Args:
+            number: of the piece
+        """
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.05)
+        with lock:
+            running -= 1
+        return number
+
+    with Toolbox([work], most_at_once=3) as box:
+        turns = [box.open().start([Call("work", {"number": n})] * 4) for n in range(3)]
+        assert [[outcome.text for outcome in turn.result(timeout=5)] for turn in turns] == [
+            [str(n)] * 4 for n in range(3)
+        ]
+    assert most == 3
+
+
+def test_state_belongs_to_its_episode_and_is_changed_in_order(box: Toolbox) -> None:
+    one, other = box.open(), box.open()
+    calls = [Call("keep", {"number": 1, "wait": 0.2}), Call("keep", {"number": 2}), Call("keep", {"number": 3})]
+    assert [outcome.text for outcome in one.start(calls).result(timeout=5)] == ["[1]", "[1, 2]", "[1, 2, 3]"]
+    assert other.call(Call("keep", {"number": 9})).text == "[9]"
+    assert one.call(Call("keep", {"number": 4})).text == "[1, 2, 3, 4]"
+
+
+def test_replay_brings_state_back_and_calls_nothing_else(box: Toolbox) -> None:
+    session = box.open()
+    session.replay(
+        [[Call("keep", {"number": 1}), Call("nap", {"seconds": 60.0})], [], [Call("no", {}), Call("keep", {})]]
+    )
+    assert session.call(Call("keep", {"number": 2})).text == "[1, 2]"
+
+
+def test_a_stateful_call_left_behind_changes_nothing_later() -> None:
+    with Toolbox(timeout=0.2) as box:
+        box.register_stateful(tally)
+        session = box.open()
+        assert session.call(Call("keep", {"number": 1})).fault is None
+        assert session.call(Call("keep", {"number": 2, "wait": 0.5})).fault == "timeout"
+        time.sleep(0.5)  # the thread that was left behind ends now
+        assert session.call(Call("keep", {"number": 3})).text == "[1, 3]"
+        assert box.left_behind == 1
+
+
+def no_docstring(a: int) -> int:
+    return a
+
+
+def no_type(a) -> int:
+    """Do.
+
+    Args:
+        a: something
+    """
+    return a
+
+
+def no_description(a: int) -> int:
+    """Do."""
+    return a
+
+
+def any_number(*numbers: int) -> int:
+    """Do.
+
+    Args:
+        numbers: all of them
+    """
+    return sum(numbers)
+
+
+def by_place(a: int, /) -> int:
+    """Do.
+
+    Args:
+        a: a number
+    """
+    return a
+
+
+async def later() -> int:
+    """Do."""
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (no_docstring, "no_docstring"),
+        (no_type, "no_type"),
+        (no_description, "no_description"),
+        (any_number, r"\*numbers"),
+        (by_place, "come by name"),
+        (later, "coroutine"),
+        (functools.partial(add, 1), "must be a Python function"),
+        (math.sqrt, "must be a Python function"),
+        (add, "there is a tool 'add' already"),
+    ],
+)
+def test_a_function_that_is_no_tool_is_refused(function: Any, said: str) -> None:
+    box = Toolbox([add])
+    with pytest.raises(UserError, match=said):
+        box.register(function)
+    assert box.names == ["add"]
+
+
+@pytest.mark.parametrize("given", [{"timeout": 0}, {"most_at_once": 0}])
+def test_limits_that_let_nothing_run_are_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="more than 0"):
+        Toolbox([add], **given)
