@@ -14,9 +14,13 @@ score on 100 held-out prompts. Intervals are Student's t over seeds, of differen
 ROI [ours; the paper gives no formula]: (score / that of SFT -> RL) * (tokens of SFT -> RL) / (own tokens), where tokens
 are those that the expert and the policy wrote.
 
+small: SmolLM2, trained in full, on arithmetic in steps with a calculator: Zero-RL, supervised training, and E3-TIR
+after a few supervised steps (without them it never calls), at about equal wall time; success by time.
+
 Finished runs are kept in runs/bench, so a stopped benchmark goes on; after a change of the code delete that folder.
 
     python benchmarks/e3tir.py                        micro: an hour on two cores
+    python benchmarks/e3tir.py --scale small          SmolLM2: an hour and a half on two cores
     python benchmarks/e3tir.py --quick                a base that knows little, two arms
 """
 
@@ -42,13 +46,18 @@ MAIN = (ZERO, SFT, SFT_RL, SFT_RL_FEW, LUFFY, E3)
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
-    parser = arguments(__doc__, ["micro"])
-    parser.add_argument("--seeds", type=positive, help="seeds (default: 5)")
+    parser = arguments(__doc__, ["micro", "small"])
+    parser.add_argument("--seeds", type=positive, help="seeds (default: 5, small: 1)")
     parser.add_argument("--jobs", type=positive, default=2, help="runs at once (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             _quick(options, argv, Path(folder))
+        return
+    if options.scale == "small":
+        import _agents_small as small
+
+        small.main(options, argv, RUNS.with_name("e3tir-small"))
         return
     record = Record.begin(NAME, options, argv, range(1, 1 + (options.seeds or 5)))
     agent_base(Plan(E3, HOPS, 0).base_steps)  # once, before several want it

@@ -265,3 +265,22 @@ def test_settings_that_do_not_fit_are_refused(base, tmp_path, changes, said):
     else:
         with pytest.raises(ValidationError, match=said):
             settings(**changes)
+
+
+def test_tensorboard_gets_what_the_log_has(base, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(base, settings(tensorboard=True, sft=None, rl={"steps": 0}), tmp_path)
+    (events,) = (tmp_path / "warm-up" / "tensorboard").rglob("events.*")
+    read = EventAccumulator(str(events.parent)).Reload()
+    log = read_json(tmp_path / "warm-up" / "history.json")
+    for key in ("agent/success", "experts/joined", "loss"):
+        told = read.Scalars(f"train/{key}")
+        assert [scalar.value for scalar in told] == pytest.approx([entry[key] for entry in log])
+
+
+def test_tensorboard_without_its_package_is_told_before_any_work(base, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        run(base, settings(tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from agents import CONTEXT, form_of, group_of, settings, standard
 
-from skillweave.methods.e3tir.rollouts import Group, Rollouts, expert_entropies
+from skillweave.methods.e3tir.rollouts import Group, Rollouts, expert_entropies, in_turn
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.tools import EXPERT, POLICY, TOOL
 
@@ -278,3 +278,13 @@ def test_what_the_policy_wrote_is_what_the_model_would_say_there(play, exact):
             for at, writer in enumerate(episode.writers):
                 if writer == POLICY:
                     assert int(logits[at].argmax()) == episode.ids[at]
+
+
+def test_a_prompt_that_comes_again_within_a_batch_is_played_anew(play, traces):
+    first, second = list(traces)[:2]
+    assert in_turn([first, second, first, first, second, second], 4) == [
+        first, second, f"{first}/1", f"{first}/2", second, f"{second}/1",
+    ]  # fmt: skip
+    one, again = play(in_turn([first, first], 2))
+    assert one.entry is again.entry
+    assert [member.episode.ids for member in one.members] != [member.episode.ids for member in again.members]

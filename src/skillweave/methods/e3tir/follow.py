@@ -35,6 +35,8 @@ class Follow(TrainerCallback):
         self._curve: list[dict[str, float]] = []
         self.sampled = 0
         """Tokens that the policy wrote so far."""
+        self.seconds = 0.0
+        """Wall time of the steps so far, rollouts included, looks not."""
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The trainer's arguments: a batch of rollouts serves ``updates`` steps, so that is where a run may stop and
@@ -73,12 +75,13 @@ class Follow(TrainerCallback):
         """From the log, which a run that goes on has as well, even where no step is left to do."""
         tokens = sum(entry.get(SAMPLED, 0.0) for entry in state.log_history)
         self.sampled = round(tokens * self._stage.prompts)
+        self.seconds = sum(entry.get("step_time", 0.0) for entry in state.log_history)
 
     def _look(self, step: int) -> None:
         run = self._run
         if not run.processes.first:
             return
-        look: dict[str, float] = {"step": step, "sampled": self.sampled}
+        look: dict[str, float] = {"step": step, "sampled": self.sampled, "seconds": round(self.seconds, 1)}
         if self._held_out:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             look |= success(

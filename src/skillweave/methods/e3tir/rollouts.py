@@ -7,6 +7,7 @@ higher than that of the self pool.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -29,6 +30,7 @@ from skillweave.tools.loop import Episode, Start, play
 from skillweave.tools.protocol import Protocol
 from skillweave.tools.writer import Writer
 
+_AGAIN = "/"
 EPS = 1e-4
 """Beside the standard deviation, as in TRL."""
 
@@ -113,22 +115,23 @@ class Rollouts:
         self._entries = {entry.id: entry for entry in entries}
         self._config, self._stage, self._name, self._context = config, stage, name, context
 
-    def groups(self, ids: Sequence[str], model: Any, around: Callable[[], Any], step: int) -> list[Group]:
-        """A group for each entry, played by ``model`` at optimiser step ``step``; ``around()`` is entered around its
-        calls."""
+    def groups(self, turns: Sequence[str], model: Any, around: Callable[[], Any], step: int) -> list[Group]:
+        """A group for each of ``turns`` (:func:`in_turn`), played by ``model`` at optimiser step ``step``; ``around()``
+        is entered around its calls."""
         settings = self._config.rollout
         writer = Writer(
             model, self._form.tokenizer, temperature=settings.temperature, top_p=settings.top_p,
             batch_size=settings.batch_size, around=around,
         )  # fmt: skip
+        ids = [turn.partition(_AGAIN)[0] for turn in turns]
         chosen = [(self._entries[id], self._traces.get(id) if self._stage.m else None) for id in ids]
         anchors = self._anchors([trace for _, trace in chosen], model, around, step)
         starts: list[Start] = []
-        for (entry, trace), cuts in zip(chosen, anchors, strict=True):
+        for turn, (entry, trace), cuts in zip(turns, chosen, anchors, strict=True):
             prompt = trace.prompt if trace is not None else self._form.prompt_ids(entry.prompt)
-            starts += [Start(prompt, self._seed(step, entry.id, "self", at)) for at in range(self._stage.n)]
+            starts += [Start(prompt, self._seed(step, turn, "self", at)) for at in range(self._stage.n)]
             if trace is not None:
-                starts += [trace.start(cut, self._seed(step, entry.id, "branch", at)) for at, cut in enumerate(cuts)]
+                starts += [trace.start(cut, self._seed(step, turn, "branch", at)) for at, cut in enumerate(cuts)]
         episodes = iter(play(writer, self._form, self._agent.toolbox, starts, settings, self._context))
         groups = []
         for (entry, trace), cuts in zip(chosen, anchors, strict=True):
@@ -176,8 +179,20 @@ class Rollouts:
         score = 0.0 if episode.answer is None else self._agent.task.score(episode.answer, entry)
         return Member(episode, prefix, prefix > 0, score, reward_parts(episode, score, self._config.reward))
 
-    def _seed(self, step: int, id: str, kind: str, at: int) -> int:
-        return int(digest([self._config.seed, self._name, step, id, kind, at])[:15], 16)
+    def _seed(self, step: int, turn: str, kind: str, at: int) -> int:
+        return int(digest([self._config.seed, self._name, step, turn, kind, at])[:15], 16)
+
+
+def in_turn(ids: Sequence[str], prompts: int) -> list[str]:
+    """The ids of entries in the order of their turns, ``prompts`` a batch: one that comes again within a batch is
+    marked, so that it is not played with the same random numbers again."""
+    turns = []
+    for start in range(0, len(ids), prompts):
+        seen: Counter[str] = Counter()
+        for id in ids[start : start + prompts]:
+            turns.append(f"{id}{_AGAIN}{seen[id]}" if seen[id] else id)
+            seen[id] += 1
+    return turns
 
 
 @torch.no_grad()

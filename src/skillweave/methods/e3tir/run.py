@@ -195,7 +195,7 @@ class _Agent:
     def _rl(self, stage: GroupSettings, folder: Path) -> dict[str, Any]:
         """The warm-up (groups with experts, on prompts that have a trace) or ordinary RL (on all train prompts)."""
         from skillweave.methods.e3tir.follow import Follow
-        from skillweave.methods.e3tir.rollouts import Rollouts
+        from skillweave.methods.e3tir.rollouts import Rollouts, in_turn
         from skillweave.methods.e3tir.trainer import AgentTrainer
 
         run, config = self.run, self.run.config
@@ -209,9 +209,9 @@ class _Agent:
         def make(model: Any, arguments: dict[str, Any], order: list[int]) -> AgentTrainer:
             # An order of prompts, not of conversations: all have their turn before one comes again.
             order = batch_order([0] * len(entries), stage.prompts, stage.steps, arguments["seed"])
-            ids = [entries[index].id for index in order]
+            turns = in_turn([entries[index].id for index in order], stage.prompts)
             trainer = AgentTrainer(
-                model, run.tokenizer, follow.arguments(arguments), ids, rollouts, config, stage, shown=follow.show,
+                model, run.tokenizer, follow.arguments(arguments), turns, rollouts, config, stage, shown=follow.show,
                 callbacks=[follow],
             )  # fmt: skip
             follow.trainer = trainer

@@ -27,7 +27,7 @@ from skillweave.tools.call import POLICY
 
 
 class AgentTrainer(HouseTrainer, GRPOTrainer):
-    """GRPOTrainer on the groups that ``rollouts`` makes; ``ids`` are the entries of all batches, in order.
+    """GRPOTrainer on the groups that ``rollouts`` makes; ``turns`` are the entries of all batches (:func:`in_turn`).
 
     ``shown(groups, step)`` is called with each batch's groups of this process.
     """
@@ -35,7 +35,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
     watched: Mapping[str, str] = {"agent/success": "success", "entropy": "entropy"}
 
     def __init__(
-        self, model: Any, tokenizer: Any, arguments: dict[str, Any], ids: Sequence[str], rollouts: Rollouts,
+        self, model: Any, tokenizer: Any, arguments: dict[str, Any], turns: Sequence[str], rollouts: Rollouts,
         config: E3tirConfig, stage: GroupSettings, *, shown: Callable[[list[Group], int], None],
         callbacks: list[TrainerCallback],
     ) -> None:  # fmt: skip
@@ -48,7 +48,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
                 loss_type="dapo", beta=0.0, epsilon=config.clip, temperature=config.rollout.temperature,
                 max_completion_length=config.rollout.max_tokens, log_completions=False,
             ),
-            train_dataset=Dataset.from_dict({"prompt": list(ids)}),  # TRL hands it on to `_roll_out`
+            train_dataset=Dataset.from_dict({"prompt": list(turns)}),  # TRL hands it on to `_roll_out`
             processing_class=tokenizer,
             rollout_func=lambda prompts, _: self._roll_out(prompts),
             callbacks=callbacks,
@@ -62,7 +62,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
     # -- a batch of rollouts -----------------------------------------------------------------------------------------
 
     def _roll_out(self, prompts: list[str]) -> dict[str, Any]:
-        """TRL's ``rollout_func``: each entry's id, once for every member of its group."""
+        """TRL's ``rollout_func``: each turn, once for every member of its group."""
         size, step = self._stage.size, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
         groups = self._rollouts.groups(prompts[::size], model, self.accelerator.autocast, step)
