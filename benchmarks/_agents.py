@@ -150,7 +150,9 @@ _SFT = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3}
 E3 = "E3-TIR"
 ZERO, SFT, SFT_RL, SFT_RL_FEW, LUFFY = "Zero-RL", "SFT, 10x", "SFT -> RL, 10x", "SFT -> RL, as few", "LUFFY-style"
 LESS = {
-    "no branching": lambda plan: _stages(plan, {"branch": "whole"}, whole=True),
+    "no branching": lambda plan: _stages(
+        plan, {"branch": "whole", "lam": 1.0}, whole=True
+    ),  # a tree of one has no advantage
     "random anchors": lambda plan: _stages(plan, {"branch": "random"}),
     "no filter": lambda plan: _stages(plan, {"filter": False}),
     "no hybrid advantage": lambda plan: _stages(plan, {"lam": 1.0}),
@@ -167,7 +169,7 @@ ARMS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     SFT_RL: lambda plan: _rl(plan, TIMES * plan.traces),
     SFT_RL_FEW: lambda plan: _rl(plan, plan.traces),
     LUFFY: lambda plan: _stages(
-        plan, {"branch": "whole", "ratio": "shaped", "filter": False, "detach": False}, whole=True
+        plan, {"branch": "whole", "ratio": "shaped", "filter": False, "detach": False, "lam": 1.0}, whole=True
     ),
     E3: lambda plan: _stages(plan),
     **LESS,
