@@ -27,7 +27,7 @@ def record(out: Path) -> dict[str, Any]:
     Left out are the seconds, the bytes of TPAW's players (their cards name the folder) and TRL's count of tokens (which
     a training that goes on begins anew).
     """
-    passing = ("seconds", "step_time", "team_bytes", "num_tokens")
+    passing = ("seconds", "step_time", "tools/seconds", "team_bytes", "num_tokens")
 
     def lasting(value: Any) -> Any:
         if isinstance(value, dict):

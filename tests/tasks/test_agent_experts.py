@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from micro import micro_tokenizer
 from skillweave.errors import UserError
 from skillweave.tasks.agents.experts import match_traces, read_traces, scripted_traces, write_traces
 from skillweave.tasks.agents.load import load_agent
 from skillweave.tasks.task import prompt_id
+from skillweave.tools import Call, Protocol, Toolbox
+from skillweave.tools.builtin import calculator
+from skillweave.tools.turn import call_text
 
 SPEC = {"source": "builtin", "name": "steps", "splits": {"train": 12, "calibration": 2, "test": 4}}
 
@@ -60,7 +64,21 @@ def test_the_form_of_openais_api_is_read(tmp_path: Path) -> None:
     (trace,) = read_traces(write(tmp_path / "t.jsonl", {"messages": [system, ASK, first, result, ANSWER], "cost": 1}))
     assert trace.prompt == [system, ASK]
     assert trace.id == prompt_id([system, ASK]) != prompt_id("What is 2+3?")
-    assert trace.messages == [system, ASK, call(), RESULT, ANSWER]
+    assert trace.messages == [system, ASK, first, result, ANSWER]  # with its ids, as it was given
+    write_traces(tmp_path / "again.jsonl", [trace])
+    assert read_traces(tmp_path / "again.jsonl") == [trace]
+
+
+def test_what_a_file_may_hold_is_what_the_protocol_can_write(tmp_path: Path) -> None:
+    pair = {**call(id="a"), "tool_calls": [*call(id="a")["tool_calls"], *call(id="b")["tool_calls"]]}
+    told = [{"role": "tool", "content": name.upper(), "tool_call_id": name} for name in "ba"]
+    written = {"role": "assistant", "content": call_text(Call("calculator", {"expression": "2+3"}))}
+    rows = [{"messages": [ASK, pair, *told, ANSWER]}, {"messages": [ASK, written, RESULT, ANSWER]}]
+    swapped, in_the_text = read_traces(write(tmp_path / "t.jsonl", *rows))
+    form = Protocol(micro_tokenizer(), Toolbox([calculator]))
+    text = form.text(form.trace(swapped.messages)[1])
+    assert text.index("<tool>A<end>") < text.index("<tool>B<end>")  # by their ids, in the order of the calls
+    assert form.trace(in_the_text.messages) == form.trace([ASK, call(), RESULT, ANSWER])
 
 
 def test_several_calls_in_a_turn_and_none_at_all_are_traces_too(tmp_path: Path) -> None:
@@ -72,24 +90,31 @@ def test_several_calls_in_a_turn_and_none_at_all_are_traces_too(tmp_path: Path) 
 
 
 MISTAKES = [
-    ([ANSWER], "must follow one of the user, found assistant"),
-    ([ASK], "must end with the expert's answer"),
-    ([ASK, call(), RESULT], "must end with the expert's answer"),
-    ([ASK, call()], "message 2 is the last and calls a tool"),
-    ([ASK, call(), ANSWER], "message 3: 1 calls before it have no result"),
-    ([ASK, RESULT, ANSWER], "must follow one of the user, found user tool"),
-    ([ASK, call(), RESULT, RESULT, ANSWER], "message 4 is a tool's result, but no call is waiting"),
-    ([ASK, ANSWER, ASK, ANSWER], "message 2 calls no tool and is not the last"),
-    ([ASK, call(), RESULT, ASK, ANSWER], "message 4 is the user's: a trace answers one question"),
-    ([ASK, {"role": "assistant", "content": " "}], "message 2 is the answer, and is empty"),
-    ([ASK, call(), {"role": "tool"}, ANSWER], "message 3 has no content"),
-    ([ASK, call(id="a"), {**RESULT, "tool_call_id": "b"}, ANSWER], "write results in the calls' order"),
-    ([ASK, call("2+3"), RESULT, ANSWER], "messages.1.tool_calls.0.function.arguments"),
-    ([ASK, call("[2]"), RESULT, ANSWER], "messages.1.tool_calls.0.function.arguments"),
-    ([{"role": "human", "content": "Hi"}, ANSWER], "messages.0.role"),
-    ([{"role": "user", "content": 3}, ANSWER], "messages.0.content"),
-    ([], "messages: "),
-    ("hello", "messages: "),
+    ([ANSWER], "message 1: the expert's first message must follow one of the user"),
+    ([ASK], "must end with the assistant's answer"),
+    ([ASK, call(), RESULT], "must end with the assistant's answer"),
+    ([ASK, call()], "message 2: the assistant makes 1 calls and 0 results follow"),
+    ([ASK, call(), ANSWER], "message 2: the assistant makes 1 calls and 0 results follow"),
+    ([ASK, RESULT, ANSWER], "message 2: a tool's result without a call that it answers"),
+    ([ASK, call(), RESULT, RESULT, ANSWER], "message 2: the assistant makes 1 calls and 2 results follow"),
+    ([ASK, ANSWER, ASK, ANSWER], "message 3: the role is 'user', expected the assistant's next turn"),
+    ([ASK, call(), RESULT, ASK, ANSWER], "message 4: the role is 'user', expected the assistant's next turn"),
+    ([ASK, {"role": "assistant", "content": " "}], "message 2: the assistant says nothing and calls nothing"),
+    ([ASK, call(), {"role": "tool"}, ANSWER], "message 3: the tool's 'content' must be a text, found None"),
+    (
+        [ASK, call(id="a"), {**RESULT, "tool_call_id": "b"}, ANSWER],
+        "message 2: its calls are ['a'], the results answer ['b']",
+    ),
+    ([ASK, call("2+3"), RESULT, ANSWER], "message 2: the arguments of 'calculator' are no JSON"),
+    ([ASK, call("[2]"), RESULT, ANSWER], "message 2: the arguments of 'calculator' must be an object"),
+    ([{"role": "human", "content": "Hi"}, ANSWER], "message 1: the role is 'human'"),
+    ([{"role": "user", "content": 3}, ANSWER], "message 1: the user's 'content' must be a text"),
+    ([ASK, {**ANSWER, "content": "I write <tool_call> now"}], "message 2: malformed call"),
+    ([{"role": "user", "content": "\ud83d"}, ANSWER], "message 1: '\\ud83d' is no whole character of Unicode"),
+    ([ASK, call({"expression": "\ud83d"}), RESULT, ANSWER], "message 2: '\\ud83d' is no whole character"),
+    ([], "the trace has no assistant message"),
+    ("hello", 'expected {"messages": [...]} with an object for each message'),
+    ([ASK, "hello"], 'expected {"messages": [...]} with an object for each message'),
 ]
 
 
@@ -101,9 +126,9 @@ def test_a_mistake_names_file_and_line(tmp_path: Path, messages: object, said: s
 
 
 def test_rows_that_are_no_objects_and_empty_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="line 1: messages: Field required"):
+    with pytest.raises(UserError, match=r"line 1: expected .* found \{'message': \[\]\}"):
         read_traces(write(tmp_path / "a.jsonl", {"message": []}))
-    with pytest.raises(UserError, match="line 1: the row: "):
+    with pytest.raises(UserError, match=r"line 1: expected .* found \[1\]"):
         read_traces(write(tmp_path / "b.jsonl", [1]))
     with pytest.raises(UserError, match="is empty: write at least one row"):
         read_traces(write(tmp_path / "c.jsonl"))

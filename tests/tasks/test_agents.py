@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from pydantic import ValidationError
 
 from skillweave.errors import UserError
 from skillweave.tasks import Task, load_task
@@ -296,6 +297,19 @@ def test_a_file_that_fails_says_why_and_may_be_mended(tmp_path: Path) -> None:
         with_tools(tmp_path, functions=(function,))
     (tmp_path / "broken.py").write_text('def tool() -> str:\n    """Say it."""\n    return "mended"\n')
     assert with_tools(tmp_path, functions=(function,)).toolbox.open().call(Call("tool", {})).text == "mended"
+
+
+def test_a_file_that_ends_the_program_says_so_and_ends_nothing(tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(UserError, match=r"could not import .*ends\.py .*SystemExit: 3"):
+        with_tools(tmp_path, functions=(f"{tmp_path / 'ends.py'}:tool",))
+
+
+@pytest.mark.parametrize("timeout", [0, 3601, 1e20, float("inf")])
+def test_a_timeout_is_more_than_nothing_and_at_most_an_hour(timeout: float) -> None:
+    with pytest.raises(ValidationError, match="timeout"):
+        ToolSettings(timeout=timeout)
+    assert ToolSettings(timeout=3600).timeout == 3600
 
 
 def test_a_family_brings_its_own_tools_and_takes_no_others() -> None:

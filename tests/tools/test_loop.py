@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 
 import pytest
+from pydantic import ValidationError
 
 from micro import micro_model, micro_tokenizer
 from skillweave.tools import EXPERT, POLICY, TOOL, Call, Protocol, Toolbox
-from skillweave.tools.builtin import add_tools
+from skillweave.tools.builtin import Python, add_tools
 from skillweave.tools.loop import Episode, Start, TurnLimits, play
 from skillweave.tools.turn import call_text
 from skillweave.tools.writer import Writer
@@ -170,11 +171,24 @@ FAULTY = {
 }
 
 
+@pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"max_tool_calls": -1}])
+def test_limits_that_nothing_can_keep_are_refused(limits):
+    with pytest.raises(ValidationError, match="greater than or equal to"):
+        TurnLimits(**limits)
+
+
+def test_a_conversation_without_calls_may_be_asked_for(toolbox):
+    none = TurnLimits(max_tool_calls=0, max_tokens=2000)
+    assert held(toolbox, "4", limits=none).answer == "4"
+    assert held(toolbox, adding(2, 2), "4", limits=none).ended == "calls"
+
+
 @pytest.mark.parametrize("fault", FAULTY)
 def test_a_call_that_comes_to_nothing_is_told_in_short_and_counted(toolbox, fault):
     episode = held(toolbox, FAULTY[fault] + adding(1, 1), "so be it")
     assert [outcome.fault for outcome in episode.outcomes] == [fault, None]
     assert (episode.calls, episode.failures) == (2, 1)
+    assert episode.names == ["add"]  # it got nothing from the other
     writer, said = pieces(episode)[1]
     assert writer == TOOL
     assert said == f"<tool>{episode.outcomes[0].text}<end><tool>2<end><assistant>"
@@ -366,6 +380,24 @@ def test_stateful_tools_are_brought_to_where_the_expert_left_them():
     assert [outcome.text for outcome in two.outcomes][1:] == ["60"]  # no branch sees what another did
     assert bare.outcomes[0].fault == "exception"
     assert one.calls == two.calls == 4
+
+
+def test_branches_that_leave_the_expert_at_one_point_share_its_calls():
+    begun = 0
+
+    def counting():
+        nonlocal begun
+        begun += 1
+        return Python().python
+
+    with Toolbox(timeout=20) as toolbox:
+        toolbox.register_stateful(counting)
+        began = Start(form_of(toolbox).prompt_ids("sum"), 0, calls=[[Call("python", {"code": "x = 5"})]])
+        before = begun
+        writer = Scripted(sum=[python("x = x + 1"), python("x"), "6"])
+        episodes = play(writer, form_of(toolbox), toolbox, [began] * 9, LONG, None)
+        assert begun == before + 1  # the other eight begin as copies
+    assert [episode.outcomes[1].text for episode in episodes] == ["6"] * 9
 
 
 def test_what_remembers_nothing_is_not_called_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from skillweave.base import answer_ids, open_tokenizer, prompt_ids
 from skillweave.errors import UserError
 from skillweave.tools import EXPERT, TOOL, Call, Outcome, Protocol, Toolbox
 from skillweave.tools.builtin import calculator
+from skillweave.tools.control import turn_end
+from skillweave.tools.turn import CLOSE, OPEN, call_text
 
 
 def place(city: str, unit: str = "C", days: list[int] | None = None) -> str:
@@ -66,7 +69,7 @@ def rendered(tokenizer: Any, messages: list[dict[str, Any]], **given: Any) -> li
 @pytest.mark.parametrize("told", [None, ""])
 def test_a_conversation_in_pieces_is_the_conversation_at_once(tokenizer: Any, told: str | None) -> None:
     form = Protocol(tokenizer, BOX, instruction=told)
-    turns = [f"I will see.\n{form.call_text(CALL)}", form.call_text(CALL) * 2]
+    turns = [f"I will see.\n{call_text(CALL)}", call_text(CALL) * 2]
     results = [["4"], ["line one\n  line two", "ZeroDivisionError: division by zero"]]
     system = [] if told == "" else [{"role": "system", "content": form._instruction}]
     conversation = [*system, {"role": "user", "content": "2+2?"}]
@@ -134,6 +137,48 @@ def test_a_template_whose_turns_end_without_the_end_token() -> None:
     assert form.text(form.result_ids([Outcome("4")])) == "\ntool: 4\nassistant:"
 
 
+@pytest.fixture
+def gemma() -> Any:
+    """In the manner of Gemma: the template ends a turn with a token that is not the tokenizer's end token."""
+    lines = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<eot>\n{% endfor %}"
+    tokenizer = micro_tokenizer(lines + "{% if add_generation_prompt %}<assistant>{% endif %}")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<eot>"]})
+    assert tokenizer.eos_token == "<end>"
+    return tokenizer
+
+
+def test_a_turn_ends_with_the_end_token_of_the_template(gemma: Any) -> None:
+    form = Protocol(gemma, BOX, instruction="")
+    assert form.text(form.result_ids([Outcome("4")])) == "\n<tool>4<eot>\n<assistant>"
+    prompt, ids, writers = form.trace([USER, asked(arguments=CALL.arguments), TOLD, ANSWER])
+    lived = [USER, {"role": "assistant", "content": call_text(CALL)}, TOLD, ANSWER]
+    whole = rendered(gemma, lived)
+    assert prompt + ids == whole[:-1]  # but for the line's end, which nobody waits for
+    ends = [at for at, token in enumerate(ids) if token == gemma.convert_tokens_to_ids("<eot>")]
+    assert [writers[at] for at in ends] == [EXPERT, TOOL, EXPERT]
+    assert gemma.eos_token_id not in ids
+
+
+def test_the_end_token_of_a_template_is_found() -> None:
+    roles = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}ENDS{% endfor %}"
+    for ends, found in (
+        ("<end>", "<end>"),
+        ("<pad>\n", "<pad>"),
+        (" \n<pad><end>", "<pad>"),
+        ("\n", "<end>"),
+        ("", "<end>"),
+    ):
+        assert turn_end(micro_tokenizer(roles.replace("ENDS", ends))) == found
+    assert turn_end(micro_tokenizer(None)) == "<end>"
+    assert turn_end(micro_tokenizer("{{ raise_exception('nothing pleases me') }}")) == "<end>"
+    bare = Protocol(micro_tokenizer(roles.replace("ENDS", "") + "<assistant>"), BOX)
+    assert bare.text(bare.result_ids([Outcome("4")])) == "<tool>4<assistant>"  # the next role's token is no end
+
+
+def test_the_bundled_template_ends_as_its_tokenizer_does(smollm2: Any) -> None:
+    assert turn_end(smollm2) == smollm2.eos_token == "<|im_end|>"
+
+
 def test_a_template_that_refuses_the_system_role_is_told_of_with_the_way_out() -> None:
     tokenizer = micro_tokenizer(TWO_ROLES.replace(", 'system'", ""))
     with pytest.raises(UserError, match=r"roles system, user: no such role; .* pass instruction=''"):
@@ -193,15 +238,15 @@ def test_text_that_is_no_valid_unicode_does_not_break_the_tokenizer(tokenizer: A
 def test_a_call_is_read_back_as_it_was_written() -> None:
     form = Protocol(micro_tokenizer(), BOX)
     calls = [CALL, Call("place", {"city": 'Örebro </tool_call> "x"\n', "days": [1]}), Call("now", {})]
-    turn = form.read("first " + " and ".join(map(form.call_text, calls)))
+    turn = form.read("first " + " and ".join(map(call_text, calls)))
     assert list(turn.calls) == calls
     assert turn.answer is None
-    assert form.call_text(CALL) == '<tool_call>{"name": "calculator", "arguments": {"expression": "2+2"}}</tool_call>'
+    assert call_text(CALL) == '<tool_call>{"name": "calculator", "arguments": {"expression": "2+2"}}</tool_call>'
 
 
 def test_tokens_are_read_as_text(tokenizer: Any) -> None:
     form = Protocol(tokenizer, BOX)
-    ids = answer_ids(tokenizer, form.call_text(CALL))[:-1]
+    ids = answer_ids(tokenizer, call_text(CALL))[:-1]
     assert form.read(form.text(ids)).calls == (CALL,)
 
 
@@ -209,7 +254,7 @@ def test_marks_that_are_special_tokens_are_not_lost() -> None:
     tokenizer = micro_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<tool_call>", "</tool_call>"]})
     form = Protocol(tokenizer, BOX)
-    assert form.read(form.text(answer_ids(tokenizer, form.call_text(CALL))[:-1])).calls == (CALL,)
+    assert form.read(form.text(answer_ids(tokenizer, call_text(CALL))[:-1])).calls == (CALL,)
 
 
 def test_a_turn_without_a_call_is_the_answer() -> None:
@@ -260,11 +305,19 @@ def test_a_call_that_cannot_be_read_is_malformed(text: str, said: str) -> None:
 
 def test_good_calls_beside_malformed_ones_are_kept_in_their_places() -> None:
     form = Protocol(micro_tokenizer(), BOX)
-    good = form.call_text(CALL)
+    good = call_text(CALL)
     calls = form.read(f"<tool_call>no</tool_call>{good}<tool_call>open {good}<tool_call>").calls
     assert [call if isinstance(call, Call) else call.fault for call in calls] == [
         "malformed", CALL, "malformed", CALL, "malformed",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("piece", "count"), [(f"{OPEN}{{}} ", 40_000), (f"{OPEN}{{}}{CLOSE}\n", 100_000)])
+def test_a_long_turn_is_read_in_one_pass(piece: str, count: int) -> None:
+    start = time.process_time()
+    calls = Protocol(micro_tokenizer(), BOX).read(piece * count).calls
+    assert time.process_time() - start < 3
+    assert len(calls) == count
 
 
 # --- traces
@@ -286,7 +339,7 @@ ANSWER = {"role": "assistant", "content": "It is 4."}
 def test_a_trace_is_what_the_model_would_have_lived(tokenizer: Any, arguments: Any) -> None:
     form = Protocol(tokenizer, BOX)
     prompt, ids, writers = form.trace([USER, asked(arguments=arguments, content="I see. "), TOLD, ANSWER])
-    turns = [answer_ids(tokenizer, "I see. " + form.call_text(CALL)), answer_ids(tokenizer, "It is 4.")]
+    turns = [answer_ids(tokenizer, "I see. " + call_text(CALL)), answer_ids(tokenizer, "It is 4.")]
     heard = form.result_ids([Outcome("4")])
     assert prompt == form.prompt_ids([USER])
     assert ids == [*turns[0], *heard, *turns[1]]
@@ -306,13 +359,18 @@ def test_several_calls_of_a_turn_and_results_in_another_order() -> None:
     turn = {**one, "tool_calls": one["tool_calls"] + two["tool_calls"]}
     results = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in "ba"]
     text = form.text(form.trace([USER, turn, *results, ANSWER])[1])
-    calls = [form.call_text(Call("calculator", {"expression": n})) for n in "12"]
+    calls = [call_text(Call("calculator", {"expression": n})) for n in "12"]
     assert text == "".join([*calls, "<end><tool>A<end><tool>B<end><assistant>It is 4.<end>"])
+
+
+def test_keys_that_the_prompt_does_not_need_are_passed_over(tokenizer: Any) -> None:
+    form = Protocol(tokenizer, BOX)
+    assert form.trace([{**USER, "name": "Ann"}, {**ANSWER, "refusal": None}]) == form.trace([USER, ANSWER])
 
 
 def test_calls_may_stand_in_the_text() -> None:
     form = Protocol(micro_tokenizer(), BOX)
-    written = {"role": "assistant", "content": form.call_text(CALL)}
+    written = {"role": "assistant", "content": call_text(CALL)}
     assert form.trace([USER, written, TOLD, ANSWER]) == form.trace(
         [USER, asked(arguments=CALL.arguments), TOLD, ANSWER]
     )
@@ -330,7 +388,12 @@ def test_a_long_result_is_cut_in_a_trace_as_it_is_in_life() -> None:
     [
         ([], "no assistant message"),
         ([USER], "no assistant message"),
-        ([ANSWER], "no user message"),
+        ([ANSWER], "message 1: the expert's first message must follow one of the user"),
+        ([USER, {"role": "system", "content": "s"}, ANSWER], "message 3: the expert's first message must follow one"),
+        ([{"role": "human", "content": "?"}, ANSWER], "message 1: the role is 'human', expected one of system, user"),
+        ([{"content": "?"}, ANSWER], "message 1: the role is None"),
+        ([{"role": ["user"], "content": "?"}, ANSWER], r"message 1: the role is \['user'\]"),
+        ([{"role": "user", "content": None}, ANSWER], "message 1: the user's 'content' must be a text, found None"),
         ([USER, TOLD, ANSWER], "message 2: a tool's result without a call"),
         ([USER, asked(), TOLD], "ends with a tool's result"),
         ([USER, asked()], "message 2: the assistant makes 1 calls and 0 results follow"),
@@ -347,8 +410,16 @@ def test_a_long_result_is_cut_in_a_trace_as_it_is_in_life() -> None:
         ([USER, {"role": "assistant", "content": None, "tool_calls": [3]}, TOLD, ANSWER], "a tool call needs"),
         ([USER, {"role": "assistant", "content": "<tool_call>{"}, TOLD, ANSWER], "message 2: malformed call"),
         ([USER, {"role": "assistant", "content": " "}], "message 2: the assistant says nothing"),
-        ([USER, {"role": "assistant", "content": [1]}], "message 2: 'content' must be a text"),
-        ([USER, asked(), {"role": "tool", "content": {"a": 1}}, ANSWER], "message 3: a tool's 'content'"),
+        ([USER, {"role": "assistant", "content": [1]}], "message 2: the assistant's 'content' must be a text"),
+        ([USER, asked(), {"role": "tool", "content": {"a": 1}}, ANSWER], "message 3: the tool's 'content'"),
+        ([USER, {"role": "assistant", "content": "", "tool_calls": 3}, ANSWER], "'tool_calls' must be a list, found 3"),
+        ([USER, asked(id=["a"]), TOLD, ANSWER], "message 2: 'id' must be a text"),
+        ([USER, asked(id="a"), {**TOLD, "tool_call_id": 1}, ANSWER], "message 3: 'tool_call_id' must be a text"),
+        ([{"role": "user", "content": "\ud83d"}, ANSWER], r"message 1: '\\ud83d' is no whole character of Unicode"),
+        ([USER, asked(), {"role": "tool", "content": "\udc00"}, ANSWER], r"message 3: '\\udc00' is no whole"),
+        ([USER, asked(arguments='{"x": "\\ud83d"}'), TOLD, ANSWER], r"message 2: '\\ud83d' is no whole"),
+        ([USER, {**ANSWER, "refusal": "\ud83d"}], r"message 2: '\\ud83d' is no whole"),
+
         (
             [USER, asked(id="a"), {**TOLD, "tool_call_id": "b"}, ANSWER],
             r"message 2: its calls are \['a'\], the results answer \['b'\]",

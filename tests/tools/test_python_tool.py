@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from pathlib import Path
 
 import pytest
+from escapes import OUTSIDE, TRICKS
 
 from skillweave.tools import Call, Limits, Toolbox
 from skillweave.tools.builtin import Python
@@ -49,6 +52,38 @@ def test_a_cell_that_fails_leaves_nothing_behind(code: str, error: type[Exceptio
     with pytest.raises(error):
         python(code)
     assert python("x") == "[1]"
+
+
+@pytest.mark.parametrize("code", [*OUTSIDE, *TRICKS])
+def test_no_cell_gets_out_neither_the_first_nor_one_that_goes_on(code: str) -> None:
+    led_nowhere = (AttributeError, NameError, ModuleNotFoundError) if code in TRICKS else BaseException
+    with pytest.raises(led_nowhere):
+        Python(QUICK).python(code)
+    python = Python(QUICK).python
+    python("import os, sys\nfrom pathlib import Path\nx = [1]")
+    with pytest.raises(led_nowhere):
+        python(code)
+    assert python("x") == "[1]"
+
+
+def test_a_cell_that_writes_a_file_writes_none_here(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    python = Python(QUICK).python
+    for before in ("x = 1", "from pathlib import Path"):
+        python(before)
+        for code in (f"open({str(target)!r}, 'w').write('x')", f"Path({str(target)!r}).write_text('x')"):
+            with pytest.raises((PermissionError, NameError)):
+                python(code)
+    assert not target.exists()
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    one = Python(QUICK)
+    one.python("x = [1]")
+    other = copy.copy(one)
+    other.python("x.append(2)")
+    one.python("x.append(3)")
+    assert (one.python("x"), other.python("x")) == ("[1, 3]", "[1, 2]")
 
 
 def test_a_timeout_reads_the_same_each_time() -> None:

@@ -7,6 +7,7 @@ import os
 import threading
 
 import pytest
+from escapes import OUTSIDE, TRICKS
 
 from skillweave.errors import UserError
 from skillweave.tools import Limits, Result, run
@@ -127,41 +128,7 @@ def test_a_value_without_bottom_comes_out_and_can_be_shown(code: str) -> None:
     assert len(repr(result.value)) < 10_000
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "open('/etc/passwd').read()",
-        "from pathlib import Path\nPath('/etc/passwd').read_text()",
-        "import os\nos.listdir('/')",
-        "import os\nos.system('true')",
-        "import os\nos.environ['PATH']",
-        "import os\nos.getenv('HOME')",
-        "import os\nos.remove('/etc/passwd')",
-        "from pathlib import Path\nPath('/etc/passwd').exists()",
-        "from pathlib import Path\nlist(Path('/').iterdir())",
-        "import io",
-        "import shutil",
-        "import tempfile",
-        "import socket",
-        "import ssl",
-        "import http.client",
-        "import urllib.request",
-        "import asyncio\nasyncio.open_connection('localhost', 80)",
-        "import subprocess",
-        "import multiprocessing",
-        "import threading",
-        "import signal",
-        "import ctypes",
-        "import os\nos.fork()",
-        "import os\nos.kill(1, 9)",
-        "import os\nos._exit(1)",
-        "import sys\nsys.exit(3)",
-        "exit()",
-        "raise SystemExit(3)",
-        "raise KeyboardInterrupt",
-        "__import__('os').system('true')",
-    ],
-)
+@pytest.mark.parametrize("code", OUTSIDE)
 def test_files_processes_and_network_are_out_of_reach(code: str) -> None:
     assert not run(code, limits=QUICK).ok
 
@@ -170,42 +137,7 @@ def test_a_search_for_files_finds_none() -> None:
     assert run("from pathlib import Path\nlist(Path('/').glob('*'))", limits=QUICK).value == []
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "().__class__.__bases__[0].__subclasses__()",
-        "getattr((), '__cl' + 'ass__')",
-        "'{0.__class__.__mro__}'.format(())",
-        "object.__subclasses__()",
-        "type.__subclasses__(object)",
-        "(lambda: 0).__globals__",
-        "(lambda: 0).__code__",
-        "print.__self__",
-        "int.__dict__",
-        "setattr(int, 'real', 1)",
-        "class A: pass\nA.__bases__",
-        "class A:\n    def f(self): pass\nA().f.__func__.__globals__",
-        "try:\n    1 / 0\nexcept Exception as e:\n    e.__traceback__.tb_frame.f_globals",
-        "__builtins__",
-        "__loader__",
-        "eval('__import__')",
-        "eval('().__class__')",
-        "exec('import socket')",
-        "compile('1', '', 'eval')",
-        "globals()",
-        "vars()",
-        "breakpoint()",
-        "input()",
-        "import sys\nsys.modules",
-        "import sys\nsys._getframe()",
-        "import gc",
-        "import inspect",
-        "import importlib",
-        "import builtins",
-        "import pickle",
-        "import types",
-    ],
-)
+@pytest.mark.parametrize("code", TRICKS)
 def test_attribute_tricks_lead_nowhere(code: str) -> None:
     result = run(code, limits=QUICK)
     assert not result.ok

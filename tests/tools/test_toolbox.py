@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import pytest
 
@@ -175,6 +176,54 @@ def test_what_a_tool_raises_comes_back_in_one_line(session: Session, kind: str, 
     assert (outcome.text, outcome.fault) == (said, fault)
 
 
+def test_an_error_of_several_lines_comes_back_in_one(box: Toolbox) -> None:
+    @box.register
+    def explain() -> str:
+        """Say what is wrong."""
+        raise ValueError("no\n  such\r\n\tline\u2028here")
+
+    assert box.open().call(Call("explain", {})).text == "ValueError: no such line here"
+
+
+def test_an_error_that_cannot_say_what_it_is_is_named(box: Toolbox) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise SystemExit("no")
+
+    @box.register
+    def mumble() -> str:
+        """Fail."""
+        raise Mute
+
+    outcome = box.open().call(Call("mumble", {}))
+    assert (outcome.text, outcome.fault, box.left_behind) == ("Mute", "exception", 0)
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_what_the_model_cannot_mend_ends_the_run(box: Toolbox, at_once: int) -> None:
+    @box.register
+    def ask() -> str:
+        """Ask what is not installed."""
+        raise UserError("the program is missing: install it")
+
+    turn = box.open().start([*[Call("ask", {})] * at_once, Call("now", {})])
+    with pytest.raises(UserError, match="the program is missing: install it"):
+        turn.result(timeout=5)
+
+
+def test_so_does_a_past_that_cannot_be_lived_again(box: Toolbox) -> None:
+    def make() -> Callable[..., Any]:
+        def ask() -> str:
+            """Ask what is not installed."""
+            raise UserError("the program is missing: install it")
+
+        return ask
+
+    box.register_stateful(make)
+    with pytest.raises(UserError, match="the program is missing"):
+        box.open_after([[[Call("ask", {})]]])
+
+
 def test_a_long_error_is_cut(session: Session) -> None:
     text = session.call(Call("fail", {"kind": "long"})).text
     assert len(text) == 300
@@ -271,6 +320,80 @@ def test_replay_brings_state_back_and_calls_nothing_else(box: Toolbox) -> None:
     assert session.call(Call("keep", {"number": 2})).text == "[1, 2]"
 
 
+class Shelf:
+    """What is put on it stays; a copy of it says so. ``lived`` counts the calls."""
+
+    lived: ClassVar[list[str]] = []
+
+    def __init__(self, things: Sequence[str] = ()) -> None:
+        self.things = list(things)
+
+    def __copy__(self) -> Shelf:
+        return Shelf([*self.things, "copied"])
+
+    def put(self, thing: str) -> list[str]:
+        """Put something there.
+
+        Args:
+            thing: what
+        """
+        self.lived.append(thing)
+        self.things.append(thing)
+        return self.things
+
+
+def putting(thing: str) -> Call:
+    return Call("put", {"thing": thing})
+
+
+def test_episodes_begin_after_their_pasts_and_equal_pasts_are_lived_once() -> None:
+    Shelf.lived = []
+    with Toolbox([now]) as box:
+        box.register_stateful(lambda: Shelf().put)
+        both = [[putting("a"), Call("now", {})], [putting("b")]]
+        sessions = box.open_after([both, [], [[putting("a")]], [list(turn) for turn in both], both])
+        assert sorted(Shelf.lived) == ["a", "a", "b"]
+        assert [json.loads(session.call(putting("c")).text) for session in sessions] == [
+            ["a", "b", "c"], ["c"], ["a", "c"], ["a", "b", "copied", "c"], ["a", "b", "copied", "c"],
+        ]  # fmt: skip
+        assert box.open_after([]) == []
+
+
+def test_a_copy_that_is_left_behind_is_brought_back_to_where_it_stood() -> None:
+    with Toolbox(timeout=0.2) as box:
+        box.register_stateful(tally)
+        _, twin = box.open_after([[[Call("keep", {"number": 1})]]] * 2)
+        assert twin.call(Call("keep", {"number": 2, "wait": 0.5})).fault == "timeout"
+        assert twin.call(Call("keep", {"number": 3})).text == "[1, 3]"
+
+
+def test_what_cannot_be_copied_is_lived_again(box: Toolbox) -> None:
+    first, other = box.open_after([[[Call("keep", {"number": 1}), Call("keep", {})]]] * 2)
+    assert first.call(Call("keep", {"number": 2})).text == "[1, 2]"
+    assert other.call(Call("keep", {"number": 3})).text == "[1, 3]"
+
+
+def test_different_pasts_are_lived_side_by_side() -> None:
+    meeting = threading.Barrier(3)
+
+    def make() -> Callable[..., Any]:
+        def meet(name: str) -> str:
+            """Wait for the others.
+
+            Args:
+                name: who comes
+            """
+            meeting.wait(10)
+            return name
+
+        return meet
+
+    with Toolbox(timeout=20) as box:
+        box.register_stateful(make)
+        box.open_after([[[Call("meet", {"name": name})]] for name in "abc"])
+    assert not meeting.broken
+
+
 def test_a_stateful_call_left_behind_changes_nothing_later() -> None:
     with Toolbox(timeout=0.2) as box:
         box.register_stateful(tally)
@@ -318,6 +441,19 @@ def by_place(a: int, /) -> int:
     return a
 
 
+class Thing:
+    """No JSON is one."""
+
+
+def of_a_thing(a: Thing) -> int:
+    """Do.
+
+    Args:
+        a: one
+    """
+    return 1
+
+
 async def later() -> int:
     """Do."""
     return 1
@@ -327,7 +463,8 @@ async def later() -> int:
     ("function", "said"),
     [
         (no_docstring, "no_docstring"),
-        (no_type, "no_type"),
+        (no_type, r"'no_type': the parameter 'a' has no type: write one, a: str$"),
+        (of_a_thing, r"has a type that JSON has not: of_a_thing\(a: '?Thing'?\) -> '?int'?\. There are int, .*these$"),
         (no_description, "no_description"),
         (any_number, r"\*numbers"),
         (by_place, "come by name"),

@@ -55,6 +55,13 @@ def test_equal_contexts_with_other_seeds_differ_and_with_equal_seeds_do_not(mode
     assert one == again != other
 
 
+def test_it_stops_at_the_end_token_of_the_template_too(model):
+    turns = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<pad>{% endfor %}"
+    assert Writer(model, micro_tokenizer(turns)).stops == [0, 1]
+    assert Writer(model, micro_tokenizer()).stops == [1]
+    assert Writer(model, micro_tokenizer(None)).stops == [1]
+
+
 def test_every_row_has_its_own_room(model):
     writer = Writer(model, micro_tokenizer())
     found = dict(writer.write([[5, 6]] * 3, [1, 3, 9], [4, 4, 4]))

@@ -34,12 +34,21 @@ def schema_of(function: Callable[..., Any]) -> dict[str, Any]:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in _BY_NAME:
             raise UserError(f"tool '{name}': arguments come by name, write '{parameter}' as named parameters")
+        if parameter.annotation is parameter.empty:
+            raise UserError(
+                f"tool '{name}': the parameter '{parameter.name}' has no type: write one, {parameter.name}: str"
+            )
     try:
         return get_json_schema(function)
-    except (DocstringParsingException, TypeHintParsingException, NameError) as error:
+    except TypeHintParsingException as error:  # without its advice: no schema can be given here
+        raise UserError(
+            f"tool '{name}' has a type that JSON has not: {name}{inspect.signature(function)}. There are int, float, "
+            "str, bool, None, Literal, Enum, list, dict, tuples of two or more, and unions of these"
+        ) from error
+    except (DocstringParsingException, NameError) as error:
         raise UserError(
             f"tool '{name}' needs a docstring that says what it does and has an 'Args:' block with a line for each "
-            f"parameter, and a type for each parameter: {error}"
+            f"parameter, and types that are known where it stands: {error}"
         ) from error
 
 

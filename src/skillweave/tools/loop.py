@@ -5,21 +5,24 @@ While some conversations are still written, the calls of those whose turn is ove
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
+
+from pydantic import Field
 
 from skillweave.artefact import digest
 from skillweave.config import Config
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
-from skillweave.tools.protocol import Protocol as Form
+from skillweave.tools.protocol import Protocol
 from skillweave.tools.toolbox import Session, Toolbox
 
 Ending = Literal["answer", "calls", "length"]
 
 
-class TurnWriter(Protocol):
+class TurnWriter(typing.Protocol):
     """Whatever writes turns, as :class:`~skillweave.tools.writer.Writer` does."""
 
     stops: list[int]
@@ -30,9 +33,9 @@ class TurnWriter(Protocol):
 class TurnLimits(Config):
     """How far one conversation may go."""
 
-    max_tool_calls: int = 4
+    max_tool_calls: int = Field(4, ge=0)
     """Calls in all; a turn that would go beyond ends the conversation, without an answer."""
-    max_tokens: int = 1024
+    max_tokens: int = Field(1024, ge=1)
     """Tokens after the prompt, what the tools said included."""
 
 
@@ -55,8 +58,8 @@ class Start:
 class Episode:
     """A conversation that was held. ``ids`` (T,) are the tokens after the prompt, ``writers`` (T,) who wrote each.
 
-    ``calls`` and ``names`` are of all its calls, those of its start among them; ``outcomes`` of those it made itself;
-    ``turns`` counts the model's turns in it.
+    ``calls`` counts all its calls, those of its start among them. ``names`` are the tools of those calls, without its
+    own that failed; ``outcomes`` are of those it made itself. ``turns`` counts the model's turns in it.
     """
 
     prompt: list[int]
@@ -76,10 +79,12 @@ class Episode:
 
 
 def play(
-    writer: TurnWriter, form: Form, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits, context: int | None
-) -> list[Episode]:
+    writer: TurnWriter, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits,
+    context: int | None,
+) -> list[Episode]:  # fmt: skip
     """Hold all conversations side by side, to their ends. ``context``: the most tokens the model reads, None: any."""
-    live = [_Live(start, form, toolbox, limits, context) for start in starts]
+    sessions = toolbox.open_after([start.calls for start in starts])
+    live = [_Live(start, form, session, limits, context) for start, session in zip(starts, sessions, strict=True)]
     while going := [index for index, one in enumerate(live) if one.episode.ended is None]:
         turns = writer.write(
             [live[index].context for index in going], [live[index].room for index in going],
@@ -99,10 +104,10 @@ def play(
 class _Live:
     """A conversation that is being held."""
 
-    def __init__(self, start: Start, form: Form, toolbox: Toolbox, limits: TurnLimits, context: int | None) -> None:
-        self._form, self._limits, self._seed = form, limits, start.seed
-        self._session: Session = toolbox.open()
-        self._session.replay(start.calls)
+    def __init__(self, start: Start, form: Protocol, session: Session, limits: TurnLimits, context: int | None) -> None:
+        self._form, self._session, self._limits, self._seed = form, session, limits, start.seed
+        self._asked: Sequence[Call | Outcome] = ()
+        """The calls of its last turn."""
         self.episode = Episode(list(start.prompt), list(start.ids), list(start.writers))
         self.episode.names = [call.name for calls in start.calls for call in calls]
         self.episode.calls = len(self.episode.names)
@@ -144,13 +149,15 @@ class _Live:
             episode.ended = "calls"
             return None
         episode.calls += len(turn.calls)
-        episode.names += [call.name for call in turn.calls if isinstance(call, Call)]
+        self._asked = turn.calls
         return self._session.start(turn.calls)
 
     def heard(self, outcomes: list[Outcome]) -> None:
         """Append what the tools said."""
         episode = self.episode
         episode.outcomes += outcomes
+        answered = [call for call, outcome in zip(self._asked, outcomes, strict=True) if outcome.fault is None]
+        episode.names += [call.name for call in answered if isinstance(call, Call)]
         ids = self._form.result_ids(outcomes)
         episode.ids += ids
         episode.writers += [TOOL] * len(ids)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from skillweave.errors import UserError
-from skillweave.tools.call import EXPERT, TOOL, Call, Outcome
+from skillweave.tools.call import EXPERT, TOOL, Outcome
+from skillweave.tools.control import control_tokens, turn_end
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
-from skillweave.tools.turn import CLOSE, OPEN, Turn, call_text, read_turn
+from skillweave.tools.turn import CLOSE, OPEN, Turn, read_turn
 
 if TYPE_CHECKING:
     from skillweave.base.chat import Message, Prompt
@@ -28,7 +28,8 @@ class Protocol:
     """How one model uses the tools of one toolbox.
 
     A call is text, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them a turn. A turn ends
-    with the model's end token. A turn without a call is the answer.
+    with the end token of the chat template (:func:`~skillweave.tools.control.turn_end`). A turn without a call is the
+    answer.
 
     The tools are told by the chat template where it takes ``tools``, else by a short system message; ``instruction``
     is told in place of either, and with ``""`` nothing is told at all, for a model that was trained on the form.
@@ -52,9 +53,8 @@ class Protocol:
         if instruction is None and self._template_tells(toolbox):
             self._tools = toolbox.schemas
         self._instruction = _instruction(toolbox.schemas) if instruction is None else instruction
-        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        longest_first = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        self._control = re.compile("|".join(map(re.escape, longest_first)))
+        self._control = control_tokens(tokenizer)
+        self._end = turn_end(tokenizer)
         self._tool_role = self._writes_tool_role()
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
@@ -79,16 +79,12 @@ class Protocol:
         """What the model wrote in one turn, ``text`` being without its end token. Never raises."""
         return read_turn(text)
 
-    def call_text(self, call: Call) -> str:
-        """The call as the model writes it."""
-        return call_text(call)
-
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results: from after the model's end token to where it writes again."""
         texts = [self._fitted(outcome.text) for outcome in outcomes]
         after = self._render(_asked_and_called(self._result_messages(texts))).split(_ASSISTANT, 1)[1]
         # Template text between the answer and the end token, if any, is white space that the model did not write.
-        before, end, rest = after.partition(self.tokenizer.eos_token)
+        before, end, rest = after.partition(self._end)
         if not end or before.strip():
             return self._encode(after)
         # Tokenized behind the end token, as it stands in the conversation.
@@ -111,7 +107,7 @@ class Protocol:
         return self.prompt_ids(prompt), ids, writers
 
     def _written(self, step: Step) -> list[int]:
-        return [*self._encode(step.text), self.tokenizer.eos_token_id]
+        return [*self._encode(step.text), self.tokenizer.convert_tokens_to_ids(self._end)]
 
     def _results(self, step: Step) -> list[int]:
         return self.result_ids([Outcome(text) for text in step.results]) if step.results else []

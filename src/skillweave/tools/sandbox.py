@@ -56,7 +56,7 @@ class Result:
 _GRACE = 1.0
 # Sleeping is worth nothing to a checker and would stretch a run past its limit (the clock stops meanwhile);
 # a fixed seed makes the same code give the same result twice.
-_POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
+POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
 
 _lock = threading.Lock()
 _opened: tuple[int, monty.Monty] | None = None  # the process that started the pool, and the pool
@@ -88,7 +88,7 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
     value, error = None, None
     try:
         code.encode()
-        with _pool().checkout(limits=bounds, os_policy=_POLICY) as session:
+        with pool().checkout(limits=bounds, os_policy=POLICY) as session:
             value = session.feed_run(code, inputs=dict(inputs or {}), print_callback=keep)
     except monty.MontyConversionError as problem:
         raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
@@ -104,25 +104,25 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
     return Result(ok=error is None, value=value, output="".join(pieces), error=error, seconds=seconds)
 
 
-def _pool() -> monty.Monty:
+def pool() -> monty.Monty:
     """This process's pool of workers, started at the first call."""
     global _opened
     with _lock:
         if _opened is None:
-            pool = monty.Monty(feed_duration_limit_grace=_GRACE)
+            started = monty.Monty(feed_duration_limit_grace=_GRACE)
             try:
-                pool.__enter__()
+                started.__enter__()
             except FileNotFoundError as error:
                 raise UserError("the sandbox's program is missing: pip install pydantic-monty-runtime") from error
-            _opened = (os.getpid(), pool)
-        owner, pool = _opened
+            _opened = (os.getpid(), started)
+        owner, workers = _opened
         if owner != os.getpid():
             # The interpreter's runtime has threads that a fork does not copy: a call would wait for ever.
             raise UserError(
                 "the sandbox was started before this process was forked and cannot run in it: "
                 "start workers with the 'spawn' method, or run no code before they are forked"
             )
-        return pool
+        return workers
 
 
 @atexit.register

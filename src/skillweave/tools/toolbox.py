@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import itertools
 import json
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, TypeVar
 
 from skillweave.errors import UserError, nearest
@@ -62,7 +66,12 @@ class Toolbox:
         return function
 
     def register_stateful(self, make: Callable[[], Callable[..., Any]]) -> None:
-        """Add a tool that remembers: ``make()`` gives each episode a function of its own. Else as :meth:`register`."""
+        """Add a tool that remembers: ``make()`` gives each episode a function of its own. Else as :meth:`register`.
+
+        To bring a tool back to where it stood, the calls that succeeded are made again. So a call that raises must
+        change nothing, and the same calls must lead to the same state. Where the function is a method of an object
+        with a ``__copy__``, that is copied instead wherever it can be.
+        """
         self._add(make(), make, stateful=True)
 
     def _add(self, function: Callable[..., Any], make: Callable[[], Callable[..., Any]], *, stateful: bool) -> None:
@@ -81,6 +90,20 @@ class Toolbox:
     def open(self) -> Session:
         """The state of one episode."""
         return Session(self, self._tools, self._threads)
+
+    def open_after(self, pasts: Sequence[Sequence[Sequence[Call]]]) -> list[Session]:
+        """An episode for each of ``pasts``, its stateful tools where these turns of calls left them.
+
+        Different pasts are lived side by side, and of equal ones only the first: the others begin as its copies.
+        """
+        first = [next(at for at, other in enumerate(pasts) if other == past) for past in pasts]
+        lived = {at: self.open() for at in first}
+        list(self._threads.map(lambda at: lived[at].replay(pasts[at]), lived))  # list() waits, and raises
+
+        def begun(at: int) -> Session:
+            return lived[at] if at in lived else lived[first[at]].copy()
+
+        return list(self._threads.map(begun, range(len(pasts))))
 
     def close(self) -> None:
         """Free the threads once the calls that were started are over; nothing can be started after."""
@@ -107,7 +130,10 @@ class Session:
         self._done: dict[str, list[Call]] = {}
 
     def call(self, call: Call) -> Outcome:
-        """What a call comes to; never raises on what the model wrote."""
+        """What a call comes to; never raises on what the model wrote.
+
+        A :class:`UserError` of the tool is raised: the model cannot mend that the sandbox's program is not installed.
+        """
         tool = self._tools.get(call.name)
         if tool is None:
             return _fault("unknown tool", f"unknown tool '{call.name:.40}'; {nearest(call.name, self._tools)}")
@@ -151,8 +177,9 @@ class Session:
                 for index, call in lane:
                     outcomes[index] = self.call(call)
             except BaseException as problem:
-                turn.set_exception(problem)
-                raise
+                with suppress(InvalidStateError):  # another lane was first
+                    turn.set_exception(problem)
+                return
             if next(over) == len(busy):
                 turn.set_result(outcomes)
 
@@ -169,12 +196,23 @@ class Session:
             if call.name in self._tools and self._tools[call.name].stateful:
                 self.call(call)
 
+    def copy(self) -> Session:
+        """Another episode that stands where this one does."""
+        twin = self._toolbox.open()
+        for name, done in self._done.items():
+            function = self._functions[name]
+            if inspect.ismethod(function) and hasattr(function.__self__, "__copy__"):
+                twin._functions[name] = MethodType(function.__func__, copy.copy(function.__self__))
+                twin._done[name] = list(done)
+            else:
+                twin.replay([done])
+        return twin
+
     def _renew(self, name: str) -> None:
         """A new function for one that was left behind, brought to where it stood: the old one may still change."""
         done = self._done.pop(name, [])
         self._functions[name] = self._tools[name].make()
-        for call in done:
-            self.call(call)
+        self.replay([done])
 
 
 _WAITING = Outcome("")
@@ -182,27 +220,42 @@ _WAITING = Outcome("")
 
 def _run(function: Callable[..., Any], arguments: Mapping[str, Any], timeout: float) -> Outcome | None:
     """The outcome of a checked call, or None where it took too long and its thread was left behind."""
-    answers: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    answers: queue.SimpleQueue[Outcome | UserError] = queue.SimpleQueue()
     # A daemon, so that one that hangs does not keep the program from ending.
     threading.Thread(target=lambda: answers.put(_attempt(function, arguments)), daemon=True).start()
     try:
-        return answers.get(timeout=timeout)
+        answer = answers.get(timeout=timeout)
     except queue.Empty:
         return None
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
 
 
-def _attempt(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Outcome:
+def _attempt(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Outcome | UserError:
     start = time.perf_counter()
     try:
         value = function(**arguments)
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return Outcome(text, None, time.perf_counter() - start)
+    except UserError as problem:
+        return problem
     except BaseException as problem:  # also SystemExit: it ends the tool, not the episode
         kind = "timeout" if isinstance(problem, TimeoutError) else "exception"
-        said = f": {problem}" if str(problem) else ""
-        return _fault(kind, f"{type(problem).__name__}{said}", time.perf_counter() - start)
+        return _fault(kind, _named(problem), time.perf_counter() - start)
+
+
+def _named(problem: BaseException) -> str:
+    """``ZeroDivisionError: division by zero``"""
+    name = type(problem).__name__
+    try:
+        said = str(problem)
+    except BaseException:  # its own __str__ is a person's code too
+        return name
+    return f"{name}: {said}" if said else name
 
 
 def _fault(kind: str, text: str, seconds: float = 0.0) -> Outcome:
+    text = " ".join(text.split())
     text = text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."
     return Outcome(text, kind, seconds)

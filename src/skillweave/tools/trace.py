@@ -14,6 +14,8 @@ from skillweave.tools.turn import call_text, read_turn
 if TYPE_CHECKING:
     from skillweave.base.chat import Message
 
+_ROLES = ("system", "user", "assistant", "tool")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -26,21 +28,32 @@ class Step:
 def read_trace(messages: Sequence[Message]) -> tuple[list[Message], list[Step]]:
     """The prompt and the expert's turns, of which the last and only the last has no calls.
 
-    Raises :class:`UserError` that names the message and what is wrong with it.
+    The prompt is everything before the expert's first message, roles and contents alone. Raises :class:`UserError` that
+    names the message and what is wrong with it.
     """
-    start = next((at for at, message in enumerate(messages) if message.get("role") in ("assistant", "tool")), None)
+    for number, message in enumerate(messages, 1):
+        if message.get("role") not in _ROLES:
+            raise UserError(
+                f"message {number}: the role is {message.get('role')!r:.60}, expected one of {', '.join(_ROLES)}"
+            )
+        _check_text(json.dumps(message, ensure_ascii=False, default=str), f"message {number}")
+    start = next((at for at, message in enumerate(messages) if message["role"] in ("assistant", "tool")), None)
     if start is None:
         raise UserError("the trace has no assistant message: it must end with the assistant's answer")
-    if not any(message.get("role") == "user" for message in messages[:start]):
-        raise UserError("the trace has no user message before the assistant's first: it needs the prompt")
+    prompt: list[Message] = [
+        {"role": message["role"], "content": _text(message, f"message {number}")}
+        for number, message in enumerate(messages[:start], 1)
+    ]
+    if not prompt or prompt[-1]["role"] != "user":
+        raise UserError(f"message {start + 1}: the expert's first message must follow one of the user, the prompt")
     steps: list[Step] = []
     at = start
     while at < len(messages):
         where = f"message {at + 1}"
-        if messages[at].get("role") == "tool":
+        if messages[at]["role"] == "tool":
             raise UserError(f"{where}: a tool's result without a call that it answers")
-        if messages[at].get("role") != "assistant":
-            raise UserError(f"{where}: the role is {messages[at].get('role')!r}, expected the assistant's next turn")
+        if messages[at]["role"] != "assistant":
+            raise UserError(f"{where}: the role is '{messages[at]['role']}', expected the assistant's next turn")
         if steps and not steps[-1].results:
             raise UserError(
                 f"{where}: the assistant's message before it makes no call, so it was the answer: end there"
@@ -51,16 +64,17 @@ def read_trace(messages: Sequence[Message]) -> tuple[list[Message], list[Step]]:
         at += 1 + len(results)
     if steps[-1].results:
         raise UserError("the trace ends with a tool's result: it must end with the assistant's answer")
-    return list(messages[:start]), steps
+    return prompt, steps
 
 
 def _turn(message: Message, where: str) -> tuple[str, list[str | None]]:
     """The text of an assistant's turn, and the id of each of its calls."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        raise UserError(f"{where}: 'content' must be a text, found {content!r:.60}")
+    content = "" if message.get("content") is None else _text(message, where)
     given = message.get("tool_calls") or []
+    if not isinstance(given, list):
+        raise UserError(f"{where}: 'tool_calls' must be a list, found {given!r:.60}")
     text = content + "".join(call_text(_call(call, where)) for call in given)
+    _check_text(text, where)  # again, now that arguments are no JSON text in JSON
     turn = read_turn(text)
     broken = next((call.text for call in turn.calls if isinstance(call, Outcome)), None)
     if broken is not None:
@@ -68,7 +82,7 @@ def _turn(message: Message, where: str) -> tuple[str, list[str | None]]:
     if turn.answer == "":
         raise UserError(f"{where}: the assistant says nothing and calls nothing")
     # Calls may stand in the text already; they come before the listed ones and have no ids.
-    return text, [None] * (len(turn.calls) - len(given)) + [call.get("id") for call in given]
+    return text, [None] * (len(turn.calls) - len(given)) + [_id(call, "id", where) for call in given]
 
 
 def _call(given: Any, where: str) -> Call:
@@ -90,7 +104,7 @@ def _results(messages: Sequence[Message], start: int, ids: Sequence[str | None])
     """The results that follow a turn with these calls, in the order of the calls."""
     given = []
     for message in messages[start:]:
-        if message.get("role") != "tool":
+        if message["role"] != "tool":
             break
         given.append(message)
     if len(given) != len(ids):
@@ -98,12 +112,32 @@ def _results(messages: Sequence[Message], start: int, ids: Sequence[str | None])
             f"message {start}: the assistant makes {len(ids)} calls and {len(given)} results follow: "
             "each call needs one message of the role 'tool' after it"
         )
-    for at, message in enumerate(given, start + 1):
-        if not isinstance(message.get("content"), str):
-            raise UserError(f"message {at}: a tool's 'content' must be a text, found {message.get('content')!r:.60}")
-    named = [message.get("tool_call_id") for message in given]
+    texts = [_text(message, f"message {at}") for at, message in enumerate(given, start + 1)]
+    named = [_id(message, "tool_call_id", f"message {at}") for at, message in enumerate(given, start + 1)]
     if None not in ids and None not in named:
         if len(set(ids)) < len(ids) or set(ids) != set(named):
             raise UserError(f"message {start}: its calls are {ids}, the results answer {named}: these must be the same")
-        given = [given[named.index(one)] for one in ids]
-    return tuple(message["content"] for message in given)
+        texts = [texts[named.index(one)] for one in ids]
+    return tuple(texts)
+
+
+def _text(message: Message, where: str) -> str:
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise UserError(f"{where}: the {message['role']}'s 'content' must be a text, found {content!r:.60}")
+    return content
+
+
+def _check_text(text: str, where: str) -> None:
+    """JSON lets a text hold half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: {text[error.start]!r} is no whole character of Unicode: leave it out") from None
+
+
+def _id(given: Mapping[str, Any], key: str, where: str) -> str | None:
+    value = given.get(key)
+    if not isinstance(value, str | None):
+        raise UserError(f"{where}: '{key}' must be a text, found {value!r:.60}")
+    return value

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 from skillweave.tools.call import Call, Outcome
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_MARK = re.compile(f"{OPEN}|{CLOSE}")
 
 # Not strict: small models write code with its line breaks as they are, where JSON asks for \n.
 _JSON = json.JSONDecoder(strict=False)
@@ -46,17 +48,17 @@ def read_turn(text: str) -> Turn:
 
 def _read_call(text: str, start: int) -> tuple[Call | Outcome, int]:
     """The call whose JSON begins at ``start``, and where to read on."""
-    start += len(text[start:]) - len(text[start:].lstrip())
+    start = _behind_space(text, start)
     # The JSON itself says where it ends: a text in it may hold the mark of the end.
     try:
         body, end = _JSON.raw_decode(text, start)
     except (ValueError, RecursionError) as problem:
         reason = getattr(problem, "msg", "it cannot be read")
         return _malformed(f"no valid JSON ({reason})"), _after(text, start)
-    rest = text[end:].lstrip()
-    if not rest.startswith(CLOSE):
+    close = _behind_space(text, end)
+    if not text.startswith(CLOSE, close):
         return _malformed(f"{CLOSE} must follow the JSON"), _after(text, end)
-    at = len(text) - len(rest) + len(CLOSE)
+    at = close + len(CLOSE)
     if not isinstance(body, dict) or not isinstance(body.get("name"), str):
         return _malformed('it needs a "name"'), at
     if not isinstance(body.get("arguments", {}), dict):
@@ -66,11 +68,16 @@ def _read_call(text: str, start: int) -> tuple[Call | Outcome, int]:
 
 def _after(text: str, start: int) -> int:
     """Where to read on after a call that could not be read: behind its end, or at the next beginning before that."""
-    close = text.find(CLOSE, start)
-    opened = text.find(OPEN, start)
-    if opened >= 0 and (close < 0 or opened < close):
-        return opened
-    return close + len(CLOSE) if close >= 0 else len(text)
+    mark = _MARK.search(text, start)
+    if mark is None:
+        return len(text)
+    return mark.start() if mark[0] == OPEN else mark.end()
+
+
+def _behind_space(text: str, at: int) -> int:
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 def _malformed(what: str) -> Outcome:

@@ -128,7 +128,7 @@ def group_of(name: str, config: E3tirConfig, *told: tuple[str, float]) -> Group:
     rng = random.Random(name)
     prompt = [2, *(rng.randrange(10, 100) for _ in range(3 + len(name))), 1, 3]
     members = [made_up(pattern, rng, prompt=prompt, reward=reward) for pattern, reward in told]
-    group = Group(Entry(name, name, "?"), sorted({member.prefix for member in members} - {0}), members)
+    group = Group(Entry(name, name, "?"), members)
     group.weigh(config)
     return group
 

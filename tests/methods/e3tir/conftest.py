@@ -27,7 +27,7 @@ def traces(hops):
 def taught(traces, tmp_path_factory):
     """A Hugging Face folder with a micro Llama that saw the traces too few times (read only)."""
     model = micro_model(MicroShape(hidden=48, intermediate=96, context=CONTEXT), 1, len(WORDS)).train()
-    rows = supervised_rows(list(traces.values()), CONTEXT)
+    rows = supervised_rows(list(traces.values()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(28):
         for row in (rows[:5], rows[5:]):  # all of one length

@@ -33,6 +33,8 @@ def sharp() -> Any:
 class LaidDown:
     """In place of rollouts."""
 
+    left_behind = 3
+
     def __init__(self, groups: Sequence[Group]):
         self._groups = {group.entry.id: group for group in groups}
 

@@ -24,7 +24,10 @@ def slow_standardised(rewards: list[float], eps: float) -> list[float]:
 
 def slow_advantages(rewards: list[float], is_branch: list[bool], lam: float, eps: float) -> list[float]:
     over_group = slow_standardised(rewards, eps)
-    tree = iter(slow_standardised([r for r, branch in zip(rewards, is_branch, strict=True) if branch], eps))
+    branches = [r for r, branch in zip(rewards, is_branch, strict=True) if branch]
+    if sum(not math.isnan(reward) for reward in branches) < 2:
+        return over_group
+    tree = iter(slow_standardised(branches, eps))
     return [
         lam * own + (1 - lam) * next(tree) if branch else own for own, branch in zip(over_group, is_branch, strict=True)
     ]
@@ -111,11 +114,14 @@ def test_equal_branches_keep_their_standing_in_the_group_alone():
     torch.testing.assert_close(both, alone * torch.tensor([1, 1, LAM, LAM]))
 
 
-def test_a_single_branch_has_no_tree_to_stand_out_from():
-    rewards, is_branch = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([False, False, True])
-    assert hybrid_advantages(rewards, is_branch, lam=0.0, eps=EPS)[2] == 0
-    half, whole = (hybrid_advantages(rewards, is_branch, lam=lam, eps=EPS)[2] for lam in (0.5, 1.0))
-    assert half == whole / 2 > 0
+@pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("others", [[], [NAN, NAN]])
+def test_a_branch_alone_in_its_tree_has_the_advantage_of_the_group(lam, others):
+    """Rewards 0, 0, 1: mean 1/3, variance 1/3."""
+    rewards = torch.tensor([0.0, 0.0, 1.0, *others], dtype=torch.float64)
+    ours = hybrid_advantages(rewards, torch.arange(len(rewards)) >= 2, lam=lam, eps=1e-9)
+    expected = [-(3**-0.5), -(3**-0.5), 2 * 3**-0.5, *[0.0] * len(others)]
+    assert ours.tolist() == pytest.approx(expected)
 
 
 def test_an_unscorable_trajectory_is_as_if_it_were_not_there():

@@ -110,6 +110,32 @@ def test_a_run_of_several_updates_a_batch_goes_on_between_batches(base, tmp_path
     assert began == [("warm-up", 0), ("warm-up", 2), ("rl", 0), ("rl", 2)]
 
 
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_run_cut_off_after_its_budget_is_spent_goes_no_further(base, tmp_path, updates):
+    stage = {"steps": 20, "budget": 700, "updates": updates}
+    config = settings(warm_up=stage, rl={"steps": 0}, save_every=1, evaluate_on=0)
+    one, other, began = tmp_path / "one", tmp_path / "other", []
+    whole = run(base, config, one)
+    steps = len(read_json(one / "warm-up" / "history.json"))
+    assert updates < steps < 20 * updates
+    places = (
+        lambda patch: stop_at(patch, "warm-up", steps),  # its log and what would save it come after
+        lambda patch: stop_writing(patch, follow, other / "warm-up" / "curve.json"),
+        lambda patch: stop_writing(patch, shared, other / "warm-up" / "figures.json"),
+    )
+    for break_off in places:
+        with pytest.MonkeyPatch.context() as patch:
+            note_starts(patch, began)
+            break_off(patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(base, config, other)
+    with pytest.MonkeyPatch.context() as patch:
+        note_starts(patch, began)
+        assert same_bits(run(base, config, other), whole)
+    assert record(other) == record(one)
+    assert began == [("warm-up", 0), *[("warm-up", steps - updates)] * 3]
+
+
 # -- processes of their own ------------------------------------------------------------------------------------------
 
 
@@ -138,7 +164,7 @@ def test_two_processes_make_the_same_delta(taught, base, tmp_path, changes):
     ours, theirs = first["warm-up"][0], second["warm-up"][0]
     assert set(ours) == set(theirs)
     in_pieces = "micro_batch_size" in changes["warm_up"]  # of which TRL logs the mean of the means
-    for key in set(ours) - {"step_time", "num_tokens"}:
+    for key in set(ours) - {"step_time", "num_tokens", "tools/seconds"}:
         if in_pieces and key.startswith(("entropy", "clip_ratio")):
             continue
         assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-4), key

@@ -32,7 +32,8 @@ from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.policy import mark_trainable
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import fit, quiet
-from skillweave.tools import EXPERT, TOOL
+from skillweave.tools import EXPERT, TOOL, Outcome
+from skillweave.tools.call import FAULTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -315,6 +316,26 @@ def test_what_is_logged_is_what_was_played(tmp_path, laid):
     )
     rewards = [member.reward for member in joined]
     assert log["reward"] == pytest.approx(sum(rewards) / len(rewards))
+
+
+def test_what_was_wrong_with_calls_is_logged_by_its_kind(tmp_path, laid):
+    config = plan()
+    groups = laid(config)
+    own = [member.episode for group in groups for member in group.pool(False)]
+    own[0].outcomes = [Outcome("", "timeout", 5.0), Outcome("", "timeout", 5.0), Outcome("2", None, 0.25)]
+    own[1].outcomes = [Outcome("", "malformed"), Outcome("", "unknown tool"), Outcome("", "exception", 0.5)]
+    own[2].outcomes = [Outcome("", "wrong arguments")]
+    groups[0].pool(True)[0].episode.outcomes = [Outcome("", "exception", 9.0)]  # of a branch: not its own pool
+    trainer = agent_trainer(tmp_path, config, groups)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    told = {key: value for key, value in log.items() if key.startswith("tools/")}
+    assert told == pytest.approx({
+        "tools/malformed": 1 / len(own), "tools/unknown tool": 1 / len(own), "tools/wrong arguments": 1 / len(own),
+        "tools/exception": 1 / len(own), "tools/timeout": 2 / len(own), "tools/seconds": 10.75 / len(own),
+        "tools/left_behind": 3,
+    })  # fmt: skip
+    assert log["agent/failed_calls"] == pytest.approx(sum(told[f"tools/{fault}"] for fault in FAULTS))
 
 
 @pytest.mark.parametrize(("updates", "micro"), [(2, None), (1, 1)])

@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from micro import micro_tokenizer
 from skillweave.methods.e3tir.config import RewardSettings
 from skillweave.methods.e3tir.rewards import reward_parts
-from skillweave.tools import Outcome
-from skillweave.tools.loop import Episode
+from skillweave.tools import Call, Outcome, Protocol, Toolbox
+from skillweave.tools.builtin import calculator
+from skillweave.tools.loop import Episode, Start, TurnLimits, play
+from skillweave.tools.turn import call_text
+
+
+class Says:
+    """In place of a writer: one conversation with these turns."""
+
+    def __init__(self, tokenizer, turns: list[str]):
+        self.stops = [tokenizer.eos_token_id]
+        self._turns = iter([[*tokenizer(turn)["input_ids"], tokenizer.eos_token_id] for turn in turns])
+
+    def write(self, contexts, room, seeds):
+        yield 0, next(self._turns)
+
 
 TOOL_STAR = RewardSettings(several_tools=0.1)
 FINE, LATE = Outcome("2"), Outcome("timeout", "timeout")
@@ -38,6 +53,34 @@ def worth(score: float, *outcomes: Outcome, names=("search",), answer: str | Non
 )
 def test_the_parts_of_tool_star(parts, expected):
     assert (parts["answer"], parts["format"], parts["tools"]) == expected
+
+
+@pytest.mark.parametrize(("second", "bonus"), [("reverse", 0.1), ("broken", 0.0), ("calculator", 0.0)])
+def test_a_call_that_came_to_nothing_earns_no_bonus_for_several_tools(second, bonus):
+    def reverse(text: str) -> str:
+        """Turn a text round.
+
+        Args:
+            text: the text
+        """
+        return text[::-1]
+
+    def broken(text: str) -> str:
+        """Fail.
+
+        Args:
+            text: any text
+        """
+        raise ValueError(text)
+
+    tokenizer = micro_tokenizer()
+    arguments = {"expression": "1+1"} if second == "calculator" else {"text": "ab"}
+    turns = [call_text(Call("calculator", {"expression": "1+1"})), call_text(Call(second, arguments)), "2"]
+    with Toolbox([calculator, reverse, broken]) as toolbox:
+        form = Protocol(tokenizer, toolbox, instruction="")
+        (held,) = play(Says(tokenizer, turns), form, toolbox, [Start([5], 0)], TurnLimits(), None)
+    assert (held.answer, held.calls, held.failures) == ("2", 2, int(second == "broken"))
+    assert reward_parts(held, 1.0, TOOL_STAR) == {"answer": 1.0, "format": 0.0, "tools": bonus}
 
 
 def test_of_two_bad_formats_the_worse_counts_and_not_both():

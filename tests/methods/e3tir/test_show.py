@@ -78,12 +78,22 @@ def test_the_whole_trace_in_a_group_is_drawn_with_nothing_after_it():
     assert drawn(group).count("+1.00") == 2
 
 
-@pytest.mark.parametrize("marked", ["[bold]x[/bold]", "[/]", "[/red]", "[1, 2]", "x\\", "[dim]"])
+@pytest.mark.parametrize(
+    "marked", ["[bold]x[/bold]", "[/]", "[/red]", "[1, 2]", "x\\", "[dim]", "\\[x]", "a\\[ 1]", ":smile:"]
+)
 def test_marks_in_a_text_are_shown_as_they_are(group, marked):
     group.entry = dataclasses.replace(group.entry, prompt=f"say {marked}", answer=marked)
     shown = drawn(group, lambda ids: marked)
     assert f"say {marked}  answer: {marked}" in shown
     assert shown.count(marked) >= 8
+
+
+def test_a_text_cannot_steer_the_terminal(group):
+    evil = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\u202ee\ud800f"
+    group.entry = dataclasses.replace(group.entry, prompt=evil, answer=evil)
+    shown = drawn(group, lambda ids: evil)
+    assert "a[31mb]0;titlec2Jdef  answer: a[31mb]0;titlec2Jdef" in shown
+    assert all(character.isprintable() or character == "\n" for character in shown)
 
 
 def test_a_long_text_is_cut_and_stays_on_its_line(group):

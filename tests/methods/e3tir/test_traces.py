@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from agents import CONTEXT, WORDS, form_of
+from agents import WORDS, form_of
 
 from micro import micro_tokenizer
 from skillweave.methods.e3tir.traces import encode_trace, supervised_rows
@@ -120,17 +120,10 @@ def test_a_trace_without_a_call_is_an_answer_alone(form):
 
 
 def test_supervised_rows_learn_what_the_expert_wrote(traces):
-    rows = supervised_rows(list(traces.values()), CONTEXT)
+    rows = supervised_rows(list(traces.values()))
     assert len(rows) == len(traces)
     for row, trace in zip(rows, traces.values(), strict=True):
         assert row["input_ids"] == trace.prompt + trace.ids
         for at, (token, label) in enumerate(zip(row["input_ids"], row["labels"], strict=True)):
             written = at >= len(trace.prompt) and trace.writers[at - len(trace.prompt)] == EXPERT
             assert label == (token if written else -100)
-
-
-def test_traces_that_are_too_long_for_training_are_left_out(trace, form):
-    short = encode_trace(form, Trace("s", MESSAGES[:2], [*MESSAGES[:2], {"role": "assistant", "content": "two"}]))
-    length = len(trace.prompt) + len(trace.ids)
-    assert len(supervised_rows([trace, short], length)) == 2
-    assert [row["input_ids"] for row in supervised_rows([trace, short], length - 1)] == [short.prompt + short.ids]

@@ -32,9 +32,12 @@ def hybrid_advantages(rewards: Tensor, is_branch: Tensor, *, lam: float, eps: fl
         A_tree   = the same over the branches   one expert's subtree
         A        = lam * A_global + (1 - lam) * A_tree for a branch, A_global for a self rollout
 
+    A branch that is alone in its tree, fewer than two being scorable, has nothing there to be compared with: it gets
+    A_global as well, not ``lam`` times it [ours].
+
     ``rewards`` (G,), ``is_branch`` (G,) bool, ``lam`` within [0, 1], ``eps`` above 0. The deviation is the unbiased one
     (divisor G - 1), so that without branches, or with ``lam`` 1, this is the advantage of TRL's GRPO, whose eps is
-    1e-4. A level with fewer than two scorable trajectories gives 0, and so does one of equal rewards, exactly: a
+    1e-4. A group with fewer than two scorable trajectories gives 0, and so does a level of equal rewards, exactly: a
     rounding error would be divided by ``eps`` alone, and its sign decide what :func:`detach_prefix` cuts off.
     Raises ``ValueError`` for shapes, dtypes or settings that do not fit and for an infinite reward.
     """
@@ -51,6 +54,8 @@ def hybrid_advantages(rewards: Tensor, is_branch: Tensor, *, lam: float, eps: fl
         raise ValueError("a reward must be finite, or NaN where nothing could score; one is infinite")
     rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))
     over_group = _standardised(rewards, torch.ones_like(is_branch), eps)
+    if int((is_branch & ~rewards.isnan()).sum()) < 2:
+        return over_group
     over_tree = _standardised(rewards, is_branch, eps)
     return torch.where(is_branch, lam * over_group + (1 - lam) * over_tree, over_group)
 

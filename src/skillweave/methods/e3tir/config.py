@@ -10,7 +10,10 @@ from pydantic import Field, model_validator
 from skillweave.config import Config
 from skillweave.methods.training.settings import ModelSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
+from skillweave.tasks.agents.family import Family
 from skillweave.tasks.agents.load import ToolSettings
+from skillweave.tasks.builtin import BUILTINS
+from skillweave.tasks.spec import BuiltinSpec
 from skillweave.tools.loop import TurnLimits
 
 SCRIPTED: Literal["scripted"] = "scripted"
@@ -20,7 +23,7 @@ SCRIPTED: Literal["scripted"] = "scripted"
 class RolloutSettings(TurnLimits):
     """How conversations with tools are held. [digest] 8192 tokens, 512 of them from a tool at a time, 4 calls."""
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tool_tokens: int = Field(default=512, ge=1, description="more of one result is cut off")
     batch_size: int = Field(default=64, ge=1, description="conversations written at once in one process")
@@ -33,10 +36,16 @@ class RewardSettings(Config):
     1 for a right one, 0.1 more where several tools were used to get it right.
     """
 
-    right: float = 1.0
-    no_answer: float = Field(default=-1.0, description="the conversation ended without an answer")
-    malformed: float = Field(default=-1.0, description="it has a call that could not be read, or of no such tool")
-    several_tools: float = Field(default=0.0, description="beside a right answer, for two different tools")
+    right: float = Field(default=1.0, allow_inf_nan=False)
+    no_answer: float = Field(
+        default=-1.0, le=0, allow_inf_nan=False, description="the conversation ended without an answer"
+    )
+    malformed: float = Field(
+        default=-1.0, le=0, allow_inf_nan=False, description="it has a call that could not be read, or of no such tool"
+    )
+    several_tools: float = Field(
+        default=0.0, allow_inf_nan=False, description="beside a right answer, for two different tools that gave results"
+    )
 
 
 class GroupSettings(Config):
@@ -55,10 +64,10 @@ class GroupSettings(Config):
     m: int = Field(default=0, ge=0, description="conversations a prompt that go on from an expert's prefix")
     prompts: int = Field(default=16, ge=1, description="prompts a batch, over all processes together")
     updates: int = Field(default=1, ge=1, description="optimiser steps a batch; more than one: each on a part of it")
-    learning_rate: float = Field(default=1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     warmup: float = Field(default=0.0, ge=0, le=1, description="fraction of the steps the learning rate rises in")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch_size: int | None = Field(
         default=None, ge=1, description="most conversations trained on at once in one process; None: all"
@@ -100,7 +109,8 @@ class ExpertSettings(Config):
 
     ``branch``: ``anchors`` (the positions of highest entropy), ``random`` ones, or ``whole``: the trace itself, to its
     end, in the group as LUFFY does. ``mixing``: in one ``group`` by their advantages, or as the plain ``sum`` of the RL
-    loss and ``weight`` times the supervised loss on the expert's tokens (a control; nothing branches).
+    loss and ``weight`` times the supervised loss on the expert's tokens (a control: one copy of the trace a group,
+    whatever ``m``; nothing branches).
     """
 
     branch: Literal["anchors", "random", "whole"] = "anchors"
@@ -110,7 +120,7 @@ class ExpertSettings(Config):
     detach: bool = Field(default=True, description="no gradient through an expert prefix with a negative advantage")
     ratio: Literal["mixture", "shaped", "on_policy"] = Field(default="mixture", description="of an expert's tokens")
     mixing: Literal["group", "sum"] = "group"
-    weight: float = Field(default=1.0, gt=0, description="of the supervised loss, for mixing: sum")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of the supervised loss, for mixing: sum")
 
 
 class E3tirConfig(ModelSettings):
@@ -133,7 +143,7 @@ class E3tirConfig(ModelSettings):
         default=None,
         description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",
     )
-    clip: float = Field(default=0.2, gt=0, description="how far from 1 a ratio still counts")
+    clip: float = Field(default=0.2, gt=0, allow_inf_nan=False, description="how far from 1 a ratio still counts")
 
     evaluate_every: int = Field(default=10, ge=1, description="batches between two looks at the calibration split")
     evaluate_on: int = Field(default=64, ge=0, description="most prompts of it; 0: none")
@@ -141,12 +151,30 @@ class E3tirConfig(ModelSettings):
     tensorboard: bool = False
 
     @property
-    def asks_experts(self) -> bool:
-        """Whether any stage learns from an expert's traces."""
-        return self.sft is not None or any(stage.steps and stage.m for stage in (self.warm_up, self.rl))
+    def asks_experts(self) -> dict[str, str]:
+        """The settings by which a stage learns from an expert's traces, each with what would leave that out."""
+        asks = {"sft": "sft to null"} if self.sft is not None else {}
+        for name, stage in (("warm_up.m", self.warm_up), ("rl.m", self.rl)):
+            if stage.steps and stage.m:
+                asks[name] = f"{name} to 0"
+        return asks
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if self.sft is None and not self.warm_up.steps and not self.rl.steps:
             raise ValueError("nothing is trained: give warm_up or rl steps, or set sft")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_fit(self) -> Self:
+        """What :func:`load_agent` refuses as well: told here, before a build begins."""
+        name = self.task.name if isinstance(self.task, BuiltinSpec) else ""
+        if name and name not in BUILTINS:
+            return self  # load_task names the nearest
+        tools = self.tools or ToolSettings()
+        if name and isinstance(BUILTINS[name], Family):
+            if tools != ToolSettings():
+                raise ValueError(f"builtin:{name} brings its own tools: leave the settings of tools out")
+        elif not tools.names and not tools.functions:
+            raise ValueError("the task brings no tools: name some, for example tools: {names: [calculator]}")
         return self

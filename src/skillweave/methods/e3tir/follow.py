@@ -67,7 +67,11 @@ class Follow(TrainerCallback):
             and self.sampled >= self._stage.budget
             and step % self._stage.updates == 0  # what was written is learnt from
         )
-        control.should_training_stop |= spent
+        if spent:
+            control.should_training_stop = True
+            # No checkpoint of this step: a run that went on from one would not know that the end is reached, and
+            # train on. From the one before, it does this step again and ends as it did.
+            control.should_save = False
         if spent or step % (self._run.config.evaluate_every * self._stage.updates) == 0 or step == args.max_steps:
             self._look(step)
 

@@ -10,7 +10,8 @@ def reward_parts(episode: Episode, score: float, settings: RewardSettings) -> di
     """``answer``, ``format`` and ``tools``, which add up to the reward. ``score`` in [0, 1] is the verifier's, 0 where
     there is no answer.
 
-    A bad format takes the place of what the answer is worth, as in Tool-Star [relative]: the worse one counts.
+    A bad format takes the place of what the answer is worth, as in Tool-Star [relative]: the worse one counts. For
+    ``tools`` count the names of the calls that gave a result; those in an expert's prefix are taken to have done so.
     """
     bad = [0.0]
     if episode.answer is None:

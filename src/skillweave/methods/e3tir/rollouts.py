@@ -70,7 +70,6 @@ class Group:
     """All conversations on one prompt: n of the policy's own, then m from the expert (fewer, where there is none)."""
 
     entry: Entry
-    anchors: list[int]
     members: list[Member]
 
     def pool(self, branch: bool) -> list[Member]:
@@ -115,6 +114,11 @@ class Rollouts:
         self._entries = {entry.id: entry for entry in entries}
         self._config, self._stage, self._name, self._context = config, stage, name, context
 
+    @property
+    def left_behind(self) -> int:
+        """Threads of tools that did not come back in time, in this process since it began."""
+        return self._agent.toolbox.left_behind
+
     def groups(self, turns: Sequence[str], model: Any, around: Callable[[], Any], step: int) -> list[Group]:
         """A group for each of ``turns`` (:func:`in_turn`), played by ``model`` at optimiser step ``step``; ``around()``
         is entered around its calls."""
@@ -138,8 +142,10 @@ class Rollouts:
             members = [self._member(entry, next(episodes), 0) for _ in range(self._stage.n)]
             members += [self._member(entry, next(episodes), cut) for cut in cuts]
             if trace is not None and not self._branches:
-                members += [self._member(entry, trace.episode(), len(trace.ids)) for _ in range(self._stage.m)]
-            group = Group(entry, sorted(set(cuts)), members)
+                # For `sum` a single copy: the weight alone says how much its loss counts.
+                copies = 1 if self._config.expert.mixing == "sum" else self._stage.m
+                members += [self._member(entry, trace.episode(), len(trace.ids)) for _ in range(copies)]
+            group = Group(entry, members)
             group.weigh(self._config)
             groups.append(group)
         return groups

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import digest
+from skillweave.artefact import digest, sha256_file
 from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -29,7 +30,7 @@ from skillweave.methods.training.settings import TrainingSettings
 from skillweave.progress import console
 from skillweave.tasks import Entry
 from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
-from skillweave.tasks.agents.load import AgentTask, load_agent
+from skillweave.tasks.agents.load import AgentTask, ToolSettings, load_agent
 
 if TYPE_CHECKING:
     from skillweave.methods.e3tir.traces import ExpertTrace
@@ -45,6 +46,8 @@ class Material:
 
     agent: AgentTask
     traces: list[Trace]
+    files: list[str]
+    """Digests of the files that the tools are made of."""
 
     @property
     def name(self) -> str:
@@ -54,7 +57,7 @@ class Material:
     def key(self) -> str:
         """A digest of the task, the tools and the traces."""
         told = [[trace.id, trace.messages] for trace in self.traces]
-        return digest([self.agent.task.key, self.agent.toolbox.schemas, told])
+        return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, told])
 
 
 @register("e3tir", E3tirConfig)
@@ -69,17 +72,17 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
 
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("tensorboard: the package is missing: pip install tensorboard, or set tensorboard to false")
-    material = _material(config)
-    state = Run.begin("e3tir", base, config, material, out_dir)
-    if state.finished:
-        return state.delta
-    with quiet():
-        facts = _Agent.begin(state).all_stages()
-    return state.finish(facts)
-
-
-def _material(config: E3tirConfig) -> Material:
     agent = load_agent(config.task, config.tools)
+    with agent.toolbox:
+        state = Run.begin("e3tir", base, config, _material(agent, config), out_dir)
+        if state.finished:
+            return state.delta
+        with quiet():
+            facts = _Agent.begin(state).all_stages()
+        return state.finish(facts)
+
+
+def _material(agent: AgentTask, config: E3tirConfig) -> Material:
     train = agent.task.split("train")
     if not config.asks_experts or (config.experts is None and agent.solve is None):
         traces: list[Trace] = []
@@ -92,12 +95,18 @@ def _material(config: E3tirConfig) -> Material:
             console.print(f"  {elsewhere} traces of {config.experts} are on no train prompt: left out")
         known = [of[0] for of in found.values()]  # one expert a prompt
         traces = Random(config.seed).sample(known, len(known))[: config.traces]
-    if not traces and config.asks_experts:
+    if not traces and (asks := config.asks_experts):
         raise UserError(
-            "experts: this run learns from expert traces, and there are none: name a JSONL file of traces, or set "
-            "warm_up.m to 0 (and leave out rl.m and sft)"
+            f"experts: {' and '.join(asks)} ask{'s' * (len(asks) == 1)} for expert traces, and there are none: name a "
+            f"JSONL file of traces, or set {' and '.join(asks.values())}"
         )
-    return Material(agent, traces)
+    return Material(agent, traces, _files(config.tools or ToolSettings()))
+
+
+def _files(tools: ToolSettings) -> list[str]:
+    """What the schemas do not tell of the tools: the text that is searched, and the code of a person's own files."""
+    own = [Path(place) for place in (named.rpartition(":")[0] for named in tools.functions) if place.endswith(".py")]
+    return [sha256_file(path) for path in ([tools.corpus] if tools.corpus else []) + own]
 
 
 @dataclass
@@ -110,7 +119,7 @@ class _Agent:
 
     @classmethod
     def begin(cls, run: Run[E3tirConfig, Material]) -> _Agent:
-        """Turn the traces into tokens; what is too long is left out, and counted."""
+        """Turn the traces into tokens; what goes beyond the limits of a rollout is left out, and counted."""
         from skillweave.methods.e3tir.traces import encode_trace
         from skillweave.tools.protocol import Protocol
 
@@ -127,23 +136,22 @@ class _Agent:
         )  # fmt: skip
         encoded = [encode_trace(form, trace) for trace in run.task.traces]
         known = run.task.agent.toolbox.names
-        called = {call.name for trace in encoded for _, calls in trace.calls for call in calls}
-        for name in sorted(called - set(known)):
+        for name in sorted({name for trace in encoded for name in trace.names} - set(known)):
             raise UserError(
                 f"experts: a trace calls the tool '{name}', which the model has not; {nearest(name, known)}"
             )
-        short = [
-            trace for trace in encoded
-            if len(trace.ids) <= config.rollout.max_tokens and len(trace.prompt) + len(trace.ids) <= run.max_length
-        ]  # fmt: skip
-        if encoded and not short:
-            raise UserError(
-                f"all {len(encoded)} traces are longer than rollout.max_tokens ({config.rollout.max_tokens}), "
-                f"max_length ({config.max_length}) or the base's context allows"
-            )
-        if len(short) < len(encoded):
-            run.say(f"{len(encoded) - len(short)} traces are too long: left out")
-        return cls(run, form, {trace.id: trace for trace in short})
+        limits = config.rollout
+        kept = _within(
+            run, encoded, lambda trace: len(trace.names) <= limits.max_tool_calls,
+            f"make more calls than rollout.max_tool_calls ({limits.max_tool_calls}) allows",
+        )  # fmt: skip
+        kept = _within(
+            run, kept,
+            lambda trace: len(trace.ids) <= limits.max_tokens and len(trace.prompt + trace.ids) <= run.max_length,
+            f"are longer than rollout.max_tokens ({limits.max_tokens}), max_length ({config.max_length}) or the base's "
+            "context allows",
+        )  # fmt: skip
+        return cls(run, form, {trace.id: trace for trace in kept})
 
     def all_stages(self) -> dict[str, Any]:
         """All stages in their order. Returns how well it did before and after."""
@@ -186,7 +194,7 @@ class _Agent:
         from skillweave.methods.training.sft import AnswerTrainer, row_length
 
         run = self.run
-        rows = supervised_rows(list(self.traces.values()), run.max_length)
+        rows = supervised_rows(list(self.traces.values()))
         return run.train(
             folder, settings, rows, [row_length(row) for row in rows],
             lambda model, arguments, order: AnswerTrainer(model, run.tokenizer, arguments, rows, order),
@@ -236,6 +244,18 @@ class _Agent:
         task = self.run.task.agent.task
         count = self.run.config.evaluate_on
         return task.split("calibration")[:count] if count and task.sizes["calibration"] else []
+
+
+def _within(
+    run: Run[Any, Any], traces: list[ExpertTrace], fits: Callable[[ExpertTrace], bool], beyond: str
+) -> list[ExpertTrace]:
+    """The traces that fit; the others, which are ``beyond`` a limit, are counted. Raises where none is left."""
+    kept = [trace for trace in traces if fits(trace)]
+    if traces and not kept:
+        raise UserError(f"all {len(traces)} traces {beyond}")
+    if len(kept) < len(traces):
+        run.say(f"{len(traces) - len(kept)} of {len(traces)} traces {beyond}: left out")
+    return kept
 
 
 def _training(stage: GroupSettings) -> TrainingSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rich.markup import escape
+from rich.text import Text
 from rich.tree import Tree
 
 from skillweave.base.chat import as_messages
@@ -18,13 +18,14 @@ _LONGEST = 400
 def group_tree(group: Group, text: Callable[[list[int]], str]) -> Tree:
     """The prompt, the policy's own conversations below it, and below each anchor what went on from there.
 
-    ``text`` turns tokens into text. What a tool said is dim, what an expert wrote is in italics.
+    ``text`` turns tokens into text. What a tool said is dim, what an expert wrote is in italics. Nothing in a text is
+    read as a mark, and control characters are left out: a model or a tool cannot steer the terminal.
     """
     prompt, answer = as_messages(group.entry.prompt)[-1]["content"], str(group.entry.answer)
-    tree = Tree(f"[bold]{_shown(prompt)}[/]  answer: {_shown(answer)}")
+    tree = Tree(Text.assemble((_shown(prompt), "bold"), "  answer: ", _shown(answer)))
     own = tree.add("self")
     for member in group.pool(False):
-        own.add(f"{_worth(member)}  {_pieces(member, text, 0)}")
+        own.add(_told(member, text, 0))
     branches = group.pool(True)
     if not branches:
         return tree
@@ -32,18 +33,22 @@ def group_tree(group: Group, text: Callable[[list[int]], str]) -> Tree:
     experts = tree.add(f"expert ({joined})")
     for cut in sorted({member.prefix for member in branches}):
         after = [member for member in branches if member.prefix == cut]
-        anchor = experts.add(f"[italic]{_pieces(after[0], text, 0, cut)}[/]")
+        prefix = _pieces(after[0], text, 0, cut)
+        prefix.stylize("italic")
+        anchor = experts.add(prefix)
         for member in after:
-            anchor.add(f"{_worth(member)}  {_pieces(member, text, cut)}")
+            anchor.add(_told(member, text, cut))
     return tree
 
 
-def _worth(member: Member) -> str:
+def _told(member: Member, text: Callable[[list[int]], str], start: int) -> Text:
+    """What it was worth, and its tokens from ``start`` on."""
     colour = "green" if member.score == 1 else "red"
-    return f"[{colour}]{member.reward:+.2f}[/] (A {member.advantage:+.2f})"
+    worth = (f"{member.reward:+.2f}", colour)
+    return Text.assemble(worth, f" (A {member.advantage:+.2f})  ", _pieces(member, text, start))
 
 
-def _pieces(member: Member, text: Callable[[list[int]], str], start: int, end: int | None = None) -> str:
+def _pieces(member: Member, text: Callable[[list[int]], str], start: int, end: int | None = None) -> Text:
     """The tokens from ``start`` to ``end``, piece by piece as they were written."""
     ids, writers = member.episode.ids[start:end], member.episode.writers[start:end]
     shown, at = [], 0
@@ -51,12 +56,11 @@ def _pieces(member: Member, text: Callable[[list[int]], str], start: int, end: i
         stop = next(
             (index for index in range(at, len(ids)) if (writers[index] == TOOL) != (writers[at] == TOOL)), len(ids)
         )
-        piece = _shown(text(ids[at:stop]))
-        shown.append(f"[dim]{piece}[/]" if writers[at] == TOOL else piece)
+        shown.append(Text(_shown(text(ids[at:stop])), "dim" if writers[at] == TOOL else ""))
         at = stop
-    return " ".join(shown)
+    return Text(" ").join(shown)
 
 
 def _shown(text: str) -> str:
-    text = " ".join(text.split())
-    return escape(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
+    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

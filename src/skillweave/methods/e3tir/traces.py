@@ -40,17 +40,21 @@ class ExpertTrace:
         """Tokens that the expert wrote."""
         return sum(writer == EXPERT for writer in self.writers)
 
+    @property
+    def names(self) -> list[str]:
+        """The tool of each of its calls."""
+        return [call.name for _, calls in self.calls for call in calls]
+
     def start(self, at: int, seed: int) -> Start:
         """The conversation up to token ``at``, to be gone on with."""
         calls = [made for end, made in self.calls if end <= at]
         return Start(self.prompt, seed, self.ids[:at], self.writers[:at], calls)
 
     def episode(self) -> Episode:
-        """The whole trace as a conversation that was held."""
-        names = [call.name for _, calls in self.calls for call in calls]
+        """The whole trace as a conversation that was held. Its calls are taken to have given the results they show."""
         return Episode(
-            self.prompt, list(self.ids), list(self.writers), calls=len(names), names=names, answer=self.answer,
-            ended="answer",
+            self.prompt, list(self.ids), list(self.writers), calls=len(self.names), names=self.names,
+            answer=self.answer, ended="answer",
         )  # fmt: skip
 
 
@@ -69,13 +73,11 @@ def encode_trace(form: Protocol, trace: Trace) -> ExpertTrace:
     return ExpertTrace(trace.id, prompt, ids, writers, calls, answer)
 
 
-def supervised_rows(traces: Sequence[ExpertTrace], max_length: int) -> list[dict[str, list[int]]]:
-    """Rows ``input_ids`` and ``labels`` (T,), the loss on what the expert wrote; longer ones than ``max_length`` left
-    out."""
+def supervised_rows(traces: Sequence[ExpertTrace]) -> list[dict[str, list[int]]]:
+    """A row of each: ``input_ids`` and ``labels`` (T,), the loss on what the expert wrote."""
     rows = []
     for trace in traces:
-        if len(trace.prompt) + len(trace.ids) <= max_length:
-            labels = [token if writer == EXPERT else -100
-                      for token, writer in zip(trace.ids, trace.writers, strict=True)]  # fmt: skip
-            rows.append({"input_ids": trace.prompt + trace.ids, "labels": [-100] * len(trace.prompt) + labels})
+        labels = [token if writer == EXPERT else -100
+                  for token, writer in zip(trace.ids, trace.writers, strict=True)]  # fmt: skip
+        rows.append({"input_ids": trace.prompt + trace.ids, "labels": [-100] * len(trace.prompt) + labels})
     return rows

@@ -23,7 +23,7 @@ from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
 from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import HouseTrainer
-from skillweave.tools.call import POLICY
+from skillweave.tools.call import FAULTS, POLICY
 
 
 class AgentTrainer(HouseTrainer, GRPOTrainer):
@@ -140,10 +140,15 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
                 self._log_metric("agent/calls", float(member.episode.calls))
                 self._log_metric("agent/failed_calls", float(member.episode.failures))
                 self._log_metric("agent/answered", float(member.episode.answer is not None))
+                outcomes = member.episode.outcomes
+                for fault in FAULTS:
+                    self._log_metric(f"tools/{fault}", float(sum(outcome.fault == fault for outcome in outcomes)))
+                self._log_metric("tools/seconds", sum(outcome.seconds for outcome in outcomes))
             if branches:
                 self._log_metric("experts/success", _mean([member.score for member in branches]))
                 self._log_metric("experts/joined", float(branches[0].joined))
             self._log_metric(SAMPLED, float(sum(member.episode.writers.count(POLICY) for member in group.members)))
+        self._log_metric("tools/left_behind", float(self._rollouts.left_behind))
         counted = [member for group in groups for member in group.members if member.joined]
         off = [member for member in counted if self._config.expert.detach and member.advantage < 0]
         counts = {

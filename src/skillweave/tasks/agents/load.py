@@ -39,7 +39,7 @@ class ToolSettings(Config):
     This runs your own code, in this process and with all its rights: the module when the task is loaded, the
     function whenever the model calls it. Only code inside the tool ``python`` is kept in the sandbox.
     """
-    timeout: float = Field(5.0, gt=0, allow_inf_nan=False)
+    timeout: float = Field(5.0, gt=0, le=3600, allow_inf_nan=False)
     """Seconds a call may take."""
 
 
@@ -110,7 +110,7 @@ def import_function(named: str) -> Callable[..., Any]:
         module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
     except UserError:
         raise
-    except Exception as error:  # whatever a person's own module does when it is run
+    except (Exception, SystemExit) as error:  # whatever a person's own module does when it is run
         raise UserError(
             f"could not import {place} for the tool '{named}': {type(error).__name__}: {error}. "
             "A module must be installed; a file is named by its path, path/to/file.py:function"

@@ -26,6 +26,12 @@ class Python:
         self._limits = limits
         self._state: bytes | None = None
 
+    def __copy__(self) -> Python:
+        """Another episode that stands where this one does: the bytes themselves never change."""
+        twin = Python(self._limits)
+        twin._state = self._state
+        return twin
+
     def python(self, code: str) -> str:
         """Run Python code. Variables stay for the next call.
 
@@ -55,7 +61,7 @@ class Python:
             "max_recursion_depth": self._limits.depth,
         }
         try:
-            with sandbox._pool().checkout(limits=bounds, os_policy=sandbox._POLICY) as session:
+            with sandbox.pool().checkout(limits=bounds, os_policy=sandbox.POLICY) as session:
                 if self._state is not None:
                     session.load_session(self._state)
                 return session.feed_run(code, print_callback=keep), session.dump()
