@@ -23,7 +23,7 @@ COMMANDS = {
 
 
 def test_the_commands_are_those_of_the_reference() -> None:
-    single = {"build", "demo", "specialise", "tpaw", "generate", "eval", "zip", "unzip", "inspect"}
+    single = {"build", "demo", "specialise", "tpaw", "e3tir", "generate", "eval", "zip", "unzip", "inspect"}
     assert set(COMMANDS) == single | {f"cku {name}" for name in ("unlearn", "score", "report", "corpus")}
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

@@ -82,7 +82,7 @@ def e3tir(
 
     `skillweave e3tir --config warmup.yaml`
 
-    `skillweave e3tir -b ./my-model -t builtin:hops -o runs/hops -s traces=200 -s rl.steps=100`
+    `skillweave e3tir -b ./my-model -t builtin:hops -o runs/hops -s traces=200`
 
     `skillweave e3tir -c warmup.yaml -o runs/zero -s warm_up.steps=0`
     """
