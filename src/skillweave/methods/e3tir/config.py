@@ -10,10 +10,7 @@ from pydantic import Field, model_validator
 from skillweave.config import Config
 from skillweave.methods.training.settings import ModelSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
-from skillweave.tasks.agents.family import Family
-from skillweave.tasks.agents.load import ToolSettings
-from skillweave.tasks.builtin import BUILTINS
-from skillweave.tasks.spec import BuiltinSpec
+from skillweave.tasks.agents.load import ToolSettings, tools_misfit
 from skillweave.tools.loop import TurnLimits
 
 SCRIPTED: Literal["scripted"] = "scripted"
@@ -167,14 +164,8 @@ class E3tirConfig(ModelSettings):
 
     @model_validator(mode="after")
     def _tools_fit(self) -> Self:
-        """What :func:`load_agent` refuses as well: told here, before a build begins."""
-        name = self.task.name if isinstance(self.task, BuiltinSpec) else ""
-        if name and name not in BUILTINS:
-            return self  # load_task names the nearest
-        tools = self.tools or ToolSettings()
-        if name and isinstance(BUILTINS[name], Family):
-            if tools != ToolSettings():
-                raise ValueError(f"builtin:{name} brings its own tools: leave the settings of tools out")
-        elif not tools.names and not tools.functions:
-            raise ValueError("the task brings no tools: name some, for example tools: {names: [calculator]}")
+        """As :func:`load_agent` does, but before a build begins."""
+        misfit = tools_misfit(self.task, self.tools or ToolSettings())
+        if misfit is not None:
+            raise ValueError(misfit)
         return self

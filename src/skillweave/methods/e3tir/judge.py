@@ -28,10 +28,7 @@ def success(
     writer = Writer(model, form.tokenizer, temperature=0.0, batch_size=settings.batch_size, around=around)
     starts = [Start(form.prompt_ids(entry.prompt), seed=0) for entry in entries]
     episodes = play(writer, form, agent.toolbox, starts, settings, context)
-    scores = [
-        0.0 if one.answer is None else agent.task.score(one.answer, entry)
-        for one, entry in zip(episodes, entries, strict=True)
-    ]
+    scores = [agent.score(one.answer, entry) for one, entry in zip(episodes, entries, strict=True)]
     return {
         "success": fmean(scores),
         "answered": fmean(one.answer is not None for one in episodes),

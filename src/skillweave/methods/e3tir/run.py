@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from skillweave.tools.protocol import Protocol
 
 _SEEN = ("success", "calls", "failed_calls", "answered")
-_TRAINED = ("steps", "success", "entropy", "sampled_tokens", "expert_tokens", "seconds")
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ class AgentTask:
     toolbox: Toolbox
     solve: Callable[[Entry], list[Message]] | None
 
+    def score(self, answer: str | None, entry: Entry) -> float:
+        """The verifier's score of what a conversation ended with; 0 where that was no answer."""
+        return 0.0 if answer is None else self.task.score(answer, entry)
+
 
 def load_agent(
     task_spec: AnySpec | Mapping[str, Any] | str | Path, tools_settings: ToolSettings | None = None
@@ -64,20 +68,33 @@ def load_agent(
     Raises :class:`UserError` for what :func:`load_task` refuses, for a family that is given tools, a task that has
     none, an unknown tool, a corpus without ``search`` and the reverse, and a function that cannot be imported.
     """
-    task = load_task(task_spec)
+    task, settings = load_task(task_spec), tools_settings or ToolSettings()
+    if (misfit := tools_misfit(task.spec, settings, f"task '{task.name}'")) is not None:
+        raise UserError(misfit)
     if isinstance(task.spec, BuiltinSpec):
         family = BUILTINS[task.spec.name]
         if isinstance(family, Family):
-            return _family_task(task, family, task.spec, tools_settings)
-    settings = tools_settings or ToolSettings()
-    if not settings.names and not settings.functions:
-        raise UserError(f"task '{task.name}' brings no tools: name some, for example tools: {{names: [calculator]}}")
+            return _family_task(task, family, task.spec)
     return AgentTask(task, toolbox_of(settings), None)
 
 
-def _family_task(task: Task, family: Family, spec: BuiltinSpec, given: ToolSettings | None) -> AgentTask:
-    if given is not None and given != ToolSettings():
-        raise UserError(f"builtin:{spec.name} brings its own tools: leave the settings of tools out")
+def tools_misfit(spec: AnySpec, tools: ToolSettings, called: str = "the task") -> str | None:
+    """Why these tools do not go with that task, as far as the settings alone tell; None where they do.
+
+    An unknown builtin is passed over: :func:`load_task` names the nearest.
+    """
+    if isinstance(spec, BuiltinSpec):
+        if spec.name not in BUILTINS:
+            return None
+        if isinstance(BUILTINS[spec.name], Family):
+            own = f"builtin:{spec.name} brings its own tools: leave the settings of tools out"
+            return None if tools == ToolSettings() else own
+    if tools.names or tools.functions:
+        return None
+    return f"{called} brings no tools: name some, for example tools: {{names: [calculator]}}"
+
+
+def _family_task(task: Task, family: Family, spec: BuiltinSpec) -> AgentTask:
     settings = read_config(family.settings, spec.config)
     toolbox = family.toolbox(settings)
 
