@@ -129,7 +129,7 @@ def _wander(rng: Random, prompt: str, seen: list[str], needed: int, step: Callab
 
 def _stages(plan: Plan, expert: dict[str, Any] | None = None, *, whole: bool = False) -> dict[str, Any]:
     """A warm-up of a third of the budget, then RL; ``whole``: one place of a group for the expert's whole trace."""
-    every = {"steps": 10_000, "prompts": PROMPTS, "learning_rate": plan.rate}
+    every = _every(plan)
     first = round(WARM_SHARE * plan.budget)
     shares = {"n": N - 1, "m": 1} if whole else {"n": N // 2, "m": N // 2}
     return {
@@ -138,9 +138,13 @@ def _stages(plan: Plan, expert: dict[str, Any] | None = None, *, whole: bool = F
     }  # fmt: skip
 
 
+def _every(plan: Plan) -> dict[str, Any]:
+    return {"steps": 10_000, "prompts": PROMPTS, "learning_rate": plan.rate, "micro_batch_size": None}
+
+
 def _rl(plan: Plan, traces: int | None) -> dict[str, Any]:
     """RL alone on the whole budget, after supervised training on the traces where there are some."""
-    alone = {"steps": 10_000, "prompts": PROMPTS, "learning_rate": plan.rate, "n": N, "budget": plan.budget}
+    alone = {**_every(plan), "n": N, "budget": plan.budget}
     sft = {} if traces is None else {"sft": _SFT, "traces": traces}
     return {"warm_up": {"steps": 0}, "rl": alone, **sft}
 

@@ -19,7 +19,7 @@ from skillweave.report import Table
 
 BASE = "bundled:smollm2"
 TASK = {
-    "source": "builtin", "name": "steps", "config": {"least": 2, "most": 3, "digits": 1},
+    "source": "builtin", "name": "steps", "config": {"least": 2, "most": 2, "digits": 1},
     "splits": {"train": 300, "calibration": 48, "test": 100},
 }  # fmt: skip
 TRACES, RATE = 64, 2e-5
@@ -37,7 +37,7 @@ class Plan:
     folder: str
 
 
-STEPS = {ZERO: 24, SFT: 240, E3: 24}
+STEPS = {ZERO: 18, SFT: 120, E3: 12}
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
@@ -53,16 +53,16 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 def settings(plan: Plan) -> dict[str, Any]:
     """RL alone; supervised training alone; or a little of that, so that it knows what a call is, and the warm-up."""
     none = {"steps": 0}
-    group = {"steps": plan.steps, "prompts": 4, "learning_rate": RATE}
+    group = {"steps": plan.steps, "prompts": 4, "learning_rate": RATE, "micro_batch_size": 8}
     arms: dict[str, dict[str, Any]] = {
-        ZERO: {"warm_up": none, "rl": {**group, "n": 16}},
+        ZERO: {"warm_up": none, "rl": {**group, "n": 8}},
         SFT: {"warm_up": none, "rl": none, "sft": {**_SFT_STEP, "steps": plan.steps}},
-        E3: {"warm_up": {**group, "n": 8, "m": 8}, "rl": none, "sft": {**_SFT_STEP, "steps": 16}},
+        E3: {"warm_up": {**group, "n": 4, "m": 4}, "rl": none, "sft": {**_SFT_STEP, "steps": 40}},
     }
     return {
-        "task": {**TASK, "seed": plan.seed}, "seed": plan.seed, "traces": TRACES, "save_every": 4,
-        "rollout": {"max_tokens": 160, "batch_size": 64}, "reward": {"no_answer": 0, "malformed": 0},
-        "evaluate_every": 4, "evaluate_on": 48, "show_every": 8, **arms[plan.arm],
+        "task": {**TASK, "seed": plan.seed}, "seed": plan.seed, "traces": TRACES, "save_every": 10,
+        "rollout": {"max_tokens": 120, "batch_size": 64}, "reward": {"no_answer": 0, "malformed": 0},
+        "evaluate_every": 2, "evaluate_on": 48, "show_every": 4, **arms[plan.arm],
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
+from skillweave.tasks.agents.load import ToolUse, brings_tools
 
 
 class SkillConfig(Config):
@@ -101,6 +102,13 @@ class WeaveConfig(Config):
             return read_config(method.config, values)
         except UserError as error:
             raise UserError(f"skills.{skill}.settings: {error}") from error
+
+    def tool_use(self, skill: str) -> ToolUse | None:
+        """How a skill is asked that calls tools, as its method says; a ready pack: with the tools its task brings."""
+        chosen = self.skills[skill]
+        if chosen.pack is not None:
+            return ToolUse() if brings_tools(chosen.task) else None
+        return get_method(chosen.method).tool_use(self.method_config(skill))
 
     def zip_config(self, skill: str) -> ZipConfig:
         """The zip of one skill: the weave's own, with the skill's settings laid over it."""

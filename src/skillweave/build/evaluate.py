@@ -3,16 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import read_json, write_json, write_text
-from skillweave.base import Prompt
+from skillweave.base import Base, Prompt, Sampling
 from skillweave.tasks import Task, evaluate
-from skillweave.weave import Reply
+from skillweave.tasks.agents.load import ToolUse, agent_of
+from skillweave.weave import Reply, Weave, converse_with
 
-AnswerFunction = Callable[[list[Prompt]], list[Reply]]
+AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
+
+
+def answers(weave: Weave, pack: str | None, sampling: Sampling) -> AnswerFunction:
+    """Answers of a weave, each written at once; ``pack`` as in :meth:`Weave.generate`."""
+    return lambda prompts: weave.generate(prompts, pack, sampling, label="answer")
+
+
+def answers_with_tools(weave: Weave, pack: str | None, task: Task, use: ToolUse) -> AnswerFunction:
+    """Answers of a weave that may call tools on the way."""
+
+    def answer(prompts: list[Prompt]) -> Sequence[Reply]:
+        with agent_of(task, use.tools).toolbox as toolbox:
+            form = use.protocol(weave.base.tokenizer, toolbox)
+            return converse_with(weave, prompts, pack, form, toolbox, use, label="answer")
+
+    return answer
+
+
+def check_tools(base: Base, task: Task, use: ToolUse) -> None:
+    """Raise :class:`UserError` where the tools cannot be opened, or ``base`` cannot be told of them."""
+    with agent_of(task, use.tools).toolbox as toolbox:
+        use.protocol(base.tokenizer, toolbox)
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
@@ -27,6 +50,7 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
     entries = task.split("test")[: score.n]
     lines = [
         {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
+        | r.with_tools
         for entry, r, value in zip(entries, replies, score.scores, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.base import Base, Sampling, open_base
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
-from skillweave.build.evaluate import AnswerFunction, read_packs, read_score, score_once
+from skillweave.build.evaluate import (
+    AnswerFunction,
+    answers,
+    answers_with_tools,
+    check_tools,
+    read_packs,
+    read_score,
+    score_once,
+)
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -28,7 +36,8 @@ from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Task, load_task
-from skillweave.weave import BASE, Reply, Router, Weave, background_prompts, check_layer, fit_router, is_weave
+from skillweave.tasks.agents.load import ToolSettings
+from skillweave.weave import AUTO, BASE, Router, Weave, background_prompts, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
 """The four that are scored on every skill."""
@@ -103,6 +112,8 @@ class _Build:
             self.tasks[name].split("test")
             if len(self.tasks[name].split("train")) < 2:
                 raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
+            if (use := self.config.tool_use(name)) is not None:
+                check_tools(self.base, self.tasks[name], use)
             if skill.pack is not None:
                 self._check_pack(name, skill.pack)
             elif self.config.zip_config(name).needs_calibration:
@@ -153,7 +164,7 @@ class _Build:
 
     def score_base(self, skill: str) -> None:
         """What the base scores before anything is learnt."""
-        self._score(skill, "base", ["base"], lambda: self._answers_of(self.base.model))
+        self._score(skill, "base", ["base"], lambda: Weave.of(self.base))
 
     def specialise(self, skill: str) -> None:
         """Grow the delta by the skill's method, and score the full specialist."""
@@ -237,14 +248,14 @@ class _Build:
     def score_pack(self, skill: str) -> None:
         """What the pack scores beside the base in the weave, named by the caller (oracle routing)."""
         woven = self._woven()
-        self._score(skill, "pack", ["base", f"{skill}/pack"], lambda: self._answers_of_weave(woven, skill))
+        self._score(skill, "pack", ["base", f"{skill}/pack"], lambda: woven, skill)
 
     def score_routed(self) -> None:
         """What the weave scores when the router chooses among all packs, and where the prompts went."""
         woven = self._woven()
         built_on = ["weave/router", *(f"{name}/pack" for name in self.config.skills)]
         for skill in self.config.skills:
-            self._score(skill, "routed", built_on, lambda: self._answers_of_weave(woven, "auto"))
+            self._score(skill, "routed", built_on, lambda: woven, AUTO)
 
         def work(folder: Path) -> None:
             rows = {name: read_packs(self._folder(name, "score-routed")) for name in self.config.skills}
@@ -334,12 +345,14 @@ class _Build:
         inputs = {"built_on": {name: self.keys[name] for name in built_on}, **settings}
         self.keys[f"{skill}/{what}"] = run_step(f"{skill}: {title}", self._folder(skill, what), inputs, work)
 
-    def _score(self, skill: str, arm: str, built_on: Sequence[str], answer: Callable[[], AnswerFunction]) -> None:
+    def _score(
+        self, skill: str, arm: str, built_on: Sequence[str], opened: Callable[[], Weave], pack: str | None = None
+    ) -> None:
         def work(folder: Path) -> None:
-            score_once(folder, self.tasks[skill], answer(), limit=self.config.score.limit)
+            score_once(folder, self.tasks[skill], self._answers(skill, opened(), pack), limit=self.config.score.limit)
 
         built_on = [f"{skill}/task", *built_on]
-        self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(), work)
+        self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(skill), work)
 
     def _scores(self, skill: str) -> dict[str, dict[str, Any]]:
         """What this build has scored of a skill so far."""
@@ -348,8 +361,12 @@ class _Build:
             arm: read_score(self._folder(skill, step)) for arm, step in steps.items() if f"{skill}/{step}" in self.keys
         }
 
-    def _score_settings(self) -> dict[str, Any]:
-        return {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
+    def _score_settings(self, skill: str) -> dict[str, Any]:
+        settings = {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
+        use = self.config.tool_use(skill)
+        if use is None:
+            return settings
+        return {**settings, "tools": use.model_dump(mode="json"), "tool_files": (use.tools or ToolSettings()).digests}
 
     def _sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.config.score.max_new_tokens, batch_size=self.config.score.batch_size)
@@ -362,21 +379,14 @@ class _Build:
             raise RuntimeError("the weave is scored after it is woven")
         return self.woven
 
-    def _answers_of(self, model: Any) -> AnswerFunction:
-        def answer(prompts: list[Prompt]) -> list[Reply]:
-            answers = generate(model, self.base.tokenizer, prompts, self._sampling(), label="answer")
-            return [Reply(texts[0], None, None) for texts in answers]
+    def _answers(self, skill: str, weave: Weave, pack: str | None) -> AnswerFunction:
+        use = self.config.tool_use(skill)
+        if use is None:
+            return answers(weave, pack, self._sampling())
+        return answers_with_tools(weave, pack, self.tasks[skill], use)
 
-        return answer
-
-    def _specialist(self, skill: str) -> AnswerFunction:
+    def _specialist(self, skill: str) -> Weave:
         # In float32, as it was trained: the pack runs beside the base, and must be held against the specialist itself,
         # not against one whose weights were rounded to the base's dtype.
         base = open_base(self.base.path, dtype="float32", device=self.config.device)
-        return self._answers_of(self._delta(skill).apply(base, in_place=True).model)
-
-    def _answers_of_weave(self, woven: Weave, pack: str) -> AnswerFunction:
-        def answer(prompts: list[Prompt]) -> list[Reply]:
-            return woven.generate(prompts, [pack] * len(prompts), self._sampling(), label="answer")
-
-        return answer
+        return Weave.of(self._delta(skill).apply(base, in_place=True))

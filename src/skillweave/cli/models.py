@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE
 from skillweave.cli.places import check_file
+from skillweave.cli.tools import TOOLS, answered, read_tools
 from skillweave.errors import UserError
+
+if TYPE_CHECKING:
+    from skillweave.base import Prompt
+    from skillweave.weave import Reply
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
 PACK = typer.Option(None, "--pack", "-p", help="A pack's name, `auto` (the router chooses) or `base`.")
 OTHER_BASE = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the artefact names.")
-MAX_NEW_TOKENS = typer.Option(128, "--max-new-tokens", "-n", min=1, help="Longest answer, in tokens.")
-BATCH_SIZE = typer.Option(32, "--batch-size", min=1, help="Prompts answered together.")
+MAX_NEW_TOKENS = typer.Option(
+    None,
+    "--max-new-tokens",
+    "-n",
+    min=1,
+    help="Longest answer, in tokens [128]; with tools all that comes after the prompt, what they say included [1024].",
+)
+BATCH_SIZE = typer.Option(None, "--batch-size", min=1, help="Prompts answered together [32; with tools 64].")
 
 
 @app.command()
@@ -29,6 +41,7 @@ def generate(
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
+    tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy."),
     seed: int = typer.Option(0, "--seed", help="Of the random draws, where the temperature is not 0."),
@@ -49,11 +62,15 @@ def generate(
     `skillweave generate runs/demo --pack base "Tell me a joke."`
 
     `skillweave generate runs/demo --file prompts.txt -o answers.jsonl`
+
+    `skillweave generate runs/agent --tools calculator "Start with 31. Multiply by 14. What is it now?"`
     """
     from skillweave.artefact import write_text
     from skillweave.base import Sampling
     from skillweave.cli.prompts import read_prompts
+    from skillweave.cli.show import show_conversation
     from skillweave.engine import open_engine
+    from skillweave.weave import ToolReply
 
     if (prompt is None) == (file is None):
         raise UserError("give one prompt, or a file of prompts with --file")
@@ -61,18 +78,24 @@ def generate(
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
-    sampling = Sampling(max_new_tokens, temperature, seed=seed, batch_size=batch_size)
-    asked = read_prompts(file) if file is not None else []
+    use = read_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size)
+    sampling = Sampling(max_new_tokens or 128, temperature, seed=seed, batch_size=batch_size or 32)
+    asked = read_prompts(file) if file is not None else [(prompt, None)]
     engine = open_engine(target, base=base, dtype=dtype, device=device)
-    if prompt is not None:
+    if file is None and use is None:
         engine.stream(prompt, pack, sampling, sys.stdout)
         return
     named = [own if own is not None else pack for _, own in asked]
-    replies = engine.generate([ask for ask, _ in asked], named, sampling, label="answer")
-    lines = [
-        json.dumps({"prompt": ask, "pack": reply.pack or "base", "answer": reply.text}, ensure_ascii=False) + "\n"
-        for (ask, _), reply in zip(asked, replies, strict=True)
+    prompts = [ask for ask, _ in asked]
+    replies = answered(engine, prompts, named, sampling, use)
+    if isinstance(replies[0], ToolReply) and file is None:
+        show_conversation(replies[0])
+        return
+    rows = [
+        {"prompt": ask, "pack": reply.pack or "base", "answer": reply.text, **reply.with_tools}
+        for ask, reply in zip(prompts, replies, strict=True)
     ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     if out is None:
         sys.stdout.writelines(lines)
     else:
@@ -89,6 +112,7 @@ def eval_(
     base: str = OTHER_BASE,
     split: str = typer.Option("test", "--split", help="train, calibration or test."),
     limit: int = typer.Option(None, "--limit", min=1, help="The first so many prompts only."),
+    tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write score and answers as JSON here."),
@@ -98,6 +122,8 @@ def eval_(
 ) -> None:
     """Score a model, a delta, a pack or a weave on a task, with a 95% interval.
 
+    A task that brings tools is asked with them; to another one they are given by --tools.
+
     **Examples**
 
     `skillweave eval bundled:smollm2 --task builtin:json_calls --limit 50`
@@ -105,10 +131,12 @@ def eval_(
     `skillweave eval runs/demo --task builtin:json_calls --pack auto`
 
     `skillweave eval runs/demo/packs/json_calls --task my-data.jsonl -o score.json`
+
+    `skillweave eval runs/steps/delta --task builtin:steps --split test --limit 50`
     """
     from skillweave.artefact import write_json
     from skillweave.base import Sampling
-    from skillweave.cli.show import out as terminal
+    from skillweave.cli.show import show_score
     from skillweave.engine import open_engine
     from skillweave.tasks import evaluate, load_task
 
@@ -116,22 +144,21 @@ def eval_(
         check_file(out)
     loaded = load_task(task)
     entries = loaded.split(split)
+    use = read_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size)
     engine = open_engine(target, base=base, dtype=dtype, device=device)
-    sampling = Sampling(max_new_tokens, batch_size=batch_size)
-    score = evaluate(
-        loaded,
-        lambda prompts: [r.text for r in engine.generate(prompts, [pack] * len(prompts), sampling, label="answer")],
-        split=split,
-        limit=limit,
-    )
-    terminal.print(
-        f"{loaded.name}, {split}: {100 * score.mean:.1f}% "
-        f"(95% interval {100 * score.low:.1f} to {100 * score.high:.1f}, {score.n} prompts)"
-    )
+    sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32)
+    replies: list[Reply] = []
+
+    def texts(prompts: list[Prompt]) -> list[str]:
+        replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, use, loaded)
+        return [reply.text for reply in replies]
+
+    score = evaluate(loaded, texts, split=split, limit=limit)
+    show_score(loaded.name, split, score, replies)
     if out is not None:
         answers = [
-            {"prompt": entry.prompt, "gold": entry.answer, "answer": text, "score": value}
-            for entry, text, value in zip(entries, score.answers, score.scores, strict=False)
+            {"prompt": entry.prompt, "gold": entry.answer, "answer": reply.text, "score": value, **reply.with_tools}
+            for entry, reply, value in zip(entries, replies, score.scores, strict=False)
         ]
         figures = {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n}
         write_json(out, {"task": task, "target": target, "pack": pack, "split": split, **figures, "answers": answers})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,8 +13,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.pack import Skillpack
+from skillweave.progress import console
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
-from skillweave.weave import WeaveCard
+from skillweave.tasks.evaluate import Score
+from skillweave.weave import Reply, ToolReply, WeaveCard
 from skillweave.weave.backbone import read_backbone
 
 # Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
@@ -45,6 +48,31 @@ def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
     out.print()
     out.print(short_probe_table(report).rich(title="What the probes bring back: extraction strength"))
     out.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True)
+
+
+def show_score(task: str, split: str, score: Score, replies: Sequence[Reply]) -> None:
+    """The mean with its interval and, where there were tools, how they were used."""
+    out.print(
+        f"{task}, {split}: {100 * score.mean:.1f}% "
+        f"(95% interval {100 * score.low:.1f} to {100 * score.high:.1f}, {score.n} prompts)"
+    )
+    held = [reply for reply in replies if isinstance(reply, ToolReply)]
+    if held:
+        calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
+        answered = fmean(reply.answered for reply in held)
+        out.print(f"{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
+
+
+def show_conversation(reply: ToolReply) -> None:
+    """What was called and what came back, as a note; then the answer, alone on standard output."""
+    before = reply.conversation.rpartition(reply.text)[0] if reply.answered else reply.conversation
+    for line in before.splitlines():
+        shown = "".join(character for character in line if character.isprintable())  # none may steer the terminal
+        console.print(Text(shown, style="dim"), soft_wrap=True)
+    if not reply.answered:
+        console.print("It ended without an answer: give it more --max-new-tokens, or a larger max_tool_calls.")
+    else:
+        out.print(reply.text, soft_wrap=True)
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:

@@ -14,7 +14,9 @@ from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
-from skillweave.weave import AUTO, BASE, Reply, Weave, is_weave
+from skillweave.tasks.agents.load import ToolUse
+from skillweave.tools import Toolbox
+from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
 
 
 class _ToFile(TextStreamer):
@@ -46,6 +48,17 @@ class LocalEngine:
     ) -> list[Reply]:
         """Answer each prompt with its pack: a name, ``auto`` (the router), ``base``, or None for the default."""
         return self.weave.generate(prompts, [self._pack(name) for name in packs], sampling, label=label)
+
+    def converse(
+        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: ToolUse, *,
+        temperature: float = 0.0, seed: int = 0, label: str | None = None,
+    ) -> list[ToolReply]:  # fmt: skip
+        """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
+        return converse_with(
+            self.weave, prompts, [self._pack(name) for name in packs],
+            use.protocol(self.weave.base.tokenizer, toolbox), toolbox, use,
+            temperature=temperature, seed=seed, label=label,
+        )  # fmt: skip
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
         """Answer one prompt, written to ``file`` as the tokens come; the route taken is noted on the console."""

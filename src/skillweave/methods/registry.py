@@ -13,6 +13,7 @@ from skillweave.errors import UserError, nearest
 if TYPE_CHECKING:
     from skillweave.base import Base
     from skillweave.delta import Delta
+    from skillweave.tasks.agents.load import ToolUse
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,23 +23,27 @@ class Method:
     """A way to make a delta: ``run(base, config, out_dir)`` saves it in ``out_dir/"delta"`` and returns it.
 
     ``run`` resumes: called again with the same settings and folder it goes on where it was cut off.
+    ``tool_use(config)``: how the skill is asked that it makes, where that is with tools.
     """
 
     name: str
     config: type[Config]
     run: Callable[[Base, Any, Path], Delta]
+    tool_use: Callable[[Any], ToolUse | None] = lambda config: None
 
 
 METHODS: dict[str, Method] = {}
 
 
-def register(name: str, config_class: type[Config]) -> Callable[[F], F]:
+def register(
+    name: str, config_class: type[Config], *, tool_use: Callable[[Any], ToolUse | None] = lambda config: None
+) -> Callable[[F], F]:
     """Decorate a method's ``run`` to make it known under ``name``."""
 
     def decorate(run: F) -> F:
         if name in METHODS:
             raise ValueError(f"two methods are called '{name}'")
-        METHODS[name] = Method(name, config_class, run)
+        METHODS[name] = Method(name, config_class, run, tool_use)
         return run
 
     return decorate

@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-_ANSWER = "the-assistant-wrote-this"
+SAID = "the-assistant-wrote-this"
+"""A text whose place in a rendering shows what the template writes around what the assistant said."""
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -26,8 +27,8 @@ def turn_end(tokenizer: Any) -> str:
     """
     said = ""
     if getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ANSWER}]
+        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}]
         with suppress(TemplateError):  # whoever renders a real conversation is told
             said = tokenizer.apply_chat_template(messages, tokenize=False)
-    found = control_tokens(tokenizer).match(said.partition(_ANSWER)[2].lstrip())
+    found = control_tokens(tokenizer).match(said.partition(SAID)[2].lstrip())
     return found[0] if found else tokenizer.eos_token

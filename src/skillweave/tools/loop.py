@@ -6,7 +6,7 @@ While some conversations are still written, the calls of those whose turn is ove
 from __future__ import annotations
 
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -80,9 +80,12 @@ class Episode:
 
 def play(
     writer: TurnWriter, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits,
-    context: int | None,
+    context: int | None, *, ended: Callable[[int], object] = lambda count: None,
 ) -> list[Episode]:  # fmt: skip
-    """Hold all conversations side by side, to their ends. ``context``: the most tokens the model reads, None: any."""
+    """Hold all conversations side by side, to their ends. ``context``: the most tokens the model reads, None: any.
+
+    ``ended(count)`` is told how many more are over, every time that all have written a turn.
+    """
     sessions = toolbox.open_after([start.calls for start in starts])
     live = [_Live(start, form, session, limits, context) for start, session in zip(starts, sessions, strict=True)]
     while going := [index for index, one in enumerate(live) if one.episode.ended is None]:
@@ -98,6 +101,7 @@ def play(
                 waiting.append((one, calls))
         for one, future in waiting:
             one.heard(future.result())
+        ended(sum(live[index].episode.ended is not None for index in going))
     return [one.episode for one in live]
 
 

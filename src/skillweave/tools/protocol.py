@@ -9,7 +9,7 @@ from jinja2 import TemplateError
 
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
-from skillweave.tools.control import control_tokens, turn_end
+from skillweave.tools.control import SAID, control_tokens, turn_end
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
 from skillweave.tools.turn import CLOSE, OPEN, Turn, read_turn
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 _CUT = "..."
 _CHARACTERS = 100
 """Of a tool's text so many characters a token are looked at: what is cut away need not be tokenized."""
-_ASSISTANT, _RESULT = "the-assistant-wrote-this", "the-tool-wrote-this"
-"""Texts whose place in a rendering shows what the template writes around them."""
+_RESULT = "the-tool-wrote-this"
 
 
 class Protocol:
@@ -82,7 +81,7 @@ class Protocol:
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results: from after the model's end token to where it writes again."""
         texts = [self._fitted(outcome.text) for outcome in outcomes]
-        after = self._render(_asked_and_called(self._result_messages(texts))).split(_ASSISTANT, 1)[1]
+        after = self._render(_asked_and_called(self._result_messages(texts))).split(SAID, 1)[1]
         # Template text between the answer and the end token, if any, is white space that the model did not write.
         before, end, rest = after.partition(self._end)
         if not end or before.strip():
@@ -162,7 +161,7 @@ class Protocol:
 
 
 def _asked_and_called(results: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": _ASSISTANT}, *results]
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}, *results]
 
 
 def _instruction(schemas: Sequence[Mapping[str, Any]]) -> str:

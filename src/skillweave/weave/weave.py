@@ -54,12 +54,25 @@ class WeaveCard(BaseModel):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a prompt is answered with: a pack (None: the plain base) and, where the router chose, its confidence."""
+
+    pack: str | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
 class Reply:
     """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence."""
 
     text: str
     pack: str | None
     confidence: float | None
+
+    @property
+    def with_tools(self) -> dict[str, Any]:
+        """What else there is to record of an answer that tools may have helped to find."""
+        return {}
 
 
 class Weave:
@@ -264,24 +277,12 @@ class Weave:
         ``packs``: for each prompt a name, None (the plain base) or ``"auto"`` (the router chooses); one of them for
         all prompts; None for the plain base throughout. One answer a prompt: repeat a prompt to sample it again.
         """
-        named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
-        if len(named) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
         if sampling is not None and sampling.samples != 1:
             raise UserError(f"a weave gives one answer a prompt, not {sampling.samples}: repeat the prompt instead")
-        for name in named:
-            if name not in (None, AUTO):
-                self._check_loaded(name)
-        chosen: list[Route | None] = [None] * len(prompts)
-        open_ones = [index for index, name in enumerate(named) if name == AUTO]
-        if open_ones:
-            for index, route in zip(open_ones, self.route([prompts[index] for index in open_ones]), strict=True):
-                if route.pack is not None:
-                    self._check_loaded(route.pack)
-                chosen[index], named[index] = route, route.pack
+        chosen = self.choose(prompts, packs)
 
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
-            return self.woven.rows([named[row] for row in rows])
+            return self.woven.rows([chosen[row].pack for row in rows])
 
         answers = generate(
             self.base.model,
@@ -292,10 +293,22 @@ class Weave:
             streamer=streamer,
             label=label,
         )
-        return [
-            Reply(texts[0], name, route.confidence if route else None)
-            for texts, name, route in zip(answers, named, chosen, strict=True)
-        ]
+        return [Reply(texts[0], route.pack, route.confidence) for texts, route in zip(answers, chosen, strict=True)]
+
+    def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Choice]:
+        """The pack that each prompt is to be answered with; ``packs`` as in :meth:`generate`."""
+        named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
+        if len(named) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
+        open_ones = [index for index, name in enumerate(named) if name == AUTO]
+        chosen = [Choice(name, None) for name in named]
+        if open_ones:
+            for index, route in zip(open_ones, self.route([prompts[index] for index in open_ones]), strict=True):
+                chosen[index] = Choice(route.pack, route.confidence)
+        for choice in chosen:
+            if choice.pack is not None:
+                self._check_loaded(choice.pack)
+        return chosen
 
     def _check_loaded(self, name: str) -> None:
         self._known(name)

@@ -148,16 +148,27 @@ class Woven:
     @contextlib.contextmanager
     def rows(self, names: Sequence[str | None]) -> Iterator[None]:
         """Inside, row i of every batch fed to the model uses the pack ``names[i]``, or the plain base for None."""
+        names = list(names)
+        with self._running(names, len(names)):
+            yield
+
+    @contextlib.contextmanager
+    def every_row(self, name: str | None) -> Iterator[None]:
+        """Inside, all rows of every batch, however many, use the pack ``name``, or the plain base for None."""
+        with self._running([name], None):
+            yield
+
+    @contextlib.contextmanager
+    def _running(self, names: list[str | None], rows: int | None) -> Iterator[None]:
         if self._rows is not None:
             raise UserError("a batch is already running on this model: rows(...) cannot be opened twice")
-        names = list(names)
         for name in names:
             if name is not None and name not in self._packs:
                 raise UserError(f"the pack '{name}' is not loaded; {nearest(name, self._packs)}")
         self._rows = names
         handles = []
         try:
-            for module, change in self._changes(names).items():
+            for module, change in self._changes(names, rows).items():
                 handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
             yield
         finally:
@@ -165,13 +176,13 @@ class Woven:
                 handle.remove()
             self._rows = None
 
-    def _changes(self, names: list[str | None]) -> dict[str, _Change]:
-        """The hook of every module that a pack in use changes."""
+    def _changes(self, names: list[str | None], rows: int | None) -> dict[str, _Change]:
+        """The hook of every module that a pack in use changes. ``rows``: how many a batch has, None: any number."""
         used = [pack for pack in self._packs.values() if pack.name in names]
         changes: dict[str, _Change] = {}
 
         def at(module: str) -> _Change:
-            return changes.setdefault(module, _Change(module, len(names)))
+            return changes.setdefault(module, _Change(module, rows))
 
         for pack in used:
             mine = [index for index, name in enumerate(names) if name == pack.name]
@@ -223,7 +234,7 @@ class _GroupRun:
 class _Change:
     """The forward hook of one module: tuned parameters first, then what factors add."""
 
-    def __init__(self, module: str, rows: int) -> None:
+    def __init__(self, module: str, rows: int | None) -> None:
         self.name = module
         self.rows = rows
         self.tuned: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
@@ -240,7 +251,7 @@ class _Change:
                 f"row to row: serve this skill alone, from Skillpack.unzip() laid on the base"
             )
         x = args[0]
-        if x.shape[0] != self.rows:
+        if self.rows is not None and x.shape[0] != self.rows:
             raise UserError(
                 f"rows(...) names {self.rows} rows, and '{self.name}' is fed {x.shape[0]}: name a pack (or None) for "
                 f"every row of the batch"

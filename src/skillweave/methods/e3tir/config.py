@@ -8,22 +8,20 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from skillweave.config import Config
-from skillweave.methods.training.settings import ModelSettings, TrainingSettings
+from skillweave.methods.training.settings import ModelSettings, OptimiserSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
-from skillweave.tasks.agents.load import ToolSettings, tools_misfit
-from skillweave.tools.loop import TurnLimits
+from skillweave.tasks.agents.load import ToolSettings, ToolUse, tools_misfit
+from skillweave.tools.converse import ConversationSettings
 
 SCRIPTED: Literal["scripted"] = "scripted"
 """In place of a file of traces: what the task's own solver does."""
 
 
-class RolloutSettings(TurnLimits):
-    """How conversations with tools are held. [digest] 8192 tokens, 512 of them from a tool at a time, 4 calls."""
+class RolloutSettings(ConversationSettings):
+    """How conversations are held. [digest] 8192 tokens, 512 of them from a tool at a time, 4 calls."""
 
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_p: float = Field(default=1.0, gt=0, le=1)
-    max_tool_tokens: int = Field(default=512, ge=1, description="more of one result is cut off")
-    batch_size: int = Field(default=64, ge=1, description="conversations written at once in one process")
 
 
 class RewardSettings(Config):
@@ -45,7 +43,7 @@ class RewardSettings(Config):
     )
 
 
-class GroupSettings(Config):
+class GroupSettings(OptimiserSettings):
     """One stage: optimiser steps, each on ``prompts`` groups of conversations.
 
     A group holds ``n`` that the policy begins itself and ``m`` that go on from the prefix of an expert.
@@ -62,13 +60,20 @@ class GroupSettings(Config):
     prompts: int = Field(default=16, ge=1, description="prompts a batch, over all processes together")
     updates: int = Field(default=1, ge=1, description="optimiser steps a batch; more than one: each on a part of it")
     learning_rate: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    micro_batch_size: int | None = Field(
+        default=8, ge=1, description="most conversations trained on at once in one process; None: all"
+    )
     warmup: float = Field(default=0.0, ge=0, le=1, description="fraction of the steps the learning rate rises in")
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    micro_batch_size: int | None = Field(
-        default=None, ge=1, description="most conversations trained on at once in one process; None: all"
-    )
+
+    @property
+    def training(self) -> TrainingSettings:
+        """As every trainer of the house is told: an example is a conversation."""
+        return TrainingSettings(
+            steps=self.steps * self.updates,
+            batch_size=self.prompts * self.size // self.updates,
+            **self.model_dump(include=set(OptimiserSettings.model_fields)),
+        )
 
     @property
     def size(self) -> int:
@@ -146,6 +151,12 @@ class E3tirConfig(ModelSettings):
     evaluate_on: int = Field(default=64, ge=0, description="most prompts of it; 0: none")
     show_every: int = Field(default=25, ge=1, description="batches between two groups that are drawn as trees")
     tensorboard: bool = False
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """How the model is asked that this makes."""
+        own = self.rollout.model_dump(include=set(ConversationSettings.model_fields))
+        return ToolUse(tools=self.tools, instruction=self.instruction, **own)
 
     @property
     def asks_experts(self) -> dict[str, str]:

@@ -12,7 +12,6 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from skillweave.artefact import read_json, write_json, write_text
-from skillweave.base.generate import context_length
 from skillweave.methods.e3tir.config import GroupSettings
 from skillweave.methods.e3tir.judge import success
 from skillweave.methods.e3tir.rollouts import Group
@@ -89,7 +88,7 @@ class Follow(TrainerCallback):
         if self._held_out:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             look |= success(
-                model, run.task.agent, self._form, self._held_out, run.config.rollout, context=context_length(model),
+                model, run.task.agent, self._form, self._held_out, run.config.rollout,
                 around=self.trainer.accelerator.autocast,
             )  # fmt: skip
             run.say(f"step {step}: success {look['success']:.1%} on {len(self._held_out)} held-out prompts")

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import digest, sha256_file
+from skillweave.artefact import digest
 from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -59,7 +59,7 @@ class Material:
         return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, told])
 
 
-@register("e3tir", E3tirConfig)
+@register("e3tir", E3tirConfig, tool_use=lambda config: config.tool_use)
 def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
     """Warm up ``base`` as an agent that uses the tools of ``config.task``; the result as a delta on it.
 
@@ -99,13 +99,7 @@ def _material(agent: AgentTask, config: E3tirConfig) -> Material:
             f"experts: {' and '.join(asks)} ask{'s' * (len(asks) == 1)} for expert traces, and there are none: name a "
             f"JSONL file of traces, or set {' and '.join(asks.values())}"
         )
-    return Material(agent, traces, _files(config.tools or ToolSettings()))
-
-
-def _files(tools: ToolSettings) -> list[str]:
-    """What the schemas do not tell of the tools: the text that is searched, and the code of a person's own files."""
-    own = [Path(place) for place in (named.rpartition(":")[0] for named in tools.functions) if place.endswith(".py")]
-    return [sha256_file(path) for path in ([tools.corpus] if tools.corpus else []) + own]
+    return Material(agent, traces, (config.tools or ToolSettings()).digests)
 
 
 @dataclass
@@ -120,7 +114,6 @@ class _Agent:
     def begin(cls, run: Run[E3tirConfig, Material]) -> _Agent:
         """Turn the traces into tokens; what goes beyond the limits of a rollout is left out, and counted."""
         from skillweave.methods.e3tir.traces import encode_trace
-        from skillweave.tools.protocol import Protocol
 
         config = run.config
         for stage in (config.warm_up, config.rl):
@@ -129,10 +122,7 @@ class _Agent:
                     f"prompts {stage.prompts} does not divide over {run.processes.world} processes: each plays whole "
                     "groups"
                 )
-        form = Protocol(
-            run.tokenizer, run.task.agent.toolbox, max_tool_tokens=config.rollout.max_tool_tokens,
-            instruction=config.instruction,
-        )  # fmt: skip
+        form = config.tool_use.protocol(run.tokenizer, run.task.agent.toolbox)
         encoded = [encode_trace(form, trace) for trace in run.task.traces]
         known = run.task.agent.toolbox.names
         for name in sorted({name for trace in encoded for name in trace.names} - set(known)):
@@ -182,9 +172,7 @@ class _Agent:
 
         def first() -> dict[str, Any]:
             model = run.policy.open_to_sample(run.config)
-            return dict(
-                success(model, run.task.agent, self.form, entries, run.config.rollout, context=context_length(model))
-            )
+            return dict(success(model, run.task.agent, self.form, entries, run.config.rollout))
 
         return run.processes.from_first(first)
 
@@ -213,8 +201,8 @@ class _Agent:
         )
         follow = Follow(run, self.form, self._held_out, folder, stage)
 
-        def make(model: Any, arguments: dict[str, Any], order: list[int]) -> AgentTrainer:
-            # An order of prompts, not of conversations: all have their turn before one comes again.
+        def make(model: Any, arguments: dict[str, Any]) -> AgentTrainer:
+            # All prompts have their turn before one comes again.
             order = batch_order([0] * len(entries), stage.prompts, stage.steps, arguments["seed"])
             turns = in_turn([entries[index].id for index in order], stage.prompts)
             trainer = AgentTrainer(
@@ -224,8 +212,7 @@ class _Agent:
             follow.trainer = trainer
             return trainer
 
-        figures = run.train(folder, _training(stage), [{}] * len(entries), [0] * len(entries), make)
-        del figures["tokens"]  # nobody's: a conversation's length is known only once it was held
+        figures = run.fit(folder, stage.training, stage.steps * stage.updates, make)
         return {**figures, "sampled_tokens": follow.sampled, "expert_tokens": self._expert_tokens if stage.m else 0}
 
     def _asked(self, stage: GroupSettings) -> list[Entry]:
@@ -233,16 +220,20 @@ class _Agent:
         train = self.run.task.agent.task.split("train")
         if stage.m:
             return [entry for entry in train if entry.id in self.traces]
-        short = [entry for entry in train if len(self.form.prompt_ids(entry.prompt)) < self.run.max_length]
-        if len(short) < len(train):
-            self.run.say(f"{len(train) - len(short)} prompts are longer than {self.run.max_length} tokens: left out")
-        return short
+        return self._short_enough(train)
 
-    @property
+    @functools.cached_property
     def _held_out(self) -> list[Entry]:
         task = self.run.task.agent.task
         count = self.run.config.evaluate_on
-        return task.split("calibration")[:count] if count and task.sizes["calibration"] else []
+        return self._short_enough(task.split("calibration")[:count]) if count and task.sizes["calibration"] else []
+
+    def _short_enough(self, entries: list[Entry]) -> list[Entry]:
+        """The entries whose prompt leaves room for an answer; the others are counted."""
+        short = [entry for entry in entries if len(self.form.prompt_ids(entry.prompt)) < self.run.max_length]
+        if len(short) < len(entries):
+            self.run.say(f"{len(entries) - len(short)} prompts are longer than {self.run.max_length} tokens: left out")
+        return short
 
 
 def _within(
@@ -255,12 +246,3 @@ def _within(
     if len(kept) < len(traces):
         run.say(f"{len(traces) - len(kept)} of {len(traces)} traces {beyond}: left out")
     return kept
-
-
-def _training(stage: GroupSettings) -> TrainingSettings:
-    """The settings of a stage as every trainer of the house has them: an example is a conversation."""
-    return TrainingSettings(
-        steps=stage.steps * stage.updates, batch_size=stage.prompts * stage.size // stage.updates,
-        learning_rate=stage.learning_rate, micro_batch_size=stage.micro_batch_size, warmup=stage.warmup,
-        schedule=stage.schedule, weight_decay=stage.weight_decay, max_grad_norm=stage.max_grad_norm,
-    )  # fmt: skip

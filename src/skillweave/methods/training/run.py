@@ -167,32 +167,39 @@ class Run(Generic[C, D]):
         ``lengths`` are the tokens of each row. Returns the figures of :func:`~skillweave.methods.training.trainer.fit`,
         and ``tokens``, how many were trained on.
         """
-        from skillweave.methods.training.policy import save_policy
-        from skillweave.methods.training.trainer import fit, trainer_arguments
-
         if not rows:
             raise UserError(
                 f"{folder.name}: every example is longer than {self.max_length} tokens (max_length, or the base's "
                 "context)"
             )
+        steps = settings.steps_for(len(rows))
+        order = batch_order(lengths, settings.batch_size, steps, stage_seed(self.config.seed, folder.name))
+        figures = self.fit(folder, settings, steps, lambda model, arguments: make(model, arguments, order))
+        done = order[: figures["steps"] * settings.batch_size]  # a trainer may end before all steps are done
+        return {**figures, "tokens": sum(lengths[index] for index in done)}
+
+    def fit(
+        self, folder: Path, settings: TrainingSettings, steps: int, make: Callable[[Any, dict[str, Any]], Any]
+    ) -> dict[str, Any]:
+        """:meth:`train` with the trainer that ``make(model, arguments)`` gives, whatever it is fed with."""
+        from skillweave.methods.training.policy import save_policy
+        from skillweave.methods.training.trainer import fit, trainer_arguments
+
         config = self.config
         seed = stage_seed(config.seed, folder.name)
-        steps = settings.steps_for(len(rows))
         arguments = trainer_arguments(
             settings, self.processes, folder=folder, steps=steps, seed=seed, bf16=config.bf16,
             device=self.policy.device.type, save_every=config.save_every,
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
         model = self.policy.open_to_train(config, seed)
-        order = batch_order(lengths, settings.batch_size, steps, seed)
-        trainer = make(model, arguments, order)
+        trainer = make(model, arguments)
         figures = fit(trainer, folder.name, self.processes)
         # Under FSDP or DeepSpeed no process holds all of it: the parts are gathered by all together.
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if self.processes.first:
             save_policy(model, whole, folder / "policy")
-        done = order[: figures["steps"] * settings.batch_size]  # a trainer may end before all steps are done
-        return {**figures, "tokens": sum(lengths[index] for index in done)}
+        return figures
 
     def finish(self, facts: dict[str, Any]) -> Delta:
         """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""

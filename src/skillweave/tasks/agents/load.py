@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from skillweave.artefact import digest
+from skillweave.artefact import digest, sha256_file
 from skillweave.base.chat import Message
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
@@ -23,6 +23,8 @@ from skillweave.tasks.load import load_task
 from skillweave.tasks.spec import AnySpec, BuiltinSpec
 from skillweave.tasks.task import Entry, Task
 from skillweave.tools.builtin import add_tools
+from skillweave.tools.converse import ConversationSettings
+from skillweave.tools.protocol import Protocol
 from skillweave.tools.toolbox import Toolbox
 
 
@@ -41,6 +43,26 @@ class ToolSettings(Config):
     """
     timeout: float = Field(5.0, gt=0, le=3600, allow_inf_nan=False)
     """Seconds a call may take."""
+
+    @property
+    def digests(self) -> list[str]:
+        """What the schemas do not tell of the tools: digests of the text that is searched and of your own files."""
+        own = [Path(place) for place in (named.rpartition(":")[0] for named in self.functions) if place.endswith(".py")]
+        return [sha256_file(path) for path in ([self.corpus] if self.corpus else []) + own]
+
+
+class ToolUse(ConversationSettings):
+    """How a model is asked that has tools."""
+
+    tools: ToolSettings | None = Field(default=None, description="what may be called; None: the task's own tools")
+    instruction: str | None = Field(
+        default=None,
+        description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",
+    )
+
+    def protocol(self, tokenizer: Any, toolbox: Toolbox) -> Protocol:
+        """How a model of that tokenizer uses these tools. Raises :class:`UserError` where it has no chat template."""
+        return Protocol(tokenizer, toolbox, max_tool_tokens=self.max_tool_tokens, instruction=self.instruction)
 
 
 @dataclass(frozen=True)
@@ -63,19 +85,27 @@ class AgentTask:
 def load_agent(
     task_spec: AnySpec | Mapping[str, Any] | str | Path, tools_settings: ToolSettings | None = None
 ) -> AgentTask:
+    """:func:`agent_of` a task that is loaded here. Raises :class:`UserError` for what :func:`load_task` refuses too."""
+    return agent_of(load_task(task_spec), tools_settings)
+
+
+def agent_of(task: Task, tools_settings: ToolSettings | None = None) -> AgentTask:
     """A task with its tools: a family's own, else those that ``tools_settings`` name.
 
-    Raises :class:`UserError` for what :func:`load_task` refuses, for a family that is given tools, a task that has
-    none, an unknown tool, a corpus without ``search`` and the reverse, and a function that cannot be imported.
+    Raises :class:`UserError` for a family that is given tools, a task that has none, an unknown tool, a corpus without
+    ``search`` and the reverse, and a function that cannot be imported.
     """
-    task, settings = load_task(task_spec), tools_settings or ToolSettings()
+    settings = tools_settings or ToolSettings()
     if (misfit := tools_misfit(task.spec, settings, f"task '{task.name}'")) is not None:
         raise UserError(misfit)
-    if isinstance(task.spec, BuiltinSpec):
-        family = BUILTINS[task.spec.name]
-        if isinstance(family, Family):
-            return _family_task(task, family, task.spec)
+    if isinstance(task.spec, BuiltinSpec) and isinstance(family := BUILTINS[task.spec.name], Family):
+        return _family_task(task, family, task.spec)
     return AgentTask(task, toolbox_of(settings), None)
+
+
+def brings_tools(spec: AnySpec) -> bool:
+    """Whether a task comes with tools of its own."""
+    return isinstance(spec, BuiltinSpec) and isinstance(BUILTINS.get(spec.name), Family)
 
 
 def tools_misfit(spec: AnySpec, tools: ToolSettings, called: str = "the task") -> str | None:
@@ -83,13 +113,10 @@ def tools_misfit(spec: AnySpec, tools: ToolSettings, called: str = "the task") -
 
     An unknown builtin is passed over: :func:`load_task` names the nearest.
     """
-    if isinstance(spec, BuiltinSpec):
-        if spec.name not in BUILTINS:
-            return None
-        if isinstance(BUILTINS[spec.name], Family):
-            own = f"builtin:{spec.name} brings its own tools: leave the settings of tools out"
-            return None if tools == ToolSettings() else own
-    if tools.names or tools.functions:
+    if isinstance(spec, BuiltinSpec) and brings_tools(spec):
+        own = f"builtin:{spec.name} brings its own tools: leave the settings of tools out"
+        return None if tools == ToolSettings() else own
+    if tools.names or tools.functions or (isinstance(spec, BuiltinSpec) and spec.name not in BUILTINS):
         return None
     return f"{called} brings no tools: name some, for example tools: {{names: [calculator]}}"
 

@@ -1,0 +1,53 @@
+"""Ask a model that has tools: every prompt is played to its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from skillweave.errors import UserError
+from skillweave.progress import bar
+from skillweave.tools.loop import Episode, Start, TurnLimits, play
+from skillweave.tools.protocol import Protocol
+from skillweave.tools.toolbox import Toolbox
+
+if TYPE_CHECKING:
+    from skillweave.base.chat import Prompt
+
+
+class ConversationSettings(TurnLimits):
+    """How conversations with tools are held."""
+
+    max_tool_tokens: int = Field(default=512, ge=1, description="more of one result is cut off")
+    batch_size: int = Field(default=64, ge=1, description="conversations written at once in one process")
+
+
+def converse(
+    model: Any, form: Protocol, toolbox: Toolbox, prompts: Sequence[Prompt], settings: ConversationSettings, *,
+    temperature: float = 0.0, seeds: Sequence[int] | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
+) -> list[Episode]:  # fmt: skip
+    """A conversation for each prompt, all held side by side; greedy unless ``temperature`` says otherwise.
+
+    ``seeds``: of each prompt's random draws, by default its number. ``around()`` is entered around the model's calls,
+    as autocast; ``label`` shows a progress bar. Raises :class:`UserError` for a prompt that leaves no room in the
+    model's context.
+    """
+    from skillweave.base.generate import context_length
+    from skillweave.tools.writer import Writer
+
+    context = context_length(model)
+    seeds = range(len(prompts)) if seeds is None else seeds
+    starts = [Start(form.prompt_ids(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    for number, start in enumerate(starts):
+        if context is not None and len(start.prompt) >= context:
+            raise UserError(
+                f"prompt {number + 1} has {len(start.prompt)} tokens with what tells the model of its tools; the "
+                f"model's context is {context}, answer included: shorten it, or give fewer tools"
+            )
+    writer = Writer(model, form.tokenizer, temperature=temperature, batch_size=settings.batch_size, around=around)
+    with bar(label or "", len(starts), shown=label is not None) as advance:
+        return play(writer, form, toolbox, starts, settings, context, ended=advance)
