@@ -255,6 +255,53 @@ def test_eval_takes_a_delta_a_pack_and_a_weave(bench: Bench, echo: Path, weave: 
         assert mean(*arguments) < 1
 
 
+# -- with tools ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tools(bench: Bench) -> Path:
+    """A file for ``--tools``: one tool, of which the model is not told, so that it says what it says without."""
+    file = bench.folder / "ask.yaml"
+    file.write_text(yaml.safe_dump({"tools": {"names": ["calculator"]}, "instruction": "", "max_tokens": 30}))
+    return file
+
+
+def test_eval_with_tools_keeps_every_conversation(bench: Bench, echo: Path, tools: Path, tmp_path: Path) -> None:
+    shown = made("eval", bench.base, "-t", echo, "--tools", tools, "-o", tmp_path / "score.json")
+    written = json.loads((tmp_path / "score.json").read_text())
+    assert "0.00 calls a prompt, 0.00 of them failed; " in shown.out
+    assert written["n"] == 8
+    for line in written["answers"]:
+        assert line["conversation"].startswith(line["gold"])
+        assert (line["calls"], line["failed_calls"]) == (0, 0)
+
+
+def test_a_task_that_brings_tools_is_asked_with_them_unless_told_otherwise(bench: Bench, tmp_path: Path) -> None:
+    tables = {"source": "builtin", "name": "steps", "splits": {"train": 2, "calibration": 1, "test": 2}}
+    (tmp_path / "steps.yaml").write_text(yaml.safe_dump(tables))
+    (tmp_path / "ask.yaml").write_text(yaml.safe_dump({"instruction": "", "max_tokens": 8}))
+    asked = ("eval", bench.base, "-t", tmp_path / "steps.yaml", "-n", "4")
+    assert "calls a prompt" in made(*asked, "--tools", tmp_path / "ask.yaml").out
+    assert "calls a prompt" not in made(*asked, "--tools", "none").out
+    told = run(*asked)  # all of it by default, which is more than a micro model can read
+    assert "with what tells the model of its tools; the model's context is 256" in " ".join(told.err.split())
+
+
+def test_generate_with_tools_shows_the_way_and_then_the_answer(bench: Bench, tools: Path, tmp_path: Path) -> None:
+    (tmp_path / "asked.txt").write_text("\n".join(ASKED))
+    found = rows(made("generate", bench.base, "--file", tmp_path / "asked.txt", "--tools", tools).out)
+    assert [row["prompt"] for row in found] == ASKED
+    for row in found:
+        shown = made("generate", bench.base, row["prompt"], "--tools", tools)
+        if row["answer"]:
+            assert shown.out == row["answer"] + "\n"
+        else:
+            assert shown.out.strip() == ""
+            assert "ended without an answer" in " ".join(shown.err.split())
+    longer = rows(made("generate", bench.base, "--file", tmp_path / "asked.txt", "--tools", tools, "-n", "3").out)
+    assert all(len(row["conversation"]) <= 3 + len("<end>") for row in longer)
+
+
 # -- build -----------------------------------------------------------------------------------------------------------
 
 

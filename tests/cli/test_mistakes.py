@@ -44,6 +44,11 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("name", lambda b: ["eval", b.pack, "-t", b.task, "-p", "sotr", "--limit", "1"], "did you mean 'sort'?"),
     ("none", lambda b: ["generate", b.base, "x", "--pack", "sort"], "no pack 'sort'; there are none"),
     ("router", lambda b: ["generate", b.pack, "x", "--pack", "auto"], "no router: name a pack"),
+    ("tools", lambda b: ["generate", b.base, "x", "--tools", "calculater"], "did you mean 'calculator'"),
+    ("tools", lambda b: ["generate", b.base, "x", "--tools", ","], "--tools names no tool: write --tools calculator"),
+    ("tools", lambda b: ["generate", b.base, "x", "--tools", "ask.yaml"], r"ask\.yaml"),
+    ("tools", lambda b: ["generate", b.base, "x", "--tools", "shop.py:price"], r"shop\.py does not exist"),
+    ("tools", lambda b: ["eval", b.base, "-t", "builtin:steps", "--tools", "python"], "brings its own tools"),
     # what to zip, and how
     ("nothing", lambda b: ["zip", "-b", b.base, "-o", "z"], "one of --tuned MODEL, --lora ADAPTER and --delta FOLDER"),
     ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "name one of --tuned"),

@@ -122,6 +122,16 @@ def test_no_pack_at_all_and_outside_of_rows_is_the_base_to_the_bit(plain, laid):
     assert laid.model.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.parametrize("name", ["a", "b", "c", None])
+def test_one_pack_for_every_row_whatever_their_number(plain, laid, name):
+    with laid.every_row(name):
+        several = {rows: logits(laid.model, batch(rows, 6)) for rows in (1, 5, 2)}
+    for rows, got in several.items():
+        with laid.rows([name] * rows):
+            assert torch.equal(got, logits(laid.model, batch(rows, 6)))
+    assert torch.equal(several[5], logits(plain, batch(5, 6))) == (name is None)
+
+
 def test_one_row_and_one_token(plain, laid):
     ids = batch(1, 1)
     with laid.rows(["a"]):

@@ -1,0 +1,118 @@
+"""A skill that calls tools in a weave: it is scored with them, and so it answers beside packs that know none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from agents import TASK, agent, merged
+
+from skillweave.artefact import read_json
+from skillweave.base import open_base
+from skillweave.build import build, read_weave_config
+from skillweave.build.config import WeaveConfig
+from skillweave.methods import get_method
+from skillweave.methods.e3tir.judge import success
+from skillweave.tasks.agents.load import ToolUse
+from skillweave.tools.converse import converse
+from skillweave.weave import AUTO, Weave, converse_with
+from tiny import TASK as SORT
+from tiny import TINY
+
+SETTINGS = merged(warm_up={"steps": 2}, rl={"steps": 0}, evaluate_on=0)
+USE = get_method("e3tir").tool_use(get_method("e3tir").config.model_validate(SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def built(taught, tmp_path_factory):
+    """The folder of a weave of an agent and a skill without tools."""
+    folder = tmp_path_factory.mktemp("agents")
+    config = {
+        "base": str(taught), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},
+        "skills": {
+            "hops": {"task": TASK, "method": "e3tir", "settings": {k: v for k, v in SETTINGS.items() if k != "task"}},
+            "sort": {"task": SORT, "settings": TINY},
+        },
+    }  # fmt: skip
+    (folder / "weave.yaml").write_text(yaml.safe_dump(config))
+    build(read_weave_config(str(folder / "weave.yaml")), folder / "weave", command="test")
+    return folder / "weave"
+
+
+@pytest.fixture(scope="module")
+def weave(built, base):
+    return Weave.from_pretrained(built, base=open_base(base.path, device="cpu"))
+
+
+def rows(built, skill, arm):
+    text = (built.with_name("weave.work") / skill / f"score-{arm}" / "answers.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_method_says_how_its_skill_is_asked():
+    assert isinstance(USE, ToolUse)
+    assert (USE.instruction, USE.max_tokens, USE.max_tool_calls) == ("", 70, 3)
+    assert get_method("tpaw").tool_use(get_method("tpaw").config.model_validate({"task": SORT})) is None
+
+
+@pytest.mark.parametrize("arm", ["base", "specialist", "pack", "routed"])
+def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
+    held = rows(built, "hops", arm)
+    assert all(set(row["conversation"]) for row in held)
+    assert sum(row["calls"] for row in held) > 0
+    assert any("<tool_call>" in row["conversation"] for row in held)
+    assert all("conversation" not in row for row in rows(built, "sort", arm))
+
+
+def test_the_score_of_the_base_is_what_the_method_measures(built, base, hops):
+    want = success(base.model, hops, USE.protocol(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
+    assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
+
+
+def test_a_ready_pack_is_asked_with_the_tools_that_its_task_brings(built, taught):
+    packs = {name: str(built / "packs" / name) for name in ("hops", "sort")}
+    skills = {name: {"task": task, "pack": packs[name]} for name, task in (("hops", TASK), ("sort", SORT))}
+    config = WeaveConfig.model_validate({"base": str(taught), "skills": skills})
+    assert config.tool_use("hops") == ToolUse()
+    assert config.tool_use("sort") is None
+
+
+def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
+    prompts = [entry.prompt for entry in hops.task.split("train")[:6]]
+    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
+    packs = ["hops", None, "sort", "hops", None, "sort"]
+    mixed = converse_with(weave, prompts, packs, form, hops.toolbox, USE)
+    assert [reply.pack for reply in mixed] == packs
+    for prompt, pack, reply in zip(prompts, packs, mixed, strict=True):
+        assert converse_with(weave, [prompt], pack, form, hops.toolbox, USE) == [reply]
+    plain = converse(weave.base.model, form, hops.toolbox, prompts, USE)
+    for at, (episode, reply) in enumerate(zip(plain, mixed, strict=True)):
+        alike = form.text(episode.ids) == reply.conversation
+        assert alike or packs[at] is not None
+    assert len({reply.conversation for reply in mixed}) > 1
+
+
+def test_the_router_chooses_by_the_prompt_as_it_is_asked(weave, hops):
+    prompts = [hops.task.split("test")[0].prompt, "Sort from smallest to largest: 9, 4"]
+    told = USE.model_copy(update={"instruction": "search"}).protocol(weave.base.tokenizer, hops.toolbox)
+    found = converse_with(weave, prompts, AUTO, told, hops.toolbox, USE)
+    routes = weave.route(prompts)
+    assert [(reply.pack, reply.confidence) for reply in found] == [(route.pack, route.confidence) for route in routes]
+
+
+def test_draws_hang_on_the_seed_and_not_on_the_company(weave, hops):
+    prompts = [entry.prompt for entry in hops.task.split("train")[:4]]
+    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
+
+    def drawn(packs, seed):
+        return converse_with(weave, prompts, packs, form, hops.toolbox, USE, temperature=1.5, seed=seed)
+
+    assert drawn(None, 1) == drawn(None, 1) != drawn(None, 2)
+    assert drawn([None, "hops", None, "sort"], 1)[2] == drawn(None, 1)[2]
+
+
+def test_nothing_is_answered_by_nothing(weave, hops):
+    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
+    assert converse_with(weave, [], None, form, hops.toolbox, USE) == []
+    assert agent().score(None, hops.task.split("test")[0]) == 0.0
