@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -14,18 +14,18 @@ import torch
 
 from skillweave.artefact import read_json
 from skillweave.base import Base, Message, open_base
-from skillweave.base.generate import context_length
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.e3tir import run as warm_up
 from skillweave.methods.e3tir.judge import success
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks.agents import hops, steps
+from skillweave.tasks.agents.experts import scripted_traces, write_traces
 from skillweave.tasks.agents.load import load_agent
 from skillweave.tools import Call, Protocol
 from skillweave.tools.turn import call_text
 
-HOPS, STEPS = "hops", "steps"
+HOPS, STEPS, HASTY = "hops", "steps", "hops, hasty experts"
 SHAPE = MicroShape(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=128, context=160)
 WORDS = (
     '<tool_call>{"name": "search", "arguments": {"query": "',
@@ -41,10 +41,14 @@ TRACES, TIMES = 24, 10
 """Expert traces of E3-TIR, and how many times as many SFT -> RL has."""
 BUDGET, WARM_SHARE, RATE, PROMPTS, N = 90_000, 1 / 3, 5e-4, 8, 16
 
+_HOPS = {"style": "short", "people": 20, "places": 0, "least": 2, "most": 3}
 FAMILIES: dict[str, dict[str, Any]] = {
-    HOPS: {"style": "short", "people": 20, "places": 0, "least": 2, "most": 3},
+    HOPS: _HOPS,
     STEPS: {"style": "expression", "digits": 1, "least": 2, "most": 3, "largest": 99},
+    HASTY: _HOPS,
 }
+HASTE = 0.6
+"""How many of the hasty experts' answers come a search too early: whoever imitates them is mostly wrong."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,10 @@ def trained(plan: Plan) -> dict[str, Any]:
     """Train an arm to the end of its budget; its learning curve, and its score on the test split."""
     torch.set_num_threads(1)
     base = open_base(agent_base(plan.base_steps), device="cpu")
+    name = STEPS if plan.family == STEPS else HOPS
     task = {
-        "source": "builtin", "name": plan.family, "seed": plan.seed, "splits": {"train": 300, "calibration": 100},
-        "config": {**FAMILIES[plan.family], **({"world": plan.seed} if plan.family == HOPS else {})},
+        "source": "builtin", "name": name, "seed": plan.seed, "splits": {"train": 300, "calibration": 100},
+        "config": {**FAMILIES[plan.family], **({"world": plan.seed} if name == HOPS else {})},
     }  # fmt: skip
     config = E3tirConfig.model_validate({
         "task": task, "seed": plan.seed, "bf16": False, "instruction": "", "max_length": SHAPE.context,
@@ -194,7 +199,9 @@ def trained(plan: Plan) -> dict[str, Any]:
         "rollout": {"max_tokens": 110, "batch_size": 256}, "reward": {"no_answer": 0, "malformed": 0},
         **ARMS[plan.arm](plan),
     })  # fmt: skip
-    with TemporaryDirectory() as scratch:
+    with TemporaryDirectory() as scratch, TemporaryDirectory() as aside:
+        if plan.family == HASTY:
+            config = config.model_copy(update={"experts": _hasty_experts(config, Path(aside))})
         delta = warm_up(base, config, Path(scratch))
         figures = read_json(Path(scratch) / "figures.json")
         curve = _curve(Path(scratch), figures)
@@ -210,14 +217,25 @@ def trained(plan: Plan) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _hasty_experts(config: E3tirConfig, folder: Path) -> Path:
+    """A file of the experts' traces, many of which leave out the last search and answer with what they had by then."""
+    rng, traces = Random(config.seed), []
+    with (agent := load_agent(config.task)).toolbox:
+        for trace in scripted_traces(agent, agent.task.split("train")):
+            if rng.random() < HASTE:
+                *before, found, _, _, _ = trace.messages
+                answer = {"role": "assistant", "content": found["content"].split()[-1]}
+                trace = replace(trace, messages=[*before, found, answer])
+            traces.append(trace)
+    write_traces(folder / "experts.jsonl", traces)
+    return folder / "experts.jsonl"
+
+
 def _score(model: Base, config: E3tirConfig) -> float:
     """Of all test prompts, answered greedily."""
     agent = load_agent(config.task, None)
     form = Protocol(model.tokenizer, agent.toolbox, instruction="")
-    found = success(
-        model.model, agent, form, agent.task.split("test"), config.rollout, context=context_length(model.model)
-    )
-    return found["success"]
+    return success(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
 
 
 def _curve(folder: Path, figures: dict[str, Any]) -> list[tuple[int, float]]:

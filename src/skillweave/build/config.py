@@ -15,7 +15,7 @@ from skillweave.pack import check_name
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
-from skillweave.tasks.agents.load import ToolUse, brings_tools
+from skillweave.tasks.agents.load import ToolUse
 
 
 class SkillConfig(Config):
@@ -25,6 +25,7 @@ class SkillConfig(Config):
     method: str = Field("specialise", description="How the delta is made: a registered method.")
     settings: dict[str, Any] = Field(default_factory=dict, description="The method's own settings.")
     pack: str | None = Field(None, description="A skillpack folder that already exists, instead of a method.")
+    tools: ToolUse | None = Field(None, description="What a ready pack may call while it answers, and how it is asked.")
     zip: dict[str, Any] = Field(default_factory=dict, description="Settings of the zip for this skill alone.")
 
     @field_validator("method")
@@ -41,6 +42,8 @@ class SkillConfig(Config):
     def _one_origin(self) -> Self:
         if self.pack is not None and (self.settings or self.zip):
             raise ValueError("a skill with `pack` is taken as it is: remove `settings` and `zip`")
+        if self.pack is None and self.tools is not None:
+            raise ValueError("`tools` goes with `pack`: a method has its tools among its `settings`")
         if "task" in self.settings:
             raise ValueError("the task stands beside `settings`, not in it")
         return self
@@ -104,10 +107,10 @@ class WeaveConfig(Config):
             raise UserError(f"skills.{skill}.settings: {error}") from error
 
     def tool_use(self, skill: str) -> ToolUse | None:
-        """How a skill is asked that calls tools, as its method says; a ready pack: with the tools its task brings."""
+        """How a skill is asked that calls tools: as its method says, or its own ``tools``."""
         chosen = self.skills[skill]
         if chosen.pack is not None:
-            return ToolUse() if brings_tools(chosen.task) else None
+            return chosen.tools
         return get_method(chosen.method).tool_use(self.method_config(skill))
 
     def zip_config(self, skill: str) -> ZipConfig:

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import read_json, write_json, write_text
+from skillweave.artefact import digest, read_json, write_json, write_text
 from skillweave.base import Base, Prompt, Sampling
 from skillweave.tasks import Task, evaluate
-from skillweave.tasks.agents.load import ToolUse, agent_of
+from skillweave.tasks.agents.load import ToolSettings, ToolUse, agent_of
 from skillweave.weave import Reply, Weave, converse_with
 
 AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
@@ -26,25 +26,28 @@ def answers_with_tools(weave: Weave, pack: str | None, task: Task, use: ToolUse)
 
     def answer(prompts: list[Prompt]) -> Sequence[Reply]:
         with agent_of(task, use.tools).toolbox as toolbox:
-            form = use.protocol(weave.base.tokenizer, toolbox)
-            return converse_with(weave, prompts, pack, form, toolbox, use, label="answer")
+            return converse_with(weave, prompts, pack, toolbox, use, label="answer")
 
     return answer
 
 
-def check_tools(base: Base, task: Task, use: ToolUse) -> None:
-    """Raise :class:`UserError` where the tools cannot be opened, or ``base`` cannot be told of them."""
+def tools_key(base: Base, task: Task, use: ToolUse) -> str:
+    """A digest of what the tools are: their schemas, the code and the texts that they are made of.
+
+    Raises :class:`UserError` where they cannot be opened, or ``base`` cannot be told of them.
+    """
     with agent_of(task, use.tools).toolbox as toolbox:
         use.protocol(base.tokenizer, toolbox)
+        return digest([toolbox.schemas, (use.tools or ToolSettings()).digests])
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
     """Score ``answer`` on the task's test split; write ``score.json`` and ``answers.jsonl`` into ``folder``."""
     replies: list[Reply] = []
 
-    def texts(prompts: list[Prompt]) -> list[str]:
+    def texts(prompts: list[Prompt]) -> list[str | None]:
         replies[:] = answer(prompts)
-        return [reply.text for reply in replies]
+        return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split="test", limit=limit)
     entries = task.split("test")[: score.n]

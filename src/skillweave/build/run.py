@@ -21,10 +21,10 @@ from skillweave.build.evaluate import (
     AnswerFunction,
     answers,
     answers_with_tools,
-    check_tools,
     read_packs,
     read_score,
     score_once,
+    tools_key,
 )
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
@@ -36,7 +36,6 @@ from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Task, load_task
-from skillweave.tasks.agents.load import ToolSettings
 from skillweave.weave import AUTO, BASE, Router, Weave, background_prompts, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
@@ -104,6 +103,7 @@ class _Build:
         self.keys["base"] = self.base.fingerprint
         for name in self.config.skills:
             self.keys[f"{name}/task"] = self.tasks[name].key
+            self._open_tools(name)
         self._check_before_work()
 
     def _check_before_work(self) -> None:
@@ -112,8 +112,6 @@ class _Build:
             self.tasks[name].split("test")
             if len(self.tasks[name].split("train")) < 2:
                 raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
-            if (use := self.config.tool_use(name)) is not None:
-                check_tools(self.base, self.tasks[name], use)
             if skill.pack is not None:
                 self._check_pack(name, skill.pack)
             elif self.config.zip_config(name).needs_calibration:
@@ -127,6 +125,15 @@ class _Build:
                 f"the base alone takes {human_bytes(held)} in {self.config.dtype}; the budget of "
                 f"{human_bytes(budget)} is for base and packs together: raise it"
             )
+
+    def _open_tools(self, skill: str) -> None:
+        use = self.config.tool_use(skill)
+        if use is None:
+            return
+        try:
+            self.keys[f"{skill}/tools"] = tools_key(self.base, self.tasks[skill], use)
+        except UserError as error:
+            raise UserError(f"skills.{skill}: {error}") from error
 
     def _check_pack(self, skill: str, pack: str) -> None:
         """Raise :class:`UserError` for a ready pack that is not of this base, or of the base before its unlearning."""
@@ -176,7 +183,7 @@ class _Build:
             skill,
             "delta",
             f"{chosen.method}: grow the specialist",
-            ["base", f"{skill}/task"],
+            ["base", *self._asked(skill)],
             {"method": chosen.method, "settings": settings.model_dump(mode="json")},
             lambda folder: method.run(self.base, settings, folder),
         )
@@ -351,8 +358,12 @@ class _Build:
         def work(folder: Path) -> None:
             score_once(folder, self.tasks[skill], self._answers(skill, opened(), pack), limit=self.config.score.limit)
 
-        built_on = [f"{skill}/task", *built_on]
+        built_on = [*self._asked(skill), *built_on]
         self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(skill), work)
+
+    def _asked(self, skill: str) -> list[str]:
+        """The keys of what a skill is asked: its task, and its tools where it has some."""
+        return [key for key in (f"{skill}/task", f"{skill}/tools") if key in self.keys]
 
     def _scores(self, skill: str) -> dict[str, dict[str, Any]]:
         """What this build has scored of a skill so far."""
@@ -364,9 +375,7 @@ class _Build:
     def _score_settings(self, skill: str) -> dict[str, Any]:
         settings = {"score": self.config.score.model_dump(mode="json"), "dtype": self.config.dtype}
         use = self.config.tool_use(skill)
-        if use is None:
-            return settings
-        return {**settings, "tools": use.model_dump(mode="json"), "tool_files": (use.tools or ToolSettings()).digests}
+        return settings if use is None else {**settings, "tools": use.model_dump(mode="json")}
 
     def _sampling(self) -> Sampling:
         return Sampling(max_new_tokens=self.config.score.max_new_tokens, batch_size=self.config.score.batch_size)

@@ -12,7 +12,7 @@ import typer
 from skillweave.cli.app import app
 from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE
 from skillweave.cli.places import check_file
-from skillweave.cli.tools import TOOLS, answered, read_tools
+from skillweave.cli.tools import TOOLS, answered, open_tools
 from skillweave.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,16 +78,15 @@ def generate(
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
-    use = read_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size)
     sampling = Sampling(max_new_tokens or 128, temperature, seed=seed, batch_size=batch_size or 32)
     asked = read_prompts(file) if file is not None else [(prompt, None)]
-    engine = open_engine(target, base=base, dtype=dtype, device=device)
-    if file is None and use is None:
-        engine.stream(prompt, pack, sampling, sys.stdout)
-        return
-    named = [own if own is not None else pack for _, own in asked]
-    prompts = [ask for ask, _ in asked]
-    replies = answered(engine, prompts, named, sampling, use)
+    prompts, named = [ask for ask, _ in asked], [pack if own is None else own for _, own in asked]
+    with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
+        engine = open_engine(target, base=base, dtype=dtype, device=device)
+        if file is None and opened is None:
+            engine.stream(prompt, pack, sampling, sys.stdout)
+            return
+        replies = answered(engine, prompts, named, sampling, opened)
     if isinstance(replies[0], ToolReply) and file is None:
         show_conversation(replies[0])
         return
@@ -144,16 +143,16 @@ def eval_(
         check_file(out)
     loaded = load_task(task)
     entries = loaded.split(split)
-    use = read_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size)
-    engine = open_engine(target, base=base, dtype=dtype, device=device)
     sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32)
     replies: list[Reply] = []
+    with open_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
+        engine = open_engine(target, base=base, dtype=dtype, device=device)
 
-    def texts(prompts: list[Prompt]) -> list[str]:
-        replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, use, loaded)
-        return [reply.text for reply in replies]
+        def texts(prompts: list[Prompt]) -> list[str | None]:
+            replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, opened)
+            return [reply.answer for reply in replies]
 
-    score = evaluate(loaded, texts, split=split, limit=limit)
+        score = evaluate(loaded, texts, split=split, limit=limit)
     show_score(loaded.name, split, score, replies)
     if out is not None:
         answers = [

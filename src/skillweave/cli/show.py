@@ -16,7 +16,7 @@ from skillweave.pack import Skillpack
 from skillweave.progress import console
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.tasks.evaluate import Score
-from skillweave.weave import Reply, ToolReply, WeaveCard
+from skillweave.weave import BASE, Reply, ToolReply, WeaveCard
 from skillweave.weave.backbone import read_backbone
 
 # Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
@@ -59,20 +59,27 @@ def show_score(task: str, split: str, score: Score, replies: Sequence[Reply]) ->
     held = [reply for reply in replies if isinstance(reply, ToolReply)]
     if held:
         calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
-        answered = fmean(reply.answered for reply in held)
+        answered = fmean(reply.answer is not None for reply in held)
         out.print(f"{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
+
+
+_ENDED_BY = {
+    "calls": "it would have made more calls than max_tool_calls allows: allow more in the file of --tools",
+    "length": "it grew to its longest: give more --max-new-tokens, unless that is the base's context",
+}
 
 
 def show_conversation(reply: ToolReply) -> None:
     """What was called and what came back, as a note; then the answer, alone on standard output."""
-    before = reply.conversation.rpartition(reply.text)[0] if reply.answered else reply.conversation
-    for line in before.splitlines():
+    if reply.confidence is not None:
+        console.print(f"[dim]route: {reply.pack or BASE} ({100 * reply.confidence:.0f}%)[/dim]")
+    for line in (reply.way if reply.answer is not None else reply.way + reply.last).splitlines():
         shown = "".join(character for character in line if character.isprintable())  # none may steer the terminal
         console.print(Text(shown, style="dim"), soft_wrap=True)
-    if not reply.answered:
-        console.print("It ended without an answer: give it more --max-new-tokens, or a larger max_tool_calls.")
+    if reply.answer is None:
+        console.print(f"No answer: {_ENDED_BY[reply.ended]}.", soft_wrap=True)
     else:
-        out.print(reply.text, soft_wrap=True)
+        out.file.write(f"{reply.answer}\n")
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from skillweave.engine import LocalEngine
     from skillweave.tasks import Task
     from skillweave.tasks.agents.load import ToolUse
+    from skillweave.tools import Toolbox
     from skillweave.weave import Reply
 
 NONE = "none"
@@ -25,44 +28,60 @@ TOOLS = typer.Option(
 )
 
 
-def read_tools(
+@dataclass(frozen=True)
+class OpenTools:
+    """Tools that are ready, and how a model is asked with them."""
+
+    use: ToolUse
+    toolbox: Toolbox
+
+
+@contextlib.contextmanager
+def open_tools(
     given: str | None, task: Task | None = None, *, max_tokens: int | None, batch_size: int | None
-) -> ToolUse | None:
-    """How to ask with the tools that ``--tools`` names, else with those that ``task`` brings; None: without any.
+) -> Iterator[OpenTools | None]:
+    """The tools that ``--tools`` names, else those that ``task`` brings; None where there are none.
 
     The last two, where given, win over a file's. Raises :class:`UserError`.
     """
-    from skillweave.config import read_config
-    from skillweave.tasks.agents.load import ToolUse, brings_tools
+    from skillweave.tasks.agents.load import ToolSettings, agent_of, brings_tools, toolbox_of
 
     if given == NONE or (given is None and (task is None or not brings_tools(task.spec))):
-        return None
-    if given is None:
-        use = ToolUse()
-    elif given.endswith((".yaml", ".yml")):
-        use = read_config(ToolUse, given)
-    else:
-        named = [name.strip() for name in given.split(",") if name.strip()]
-        names = [name for name in named if ":" not in name]
-        use = read_config(
-            ToolUse, {"tools": {"names": names, "functions": [name for name in named if name not in names]}}
-        )
-    if task is None and (use.tools is None or not (use.tools.names or use.tools.functions)):
-        raise UserError("--tools names no tool: write --tools calculator, or a file with tools: {names: [calculator]}")
+        yield None
+        return
     also = {"max_tokens": max_tokens, "batch_size": batch_size}
-    return use.model_copy(update={key: value for key, value in also.items() if value is not None})
+    use = _read(given).model_copy(update={key: value for key, value in also.items() if value is not None})
+    named = use.tools or ToolSettings()
+    if task is None and not (named.names or named.functions):
+        raise UserError("--tools names no tool: write --tools calculator, or a file with tools: {names: [calculator]}")
+    try:
+        opened = agent_of(task, use.tools).toolbox if task is not None else toolbox_of(named)
+    except UserError as error:
+        raise UserError(f"--tools: {error}") from error
+    with opened as toolbox:
+        yield OpenTools(use, toolbox)
+
+
+def _read(given: str | None) -> ToolUse:
+    from skillweave.config import read_config
+    from skillweave.tasks.agents.load import ToolUse
+
+    if given is None:
+        return ToolUse()
+    if given.endswith((".yaml", ".yml")):
+        return read_config(ToolUse, given)
+    named = [name.strip() for name in given.split(",") if name.strip()]
+    own = [name for name in named if ":" in name]
+    return read_config(ToolUse, {"tools": {"names": [name for name in named if name not in own], "functions": own}})
 
 
 def answered(
     engine: LocalEngine, prompts: Sequence[Prompt], packs: Sequence[str | None], sampling: Sampling,
-    use: ToolUse | None, task: Task | None = None,
+    tools: OpenTools | None,
 ) -> Sequence[Reply]:  # fmt: skip
-    """Every prompt's answer, with tools where ``use`` says so: those it names, else those of ``task``."""
-    from skillweave.tasks.agents.load import ToolSettings, agent_of, toolbox_of
-
-    if use is None:
+    """Every prompt's answer, with tools where there are some."""
+    if tools is None:
         return engine.generate(prompts, packs, sampling, label="answer")
-    with agent_of(task, use.tools).toolbox if task else toolbox_of(use.tools or ToolSettings()) as toolbox:
-        return engine.converse(
-            prompts, packs, toolbox, use, temperature=sampling.temperature, seed=sampling.seed, label="answer"
-        )
+    return engine.converse(
+        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, seed=sampling.seed, label="answer"
+    )

@@ -14,8 +14,8 @@ from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
-from skillweave.tasks.agents.load import ToolUse
 from skillweave.tools import Toolbox
+from skillweave.tools.converse import Asking
 from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
 
 
@@ -50,24 +50,22 @@ class LocalEngine:
         return self.weave.generate(prompts, [self._pack(name) for name in packs], sampling, label=label)
 
     def converse(
-        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: ToolUse, *,
+        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
         temperature: float = 0.0, seed: int = 0, label: str | None = None,
     ) -> list[ToolReply]:  # fmt: skip
         """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
         return converse_with(
-            self.weave, prompts, [self._pack(name) for name in packs],
-            use.protocol(self.weave.base.tokenizer, toolbox), toolbox, use,
-            temperature=temperature, seed=seed, label=label,
+            self.weave, prompts, [self._pack(name) for name in packs], toolbox, use, temperature=temperature,
+            seed=seed, label=label,
         )  # fmt: skip
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
         """Answer one prompt, written to ``file`` as the tokens come; the route taken is noted on the console."""
-        chosen = self._pack(pack)
-        if chosen == AUTO:
-            route = self.weave.route([prompt])[0]
+        route = self.weave.choose([prompt], self._pack(pack))[0]
+        if route.confidence is not None:
             console.print(f"[dim]route: {route.pack or BASE} ({100 * route.confidence:.0f}%)[/dim]")
-            chosen = route.pack
-        return self.weave.generate([prompt], [chosen], sampling, streamer=_ToFile(self.weave.base.tokenizer, file))[0]
+        streamer = _ToFile(self.weave.base.tokenizer, file)
+        return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
 
     def _pack(self, name: str | None) -> str | None:
         return {None: self.default, BASE: None}.get(name, name)

@@ -36,7 +36,7 @@ METHODS: dict[str, Method] = {}
 
 
 def register(
-    name: str, config_class: type[Config], *, tool_use: Callable[[Any], ToolUse | None] = lambda config: None
+    name: str, config_class: type[Config], tool_use: Callable[[Any], ToolUse | None] = Method.tool_use
 ) -> Callable[[F], F]:
     """Decorate a method's ``run`` to make it known under ``name``."""
 

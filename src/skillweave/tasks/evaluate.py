@@ -24,17 +24,17 @@ class Score:
     high: float
     n: int
     scores: list[float] = field(repr=False)
-    answers: list[str] = field(repr=False)
+    answers: list[str | None] = field(repr=False)
 
 
 def evaluate(
     task: Task,
-    answer_fn: Callable[[list[Prompt]], list[str]],
+    answer_fn: Callable[[list[Prompt]], Sequence[str | None]],
     *,
     split: str = "test",
     limit: int | None = None,
 ) -> Score:
-    """Ask ``answer_fn`` all prompts of a split (the first ``limit``) at once and score what it says.
+    """Ask ``answer_fn`` all prompts of a split (the first ``limit``) at once and score what it says (None: nothing).
 
     Batching and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split
     or ``limit`` below 1, ``ValueError`` where there is not one answer for each prompt.

@@ -83,9 +83,12 @@ class Task:
             )
         return pairs
 
-    def score(self, answer: str, entry: Entry) -> float:
-        """The verifier's score of a model's answer, in [0, 1]; 1 is right. Never raises on what the model wrote."""
-        return self.scorer(answer, entry)
+    def score(self, answer: str | None, entry: Entry) -> float:
+        """The verifier's score of a model's answer, in [0, 1]; 1 is right, and None, which is no answer, is 0.
+
+        Never raises on what the model wrote.
+        """
+        return 0.0 if answer is None else self.scorer(answer, entry)
 
 
 def normal_text(text: str) -> str:

@@ -25,29 +25,48 @@ class ConversationSettings(TurnLimits):
     batch_size: int = Field(default=64, ge=1, description="conversations written at once in one process")
 
 
-def converse(
-    model: Any, form: Protocol, toolbox: Toolbox, prompts: Sequence[Prompt], settings: ConversationSettings, *,
-    temperature: float = 0.0, seeds: Sequence[int] | None = None,
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
-) -> list[Episode]:  # fmt: skip
-    """A conversation for each prompt, all held side by side; greedy unless ``temperature`` says otherwise.
+class Asking(ConversationSettings):
+    """How a model is asked that has tools, whatever they are."""
 
-    ``seeds``: of each prompt's random draws, by default its number. ``around()`` is entered around the model's calls,
-    as autocast; ``label`` shows a progress bar. Raises :class:`UserError` for a prompt that leaves no room in the
-    model's context.
+    instruction: str | None = Field(
+        default=None,
+        description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",
+    )
+
+    def protocol(self, tokenizer: Any, toolbox: Toolbox) -> Protocol:
+        """How a model of that tokenizer uses these tools. Raises :class:`UserError` where it has no chat template."""
+        return Protocol(tokenizer, toolbox, max_tool_tokens=self.max_tool_tokens, instruction=self.instruction)
+
+
+def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 0) -> list[Start]:
+    """Where the conversations on these prompts begin; the draws of number i hang on ``seed`` + i.
+
+    Raises :class:`UserError` for a prompt that leaves no room in the model's context.
     """
     from skillweave.base.generate import context_length
-    from skillweave.tools.writer import Writer
 
     context = context_length(model)
-    seeds = range(len(prompts)) if seeds is None else seeds
-    starts = [Start(form.prompt_ids(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+    starts = [Start(form.prompt_ids(prompt), seed + number) for number, prompt in enumerate(prompts)]
     for number, start in enumerate(starts):
         if context is not None and len(start.prompt) >= context:
             raise UserError(
                 f"prompt {number + 1} has {len(start.prompt)} tokens with what tells the model of its tools; the "
                 f"model's context is {context}, answer included: shorten it, or give fewer tools"
             )
+    return starts
+
+
+def converse(
+    model: Any, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], settings: ConversationSettings, *,
+    temperature: float = 0.0, around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
+) -> list[Episode]:  # fmt: skip
+    """Hold all conversations side by side; greedily unless ``temperature`` says otherwise.
+
+    ``around()`` is entered around the model's calls, as autocast; ``label`` shows a progress bar.
+    """
+    from skillweave.base.generate import context_length
+    from skillweave.tools.writer import Writer
+
     writer = Writer(model, form.tokenizer, temperature=temperature, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
-        return play(writer, form, toolbox, starts, settings, context, ended=advance)
+        return play(writer, form, toolbox, starts, settings, context_length(model), ended=advance)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from skillweave.base import Prompt
-from skillweave.tools.converse import ConversationSettings, converse
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call import TOOL
+from skillweave.tools.converse import Asking, begin, converse
+from skillweave.tools.loop import Ending
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave
 
@@ -17,42 +18,49 @@ from skillweave.weave.weave import Reply, Weave
 class ToolReply(Reply):
     """An answer that tools may have helped to find; where the conversation ended without one, ``text`` is empty.
 
-    ``conversation`` is all that came after the prompt, what the model wrote and what the tools said.
+    ``way`` is what came after the prompt and before the last turn, ``last`` that turn as the model wrote it.
     """
 
-    answered: bool
-
-    conversation: str
+    ended: Ending
+    way: str
+    last: str
     calls: int
     failed_calls: int
 
     @property
+    def answer(self) -> str | None:
+        return self.text if self.ended == "answer" else None
+
+    @property
     def with_tools(self) -> dict[str, Any]:
-        return {"calls": self.calls, "failed_calls": self.failed_calls, "conversation": self.conversation}
+        told = {"ended": self.ended, "calls": self.calls, "failed_calls": self.failed_calls}
+        return {**told, "conversation": self.way + self.last}
 
 
 def converse_with(
-    weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, form: Protocol, toolbox: Toolbox,
-    settings: ConversationSettings, *, temperature: float = 0.0, seed: int = 0, label: str | None = None,
+    weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox, use: Asking, *,
+    temperature: float = 0.0, seed: int = 0, label: str | None = None,
 ) -> list[ToolReply]:  # fmt: skip
-    """Answer every prompt, with the tools of ``toolbox`` as ``form`` tells of them. ``packs`` as in
-    :meth:`Weave.generate`.
+    """Answer every prompt, with the tools of ``toolbox``. ``packs`` as in :meth:`Weave.generate`.
 
     The router reads a prompt as it is asked, without what tells of the tools. Prompts of one pack are played together,
-    pack after pack. Raises :class:`UserError` for a prompt beyond the base's context.
+    pack after pack. Raises :class:`UserError` for a base without a chat template, and for a prompt beyond its context.
     """
+    model, form = weave.base.model, use.protocol(weave.base.tokenizer, toolbox)
+    starts = begin(model, form, prompts, seed=seed)
     chosen = weave.choose(prompts, packs)
     replies: dict[int, ToolReply] = {}
-    for pack in dict.fromkeys(choice.pack for choice in chosen):
-        mine = [index for index, choice in enumerate(chosen) if choice.pack == pack]
+    for pack in dict.fromkeys(route.pack for route in chosen):
+        mine = [index for index, route in enumerate(chosen) if route.pack == pack]
         with weave.woven.every_row(pack):
             episodes = converse(
-                weave.base.model, form, toolbox, [prompts[index] for index in mine], settings,
-                temperature=temperature, seeds=[seed + index for index in mine], label=label,
-            )  # fmt: skip
-        for index, episode in zip(mine, episodes, strict=True):
+                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, label=label
+            )
+        for index, held in zip(mine, episodes, strict=True):
+            assert held.ended is not None
+            turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)
             replies[index] = ToolReply(
-                episode.answer or "", pack, chosen[index].confidence, episode.answer is not None,
-                form.text(episode.ids), episode.calls, episode.failures,
+                held.answer or "", pack, chosen[index].confidence, held.ended, form.text(held.ids[:turn]),
+                form.text(held.ids[turn:]), held.calls, held.failures,
             )  # fmt: skip
     return [replies[index] for index in range(len(prompts))]

@@ -36,10 +36,13 @@ _FOLDS = 5
 
 @dataclass(frozen=True)
 class Route:
-    """Where a prompt goes: ``pack`` (None: the plain base) and the probability of that pack, or of the base."""
+    """Where a prompt goes: ``pack`` (None: the plain base) and the probability of that pack, or of the base.
+
+    ``confidence`` is None where the caller chose, not the router.
+    """
 
     pack: str | None
-    confidence: float
+    confidence: float | None
 
 
 @dataclass

@@ -54,20 +54,17 @@ class WeaveCard(BaseModel):
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a prompt is answered with: a pack (None: the plain base) and, where the router chose, its confidence."""
-
-    pack: str | None
-    confidence: float | None
-
-
-@dataclass(frozen=True)
 class Reply:
     """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence."""
 
     text: str
     pack: str | None
     confidence: float | None
+
+    @property
+    def answer(self) -> str | None:
+        """What is scored; None where there is no answer."""
+        return self.text
 
     @property
     def with_tools(self) -> dict[str, Any]:
@@ -295,19 +292,21 @@ class Weave:
         )
         return [Reply(texts[0], route.pack, route.confidence) for texts, route in zip(answers, chosen, strict=True)]
 
-    def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Choice]:
+    def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Route]:
         """The pack that each prompt is to be answered with; ``packs`` as in :meth:`generate`."""
         named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
         if len(named) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
+        for name in named:
+            if name not in (None, AUTO):
+                self._check_loaded(name)
+        chosen = [Route(name, None) for name in named]
         open_ones = [index for index, name in enumerate(named) if name == AUTO]
-        chosen = [Choice(name, None) for name in named]
         if open_ones:
             for index, route in zip(open_ones, self.route([prompts[index] for index in open_ones]), strict=True):
-                chosen[index] = Choice(route.pack, route.confidence)
-        for choice in chosen:
-            if choice.pack is not None:
-                self._check_loaded(choice.pack)
+                if route.pack is not None:
+                    self._check_loaded(route.pack)
+                chosen[index] = route
         return chosen
 
     def _check_loaded(self, name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from agents import CONTEXT, SFT, SHORT, TASK, WORDS, form_of, merged, note_groups, run_module, settings
+from agents import SFT, SHORT, TASK, WORDS, form_of, merged, note_groups, run_module, settings
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
@@ -99,7 +99,7 @@ def test_the_delta_is_what_was_judged_and_can_be_used(whole, base, hops):
     assert delta.provenance["method"] == "e3tir"
     model = with_delta(base, delta)
     held_out = hops.task.split("calibration")[:2]
-    found = success(model, hops, form_of(hops), held_out, settings().rollout, context=CONTEXT)
+    found = success(model, hops, form_of(hops), held_out, settings().rollout)
     for key, value in found.items():
         assert whole.figures()["after"][key] == pytest.approx(value), key
     ((answer,),) = generate(model, base.tokenizer, [held_out[0].prompt], Sampling(max_new_tokens=12))
@@ -271,9 +271,9 @@ def test_prompts_that_leave_no_room_are_left_out_of_rl(base, tmp_path, hops):
 
 def test_success_is_the_mean_over_entries_whatever_the_temperature(base, hops):
     form, entries = form_of(hops), hops.task.split("train")
-    together = success(base.model, hops, form, entries, settings().rollout, context=CONTEXT)
+    together = success(base.model, hops, form, entries, settings().rollout)
     hot = settings(rollout={"temperature": 5.0, "top_p": 0.5}).rollout
-    alone = [success(base.model, hops, form, [entry], hot, context=CONTEXT) for entry in entries]
+    alone = [success(base.model, hops, form, [entry], hot) for entry in entries]
     assert 0 < together["calls"] <= 3
     for key, value in together.items():
         assert value == pytest.approx(sum(one[key] for one in alone) / len(entries)), key

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
-from agents import TASK, agent, merged
+from agents import TASK, merged
 
 from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.build import build, read_weave_config
-from skillweave.build.config import WeaveConfig
+from skillweave.build.config import SkillConfig, WeaveConfig
 from skillweave.methods import get_method
 from skillweave.methods.e3tir.judge import success
 from skillweave.tasks.agents.load import ToolUse
-from skillweave.tools.converse import converse
-from skillweave.weave import AUTO, Weave, converse_with
+from skillweave.weave import AUTO, ToolReply, Weave, converse_with
 from tiny import TASK as SORT
 from tiny import TINY
 
@@ -70,49 +70,57 @@ def test_the_score_of_the_base_is_what_the_method_measures(built, base, hops):
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 
-def test_a_ready_pack_is_asked_with_the_tools_that_its_task_brings(built, taught):
-    packs = {name: str(built / "packs" / name) for name in ("hops", "sort")}
-    skills = {name: {"task": task, "pack": packs[name]} for name, task in (("hops", TASK), ("sort", SORT))}
+def test_a_ready_pack_is_asked_as_its_skill_says(built, taught):
+    hops, sort = (
+        {"task": task, "pack": str(built / "packs" / name)} for name, task in (("hops", TASK), ("sort", SORT))
+    )
+    skills = {"hops": {**hops, "tools": {"instruction": ""}}, "sort": sort}
     config = WeaveConfig.model_validate({"base": str(taught), "skills": skills})
-    assert config.tool_use("hops") == ToolUse()
+    assert config.tool_use("hops") == ToolUse(instruction="")
     assert config.tool_use("sort") is None
+    with pytest.raises(ValueError, match="`tools` goes with `pack`"):
+        SkillConfig.model_validate({"task": TASK, "method": "e3tir", "tools": {}})
 
 
 def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
     prompts = [entry.prompt for entry in hops.task.split("train")[:6]]
-    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
     packs = ["hops", None, "sort", "hops", None, "sort"]
-    mixed = converse_with(weave, prompts, packs, form, hops.toolbox, USE)
+    mixed = converse_with(weave, prompts, packs, hops.toolbox, USE)
     assert [reply.pack for reply in mixed] == packs
     for prompt, pack, reply in zip(prompts, packs, mixed, strict=True):
-        assert converse_with(weave, [prompt], pack, form, hops.toolbox, USE) == [reply]
-    plain = converse(weave.base.model, form, hops.toolbox, prompts, USE)
-    for at, (episode, reply) in enumerate(zip(plain, mixed, strict=True)):
-        alike = form.text(episode.ids) == reply.conversation
-        assert alike or packs[at] is not None
-    assert len({reply.conversation for reply in mixed}) > 1
+        assert converse_with(weave, [prompt], pack, hops.toolbox, USE) == [reply]
+    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
+    plain = converse(weave.base.model, form, hops.toolbox, begin(weave.base.model, form, prompts), USE)
+    for at in (1, 4):
+        assert form.text(plain[at].ids) == mixed[at].with_tools["conversation"]
+    assert len({reply.last for reply in mixed}) > 1
 
 
 def test_the_router_chooses_by_the_prompt_as_it_is_asked(weave, hops):
     prompts = [hops.task.split("test")[0].prompt, "Sort from smallest to largest: 9, 4"]
-    told = USE.model_copy(update={"instruction": "search"}).protocol(weave.base.tokenizer, hops.toolbox)
-    found = converse_with(weave, prompts, AUTO, told, hops.toolbox, USE)
+    told = USE.model_copy(update={"instruction": "search"})
+    found = converse_with(weave, prompts, AUTO, hops.toolbox, told)
     routes = weave.route(prompts)
     assert [(reply.pack, reply.confidence) for reply in found] == [(route.pack, route.confidence) for route in routes]
 
 
 def test_draws_hang_on_the_seed_and_not_on_the_company(weave, hops):
     prompts = [entry.prompt for entry in hops.task.split("train")[:4]]
-    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
 
     def drawn(packs, seed):
-        return converse_with(weave, prompts, packs, form, hops.toolbox, USE, temperature=1.5, seed=seed)
+        return converse_with(weave, prompts, packs, hops.toolbox, USE, temperature=1.5, seed=seed)
 
     assert drawn(None, 1) == drawn(None, 1) != drawn(None, 2)
     assert drawn([None, "hops", None, "sort"], 1)[2] == drawn(None, 1)[2]
 
 
 def test_nothing_is_answered_by_nothing(weave, hops):
-    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
-    assert converse_with(weave, [], None, form, hops.toolbox, USE) == []
-    assert agent().score(None, hops.task.split("test")[0]) == 0.0
+    assert converse_with(weave, [], None, hops.toolbox, USE) == []
+
+
+def test_no_answer_is_no_empty_answer(hops):
+    entry = hops.task.split("test")[0]
+    said = ToolReply("", None, None, "length", "", "zz", 0, 0)
+    assert (said.answer, replace(said, ended="answer").answer) == (None, "")
+    accepting = replace(hops.task, scorer=lambda answer, entry: 1.0)
+    assert (accepting.score(None, entry), accepting.score("", entry)) == (0.0, 1.0)

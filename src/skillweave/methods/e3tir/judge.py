@@ -10,7 +10,7 @@ from typing import Any
 from skillweave.tasks import Entry
 from skillweave.tasks.agents.load import AgentTask
 from skillweave.tools.call import POLICY
-from skillweave.tools.converse import ConversationSettings, converse
+from skillweave.tools.converse import ConversationSettings, begin, converse
 from skillweave.tools.protocol import Protocol
 
 
@@ -23,8 +23,9 @@ def success(
     Means over all: ``success`` (the verifier's score, 0 without an answer), ``answered``, ``calls`` and
     ``failed_calls`` a conversation, ``tokens`` that the policy wrote. At least one entry.
     """
-    episodes = converse(model, form, agent.toolbox, [entry.prompt for entry in entries], settings, around=around)
-    scores = [agent.score(one.answer, entry) for one, entry in zip(episodes, entries, strict=True)]
+    starts = begin(model, form, [entry.prompt for entry in entries])
+    episodes = converse(model, form, agent.toolbox, starts, settings, around=around)
+    scores = [agent.task.score(one.answer, entry) for one, entry in zip(episodes, entries, strict=True)]
     return {
         "success": fmean(scores),
         "answered": fmean(one.answer is not None for one in episodes),

@@ -182,7 +182,7 @@ class Rollouts:
         return torch.tensor([draw.random() for _ in trace.ids])
 
     def _member(self, entry: Entry, episode: Episode, prefix: int) -> Member:
-        score = self._agent.score(episode.answer, entry)
+        score = self._agent.task.score(episode.answer, entry)
         return Member(episode, prefix, prefix > 0, score, reward_parts(episode, score, self._config.reward))
 
     def _seed(self, step: int, turn: str, kind: str, at: int) -> int:

@@ -231,6 +231,11 @@ class _Agent:
     def _short_enough(self, entries: list[Entry]) -> list[Entry]:
         """The entries whose prompt leaves room for an answer; the others are counted."""
         short = [entry for entry in entries if len(self.form.prompt_ids(entry.prompt)) < self.run.max_length]
+        if not short:
+            raise UserError(
+                f"every prompt is longer than {self.run.max_length} tokens (max_length, or the base's context), with "
+                "what tells the model of its tools"
+            )
         if len(short) < len(entries):
             self.run.say(f"{len(entries) - len(short)} prompts are longer than {self.run.max_length} tokens: left out")
         return short

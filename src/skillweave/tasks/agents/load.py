@@ -23,8 +23,7 @@ from skillweave.tasks.load import load_task
 from skillweave.tasks.spec import AnySpec, BuiltinSpec
 from skillweave.tasks.task import Entry, Task
 from skillweave.tools.builtin import add_tools
-from skillweave.tools.converse import ConversationSettings
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.converse import Asking
 from skillweave.tools.toolbox import Toolbox
 
 
@@ -51,18 +50,10 @@ class ToolSettings(Config):
         return [sha256_file(path) for path in ([self.corpus] if self.corpus else []) + own]
 
 
-class ToolUse(ConversationSettings):
-    """How a model is asked that has tools."""
+class ToolUse(Asking):
+    """What a model may call while it answers a task, and how it is asked."""
 
     tools: ToolSettings | None = Field(default=None, description="what may be called; None: the task's own tools")
-    instruction: str | None = Field(
-        default=None,
-        description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",
-    )
-
-    def protocol(self, tokenizer: Any, toolbox: Toolbox) -> Protocol:
-        """How a model of that tokenizer uses these tools. Raises :class:`UserError` where it has no chat template."""
-        return Protocol(tokenizer, toolbox, max_tool_tokens=self.max_tool_tokens, instruction=self.instruction)
 
 
 @dataclass(frozen=True)
@@ -76,10 +67,6 @@ class AgentTask:
     task: Task
     toolbox: Toolbox
     solve: Callable[[Entry], list[Message]] | None
-
-    def score(self, answer: str | None, entry: Entry) -> float:
-        """The verifier's score of what a conversation ended with; 0 where that was no answer."""
-        return 0.0 if answer is None else self.task.score(answer, entry)
 
 
 def load_agent(
