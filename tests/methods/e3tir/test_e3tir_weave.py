@@ -16,6 +16,7 @@ from skillweave.build.config import SkillConfig, WeaveConfig
 from skillweave.methods import get_method
 from skillweave.methods.e3tir.judge import success
 from skillweave.tasks.agents.load import ToolUse
+from skillweave.tools.converse import begin, converse
 from skillweave.weave import AUTO, ToolReply, Weave, converse_with
 from tiny import TASK as SORT
 from tiny import TINY
