@@ -94,7 +94,7 @@ def test_a_run_of_several_updates_a_batch_goes_on_between_batches(base, tmp_path
     one, other, began = tmp_path / "one", tmp_path / "other", []
     whole = run(base, config, one)
     assert [len(read_json(one / stage / "history.json")) for stage in ("warm-up", "rl")] == [4, 4]
-    assert [look["step"] for look in read_json(one / "rl" / "curve.json")] == [2, 4]
+    assert [look["step"] for look in read_json(one / "rl" / "curve.json")] == [0, 2, 4]
     for stage, step in (("warm-up", 3), ("rl", 3)):
         with pytest.MonkeyPatch.context() as patch:
             note_starts(patch, began)

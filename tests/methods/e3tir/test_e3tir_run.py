@@ -84,8 +84,9 @@ def test_the_log_and_the_figures_are_of_what_was_played(whole):
 def test_the_looks_and_the_trees(whole, hops):
     for name in ("warm-up", "rl"):
         curve = read_json(whole.out / name / "curve.json")
-        assert [look["step"] for look in curve] == [2, 3]
-        assert curve[-1]["sampled"] == whole.figures(name)["sampled_tokens"] > curve[0]["sampled"] > 0
+        assert [look["step"] for look in curve] == [0, 2, 3]  # 0: what the stage before it left
+        assert curve[-1]["sampled"] == whole.figures(name)["sampled_tokens"] > curve[1]["sampled"] > 0
+        assert curve[0]["sampled"] == 0
         assert all(0 <= look["success"] <= 1 for look in curve)
         assert sorted(path.name for path in (whole.out / name / "trees").iterdir()) == ["step-0.txt", "step-2.txt"]
     drawn = (whole.out / "warm-up" / "trees" / "step-0.txt").read_text()
