@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from agents import run_module, settings, slow_log_probs, standard
+from agents import settings, slow_log_probs, standard
 from transformers import PrinterCallback, TrainerCallback
 
 from micro import micro_model, micro_tokenizer
@@ -77,7 +77,7 @@ class Watch(TrainerCallback):
 def arguments_of(folder, config: E3tirConfig) -> dict[str, Any]:
     stage = config.warm_up
     arguments = trainer_arguments(
-        run_module._training(stage), Processes(), folder=folder, steps=stage.steps * stage.updates, seed=0, bf16=False,
+        stage.training, Processes(), folder=folder, steps=stage.steps * stage.updates, seed=0, bf16=False,
         device="cpu", save_every=100, gradient_checkpointing=False,
     )  # fmt: skip
     return {**arguments, "save_strategy": "no"}

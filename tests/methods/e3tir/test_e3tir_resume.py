@@ -17,12 +17,12 @@ from skillweave.methods.training import run as shared
 from skillweave.methods.training import trainer
 
 
-def stop_writing(patch, module, path: Path) -> None:
-    """Break off before a file is written."""
+def stop_writing(patch, module, path: Path, *, entries: int = 0) -> None:
+    """Break off before a file is written, of which so many entries are to be seen."""
     write = module.write_json
 
     def writing(target, value):
-        if target == path:
+        if target == path and len(value) >= entries:
             raise KeyboardInterrupt
         write(target, value)
 
@@ -38,8 +38,9 @@ def places(out: Path):
     def mark(stage):
         return f"mark of {stage}", lambda patch: stop_writing(patch, shared, out / stage / "figures.json")
 
-    def look(stage):
-        return f"look in {stage}", lambda patch: stop_writing(patch, follow, out / stage / "curve.json")
+    def look(stage, number):
+        path = out / stage / "curve.json"
+        return f"look {number} in {stage}", lambda patch: stop_writing(patch, follow, path, entries=number)
 
     def tidying(stage):
         dropped = trainer.drop_checkpoints
@@ -52,8 +53,8 @@ def places(out: Path):
         return f"tidying of {stage}", lambda patch: patch.setattr(trainer, "drop_checkpoints", stop)
 
     return [
-        training("sft", 1), training("warm-up", 1), look("warm-up"), training("warm-up", 3), mark("warm-up"),
-        tidying("warm-up"), training("rl", 3), mark("rl"), mark(""),
+        training("sft", 1), look("warm-up", 1), training("warm-up", 1), look("warm-up", 2), training("warm-up", 3),
+        mark("warm-up"), tidying("warm-up"), training("rl", 3), mark("rl"), mark(""),
     ]  # fmt: skip
 
 

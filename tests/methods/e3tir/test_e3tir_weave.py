@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -26,11 +27,20 @@ USE = get_method("e3tir").tool_use(get_method("e3tir").config.model_validate(SET
 
 
 @pytest.fixture(scope="module")
-def built(taught, tmp_path_factory):
+def roomy(taught, tmp_path_factory):
+    """The taught model with room for the everyday prompts that a router learns from."""
+    folder = shutil.copytree(taught, tmp_path_factory.mktemp("roomy") / "micro")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 256}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(roomy, tmp_path_factory):
     """The folder of a weave of an agent and a skill without tools."""
     folder = tmp_path_factory.mktemp("agents")
     config = {
-        "base": str(taught), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},
+        "base": str(roomy), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},
         "skills": {
             "hops": {"task": TASK, "method": "e3tir", "settings": {k: v for k, v in SETTINGS.items() if k != "task"}},
             "sort": {"task": SORT, "settings": TINY},
@@ -42,8 +52,8 @@ def built(taught, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def weave(built, base):
-    return Weave.from_pretrained(built, base=open_base(base.path, device="cpu"))
+def weave(built):
+    return Weave.from_pretrained(built)
 
 
 def rows(built, skill, arm):
@@ -66,17 +76,18 @@ def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
     assert all("conversation" not in row for row in rows(built, "sort", arm))
 
 
-def test_the_score_of_the_base_is_what_the_method_measures(built, base, hops):
+def test_the_score_of_the_base_is_what_the_method_measures(built, roomy, hops):
+    base = open_base(roomy, device="cpu")
     want = success(base.model, hops, USE.protocol(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 
-def test_a_ready_pack_is_asked_as_its_skill_says(built, taught):
+def test_a_ready_pack_is_asked_as_its_skill_says(built):
     hops, sort = (
         {"task": task, "pack": str(built / "packs" / name)} for name, task in (("hops", TASK), ("sort", SORT))
     )
     skills = {"hops": {**hops, "tools": {"instruction": ""}}, "sort": sort}
-    config = WeaveConfig.model_validate({"base": str(taught), "skills": skills})
+    config = WeaveConfig.model_validate({"base": "micro", "skills": skills})
     assert config.tool_use("hops") == ToolUse(instruction="")
     assert config.tool_use("sort") is None
     with pytest.raises(ValueError, match="`tools` goes with `pack`"):
