@@ -22,14 +22,14 @@ TASK = {
     "source": "builtin", "name": "steps", "config": {"least": 2, "most": 2, "digits": 1},
     "splits": {"train": 300, "calibration": 48, "test": 100},
 }  # fmt: skip
-TRACES, RATE = 64, 2e-5
+TRACES, RATE = 8, 2e-5
 ZERO, SFT, E3 = "Zero-RL", "SFT", "E3-TIR"
 _SFT_STEP = {"batch_size": 8, "learning_rate": RATE}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One arm with a seed. ``steps``: optimiser steps of its stage, chosen so that all arms take about as long."""
+    """One arm with a seed. ``steps``: of its stage, or of both together, chosen so that all arms take about as long."""
 
     arm: str
     seed: int
@@ -51,13 +51,17 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """RL alone; supervised training alone; or a little of that, so that it knows what a call is, and the warm-up."""
+    """RL alone; supervised training alone; or a little of that, so that it knows what a call is, warm-up and RL."""
     none = {"steps": 0}
-    group = {"steps": plan.steps, "prompts": 4, "learning_rate": RATE, "micro_batch_size": 8}
+    group = {"prompts": 4, "learning_rate": RATE, "micro_batch_size": 8}
     arms: dict[str, dict[str, Any]] = {
-        ZERO: {"warm_up": none, "rl": {**group, "n": 8}},
+        ZERO: {"warm_up": none, "rl": {**group, "steps": plan.steps, "n": 8}},
         SFT: {"warm_up": none, "rl": none, "sft": {**_SFT_STEP, "steps": plan.steps}},
-        E3: {"warm_up": {**group, "n": 4, "m": 4}, "rl": none, "sft": {**_SFT_STEP, "steps": 40}},
+        E3: {
+            "warm_up": {**group, "steps": plan.steps // 2, "n": 4, "m": 4},
+            "sft": {**_SFT_STEP, "steps": 40},
+            "rl": {**group, "steps": plan.steps // 2, "n": 8},
+        },
     }
     return {
         "task": {**TASK, "seed": plan.seed}, "seed": plan.seed, "traces": TRACES, "save_every": 10,
@@ -78,6 +82,7 @@ def trained(plan: Plan) -> dict[str, Any]:
     for stage in ("warm-up", "rl"):
         if stage in stages:
             curve += [(spent + look["seconds"], look["success"]) for look in read_json(folder / stage / "curve.json")]
+            spent = curve[-1][0]
     if plan.arm == SFT:
         curve.append((spent, figures["after"]["success"]))
     return {
@@ -89,26 +94,19 @@ def trained(plan: Plan) -> dict[str, Any]:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """E3-TIR against the others at the time that all of them had; with one seed the interval is the value."""
-    shared = min(row["seconds"] for row in rows)
+    """E3-TIR against the others at their ends; with one seed the interval is the value."""
     made = []
     for other in (ZERO, SFT):
-        values = [
-            100 * (at(_row(rows, E3, seed), shared) - at(_row(rows, other, seed), shared))
-            for seed in sorted({row["seed"] for row in rows})
-        ]
-        name = f"{E3} less {other} after {shared / 60:.0f} minutes, points"
+        pairs = [(_row(rows, E3, seed), _row(rows, other, seed)) for seed in sorted({row["seed"] for row in rows})]
+        values = [100 * (ours["after"] - theirs["after"]) for ours, theirs in pairs]
+        ours, theirs = (sum(pair[side]["seconds"] for pair in pairs) / len(pairs) / 60 for side in (0, 1))
+        name = f"{E3} after {ours:.1f} minutes less {other} after {theirs:.1f}, points"
         made.append(judged(name, sum(values) / len(values), min(values), max(values), "> 0"))
     return made
 
 
 def _row(rows: Sequence[dict[str, Any]], arm: str, seed: int) -> dict[str, Any]:
     return next(row for row in rows if (row["arm"], row["seed"]) == (arm, seed))
-
-
-def at(row: dict[str, Any], seconds: float) -> float:
-    """The success of the last look by then."""
-    return [success for when, success in row["curve"] if when <= seconds][-1]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
