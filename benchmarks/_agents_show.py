@@ -72,7 +72,7 @@ def select(rows: Sequence[dict[str, Any]], family: str, arm: str) -> list[dict[s
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Success against the tokens that the policy wrote: the mean over seeds, and the range of all seeds."""
     families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
-    figure = Figure(figsize=(5.2 * len(families), 3.8), layout="constrained")
+    figure = Figure(figsize=(4 * len(families) + 1.6, 3.6), layout="constrained")
     axes = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
     for axis, family in zip(axes, families, strict=True):
         for arm, colour in COLOURS.items():
@@ -86,5 +86,6 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_xlabel("tokens written by the policy, thousands")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("success on held-out prompts, %")
-    axes[-1].legend(fontsize=8, frameon=False)
+    # Not every arm is in every panel; the first has all of them.
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return figure

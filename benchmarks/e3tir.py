@@ -21,7 +21,7 @@ after a few supervised steps (without them it never calls), at about equal wall 
 Finished runs are kept in runs/bench, so a stopped benchmark goes on; after a change of the code delete that folder.
 
     python benchmarks/e3tir.py                        micro: an hour on two cores
-    python benchmarks/e3tir.py --scale small          SmolLM2: an hour and a half on two cores
+    python benchmarks/e3tir.py --scale small          SmolLM2: three quarters of an hour on two cores
     python benchmarks/e3tir.py --quick                a base that knows little, two arms
 """
 
