@@ -137,12 +137,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Success by wall time."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
-    for arm, colour in ((ZERO, "#999999"), (SFT, "#D55E00"), (E3, "#0072B2")):
+    # Supervised training is looked at where it begins and ends; what lies between is dotted.
+    for arm, colour, line in ((ZERO, "#999999", "o-"), (SFT, "#D55E00", "o:"), (E3, "#0072B2", "o-")):
         for row in rows:
             if row["arm"] == arm:
                 times, values = zip(*row["curve"], strict=True)
                 axis.plot(
-                    [when / 60 for when in times], [100 * value for value in values], "o-", color=colour, label=arm
+                    [when / 60 for when in times], [100 * value for value in values], line, color=colour, label=arm
                 )
     axis.set_xlabel("minutes of training, rollouts included")
     axis.set_ylabel("success on 48 held-out prompts, %")
