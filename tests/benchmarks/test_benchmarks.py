@@ -17,6 +17,9 @@ import pytest
 import torch
 
 from micro import micro_model, save_micro
+from skillweave.methods.e3tir import E3tirConfig
+from skillweave.tasks.agents.experts import read_traces, scripted_traces
+from skillweave.tasks.agents.load import load_agent
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 record = importlib.import_module("_record")
@@ -178,6 +181,21 @@ def test_the_area_under_a_curve_holds_each_look_until_the_next() -> None:
     assert agents.area([(0, 0.0), (40, 0.5), (80, 1.0)], 100) == pytest.approx((40 * 0.0 + 40 * 0.5 + 20 * 1.0) / 100)
     assert agents.area([(0, 0.2), (50, 0.6), (130, 1.0)], 100) == pytest.approx((50 * 0.2 + 50 * 0.6) / 100)
     assert agents.area([(0, 0.0), (0, 0.7)], 10) == pytest.approx(0.7)  # supervised training alone
+
+
+def test_hasty_experts_leave_out_the_last_search_and_the_others_do_not(tmp_path: Path) -> None:
+    task = {"source": "builtin", "name": "hops", "config": agents.FAMILIES[agents.HASTY], "splits": {"train": 100}}
+    file = agents._hasty_experts(E3tirConfig.model_validate({"task": task}), tmp_path)
+    with (agent := load_agent(task)).toolbox:
+        clean = {trace.id: trace for trace in scripted_traces(agent, agent.task.split("train"))}
+    hasty = [trace for trace in read_traces(file) if trace.messages != clean[trace.id].messages]
+    assert 45 <= len(hasty) <= 75
+    gold = {entry.id: entry.answer for entry in agent.task.split("train")}
+    for trace in hasty:
+        *before, answer = trace.messages
+        assert before == clean[trace.id].messages[: len(before)]
+        assert len(before) == len(clean[trace.id].messages) - 3
+        assert answer["content"] == before[-1]["content"].split()[-1] != gold[trace.id]
 
 
 def test_roi_is_the_gain_times_what_was_saved() -> None:
