@@ -63,7 +63,7 @@ def generate(
 
     `skillweave generate runs/demo --file prompts.txt -o answers.jsonl`
 
-    `skillweave generate runs/agent --tools calculator "Start with 31. Multiply by 14. What is it now?"`
+    `skillweave generate runs/agent --tools calculator "What is 31 * 14 - 51?"`
     """
     from skillweave.artefact import write_text
     from skillweave.base import Sampling
@@ -131,7 +131,7 @@ def eval_(
 
     `skillweave eval runs/demo/packs/json_calls --task my-data.jsonl -o score.json`
 
-    `skillweave eval runs/steps/delta --task builtin:steps --split test --limit 50`
+    `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
     from skillweave.artefact import write_json
     from skillweave.base import Sampling
