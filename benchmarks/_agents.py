@@ -22,7 +22,7 @@ from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks.agents import hops, steps
 from skillweave.tasks.agents.experts import scripted_traces, write_traces
 from skillweave.tasks.agents.load import load_agent
-from skillweave.tools import Call, Protocol
+from skillweave.tools import Call
 from skillweave.tools.turn import call_text
 
 HOPS, STEPS, HASTY = "hops", "steps", "hops, hasty experts"
@@ -233,9 +233,9 @@ def _hasty_experts(config: E3tirConfig, folder: Path) -> Path:
 
 def _score(model: Base, config: E3tirConfig) -> float:
     """Of all test prompts, answered greedily."""
-    agent = load_agent(config.task, None)
-    form = Protocol(model.tokenizer, agent.toolbox, instruction="")
-    return success(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
+    with (agent := load_agent(config.task)).toolbox:
+        form = config.tool_use.protocol(model.tokenizer, agent.toolbox)
+        return success(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
 
 
 def _curve(folder: Path, figures: dict[str, Any]) -> list[tuple[int, float]]:

@@ -12,6 +12,11 @@ console = Console(stderr=True, highlight=False)
 """Where progress and notes go: standard error, so that standard output holds only what was asked for."""
 
 
+def printable(text: str) -> str:
+    """One line without control characters: what a model or a tool wrote cannot steer the terminal."""
+    return "".join(character for character in text if character.isprintable())
+
+
 @contextlib.contextmanager
 def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True) -> Iterator[Callable[..., None]]:
     """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``.

@@ -16,15 +16,12 @@ from skillweave.weave import Reply, Weave, converse_with
 AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
 
 
-def answers(weave: Weave, pack: str | None, sampling: Sampling) -> AnswerFunction:
-    """Answers of a weave, each written at once; ``pack`` as in :meth:`Weave.generate`."""
-    return lambda prompts: weave.generate(prompts, pack, sampling, label="answer")
-
-
-def answers_with_tools(weave: Weave, pack: str | None, task: Task, use: ToolUse) -> AnswerFunction:
-    """Answers of a weave that may call tools on the way."""
+def answers(weave: Weave, pack: str | None, task: Task, use: ToolUse | None, sampling: Sampling) -> AnswerFunction:
+    """Answers of a weave, with tools as ``use`` says, or written at once; ``pack`` as in :meth:`Weave.generate`."""
 
     def answer(prompts: list[Prompt]) -> Sequence[Reply]:
+        if use is None:
+            return weave.generate(prompts, pack, sampling, label="answer")
         with agent_of(task, use.tools).toolbox as toolbox:
             return converse_with(weave, prompts, pack, toolbox, use, label="answer")
 

@@ -17,15 +17,7 @@ from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Sampling, open_base
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
-from skillweave.build.evaluate import (
-    AnswerFunction,
-    answers,
-    answers_with_tools,
-    read_packs,
-    read_score,
-    score_once,
-    tools_key,
-)
+from skillweave.build.evaluate import answers, read_packs, read_score, score_once, tools_key
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -355,8 +347,11 @@ class _Build:
     def _score(
         self, skill: str, arm: str, built_on: Sequence[str], opened: Callable[[], Weave], pack: str | None = None
     ) -> None:
+        settings, task, use = self.config.score, self.tasks[skill], self.config.tool_use(skill)
+
         def work(folder: Path) -> None:
-            score_once(folder, self.tasks[skill], self._answers(skill, opened(), pack), limit=self.config.score.limit)
+            sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
+            score_once(folder, task, answers(opened(), pack, task, use, sampling), limit=settings.limit)
 
         built_on = [*self._asked(skill), *built_on]
         self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(skill), work)
@@ -377,9 +372,6 @@ class _Build:
         use = self.config.tool_use(skill)
         return settings if use is None else {**settings, "tools": use.model_dump(mode="json")}
 
-    def _sampling(self) -> Sampling:
-        return Sampling(max_new_tokens=self.config.score.max_new_tokens, batch_size=self.config.score.batch_size)
-
     def _delta(self, skill: str) -> Delta:
         return Delta.from_pretrained(self._folder(skill, "delta") / "delta")
 
@@ -387,12 +379,6 @@ class _Build:
         if self.woven is None:
             raise RuntimeError("the weave is scored after it is woven")
         return self.woven
-
-    def _answers(self, skill: str, weave: Weave, pack: str | None) -> AnswerFunction:
-        use = self.config.tool_use(skill)
-        if use is None:
-            return answers(weave, pack, self._sampling())
-        return answers_with_tools(weave, pack, self.tasks[skill], use)
 
     def _specialist(self, skill: str) -> Weave:
         # In float32, as it was trained: the pack runs beside the base, and must be held against the specialist itself,

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.pack import Skillpack
-from skillweave.progress import console
+from skillweave.progress import console, printable
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.tasks.evaluate import Score
 from skillweave.weave import BASE, Reply, ToolReply, WeaveCard
@@ -74,8 +74,7 @@ def show_conversation(reply: ToolReply) -> None:
     if reply.confidence is not None:
         console.print(f"[dim]route: {reply.pack or BASE} ({100 * reply.confidence:.0f}%)[/dim]")
     for line in (reply.way if reply.answer is not None else reply.way + reply.last).splitlines():
-        shown = "".join(character for character in line if character.isprintable())  # none may steer the terminal
-        console.print(Text(shown, style="dim"), soft_wrap=True)
+        console.print(Text(printable(line), style="dim"), soft_wrap=True)
     if reply.answer is None:
         console.print(f"No answer: {_ENDED_BY[reply.ended]}.", soft_wrap=True)
     else:

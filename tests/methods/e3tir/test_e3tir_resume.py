@@ -58,6 +58,13 @@ def places(out: Path):
     ]  # fmt: skip
 
 
+def noted(began: list[tuple[str, int]], base, config, folder: Path):
+    """A run, and where each of its trainings went on from."""
+    with pytest.MonkeyPatch.context() as patch:
+        note_starts(patch, began)
+        return run(base, config, folder)
+
+
 def trees(out: Path) -> dict[str, str]:
     return {str(path.relative_to(out)): path.read_text() for path in out.rglob("trees/*.txt")}
 
@@ -97,14 +104,10 @@ def test_a_run_of_several_updates_a_batch_goes_on_between_batches(base, tmp_path
     assert [len(read_json(one / stage / "history.json")) for stage in ("warm-up", "rl")] == [4, 4]
     assert [look["step"] for look in read_json(one / "rl" / "curve.json")] == [0, 2, 4]
     for stage, step in (("warm-up", 3), ("rl", 3)):
-        with pytest.MonkeyPatch.context() as patch:
-            note_starts(patch, began)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             stop_at(patch, stage, step)
-            with pytest.raises(KeyboardInterrupt):
-                run(base, config, other)
-    with pytest.MonkeyPatch.context() as patch:
-        note_starts(patch, began)
-        assert same_bits(run(base, config, other), whole)
+            noted(began, base, config, other)
+    assert same_bits(noted(began, base, config, other), whole)
     assert record(other) == record(one)
     assert trees(other) == trees(one)
     # Two steps share what was played: a run goes on with a batch of its own, never in the middle of one.
@@ -125,14 +128,10 @@ def test_a_run_cut_off_after_its_budget_is_spent_goes_no_further(base, tmp_path,
         lambda patch: stop_writing(patch, shared, other / "warm-up" / "figures.json"),
     )
     for break_off in places:
-        with pytest.MonkeyPatch.context() as patch:
-            note_starts(patch, began)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             break_off(patch)
-            with pytest.raises(KeyboardInterrupt):
-                run(base, config, other)
-    with pytest.MonkeyPatch.context() as patch:
-        note_starts(patch, began)
-        assert same_bits(run(base, config, other), whole)
+            noted(began, base, config, other)
+    assert same_bits(noted(began, base, config, other), whole)
     assert record(other) == record(one)
     assert began == [("warm-up", 0), *[("warm-up", steps - updates)] * 3]
 

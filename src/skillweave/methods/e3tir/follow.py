@@ -55,8 +55,7 @@ class Follow(TrainerCallback):
         if path.exists():
             self._curve = [look for look in read_json(path) if look["step"] <= state.global_step]
         self._count(state)
-        if self._run.policy.trained is not None and state.global_step == 0:
-            self._curve = []
+        if self._run.policy.trained is not None and state.global_step == 0 and not self._curve:
             self._look(0)  # what the stage before it left; the run's own beginning stands in `before`
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -172,7 +172,7 @@ class _Agent:
 
         def first() -> dict[str, Any]:
             model = run.policy.open_to_sample(run.config)
-            return dict(success(model, run.task.agent, self.form, entries, run.config.rollout))
+            return success(model, run.task.agent, self.form, entries, run.config.rollout)
 
         return run.processes.from_first(first)
 

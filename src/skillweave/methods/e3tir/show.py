@@ -9,6 +9,7 @@ from rich.tree import Tree
 
 from skillweave.base.chat import as_messages
 from skillweave.methods.e3tir.rollouts import Group, Member
+from skillweave.progress import printable
 from skillweave.tools.call import TOOL
 
 _LONGEST = 400
@@ -62,5 +63,5 @@ def _pieces(member: Member, text: Callable[[list[int]], str], start: int, end: i
 
 
 def _shown(text: str) -> str:
-    text = "".join(character for character in " ".join(text.split()) if character.isprintable())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
