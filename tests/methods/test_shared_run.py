@@ -74,7 +74,7 @@ def test_the_sampled_model_is_the_trained_one_rounded_once(base, tmp_path):
     policy = Policy(base.path, base.ref, torch.device("cpu"), tmp_path / "delta")
     trained = dict(policy.open_to_train(ModelSettings(), seed=0).named_parameters())
     plain = dict(AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.bfloat16).named_parameters())
-    sampled = dict(policy.open_to_sample(SimpleNamespace(bf16=True, train="full")).named_parameters())
+    sampled = dict(policy.open_to_sample(SimpleNamespace(autocast=True, train="full")).named_parameters())
     for name, parameter in trained.items():
         torch.testing.assert_close(parameter, base.model.get_parameter(name) + change[name])
         assert torch.equal(sampled[name], parameter.bfloat16())

@@ -12,9 +12,11 @@ import torch
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint, read_config_json
 from skillweave.base.fingerprint import fingerprint
+from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+AUTO = "auto"
 _FORMS = (
     "a Hugging Face folder, a hub id (owner/name), a .gguf file or a bundled model "
     f"({', '.join(f'bundled:{name}' for name in BUNDLED)})"
@@ -71,17 +73,24 @@ def resolve(ref: str | Path) -> Path:
 
 
 def open_base(
-    ref: str | Path, *, dtype: str | torch.dtype | None = None, device: str | torch.device | None = None
+    ref: str | Path,
+    *,
+    dtype: str | torch.dtype | None = AUTO,
+    device: str | torch.device | None = None,
+    budget: int | None = None,
 ) -> Base:
-    """Open a base model for use.
+    """An open base model, ready to be used.
 
-    ``dtype`` is ``"float32"``, ``"bfloat16"``, ``"float16"`` or a torch dtype; None keeps what the files hold.
+    ``dtype`` is that of the weights in memory: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or
+    ``"auto"`` (None is the same): the files' own where the device computes it, else float32, or the files' own again
+    where float32 would not fit ``budget`` bytes. On a CPU without bfloat16 arithmetic, products with narrow weights are
+    made in float32 (:mod:`skillweave.base.precision`).
     ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None takes the first GPU, and the CPU where there is none.
-    Raises :class:`UserError`, also for files that lack a tensor of the model: it would be random.
+    Raises :class:`UserError`, also if a tensor of the model is missing: transformers would initialise it at random.
     """
     from transformers import AutoModelForCausalLM
 
-    # The mistakes of a hand come first: they cost nothing to find, a model may cost minutes.
+    # Check the arguments first: a typo is cheap to find, loading a model is not.
     wanted, place = as_dtype(dtype), as_device(device)
     path = resolve(ref)
     config = read_config_json(path)
@@ -102,10 +111,17 @@ def open_base(
             f"{path}: the weights lack the tensor '{missing[0]}' that config.json asks for "
             f"({len(missing)} in all). Download the folder again."
         )
+    if wanted is None:
+        nbytes = sum(parameter.nbytes for parameter in model.parameters())
+        chosen = automatic_dtype(model.dtype, place, nbytes, budget)
+        if chosen is not model.dtype:  # else what transformers keeps in float32 stays as it is
+            model = model.to(chosen)
     try:
         model = model.eval().to(place)
     except torch.OutOfMemoryError as error:
         raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
+    if products_are_float32(model.dtype, place):
+        multiply_in_float32(model)
     local = Path(str(ref)).expanduser()
     return Base(model, tokenizer, mark, str(local.resolve()) if local.exists() else str(ref), path)
 
@@ -116,11 +132,13 @@ def open_tokenizer(ref: str | Path) -> Any:
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """A torch dtype from its name; None stays None."""
+    """A torch dtype from its name; None for ``"auto"`` and None."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == AUTO:
+        return None
     if dtype not in _DTYPES:
-        raise UserError(f"unknown dtype '{dtype}'; {nearest(dtype, _DTYPES)}")
+        raise UserError(f"unknown dtype '{dtype}'; {nearest(dtype, [AUTO, *_DTYPES])}")
     return _DTYPES[dtype]
 
 

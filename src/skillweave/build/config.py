@@ -70,7 +70,11 @@ class WeaveConfig(Config):
 
     name: str = "weave"
     base: str = Field(description="A Hugging Face folder, a hub id, a GGUF file or bundled:smollm2.")
-    dtype: str = Field("bfloat16", description="In which the base is served, and every figure is taken.")
+    dtype: str = Field(
+        "auto",
+        description="Of the base's weights in memory, in the build and when served. auto: the files' own where the "
+        "device computes it, else float32, or the files' own again where float32 would not fit the budget.",
+    )
     device: str | None = None
     budget: ByteSize | None = Field(None, description="Most bytes in memory, base and packs together.")
     seed: int = 0

@@ -9,9 +9,13 @@ from typing import Any
 
 from skillweave.artefact import digest, read_json, write_json, write_text
 from skillweave.base import Base, Prompt, Sampling
+from skillweave.base.chat import as_messages
+from skillweave.progress import console, printable
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.agents.load import ToolSettings, ToolUse, agent_of
 from skillweave.weave import Reply, Weave, converse_with
+
+_SHOWN = 200  # characters of a text in an example
 
 AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
 
@@ -57,10 +61,28 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})
 
 
+def read_answers(folder: Path) -> list[dict[str, Any]]:
+    """Every prompt with its answer and score, as :func:`score_once` wrote them."""
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
 def read_packs(folder: Path) -> list[str | None]:
     """Which pack gave each answer of :func:`score_once`; None is the plain base."""
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line)["pack"] for line in lines if line]
+    return [row["pack"] for row in read_answers(folder)]
+
+
+def show_example(base: Path, specialist: Path) -> None:
+    """Print a test prompt with the answer of the base and that of the specialist: the first that only the latter solves.
+
+    Where there is none it is the first prompt. Both folders are those of :func:`score_once`, on the same prompts.
+    """
+    both = list(zip(read_answers(base), read_answers(specialist), strict=True))
+    before, after = next((pair for pair in both if pair[0]["score"] < 1 <= pair[1]["score"]), both[0])
+    asked = as_messages(before["prompt"])[-1]["content"]
+    for title, text in (("asked", asked), ("base", before["answer"]), ("specialist", after["answer"])):
+        line = printable(" ".join(str(text).split()))
+        console.print(f"  {title:<10} {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}", markup=False, soft_wrap=True)
 
 
 def read_score(folder: Path) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Sampling, open_base
+from skillweave.base.precision import describe
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
-from skillweave.build.evaluate import answers, read_packs, read_score, score_once, tools_key
+from skillweave.build.evaluate import answers, read_packs, read_score, score_once, show_example, tools_key
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -43,18 +44,26 @@ def _background() -> tuple[list[str], list[str]]:
 BACKGROUND = _background()
 
 
-def build(config: WeaveConfig, out: Path, *, command: str) -> dict[str, Any]:
+def work_folder(out: Path) -> Path:
+    """Where a build into ``out`` keeps what its steps left."""
+    return out.with_name(f"{out.name}.work")
+
+
+def build(
+    config: WeaveConfig, out: Path, *, command: str, before_step: Callable[[str], object] = lambda step: None
+) -> dict[str, Any]:
     """Build the weave that ``config`` describes in ``out`` and return its report (as ``report.json`` holds it).
 
     What is done and unchanged is skipped; a killed build goes on where it stopped. ``command`` is written into the
-    report as the way to make it again. Raises :class:`UserError` where ``out`` holds something that is no weave: it
+    report as the way to make it again. ``before_step`` is told each step that is about to be worked on, by its folder
+    (``json_calls/delta``). Raises :class:`UserError` where ``out`` holds something that is no weave: it
     would be replaced.
     """
     if out.exists() and not is_weave(out) and (out.is_file() or any(out.iterdir())):
         raise UserError(
             f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
         )
-    run = _Build(config, out.with_name(f"{out.name}.work"))
+    run = _Build(config, work_folder(out), before_step)
     run.unlearn()
     for skill in config.skills:
         run.score_base(skill)
@@ -77,6 +86,7 @@ class _Build:
 
     config: WeaveConfig
     work: Path
+    before_step: Callable[[str], object]
     base: Base = field(init=False)
     """What the skills stand on: the base, and once it is unlearnt the backbone."""
     plain: BaseRef = field(init=False)
@@ -88,7 +98,11 @@ class _Build:
 
     def __post_init__(self) -> None:
         console.print(f"[bold]base[/bold] {self.config.base}")
-        self.base = open_base(self.config.base, dtype=self.config.dtype, device=self.config.device)
+        config = self.config
+        self.base = open_base(config.base, dtype=config.dtype, device=config.device, budget=config.budget)
+        served = self.base.model.dtype
+        console.print(f"  {describe(served, self.base.model.device)}", soft_wrap=True)
+        self.config = config.model_copy(update={"dtype": str(served).removeprefix("torch.")})
         self.plain = BaseRef(ref=self.config.base, fingerprint=self.base.fingerprint)
         self.unlearning = self.config.unlearning()
         self.tasks = {name: load_task(skill.task) for name, skill in self.config.skills.items()}
@@ -180,6 +194,7 @@ class _Build:
             lambda folder: method.run(self.base, settings, folder),
         )
         self._score(skill, "specialist", [f"{skill}/delta"], lambda: self._specialist(skill))
+        show_example(self._folder(skill, "score-base"), self._folder(skill, "score-specialist"))
 
     def zip(self, skill: str) -> None:
         """Zip the delta into a skillpack."""
@@ -342,7 +357,13 @@ class _Build:
         work: Callable[[Path], object],
     ) -> None:
         inputs = {"built_on": {name: self.keys[name] for name in built_on}, **settings}
-        self.keys[f"{skill}/{what}"] = run_step(f"{skill}: {title}", self._folder(skill, what), inputs, work)
+        folder = self._folder(skill, what)
+
+        def told(folder: Path) -> None:
+            self.before_step(f"{skill}/{what}")
+            work(folder)
+
+        self.keys[f"{skill}/{what}"] = run_step(f"{skill}: {title}", folder, inputs, told)
 
     def _score(
         self, skill: str, arm: str, built_on: Sequence[str], opened: Callable[[], Weave], pack: str | None = None

@@ -37,4 +37,9 @@ DEFAULTS = typer.Option(
 )
 SET = typer.Option([], "--set", "-s", metavar="KEY=VALUE", help="Override one setting, as `seed=1`. Repeatable.")
 DEVICE = typer.Option(None, "--device", help="Where to compute, as cpu or cuda:0.")
-DTYPE = typer.Option(None, "--dtype", help="Type of the weights in memory, as bfloat16 or float32.")
+DTYPE = typer.Option(
+    None,
+    "--dtype",
+    help="Type of the weights in memory: bfloat16, float32, float16, or auto: as the files hold them where the device "
+    "computes that, else float32.",
+)

@@ -263,7 +263,8 @@ class _Change:
         wide = _three(output)
         for rows, left, right in self.float_factors:
             mine = _three(x) if rows is None else _three(x).index_select(0, rows)
-            add_to_rows(wide, rows, linear(linear(mine, right), left))
+            # A model whose products are made in float32 feeds wider numbers than it stores.
+            add_to_rows(wide, rows, linear(linear(mine, right.to(mine.dtype)), left.to(mine.dtype)))
         for group in self.groups:
             group.add(self.name, x, wide)
         return output

@@ -227,7 +227,7 @@ class _Unlearning:
             rows,
             self.run.tokenizer.pad_token_id,
             batch_size=config.training.micro_batch_size or config.training.batch_size,
-            bf16=config.bf16,
+            bf16=config.autocast,
         )
 
 

@@ -72,7 +72,10 @@ class Team:
 
             def work(_: int, piece: Sequence[int]) -> list[float]:
                 inputs = padded([rows[index] for index in piece], run.tokenizer.pad_token_id, run.policy.device)
-                with torch.no_grad(), torch.autocast(run.policy.device.type, torch.bfloat16, enabled=run.config.bf16):
+                with (
+                    torch.no_grad(),
+                    torch.autocast(run.policy.device.type, torch.bfloat16, enabled=run.config.autocast),
+                ):
                     return answer_log_probs(model, inputs).tolist()
 
             return by_length(

@@ -27,7 +27,7 @@ def objective(config: TpawConfig) -> Objective:
     def of_batch(policy: Tensor, players: Tensor) -> tuple[Tensor, losses.Statistics]:
         four = policy[0], policy[1], players[:, 0], players[:, 1]
         if config.loss == "team":
-            tolerance = _BF16_ROUNDING if config.bf16 else 0.0
+            tolerance = _BF16_ROUNDING if config.autocast else 0.0
             return losses.team_loss(*four, lam=config.lam, eta=config.eta, gamma=config.gamma, tolerance=tolerance)
         if config.loss == "tspin":
             return losses.tspin_loss(*four, lam=config.lam, policy_first=policy[2])

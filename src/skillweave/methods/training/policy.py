@@ -35,7 +35,7 @@ class Policy:
 
     def open_to_sample(self, config: ModelSettings) -> Any:
         """The model in the precision it is trained in: with ``bf16`` the weights that autocast would show it."""
-        dtype = torch.bfloat16 if config.bf16 else torch.float32
+        dtype = torch.bfloat16 if config.autocast else torch.float32
         model: Any
         if config.train == "lora" and self.trained is not None:
             model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
@@ -53,7 +53,7 @@ class Policy:
             mark_trainable(model, config.trainable)
         else:
             # The frozen base keeps its stored precision; PEFT holds the adapters in float32.
-            model = AutoModelForCausalLM.from_pretrained(self.base, dtype="auto" if config.bf16 else torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(self.base, dtype="auto" if config.autocast else torch.float32)
             model = self._with_adapter(model, config)
         return model.to(self.device)
 

@@ -18,10 +18,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+import torch
+
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
+from skillweave.base.precision import native_bf16
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.training.order import batch_order, stage_seed
@@ -80,8 +83,9 @@ class Run(Generic[C, D]):
             raise UserError(f"this base holds a delta already: {method} trains on a base as its files hold it")
         folder = Path(folder)
         processes = Processes.join(base.model.device.type)
-        processes.from_first(lambda: _claim(method, folder, base, config, task))
         device = processes.device(base.model.device)
+        config = processes.from_first(lambda: _decided(config, folder, device))
+        processes.from_first(lambda: _claim(method, folder, base, config, task))
         if device.type == "cpu":
             keep_freed_memory()
         policy = Policy(base.path, base.ref, device)
@@ -188,7 +192,7 @@ class Run(Generic[C, D]):
         config = self.config
         seed = stage_seed(config.seed, folder.name)
         arguments = trainer_arguments(
-            settings, self.processes, folder=folder, steps=steps, seed=seed, bf16=config.bf16,
+            settings, self.processes, folder=folder, steps=steps, seed=seed, bf16=config.autocast,
             device=self.policy.device.type, save_every=config.save_every,
             gradient_checkpointing=config.gradient_checkpointing,
         )  # fmt: skip
@@ -221,6 +225,20 @@ class Run(Generic[C, D]):
 
         if self.processes.first:
             drop_checkpoints(self.folder / name)
+
+
+def _decided(config: C, folder: Path, device: torch.device) -> C:
+    """The settings with ``bf16: auto`` decided: as the run found in the folder has it, else by the device."""
+    if config.bf16 != "auto":
+        return config
+    path = folder / "config.json"
+    found = read_json(path) if path.exists() else None
+    begun = found.get("config", {}).get("bf16") if isinstance(found, dict) else None
+    native, reason = native_bf16(device)
+    chosen = begun if isinstance(begun, bool) else native
+    because = reason if chosen == native else "as the run in this folder began"
+    console.print(f"  training computes in {'bfloat16' if chosen else 'float32'} ({because})", soft_wrap=True)
+    return config.model_copy(update={"bf16": chosen})
 
 
 def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:

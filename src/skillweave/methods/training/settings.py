@@ -67,9 +67,19 @@ class ModelSettings(Config):
     )
     lora: LoraSettings = LoraSettings()
     max_length: int = Field(default=1024, ge=2, description="longer examples (prompt and answer, tokens) are left out")
-    bf16: bool = Field(default=True, description="compute in bfloat16; weights and optimiser stay in float32")
+    bf16: bool | Literal["auto"] = Field(
+        default="auto",
+        description="compute in bfloat16 (weights and optimiser: float32); auto: where the device does so natively",
+    )
     gradient_checkpointing: bool = False
     save_every: int = Field(default=50, ge=1, description="steps between the points a killed run resumes from")
+
+    @property
+    def autocast(self) -> bool:
+        """``bf16`` once :meth:`Run.begin` has decided what ``auto`` is; before that it is a ``ValueError``."""
+        if self.bf16 == "auto":
+            raise ValueError("bf16 is still 'auto': Run.begin decides it by the device")
+        return self.bf16
 
     @field_validator("trainable")
     @classmethod

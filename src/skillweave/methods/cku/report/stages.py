@@ -79,7 +79,7 @@ class Stages:
             figures["membership_loss"] = membership_auc(inside.per_token, outside.per_token)
             figures["membership_min_k"] = membership_auc(inside.min_k, outside.min_k)
         ratios = truth_ratios(
-            model, run.tokenizer, asked.forget, run.max_length, batch_size=config.batch_size, bf16=config.bf16
+            model, run.tokenizer, asked.forget, run.max_length, batch_size=config.batch_size, bf16=config.autocast
         )
         if ratios:
             figures |= {"truth_ratio": fmean(ratios), "truth_ratios": ratios}
@@ -195,7 +195,7 @@ class Stages:
         config = self._run.config
         return read_rows(
             model, self._rows(facts), self._run.tokenizer.pad_token_id, batch_size=config.batch_size,
-            bf16=config.bf16 if bf16 is None else bf16,
+            bf16=config.autocast if bf16 is None else bf16,
         )  # fmt: skip
 
     def _rows(self, facts: Sequence[Fact]) -> list[Row]:
