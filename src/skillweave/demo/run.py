@@ -8,13 +8,24 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from skillweave.base import Sampling
+from skillweave.base.open import as_device
+from skillweave.base.precision import native_bf16
 from skillweave.build import WeaveConfig, build, read_weave_config
+from skillweave.demo.estimate import Estimate, product_seconds
 from skillweave.tasks import load_task
 from skillweave.weave import Weave
 
 PER_SKILL = 2
 """Mixed prompts taken from each skill's test split: three skills make a batch of six."""
+
+STEP_SECONDS = {"json_calls/score-base": 1.0}
+"""What each step took in a demo on two CPU cores with bfloat16 instructions (AMD EPYC): the weights of the estimate."""
+
+PRODUCT_SECONDS = 1.0
+"""What :func:`product_seconds` gave on that machine."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,15 @@ def demo_config(overrides: Sequence[str] = ()) -> WeaveConfig:
 
 
 def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dict[str, Any]:
-    """Build the demo's weave in ``out``; what is done there already is kept. Returns the report."""
-    return build(demo_config(overrides), out, command=command)
+    """Build the demo's weave in ``out`` and return its report; what is done there already is kept.
+
+    Before each step it is said how long the rest will take.
+    """
+    config = demo_config(overrides)
+    device = as_device(config.device)
+    arithmetic = torch.bfloat16 if native_bf16(device)[0] else torch.float32
+    estimate = Estimate(STEP_SECONDS, product_seconds(arithmetic, device) / PRODUCT_SECONDS)
+    return build(config, out, command=command, before_step=estimate.show)
 
 
 def mixed_answers(folder: Path, overrides: Sequence[str] = ()) -> list[MixedAnswer]:
