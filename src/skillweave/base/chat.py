@@ -10,25 +10,43 @@ from jinja2 import TemplateError
 from skillweave.errors import UserError
 
 Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
-"""A user's text, or messages ``{"role": ..., "content": ...}`` ending with the one to answer."""
+Prompt = str | Sequence[Message] | Mapping[str, Any]
+"""A user's text; or messages ``{"role": ..., "content": ...}`` ending with the one to answer; or, where the model is
+told of tools, ``{"messages": [...], "tools": [...]}`` with the tools as OpenAI's chat API writes them."""
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt as chat messages; a text becomes one message of the user."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    return [dict(message) for message in (prompt["messages"] if isinstance(prompt, Mapping) else prompt)]
+
+
+def prompt_tools(prompt: Prompt) -> list[dict[str, Any]] | None:
+    """The tools that a prompt tells the model of; None where there are none."""
+    return list(prompt["tools"]) if isinstance(prompt, Mapping) and prompt.get("tools") else None
 
 
 def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The text to be continued: chat template with the generation prompt; contents joined where there is none."""
     messages = as_messages(prompt)
     if getattr(tokenizer, "chat_template", None):
-        try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = ", ".join(str(message.get("role")) for message in messages)
-            raise UserError(f"the base's chat template refuses messages of the roles {roles}: {error}") from error
+        return _templated(tokenizer, messages, prompt_tools(prompt), add_generation_prompt=True)
+    if prompt_tools(prompt) is not None:
+        raise UserError("the prompt has tools, and the base has no chat template that could tell the model of them")
     return "\n".join(str(message["content"]) for message in messages)
+
+
+def _templated(
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
+) -> str:
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+        )
+    except TemplateError as error:
+        roles = ", ".join(str(message.get("role")) for message in messages)
+        raise UserError(f"the base's chat template refuses messages of the roles {roles}: {error}") from error
 
 
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
@@ -40,3 +58,24 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
     """Token ids of an answer as the model should write it after :func:`prompt_ids`, end-of-text included."""
     return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def example_ids(tokenizer: Any, prompt: Prompt, answer: str | Message) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of the answer to it, which is a text or the assistant's message with its tool calls.
+
+    A message is written by the chat template. Raises :class:`UserError` where the template does not continue its own
+    generation prompt with the message, or where there is none.
+    """
+    before = prompt_ids(tokenizer, prompt)
+    if isinstance(answer, str):
+        return before, answer_ids(tokenizer, answer)
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError("an answer with tool calls needs a base with a chat template that writes them")
+    start = prompt_text(tokenizer, prompt)
+    whole = _templated(
+        tokenizer, [*as_messages(prompt), dict(answer)], prompt_tools(prompt), add_generation_prompt=False
+    )
+    if not whole.startswith(start):
+        raise UserError("the base's chat template writes the assistant's message with tool calls in another form")
+    written = whole[len(start) :].rpartition(tokenizer.eos_token)
+    return before, answer_ids(tokenizer, written[0] or written[2])
