@@ -10,8 +10,9 @@ from typing import Any
 from skillweave.artefact import digest
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
-from skillweave.tasks.rows import entries_from, read_jsonl
-from skillweave.tasks.task import Entry, normal_text
+from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.rows import entries_from
+from skillweave.tasks.task import Entry, near_id, normal_text
 
 _FORMS = ("messages", "prompt", "question", "text")
 """The keys by which a row's form is known; the first that is there counts."""
@@ -140,7 +141,7 @@ def _asked(entry: Entry) -> Fact:
     for text in wrong:
         if text.strip() in (answer.strip(), (again or answer).strip()):
             raise UserError(f"{where}: 'perturbed_answer' holds a right answer, {text!r:.60}: leave it out")
-    return Fact(entry.id, entry.prompt, answer, again, tuple(wrong), where)
+    return Fact(near_id(entry.prompt), entry.prompt, answer, again, tuple(wrong), where)
 
 
 def _says_something(value: Any) -> bool:

@@ -12,7 +12,7 @@ from skillweave.artefact import write_text
 from skillweave.base.chat import Message, Prompt, as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.agents.load import AgentTask
-from skillweave.tasks.rows import read_jsonl
+from skillweave.tasks.readers import read_jsonl
 from skillweave.tasks.task import Entry, Task, prompt_id
 from skillweave.tools.trace import read_trace
 
