@@ -10,7 +10,7 @@ from skillweave.base.chat import answer_ids
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.tpaw.pairs import Side
 from skillweave.methods.tpaw.team import Team
-from skillweave.methods.training.answers import Answered, sample_answers
+from skillweave.methods.training.answers import Answered, answer_text, sample_answers
 from skillweave.methods.training.run import Run
 from skillweave.tasks import Entry, Task
 
@@ -20,7 +20,11 @@ class Judge:
 
     def __init__(self, run: Run[TpawConfig, Task], team: Team, entries: Sequence[Entry]) -> None:
         self._run, self._team, self._entries = run, team, entries
-        self._targets: list[Side] = [(entry.prompt, str(entry.answer)) for entry in entries]
+        self._targets: list[Side] = [
+            (entry.prompt, answer_text(run.tokenizer, entry.prompt, entry.answer))
+            for entry in entries
+            if entry.answer is not None
+        ]
 
     def figures(self, number: int, others: Sequence[int]) -> dict[str, Any]:
         """What player ``number`` does, and how it stands against the ``others``.

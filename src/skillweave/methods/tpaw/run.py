@@ -170,7 +170,9 @@ class _SelfPlay:
     def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
         from skillweave.methods.training.sft import train_on_answers
 
-        return train_on_answers(self.run, folder, settings, [(entry.prompt, str(entry.answer)) for entry in entries])
+        return train_on_answers(
+            self.run, folder, settings, [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
+        )
 
     def _against(self, number: int, asked: list[Entry], folder: Path) -> dict[str, Any]:
         """Generate, leave out what is degenerate, ask the team, train."""

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
+from skillweave.base import Base, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
+from skillweave.base.chat import example_ids
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -112,8 +113,9 @@ class Run(Generic[C, D]):
         within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
         def fits(entry: Entry) -> bool:
-            answer = len(answer_ids(self.tokenizer, str(entry.answer))) if answered else 1
-            return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
+            if answered and entry.answer is not None:
+                return sum(map(len, example_ids(self.tokenizer, entry.prompt, entry.answer))) <= self.max_length
+            return len(prompt_ids(self.tokenizer, entry.prompt)) < self.max_length
 
         entries = self.task.split(split)
         kept = [entry for entry in entries if fits(entry)]
