@@ -13,6 +13,8 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Mapping[str, Any]
 """A user's text; or messages ``{"role": ..., "content": ...}`` ending with the one to answer; or, where the model is
 told of tools, ``{"messages": [...], "tools": [...]}`` with the tools as OpenAI's chat API writes them."""
+Answer = str | Message
+"""What the assistant says: a text, or a message with ``tool_calls`` or ``reasoning_content``."""
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -22,27 +24,27 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     return [dict(message) for message in (prompt["messages"] if isinstance(prompt, Mapping) else prompt)]
 
 
-def prompt_tools(prompt: Prompt) -> list[dict[str, Any]] | None:
-    """The tools that a prompt tells the model of; None where there are none."""
-    return list(prompt["tools"]) if isinstance(prompt, Mapping) and prompt.get("tools") else None
+def tools_of(prompt: Prompt) -> list[Mapping[str, Any]]:
+    """The tools that a prompt brings, in OpenAI's form; most bring none."""
+    return list(prompt.get("tools") or []) if isinstance(prompt, Mapping) else []
 
 
 def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The text to be continued: chat template with the generation prompt; contents joined where there is none."""
     messages = as_messages(prompt)
     if getattr(tokenizer, "chat_template", None):
-        return _templated(tokenizer, messages, prompt_tools(prompt), add_generation_prompt=True)
-    if prompt_tools(prompt) is not None:
+        return _templated(tokenizer, messages, tools_of(prompt), add_generation_prompt=True)
+    if tools_of(prompt):
         raise UserError("the prompt has tools, and the base has no chat template that could tell the model of them")
     return "\n".join(str(message["content"]) for message in messages)
 
 
 def _templated(
-    tokenizer: Any, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, *, add_generation_prompt: bool
+    tokenizer: Any, messages: list[dict[str, Any]], tools: list[Mapping[str, Any]], *, add_generation_prompt: bool
 ) -> str:
     try:
         return tokenizer.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
+            messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
         )
     except TemplateError as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
@@ -55,27 +57,24 @@ def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     return tokenizer(prompt_text(tokenizer, prompt), add_special_tokens=plain)["input_ids"]
 
 
-def answer_ids(tokenizer: Any, answer: str) -> list[int]:
-    """Token ids of an answer as the model should write it after :func:`prompt_ids`, end-of-text included."""
-    return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+def answer_ids(tokenizer: Any, answer: Answer, prompt: Prompt | None = None) -> list[int]:
+    """Token ids of an answer as the model should write it after :func:`prompt_ids`, end-of-text included.
 
-
-def example_ids(tokenizer: Any, prompt: Prompt, answer: str | Message) -> tuple[list[int], list[int]]:
-    """Token ids of a prompt and of the answer to it, which is a text or the assistant's message with its tool calls.
-
-    A message is written by the chat template. Raises :class:`UserError` where the template does not continue its own
-    generation prompt with the message, or where there is none.
+    A message with more than a text is written by the chat template, which needs the ``prompt`` before it.
     """
-    before = prompt_ids(tokenizer, prompt)
+    text = answer_text(tokenizer, answer, prompt)
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def answer_text(tokenizer: Any, answer: Answer, prompt: Prompt | None = None) -> str:
+    """The text of :func:`answer_ids`, without the end."""
     if isinstance(answer, str):
-        return before, answer_ids(tokenizer, answer)
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError("an answer with tool calls needs a base with a chat template that writes them")
+        return answer
+    if prompt is None or not getattr(tokenizer, "chat_template", None):
+        raise UserError("an answer with tool calls is written by a chat template, and this base has none")
     start = prompt_text(tokenizer, prompt)
-    whole = _templated(
-        tokenizer, [*as_messages(prompt), dict(answer)], prompt_tools(prompt), add_generation_prompt=False
-    )
+    whole = _templated(tokenizer, [*as_messages(prompt), dict(answer)], tools_of(prompt), add_generation_prompt=False)
     if not whole.startswith(start):
         raise UserError("the base's chat template writes the assistant's message with tool calls in another form")
-    written = whole[len(start) :].rpartition(tokenizer.eos_token)
-    return before, answer_ids(tokenizer, written[0] or written[2])
+    written, _, rest = whole[len(start) :].rpartition(tokenizer.eos_token)
+    return written or rest

@@ -15,6 +15,7 @@ from typing import Any
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Sampling, open_base
+from skillweave.base.generate import context_length
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
 from skillweave.build.evaluate import answers, read_packs, read_score, score_once, tools_key
@@ -28,6 +29,7 @@ from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Task, load_task
+from skillweave.tasks.check import check_before
 from skillweave.weave import AUTO, BASE, Router, Weave, background_prompts, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
@@ -96,6 +98,7 @@ class _Build:
         for name in self.config.skills:
             self.keys[f"{name}/task"] = self.tasks[name].key
             self._open_tools(name)
+            check_before(self.tasks[name], self.base.tokenizer, context_length(self.base.model))
         self._check_before_work()
 
     def _check_before_work(self) -> None:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from skillweave.base import Prompt, answer_ids, prompt_ids
+from skillweave.base.chat import Answer
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -137,8 +138,8 @@ def calibrate(
     return {group: Moments((sums[group] / len(rows)).cpu(), largest[group].cpu()) for group in sums}
 
 
-def _encode(tokenizer: Any, prompt: Prompt, answer: str) -> tuple[list[int], list[float]]:
-    before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+def _encode(tokenizer: Any, prompt: Prompt, answer: Answer) -> tuple[list[int], list[float]]:
+    before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer, prompt)
     return before + after, token_weights(len(before), len(after))
 
 

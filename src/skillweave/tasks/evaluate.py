@@ -34,7 +34,7 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
 ) -> Score:
-    """Ask ``answer_fn`` all prompts of a split (the first ``limit``), each once, and score what it says (None: nothing).
+    """Ask ``answer_fn`` each prompt of a split (the first ``limit``) once and score what it says (None: nothing).
 
     Batching and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split
     or ``limit`` below 1, ``ValueError`` where there is not one answer for each prompt.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict
 
-from skillweave.base.chat import Message
+from skillweave.base.chat import Answer
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
 from skillweave.progress import say_once
@@ -142,7 +142,7 @@ def _scorer(verifier: VerifierName, options: dict[str, Any]) -> Scorer:
             return verify(verifier, answer, entry.metadata["cases"], checked)
         return max(against(answer, gold) for gold in entry.accepted)
 
-    def against(answer: str, gold: str | Message) -> float:
+    def against(answer: str, gold: Answer) -> float:
         if isinstance(gold, str):
             return verify(verifier, answer, gold, checked)
         return same_calls(answer, gold) if "tool_calls" in gold else verify(verifier, answer, gold["content"], checked)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from skillweave.base.chat import Message, Prompt, as_messages
+from skillweave.base.chat import Answer, Prompt, as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
 from skillweave.tasks.forms import Parts, read_parts
@@ -16,9 +16,6 @@ from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import Row
 from skillweave.tasks.task import Entry, row_id
 from skillweave.tasks.verifiers import VerifierName, gold_problem
-
-Answer = str | Message
-"""A gold answer: a text, or the assistant's message where it calls tools or shows its reasoning."""
 
 
 def entries_from(

@@ -10,7 +10,7 @@ from itertools import combinations
 from typing import Any, TypeVar
 
 from skillweave.artefact import digest
-from skillweave.base.chat import Message, Prompt, as_messages, prompt_tools
+from skillweave.base.chat import Answer, Prompt, as_messages, tools_of
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.spec import AnySpec, Splits
 
@@ -28,7 +28,7 @@ class Entry:
 
     id: str
     prompt: Prompt
-    answer: str | Message | None
+    answer: Answer | None
     metadata: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -37,7 +37,7 @@ class Entry:
         return prompt_id(self.prompt)
 
     @property
-    def accepted(self) -> list[str | Message]:
+    def accepted(self) -> list[Answer]:
         """All answers that count as right; empty where only a verifier knows."""
         return self.metadata.get("answers") or ([] if self.answer is None else [self.answer])
 
@@ -148,11 +148,11 @@ def _prompt_digest(prompt: Prompt, text: Callable[[str], str]) -> str:
         [message["role"], text(message["content"]), *([calls] if (calls := message.get("tool_calls")) else [])]
         for message in as_messages(prompt)
     ]
-    tools = prompt_tools(prompt)
-    return digest(messages if tools is None else [messages, tools])
+    tools = tools_of(prompt)
+    return digest(messages if not tools else [messages, tools])
 
 
-def row_id(prompt: Prompt, answer: str | Message | None, metadata: Mapping[str, Any]) -> str:
+def row_id(prompt: Prompt, answer: Answer | None, metadata: Mapping[str, Any]) -> str:
     """16 hex digits that name all of a row that is learnt from or judged by."""
     return digest([prompt_id(prompt), answer, *(metadata.get(key) for key in _JUDGED)])
 
@@ -203,7 +203,7 @@ def drop_duplicates(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
 
 def share_answers(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, each accepting the answers of all entries with its prompt: whichever a model gives, it is right."""
-    accepted: dict[str, list[str | Message]] = {}
+    accepted: dict[str, list[Answer]] = {}
     for entry in entries:
         known = accepted.setdefault(entry.prompt_id, [])
         known.extend(answer for answer in entry.accepted if answer not in known)

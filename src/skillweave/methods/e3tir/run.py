@@ -31,6 +31,7 @@ from skillweave.progress import console
 from skillweave.tasks import Entry, one_each_prompt
 from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
 from skillweave.tasks.agents.load import AgentTask, ToolSettings, load_agent
+from skillweave.tasks.check import check_before
 
 if TYPE_CHECKING:
     from skillweave.methods.e3tir.traces import ExpertTrace
@@ -76,6 +77,7 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
         state = Run.begin("e3tir", base, config, _material(agent, config), out_dir)
         if state.finished:
             return state.delta
+        check_before(agent.task, state.tokenizer, state.max_length)
         with quiet():
             facts = _Agent.begin(state).all_stages()
         return state.finish(facts)

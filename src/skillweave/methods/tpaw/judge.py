@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from skillweave.base.chat import answer_ids
+from skillweave.base.chat import answer_ids, answer_text
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.tpaw.pairs import Side
 from skillweave.methods.tpaw.team import Team
-from skillweave.methods.training.answers import Answered, answer_text, sample_answers
+from skillweave.methods.training.answers import Answered, sample_answers
 from skillweave.methods.training.run import Run
 from skillweave.tasks import Entry, Task
 
@@ -21,7 +21,7 @@ class Judge:
     def __init__(self, run: Run[TpawConfig, Task], team: Team, entries: Sequence[Entry]) -> None:
         self._run, self._team, self._entries = run, team, entries
         self._targets: list[Side] = [
-            (entry.prompt, answer_text(run.tokenizer, entry.prompt, entry.answer))
+            (entry.prompt, answer_text(run.tokenizer, entry.answer, entry.prompt))
             for entry in entries
             if entry.answer is not None
         ]

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillweave.base.chat import Message, Prompt, example_ids
+from skillweave.base.chat import Prompt, answer_text
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
 from skillweave.methods.training.order import stage_seed
@@ -46,14 +46,6 @@ def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int)
     order = random.Random(seed).sample(range(len(entries)), len(entries))
     count = min(count, len(entries))
     return [entries[order[(number * count + at) % len(entries)]] for at in range(count)]
-
-
-def answer_text(tokenizer: Any, prompt: Prompt, answer: str | Message) -> str:
-    """An answer as the model should write it, without its end: a message with calls as the chat template writes it."""
-    if isinstance(answer, str):
-        return answer
-    written = example_ids(tokenizer, prompt, answer)[1]
-    return tokenizer.decode(written[:-1], clean_up_tokenization_spaces=False)
 
 
 def read_samples(path: Path) -> list[Answered]:
@@ -101,7 +93,7 @@ def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampli
         Answered(
             id=entry.id,
             prompt=entry.prompt,
-            gold=None if entry.answer is None else answer_text(tokenizer, entry.prompt, entry.answer),
+            gold=None if entry.answer is None else answer_text(tokenizer, entry.answer, entry.prompt),
             answers=[answer.text for answer in answers],
             scores=[float(task.score(answer.text, entry)) for answer in answers],
             ended=[answer.ended for answer in answers],

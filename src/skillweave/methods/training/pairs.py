@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from skillweave.base.chat import Prompt
-from skillweave.methods.training.answers import Answered, answer_text
+from skillweave.base.chat import Prompt, answer_text
+from skillweave.methods.training.answers import Answered
 
 if TYPE_CHECKING:
     from skillweave.tasks import Entry
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """A good answer and a bad one to the same prompt. ``source``: whose good answer it is; ``given``: both the task's."""
+    """A good answer and a bad one to the same prompt. ``source``: whose the good one is; given: both are the task's."""
 
     id: str
     prompt: Prompt
@@ -88,8 +88,8 @@ def given_pairs(tokenizer: Any, entries: Sequence[Entry]) -> list[Pair]:
         Pair(
             entry.id,
             entry.prompt,
-            answer_text(tokenizer, entry.prompt, entry.answer),
-            answer_text(tokenizer, entry.prompt, entry.metadata["rejected"]),
+            answer_text(tokenizer, entry.answer, entry.prompt),
+            answer_text(tokenizer, entry.metadata["rejected"], entry.prompt),
             "given",
         )
         for entry in entries

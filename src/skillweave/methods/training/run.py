@@ -19,9 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, open_tokenizer, prompt_ids
+from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
-from skillweave.base.chat import example_ids
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -30,6 +29,7 @@ from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import ModelSettings, TrainingSettings
 from skillweave.progress import console
 from skillweave.tasks import Entry, Task
+from skillweave.tasks.check import check_before
 
 if TYPE_CHECKING:
     from skillweave.methods.training.policy import Policy
@@ -86,7 +86,10 @@ class Run(Generic[C, D]):
         if device.type == "cpu":
             keep_freed_memory()
         policy = Policy(base.path, base.ref, device)
-        return cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+        run = cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+        if isinstance(task, Task) and not run.finished:
+            check_before(task, run.tokenizer, run.max_length)
+        return run
 
     @property
     def finished(self) -> bool:
@@ -113,9 +116,9 @@ class Run(Generic[C, D]):
         within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
         def fits(entry: Entry) -> bool:
-            if answered and entry.answer is not None:
-                return sum(map(len, example_ids(self.tokenizer, entry.prompt, entry.answer))) <= self.max_length
-            return len(prompt_ids(self.tokenizer, entry.prompt)) < self.max_length
+            gold = entry.answer if answered else None
+            answer = 1 if gold is None else len(answer_ids(self.tokenizer, gold, entry.prompt))
+            return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
 
         entries = self.task.split(split)
         kept = [entry for entry in entries if fits(entry)]

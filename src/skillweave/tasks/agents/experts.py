@@ -21,8 +21,9 @@ from skillweave.tools.trace import read_trace
 class Trace:
     """One expert's way to an answer. ``messages`` is the whole of it, ``prompt`` what it begins with.
 
-    ``id`` is the prompt's :func:`prompt_id`, or its entry's id in a task. After the prompt come assistant messages with ``tool_calls``, each
-    followed by one ``tool`` message a call, and last the assistant's answer. The messages are kept as they were given.
+    ``id`` is the prompt's :func:`prompt_id`, or the id of its entry in a task. After the prompt come assistant messages
+    with ``tool_calls``, each followed by one ``tool`` message a call, and last the assistant's answer. The messages are
+    kept as they were given.
     """
 
     id: str
@@ -49,7 +50,7 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 
 
 def match_traces(traces: Sequence[Trace], task: Task) -> tuple[dict[str, list[Trace]], int]:
-    """The traces of each train prompt by its entry's id, which they bear from here on; how many traces answer none.
+    """The traces of each train prompt by the id of its entry (theirs from here on), and how many answer none.
 
     Raises :class:`UserError` where not one trace belongs to a train prompt.
     """

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from skillweave.artefact import digest, sha256_file
-from skillweave.base.chat import Message, as_messages, prompt_tools
+from skillweave.base.chat import Message, as_messages, tools_of
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.agents.family import Family
@@ -87,7 +87,7 @@ def agent_of(task: Task, tools_settings: ToolSettings | None = None) -> AgentTas
         raise UserError(misfit)
     if isinstance(task.spec, BuiltinSpec) and isinstance(family := BUILTINS[task.spec.name], Family):
         return _family_task(task, family, task.spec)
-    told = next((entry for split in task.splits.values() for entry in split if prompt_tools(entry.prompt)), None)
+    told = next((entry for split in task.splits.values() for entry in split if tools_of(entry.prompt)), None)
     if told is not None:
         raise UserError(
             f"task '{task.name}': {told.metadata.get('where', 'a row')} tells the model of tools of its own, which "
