@@ -85,8 +85,9 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
             twice = next((name for name in header if header.count(name) > 1), None)
             if twice is not None:
                 raise UserError(f"{path}, line 1: the column {twice!r} stands twice in the header: rename one of them")
+            start = reader.line_num + 1
             for row in reader:
-                where = f"{path}, line {reader.line_num}"
+                where, start = f"{path}, line {start}", reader.line_num + 1
                 if None in row or None in row.values():
                     raise UserError(
                         f"{where}: the row has another number of cells than the header has columns ({len(header)}): "
@@ -94,7 +95,7 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
                     )
                 yield where, {key: value or None for key, value in row.items()}
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: not valid CSV ({error})") from error
+            raise UserError(f"{path}, line {start}: the row that begins here is not valid CSV ({error})") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {reader.line_num})") from error
         except (OSError, EOFError) as error:
