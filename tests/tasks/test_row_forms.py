@@ -246,6 +246,14 @@ def test_a_column_that_is_not_there_or_not_known_is_named(tmp_path: Path) -> Non
         only(tmp_path, {"q": "hi", "a": "x"}, columns={"promt": "q"})
 
 
+def test_keys_of_messages_that_no_template_may_read_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "extra.jsonl"
+    path.write_text(json.dumps({"prompt": [USER | {"time": 3, "name": "Ann", "note": None}], "answer": "x"}))
+    assert load(path).notes == [
+        "1 messages have the key 'time', which counts only where the base's chat template reads it"
+    ]
+
+
 def test_a_system_prompt_of_the_task_stands_before_every_prompt(tmp_path: Path) -> None:
     assert only(tmp_path, {"prompt": "hi", "answer": "x"}, system="be kind").prompt == [SYSTEM, USER]
     with pytest.raises(UserError, match="line 1: the messages begin with a system prompt of their own"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
-from typing import Any, TypeVar
+from typing import Any
 
 from skillweave.artefact import digest
 from skillweave.base.chat import Answer, Prompt, as_messages, tools_of
@@ -36,6 +37,11 @@ class Entry:
         """The :func:`prompt_id` of its prompt."""
         return prompt_id(self.prompt)
 
+    @cached_property
+    def near_id(self) -> str:
+        """The :func:`near_id` of its prompt."""
+        return near_id(self.prompt)
+
     @property
     def accepted(self) -> list[Answer]:
         """All answers that count as right; empty where only a verifier knows."""
@@ -44,9 +50,6 @@ class Entry:
 
 Scorer = Callable[[str, Entry], float]
 """A model's answer and the entry it answers -> a score in [0, 1]; never raises on what the model wrote."""
-
-
-E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,11 @@ def row_id(prompt: Prompt, answer: Answer | None, metadata: Mapping[str, Any]) -
     return digest([prompt_id(prompt), answer, *(metadata.get(key) for key in _JUDGED)])
 
 
-def one_each_prompt(entries: Iterable[E]) -> list[E]:
+def one_each_prompt(entries: Iterable[Entry]) -> list[Entry]:
     """The first entry of each prompt, in order."""
-    first: dict[str, E] = {}
+    first: dict[str, Entry] = {}
     for entry in entries:
-        first.setdefault(prompt_id(entry.prompt), entry)  # type: ignore[attr-defined]
+        first.setdefault(entry.prompt_id, entry)
     return list(first.values())
 
 
@@ -184,11 +187,11 @@ def near_copies(splits: Mapping[str, Sequence[Entry]]) -> list[tuple[str, str, i
     """For every two splits that share prompts but for case and white space: their names, how many of the second's
     prompts do, and the first of these."""
     found = []
-    near = {name: {near_id(entry.prompt) for entry in entries} for name, entries in splits.items()}
+    near = {name: {entry.near_id for entry in entries} for name, entries in splits.items()}
     for first, second in combinations(splits, 2):
         shared = near[first] & near[second]
         if shared:
-            copies = one_each_prompt(entry for entry in splits[second] if near_id(entry.prompt) in shared)
+            copies = one_each_prompt(entry for entry in splits[second] if entry.near_id in shared)
             found.append((first, second, len(copies), copies[0]))
     return found
 
@@ -233,7 +236,7 @@ def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[E
             "Add examples or set smaller splits, for example splits: {test: 20, calibration: 8}"
         )
     # By what near-copies share, so that these stand together and a border between two splits parts few of them.
-    ordered = sorted(groups.values(), key=lambda group: (near_id(group[0].prompt), group[0].prompt_id))
+    ordered = sorted(groups.values(), key=lambda group: (group[0].near_id, group[0].prompt_id))
     train_from = splits.test + splits.calibration
     train_to = None if splits.train is None else train_from + splits.train
     parts = {
@@ -242,6 +245,15 @@ def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[E
         "test": ordered[: splits.test],
     }
     return {name: [entry for group in part for entry in group] for name, part in parts.items()}
+
+
+_MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"}
+
+
+def _unknown_keys(entries: Iterable[Entry]) -> Counter[str]:
+    """How many messages of the prompts have each key that is none of a chat message's usual ones."""
+    chats = (as_messages(entry.prompt) for entry in entries if not isinstance(entry.prompt, str))
+    return Counter(key for messages in chats for message in messages for key in message.keys() - _MESSAGE_KEYS)
 
 
 def _notes(task: Task) -> list[str]:
@@ -258,6 +270,10 @@ def _notes(task: Task) -> list[str]:
         notes.append(
             f"{several} rows give another answer to a prompt that stands before: all are learnt, and any of a "
             "prompt's answers counts as right"
+        )
+    for key, count in sorted(_unknown_keys(entries).items()):
+        notes.append(
+            f"{count} messages have the key '{key}', which counts only where the base's chat template reads it"
         )
     for first, second, count, entry in near_copies(task.splits):
         place = entry.metadata.get("where", second)

@@ -79,6 +79,9 @@ class _SelfPlay:
         for split in ("train", "calibration"):
             run.task.pairs(split)  # an entry without an answer is named at once
         entries = run.short_enough("train")
+        rejected = sum("rejected" in entry.metadata for entry in entries)
+        if rejected:
+            run.say(f"the rejected answers of {rejected} train rows are not used: tpaw plays against its own")
         held = run.short_enough("calibration", answered=True)[: config.held_out]
         team = Team(run)
         play = cls(run, team, Judge(run, team, held), Rows(run, team), entries)
