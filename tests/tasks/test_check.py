@@ -59,18 +59,21 @@ def test_repeats_and_several_answers_are_counted(tmp_path: Path) -> None:
 
 
 def test_a_gold_answer_that_fails_its_verifier_is_named_by_line(tmp_path: Path) -> None:
-    data = [
-        {"prompt": f"f{n}", "answer": "def f(x):\n    return x", "cases": [{"call": "f(1)", "value": 1 + (n == 3)}]}
-        for n in range(6)
-    ]
-    data.append({"prompt": "none", "cases": [{"call": "f(1)", "value": 1}]})
-    report = check_task(task_of(tmp_path / "code.jsonl", data, verifier="code"))
-    assert (report.judged, report.failed, report.unanswered) == (6, 1, 1)
-    assert [(failure.where, failure.score) for failure in report.failures] == [(f"{tmp_path}/code.jsonl, line 4", 0.0)]
-    assert "1 of 6 gold answers fail their own verifier" in report.problems[0]
-    assert "5 of 6" not in "".join(summary(report)[:-1])  # said once, as the warning
-    pattern = {"verifier": "regex", "options": {"pattern": "^{answer}$"}}
-    assert check_task(task_of(tmp_path / "regex.jsonl", rows(5), **pattern)).failed == 0
+    never_bad = {"verifier": "regex", "options": {"pattern": "^(?!bad){answer}$"}}
+    data = [*rows(3), {"prompt": "what?", "answer": "bad"}, {"prompt": "and?", "answer": "good"}]
+    report = check_task(task_of(tmp_path / "a.jsonl", data, **never_bad))
+    assert (report.judged, report.failed, report.unanswered) == (5, 1, 0)
+    assert [(failure.where, failure.score) for failure in report.failures] == [(f"{tmp_path}/a.jsonl, line 4", 0.0)]
+    assert "1 of 5 gold answers fail their own verifier" in report.problems[0]
+    assert "4 of 5" not in "".join(summary(report)[:-1])  # said once, as the warning
+
+
+def test_rows_of_code_without_a_gold_answer_are_counted(tmp_path: Path) -> None:
+    cases = [{"call": "f(1)", "value": 1}]
+    data = [{"prompt": f"f{n}", "answer": "def f(x):\n    return x", "cases": cases} for n in range(3)]
+    report = check_task(task_of(tmp_path / "code.jsonl", [*data, {"prompt": "none", "cases": cases}], verifier="code"))
+    assert (report.judged, report.failed, report.unanswered, report.problems) == (3, 0, 1, [])
+    assert summary(report)[-1] == "3 of 3 gold answers pass the verifier; 1 rows have none"
 
 
 def test_of_a_large_task_an_even_sample_is_looked_at_and_it_is_said(tmp_path: Path) -> None:

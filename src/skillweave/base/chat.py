@@ -29,6 +29,14 @@ def tools_of(prompt: Prompt) -> list[Mapping[str, Any]]:
     return list(prompt.get("tools") or []) if isinstance(prompt, Mapping) else []
 
 
+def as_json(prompt: Prompt) -> str | list[dict[str, Any]] | dict[str, Any]:
+    """The prompt as JSON holds it."""
+    if isinstance(prompt, str):
+        return prompt
+    tools = tools_of(prompt)
+    return {"messages": as_messages(prompt), "tools": tools} if tools else as_messages(prompt)
+
+
 def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The text to be continued: chat template with the generation prompt; contents joined where there is none."""
     messages = as_messages(prompt)

@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.base import Prompt, answer_ids, prompt_ids
-from skillweave.base.chat import Answer
+from skillweave.base import Answer, Prompt, answer_ids, prompt_ids
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -102,7 +101,7 @@ def bounded(x: torch.Tensor) -> torch.Tensor:
 def calibrate(
     model: nn.Module,
     tokenizer: Any,
-    examples: Sequence[tuple[Prompt, str]],
+    examples: Sequence[tuple[Prompt, Answer]],
     groups: dict[str, list[str]],
 ) -> dict[str, Moments]:
     """:class:`Moments` of each group's input over ``examples`` (prompt, answer), each example of equal weight.

@@ -21,9 +21,7 @@ class Judge:
     def __init__(self, run: Run[TpawConfig, Task], team: Team, entries: Sequence[Entry]) -> None:
         self._run, self._team, self._entries = run, team, entries
         self._targets: list[Side] = [
-            (entry.prompt, answer_text(run.tokenizer, entry.answer, entry.prompt))
-            for entry in entries
-            if entry.answer is not None
+            (entry.prompt, answer_text(run.tokenizer, entry.answer or "", entry.prompt)) for entry in entries
         ]
 
     def figures(self, number: int, others: Sequence[int]) -> dict[str, Any]:
