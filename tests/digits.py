@@ -16,6 +16,10 @@ class DigitEntry:
     answer: str | None
     metadata: dict = field(default_factory=dict)
 
+    @property
+    def prompt_id(self) -> str:
+        return self.prompt
+
 
 class Digits:
     """The score is the fraction of the three characters that are right."""

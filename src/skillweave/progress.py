@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -15,6 +16,19 @@ console = Console(stderr=True, highlight=False)
 def printable(text: str) -> str:
     """One line without control characters: what a model or a tool wrote cannot steer the terminal."""
     return "".join(character for character in text if character.isprintable())
+
+
+_SAID: set[str] = set()
+
+
+def say_once(text: str) -> None:
+    """A note on standard error, once in this process however often it is asked for; of several processes by one.
+
+    A task is read by the build and again by each method that learns it, and all would tell of the same rows.
+    """
+    if text not in _SAID and os.environ.get("RANK", "0") == "0":
+        _SAID.add(text)
+        console.print(f"  {text}", markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

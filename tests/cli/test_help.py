@@ -24,7 +24,10 @@ COMMANDS = {
 
 def test_the_commands_are_those_of_the_reference() -> None:
     single = {"build", "demo", "specialise", "tpaw", "e3tir", "generate", "eval", "zip", "unzip", "inspect"}
-    assert set(COMMANDS) == single | {f"cku {name}" for name in ("unlearn", "score", "report", "corpus")}
+    assert set(COMMANDS) == single | {
+        *(f"cku {name}" for name in ("unlearn", "score", "report", "corpus")),
+        *(f"tasks {name}" for name in ("check", "list")),
+    }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")
         assert shown.code == 0

@@ -11,7 +11,7 @@ import pytest
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError
 from skillweave.tasks import Task, TaskSpec, load_task
-from skillweave.tasks.task import SPLITS, prompt_id
+from skillweave.tasks.task import SPLITS, near_id, prompt_id
 
 SMALL = {"test": 5, "calibration": 3}
 
@@ -36,6 +36,8 @@ def ids(task: Task) -> dict[str, list[str]]:
 def assert_disjoint(task: Task) -> None:
     everything = [id_ for split in ids(task).values() for id_ in split]
     assert len(everything) == len(set(everything)) == sum(task.sizes.values())
+    prompts = [{entry.prompt_id for entry in task.split(name)} for name in SPLITS]
+    assert len(set.union(*prompts)) == sum(map(len, prompts))
 
 
 def test_a_file_is_cut_alike_in_any_order_and_no_prompt_stands_twice(tmp_path: Path) -> None:
@@ -50,12 +52,42 @@ def test_a_file_is_cut_alike_in_any_order_and_no_prompt_stands_twice(tmp_path: P
     assert first.name == "a"
 
 
-def test_duplicates_are_dropped_counted_and_stay_in_one_split(tmp_path: Path) -> None:
-    repeated = [{"prompt": f"  Question   {n} ", "answer": "other"} for n in range(10)]
-    task = jsonl(write(tmp_path / "a.jsonl", rows(0, 40) + repeated))
-    assert task.duplicates == 10
+def test_only_rows_that_are_the_same_in_all_are_dropped_and_it_is_said(tmp_path: Path, capsys) -> None:
+    noted = [{**row, "source": "elsewhere"} for row in rows(0, 10)]  # what is neither learnt nor judged by
+    others = [{"prompt": "question 3", "answer": "three"}, {"prompt": "Question 3", "answer": "3"}]
+    task = jsonl(write(tmp_path / "told.jsonl", rows(0, 40) + noted + others))
+    assert (task.rows, task.duplicates, sum(task.sizes.values())) == (52, 10, 42)
     assert_disjoint(task)
-    assert all(entry.answer != "other" for name in SPLITS for entry in task.split(name))  # the first one is kept
+    said = " ".join(capsys.readouterr().err.split())
+    assert "task told: 10 of 52 rows (19%) are exact repeats and were dropped" in said
+    assert "task told: 1 rows give another answer to a prompt that stands before" in said
+    jsonl(tmp_path / "told.jsonl")
+    assert not capsys.readouterr().err  # said once in a process
+
+
+def test_a_prompt_with_several_answers_is_asked_once_learnt_from_all_and_any_is_right(tmp_path: Path) -> None:
+    colours = [{"prompt": "Name a colour.", "answer": colour} for colour in ("red", "blue", "green")]
+    for seed in range(5):  # in any order the same
+        data = rows(0, 8) + colours
+        random.Random(seed).shuffle(data)
+        task = jsonl(write(tmp_path / "a.jsonl", data), splits={"test": 9, "calibration": 0, "train": 0})
+        assert task.sizes["test"] == 11
+        assert len(task.asked("test")) == 9
+        asked = [entry for entry in task.split("test") if entry.prompt == "Name a colour."]
+        assert {entry.answer for entry in asked} == {"red", "blue", "green"}
+        assert [entry.id for entry in task.split("test")] == [
+            entry.id
+            for entry in jsonl(
+                write(tmp_path / "b.jsonl", sorted(data, key=str)), splits={"test": 9, "calibration": 0, "train": 0}
+            ).split("test")
+        ]
+        for entry in asked:
+            assert [task.score(colour, entry) for colour in ("red", "blue", "green", "mud")] == [1, 1, 1, 0]
+    part = jsonl(tmp_path / "a.jsonl", splits={"test": 4, "calibration": 3})
+    assert_disjoint(part)
+    homes = [name for name in SPLITS for entry in part.split(name) if entry.prompt == "Name a colour."]
+    assert len(homes) == 3
+    assert len(set(homes)) == 1
 
 
 def test_a_fixed_train_size_and_one_that_is_too_great(tmp_path: Path) -> None:
@@ -98,9 +130,13 @@ def test_forms(tmp_path: Path, row: dict, prompt, answer: str) -> None:
 
 
 def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
-    assert prompt_id("Hello  you") == prompt_id([{"role": "user", "content": "hello you\n"}])
-    assert prompt_id("hello you") != prompt_id([{"role": "system", "content": "hello you"}])
+    same = [{"role": "user", "content": "hello you"}]
+    assert prompt_id("hello you") == prompt_id(same) == prompt_id({"messages": same, "tools": []})
     assert prompt_id("caf\u00e9") == prompt_id("cafe\u0301")
+    others = ["Hello you", "hello  you", "hello you\n", [{"role": "system", "content": "hello you"}]]
+    others.append({"messages": same, "tools": [{"type": "function", "function": {"name": "f"}}]})
+    assert len({prompt_id(prompt) for prompt in ["hello you", *others]}) == 6
+    assert len({near_id(prompt) for prompt in ["hello you", *others[:3]]}) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,7 +148,7 @@ def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
         ({}, r"line 3: found no keys"),
         ({"prompt": "x"}, r"line 3: has a 'prompt' but neither"),
         ({"prompt": "x", "answer": ""}, r"line 3: the answer must be a text"),
-        ({"prompt": "x", "answer": 4}, r"line 3: the answer must be a text"),
+        ({"prompt": "x", "answer": {}}, r"line 3: the answer must be a text"),
         ({"prompt": "  ", "answer": "4"}, r"line 3: the prompt is empty"),
         ({"prompt": "x", "completion": "4"}, r"line 3: has the form prompt/completion, .*line 1 has prompt/answer"),
         ({"prompt": "x", "completion": "4", "answer": "4"}, r"line 3: has both 'completion' and 'answer'"),
@@ -142,7 +178,8 @@ def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, bad, message: str) 
             ],
             "prompt ends with the assistant",
         ),
-        ("x", "must be a list of messages"),
+        ("x", "'messages' is a text that holds no JSON"),
+        ({}, "must be a list of messages"),
     ],
 )
 def test_bad_messages_are_named(tmp_path: Path, messages, message: str) -> None:
@@ -205,9 +242,17 @@ def test_calibration_comes_out_of_train_where_it_has_no_file(tmp_path: Path) -> 
 
 
 def test_files_that_share_a_prompt_are_refused(tmp_path: Path) -> None:
-    spec = three_files(tmp_path, rows(0, 10), [*rows(20, 22), {"prompt": "Question  4", "answer": "4"}], rows(30, 32))
+    spec = three_files(tmp_path, rows(0, 10), [*rows(20, 22), {"prompt": "question 4", "answer": "4"}], rows(30, 32))
     with pytest.raises(UserError, match=r"1 of the test prompts stand in train too.*train.jsonl, line 5 and .*line 3"):
         load_task(spec)
+
+
+def test_near_copies_in_two_files_are_warned_of(tmp_path: Path, capsys) -> None:
+    near = [{"prompt": f"Question  {n}", "answer": str(n)} for n in range(3)]
+    load_task(three_files(tmp_path, rows(0, 10), [*rows(20, 22), *near], rows(30, 32)))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 3 of the test prompts stand in train too but for case or white space" in said
+    assert f"{tmp_path / 'test.jsonl'}, line 3" in said
 
 
 def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
@@ -221,7 +266,7 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source"):
         load_task({"source": "json", "path": "x"})
     with pytest.raises(UserError, match="names no task"):
-        load_task("data.csv")
+        load_task("data.xlsx")
 
 
 def test_growth_of_train_moves_no_test_and_no_calibration_entry() -> None:

@@ -51,7 +51,7 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
         return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split="test", limit=limit)
-    entries = task.split("test")[: score.n]
+    entries = task.asked("test")[: score.n]
     lines = [
         {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
         | r.with_tools

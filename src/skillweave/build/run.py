@@ -15,6 +15,7 @@ from typing import Any
 
 from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Sampling, open_base
+from skillweave.base.generate import context_length
 from skillweave.base.precision import describe
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
@@ -29,6 +30,7 @@ from skillweave.progress import console
 from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Task, load_task
+from skillweave.tasks.check import check_before
 from skillweave.weave import AUTO, BASE, Router, Weave, background_prompts, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
@@ -110,13 +112,14 @@ class _Build:
         for name in self.config.skills:
             self.keys[f"{name}/task"] = self.tasks[name].key
             self._open_tools(name)
+            check_before(self.tasks[name], self.base.tokenizer, context_length(self.base.model))
         self._check_before_work()
 
     def _check_before_work(self) -> None:
         """What would else be found after hours of training: no room for a pack, no prompts to calibrate or route by."""
         for name, skill in self.config.skills.items():
             self.tasks[name].split("test")
-            if len(self.tasks[name].split("train")) < 2:
+            if len(self.tasks[name].asked("train")) < 2:
                 raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
             if skill.pack is not None:
                 self._check_pack(name, skill.pack)
@@ -230,7 +233,7 @@ class _Build:
         names, chosen = list(self.config.skills), self.config.router
 
         def fit(folder: Path) -> None:
-            own = {name: [e.prompt for e in self.tasks[name].split("train")[: chosen.prompts]] for name in names}
+            own = {name: [e.prompt for e in self.tasks[name].asked("train")[: chosen.prompts]] for name in names}
             router = fit_router(
                 self.base, own, BACKGROUND[0], layer=chosen.layer, miss=chosen.miss, seed=self.config.seed
             )

@@ -10,7 +10,7 @@ from skillweave.cli.app import app
 from skillweave.cli.jobs import make_delta, say
 from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 
-TASK = typer.Option(None, "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`.")
+TASK = typer.Option(None, "--task", "-t", help="A task: YAML or data file, `builtin:...`, `reasoning-gym:...`.")
 OUT = typer.Option(None, "--out", "-o", help="Work folder; the delta is left in OUT/delta.")
 
 

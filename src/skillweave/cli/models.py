@@ -142,7 +142,7 @@ def eval_(
     if out is not None:
         check_file(out)
     loaded = load_task(task)
-    entries = loaded.split(split)
+    entries = loaded.asked(split)
     sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32)
     replies: list[Reply] = []
     with open_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size) as opened:

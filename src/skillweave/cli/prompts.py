@@ -8,7 +8,7 @@ from typing import Any
 from skillweave.artefact import read_text
 from skillweave.base import Prompt
 from skillweave.errors import UserError
-from skillweave.tasks.rows import read_jsonl
+from skillweave.tasks.readers import read_jsonl
 
 EXPECTED = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" where wanted'
 

@@ -34,14 +34,14 @@ def evaluate(
     split: str = "test",
     limit: int | None = None,
 ) -> Score:
-    """Ask ``answer_fn`` all prompts of a split (the first ``limit``) at once and score what it says (None: nothing).
+    """Ask ``answer_fn`` each prompt of a split (the first ``limit``) once and score what it says (None: nothing).
 
     Batching and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split
     or ``limit`` below 1, ``ValueError`` where there is not one answer for each prompt.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: at least one entry is needed for a score")
-    entries = task.split(split)[:limit]
+    entries = task.asked(split)[:limit]
     answers = answer_fn([entry.prompt for entry in entries])
     if len(answers) != len(entries):
         raise ValueError(f"{len(entries)} prompts were asked and {len(answers)} answers came back")

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
 from pydantic import ConfigDict
 
+from skillweave.base.chat import Answer
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
+from skillweave.progress import say_once
 from skillweave.tasks.builtin import BUILTINS
+from skillweave.tasks.calls import same_calls
+from skillweave.tasks.forms import with_system
+from skillweave.tasks.readers import Row, read_dataset, read_rows
 from skillweave.tasks.reasoning import reasoning_gym_task
-from skillweave.tasks.rows import entries_from, read_dataset, read_jsonl
-from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, JsonlSpec, ReasoningGymSpec, expand
+from skillweave.tasks.rows import entries_from
+from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec, expand
 from skillweave.tasks.stream import Example, draw, seed_of
-from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates
+from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates, share_answers
 from skillweave.tasks.verifiers import VerifierName, options_for, verify
 
 
@@ -24,7 +29,7 @@ class _Source(Config):
     """The one key that every form of a task has."""
 
     model_config = ConfigDict(extra="ignore")
-    source: Literal["reasoning-gym", "builtin", "jsonl", "dataset"]
+    source: Literal["reasoning-gym", "builtin", "file", "jsonl", "dataset"]
 
 
 def read_spec(spec: AnySpec | Mapping[str, Any] | str | Path) -> AnySpec:
@@ -42,9 +47,15 @@ def load_task(spec: AnySpec | Mapping[str, Any] | str | Path) -> Task:
     """Read or generate a task: ``load_task("builtin:json_calls")``, ``load_task("data.jsonl")``, settings, YAML.
 
     Raises :class:`UserError` for every mistake in the settings or the data; relative paths start in the current
-    folder.
+    folder. What was dropped of a file's rows is said on standard error.
     """
-    settings = read_spec(spec)
+    task = _load(read_spec(spec))
+    for note in task.notes:
+        say_once(f"task {task.name}: {note}")
+    return task
+
+
+def _load(settings: AnySpec) -> Task:
     if isinstance(settings, BuiltinSpec):
         return _builtin_task(settings)
     if isinstance(settings, ReasoningGymSpec):
@@ -63,7 +74,7 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
         while True:
             prompt, answer = builtin.make(rng, config)
             if held is None or builtin.held is None or builtin.held(prompt, config) == held:
-                return prompt, answer, {}
+                return with_system(prompt, spec.system, spec.name), answer, {}
 
     if builtin.held is None:
         splits, repeats = draw(example, spec.splits, spec.name)
@@ -76,36 +87,45 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
     return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options)), spec, repeats)
 
 
-def _rows_task(spec: JsonlSpec | DatasetSpec) -> Task:
-    scorer = _scorer(spec.verifier, spec.options)
-    if isinstance(spec, JsonlSpec) and spec.paths is not None:
-        return _task_of_files(spec, scorer)
+def _rows_task(spec: FileSpec | DatasetSpec) -> Task:
+    if isinstance(spec, FileSpec) and spec.paths is not None:
+        return _task_of_files(spec)
     path = str(spec.path)
-    rows = read_jsonl(Path(path)) if isinstance(spec, JsonlSpec) else read_dataset(path, spec.split, spec.subset)
-    entries, repeats = drop_duplicates(_some(entries_from(rows, spec.verifier), path))
-    name = Path(path).stem
-    return Task(name, cut(entries, spec.splits, name), scorer, spec, repeats)
+    rows = read_rows(Path(path)) if isinstance(spec, FileSpec) else read_dataset(path, spec.split, spec.subset)
+    entries, count, repeats = _entries(rows, spec, path)
+    name = _stem(path)
+    return Task(name, cut(entries, spec.splits, name), _scorer(spec.verifier, spec.options), spec, repeats, count)
 
 
-def _task_of_files(spec: JsonlSpec, scorer: Scorer) -> Task:
+def _task_of_files(spec: FileSpec) -> Task:
     """One file a split: all rows of each, in their order; calibration out of train where it has no file."""
     assert spec.paths is not None
     files = {"train": spec.paths.train, "calibration": spec.paths.calibration, "test": spec.paths.test}
     splits: dict[str, list[Entry]] = {}
-    repeats = 0
+    count = repeats = 0
     for split, path in files.items():
         if path is not None:
-            entries, dropped = drop_duplicates(_some(entries_from(read_jsonl(path), spec.verifier), str(path)))
-            splits[split] = entries
-            repeats += dropped
-    name = spec.paths.train.stem
+            splits[split], read, dropped = _entries(read_rows(path), spec, str(path))
+            count, repeats = count + read, repeats + dropped
+    name = _stem(spec.paths.train)
     check_disjoint(splits, name)
     if spec.paths.calibration is None:
         part = cut(splits["train"], spec.splits.model_copy(update={"test": 0, "train": None}), name)
         chosen = {entry.id for entry in part["calibration"]}
         splits["calibration"] = part["calibration"]
         splits["train"] = [entry for entry in splits["train"] if entry.id not in chosen]
-    return Task(name, splits, scorer, spec, repeats)
+    return Task(name, splits, _scorer(spec.verifier, spec.options), spec, repeats, count)
+
+
+def _entries(rows: Iterable[Row], spec: FileSpec | DatasetSpec, path: str) -> tuple[list[Entry], int, int]:
+    """The distinct entries of rows, how many rows there were, and how many were exact repeats."""
+    read = _some(entries_from(rows, spec.verifier, columns=spec.columns, system=spec.system), path)
+    entries, repeats = drop_duplicates(read)
+    return (entries if spec.verifier == "code" else share_answers(entries)), len(read), repeats
+
+
+def _stem(path: str | Path) -> str:
+    return Path(path).name.removesuffix(".gz").rpartition(".")[0] or Path(path).name
 
 
 def _some(entries: list[Entry], path: str) -> list[Entry]:
@@ -118,6 +138,13 @@ def _scorer(verifier: VerifierName, options: dict[str, Any]) -> Scorer:
     checked = options_for(verifier, options)
 
     def score(answer: str, entry: Entry) -> float:
-        return verify(verifier, answer, entry.metadata["cases"] if verifier == "code" else entry.answer, checked)
+        if verifier == "code":
+            return verify(verifier, answer, entry.metadata["cases"], checked)
+        return max(against(answer, gold) for gold in entry.accepted)
+
+    def against(answer: str, gold: Answer) -> float:
+        if isinstance(gold, str):
+            return verify(verifier, answer, gold, checked)
+        return same_calls(answer, gold) if "tool_calls" in gold else verify(verifier, answer, gold["content"], checked)
 
     return score

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from skillweave.errors import UserError, nearest
+from skillweave.tasks.forms import with_system
 from skillweave.tasks.spec import ReasoningGymSpec
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task
@@ -76,7 +77,8 @@ def reasoning_gym_task(spec: ReasoningGymSpec) -> Task:
         if number not in pieces:
             pieces[number] = piece(number)
         row = pieces[number][offset]
-        return spec.instruction.replace("{question}", row["question"]), row["answer"], row
+        asked = spec.instruction.replace("{question}", row["question"])
+        return with_system(asked, spec.system, name), row["answer"], row
 
     if example(0)[1] is None and (spec.splits.calibration or spec.splits.train != 0):
         raise UserError(

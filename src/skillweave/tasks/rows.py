@@ -1,147 +1,134 @@
-"""Rows that a person wrote, as entries: three forms, each checked, every error naming the file and the line.
-
-* ``{"messages": [..., {"role": "assistant", "content": ANSWER}]}``
-* ``{"prompt": TEXT or messages, "completion": TEXT or one assistant message}``
-* ``{"prompt": TEXT or messages, "answer": TEXT}``, for the verifier ``code`` with ``"cases": [...]``, answer optional
-
-``question`` may stand for ``prompt``. Further keys of a row are kept in ``Entry.metadata``.
-"""
+"""Rows that a person wrote, as entries: each is checked, and every error names the file and the line."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
-from skillweave.base.chat import Prompt, as_messages
-from skillweave.errors import UserError, nearest
-from skillweave.tasks.task import Entry, prompt_id
+from skillweave.base.chat import Answer, Prompt, as_messages
+from skillweave.errors import UserError
+from skillweave.tasks.calls import JUDGES_OF_CALLS
+from skillweave.tasks.forms import Parts, read_parts
+from skillweave.tasks.messages import read_messages
+from skillweave.tasks.readers import Row
+from skillweave.tasks.task import Entry, row_id
 from skillweave.tasks.verifiers import VerifierName, gold_problem
 
-Row = tuple[str, Any]
-"""Where a row stands ("data.jsonl, line 3") and what was read there."""
 
+def entries_from(
+    rows: Iterable[Row],
+    verifier: VerifierName,
+    *,
+    columns: Mapping[Any, str | None] | None = None,
+    system: str | None = None,
+) -> list[Entry]:
+    """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first.
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, read line by line; blank lines are passed over."""
-    number = 0
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield f"{path}, line {number}", json.loads(line)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name a JSONL file (looked in {Path.cwd()})") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name a JSONL file, or use source: dataset for a saved dataset") from None
-    except json.JSONDecodeError as error:
-        hint = "" if number > 1 else "; JSONL holds one object a line"
-        raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}){hint}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {number})") from error
-
-
-def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
-    """The rows of a Hugging Face dataset: of a folder where there is one of that name, else of the hub."""
-    import datasets  # seconds to import, and most tasks need it not
-
-    if Path(path).is_dir():
-        try:
-            loaded = datasets.load_from_disk(path)
-        except FileNotFoundError as error:
-            raise UserError(f"{path} is no dataset folder: write one with dataset.save_to_disk ({error})") from error
-        if isinstance(loaded, datasets.DatasetDict):
-            if split not in loaded:
-                raise UserError(f"{path} has no split '{split}'; {nearest(split, loaded)}")
-            loaded = loaded[split]
-    else:
-        try:
-            loaded = datasets.load_dataset(path, subset, split=split)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"could not load dataset '{path}' (split '{split}'): {error}. It is no folder here; "
-                "for a hub dataset check its id, split and the network"
-            ) from error
-    for number, row in enumerate(loaded, 1):
-        yield f"{path}, row {number}", row
-
-
-def entries_from(rows: Iterable[Row], verifier: VerifierName) -> list[Entry]:
-    """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first."""
+    ``columns`` says which key of a row stands for which of ours; ``system`` is put before every prompt.
+    """
     entries: list[Entry] = []
     first_form, first_where = "", ""
-    for where, given in rows:
-        row = _with_prompt(given)
-        form = _form(row, where)
+    for where, row in rows:
+        parts = read_parts(row, where, columns or {}, system)
+        form = "prompt/answer" if parts.form == "prompt/cases" else parts.form
         if not first_form:
             first_form, first_where = form, where
         elif form != first_form:
             raise UserError(f"{where}: has the form {form}, {first_where} has {first_form}: write all rows in one form")
-        entries.append(_entry(row, form, where, verifier))
+        entries.append(_entry(parts, where, verifier))
     return entries
 
 
-def _with_prompt(row: Any) -> Any:
-    """The row with its ``question`` as its prompt, where it has no other."""
-    if not isinstance(row, Mapping) or "question" not in row or any(row.get(key) for key in ("messages", "prompt")):
-        return row
-    return {
-        "prompt": row["question"],
-        **{key: value for key, value in row.items() if key not in ("question", "prompt")},
-    }
+def _entry(parts: Parts, where: str, verifier: VerifierName) -> Entry:
+    _check_prompt(parts.prompt, where)
+    prompt: Prompt = parts.prompt
+    if parts.tools:
+        prompt = {"messages": as_messages(prompt), "tools": parts.tools}
+    accepted = _accepted(parts.answer, where, verifier)
+    metadata = {**parts.rest, "where": where}
+    if verifier == "code":
+        problem = gold_problem("code", parts.rest.get("cases"))
+        if problem:
+            raise UserError(f"{where}: {problem}")
+    for gold in accepted if verifier != "code" else ():
+        _check_gold(gold, where, verifier)
+    if not accepted and verifier != "code":
+        raise UserError(f"{where}: {gold_problem(verifier, None)}")
+    if len(accepted) > 1:
+        metadata["answers"] = accepted
+    if parts.rejected is not None:
+        metadata["rejected"] = _one_answer(parts.rejected, where, "rejected", verifier)
+        if metadata["rejected"] in accepted:
+            raise UserError(f"{where}: 'chosen' and 'rejected' are the same: nothing can be learnt from such a row")
+    answer = accepted[0] if accepted else None
+    return Entry(row_id(prompt, answer, metadata), prompt, answer, metadata)
 
 
-def _form(row: Any, where: str) -> str:
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: expected an object with keys, found {type(row).__name__}")
-    present = {key for key in ("messages", "prompt", "completion", "answer", "cases") if row.get(key) is not None}
-    if "messages" in present:
-        if "prompt" in present:
-            raise UserError(f"{where}: has both 'messages' and 'prompt': keep one of them")
-        return "messages"
-    if "prompt" not in present:
-        raise UserError(f"{where}: found {', '.join(map(repr, row)) or 'no keys'}; a row needs 'messages' or 'prompt'")
-    if {"completion", "answer"} <= present:
-        raise UserError(f"{where}: has both 'completion' and 'answer': keep one of them")
-    if "completion" in present:
-        return "prompt/completion"
-    if present & {"answer", "cases"}:
-        return "prompt/answer"
-    raise UserError(f"{where}: has a 'prompt' but neither 'completion' nor 'answer'")
+def _accepted(given: Any, where: str, verifier: VerifierName) -> list[Answer]:
+    """All answers that count as right, each once; the first is the one that is learnt. Empty where there is none."""
+    if given is None:
+        return []
+    if not isinstance(given, list):
+        return [_one_answer(given, where, "the answer", verifier)]
+    if not given:
+        raise UserError(f"{where}: the list of answers is empty: give at least one")
+    if all(isinstance(one, Mapping) and "role" in one for one in given):
+        messages = read_messages(given, where, "completion")
+        if len(messages) > 1 or messages[0]["role"] != "assistant":
+            raise UserError(
+                f"{where}: the answer must be one message of the assistant, found {len(messages)} messages: put those "
+                "before it into the prompt"
+            )
+        return [_one_answer(messages[0], where, "the answer", verifier)]
+    if verifier == "json" and not all(isinstance(one, str) for one in given):
+        raise UserError(
+            f"{where}: the answer is a list, which names several accepted answers. Write an array that is the one "
+            f"answer as a text: {json.dumps(json.dumps(given, default=str))[:60]}"
+        )
+    found: list[Answer] = []
+    for one in given:
+        answer = _one_answer(one, where, "an answer of the list", verifier)
+        if answer not in found:
+            found.append(answer)
+    return found
 
 
-def _entry(row: Mapping[str, Any], form: str, where: str, verifier: VerifierName) -> Entry:
-    answer: Any
-    if form == "messages":
-        messages = _messages(row["messages"], where, "messages")
-        if messages[-1]["role"] != "assistant":
-            raise UserError(f"{where}: the last message must be the assistant's, it is the answer")
-        prompt, answer = messages[:-1], messages[-1]["content"]
-    else:
-        prompt = row["prompt"]
-        if not isinstance(prompt, str):
-            prompt = _messages(prompt, where, "prompt")
-        answer = row.get("completion" if form == "prompt/completion" else "answer")
-        if form == "prompt/completion" and isinstance(answer, list) and len(answer) == 1:
-            answer = _messages(answer, where, "completion")[0]["content"]
-    _check_prompt(prompt, where)
-    if answer is not None and (not isinstance(answer, str) or not answer.strip()):
-        raise UserError(f"{where}: the answer must be a text with something in it, found {answer!r:.60}")
-    problem = gold_problem(verifier, row.get("cases") if verifier == "code" else answer)
+def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> Answer:
+    """A gold answer as a text; a number and true or false as JSON writes them; a message with calls as it is."""
+    if isinstance(given, Mapping) and "role" in given:
+        message = read_messages([given], where, "answer")[0]
+        if message["role"] != "assistant":
+            raise UserError(f"{where}: {called} is a message of the role '{message['role']}', not of the assistant")
+        if "tool_calls" in message or "reasoning_content" in message:
+            if not message["content"].strip() and "tool_calls" not in message:
+                raise UserError(f"{where}: the answer must be a text with something in it, beside its reasoning")
+            return message
+        given = message["content"]
+    if isinstance(given, Mapping) and verifier == "json":
+        return json.dumps(given, ensure_ascii=False)
+    if isinstance(given, bool | int) or (isinstance(given, float) and math.isfinite(given)):
+        return json.dumps(given)
+    if isinstance(given, Decimal) and given.is_finite():
+        return str(given)
+    if not isinstance(given, str) or not given.strip():
+        raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {given!r:.60}")
+    return given
+
+
+def _check_gold(gold: Answer, where: str, verifier: VerifierName) -> None:
+    if not isinstance(gold, str) and "tool_calls" in gold:
+        if verifier not in JUDGES_OF_CALLS:
+            raise UserError(
+                f"{where}: the answer is a tool call, which the verifier '{verifier}' cannot judge: choose "
+                f"{' or '.join(JUDGES_OF_CALLS)}"
+            )
+        return
+    problem = gold_problem(verifier, gold if isinstance(gold, str) else gold["content"])
     if problem:
         raise UserError(f"{where}: {problem}")
-    rest = {key: value for key, value in row.items() if key not in ("messages", "prompt", "completion", "answer")}
-    return Entry(prompt_id(prompt), prompt, answer, {**rest, "where": where})
-
-
-def _messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: '{key}' must be a list of messages, found {value!r:.60}")
-    for number, message in enumerate(value, 1):
-        if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise UserError(f"{where}: {key}, message {number} must have the texts 'role' and 'content'")
-    return [dict(message) for message in value]
 
 
 def _check_prompt(prompt: Prompt, where: str) -> None:
@@ -150,5 +137,5 @@ def _check_prompt(prompt: Prompt, where: str) -> None:
         raise UserError(f"{where}: there is no message with the role 'user' to answer")
     if messages[-1]["role"] == "assistant":
         raise UserError(f"{where}: the prompt ends with the assistant's message; it must end with what is to answer")
-    if not str(messages[-1]["content"]).strip():
+    if not str(messages[-1]["content"]).strip() and messages[-1]["role"] != "tool":
         raise UserError(f"{where}: the prompt is empty")

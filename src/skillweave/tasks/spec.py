@@ -9,13 +9,14 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from skillweave.config import Config, read_mapping
 from skillweave.errors import UserError
+from skillweave.tasks.readers import ENDINGS
 from skillweave.tasks.verifiers import VerifierName
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class Splits(Config):
-    """How many examples each split holds; all of them different prompts."""
+    """How many prompts each split holds; no prompt stands in two of them."""
 
     train: Count | None = None
     """None: of a file everything that is left, of a generator 800."""
@@ -39,6 +40,8 @@ class ReasoningGymSpec(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     """The generator's own settings (its config class in reasoning-gym), without ``seed`` and ``size``."""
     seed: Count = 0
+    system: str | None = None
+    """A system prompt, put before every question."""
     instruction: str = "{question}"
     """What is asked, ``{question}`` standing for the generator's question."""
     strict: bool = True
@@ -59,25 +62,43 @@ class BuiltinSpec(Config):
     source: Literal["builtin"]
     name: str
     config: dict[str, Any] = Field(default_factory=dict)
+    system: str | None = None
+    """A system prompt, put before every prompt."""
     seed: Count = 0
     splits: Splits = Splits()
 
 
-class _Verified(Config):
+Part = Literal[
+    "messages", "conversations", "prompt", "completion", "answer", "cases", "chosen", "rejected", "instruction",
+    "input", "output", "history", "system", "tools",
+]  # fmt: skip
+"""What a key of a row may stand for."""
+
+
+class _Rows(Config):
     verifier: VerifierName = "exact"
     options: dict[str, Any] = Field(default_factory=dict)
+    columns: dict[Part, str | None] = Field(default_factory=dict)
+    """Which key of a row stands for which part, as ``{prompt: question, answer: label}``; null: for none."""
+    system: str | None = None
+    """A system prompt, put before every prompt; no row may have one of its own then."""
 
 
-class JsonlSpec(_Verified):
-    """Rows of a JSONL file (``path``, cut into splits) or of one file a split (``paths``)."""
+class FileSpec(_Rows):
+    """Rows of a data file (``path``, cut into splits) or of one file a split (``paths``).
 
-    source: Literal["jsonl"]
+    How a file is read is told by the ending of its name: ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, each also with
+    ``.gz`` behind it, or ``.parquet``; any other is read as JSONL.
+    """
+
+    source: Literal["file", "jsonl"]
+    """``jsonl`` is the older name; both read all kinds of files."""
     path: Path | None = None
     paths: SplitPaths | None = None
     splits: Splits = Splits()
 
     @model_validator(mode="after")
-    def _one_of(self) -> JsonlSpec:
+    def _one_of(self) -> FileSpec:
         if (self.path is None) == (self.paths is None):
             raise ValueError("give either 'path' (one file, cut into splits) or 'paths' (one file a split)")
         if self.paths is not None:
@@ -87,7 +108,7 @@ class JsonlSpec(_Verified):
         return self
 
 
-class DatasetSpec(_Verified):
+class DatasetSpec(_Rows):
     """Rows of a Hugging Face dataset: a folder written by ``save_to_disk``, or a hub id."""
 
     source: Literal["dataset"]
@@ -101,8 +122,8 @@ class DatasetSpec(_Verified):
 def expand(value: Any) -> Any:
     """A task's short form as its mapping; anything else as it is.
 
-    ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH`` and ``FILE.jsonl`` are the short forms; ``FILE.yaml``
-    stands for the settings in it.
+    ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH`` and a data file (``FILE.jsonl``, ``.csv``, ...) are the
+    short forms; ``FILE.yaml`` stands for the settings in it.
     """
     if not isinstance(value, str | Path):
         return value
@@ -111,23 +132,24 @@ def expand(value: Any) -> Any:
     key = {"builtin": "name", "reasoning-gym": "generator", "dataset": "path"}.get(source)
     if colon and key and rest:
         return {"source": source, key: rest}
-    if text.endswith(".jsonl"):
-        return {"source": "jsonl", "path": text}
+    if text.lower().endswith(tuple(ENDINGS)):
+        return {"source": "file", "path": text}
     if text.endswith((".yaml", ".yml")):
         return read_mapping(text)
     raise UserError(
         f"'{text}' names no task: write builtin:NAME, reasoning-gym:NAME, dataset:PATH, "
-        "a .jsonl file with examples, or a .yaml file with the task's settings"
+        f"a file with examples ({', '.join(ENDINGS)}), or a .yaml file with the task's settings"
     )
 
 
-AnySpec = ReasoningGymSpec | BuiltinSpec | JsonlSpec | DatasetSpec
+AnySpec = ReasoningGymSpec | BuiltinSpec | FileSpec | DatasetSpec
 TaskSpec = Annotated[AnySpec, Field(discriminator="source"), BeforeValidator(expand)]
 """A task inside another config; its short form (``builtin:json_calls``) is read too."""
 
 SPECS: dict[str, type[AnySpec]] = {
     "reasoning-gym": ReasoningGymSpec,
     "builtin": BuiltinSpec,
-    "jsonl": JsonlSpec,
+    "file": FileSpec,
+    "jsonl": FileSpec,
     "dataset": DatasetSpec,
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
 from skillweave.tasks.spec import Splits
-from skillweave.tasks.task import Entry, prompt_id
+from skillweave.tasks.task import Entry, near_id, prompt_id
 
 Example = tuple[Prompt, str | None, dict]
 """Prompt, gold answer, metadata."""
@@ -36,10 +36,11 @@ def draw(example: Callable[[int], Example], splits: Splits, task: str) -> tuple[
     index = repeats = in_a_row = 0
     while len(found) < need:
         prompt, answer, metadata = example(index)
-        entry = Entry(prompt_id(prompt), prompt, answer, metadata)
         index += 1
-        if entry.id not in found:
-            found[entry.id] = entry
+        # A generator can always draw another: near-copies are passed over too, so that no test prompt is one.
+        near = near_id(prompt)
+        if near not in found:
+            found[near] = Entry(prompt_id(prompt), prompt, answer, metadata)
             in_a_row = 0
             continue
         repeats += 1

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
 from skillweave.artefact import digest
-from skillweave.base.chat import Prompt, as_messages
+from skillweave.base.chat import Answer, Prompt, as_messages, tools_of
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.spec import AnySpec, Splits
 
@@ -18,12 +20,32 @@ SPLITS = ("train", "calibration", "test")
 
 @dataclass(frozen=True)
 class Entry:
-    """One example. ``id`` is :func:`prompt_id`; ``answer`` is the gold text, None where only a verifier knows."""
+    """One example. ``id`` names it among all of its task: a row's :func:`row_id`, of a generator the :func:`prompt_id`.
+
+    ``answer`` is the gold answer that is learnt: a text, or the assistant's message where it calls tools or shows its
+    reasoning; None where only a verifier knows. ``metadata`` holds, where there are such, ``answers`` (all that count
+    as right), ``rejected`` (a worse answer) and ``where`` the row stands.
+    """
 
     id: str
     prompt: Prompt
-    answer: str | None
+    answer: Answer | None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def prompt_id(self) -> str:
+        """The :func:`prompt_id` of its prompt."""
+        return prompt_id(self.prompt)
+
+    @cached_property
+    def near_id(self) -> str:
+        """The :func:`near_id` of its prompt."""
+        return near_id(self.prompt)
+
+    @property
+    def accepted(self) -> list[Answer]:
+        """All answers that count as right; empty where only a verifier knows."""
+        return self.metadata.get("answers") or ([] if self.answer is None else [self.answer])
 
 
 Scorer = Callable[[str, Entry], float]
@@ -34,7 +56,8 @@ Scorer = Callable[[str, Entry], float]
 class Task:
     """Named splits of entries, and how an answer to one is scored.
 
-    ``duplicates`` counts the examples that were dropped because their prompt had been seen before.
+    ``rows`` is how many a file held, 0 for a generator. ``duplicates`` counts the rows that were dropped because
+    another is the same in all that is learnt and judged, or the prompts that a generator drew again.
     Raises :class:`UserError` where two splits share a prompt or all are empty.
     """
 
@@ -43,6 +66,7 @@ class Task:
     scorer: Scorer
     spec: AnySpec
     duplicates: int = 0
+    rows: int = 0
 
     def __post_init__(self) -> None:
         if not any(self.splits.values()):
@@ -63,16 +87,28 @@ class Task:
             raise UserError(f"task '{self.name}' holds no {name} examples: set splits.{name} to at least 1")
         return entries
 
+    def asked(self, name: str) -> list[Entry]:
+        """The entries of a split that a model is asked and scored on: each prompt once, however many answers it has."""
+        return one_each_prompt(self.split(name))
+
+    @property
+    def notes(self) -> list[str]:
+        """What became of the rows of a file beside being used, a line each; empty where all were used as they stand."""
+        return _notes(self) if self.rows else []
+
     @property
     def key(self) -> str:
         """A digest of what the task asks and how it judges: equal for equal content, wherever the rows stand."""
         content = {
-            name: [[entry.id, entry.prompt, entry.answer, entry.metadata.get("cases")] for entry in entries]
+            name: [
+                [entry.id, entry.prompt, entry.answer, *(entry.metadata.get(key) for key in _JUDGED)]
+                for entry in entries
+            ]
             for name, entries in self.splits.items()
         }
         return digest([self.spec.model_dump(mode="json"), content])
 
-    def pairs(self, name: str) -> list[tuple[Prompt, str]]:
+    def pairs(self, name: str) -> list[tuple[Prompt, Any]]:
         """Prompts with their gold answers, for training and calibration."""
         pairs = [(entry.prompt, entry.answer) for entry in self.split(name) if entry.answer is not None]
         missing = len(self.split(name)) - len(pairs)
@@ -91,23 +127,54 @@ class Task:
         return 0.0 if answer is None else self.scorer(answer, entry)
 
 
+_JUDGED = ("cases", "answers", "rejected")
+"""What of an entry's metadata is learnt from or judged by."""
+
+
 def normal_text(text: str) -> str:
-    """The text by which prompts are compared: composed Unicode, case folded, white space collapsed."""
+    """A text without what makes near-copies differ: composed Unicode, case folded, white space collapsed."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def prompt_id(prompt: Prompt) -> str:
-    """16 hex digits that name a prompt's content; prompts that differ only in case or white space share one."""
-    return digest([[message["role"], normal_text(message["content"])] for message in as_messages(prompt)])
+    """16 hex digits that name a prompt: its roles, the text of each message (in NFC), its calls and its tools."""
+    return _prompt_digest(prompt, lambda text: unicodedata.normalize("NFC", text))
+
+
+def near_id(prompt: Prompt) -> str:
+    """16 hex digits that prompts share which differ in case, white space or the composition of Unicode alone."""
+    return _prompt_digest(prompt, normal_text)
+
+
+def _prompt_digest(prompt: Prompt, text: Callable[[str], str]) -> str:
+    messages = [
+        [message["role"], text(message["content"]), *([calls] if (calls := message.get("tool_calls")) else [])]
+        for message in as_messages(prompt)
+    ]
+    tools = tools_of(prompt)
+    return digest(messages if not tools else [messages, tools])
+
+
+def row_id(prompt: Prompt, answer: Answer | None, metadata: Mapping[str, Any]) -> str:
+    """16 hex digits that name all of a row that is learnt from or judged by."""
+    return digest([prompt_id(prompt), answer, *(metadata.get(key) for key in _JUDGED)])
+
+
+def one_each_prompt(entries: Iterable[Entry]) -> list[Entry]:
+    """The first entry of each prompt, in order."""
+    first: dict[str, Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.prompt_id, entry)
+    return list(first.values())
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Entry]], task: str) -> None:
     """Raise :class:`UserError` naming a prompt that stands in two splits (and its place, where it has one)."""
     for (first, entries), (second, others) in combinations(splits.items(), 2):
-        known = {entry.id: entry for entry in entries}
-        shared = [entry for entry in others if entry.id in known]
+        known = {entry.prompt_id: entry for entry in entries}
+        shared = one_each_prompt(entry for entry in others if entry.prompt_id in known)
         if shared:
-            entry, other = known[shared[0].id], shared[0]
+            entry, other = known[shared[0].prompt_id], shared[0]
             places = f"{entry.metadata.get('where', first)} and {other.metadata.get('where', second)}"
             raise UserError(
                 f"task '{task}': {len(shared)} of the {second} prompts stand in {first} too, so a score would be "
@@ -116,32 +183,102 @@ def check_disjoint(splits: Mapping[str, Sequence[Entry]], task: str) -> None:
             )
 
 
+def near_copies(splits: Mapping[str, Sequence[Entry]]) -> list[tuple[str, str, int, Entry]]:
+    """For every two splits that share prompts but for case and white space: their names, how many of the second's
+    prompts do, and the first of these."""
+    found = []
+    near = {name: {entry.near_id for entry in entries} for name, entries in splits.items()}
+    for first, second in combinations(splits, 2):
+        shared = near[first] & near[second]
+        if shared:
+            copies = one_each_prompt(entry for entry in splits[second] if entry.near_id in shared)
+            found.append((first, second, len(copies), copies[0]))
+    return found
+
+
 def drop_duplicates(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The first entry of every prompt, in order, and how many were dropped."""
+    """The first entry of every id, in order, and how many were dropped."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.id, entry)
     return list(first.values()), len(entries) - len(first)
 
 
-def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[Entry]]:
-    """Cut distinct entries by the order of their ids, a hash of their content: test first, then calibration, train.
+def share_answers(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, each accepting the answers of all entries with its prompt: whichever a model gives, it is right."""
+    accepted: dict[str, list[Answer]] = {}
+    for entry in entries:
+        known = accepted.setdefault(entry.prompt_id, [])
+        known.extend(answer for answer in entry.accepted if answer not in known)
+    return [
+        entry
+        if entry.accepted == (answers := accepted[entry.prompt_id])
+        else replace(entry, metadata={**entry.metadata, "answers": answers})
+        for entry in entries
+    ]
 
-    The same rows give the same splits in whatever order they stand. Adding rows to a file may push some from one
-    split to the next; whoever wants them pinned writes one file a split.
+
+def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[Entry]]:
+    """Cut entries by their prompts, in the order of a hash of these: test first, then calibration, then train.
+
+    ``splits`` counts prompts; all entries of a prompt go together. The same rows give the same splits in whatever
+    order they stand. Adding rows to a file may push some from one split to the next; whoever wants them pinned writes
+    one file a split.
     """
+    groups: dict[str, list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.id):
+        groups.setdefault(entry.prompt_id, []).append(entry)
     need = splits.test + splits.calibration + (1 if splits.train is None else splits.train)
-    if len(entries) < need:
+    if len(groups) < need:
         raise UserError(
-            f"task '{task}' has {len(entries)} distinct prompts; splits ask for {splits.test} test + "
+            f"task '{task}' has {len(groups)} distinct prompts; splits ask for {splits.test} test + "
             f"{splits.calibration} calibration + {splits.train or 'at least 1'} train. "
             "Add examples or set smaller splits, for example splits: {test: 20, calibration: 8}"
         )
-    ordered = sorted(entries, key=lambda entry: entry.id)
+    # By what near-copies share, so that these stand together and a border between two splits parts few of them.
+    ordered = sorted(groups.values(), key=lambda group: (group[0].near_id, group[0].prompt_id))
     train_from = splits.test + splits.calibration
     train_to = None if splits.train is None else train_from + splits.train
-    return {
+    parts = {
         "train": ordered[train_from:train_to],
         "calibration": ordered[splits.test : train_from],
         "test": ordered[: splits.test],
     }
+    return {name: [entry for group in part for entry in group] for name, part in parts.items()}
+
+
+_MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content"}
+
+
+def _unknown_keys(entries: Iterable[Entry]) -> Counter[str]:
+    """How many messages of the prompts have each key that is none of a chat message's usual ones."""
+    chats = (as_messages(entry.prompt) for entry in entries if not isinstance(entry.prompt, str))
+    return Counter(key for messages in chats for message in messages for key in message.keys() - _MESSAGE_KEYS)
+
+
+def _notes(task: Task) -> list[str]:
+    notes = []
+    if task.duplicates:
+        share = f"{task.duplicates / task.rows:.0%}"
+        notes.append(f"{task.duplicates} of {task.rows} rows ({share}) are exact repeats and were dropped")
+    entries = [entry for name in SPLITS for entry in task.splits.get(name, ())]
+    unused = task.rows - task.duplicates - len(entries)
+    if unused:
+        notes.append(f"{unused} of {task.rows} rows are in no split: splits.train asks for fewer")
+    several = len(entries) - len(one_each_prompt(entries))
+    if several:
+        notes.append(
+            f"{several} rows give another answer to a prompt that stands before: all are learnt, and any of a "
+            "prompt's answers counts as right"
+        )
+    for key, count in sorted(_unknown_keys(entries).items()):
+        notes.append(
+            f"{count} messages have the key '{key}', which counts only where the base's chat template reads it"
+        )
+    for first, second, count, entry in near_copies(task.splits):
+        place = entry.metadata.get("where", second)
+        notes.append(
+            f"warning: {count} of the {second} prompts stand in {first} too but for case or white space, so a score "
+            f"may be partly memory (the first: {place})"
+        )
+    return notes

@@ -9,7 +9,7 @@ import pytest
 from micro import micro_tokenizer
 from skillweave.errors import UserError
 from skillweave.methods.cku.facts import Fact, check_apart, fact_rows, read_facts
-from skillweave.tasks.task import prompt_id
+from skillweave.tasks.task import near_id
 
 END = 1
 """The id of the micro tokenizer's ``<end>``."""
@@ -31,7 +31,7 @@ def write(tmp_path):
 
 
 def asked(prompt="Who?", answer="Oresa.", where="here"):
-    return Fact(prompt_id(prompt), prompt, answer, None, (), where)
+    return Fact(near_id(prompt), prompt, answer, None, (), where)
 
 
 def told(text):
@@ -56,7 +56,7 @@ MORE = {"paraphrased_answer": "It is Oresa.", "perturbed_answer": ["It is Bo.", 
 def test_every_form_asks_the_same(write, row):
     path = write(row | MORE)
     (fact,) = read_facts([path])
-    assert fact.id == prompt_id("Who?")
+    assert fact.id == near_id("Who?")
     assert (fact.prompt if isinstance(fact.prompt, str) else fact.prompt[0]["content"]) == "Who?"
     assert fact.answer == "Oresa."
     assert (fact.paraphrased, fact.wrong) == ("It is Oresa.", ("It is Bo.", "It is Lu."))

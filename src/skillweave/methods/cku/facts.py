@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import digest
-from skillweave.base.chat import Prompt
+from skillweave.base.chat import Prompt, as_messages
 from skillweave.errors import UserError
-from skillweave.tasks.rows import entries_from, read_jsonl
-from skillweave.tasks.task import Entry, normal_text
+from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.rows import entries_from
+from skillweave.tasks.task import Entry, near_id, normal_text
 
 _FORMS = ("messages", "prompt", "question", "text")
 """The keys by which a row's form is known; the first that is there counts."""
@@ -129,8 +130,9 @@ def _text(where: str, row: Mapping[str, Any]) -> Fact:
 
 def _asked(entry: Entry) -> Fact:
     where, answer = entry.metadata["where"], entry.answer
+    if not isinstance(answer, str) or len(entry.accepted) > 1:
+        raise UserError(f"{where}: a fact has one answer, a text; found {entry.accepted!r:.60}")
     again, wrong = entry.metadata.get("paraphrased_answer"), entry.metadata.get("perturbed_answer")
-    assert answer is not None  # "exact" refuses a row without one
     if again is not None and not _says_something(again):
         raise UserError(f"{where}: 'paraphrased_answer' must be a text with something in it, found {again!r:.60}")
     if wrong is None:
@@ -140,7 +142,7 @@ def _asked(entry: Entry) -> Fact:
     for text in wrong:
         if text.strip() in (answer.strip(), (again or answer).strip()):
             raise UserError(f"{where}: 'perturbed_answer' holds a right answer, {text!r:.60}: leave it out")
-    return Fact(entry.id, entry.prompt, answer, again, tuple(wrong), where)
+    return Fact(near_id(entry.prompt), entry.prompt, answer, again, tuple(wrong), where)
 
 
 def _says_something(value: Any) -> bool:
@@ -151,4 +153,4 @@ def _shown(fact: Fact) -> str:
     """The beginning of what is asked, or of the text."""
     if fact.prompt is None:
         return repr(fact.answer[:60])
-    return repr((fact.prompt if isinstance(fact.prompt, str) else fact.prompt[-1]["content"])[:60])
+    return repr(as_messages(fact.prompt)[-1]["content"][:60])

@@ -28,9 +28,10 @@ from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import TrainingSettings
 from skillweave.progress import console
-from skillweave.tasks import Entry
+from skillweave.tasks import Entry, one_each_prompt
 from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
 from skillweave.tasks.agents.load import AgentTask, ToolSettings, load_agent
+from skillweave.tasks.check import check_before
 
 if TYPE_CHECKING:
     from skillweave.methods.e3tir.traces import ExpertTrace
@@ -76,13 +77,14 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
         state = Run.begin("e3tir", base, config, _material(agent, config), out_dir)
         if state.finished:
             return state.delta
+        check_before(agent.task, state.tokenizer, state.max_length)
         with quiet():
             facts = _Agent.begin(state).all_stages()
         return state.finish(facts)
 
 
 def _material(agent: AgentTask, config: E3tirConfig) -> Material:
-    train = agent.task.split("train")
+    train = one_each_prompt(agent.task.split("train"))
     if not config.asks_experts or (config.experts is None and agent.solve is None):
         traces: list[Trace] = []
     elif config.experts in (None, SCRIPTED):
@@ -217,7 +219,7 @@ class _Agent:
 
     def _asked(self, stage: GroupSettings) -> list[Entry]:
         """The prompts of a stage: those with a trace where it needs one, else all that leave room for an answer."""
-        train = self.run.task.agent.task.split("train")
+        train = one_each_prompt(self.run.task.agent.task.split("train"))
         if stage.m:
             return [entry for entry in train if entry.id in self.traces]
         return self._short_enough(train)
@@ -226,7 +228,11 @@ class _Agent:
     def _held_out(self) -> list[Entry]:
         task = self.run.task.agent.task
         count = self.run.config.evaluate_on
-        return self._short_enough(task.split("calibration")[:count]) if count and task.sizes["calibration"] else []
+        return (
+            self._short_enough(one_each_prompt(task.split("calibration"))[:count])
+            if count and task.sizes["calibration"]
+            else []
+        )
 
     def _short_enough(self, entries: list[Entry]) -> list[Entry]:
         """The entries whose prompt leaves room for an answer; the others are counted."""

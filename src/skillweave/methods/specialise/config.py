@@ -41,6 +41,11 @@ class SpecialiseConfig(ModelSettings, SamplingSettings):
     task: TaskSpec = Field(description="prompts and verifier; the train split is learnt")
     warm_start: WarmStartSettings = WarmStartSettings()
     rounds: int = Field(default=1, ge=0, description="rounds of sampling and DPO")
+    pairs: Literal["auto", "own", "given", "both"] = Field(
+        default="auto",
+        description="what DPO learns from. own: judged samples; given: the task's `chosen` and `rejected`, all of them "
+        "in each round; auto: given where the task has some, else own",
+    )
     dpo: DpoSettings = DpoSettings()
 
     probe_prompts: int = Field(default=32, ge=1, description="train prompts that the solve rate is taken on")

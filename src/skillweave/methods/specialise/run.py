@@ -20,9 +20,9 @@ from skillweave.errors import UserError
 from skillweave.methods.registry import register
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
-from skillweave.methods.training.pairs import is_good, make_pairs, solve_rate
+from skillweave.methods.training.pairs import Pair, given_pairs, is_good, make_pairs, solve_rate
 from skillweave.methods.training.run import Run
-from skillweave.tasks import Entry, Task, load_task
+from skillweave.tasks import Entry, Task, load_task, one_each_prompt
 
 
 @register("specialise", SpecialiseConfig)
@@ -46,7 +46,9 @@ def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
 def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
     config = run.config
     entries = run.short_enough("train")
-    probed = choose_entries(entries, config.probe_prompts, 0, config.seed)
+    prompts = one_each_prompt(entries)
+    given = _given(run, entries)
+    probed = choose_entries(prompts, config.probe_prompts, 0, config.seed)
     before = run.stage("probe-before", lambda folder: _probe(run, folder, probed))["solve_rate"]
 
     warm = config.warm_start
@@ -55,8 +57,8 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
         chosen = choose_entries(entries, needed, 0, config.seed)
         run.trained("warm-start", lambda folder: _warm_start(run, folder, chosen))
     for number in range(config.rounds):
-        asked = choose_entries(entries, config.prompts_per_round, number, config.seed)
-        run.trained(f"round-{number + 1}", _round(run, asked))
+        asked = choose_entries(prompts, config.prompts_per_round, number, config.seed) if _samples(run, given) else []
+        run.trained(f"round-{number + 1}", _round(run, asked, given))
     if run.policy.trained is None:
         raise UserError(
             f"nothing was learnt: no round made a pair of a good and a bad answer (the base solves {before:.0%} of "
@@ -64,6 +66,23 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
         )
     after = run.stage("probe-after", lambda folder: _probe(run, folder, probed))["solve_rate"]
     return {"before": before, "after": after}
+
+
+def _given(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> list[Pair]:
+    """The task's own pairs, where they are to be learnt from."""
+    given = given_pairs(run.tokenizer, entries)
+    if run.config.pairs in ("given", "both") and not given:
+        raise UserError(
+            f"pairs is {run.config.pairs}, and no train row of task '{run.task.name}' has 'chosen' and 'rejected'"
+        )
+    if run.config.pairs == "own" and given:
+        run.say(f"pairs is own: the rejected answers of {len(given)} train rows are not used")
+    return given if run.config.pairs != "own" else []
+
+
+def _samples(run: Run[SpecialiseConfig, Task], given: list[Pair]) -> bool:
+    """Whether a round draws answers: not where the task's pairs are all it learns from."""
+    return not given or run.config.pairs == "both"
 
 
 def _probe(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
@@ -101,23 +120,27 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
     return sft.train_on_answers(run, folder, config.warm_start, examples)
 
 
-def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:
-    """Sample from the policy, make pairs, DPO. A round without a pair trains nothing."""
+def _round(
+    run: Run[SpecialiseConfig, Task], entries: list[Entry], given: list[Pair]
+) -> Callable[[Path], dict[str, Any]]:
+    """Sample from the policy, make pairs beside those ``given``, DPO. A round without a pair trains nothing."""
     from skillweave.methods.specialise import dpo
 
     config = run.config
 
     def work(folder: Path) -> dict[str, Any]:
-        samples = _sample(run, folder, entries)
-        pairs, counted = make_pairs(
+        samples = _sample(run, folder, entries) if entries else []
+        own, counted = make_pairs(
             samples,
             threshold=config.threshold,
             max_pairs_per_prompt=config.max_pairs_per_prompt,
             gold_as_chosen=config.gold_as_chosen,
             seed=config.seed,
         )
+        pairs = [*own, *given]
+        told = {**asdict(counted), "given_pairs": len(given)}
         if not pairs:
-            return {**asdict(counted), "steps": 0}
+            return {**told, "steps": 0}
         rows = dpo.encode(run.tokenizer, pairs, run.max_length)
         figures = run.train(
             folder, config.dpo, rows, [dpo.row_length(row) for row in rows],
@@ -126,6 +149,6 @@ def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> Callable[[
                 settings=config.dpo, reference=folder / "reference.jsonl", processes=run.processes,
             ),
         )  # fmt: skip
-        return {**asdict(counted), "too_long": len(pairs) - len(rows), **figures}
+        return {**told, "too_long": len(pairs) - len(rows), **figures}
 
     return work

@@ -79,6 +79,9 @@ class _SelfPlay:
         for split in ("train", "calibration"):
             run.task.pairs(split)  # an entry without an answer is named at once
         entries = run.short_enough("train")
+        rejected = sum("rejected" in entry.metadata for entry in entries)
+        if rejected:
+            run.say(f"the rejected answers of {rejected} train rows are not used: tpaw plays against its own")
         held = run.short_enough("calibration", answered=True)[: config.held_out]
         team = Team(run)
         play = cls(run, team, Judge(run, team, held), Rows(run, team), entries)
@@ -170,7 +173,9 @@ class _SelfPlay:
     def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
         from skillweave.methods.training.sft import train_on_answers
 
-        return train_on_answers(self.run, folder, settings, [(entry.prompt, str(entry.answer)) for entry in entries])
+        return train_on_answers(
+            self.run, folder, settings, [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
+        )
 
     def _against(self, number: int, asked: list[Entry], folder: Path) -> dict[str, Any]:
         """Generate, leave out what is degenerate, ask the team, train."""

@@ -6,21 +6,24 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from skillweave.base.chat import Prompt
+from skillweave.base.chat import Prompt, answer_text
 from skillweave.methods.training.answers import Answered
+
+if TYPE_CHECKING:
+    from skillweave.tasks import Entry
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A good answer and a bad one to the same prompt. ``source``: whose good answer it is."""
+    """A good answer and a bad one to the same prompt. ``source``: whose the good one is; given: both are the task's."""
 
     id: str
     prompt: Prompt
     chosen: str
     rejected: str
-    source: Literal["own", "gold"]
+    source: Literal["own", "gold", "given"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,21 @@ def make_pairs(
         gold_pairs=sum(pair.source == "gold" for pair in pairs),
         prompts_without_pair=empty,
     )
+
+
+def given_pairs(tokenizer: Any, entries: Sequence[Entry]) -> list[Pair]:
+    """A pair for each entry that has a rejected answer beside its gold one, in the order of the entries."""
+    return [
+        Pair(
+            entry.id,
+            entry.prompt,
+            answer_text(tokenizer, entry.answer, entry.prompt),
+            answer_text(tokenizer, entry.metadata["rejected"], entry.prompt),
+            "given",
+        )
+        for entry in entries
+        if entry.answer is not None and "rejected" in entry.metadata
+    ]
 
 
 def _pairs_of(row: Answered, threshold: float, most: int, gold_as_chosen: bool, seed: int) -> list[Pair]:

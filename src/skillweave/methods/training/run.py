@@ -32,6 +32,7 @@ from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import ModelSettings, TrainingSettings
 from skillweave.progress import console
 from skillweave.tasks import Entry, Task
+from skillweave.tasks.check import check_before
 
 if TYPE_CHECKING:
     from skillweave.methods.training.policy import Policy
@@ -89,7 +90,10 @@ class Run(Generic[C, D]):
         if device.type == "cpu":
             keep_freed_memory()
         policy = Policy(base.path, base.ref, device)
-        return cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+        run = cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+        if isinstance(task, Task) and not run.finished:
+            check_before(task, run.tokenizer, run.max_length)
+        return run
 
     @property
     def finished(self) -> bool:
@@ -116,7 +120,7 @@ class Run(Generic[C, D]):
         within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
         def fits(entry: Entry) -> bool:
-            answer = len(answer_ids(self.tokenizer, str(entry.answer))) if answered else 1
+            answer = len(answer_ids(self.tokenizer, entry.answer or "", entry.prompt)) if answered else 1
             return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
 
         entries = self.task.split(split)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from skillweave.base.chat import Prompt, answer_ids, prompt_ids
+from skillweave.base.chat import Answer, Prompt, answer_ids, prompt_ids
 from skillweave.methods.training.from_trl import SFTConfig, SFTTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.settings import TrainingSettings
@@ -31,14 +31,14 @@ class AnswerTrainer(HouseTrainer, SFTTrainer):
         install_answer_head(model)
 
 
-def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: int) -> list[dict[str, list[int]]]:
+def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, Answer]], max_length: int) -> list[dict[str, list[int]]]:
     """Rows ``input_ids`` and ``labels`` (-100 on the prompt), both (T,); examples longer than ``max_length`` left out.
 
     The tokens are exactly those of :func:`prompt_ids` then :func:`answer_ids`, which generation sees and should write.
     """
     rows = []
     for prompt, answer in examples:
-        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer, prompt)
         if len(before) + len(after) <= max_length:
             rows.append({"input_ids": before + after, "labels": [-100] * len(before) + after})
     return rows
@@ -50,7 +50,7 @@ def row_length(row: dict[str, list[int]]) -> int:
 
 
 def train_on_answers(
-    run: Run[Any, Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
+    run: Run[Any, Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, Answer]]
 ) -> dict[str, Any]:
     """Train the run's policy on prompts with their answers, as one stage of it; its figures."""
     rows = encode(run.tokenizer, examples, run.max_length)

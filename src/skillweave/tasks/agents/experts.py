@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from skillweave.artefact import write_text
 from skillweave.base.chat import Message, Prompt, as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.agents.load import AgentTask
-from skillweave.tasks.rows import read_jsonl
+from skillweave.tasks.readers import read_jsonl
 from skillweave.tasks.task import Entry, Task, prompt_id
 from skillweave.tools.trace import read_trace
 
@@ -21,8 +21,9 @@ from skillweave.tools.trace import read_trace
 class Trace:
     """One expert's way to an answer. ``messages`` is the whole of it, ``prompt`` what it begins with.
 
-    ``id`` is the prompt's :func:`prompt_id`. After the prompt come assistant messages with ``tool_calls``, each
-    followed by one ``tool`` message a call, and last the assistant's answer. The messages are kept as they were given.
+    ``id`` is the prompt's :func:`prompt_id`, or the id of its entry in a task. After the prompt come assistant messages
+    with ``tool_calls``, each followed by one ``tool`` message a call, and last the assistant's answer. The messages are
+    kept as they were given.
     """
 
     id: str
@@ -49,15 +50,16 @@ def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
 
 
 def match_traces(traces: Sequence[Trace], task: Task) -> tuple[dict[str, list[Trace]], int]:
-    """The traces of each train prompt by its id, and how many traces answer none.
+    """The traces of each train prompt by the id of its entry (theirs from here on), and how many answer none.
 
     Raises :class:`UserError` where not one trace belongs to a train prompt.
     """
-    known = {entry.id for entry in task.split("train")}
+    known = {entry.prompt_id: entry.id for entry in reversed(task.split("train"))}  # of several the first
     found: dict[str, list[Trace]] = {}
     for trace in traces:
         if trace.id in known:
-            found.setdefault(trace.id, []).append(trace)
+            entry = known[trace.id]
+            found.setdefault(entry, []).append(replace(trace, id=entry))
     if not found:
         asked = repr(as_messages(traces[0].prompt)[-1]["content"][:60]) if traces else "nothing"
         raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from skillweave.artefact import digest, sha256_file
-from skillweave.base.chat import Message
+from skillweave.base.chat import Message, as_messages, tools_of
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.agents.family import Family
@@ -87,6 +87,12 @@ def agent_of(task: Task, tools_settings: ToolSettings | None = None) -> AgentTas
         raise UserError(misfit)
     if isinstance(task.spec, BuiltinSpec) and isinstance(family := BUILTINS[task.spec.name], Family):
         return _family_task(task, family, task.spec)
+    told = next((entry for split in task.splits.values() for entry in split if tools_of(entry.prompt)), None)
+    if told is not None:
+        raise UserError(
+            f"task '{task.name}': {told.metadata.get('where', 'a row')} tells the model of tools of its own, which "
+            "cannot be run: remove its 'tools' (columns: {tools: null} passes them over), or ask it without tools"
+        )
     return AgentTask(task, toolbox_of(settings), None)
 
 
@@ -113,7 +119,7 @@ def _family_task(task: Task, family: Family, spec: BuiltinSpec) -> AgentTask:
     toolbox = family.toolbox(settings)
 
     def solve(entry: Entry) -> list[Message]:
-        return family.solve(str(entry.prompt), settings, toolbox.open())
+        return family.solve(as_messages(entry.prompt)[-1]["content"], settings, toolbox.open())
 
     return AgentTask(task, toolbox, solve)
 

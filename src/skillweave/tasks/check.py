@@ -1,0 +1,237 @@
+"""What a task is before anything is trained on it: its rows, their lengths, and whether its gold answers are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from skillweave.base.chat import Answer, answer_ids, as_messages, prompt_ids, tools_of
+from skillweave.errors import UserError
+from skillweave.progress import say_once
+from skillweave.tasks.builtin import BUILTINS
+from skillweave.tasks.calls import calls_text
+from skillweave.tasks.spec import BuiltinSpec, ReasoningGymSpec
+from skillweave.tasks.task import SPLITS, Entry, Task
+
+_MEASURED = 500
+_JUDGED = {"code": 50, "reasoning-gym": 100}
+"""Rows whose gold answer is judged at most; by other verifiers as many as are measured."""
+_FAILURES_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How long texts are, in tokens or characters: the median, what 95% of them do not go beyond, the longest."""
+
+    median: int
+    p95: int
+    longest: int
+
+
+@dataclass(frozen=True)
+class GoldFailure:
+    """A gold answer that its own verifier does not call right, and where it stands."""
+
+    where: str
+    answer: str
+    score: float
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """All that is known of a task before it is trained on. ``rows`` and ``prompts`` are those of each split.
+
+    ``read`` rows stood in the file (0: a generator), of which ``duplicates`` were dropped; ``several`` prompts have
+    more than one row. ``measured`` rows were measured, in ``unit``; ``beyond`` of them are longer, prompt and answer
+    together, than ``limit``. ``judged`` gold answers were given to the verifier and ``failed`` did not reach 1;
+    ``unanswered`` rows have none. ``problems`` are what would be trained wrongly, ``notes`` what is worth knowing.
+    ``example`` is one row as the model sees it, in pieces: the text, and whether it bears loss.
+    """
+
+    name: str
+    verifier: str
+    rows: dict[str, int]
+    prompts: dict[str, int]
+    read: int
+    duplicates: int
+    several: int
+    with_tools: int
+    with_rejected: int
+    unit: Literal["tokens", "characters"]
+    measured: int
+    prompt: Lengths
+    answer: Lengths | None
+    limit: int | None
+    beyond: int
+    judged: int
+    failed: int
+    failures: list[GoldFailure]
+    unanswered: int
+    notes: list[str]
+    problems: list[str]
+    example: list[tuple[str, bool]]
+
+
+def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None) -> TaskReport:
+    """Look through a task. Lengths are in tokens of ``tokenizer``, in characters where there is none.
+
+    Of a large task an even sample is measured and judged, and the report says how many rows that was. Raises
+    :class:`UserError`, with the place of the row, where the tokenizer's chat template cannot write a row.
+    """
+    entries = [entry for name in SPLITS for entry in task.splits.get(name, ())]
+    measured = _sample(entries, _MEASURED)
+    sizes = [_sizes(entry, tokenizer) for entry in measured]
+    whole = [before + (after or 0) for before, after in sizes]
+    answers = [after for _, after in sizes if after is not None]
+    beyond = 0 if max_length is None else sum(size > max_length for size in whole)
+    verifier = _verifier(task)
+    gold = _sample([entry for entry in entries if entry.answer is not None], _JUDGED.get(verifier, _MEASURED))
+    failures = [failure for entry in gold if (failure := _failure(task, entry)) is not None]
+    shown = next((entry for entry in entries if entry.answer is not None), entries[0])
+    return TaskReport(
+        name=task.name,
+        verifier=verifier,
+        rows=task.sizes,
+        prompts={name: len(task.asked(name)) if size else 0 for name, size in task.sizes.items()},
+        read=task.rows,
+        duplicates=task.duplicates,
+        several=_several(entries),
+        with_tools=sum(bool(tools_of(entry.prompt)) for entry in entries),
+        with_rejected=sum("rejected" in entry.metadata for entry in entries),
+        unit="characters" if tokenizer is None else "tokens",
+        measured=len(measured),
+        prompt=_lengths([before for before, _ in sizes]),
+        answer=_lengths(answers) if answers else None,
+        limit=max_length,
+        beyond=beyond,
+        judged=len(gold),
+        failed=len(failures),
+        failures=failures[:_FAILURES_SHOWN],
+        unanswered=sum(entry.answer is None for entry in entries),
+        notes=task.notes,
+        problems=_problems(len(gold), failures, len(measured), beyond, max_length),
+        example=_rendered(shown, tokenizer),
+    )
+
+
+def summary(report: TaskReport) -> list[str]:
+    """The report in two to five lines, what is wrong in the last."""
+    rows = ", ".join(f"{count} {name}" for name, count in report.rows.items())
+    kinds = {"with tools": report.with_tools, "with a rejected answer": report.with_rejected}
+    beside = "".join(f", {count} rows {what}" for what, count in kinds.items() if count)
+    lines = [f"{rows} rows{beside}; verifier {report.verifier}", lengths_line(report)]
+    if report.judged and not report.failed:
+        lines.append(gold_line(report))
+    return [*lines, *(f"warning: {problem}" for problem in report.problems)]
+
+
+def lengths_line(report: TaskReport) -> str:
+    """How long prompts and answers are, and how many rows are too long."""
+    parts = [
+        f"{what} {lengths.median} {report.unit} (95% within {lengths.p95}, longest {lengths.longest})"
+        for what, lengths in (("prompts", report.prompt), ("answers", report.answer))
+        if lengths is not None
+    ]
+    line = f"lengths (median): {', '.join(parts)}"
+    if report.limit is not None:
+        count = f"{report.beyond} of {report.measured} rows ({report.beyond / report.measured:.0%})"
+        line += f"; {count if report.beyond else f'none of {report.measured} rows'} beyond {report.limit} tokens"
+    return line + _sampled(report.measured, sum(report.rows.values()))
+
+
+def gold_line(report: TaskReport) -> str:
+    """How many gold answers pass their own verifier."""
+    answered = sum(report.rows.values()) - report.unanswered
+    passed = f"{report.judged - report.failed} of {report.judged} gold answers pass the verifier"
+    missing = f"; {report.unanswered} rows have none" if report.unanswered else ""
+    return passed + _sampled(report.judged, answered) + missing
+
+
+def _sampled(count: int, whole: int) -> str:
+    return f" (an even sample: {count} of {whole} rows)" if count < whole else ""
+
+
+def check_before(task: Task, tokenizer: Any, max_length: int | None) -> None:
+    """Say what the task is, in a few lines on standard error, before it is trained on."""
+    for line in summary(check_task(task, tokenizer, max_length)):
+        say_once(f"task {task.name}: {line}")
+
+
+def _sample(entries: Sequence[Entry], count: int) -> list[Entry]:
+    """At most ``count`` entries, evenly over all of them."""
+    if len(entries) <= count:
+        return list(entries)
+    return [entries[at * len(entries) // count] for at in range(count)]
+
+
+def _sizes(entry: Entry, tokenizer: Any) -> tuple[int, int | None]:
+    """The length of the prompt, and of the answer where there is one."""
+    if tokenizer is None:
+        asked = sum(len(message["content"]) for message in as_messages(entry.prompt))
+        return asked, None if entry.answer is None else len(_text(entry.answer))
+    try:
+        asked = len(prompt_ids(tokenizer, entry.prompt))
+        return asked, None if entry.answer is None else len(answer_ids(tokenizer, entry.answer, entry.prompt))
+    except UserError as error:
+        raise UserError(f"{entry.metadata.get('where', 'the task')}: {error}") from error
+
+
+def _lengths(sizes: Sequence[int]) -> Lengths:
+    median, p95 = np.quantile(sizes, (0.5, 0.95), method="higher")
+    return Lengths(int(median), int(p95), max(sizes))
+
+
+def _failure(task: Task, entry: Entry) -> GoldFailure | None:
+    assert entry.answer is not None
+    text = _text(entry.answer)
+    score = task.score(text, entry)
+    return None if score == 1 else GoldFailure(str(entry.metadata.get("where", "the generator")), text, score)
+
+
+def _text(answer: Answer) -> str:
+    """The answer as a text for a verifier: a message's calls are written in our own form."""
+    if isinstance(answer, str):
+        return answer
+    return calls_text(answer) if "tool_calls" in answer else answer["content"]
+
+
+def _several(entries: Sequence[Entry]) -> int:
+    seen: dict[str, int] = {}
+    for entry in entries:
+        seen[entry.prompt_id] = seen.get(entry.prompt_id, 0) + 1
+    return sum(count > 1 for count in seen.values())
+
+
+def _verifier(task: Task) -> str:
+    if isinstance(task.spec, ReasoningGymSpec):
+        return "reasoning-gym"
+    return BUILTINS[task.spec.name].verifier if isinstance(task.spec, BuiltinSpec) else str(task.spec.verifier)
+
+
+def _problems(judged: int, failures: Sequence[GoldFailure], measured: int, beyond: int, limit: int | None) -> list[str]:
+    problems = []
+    if failures:
+        first = failures[0]
+        problems.append(
+            f"{len(failures)} of {judged} gold answers fail their own verifier, so a right answer would count as "
+            f"wrong; the first: {first.where}, score {first.score:.2g}: {first.answer!r:.80}. Correct them, or choose "
+            "another verifier or other options"
+        )
+    if beyond == measured:
+        problems.append(f"every row is longer than {limit} tokens: nothing can be learnt from the task")
+    return problems
+
+
+def _rendered(entry: Entry, tokenizer: Any) -> list[tuple[str, bool]]:
+    """The row as the model sees it, in pieces with whether they bear loss."""
+    answer = entry.answer
+    if tokenizer is None:
+        asked = "".join(f"{message['role']}: {message['content']}\n" for message in as_messages(entry.prompt))
+        return [(f"{asked}assistant: ", False), *([] if answer is None else [(_text(answer), True)])]
+    pieces = [(prompt_ids(tokenizer, entry.prompt), False)]
+    if answer is not None:
+        pieces.append((answer_ids(tokenizer, answer, entry.prompt), True))
+    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), learnt) for ids, learnt in pieces]

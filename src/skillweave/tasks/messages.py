@@ -1,0 +1,136 @@
+"""Chat messages and tools of a row, checked and brought into one form: OpenAI's, with texts as content.
+
+What a model would not be told is refused by line: an image, an unknown role, a call that cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from skillweave.errors import UserError, nearest
+from skillweave.tasks.readers import check_characters
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+_OLD_ROLES = {"function": "tool", "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+
+# What OpenAI's forms may hold and no chat template here is given.
+_REFUSED = {
+    "function_call": "write the call as 'tool_calls': [{'type': 'function', 'function': {...}}]",
+    "audio": "only text is trained on: leave such rows out",
+    "images": "only text is trained on: leave such rows out",
+    "weight": "every answer that is learnt counts alike: remove the key, or the row",
+}
+
+
+def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
+    """The messages in ``value`` (a list, or its JSON text) with contents as texts and arguments of calls as objects.
+
+    Raises :class:`UserError` that names ``where`` and ``key`` for everything a model could not be shown.
+    """
+    value = parsed(value, where, key)
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: '{key}' must be a list of messages, found {value!r:.60}")
+    return [_message(message, f"{where}: {key}, message {number}") for number, message in enumerate(value, 1)]
+
+
+def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
+    """The tools in ``value`` (a list of OpenAI's tool objects or bare functions, or its JSON text), in OpenAI's form.
+
+    Each is ``{"type": "function", "function": {"name": ..., ...}}``. Raises :class:`UserError`.
+    """
+    value = parsed(value, where, "tools")
+    if not isinstance(value, list):
+        raise UserError(f"{where}: 'tools' must be a list of tools, found {value!r:.60}")
+    return [_tool(tool, f"{where}: tools, tool {number}") for number, tool in enumerate(value, 1)]
+
+
+def parsed(value: Any, where: str, key: str) -> Any:
+    """``value``, or where it is a text what the JSON in it holds: many data sets keep lists and objects that way."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return check_characters(json.loads(value), where)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: '{key}' is a text that holds no JSON ({error}), found {value!r:.60}") from error
+
+
+def text_of(content: Any, where: str) -> str:
+    """The text of a message's content: itself, or its parts of type ``text`` one after the other."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UserError(f"{where} must have a text as 'content', found {content!r:.60}")
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind == "text" and isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise UserError(
+                f"{where} has a part of content that is no text ({kind or part!r:.60}): only text is trained on, "
+                "leave such rows out"
+            )
+    return "".join(texts)
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        hint = " (for 'from' and 'value' the list is called 'conversations')" if _is_sharegpt(message) else ""
+        raise UserError(f"{where} must have the texts 'role' and 'content', found {message!r:.60}{hint}")
+    given = {key: value for key, value in message.items() if value is not None}
+    role = given["role"]
+    if role not in ROLES:
+        hint = f"write '{_OLD_ROLES[role]}'" if role in _OLD_ROLES else nearest(role, ROLES)
+        raise UserError(f"{where} has the unknown role {role!r:.60}; {hint}")
+    for key, hint in _REFUSED.items():
+        if given.get(key) and not (key == "weight" and given[key] == 1):
+            raise UserError(f"{where} has '{key}', which is not supported: {hint}")
+    calls = given.pop("tool_calls", None)
+    calls = parsed(calls, where, "tool_calls") if calls is not None else []
+    if not isinstance(calls, list):
+        raise UserError(f"{where}: 'tool_calls' must be a list, found {calls!r:.60}")
+    if calls and role != "assistant":
+        raise UserError(f"{where} has 'tool_calls', which only the assistant makes, and the role is '{role}'")
+    if "content" not in given and not calls:
+        raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(given)}")
+    kept = {key: value for key, value in given.items() if key not in _REFUSED}
+    kept["content"] = text_of(given.get("content", ""), where)
+    if "reasoning_content" in kept and not isinstance(kept["reasoning_content"], str):
+        raise UserError(f"{where}: 'reasoning_content' must be a text, found {kept['reasoning_content']!r:.60}")
+    if calls:
+        kept["tool_calls"] = [_call(call, f"{where}, call {number}") for number, call in enumerate(calls, 1)]
+    return kept
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise UserError(f"{where} needs a 'function' with a 'name', found {call!r:.60}")
+    arguments = function.get("arguments")
+    arguments = {} if arguments in (None, "") else parsed(arguments, where, "arguments")
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"{where}: 'arguments' must be an object (or its JSON text), found {arguments!r:.60}")
+    named = {"id": call["id"]} if call.get("id") is not None else {}
+    return {**named, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+
+
+def _tool(tool: Any, where: str) -> dict[str, Any]:
+    tool = parsed(tool, where, "tools")
+    if isinstance(tool, Mapping) and tool.get("type", "function") != "function":
+        raise UserError(f"{where} is of the type {tool['type']!r:.60}; only functions can be called")
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
+        raise UserError(f"{where} needs a 'function' with a 'name', found {tool!r:.60}")
+    if not isinstance(function.get("parameters") or {}, Mapping):
+        raise UserError(
+            f"{where}: 'parameters' must be an object (a JSON schema), found {function['parameters']!r:.60}"
+        )
+    return {"type": "function", "function": {key: value for key, value in function.items() if key != "type"}}
+
+
+def _is_sharegpt(message: Any) -> bool:
+    return isinstance(message, Mapping) and "from" in message and "value" in message
