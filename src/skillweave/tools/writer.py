@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from skillweave.base.generate import pad_left, stop_tokens
-from skillweave.tools.control import turn_end
+from skillweave.base.ends import stop_tokens
+from skillweave.base.generate import pad_left
 
 _ENOUGH_DONE = 0.25
 """Share of a batch that must have ended before the others move together: moving copies their caches."""
@@ -38,8 +38,7 @@ class Writer:
         self.share = share
         self._around = around
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        end = tokenizer.convert_tokens_to_ids(turn_end(tokenizer))
-        self.stops = sorted({*stop_tokens(model, tokenizer), end})
+        self.stops = stop_tokens(model, tokenizer)
 
     def write(
         self, contexts: Sequence[Sequence[int]], room: Sequence[int], seeds: Sequence[int]

@@ -1,0 +1,83 @@
+"""How a model's own ``generation_config.json`` counts: not at all but for its end tokens, unless that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from transformers import GenerationConfig
+
+from skillweave.errors import UserError
+from skillweave.progress import console
+
+_SAMPLED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""These count only where the model's file says ``do_sample``."""
+HONOURED = (
+    *_SAMPLED, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "bad_words_ids", "suppress_tokens",
+    "begin_suppress_tokens", "sequence_bias",
+)  # fmt: skip
+"""What plain generation takes over of a model's defaults."""
+HONOURED_WITH_TOOLS = ("temperature", "top_p", "top_k", "repetition_penalty")
+"""What the tool loop, which decodes by itself, takes over of them."""
+_NO_CHOICE = {
+    "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
+    "max_length", "max_new_tokens", "use_cache", "return_dict_in_generate", "output_scores", "output_logits",
+    "output_attentions", "output_hidden_states", "num_return_sequences",
+}  # fmt: skip
+"""What chooses no token: ends are always used, and lengths and outputs are whose asks."""
+
+
+def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str, Any]:
+    """What of the model's ``generation_config.json`` chooses the tokens, among the keys in ``honoured``.
+
+    Where it asks for greedy decoding, there are no keys of sampling. Keys that are not honoured are named on the
+    console. ``temperature`` is there wherever it samples.
+    """
+    held = getattr(model, "generation_config", None)
+    given = {} if held is None else {key: value for key, value in held.to_diff_dict().items() if value is not None}
+    sampled = given.get("do_sample", False)
+    chosen = {key: value for key, value in given.items() if key not in _NO_CHOICE and not key.startswith("_")}
+    if not sampled:
+        chosen = {key: value for key, value in chosen.items() if key not in _SAMPLED}
+    if left := sorted(set(chosen) - set(honoured)):
+        console.print(f"not used of the model's generation_config.json: {', '.join(left)}", soft_wrap=True)
+    used = {key: value for key, value in chosen.items() if key in honoured}
+    return {"temperature": 1.0, **used} if sampled else used
+
+
+@contextlib.contextmanager
+def generating_as(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Within, the model's generation config is ``config``: transformers fills what a call leaves open from the model's
+    own, which would bring back all that its file holds."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    held = [
+        (one, one.__dict__.get("generation_config", _NOTHING)) for one in {id(m): m for m in (model, inner)}.values()
+    ]
+    try:
+        for one, _ in held:
+            one.generation_config = config
+        yield
+    finally:
+        for one, before in held:
+            if before is _NOTHING:
+                del one.generation_config
+            else:
+                one.generation_config = before
+
+
+_NOTHING = object()
+
+
+def config_of(choice: dict[str, Any], **also: Any) -> GenerationConfig:
+    """A generation config of that choice of tokens, and nothing else. Raises :class:`UserError` for values that
+    transformers refuses."""
+    try:
+        config = GenerationConfig(do_sample=bool(choice.get("temperature")), use_cache=True, num_beams=1, **also)
+        for key, value in choice.items():
+            if key != "temperature" or value:
+                setattr(config, key, value)
+        config.validate()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the model's generation_config.json cannot be used: {error}") from error
+    return config
