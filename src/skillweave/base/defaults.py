@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
+from skillweave.artefact import read_json
 from skillweave.errors import UserError
 from skillweave.progress import console
 
@@ -44,6 +46,28 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str
         console.print(f"not used of the model's generation_config.json: {', '.join(left)}", soft_wrap=True)
     used = {key: value for key, value in chosen.items() if key in honoured}
     return {"temperature": 1.0, **used} if sampled else used
+
+
+def generation_config_at(folder: Path) -> GenerationConfig | None:
+    """What a model's folder holds in ``generation_config.json``; None where it has no such file.
+
+    Of a file that transformers refuses the end tokens are kept, and that is said. Raises :class:`UserError` for one
+    that is no JSON object.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return None
+    given = read_json(path)
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(given).__name__}")
+    try:
+        return GenerationConfig.from_dict(given)
+    except (ValueError, TypeError) as error:
+        console.print(
+            f"{path}: {str(error).rstrip('.')}. Its end tokens are used, and nothing else of it", soft_wrap=True
+        )
+        return GenerationConfig(**{key: given[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+                                   if key in given})  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     """The ids that end an answer: :func:`turn_end`, ``eos_token``, and all that the model's ``generation_config`` and
     ``config`` name as ``eos_token_id``."""
     config = getattr(model, "config", None)
-    texts = config.get_text_config() if hasattr(config, "get_text_config") else None
+    texts = None if config is None else config.get_text_config()
     stops = {turn_end_id(tokenizer), tokenizer.eos_token_id}
     for settings in (getattr(model, "generation_config", None), config, texts):
         named = getattr(settings, "eos_token_id", None)
