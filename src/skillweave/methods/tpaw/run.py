@@ -24,8 +24,8 @@ from skillweave.methods.registry import register
 from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
-from skillweave.methods.training.turns import Turns
 from skillweave.methods.training.settings import TrainingSettings
+from skillweave.methods.training.turns import Turns
 from skillweave.tasks import Entry, Task, load_task
 
 if TYPE_CHECKING:
