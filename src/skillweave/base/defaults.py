@@ -22,6 +22,11 @@ HONOURED = (
 """What plain generation takes over of a model's defaults."""
 HONOURED_WITH_TOOLS = ("temperature", "top_p", "top_k", "repetition_penalty")
 """What the tool loop, which decodes by itself, takes over of them."""
+_RANGES = {
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), (0, 1)),
+    "temperature": (0, 100), "top_k": (0, 10**9), "repetition_penalty": (0.01, 100), "no_repeat_ngram_size": (0, 10**6),
+    "min_new_tokens": (0, 10**9),
+}  # fmt: skip
 _NO_CHOICE = {
     "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
     "max_length", "max_new_tokens", "use_cache", "return_dict_in_generate", "output_scores", "output_logits",
@@ -34,7 +39,7 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str
     """What of the model's ``generation_config.json`` chooses the tokens, among the keys in ``honoured``.
 
     Where it asks for greedy decoding, there are no keys of sampling. Keys that are not honoured are named on the
-    console. ``temperature`` is there wherever it samples.
+    console. ``temperature`` is there wherever it samples. Raises :class:`UserError` for a value that is no fit number.
     """
     held = getattr(model, "generation_config", None)
     given = {} if held is None else {key: value for key, value in held.to_diff_dict().items() if value is not None}
@@ -45,6 +50,13 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str
     if left := sorted(set(chosen) - set(honoured)):
         console.print(f"not used of the model's generation_config.json: {', '.join(left)}", soft_wrap=True)
     used = {key: value for key, value in chosen.items() if key in honoured}
+    for key, (low, high) in _RANGES.items():
+        value = used.get(key, low)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(
+                f"the model's generation_config.json: {key} is {value!r}, expected a number from {low} to {high}: correct "
+                "it, or ask without the model's defaults"
+            )
     return {"temperature": 1.0, **used} if sampled else used
 
 
@@ -94,14 +106,10 @@ _NOTHING = object()
 
 
 def config_of(choice: dict[str, Any], **also: Any) -> GenerationConfig:
-    """A generation config of that choice of tokens, and nothing else. Raises :class:`UserError` for values that
-    transformers refuses."""
-    try:
-        config = GenerationConfig(do_sample=bool(choice.get("temperature")), use_cache=True, num_beams=1, **also)
-        for key, value in choice.items():
-            if key != "temperature" or value:
-                setattr(config, key, value)
-        config.validate()
-    except (ValueError, TypeError) as error:
-        raise UserError(f"the model's generation_config.json cannot be used: {error}") from error
+    """A generation config of that choice of tokens, and nothing else: greedy without a ``temperature`` above 0."""
+    sampled = bool(choice.get("temperature"))
+    config = GenerationConfig(do_sample=sampled, use_cache=True, num_beams=1, **also)
+    for key, value in choice.items():
+        if sampled or key not in _SAMPLED:
+            setattr(config, key, value)
     return config

@@ -61,12 +61,17 @@ def up_to_end(ids: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool
 
 
 def without_end(tokenizer: Any, text: str) -> tuple[str, str | None]:
-    """A rendered turn without the token at its end and the white space behind that token; and that token, if any."""
-    trimmed = text.rstrip()
-    special = [token for token in tokenizer.added_tokens_decoder.values() if token.special]
-    ends = {turn_end(tokenizer), *tokenizer.all_special_tokens, *(token.content for token in special)}
-    token = max((token for token in ends if token.strip() and trimmed.endswith(token)), key=len, default=None)
-    return (text, None) if token is None else (trimmed.removesuffix(token), token)
+    """A rendered turn without the token at its end and what stands behind that; and that token, if any.
+
+    Behind it may be white space, and ``eos_token`` where the template ends a whole conversation with it.
+    """
+    trimmed, end, eos = text.rstrip(), turn_end(tokenizer), tokenizer.eos_token
+    turn = trimmed.removesuffix(eos).rstrip() if eos != end else trimmed
+    if turn.endswith(end):
+        return turn.removesuffix(end), end
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    ends = [token for token in special | set(tokenizer.all_special_tokens) if token and trimmed.endswith(token)]
+    return (trimmed.removesuffix(max(ends, key=len)), max(ends, key=len)) if ends else (text, None)
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str]:
