@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
 
+from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
 from skillweave.artefact import read_json
 from skillweave.base import Base, open_base, prompt_ids
 from skillweave.base.ends import turn_end_id

@@ -55,8 +55,8 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str
         value = used.get(key, low)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(
-                f"the model's generation_config.json: {key} is {value!r}, expected a number from {low} to {high}: correct "
-                "it, or ask without the model's defaults"
+                f"the model's generation_config.json: {key} is {value!r}, expected a number from {low} to {high}. "
+                "Correct it, or ask without the model's defaults"
             )
     return {"temperature": 1.0, **used} if sampled else used
 
