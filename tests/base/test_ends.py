@@ -104,6 +104,9 @@ def test_all_that_is_named_as_an_end_stops():
     assert stop_tokens(model, tokenizer) == [tokenizer.eos_token_id, turn_end_id(tokenizer)]
     model.config.eos_token_id, model.generation_config.eos_token_id = 50, [1, 60, 70]
     assert stop_tokens(model, tokenizer) == sorted({1, 50, 60, 70, turn_end_id(tokenizer)})
+    model.generation_config.eos_token_id = [1, "<eos>"]
+    with pytest.raises(UserError, match="'<eos>' is no token id"):
+        stop_tokens(model, tokenizer)
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     assert stop_tokens(model, tokenizer) == [tokenizer.eos_token_id, turn_end_id(tokenizer)]
 

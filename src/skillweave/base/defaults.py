@@ -39,8 +39,7 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str
     """What of the model's ``generation_config.json`` chooses the tokens, among the keys in ``honoured``.
 
     Where it asks for greedy decoding, there are no keys of sampling. Keys that are not honoured are named on the
-    console. ``temperature`` is there wherever it samples. Raises
-    :class:`UserError` for a value that is no fit number.
+    console. ``temperature`` is there wherever it samples. Raises :class:`UserError` for a value out of range.
     """
     held = getattr(model, "generation_config", None)
     given = {} if held is None else {key: value for key, value in held.to_diff_dict().items() if value is not None}

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
+from skillweave.errors import UserError
+
 ASKED, SAID = "the-user-asked-this", "the-assistant-wrote-this"
 """Texts whose places in a rendering show what the template writes around what somebody said."""
 
@@ -51,7 +53,12 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     for settings in (getattr(model, "generation_config", None), config, texts):
         named = getattr(settings, "eos_token_id", None)
         stops.update(named if isinstance(named, list | tuple) else [named])
-    return sorted(int(stop) for stop in stops if stop is not None)
+    strange = [stop for stop in stops - {None} if isinstance(stop, bool) or not isinstance(stop, int)]
+    if strange:
+        raise UserError(
+            f"eos_token_id of the model's generation_config.json or config.json: {strange[0]!r} is no token id"
+        )
+    return sorted(stops - {None})
 
 
 def up_to_end(ids: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
