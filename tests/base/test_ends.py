@@ -14,6 +14,7 @@ from skillweave.base.ends import stop_tokens, turn_end, turn_end_id
 from skillweave.base.generate import generate_answers
 from skillweave.errors import UserError
 from skillweave.methods.training.sft import encode
+from skillweave.tools.builtin import calculator
 from skillweave.tools.converse import ConversationSettings, begin, converse
 from skillweave.tools.protocol import Protocol
 from skillweave.tools.toolbox import Toolbox
@@ -185,6 +186,15 @@ def test_what_a_template_passes_over_is_refused(prompt, said):
         prompt_ids(family_tokenizer(FAMILIES["llama3"]), prompt)
     with pytest.raises(UserError, match="no chat template"):
         prompt_ids(micro_tokenizer(None), prompt)
+
+
+def test_what_another_role_says_is_not_passed_over():
+    silent = ROLES.replace("ENDS", "<end>").replace("messages %}", "messages if m.role != 'system' %}")
+    with pytest.raises(UserError, match="does not write messages of the role 'system'"):
+        prompt_ids(micro_tokenizer(silent), [{"role": "system", "content": "Be brief."}, ASKED])
+    with pytest.raises(UserError, match="does not write messages of the role 'system'"):
+        Protocol(micro_tokenizer(silent), Toolbox([calculator])).prompt_ids("x")  # it would not know of its tools
+    assert prompt_ids(micro_tokenizer(silent), [ASKED])
 
 
 def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():

@@ -44,12 +44,12 @@ def as_json(prompt: Prompt) -> str | list[dict[str, Any]] | dict[str, Any]:
 def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     """The text to be continued: chat template with the generation prompt; contents joined where there is none.
 
-    Raises :class:`UserError` where the template refuses the messages, or would leave out tools, calls or results.
+    Raises :class:`UserError` where the template refuses the messages, or would leave some of what they say out.
     """
     messages, tools = as_messages(prompt), tools_of(prompt)
     if getattr(tokenizer, "chat_template", None):
         text = rendered(tokenizer, messages, tools=tools)
-        _check_told(tokenizer, messages, tools, text)
+        check_told(tokenizer, messages, tools, text)
         return text
     if tools or any(message.get("tool_calls") for message in messages):
         raise UserError("the prompt has tools or tool calls, and this base has no chat template to write them with")
@@ -162,19 +162,20 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
     return (text if end is not None else text.rstrip()), end
 
 
-def _check_told(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
-    """Raise :class:`UserError` where the template passes over tools, calls or results: ``text``, the rendering, is the
-    same without them."""
+def check_told(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
+    """Raise :class:`UserError` where the template passes over tools, calls, or what was said in another role than the
+    user's and the assistant's: ``text``, the rendering, is the same without it."""
     uncalled = [{key: value for key, value in one.items() if key != "tool_calls"} for one in messages]
-    results = [{**one, "content": _OTHER} if one.get("role") == "tool" else one for one in messages]
-    asked: list[tuple[str, Sequence[Message], Sequence[Any]]] = [
-        ("the tools of the prompt", messages, ()),
-        ("tool calls", uncalled, tools),
-        ("messages of the role 'tool'", results, tools),
-    ]
+    asked: list[tuple[str, Sequence[Message], Sequence[Any]]] = [("tool calls", uncalled, tools)]
+    for role in dict.fromkeys(str(one.get("role")) for one in messages):
+        if role not in ("user", "assistant"):
+            unsaid = [{**one, "content": _OTHER} if one.get("role") == role else one for one in messages]
+            asked.append((f"messages of the role '{role}'", unsaid, tools))
+    if tools:
+        asked.append(("the tools of the prompt", messages, ()))
     for what, others, given in asked:
-        told = tools if what == "the tools of the prompt" else others != list(messages)
-        if told and _is_rendered(tokenizer, others, given, text, to_answer=True):
+        changed = given != tools or others != list(messages)
+        if changed and _is_rendered(tokenizer, others, given, text, to_answer=True):
             raise UserError(
                 f"the base's chat template does not write {what}: the model would not see them. Take a base whose "
                 "template does, or give the model such a template"

@@ -61,7 +61,7 @@ class Protocol:
         Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
         its own, which nobody here could run.
         """
-        from skillweave.base.chat import as_messages, rendered_ids, tools_of
+        from skillweave.base.chat import as_messages, check_told, rendered_ids, tools_of
 
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
@@ -70,7 +70,9 @@ class Protocol:
             system = [message["content"] for message in messages[:1] if message["role"] == "system"]
             told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [told, *messages[len(system) :]]
-        return rendered_ids(self.tokenizer, self._render(messages, tools=self._tools))
+        text = self._render(messages, tools=self._tools)
+        check_told(self.tokenizer, messages, self._tools or (), text)
+        return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as the text that :meth:`read` takes; a mark of a call may be a special token: none is skipped."""
