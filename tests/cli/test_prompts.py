@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from chat_families import CALLS, TOOLS
 
+from chat_families import CALLS, TOOLS
 from skillweave.cli.prompts import read_prompts
 from skillweave.errors import UserError
 
