@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from micro import micro_tokenizer
-from skillweave.base import answer_ids, open_tokenizer, prompt_ids
+from skillweave.base import answer_ids, open_tokenizer, prompt_ids, turn_end
 from skillweave.errors import UserError
 from skillweave.tools import EXPERT, TOOL, Call, Outcome, Protocol, Toolbox
 from skillweave.tools.builtin import calculator
-from skillweave.tools.control import turn_end
 from skillweave.tools.turn import CLOSE, OPEN, call_text
 
 
@@ -159,20 +158,10 @@ def test_a_turn_ends_with_the_end_token_of_the_template(gemma: Any) -> None:
     assert gemma.eos_token_id not in ids
 
 
-def test_the_end_token_of_a_template_is_found() -> None:
-    roles = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}ENDS{% endfor %}"
-    for ends, found in (
-        ("<end>", "<end>"),
-        ("<pad>\n", "<pad>"),
-        (" \n<pad><end>", "<pad>"),
-        ("\n", "<end>"),
-        ("", "<end>"),
-    ):
-        assert turn_end(micro_tokenizer(roles.replace("ENDS", ends))) == found
-    assert turn_end(micro_tokenizer(None)) == "<end>"
-    assert turn_end(micro_tokenizer("{{ raise_exception('nothing pleases me') }}")) == "<end>"
-    bare = Protocol(micro_tokenizer(roles.replace("ENDS", "") + "<assistant>"), BOX)
-    assert bare.text(bare.result_ids([Outcome("4")])) == "<tool>4<assistant>"  # the next role's token is no end
+def test_the_token_of_the_next_role_is_no_end() -> None:
+    roles = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}<assistant>"
+    bare = Protocol(micro_tokenizer(roles), BOX)
+    assert bare.text(bare.result_ids([Outcome("4")])) == "<tool>4<assistant>"
 
 
 def test_the_bundled_template_ends_as_its_tokenizer_does(smollm2: Any) -> None:

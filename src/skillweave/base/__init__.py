@@ -2,6 +2,7 @@
 
 from skillweave.base.chat import Answer, Message, Prompt, answer_ids, answer_text, prompt_ids, prompt_text
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.ends import stop_tokens, turn_end
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.generate import Generated, Sampling, generate, generate_answers
 from skillweave.base.open import Base, open_base, open_tokenizer, resolve
@@ -24,4 +25,6 @@ __all__ = [
     "prompt_ids",
     "prompt_text",
     "resolve",
+    "stop_tokens",
+    "turn_end",
 ]

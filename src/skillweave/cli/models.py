@@ -30,6 +30,11 @@ MAX_NEW_TOKENS = typer.Option(
     help="Longest answer, in tokens [128]; with tools all that comes after the prompt, what they say included [1024].",
 )
 BATCH_SIZE = typer.Option(None, "--batch-size", min=1, help="Prompts answered together [32; with tools 64].")
+MODEL_DEFAULTS = typer.Option(
+    False,
+    "--model-defaults",
+    help="Sample as the model's own generation_config.json says, in place of --temperature.",
+)
 
 
 @app.command()
@@ -44,6 +49,7 @@ def generate(
     tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy."),
+    model_defaults: bool = MODEL_DEFAULTS,
     seed: int = typer.Option(0, "--seed", help="Of the random draws, where the temperature is not 0."),
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
@@ -64,6 +70,8 @@ def generate(
     `skillweave generate runs/demo --file prompts.txt -o answers.jsonl`
 
     `skillweave generate runs/agent --tools calculator "What is 31 * 14 - 51?"`
+
+    `skillweave generate my-model --model-defaults "Tell me a joke."`
     """
     from skillweave.artefact import write_text
     from skillweave.base import Sampling
@@ -78,7 +86,11 @@ def generate(
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
-    sampling = Sampling(max_new_tokens or 128, temperature, seed=seed, batch_size=batch_size or 32)
+    if model_defaults and temperature:
+        raise UserError("--model-defaults takes the temperature from the model's file: leave out --temperature")
+    sampling = Sampling(
+        max_new_tokens or 128, temperature, seed=seed, batch_size=batch_size or 32, model_defaults=model_defaults
+    )  # fmt: skip
     asked = read_prompts(file) if file is not None else [(prompt, None)]
     prompts, named = [ask for ask, _ in asked], [pack if own is None else own for _, own in asked]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
@@ -113,6 +125,7 @@ def eval_(
     limit: int = typer.Option(None, "--limit", min=1, help="The first so many prompts only."),
     tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    model_defaults: bool = MODEL_DEFAULTS,
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write score and answers as JSON here."),
     dtype: str = DTYPE,
@@ -143,7 +156,7 @@ def eval_(
         check_file(out)
     loaded = load_task(task)
     entries = loaded.asked(split)
-    sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32)
+    sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32, model_defaults=model_defaults)
     replies: list[Reply] = []
     with open_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from skillweave.artefact import read_text
 from skillweave.base import Prompt
+from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.readers import read_jsonl
 
@@ -40,15 +41,20 @@ def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
     pack = row.get("pack")
     if pack is not None and not isinstance(pack, str):
         raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")
-    return asked, pack
+    tools = row.get("tools")
+    if tools is None:
+        return asked, pack
+    if not (isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools)):
+        raise UserError(f"{where}: 'tools' must be a list of tools in OpenAI's form, found {tools!r:.60}")
+    return {"messages": as_messages(asked), "tools": tools}, pack
 
 
 def _is_conversation(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
-            for message in value
-        )
-    )
+    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
+
+
+def _is_message(value: Any) -> bool:
+    """A role and a text; a message that calls tools may have no text."""
+    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
+        return False
+    return isinstance(value.get("content"), str) or (value.get("content") is None and bool(value.get("tool_calls")))

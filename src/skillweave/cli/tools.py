@@ -83,5 +83,6 @@ def answered(
     if tools is None:
         return engine.generate(prompts, packs, sampling, label="answer")
     return engine.converse(
-        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, seed=sampling.seed, label="answer"
-    )
+        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, seed=sampling.seed,
+        model_defaults=sampling.model_defaults, label="answer",
+    )  # fmt: skip
