@@ -19,6 +19,7 @@ class ToolReply(Reply):
     """An answer that tools may have helped to find; where the conversation ended without one, ``text`` is empty.
 
     ``way`` is what came after the prompt and before the last turn, ``last`` that turn as the model wrote it.
+    ``other_forms`` of its calls were written in another form than the model was told.
     """
 
     ended: Ending
@@ -26,6 +27,7 @@ class ToolReply(Reply):
     last: str
     calls: int
     failed_calls: int
+    other_forms: int
 
     @property
     def answer(self) -> str | None:
@@ -34,6 +36,7 @@ class ToolReply(Reply):
     @property
     def with_tools(self) -> dict[str, Any]:
         told = {"ended": self.ended, "calls": self.calls, "failed_calls": self.failed_calls}
+        told["other_forms"] = self.other_forms
         return {**told, "conversation": self.way + self.last}
 
 
@@ -61,6 +64,6 @@ def converse_with(
             turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)
             replies[index] = ToolReply(
                 held.answer or "", pack, chosen[index].confidence, held.ended, form.text(held.ids[:turn]),
-                form.text(held.ids[turn:]), held.calls, held.failures,
+                form.text(held.ids[turn:]), held.calls, held.failures, held.other_forms,
             )  # fmt: skip
     return [replies[index] for index in range(len(prompts))]
