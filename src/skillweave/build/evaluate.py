@@ -47,11 +47,10 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
         return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split="test", limit=limit)
-    entries = task.split("test")[: score.n]
     lines = [
         {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
-        | r.with_tools
-        for entry, r, value in zip(entries, replies, score.scores, strict=True)
+        | r.record
+        for entry, r, value in zip(score.entries, replies, score.scores, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})

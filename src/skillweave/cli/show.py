@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from skillweave.cli.scoring import Rated
 from skillweave.pack import Skillpack
 from skillweave.progress import console, printable
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
-from skillweave.tasks.evaluate import Score
-from skillweave.weave import BASE, Reply, ToolReply, WeaveCard
+from skillweave.tasks.evaluate import Figure
+from skillweave.weave import BASE, ToolReply, WeaveCard
 from skillweave.weave.backbone import read_backbone
 
 # Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
@@ -50,17 +51,66 @@ def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
     out.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True)
 
 
-def show_score(task: str, split: str, score: Score, replies: Sequence[Reply]) -> None:
-    """The mean with its interval and, where there were tools, how they were used."""
-    out.print(
-        f"{task}, {split}: {100 * score.mean:.1f}% "
-        f"(95% interval {100 * score.low:.1f} to {100 * score.high:.1f}, {score.n} prompts)"
-    )
-    held = [reply for reply in replies if isinstance(reply, ToolReply)]
-    if held:
-        calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
-        answered = fmean(reply.answer is not None for reply in held)
-        out.print(f"{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
+def show_rated(rated: Sequence[Rated], split: str) -> None:
+    """The scores with their intervals: a line for one task, a table for several; then what to know of them."""
+    if len(rated) == 1:
+        score = rated[0].score
+        out.print(f"{rated[0].task.name}, {split}: {_with_interval(score.figure, f'{score.n} prompts')}")
+        for name, figure in _of_samples(rated[0]).items():
+            out.print(f"{name}: {_with_interval(figure, f'{score.samples} samples a prompt')}")
+    else:
+        _show_table(rated, split)
+    for one in rated:
+        name = f"{one.task.name}: " if len(rated) > 1 else ""
+        if one.examples.count:
+            out.print(f"{name}{one.examples.count} examples of the train split stood before each prompt")
+        _show_calls(name, [reply for reply in one.replies if isinstance(reply, ToolReply)])
+        if one.cut_off:
+            console.print(
+                f"[yellow]{name}{one.cut_off / len(one.replies):.0%} of the answers were cut off before the model had "
+                "ended them:[/yellow] allow more with --max-new-tokens, unless the base's context is full",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
+
+
+def _show_table(rated: Sequence[Rated], split: str) -> None:
+    table = RichTable(box=SIMPLE_HEAD, title=f"Mean scores on {split} prompts, in percent", title_justify="left")
+    names = list(_of_samples(rated[0]))
+    for column in ("task", "prompts", "mean", "95% interval", *names):
+        left = column == "task"
+        table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
+    for one in rated:
+        score = one.score
+        others = _of_samples(one).values()
+        cells = [one.task.name, str(score.n), f"{100 * score.mean:.1f}", _interval(score.figure)]
+        table.add_row(*map(Text, cells), *(Text(f"{100 * figure.value:.1f}") for figure in others))
+    out.print(table)
+
+
+def _of_samples(rated: Rated) -> dict[str, Figure]:
+    """What several samples a prompt give beside their mean."""
+    found = {f"pass@{k}": figure for k, figure in rated.score.pass_at.items()}
+    return found | ({"majority": rated.score.majority} if rated.score.majority is not None else {})
+
+
+def _with_interval(figure: Figure, of: str) -> str:
+    return f"{100 * figure.value:.1f}% (95% interval {_interval(figure)}, {of})"
+
+
+def _interval(figure: Figure) -> str:
+    return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
+
+
+def _show_calls(name: str, held: Sequence[ToolReply]) -> None:
+    """How tools were used."""
+    if not held:
+        return
+    calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
+    answered = fmean(reply.answer is not None for reply in held)
+    out.print(f"{name}{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
+    others = sum(reply.other_forms for reply in held)
+    if others:
+        out.print(f"{name}{others} of the calls were read in another form than the model was told")
 
 
 _ENDED_BY = {

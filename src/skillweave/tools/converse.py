@@ -65,7 +65,8 @@ def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 
 
 def converse(
     model: Any, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], settings: ConversationSettings, *,
-    temperature: float = 0.0, around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
+    temperature: float = 0.0, top_p: float = 1.0, around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    label: str | None = None,
 ) -> list[Episode]:  # fmt: skip
     """Hold all conversations side by side; greedily unless ``temperature`` says otherwise.
 
@@ -74,6 +75,8 @@ def converse(
     from skillweave.base.generate import context_length
     from skillweave.tools.writer import Writer
 
-    writer = Writer(model, form.tokenizer, temperature=temperature, batch_size=settings.batch_size, around=around)
+    writer = Writer(
+        model, form.tokenizer, temperature=temperature, top_p=top_p, batch_size=settings.batch_size, around=around
+    )
     with bar(label or "", len(starts), shown=label is not None) as advance:
         return play(writer, form, toolbox, starts, settings, context_length(model), ended=advance)

@@ -9,7 +9,6 @@ from typing import Any
 from skillweave.base import Prompt
 from skillweave.tools.call import TOOL
 from skillweave.tools.converse import Asking, begin, converse
-from skillweave.tools.loop import Ending
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave
 
@@ -22,7 +21,6 @@ class ToolReply(Reply):
     ``other_forms`` of its calls were written in another form than the model was told.
     """
 
-    ended: Ending
     way: str
     last: str
     calls: int
@@ -34,7 +32,7 @@ class ToolReply(Reply):
         return self.text if self.ended == "answer" else None
 
     @property
-    def with_tools(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         told = {"ended": self.ended, "calls": self.calls, "failed_calls": self.failed_calls}
         told["other_forms"] = self.other_forms
         return {**told, "conversation": self.way + self.last}
@@ -42,7 +40,7 @@ class ToolReply(Reply):
 
 def converse_with(
     weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox, use: Asking, *,
-    temperature: float = 0.0, seed: int = 0, label: str | None = None,
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, label: str | None = None,
 ) -> list[ToolReply]:  # fmt: skip
     """Answer every prompt, with the tools of ``toolbox``. ``packs`` as in :meth:`Weave.generate`.
 
@@ -57,8 +55,9 @@ def converse_with(
         mine = [index for index, route in enumerate(chosen) if route.pack == pack]
         with weave.woven.every_row(pack):
             episodes = converse(
-                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, label=label
-            )
+                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
+                label=label,
+            )  # fmt: skip
         for index, held in zip(mine, episodes, strict=True):
             assert held.ended is not None
             turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)

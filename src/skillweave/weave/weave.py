@@ -13,10 +13,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from skillweave.artefact import atomic_folder, read_card_file, write_json
-from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.pack import BaseRef, Skillpack
+from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
 from skillweave.weave.router import BASE, Route, Router, features
 from skillweave.weave.woven import Woven
@@ -55,11 +56,15 @@ class WeaveCard(BaseModel):
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence."""
+    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence.
+
+    ``ended``: ``answer`` where the model wrote its end, ``length`` where the answer was cut off.
+    """
 
     text: str
     pack: str | None
     confidence: float | None
+    ended: Ending
 
     @property
     def answer(self) -> str | None:
@@ -67,9 +72,9 @@ class Reply:
         return self.text
 
     @property
-    def with_tools(self) -> dict[str, Any]:
-        """What else there is to record of an answer that tools may have helped to find."""
-        return {}
+    def record(self) -> dict[str, Any]:
+        """What is written of it beside its text and its pack."""
+        return {"ended": self.ended}
 
 
 class Weave:
@@ -281,7 +286,7 @@ class Weave:
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
             return self.woven.rows([chosen[row].pack for row in rows])
 
-        answers = generate(
+        answers = generate_answers(
             self.base.model,
             self.base.tokenizer,
             prompts,
@@ -290,7 +295,10 @@ class Weave:
             streamer=streamer,
             label=label,
         )
-        return [Reply(texts[0], route.pack, route.confidence) for texts, route in zip(answers, chosen, strict=True)]
+        return [
+            Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
+            for drawn, route in zip(answers, chosen, strict=True)
+        ]
 
     def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Route]:
         """The pack that each prompt is to be answered with; ``packs`` as in :meth:`generate`."""
