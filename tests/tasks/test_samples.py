@@ -66,6 +66,8 @@ def task_of(folder: Path, **settings: object) -> Task:
         ("numeric", {"tolerance": 0.5}, "4", "4.3", True),
         ("json", {}, '{"a": 1, "b": 2}', '{"b": 2.0, "a": 1}', True),
         ("json", {}, '{"a": 1}', '{"a": 2}', False),
+        ("json", {}, 'I think {"a": [1]} is it', '```json\n{"a": [1.0]}\n```', True),
+        ("numeric", {}, "4", "First 2, and 2 more. The sum is 4.", True),
         # These judge by something else than a gold text: two right answers are not one answer.
         ("regex", {"pattern": "\\d"}, "1", "2", False),
     ],

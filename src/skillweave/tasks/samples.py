@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from math import comb
 from typing import Any
 
@@ -56,16 +57,35 @@ def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> int
 
 def same_answer(task: Task) -> Callable[[str, str], bool]:
     """Whether two answers are one final answer, as the task's verifier sees it: one counts as right where the other
-    is the gold answer. Where the verifier compares with no gold text, the same text without thoughts, up to case and
-    white space."""
+    gives the gold answer. Where the verifier compares with no gold text, the same text without thoughts, up to case
+    and white space."""
     spec: Any = BUILTINS[task.spec.name] if isinstance(task.spec, BuiltinSpec) else task.spec
     name: Any = getattr(spec, "verifier", None)  # reasoning-gym judges by itself
     options = options_for(name, dict(spec.options)) if name in _COMPARES_WITH_GOLD and name in VERIFIERS else None
+
+    @lru_cache(maxsize=1024)
+    def gold_of(answer: str) -> str | None:
+        """What the verifier itself takes for the gold text of an answer."""
+        if options is None:
+            return None
+        return next((gold for gold in _golds(answer) if verify(name, answer, gold, options) == 1), None)
 
     def same(one: str, other: str) -> bool:
         one, other = strip_thoughts(one), strip_thoughts(other)
         if normal_text(one) == normal_text(other):
             return True
-        return options is not None and verify(name, one, other, options) == 1
+        gold = gold_of(other)
+        return options is not None and gold is not None and verify(name, one, gold, options) == 1
 
     return same
+
+
+def _golds(answer: str) -> Iterator[str]:
+    """The parts of an answer that may be its final answer: the whole, its JSON, what is boxed or marked, a line."""
+    yield answer
+    begin = min((at for at in map(answer.find, "{[") if at >= 0), default=0)
+    yield answer[begin : max(map(answer.rfind, "}]")) + 1]
+    yield answer.rpartition("\\boxed{")[2].partition("}")[0]
+    lines = answer.strip().splitlines() or [""]
+    for text in (lines[-1].rpartition(":")[2], lines[-1], lines[0]):
+        yield text.strip()
