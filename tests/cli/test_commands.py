@@ -122,6 +122,11 @@ def test_inspect_a_weave(weave: Path) -> None:
     assert re.search(r"router +yes", shown)
 
 
+CUT_OFF = (
+    "The answer was cut off before the model had ended: allow more with --max-new-tokens, unless the base's context is "
+    "full\n"
+)
+
 # -- generate --------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +189,7 @@ def test_lines_that_name_their_packs_are_answered_in_one_batch(weave: Path, benc
 
 def test_the_router_notes_where_it_sends_a_prompt_on_standard_error(weave: Path) -> None:
     shown = made("generate", weave, ASKED[0], "-n", "4")
-    assert re.fullmatch(r"route: (sort|spell|base) \(\d+%\)\n", shown.err)
+    assert re.fullmatch(r"route: (sort|spell|base) \(\d+%\)\n" + re.escape(CUT_OFF), shown.err)
     assert "route" not in shown.out
     assert made("generate", weave, ASKED[0], "--pack", "auto", "-n", "4") == shown
 
@@ -380,7 +385,7 @@ def test_in_a_process_of_its_own_stdout_holds_the_answer_and_nothing_else(bench:
     shown = subprocess.run([*command, "generate", bench.delta, "hello", "-n", "4"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == made("generate", bench.delta, "hello", "-n", "4").out
-    assert shown.stderr == "  applying\n"
+    assert shown.stderr == f"  applying\n{CUT_OFF}"
     wrong = subprocess.run([*command, "generate", "nowhere", "hello"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("Error: no model is found at 'nowhere'")

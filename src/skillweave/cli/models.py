@@ -64,12 +64,6 @@ def generate(
 
     `skillweave generate runs/agent --tools calculator "What is 31 * 14 - 51?"`
     """
-    from skillweave.artefact import write_text
-    from skillweave.cli.prompts import read_prompts
-    from skillweave.cli.show import show_conversation
-    from skillweave.engine import open_engine
-    from skillweave.weave import ToolReply
-
     if (prompt is None) == (file is None):
         raise UserError("give one prompt, or a file of prompts with --file")
     if out is not None:
@@ -79,17 +73,24 @@ def generate(
     sampling = read_sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size
     )
+    from skillweave.artefact import write_text
+    from skillweave.cli.prompts import read_prompts
+    from skillweave.cli.show import show_conversation, show_cut_off
+    from skillweave.engine import open_engine
+    from skillweave.weave import ToolReply
+
     asked = read_prompts(file) if file is not None else [(prompt, None)]
     prompts, named = [ask for ask, _ in asked], [pack if own is None else own for _, own in asked]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)
         if file is None and opened is None:
-            engine.stream(prompt, pack, sampling, sys.stdout)
+            show_cut_off([engine.stream(prompt, pack, sampling, sys.stdout)])
             return
         replies = answered(engine, prompts, named, sampling, opened)
     if isinstance(replies[0], ToolReply) and file is None:
         show_conversation(replies[0])
         return
+    show_cut_off(replies)
     rows = [
         {"prompt": ask, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
         for ask, reply in zip(prompts, replies, strict=True)
@@ -149,18 +150,18 @@ def eval_(
 
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
-    from skillweave.artefact import write_json
-    from skillweave.cli.scoring import Examples, rate
-    from skillweave.cli.show import show_rated
-    from skillweave.engine import open_engine
-    from skillweave.tasks import load_task
-
     if out is not None:
         check_file(out)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
         samples=samples,
     )  # fmt: skip
+    from skillweave.artefact import write_json
+    from skillweave.cli.scoring import Examples, rate
+    from skillweave.cli.show import show_rated
+    from skillweave.engine import open_engine
+    from skillweave.tasks import load_task
+
     loaded = [load_task(one) for one in task]
     for one in loaded:
         one.split(split)  # an empty one is told before the model is opened

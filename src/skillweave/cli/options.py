@@ -58,8 +58,6 @@ def read_sampling(
     samples: int = 1,
 ) -> Sampling:  # fmt: skip
     """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
-    from skillweave.base import Sampling
-
     if temperature == 0 and samples > 1:
         raise UserError(
             f"--samples {samples} at temperature 0 would give the same answer {samples} times: set --temperature, for "
@@ -69,6 +67,8 @@ def read_sampling(
         raise UserError("--top-p has no effect at temperature 0: set --temperature, for example --temperature 0.8")
     if top_p == 0:
         raise UserError("--top-p 0 leaves no token to draw: set more than 0, or leave --temperature out (greedy)")
+    from skillweave.base import Sampling
+
     return Sampling(
         max_new_tokens or 128, temperature, 1.0 if top_p is None else top_p, batch_size=batch_size or 32, seed=seed
     )
