@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
-from micro import micro_model, micro_tokenizer
-from skillweave.base import Sampling, generate, prompt_ids
+from micro import micro_model, micro_tokenizer, save_micro
+from skillweave.base import Sampling, generate, open_base, prompt_ids
+from skillweave.base.chat import text_of
 from skillweave.base.generate import batch_rows, pad_left, stop_tokens
 from skillweave.errors import UserError
 
@@ -75,12 +78,97 @@ def test_a_prompt_near_the_end_of_the_context_does_not_cut_short_its_neighbours(
     assert batch_rows([0, 1, 2, 2], lengths=[3, 9, 3], room=[5, 2, 5], batch_size=2) == [[1], [0, 2], [2]]
 
 
-def test_the_generation_config_adds_its_stop_tokens_and_nothing_else() -> None:
+OF_A_FILE = {
+    "no_repeat_ngram_size": 1, "min_new_tokens": 20, "min_length": 30, "suppress_tokens": [37],
+    "repetition_penalty": 5.0,
+    "bad_words_ids": [[37]], "num_beams": 3, "exponential_decay_length_penalty": [1, 5.0], "length_penalty": 0.5,
+    "encoder_repetition_penalty": 5.0, "forced_eos_token_id": 40, "forced_bos_token_id": 41, "max_time": 0.0001,
+    "begin_suppress_tokens": [37], "sequence_bias": [[[37], -50.0]], "guidance_scale": 3.0, "stop_strings": ["a", " "],
+    "penalty_alpha": 0.6, "prompt_lookup_num_tokens": 3, "max_length": 5, "max_new_tokens": 2, "temperature": 0.01,
+    "top_k": 1, "top_p": 0.01, "min_p": 0.9, "typical_p": 0.05, "epsilon_cutoff": 0.4, "eta_cutoff": 0.4,
+    "do_sample": True,
+    "num_return_sequences": 3, "return_dict_in_generate": True, "output_scores": True, "use_cache": False,
+    "cache_implementation": "static", "renormalize_logits": True, "remove_invalid_values": True, "token_healing": True,
+    "watermarking_config": {"bias": 9.0, "seeding_scheme": "selfhash"}, "low_memory": True, "dola_layers": "low",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", OF_A_FILE)
+def test_what_a_generation_config_holds_changes_nothing(key: str) -> None:
     model, tokenizer = micro_model(), micro_tokenizer()
-    plain = generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=7))
-    model.generation_config.repetition_penalty = 5.0
-    model.generation_config.num_beams = 3
-    assert generate(model, tokenizer, PROMPTS, Sampling(max_new_tokens=7)) == plain
+    for sampling in (Sampling(7), Sampling(5, 3.0, samples=2)):
+        plain = generate(micro_model(), tokenizer, PROMPTS[:2], sampling)
+        held = model.generation_config
+        setattr(held, key, OF_A_FILE[key])
+        assert generate(model, tokenizer, PROMPTS[:2], sampling) == plain
+        assert model.generation_config is held
+        assert getattr(held, key) == OF_A_FILE[key]
+
+
+def test_the_models_generation_config_is_there_again_after_a_failure() -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
+    held = model.generation_config
+
+    class Broken:
+        def put(self, value: torch.Tensor) -> None:
+            raise RuntimeError("the terminal is gone")
+
+    with pytest.raises(RuntimeError, match="the terminal"):
+        generate(model, tokenizer, ["x"], streamer=Broken())
+    assert model.generation_config is held
+
+
+def test_a_models_own_defaults_count_where_they_are_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
+    asked = Sampling(7, samples=3, model_defaults=True)
+    greedy = generate(model, tokenizer, PROMPTS, Sampling(7, samples=3))
+    assert generate(model, tokenizer, PROMPTS, asked) == greedy  # the file says nothing
+    held = model.generation_config
+    held.temperature, held.top_k = 3.0, 4
+    assert generate(model, tokenizer, PROMPTS, asked) == greedy  # nor does it say do_sample
+    held.do_sample = True
+    drawn = generate(model, tokenizer, PROMPTS, asked)
+    assert drawn != greedy
+    held.top_k = 1
+    assert generate(model, tokenizer, PROMPTS, asked) == greedy
+    held.top_k, held.suppress_tokens = None, list(range(40, 60))
+    held.max_new_tokens, held.num_beams, held.max_time = 2, 3, 0.0001
+    written = generate(model, tokenizer, PROMPTS, asked)
+    assert max(len(text) for texts in written for text in texts) > 2
+    never = set(map(tokenizer.convert_ids_to_tokens, range(40, 60)))
+    assert not never & set("".join(text for texts in written for text in texts))
+    assert "not used of the model's generation_config.json: max_time, num_beams" in capsys.readouterr().err
+
+
+def test_a_value_that_cannot_be_used_is_a_users_mistake() -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
+    model.generation_config.do_sample, model.generation_config.top_p = True, "high"
+    assert generate(model, tokenizer, ["x"])
+    with pytest.raises(UserError, match=r"generation_config\.json: top_p is 'high', expected a number from 0 to 1"):
+        generate(model, tokenizer, ["x"], Sampling(model_defaults=True))
+
+
+def test_a_generation_config_that_transformers_refuses_leaves_its_ends(tmp_path: Path, capsys) -> None:
+    folder = save_micro(tmp_path / "base")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({"eos_token_id": [1, 40], "num_return_sequences": 3}))
+    base = open_base(folder)
+    assert stop_tokens(base.model, base.tokenizer) == [1, 40]
+    assert "Its end tokens are used" in capsys.readouterr().err
+    path.write_text("[1]")
+    with pytest.raises(UserError, match=r"generation_config\.json: expected a JSON object"):
+        open_base(folder)
+
+
+@pytest.mark.parametrize("text", ["x != y , 'z' .", "do n't , I 'm !", " a  b \n ?"])
+def test_spaces_are_as_the_model_wrote_them(text: str) -> None:
+    tokenizer = micro_tokenizer()
+    tokenizer.clean_up_tokenization_spaces = True
+    assert text_of(tokenizer, tokenizer(text)["input_ids"]) == text
+
+
+def test_the_generation_config_adds_its_stop_tokens() -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
     model.generation_config.eos_token_id = [1, 40]
     assert stop_tokens(model, tokenizer) == [1, 40]
     model.generation_config.eos_token_id = None

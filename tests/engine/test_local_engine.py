@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
 from micro import save_micro
 from skillweave.base import Sampling, generate, open_base
 from skillweave.delta import Delta
 from skillweave.engine import open_engine
 from skillweave.errors import UserError
+from skillweave.methods.training.sft import encode
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave, fit_router
@@ -133,6 +135,17 @@ def test_a_streamed_answer_is_the_same_answer(
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.startswith(note) if note else shown.err == ""
+
+
+def test_the_stream_ends_before_an_end_that_is_no_special_token(tmp_path: Path) -> None:
+    tokenizer = family_tokenizer(FAMILIES["gemma"], special=False)
+    model = micro_llama(tokenizer)
+    teach(model, encode(tokenizer, [("x?", "Yes, b.")], 99), 50)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    file = io.StringIO()
+    reply = open_engine(str(tmp_path)).stream("x?", None, Sampling(20), file)
+    assert (reply.text, file.getvalue()) == ("Yes, b.", "Yes, b.\n")
 
 
 def test_the_stream_comes_word_by_word(places: dict[str, Path]) -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+)
 
 from micro import micro_model, micro_tokenizer
-from skillweave.tools.writer import Writer, choose, longest
+from skillweave.base.chat import text_of
+from skillweave.base.generate import Sampling, generate_answers
+from skillweave.tools.converse import ConversationSettings, begin, converse
+from skillweave.tools.protocol import Protocol
+from skillweave.tools.toolbox import Toolbox
+from skillweave.tools.writer import Writer, choose, less_likely, longest
 
 CONTEXTS = [[7, 8, 9, 10], [7, 8, 9, 10], [7, 8], [12], [7, 8, 9, 30, 31, 32], [40, 41, 42]]
 
@@ -149,3 +159,41 @@ def test_choose_draws_as_often_as_the_probabilities_say():
     drawn = choose(probabilities.log().expand(20_000, 4), chance, 1.0, 1.0)
     share = torch.bincount(drawn, minlength=4) / 20_000
     assert torch.allclose(share, probabilities, atol=0.015)
+
+
+# -- what a model's own defaults ask for ------------------------------------------------------------------------------
+
+
+def test_penalty_and_top_k_are_those_of_transformers():
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([[1, 1, 5], [7, 8, 9], [0, 19, 0]])
+    penalised = RepetitionPenaltyLogitsProcessor(1.7)(tokens, logits.clone())
+    assert torch.equal(torch.stack([less_likely(*pair, 1.7) for pair in zip(logits, tokens, strict=True)]), penalised)
+    likeliest = TopKLogitsWarper(4)(tokens, logits)
+    for chance in torch.linspace(0, 1, 50)[:-1].double():
+        draws = chance.expand(3)
+        assert torch.equal(choose(logits, draws, 0.8, 1.0, 4), choose(likeliest, draws, 0.8, 1.0))
+    assert torch.equal(choose(logits, draws, 0.8, 1.0, 50), choose(logits, draws, 0.8, 1.0))
+
+
+def test_the_tool_loop_takes_a_models_defaults_where_asked(model, capsys):
+    model, tokenizer, box = micro_model(), micro_tokenizer(), Toolbox()
+    form = Protocol(tokenizer, box, instruction="")
+
+    def held(**how) -> list[list[int]]:
+        starts = begin(model, form, ["hello", "x", "12"])
+        return [one.ids for one in converse(model, form, box, starts, ConversationSettings(max_tokens=12), **how)]
+
+    greedy = held()
+    model.generation_config.repetition_penalty, model.generation_config.min_p = 3.0, 0.5
+    assert held() == greedy
+    penalised = held(model_defaults=True)
+    assert penalised != greedy
+    model.generation_config.min_p = None
+    plain = generate_answers(model, tokenizer, ["hello", "x", "12"], Sampling(12, model_defaults=True))
+    assert [text_of(tokenizer, ids) for ids in penalised] == [answer.text for (answer,) in plain]
+    model.generation_config.do_sample, model.generation_config.top_k = True, 1
+    assert held(model_defaults=True) == penalised
+    model.generation_config.no_repeat_ngram_size = 2
+    held(model_defaults=True)
+    assert "not used of the model's generation_config.json: no_repeat_ngram_size" in capsys.readouterr().err

@@ -1,12 +1,14 @@
 """Open a base model, read its tensors one at a time, know it by its fingerprint, and let it answer."""
 
-from skillweave.base.chat import Message, Prompt, answer_ids, prompt_ids, prompt_text
+from skillweave.base.chat import Answer, Message, Prompt, answer_ids, answer_text, prompt_ids, prompt_text
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.ends import stop_tokens, turn_end
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.generate import Generated, Sampling, generate, generate_answers
 from skillweave.base.open import Base, open_base, open_tokenizer, resolve
 
 __all__ = [
+    "Answer",
     "Base",
     "Checkpoint",
     "Generated",
@@ -14,6 +16,7 @@ __all__ = [
     "Prompt",
     "Sampling",
     "answer_ids",
+    "answer_text",
     "fingerprint",
     "generate",
     "generate_answers",
@@ -22,4 +25,6 @@ __all__ = [
     "prompt_ids",
     "prompt_text",
     "resolve",
+    "stop_tokens",
+    "turn_end",
 ]

@@ -10,19 +10,25 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from skillweave.base.chat import Prompt, prompt_ids
+from skillweave.base.chat import Prompt, prompt_ids, text_of
+from skillweave.base.defaults import config_of, generating_as, model_defaults
+from skillweave.base.ends import stop_tokens, up_to_end
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. ``temperature=0`` is greedy; ``samples`` answers are drawn for each prompt."""
+    """How to decode. ``temperature=0`` is greedy; ``samples`` answers are drawn for each prompt.
+
+    Of the model's ``generation_config.json`` only the end tokens count. With ``model_defaults`` its choice of tokens
+    does too, in place of ``temperature`` and ``top_p`` (:func:`~skillweave.base.defaults.model_defaults`).
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -30,6 +36,7 @@ class Sampling:
     samples: int = 1
     batch_size: int = 32
     seed: int = 0
+    model_defaults: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,7 @@ def generate_answers(
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
     batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size)
     answers: list[list[Generated]] = [[] for _ in prompts]
+    choice = _choice(model, sampling) if batches else {}
     was_training = model.training
     model.eval()
     try:
@@ -118,8 +126,10 @@ def generate_answers(
                         model,
                         tokenizer,
                         [encoded[row] for row in batch],
-                        replace(sampling, max_new_tokens=room[batch[0]], seed=sampling.seed + number),
-                        streamer,
+                        choice,
+                        max_new_tokens=room[batch[0]],
+                        seed=sampling.seed + number,
+                        streamer=streamer,
                     )
                 for row, answer in zip(batch, written, strict=True):
                     answers[row].append(answer)
@@ -137,38 +147,30 @@ def batch_rows(rows: Sequence[int], lengths: Sequence[int], room: Sequence[int],
     return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """What ends an answer: the tokenizer's end token and those of the model's generation config (end of turn)."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    also = named if isinstance(named, list) else [] if named is None else [named]
-    return sorted({tokenizer.eos_token_id, *also})
+def _choice(model: Any, sampling: Sampling) -> dict[str, Any]:
+    """How tokens are chosen, in the words of transformers."""
+    if sampling.model_defaults:
+        return model_defaults(model)
+    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
 
 
 def _one_batch(
-    model: Any, tokenizer: Any, encoded: list[list[int]], sampling: Sampling, streamer: Any
-) -> list[Generated]:
+    model: Any, tokenizer: Any, encoded: list[list[int]], choice: dict[str, Any], *, max_new_tokens: int, seed: int,
+    streamer: Any,
+) -> list[Generated]:  # fmt: skip
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     stops = stop_tokens(model, tokenizer)
     ids, mask = pad_left(encoded, pad, model.device)
-    greedy = sampling.temperature == 0
-    choice = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    # transformers takes the 50 likeliest tokens alone where nothing else is said.
+    config = config_of({"top_k": 0, **choice} if choice.get("temperature") else choice, pad_token_id=pad,
+                       eos_token_id=stops, max_new_tokens=max_new_tokens)  # fmt: skip
     # The generator of torch is global; a fork keeps sampling from disturbing whoever trains around us.
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(sampling.seed)
-        out = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=not greedy,
-            pad_token_id=pad,
-            eos_token_id=stops,
-            streamer=streamer,
-            use_cache=True,  # a checkpoint written by a trainer may say otherwise, and would be many times slower
-            num_beams=1,  # a generation_config.json may ask for both: neither is what Sampling says
-            repetition_penalty=1.0,
-            **choice,
-        )
-    written = out[:, ids.shape[1] :]
-    ended = torch.isin(written, torch.tensor(stops, device=written.device)).any(dim=1).tolist()
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [Generated(text, end) for text, end in zip(texts, ended, strict=True)]
+    with (
+        torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
+        generating_as(model, config),
+    ):
+        torch.manual_seed(seed)
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
+    # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
+    written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+    return [Generated(text_of(tokenizer, row), ended) for row, ended in written]

@@ -11,6 +11,7 @@ import torch
 
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint, read_config_json
+from skillweave.base.defaults import generation_config_at
 from skillweave.base.fingerprint import fingerprint
 from skillweave.errors import UserError, nearest
 
@@ -89,8 +90,9 @@ def open_base(
     tokenizer = _tokenizer(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=wanted or "auto", local_files_only=True, output_loading_info=True
-        )
+            path, config=config, dtype=wanted or "auto", local_files_only=True, output_loading_info=True,
+            generation_config=generation_config_at(path),
+        )  # fmt: skip
     except RuntimeError as error:
         if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
             raise

@@ -26,6 +26,11 @@ MAX_NEW_TOKENS = typer.Option(
     help="Longest answer, in tokens [128]; with tools all that comes after the prompt, what they say included [1024].",
 )
 BATCH_SIZE = typer.Option(None, "--batch-size", min=1, help="Prompts answered together [32; with tools 64].")
+MODEL_DEFAULTS = typer.Option(
+    False,
+    "--model-defaults",
+    help="Sample as the model's own generation_config.json says, in place of --temperature.",
+)
 
 
 @app.command()
@@ -41,6 +46,7 @@ def generate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
+    model_defaults: bool = MODEL_DEFAULTS,
     seed: int = SEED,
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
@@ -63,6 +69,8 @@ def generate(
     `skillweave generate runs/demo --temperature 0.8 --seed 1 "Tell me a joke."`
 
     `skillweave generate runs/agent --tools calculator "What is 31 * 14 - 51?"`
+
+    `skillweave generate my-model --model-defaults "Tell me a joke."`
     """
     if (prompt is None) == (file is None):
         raise UserError("give one prompt, or a file of prompts with --file")
@@ -71,8 +79,9 @@ def generate(
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
     sampling = read_sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size
-    )
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
+        model_defaults=model_defaults,
+    )  # fmt: skip
     from skillweave.artefact import write_text
     from skillweave.cli.prompts import read_prompts
     from skillweave.cli.show import show_conversation, show_cut_off
@@ -123,6 +132,7 @@ def eval_(
     seed: int = SEED,
     tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    model_defaults: bool = MODEL_DEFAULTS,
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write the scores and every answer as JSON here."),
     dtype: str = DTYPE,
@@ -154,7 +164,7 @@ def eval_(
         check_file(out)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
-        samples=samples,
+        samples=samples, model_defaults=model_defaults,
     )  # fmt: skip
     from skillweave.artefact import write_json
     from skillweave.cli.scoring import Examples, rate
@@ -167,7 +177,7 @@ def eval_(
         one.split(split)  # an empty one is told before the model is opened
     shown = [Examples.of(one, few_shot, seed) for one in loaded]
     asked = {"target": target, "pack": pack, "split": split, "few_shot": few_shot, "samples": samples}
-    asked |= {"temperature": temperature, "top_p": sampling.top_p, "seed": seed}
+    asked |= {"temperature": temperature, "top_p": sampling.top_p, "model_defaults": model_defaults, "seed": seed}
     rated = []
     with ExitStack() as opened:
         boxes = [

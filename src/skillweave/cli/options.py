@@ -55,10 +55,14 @@ SEED = typer.Option(0, "--seed", help="Of all random draws: the same seed gives 
 
 def read_sampling(
     *, max_new_tokens: int | None, temperature: float, top_p: float | None, seed: int, batch_size: int | None,
-    samples: int = 1,
+    samples: int = 1, model_defaults: bool = False,
 ) -> Sampling:  # fmt: skip
     """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
-    if temperature == 0 and samples > 1:
+    if model_defaults and (temperature or top_p is not None):
+        raise UserError(
+            "--model-defaults takes the temperature and top-p from the model's file: leave out --temperature and --top-p"
+        )
+    if temperature == 0 and samples > 1 and not model_defaults:
         raise UserError(
             f"--samples {samples} at temperature 0 would give the same answer {samples} times: set --temperature, for "
             "example --temperature 0.8"
@@ -70,5 +74,10 @@ def read_sampling(
     from skillweave.base import Sampling
 
     return Sampling(
-        max_new_tokens or 128, temperature, 1.0 if top_p is None else top_p, batch_size=batch_size or 32, seed=seed
+        max_new_tokens or 128,
+        temperature,
+        1.0 if top_p is None else top_p,
+        batch_size=batch_size or 32,
+        seed=seed,
+        model_defaults=model_defaults,
     )

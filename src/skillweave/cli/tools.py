@@ -84,5 +84,5 @@ def answered(
         return engine.generate(prompts, packs, sampling, label=label)
     return engine.converse(
         prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, top_p=sampling.top_p,
-        seed=sampling.seed, label=label,
+        seed=sampling.seed, model_defaults=sampling.model_defaults, label=label,
     )  # fmt: skip

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
+import torch
 from transformers import TextStreamer
 
 from skillweave.base import Base, Prompt, Sampling, open_base
+from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
@@ -22,9 +24,16 @@ from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with,
 class _ToFile(TextStreamer):
     """Streams decoded text to a file object as it is made."""
 
-    def __init__(self, tokenizer, file: TextIO) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._file = file
+    def __init__(self, tokenizer, file: TextIO, stops: Collection[int]) -> None:
+        super().__init__(
+            tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )  # fmt: skip
+        self._file, self._stops = file, stops
+
+    def put(self, value: torch.Tensor) -> None:
+        # An end token need not be one that decoding skips.
+        if self.next_tokens_are_prompt or value.tolist()[-1] not in self._stops:
+            super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         self._file.write(text + ("\n" if stream_end else ""))
@@ -51,12 +60,13 @@ class LocalEngine:
 
     def converse(
         self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, label: str | None = None,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
+        label: str | None = None,
     ) -> list[ToolReply]:  # fmt: skip
         """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
         return converse_with(
             self.weave, prompts, [self._pack(name) for name in packs], toolbox, use, temperature=temperature,
-            top_p=top_p, seed=seed, label=label,
+            top_p=top_p, seed=seed, model_defaults=model_defaults, label=label,
         )  # fmt: skip
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
@@ -64,7 +74,8 @@ class LocalEngine:
         route = self.weave.choose([prompt], self._pack(pack))[0]
         if route.confidence is not None:
             console.print(f"[dim]route: {route.pack or BASE} ({100 * route.confidence:.0f}%)[/dim]")
-        streamer = _ToFile(self.weave.base.tokenizer, file)
+        base = self.weave.base
+        streamer = _ToFile(base.tokenizer, file, stop_tokens(base.model, base.tokenizer))
         return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
 
     def _pack(self, name: str | None) -> str | None:

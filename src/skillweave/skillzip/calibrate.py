@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.base import Prompt, answer_ids, prompt_ids
+from skillweave.base import Answer, Prompt, answer_ids, prompt_ids
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -101,7 +101,7 @@ def bounded(x: torch.Tensor) -> torch.Tensor:
 def calibrate(
     model: nn.Module,
     tokenizer: Any,
-    examples: Sequence[tuple[Prompt, str]],
+    examples: Sequence[tuple[Prompt, Answer]],
     groups: dict[str, list[str]],
 ) -> dict[str, Moments]:
     """:class:`Moments` of each group's input over ``examples`` (prompt, answer), each example of equal weight.
@@ -137,8 +137,8 @@ def calibrate(
     return {group: Moments((sums[group] / len(rows)).cpu(), largest[group].cpu()) for group in sums}
 
 
-def _encode(tokenizer: Any, prompt: Prompt, answer: str) -> tuple[list[int], list[float]]:
-    before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+def _encode(tokenizer: Any, prompt: Prompt, answer: Answer) -> tuple[list[int], list[float]]:
+    before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer, prompt)
     return before + after, token_weights(len(before), len(after))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.base import Base, Checkpoint, Prompt
+from skillweave.base import Answer, Base, Checkpoint, Prompt
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import (
@@ -32,7 +32,7 @@ from skillweave.skillzip.job import Job, Written, measures
 def zip_delta(
     delta: Delta,
     base: Base,
-    calibration: Sequence[tuple[Prompt, str]] | None,
+    calibration: Sequence[tuple[Prompt, Answer]] | None,
     config: ZipConfig,
     *,
     name: str,

@@ -65,18 +65,22 @@ def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 
 
 def converse(
     model: Any, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], settings: ConversationSettings, *,
-    temperature: float = 0.0, top_p: float = 1.0, around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    label: str | None = None,
+    temperature: float = 0.0, top_p: float = 1.0, model_defaults: bool = False,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
 ) -> list[Episode]:  # fmt: skip
-    """Hold all conversations side by side; greedily unless ``temperature`` says otherwise.
+    """Hold all conversations side by side; greedily unless ``temperature`` says otherwise, or with ``model_defaults``
+    the model's own ``generation_config.json`` does.
 
     ``around()`` is entered around the model's calls, as autocast; ``label`` shows a progress bar.
     """
+    from skillweave.base.defaults import HONOURED_WITH_TOOLS
+    from skillweave.base.defaults import model_defaults as defaults_of
     from skillweave.base.generate import context_length
     from skillweave.tools.writer import Writer
 
-    writer = Writer(
-        model, form.tokenizer, temperature=temperature, top_p=top_p, batch_size=settings.batch_size, around=around
-    )
+    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    if model_defaults:
+        choice = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
+    writer = Writer(model, form.tokenizer, **choice, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
         return play(writer, form, toolbox, starts, settings, context_length(model), ended=advance)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
-from skillweave.tools.control import SAID, control_tokens, turn_end
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
 from skillweave.tools.turn import CLOSE, OPEN, Thoughts, Turn, read_turn
@@ -20,7 +17,7 @@ if TYPE_CHECKING:
 _CUT = "..."
 _CHARACTERS = 100
 """Of a tool's text so many characters a token are looked at: what is cut away need not be tokenized."""
-_RESULT = "the-tool-wrote-this"
+_CALLED, _RESULT = "the-assistant-wrote-this", "the-tool-wrote-this"
 
 
 class Protocol:
@@ -28,7 +25,7 @@ class Protocol:
 
     A call is text, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them a turn; other forms
     are read too (:func:`~skillweave.tools.turn.read_turn`, which takes ``thoughts``). A turn ends
-    with the end token of the chat template (:func:`~skillweave.tools.control.turn_end`). A turn without a call is the
+    with the end token of the chat template (:func:`~skillweave.base.ends.turn_end`). A turn without a call is the
     answer.
 
     The tools are told by the chat template where it takes ``tools``, else by a short system message; ``instruction``
@@ -44,6 +41,8 @@ class Protocol:
         self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None,
         thoughts: Thoughts = "strip",
     ) -> None:  # fmt: skip
+        from skillweave.base.ends import control_tokens, turn_end
+
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
         self._toolbox, self._thoughts = toolbox, thoughts
@@ -62,20 +61,25 @@ class Protocol:
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Token ids of the prompt with the tools told, to where the model writes.
 
-        Raises :class:`UserError` where the template refuses the prompt's roles.
+        Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
+        its own, which nobody here could run.
         """
-        from skillweave.base.chat import as_messages
+        from skillweave.base.chat import as_messages, rendered_ids, tools_of
 
+        if tools_of(prompt):
+            raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
         messages = as_messages(prompt)
         if self._tools is None and self._instruction:
             system = [message["content"] for message in messages[:1] if message["role"] == "system"]
             told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [told, *messages[len(system) :]]
-        return self._encode(self._render(messages, tools=self._tools))
+        return rendered_ids(self.tokenizer, self._render(messages, tools=self._tools))
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as the text that :meth:`read` takes; a mark of a call may be a special token: none is skipped."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+        from skillweave.base.chat import text_of
+
+        return text_of(self.tokenizer, ids, special=True)
 
     def read(self, text: str) -> Turn:
         """What the model wrote in one turn, ``text`` being without its end token. Never raises."""
@@ -84,7 +88,7 @@ class Protocol:
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results: from after the model's end token to where it writes again."""
         texts = [self._fitted(outcome.text) for outcome in outcomes]
-        after = self._render(_asked_and_called(self._result_messages(texts))).split(SAID, 1)[1]
+        after = self._render(_asked_and_called(self._result_messages(texts))).split(_CALLED, 1)[1]
         # Template text between the answer and the end token, if any, is white space that the model did not write.
         before, end, rest = after.partition(self._end)
         if not end or before.strip():
@@ -152,19 +156,21 @@ class Protocol:
             return False
 
     def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
+        from skillweave.base.chat import rendered
+
         try:
-            return self.tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            roles = ", ".join(str(message.get("role")) for message in messages)
-            hint = "; where it takes no system message, pass instruction=''" if "system" in roles else ""
-            raise UserError(f"the base's chat template refuses messages of the roles {roles}: {error}{hint}") from error
+            return rendered(self.tokenizer, messages, tools=tools)
+        except UserError as error:
+            refused = any(message.get("role") == "system" for message in messages)
+            hint = "; where it takes no system message, pass instruction=''" if refused else ""
+            raise UserError(f"{error}{hint}") from error
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def _asked_and_called(results: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
-    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": SAID}, *results]
+    return [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CALLED}, *results]
 
 
 def _instruction(schemas: Sequence[Mapping[str, Any]]) -> str:

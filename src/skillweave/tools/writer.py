@@ -15,15 +15,16 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from skillweave.base.generate import pad_left, stop_tokens
-from skillweave.tools.control import turn_end
+from skillweave.base.ends import stop_tokens
+from skillweave.base.generate import pad_left
 
 _ENOUGH_DONE = 0.25
 """Share of a batch that must have ended before the others move together: moving copies their caches."""
 
 
 class Writer:
-    """Samples from ``model`` at ``temperature`` (0: greedy) among the ``top_p`` likeliest tokens.
+    """Samples from ``model`` at ``temperature`` (0: greedy) among the ``top_k`` likeliest tokens (0: all) and of these
+    among the ``top_p`` likeliest; ``repetition_penalty`` makes less likely what stands in the context already.
 
     ``share``: a context that begins another one, or equals it, is computed once for both. Where the model keeps more
     than keys and values (a sliding window, a state), each is computed by itself. ``around()`` is entered around the
@@ -31,15 +32,16 @@ class Writer:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, top_p: float = 1.0, batch_size: int = 64,
-        share: bool = True, around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
+        repetition_penalty: float = 1.0, batch_size: int = 64, share: bool = True,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):  # fmt: skip
         self.model, self.temperature, self.top_p, self.batch_size = model, temperature, top_p, batch_size
+        self.top_k, self.repetition_penalty = top_k, repetition_penalty
         self.share = share
         self._around = around
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        end = tokenizer.convert_tokens_to_ids(turn_end(tokenizer))
-        self.stops = sorted({*stop_tokens(model, tokenizer), end})
+        self.stops = stop_tokens(model, tokenizer)
 
     def write(
         self, contexts: Sequence[Sequence[int]], room: Sequence[int], seeds: Sequence[int]
@@ -70,6 +72,7 @@ class Writer:
         position = torch.tensor([len(context) - 1 for context in contexts], device=device)
         chance = torch.stack([_stream(seed, max(room)) for seed in seeds]).to(device)
         stops = torch.tensor(self.stops, device=device)
+        seen = [torch.tensor(context, device=device) for context in contexts] if self.repetition_penalty != 1 else []
         written: list[list[int]] = [[] for _ in contexts]
         rows, alive = list(range(len(contexts))), [True] * len(contexts)
         for step in range(max(room)):
@@ -80,7 +83,12 @@ class Writer:
                     use_cache=True,
                 )  # fmt: skip
                 cache = out.past_key_values
-                token = choose(out.logits[:, -1].float(), chance[:, step], self.temperature, self.top_p)
+                logits = out.logits[:, -1].float()
+                for at, row in enumerate(rows if seen else ()):
+                    logits[at] = less_likely(logits[at], seen[row], self.repetition_penalty)
+                token = choose(logits, chance[:, step], self.temperature, self.top_p, self.top_k)
+                for at, row in enumerate(rows if seen else ()):
+                    seen[row] = torch.cat([seen[row], token[at : at + 1]])
             position = position + 1
             ends = torch.isin(token, stops).tolist()
             for at, (row, chosen, ended) in enumerate(zip(rows, token.tolist(), ends, strict=True)):
@@ -140,11 +148,21 @@ class Writer:
         return spread, mask
 
 
-def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float) -> Tensor:
+def less_likely(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
+    """``logits`` (V,) with those of ``tokens`` divided by ``penalty`` where positive and multiplied where negative, as
+    transformers has it from CTRL (arXiv 1909.05858)."""
+    chosen = logits[tokens]
+    return logits.scatter(0, tokens, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+
+
+def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
     """One token a row, (N,), of ``logits`` (N, V) float32: where ``chance`` (N,) in [0, 1) falls among the
     probabilities laid end to end. ``temperature`` 0 takes the likeliest."""
     if temperature == 0:
         return logits.argmax(dim=-1)
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
     probabilities = (logits / temperature).softmax(dim=-1)
     if top_p < 1:
         ordered, index = probabilities.sort(dim=-1, descending=True)

@@ -40,9 +40,11 @@ class ToolReply(Reply):
 
 def converse_with(
     weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox, use: Asking, *,
-    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, label: str | None = None,
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
+    label: str | None = None,
 ) -> list[ToolReply]:  # fmt: skip
-    """Answer every prompt, with the tools of ``toolbox``. ``packs`` as in :meth:`Weave.generate`.
+    """Answer every prompt, with the tools of ``toolbox``. ``packs`` as in :meth:`Weave.generate`, ``model_defaults`` as
+    in :class:`~skillweave.base.Sampling`.
 
     The router reads a prompt as it is asked, without what tells of the tools. Prompts of one pack are played together,
     pack after pack. Raises :class:`UserError` for a base without a chat template, and for a prompt beyond its context.
@@ -56,7 +58,7 @@ def converse_with(
         with weave.woven.every_row(pack):
             episodes = converse(
                 model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
-                label=label,
+                model_defaults=model_defaults, label=label,
             )  # fmt: skip
         for index, held in zip(mine, episodes, strict=True):
             assert held.ended is not None

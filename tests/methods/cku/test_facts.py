@@ -145,7 +145,7 @@ def test_a_question_is_labelled_on_its_answer_and_end_only(tokenizer):
     rows, left_out = fact_rows(tokenizer, [asked("ab?", "cd")], 64)
     ids = tokenizer("<user>ab?<end><assistant>cd<end>", add_special_tokens=False)["input_ids"]
     assert left_out == 0
-    assert rows == [{"input_ids": ids, "labels": [-100] * 6 + ids[6:]}]
+    assert rows == [{"input_ids": ids, "labels": [-100] * 6 + ids[6:], "end": [1]}]
     assert tokenizer.decode(ids[6:]) == "cd<end>"
 
 
@@ -158,7 +158,9 @@ def test_a_question_that_does_not_fit_is_left_out_and_counted(tokenizer):
     assert fact_rows(tokenizer, [], 7) == ([], 0)
 
 
-@pytest.mark.parametrize(("length", "sizes"), [(64, [9]), (9, [9]), (8, [8]), (5, [5, 4]), (4, [4, 4]), (2, [2] * 4)])
+@pytest.mark.parametrize(
+    ("length", "sizes"), [(64, [9]), (9, [9]), (8, [8]), (7, [7]), (5, [5, 4]), (4, [4, 4]), (2, [2] * 4)]
+)
 def test_a_text_is_cut_into_pieces_and_a_piece_of_one_token_dropped(tokenizer, length, sizes):
     rows, left_out = fact_rows(tokenizer, [told("abcdefgh")], length)
     whole = [*tokenizer("abcdefgh")["input_ids"], END]
@@ -167,6 +169,7 @@ def test_a_text_is_cut_into_pieces_and_a_piece_of_one_token_dropped(tokenizer, l
     for row in rows:
         # The first token of a piece has nothing before it; every other is to be foretold.
         assert row["labels"] == [-100, *row["input_ids"][1:]]
+        assert row["end"] == [int(row["input_ids"][-1] == END)]
     assert left_out == 0
 
 
@@ -187,8 +190,13 @@ def test_a_text_begins_as_the_tokenizer_begins_one(tokenizer):
     class Beginning:
         eos_token_id = END
 
-        def __call__(self, text):
-            return {"input_ids": [4, *tokenizer(text)["input_ids"]]}
+        def __init__(self, behind):
+            self.behind = behind
 
-    rows, _ = fact_rows(Beginning(), [told("ab")], 64)
-    assert rows[0]["input_ids"] == [4, *tokenizer("ab")["input_ids"], END]
+        def __call__(self, text, add_special_tokens=True):
+            ids = tokenizer(text)["input_ids"]
+            return {"input_ids": [4, *ids, *self.behind] if add_special_tokens else ids}
+
+    for behind in ([], [END], [3, END]):  # some tokenizers end a text by themselves
+        rows, _ = fact_rows(Beginning(behind), [told("ab")], 64)
+        assert rows[0]["input_ids"] == [4, *tokenizer("ab")["input_ids"], END]

@@ -33,8 +33,10 @@ def rows(base, facts):
 
 
 def token_by_token(model, row) -> tuple[list[float], list[bool]]:
-    """The log-probability of each token of an answer, and whether it is the likeliest, one forward pass each."""
+    """The log-probability of each token of an answer without its end, and whether it is the likeliest, one forward
+    pass each."""
     before, answer = split_row(row)
+    answer = answer[: len(answer) - row["end"][0]]
     log_probs, top = [], []
     for token in answer:
         with torch.no_grad():
@@ -83,7 +85,7 @@ def test_the_mode_of_the_model_stays_and_no_gradient_is_made(model, rows):
 def test_a_text_is_read_whole_but_for_its_first_token(base, model):
     (row,), _ = fact_rows(base.tokenizer, [TEXT], 256)
     reading = read_rows(model, [row], 0, batch_size=1, bf16=False)
-    assert reading.tokens == [len(base.tokenizer(TEXT.answer)["input_ids"])]  # the end token, for the first
+    assert reading.tokens == [len(base.tokenizer(TEXT.answer)["input_ids"]) - 1]
 
 
 def test_bfloat16_is_what_autocast_gives(model, rows):
@@ -96,7 +98,7 @@ def test_bfloat16_is_what_autocast_gives(model, rows):
 def test_a_truth_ratio_is_the_mean_of_the_wrong_answers_beside_the_right_one(base, model, corpus):
     def likelihood(prompt, answer) -> float:
         ids, total = prompt_ids(base.tokenizer, prompt), 0.0
-        tokens = answer_ids(base.tokenizer, answer)
+        tokens = answer_ids(base.tokenizer, answer)[:-1]
         for token in tokens:
             with torch.no_grad():
                 total += float(model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)[token])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import digest
-from skillweave.base.chat import Prompt
+from skillweave.base.chat import Prompt, as_messages, plain_ids
 from skillweave.errors import UserError
 from skillweave.tasks.rows import entries_from, read_jsonl
 from skillweave.tasks.task import Entry, normal_text
@@ -62,18 +62,20 @@ def check_apart(facts: Sequence[Fact], others: Sequence[Fact], one: str, other: 
 
 
 def fact_rows(tokenizer: Any, facts: Sequence[Fact], max_length: int) -> tuple[list[dict[str, list[int]]], int]:
-    """Rows ``input_ids`` and ``labels``, both (T,), in the order of the facts, and how many facts gave no row.
+    """Rows ``input_ids``, ``labels`` (both (T,)) and ``end``, in the order of the facts, and how many gave no row.
 
-    A question is one row, labelled on its answer only, and left out where it is longer than ``max_length``. A text,
-    with the end token after it, is cut into pieces of at most ``max_length`` tokens, a row each. A piece is labelled
-    all but on its first token, which nothing foretells; one of a single token is therefore dropped.
+    A question is one row, labelled on its answer and the end of its turn, and left out where it is longer than
+    ``max_length``. A text, with ``eos_token`` after it, is cut into pieces of at most ``max_length`` tokens, a row
+    each. A piece is labelled all but on its first token, which nothing foretells; one that has no more of the text than
+    that is dropped. ``end`` is [1] where the last label is the end of a turn or text, which is no part of what is
+    known, else [0].
     """
     from skillweave.methods.training.sft import encode  # TRL: seconds to import
 
     of_facts = [
         _pieces(tokenizer, fact.answer, max_length)
         if fact.prompt is None
-        else encode(tokenizer, [(fact.prompt, fact.answer)], max_length)
+        else [{**row, "end": [1]} for row in encode(tokenizer, [(fact.prompt, fact.answer)], max_length)]
         for fact in facts
     ]
     return [row for rows in of_facts for row in rows], sum(not rows for rows in of_facts)
@@ -92,9 +94,13 @@ def rows_of_set(
 
 
 def _pieces(tokenizer: Any, text: str, length: int) -> list[dict[str, list[int]]]:
-    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
-    pieces = [ids[start : start + length] for start in range(0, len(ids), length)]
-    return [{"input_ids": piece, "labels": [-100, *piece[1:]]} for piece in pieces if len(piece) > 1]
+    ids = [*plain_ids(tokenizer, text), tokenizer.eos_token_id]
+    pieces = [(ids[start : start + length], int(start + length >= len(ids))) for start in range(0, len(ids), length)]
+    return [
+        {"input_ids": piece, "labels": [-100, *piece[1:]], "end": [end]}
+        for piece, end in pieces
+        if len(piece) - end > 1
+    ]
 
 
 def _of_file(path: Path) -> list[Fact]:
@@ -151,4 +157,4 @@ def _shown(fact: Fact) -> str:
     """The beginning of what is asked, or of the text."""
     if fact.prompt is None:
         return repr(fact.answer[:60])
-    return repr((fact.prompt if isinstance(fact.prompt, str) else fact.prompt[-1]["content"])[:60])
+    return repr(str(as_messages(fact.prompt)[-1]["content"])[:60])

@@ -16,15 +16,17 @@ from skillweave.methods.training.collate import TokenRow, padded
 from skillweave.methods.training.pieces import by_length
 
 Row = dict[str, list[int]]
-"""``input_ids`` and ``labels`` (-100 on the prompt), both (T,)."""
+"""``input_ids`` and ``labels`` (-100 on the prompt), both (T,); ``end``: [1] where the last label is an end token."""
 
 
 @dataclass(frozen=True)
 class Reading:
     """One value a row, in the order of the rows.
 
-    ``log_prob``: of the whole answer, nats; ``tokens``: of the answer; ``strength`` and ``memorised``: extraction
-    strength and exact memorisation, in [0, 1]; ``min_k``: mean log-probability of the least likely fifth of the tokens.
+    All figures are of the answer's own tokens. The token that ends a turn or a text does not count: it is no part of
+    what is known, and a model that says the whole answer and then goes on knows all of it. ``log_prob``: of the whole
+    answer, nats; ``tokens``: of the answer; ``strength`` and ``memorised``: extraction strength and exact memorisation,
+    in [0, 1]; ``min_k``: mean log-probability of the least likely fifth of the tokens.
     """
 
     log_prob: list[float]
@@ -59,6 +61,15 @@ def split_row(row: Row) -> TokenRow:
     return row["input_ids"][:start], row["input_ids"][start:]
 
 
+def known_tokens(rows: Sequence[Row], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
+    """The rows as :func:`padded` has them, labelled on what is known: not on the token that ends a turn or text."""
+    inputs = padded([split_row(row) for row in rows], pad, device)
+    for number, row in enumerate(rows):
+        if row.get("end", [0])[0]:
+            inputs["labels"][number, len(row["input_ids"]) - 1] = -100
+    return inputs
+
+
 @torch.no_grad()
 def read_rows(model: Any, rows: Sequence[Row], pad: int, *, batch_size: int, bf16: bool) -> Reading:
     """Read all answers with a model that bears a scoring head (:func:`install_scoring_head`); at least one row."""
@@ -66,7 +77,7 @@ def read_rows(model: Any, rows: Sequence[Row], pad: int, *, batch_size: int, bf1
     was_training = model.training
     model.eval()
     for piece in by_length([len(row["input_ids"]) for row in rows], batch_size):
-        inputs = padded([split_row(rows[index]) for index in piece], pad, model.device)
+        inputs = known_tokens([rows[index] for index in piece], pad, model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
             out = model(**inputs, fused_lm_head=True)
         mask, log_probs = out.label_mask, out.log_probs.float()

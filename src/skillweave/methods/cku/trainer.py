@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from skillweave.methods.cku import loss as losses
 from skillweave.methods.cku.agreement import SignAgreement
 from skillweave.methods.cku.config import ForgetSettings
-from skillweave.methods.cku.measure import Row, split_row
+from skillweave.methods.cku.measure import Row, known_tokens, split_row
 from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.trainer import HouseTrainer
@@ -22,7 +22,7 @@ from skillweave.methods.training.trainer import HouseTrainer
 
 class UnlearnTrainer(HouseTrainer, Trainer):
     """Trainer on rows ``forget``, ``retain`` (each a row of :func:`fact_rows`) and ``reference``, the log-probability
-    (nats) that the start gives the answer of ``forget``.
+    (nats) that the start gives the answer of ``forget``, its end left out.
 
     The loss is forget + mu * retain, each a mean over the rows or over the tokens of a whole batch, however it is cut
     into micro-batches and shared by processes. ``start``: a frozen copy of the model at its start, for the terms that
@@ -194,9 +194,14 @@ def with_shares(rows: Sequence[dict[str, Any]], settings: ForgetSettings, batch_
 
 def collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
     """``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels`` (N, T); ``reference`` and the
-    two shares: (N,)."""
+    two shares: (N,).
+
+    What is to be forgotten is the answer: its end is in no forget loss, for the model is still to end its turns. The
+    retain terms hold the ends of theirs.
+    """
     numbers = ("reference", "forget_share", "retain_share")
     return {
-        **{side: padded([split_row(row[side]) for row in batch], pad) for side in ("forget", "retain")},
+        "forget": known_tokens([row["forget"] for row in batch], pad),
+        "retain": padded([split_row(row["retain"]) for row in batch], pad),
         **{name: torch.tensor([row[name] for row in batch], dtype=torch.float32) for name in numbers},
     }

@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 
+from skillweave.base.ends import stop_tokens
 from skillweave.methods.e3tir.advantages import detach_prefix
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
 from skillweave.methods.e3tir.follow import SAMPLED
@@ -53,6 +54,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
             rollout_func=lambda prompts, _: self._roll_out(prompts),
             callbacks=callbacks,
         )  # fmt: skip
+        self.eos_token_ids = stop_tokens(model, tokenizer)  # TRL counts what ends otherwise as cut off
         install_answer_head(model, config.rollout.temperature)
         self._rollouts, self._config, self._stage, self._shown = rollouts, config, stage, shown
         self._pad = tokenizer.pad_token_id

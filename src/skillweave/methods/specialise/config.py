@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from skillweave.methods.training.settings import ModelSettings, SamplingSettings, TrainingSettings
+from skillweave.methods.training.settings import ModelSettings, SamplingSettings, SupervisedSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
 
 
-class WarmStartSettings(TrainingSettings):
+class WarmStartSettings(SupervisedSettings):
     """Supervised training on known good answers, for a base that solves too little to learn from its own answers."""
 
     when: Literal["auto", "always", "never"] = "auto"

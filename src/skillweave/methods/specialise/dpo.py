@@ -88,8 +88,8 @@ def encode(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[dict[
     for pair in pairs:
         row = {
             "prompt_ids": prompt_ids(tokenizer, pair.prompt),
-            "chosen_ids": answer_ids(tokenizer, pair.chosen),
-            "rejected_ids": answer_ids(tokenizer, pair.rejected),
+            "chosen_ids": answer_ids(tokenizer, pair.chosen, pair.prompt),
+            "rejected_ids": answer_ids(tokenizer, pair.rejected, pair.prompt),
         }
         if len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"])) <= max_length:
             rows.append(row)

@@ -98,7 +98,7 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
             f"task '{run.task.name}' has no gold answers and the base solved no prompt of the probe: there is nothing "
             "to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or take a stronger base."
         )
-    return sft.train_on_answers(run, folder, config.warm_start, examples)
+    return sft.train_on_answers(run, folder, config.warm_start, examples, config.warm_start.turns)
 
 
 def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> Callable[[Path], dict[str, Any]]:

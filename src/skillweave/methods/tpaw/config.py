@@ -7,7 +7,12 @@ from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from skillweave.methods.training.settings import ModelSettings, SamplingSettings, TrainingSettings
+from skillweave.methods.training.settings import (
+    ModelSettings,
+    SamplingSettings,
+    SupervisedSettings,
+    TrainingSettings,
+)
 from skillweave.tasks import TaskSpec
 
 Fault = Literal["equal", "empty", "truncated", "length"]
@@ -36,7 +41,7 @@ class TpawConfig(ModelSettings, SamplingSettings):
 
     task: TaskSpec = Field(description="the supervised data; of its train split each prompt needs an answer")
     start: Path | None = Field(default=None, description="a delta on the base to begin from: the supervised model")
-    sft: TrainingSettings | None = Field(default=None, description="supervised training on the same data, first")
+    sft: SupervisedSettings | None = Field(default=None, description="supervised training on the same data, first")
 
     loss: Literal["team", "spin", "tspin", "dpo", "sft"] = "team"
     rounds: int = Field(default=4, ge=1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from skillweave.base.chat import answer_ids
+from skillweave.base.chat import answer_ids, answer_text
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.tpaw.pairs import Side
 from skillweave.methods.tpaw.team import Team
@@ -20,7 +20,9 @@ class Judge:
 
     def __init__(self, run: Run[TpawConfig, Task], team: Team, entries: Sequence[Entry]) -> None:
         self._run, self._team, self._entries = run, team, entries
-        self._targets: list[Side] = [(entry.prompt, str(entry.answer)) for entry in entries]
+        self._targets: list[Side] = [
+            (entry.prompt, answer_text(run.tokenizer, entry.answer or "", entry.prompt)) for entry in entries
+        ]
 
     def figures(self, number: int, others: Sequence[int]) -> dict[str, Any]:
         """What player ``number`` does, and how it stands against the ``others``.

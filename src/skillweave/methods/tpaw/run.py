@@ -25,6 +25,7 @@ from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import TrainingSettings
+from skillweave.methods.training.turns import Turns
 from skillweave.tasks import Entry, Task, load_task
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class _SelfPlay:
         if config.sft is None:
             self.team.join(0)
             return {"steps": 0}
-        figures = self._supervised(self.entries, config.sft, folder)
+        figures = self._supervised(self.entries, config.sft, folder, config.sft.turns)
         self._become(0, folder)
         return figures
 
@@ -167,10 +168,13 @@ class _SelfPlay:
             self._become(number, folder)
         return {**figures, "team_bytes": self.team.nbytes}
 
-    def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+    def _supervised(
+        self, entries: list[Entry], settings: TrainingSettings, folder: Path, turns: Turns = "last"
+    ) -> dict[str, Any]:
         from skillweave.methods.training.sft import train_on_answers
 
-        return train_on_answers(self.run, folder, settings, [(entry.prompt, str(entry.answer)) for entry in entries])
+        examples = [(entry.prompt, entry.answer or "") for entry in entries]
+        return train_on_answers(self.run, folder, settings, examples, turns)
 
     def _against(self, number: int, asked: list[Entry], folder: Path) -> dict[str, Any]:
         """Generate, leave out what is degenerate, ask the team, train."""

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillweave.base.chat import Prompt, as_messages
+from skillweave.base.chat import Prompt, answer_text, as_json
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
 from skillweave.methods.training.order import stage_seed
@@ -92,8 +92,8 @@ def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampli
     return [
         Answered(
             id=entry.id,
-            prompt=entry.prompt if isinstance(entry.prompt, str) else as_messages(entry.prompt),
-            gold=entry.answer,
+            prompt=as_json(entry.prompt),
+            gold=None if entry.answer is None else answer_text(tokenizer, entry.answer, entry.prompt),
             answers=[answer.text for answer in answers],
             scores=[float(task.score(answer.text, entry)) for answer in answers],
             ended=[answer.ended for answer in answers],

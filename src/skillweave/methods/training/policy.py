@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, set_seed
 
 from skillweave.artefact import atomic_folder
 from skillweave.base import Base
+from skillweave.base.defaults import generation_config_at
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.methods.training.settings import ModelSettings
@@ -38,7 +39,7 @@ class Policy:
         dtype = torch.bfloat16 if config.bf16 else torch.float32
         model: Any
         if config.train == "lora" and self.trained is not None:
-            model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
+            model = self._opened(self.base, dtype)
             model = PeftModel.from_pretrained(model, str(self.trained), autocast_adapter_dtype=False).to(dtype)
         else:
             model = self._whole(dtype)
@@ -53,7 +54,7 @@ class Policy:
             mark_trainable(model, config.trainable)
         else:
             # The frozen base keeps its stored precision; PEFT holds the adapters in float32.
-            model = AutoModelForCausalLM.from_pretrained(self.base, dtype="auto" if config.bf16 else torch.float32)
+            model = self._opened(self.base, "auto" if config.bf16 else torch.float32)
             model = self._with_adapter(model, config)
         return model.to(self.device)
 
@@ -68,11 +69,17 @@ class Policy:
     def _whole(self, dtype: torch.dtype) -> Any:
         """The model with all that was trained in its weights."""
         if self.trained is None or not is_delta(self.trained):
-            return AutoModelForCausalLM.from_pretrained(self.trained or self.base, dtype=dtype)
+            return self._opened(self.trained or self.base, dtype)
         # Added in float32 and rounded once: on weights that were rounded first, most of a small delta would be lost.
-        model: Any = AutoModelForCausalLM.from_pretrained(self.base, dtype=torch.float32)
+        model = self._opened(self.base, torch.float32)
         Delta.from_pretrained(self.trained).add_to(model)
         return model.to(dtype)
+
+    def _opened(self, folder: Path, dtype: Any) -> Any:
+        """A model as its files hold it; the end tokens it generates with are the base's, trained or not."""
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, generation_config=generation_config_at(self.base)
+        )  # fmt: skip
 
     def _with_adapter(self, model: Any, config: ModelSettings) -> Any:
         if self.trained is not None:

@@ -112,7 +112,7 @@ class Run(Generic[C, D]):
         within ``max_length`` and the base's context. Raises :class:`UserError` where there are none."""
 
         def fits(entry: Entry) -> bool:
-            answer = len(answer_ids(self.tokenizer, str(entry.answer))) if answered else 1
+            answer = len(answer_ids(self.tokenizer, entry.answer or "", entry.prompt)) if answered else 1
             return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
 
         entries = self.task.split(split)

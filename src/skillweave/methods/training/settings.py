@@ -35,6 +35,14 @@ class TrainingSettings(OptimiserSettings):
         return self.steps if self.steps is not None else max(1, -(-examples * self.epochs // self.batch_size))
 
 
+class SupervisedSettings(TrainingSettings):
+    """Training on known good answers."""
+
+    turns: Literal["last", "all"] = Field(
+        default="last", description="what bears loss: the answer, or all the assistant's turns of an example"
+    )
+
+
 class SamplingSettings(Config):
     """How the policy draws answers to learn from."""
 

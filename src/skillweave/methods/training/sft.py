@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
-from skillweave.base.chat import Prompt, answer_ids, prompt_ids
+from skillweave.base.chat import Answer, Prompt, answer_ids, prompt_ids
 from skillweave.methods.training.from_trl import SFTConfig, SFTTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.settings import TrainingSettings
 from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.turns import Turns, turn_labels
 
 if TYPE_CHECKING:
     from skillweave.methods.training.run import Run
@@ -31,16 +32,20 @@ class AnswerTrainer(HouseTrainer, SFTTrainer):
         install_answer_head(model)
 
 
-def encode(tokenizer: Any, examples: Sequence[tuple[Prompt, str]], max_length: int) -> list[dict[str, list[int]]]:
+def encode(
+    tokenizer: Any, examples: Sequence[tuple[Prompt, Answer]], max_length: int, turns: Turns = "last"
+) -> list[dict[str, list[int]]]:
     """Rows ``input_ids`` and ``labels`` (-100 on the prompt), both (T,); examples longer than ``max_length`` left out.
 
     The tokens are exactly those of :func:`prompt_ids` then :func:`answer_ids`, which generation sees and should write.
+    With ``turns="all"`` the assistant's turns in the prompt are labelled too, as :func:`turn_labels` says.
     """
     rows = []
     for prompt, answer in examples:
-        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer, prompt)
         if len(before) + len(after) <= max_length:
-            rows.append({"input_ids": before + after, "labels": [-100] * len(before) + after})
+            labels = turn_labels(tokenizer, prompt) if turns == "all" else [-100] * len(before)
+            rows.append({"input_ids": before + after, "labels": labels + after})
     return rows
 
 
@@ -50,10 +55,14 @@ def row_length(row: dict[str, list[int]]) -> int:
 
 
 def train_on_answers(
-    run: Run[Any, Any], folder: Path, settings: TrainingSettings, examples: Sequence[tuple[Prompt, str]]
+    run: Run[Any, Any],
+    folder: Path,
+    settings: TrainingSettings,
+    examples: Sequence[tuple[Prompt, Answer]],
+    turns: Turns = "last",
 ) -> dict[str, Any]:
     """Train the run's policy on prompts with their answers, as one stage of it; its figures."""
-    rows = encode(run.tokenizer, examples, run.max_length)
+    rows = encode(run.tokenizer, examples, run.max_length, turns)
     figures = run.train(
         folder, settings, rows, [row_length(row) for row in rows],
         lambda model, arguments, order: AnswerTrainer(model, run.tokenizer, arguments, rows, order),
