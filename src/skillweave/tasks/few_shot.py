@@ -53,5 +53,5 @@ def with_examples(prompt: Prompt, examples: list[Entry]) -> Prompt:
         turns += [message for message in as_messages(example.prompt) if message["role"] != "system"]
         answer: Any = example.answer
         turns.append(dict(answer) if isinstance(answer, Mapping) else {"role": "assistant", "content": answer})
-    asked = [*messages[:first], *turns, *messages[first:]]
-    return {**prompt, "messages": asked} if isinstance(prompt, Mapping) else asked  # type: ignore[return-value]
+    asked: Any = [*messages[:first], *turns, *messages[first:]]
+    return {**prompt, "messages": asked} if isinstance(prompt, Mapping) else asked
