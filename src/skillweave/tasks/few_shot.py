@@ -54,4 +54,6 @@ def with_examples(prompt: Prompt, examples: list[Entry]) -> Prompt:
         answer: Any = example.answer
         turns.append(dict(answer) if isinstance(answer, Mapping) else {"role": "assistant", "content": answer})
     asked: Any = [*messages[:first], *turns, *messages[first:]]
-    return {**prompt, "messages": asked} if isinstance(prompt, Mapping) else asked
+    if isinstance(prompt, Mapping):
+        asked = {**prompt, "messages": asked}
+    return asked
