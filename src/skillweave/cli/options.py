@@ -60,7 +60,7 @@ def read_sampling(
     """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
     if model_defaults and (temperature or top_p is not None):
         raise UserError(
-            "--model-defaults takes the temperature from the model's file, top-p too: leave out --temperature and --top-p"
+            "--model-defaults takes both from the model's file: leave out --temperature and --top-p"
         )
     if temperature == 0 and samples > 1 and not model_defaults:
         raise UserError(
