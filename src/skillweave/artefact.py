@@ -12,14 +12,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from skillweave.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -134,6 +135,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write one safetensors file atomically."""
+    from safetensors.torch import save_file
+
     with atomic_file(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **metadata})

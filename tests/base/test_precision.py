@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro import micro_model
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from micro import micro_model
 from skillweave.base import Sampling, generate, open_base, precision
 from skillweave.base.precision import (
     OVERRIDE,

@@ -13,7 +13,7 @@ import yaml
 from skillweave.artefact import read_json, write_json
 from skillweave.base import Base, Sampling, fingerprint, generate, open_base
 from skillweave.build import build, read_weave_config
-from skillweave.cli.show import show_weave
+from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta
 from skillweave.engine.local import open_engine
 from skillweave.errors import UserError

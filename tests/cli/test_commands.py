@@ -122,6 +122,11 @@ def test_inspect_a_weave(weave: Path) -> None:
     assert re.search(r"router +yes", shown)
 
 
+CUT_OFF = (
+    "The answer was cut off before the model had ended: allow more with --max-new-tokens, unless the base's context is "
+    "full\n"
+)
+
 # -- generate --------------------------------------------------------------------------------------------------------
 
 
@@ -184,7 +189,7 @@ def test_lines_that_name_their_packs_are_answered_in_one_batch(weave: Path, benc
 
 def test_the_router_notes_where_it_sends_a_prompt_on_standard_error(weave: Path) -> None:
     shown = made("generate", weave, ASKED[0], "-n", "4")
-    assert re.fullmatch(r"route: (sort|spell|base) \(\d+%\)\n", shown.err)
+    assert re.fullmatch(r"route: (sort|spell|base) \(\d+%\)\n" + re.escape(CUT_OFF), shown.err)
     assert "route" not in shown.out
     assert made("generate", weave, ASKED[0], "--pack", "auto", "-n", "4") == shown
 
@@ -255,6 +260,40 @@ def test_eval_takes_a_delta_a_pack_and_a_weave(bench: Bench, echo: Path, weave: 
         assert mean(*arguments) < 1
 
 
+def test_eval_of_several_tasks_with_samples_and_examples(bench: Bench, echo: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    settings = {"source": "builtin", "name": "micro_add", "splits": {"train": 4, "calibration": 1, "test": 3}}
+    own.write_text(yaml.safe_dump(settings))
+    asked = ("-n", "4", "--samples", "3", "--temperature", "1.5", "--top-p", "0.9", "--few-shot", "2")
+
+    def written(*more: object, out: str = "score.json") -> dict:
+        shown = made("eval", bench.base, "-t", own, "-t", echo, *asked, *more, "-o", tmp_path / out)
+        assert all(name in shown.out for name in ("micro_add", "echo", "pass@2", "pass@3", "majority"))
+        assert "echo: 2 examples of the train split stood before each prompt" in shown.out
+        assert re.search(r"micro_add: \d+% of the answers were cut off", shown.err)
+        return json.loads((tmp_path / out).read_text())
+
+    found = written()
+    assert found == written("--seed", "0", out="again.json")
+    assert found["tasks"] != written("--seed", "1", out="other.json")["tasks"]
+    assert [one["task"] for one in found["tasks"]] == [str(own), str(echo)]
+    for one, size in zip(found["tasks"], (3, 8), strict=True):
+        assert (one["n"], one["samples"], len(one["answers"]), len(one["examples"])) == (size, 3, size, 2)
+        said = [sample for answer in one["answers"] for sample in answer["samples"]]
+        assert len(said) == 3 * size
+        assert one["mean"] == pytest.approx(sum(sample["score"] for sample in said) / len(said))
+        assert one["cut_off"] == pytest.approx(sum(sample["ended"] == "length" for sample in said) / len(said))
+        for answer in one["answers"]:
+            assert answer["majority"] in [sample["answer"] for sample in answer["samples"]]
+            assert answer["prompt"] not in [example["prompt"] for example in one["examples"]]
+
+
+def test_eval_reads_one_task_or_several_from_a_file(bench: Bench, echo: Path, tmp_path: Path) -> None:
+    for tasks, shown in ((str(echo), "echo, test: 100.0%"), ([str(echo), str(echo)], "Mean scores on test prompts")):
+        (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"task": tasks, "max_new_tokens": 6}))
+        assert shown in made("eval", bench.base, "--config", tmp_path / "eval.yaml").out
+
+
 # -- with tools ------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +312,13 @@ def test_eval_with_tools_keeps_every_conversation(bench: Bench, echo: Path, tool
     assert written["n"] == 8
     for line in written["answers"]:
         assert re.sub(r"<\w+>", "", line["conversation"]).startswith(line["gold"])  # which is without special tokens
-        assert (line["calls"], line["failed_calls"]) == (0, 0)
+        assert (line["calls"], line["failed_calls"], line["other_forms"]) == (0, 0, 0)
+    made(
+        "eval", bench.base, "-t", echo, "--tools", tools, "--samples", "2", "--temperature", "1", "-o", tmp_path / "two"
+    )
+    for line in json.loads((tmp_path / "two").read_text())["answers"]:
+        first, second = line["samples"]
+        assert first["conversation"] != second["conversation"]
 
 
 def test_a_task_that_brings_tools_is_asked_with_them_unless_told_otherwise(bench: Bench, tmp_path: Path) -> None:
@@ -340,7 +385,7 @@ def test_in_a_process_of_its_own_stdout_holds_the_answer_and_nothing_else(bench:
     shown = subprocess.run([*command, "generate", bench.delta, "hello", "-n", "4"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout == made("generate", bench.delta, "hello", "-n", "4").out
-    assert shown.stderr == "  applying\n"
+    assert shown.stderr == f"  applying\n{CUT_OFF}"
     wrong = subprocess.run([*command, "generate", "nowhere", "hello"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("Error: no model is found at 'nowhere'")

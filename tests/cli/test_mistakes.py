@@ -84,6 +84,11 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("builtin", lambda b: ["eval", b.base, "-t", "builtin:sort_number"], "did you mean 'sort_numbers'?"),
     ("no file", lambda b: ["eval", b.base, "-t", "no.jsonl"], "no.jsonl does not exist"),
     ("no file", lambda b: ["specialise", "-b", b.base, "-t", "no.yaml", "-o", "r"], "no.yaml does not exist"),
+    ("samples", lambda b: ["eval", b.base, "-t", b.task, "--samples", "4"], "set --temperature, for example"),
+    ("top-p", lambda b: ["eval", b.base, "-t", b.task, "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
+    ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
+    ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0", "--temperature", "1"], "leaves no token to draw"),
+    ("few-shot", lambda b: ["eval", b.base, "-t", b.task, "--few-shot", "99"], "--few-shot 99: of the"),
     ("split", lambda b: ["eval", b.base, "-t", b.task, "--split", "tset"], "no split 'tset'; did you mean 'test'?"),
     # prompts
     ("none", lambda b: ["generate", b.base], "one prompt, or a file of prompts with --file"),

@@ -65,7 +65,8 @@ def test_auto_is_the_routers_choice(folder, base):
     replies = weave.generate(["4+1=", "hello who", "x"], ["auto", "auto", "b"], GREEDY)
     assert [reply.pack for reply in replies] == ["sums", None, "b"]
     assert [reply.confidence for reply in replies] == [routes[0].confidence, routes[1].confidence, None]
-    assert replies[0] == Reply(weave.generate(["4+1="], "sums", GREEDY)[0].text, "sums", routes[0].confidence)
+    alone = weave.generate(["4+1="], "sums", GREEDY)[0]
+    assert replies[0] == Reply(alone.text, "sums", routes[0].confidence, alone.ended)
     assert weave.route([]) == []
 
 

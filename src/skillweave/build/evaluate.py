@@ -51,11 +51,10 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
         return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split="test", limit=limit)
-    entries = task.asked("test")[: score.n]
     lines = [
         {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
-        | r.with_tools
-        for entry, r, value in zip(entries, replies, score.scores, strict=True)
+        | r.record
+        for entry, r, value in zip(score.entries, replies, score.scores, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})
@@ -73,7 +72,7 @@ def read_packs(folder: Path) -> list[str | None]:
 
 
 def show_example(base: Path, specialist: Path) -> None:
-    """Print a test prompt with the answer of the base and that of the specialist: the first that only the latter solves.
+    """Print a test prompt with both answers: the first that the specialist solves and the base does not.
 
     Where there is none it is the first prompt. Both folders are those of :func:`score_once`, on the same prompts.
     """

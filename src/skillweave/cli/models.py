@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE
+from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
 from skillweave.cli.places import check_file
 from skillweave.cli.tools import TOOLS, answered, open_tools
 from skillweave.errors import UserError
-
-if TYPE_CHECKING:
-    from skillweave.base import Prompt
-    from skillweave.weave import Reply
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
 PACK = typer.Option(None, "--pack", "-p", help="A pack's name, `auto` (the router chooses) or `base`.")
@@ -48,9 +44,10 @@ def generate(
     base: str = OTHER_BASE,
     tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy."),
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
     model_defaults: bool = MODEL_DEFAULTS,
-    seed: int = typer.Option(0, "--seed", help="Of the random draws, where the temperature is not 0."),
+    seed: int = SEED,
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
     dtype: str = DTYPE,
@@ -69,41 +66,42 @@ def generate(
 
     `skillweave generate runs/demo --file prompts.txt -o answers.jsonl`
 
+    `skillweave generate runs/demo --temperature 0.8 --seed 1 "Tell me a joke."`
+
     `skillweave generate runs/agent --tools calculator "What is 31 * 14 - 51?"`
 
     `skillweave generate my-model --model-defaults "Tell me a joke."`
     """
-    from skillweave.artefact import write_text
-    from skillweave.base import Sampling
-    from skillweave.cli.prompts import read_prompts
-    from skillweave.cli.show import show_conversation
-    from skillweave.engine import open_engine
-    from skillweave.weave import ToolReply
-
     if (prompt is None) == (file is None):
         raise UserError("give one prompt, or a file of prompts with --file")
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
-    if model_defaults and temperature:
-        raise UserError("--model-defaults takes the temperature from the model's file: leave out --temperature")
-    sampling = Sampling(
-        max_new_tokens or 128, temperature, seed=seed, batch_size=batch_size or 32, model_defaults=model_defaults
+    sampling = read_sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
+        model_defaults=model_defaults,
     )  # fmt: skip
+    from skillweave.artefact import write_text
+    from skillweave.cli.prompts import read_prompts
+    from skillweave.cli.show import show_conversation, show_cut_off
+    from skillweave.engine import open_engine
+    from skillweave.weave import ToolReply
+
     asked = read_prompts(file) if file is not None else [(prompt, None)]
     prompts, named = [ask for ask, _ in asked], [pack if own is None else own for _, own in asked]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)
         if file is None and opened is None:
-            engine.stream(prompt, pack, sampling, sys.stdout)
+            show_cut_off([engine.stream(prompt, pack, sampling, sys.stdout)])
             return
         replies = answered(engine, prompts, named, sampling, opened)
     if isinstance(replies[0], ToolReply) and file is None:
         show_conversation(replies[0])
         return
+    show_cut_off(replies)
     rows = [
-        {"prompt": ask, "pack": reply.pack or "base", "answer": reply.text, **reply.with_tools}
+        {"prompt": ask, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
         for ask, reply in zip(prompts, replies, strict=True)
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
@@ -116,61 +114,82 @@ def generate(
 @app.command("eval")
 def eval_(
     target: str = TARGET,
-    task: str = typer.Option(
-        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`."
+    task: list[str] = typer.Option(
+        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`. Repeatable."
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
     split: str = typer.Option("test", "--split", help="train, calibration or test."),
     limit: int = typer.Option(None, "--limit", min=1, help="The first so many prompts only."),
+    few_shot: int = typer.Option(
+        0, "--few-shot", min=0, help="Solved examples of the train split before each prompt, drawn by --seed."
+    ),
+    samples: int = typer.Option(
+        1, "--samples", min=1, help="Answers drawn for each prompt: gives pass@k and the vote of the majority."
+    ),
+    temperature: float = TEMPERATURE,
+    top_p: float = TOP_P,
+    seed: int = SEED,
     tools: str = TOOLS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     model_defaults: bool = MODEL_DEFAULTS,
     batch_size: int = BATCH_SIZE,
-    out: Path = typer.Option(None, "--out", "-o", help="Write score and answers as JSON here."),
+    out: Path = typer.Option(None, "--out", "-o", help="Write the scores and every answer as JSON here."),
     dtype: str = DTYPE,
     device: str = DEVICE,
     config: Path = DEFAULTS,
 ) -> None:
-    """Score a model, a delta, a pack or a weave on a task, with a 95% interval.
+    """Score a model, a delta, a pack or a weave on tasks, with 95% intervals over the prompts.
 
-    A task that brings tools is asked with them; to another one they are given by --tools.
+    Several --samples of each prompt give pass@k, the chance that one of k is right, and the score of the answer that
+    most of them agree with. A task that brings tools is asked with them; to another one they are given by --tools.
 
     **Examples**
 
     `skillweave eval bundled:smollm2 --task builtin:json_calls --limit 50`
 
+    `skillweave eval runs/demo -t builtin:json_calls -t builtin:sort_numbers`
+
     `skillweave eval runs/demo --task builtin:json_calls --pack auto`
 
     `skillweave eval runs/demo/packs/json_calls --task my-data.jsonl -o score.json`
 
+    `skillweave eval bundled:smollm2 --task my-data.jsonl --few-shot 4`
+
+    `skillweave eval bundled:smollm2 -t my-data.jsonl --samples 8 --temperature 1`
+
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
-    from skillweave.artefact import write_json
-    from skillweave.base import Sampling
-    from skillweave.cli.show import show_score
-    from skillweave.engine import open_engine
-    from skillweave.tasks import evaluate, load_task
-
     if out is not None:
         check_file(out)
-    loaded = load_task(task)
-    entries = loaded.asked(split)
-    sampling = Sampling(max_new_tokens or 128, batch_size=batch_size or 32, model_defaults=model_defaults)
-    replies: list[Reply] = []
-    with open_tools(tools, loaded, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
-        engine = open_engine(target, base=base, dtype=dtype, device=device)
+    sampling = read_sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
+        samples=samples, model_defaults=model_defaults,
+    )  # fmt: skip
+    from skillweave.artefact import write_json
+    from skillweave.cli.scoring import Examples, rate
+    from skillweave.cli.show import show_rated
+    from skillweave.engine import open_engine
+    from skillweave.tasks import load_task
 
-        def texts(prompts: list[Prompt]) -> list[str | None]:
-            replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, opened)
-            return [reply.answer for reply in replies]
-
-        score = evaluate(loaded, texts, split=split, limit=limit)
-    show_score(loaded.name, split, score, replies)
-    if out is not None:
-        answers = [
-            {"prompt": entry.prompt, "gold": entry.answer, "answer": reply.text, "score": value, **reply.with_tools}
-            for entry, reply, value in zip(entries, replies, score.scores, strict=False)
+    loaded = [load_task(one) for one in task]
+    for one in loaded:
+        one.split(split)  # an empty one is told before the model is opened
+    shown = [Examples.of(one, few_shot, seed) for one in loaded]
+    asked = {"target": target, "pack": pack, "split": split, "few_shot": few_shot, "samples": samples}
+    asked |= {"temperature": temperature, "top_p": sampling.top_p, "model_defaults": model_defaults, "seed": seed}
+    rated = []
+    with ExitStack() as opened:
+        boxes = [
+            opened.enter_context(open_tools(tools, one, max_tokens=max_new_tokens, batch_size=batch_size))
+            for one in loaded
         ]
-        figures = {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n}
-        write_json(out, {"task": task, "target": target, "pack": pack, "split": split, **figures, "answers": answers})
+        engine = open_engine(target, base=base, dtype=dtype, device=device)
+        for name, one, examples, box in zip(task, loaded, shown, boxes, strict=True):
+            rated.append(
+                rate(engine, pack, name, one, box, examples, sampling, split=split, limit=limit, samples=samples)
+            )
+            if out is not None:  # after each, for a later one may take hours
+                records = [done.record(asked) for done in rated]
+                write_json(out, records[0] if len(task) == 1 else {**asked, "tasks": records})
+    show_rated(rated, split)

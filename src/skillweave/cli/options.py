@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from skillweave.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from skillweave.base import Sampling
 
 
 def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
@@ -20,6 +24,10 @@ def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
     for key in values:
         if key not in known:
             raise UserError(f"{file}: unknown key '{key}'; {nearest(str(key), known)}")
+    for option in context.command.params:  # of an option that is repeatable one value may stand alone
+        value = values.get(str(option.name))
+        if getattr(option, "multiple", False) and value is not None and not isinstance(value, list):
+            values[str(option.name)] = [value]
     context.default_map = {**(context.default_map or {}), **values}
     return file
 
@@ -43,3 +51,36 @@ DTYPE = typer.Option(
     help="Type of the weights in memory: bfloat16, float32, float16, or auto: as the files hold them where the device "
     "computes that, else float32.",
 )
+TEMPERATURE = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy: always the likeliest token.")
+TOP_P = typer.Option(
+    None, "--top-p", min=0.0, max=1.0, help="Draw among the likeliest tokens that reach this probability together [1]."
+)
+SEED = typer.Option(0, "--seed", help="Of all random draws: the same seed gives the same answers.")
+
+
+def read_sampling(
+    *, max_new_tokens: int | None, temperature: float, top_p: float | None, seed: int, batch_size: int | None,
+    samples: int = 1, model_defaults: bool = False,
+) -> Sampling:  # fmt: skip
+    """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
+    if model_defaults and (temperature or top_p is not None):
+        raise UserError("--model-defaults takes both from the model's file: leave out --temperature and --top-p")
+    if temperature == 0 and samples > 1 and not model_defaults:
+        raise UserError(
+            f"--samples {samples} at temperature 0 would give the same answer {samples} times: set --temperature, for "
+            "example --temperature 0.8"
+        )
+    if temperature == 0 and top_p is not None:
+        raise UserError("--top-p has no effect at temperature 0: set --temperature, for example --temperature 0.8")
+    if top_p == 0:
+        raise UserError("--top-p 0 leaves no token to draw: set more than 0, or leave --temperature out (greedy)")
+    from skillweave.base import Sampling
+
+    return Sampling(
+        max_new_tokens or 128,
+        temperature,
+        1.0 if top_p is None else top_p,
+        batch_size=batch_size or 32,
+        seed=seed,
+        model_defaults=model_defaults,
+    )

@@ -39,7 +39,7 @@ def zip_(
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
     """
     from skillweave.base import open_base
-    from skillweave.cli.show import show_pack
+    from skillweave.cli.contents import show_pack
     from skillweave.config import read_config
     from skillweave.delta import Delta
     from skillweave.pack import check_name, is_skillpack
@@ -72,7 +72,7 @@ def zip_(
         console.print("These settings need no calibration: --task is not used (see activation_aware and smoothing).")
     pack = zip_delta(change, opened, calibration, settings, name=name, method=method, data=data)
     pack.save_pretrained(out)
-    show_pack(pack, out)
+    show_pack(pack.card, out)
 
 
 @app.command()
@@ -92,7 +92,7 @@ def unzip(
 
     `skillweave unzip packs/mine --base ./SmolLM2 --dtype float32 -o models/mine`
     """
-    from skillweave.cli.show import out as terminal
+    from skillweave.cli.contents import out as terminal
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
 
@@ -115,8 +115,8 @@ def inspect(
 
     `skillweave inspect runs/demo/packs/json_calls --tensors`
     """
-    from skillweave.cli.show import show_pack, show_weave
-    from skillweave.pack import Skillpack, is_skillpack
+    from skillweave.cli.contents import show_pack, show_weave
+    from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
     if is_weave(folder):
@@ -124,4 +124,4 @@ def inspect(
     elif not is_skillpack(folder):
         raise UserError(f"{folder} is neither a weave nor a skillpack: it has no weave.json and no skillpack.json")
     else:
-        show_pack(Skillpack.from_pretrained(folder), folder, tensors=tensors)
+        show_pack(read_stored(folder)[0], folder, tensors=tensors)

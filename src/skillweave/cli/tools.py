@@ -77,12 +77,12 @@ def _read(given: str | None) -> ToolUse:
 
 def answered(
     engine: LocalEngine, prompts: Sequence[Prompt], packs: Sequence[str | None], sampling: Sampling,
-    tools: OpenTools | None,
+    tools: OpenTools | None, *, label: str = "answer",
 ) -> Sequence[Reply]:  # fmt: skip
     """Every prompt's answer, with tools where there are some."""
     if tools is None:
-        return engine.generate(prompts, packs, sampling, label="answer")
+        return engine.generate(prompts, packs, sampling, label=label)
     return engine.converse(
-        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, seed=sampling.seed,
-        model_defaults=sampling.model_defaults, label="answer",
+        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, top_p=sampling.top_p,
+        seed=sampling.seed, model_defaults=sampling.model_defaults, label=label,
     )  # fmt: skip

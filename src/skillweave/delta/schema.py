@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict
 
 from skillweave.artefact import read_card_file
 from skillweave.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA_VERSION = 1
 DELTA_FILE = "delta.json"

@@ -60,12 +60,13 @@ class LocalEngine:
 
     def converse(
         self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
-        temperature: float = 0.0, seed: int = 0, model_defaults: bool = False, label: str | None = None,
+        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
+        label: str | None = None,
     ) -> list[ToolReply]:  # fmt: skip
         """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
         return converse_with(
             self.weave, prompts, [self._pack(name) for name in packs], toolbox, use, temperature=temperature,
-            seed=seed, model_defaults=model_defaults, label=label,
+            top_p=top_p, seed=seed, model_defaults=model_defaults, label=label,
         )  # fmt: skip
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:

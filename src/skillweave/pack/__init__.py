@@ -1,20 +1,38 @@
 """The artefact: a skillpack's schema, its integers, how it is read back, saved and described."""
 
-from skillweave.pack.decode import LowRank, decode, lowrank_parts, reference_forward
-from skillweave.pack.integers import pack_int4, quantise_rows, unpack_int4
-from skillweave.pack.schema import (
-    BaseRef,
-    Codec,
-    DifferenceEntry,
-    Entry,
-    FactorsEntry,
-    LowRankEntry,
-    PackBytes,
-    PackCard,
-    WholeEntry,
-    check_name,
+from typing import TYPE_CHECKING
+
+from skillweave.lazy import lazily
+
+if TYPE_CHECKING:
+    from skillweave.pack.decode import LowRank, lowrank_parts, reference_forward
+    from skillweave.pack.integers import pack_int4, quantise_rows, unpack_int4
+    from skillweave.pack.schema import (
+        BaseRef,
+        Codec,
+        DifferenceEntry,
+        Entry,
+        FactorsEntry,
+        LowRankEntry,
+        PackBytes,
+        PackCard,
+        WholeEntry,
+        check_name,
+    )
+    from skillweave.pack.skillpack import Skillpack
+    from skillweave.pack.stored import is_skillpack, read_stored
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "decode": "LowRank lowrank_parts reference_forward",
+        "integers": "pack_int4 quantise_rows unpack_int4",
+        "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackBytes PackCard "
+        "WholeEntry check_name",
+        "skillpack": "Skillpack",
+        "stored": "is_skillpack read_stored",
+    },
 )
-from skillweave.pack.skillpack import Skillpack, is_skillpack
 
 __all__ = [
     "BaseRef",
@@ -29,11 +47,11 @@ __all__ = [
     "Skillpack",
     "WholeEntry",
     "check_name",
-    "decode",
     "is_skillpack",
     "lowrank_parts",
     "pack_int4",
     "quantise_rows",
+    "read_stored",
     "reference_forward",
     "unpack_int4",
 ]

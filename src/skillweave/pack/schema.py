@@ -21,10 +21,9 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from skillweave.delta import BaseRef
+from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -137,27 +136,27 @@ def check_name(name: str) -> None:
         raise UserError(f"'{name}' cannot name a pack: it stands for {RESERVED[name]}")
 
 
-def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], torch.dtype | None]]:
-    """Shape and dtype (None: any float) of every tensor that an entry needs in the file."""
+def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    """Shape and dtype, as torch names it (None: any float), of every tensor that an entry needs in the file."""
     if isinstance(entry, DifferenceEntry | WholeEntry):
         return {name: (entry.shape, None)}
     rows, columns = entry.shape
     if isinstance(entry, FactorsEntry):
         return {
-            f"{name}.A": ((rows, entry.rank), torch.bfloat16),
-            f"{name}.B": ((entry.rank, columns), torch.bfloat16),
+            f"{name}.A": ((rows, entry.rank), "bfloat16"),
+            f"{name}.B": ((entry.rank, columns), "bfloat16"),
         }
-    codes = torch.uint8 if entry.bits == 4 else torch.int8
+    codes = "uint8" if entry.bits == 4 else "int8"
 
     def width(n: int) -> int:
         return (n + 1) // 2 if entry.bits == 4 else n
 
-    tensors: dict[str, tuple[tuple[int, ...], torch.dtype | None]] = {
+    tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
         f"{name}.A": ((rows, width(entry.rank)), codes),
         f"{name}.B": ((entry.rank, width(columns)), codes),
-        f"{name}.A_scale": ((rows,), torch.float16),
-        f"{name}.B_scale": ((entry.rank,), torch.float16),
+        f"{name}.A_scale": ((rows,), "float16"),
+        f"{name}.B_scale": ((entry.rank,), "float16"),
     }
     if entry.smooth:
-        tensors[f"{entry.group}.smooth"] = ((columns,), torch.float16)
+        tensors[f"{entry.group}.smooth"] = ((columns,), "float16")
     return tensors

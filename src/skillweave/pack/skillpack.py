@@ -14,22 +14,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, read_card_file, sha256_file, write_tensors, write_text
+from skillweave.artefact import atomic_folder, sha256_file, write_tensors, write_text
 from skillweave.delta import Delta
+from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError, nearest
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry, expected_tensors
+from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry
+from skillweave.pack.stored import CARD_FILE, DATA_FILE, check_tensors, read_stored
 
-CARD_FILE = "skillpack.json"
-DATA_FILE = "skillpack.safetensors"
 README_FILE = "README.md"
 _METADATA = {"skillpack": str(SCHEMA_VERSION)}
-
-
-def is_skillpack(folder: str | Path) -> bool:
-    """Whether a folder holds a skillpack."""
-    return (Path(folder) / CARD_FILE).is_file()
 
 
 class Skillpack:
@@ -43,7 +38,8 @@ class Skillpack:
     def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor]) -> None:
         self.card = card
         self.tensors = dict(tensors)
-        _check_tensors(card, self.tensors, f"the pack '{card.name}'")
+        kinds = {key: (tuple(tensor.shape), dtype_name(tensor.dtype)) for key, tensor in self.tensors.items()}
+        check_tensors(card, kinds, f"the pack '{card.name}'")
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -64,24 +60,11 @@ class Skillpack:
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Skillpack:
         """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why."""
-        folder = Path(folder)
-        if not is_skillpack(folder):
-            raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
-        card = read_card_file(folder / CARD_FILE, PackCard, SCHEMA_VERSION, "Copy or make the pack again.")
-        data = folder / DATA_FILE
-        if not data.is_file():
-            raise UserError(f"{data} is missing: the pack is incomplete. Copy or make it again.")
-        found = sha256_file(data)
-        if found != card.files.get(DATA_FILE):
-            raise UserError(
-                f"{data} is damaged: its SHA-256 is {found[:12]}..., and {CARD_FILE} names "
-                f"{str(card.files.get(DATA_FILE))[:12]}... Copy or make the pack again."
-            )
+        card, data = read_stored(folder)
         try:
             tensors = load_file(data)
         except SafetensorError as error:
             raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
-        _check_tensors(card, tensors, str(data))
         return cls(card, tensors)
 
     @property
@@ -171,22 +154,3 @@ def _part_of(name: str, card: PackCard) -> str:
     if name in card.entries:
         return "whole"
     return "matrices" if name.endswith((".A", ".B")) else "scales"
-
-
-def _check_tensors(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    known: set[str] = set()
-    for name, entry in card.entries.items():
-        for key, (shape, dtype) in expected_tensors(name, entry).items():
-            known.add(key)
-            if key not in tensors:
-                raise UserError(f"{where} lacks the tensor '{key}' that the entry '{name}' needs. Make the pack again.")
-            tensor = tensors[key]
-            right_type = tensor.dtype == dtype if dtype else tensor.is_floating_point()
-            if tuple(tensor.shape) != shape or not right_type:
-                raise UserError(
-                    f"{where}: the tensor '{key}' is {tensor.dtype} {tuple(tensor.shape)}, "
-                    f"expected {dtype or 'a float type'} {shape}. Make the pack again."
-                )
-    extra = sorted(set(tensors) - known)
-    if extra:
-        raise UserError(f"{where} holds the tensor '{extra[0]}' that no entry names. Make the pack again.")

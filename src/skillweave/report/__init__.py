@@ -5,8 +5,8 @@ from skillweave.report.machine import machine, versions
 from skillweave.report.neurons_plot import neurons_plot
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
-from skillweave.report.units import human_bytes, human_seconds
 from skillweave.report.unlearn_report import short_probe_table, short_unlearn_table, write_unlearn_report
+from skillweave.units import human_bytes, human_seconds
 
 __all__ = [
     "Table",

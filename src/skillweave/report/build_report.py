@@ -8,7 +8,7 @@ from typing import Any
 from skillweave.report.page import Section, write_page
 from skillweave.report.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.report.table import Table
-from skillweave.report.units import human_bytes
+from skillweave.units import human_bytes
 
 
 def skill_table(report: dict[str, Any]) -> Table:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from skillweave.artefact import atomic_file, write_json, write_text
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
-from skillweave.report.units import human_seconds
+from skillweave.units import human_seconds
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }

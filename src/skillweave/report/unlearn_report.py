@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from skillweave.report.page import Section, write_page
 from skillweave.report.plots import draw_bars
 from skillweave.report.table import Table
-from skillweave.report.units import human_bytes
+from skillweave.units import human_bytes
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito).
 ARMS = {"before": "#999999", "after": "#0072B2", "reference": "#009E73"}

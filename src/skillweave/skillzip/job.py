@@ -67,7 +67,7 @@ class Job:
     def free_bytes(self, entries: Mapping[str, MatrixEntry]) -> int:
         """Bytes of the budget that are left with these matrices in the pack; negative where they do not fit."""
         blank = {
-            key: torch.zeros(shape, dtype=dtype)
+            key: torch.zeros(shape, dtype=getattr(torch, dtype or "float32"))
             for name, entry in entries.items()
             for key, (shape, dtype) in expected_tensors(name, entry).items()
         }

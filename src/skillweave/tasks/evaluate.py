@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from math import sqrt
+from typing import Any
 
 import numpy as np
 
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
-from skillweave.tasks.task import Task
+from skillweave.tasks.samples import pass_at, same_answer, shown_ks, vote
+from skillweave.tasks.task import Entry, Task
 
 _Z = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 
 @dataclass(frozen=True)
+class Figure:
+    """A mean over prompts, in [0, 1], and its 95% interval (:func:`interval`)."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Figure:
+        """The mean of one value a prompt."""
+        return cls(sum(values) / len(values), *interval(values))
+
+
+@dataclass(frozen=True)
 class Score:
-    """The mean score over ``n`` entries in [0, 1], its 95% interval, and what every entry got."""
+    """The mean score over ``n`` entries in [0, 1], its 95% interval, and what every entry got.
+
+    ``scores`` is a value an entry, the mean over its samples. ``answers`` are those of all samples, entry after entry,
+    ``samples`` of each, and ``sampled`` (n, samples) their scores. With several samples ``pass_at`` holds pass@k by k
+    (a sample passes with a score of 1), ``voted`` for each entry which sample the majority agrees with, and
+    ``majority`` the mean score of those.
+    """
 
     mean: float
     low: float
@@ -25,6 +47,28 @@ class Score:
     n: int
     scores: list[float] = field(repr=False)
     answers: list[str | None] = field(repr=False)
+    entries: list[Entry] = field(repr=False)
+    samples: int = 1
+    sampled: list[list[float]] = field(default_factory=list, repr=False)
+    pass_at: dict[int, Figure] = field(default_factory=dict)
+    majority: Figure | None = None
+    voted: list[int] = field(default_factory=list, repr=False)
+
+    @property
+    def figure(self) -> Figure:
+        """The mean with its interval."""
+        return Figure(self.mean, self.low, self.high)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What is written of it as JSON, without the answers."""
+        found: dict[str, Any] = {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+        if self.samples > 1:
+            found["samples"] = self.samples
+            found["pass_at"] = {str(k): asdict(figure) for k, figure in self.pass_at.items()}
+        if self.majority is not None:
+            found["majority"] = asdict(self.majority)
+        return found
 
 
 def evaluate(
@@ -33,27 +77,45 @@ def evaluate(
     *,
     split: str = "test",
     limit: int | None = None,
+    samples: int = 1,
+    ask: Callable[[Entry], Prompt] = lambda entry: entry.prompt,
 ) -> Score:
     """Ask ``answer_fn`` each prompt of a split (the first ``limit``) once and score what it says (None: nothing).
 
-    Batching and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split
-    or ``limit`` below 1, ``ValueError`` where there is not one answer for each prompt.
+    Each prompt stands ``samples`` times in what is asked, one after the other; ``ask`` makes it of an entry. Batching
+    and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split or ``limit``
+    below 1, ``ValueError`` where there is not one answer for each prompt.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: at least one entry is needed for a score")
     entries = task.asked(split)[:limit]
-    answers = answer_fn([entry.prompt for entry in entries])
-    if len(answers) != len(entries):
-        raise ValueError(f"{len(entries)} prompts were asked and {len(answers)} answers came back")
-    scores = [task.score(answer, entry) for answer, entry in zip(answers, entries, strict=True)]
-    low, high = interval(scores)
-    return Score(sum(scores) / len(scores), low, high, len(scores), scores, list(answers))
+    answers = answer_fn([prompt for entry in entries for prompt in [ask(entry)] * samples])
+    if len(answers) != samples * len(entries):
+        raise ValueError(f"{samples * len(entries)} prompts were asked and {len(answers)} answers came back")
+    drawn = [answers[at : at + samples] for at in range(0, len(answers), samples)]
+    sampled = [[task.score(answer, entry) for answer in said] for said, entry in zip(drawn, entries, strict=True)]
+    scores = [sum(each) / samples for each in sampled]
+    mean = Figure.of(scores)
+    score = Score(mean.value, mean.low, mean.high, len(scores), scores, list(answers), entries, samples, sampled)
+    return score if samples == 1 else _with_samples(score, task, drawn)
+
+
+def _with_samples(score: Score, task: Task, drawn: Sequence[Sequence[str | None]]) -> Score:
+    right = [sum(value == 1 for value in each) for each in score.sampled]
+    voted = [vote(said, same_answer(task)) for said in drawn]
+    return replace(
+        score,
+        pass_at={k: Figure.of([pass_at(k, score.samples, count) for count in right]) for k in shown_ks(score.samples)},
+        majority=Figure.of([each[chosen] for each, chosen in zip(score.sampled, voted, strict=True)]),
+        voted=voted,
+    )
 
 
 def interval(scores: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The 95% interval of the mean of scores in [0, 1].
 
-    Wilson's where all scores are 0 or 1; else the percentile bootstrap, which needs some ten scores to mean much
+    Wilson's where all scores are 0 or 1; else the percentile bootstrap over the scores, one a prompt, which needs ten
+    or so to mean much
     (a single partial score tells nothing: (0, 1)). No scores are a :class:`UserError`.
     """
     if len(scores) == 0:

@@ -13,6 +13,7 @@ from skillweave.progress import bar
 from skillweave.tools.loop import Episode, Start, TurnLimits, play
 from skillweave.tools.protocol import Protocol
 from skillweave.tools.toolbox import Toolbox
+from skillweave.tools.turn import Thoughts
 
 if TYPE_CHECKING:
     from skillweave.base.chat import Prompt
@@ -23,6 +24,9 @@ class ConversationSettings(TurnLimits):
 
     max_tool_tokens: int = Field(default=512, ge=1, description="more of one result is cut off")
     batch_size: int = Field(default=64, ge=1, description="conversations written at once in one process")
+    thoughts: Thoughts = Field(
+        default="strip", description="what a model thinks in <think>...</think>: no part of a turn, or 'keep'"
+    )
 
 
 class Asking(ConversationSettings):
@@ -35,7 +39,10 @@ class Asking(ConversationSettings):
 
     def protocol(self, tokenizer: Any, toolbox: Toolbox) -> Protocol:
         """How a model of that tokenizer uses these tools. Raises :class:`UserError` where it has no chat template."""
-        return Protocol(tokenizer, toolbox, max_tool_tokens=self.max_tool_tokens, instruction=self.instruction)
+        return Protocol(
+            tokenizer, toolbox, max_tool_tokens=self.max_tool_tokens, instruction=self.instruction,
+            thoughts=self.thoughts,
+        )  # fmt: skip
 
 
 def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 0) -> list[Start]:
@@ -58,7 +65,7 @@ def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 
 
 def converse(
     model: Any, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], settings: ConversationSettings, *,
-    temperature: float = 0.0, model_defaults: bool = False,
+    temperature: float = 0.0, top_p: float = 1.0, model_defaults: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext, label: str | None = None,
 ) -> list[Episode]:  # fmt: skip
     """Hold all conversations side by side; greedily unless ``temperature`` says otherwise, or with ``model_defaults``
@@ -71,7 +78,7 @@ def converse(
     from skillweave.base.generate import context_length
     from skillweave.tools.writer import Writer
 
-    choice: dict[str, Any] = {"temperature": temperature}
+    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     if model_defaults:
         choice = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
     writer = Writer(model, form.tokenizer, **choice, batch_size=settings.batch_size, around=around)

@@ -59,7 +59,8 @@ class Episode:
     """A conversation that was held. ``ids`` (T,) are the tokens after the prompt, ``writers`` (T,) who wrote each.
 
     ``calls`` counts all its calls, those of its start among them. ``names`` are the tools of those calls, without its
-    own that failed; ``outcomes`` are of those it made itself. ``turns`` counts the model's turns in it.
+    own that failed; ``outcomes`` are of those it made itself, and ``other_forms`` counts those of them that were
+    written in another form than the model was told. ``turns`` counts the model's turns in it.
     """
 
     prompt: list[int]
@@ -67,6 +68,7 @@ class Episode:
     writers: list[int]
     calls: int = 0
     turns: int = 0
+    other_forms: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     answer: str | None = None
@@ -153,6 +155,7 @@ class _Live:
             episode.ended = "calls"
             return None
         episode.calls += len(turn.calls)
+        episode.other_forms += turn.other_forms
         self._asked = turn.calls
         return self._session.start(turn.calls)
 

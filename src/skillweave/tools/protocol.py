@@ -9,7 +9,7 @@ from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
-from skillweave.tools.turn import CLOSE, OPEN, Turn, read_turn
+from skillweave.tools.turn import CLOSE, OPEN, Thoughts, Turn, read_turn
 
 if TYPE_CHECKING:
     from skillweave.base.chat import Message, Prompt
@@ -23,7 +23,8 @@ _CALLED, _RESULT = "the-assistant-wrote-this", "the-tool-wrote-this"
 class Protocol:
     """How one model uses the tools of one toolbox.
 
-    A call is text, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them a turn. A turn ends
+    A call is text, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them a turn; other forms
+    are read too (:func:`~skillweave.tools.turn.read_turn`, which takes ``thoughts``). A turn ends
     with the end token of the chat template (:func:`~skillweave.base.ends.turn_end`). A turn without a call is the
     answer.
 
@@ -37,12 +38,14 @@ class Protocol:
     """
 
     def __init__(
-        self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None
-    ) -> None:
+        self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None,
+        thoughts: Thoughts = "strip",
+    ) -> None:  # fmt: skip
         from skillweave.base.ends import control_tokens, turn_end
 
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
+        self._toolbox, self._thoughts = toolbox, thoughts
         if not getattr(tokenizer, "chat_template", None):
             raise UserError("tools need a model with a chat template, and this tokenizer has none: set chat_template")
         if max_tool_tokens <= len(self._encode(_CUT)):
@@ -82,7 +85,7 @@ class Protocol:
 
     def read(self, text: str) -> Turn:
         """What the model wrote in one turn, ``text`` being without its end token. Never raises."""
-        return read_turn(text)
+        return read_turn(text, self._toolbox.schemas, thoughts=self._thoughts)
 
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results: from after the model's end token to where it writes again."""

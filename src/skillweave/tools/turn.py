@@ -5,14 +5,47 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Literal
 
+from skillweave.base.thoughts import strip_thoughts
 from skillweave.tools.call import Call, Outcome
+from skillweave.tools.forms import (
+    Schemas,
+    Unreadable,
+    arguments_of,
+    calls_of,
+    is_bare_call,
+    is_plain,
+    malformed,
+    names_of,
+    read_pairs,
+    read_parameters,
+)
+from skillweave.tools.lenient import read_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_MARK = re.compile(f"{OPEN}|{CLOSE}")
+_CLOSE_OF = {
+    OPEN: CLOSE,  # Hermes, Qwen, SmolLM3, Granite
+    "<tool_calls>": "</tool_calls>",  # Jamba
+    "<|tool_call|>": "<|/tool_call|>",  # Phi-4 mini; Granite, which writes no end
+    "[TOOL_CALLS]": "",  # Mistral
+    "<|python_tag|>": "",  # Llama 3.1
+}
+"""What stands before calls, and behind them; an empty text where nothing does."""
 
-# Not strict: small models write code with its line breaks as they are, where JSON asks for \n.
-_JSON = json.JSONDecoder(strict=False)
+_FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
+_BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
+_MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))
+_SPACE = re.compile(r"\s*+")
+_FENCE = re.compile(r"```\w*+\s*+")
+_NEXT = re.compile(r"\s*+[,;]?\s*+(?=[{\[])")
+_LEFT_OVER = re.compile(r"[\s}\]`]*+")
+"""What may follow the JSON of a call: white space, brackets too many, the end of its fence."""
+
+_NAMED = re.compile(r"(?P<name>[\w.-]{1,200})\s*+(?:\[CALL_ID\][\w-]{0,100})?+(?:\[ARGS\])?+\s*+(?=\{)")
+_PAIRS = re.compile(r"(?P<name>[\w.-]{1,200})\s*+(?=<arg_key>|(?P<none></tool_call>))")
+
+Thoughts = Literal["strip", "keep"]
 
 
 @dataclass(frozen=True)
@@ -20,12 +53,14 @@ class Turn:
     """What a model wrote until its end token.
 
     ``calls``: in the order in which they stand; an :class:`Outcome` with the fault "malformed" stands where one could
-    not be read. ``answer``: the text of a turn without calls, else None.
+    not be read. ``answer``: the text of a turn without calls, else None. ``other_forms``: how many of the calls were
+    written in another form than :func:`call_text` writes.
     """
 
     text: str
     calls: tuple[Call | Outcome, ...]
     answer: str | None
+    other_forms: int = 0
 
 
 def call_text(call: Call) -> str:
@@ -34,36 +69,112 @@ def call_text(call: Call) -> str:
     return f"{OPEN}{body}{CLOSE}"
 
 
-def read_turn(text: str) -> Turn:
-    """Find the calls in a turn. Never raises."""
+def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -> Turn:
+    """Find the calls in a turn. Never raises; the time is linear in the length of the text.
+
+    Read are the forms that models are trained on: JSON in ``<tool_call>`` (:func:`~skillweave.tools.forms.calls_of`
+    has the keys), in Mistral's ``[TOOL_CALLS]``, behind Llama's ``<|python_tag|>``; ``<function=name>`` with JSON or
+    with ``<parameter=key>``; GLM's ``<arg_key>``. The end mark may be missing at the end of the turn, and the JSON
+    may be a little wrong (:func:`~skillweave.tools.lenient.read_json`).
+
+    ``tools`` are the schemas of the tools that the model was told of. They give values their types in the forms that
+    write all of them as text. With them a turn is a call too that has no mark at all, if it is nothing but a JSON
+    object with the name of one of these tools and its arguments, as Llama 3.1 writes it.
+
+    What a reasoning model thinks is no part of the turn: a call that it drafts there is not made. ``thoughts="keep"``
+    reads it as the rest.
+    """
+    said = strip_thoughts(text) if thoughts == "strip" else text
     calls: list[Call | Outcome] = []
-    at = 0
-    while (start := text.find(OPEN, at)) >= 0:
-        call, at = _read_call(text, start + len(OPEN))
-        calls.append(call)
-    if not calls and CLOSE in text:
-        calls.append(_malformed(f"{CLOSE} without {OPEN}"))
-    return Turn(text, tuple(calls), None if calls else text.strip())
+    other_forms = at = 0
+    while begin := _BEGIN.search(said, at):
+        found, plain, at = _read_at(said, begin, tools)
+        calls += found
+        other_forms += 0 if plain else sum(isinstance(call, Call) for call in found)
+    if not calls:
+        calls = _bare_calls(said, names_of(tools))
+        other_forms = len(calls)
+    if not calls and CLOSE in said:
+        calls = [malformed(f"{CLOSE} without {OPEN}")]
+    return Turn(text, tuple(calls), None if calls else said.strip(), other_forms)
 
 
-def _read_call(text: str, start: int) -> tuple[Call | Outcome, int]:
-    """The call whose JSON begins at ``start``, and where to read on."""
-    start = _behind_space(text, start)
-    # The JSON itself says where it ends: a text in it may hold the mark of the end.
+def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:
+    """The calls behind a mark, whether they are written in the plain form, and where to read on."""
+    mark = begin[0]
+    start = _skip(_SPACE, text, begin.end())
     try:
-        body, end = _JSON.raw_decode(text, start)
+        if begin["function"]:
+            call, at = _read_function(text, begin, tools)
+            return [call], False, at
+        if mark == OPEN and (inner := _BEGIN.match(text, start)) and inner["function"]:
+            start = inner.end()
+            call, at = _read_function(text, inner, tools)
+            return [call], False, _behind(CLOSE, text, at)
+        named = _PAIRS.match(text, start) if mark == OPEN else None
+        if named and (not named["none"] or named["name"] in names_of(tools)):
+            call, at = read_pairs(text, named.end(), named["name"], tools)
+            return [call], False, _behind(CLOSE, text, at)
+        if mark == "[TOOL_CALLS]" and (named := _NAMED.match(text, start)):
+            value, at, _ = read_json(text, named.end())
+            return [Call(named["name"], arguments_of(value))], False, at
+        return _read_values(text, start, mark)
+    except Unreadable as problem:
+        return [malformed(problem)], False, _after(text, start)
     except (ValueError, RecursionError) as problem:
         reason = getattr(problem, "msg", "it cannot be read")
-        return _malformed(f"no valid JSON ({reason})"), _after(text, start)
-    close = _behind_space(text, end)
-    if not text.startswith(CLOSE, close):
-        return _malformed(f"{CLOSE} must follow the JSON"), _after(text, end)
-    at = close + len(CLOSE)
-    if not isinstance(body, dict) or not isinstance(body.get("name"), str):
-        return _malformed('it needs a "name"'), at
-    if not isinstance(body.get("arguments", {}), dict):
-        return _malformed('"arguments" must be an object'), at
-    return Call(body["name"], body.get("arguments", {})), at
+        return [malformed(f"no valid JSON ({reason})")], False, _after(text, start)
+
+
+def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome], bool, int]:
+    """As :func:`_read_at`, for a mark that is followed by JSON. Raises ``ValueError`` where it is none."""
+    close = _CLOSE_OF[mark]
+    begin = _skip(_FENCE, text, start)
+    # The JSON itself says where it ends: a text in it may hold the mark of the end.
+    value, end, strict = read_json(text, begin, close)
+    values = [value]
+    while another := _NEXT.match(text, end):
+        value, end, also_strict = read_json(text, another.end(), close)
+        values.append(value)
+        strict = strict and also_strict
+    at = _skip(_LEFT_OVER, text, end)
+    closed = bool(close) and text.startswith(close, at)
+    if close and not closed and at < len(text) and not _BEGIN.match(text, at):
+        return [malformed(f"{close} must follow the JSON")], False, _after(text, end)
+    calls = [call for one in values for call in calls_of(one)]
+    plain = (mark, closed, strict, begin) == (OPEN, True, True, start) and not text[end:at].strip()
+    return calls, plain and all(map(is_plain, values)), at + len(close) if closed else at
+
+
+def _read_function(text: str, begin: re.Match[str], tools: Schemas) -> tuple[Call, int]:
+    """The call of ``<function=name>``, whose arguments are JSON or ``<parameter=key>``, and where to read on."""
+    name, start = begin["function"].strip(), _skip(_SPACE, text, begin.end())
+    if text.startswith("{", start):
+        value, at, _ = read_json(text, start, "</function>")
+        call = Call(name, arguments_of(value))
+    else:
+        call, at = read_parameters(text, start, name, tools)
+    end = _behind("</function>", text, at)
+    if end == at and _SPACE.fullmatch(text, at) is None and not text.startswith(CLOSE, _skip(_SPACE, text, at)):
+        raise Unreadable("</function> is missing")
+    return call, end
+
+
+def _bare_calls(text: str, known: set[str]) -> list[Call | Outcome]:
+    """The calls of a turn that is nothing but their JSON; a mark of the end may stand behind them. [] for others."""
+    text = text.strip().removesuffix(CLOSE).rstrip()
+    if not known or not text.startswith(("{", "[")):
+        return []
+    values, end = [], 0
+    try:
+        while another := _NEXT.match(text, end):
+            value, end, _ = read_json(text, another.end())
+            values.append(value)
+    except (ValueError, RecursionError):
+        return []
+    if _skip(_LEFT_OVER, text, end) < len(text) or not all(is_bare_call(value, known) for value in values):
+        return []
+    return [call for value in values for call in calls_of(value)]
 
 
 def _after(text: str, start: int) -> int:
@@ -71,14 +182,15 @@ def _after(text: str, start: int) -> int:
     mark = _MARK.search(text, start)
     if mark is None:
         return len(text)
-    return mark.start() if mark[0] == OPEN else mark.end()
+    return mark.end() if mark[0] in _CLOSE_OF.values() else mark.start()
 
 
-def _behind_space(text: str, at: int) -> int:
-    while text[at : at + 1].isspace():
-        at += 1
-    return at
+def _behind(mark: str, text: str, at: int) -> int:
+    """Where the text goes on behind white space and this mark; ``at`` where it does not stand there."""
+    start = _skip(_SPACE, text, at)
+    return start + len(mark) if text.startswith(mark, start) else at
 
 
-def _malformed(what: str) -> Outcome:
-    return Outcome(f"malformed call: {what}", "malformed")
+def _skip(pattern: re.Pattern[str], text: str, at: int) -> int:
+    found = pattern.match(text, at)
+    return found.end() if found else at

@@ -1,10 +1,28 @@
 """The woven model: many packs on one base, a row of a batch each its own; the router; the folder that is served."""
 
-from skillweave.weave.converse import ToolReply, converse_with
-from skillweave.weave.linear import grouped_delta
-from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
-from skillweave.weave.weave import AUTO, Reply, Weave, WeaveCard, is_weave, read_card
-from skillweave.weave.woven import Woven
+from typing import TYPE_CHECKING
+
+from skillweave.lazy import lazily
+
+if TYPE_CHECKING:
+    from skillweave.weave.card import WeaveCard, is_weave, read_card
+    from skillweave.weave.converse import ToolReply, converse_with
+    from skillweave.weave.linear import grouped_delta
+    from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
+    from skillweave.weave.weave import AUTO, Reply, Weave
+    from skillweave.weave.woven import Woven
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "card": "WeaveCard is_weave read_card",
+        "converse": "ToolReply converse_with",
+        "linear": "grouped_delta",
+        "router": "BASE Route Router background_prompts check_layer fit_router",
+        "weave": "AUTO Reply Weave",
+        "woven": "Woven",
+    },
+)
 
 __all__ = [
     "AUTO",

@@ -9,7 +9,6 @@ from typing import Any
 from skillweave.base import Prompt
 from skillweave.tools.call import TOOL
 from skillweave.tools.converse import Asking, begin, converse
-from skillweave.tools.loop import Ending
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave
 
@@ -19,27 +18,30 @@ class ToolReply(Reply):
     """An answer that tools may have helped to find; where the conversation ended without one, ``text`` is empty.
 
     ``way`` is what came after the prompt and before the last turn, ``last`` that turn as the model wrote it.
+    ``other_forms`` of its calls were written in another form than the model was told.
     """
 
-    ended: Ending
     way: str
     last: str
     calls: int
     failed_calls: int
+    other_forms: int
 
     @property
     def answer(self) -> str | None:
         return self.text if self.ended == "answer" else None
 
     @property
-    def with_tools(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         told = {"ended": self.ended, "calls": self.calls, "failed_calls": self.failed_calls}
+        told["other_forms"] = self.other_forms
         return {**told, "conversation": self.way + self.last}
 
 
 def converse_with(
     weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox, use: Asking, *,
-    temperature: float = 0.0, seed: int = 0, model_defaults: bool = False, label: str | None = None,
+    temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
+    label: str | None = None,
 ) -> list[ToolReply]:  # fmt: skip
     """Answer every prompt, with the tools of ``toolbox``. ``packs`` as in :meth:`Weave.generate`, ``model_defaults`` as
     in :class:`~skillweave.base.Sampling`.
@@ -55,7 +57,7 @@ def converse_with(
         mine = [index for index, route in enumerate(chosen) if route.pack == pack]
         with weave.woven.every_row(pack):
             episodes = converse(
-                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature,
+                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
                 model_defaults=model_defaults, label=label,
             )  # fmt: skip
         for index, held in zip(mine, episodes, strict=True):
@@ -63,6 +65,6 @@ def converse_with(
             turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)
             replies[index] = ToolReply(
                 held.answer or "", pack, chosen[index].confidence, held.ended, form.text(held.ids[:turn]),
-                form.text(held.ids[turn:]), held.calls, held.failures,
+                form.text(held.ids[turn:]), held.calls, held.failures, held.other_forms,
             )  # fmt: skip
     return [replies[index] for index in range(len(prompts))]

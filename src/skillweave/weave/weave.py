@@ -10,56 +10,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from skillweave.artefact import atomic_folder, read_card_file, write_json
-from skillweave.base import Base, Prompt, Sampling, generate, open_base
+from skillweave.artefact import atomic_folder, write_json
+from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.pack import BaseRef, Skillpack
+from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
+from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, read_card
 from skillweave.weave.router import BASE, Route, Router, features
 from skillweave.weave.woven import Woven
 
-SCHEMA_VERSION = 1
-WEAVE_FILE = "weave.json"
 AUTO = "auto"
 """In place of a pack's name: let the router choose."""
 
 
-class BackboneRef(BaseModel):
-    """What the delta in ``backbone/`` makes of the base: the fingerprint that the packs belong on."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    fingerprint: str
-
-
-class WeaveCard(BaseModel):
-    """``weave.json``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    schema_version: int = SCHEMA_VERSION
-    base: BaseRef
-    """The base as it came, also where a backbone is laid on it."""
-    backbone: BackboneRef | None = None
-    """None: the packs belong on the base itself."""
-    packs: list[str]
-    router: bool = False
-    dtype: str | None = None
-    """In which the base is served unless the caller says otherwise (None: as its files hold it)."""
-    budget: int | None = None
-    """Bytes that the base and the packs in memory may take together, where the builder set a limit."""
-
-
 @dataclass(frozen=True)
 class Reply:
-    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence."""
+    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence.
+
+    ``ended``: ``answer`` where the model wrote its end, ``length`` where the answer was cut off.
+    """
 
     text: str
     pack: str | None
     confidence: float | None
+    ended: Ending
 
     @property
     def answer(self) -> str | None:
@@ -67,9 +45,9 @@ class Reply:
         return self.text
 
     @property
-    def with_tools(self) -> dict[str, Any]:
-        """What else there is to record of an answer that tools may have helped to find."""
-        return {}
+    def record(self) -> dict[str, Any]:
+        """What is written of it beside its text and its pack."""
+        return {"ended": self.ended}
 
 
 class Weave:
@@ -281,7 +259,7 @@ class Weave:
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
             return self.woven.rows([chosen[row].pack for row in rows])
 
-        answers = generate(
+        answers = generate_answers(
             self.base.model,
             self.base.tokenizer,
             prompts,
@@ -290,7 +268,10 @@ class Weave:
             streamer=streamer,
             label=label,
         )
-        return [Reply(texts[0], route.pack, route.confidence) for texts, route in zip(answers, chosen, strict=True)]
+        return [
+            Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
+            for drawn, route in zip(answers, chosen, strict=True)
+        ]
 
     def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Route]:
         """The pack that each prompt is to be answered with; ``packs`` as in :meth:`generate`."""
@@ -362,19 +343,6 @@ def _renamed(pack: Skillpack, name: str) -> Skillpack:
     except ValidationError as error:
         raise UserError(f"'{name}' is no name for a pack: use letters, digits, '.', '_' and '-'") from error
     return Skillpack(card, pack.tensors)
-
-
-def is_weave(folder: str | Path) -> bool:
-    """Whether a folder holds a weave."""
-    return (Path(folder) / WEAVE_FILE).is_file()
-
-
-def read_card(folder: str | Path) -> WeaveCard:
-    """Read ``weave.json``. Raises :class:`UserError` where it is missing, damaged or newer."""
-    path = Path(folder) / WEAVE_FILE
-    if not path.is_file():
-        raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
-    return read_card_file(path, WeaveCard, SCHEMA_VERSION, "Build the weave again.")
 
 
 def _mb(count: int) -> str:

@@ -104,7 +104,7 @@ def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
     form = USE.protocol(weave.base.tokenizer, hops.toolbox)
     plain = converse(weave.base.model, form, hops.toolbox, begin(weave.base.model, form, prompts), USE)
     for at in (1, 4):
-        assert form.text(plain[at].ids) == mixed[at].with_tools["conversation"]
+        assert form.text(plain[at].ids) == mixed[at].record["conversation"]
     assert len({reply.last for reply in mixed}) > 1
 
 
@@ -132,7 +132,7 @@ def test_nothing_is_answered_by_nothing(weave, hops):
 
 def test_no_answer_is_no_empty_answer(hops):
     entry = hops.task.split("test")[0]
-    said = ToolReply("", None, None, "length", "", "zz", 0, 0)
+    said = ToolReply("", None, None, "length", "", "zz", 0, 0, 0)
     assert (said.answer, replace(said, ended="answer").answer) == (None, "")
     accepting = replace(hops.task, scorer=lambda answer, entry: 1.0)
     assert (accepting.score(None, entry), accepting.score("", entry)) == (0.0, 1.0)

@@ -1,0 +1,168 @@
+"""What a call says, in the forms that models are trained on: JSON objects and lists of them, and XML-like marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from skillweave.tools.call import Call, Outcome
+from skillweave.tools.lenient import read_json
+
+Schemas = Sequence[Mapping[str, Any]]
+"""Tools as ``Toolbox.schemas`` describes them."""
+
+_NAMES = ("name", "function", "tool_name")
+_ARGUMENTS = ("arguments", "parameters")
+_BESIDE = {"type", "id", "index", "call_id", "tool_call_id"}
+"""Keys that say nothing which running the call needs."""
+
+_PARAMETER = re.compile(r"\s*+<parameter=([^<>\n]{1,200})>")
+_KEY = re.compile(r"\s*+<arg_key>")
+_BETWEEN = re.compile(r"</arg_key>\s*+<arg_value>")
+
+
+class Unreadable(ValueError):
+    """A call cannot be read; the message says why, in words for the model."""
+
+
+def malformed(what: object) -> Outcome:
+    """What a call comes to that could not be read."""
+    return Outcome(f"malformed call: {what}", "malformed")
+
+
+def names_of(tools: Schemas) -> set[str]:
+    """The names of the tools."""
+    return {tool["function"]["name"] for tool in tools}
+
+
+def calls_of(body: Any) -> list[Call | Outcome]:
+    """The calls that a decoded JSON value stands for: an object is one call, a list any number of them.
+
+    ============================================================  ==============================
+    ``{"name": ..., "arguments": {...}}``                         Hermes, Qwen
+    ``{"name": ..., "parameters": {...}}``                        Llama 3.1
+    ``{"type": "function", "function": {"name": ..., ...}}``      OpenAI
+    ``{"function": "name", ...}``, ``{"tool_name": ..., ...}``    DeepSeek's users, Cohere
+    ============================================================  ==============================
+
+    The arguments may be a JSON text that holds the object; null, an empty text and no key at all mean none.
+    """
+    if not isinstance(body, list):
+        return [_call_of(body)]
+    return [_call_of(one) for one in body] or [malformed("the list holds no call")]
+
+
+def is_plain(body: Any) -> bool:
+    """Whether a JSON value is a call in the form that models are told: a name, and its arguments as an object."""
+    return (
+        isinstance(body, dict) and body.keys() <= {"name", "arguments"} and isinstance(body.get("arguments", {}), dict)
+    )
+
+
+def is_bare_call(body: Any, known: set[str]) -> bool:
+    """Whether a JSON value without any mark is a call of a tool in ``known``: it holds that name, its arguments, and
+    nothing else, so that an answer which happens to be JSON stays an answer."""
+    if isinstance(body, list):
+        return bool(body) and all(is_bare_call(one, known) and isinstance(one, dict) for one in body)
+    if not isinstance(body, dict):
+        return False
+    if body.get("type") == "function":
+        body = {key: value for key, value in body.items() if key != "type"}
+        if set(body) == {"function"} and isinstance(body["function"], dict):
+            body = body["function"]
+    given = next((body[key] for key in _ARGUMENTS if set(body) == {"name", key}), None)
+    return isinstance(given, dict | str) and isinstance(body["name"], str) and body["name"] in known
+
+
+def _call_of(body: Any) -> Call | Outcome:
+    if isinstance(body, dict) and isinstance(body.get("function"), dict):
+        body = body["function"]
+    if not isinstance(body, dict):
+        return malformed('it needs a "name"')
+    named = next((key for key in _NAMES if isinstance(body.get(key), str)), None)
+    if named is None:
+        return malformed('it needs a "name"')
+    given = next((key for key in _ARGUMENTS if key in body), None)
+    # Arguments under another key must not be lost: the tool would run without them.
+    lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE}]
+    if given is None and lost:
+        return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
+    try:
+        return Call(body[named], arguments_of(body[given] if given is not None else {}))
+    except Unreadable as problem:
+        return malformed(problem)
+
+
+def arguments_of(given: Any) -> Mapping[str, Any]:
+    """The arguments of a call: an object, or a JSON text that holds one. Raises :class:`Unreadable`."""
+    if isinstance(given, str) and given.strip():
+        try:
+            value, end, _ = read_json(given, len(given) - len(given.lstrip()))
+        except (ValueError, RecursionError):
+            raise Unreadable('"arguments" must be an object, or a JSON text that holds one') from None
+        given = value if not given[end:].strip() else given
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return {}
+    if not isinstance(given, dict):
+        raise Unreadable('"arguments" must be an object')
+    return given
+
+
+def read_parameters(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int]:
+    """The call of Qwen3-Coder whose ``<parameter=key>value</parameter>`` begin at ``at``, and where they end.
+
+    A value is text; where the tool's schema asks for something else than a text, it is read as JSON if it can be.
+    Raises :class:`Unreadable`.
+    """
+    types = _types(name, tools)
+    arguments: dict[str, Any] = {}
+    while found := _PARAMETER.match(text, at):
+        end = text.find("</parameter>", found.end())
+        if end < 0:
+            raise Unreadable("</parameter> is missing")
+        # The template puts one line break on each side of a value.
+        arguments[found[1]] = _typed(text[found.end() : end].removeprefix("\n").removesuffix("\n"), types.get(found[1]))
+        at = end + len("</parameter>")
+    return Call(name, arguments), at
+
+
+def read_pairs(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int]:
+    """The call of GLM whose ``<arg_key>key</arg_key><arg_value>value</arg_value>`` begin at ``at``; else as above."""
+    types = _types(name, tools)
+    arguments: dict[str, Any] = {}
+    while found := _KEY.match(text, at):
+        key_end = text.find("</arg_key>", found.end())
+        between = _BETWEEN.match(text, key_end) if key_end >= 0 else None
+        end = text.find("</arg_value>", between.end()) if between else -1
+        if between is None or end < 0:
+            raise Unreadable("</arg_key> or </arg_value> is missing")
+        key = text[found.end() : key_end].strip()
+        arguments[key] = _typed(text[between.end() : end], types.get(key))
+        at = end + len("</arg_value>")
+    return Call(name, arguments), at
+
+
+def _types(name: str, tools: Schemas) -> dict[str, set[str]]:
+    """What types each parameter of the tool may have."""
+    function: Mapping[str, Any] = next((tool["function"] for tool in tools if tool["function"]["name"] == name), {})
+    properties = function.get("parameters", {}).get("properties", {})
+    return {key: _types_of(about) for key, about in properties.items()}
+
+
+def _types_of(about: Mapping[str, Any]) -> set[str]:
+    kinds = about.get("type", [])
+    found = {kinds} if isinstance(kinds, str) else set(kinds)
+    for other in (*about.get("anyOf", ()), *about.get("oneOf", ())):
+        found |= _types_of(other)
+    return found
+
+
+def _typed(value: str, types: set[str] | None) -> Any:
+    if not types or "string" in types:
+        return value
+    try:
+        read, end, _ = read_json(value.strip(), 0)
+    except (ValueError, RecursionError):
+        return {"True": True, "False": False, "None": None}.get(value.strip(), value)
+    return read if end == len(value.strip()) else value

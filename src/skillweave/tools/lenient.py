@@ -1,0 +1,99 @@
+"""JSON as models write it: in Python's spelling, with commas too many, with brackets that were not closed."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# Not strict: small models write code with its line breaks as they are, where JSON asks for \n.
+_JSON = json.JSONDecoder(strict=False)
+
+# The quantifiers are possessive: a string without an end is scanned once, not from each of its characters.
+_TOKEN = re.compile(
+    r"""(?P<space>\s++)
+    | (?P<string>"(?:[^"\\]++|\\.)*+" | '(?:[^'\\]++|\\.)*+')
+    | (?P<open>[{\[]) | (?P<close>[}\]]) | (?P<mark>[,:])
+    | (?P<number>-?[0-9][0-9.eE+-]*+)
+    | (?P<key>[A-Za-z_]\w*+)(?=\s*+:)
+    | (?P<word>[A-Za-z]++)""",
+    re.VERBOSE | re.DOTALL,
+)
+_WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
+_PARTNER = {"{": "}", "[": "]"}
+_IN_STRING = re.compile(r'''\\(?:x([0-9a-fA-F]{2})|u[0-9a-fA-F]{4}|["\\/bfnrt]|(.))|"''', re.DOTALL)
+
+
+def read_json(text: str, start: int, end_mark: str = "") -> tuple[Any, int, bool]:
+    """The value that begins at ``start``, where it ends, and whether it is JSON as the standard has it.
+
+    Objects and lists may also be written with single quotes, ``True``, ``False`` and ``None``, keys without quotes, a
+    backslash before any character, and a comma before the closing bracket. Brackets that are still open where
+    ``end_mark`` stands are closed there. Strings may hold line breaks. The time is linear in what is read.
+
+    Raises ``ValueError`` (also ``RecursionError``) for anything else, with the reason that the strict reading gives.
+    """
+    try:
+        value, end = _JSON.raw_decode(text, start)
+        return value, end, True
+    except ValueError as problem:
+        found = _as_json(text, start, end_mark)
+        if found is None:
+            raise
+        try:
+            return _JSON.decode(found[0]), found[1], False
+        except ValueError:
+            raise problem from None
+
+
+def _as_json(text: str, start: int, end_mark: str) -> tuple[str, int] | None:
+    """The object or list at ``start`` with its tokens spelt as in JSON, and its end; None where it has none."""
+    parts: list[str] = []
+    open_brackets: list[str] = []
+    last = -1  # the part before this one that is no white space
+    at = start
+    while token := _TOKEN.match(text, at):
+        at = token.end()
+        kind, found = token.lastgroup, token[0]
+        if kind == "open":
+            open_brackets.append(_PARTNER[found])
+        elif kind == "close":
+            if not open_brackets or open_brackets.pop() != found:
+                return None
+            if parts[last] == ",":
+                parts[last] = ""
+        elif kind == "string":
+            found = _string(found)
+        elif kind == "key":
+            found = f'"{found}"'
+        elif kind == "word":
+            if found not in _WORDS:
+                return None
+            found = _WORDS[found]
+        if kind != "space":
+            last = len(parts)
+        parts.append(found)
+        if not open_brackets:
+            if kind == "close":
+                return "".join(parts), at
+            if kind != "space":
+                return None
+    # Behind a comma something else was to come: what is missing there is more than a bracket.
+    if open_brackets and parts[last] != "," and end_mark and text.startswith(end_mark, at):
+        return "".join([*parts, *reversed(open_brackets)]), at
+    return None
+
+
+def _string(literal: str) -> str:
+    """A string in single or double quotes as JSON writes it; a backslash that escapes nothing is one, as in Python."""
+
+    def written(found: re.Match[str]) -> str:
+        if found[0] == '"':
+            return '\\"'
+        if found[1]:
+            return f"\\u00{found[1]}"
+        if found[2]:
+            return "'" if found[2] == "'" else f"\\\\{found[2]}"
+        return found[0]
+
+    return f'"{_IN_STRING.sub(written, literal[1:-1])}"'
