@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
+from skillweave.progress import console
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.reasoning import reasoning_gym_task
 from skillweave.tasks.rows import entries_from, read_dataset, read_jsonl
@@ -18,6 +19,9 @@ from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, Json
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates
 from skillweave.tasks.verifiers import VerifierName, options_for, verify
+from skillweave.tasks.verifiers.code import CodeOptions, gold_solution_problem
+
+_PROGRAMS = 300  # answers with a program that are run when a task is read
 
 
 class _Source(Config):
@@ -83,6 +87,7 @@ def _rows_task(spec: JsonlSpec | DatasetSpec) -> Task:
     path = str(spec.path)
     rows = read_jsonl(Path(path)) if isinstance(spec, JsonlSpec) else read_dataset(path, spec.split, spec.subset)
     entries, repeats = drop_duplicates(_some(entries_from(rows, spec.verifier), path))
+    _check_programs(entries, spec)
     name = Path(path).stem
     return Task(name, cut(entries, spec.splits, name), scorer, spec, repeats)
 
@@ -96,6 +101,7 @@ def _task_of_files(spec: JsonlSpec, scorer: Scorer) -> Task:
     for split, path in files.items():
         if path is not None:
             entries, dropped = drop_duplicates(_some(entries_from(read_jsonl(path), spec.verifier), str(path)))
+            _check_programs(entries, spec)
             splits[split] = entries
             repeats += dropped
     name = spec.paths.train.stem
@@ -106,6 +112,24 @@ def _task_of_files(spec: JsonlSpec, scorer: Scorer) -> Task:
         splits["calibration"] = part["calibration"]
         splits["train"] = [entry for entry in splits["train"] if entry.id not in chosen]
     return Task(name, splits, scorer, spec, repeats)
+
+
+def _check_programs(entries: list[Entry], spec: JsonlSpec | DatasetSpec) -> None:
+    """Raise :class:`UserError` where a row's own program fails the row's cases: no answer of a model could pass them.
+
+    Of more than ``_PROGRAMS`` rows that many are run, spread over the file, and a note says so.
+    """
+    if spec.verifier != "code":
+        return
+    options = read_config(CodeOptions, spec.options)
+    answered = [entry for entry in entries if entry.answer is not None]
+    step = max(1, -(-len(answered) // _PROGRAMS))
+    for entry in answered[::step]:
+        problem = gold_solution_problem(str(entry.answer), entry.metadata["cases"], options)
+        if problem:
+            raise UserError(f"{entry.metadata['where']}: {problem}")
+    if step > 1:
+        console.print(f"  {len(answered[::step])} of {len(answered)} answers were run on their cases, and they pass")
 
 
 def _some(entries: list[Entry], path: str) -> list[Entry]:

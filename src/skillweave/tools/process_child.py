@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import ctypes
-import datetime
-import decimal
-import fractions
+import importlib
 import json
 import os
 import platform
 import resource
 import struct
 import sys
-import sysconfig
 import types
 from collections.abc import Callable
 from typing import Any
@@ -59,20 +57,30 @@ def encode(value: Any, depth: int = _DEEP) -> Any:
         return ["complex", [float.__repr__(value.real), float.__repr__(value.imag)]]
     if isinstance(value, bytes | bytearray):
         return ["bytes", bytes(value).hex()]
-    for name, plain in (("list", list), ("tuple", tuple), ("set", set), ("frozenset", frozenset)):
+    for plain in (list, tuple, set, frozenset):
         if isinstance(value, plain):
-            return [name, [encode(item, depth - 1) for item in plain.__iter__(value)]]
+            own: Any = plain.__iter__
+            return [plain.__name__, [encode(item, depth - 1) for item in own(value)]]
     if isinstance(value, dict):
         return ["dict", [[encode(key, depth - 1), encode(item, depth - 1)] for key, item in dict.items(value)]]
     if kind in (range, type({}.keys()), type({}.values()), type({}.items())):
         return ["list", [encode(item, depth - 1) for item in value]]
-    if kind in (decimal.Decimal, fractions.Fraction):
+    if kind is _library("decimal", "Decimal") or kind is _library("fractions", "Fraction"):
         return [kind.__name__, str(value)]
-    if kind in (datetime.date, datetime.time, datetime.datetime):
+    if kind in [_library("datetime", name) for name in ("date", "time", "datetime")]:
         return [kind.__name__, value.isoformat()]
-    if kind is datetime.timedelta:
+    if kind is _library("datetime", "timedelta"):
         return ["timedelta", [value.days, value.seconds, value.microseconds]]
     return ["object", kind.__name__ if isinstance(kind.__name__, str) else "object"]
+
+
+def _library(module: str, name: str) -> Any:
+    """A class of a module, where somebody imported it; these take a while to import, and few programs need them."""
+    return getattr(sys.modules.get(module), name, _library)
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
 
 
 _READ: dict[str, Callable[[Any], Any]] = {
@@ -85,18 +93,18 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "set": lambda items: {decode(item) for item in items},
     "frozenset": lambda items: frozenset(decode(item) for item in items),
     "dict": lambda items: {decode(key): decode(value) for key, value in items},
-    "Decimal": decimal.Decimal,
-    "Fraction": fractions.Fraction,
-    "date": datetime.date.fromisoformat,
-    "time": datetime.time.fromisoformat,
-    "datetime": datetime.datetime.fromisoformat,
-    "timedelta": lambda parts: datetime.timedelta(*parts),
+    "Decimal": lambda text: _class("decimal", "Decimal")(text),
+    "Fraction": lambda text: _class("fractions", "Fraction")(text),
+    "date": lambda text: _class("datetime", "date").fromisoformat(text),
+    "time": lambda text: _class("datetime", "time").fromisoformat(text),
+    "datetime": lambda text: _class("datetime", "datetime").fromisoformat(text),
+    "timedelta": lambda parts: _class("datetime", "timedelta")(*parts),
     "object": lambda kind: Opaque(str(kind)),
 }
 
 
 def decode(written: Any) -> Any:
-    """The value that :func:`encode` wrote; ``ValueError``, ``TypeError`` or ``KeyError`` where it wrote no such text."""
+    """The value that :func:`encode` wrote; ``ValueError``, ``TypeError`` or ``KeyError`` for any other JSON."""
     if isinstance(written, list):
         kind, content = written
         return _READ[kind](content)
@@ -114,23 +122,33 @@ _NOBODY = 65534
 _DENIED = {
     "x86_64": (
         0xC000003E,
-        # socket socketpair fork vfork kill tkill tgkill ptrace process_vm_readv/writev pidfd_open pidfd_send_signal
-        [41, 53, 57, 58, 62, 200, 234, 101, 310, 311, 434, 424]
-        # execve execveat mount umount2 pivot_root chroot unshare setns bpf perf_event_open keyctl add_key request_key
-        + [59, 322, 165, 166, 155, 161, 272, 308, 321, 298, 250, 248, 249]
-        # io_uring_* shmget msgget semget mq_open userfaultfd memfd_create init_module finit_module kexec_load reboot
-        + [425, 426, 427, 29, 68, 64, 240, 323, 319, 175, 313, 246, 169]
-        # setpriority sched_setaffinity sched_setscheduler setpgid setsid prlimit64 chmod fchmod fchmodat chown utime* setxattr
-        + [141, 203, 144, 109, 112, 302, 90, 91, 268, 92, 93, 94, 260, 132, 235, 280, 261, 188, 189, 190, 452],
+        (
+            # socket socketpair fork vfork kill tkill tgkill ptrace process_vm_readv/writev pidfd_open pidfd_send_signal
+            *(41, 53, 57, 58, 62, 200, 234, 101, 310, 311, 434, 424),
+            # execve execveat mount umount2 pivot_root chroot unshare setns bpf perf_event_open
+            *(59, 322, 165, 166, 155, 161, 272, 308, 321, 298),
+            # keyctl add_key request_key io_uring_* shmget msgget semget mq_open userfaultfd memfd_create
+            *(250, 248, 249, 425, 426, 427, 29, 68, 64, 240, 323, 319),
+            # init_module finit_module kexec_load reboot setpriority sched_setaffinity sched_setscheduler
+            *(175, 313, 246, 169, 141, 203, 144),
+            # setpgid setsid prlimit64 chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat
+            *(109, 112, 302, 90, 91, 268, 452, 92, 93, 94, 260),
+            # utime utimes utimensat futimesat setxattr lsetxattr fsetxattr
+            *(132, 235, 280, 261, 188, 189, 190),
+        ),
         56,
         435,
     ),
     "aarch64": (
         0xC00000B7,
-        [198, 199, 129, 130, 131, 117, 270, 271, 434, 424]
-        + [221, 281, 40, 39, 41, 51, 97, 268, 280, 241, 219, 217, 218]
-        + [425, 426, 427, 194, 186, 190, 180, 282, 279, 105, 273, 104, 142]
-        + [140, 122, 119, 154, 157, 261, 52, 53, 55, 54, 88, 5, 6, 7, 452],
+        (
+            *(198, 199, 129, 130, 131, 117, 270, 271, 434, 424),
+            *(221, 281, 40, 39, 41, 51, 97, 268, 280, 241),
+            *(219, 217, 218, 425, 426, 427, 194, 186, 190, 180, 282, 279),
+            *(105, 273, 104, 142, 140, 122, 119),
+            *(154, 157, 261, 52, 53, 452, 55, 54),
+            *(88, 5, 6, 7),
+        ),
         220,
         435,
     ),
@@ -200,9 +218,8 @@ def _only_read_python(libc: Any) -> bool:
     if rules < 0:
         return False
     folders = {
-        os.path.dirname(os.__file__),
-        sysconfig.get_config_var("DESTSHARED") or "",
-        sysconfig.get_config_var("LIBDIR") or "",
+        *sys.path,  # isolated: the standard library and its compiled part
+        *(os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"),
         *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime"),
     }
     for path in sorted(folders):
@@ -279,9 +296,9 @@ class Loop:
     """What was sent is run in one module, whose names stay from one text to the next."""
 
     def __init__(self, reading: int, writing: int) -> None:
-        self._in = open(reading, "rb")
-        self._out = open(writing, "wb")
-        self._stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        self._in = os.fdopen(reading, "rb")
+        self._out = os.fdopen(writing, "wb")
+        self._stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stdout = self._stdout
         self._module = types.ModuleType("answer")
 
@@ -327,10 +344,8 @@ class Loop:
             return {"error": describe(error)}
         finally:
             for stream in (sys.stdout, self._stdout):
-                try:
+                with contextlib.suppress(BaseException):
                     stream.flush()
-                except BaseException:
-                    pass
 
     def serve(self) -> None:
         """Answer requests until the parent closes the pipe."""
@@ -352,10 +367,8 @@ def main() -> None:
     loop = Loop(int(sys.argv[1]), int(sys.argv[2]))
     settings = loop.receive()
     loop.send({"walls": lock_in(settings["memory"], settings["seconds"])})
-    try:
+    with contextlib.suppress(_Ended):
         loop.serve()
-    except _Ended:
-        pass
     os._exit(0)
 
 

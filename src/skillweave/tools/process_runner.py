@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
-import logging
 import os
 import selectors
 import shutil
@@ -23,18 +22,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from skillweave.errors import UserError
+from skillweave.progress import console
 from skillweave.tools.process_child import decode, encode
 from skillweave.tools.sandbox import Host, Limits, Result
 
 _CHILD = Path(__file__).with_name("process_child.py")
 _START = 60.0  # seconds for a process to start: bounds a broken installation, not code
 _LINE = 16 * 2**20  # bytes of one reply
-_log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _folder: str | None = None
 _told = False
@@ -147,7 +146,8 @@ class Session:
 
         What it prints meanwhile is read all the time, so that no full pipe stops it, and kept up to the limit.
         """
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process is not None
+        assert self._process.stdout is not None
         printed = self._process.stdout.fileno()
         line = self._pending
         with selectors.DefaultSelector() as selector:
@@ -245,7 +245,7 @@ def check_walls(walls: Mapping[str, bool], allow_unjailed: bool) -> None:
     with _lock:
         if missing and not _told:
             _told = True
-            _log.warning("runner: process: judged programs run without %s", "; without ".join(missing))
+            console.print(f"  runner: process: programs run without {'; without '.join(missing)}", soft_wrap=True)
 
 
 _WALLS = {
