@@ -1,9 +1,10 @@
 """The program that ``runner: process`` starts: it locks itself in, then runs the Python texts that it is sent.
 
 It runs as ``python -I -S -B process_child.py IN OUT`` with the standard library alone, so this file imports nothing
-else. One JSON line comes in on the pipe IN, one goes out on the pipe OUT. Code that runs here shares the process with
-this loop and may write whatever it likes to OUT: that only changes the values it returns. Nothing here knows which
-values are right (:mod:`skillweave.tasks.verifiers.code_judge` compares them in the parent process).
+else. One JSON line comes in on the pipe IN, one goes out on the pipe OUT, with the token of the request it answers.
+Code that runs here shares the process with this loop and, with effort, can write what it likes to OUT: that only
+changes the values it returns. Nothing here knows which values are right
+(:mod:`skillweave.tasks.verifiers.code_judge` compares them in the parent process).
 """
 
 from __future__ import annotations
@@ -301,9 +302,10 @@ class Loop:
         self._stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stdout = self._stdout
         self._module = types.ModuleType("answer")
+        self.token = ""
 
     def send(self, message: dict[str, Any]) -> None:
-        self._out.write(json.dumps(message).encode() + b"\n")
+        self._out.write(json.dumps({**message, "token": self.token}).encode() + b"\n")
         self._out.flush()
 
     def receive(self) -> Any:
@@ -316,6 +318,7 @@ class Loop:
         """The parent's answer to a question, or the exception that it names."""
         self.send({"ask": encode(arguments)})
         reply = self.receive()
+        self.token = reply["token"]
         if "raise" in reply:
             kind, text = reply["raise"]
             raise getattr(builtins, kind)(text)
@@ -350,7 +353,9 @@ class Loop:
     def serve(self) -> None:
         """Answer requests until the parent closes the pipe."""
         while True:
-            self.send(self.run(self.receive()))
+            request = self.receive()
+            self.token = request["token"]
+            self.send(self.run(request))
 
 
 def describe(error: BaseException) -> str:
@@ -366,6 +371,7 @@ def main() -> None:
     """Lock this process in, say which walls stand, and serve."""
     loop = Loop(int(sys.argv[1]), int(sys.argv[2]))
     settings = loop.receive()
+    loop.token = settings["token"]
     loop.send({"walls": lock_in(settings["memory"], settings["seconds"])})
     with contextlib.suppress(_Ended):
         loop.serve()

@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import json
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -131,7 +132,9 @@ class Session:
                 return None, "RuntimeError: the process sent what is no reply"
 
     def _send(self, message: dict[str, Any]) -> None:
-        data = json.dumps(message).encode() + b"\n"
+        """Send one JSON line, with a new token that the next reply must carry."""
+        self._token = secrets.token_hex(8)
+        data = json.dumps({**message, "token": self._token}).encode() + b"\n"
         deadline = time.perf_counter() + max(_START, self._limits.seconds)
         os.set_blocking(self._to, False)
         with selectors.DefaultSelector() as selector:
@@ -174,7 +177,7 @@ class Session:
             reply = json.loads(line)
         except (ValueError, RecursionError):
             return {}
-        return reply if isinstance(reply, dict) else {}
+        return reply if isinstance(reply, dict) and reply.get("token") == self._token else {}
 
     def _end(self) -> None:
         assert self._process is not None

@@ -12,6 +12,7 @@ import builtins
 import datetime
 import decimal
 import fractions
+import reprlib
 import threading
 import warnings
 from contextlib import AbstractContextManager
@@ -55,6 +56,8 @@ _OPERATIONS = {
     "truediv": "{0} / {1}",
 }
 _parsing = threading.Lock()
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class Session(Protocol):
@@ -138,7 +141,7 @@ def _verdict(result: Result, read: Case, case: Any, asked: _Asked) -> str | None
             return "AssertionError: an assert of the case does not hold"
         return "AssertionError: no assert of the case was reached" if read.asserts and not asked.judged else None
     if not is_plain(result.value) or not same_result(result.value, case["value"]):
-        return f"{case['call']} gives {result.value!r:.200}, not {case['value']!r:.200}"
+        return f"{case['call']} gives {_shown(result.value)}, not {_shown(case['value'])}"
     return None
 
 
@@ -149,12 +152,20 @@ def _printed_failure(source: str, inputs: dict[str, Any], output: str, runner: R
         return str(result.error)
     if _lines(result.output) == _lines(output):
         return None
-    return f"with {inputs!r:.200} it prints {result.output!r:.200}, not {output!r:.200}"
+    return f"with {_shown(inputs)} it prints {_shown(result.output)}, not {_shown(output)}"
 
 
 def _lines(text: str) -> str:
     """What is printed, without spaces at line ends and without empty space around the whole."""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
+
+
+def _shown(value: Any) -> str:
+    """A value in some hundred characters, whatever its size."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of too many digits
+        return f"a large {type(value).__name__}"
 
 
 class _Asked:
@@ -268,7 +279,7 @@ def _unpack(packed: Any, inputs: dict[str, Any]) -> str:
         return str(content)
     if kind == "data":
         if not is_plain(content):
-            raise TypeError(f"this value of the case cannot be handed to the program: {content!r:.100}")
+            raise TypeError(f"this value of the case cannot be handed to the program: {_shown(content)}")
         name = f"_sw_a{len(inputs)}"
         inputs[name] = content
         return name
