@@ -143,10 +143,10 @@ def _inputs_problem(inputs: dict[Any, Any]) -> str | None:
     for name in inputs:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
             return f"has the input {name!r}, which is no name in Python: write a name such as 'n'"
-        if hasattr(builtins, name):
-            return f"has the input '{name}', which would hide Python's own {name}: give it another name"
         if name.startswith("__"):
             return f"has the input '{name}', a name that Python keeps for itself: give it another name"
+        if hasattr(builtins, name):
+            return f"has the input '{name}', which would hide Python's own {name}: give it another name"
     return _value_problem("inputs", inputs)
 
 

@@ -106,6 +106,12 @@ def _sw_assert(value):
     if not held: raise _sw_Assertion()
 """
 
+INTERPRETER_PRELUDE = """
+def map(function, *items): return iter([function(*given) for given in zip(*items)])
+def filter(function, items): return iter([item for item in items if (item if function is None else function(item))])
+"""
+"""The interpreter cannot leave its own ``map`` and ``filter`` for a question."""
+
 
 @dataclass(frozen=True)
 class Case:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from skillweave.tasks.verifiers.code_case import PRELUDE, Case, read_case, top_level_names
+from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, read_case, top_level_names
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import process_runner, sandbox
 from skillweave.tools.sandbox import Host, Limits, Result
@@ -128,7 +128,7 @@ def failure(source: str, case: Any, runner: Runner) -> str | None:
             return str(ran.error)
         asked = _Asked(program, runner.limits.seconds - ran.seconds)
         with runner.open(asks=True) as judge:
-            judge.feed(PRELUDE, host=asked.answer)
+            judge.feed(PRELUDE + (INTERPRETER_PRELUDE if runner.kind == "interpreter" else ""), host=asked.answer)
             result = judge.feed(read.source, host=asked.answer)
     return asked.broken or _verdict(result, read, case, asked)
 

@@ -34,8 +34,8 @@ def same_result(found: Any, wanted: Any) -> bool:
 def _same_number(found: float, wanted: float) -> bool:
     if isinstance(found, int) and isinstance(wanted, int):
         return found == wanted
-    if math.isnan(found) or math.isnan(wanted):
-        return math.isnan(found) and math.isnan(wanted)
+    if found != found or wanted != wanted:  # NaN, and an integer that no float can hold is none
+        return found != found and wanted != wanted
     try:
         return math.isclose(found, wanted, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
     except OverflowError:  # an integer that no float can hold
