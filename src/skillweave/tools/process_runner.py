@@ -43,8 +43,8 @@ _told = False
 class Session:
     """One CPython process. Names stay from one text to the next; a process that breaks a limit is gone.
 
-    Raises :class:`UserError` at the start where the system offers no wall around the network or the files and
-    ``allow_unjailed`` is false.
+    Raises :class:`UserError` at the start where the system offers no wall around the network, the files or other
+    processes, and ``allow_unjailed`` is false.
     """
 
     def __init__(self, limits: Limits | None = None, *, allow_unjailed: bool = False) -> None:
@@ -238,7 +238,7 @@ def check_walls(walls: Mapping[str, bool], allow_unjailed: bool) -> None:
     """Say once which walls this system does not offer; :class:`UserError` where code could reach out unasked."""
     global _told
     missing = [_WALLS[name] for name in _WALLS if not walls.get(name)]
-    open_ways = [_WALLS[name] for name in ("network", "files") if not walls.get(name)]
+    open_ways = [_WALLS[name] for name in ("network", "files", "calls") if not walls.get(name)]
     if open_ways and not allow_unjailed:
         raise UserError(
             f"runner: process: this system has no {' and no '.join(open_ways)}, so code that a model wrote could reach "
@@ -254,7 +254,7 @@ def check_walls(walls: Mapping[str, bool], allow_unjailed: bool) -> None:
 _WALLS = {
     "network": "wall around the network (a network namespace or seccomp)",
     "files": "wall around the files (Landlock, Linux 5.13 or later)",
-    "calls": "filter of system calls (seccomp)",
+    "calls": "wall around other processes (seccomp)",
     "user": "user of their own (Python's library can be read by root alone, so they keep root's number, "
     "without its capabilities)",
 }

@@ -28,7 +28,7 @@ class CodeOptions(Config):
     runner: Literal["interpreter", "process"] = "interpreter"
     """``interpreter``: a Python subset that can reach nothing. ``process``: CPython in a process locked in."""
     allow_unjailed: bool = False
-    """Whether ``process`` may run where the system offers no wall around the network or the files."""
+    """Whether ``process`` may run where the system offers no walls around network, files and other processes."""
 
 
 def code(answer: str, gold: list[Any], options: CodeOptions) -> float:
