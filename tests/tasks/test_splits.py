@@ -180,7 +180,7 @@ def test_a_row_whose_own_program_fails_its_cases_is_named(tmp_path: Path) -> Non
 
 def test_what_the_interpreter_lacks_is_told_when_the_task_is_read(tmp_path: Path) -> None:
     data = [{"prompt": f"add {n}", **YIELDING} for n in range(12)]
-    with pytest.raises(UserError, match="line 1: .* yield .* runner: process"):
+    with pytest.raises(UserError, match=r"line 1: .* yield .*runner: process"):
         jsonl(write(tmp_path / "data.jsonl", data), verifier="code")
 
 

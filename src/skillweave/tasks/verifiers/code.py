@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillweave.config import Config
+from skillweave.errors import UserError
 from skillweave.tasks.verifiers.code_block import extract_code
 from skillweave.tasks.verifiers.code_case import read_case
 from skillweave.tasks.verifiers.code_judge import Runner, failure, is_plain
@@ -78,27 +79,25 @@ def gold_solution_problem(answer: str, cases: list[Any], options: CodeOptions) -
         if problem is None:
             continue
         told = f"the answer of this row does not pass its own case {number}: {problem}"
-        if options.runner == "interpreter" and _is_lacking(problem):
-            told += (
-                ". The interpreter is a part of Python and may lack what this program needs: "
-                "set options: {runner: process} to run it in CPython"
-            )
-        return told
+        return told + (_advice(source, case, options, problem) if options.runner == "interpreter" else "")
     return None
 
 
-def _is_lacking(problem: str) -> bool:
-    """Whether an exception of the interpreter may come from what it lacks, and not from the program."""
-    kind = problem.partition(":")[0]
-    missing = ("NotImplementedError", "ModuleNotFoundError", "ImportError", "AttributeError", "RecursionError")
-    name = problem.removeprefix("NameError: name '").partition("'")[0]
-    return (
-        kind in missing
-        or "not yet support" in problem
-        or "Internal error in monty" in problem
-        or (kind == "NameError" and hasattr(builtins, name))
-        or (kind == "TypeError" and "object" in problem)
-    )
+def _advice(source: str, case: Any, options: CodeOptions, problem: str) -> str:
+    """What to do about a program that fails in the interpreter: where CPython passes it, the interpreter is at fault."""
+    try:
+        in_cpython = failure(source, case, _runner(options.model_copy(update={"runner": "process"})))
+    except UserError:  # this system cannot lock a process in
+        lacking = problem.startswith(("NotImplementedError", "ModuleNotFoundError", "ImportError"))
+        return (
+            ". The interpreter lacks this part of Python: run the task in CPython (runner: process)" if lacking else ""
+        )
+    if in_cpython is None:
+        return (
+            ". In CPython it passes, so the interpreter lacks a part of Python that it needs: "
+            "set options: {runner: process}"
+        )
+    return ""
 
 
 def cases_problem(cases: Any) -> str | None:

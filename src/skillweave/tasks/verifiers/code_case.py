@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import ast
 import builtins
+import threading
+import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
 _BUILTINS = frozenset(dir(builtins)) - {"_"}
 _LITERALS = (ast.Constant, ast.JoinedStr, ast.List, ast.Dict, ast.Set, ast.Tuple, ast.ListComp, ast.DictComp)
+_LONGEST = 200_000  # characters of a program that is still read
+_parsing = threading.Lock()  # the filter of warnings belongs to the whole process
 _N = TypeVar("_N", bound=ast.AST)
 
 PRELUDE = """
@@ -122,6 +126,18 @@ class Case:
     asserts: bool
 
 
+def parse(text: str) -> ast.Module:
+    """The syntax tree of a text, which is not run; ``SyntaxError`` for whatever cannot be read, or is too long."""
+    if len(text) > _LONGEST:
+        raise SyntaxError(f"the text has {len(text):,} characters, more than {_LONGEST:,}")
+    try:
+        with _parsing, warnings.catch_warnings():  # of a backslash in a text, for one
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "the text is nested too deeply") from error
+
+
 def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool = False) -> Case:
     """The case that ``text`` writes; ``defined`` are the names that the program defines.
 
@@ -129,10 +145,7 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
     other name from the program (``assert sum(10, 15) == 6`` tests a function ``sum``). With ``value`` the text must
     end with an expression. Raises ``SyntaxError`` for a text that is no Python.
     """
-    try:
-        tree = ast.parse(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise SyntaxError(str(error) or "the text is nested too deeply") from error
+    tree = parse(text)
     if value and not (tree.body and isinstance(tree.body[-1], ast.Expr)):
         raise SyntaxError("it must end with an expression, whose value is compared")
     bound = _bound(tree)
@@ -152,8 +165,8 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
 def top_level_names(source: str) -> frozenset[str]:
     """The names that a program binds at its top level, also within ``if``, ``try`` and ``with``; none if no Python."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        tree = parse(source)
+    except SyntaxError:
         return frozenset()
     names: set[str] = set()
     waiting: list[ast.AST] = [*tree.body]

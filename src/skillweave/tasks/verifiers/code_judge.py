@@ -13,18 +13,15 @@ import datetime
 import decimal
 import fractions
 import reprlib
-import threading
-import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, read_case, top_level_names
+from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, parse, read_case, top_level_names
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import process_runner, sandbox
 from skillweave.tools.sandbox import Host, Limits, Result
 
-_LONGEST = 200_000  # characters of a program that is still read
 _ROOM = 4  # a case may take this many times the program's limits: it waits for the program
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 _VALUES = (
@@ -55,7 +52,6 @@ _OPERATIONS = {
     "mul": "{0} * {1}",
     "truediv": "{0} / {1}",
 }
-_parsing = threading.Lock()
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -92,16 +88,10 @@ class Runner:
 
 def program_problem(source: str) -> str | None:
     """Why a program cannot run as a program by itself, or None: no Python, or a ``return`` outside a function."""
-    if len(source) > _LONGEST:
-        return f"SyntaxError: the program has {len(source):,} characters, more than {_LONGEST:,}"
     try:
-        with _parsing, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+        tree = parse(source)
     except SyntaxError as error:
         return f"SyntaxError: {error}"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return f"SyntaxError: the program cannot be read ({error})"
     waiting: list[ast.AST] = [*tree.body]
     while waiting:
         node = waiting.pop()
