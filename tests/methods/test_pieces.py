@@ -18,7 +18,7 @@ class Threads(Processes):
 
     class Group:
         def __init__(self, world: int):
-            self.barrier = threading.Barrier(world, timeout=20)
+            self.barrier = threading.Barrier(world, timeout=120)
             self.value = None
 
     def __init__(self, rank: int, world: int, group: Group):

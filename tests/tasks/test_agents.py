@@ -257,7 +257,7 @@ def test_rows_of_ones_own_take_the_tools_that_are_named(tmp_path: Path) -> None:
 
 def test_the_timeout_that_is_set_is_kept(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
-        'import time\n\ndef nap() -> str:\n    """Sleep."""\n    time.sleep(2)\n    return "done"\n'
+        'import time\n\ndef nap() -> str:\n    """Sleep."""\n    time.sleep(600)\n    return "done"\n'
     )
     agent = with_tools(tmp_path, functions=(f"{tmp_path / 'slow.py'}:nap",), timeout=0.1)
     assert agent.toolbox.open().call(Call("nap", {})).fault == "timeout"

@@ -10,7 +10,7 @@ import pytest
 
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError
-from skillweave.tasks import Task, TaskSpec, load_task
+from skillweave.tasks import Task, TaskSpec, load, load_task
 from skillweave.tasks.task import SPLITS, near_id, prompt_id
 
 SMALL = {"test": 5, "calibration": 3}
@@ -201,6 +201,31 @@ def test_code_rows_need_no_answer_but_training_on_them_does(tmp_path: Path) -> N
     assert task.score(f"def f(x):\n    return x + {n}", entry) == 1.0
     with pytest.raises(UserError, match="4 train examples have no gold answer"):
         task.pairs("train")
+
+
+ADDING = {"cases": [{"call": "f(1)", "value": 2}], "answer": "def f(x):\n    return x + 1"}
+YIELDING = {**ADDING, "answer": "def g(x):\n    yield x + 1\ndef f(x):\n    return next(g(x))"}
+
+
+def test_a_row_whose_own_program_fails_its_cases_is_named(tmp_path: Path) -> None:
+    data = [{"prompt": f"add {n}", **ADDING} for n in range(12)]
+    jsonl(write(tmp_path / "data.jsonl", data), verifier="code")
+    data[3]["answer"] = "def f(x):\n    return x"
+    with pytest.raises(UserError, match=r"data.jsonl, line 4: .* case 1: f\(1\) gives 1, not 2"):
+        jsonl(write(tmp_path / "data.jsonl", data), verifier="code")
+
+
+def test_what_the_interpreter_lacks_is_told_when_the_task_is_read(tmp_path: Path) -> None:
+    data = [{"prompt": f"add {n}", **YIELDING} for n in range(12)]
+    with pytest.raises(UserError, match=r"line 1: .* yield .*runner: process"):
+        jsonl(write(tmp_path / "data.jsonl", data), verifier="code")
+
+
+def test_of_many_rows_a_sample_is_run_and_a_note_says_so(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(load, "_PROGRAMS", 5)
+    data = [{"prompt": f"add {n}", **ADDING} for n in range(12)]
+    jsonl(write(tmp_path / "data.jsonl", data), verifier="code")
+    assert "4 of 12 answers were run" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "\n\n"])

@@ -12,7 +12,7 @@ from pydantic import ConfigDict
 from skillweave.base.chat import Answer
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
-from skillweave.progress import say_once
+from skillweave.progress import console, say_once
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.calls import same_calls
 from skillweave.tasks.forms import with_system
@@ -23,6 +23,9 @@ from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, File
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates, share_answers
 from skillweave.tasks.verifiers import VerifierName, options_for, verify
+from skillweave.tasks.verifiers.code import CodeOptions, gold_solution_problem
+
+_PROGRAMS = 300  # answers with a program that are run when a task is read
 
 
 class _Source(Config):
@@ -121,11 +124,30 @@ def _entries(rows: Iterable[Row], spec: FileSpec | DatasetSpec, path: str) -> tu
     """The distinct entries of rows, how many rows there were, and how many were exact repeats."""
     read = _some(entries_from(rows, spec.verifier, columns=spec.columns, system=spec.system), path)
     entries, repeats = drop_duplicates(read)
+    _check_programs(entries, spec)
     return (entries if spec.verifier == "code" else share_answers(entries)), len(read), repeats
 
 
 def _stem(path: str | Path) -> str:
     return Path(path).name.removesuffix(".gz").rpartition(".")[0] or Path(path).name
+
+
+def _check_programs(entries: list[Entry], spec: FileSpec | DatasetSpec) -> None:
+    """Raise :class:`UserError` where a row's own program fails the row's cases: no answer of a model could pass them.
+
+    Of more than ``_PROGRAMS`` rows that many are run, spread over the file, and a note says so.
+    """
+    if spec.verifier != "code":
+        return
+    options = read_config(CodeOptions, spec.options)
+    answered = [entry for entry in entries if entry.answer is not None]
+    step = max(1, -(-len(answered) // _PROGRAMS))
+    for entry in answered[::step]:
+        problem = gold_solution_problem(str(entry.answer), entry.metadata["cases"], options)
+        if problem:
+            raise UserError(f"{entry.metadata['where']}: {problem}")
+    if step > 1:
+        console.print(f"  {len(answered[::step])} of {len(answered)} answers were run on their cases, and they pass")
 
 
 def _some(entries: list[Entry], path: str) -> list[Entry]:

@@ -14,7 +14,7 @@ import atexit
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,13 +53,83 @@ class Result:
     seconds: float
 
 
+Host = Callable[..., Any]
+"""What answers a text's calls of ``_sw_host``: plain data in, plain data out, or a builtin exception."""
+
 _GRACE = 1.0
 # Sleeping is worth nothing to a checker and would stretch a run past its limit (the clock stops meanwhile);
 # a fixed seed makes the same code give the same result twice.
 POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
 
 _lock = threading.Lock()
-_opened: tuple[int, monty.Monty] | None = None  # the process that started the pool, and the pool
+_opened: dict[str, tuple[int, monty.Monty]] = {}  # by use: the process that started the pool, and the pool
+
+
+class Session:
+    """One interpreter state: names stay from one text to the next. Closed, its worker goes back to the pool.
+
+    A session that asks another one (``host`` of :meth:`feed`) takes its worker from a pool of its own (``asks``), or
+    several such pairs in threads could each wait for the other's worker for ever.
+    """
+
+    def __init__(self, limits: Limits | None = None, *, asks: bool = False) -> None:
+        self._limits = limits or Limits()
+        self._asks = asks
+
+    def __enter__(self) -> Session:
+        bounds: monty.ResourceLimits = {
+            "max_feed_duration_secs": self._limits.seconds,
+            "max_memory": self._limits.memory,
+            "max_recursion_depth": self._limits.depth,
+        }
+        self._session = pool("asks" if self._asks else "runs").checkout(limits=bounds, os_policy=POLICY)
+        self._session.__enter__()
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        self._session.__exit__(*problem)
+
+    def feed(
+        self, code: str, inputs: Mapping[str, Any] | None = None, host: Host | None = None, name: str | None = None
+    ) -> Result:
+        """Run ``code`` with ``inputs`` bound as global names; ``host`` is what it may call as ``_sw_host``.
+
+        ``name`` becomes its ``__name__``. Never raises on what the code does. Raises ``TypeError`` for an input that
+        cannot enter the sandbox (plain values can: numbers, text, bytes, lists, tuples, dicts, sets, None).
+        """
+        pieces: list[str] = []
+        room = self._limits.output
+
+        def keep(_stream: Literal["stdout", "stderr"], text: str) -> None:
+            nonlocal room
+            if room > 0:
+                pieces.append(text[:room])
+                room -= len(text)
+
+        start = time.perf_counter()
+        value, error = None, None
+        bound = {**({} if name is None else {"__name__": name}), **(inputs or {})}
+        try:
+            code.encode()
+            lookup = None if host is None else {"_sw_host": host}
+            value = self._session.feed_run(code, inputs=bound, external_lookup=lookup, print_callback=keep)
+        except monty.MontyConversionError as problem:
+            raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
+        except monty.MontyCrashedError as problem:
+            if problem.timed_out:
+                error = "TimeoutError: the worker did not stop in time and was killed"
+            else:
+                error = str(problem) or "RuntimeError: the worker broke down"
+        except monty.MontySyntaxError as problem:
+            error = f"SyntaxError: {problem}"
+        except monty.MontyError as problem:
+            error = str(problem)
+        except UnicodeEncodeError:
+            error = "SyntaxError: the code holds a lone surrogate, which no source text may"
+        except ValueError as problem:  # its last value cannot come out: an integer of too many digits
+            error = f"ValueError: {problem}"
+        seconds = time.perf_counter() - start
+        return Result(ok=error is None, value=value, output="".join(pieces), error=error, seconds=seconds)
 
 
 def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> Result:
@@ -69,53 +139,21 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
     values can: numbers, text, bytes, lists, tuples, dicts, sets, None), :class:`UserError` where the sandbox's
     program is not installed and in a child forked after the first run.
     """
-    limits = limits or Limits()
-    pieces: list[str] = []
-    room = limits.output
-
-    def keep(_stream: Literal["stdout", "stderr"], text: str) -> None:
-        nonlocal room
-        if room > 0:
-            pieces.append(text[:room])
-            room -= len(text)
-
-    bounds: monty.ResourceLimits = {
-        "max_feed_duration_secs": limits.seconds,
-        "max_memory": limits.memory,
-        "max_recursion_depth": limits.depth,
-    }
-    start = time.perf_counter()
-    value, error = None, None
-    try:
-        code.encode()
-        with pool().checkout(limits=bounds, os_policy=POLICY) as session:
-            value = session.feed_run(code, inputs=dict(inputs or {}), print_callback=keep)
-    except monty.MontyConversionError as problem:
-        raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
-    except monty.MontyCrashedError as problem:
-        error = "TimeoutError: the worker did not stop in time and was killed" if problem.timed_out else str(problem)
-    except monty.MontySyntaxError as problem:
-        error = f"SyntaxError: {problem}"
-    except monty.MontyError as problem:
-        error = str(problem)
-    except UnicodeEncodeError:
-        error = "SyntaxError: the code holds a lone surrogate, which no source text may"
-    seconds = time.perf_counter() - start
-    return Result(ok=error is None, value=value, output="".join(pieces), error=error, seconds=seconds)
+    with Session(limits) as session:
+        return session.feed(code, inputs)
 
 
-def pool() -> monty.Monty:
-    """This process's pool of workers, started at the first call."""
-    global _opened
+def pool(use: str = "runs") -> monty.Monty:
+    """This process's pool of workers for one use, started at the first call."""
     with _lock:
-        if _opened is None:
+        if use not in _opened:
             started = monty.Monty(feed_duration_limit_grace=_GRACE)
             try:
                 started.__enter__()
             except FileNotFoundError as error:
                 raise UserError("the sandbox's program is missing: pip install pydantic-monty-runtime") from error
-            _opened = (os.getpid(), started)
-        owner, workers = _opened
+            _opened[use] = (os.getpid(), started)
+        owner, workers = _opened[use]
         if owner != os.getpid():
             # The interpreter's runtime has threads that a fork does not copy: a call would wait for ever.
             raise UserError(
@@ -127,5 +165,6 @@ def pool() -> monty.Monty:
 
 @atexit.register
 def _close() -> None:
-    if _opened is not None and _opened[0] == os.getpid():
-        _opened[1].__exit__(None, None, None)
+    for owner, workers in _opened.values():
+        if owner == os.getpid():
+            workers.__exit__(None, None, None)

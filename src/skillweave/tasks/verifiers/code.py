@@ -1,53 +1,103 @@
-"""The verifier ``code``: the share of a row's cases that an answer's program passes in the sandbox."""
+"""The verifier ``code``: the share of a row's cases that an answer's program passes."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import builtins
+import keyword
+from typing import Any, Literal
 
 from pydantic import Field
 
 from skillweave.config import Config
-from skillweave.tasks.verifiers.json_value import same_json
-from skillweave.tools.sandbox import Limits, run
+from skillweave.errors import UserError
+from skillweave.tasks.verifiers.code_block import extract_code
+from skillweave.tasks.verifiers.code_case import read_case
+from skillweave.tasks.verifiers.code_judge import Runner, failure, is_plain
+from skillweave.tools.sandbox import Limits
+
+_DEPTH = 1000  # calls within calls, as CPython's own default
+_DIGITS = 4300  # of a whole number that can be written as text
 
 
 class CodeOptions(Config):
-    """``code``: the share of the row's cases that the answer's code passes in the sandbox."""
+    """``code``: the share of the row's cases that the answer's program passes."""
 
     seconds: float = Field(2.0, gt=0, allow_inf_nan=False)
+    """Time for the program and all that one case asks of it."""
     memory: int = Field(64 * 2**20, gt=0)
-
-
-_FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
-
-
-def extract_code(answer: str) -> str:
-    """The first fenced block of an answer (a cut-off one counts), or the whole where there is no fence."""
-    block = _FENCE.search(answer)
-    return block[1] if block else answer
+    """Bytes for the program's values."""
+    runner: Literal["interpreter", "process"] = "interpreter"
+    """``interpreter``: a Python subset that can reach nothing. ``process``: CPython in a process locked in."""
+    allow_unjailed: bool = False
+    """Whether ``process`` may run where the system offers no walls around network, files and other processes."""
 
 
 def code(answer: str, gold: list[Any], options: CodeOptions) -> float:
-    """The share of the cases that the answer's code passes; ``gold`` is the row's ``cases``.
+    """The share of the cases that the answer's program passes; ``gold`` is the row's ``cases``.
 
-    A case is one of: ``{"call": "solve(3)", "value": 4}`` (the value is compared out here, so that code cannot
-    pass it by meddling with equality), ``{"inputs": {"n": 3}, "output": "4"}`` (what is printed, ends stripped), or
-    a text such as ``"assert solve(3) == 4"`` that must run without an exception.
+    A case is one of: ``{"call": "solve(3)", "value": 4}`` (the value is compared by
+    :func:`skillweave.tasks.verifiers.code_result.same_result`), ``{"inputs": {"n": 3}, "output": "4"}`` (what the
+    program prints), or a text such as ``"assert solve(3) == 4"``, which must run to its end. Each case starts the
+    program anew.
     """
-    source = extract_code(answer)
-    limits = Limits(seconds=options.seconds, memory=options.memory)
-    return sum(_passes(source, case, limits) for case in gold) / len(gold)
+    source = extract_code(answer, _names(gold))
+    runner = _runner(options)
+    return sum(_passes(source, case, runner) for case in gold) / len(gold)
 
 
-def _passes(source: str, case: Any, limits: Limits) -> bool:
-    if isinstance(case, str):
-        return run(f"{source}\n\n{case}\n", limits=limits).ok
-    if "call" in case:
-        result = run(f"{source}\n\n{case['call']}\n", limits=limits)
-        return result.ok and same_json(result.value, case["value"])
-    result = run(source, case["inputs"], limits)
-    return result.ok and result.output.strip() == case["output"].strip()
+def _passes(source: str, case: Any, runner: Runner) -> bool:
+    try:
+        return failure(source, case, runner) is None
+    except RecursionError:  # a result nested deeper than can be compared here
+        return False
+
+
+def _runner(options: CodeOptions) -> Runner:
+    limits = Limits(seconds=options.seconds, memory=options.memory, depth=_DEPTH)
+    return Runner(options.runner, limits, options.allow_unjailed)
+
+
+def _names(cases: list[Any]) -> frozenset[str]:
+    """The names that the cases take from the program."""
+    texts = [case if isinstance(case, str) else case.get("call", "") for case in cases]
+    return frozenset().union(*(read_case(text).roots for text in texts))
+
+
+def gold_solution_problem(answer: str, cases: list[Any], options: CodeOptions) -> str | None:
+    """Why a row's own answer does not pass the row's cases, or None; call it when a task is read or checked.
+
+    The text names the case and what went wrong. Where the interpreter lacks something that CPython has, it says so and
+    advises ``runner: process``. ``cases`` have passed :func:`cases_problem`. Takes a millisecond a case with the
+    interpreter and some 0.1 s with ``runner: process``.
+    """
+    source = extract_code(answer, _names(cases))
+    for number, case in enumerate(cases, 1):
+        try:
+            problem = failure(source, case, _runner(options))
+        except RecursionError:
+            problem = "RecursionError: the result is nested too deeply to be compared"
+        if problem is None:
+            continue
+        told = f"the answer of this row does not pass its own case {number}: {problem}"
+        return told + (_advice(source, case, options, problem) if options.runner == "interpreter" else "")
+    return None
+
+
+def _advice(source: str, case: Any, options: CodeOptions, problem: str) -> str:
+    """What to do about a program that fails in the interpreter: where CPython passes it, the interpreter is at fault."""
+    try:
+        in_cpython = failure(source, case, _runner(options.model_copy(update={"runner": "process"})))
+    except UserError:  # this system cannot lock a process in
+        lacking = problem.startswith(("NotImplementedError", "ModuleNotFoundError", "ImportError"))
+        return (
+            ". The interpreter lacks this part of Python: run the task in CPython (runner: process)" if lacking else ""
+        )
+    if in_cpython is None:
+        return (
+            ". In CPython it passes, so the interpreter lacks a part of Python that it needs: "
+            "set options: {runner: process}"
+        )
+    return ""
 
 
 def cases_problem(cases: Any) -> str | None:
@@ -55,14 +105,68 @@ def cases_problem(cases: Any) -> str | None:
     if not isinstance(cases, list) or not cases:
         return "verifier 'code' needs a key 'cases': a list of at least one case"
     for number, case in enumerate(cases, 1):
-        if isinstance(case, str):
-            continue
-        keys = set(case) if isinstance(case, dict) else set()
-        called = keys == {"call", "value"} and isinstance(case["call"], str)
-        printed = keys == {"inputs", "output"} and isinstance(case["inputs"], dict) and isinstance(case["output"], str)
-        if not called and not printed:
-            return (
-                f"case {number} is neither a text like 'assert f(1) == 2' nor "
-                '{"call": "f(1)", "value": 2} nor {"inputs": {"n": 1}, "output": "2"}'
-            )
+        problem = _case_problem(case)
+        if problem:
+            return f"case {number} {problem}"
+    return None
+
+
+def _case_problem(case: Any) -> str | None:
+    keys = set(case) if isinstance(case, dict) else set()
+    if isinstance(case, str):
+        return _text_problem(case, value=False)
+    if keys == {"call", "value"} and isinstance(case["call"], str):
+        return _text_problem(case["call"], value=True) or _value_problem("value", case["value"])
+    if keys == {"inputs", "output"} and isinstance(case["inputs"], dict) and isinstance(case["output"], str):
+        return _inputs_problem(case["inputs"]) or _value_problem("output", case["output"])
+    return (
+        "is neither a text like 'assert f(1) == 2' nor "
+        '{"call": "f(1)", "value": 2} nor {"inputs": {"n": 1}, "output": "2"}'
+    )
+
+
+def _text_problem(text: str, *, value: bool) -> str | None:
+    if not text.strip():
+        return "is empty: write Python such as 'assert f(1) == 2'"
+    try:
+        text.encode()
+        read_case(text, value=value)
+    except SyntaxError as error:
+        return f"is no Python: {error.msg}, in {text!r:.80}"
+    except UnicodeEncodeError:
+        return f"holds a lone surrogate, which no Python text may: {text!r:.80}"
+    return None
+
+
+def _inputs_problem(inputs: dict[Any, Any]) -> str | None:
+    for name in inputs:
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+            return f"has the input {name!r}, which is no name in Python: write a name such as 'n'"
+        if name.startswith("__"):
+            return f"has the input '{name}', a name that Python keeps for itself: give it another name"
+        if hasattr(builtins, name):
+            return f"has the input '{name}', which would hide Python's own {name}: give it another name"
+    return _value_problem("inputs", inputs)
+
+
+def _value_problem(key: str, value: Any) -> str | None:
+    """Why a value of the case cannot go into the program's session, or be what comes out of it."""
+    try:
+        if not is_plain(value):
+            return f"has {key!r} that hold more than plain data: write numbers, texts, lists and objects"
+        parts = [value]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, str):
+                part.encode()
+            elif isinstance(part, int) and part.bit_length() > _DIGITS * 3.32:
+                return f"has a whole number of more than {_DIGITS} digits in {key!r}, which no program can write"
+            elif isinstance(part, dict):
+                parts += [*part.keys(), *part.values()]
+            elif isinstance(part, list | tuple | set | frozenset):
+                parts += part
+    except UnicodeEncodeError:
+        return f"has a lone surrogate in {key!r}, which no text of a program can hold"
+    except RecursionError:
+        return f"has {key!r} nested too deeply"
     return None

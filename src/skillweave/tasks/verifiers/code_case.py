@@ -1,0 +1,334 @@
+"""A case of the verifier ``code``, rewritten so that it runs in an interpreter that never ran the judged program.
+
+The case keeps its own control flow, variables, imports and comparisons. Every name that it does not define itself
+stands for something of the program. A call of such a name leaves the interpreter as a question (``_sw_host``), is
+answered by the program in a session of its own, and comes back as plain data. An object that is no plain data stays
+with the program; the case holds a stand-in (``_sw_Remote``) that passes calls, attributes, ``len``, ``str``, indexing
+and arithmetic on, but never equality or order: an object's own ``__eq__`` decides nothing here.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import threading
+import warnings
+from dataclasses import dataclass
+from typing import TypeVar
+
+_BUILTINS = frozenset(dir(builtins)) - {"_"}
+_LITERALS = (ast.Constant, ast.JoinedStr, ast.List, ast.Dict, ast.Set, ast.Tuple, ast.ListComp, ast.DictComp)
+_LONGEST = 200_000  # characters of a program that is still read
+_parsing = threading.Lock()  # the filter of warnings belongs to the whole process
+_N = TypeVar("_N", bound=ast.AST)
+
+PRELUDE = """
+_sw_list, _sw_tuple, _sw_dict, _sw_set, _sw_is, _sw_any = list, tuple, dict, set, isinstance, any
+_sw_print, _sw_len, _sw_bool, _sw_Assertion, _sw_range = print, len, bool, AssertionError, range
+_sw_in_place = [False]
+
+class _sw_Remote:
+    def __init__(self, target): self._sw_target = target
+    def __call__(self, *a, **k):
+        reply, after = _sw_host('call', self._sw_target, _sw_pack(a), _sw_pack(k), _sw_in_place[0])
+        for old, new in after:
+            _sw_write(a[old] if not _sw_is(old, str) else k[old], new)
+        return _sw_take(reply)
+    def __getitem__(self, i): return _sw_op('getitem', self, i)
+    def __setitem__(self, i, v): _sw_op('setitem', self, i, v)
+    def __contains__(self, x): return _sw_op('contains', self, x)
+    def __iter__(self): return iter(_sw_op('iter', self))
+    def __len__(self): return _sw_op('len', self)
+    def __bool__(self): return _sw_op('bool', self)
+    def __str__(self): return _sw_op('str', self)
+    def __repr__(self): return _sw_op('repr', self)
+    def __int__(self): return _sw_op('int', self)
+    def __float__(self): return _sw_op('float', self)
+    def __abs__(self): return _sw_op('abs', self)
+    def __neg__(self): return _sw_op('neg', self)
+    def __add__(self, o): return _sw_op('add', self, o)
+    def __radd__(self, o): return _sw_op('add', o, self)
+    def __sub__(self, o): return _sw_op('sub', self, o)
+    def __rsub__(self, o): return _sw_op('sub', o, self)
+    def __mul__(self, o): return _sw_op('mul', self, o)
+    def __rmul__(self, o): return _sw_op('mul', o, self)
+    def __truediv__(self, o): return _sw_op('truediv', self, o)
+    def __eq__(self, o): return False
+    def __ne__(self, o): return True
+    def __hash__(self): return 0
+
+class _sw_Code:
+    def __init__(self, native, source): self._sw_native, self._sw_source = native, source
+    def __call__(self, *a, **k): return self._sw_native(*a, **k)
+
+def _sw_odd(x):
+    if _sw_is(x, (_sw_Remote, _sw_Code)): return True
+    if _sw_is(x, (_sw_list, _sw_tuple)): return _sw_any([_sw_odd(i) for i in x])
+    if _sw_is(x, _sw_dict): return _sw_any([_sw_odd(i) for i in x.values()])
+    return False
+
+def _sw_pack(x):
+    if _sw_is(x, _sw_Remote): return ['source', x._sw_target]
+    if _sw_is(x, _sw_Code): return ['source', x._sw_source]
+    if not _sw_odd(x): return ['data', x]
+    if _sw_is(x, _sw_list): return ['list', [_sw_pack(i) for i in x]]
+    if _sw_is(x, _sw_tuple): return ['tuple', [_sw_pack(i) for i in x]]
+    return ['dict', [[i, _sw_pack(v)] for i, v in x.items()]]
+
+def _sw_take(reply):
+    return _sw_Remote(reply[1]) if reply[0] else reply[1]
+
+def _sw_op(name, *operands):
+    return _sw_take(_sw_host('op', name, [_sw_pack(x) for x in operands]))
+
+def _sw_write(old, new):
+    if _sw_is(old, _sw_list): old[:] = new
+    else:
+        old.clear()
+        old.update(new)
+
+def _sw_root(name): return _sw_Remote(name)
+def _sw_name(name): return _sw_take(_sw_host('value', name))
+
+def _sw_method(o, name, native):
+    if _sw_is(o, _sw_Remote): return _sw_Remote(o._sw_target + '.' + name)
+    return lambda *a, **k: native(o, *a, **k)
+
+def _sw_attr(o, name, native):
+    if _sw_is(o, _sw_Remote): return _sw_take(_sw_host('value', o._sw_target + '.' + name))
+    return native(o)
+
+def _sw_length(x): return x.__len__() if _sw_is(x, _sw_Remote) else _sw_len(x)
+
+def _sw_same(a, b):
+    if a == b: return True
+    return _sw_host('same', a, b)
+
+def _sw_assert(value):
+    held = value.__bool__() if _sw_is(value, _sw_Remote) else _sw_bool(value)
+    _sw_host('judged', held)
+    if not held: raise _sw_Assertion()
+"""
+
+INTERPRETER_PRELUDE = """
+def map(function, *items): return iter([function(*given) for given in zip(*items)])
+def filter(function, items): return iter([item for item in items if (item if function is None else function(item))])
+"""
+"""The interpreter cannot leave its own ``map`` and ``filter`` for a question."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case's text, rewritten. ``roots`` are the names it takes from the program, ``asserts`` whether it has any."""
+
+    source: str
+    roots: frozenset[str]
+    asserts: bool
+
+
+def parse(text: str) -> ast.Module:
+    """The syntax tree of a text, which is not run; ``SyntaxError`` for whatever cannot be read, or is too long."""
+    if len(text) > _LONGEST:
+        raise SyntaxError(f"the text has {len(text):,} characters, more than {_LONGEST:,}")
+    try:
+        with _parsing, warnings.catch_warnings():  # of a backslash in a text, for one
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "the text is nested too deeply") from error
+
+
+def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool = False) -> Case:
+    """The case that ``text`` writes; ``defined`` are the names that the program defines.
+
+    A builtin name stands for the program's own function only where the program defines it and the case takes no
+    other name from the program (``assert sum(10, 15) == 6`` tests a function ``sum``). With ``value`` the text must
+    end with an expression. Raises ``SyntaxError`` for a text that is no Python.
+    """
+    tree = parse(text)
+    if value and not (tree.body and isinstance(tree.body[-1], ast.Expr)):
+        raise SyntaxError("it must end with an expression, whose value is compared")
+    bound = _bound(tree)
+    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    roots = frozenset(loaded - bound - _BUILTINS)
+    if not roots:
+        roots = frozenset(loaded & defined - bound)
+    asserts = any(isinstance(node, ast.Assert) for node in ast.walk(tree))
+    if value:  # a name for the value: what stands last is then the value and not the call that makes it
+        last = tree.body.pop()
+        assert isinstance(last, ast.Expr)
+        tree.body.append(ast.Assign([ast.Name("_sw_result", ast.Store())], last.value))
+    rewritten = ast.unparse(ast.fix_missing_locations(_Rewriter(roots, bound, _imported(tree)).visit(tree)))
+    return Case(rewritten + ("\n_sw_result" if value else ""), roots, asserts)
+
+
+def top_level_names(source: str) -> frozenset[str]:
+    """The names that a program binds at its top level, also within ``if``, ``try`` and ``with``; none if no Python."""
+    try:
+        tree = parse(source)
+    except SyntaxError:
+        return frozenset()
+    names: set[str] = set()
+    waiting: list[ast.AST] = [*tree.body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        elif not isinstance(node, ast.Lambda):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+            waiting += ast.iter_child_nodes(node)
+    return frozenset(names)
+
+
+def _bound(tree: ast.AST) -> frozenset[str]:
+    """Every name that the case binds anywhere."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.ExceptHandler):
+            names.add(node.name or "")
+    return frozenset(names) | _imported(tree)
+
+
+def _imported(tree: ast.AST) -> frozenset[str]:
+    return frozenset(
+        (alias.asname or alias.name).partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    )
+
+
+class _Rewriter(ast.NodeTransformer):
+    """Turns names of the program into questions, and each ``assert`` into a judgement that is counted."""
+
+    def __init__(self, roots: frozenset[str], bound: frozenset[str], imported: frozenset[str]) -> None:
+        self._roots, self._bound, self._imported = roots, bound, imported
+        self._in_assert = False
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in self._roots and isinstance(node.ctx, ast.Load):
+            return _call("_sw_name", ast.Constant(node.id))
+        return node
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if not isinstance(node.ctx, ast.Load) or self._is_native(node.value):
+            return self._children(node)
+        native = _lambda(["_sw_o"], ast.Attribute(_name("_sw_o"), node.attr, ast.Load()))
+        return _call("_sw_attr", self._base(node.value), ast.Constant(node.attr), native)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        function = node.func
+        hands_over = self._hands_over(function)
+        arguments = [self._argument(argument, function) if hands_over else argument for argument in node.args]
+        keywords = [
+            ast.keyword(word.arg, self._argument(word.value, function) if hands_over else word.value)
+            for word in node.keywords
+        ]
+        arguments = [self.visit(argument) for argument in arguments]
+        keywords = [ast.keyword(word.arg, self.visit(word.value)) for word in keywords]
+        if isinstance(function, ast.Name) and function.id in self._roots:
+            return ast.Call(_call("_sw_root", ast.Constant(function.id)), arguments, keywords)
+        if isinstance(function, ast.Name) and function.id == "len" and "len" not in self._bound:
+            return ast.Call(_name("_sw_length"), arguments, keywords)
+        if isinstance(function, ast.Attribute) and not self._is_native(function.value):
+            called = ast.Call(
+                ast.Attribute(_name("_sw_o"), function.attr, ast.Load()),
+                [ast.Starred(_name("_sw_a"), ast.Load())],
+                [ast.keyword(None, _name("_sw_k"))],
+            )
+            native = _lambda(["_sw_o"], called, rest=("_sw_a", "_sw_k"))
+            method = _call("_sw_method", self._base(function.value), ast.Constant(function.attr), native)
+            return ast.Call(method, arguments, keywords)
+        return ast.Call(self.visit(function), arguments, keywords)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        node = self._children(node)
+        if not self._in_assert or len(node.ops) != 1 or not isinstance(node.ops[0], ast.Eq | ast.NotEq):
+            return node
+        same = _call("_sw_same", node.left, node.comparators[0])
+        return same if isinstance(node.ops[0], ast.Eq) else ast.UnaryOp(ast.Not(), same)
+
+    def visit_Assert(self, node: ast.Assert) -> list[ast.stmt]:
+        self._in_assert = True
+        test = self.visit(node.test)
+        self._in_assert = False
+        return [_in_place(False), ast.Expr(_call("_sw_assert", test))]
+
+    def visit_Expr(self, node: ast.Expr) -> ast.stmt | list[ast.stmt]:
+        return self._in_place(self._children(node))
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt | list[ast.stmt]:
+        return self._in_place(self._children(node))
+
+    def _in_place(self, node: ast.stmt) -> ast.stmt | list[ast.stmt]:
+        """A call that is a statement by itself may change its arguments; one inside a comparison may not."""
+        if not any(isinstance(part, ast.Name) and part.id in ("_sw_root", "_sw_method") for part in ast.walk(node)):
+            return node
+        return [_in_place(True), node, _in_place(False)]
+
+    def _hands_over(self, function: ast.expr) -> bool:
+        """Whether what is called may be the program's, so that a function among its arguments must go over as text."""
+        if isinstance(function, ast.Name):
+            return function.id in self._roots or function.id in self._bound - self._imported
+        return isinstance(function, ast.Attribute) and not self._is_native(function.value)
+
+    def _argument(self, node: ast.expr, function: ast.expr) -> ast.expr:
+        """A lambda of the case, or a builtin handed to the program, with its text beside it."""
+        is_root = isinstance(function, ast.Name) and function.id in self._roots
+        builtin = isinstance(node, ast.Name) and node.id in _BUILTINS - self._bound and is_root
+        if builtin or (isinstance(node, ast.Lambda) and not _free(node) & self._bound):
+            return _call("_sw_Code", node, ast.Constant(ast.unparse(node)))
+        return node
+
+    def _is_native(self, base: ast.expr) -> bool:
+        if isinstance(base, ast.Name):
+            return base.id in self._imported or (base.id in _BUILTINS - self._bound and base.id not in self._roots)
+        return isinstance(base, _LITERALS) or (isinstance(base, ast.Attribute) and self._is_native(base.value))
+
+    def _base(self, base: ast.expr) -> ast.expr:
+        if isinstance(base, ast.Name) and base.id in self._roots:
+            return _call("_sw_root", ast.Constant(base.id))
+        visited: ast.expr = self.visit(base)
+        return visited
+
+    def _children(self, node: _N) -> _N:
+        self.generic_visit(node)
+        return node
+
+
+def _free(node: ast.Lambda) -> set[str]:
+    """The names that a lambda reads and does not bind."""
+    inner = {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+    return {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - inner
+
+
+def _in_place(allowed: bool) -> ast.stmt:
+    return ast.Assign([ast.Subscript(_name("_sw_in_place"), ast.Constant(0), ast.Store())], ast.Constant(allowed))
+
+
+def _name(name: str) -> ast.Name:
+    return ast.Name(name, ast.Load())
+
+
+def _call(name: str, *arguments: ast.expr) -> ast.Call:
+    return ast.Call(_name(name), list(arguments), [])
+
+
+def _lambda(names: list[str], body: ast.expr, rest: tuple[str, str] | None = None) -> ast.Lambda:
+    arguments = ast.arguments(
+        posonlyargs=[],
+        args=[ast.arg(name) for name in names],
+        vararg=ast.arg(rest[0]) if rest else None,
+        kwonlyargs=[],
+        kw_defaults=[],
+        kwarg=ast.arg(rest[1]) if rest else None,
+        defaults=[],
+    )
+    return ast.Lambda(arguments, body)

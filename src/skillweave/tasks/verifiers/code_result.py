@@ -1,0 +1,93 @@
+"""When a program's result is the value that a case expects."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-12
+_MANY = 1000  # items of a set beyond which they must be equal exactly: each against each takes too long
+
+
+def same_result(found: Any, wanted: Any) -> bool:
+    """Whether two values of plain data are the same as JSON has them.
+
+    A tuple is a list. A key of a dict is its JSON text (``1`` and ``"1"``). A set equals any order of its items, each
+    once. ``True`` is not 1, and 1 is 1.0. Whole numbers compare exactly, others within 1e-9 of their size or 1e-12 in
+    all; NaN is NaN, and an infinity is itself.
+    """
+    if isinstance(found, bool) or isinstance(wanted, bool):
+        return found is wanted
+    if isinstance(found, int | float) and isinstance(wanted, int | float):
+        return _same_number(found, wanted)
+    if isinstance(found, complex) or isinstance(wanted, complex):
+        return _same_complex(found, wanted)
+    if isinstance(found, set | frozenset) or isinstance(wanted, set | frozenset):
+        return _same_set(found, wanted)
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return _same_dict(found, wanted)
+    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(same_result(x, y) for x, y in zip(found, wanted, strict=True))
+    return type(found) is type(wanted) and bool(found == wanted)
+
+
+def _same_number(found: float, wanted: float) -> bool:
+    if isinstance(found, int) and isinstance(wanted, int):
+        return found == wanted
+    if found != found or wanted != wanted:  # NaN, and an integer that no float can hold is none
+        return found != found and wanted != wanted
+    try:
+        return math.isclose(found, wanted, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
+    except OverflowError:  # an integer that no float can hold
+        return False
+
+
+def _same_complex(found: Any, wanted: Any) -> bool:
+    if not isinstance(found, int | float | complex) or not isinstance(wanted, int | float | complex):
+        return False
+    a, b = complex(found), complex(wanted)
+    return _same_number(a.real, b.real) and _same_number(a.imag, b.imag)
+
+
+def _same_dict(found: dict[Any, Any], wanted: dict[Any, Any]) -> bool:
+    if len(found) != len(wanted):
+        return False
+    if found.keys() == wanted.keys():
+        return all(same_result(found[key], wanted[key]) for key in found)
+    named = {_key(key): value for key, value in found.items()}
+    others = {_key(key): value for key, value in wanted.items()}
+    return (
+        len(named) == len(found)
+        and named.keys() == others.keys()
+        and all(same_result(value, others[key]) for key, value in named.items())
+    )
+
+
+def _key(key: Any) -> Any:
+    """A key as JSON writes it; a key that JSON does not have stays as it is."""
+    if key is None or isinstance(key, bool):
+        return {None: "null", True: "true", False: "false"}[key]
+    return repr(key) if isinstance(key, int | float) else key
+
+
+def _same_set(found: Any, wanted: Any) -> bool:
+    """A set against a set or a list: as many items, and each of one found in the other, whatever the order."""
+    kinds = (set, frozenset, list, tuple)
+    if not isinstance(found, kinds) or not isinstance(wanted, kinds) or len(found) != len(wanted):
+        return False
+    if len(found) > _MANY:
+        return _exactly_same_set(found, wanted)
+    left = list(wanted)
+    for item in found:
+        place = next((place for place, other in enumerate(left) if same_result(item, other)), None)
+        if place is None:
+            return False
+        left.pop(place)
+    return True
+
+
+def _exactly_same_set(found: Any, wanted: Any) -> bool:
+    try:
+        return set(found) == set(wanted)
+    except TypeError:  # a list of lists
+        return False

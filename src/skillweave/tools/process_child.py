@@ -1,0 +1,382 @@
+"""The program that ``runner: process`` starts: it locks itself in, then runs the Python texts that it is sent.
+
+It runs as ``python -I -S -B process_child.py IN OUT`` with the standard library alone, so this file imports nothing
+else. One JSON line comes in on the pipe IN, one goes out on the pipe OUT, with the token of the request it answers.
+Code that runs here shares the process with this loop and, with effort, can write what it likes to OUT: that only
+changes the values it returns. Nothing here knows which values are right
+(:mod:`skillweave.tasks.verifiers.code_judge` compares them in the parent process).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import platform
+import resource
+import struct
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+_PLAIN = (type(None), bool, str)
+_DEEP = 200  # levels of lists within lists that are sent
+
+
+class Opaque:
+    """The stand-in for a value that is no plain data: a function, a class, an object."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __repr__(self) -> str:
+        return f"<{self.kind}>"
+
+
+def encode(value: Any, depth: int = _DEEP) -> Any:
+    """``value`` as JSON that keeps its type: plain data whole, anything else as ``["object", NAME]``.
+
+    A subclass of a plain type is written as that type, read with the type's own methods and not the subclass's.
+    """
+    if depth == 0:
+        raise ValueError("the value is nested too deeply")
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, int):
+        return ["int", int.__format__(value, "x")]
+    if isinstance(value, float):
+        return ["float", float.__repr__(value)]
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, complex):
+        return ["complex", [float.__repr__(value.real), float.__repr__(value.imag)]]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", bytes(value).hex()]
+    for plain in (list, tuple, set, frozenset):
+        if isinstance(value, plain):
+            own: Any = plain.__iter__
+            return [plain.__name__, [encode(item, depth - 1) for item in own(value)]]
+    if isinstance(value, dict):
+        return ["dict", [[encode(key, depth - 1), encode(item, depth - 1)] for key, item in dict.items(value)]]
+    if kind in (range, type({}.keys()), type({}.values()), type({}.items())):
+        return ["list", [encode(item, depth - 1) for item in value]]
+    if kind is _library("decimal", "Decimal") or kind is _library("fractions", "Fraction"):
+        return [kind.__name__, str(value)]
+    if kind in [_library("datetime", name) for name in ("date", "time", "datetime")]:
+        return [kind.__name__, value.isoformat()]
+    if kind is _library("datetime", "timedelta"):
+        return ["timedelta", [value.days, value.seconds, value.microseconds]]
+    return ["object", kind.__name__ if isinstance(kind.__name__, str) else "object"]
+
+
+def _library(module: str, name: str) -> Any:
+    """A class of a module, where somebody imported it; these take a while to import, and few programs need them."""
+    return getattr(sys.modules.get(module), name, _library)
+
+
+def _class(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+_READ: dict[str, Callable[[Any], Any]] = {
+    "int": lambda text: int(text, 16),
+    "float": float,
+    "complex": lambda parts: complex(float(parts[0]), float(parts[1])),
+    "bytes": bytes.fromhex,
+    "list": lambda items: [decode(item) for item in items],
+    "tuple": lambda items: tuple(decode(item) for item in items),
+    "set": lambda items: {decode(item) for item in items},
+    "frozenset": lambda items: frozenset(decode(item) for item in items),
+    "dict": lambda items: {decode(key): decode(value) for key, value in items},
+    "Decimal": lambda text: _class("decimal", "Decimal")(text),
+    "Fraction": lambda text: _class("fractions", "Fraction")(text),
+    "date": lambda text: _class("datetime", "date").fromisoformat(text),
+    "time": lambda text: _class("datetime", "time").fromisoformat(text),
+    "datetime": lambda text: _class("datetime", "datetime").fromisoformat(text),
+    "timedelta": lambda parts: _class("datetime", "timedelta")(*parts),
+    "object": lambda kind: Opaque(str(kind)),
+}
+
+
+def decode(written: Any) -> Any:
+    """The value that :func:`encode` wrote; ``ValueError``, ``TypeError`` or ``KeyError`` for any other JSON."""
+    if isinstance(written, list):
+        kind, content = written
+        return _READ[kind](content)
+    if type(written) in _PLAIN:
+        return written
+    raise ValueError(f"a {type(written).__name__} was not written by encode()")
+
+
+# --- the jail -------------------------------------------------------------------------------------------------------
+
+_NEWNET, _NEWIPC, _NEWUSER = 0x40000000, 0x08000000, 0x10000000
+_NO_NEW_PRIVS, _SECCOMP, _PDEATHSIG = 38, 22, 1
+_NOBODY = 65534
+# Calls that reach other processes, the network or the kernel's settings, by number on x86_64 and on aarch64.
+_DENIED = {
+    "x86_64": (
+        0xC000003E,
+        (
+            # socket socketpair fork vfork kill tkill tgkill ptrace process_vm_readv/writev pidfd_open pidfd_send_signal
+            *(41, 53, 57, 58, 62, 200, 234, 101, 310, 311, 434, 424),
+            # execve execveat mount umount2 pivot_root chroot unshare setns bpf perf_event_open
+            *(59, 322, 165, 166, 155, 161, 272, 308, 321, 298),
+            # keyctl add_key request_key io_uring_* shmget msgget semget mq_open userfaultfd memfd_create
+            *(250, 248, 249, 425, 426, 427, 29, 68, 64, 240, 323, 319),
+            # init_module finit_module kexec_load reboot setpriority sched_setaffinity sched_setscheduler
+            *(175, 313, 246, 169, 141, 203, 144),
+            # setpgid setsid prlimit64 chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat
+            *(109, 112, 302, 90, 91, 268, 452, 92, 93, 94, 260),
+            # utime utimes utimensat futimesat setxattr lsetxattr fsetxattr
+            *(132, 235, 280, 261, 188, 189, 190),
+        ),
+        56,
+        435,
+    ),
+    "aarch64": (
+        0xC00000B7,
+        (
+            *(198, 199, 129, 130, 131, 117, 270, 271, 434, 424),
+            *(221, 281, 40, 39, 41, 51, 97, 268, 280, 241),
+            *(219, 217, 218, 425, 426, 427, 194, 186, 190, 180, 282, 279),
+            *(105, 273, 104, 142, 140, 122, 119),
+            *(154, 157, 261, 52, 53, 452, 55, 54),
+            *(88, 5, 6, 7),
+        ),
+        220,
+        435,
+    ),
+}
+_CLONE_THREAD = 0x00010000
+
+
+def _syscall(libc: Any, number: int, *arguments: Any) -> int:
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    return int(result)
+
+
+def lock_in(memory: int, seconds: float) -> dict[str, bool]:
+    """Lock this process in and return which walls stand: ``network``, ``files``, ``calls``, ``user``.
+
+    ``network``: a network namespace of its own, or no sockets at all (seccomp). ``files``: Landlock lets it read
+    Python's own library and nothing else. ``calls``: a seccomp filter. ``user``: it does not run as root.
+    """
+    walls = dict.fromkeys(("network", "files", "calls", "user"), False)
+    _limit(_memory_in_use() + memory, seconds)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        root = os.geteuid() == 0
+        spaces = _NEWNET | _NEWIPC
+        walls["network"] = libc.unshare(spaces if root else spaces | _NEWUSER) == 0
+        walls["user"] = not root or _become_nobody()
+        header = struct.pack("=Ii", 0x20080522, 0)
+        if libc.capset(header, bytes(24)) != 0:
+            raise OSError(ctypes.get_errno(), "the capabilities could not be given up")
+        libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PDEATHSIG, 9, 0, 0, 0)
+        walls["files"] = _only_read_python(libc)
+        walls["calls"] = _filter_calls(libc)
+        walls["network"] |= walls["calls"]
+    if not walls["calls"]:  # a limit for the user's processes in all, and for threads too: the filter is finer
+        resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+    return walls
+
+
+def _become_nobody() -> bool:
+    """True where this process is now ``nobody``; root stays where ``nobody`` cannot read Python's library."""
+    os.setgroups([])
+    os.setegid(_NOBODY)
+    os.seteuid(_NOBODY)
+    readable = os.access(os.path.join(os.path.dirname(os.__file__), "json"), os.R_OK | os.X_OK, effective_ids=True)
+    os.seteuid(0)
+    os.setegid(0)
+    if readable:
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    return readable
+
+
+def _only_read_python(libc: Any) -> bool:
+    """True where Landlock now denies every file but Python's library and the shared libraries (kernel 5.13)."""
+    abi = _syscall(libc, 444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    if abi < 1:
+        return False
+    read_file, read_folder = 4, 8
+    rights = (1 << (13 + (abi >= 2) + (abi >= 3))) - 1
+    if abi >= 5:
+        rights |= 1 << 15
+    sockets = 3 if abi >= 4 else 0
+    scoped = 3 if abi >= 6 else 0
+    attribute = struct.pack("=QQQ", rights, sockets, scoped)[: 8 if abi < 4 else 16 if abi < 6 else 24]
+    rules = _syscall(libc, 444, attribute, ctypes.c_size_t(len(attribute)), ctypes.c_uint(0))
+    if rules < 0:
+        return False
+    folders = {
+        *sys.path,  # isolated: the standard library and its compiled part
+        *(os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"),
+        *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime"),
+    }
+    for path in sorted(folders):
+        if path and os.path.exists(path):
+            place = os.open(path, os.O_PATH)
+            allowed = read_file | (read_folder if os.path.isdir(path) else 0)
+            rule = struct.pack("=Qi", allowed, place)
+            _syscall(libc, 445, ctypes.c_int(rules), ctypes.c_int(1), rule, ctypes.c_uint(0))
+            os.close(place)
+    done = _syscall(libc, 446, ctypes.c_int(rules), ctypes.c_uint(0)) == 0
+    os.close(rules)
+    return done
+
+
+def _memory_in_use() -> int:
+    """The bytes of this process's address space; 0 where the system does not tell."""
+    if not os.path.exists("/proc/self/statm"):
+        return 0
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
+def _limit(memory: int, seconds: float) -> None:
+    """Bounds by the kernel: address space in bytes, processor time, no byte in a file, few open files."""
+    for name, bound in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, int(seconds) + 2),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(name, (bound, bound))
+
+
+def _filter_calls(libc: Any) -> bool:
+    """True where a seccomp filter now refuses (EPERM) every call in ``_DENIED`` and every new process."""
+    if platform.machine() not in _DENIED:
+        return False
+    architecture, denied, clone, clone3 = _DENIED[platform.machine()]
+    load, equal, above, test, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    refuse, unknown, allow = 0x00050001, 0x00050026, 0x7FFF0000
+    lines: list[tuple[int, int, int, int]] = [
+        (load, 0, 0, 4),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, 0x80000000),
+        (load, 0, 0, 0),
+        (above, 0, 1, 0x40000000),  # the x32 numbers of the same calls
+        (give, 0, 0, refuse),
+        (equal, 0, 1, clone3),
+        (give, 0, 0, unknown),  # the C library then falls back on clone, whose flags can be looked at
+        (equal, 0, 4, clone),
+        (load, 0, 0, 16),
+        (test, 1, 0, _CLONE_THREAD),
+        (give, 0, 0, refuse),
+        (give, 0, 0, allow),
+    ]
+    for number in denied:
+        lines += [(equal, 0, 1, number), (give, 0, 0, refuse)]
+    lines.append((give, 0, 0, allow))
+    code = b"".join(struct.pack("=HBBI", *line) for line in lines)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("@HP", len(lines), ctypes.addressof(buffer))
+    return bool(libc.prctl(_SECCOMP, 2, program, 0, 0) == 0)
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+class _Ended(BaseException):
+    """The parent closed the pipe."""
+
+
+class Loop:
+    """What was sent is run in one module, whose names stay from one text to the next."""
+
+    def __init__(self, reading: int, writing: int) -> None:
+        self._in = os.fdopen(reading, "rb")
+        self._out = os.fdopen(writing, "wb")
+        self._stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+        sys.stdout = self._stdout
+        self._module = types.ModuleType("answer")
+        self.token = ""
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._out.write(json.dumps({**message, "token": self.token}).encode() + b"\n")
+        self._out.flush()
+
+    def receive(self) -> Any:
+        line = self._in.readline()
+        if not line:
+            raise _Ended
+        return json.loads(line)
+
+    def ask(self, *arguments: Any) -> Any:
+        """The parent's answer to a question, or the exception that it names."""
+        self.send({"ask": encode(arguments)})
+        reply = self.receive()
+        self.token = reply["token"]
+        if "raise" in reply:
+            kind, text = reply["raise"]
+            raise getattr(builtins, kind)(text)
+        return decode(reply["value"])
+
+    def run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Run one text; its last expression's value, or its exception."""
+        space = self._module.__dict__
+        if request["name"] is not None:
+            self._module.__name__ = request["name"]
+            sys.modules[request["name"]] = self._module
+        if request["host"]:
+            space["_sw_host"] = self.ask
+        try:
+            space.update(decode(request["inputs"]))
+            tree = ast.parse(request["source"], "<program>")
+            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            exec(compile(tree, "<program>", "exec"), space)
+            value = None
+            if isinstance(last, ast.Expr):
+                value = eval(compile(ast.Expression(last.value), "<program>", "eval"), space)
+            return {"value": encode(value)}
+        except _Ended:
+            raise
+        except BaseException as error:  # also SystemExit: a program that ends itself has not come to its end
+            return {"error": describe(error)}
+        finally:
+            for stream in (sys.stdout, self._stdout):
+                with contextlib.suppress(BaseException):
+                    stream.flush()
+
+    def serve(self) -> None:
+        """Answer requests until the parent closes the pipe."""
+        while True:
+            request = self.receive()
+            self.token = request["token"]
+            self.send(self.run(request))
+
+
+def describe(error: BaseException) -> str:
+    """``"ZeroDivisionError: division by zero"``; an exception that cannot be shown is named alone."""
+    try:
+        text = str(error)[:2000]
+    except BaseException:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def main() -> None:
+    """Lock this process in, say which walls stand, and serve."""
+    loop = Loop(int(sys.argv[1]), int(sys.argv[2]))
+    settings = loop.receive()
+    loop.token = settings["token"]
+    loop.send({"walls": lock_in(settings["memory"], settings["seconds"])})
+    with contextlib.suppress(_Ended):
+        loop.serve()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
