@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from skillweave.methods.training.settings import ModelSettings, SamplingSettings, TrainingSettings
+from skillweave.methods.training.settings import AnswerSettings, ModelSettings, SamplingSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
 
 
-class WarmStartSettings(TrainingSettings):
+class WarmStartSettings(AnswerSettings):
     """Supervised training on known good answers, for a base that solves too little to learn from its own answers."""
 
     when: Literal["auto", "always", "never"] = "auto"
