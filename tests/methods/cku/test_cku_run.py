@@ -333,7 +333,7 @@ def test_facts_that_are_all_too_long_are_refused_and_some_are_left_out(base, cor
     facts = read_facts([corpus / "forget.jsonl"])
     kept = encode(base.tokenizer, [(fact.prompt, fact.answer) for fact in facts], 32)
     assert 0 < len(kept) < len(facts)
-    assert f"{len(facts) - len(kept)} facts of the forget set are longer" in capsys.readouterr().err
+    assert f"{len(facts) - len(kept)} of {len(facts)} facts of the forget set (29%)" in capsys.readouterr().err
     assert len(read_json(tmp_path / "some" / "before" / "forget.json")) == len(kept)
 
 

@@ -248,7 +248,8 @@ def test_an_experts_file_says_which_prompts_the_warm_up_is_on(base, hops, tmp_pa
     assert warm_up < {trace.id for trace in told[:4]}
     assert len(warm_up) == 3
     assert len(rl) == 6  # ordinary RL is on all train prompts
-    assert "1 traces of" in capsys.readouterr().err
+    # The trace on a calibration prompt is for looks at the held-out loss, and there is no supervised training here.
+    assert "1 of 5 traces (20%) of" in capsys.readouterr().err
     assert read_json(tmp_path / "run" / "figures.json")["traces"] == 3
 
 
@@ -311,7 +312,7 @@ def test_traces_of_more_calls_than_a_rollout_may_make_are_left_out(base, hops, t
     told[0] = replace(told[0], messages=[*told[0].messages[:1], answer])
     write_traces(tmp_path / "experts.jsonl", told)
     run(base, settings(**changes, experts=tmp_path / "experts.jsonl"), tmp_path / "run")
-    assert "3 of 4 traces make more calls than" in " ".join(capsys.readouterr().err.split())
+    assert "3 of 4 traces (75%) make more calls than" in " ".join(capsys.readouterr().err.split())
     assert read_json(tmp_path / "run" / "figures.json")["traces"] == 1
 
 

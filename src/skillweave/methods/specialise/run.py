@@ -112,8 +112,8 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
     if not examples:
         raise UserError(
             f"task '{run.task.name}' has no gold answers and the base solved no prompt of the probe with a whole "
-            "answer: there is nothing to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or take "
-            "a stronger base."
+            "answer: there is nothing to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or "
+            "take a stronger base."
         )
     if len(examples) < len(entries):
         run.say(

@@ -129,10 +129,10 @@ def trainer_arguments(
 def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
 
-    Returns ``steps``, ``idle_steps`` (those without any gradient), ``loss_first``, ``loss_last`` (mean of the last
-    fifth of the steps), and likewise what the trainer's ``watched`` names, over the last fifth of the steps that tell
-    it. Where there are looks at held-out examples, also ``held_out_loss`` (of the weights that are kept), ``held_out_best``
-    and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``; ``report_to`` names
+    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and likewise what the
+    trainer's ``watched`` names, over the last fifth of the steps that tell it; ``idle_steps``, where there are steps
+    without any gradient; where there are looks at held-out examples, ``held_out_loss`` (of the weights that are kept),
+    ``held_out_best`` and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``; ``report_to`` names
     services that get the log too (:func:`~skillweave.methods.training.reporting.reporters`).
     """
     folder = Path(trainer.args.output_dir)
@@ -159,10 +159,9 @@ def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str]
         write_json(folder / "history.json", [{**entry, **at.get(entry["step"], {})} for entry in history])
         if seen:
             write_json(folder / "curve.json", seen)
-    idle = sum(entry.get("grad_norm") == 0 for entry in history)
-    figures = {
-        "steps": len(history), "idle_steps": idle, "loss_first": history[0]["loss"], "loss_last": mean("loss"),
-    }  # fmt: skip
+    figures: dict[str, Any] = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
+    if idle := sum(entry.get("grad_norm") == 0 for entry in history):
+        figures["idle_steps"] = idle
     return {**figures, **{name: mean(key) for key, name in trainer.watched.items()}, **_of_looks(trainer, seen)}
 
 
