@@ -382,3 +382,21 @@ def test_another_run_in_the_folder_is_refused(base, corpus, whole, tmp_path):
     (copied / "retain.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(UserError, match="other examples in the task"):
         run(base, changed, out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"learning_rate": 1e-30, "steps": 2}}, "nothing was learnt: every weight is the base's own"),
+        # Capped at nothing, gradient ascent is flat from the start.
+        (
+            {"objective": {"loss": "ga", "cap": 1e-9, "retain": "none", "mu": 1.0}, "training": {"steps": 2}},
+            "nothing was unlearnt: no step had a gradient",
+        ),
+    ],
+)
+def test_an_unlearning_that_changes_nothing_is_an_error_and_leaves_no_delta(base, corpus, tmp_path, changes, said):
+    for _ in range(2):
+        with pytest.raises(UserError, match=said):
+            run(base, settings(corpus, localise={"ratio": 0.0}, **changes), tmp_path)
+        assert not (tmp_path / "delta").exists()

@@ -240,7 +240,10 @@ class _Agent:
         figures = run.fit(folder, stage.training, stage.steps * stage.updates, make)
         equal, cut_off = follow.means.get(EQUAL, 0.0), follow.means.get(CUT_OFF, 0.0)
         if equal:
-            run.say(f"{folder.name}: all rewards were equal in {equal:.0%} of the groups, which taught nothing")
+            run.say(
+                f"{folder.name}: equal rewards in {equal:.0%} of the groups: no conversation was better than "
+                "another there, so those groups taught nothing"
+            )
         if cut_off:
             run.say(
                 f"{folder.name}: {cut_off:.0%} of the policy's conversations were cut off at rollout.max_tokens="

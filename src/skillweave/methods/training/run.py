@@ -22,7 +22,7 @@ import torch
 from pydantic import BaseModel
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, Prompt, answer_ids, open_tokenizer, prompt_ids
+from skillweave.base import Base, Checkpoint, Prompt, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -278,18 +278,15 @@ class Run(Generic[C, D]):
 
 
 def _changes_anything(delta: Delta, base: Base) -> bool:
-    """Whether any tensor of the delta is not zero; of those that are kept whole, whether one is not the base's."""
-    return any(
-        _differs(delta, base, name) if delta.whole(name) else bool(delta.tensor(name).count_nonzero())
-        for name in delta.names()
-    )
+    """Whether any weight of the base, in float32, is another one with the delta."""
+    return any(_changes(delta, base.checkpoint, name) for name in delta.names())
 
 
-def _differs(delta: Delta, base: Base, name: str) -> bool:
-    known = base.checkpoint
-    if name not in known or known.shape(name) != delta.shape(name):
+def _changes(delta: Delta, base: Checkpoint, name: str) -> bool:
+    if name not in base or base.shape(name) != delta.shape(name):
         return True
-    return not torch.equal(known.tensor(name).float().cpu(), delta.tensor(name).float().cpu())
+    ours, theirs = base.tensor(name).float().cpu(), delta.tensor(name).float().cpu()
+    return not torch.equal(ours, theirs if delta.whole(name) else ours + theirs)
 
 
 def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:

@@ -49,6 +49,7 @@ class _Show(TrainerCallback):
 
     def __init__(self, advance: Callable[..., None]):
         self.advance = advance
+        self._loss = self._held_out = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.advance(state.global_step)  # steps of the run that was cut off
@@ -61,9 +62,11 @@ class _Show(TrainerCallback):
             if not math.isfinite(logs["loss"]):
                 raise UserError(f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate")
             margin = next((f", margin {logs[key]:.3f}" for key in logs if key.endswith("margins")), "")
-            self.advance(0, note=f"loss {logs['loss']:.4f}{margin}")
+            self._loss = f"loss {logs['loss']:.4f}{margin}"
+            self.advance(0, note=self._loss + self._held_out)
         if logs and LOSS in logs:
-            self.advance(0, note=f"held-out loss {logs[LOSS]:.4f}")
+            self._held_out = f", held out {logs[LOSS]:.4f}"
+            self.advance(0, note=self._loss + self._held_out)
 
 
 class _Mark(TrainerCallback):
@@ -132,8 +135,8 @@ def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str]
     Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and likewise what the
     trainer's ``watched`` names, over the last fifth of the steps that tell it; ``idle_steps``, where there are steps
     without any gradient; where there are looks at held-out examples, ``held_out_loss`` (of the weights that are kept),
-    ``held_out_best`` and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``; ``report_to`` names
-    services that get the log too (:func:`~skillweave.methods.training.reporting.reporters`).
+    ``held_out_best`` and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``;
+    ``report_to`` names services that get the log too (:mod:`~skillweave.methods.training.reporting`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
