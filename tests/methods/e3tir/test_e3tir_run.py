@@ -44,6 +44,11 @@ def test_the_stages_and_their_figures(whole, traces):
     assert figures["expert_tokens"] == sum(trace.written for trace in traces.values())
     for name in ("before", "after"):
         assert {"success", "calls", "failed_calls", "answered", "tokens"} <= set(stages[name])
+    assert stages["sft"]["held_out"] == 4  # the solver's traces on the calibration prompts
+    assert 0 < stages["sft"]["held_out_loss"] < 10
+    for name in ("warm-up", "rl"):
+        assert 0 <= stages[name]["equal_groups"] < 1
+        assert 0 <= stages[name]["cut_off"] <= 1
     for name, steps in (("sft", 2), ("warm-up", 3), ("rl", 3)):
         assert stages[name]["steps"] == steps
         assert all(math.isfinite(value) for value in stages[name].values())
