@@ -18,6 +18,11 @@ def printable(text: str) -> str:
     return "".join(character for character in text if character.isprintable())
 
 
+def share_of(count: int, total: int, what: str) -> str:
+    """``"12 of 64 answers (19%)"``, for a message that says what was left out."""
+    return f"{count:,} of {total:,} {what} ({count / max(1, total):.0%})"
+
+
 _SAID: set[str] = set()
 
 

@@ -11,8 +11,8 @@ from skillweave.methods.training.answers import Answered
 from skillweave.methods.training.pairs import make_pairs, solve_rate
 
 
-def answered(answers, scores, gold=None, id="a"):
-    return Answered(id=id, prompt="p", gold=gold, answers=answers, scores=scores, ended=[True] * len(answers))
+def answered(answers, scores, gold=None, id="a", ended=None):
+    return Answered(id, "p", gold, answers, scores, [True] * len(answers) if ended is None else ended)
 
 
 def as_set(pairs):
@@ -30,6 +30,30 @@ def test_good_meets_bad_and_figures_count():
     assert (figures.prompts, figures.answers, figures.solved_prompts) == (3, 4, 2)
     assert figures.solve_rate == 0.5
     assert (figures.pairs, figures.gold_pairs, figures.prompts_without_pair) == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "ended", "gold", "expected"),
+    [
+        ([1, 0], [False, False], "G", []),
+        ([1, 0], [False, True], None, []),
+        ([1, 0], [True, False], None, []),
+        # Its own right answer did not end: the gold answer is the chosen one.
+        ([1, 0], [False, True], "G", [("G", "b", "gold")]),
+        ([1, 0], [True, True], "G", [("a", "b", "own")]),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_neither_chosen_nor_rejected(scores, ended, gold, expected):
+    pairs, figures = make_pairs([answered(["a", "b"], scores, gold, ended=ended)])
+    assert [(pair.chosen, pair.rejected, pair.source) for pair in pairs] == expected
+    assert figures.cut_off == ended.count(False)
+    assert figures.solve_rate == 0.5
+    assert figures.prompts_without_pair == (not expected)
+
+
+def test_the_whole_one_of_two_equal_texts_counts():
+    pairs, _ = make_pairs([answered(["g", "g", "b", "b"], [1, 1, 0, 0], ended=[False, True, True, False])])
+    assert as_set(pairs) == {("g", "b")}
 
 
 def test_nothing_at_all():

@@ -58,7 +58,10 @@ def test_what_does_not_fit_is_left_out_and_nothing_left_is_an_error(base, tmp_pa
         entry.id for entry in task.splits["train"] if lengths[entry.id] + len(entry.answer) + 1 <= 19
     ]
     assert 0 < len(answered) < 20
-    assert "train prompts with their answers are longer than 19 tokens: left out" in capsys.readouterr().err
+    left = len(task.splits["train"]) - len(answered)
+    said = capsys.readouterr().err
+    assert f"{left} of {len(task.splits['train'])} train prompts with their answers" in said
+    assert "are longer than 19 tokens (max_length) and are left out; raise it or shorten them" in said
     with pytest.raises(UserError, match="all calibration prompts are longer than 4 tokens"):
         begin(base, tmp_path, task, max_length=4).short_enough("calibration")
 

@@ -217,7 +217,8 @@ def test_a_task_from_a_file(base, tmp_path, monkeypatch):
 
 def test_preferences_raise_the_good_answer_over_the_bad(base, tmp_path):
     """Without a warm start, with gold answers as the chosen ones; measured token by token, not by TRL."""
-    delta = run(base, settings(warm_start={"when": "never"}, dpo={**SETTINGS["dpo"], "nll_weight": 0}), tmp_path)
+    unwarmed = {"warm_start": {"when": "never"}, "dpo": {**SETTINGS["dpo"], "nll_weight": 0}, "max_new_tokens": 40}
+    delta = run(base, settings(**unwarmed), tmp_path)
     # The policy is its own reference at first: the loss is ln 2 but for rounding.
     figures = read_json(tmp_path / "round-1" / "figures.json")
     assert figures["loss_first"] == pytest.approx(0.693147, abs=1e-4)
@@ -226,15 +227,16 @@ def test_preferences_raise_the_good_answer_over_the_bad(base, tmp_path):
     assert read_json(tmp_path / "round-1" / "figures.json")["gold_pairs"] > 0
     tokenizer = open_tokenizer(base.path)
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
-    row = samples[0]
-    before = [log_prob(model, tokenizer, row.prompt, text) for text in (row.gold, row.answers[0])]
+    row = next(row for row in samples if any(row.ended))
+    whole = row.answers[row.ended.index(True)]
+    before = [log_prob(model, tokenizer, row.prompt, text) for text in (row.gold, whole)]
     reference = read_lines(tmp_path / "round-1" / "reference.jsonl")
     assert any(chosen == pytest.approx(before[0], abs=1e-3) for chosen, _ in reference)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in delta.names():
                 parameter += delta.tensor(name)
-    after = [log_prob(model, tokenizer, row.prompt, text) for text in (row.gold, row.answers[0])]
+    after = [log_prob(model, tokenizer, row.prompt, text) for text in (row.gold, whole)]
     assert after[0] - before[0] > after[1] - before[1] + 0.1
 
 

@@ -13,7 +13,7 @@ import torch
 from micro import micro_model
 from skillweave.errors import UserError
 from skillweave.methods import METHODS, SpecialiseConfig, get_method, register
-from skillweave.methods.training import Processes, TrainingSettings, batch_order
+from skillweave.methods.training import Processes, TrainingSettings
 from skillweave.methods.training.head import answer_scores, install_answer_head
 from skillweave.methods.training.trainer import latest_checkpoint, micro_batch
 
@@ -25,29 +25,6 @@ def test_specialise_is_registered_and_unknown_names_hint():
     with pytest.raises(ValueError, match="two methods"):
         register("specialise", SpecialiseConfig)(lambda: None)
     assert "specialise" in METHODS
-
-
-def test_order_uses_every_example_evenly_and_is_seeded():
-    lengths = [5, 50, 7, 9, 30, 2, 8]
-    order = batch_order(lengths, batch_size=4, steps=7, seed=3)
-    assert len(order) == 28
-    assert sorted(order) == sorted(list(range(7)) * 4)
-    assert order == batch_order(lengths, 4, 7, 3) != batch_order(lengths, 4, 7, 4)
-    assert len(batch_order([1], 4, 2, 0)) == 8
-    with pytest.raises(ValueError, match="no examples"):
-        batch_order([], 4, 1, 0)
-
-
-def test_order_pads_less_than_shuffling():
-    lengths = torch.randint(1, 200, (512,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def padded(order):
-        return sum(16 * max(lengths[index] for index in order[at : at + 16]) for at in range(0, len(order), 16))
-
-    shuffled = torch.randperm(512, generator=torch.Generator().manual_seed(1)).tolist()
-    ordered = batch_order(lengths, 16, 32, 0)
-    assert padded(ordered) < 0.65 * padded(shuffled)
-    assert padded(ordered) < 1.25 * sum(lengths)
 
 
 def test_steps_from_epochs_or_as_given():

@@ -12,6 +12,7 @@ from skillweave.errors import UserError
 from skillweave.skillzip.calibrate import (
     bounded,
     calibrate,
+    calibration_rows,
     group_name,
     input_groups,
     linear_names,
@@ -67,7 +68,8 @@ def test_bounded_shortens_only_the_longest() -> None:
 def test_moments_equal_a_sum_over_tokens(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("skillweave.skillzip.calibrate._NORM_QUANTILE", 1.0)  # the bound is tested above
     group = "model.layers.1.mlp:gate_proj+up_proj"
-    found = calibrate(base.model, base.tokenizer, EXAMPLES, {group: input_groups(base.model)[group]})
+    rows = calibration_rows(base.model, base.tokenizer, EXAMPLES)
+    found = calibrate(base.model, rows, {group: input_groups(base.model)[group]})
     second, largest = torch.zeros(64, 64, dtype=torch.float64), torch.zeros(64)
     inputs: list[torch.Tensor] = []
     handle = base.model.model.layers[1].mlp.gate_proj.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
@@ -86,4 +88,12 @@ def test_moments_equal_a_sum_over_tokens(base: Base, monkeypatch: pytest.MonkeyP
 
 def test_examples_without_an_answer_are_refused(base: Base) -> None:
     with pytest.raises(UserError, match="no calibration example"):
-        calibrate(base.model, base.tokenizer, [], input_groups(base.model))
+        calibration_rows(base.model, base.tokenizer, [])
+
+
+def test_examples_beyond_the_context_are_left_out_and_counted(base: Base, capsys: pytest.CaptureFixture[str]) -> None:
+    long = ("one", "x" * base.model.config.max_position_embeddings)
+    assert len(calibration_rows(base.model, base.tokenizer, [*EXAMPLES, long])) == 3
+    assert "1 of 4 calibration examples (25%) are longer than the base's context" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"can be used.*1 of 1 calibration examples \(100%\)"):
+        calibration_rows(base.model, base.tokenizer, [long])

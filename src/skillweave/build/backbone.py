@@ -22,7 +22,8 @@ _TOLD = ("strength", "probability")
 
 
 def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
-    """What the unlearning hangs on beside the base: its settings, and what is in its files now (SHA-256 of each).
+    """What the unlearning hangs on beside the base: its settings (but where its log goes), and what is in its files
+    now (SHA-256 of each).
 
     Raises :class:`UserError` for a file that is not there.
     """
@@ -33,7 +34,7 @@ def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
             if not file.is_file():
                 raise UserError(f"unlearn.{key}: {file} does not exist: name a JSONL file (looked in {Path.cwd()})")
         hashes[key] = [sha256_file(file) for file in files]
-    return {"unlearn": settings.model_dump(mode="json"), "files": hashes}
+    return {"unlearn": settings.model_dump(mode="json", exclude={"report_to"}), "files": hashes}
 
 
 def open_unlearnt(folder: Path, config: WeaveConfig) -> Base:

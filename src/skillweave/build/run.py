@@ -193,7 +193,7 @@ class _Build:
             "delta",
             f"{chosen.method}: grow the specialist",
             ["base", *self._asked(skill)],
-            {"method": chosen.method, "settings": settings.model_dump(mode="json")},
+            {"method": chosen.method, "settings": settings.model_dump(mode="json", exclude={"report_to"})},
             lambda folder: method.run(self.base, settings, folder),
         )
         self._score(skill, "specialist", [f"{skill}/delta"], lambda: self._specialist(skill))

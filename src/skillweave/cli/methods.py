@@ -26,6 +26,7 @@ def specialise(
     """Grow one specialist: the base samples its own answers, the verifier judges, online DPO trains a delta.
 
     Where the base never succeeds it is first warmed up on the task's answers. Killed and run again, it goes on.
+    Where nothing is learnt there is no delta: the command says why, and exits with 2.
     `base`, `task` and `out` may stand in the config's file too.
 
     **Examples**
@@ -33,6 +34,10 @@ def specialise(
     `skillweave specialise -b bundled:smollm2 -t builtin:json_calls -o runs/json`
 
     `skillweave specialise -b ./my-model -t data.jsonl -o runs/x --set train=lora`
+
+    `skillweave specialise -c grow.yaml -o runs/x -s report_to=tensorboard`
+
+    `skillweave specialise -c grow.yaml -o runs/y -s warm_start.patience=3`
     """
     _run("specialise", base, task, out, config, overrides, device)
 

@@ -22,7 +22,7 @@ from skillweave.methods.training.settings import TrainingSettings
 from skillweave.micro.model import MicroShape, micro_model
 from skillweave.micro.tokenizer import micro_tokenizer
 
-_VERSION = 1  # of what is written: a change of it, or of how it comes about, needs a new number
+_VERSION = 2  # of what is written: a change of it, or of how it comes about, needs a new number
 
 
 def micro_base(

@@ -21,8 +21,12 @@ import torch
 from torch import nn
 
 from skillweave.base import Answer, Prompt, answer_ids, prompt_ids
+from skillweave.base.generate import context_length
 from skillweave.errors import UserError
-from skillweave.progress import bar
+from skillweave.progress import bar, console, share_of
+
+CalibrationRow = tuple[list[int], list[float]]
+"""Token ids of a prompt with its answer, and the weight of each position."""
 
 _TOKENS_A_BATCH = 2048
 _NORM_QUANTILE = 0.95
@@ -97,22 +101,45 @@ def bounded(x: torch.Tensor) -> torch.Tensor:
     return x * (bound / norms.clamp(min=torch.finfo(x.dtype).tiny)).clamp(max=1)
 
 
+def calibration_rows(
+    model: nn.Module, tokenizer: Any, examples: Sequence[tuple[Prompt, Answer]]
+) -> list[CalibrationRow]:
+    """The examples (prompt, answer) that can be used, as tokens; how many are left out is said, and why.
+
+    An example is left out where it is longer than the model's context, or where no token of the answer counts (see
+    :func:`token_weights`). Raises :class:`UserError` where none is left.
+    """
+    context = context_length(model)
+    rows = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
+    fit = [row for row in rows if context is None or len(row[0]) <= context]
+    usable = [row for row in fit if any(row[1])]
+    told = []
+    if len(fit) < len(rows):
+        told.append(
+            f"{share_of(len(rows) - len(fit), len(rows), 'calibration examples')} are longer than the base's context "
+            f"of {context} tokens and are left out; shorten them"
+        )
+    if len(usable) < len(fit):
+        told.append(
+            f"{share_of(len(fit) - len(usable), len(rows), 'calibration examples')} have a prompt of one token and no "
+            "answer, and are left out"
+        )
+    if not usable:
+        raise UserError(
+            "no calibration example can be used: give (prompt, answer) pairs" + "".join(f"; {t}" for t in told)
+        )
+    for text in told:
+        console.print(f"  {text}", soft_wrap=True)
+    return usable
+
+
 @torch.no_grad()
-def calibrate(
-    model: nn.Module,
-    tokenizer: Any,
-    examples: Sequence[tuple[Prompt, Answer]],
-    groups: dict[str, list[str]],
-) -> dict[str, Moments]:
-    """:class:`Moments` of each group's input over ``examples`` (prompt, answer), each example of equal weight.
+def calibrate(model: nn.Module, rows: Sequence[CalibrationRow], groups: dict[str, list[str]]) -> dict[str, Moments]:
+    """:class:`Moments` of each group's input over ``rows`` (:func:`calibration_rows`), each example of equal weight.
 
     Products are summed in float32 on the model's device: 4 * in^2 bytes a group, which the caller bounds by asking for
     some of the groups at a time.
     """
-    rows = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
-    rows = [row for row in rows if any(row[1])]
-    if not rows:
-        raise UserError("no calibration example has an answer of two tokens or more: give (prompt, answer) pairs")
     sums: dict[str, torch.Tensor] = {}
     largest: dict[str, torch.Tensor] = {}
     weights = torch.empty(0)
@@ -137,14 +164,14 @@ def calibrate(
     return {group: Moments((sums[group] / len(rows)).cpu(), largest[group].cpu()) for group in sums}
 
 
-def _encode(tokenizer: Any, prompt: Prompt, answer: Answer) -> tuple[list[int], list[float]]:
+def _encode(tokenizer: Any, prompt: Prompt, answer: Answer) -> CalibrationRow:
     before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer, prompt)
     return before + after, token_weights(len(before), len(after))
 
 
-def _batches(rows: list[tuple[list[int], list[float]]]) -> Iterator[list[tuple[list[int], list[float]]]]:
+def _batches(rows: Sequence[CalibrationRow]) -> Iterator[list[CalibrationRow]]:
     rows = sorted(rows, key=lambda row: len(row[0]))
-    batch: list[tuple[list[int], list[float]]] = []
+    batch: list[CalibrationRow] = []
     for row in rows:
         if batch and (len(batch) + 1) * len(row[0]) > _TOKENS_A_BATCH:
             yield batch
@@ -153,7 +180,7 @@ def _batches(rows: list[tuple[list[int], list[float]]]) -> Iterator[list[tuple[l
     yield batch
 
 
-def _pad(rows: list[tuple[list[int], list[float]]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _pad(rows: Sequence[CalibrationRow]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Ids, mask and weights, each (B, T), padded on the right; padding has weight 0."""
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
-from skillweave.skillzip.calibrate import Moments, calibrate, input_groups, linear_names
+from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows, input_groups, linear_names
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.job import Job, Written, measures
@@ -76,10 +77,11 @@ def zip_delta(
         raise UserError("the delta changes no tensor that a pack can hold: there is nothing to zip")
     limit = config.budget if config.budget is not None else int((config.ratio or 0) * delta.bf16_nbytes)
     groups = _groups_of(base.model, shapes)
+    known = functools.cache(lambda: calibration_rows(base.model, base.tokenizer, calibration or []))
 
     def moments(wanted: list[str]) -> dict[str, Moments]:
         modules = {group: [key.removesuffix(".weight") for key in groups[group]] for group in wanted}
-        return calibrate(base.model, base.tokenizer, calibration or [], modules)
+        return calibrate(base.model, known(), modules)
 
     job = Job(
         config=config,

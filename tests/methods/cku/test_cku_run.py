@@ -333,7 +333,7 @@ def test_facts_that_are_all_too_long_are_refused_and_some_are_left_out(base, cor
     facts = read_facts([corpus / "forget.jsonl"])
     kept = encode(base.tokenizer, [(fact.prompt, fact.answer) for fact in facts], 32)
     assert 0 < len(kept) < len(facts)
-    assert f"{len(facts) - len(kept)} facts of the forget set are longer" in capsys.readouterr().err
+    assert f"{len(facts) - len(kept)} of {len(facts)} facts of the forget set (29%)" in capsys.readouterr().err
     assert len(read_json(tmp_path / "some" / "before" / "forget.json")) == len(kept)
 
 
@@ -382,3 +382,21 @@ def test_another_run_in_the_folder_is_refused(base, corpus, whole, tmp_path):
     (copied / "retain.jsonl").write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(UserError, match="other examples in the task"):
         run(base, changed, out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training": {"learning_rate": 1e-30, "steps": 2}}, "nothing was learnt: every weight is the base's own"),
+        # Capped at nothing, gradient ascent is flat from the start.
+        (
+            {"objective": {"loss": "ga", "cap": 1e-9, "retain": "none", "mu": 1.0}, "training": {"steps": 2}},
+            "nothing was unlearnt: no step had a gradient",
+        ),
+    ],
+)
+def test_an_unlearning_that_changes_nothing_is_an_error_and_leaves_no_delta(base, corpus, tmp_path, changes, said):
+    for _ in range(2):
+        with pytest.raises(UserError, match=said):
+            run(base, settings(corpus, localise={"ratio": 0.0}, **changes), tmp_path)
+        assert not (tmp_path / "delta").exists()

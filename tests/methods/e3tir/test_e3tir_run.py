@@ -44,6 +44,11 @@ def test_the_stages_and_their_figures(whole, traces):
     assert figures["expert_tokens"] == sum(trace.written for trace in traces.values())
     for name in ("before", "after"):
         assert {"success", "calls", "failed_calls", "answered", "tokens"} <= set(stages[name])
+    assert stages["sft"]["held_out"] == 4  # the solver's traces on the calibration prompts
+    assert 0 < stages["sft"]["held_out_loss"] < 10
+    for name in ("warm-up", "rl"):
+        assert 0 <= stages[name]["equal_groups"] < 1
+        assert 0 <= stages[name]["cut_off"] <= 1
     for name, steps in (("sft", 2), ("warm-up", 3), ("rl", 3)):
         assert stages[name]["steps"] == steps
         assert all(math.isfinite(value) for value in stages[name].values())
@@ -248,7 +253,8 @@ def test_an_experts_file_says_which_prompts_the_warm_up_is_on(base, hops, tmp_pa
     assert warm_up < {trace.id for trace in told[:4]}
     assert len(warm_up) == 3
     assert len(rl) == 6  # ordinary RL is on all train prompts
-    assert "1 traces of" in capsys.readouterr().err
+    # The trace on a calibration prompt is for looks at the held-out loss, and there is no supervised training here.
+    assert "1 of 5 traces (20%) of" in capsys.readouterr().err
     assert read_json(tmp_path / "run" / "figures.json")["traces"] == 3
 
 
@@ -311,7 +317,7 @@ def test_traces_of_more_calls_than_a_rollout_may_make_are_left_out(base, hops, t
     told[0] = replace(told[0], messages=[*told[0].messages[:1], answer])
     write_traces(tmp_path / "experts.jsonl", told)
     run(base, settings(**changes, experts=tmp_path / "experts.jsonl"), tmp_path / "run")
-    assert "3 of 4 traces make more calls than" in " ".join(capsys.readouterr().err.split())
+    assert "3 of 4 traces (75%) make more calls than" in " ".join(capsys.readouterr().err.split())
     assert read_json(tmp_path / "run" / "figures.json")["traces"] == 1
 
 

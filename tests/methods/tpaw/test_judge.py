@@ -71,8 +71,12 @@ def test_the_judge_against_a_slow_one(base, whole):
     assert told["kl_to_start"] == pytest.approx(fmean(a - b for a, b in zip(here, there, strict=True)), abs=1e-4)
     mine = [y - own for y, own in zip(likely(number, gold), likely(number, of_rival), strict=True)]
     theirs = [y - own for y, own in zip(likely(rival, gold), likely(rival, of_rival), strict=True)]
+    # An answer of the rival that was cut off has no end whose likelihood could be asked.
+    whole_ones = [row.ended[0] for row in read_samples(whole.out / f"held-out-{rival}" / "greedy.jsonl")]
+    assert any(whole_ones)
+    asked = itertools.compress(zip(mine, theirs, gold, of_rival, strict=True), whole_ones)
     assert told["wins"]["1"]["log_prob"] == fmean(
-        0.5 if text == answer else float(a > b) for a, b, text, answer in zip(mine, theirs, gold, of_rival, strict=True)
+        0.5 if text == answer else float(a > b) for a, b, text, answer in asked
     )
     assert told["wins"]["1"]["score"] == fmean(
         (a > b) + 0.5 * (a == b) for a, b in zip(scores[number], scores[rival], strict=True)

@@ -83,30 +83,31 @@ def test_every_answer_makes_a_pair_in_order(tokenizer):
     ("drop", "kept"),
     [
         (FAULTS, "a"),
-        ((), "abcd"),
-        (("equal",), "acd"),
-        (("truncated",), "ab"),
-        (("equal", "length"), "ac"),
-        (("empty",), "abcd"),
+        ((), "abe"),
+        (("equal",), "ae"),
+        (("truncated",), "abe"),
+        (("equal", "length"), "a"),
+        (("empty",), "abe"),
     ],
 )
-def test_only_the_faults_in_drop_leave_a_pair_out(drop, kept):
+def test_the_faults_in_drop_leave_a_pair_out_and_a_cut_off_answer_always_does(drop, kept):
     pairs = [
         pair("a"),
         pair("b", faults=("equal",)),
         pair("c", faults=("truncated",)),
         pair("d", faults=("truncated", "length")),
+        pair("e", faults=("length",)),
     ]
     assert "".join(one.id for one in sound(pairs, drop)) == kept
 
 
 def test_of_the_same_pair_the_first_stays():
-    first = pair(faults=("truncated",))
+    first = pair(faults=("length",))
     pairs = [first, pair(), pair(generated="8 "), pair(target="77"), pair(id="b"), pair()]
     assert sound(pairs, ()) == [first, *pairs[2:5]]
     assert sound(pairs, ())[0] is first
     # What is dropped does not stand for a sound one.
-    assert sound(pairs, ("truncated",)) == pairs[1:5]
+    assert sound(pairs, ("length",)) == pairs[1:5]
     assert sound([], FAULTS) == []
 
 
@@ -123,12 +124,14 @@ def test_preferences_are_the_verifiers_and_the_gold_answer_steps_in():
         answered(["777", "777"], scores=[1.0, 1.0], id="all right"),
         answered(["8"], gold=None, id="no gold"),
         answered([], id="none"),
+        answered(["777", "8", "9"], scores=[1.0, 0.0, 0.0], ended=[False, True, False], id="cut off"),
     ]
     pairs = preferences(rows, seed=0)
     assert {(one.id, one.target, one.generated) for one in pairs} == {
         ("own", "777", "8"),
         ("gold steps in", "777", "8"),
         ("gold steps in", "777", "9"),
+        ("cut off", "777", "8"),  # its own right answer did not end: the chosen one is the gold answer
     }
     assert all(one.faults == () for one in pairs)
     assert preferences([], seed=0) == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +15,10 @@ from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings
-from skillweave.methods.cku.facts import rows_of_set
+from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.scores import useful_neurons
 from skillweave.methods.cku.sets import read_sets
+from skillweave.progress import console, share_of
 from skillweave.report import machine, neurons_plot, svg_text, versions
 
 FIGURES = "score.json"
@@ -49,8 +50,7 @@ def score_neurons(base: Base, config: ScoreConfig, folder: Path, *, command: str
     began = time.monotonic()
     length = min(config.max_length, context_length(base.model) or config.max_length)
     forget, retain = (
-        rows_of_set(base.tokenizer, facts, length, f"the {side} set")[0]
-        for side, facts in (("forget", sets.forget), ("retain", sets.retain))
+        _rows(base, side, facts, length) for side, facts in (("forget", sets.forget), ("retain", sets.retain))
     )
     with atomic_folder(folder) as temporary:
         figures = localise(
@@ -97,3 +97,14 @@ def is_score(folder: Path) -> bool:
         return {"settings", "by_layer", "overlap"} <= set(read_json(folder / FIGURES))
     except (UserError, TypeError):
         return False
+
+
+def _rows(base: Base, side: str, facts: Sequence[Fact], length: int) -> list[dict[str, list[int]]]:
+    rows, left_out = rows_of_set(base.tokenizer, facts, length, f"the {side} set")
+    if left_out:
+        too_long = share_of(left_out, len(facts), f"facts of the {side} set")
+        console.print(
+            f"  {too_long} are longer than {length} tokens (max_length, or the base's context) and are left out",
+            soft_wrap=True,
+        )
+    return rows

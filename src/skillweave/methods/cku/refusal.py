@@ -25,5 +25,7 @@ def refusal_examples(
             raise UserError(f"refusal: the {side} set holds plain texts only; a refusal answers prompts")
     count = max(1, round(len(asked) * settings.retain_share / (1 - settings.retain_share)))
     rng = random.Random(seed)
-    beside = rng.sample(kept, count) if count <= len(kept) else rng.choices(kept, k=count)
+    beside: list[tuple[Prompt, str]] = []
+    while len(beside) < count:  # every retain prompt once before any twice
+        beside += rng.sample(kept, min(len(kept), count - len(beside)))
     return [*((prompt, settings.text) for prompt in asked), *beside]

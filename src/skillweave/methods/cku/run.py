@@ -140,6 +140,7 @@ class _Unlearning:
         """Train to forget, watched."""
         from skillweave.methods.cku.trainer import UnlearnTrainer, control_vector
         from skillweave.methods.cku.watch import Watch
+        from skillweave.methods.training.trainer import learnt
 
         run, config = self.run, self.run.config
         settings, seed = config.objective, stage_seed(config.seed, folder.name)
@@ -173,6 +174,8 @@ class _Unlearning:
             )  # fmt: skip
 
         figures = run.train(folder, config.training, self.forget, [len(row["input_ids"]) for row in self.forget], make)
+        if not learnt(figures):
+            raise UserError(_NO_GRADIENT)
         if run.processes.first:
             write_json(folder / "looks.json", watch.looks)
         if not watch.kept_step:
@@ -188,16 +191,17 @@ class _Unlearning:
         settings = config.refusal
         if settings is None:
             raise RuntimeError("a refusal is taught where it is asked for")
-        rows = encode(
-            run.tokenizer, refusal_examples(run.task.forget, run.task.retain, settings, config.seed), run.max_length
-        )
+        examples = refusal_examples(run.task.forget, run.task.retain, settings, config.seed)
+        rows = encode(run.tokenizer, examples, run.max_length)
+        run.tell_too_long(folder.name, len(examples) - len(rows), len(examples), "examples")
 
         def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
             trainer = AnswerTrainer(model, run.tokenizer, arguments, rows, order)
             trainer.add_callback(self._frozen(model))
             return trainer
 
-        return run.train(folder, settings, rows, [row_length(row) for row in rows], make)
+        figures = run.train(folder, settings, rows, [row_length(row) for row in rows], make)
+        return {"examples": len(rows), "too_long": len(examples) - len(rows), **figures}
 
     # -- what they share ---------------------------------------------------------------------------------------------
 
@@ -244,9 +248,15 @@ def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
 def _rows(run: Run[CkuConfig, Sets], side: str, facts: Sequence[Fact]) -> list[Row]:
     called = "what is held out of the retain set" if side == "held_out" else f"the {side} set"
     rows, left_out = rows_of_set(run.tokenizer, facts, run.max_length, called)
-    if left_out:
-        run.say(f"{left_out} facts of {called} are longer than {run.max_length} tokens: left out")
+    run.tell_too_long(run.method, left_out, len(facts), f"facts of {called}")
     return rows
+
+
+_NO_GRADIENT = (
+    "nothing was unlearnt: no step had a gradient, so every weight is the base's own. With sign_agreement the two "
+    "gradients may agree nowhere (agreement in unlearn/history.json): set objective.sign_agreement to false; or all "
+    "neurons of the chosen layers are frozen: lower localise.ratio, or choose other localise.layers"
+)
 
 
 def _ended(why: str, step: int, goal: float | None) -> str:

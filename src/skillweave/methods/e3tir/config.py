@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from skillweave.config import Config
-from skillweave.methods.training.settings import ModelSettings, OptimiserSettings, TrainingSettings
+from skillweave.methods.training.settings import AnswerSettings, ModelSettings, OptimiserSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
 from skillweave.tasks.agents.load import ToolSettings, ToolUse, tools_misfit
 from skillweave.tools.converse import ConversationSettings
@@ -135,7 +135,7 @@ class E3tirConfig(ModelSettings):
     )
     traces: int | None = Field(default=None, ge=1, description="most expert traces to use; None: all")
 
-    sft: TrainingSettings | None = Field(default=None, description="supervised training on the traces, first")
+    sft: AnswerSettings | None = Field(default=None, description="supervised training on the traces, first")
     warm_up: WarmUpSettings = WarmUpSettings()
     rl: RlSettings = RlSettings()
     expert: ExpertSettings = ExpertSettings()
@@ -150,7 +150,6 @@ class E3tirConfig(ModelSettings):
     evaluate_every: int = Field(default=10, ge=1, description="batches between two looks at the calibration split")
     evaluate_on: int = Field(default=64, ge=0, description="most prompts of it; 0: none")
     show_every: int = Field(default=25, ge=1, description="batches between two groups that are drawn as trees")
-    tensorboard: bool = False
 
     @property
     def tool_use(self) -> ToolUse:
@@ -166,6 +165,15 @@ class E3tirConfig(ModelSettings):
             if stage.steps and stage.m:
                 asks[name] = f"{name} to 0"
         return asks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_by_its_old_name(cls, values: Any) -> Any:
+        """``tensorboard: true`` was the setting before there was ``report_to``."""
+        if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
+            return values
+        others = {key: value for key, value in values.items() if key != "tensorboard"}
+        return {"report_to": "tensorboard", **others} if values["tensorboard"] else others
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

@@ -1,9 +1,8 @@
-"""Follow a training: looks at the held-out prompts, trees of what was played, TensorBoard."""
+"""Follow a training: looks at the held-out prompts, trees of what was played, what the rewards could teach."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,10 @@ from skillweave.tools.protocol import Protocol
 
 SAMPLED = "rollout/tokens"
 """In the trainer's log: tokens that the policy wrote, a prompt."""
+EQUAL = "groups/equal"
+"""In the trainer's log: share of the groups whose conversations all have the advantage 0, and so teach nothing."""
+CUT_OFF = "agent/cut_off"
+"""In the trainer's log: share of the policy's own conversations that did not end by themselves."""
 
 
 class Follow(TrainerCallback):
@@ -36,17 +39,15 @@ class Follow(TrainerCallback):
         """Tokens that the policy wrote so far."""
         self.seconds = 0.0
         """Wall time of the steps so far, rollouts included, looks not."""
+        self.means: dict[str, float] = {}
+        """Over all batches so far: of the rewards, of :data:`EQUAL` and of :data:`CUT_OFF`."""
 
     def arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """The trainer's arguments: a batch of rollouts serves ``updates`` steps, so that is where a run may stop and
         go on."""
         updates = self._stage.updates
         every = -(-arguments["save_steps"] // updates) * updates
-        report: Any = "none"
-        if self._run.config.tensorboard:
-            os.environ["TENSORBOARD_LOGGING_DIR"] = str(self._folder / "tensorboard")
-            report = ["tensorboard"]
-        return {**arguments, "save_steps": every, "report_to": report}
+        return {**arguments, "save_steps": every}
 
     # -- what is called along the way --------------------------------------------------------------------------------
 
@@ -81,6 +82,10 @@ class Follow(TrainerCallback):
         tokens = sum(entry.get(SAMPLED, 0.0) for entry in state.log_history)
         self.sampled = round(tokens * self._stage.prompts)
         self.seconds = sum(entry.get("step_time", 0.0) for entry in state.log_history)
+        for key in ("reward", EQUAL, CUT_OFF):  # with several updates a batch, they stand at its first step only
+            values = [entry[key] for entry in state.log_history if entry.get(key) is not None]
+            if values:
+                self.means[key] = sum(values) / len(values)
 
     def _look(self, step: int) -> None:
         run = self._run

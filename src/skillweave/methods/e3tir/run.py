@@ -10,7 +10,6 @@ run goes on in the middle of each.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +25,8 @@ from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
 from skillweave.methods.registry import register
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.run import Run
-from skillweave.methods.training.settings import TrainingSettings
-from skillweave.progress import console
+from skillweave.methods.training.settings import AnswerSettings
+from skillweave.progress import console, share_of
 from skillweave.tasks import Entry, one_each_prompt
 from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
 from skillweave.tasks.agents.load import AgentTask, ToolSettings, load_agent
@@ -48,6 +47,10 @@ class Material:
     traces: list[Trace]
     files: list[str]
     """Digests of the files that the tools are made of."""
+    held_out: list[Trace]
+    """Traces for prompts of the calibration split: the supervised training looks at its loss on them."""
+    own_traces: bool
+    """Whether the traces are the user's; else the task's solver made them."""
 
     @property
     def name(self) -> str:
@@ -56,7 +59,8 @@ class Material:
     @property
     def key(self) -> str:
         """A digest of the task, the tools and the traces."""
-        told = [[trace.id, trace.messages] for trace in self.traces]
+        own = self.held_out if self.own_traces else []  # what a solver makes follows from the task and the tools
+        told = [[trace.id, trace.messages] for trace in [*self.traces, *own]]
         return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, told])
 
 
@@ -70,8 +74,6 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
     """
     from skillweave.methods.training.trainer import quiet
 
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("tensorboard: the package is missing: pip install tensorboard, or set tensorboard to false")
     agent = load_agent(config.task, config.tools)
     with agent.toolbox:
         state = Run.begin("e3tir", base, config, _material(agent, config), out_dir)
@@ -85,15 +87,35 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
 
 def _material(agent: AgentTask, config: E3tirConfig) -> Material:
     train = one_each_prompt(agent.task.split("train"))
+    looked_at = agent.task.splits.get("calibration", []) if config.sft is not None and config.sft.held_out else []
+    held_out: list[Trace] = []
+    own_traces = config.experts not in (None, SCRIPTED)
     if not config.asks_experts or (config.experts is None and agent.solve is None):
         traces: list[Trace] = []
     elif config.experts in (None, SCRIPTED):
         order = Random(config.seed).sample(train, len(train))
         traces = scripted_traces(agent, order[: config.traces])
+        if config.sft is not None:
+            held_out = scripted_traces(agent, looked_at[: config.sft.held_out])
     else:
-        found, elsewhere = match_traces(read_traces(Path(config.experts)), agent.task)
+        given = read_traces(Path(config.experts))
+        found, elsewhere = match_traces(given, agent.task)
+        calibration = {entry.id for entry in looked_at}
+        held_out = list({trace.id: trace for trace in given if trace.id in calibration}.values())
+        elsewhere -= len(held_out)
         if elsewhere:
-            console.print(f"  {elsewhere} traces of {config.experts} are on no train prompt: left out")
+            console.print(
+                f"  {share_of(elsewhere, len(given), 'traces')} of {config.experts} are on no train prompt, and are "
+                "left out",
+                soft_wrap=True,
+            )
+        again = sum(len(of) - 1 for of in found.values())
+        if again:
+            console.print(
+                f"  {share_of(again, len(given), 'traces')} of {config.experts} are on a prompt that has one already, "
+                "and are left out",
+                soft_wrap=True,
+            )
         known = [of[0] for of in found.values()]  # one expert a prompt
         traces = Random(config.seed).sample(known, len(known))[: config.traces]
     if not traces and (asks := config.asks_experts):
@@ -101,7 +123,7 @@ def _material(agent: AgentTask, config: E3tirConfig) -> Material:
             f"experts: {' and '.join(asks)} ask{'s' * (len(asks) == 1)} for expert traces, and there are none: name a "
             f"JSONL file of traces, or set {' and '.join(asks.values())}"
         )
-    return Material(agent, traces, (config.tools or ToolSettings()).digests)
+    return Material(agent, traces, (config.tools or ToolSettings()).digests, held_out, own_traces)
 
 
 @dataclass
@@ -111,6 +133,7 @@ class _Agent:
     run: Run[E3tirConfig, Material]
     form: Protocol
     traces: dict[str, ExpertTrace]
+    held_out_traces: list[ExpertTrace]
 
     @classmethod
     def begin(cls, run: Run[E3tirConfig, Material]) -> _Agent:
@@ -136,13 +159,17 @@ class _Agent:
             run, encoded, lambda trace: len(trace.names) <= limits.max_tool_calls,
             f"make more calls than rollout.max_tool_calls ({limits.max_tool_calls}) allows",
         )  # fmt: skip
+
+        def short(trace: ExpertTrace) -> bool:
+            return len(trace.ids) <= limits.max_tokens and len(trace.prompt + trace.ids) <= run.max_length
+
         kept = _within(
-            run, kept,
-            lambda trace: len(trace.ids) <= limits.max_tokens and len(trace.prompt + trace.ids) <= run.max_length,
+            run, kept, short,
             f"are longer than rollout.max_tokens ({limits.max_tokens}), max_length ({config.max_length}) or the base's "
             "context allows",
         )  # fmt: skip
-        return cls(run, form, {trace.id: trace for trace in kept})
+        held_out = [trace for trace in (encode_trace(form, trace) for trace in run.task.held_out) if short(trace)]
+        return cls(run, form, {trace.id: trace for trace in kept}, held_out)
 
     def all_stages(self) -> dict[str, Any]:
         """All stages in their order. Returns how well it did before and after."""
@@ -154,6 +181,8 @@ class _Agent:
             run.trained("warm-up", functools.partial(self._rl, config.warm_up))
         if config.rl.steps:
             run.trained("rl", functools.partial(self._rl, config.rl))
+        if run.policy.trained is None:
+            raise UserError(_nothing_learnt(run.figures, config))
         after = run.stage("after", self._judge, show=_SEEN)
         return {"before": before, "after": after, "traces": len(self.traces), "expert_tokens": self._expert_tokens}
 
@@ -178,20 +207,16 @@ class _Agent:
 
         return run.processes.from_first(first)
 
-    def _supervised(self, settings: TrainingSettings, folder: Path) -> dict[str, Any]:
+    def _supervised(self, settings: AnswerSettings, folder: Path) -> dict[str, Any]:
         from skillweave.methods.e3tir.traces import supervised_rows
-        from skillweave.methods.training.sft import AnswerTrainer, row_length
+        from skillweave.methods.training.sft import train_on_rows
 
-        run = self.run
-        rows = supervised_rows(list(self.traces.values()))
-        return run.train(
-            folder, settings, rows, [row_length(row) for row in rows],
-            lambda model, arguments, order: AnswerTrainer(model, run.tokenizer, arguments, rows, order),
-        )  # fmt: skip
+        rows, held_out = (supervised_rows(traces) for traces in (list(self.traces.values()), self.held_out_traces))
+        return train_on_rows(self.run, folder, settings, rows, held_out)
 
     def _rl(self, stage: GroupSettings, folder: Path) -> dict[str, Any]:
         """The warm-up (groups with experts, on prompts that have a trace) or ordinary RL (on all train prompts)."""
-        from skillweave.methods.e3tir.follow import Follow
+        from skillweave.methods.e3tir.follow import CUT_OFF, EQUAL, Follow
         from skillweave.methods.e3tir.rollouts import Rollouts, in_turn
         from skillweave.methods.e3tir.trainer import AgentTrainer
 
@@ -215,6 +240,19 @@ class _Agent:
             return trainer
 
         figures = run.fit(folder, stage.training, stage.steps * stage.updates, make)
+        equal, cut_off = follow.means.get(EQUAL, 0.0), follow.means.get(CUT_OFF, 0.0)
+        if equal:
+            run.say(
+                f"{folder.name}: equal rewards in {equal:.0%} of the groups: no conversation was better than "
+                "another there, so those groups taught nothing"
+            )
+        if cut_off:
+            run.say(
+                f"{folder.name}: {cut_off:.0%} of the policy's conversations were cut off at rollout.max_tokens="
+                f"{config.rollout.max_tokens} (or at the base's context), without an answer; they are learnt from as "
+                "such, with no end behind them. Raise rollout.max_tokens if their share is high"
+            )
+        figures |= {"equal_groups": equal, "cut_off": cut_off, "mean_reward": follow.means.get("reward", 0.0)}
         return {**figures, "sampled_tokens": follow.sampled, "expert_tokens": self._expert_tokens if stage.m else 0}
 
     def _asked(self, stage: GroupSettings) -> list[Entry]:
@@ -242,9 +280,28 @@ class _Agent:
                 f"every prompt is longer than {self.run.max_length} tokens (max_length, or the base's context), with "
                 "what tells the model of its tools"
             )
-        if len(short) < len(entries):
-            self.run.say(f"{len(entries) - len(short)} prompts are longer than {self.run.max_length} tokens: left out")
+        self.run.tell_too_long(self.run.task.name, len(entries) - len(short), len(entries), "prompts")
         return short
+
+
+def _nothing_learnt(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> str:
+    """Why no stage changed a weight, and what to do. ``stages``: the figures of each."""
+    flat = {name: found for name, found in stages.items() if found.get("equal_groups") == 1}
+    if not flat:
+        return "nothing was learnt: no step of any stage had a gradient. Look into history.json of each stage."
+    rewards = ", ".join(f"{name}: mean reward {found['mean_reward']:.3g}" for name, found in flat.items())
+    cut_off = max(found["cut_off"] for found in flat.values())
+    cause = (
+        f"; {cut_off:.0%} of the conversations were cut off at rollout.max_tokens={config.rollout.max_tokens}: raise it"
+        if cut_off >= 0.5
+        else ""
+    )
+    return (
+        f"nothing was learnt: all rewards were equal in every group ({rewards}), so no conversation was better than "
+        f"another and no weight was changed{cause}. Take easier prompts (or harder ones, where all were right), more "
+        "conversations a prompt (n) or a higher rollout.temperature, or teach the calls first, with sft or with a "
+        "warm_up on an expert's traces"
+    )
 
 
 def _within(
@@ -255,5 +312,5 @@ def _within(
     if traces and not kept:
         raise UserError(f"all {len(traces)} traces {beyond}")
     if len(kept) < len(traces):
-        run.say(f"{len(traces) - len(kept)} of {len(traces)} traces {beyond}: left out")
+        run.say(f"{share_of(len(traces) - len(kept), len(traces), 'traces')} {beyond}, and are left out")
     return kept

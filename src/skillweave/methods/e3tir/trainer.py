@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from skillweave.base.ends import stop_tokens
 from skillweave.methods.e3tir.advantages import detach_prefix
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
-from skillweave.methods.e3tir.follow import SAMPLED
+from skillweave.methods.e3tir.follow import CUT_OFF, EQUAL, SAMPLED
 from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
 from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
 from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
@@ -142,6 +142,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
                 self._log_metric("agent/calls", float(member.episode.calls))
                 self._log_metric("agent/failed_calls", float(member.episode.failures))
                 self._log_metric("agent/answered", float(member.episode.answer is not None))
+                self._log_metric(CUT_OFF, float(member.episode.ended == "length"))
                 outcomes = member.episode.outcomes
                 for fault in FAULTS:
                     self._log_metric(f"tools/{fault}", float(sum(outcome.fault == fault for outcome in outcomes)))
@@ -149,6 +150,7 @@ class AgentTrainer(HouseTrainer, GRPOTrainer):
             if branches:
                 self._log_metric("experts/success", _mean([member.score for member in branches]))
                 self._log_metric("experts/joined", float(branches[0].joined))
+            self._log_metric(EQUAL, float(all(member.advantage == 0 for member in group.members if member.joined)))
             self._log_metric(SAMPLED, float(sum(member.episode.writers.count(POLICY) for member in group.members)))
         self._log_metric("tools/left_behind", float(self._rollouts.left_behind))
         counted = [member for group in groups for member in group.members if member.joined]

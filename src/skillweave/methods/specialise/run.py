@@ -20,8 +20,9 @@ from skillweave.errors import UserError
 from skillweave.methods.registry import register
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
-from skillweave.methods.training.pairs import Pair, given_pairs, is_good, make_pairs, solve_rate
+from skillweave.methods.training.pairs import Pair, cut_off, given_pairs, is_good, make_pairs, solve_rate
 from skillweave.methods.training.run import Run
+from skillweave.progress import share_of
 from skillweave.tasks import Entry, Task, load_task, one_each_prompt
 
 
@@ -60,10 +61,7 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
         asked = choose_entries(prompts, config.prompts_per_round, number, config.seed) if _samples(run, given) else []
         run.trained(f"round-{number + 1}", _round(run, asked, given))
     if run.policy.trained is None:
-        raise UserError(
-            f"nothing was learnt: no round made a pair of a good and a bad answer (the base solves {before:.0%} of "
-            "the probe). Ask harder or easier prompts, draw more samples_per_prompt, or set warm_start.when=always."
-        )
+        raise UserError(_nothing_learnt(run, before))
     after = run.stage("probe-after", lambda folder: _probe(run, folder, probed))["solve_rate"]
     return {"before": before, "after": after}
 
@@ -85,10 +83,28 @@ def _samples(run: Run[SpecialiseConfig, Task], given: list[Pair]) -> bool:
     return not given or run.config.pairs == "both"
 
 
+def _nothing_learnt(run: Run[SpecialiseConfig, Task], before: float) -> str:
+    """Why no stage changed a weight, and what to do."""
+    rounds = [figures for name, figures in run.figures.items() if name.startswith("round-")]
+    answers, cut = (sum(figures[key] for figures in rounds) for key in ("answers", "cut_off"))
+    if any(figures["steps"] for figures in run.figures.values() if "steps" in figures):
+        return "nothing was learnt: no step of the training had a gradient. Look into history.json of each stage."
+    if answers and 2 * cut >= answers:
+        return (
+            f"nothing was learnt: {share_of(cut, answers, 'answers')} were cut off at max_new_tokens="
+            f"{run.config.max_new_tokens}, and a cut-off answer is in no pair. Raise max_new_tokens, or set "
+            "warm_start.when=always so that the model first learns to end its answers."
+        )
+    return (
+        f"nothing was learnt: no round made a pair of a good and a bad answer (the base solves {before:.0%} of "
+        "the probe). Ask harder or easier prompts, draw more samples_per_prompt, or set warm_start.when=always."
+    )
+
+
 def _probe(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     samples = _sample(run, folder, entries)
     answers = sum(len(row.answers) for row in samples)
-    return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers}
+    return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers, "cut_off": cut_off(samples)}
 
 
 def _sample(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> list[Answered]:
@@ -107,17 +123,23 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
     config = run.config
     own: dict[str, str] = {}
     for row in read_samples(run.folder / "probe-before" / "samples.jsonl"):
-        for answer, score in zip(row.answers, row.scores, strict=True):
-            if is_good(score, config.threshold):
+        for answer, score, ended in zip(row.answers, row.scores, row.ended, strict=True):
+            if ended and is_good(score, config.threshold):
                 own.setdefault(row.id, answer)
     known = [(entry, entry.answer if entry.answer is not None else own.get(entry.id)) for entry in entries]
     examples = [(entry.prompt, answer) for entry, answer in known if answer is not None]
     if not examples:
         raise UserError(
-            f"task '{run.task.name}' has no gold answers and the base solved no prompt of the probe: there is nothing "
-            "to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or take a stronger base."
+            f"task '{run.task.name}' has no gold answers and the base solved no prompt of the probe with a whole "
+            "answer: there is nothing to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or "
+            "take a stronger base."
         )
-    return sft.train_on_answers(run, folder, config.warm_start, examples, config.warm_start.turns)
+    if len(examples) < len(entries):
+        run.say(
+            f"{folder.name}: {share_of(len(entries) - len(examples), len(entries), 'prompts')} have no known answer "
+            "and are left out"
+        )
+    return sft.train_on_answers(run, folder, config.warm_start, examples, run.held_out(config.warm_start))
 
 
 def _round(
@@ -139,9 +161,14 @@ def _round(
         )
         pairs = [*own, *given]
         told = {**asdict(counted), "given_pairs": len(given)}
+        run.tell_cut_off(
+            folder.name, counted.cut_off, counted.answers, f"max_new_tokens={config.max_new_tokens}",
+            "were left out of the pairs",
+        )  # fmt: skip
         if not pairs:
             return {**told, "steps": 0}
         rows = dpo.encode(run.tokenizer, pairs, run.max_length)
+        run.tell_too_long(folder.name, len(pairs) - len(rows), len(pairs), "pairs")
         figures = run.train(
             folder, config.dpo, rows, [dpo.row_length(row) for row in rows],
             lambda model, arguments, order: dpo.PairTrainer(

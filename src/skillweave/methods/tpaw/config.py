@@ -37,7 +37,7 @@ class TpawConfig(ModelSettings, SamplingSettings):
     wrong, ``samples_per_prompt`` drawn) and ``sft`` (the targets alone).
     """
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"keep"})
+    may_change: ClassVar[frozenset[str]] = ModelSettings.may_change | {"keep"}
 
     task: TaskSpec = Field(description="the supervised data; of its train split each prompt needs an answer")
     start: Path | None = Field(default=None, description="a delta on the base to begin from: the supervised model")
@@ -58,7 +58,9 @@ class TpawConfig(ModelSettings, SamplingSettings):
 
     prompts_per_round: int | None = Field(default=None, ge=1, description="None: all of the train split each round")
     samples_per_prompt: int = Field(default=1, ge=1, description="generations a prompt; each makes a pair")
-    drop: tuple[Fault, ...] = Field(default=FAULTS, description="faults for which a pair is left out; all are counted")
+    drop: tuple[Fault, ...] = Field(
+        default=FAULTS, description="faults for which a pair is left out; a truncated one always is"
+    )
     length_ratio: float = Field(default=4.0, gt=1, description="how unlike in tokens two answers may be")
 
     held_out: int = Field(default=64, ge=1, description="most prompts of the calibration split to judge the rounds on")

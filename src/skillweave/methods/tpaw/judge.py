@@ -31,7 +31,7 @@ class Judge:
         mean length of its answers, end included, beside ``target_tokens``; ``ended``: share that ended by themselves;
         ``kl_to_start``: KL to player 0 in nats an answer, estimated on one answer a prompt, drawn as the run draws, of
         those that ended (none: left out); ``wins``: against each of the others :func:`wins_by_score` and
-        :func:`wins_by_log_prob`.
+        :func:`wins_by_log_prob` (of the other's answers that ended; none: left out).
         """
         greedy = self._greedy(number)
         figures: dict[str, Any] = {
@@ -50,16 +50,17 @@ class Judge:
 
     def _wins(self, number: int, other: int) -> dict[str, float]:
         rival = self._greedy(other)
-        answers = sides(rival)
-        return {
-            "score": wins_by_score(scores(self._greedy(number)), scores(rival)),
-            "log_prob": wins_by_log_prob(
-                self._of_targets(number),
+        whole = [at for at, row in enumerate(rival) if row.ended[0]]  # a cut-off answer has no end to be likely
+        answers = sides([rival[at] for at in whole])
+        wins = {"score": wins_by_score(scores(self._greedy(number)), scores(rival))}
+        if whole:
+            wins["log_prob"] = wins_by_log_prob(
+                [self._of_targets(number)[at] for at in whole],
                 self._team.log_probs(number, f"held-out-greedy-{other}", answers),
-                self._of_targets(other),
+                [self._of_targets(other)[at] for at in whole],
                 self._team.log_probs(other, f"held-out-greedy-{other}", answers),
-            ),
-        }
+            )
+        return wins
 
     def _kl_to_start(self, number: int, drawn: list[Side]) -> float:
         own, start = (self._team.log_probs(player, f"held-out-drawn-{number}", drawn) for player in (number, 0))

@@ -57,10 +57,13 @@ def faults(tokenizer: Any, target: str, generated: str, ended: bool, length_rati
 
 
 def sound(pairs: Sequence[Opponent], drop: Collection[Fault]) -> list[Opponent]:
-    """The pairs to train on: none of the faults in ``drop``, and no pair twice (the first stays)."""
+    """The pairs to train on: none of the faults in ``drop``, and no pair twice (the first stays).
+
+    A truncated generation is never trained on: behind it would stand an end that its player did not write.
+    """
     kept: dict[tuple[str, str, str], Opponent] = {}
     for pair in pairs:
-        if not set(pair.faults) & set(drop):
+        if not set(pair.faults) & {*drop, "truncated"}:
             kept.setdefault((pair.id, pair.target, pair.generated), pair)
     return list(kept.values())
 

@@ -10,7 +10,8 @@ from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.tpaw.pairs import Opponent, Side, counted, opponents, preferences, sound
 from skillweave.methods.tpaw.team import Team
-from skillweave.methods.training.answers import read_samples
+from skillweave.methods.training.answers import Answered, read_samples
+from skillweave.methods.training.pairs import cut_off
 from skillweave.methods.training.run import Run
 from skillweave.tasks import Task
 
@@ -28,7 +29,10 @@ class Rows:
         found = self._found(number)
         sane = sound(found, self._run.config.drop)
         kept = self.pairs(number)
-        return {"generations": len(found), **counted(found), "too_long": len(sane) - len(kept), "kept": len(kept)}
+        marks = counted(found)
+        if self._run.config.loss == "dpo":  # its pairs hold whole answers only: those that were cut off made none
+            marks["truncated"] = cut_off(self._samples(number))
+        return {"generations": len(found), **marks, "too_long": len(sane) - len(kept), "kept": len(kept)}
 
     def pairs(self, number: int) -> list[Opponent]:
         """The sound pairs of a round's own generations that fit ``max_length``."""
@@ -89,13 +93,16 @@ class Rows:
         """All pairs of a round's own generations, read and looked through once."""
         if number not in self._found_in:
             config = self._run.config
-            samples = read_samples(self._run.folder / f"round-{number}" / "samples.jsonl")
+            samples = self._samples(number)
             self._found_in[number] = (
                 preferences(samples, config.seed)
                 if config.loss == "dpo"
                 else opponents(self._run.tokenizer, samples, config.length_ratio)
             )
         return self._found_in[number]
+
+    def _samples(self, number: int) -> list[Answered]:
+        return read_samples(self._run.folder / f"round-{number}" / "samples.jsonl")
 
     def _fits(self, pair: Opponent) -> bool:
         longest = max(len(self._answer(text)) for text in _texts(pair, self._first))

@@ -24,8 +24,7 @@ from skillweave.methods.registry import register
 from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
-from skillweave.methods.training.settings import TrainingSettings
-from skillweave.methods.training.turns import Turns
+from skillweave.methods.training.settings import AnswerSettings, TrainingSettings
 from skillweave.tasks import Entry, Task, load_task
 
 if TYPE_CHECKING:
@@ -98,19 +97,22 @@ class _SelfPlay:
         if config.sft is None:
             self.team.join(0)
             return {"steps": 0}
-        figures = self._supervised(self.entries, config.sft, folder, config.sft.turns)
+        figures = self._supervised(self.entries, config.sft, folder)
         self._become(0, folder)
         return figures
 
     def play(self) -> dict[str, Any]:
         """All rounds, each judged; the run's policy is the player that is kept. Returns what the choice was made by."""
+        from skillweave.methods.training.trainer import learnt
+
         run, config = self.run, self.run.config
         judged = [self._judge(0)]
         best = 0
         for number in range(1, config.rounds + 1):
             round_ = run.stage(f"round-{number}", functools.partial(self._round, number), show=_ROUND)
-            if not round_["steps"]:
-                run.say("no pair is left to learn from: the play ends here")
+            if not learnt(round_):
+                why = "no step of the training had a gradient" if round_["steps"] else "no pair is left to learn from"
+                run.say(f"{why}: the play ends here")
                 break
             judged.append(self._judge(number))
             if judged[number] > judged[best]:
@@ -134,10 +136,15 @@ class _SelfPlay:
     def _nothing_to_keep(self, judged: list[float]) -> str:
         if len(judged) == 1:
             found = self.run.figures["round-1"]
+            if found["steps"]:
+                return (
+                    "nothing was learnt: no step of round 1 had a gradient; look into round-1/history.json, and raise "
+                    "training.learning_rate or lower lam"
+                )
             counts = ", ".join(f"{name} {found[name]}" for name in ("generations", *FAULTS, "too_long", "kept"))
             return (
-                f"round 1 made no pair to learn from ({counts}): draw at a higher temperature, raise max_new_tokens or "
-                "max_length, or let more pairs pass with drop"
+                f"nothing was learnt: round 1 made no pair to learn from ({counts}): draw at a higher temperature, "
+                "raise max_new_tokens or max_length, or let more pairs pass with drop"
             )
         return (
             f"no round was better than the base it began from (held-out {self.run.config.judge_by}: "
@@ -160,6 +167,8 @@ class _SelfPlay:
     # -- a round -----------------------------------------------------------------------------------------------------
 
     def _round(self, number: int, folder: Path) -> dict[str, Any]:
+        from skillweave.methods.training.trainer import learnt
+
         config = self.run.config
         self.run.policy = self.team.policy(number - 1)
         asked = choose_entries(self.entries, config.prompts_per_round or len(self.entries), number - 1, config.seed)
@@ -167,17 +176,16 @@ class _SelfPlay:
             figures = self._supervised(asked, config.training, folder)
         else:
             figures = self._against(number, asked, folder)
-        if figures["steps"]:
+        if learnt(figures):
             self._become(number, folder)
         return {**figures, "team_bytes": self.team.nbytes}
 
-    def _supervised(
-        self, entries: list[Entry], settings: TrainingSettings, folder: Path, turns: Turns = "last"
-    ) -> dict[str, Any]:
+    def _supervised(self, entries: list[Entry], settings: TrainingSettings, folder: Path) -> dict[str, Any]:
         from skillweave.methods.training.sft import train_on_answers
 
         examples = [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
-        return train_on_answers(self.run, folder, settings, examples, turns)
+        held_out = self.run.held_out(settings) if isinstance(settings, AnswerSettings) else []
+        return train_on_answers(self.run, folder, settings, examples, held_out)
 
     def _against(self, number: int, asked: list[Entry], folder: Path) -> dict[str, Any]:
         """Generate, leave out what is degenerate, ask the team, train."""
@@ -192,10 +200,15 @@ class _SelfPlay:
         players = self._players(number)
         rows = self.rows.of_round(number, players)
         self.team.close()
-        figures = {
+        figures: dict[str, Any] = {
             "generated_score": mean_score(samples), **self.rows.counts(number), "pairs": len(rows),
             "players": len(players), "steps": 0,
         }  # fmt: skip
+        run.tell_cut_off(
+            folder.name, figures["truncated"], sum(len(row.answers) for row in samples),
+            f"max_new_tokens={config.max_new_tokens}", "were left out of the pairs",
+        )  # fmt: skip
+        run.tell_too_long(folder.name, figures["too_long"], figures["too_long"] + figures["kept"], "pairs")
         if not rows:
             return figures
         lengths = [sum(len(row["prompt"]) + len(side) for side in row["sides"]) for row in rows]

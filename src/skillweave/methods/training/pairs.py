@@ -28,10 +28,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """What came of a round's samples. Rates are fractions; ``solved_prompts`` have at least one good answer."""
+    """What came of a round's samples. Rates are fractions; ``solved_prompts`` have at least one good answer.
+
+    ``cut_off`` answers did not end by themselves: their score counts in ``solve_rate``, but they are in no pair.
+    """
 
     prompts: int
     answers: int
+    cut_off: int
     solve_rate: float
     solved_prompts: int
     pairs: int
@@ -50,6 +54,11 @@ def solve_rate(samples: Sequence[Answered], threshold: float) -> float:
     return sum(judged) / len(judged) if judged else 0.0
 
 
+def cut_off(samples: Sequence[Answered]) -> int:
+    """How many answers did not end by themselves."""
+    return sum(not ended for row in samples for ended in row.ended)
+
+
 def make_pairs(
     samples: Sequence[Answered],
     *,
@@ -60,10 +69,12 @@ def make_pairs(
 ) -> tuple[list[Pair], PairFigures]:
     """Pair good answers with bad ones, prompt by prompt, in the order of the prompts.
 
+    An answer that was cut off is neither: the model did not end it there, so it must not learn (or unlearn) that end,
+    and nobody knows how its whole would have been judged [ours].
     Answers that differ only in white space around them count as one. A text that was judged both good and bad (a
     verifier that wavers) is used as neither. At most ``max_pairs_per_prompt`` pairs, spread so that no answer is used
-    twice before each other one of its kind was used once. Where no sample is good, the gold answer is the chosen one
-    if ``gold_as_chosen`` [ours], unless the verifier called that very text bad.
+    twice before each other one of its kind was used once. Where no whole sample is good, the gold answer is the chosen
+    one if ``gold_as_chosen`` [ours], unless the verifier called that very text bad.
     """
     pairs: list[Pair] = []
     empty = 0
@@ -74,6 +85,7 @@ def make_pairs(
     return pairs, PairFigures(
         prompts=len(samples),
         answers=sum(len(row.answers) for row in samples),
+        cut_off=cut_off(samples),
         solve_rate=solve_rate(samples, threshold),
         solved_prompts=sum(any(is_good(score, threshold) for score in row.scores) for row in samples),
         pairs=len(pairs),
@@ -100,7 +112,9 @@ def given_pairs(tokenizer: Any, entries: Sequence[Entry]) -> list[Pair]:
 def _pairs_of(row: Answered, threshold: float, most: int, gold_as_chosen: bool, seed: int) -> list[Pair]:
     good: dict[str, str] = {}
     bad: dict[str, str] = {}
-    for answer, score in zip(row.answers, row.scores, strict=True):
+    for answer, score, ended in zip(row.answers, row.scores, row.ended, strict=True):
+        if not ended:
+            continue
         (good if is_good(score, threshold) else bad).setdefault(answer.strip(), answer)
     source: Literal["own", "gold"] = "own"
     if not good and gold_as_chosen and row.gold is not None:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
+from pydantic import BaseModel
 
 from skillweave.artefact import atomic_folder, read_json, write_json
-from skillweave.base import Base, answer_ids, open_tokenizer, prompt_ids
+from skillweave.base import Answer, Base, Checkpoint, Prompt, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.base.precision import native_bf16
@@ -29,13 +30,17 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
-from skillweave.methods.training.settings import ModelSettings, TrainingSettings
-from skillweave.progress import console
+from skillweave.methods.training.settings import AnswerSettings, ModelSettings, TrainingSettings
+from skillweave.progress import console, share_of
 from skillweave.tasks import Entry, Task
 from skillweave.tasks.check import check_before
 
 if TYPE_CHECKING:
     from skillweave.methods.training.policy import Policy
+
+_NEARLY_ALL = 0.9
+"""From this share of cut-off answers on, it is said that little can be learnt."""
+_ADVICE = "Raise learning_rate or the number of steps, or look into the stages' history.json for what the loss did."
 
 # TRL and PEFT take seconds to import: only a run that trains pays for them, not everyone who lists the methods.
 
@@ -79,7 +84,9 @@ class Run(Generic[C, D]):
         the folder holds another run, or the base is not as its files hold it.
         """
         from skillweave.methods.training.policy import Policy
+        from skillweave.methods.training.reporting import check_reporters
 
+        check_reporters(config.report_to)
         if base.in_memory:
             raise UserError(f"this base holds a delta already: {method} trains on a base as its files hold it")
         folder = Path(folder)
@@ -106,6 +113,13 @@ class Run(Generic[C, D]):
         return Delta.from_pretrained(self.folder / "delta")
 
     @property
+    def _limit(self) -> str:
+        """What :attr:`max_length` is, and what can be done about an example beyond it."""
+        if self.max_length == self.config.max_length:
+            return f"{self.max_length} tokens (max_length)"
+        return f"{self.max_length} tokens (the base's context, which no setting raises)"
+
+    @property
     def max_length(self) -> int:
         """The longest example in tokens: the setting, or the base's context where that is shorter."""
         return min(self.config.max_length, context_length(self.base.model) or self.config.max_length)
@@ -114,6 +128,24 @@ class Run(Generic[C, D]):
         """One line for the person, from the first process only."""
         if self.processes.first:
             console.print(f"  {text}", soft_wrap=True)
+
+    def tell_too_long(self, stage: str, left_out: int, total: int, what: str) -> None:
+        """Say how many of ``what`` are longer than :attr:`max_length` and left out, if any are."""
+        if left_out:
+            self.say(
+                f"{stage}: {share_of(left_out, total, what)} are longer than {self._limit} and are left out; "
+                f"{'raise it or shorten them' if self.max_length == self.config.max_length else 'shorten them'}"
+            )
+
+    def tell_cut_off(self, stage: str, cut_off: int, total: int, limit: str, then: str) -> None:
+        """Say how many answers were cut off at ``limit`` (``"max_new_tokens=48"``) and what ``then`` became of them."""
+        if not cut_off:
+            return
+        mostly = " Nearly all were: so little is learnt here." if cut_off >= _NEARLY_ALL * total else ""
+        self.say(
+            f"{stage}: {share_of(cut_off, total, 'answers')} were cut off at {limit} (or at the base's context) and "
+            f"{then}; raise {limit.partition('=')[0]}.{mostly}"
+        )
 
     def short_enough(self: Run[Any, Task], split: str, *, answered: bool = False) -> list[Entry]:
         """The entries of a split whose prompt leaves room for an answer, or with ``answered`` for its own gold answer,
@@ -131,9 +163,17 @@ class Run(Generic[C, D]):
                 f"task '{self.task.name}': all {split} {what} are longer than {self.max_length} tokens (max_length, or "
                 "the base's context)"
             )
-        if len(kept) < len(entries):
-            self.say(f"{len(entries) - len(kept)} {split} {what} are longer than {self.max_length} tokens: left out")
+        self.tell_too_long(self.task.name, len(entries) - len(kept), len(entries), f"{split} {what}")
         return kept
+
+    def held_out(self: Run[Any, Task], settings: AnswerSettings | None) -> list[tuple[Prompt, Answer]]:
+        """Prompts with their answers for looks at the held-out loss: of the calibration split, never of the test split.
+
+        Those that have an answer, at most as many as ``settings`` say; none where there are no settings.
+        """
+        entries = self.task.splits.get("calibration", []) if settings is not None else []
+        known = [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
+        return known[: settings.held_out] if settings is not None else []
 
     def stage(
         self, name: str, work: Callable[[Path], dict[str, Any]], show: Collection[str] | None = None
@@ -158,9 +198,13 @@ class Run(Generic[C, D]):
 
     def trained(self, name: str, work: Callable[[Path], dict[str, Any]]) -> None:
         """A stage that may move the policy on: then only its result is kept, not its checkpoints nor what it began
-        from."""
+        from. A training without a gradient in any step moves nothing."""
+        from skillweave.methods.training.trainer import learnt
+
         figures = self.stage(name, work)
-        if figures["steps"]:
+        if figures["steps"] and not learnt(figures):
+            self.say(f"{name}: no step had a gradient, so nothing was learnt in this stage")
+        if learnt(figures):
             self._drop_checkpoints(name)
             if self.processes.first and self.policy.trained is not None:
                 shutil.rmtree(self.policy.trained, ignore_errors=True)
@@ -202,22 +246,30 @@ class Run(Generic[C, D]):
         )  # fmt: skip
         model = self.policy.open_to_train(config, seed)
         trainer = make(model, arguments)
-        figures = fit(trainer, folder.name, self.processes)
+        figures = fit(trainer, folder.name, self.processes, config.report_to)
         # Under FSDP or DeepSpeed no process holds all of it: the parts are gathered by all together.
         whole = trainer.accelerator.get_state_dict(trainer.model_wrapped)
         if self.processes.first:
             save_policy(model, whole, folder / "policy")
         return figures
 
-    def finish(self, facts: dict[str, Any]) -> Delta:
-        """Write the figures and the delta of the policy as it is now, and free the disk of the trained model."""
+    def finish(self, facts: dict[str, Any], advice: str = "") -> Delta:
+        """Write the figures and the delta of the policy as it is now, and free the disk of the trained model.
+
+        Raises :class:`UserError`, with ``advice`` in it, where not one weight differs from the base's: then there is no
+        delta, and the same run says so again.
+        """
         self.processes.wait()  # none may still look for what is removed here
-        self.processes.from_first(lambda: self._write(facts))
+        self.processes.from_first(lambda: self._write(facts, advice))
         return self.delta
 
-    def _write(self, facts: dict[str, Any]) -> None:
+    def _write(self, facts: dict[str, Any], advice: str) -> None:
         write_json(self.folder / "figures.json", {**facts, "seed": self.config.seed, "stages": self.figures})
+        if self.policy.trained is None:
+            raise UserError(f"nothing was learnt: no stage changed a weight. {advice or _ADVICE}")
         delta = self.policy.delta(self.base, self.config.train)
+        if not _changes_anything(delta, self.base):
+            raise UserError(f"nothing was learnt: every weight is the base's own. {advice or _ADVICE}")
         delta.provenance = {"method": self.method, "task": self.task.name, "seed": self.config.seed}
         with atomic_folder(self.folder / "delta") as temporary:
             delta.save_pretrained(temporary)
@@ -245,6 +297,18 @@ def _decided(config: C, folder: Path, device: torch.device) -> C:
     return config.model_copy(update={"bf16": chosen})
 
 
+def _changes_anything(delta: Delta, base: Base) -> bool:
+    """Whether any weight of the base, in float32, is another one with the delta."""
+    return any(_changes(delta, base.checkpoint, name) for name in delta.names())
+
+
+def _changes(delta: Delta, base: Checkpoint, name: str) -> bool:
+    if name not in base or base.shape(name) != delta.shape(name):
+        return True
+    ours, theirs = base.tensor(name).float().cpu(), delta.tensor(name).float().cpu()
+    return not torch.equal(ours, theirs if delta.whole(name) else ours + theirs)
+
+
 def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:
     """Write the resolved settings, or check that the run found in the folder has the same."""
     settings = config.model_dump(mode="json")
@@ -260,11 +324,29 @@ def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: D
         if not (isinstance(found, dict) and {"method", "base", "config", "task"} <= set(found)):
             raise UserError(f"{path} is no run of ours, and would be replaced: choose another folder")
         if _begun(folder):
-            _check_same(folder, found, identity, config.may_change)
+            _check_same(folder, found, identity, config)
             if found["config"] == settings:
                 return
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     write_json(path, {**identity, "versions": versions})
+
+
+def _differing(config: BaseModel, found: dict[str, Any]) -> list[str]:
+    """The settings that are not as a run's ``config.json`` has them. One that is missing there has its default: the run
+    was begun before there was such a setting."""
+    values = config.model_dump(mode="json")
+    other = []
+    for key, field_ in type(config).model_fields.items():
+        mine = getattr(config, key)
+        if key not in found:
+            same = mine == field_.get_default(call_default_factory=True)
+        elif isinstance(mine, BaseModel) and isinstance(found[key], dict):
+            same = not _differing(mine, found[key])
+        else:
+            same = found[key] == values[key]
+        if not same:
+            other.append(key)
+    return other
 
 
 def _begun(folder: Path) -> bool:
@@ -272,12 +354,12 @@ def _begun(folder: Path) -> bool:
     return any(path.name != "config.json" and not path.name.startswith(".") for path in folder.iterdir())
 
 
-def _check_same(folder: Path, found: dict[str, Any], ours: dict[str, Any], may_change: Collection[str]) -> None:
+def _check_same(folder: Path, found: dict[str, Any], ours: dict[str, Any], config: ModelSettings) -> None:
     """Raise :class:`UserError` unless the run in the folder is this one; ``may_change`` holds until it is finished."""
     if found["base"]["fingerprint"] != ours["base"]["fingerprint"]:
         raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
-    free = () if (folder / "delta").is_dir() else may_change
-    other = [key for key, value in ours["config"].items() if found["config"].get(key) != value and key not in free]
+    free = ModelSettings.may_change if (folder / "delta").is_dir() else config.may_change
+    other = [key for key in _differing(config, found["config"]) if key not in free]
     if found["task"] != ours["task"]:
         other.append("other examples in the task")
     if other or found["method"] != ours["method"]:

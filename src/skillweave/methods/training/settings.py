@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from skillweave.config import Config
 
@@ -35,8 +35,38 @@ class TrainingSettings(OptimiserSettings):
         return self.steps if self.steps is not None else max(1, -(-examples * self.epochs // self.batch_size))
 
 
-class SupervisedSettings(TrainingSettings):
-    """Training on known good answers."""
+class AnswerSettings(TrainingSettings):
+    """Supervised training on known good answers, with looks at the loss on answers that it does not see.
+
+    The held-out examples are of the task's calibration split, never of the test split. Without ``patience`` the looks
+    change nothing: the weights of the last step are kept.
+    """
+
+    held_out: int = Field(
+        default=16, ge=0, description="most examples of the calibration split that the loss is looked at; 0: no looks"
+    )
+    evaluate_every: int | None = Field(
+        default=None, ge=1, description="steps between two looks; None: 10, or a twentieth of a long training"
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop after so many looks without a lower held-out loss and keep the best weights; None: never",
+    )
+
+    def looks_every(self, steps: int) -> int:
+        """Steps between two looks in a training of so many steps."""
+        return self.evaluate_every or max(10, -(-steps // 20))
+
+    @model_validator(mode="after")
+    def _looks_at_something(self) -> Self:
+        if self.patience is not None and self.held_out == 0:
+            raise ValueError("patience needs a held-out loss: set held_out to at least 1")
+        return self
+
+
+class SupervisedSettings(AnswerSettings):
+    """Supervised training on conversations, of which more than the last turn may bear loss."""
 
     turns: Literal["last", "all"] = Field(
         default="last", description="what bears loss: the answer, or all the assistant's turns of an example"
@@ -60,13 +90,24 @@ class LoraSettings(Config):
     targets: str | list[str] = Field(default="all-linear", description="module names as PEFT takes them")
 
 
+def _as_list(value: Any) -> Any:
+    """``none`` and nothing are no service; a text is one."""
+    if value is None or value == "none":
+        return []
+    return [value] if isinstance(value, str) else value
+
+
+Reporters = Annotated[list[str], BeforeValidator(_as_list)]
+"""Names of services as transformers has them; a single one may be written as a text."""
+
+
 class ModelSettings(Config):
     """What of the base is trained, in which precision, and from which points a killed run goes on.
 
     ``may_change`` names settings that an unfinished run may be gone on with otherwise than it began.
     """
 
-    may_change: ClassVar[frozenset[str]] = frozenset()
+    may_change: ClassVar[frozenset[str]] = frozenset({"report_to"})
 
     seed: int = 0
     train: Literal["full", "lora"] = "full"
@@ -81,6 +122,9 @@ class ModelSettings(Config):
     )
     gradient_checkpointing: bool = False
     save_every: int = Field(default=50, ge=1, description="steps between the points a killed run resumes from")
+    report_to: Reporters = Field(
+        default=[], description="where the log goes too: tensorboard, wandb, ... (one or a list); none: our files only"
+    )
 
     @property
     def autocast(self) -> bool:

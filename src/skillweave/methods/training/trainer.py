@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from transformers import PrinterCallback, TrainerCallback
 
 from skillweave.artefact import disk_errors, write_json, write_text
 from skillweave.errors import UserError
+from skillweave.methods.training.held_out import LOSS, looks
 from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.reporting import reporters
 from skillweave.methods.training.settings import TrainingSettings
 from skillweave.progress import bar
 
@@ -47,6 +49,7 @@ class _Show(TrainerCallback):
 
     def __init__(self, advance: Callable[..., None]):
         self.advance = advance
+        self._loss = self._held_out = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.advance(state.global_step)  # steps of the run that was cut off
@@ -59,7 +62,11 @@ class _Show(TrainerCallback):
             if not math.isfinite(logs["loss"]):
                 raise UserError(f"the loss is {logs['loss']} at step {state.global_step}: lower learning_rate")
             margin = next((f", margin {logs[key]:.3f}" for key in logs if key.endswith("margins")), "")
-            self.advance(0, note=f"loss {logs['loss']:.4f}{margin}")
+            self._loss = f"loss {logs['loss']:.4f}{margin}"
+            self.advance(0, note=self._loss + self._held_out)
+        if logs and LOSS in logs:
+            self._held_out = f", held out {logs[LOSS]:.4f}"
+            self.advance(0, note=self._loss + self._held_out)
 
 
 class _Mark(TrainerCallback):
@@ -122,17 +129,23 @@ def trainer_arguments(
     }
 
 
-def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
+def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
 
     Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and likewise what the
-    trainer's ``watched`` names, over the last fifth of the steps that tell it. The log of all steps lies in
-    ``history.json``.
+    trainer's ``watched`` names, over the last fifth of the steps that tell it; ``idle_steps``, where there are steps
+    without any gradient; where there are looks at held-out examples, ``held_out_loss`` (of the weights that are kept),
+    ``held_out_best`` and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``;
+    ``report_to`` names services that get the log too (:mod:`~skillweave.methods.training.reporting`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Mark(processes))
+    if processes.first:
+        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        for reporter in reporters(report_to, folder, done):
+            trainer.add_callback(reporter)
     with bar(label, trainer.args.max_steps, shown=processes.first) as advance, disk_errors(folder):
         trainer.add_callback(_Show(advance))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -143,10 +156,30 @@ def fit(trainer: Any, label: str, processes: Processes) -> dict[str, Any]:
         last = values[-max(1, len(values) // 5) :]
         return sum(last) / len(last)
 
+    seen = looks(trainer.state.log_history)
     if processes.first:
-        write_json(folder / "history.json", history)
-    figures = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
-    return {**figures, **{name: mean(key) for key, name in trainer.watched.items()}}
+        at = {look["step"]: {"held_out_loss": look["held_out_loss"]} for look in seen}
+        write_json(folder / "history.json", [{**entry, **at.get(entry["step"], {})} for entry in history])
+        if seen:
+            write_json(folder / "curve.json", seen)
+    figures: dict[str, Any] = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
+    if idle := sum(entry.get("grad_norm") == 0 for entry in history):
+        figures["idle_steps"] = idle
+    return {**figures, **{name: mean(key) for key, name in trainer.watched.items()}, **_of_looks(trainer, seen)}
+
+
+def learnt(figures: Mapping[str, Any]) -> bool:
+    """Whether a training with these figures can have changed a weight: one of its steps had a gradient."""
+    return figures["steps"] > figures.get("idle_steps", 0)
+
+
+def _of_looks(trainer: Any, seen: list[dict[str, float]]) -> dict[str, float]:
+    """The figures of the held-out loss: of the weights that are kept, and the lowest, with its step."""
+    if not seen:
+        return {}
+    best = min(seen, key=lambda look: look["held_out_loss"])
+    kept = best if trainer.args.load_best_model_at_end else seen[-1]
+    return {"held_out_loss": kept["held_out_loss"], "held_out_best": best["held_out_loss"], "best_step": best["step"]}
 
 
 def drop_checkpoints(folder: Path) -> None:

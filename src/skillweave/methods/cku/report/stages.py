@@ -73,6 +73,8 @@ class Stages:
             if facts := getattr(asked, side):
                 readings[side] = self._reading(model, facts)
                 figures[f"{side}_facts"] = len(readings[side].tokens)  # those that are too long are left out
+                if arm == BEFORE:  # the same of every arm
+                    run.tell_too_long("report", self._too_long(facts), len(facts), f"facts of the {side} set")
                 figures |= {f"{side}_{key}": value for key, value in readings[side].means().items()}
         if "unseen" in readings:
             inside, outside = readings["forget"], readings["unseen"]
@@ -112,6 +114,7 @@ class Stages:
         else:
             pairs = self._run.task.unrelated.pairs("train")[: settings.unrelated]
             rows = encode(self._run.tokenizer, pairs, self._run.max_length)
+            self._run.tell_too_long(folder.name, len(pairs) - len(rows), len(pairs), "unrelated examples")
         policy = self._models.policy(arm)
         figures = replace(self._run, policy=policy).train(
             folder, settings, rows, [row_length(row) for row in rows],
@@ -199,9 +202,14 @@ class Stages:
         )  # fmt: skip
 
     def _rows(self, facts: Sequence[Fact]) -> list[Row]:
-        return rows_of_set(
-            self._run.tokenizer, facts, self._run.max_length, f"a set ({facts[0].where}, ...)"
-        )[0]  # fmt: skip
+        return self._rows_of(facts)[0]
+
+    def _too_long(self, facts: Sequence[Fact]) -> int:
+        return self._rows_of(facts)[1]
+
+    def _rows_of(self, facts: Sequence[Fact]) -> tuple[list[Row], int]:
+        """The rows of a set, and how many of its facts are too long for one."""
+        return rows_of_set(self._run.tokenizer, facts, self._run.max_length, f"a set ({facts[0].where}, ...)")
 
 
 def refuses(answer: str, refusals: Sequence[str]) -> bool:
