@@ -17,7 +17,7 @@ from skillweave.tasks.rows import entries_from, read_dataset, read_jsonl
 from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, JsonlSpec, ReasoningGymSpec, expand
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates
-from skillweave.tasks.verifiers import VerifierName, options_for, verify
+from skillweave.tasks.verifiers import Thoughts, VerifierName, options_for, verify
 
 
 class _Source(Config):
@@ -73,16 +73,16 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
         tests, test_repeats = draw(lambda index: example(index, True), held, spec.name)
         others, other_repeats = draw(lambda index: example(index, False), rest, spec.name)
         splits, repeats = {**others, "test": tests["test"]}, test_repeats + other_repeats
-    return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options)), spec, repeats)
+    return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options), spec.thoughts), spec, repeats)
 
 
 def _rows_task(spec: JsonlSpec | DatasetSpec) -> Task:
-    scorer = _scorer(spec.verifier, spec.options)
+    scorer = _scorer(spec.verifier, spec.options, spec.thoughts)
     if isinstance(spec, JsonlSpec) and spec.paths is not None:
         return _task_of_files(spec, scorer)
     path = str(spec.path)
     rows = read_jsonl(Path(path)) if isinstance(spec, JsonlSpec) else read_dataset(path, spec.split, spec.subset)
-    entries, repeats = drop_duplicates(_some(entries_from(rows, spec.verifier), path))
+    entries, repeats = drop_duplicates(_some(entries_from(rows, spec.verifier, spec.options), path))
     name = Path(path).stem
     return Task(name, cut(entries, spec.splits, name), scorer, spec, repeats)
 
@@ -95,7 +95,9 @@ def _task_of_files(spec: JsonlSpec, scorer: Scorer) -> Task:
     repeats = 0
     for split, path in files.items():
         if path is not None:
-            entries, dropped = drop_duplicates(_some(entries_from(read_jsonl(path), spec.verifier), str(path)))
+            entries, dropped = drop_duplicates(
+                _some(entries_from(read_jsonl(path), spec.verifier, spec.options), str(path))
+            )
             splits[split] = entries
             repeats += dropped
     name = spec.paths.train.stem
@@ -114,10 +116,11 @@ def _some(entries: list[Entry], path: str) -> list[Entry]:
     return entries
 
 
-def _scorer(verifier: VerifierName, options: dict[str, Any]) -> Scorer:
+def _scorer(verifier: VerifierName, options: dict[str, Any], thoughts: Thoughts) -> Scorer:
     checked = options_for(verifier, options)
 
     def score(answer: str, entry: Entry) -> float:
-        return verify(verifier, answer, entry.metadata["cases"] if verifier == "code" else entry.answer, checked)
+        gold = entry.metadata.get("answers", entry.answer)
+        return verify(verifier, answer, gold, checked, cases=entry.metadata.get("cases"), thoughts=thoughts)
 
     return score

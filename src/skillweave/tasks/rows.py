@@ -17,7 +17,8 @@ from typing import Any
 from skillweave.base.chat import Prompt, as_messages
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.task import Entry, prompt_id
-from skillweave.tasks.verifiers import VerifierName, gold_problem
+from skillweave.config import Config
+from skillweave.tasks.verifiers import VerifierName, gold_problem, options_for
 
 Row = tuple[str, Any]
 """Where a row stands ("data.jsonl, line 3") and what was read there."""
@@ -67,8 +68,12 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
         yield f"{path}, row {number}", row
 
 
-def entries_from(rows: Iterable[Row], verifier: VerifierName) -> list[Entry]:
-    """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first."""
+def entries_from(rows: Iterable[Row], verifier: VerifierName, options: Mapping[str, Any] | None = None) -> list[Entry]:
+    """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first.
+
+    Gold answers are checked as the verifier with these ``options`` reads them; None: only what every setting asks for.
+    """
+    checked = None if options is None else options_for(verifier, dict(options))
     entries: list[Entry] = []
     first_form, first_where = "", ""
     for where, given in rows:
@@ -78,7 +83,7 @@ def entries_from(rows: Iterable[Row], verifier: VerifierName) -> list[Entry]:
             first_form, first_where = form, where
         elif form != first_form:
             raise UserError(f"{where}: has the form {form}, {first_where} has {first_form}: write all rows in one form")
-        entries.append(_entry(row, form, where, verifier))
+        entries.append(_entry(row, form, where, verifier, checked))
     return entries
 
 
@@ -111,7 +116,7 @@ def _form(row: Any, where: str) -> str:
     raise UserError(f"{where}: has a 'prompt' but neither 'completion' nor 'answer'")
 
 
-def _entry(row: Mapping[str, Any], form: str, where: str, verifier: VerifierName) -> Entry:
+def _entry(row: Mapping[str, Any], form: str, where: str, verifier: VerifierName, options: Config | None) -> Entry:
     answer: Any
     if form == "messages":
         messages = _messages(row["messages"], where, "messages")
@@ -128,7 +133,8 @@ def _entry(row: Mapping[str, Any], form: str, where: str, verifier: VerifierName
     _check_prompt(prompt, where)
     if answer is not None and (not isinstance(answer, str) or not answer.strip()):
         raise UserError(f"{where}: the answer must be a text with something in it, found {answer!r:.60}")
-    problem = gold_problem(verifier, row.get("cases") if verifier == "code" else answer)
+    cases = row.get("cases")
+    problem = gold_problem(verifier, cases if verifier == "code" else answer, options, cases=cases)
     if problem:
         raise UserError(f"{where}: {problem}")
     rest = {key: value for key, value in row.items() if key not in ("messages", "prompt", "completion", "answer")}

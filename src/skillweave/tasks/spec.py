@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from skillweave.config import Config, read_mapping
 from skillweave.errors import UserError
-from skillweave.tasks.verifiers import VerifierName
+from skillweave.tasks.verifiers import Thoughts, VerifierName
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -41,6 +41,7 @@ class ReasoningGymSpec(Config):
     seed: Count = 0
     instruction: str = "{question}"
     """What is asked, ``{question}`` standing for the generator's question."""
+    thoughts: Thoughts = "strip"
     strict: bool = True
     """True: only a full score counts (0 or 1). False: reasoning-gym's partial credit is kept, a float in [0, 1]."""
     splits: Splits = Splits()
@@ -59,6 +60,7 @@ class BuiltinSpec(Config):
     source: Literal["builtin"]
     name: str
     config: dict[str, Any] = Field(default_factory=dict)
+    thoughts: Thoughts = "strip"
     seed: Count = 0
     splits: Splits = Splits()
 
@@ -66,6 +68,8 @@ class BuiltinSpec(Config):
 class _Verified(Config):
     verifier: VerifierName = "exact"
     options: dict[str, Any] = Field(default_factory=dict)
+    thoughts: Thoughts = "strip"
+    """``strip``: what a reasoning model thinks (``<think>...</think>``) is no part of the answer that is judged."""
 
 
 class JsonlSpec(_Verified):
