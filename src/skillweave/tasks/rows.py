@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.base.chat import Prompt, as_messages
+from skillweave.config import Config
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.task import Entry, prompt_id
-from skillweave.config import Config
 from skillweave.tasks.verifiers import VerifierName, gold_problem, options_for
 
 Row = tuple[str, Any]

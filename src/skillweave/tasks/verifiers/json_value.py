@@ -26,14 +26,14 @@ class JsonOptions(Placed):
     text. ``after`` and ``answer_pattern`` name the part of the text to look in, ``boxed`` is not a place for JSON.
     """
 
-    answer_at: Literal["auto", "last", "first", "whole"] = "auto"  # type: ignore[assignment]
+    answer_at: Literal["auto", "last", "first", "whole"] = "auto"
 
 
 def same_json(a: Any, b: Any) -> bool:
     """Structural equality: key order is free, 1 equals 1.0, tuples are arrays; true is not 1, NaN equals nothing.
 
-    Floats within 1e-9 of each other (relative) are equal, so that 0.1 + 0.2 is 0.3; whole numbers compare exactly. Texts
-    are compared in NFC.
+    Floats within 1e-9 of each other (relative) are equal, so that 0.1 + 0.2 is 0.3; whole numbers compare exactly.
+    Texts are compared in NFC.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)

@@ -92,9 +92,9 @@ def verify(
 ) -> float:
     """The score in [0, 1] that verifier ``name`` gives ``answer``.
 
-    ``gold`` is a text, or a list of accepted texts of which the best counts; for ``code`` it is the row's cases, which a
-    mix with ``code`` in it gets as ``cases``. An answer in which nothing is left but white space scores 0. Raises only
-    where a verifier of the user's own fails (:class:`UserError`).
+    ``gold`` is a text, or a list of accepted texts of which the best counts; for ``code`` it is the row's cases, unless
+    they are given as ``cases``, from where a mix takes them. An answer in which nothing is left but white space scores
+    0. Raises only where a verifier of the user's own fails (:class:`UserError`).
     """
     if thoughts == "strip":
         answer = strip_thoughts(answer)
@@ -114,8 +114,8 @@ def _score(name: str, answer: str, gold: Any, options: Config, cases: Any) -> fl
 def gold_problem(name: str, gold: Any, options: Config | None = None, *, cases: Any = None) -> str | None:
     """Why no answer could ever match ``gold``, or None: such a row is a mistake in the task, not in the model.
 
-    ``gold`` is a text or a list of texts, each of which is checked; for ``code`` the cases. Without ``options`` only what
-    every setting asks for is checked; a mix needs them.
+    ``gold`` is a text or a list of texts, each of which is checked; for ``code`` the cases. Without ``options`` the
+    verifier's defaults are taken; a mix needs its own.
     """
     if isinstance(options, MixOptions):
         problems = (

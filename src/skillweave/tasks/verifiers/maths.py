@@ -1,4 +1,4 @@
-r"""The verifier ``math``: mathematics compared by Math-Verify; plain numbers are read and compared as ``numeric`` does."""
+r"""The verifier ``math``: mathematics is compared by Math-Verify, and plain numbers as ``numeric`` compares them."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from skillweave.tasks.verifiers.place import (
 
 
 class MathOptions(NumericOptions):
-    r"""``math``: what the answer gives is equal to the gold mathematics: numbers, expressions, sets, intervals, matrices.
+    r"""``math``: what the answer gives equals the gold mathematics: a number, expression, set, interval or matrix.
 
     ``answer_at: auto`` looks where ``numeric`` does, and then for the last ``$...$``, ``\(...\)`` or ``\[...\]``.
     """
 
-    seconds: float = Field(3.0, gt=0, le=60, allow_inf_nan=False)
+    seconds: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
     """Processor time that one comparison may take in its process; a longer one scores 0."""
 
 
 _LENGTH = 1000
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_FORMULA = re.compile(r"\$\$(.{1,1000}?)\$\$|\$([^$\n]{1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FORMULA_LINE = re.compile(r"[^\w\n]{0,20}(?:[0-9][^\n]{0,60}|[^\n]{0,200}[\\$^][^\n]{0,200})")
 _SENTENCE = re.compile(r"(.*?)(?:[.!?](?:\s|$)|\n|$)", re.DOTALL)
 _CALCULATES = re.compile(r"\\[A-Za-z]|[√π∛]|\b(?:sqrt|pi)\b")
@@ -46,8 +46,8 @@ _HUGE = re.compile(
 def maths(answer: str, gold: str, options: MathOptions) -> float:
     """1 where answer and gold are the same mathematics, else 0.
 
-    A number for a gold number is judged as ``numeric`` judges it. For such a gold an expression counts too (``\\sqrt{16}``
-    for 4), but no plain sum or product that is left to do (``6 * 7`` for 42).
+    A number for a gold number is judged as ``numeric`` judges it. For such a gold an expression counts too
+    (``\\sqrt{16}`` for 4), but no plain sum or product that is left to do (``6 * 7`` for 42).
     """
     wanted, found = gold_number(gold, options), find_number(answer, options)
     if wanted is not None and found is not None:

@@ -18,6 +18,7 @@ from typing import Any
 from skillweave.errors import UserError
 
 _SCRIPT = Path(__file__).with_name("maths_worker.py")
+_START = 600.0
 _WAIT = 30.0
 """Seconds by the clock beyond ten times the processor time after which a process that does not answer is ended."""
 
@@ -27,6 +28,7 @@ class MathsProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._owner = 0
         self._lock = threading.Lock()
 
@@ -44,24 +46,30 @@ class MathsProcess:
                 line = _line(process, 10 * question["seconds"] + _WAIT)
             if not line:
                 self._end()
+                self._start()  # while others are judged without it
                 return False
             return bool(json.loads(line)["same"])
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The process; a fork of this one starts its own."""
+        """The process, ready to be asked; a fork of this one starts its own."""
         if self._owner != os.getpid() or self._process is None or self._process.poll() is not None:
-            # -P: the folder of the script holds a module named code, which is not the standard library's.
-            command = [sys.executable, "-P", str(_SCRIPT)]
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
-            )
-            self._owner = os.getpid()
-            if _line(self._process, 600.0) != b"ready\n":
-                self._process.kill()
-                said = self._process.communicate()[1].decode(errors="replace").strip().splitlines()[-1:]
-                self._process = None
-                raise UserError(f"verifier 'math' could not start Math-Verify (pip install math-verify): {said or ''}")
-        return self._process
+            self._start()
+        process = self._process
+        assert process is not None
+        if not self._ready and _line(process, _START) != b"ready\n":
+            process.kill()
+            said = process.communicate()[1].decode(errors="replace").strip().splitlines()[-1:]
+            self._process = None
+            raise UserError(f"verifier 'math' could not start Math-Verify; pip install math-verify {said or ''}")
+        self._ready = True
+        return process
+
+    def _start(self) -> None:
+        # -P: the folder of the script holds a module named code, which is not the standard library's.
+        command = [sys.executable, "-P", str(_SCRIPT)]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
+        self._ready, self._owner = False, os.getpid()
 
     def _end(self) -> None:
         if self._process is not None and self._owner == os.getpid():

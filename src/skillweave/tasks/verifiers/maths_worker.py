@@ -1,8 +1,8 @@
 """The process in which Math-Verify reads and compares mathematics; run as a script, it imports nothing of SkillWeave.
 
 One JSON object a line: in ``{"answer", "gold", "tolerance", "relative_tolerance", "seconds"}``, out ``{"same"}``.
-sympy works out what it is given, however long that takes and however much memory it needs, so the process has a limit of
-memory, and a limit of processor time for each line: beyond either it ends, and whoever asked starts another.
+sympy works out what it is given, however long that takes and however much memory it needs. So the process has a limit
+of memory, and a limit of processor time for each line: beyond either it ends, and whoever asked starts another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""Texts with numbers in them, brought to one plain spelling and cut into tokens.
 
-``\frac{3}{4}``, ``¾`` and ``10⁶`` become ``3/4`` and ``10^6``; signs, spaces and marks of LaTeX become plain ones. What a
-command of LaTeX works out (``\sqrt{9}``) becomes the one token :data:`MACRO`, so that no number is read out of it.
+``\frac{3}{4}``, ``¾`` and ``10⁶`` become ``3/4`` and ``10^6``; signs, spaces and marks of LaTeX become plain ones.
+What a command of LaTeX works out (``\sqrt{9}``) becomes the one token :data:`MACRO`: no number is read out of it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,8 @@ _PLAIN = str.maketrans(
     }
 )
 _SUPERSCRIPT = {raised: str(digit) for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-", "⁺": "+"}
-_VULGAR = dict(
-    zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8".split(), strict=True)
-)
+_VULGAR_VALUES = "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8"
+_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR_VALUES.split(" "), strict=True))
 
 
 def _fraction(match: re.Match[str]) -> str:

@@ -15,8 +15,8 @@ from skillweave.tasks.verifiers.reading import Decimal, Number, pick, read_items
 class NumericOptions(Placed):
     r"""``numeric``: the number that the answer gives is the number that the gold text gives.
 
-    ``answer_at: auto`` looks for ``\boxed{}``, then for ``<answer>``, then for a line ``#### 72``, then for "answer is" or
-    "Answer:", and takes the last number of the text where it has none of these.
+    ``answer_at: auto`` looks for ``\boxed{}``, then for ``<answer>``, then for a line ``#### 72``, then for "answer is"
+    or "Answer:", and takes the last number of the text where it has none of these.
     """
 
     tolerance: float = Field(0.0, ge=0, allow_inf_nan=False)
@@ -26,7 +26,7 @@ class NumericOptions(Placed):
     decimal: Decimal = "point"
     """``comma``: ``3,5`` is three and a half and ``1.234`` is one thousand two hundred and thirty-four."""
     plain: bool = False
-    """True: an answer that is a fraction or a power (``84/7``, ``2^10``) does not count, for tasks that ask to work it out."""
+    """True: a fraction or a power (``84/7``, ``2^10``) is no answer, for tasks that ask to work one out."""
 
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
@@ -129,8 +129,8 @@ def gold_problem(gold: str, options: NumericOptions | None = None) -> str | None
         return None
     if read_items(gold, options.decimal):
         return (
-            f"verifier 'numeric' cannot read the answer {gold[:60]!r} as one number: it is a sum, a range, a list, a time "
-            "or a date, or its separators are not clear (a decimal comma needs decimal: comma). Write one number, such "
+            f"verifier 'numeric' cannot read the answer {gold[:60]!r} as one number: it is a sum, a range, a list, "
+            "a time or a date, or its separators are not clear (a decimal comma needs decimal: comma). Write one number, such "
             "as 1234.5, 3/4 or 1.5e3"
         )
     return f"verifier 'numeric' found no number in the answer {gold[:60]!r}"

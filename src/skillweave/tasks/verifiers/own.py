@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 from functools import lru_cache
 from typing import Any
@@ -44,7 +43,7 @@ def own(answer: str, gold: Any, options: OwnOptions) -> float:
             f"the verifier '{options.named}' raised {type(error).__name__}: {error} on the answer {answer[:60]!r} "
             f"(gold {gold!r:.60}): it must give a score from 0 to 1 for every text a model may write"
         ) from error
-    if not isinstance(score, numbers.Real) or not math.isfinite(score) or not 0 <= score <= 1:
+    if not isinstance(score, numbers.Real) or not 0 <= float(score) <= 1:  # NaN is not in there either
         raise UserError(
             f"the verifier '{options.named}' gave {score!r:.60} for the answer {answer[:60]!r} (gold {gold!r:.60}): "
             "it must give a number from 0 to 1"

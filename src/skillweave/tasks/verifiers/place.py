@@ -102,7 +102,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _EMPTY = ("", "...", r"\ldots", r"\dots", "answer", "your answer", r"\text{answer}", r"\text{your answer}", "X")
 # What stands between the items of a list: no word but these, and no sign that equates or negates.
 _BETWEEN = re.compile(r"(?:[\s,;|&$.()\[\]/\\]|\*\*|\band\b|\bor\b)*", re.IGNORECASE)
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*([^\n]*)$", re.MULTILINE)
 # What a model goes on to invent where nothing stops it; a text that begins so is a question of the person.
 _NEXT_QUESTION = re.compile(r"(?<=\S)\s*\n\s*(?:Question|Q|Problem|Human|User)[ \t]*:")
@@ -123,6 +123,19 @@ def boxes(text: str) -> list[Part]:
                 break
         if depth or content not in _EMPTY:
             found.append(Part(opened.start(), at, content))
+    return found
+
+
+def _tagged(text: str) -> list[Part]:
+    """Every ``<answer>...</answer>``."""
+    found: list[Part] = []
+    opened: re.Match[str] | None = None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            opened = tag
+        elif opened is not None:
+            found.append(Part(opened.start(), tag.end(), text[opened.end() : tag.start()].strip()))
+            opened = None
     return found
 
 
@@ -158,7 +171,7 @@ def usual_part(text: str, holds_answer: re.Pattern[str]) -> tuple[bool, str | No
     """
     if found := boxes(text):
         return True, one_of(found, text)
-    if "<answer>" in text.lower() and (tags := [Part(m.start(), m.end(), m[1].strip()) for m in _TAG.finditer(text)]):
+    if tags := _tagged(text):
         return True, one_of(tags, text)
     lines = [Part(m.start(), m.end(), m[1].strip()) for m in _HASHES.finditer(text) if holds_answer.fullmatch(m[1])]
     if lines:
@@ -168,7 +181,5 @@ def usual_part(text: str, holds_answer: re.Pattern[str]) -> tuple[bool, str | No
 
 def said_part(text: str) -> str | None:
     """What follows the last "answer is" or "Answer:"; None where the text does not have it."""
-    last = None
-    for last in _ANSWER_IS.finditer(text):
-        pass
-    return text[last.end() :] if last else None
+    ends = [match.end() for match in _ANSWER_IS.finditer(text)]
+    return text[ends[-1] :] if ends else None

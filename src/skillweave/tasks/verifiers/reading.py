@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from skillweave.tasks.verifiers.numerals import Token, plain_text, tokens
@@ -147,11 +148,16 @@ class _Reader:
             aside, last = True, after
         elif word in _SCALES and (word != "k" or glued):
             value, last = None if value is None else value * 10 ** _SCALES[word], after
-        elif (glued and word and self.text(after) in _VARIABLES) or self.kind(after) == "macro":
-            value = None
-        elif glued and (
-            (self.kind(after) == "open" and self.kind(after + 1) in ("digits", "sign"))
-            or (self.text(after) == "°" and self.kind(after + 1) == "digits")
+        elif (
+            (glued and word and self.text(after) in _VARIABLES)
+            or self.kind(after) == "macro"
+            or (
+                glued
+                and (
+                    (self.kind(after) == "open" and self.kind(after + 1) in ("digits", "sign"))
+                    or (self.text(after) == "°" and self.kind(after + 1) == "digits")
+                )
+            )
         ):
             value = None
         percent = self.kind(after) == "percent" or word in _PERCENT_WORDS
@@ -175,9 +181,10 @@ class _Reader:
                 return (at, self.text(at) == "-")
         elif self.kind(spaced) == "sign" and self.kind(self.skip(spaced - 1, -1)) == "equals":
             return (spaced, self.text(spaced) == "-")
-        elif self.kind(spaced) == "word" and self.text(spaced).lower() in ("minus", "negative"):
-            if self.text(spaced).lower() == "negative" or self.kind(self.skip(spaced - 1, -1)) != "digits":
-                return (spaced, True)
+        elif self.text(spaced).lower() == "negative" or (
+            self.text(spaced).lower() == "minus" and self.kind(self.skip(spaced - 1, -1)) != "digits"
+        ):
+            return (spaced, True)
         return first, False
 
     def expression_before(self, first: int) -> bool:
@@ -309,7 +316,11 @@ def _times_ten_to(value: Fraction, exponent: int) -> Fraction | None:
 
 
 def _joined(reader: _Reader, one: Item, other: Item) -> str:
-    """How two items next to each other belong together: an expression, a list of two or more, an equation, or nothing."""
+    """How two items next to each other belong together.
+
+    ``expression``; ``pair`` (a list whatever stands beside it), ``list`` (one if it goes on); ``equal`` and ``differ``
+    (an equals sign stands between them); or ``""``.
+    """
     between = reader.tokens[one.last + 1 : other.first]
     if len(between) > 8:
         return ""
@@ -317,13 +328,16 @@ def _joined(reader: _Reader, one: Item, other: Item) -> str:
     words = [token.text.lower() for token in between if token.kind == "word"]
     if kinds == ["equals"]:
         return "differ" if _differ(one, other) else "equal"
-    if kinds in (["times"], ["slash"], ["order"], ["sign"]) or (kinds == ["colon"] and len(between) == 1):
+    operator = len(kinds) == 1 and kinds[0] in ("times", "slash", "order", "sign")
+    if operator or (kinds == ["colon"] and len(between) == 1):
         return "expression"
     if not between and reader.kind(other.first) == "sign":  # 10-3
         return "expression"
     if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
         return "expression"
     if words in (["x"], ["times"], ["plus"], ["minus"], ["out", "of"]) and len(kinds) == len(words):
+        return "expression"
+    if one.number is None and kinds and all(kind in ("open", "power", "sign") for kind in kinds):  # 2^{2^2}
         return "expression"
     if _compound(reader, one, between):
         return "expression"
@@ -366,25 +380,32 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
     if not items:
         return []
     strict = strict or not any(token.kind in ("word", "equals") for token in reader.tokens)
-    links = [_joined(reader, one, other) for one, other in zip(items, items[1:], strict=False)]
+    links = [_joined(reader, one, other) for one, other in pairwise(items)]
     broken = _broken(links, strict)
     groups = _asides(reader.tokens)
     numbered = _enumerators(reader, items)
-    kept = [
+    equated = _equated(items, links, broken)
+    return [
         replace(
             item, number=None if at in broken else item.number, aside=item.aside or at in numbered or groups[item.first]
         )
         for at, item in enumerate(items)
-        if not _denied(reader, item.first)
+        if at not in equated and not _denied(reader, item.first)
     ]
-    for at, link in enumerate(links):  # "42 = 6 * 7": what is equated to a number is that number
-        if link in ("equal", "differ") and items[at] in kept and at not in broken and items[at].number is not None:
+
+
+def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:
+    """Which items are the parts of an expression that is said to equal the number before it: ``42 = 6 * 7``."""
+    equated: set[int] = set()
+    for at, link in enumerate(links):
+        if link in ("equal", "differ") and at not in broken and items[at].number is not None:
             end = at + 1
-            while end in broken and end < len(links) and links[end] == "expression":
+            while end in broken and end not in equated:
+                equated.add(end)
+                if end == len(links) or links[end] != "expression":
+                    break
                 end += 1
-            if end in broken:
-                kept = [item for item in kept if not items[at].first < item.first <= items[end].first]
-    return kept
+    return equated
 
 
 def _broken(links: list[str], strict: bool) -> set[int]:

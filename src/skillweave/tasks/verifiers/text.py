@@ -19,7 +19,7 @@ class ExactOptions(Placed):
     ``boxed`` what the last ``\boxed{}`` holds.
     """
 
-    answer_at: Literal["whole", "last", "first", "boxed"] = "whole"  # type: ignore[assignment]
+    answer_at: Literal["whole", "last", "first", "boxed"] = "whole"
     strip: bool = True
     casefold: bool = False
 
