@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
-from skillweave.tasks.verifiers.place import Part, Placed, marked_part, one_of
+from skillweave.tasks.verifiers.place import Part, Placed, boxes, marked_part, one_of
 
 _DECODER = json.JSONDecoder()
 _MISSING = object()
@@ -95,6 +95,9 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
     if options.answer_at == "whole":
         return whole_json(text)
     which: Literal["first", "last"] = "first" if options.answer_at == "first" else "last"
+    if (found := [one for one in boxes(text) if one.content[:1] in ("{", "[")]) and whole_json(text) is _MISSING:
+        content = one_of(found, text, which)
+        return _MISSING if content is None else _of_kind(whole_json(content), kind)
     blocks = [Part(m.start(), m.end(), m[2]) for m in _FENCE.finditer(text) if m[1].lower() in _JSON_NAMES]
     if blocks:
         values = [(block, whole_json(block.content)) for block in blocks]
@@ -132,13 +135,16 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
     parts = [Part(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
     if one_of(parts, text, which) is None:
         return _MISSING
-    return values[0 if which == "first" else -1][2]
+    value = values[0 if which == "first" else -1][2]
+    return value if kind is type(None) or value is not None else _MISSING
 
 
 def _number(text: str) -> Any:
     """The number that a text gives outside of objects and arrays, as ``numeric`` reads it, without a percent sign."""
     outside, at = [], 0
     for start, end, _ in sorted(_containers(text, dict) + _containers(text, list), key=lambda value: value[:2]):
+        if start < at:  # cut off, and found for both types
+            continue
         outside.append(text[at:start])
         at = end
     found = find_number("; ".join([*outside, text[at:]]), NumericOptions())
@@ -157,7 +163,8 @@ def _float(value: Fraction) -> Any:
 def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
     """The objects or arrays that stand in a text on their own, with where they begin and end.
 
-    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one.
+    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one. A value that is cut
+    off at the end of the text is the last one, as None.
     """
     found: list[tuple[int, int, Any]] = []
     at = tries = 0
@@ -170,7 +177,7 @@ def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
             if end is None:
                 tries += 1
                 if _BEGINS_JSON.match(text, start) or tries >= _UNCLOSED_TRIES:
-                    break  # cut off: all that follows is a part of it
+                    return [*found, (start, len(text), None)]  # all that follows is a part of it
                 at = start + 1
             else:
                 at = end

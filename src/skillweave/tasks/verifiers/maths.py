@@ -35,7 +35,7 @@ _LENGTH = 1000
 _FORMULA = re.compile(r"\$\$(.{1,1000}?)\$\$|\$([^$\n]{1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)
 _FORMULA_LINE = re.compile(r"[^\w\n]{0,20}(?:[0-9][^\n]{0,60}|[^\n]{0,200}[\\$^][^\n]{0,200})")
 _SENTENCE = re.compile(r"(.*?)(?:[.!?](?:\s|$)|\n|$)", re.DOTALL)
-_CALCULATES = re.compile(r"\\[A-Za-z]|[√π∛]|\b(?:sqrt|pi)\b")
+_CALCULATES = re.compile(r"\\[A-Za-z]|[√π∛]|\b(?:sqrt|pi)\b|[0-9]!")
 _UNFINISHED = re.compile(r"[0-9})]\s*(?:[-+*×·÷]|\\times|\\cdot|\\div)\s*[0-9({\\]")
 # What no answer needs and what takes sympy long: towers of numerals, factorials of thousands, very long numerals.
 _HUGE = re.compile(
@@ -50,16 +50,26 @@ def maths(answer: str, gold: str, options: MathOptions) -> float:
     (``\\sqrt{16}`` for 4), but no plain sum or product that is left to do (``6 * 7`` for 42).
     """
     wanted, found = gold_number(gold, options), find_number(answer, options)
-    if wanted is not None and found is not None:
-        return float(same_number(found, wanted, options) and (not options.plain or worked_out(answer, options)))
     part = formula(answer, options)
+    if wanted is not None and found is not None and not _is_factorial(answer, part):
+        return float(same_number(found, wanted, options) and (not options.plain or worked_out(answer, options)))
     if not part or len(part) > _LENGTH or _HUGE.search(part):
         return 0.0
     if wanted is not None and (options.plain or _UNFINISHED.search(part) or not _CALCULATES.search(part)):
         return 0.0
-    given = gold_formula(gold)
     tolerances = (options.tolerance, options.relative_tolerance)
-    return float(same_mathematics(part, given, tolerances, options.seconds))
+    return float(same_mathematics(_latex(part), _latex(gold_formula(gold)), tolerances, options.seconds))
+
+
+def _is_factorial(text: str, part: str | None) -> bool:
+    """Whether a formula is a factorial; where nothing shows that it is a formula, the mark ends an exclamation."""
+    return part is not None and re.fullmatch(r"[0-9]{1,3}!", part) is not None and re.search(r"[\\$]", text) is not None
+
+
+def _latex(part: str) -> str:
+    """A formula with the signs that LaTeX has commands for written as these commands."""
+    part = re.sub(r"√\s*(\w+|\([^()]*\))", r"\\sqrt{\1}", part)
+    return part.replace("π", r"\pi ").replace("∞", r"\infty ").replace("≤", r"\le ").replace("≥", r"\ge ")
 
 
 def formula(text: str, options: MathOptions) -> str | None:
@@ -104,8 +114,9 @@ def gold_problem(gold: str, options: MathOptions | None = None) -> str | None:
     if gold_number(gold, options) is not None:
         return None
     given = gold_formula(gold)
-    if numeric.read_items(given, options.decimal) and not re.search(r"[A-Za-z\\√π∛(\[{]", given):
+    if re.search(r"[0-9]", given) and not re.search(r"[A-Za-z\\√π∛(\[{,]", given):  # a time, a date, a sum
         return numeric.gold_problem(gold, options)
+    given = _latex(given)
     if len(given) > _LENGTH or _HUGE.search(given) or not same_mathematics(given, given, (0.0, 0.0), options.seconds):
         return f"verifier 'math' cannot read the answer {gold[:60]!r}: write a number or a formula of LaTeX"
     return None

@@ -53,7 +53,7 @@ def number_of(value: Any) -> Any:
         if not isinstance(value, Basic) or value.free_symbols or not value.is_number:
             return None
         number = value.doit().evalf(30)
-        return number if number.is_comparable or number.is_complex else None
+        return number if number.is_finite else None
     except Exception:
         return None
 

@@ -130,7 +130,7 @@ def gold_problem(gold: str, options: NumericOptions | None = None) -> str | None
     if read_items(gold, options.decimal):
         return (
             f"verifier 'numeric' cannot read the answer {gold[:60]!r} as one number: it is a sum, a range, a list, "
-            "a time or a date, or its separators are not clear (a decimal comma needs decimal: comma). Write one number, such "
-            "as 1234.5, 3/4 or 1.5e3"
+            "a time, a date, or its separators are not clear (a decimal comma needs decimal: comma). "
+            "Write one number, such as 1234.5, 3/4 or 1.5e3"
         )
     return f"verifier 'numeric' found no number in the answer {gold[:60]!r}"

@@ -40,8 +40,19 @@ class Item:
 
 _DIGITS_AT_MOST = 1000
 _POWER_BITS_AT_MOST = 20_000
-_VARIABLES = set("xyzniabcpqrtXYZN") - set("bcrt")  # letters that multiply a number; the others are units
-_SCALES = {"hundred": 2, "thousand": 3, "k": 3, "million": 6, "mn": 6, "billion": 9, "bn": 9, "trillion": 12}
+_VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; the others are units
+_SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 10**3,
+    "k": 10**3,
+    "million": 10**6,
+    "mn": 10**6,
+    "billion": 10**9,
+    "bn": 10**9,
+    "trillion": 10**12,
+}
+_FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _LIST_WORDS = ("and", "or", "to")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -147,7 +158,7 @@ class _Reader:
         if glued and word in _ORDINALS:
             aside, last = True, after
         elif word in _SCALES and (word != "k" or glued):
-            value, last = None if value is None else value * 10 ** _SCALES[word], after
+            value, last = None if value is None else value * _SCALES[word], after
         elif (
             (glued and word and self.text(after) in _VARIABLES)
             or self.kind(after) == "macro"
@@ -191,11 +202,12 @@ class _Reader:
         """Whether something before the item makes it a part of an expression: ``n + 1``, ``x < 5``, ``sqrt(9)``."""
         at = self.skip(first - 1, -1)
         kind, spaced = self.kind(at), at != first - 1
-        if kind in ("order", "macro"):
+        if kind in ("order", "macro") or self.text(at).lower() in _FUNCTIONS:
             return True
         if kind == "open" and self.text(at) != "[":
             inner = self.kind(at - 1)
-            return inner == "macro" or (inner == "word" and self.text(at) == "(")
+            named = inner == "word" or (inner == "digits" and self.in_name(at - 1))
+            return inner == "macro" or (named and self.text(at) == "(")
         if kind in ("sign", "times", "slash"):
             left = self.skip(at - 1, -1)
             if self.kind(left) in ("close", "macro"):
@@ -329,7 +341,7 @@ def _joined(reader: _Reader, one: Item, other: Item) -> str:
     if kinds == ["equals"]:
         return "differ" if _differ(one, other) else "equal"
     operator = len(kinds) == 1 and kinds[0] in ("times", "slash", "order", "sign")
-    if operator or (kinds == ["colon"] and len(between) == 1):
+    if operator or (kinds == ["colon"] and len(between) in (1, 3)):  # 7:30, 5 : 3
         return "expression"
     if not between and reader.kind(other.first) == "sign":  # 10-3
         return "expression"
@@ -339,6 +351,10 @@ def _joined(reader: _Reader, one: Item, other: Item) -> str:
         return "expression"
     if one.number is None and kinds and all(kind in ("open", "power", "sign") for kind in kinds):  # 2^{2^2}
         return "expression"
+    if words[:1] == ["or"] and kinds == ["word", "word", "equals"]:  # x = 2 or x = 3
+        return "pair"
+    if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
+        return "list"
     if _compound(reader, one, between):
         return "expression"
     if all(kind in ("between", "newline", "word") for kind in kinds) and all(word in _LIST_WORDS for word in words):
