@@ -163,8 +163,8 @@ def _float(value: Fraction) -> Any:
 def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
     """The objects or arrays that stand in a text on their own, with where they begin and end.
 
-    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one. A value that is cut
-    off at the end of the text is the last one, as None.
+    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one. A value that is
+    cut off at the end of the text is the last one, as None.
     """
     found: list[tuple[int, int, Any]] = []
     at = tries = 0
