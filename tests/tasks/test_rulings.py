@@ -1,8 +1,8 @@
 """The verifiers agree with the rulings that a person gives, but for the disagreements that are explained.
 
 A row of ``rulings/*.jsonl`` is an answer as people and models write it: ``verifier``, ``answer``, ``gold``, ``options``
-and ``ruling``, the score that a person would give. Where the verifier is known to give another, ``given`` says which and
-``why``.
+and ``ruling``, the score that a person would give. Where the verifier is known to give another, ``given`` says which
+and ``why``.
 """
 
 from __future__ import annotations
