@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -71,7 +72,7 @@ class MixOptions(Config):
                 raise ValueError(f"part {number} ({part.verifier}): {error}") from error
         return self
 
-    @property
+    @cached_property
     def weighted(self) -> list[tuple[str, Config, float]]:
         """Name, checked options and share of every part; the shares add up to 1."""
         total = sum(part.weight for part in self.parts)

@@ -8,8 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from skillweave.tasks.verifiers.items import pick, read_items
 from skillweave.tasks.verifiers.place import Placed, boxed, marked_part, own_words, said_part, usual_part
-from skillweave.tasks.verifiers.reading import Decimal, Number, pick, read_items
+from skillweave.tasks.verifiers.reading import Decimal, Number
 
 
 class NumericOptions(Placed):
