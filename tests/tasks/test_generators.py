@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -192,3 +193,21 @@ def test_no_scorer_runs_what_a_model_wrote(tmp_path: Path) -> None:
             few("reasoning-gym", name)
     fraction = few("reasoning-gym", "coin_flip")
     assert fraction.score("1e999999999", fraction.split("test")[0]) == 0.0
+
+
+def test_a_hexadecimal_answer_is_no_huge_exponent() -> None:
+    task = load_task(
+        {
+            "source": "reasoning-gym",
+            "generator": "base_conversion",
+            "config": {"min_value": 10**6, "max_value": 10**9},
+            "splits": {"train": 0, "calibration": 0, "test": 100},
+        }
+    )
+    entry = task.split("test")[0]
+    for gold in ("fe12345", "1e12345", "e999999", "12e45678"):
+        hexadecimal = replace(entry, answer=gold, metadata={**entry.metadata, "answer": gold})
+        assert task.score(gold, hexadecimal) == 1.0
+        assert task.score(f"<think>7e99999</think>\n{gold}", hexadecimal) == 1.0
+        assert task.score("1e99999", hexadecimal) == 0.0
+    assert [entry for entry in task.split("test") if task.score(str(entry.answer), entry) != 1.0] == []

@@ -361,3 +361,26 @@ def test_a_dataset_on_disk(tmp_path: Path) -> None:
     bad.save_to_disk(str(tmp_path / "bad"))
     with pytest.raises(UserError, match="bad, row 1: found 'ask'"):
         load_task(f"dataset:{tmp_path / 'bad'}")
+
+
+def test_verifiers_of_a_task_are_named_mixed_and_given_their_options(tmp_path: Path) -> None:
+    data = [{"prompt": f"p{n}", "answer": f"{n}"} for n in range(12)]
+    path = write(tmp_path / "data.jsonl", data)
+    (tmp_path / "checks.py").write_text("def half(text, gold, options):\n    return 0.5 if text == gold else 0\n")
+    own = f"{tmp_path}/checks.py:half"
+    parts = [{"verifier": own}, {"verifier": "numeric", "options": {"answer_at": "boxed"}}]
+    for more, expected in (
+        ({"verifier": own}, 0.5),
+        ({"verifier": "mix", "options": {"parts": parts}}, 0.25),
+        ({"verifier": "numeric", "thoughts": "keep"}, 1.0),
+    ):
+        task = jsonl(path, **more)
+        entry = task.split("train")[0]
+        assert task.score(str(entry.answer), entry) == expected
+    with pytest.raises(UserError, match="did you mean 'numeric'"):
+        jsonl(path, verifier="numerik")
+    with pytest.raises(UserError, match=r"line 1: verifier 'json' needs"):
+        jsonl(write(tmp_path / "bad.jsonl", [{"prompt": "p", "answer": "{'a': 1}"}]), verifier="json")
+    kept, stripped = (jsonl(path, verifier="exact", thoughts=thoughts) for thoughts in ("keep", "strip"))
+    entry = kept.split("train")[0]
+    assert [task.score(f"<think>x</think>{entry.answer}", entry) for task in (kept, stripped)] == [0.0, 1.0]

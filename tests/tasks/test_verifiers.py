@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from decimal import Decimal
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
 from skillweave.errors import UserError
 from skillweave.tasks.verifiers import (
     extract_code,
-    first_json,
+    find_number,
     gold_problem,
-    last_number,
     options_for,
     same_json,
     verify,
@@ -25,7 +25,7 @@ HOSTILE = [
     *("```", "```python\n", "1e999999999999999999999", '{"a":' * 3000, "[" * 100_000, "{" * 5000, "(" * 5000),
     *("9" * 100_000, "a" * 200_000),
 ]
-GOLD = {"exact": "7", "numeric": "7", "json": "[7]", "regex": "7", "code": ["assert False"]}
+GOLD = {"exact": "7", "numeric": "7", "math": "7", "json": "[7]", "regex": "7", "code": ["assert False"]}
 
 
 def score(name: str, answer: str, gold, **options) -> float:
@@ -35,98 +35,60 @@ def score(name: str, answer: str, gold, **options) -> float:
 @pytest.mark.parametrize("name", GOLD)
 def test_no_text_of_a_model_raises_or_scores_outside(name: str) -> None:
     options = {"pattern": "^{answer}$"} if name == "regex" else {}
-    start = time.perf_counter()
     for text in HOSTILE:
         assert score(name, text, GOLD[name], **options) == 0.0
-    assert time.perf_counter() - start < 120  # seconds on any machine; some of them would take years
-
-
-@pytest.mark.parametrize(
-    ("answer", "gold", "options", "expected"),
-    [
-        ("yes", "yes", {}, 1),
-        ("  yes\n", "yes", {}, 1),
-        ("  yes\n", "yes", {"strip": False}, 0),
-        ("Yes", "yes", {}, 0),
-        ("STRASSE", "straße", {"casefold": True}, 1),
-        ("yes.", "yes", {}, 0),
-        ("", "yes", {}, 0),
-    ],
-)
-def test_exact(answer: str, gold: str, options: dict, expected: float) -> None:
-    assert score("exact", answer, gold, **options) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "number"),
     [
         ("the answer is 42.", "42"),
-        ("3 + 4 = 7", "7"),
         ("-3", "-3"),
-        ("it is -3", "-3"),
-        ("10-3", "3"),
-        ("(5)-2", "2"),
-        ("\N{MINUS SIGN}8", "-8"),
         ("1,234,567.5 km", "1234567.5"),
-        ("1,2,3", "3"),
-        ("12,3456", "3456"),
         ("$.5", "0.5"),
         ("6.02e23", "6.02e23"),
         ("1e-3", "0.001"),
-        ("+7", "7"),
-        ("no number", None),
-        ("nan", None),
-        ("inf", None),
-        ("", None),
+        ("2 1/2", "5/2"),
+        ("10^{-3}", "1/1000"),
+        ("-2^4", "-16"),
+        *((text, None) for text in ("10-3", "1,2,3", "12,3456", "7:30", "0^0", "0^-1", "1/0", "no number", "nan", "")),
+        *((text, None) for text in ("1e99999", "9^99999", "1" * 2000, "2^3^4", "2^{2^{2}}", "\\sqrt{9}")),
     ],
 )
-def test_last_number(text: str, number: str | None) -> None:
-    assert last_number(text) == (None if number is None else Decimal(number))
+def test_find_number(text: str, number: str | None) -> None:
+    found = find_number(text, options_for("numeric", {}))
+    assert (found and found.value) == (None if number is None else Fraction(number))
+
+
+def test_numbers_against_fractions_that_are_written_in_many_ways() -> None:
+    rng = random.Random(0)
+    for _ in range(200):
+        whole, above, below = rng.randint(-999999, 999999), rng.randint(1, 98), 99
+        written = {f"{whole:,}": whole, f"{whole:_}": whole, f"{whole}.0": whole, f"\\boxed{{{whole}}}": whole}
+        written[f"{whole:,}".replace(",", " ")] = whole
+        written[f"${abs(whole)}"] = abs(whole)
+        written[f"\\frac{{{whole}}}{{{below}}}"] = Fraction(whole, below)
+        written[f"{abs(whole)} {above}/{below}"] = abs(whole) + Fraction(above, below)
+        written[f"{whole / 1000} x 10^3"] = whole
+        for text, value in written.items():
+            found = find_number(f"So it is {text}.", options_for("numeric", {}))
+            assert found is not None, text
+            assert found.value == value, text
 
 
 @pytest.mark.parametrize(
-    ("answer", "gold", "tolerance", "expected"),
-    [
-        ("so 7", "7.0", 0, 1),
-        ("1.50", "1.5", 0, 1),
-        ("100000000000000001", "100000000000000000", 0, 0),
-        ("3.14", "3.14159", 0, 0),
-        ("3.14", "3.14159", 0.01, 1),
-        ("3.2", "3.14159", 0.01, 0),
-        ("1e999", "1e998", 1.0, 0),
-        ("nan", "nan", 1.0, 0),
-        ("inf", "inf", 1.0, 0),
-        ("gold is #### 72", "step 3, #### 72", 0, 1),
-    ],
+    "piece", ["1 ", "1,111", "\\boxed{", "<answer>", "(1 a) ", "1:", "½", "\\(1", '{"a":1} ', "answer is 1. "]
 )
-def test_numeric(answer: str, gold: str, tolerance: float, expected: float) -> None:
-    assert score("numeric", answer, gold, tolerance=tolerance) == expected
+@pytest.mark.parametrize("name", ["numeric", "math", "json"])
+def test_long_answers_end(name: str, piece: str) -> None:
+    text = piece * (30_000 // len(piece))
+    assert score(name, text, '{"a": 2}' if name == "json" else "4") == 0.0
 
 
-@pytest.mark.parametrize(
-    ("answer", "gold", "expected"),
-    [
-        ('{"a":1,"b":[1,2]}', '{"b": [1.0, 2], "a": 1}', 1),
-        ('Sure, 3 calls:\n```json\n{"a": 1}\n```', '{"a": 1}', 1),
-        ('{"a": 1} {"a": 2}', '{"a": 2}', 0),  # the first one counts
-        ('{oops} {"a": 1}', '{"a": 1}', 1),
-        ('{"a": "1"}', '{"a": 1}', 0),
-        ('{"a": true}', '{"a": 1}', 0),
-        ('{"a": null}', "{}", 0),
-        ("[1, 2]", "[2, 1]", 0),
-        ("[1, 2, 3]", "[1, 2]", 0),
-        ("[NaN]", "[NaN]", 0),
-        ("[1e999]", "[1e999]", 0),
-        ("[0.30000000000000004]", "[0.3]", 1),
-        ("[10000000000000000001]", "[10000000000000000000]", 0),
-        ("the value is 5", "5", 1),
-        ("true", "true", 1),
-        ("no JSON here", '{"a": 1}', 0),
-        ('{"a": 1', '{"a": 1}', 0),
-    ],
-)
-def test_json(answer: str, gold: str, expected: float) -> None:
-    assert score("json", answer, gold) == expected
+def test_json_equality_is_exact_for_whole_numbers() -> None:
+    assert not same_json([10**19 + 1], [10**19])
+    assert not same_json([float("nan")], [float("nan")])
+    assert same_json({"a": (1, 2.0)}, {"a": [1.0, 2]})
 
 
 def _random_json(rng: random.Random, depth: int = 0):
@@ -148,29 +110,11 @@ def test_json_equality_against_canonical_texts() -> None:
     assert equal == [(a, b) for a in values for b in values if _canonical(a) == _canonical(b)]
     assert len(equal) > 150  # some pairs besides each value with itself
     for value in values:
-        text = "so: " + json.dumps([value]) + " done"
-        assert first_json(text, "{[") == [value]
-
-
-@pytest.mark.parametrize(
-    ("answer", "pattern", "expected"),
-    [
-        ("It is 4.2 here", r"\b{answer}\b", 1),
-        ("It is 4x2 here", r"\b{answer}\b", 0),  # the dot of the gold text is a dot
-        ("Answer: 4.2", "^Answer: {answer}$", 1),
-        ("answer: 4.2", "^Answer: {answer}$", 0),
-        ("answer: 4.2", "(?i)^Answer: {answer}$", 1),
-        ("123", r"^\d{3}$", 1),
-    ],
-)
-def test_regex(answer: str, pattern: str, expected: float) -> None:
-    assert score("regex", answer, "4.2", pattern=pattern) == expected
+        assert score("json", f"so: {json.dumps([value])} done", json.dumps([value])) == 1.0
 
 
 def test_a_pattern_that_backtracks_without_end_is_stopped() -> None:
-    start = time.process_time()
     assert score("regex", "a" * 40 + "b", "x", pattern=r"^(\w+\s?)+\1\1$|^(a|a)+$|^(a?){40}a{40}$", seconds=0.2) == 0
-    assert time.process_time() - start < 60  # without a limit it takes years
 
 
 CASES = [
@@ -225,6 +169,22 @@ def test_extract_code_takes_the_first_block() -> None:
         ("numeric", {"tolerance": float("nan")}, "tolerance"),
         ("regex", {}, "pattern"),
         ("regex", {"pattern": "("}, "not a regular expression"),
+        ("numeric", {"answer_at": "middle"}, "answer_at"),
+        ("numeric", {"after": " "}, "Answer:"),
+        ("numeric", {"after": "Answer:", "answer_pattern": "(.)"}, "keep one"),
+        ("numeric", {"after": "Answer:", "answer_at": "boxed"}, "does not go with"),
+        ("math", {"answer_pattern": "("}, "not a regular expression"),
+        ("exact", {"answer_pattern": "(a)(b)"}, "2 groups"),
+        ("exact", {"answer_pattern": "a"}, "0 groups"),
+        ("json", {"answer_at": "boxed"}, "answer_at"),
+        ("mix", {}, "parts"),
+        ("mix", {"parts": [{"verifier": "exact"}]}, "parts"),
+        ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "exakt"}]}, "did you mean 'exact'"),
+        ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "json", "weight": 0}]}, "weight"),
+        ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "regex"}]}, "part 2 .regex.*pattern"),
+        ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "mix"}]}, "itself a mix"),
+        ("no_such_module:f", {}, "could not import"),
+        ("nowhere/checks.py:f", {}, "does not exist"),
     ],
 )
 def test_wrong_options_are_named(name: str, options: dict, message: str) -> None:
@@ -236,7 +196,16 @@ def test_wrong_options_are_named(name: str, options: dict, message: str) -> None
     ("name", "gold", "message"),
     [
         ("numeric", "many", "no number"),
-        ("json", "hello", "no JSON"),
+        ("numeric", "7:30", "a time"),
+        ("numeric", "3,5", "decimal comma"),
+        ("numeric", "3 or 5", "a list"),
+        ("numeric", ["3", "many"], "no number"),
+        ("numeric", [], "empty"),
+        ("math", "7:30", "a time"),
+        ("math", "\\frac{", "cannot read"),
+        ("json", "hello", "JSON as a whole"),
+        ("json", "{'a': 1}", "Python dict"),
+        ("json", "[1e400]", "JSON as a whole"),
         ("exact", None, "must be a text"),
         ("code", None, "cases"),
         ("code", [], "cases"),
@@ -250,3 +219,73 @@ def test_gold_that_nothing_can_match_is_named(name: str, gold, message: str) -> 
 def test_good_gold_passes() -> None:
     for name, gold in {**GOLD, "code": CASES}.items():
         assert gold_problem(name, gold) is None
+
+
+def test_gold_of_a_mix_is_checked_for_every_part() -> None:
+    options = options_for("mix", {"parts": [{"verifier": "exact"}, {"verifier": "numeric"}]})
+    assert gold_problem("mix", "7", options) is None
+    assert "no number" in (gold_problem("mix", "seven", options) or "")
+    options = options_for(
+        "mix", {"parts": [{"verifier": "code"}, {"verifier": "regex", "options": {"pattern": "^```"}}]}
+    )
+    assert "cases" in (gold_problem("mix", "x", options) or "")
+    assert gold_problem("mix", "x", options, cases=CASES) is None
+    answer = "```python\ndef solve(x):\n    return x + 1\n```"
+    assert verify("mix", answer, "x", options, cases=CASES) == 1.0
+    assert verify("mix", answer.replace("+", "-"), "x", options, cases=CASES[:3]) == 0.5
+
+
+OWN = """
+def long(text, gold, options):
+    return min(len(text) / options["letters"], 1)
+
+def yes(text, gold, options):
+    return text == gold
+
+def bad(text, gold, options):
+    return {"nan": float("nan"), "two": 2, "none": None, "text": "1"}.get(text) if text != "raise" else 1 / 0
+"""
+
+
+def test_a_verifier_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "checks.py").write_text(OWN)
+    named = f"{tmp_path}/checks.py"
+    assert score(f"{named}:long", "abc", "x", letters=4) == 0.75
+    assert score(f"{named}:yes", "<think>no</think>yes", ["no", "yes"]) == 1.0
+    parts = [{"verifier": f"{named}:long", "options": {"letters": 6}}, {"verifier": "exact"}]
+    assert score("mix", "abc", "abc", parts=parts) == 0.75
+    for text in ("nan", "two", "none", "text"):
+        with pytest.raises(UserError, match=r"bad' gave .* a number from 0 to 1"):
+            score(f"{named}:bad", text, "x")
+    with pytest.raises(UserError, match="bad' raised ZeroDivisionError"):
+        score(f"{named}:bad", "raise", "x")
+    with pytest.raises(UserError, match="did you mean 'long'"):
+        score(f"{named}:lomg", "abc", "x")
+
+
+def test_thoughts_can_be_kept() -> None:
+    options = options_for("regex", {"pattern": "<think>"})
+    assert verify("regex", "<think>a</think>b", "x", options) == 0.0
+    assert verify("regex", "<think>a</think>b", "x", options, thoughts="keep") == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^{9}}}",
+        "\\prod_{k=1}^{9999} k^{k}",
+        "\\sum_{k=1}^{10^{9}} \\frac{1}{k^{3}+k+1}",
+        "((((9!)!)!)!)!",
+        "\\sqrt{" * 200,
+    ],
+)
+def test_hostile_mathematics_ends_and_the_next_answer_is_judged(answer: str) -> None:
+    assert score("math", f"\\boxed{{{answer}}}", "\\sqrt{3}", seconds=0.3) == 0.0
+    assert score("math", "\\boxed{\\frac{3}{\\sqrt{3}}}", "\\sqrt{3}", seconds=30) == 1.0
+
+
+def test_mathematics_is_judged_in_any_thread() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        answers = [f"\\boxed{{\\sqrt{{{number}}}}}" for number in (12, 13, 12, 14)]
+        scores = list(pool.map(lambda answer: score("math", answer, "2\\sqrt{3}", seconds=30), answers))
+    assert scores == [1.0, 0.0, 1.0, 0.0]

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict
 
 from skillweave.base.chat import Answer
+from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError, nearest
 from skillweave.progress import console, say_once
@@ -22,8 +23,8 @@ from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec, expand
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop_duplicates, share_answers
-from skillweave.tasks.verifiers import VerifierName, options_for, verify
-from skillweave.tasks.verifiers.code import CodeOptions, gold_solution_problem
+from skillweave.tasks.verifiers import Thoughts, VerifierName, code_options, options_for, verify
+from skillweave.tasks.verifiers.code import gold_solution_problem
 
 _PROGRAMS = 300  # answers with a program that are run when a task is read
 
@@ -87,7 +88,7 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
         tests, test_repeats = draw(lambda index: example(index, True), held, spec.name)
         others, other_repeats = draw(lambda index: example(index, False), rest, spec.name)
         splits, repeats = {**others, "test": tests["test"]}, test_repeats + other_repeats
-    return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options)), spec, repeats)
+    return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options), spec.thoughts), spec, repeats)
 
 
 def _rows_task(spec: FileSpec | DatasetSpec) -> Task:
@@ -97,7 +98,9 @@ def _rows_task(spec: FileSpec | DatasetSpec) -> Task:
     rows = read_rows(Path(path)) if isinstance(spec, FileSpec) else read_dataset(path, spec.split, spec.subset)
     entries, count, repeats = _entries(rows, spec, path)
     name = _stem(path)
-    return Task(name, cut(entries, spec.splits, name), _scorer(spec.verifier, spec.options), spec, repeats, count)
+    return Task(
+        name, cut(entries, spec.splits, name), _scorer(spec.verifier, spec.options, spec.thoughts), spec, repeats, count
+    )
 
 
 def _task_of_files(spec: FileSpec) -> Task:
@@ -117,12 +120,12 @@ def _task_of_files(spec: FileSpec) -> Task:
         chosen = {entry.id for entry in part["calibration"]}
         splits["calibration"] = part["calibration"]
         splits["train"] = [entry for entry in splits["train"] if entry.id not in chosen]
-    return Task(name, splits, _scorer(spec.verifier, spec.options), spec, repeats, count)
+    return Task(name, splits, _scorer(spec.verifier, spec.options, spec.thoughts), spec, repeats, count)
 
 
 def _entries(rows: Iterable[Row], spec: FileSpec | DatasetSpec, path: str) -> tuple[list[Entry], int, int]:
     """The distinct entries of rows, how many rows there were, and how many were exact repeats."""
-    read = _some(entries_from(rows, spec.verifier, columns=spec.columns, system=spec.system), path)
+    read = _some(entries_from(rows, spec.verifier, spec.options, columns=spec.columns, system=spec.system), path)
     entries, repeats = drop_duplicates(read)
     _check_programs(entries, spec)
     return (entries if spec.verifier == "code" else share_answers(entries)), len(read), repeats
@@ -137,9 +140,9 @@ def _check_programs(entries: list[Entry], spec: FileSpec | DatasetSpec) -> None:
 
     Of more than ``_PROGRAMS`` rows that many are run, spread over the file, and a note says so.
     """
-    if spec.verifier != "code":
+    options = code_options(options_for(spec.verifier, spec.options))
+    if options is None:
         return
-    options = read_config(CodeOptions, spec.options)
     answered = [entry for entry in entries if entry.answer is not None]
     step = max(1, -(-len(answered) // _PROGRAMS))
     for entry in answered[::step]:
@@ -156,17 +159,19 @@ def _some(entries: list[Entry], path: str) -> list[Entry]:
     return entries
 
 
-def _scorer(verifier: VerifierName, options: dict[str, Any]) -> Scorer:
+def _scorer(verifier: VerifierName, options: dict[str, Any], thoughts: Thoughts) -> Scorer:
     checked = options_for(verifier, options)
 
     def score(answer: str, entry: Entry) -> float:
-        if verifier == "code":
-            return verify(verifier, answer, entry.metadata["cases"], checked)
-        return max(against(answer, gold) for gold in entry.accepted)
+        cases = entry.metadata.get("cases")
+        if not entry.accepted:
+            return verify(verifier, answer, None, checked, cases=cases, thoughts=thoughts)
+        return max(against(answer, gold, cases) for gold in entry.accepted)
 
-    def against(answer: str, gold: Answer) -> float:
-        if isinstance(gold, str):
-            return verify(verifier, answer, gold, checked)
-        return same_calls(answer, gold) if "tool_calls" in gold else verify(verifier, answer, gold["content"], checked)
+    def against(answer: str, gold: Answer, cases: Any) -> float:
+        if not isinstance(gold, str) and "tool_calls" in gold:
+            return same_calls(strip_thoughts(answer) if thoughts == "strip" else answer, gold)
+        text = gold if isinstance(gold, str) else gold["content"]
+        return verify(verifier, answer, text, checked, cases=cases, thoughts=thoughts)
 
     return score

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.forms import with_system
 from skillweave.tasks.spec import ReasoningGymSpec
@@ -32,8 +33,9 @@ _ALLOWED = {
     "puzzle24": _ARITHMETIC,
 }
 _REFUSED = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
-# 1e999999999 read as a fraction or an integer would be worked out digit by digit.
-_HUGE_EXPONENT = re.compile(r"[eE][-+]?[0-9_]{5,}")
+# 1e999999999 read as a fraction or an integer would be worked out digit by digit. Words and digits of other bases
+# (fe12345) are no such numerals.
+_HUGE_EXPONENT = re.compile(r"(?<![^\W_])(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9_]{5,}(?![^\W_])")
 
 # Some generators prepare all their examples when they are made, so the stream is taken in pieces of this size.
 _PIECE = 250
@@ -86,15 +88,17 @@ def reasoning_gym_task(spec: ReasoningGymSpec) -> Task:
             "To score answers only, set splits: {train: 0, calibration: 0, test: 200}"
         )
     splits, repeats = draw(example, spec.splits, name)
-    return Task(name, splits, _scorer(name, pieces[0].score_answer, spec.strict), spec, repeats)
+    return Task(name, splits, _scorer(name, pieces[0].score_answer, spec), spec, repeats)
 
 
-def _scorer(name: str, score_answer: Callable[..., float], strict: bool) -> Scorer:
+def _scorer(name: str, score_answer: Callable[..., float], spec: ReasoningGymSpec) -> Scorer:
     allowed = _ALLOWED.get(name)
 
     def score(answer: str, entry: Entry) -> float:
-        answer = answer.strip()
-        if (allowed and not allowed.fullmatch(answer)) or _HUGE_EXPONENT.search(answer):
+        answer = (strip_thoughts(answer) if spec.thoughts == "strip" else answer).strip()
+        # The generator's own answer is harmless, whatever it looks like: the numeral 1e12345 may be a hexadecimal one.
+        known = isinstance(entry.answer, str) and answer.casefold() == entry.answer.strip().casefold()
+        if not known and ((allowed and not allowed.fullmatch(answer)) or _HUGE_EXPONENT.search(answer)):
             return 0.0
         try:
             value = float(score_answer(answer, entry.metadata))
@@ -102,6 +106,6 @@ def _scorer(name: str, score_answer: Callable[..., float], strict: bool) -> Scor
             # The scorers are someone else's and many trip over text that is not in the form they expect.
             return 0.0
         value = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
-        return float(value == 1.0) if strict else value
+        return float(value == 1.0) if spec.strict else value
 
     return score

@@ -9,26 +9,30 @@ from decimal import Decimal
 from typing import Any
 
 from skillweave.base.chat import Answer, Prompt, as_messages
+from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
 from skillweave.tasks.forms import Parts, read_parts
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import Row
 from skillweave.tasks.task import Entry, row_id
-from skillweave.tasks.verifiers import VerifierName, gold_problem
+from skillweave.tasks.verifiers import VerifierName, gold_problem, options_for
 
 
 def entries_from(
     rows: Iterable[Row],
     verifier: VerifierName,
+    options: Mapping[str, Any] | None = None,
     *,
     columns: Mapping[Any, str | None] | None = None,
     system: str | None = None,
 ) -> list[Entry]:
     """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first.
 
+    Gold answers are checked as the verifier with these ``options`` reads them; None: only what every setting asks for.
     ``columns`` says which key of a row stands for which of ours; ``system`` is put before every prompt.
     """
+    checked = None if options is None else options_for(verifier, dict(options))
     entries: list[Entry] = []
     first_form, first_where = "", ""
     for where, row in rows:
@@ -38,25 +42,24 @@ def entries_from(
             first_form, first_where = form, where
         elif form != first_form:
             raise UserError(f"{where}: has the form {form}, {first_where} has {first_form}: write all rows in one form")
-        entries.append(_entry(parts, where, verifier))
+        entries.append(_entry(parts, where, verifier, checked))
     return entries
 
 
-def _entry(parts: Parts, where: str, verifier: VerifierName) -> Entry:
+def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | None) -> Entry:
     _check_prompt(parts.prompt, where)
     prompt: Prompt = parts.prompt
     if parts.tools:
         prompt = {"messages": as_messages(prompt), "tools": parts.tools}
     accepted = _accepted(parts.answer, where, verifier)
     metadata = {**parts.rest, "where": where}
-    if verifier == "code":
-        problem = gold_problem("code", parts.rest.get("cases"))
+    cases = parts.rest.get("cases")
+    if verifier == "code" or not accepted:
+        problem = gold_problem(verifier, cases if verifier == "code" else None, options, cases=cases)
         if problem:
             raise UserError(f"{where}: {problem}")
     for gold in accepted if verifier != "code" else ():
-        _check_gold(gold, where, verifier)
-    if not accepted and verifier != "code":
-        raise UserError(f"{where}: {gold_problem(verifier, None)}")
+        _check_gold(gold, where, verifier, options, cases)
     if len(accepted) > 1:
         metadata["answers"] = accepted
     if parts.rejected is not None:
@@ -118,7 +121,7 @@ def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> 
     return given
 
 
-def _check_gold(gold: Answer, where: str, verifier: VerifierName) -> None:
+def _check_gold(gold: Answer, where: str, verifier: VerifierName, options: Config | None, cases: Any) -> None:
     if not isinstance(gold, str) and "tool_calls" in gold:
         if verifier not in JUDGES_OF_CALLS:
             raise UserError(
@@ -126,7 +129,8 @@ def _check_gold(gold: Answer, where: str, verifier: VerifierName) -> None:
                 f"{' or '.join(JUDGES_OF_CALLS)}"
             )
         return
-    problem = gold_problem(verifier, gold if isinstance(gold, str) else gold["content"])
+    text = gold if isinstance(gold, str) else gold["content"]
+    problem = gold_problem(verifier, text, options, cases=cases)
     if problem:
         raise UserError(f"{where}: {problem}")
 

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from skillweave.config import Config, read_mapping
 from skillweave.errors import UserError
 from skillweave.tasks.readers import ENDINGS
-from skillweave.tasks.verifiers import VerifierName
+from skillweave.tasks.verifiers import Thoughts, VerifierName
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -44,6 +44,7 @@ class ReasoningGymSpec(Config):
     """A system prompt, put before every question."""
     instruction: str = "{question}"
     """What is asked, ``{question}`` standing for the generator's question."""
+    thoughts: Thoughts = "strip"
     strict: bool = True
     """True: only a full score counts (0 or 1). False: reasoning-gym's partial credit is kept, a float in [0, 1]."""
     splits: Splits = Splits()
@@ -64,6 +65,7 @@ class BuiltinSpec(Config):
     config: dict[str, Any] = Field(default_factory=dict)
     system: str | None = None
     """A system prompt, put before every prompt."""
+    thoughts: Thoughts = "strip"
     seed: Count = 0
     splits: Splits = Splits()
 
@@ -82,6 +84,8 @@ class _Rows(Config):
     """Which key of a row stands for which part, as ``{prompt: question, answer: label}``; null: for none."""
     system: str | None = None
     """A system prompt, put before every prompt; no row may have one of its own then."""
+    thoughts: Thoughts = "strip"
+    """``strip``: what a reasoning model thinks (``<think>...</think>``) is no part of the answer that is judged."""
 
 
 class FileSpec(_Rows):

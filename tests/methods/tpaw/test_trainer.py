@@ -42,7 +42,7 @@ def test_the_sides_of_a_batch_reach_their_place_in_the_loss(loss):
     players = 3 if loss == "team" else 1
     four, first = drawn(players, 5), drawn(1, 5, seed=2)[0]
     settings = {"lam": LAM, **({"eta": 2.0, "gamma": 3.0} if loss == "team" else {})}
-    chosen = objective(TpawConfig(task="x.jsonl", loss=loss, **settings))
+    chosen = objective(TpawConfig(task="x.jsonl", loss=loss, bf16=False, **settings))
     sides = [*four[:2], first] if loss == "tspin" else four[:2]
     values, _ = chosen(torch.stack(sides), torch.stack(four[2:], dim=1))
     function = {"team": team_loss, "spin": spin_loss, "tspin": tspin_loss, "dpo": dpo_loss}[loss]

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import Field
 
-from skillweave.artefact import digest, sha256_file
+from skillweave.artefact import sha256_file
 from skillweave.base.chat import Message, as_messages, tools_of
 from skillweave.config import Config, read_config
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError
 from skillweave.tasks.agents.family import Family
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.load import load_task
@@ -24,6 +20,7 @@ from skillweave.tasks.spec import AnySpec, BuiltinSpec
 from skillweave.tasks.task import Entry, Task
 from skillweave.tools.builtin import add_tools
 from skillweave.tools.converse import Asking
+from skillweave.tools.own_code import import_function
 from skillweave.tools.toolbox import Toolbox
 
 
@@ -133,45 +130,3 @@ def toolbox_of(settings: ToolSettings) -> Toolbox:
     for named in settings.functions:
         toolbox.register(import_function(named))
     return toolbox
-
-
-def import_function(named: str) -> Callable[..., Any]:
-    """The function that ``package.module:function`` or ``path/to/file.py:function`` names; the module is run.
-
-    Raises :class:`UserError` where there is no such file, module or function, and where the module itself fails.
-    """
-    place, colon, name = named.rpartition(":")
-    if not colon or not place or not name:
-        raise UserError(f"'{named}' names no function: write package.module:function or path/to/file.py:function")
-    try:
-        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever a person's own module does when it is run
-        raise UserError(
-            f"could not import {place} for the tool '{named}': {type(error).__name__}: {error}. "
-            "A module must be installed; a file is named by its path, path/to/file.py:function"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{place} has no function '{name}'; {nearest(name, known)}")
-    return function
-
-
-def _module_of_file(path: Path) -> ModuleType:
-    """The file as a module, run once however many of its functions are named."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist: name a Python file (looked in {Path.cwd()})")
-    name = f"{path.stem}_{digest(str(path.resolve()))}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
-        try:
-            spec.loader.exec_module(sys.modules[name])
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]

@@ -1,37 +1,39 @@
-"""The verifier ``json``: the JSON value in an answer, and when two such values are the same."""
+"""The verifier ``json``: the JSON value that an answer gives, and when two such values are the same."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-from typing import Any
+import re
+import unicodedata
+from fractions import Fraction
+from typing import Any, Literal
 
-from skillweave.config import Config
-
-
-class JsonOptions(Config):
-    """``json``: the first JSON object or array in the answer equals the gold one. There is nothing to set."""
-
+from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
+from skillweave.tasks.verifiers.place import Part, Placed, boxes, marked_part, one_of
 
 _DECODER = json.JSONDecoder()
-_TRIES = 200  # starts tried in one text: bounds the work on an answer made of nothing but brackets
 _MISSING = object()
+_UNCLOSED_TRIES = (
+    20  # brackets without an end that are looked behind: bounds the work on an answer made of nothing else
+)
 
 
-def first_json(text: str, starts: str = '{["-0123456789tfn') -> Any:
-    """The first JSON value in ``text`` that begins with one of ``starts``; a private marker where there is none."""
-    places = (index for index, character in enumerate(text) if character in starts)
-    for index, _ in zip(places, range(_TRIES), strict=False):
-        with contextlib.suppress(ValueError, RecursionError):
-            return _DECODER.raw_decode(text, index)[0]
-    return _MISSING
+class JsonOptions(Placed):
+    """``json``: the JSON value that the answer gives equals the gold one.
+
+    ``answer_at: auto`` takes the last block that is fenced as JSON, else the last whole value of the gold's type in the
+    text. ``after`` and ``answer_pattern`` name the part of the text to look in, ``boxed`` is not a place for JSON.
+    """
+
+    answer_at: Literal["auto", "last", "first", "whole"] = "auto"
 
 
 def same_json(a: Any, b: Any) -> bool:
     """Structural equality: key order is free, 1 equals 1.0, tuples are arrays; true is not 1, NaN equals nothing.
 
     Floats within 1e-9 of each other (relative) are equal, so that 0.1 + 0.2 is 0.3; whole numbers compare exactly.
+    Texts are compared in NFC.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)
@@ -46,17 +48,184 @@ def same_json(a: Any, b: Any) -> bool:
             return math.isfinite(a) and math.isfinite(b) and math.isclose(a, b, rel_tol=1e-9)
         except OverflowError:  # an integer that no float can hold
             return False
+    if isinstance(a, str) and isinstance(b, str):
+        return unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)
     return type(a) is type(b) and a == b
 
 
-def json_equal(answer: str, gold: str, options: JsonOptions) -> float:
-    """1 where the answer's first JSON value equals the gold one, whatever prose or fence stands around it.
+def whole_json(text: str) -> Any:
+    """The value of a text that is JSON from its first to its last character; a private marker where it is not.
 
-    Where the gold value is an object or an array only such values are looked for (prose holds numbers too).
+    ``NaN``, ``Infinity`` and numbers too great for a float are no JSON values here.
     """
-    wanted = first_json(gold)
-    found = first_json(answer, "{[") if isinstance(wanted, dict | list) else first_json(answer)
     try:
+        value = json.loads(text.strip(), parse_constant=_refuse)
+        return value if _finite(value) else _MISSING
+    except (ValueError, RecursionError):
+        return _MISSING
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_JSON_NAMES = ("json", "json5", "jsonc")
+_PLAIN_NAMES = ("", "text", "txt", "plain", "plaintext")
+_OPENING = re.compile(r"[\[{]")
+_BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
+_SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
+_DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+$")
+_BEGINS_JSON = re.compile(r'\{\s*["}]|\[\s*["{\[\]\-0-9tfn]')
+
+
+def find_json(text: str, kind: type, options: JsonOptions) -> Any:
+    """The JSON value of type ``kind`` that a text gives as its answer; a private marker where there is none."""
+    if options.marked:
+        parts = _marked(text, options)
+        return _chosen(parts[0], kind, "first") if parts else _MISSING
+    if options.answer_at == "whole":
+        return whole_json(text)
+    which: Literal["first", "last"] = "first" if options.answer_at == "first" else "last"
+    if (found := [one for one in boxes(text) if one.content[:1] in ("{", "[")]) and whole_json(text) is _MISSING:
+        content = one_of(found, text, which)
+        return _MISSING if content is None else _of_kind(whole_json(content), kind)
+    blocks = [Part(m.start(), m.end(), m[2]) for m in _FENCE.finditer(text) if m[1].lower() in _JSON_NAMES]
+    if blocks:
+        values = [(block, whole_json(block.content)) for block in blocks]
+        block = one_of([one for one, value in values if value is _MISSING or _is_kind(value, kind)], text, which)
+        return _MISSING if block is None else _of_kind(whole_json(block), kind)
+    # A block in another language is no place for the answer.
+    return _chosen(_FENCE.sub(lambda m: m[0] if m[1].lower() in _PLAIN_NAMES else "\n", text), kind, which)
+
+
+def _marked(text: str, options: JsonOptions) -> list[str]:
+    """The part that the options name; behind ``after`` a value may go on over several lines."""
+    if options.after is None:
+        part = marked_part(text, options)
+        return [] if part is None else [part]
+    places = [match.end() for match in re.finditer(re.escape(options.after), text, re.IGNORECASE)]
+    return [text[places[0 if options.answer_at == "first" else -1] :]] if places else []
+
+
+def _is_kind(value: Any, kind: type) -> bool:
+    return type(value) is kind or (kind in (int, float) and type(value) in (int, float))
+
+
+def _of_kind(value: Any, kind: type) -> Any:
+    return value if _is_kind(value, kind) else _MISSING
+
+
+def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
+    """The first or last whole value of a type in a text; none where it stands in a list of different ones."""
+    whole = whole_json(text)
+    if whole is not _MISSING:
+        return _of_kind(whole, kind)
+    if kind in (int, float):
+        return _number(text)
+    values = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
+    parts = [Part(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
+    if one_of(parts, text, which) is None:
+        return _MISSING
+    value = values[0 if which == "first" else -1][2]
+    return value if kind is type(None) or value is not None else _MISSING
+
+
+def _number(text: str) -> Any:
+    """The number that a text gives outside of objects and arrays, as ``numeric`` reads it, without a percent sign."""
+    outside, at = [], 0
+    for start, end, _ in sorted(_containers(text, dict) + _containers(text, list), key=lambda value: value[:2]):
+        if start < at:  # cut off, and found for both types
+            continue
+        outside.append(text[at:start])
+        at = end
+    found = find_number("; ".join([*outside, text[at:]]), NumericOptions())
+    if found is None or found.percent:
+        return _MISSING
+    return int(found.value) if found.value.denominator == 1 else _float(found.value)
+
+
+def _float(value: Fraction) -> Any:
+    try:
+        return float(value)
+    except OverflowError:
+        return _MISSING
+
+
+def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
+    """The objects or arrays that stand in a text on their own, with where they begin and end.
+
+    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one. A value that is
+    cut off at the end of the text is the last one, as None.
+    """
+    found: list[tuple[int, int, Any]] = []
+    at = tries = 0
+    while (opened := _OPENING.search(text, at)) is not None:
+        start = opened.start()
+        try:
+            value, at = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = _balanced(text, start)
+            if end is None:
+                tries += 1
+                if _BEGINS_JSON.match(text, start) or tries >= _UNCLOSED_TRIES:
+                    return [*found, (start, len(text), None)]  # all that follows is a part of it
+                at = start + 1
+            else:
+                at = end
+            continue
+        if type(value) is kind and _is_finite(value):
+            found.append((start, at, value))
+    return found
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return _finite(value)
+    except RecursionError:
+        return False
+
+
+def _balanced(text: str, start: int) -> int | None:
+    """Where the bracket at ``start`` is closed, texts in double quotes passed over; None where it never is."""
+    depth = 0
+    for bracket in _BRACKET.finditer(text, start):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
+        if depth == 0:
+            return bracket.end()
+    return None
+
+
+def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
+    """The texts in double quotes, or the words true, false and null, that stand outside of objects and arrays."""
+    found: list[tuple[int, int, Any]] = []
+    at = 0
+    while at < len(text):
+        opened = _OPENING.search(text, at)
+        end = opened.start() if opened else len(text)
+        for match in _SCALAR.finditer(text, at, end):
+            value = _of_kind(whole_json(match[0]), kind)
+            if value is not _MISSING and not _DENIED.search(text, max(match.start() - 20, 0), match.start()):
+                found.append((match.start(), match.end(), value))
+        at = (_balanced(text, end) or len(text)) if opened else len(text)
+    return found
+
+
+def json_equal(answer: str, gold: str, options: JsonOptions) -> float:
+    """1 where the value that the answer gives equals the gold one, whatever prose or fence stands around it."""
+    wanted = whole_json(gold)
+    if wanted is _MISSING:
+        return 0.0
+    try:
+        found = find_json(answer, type(wanted), options)
         return float(found is not _MISSING and same_json(found, wanted))
     except RecursionError:
         return 0.0
@@ -64,4 +233,9 @@ def json_equal(answer: str, gold: str, options: JsonOptions) -> float:
 
 def gold_problem(gold: str) -> str | None:
     """Why no answer could match ``gold``, or None."""
-    return f"verifier 'json' found no JSON value in the answer {gold[:60]!r}" if first_json(gold) is _MISSING else None
+    if whole_json(gold) is not _MISSING:
+        return None
+    hint = ""
+    if re.search(r"'\w+'\s*:", gold):
+        hint = "; it looks like a Python dict: write it with json.dumps, which uses double quotes"
+    return f"verifier 'json' needs an answer that is JSON as a whole, and {gold[:60]!r} is not{hint}"

@@ -1,47 +1,137 @@
-"""The verifier ``numeric``: the number that an answer gives."""
+"""The verifier ``numeric``: the number that an answer gives, compared exactly."""
 
 from __future__ import annotations
 
 import re
-from decimal import Decimal
+from fractions import Fraction
+from typing import Literal
 
 from pydantic import Field
 
-from skillweave.config import Config
+from skillweave.tasks.verifiers.items import pick, read_items
+from skillweave.tasks.verifiers.place import Placed, boxed, marked_part, own_words, said_part, usual_part
+from skillweave.tasks.verifiers.reading import Decimal, Number
 
 
-class NumericOptions(Config):
-    """``numeric``: the last number in the answer is the last number in the gold text."""
+class NumericOptions(Placed):
+    r"""``numeric``: the number that the answer gives is the number that the gold text gives.
+
+    ``answer_at: auto`` looks for ``\boxed{}``, then for ``<answer>``, then for a line ``#### 72``, then for "answer is"
+    or "Answer:", and takes the last number of the text where it has none of these.
+    """
 
     tolerance: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Greatest absolute difference that still counts as equal; 0 compares digits exactly (``1.50`` is ``1.5``)."""
+    """Greatest absolute difference that still counts as equal, as the decimal that it is written as."""
+    relative_tolerance: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False)
+    """Greatest difference as a share of the gold number; a number within either tolerance is right."""
+    decimal: Decimal = "point"
+    """``comma``: ``3,5`` is three and a half and ``1.234`` is one thousand two hundred and thirty-four."""
+    plain: bool = False
+    """True: a fraction or a power (``84/7``, ``2^10``) is no answer, for tasks that ask to work one out."""
 
 
-# A sign counts only where nothing is subtracted: "10-3" ends in 3, "is -3" in -3. Thousands may be set off by commas.
-_NUMBER = re.compile(
-    r"(?:(?<![\w)])[-+])?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
+_SENTENCE_END = re.compile(
+    r"[.!?;](?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
+_SAID_LENGTH = 2000
+_LEFT_TO_DO = re.compile(r"[0-9]\s*(?:/|\^|\*\*|÷)\s*[0-9({]|\\[dtc]?frac|[⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 
 
-def last_number(text: str) -> Decimal | None:
-    """The last finite number written in ``text`` (``nan`` and ``inf`` are words here), or None."""
-    found = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    try:
-        return Decimal(found[-1].replace(",", "")) if found else None
-    except ArithmeticError:  # an exponent beyond what Decimal can hold
-        return None
+def find_number(text: str, options: NumericOptions) -> Number | None:
+    """The number that a text gives as its answer, or None. Takes time linear in its length; never raises."""
+    part, which, strict = answer_part(text, options)
+    return None if part is None else pick(read_items(part, options.decimal, strict=strict), which)
+
+
+def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal["first", "last"], bool]:
+    """The part of a text to read, which of its numbers counts, and whether two numbers in it are a list already."""
+    if options.marked:
+        part = marked_part(text, options)
+        return (None if part is None else _sentence(part, options)), "last", False
+    if options.answer_at == "boxed":
+        return boxed(text), "last", True
+    if options.answer_at in ("first", "last"):
+        return text, "first" if options.answer_at == "first" else "last", False
+    if options.answer_at == "whole":
+        return (text if _is_whole(text) else None), "last", True
+    text = own_words(text)
+    marked, part = usual_part(text, _NUMBER_LINE)
+    if marked:
+        return part, "last", True
+    said = said_part(text)
+    if said is not None and (sentence := _sentence(said[:_SAID_LENGTH], options)):
+        return sentence, "last", False
+    return text, "last", False
+
+
+def _sentence(text: str, options: NumericOptions) -> str:
+    """The first sentence or clause of a text that has a number (or what has the form of one); "" where none has."""
+    at = 0
+    for end in _SENTENCE_END.finditer(text):
+        if read_items(text[at : end.start()], options.decimal):
+            return text[at : end.start()]
+        at = end.end()
+    return text[at:] if read_items(text[at:], options.decimal) else ""
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is a number and at most a unit."""
+    return re.fullmatch(r"\s*[^\w\s]{0,3}\s*[0-9][^\n]{0,60}", text) is not None and len(text.split()) <= 5
+
+
+def same_number(found: Number, wanted: Number, options: NumericOptions) -> bool:
+    """Whether two numbers are equal within the tolerances; ``50%`` equals both 50 and 0.5 (but 50 never equals 0.5)."""
+    pairs = [(found.value, wanted.value)]
+    if found.percent != wanted.percent:
+        pairs.append((_share(found), _share(wanted)))
+    return any(_within(one, other, options) for one, other in pairs)
+
+
+def _share(number: Number) -> Fraction:
+    return number.value / 100 if number.percent else number.value
+
+
+def _within(found: Fraction, wanted: Fraction, options: NumericOptions) -> bool:
+    if found == wanted:
+        return True
+    # A float is meant as the decimal that it is written as: 0.1, not 0.1000000000000000055.
+    absolute, relative = Fraction(repr(options.tolerance)), Fraction(repr(options.relative_tolerance))
+    return abs(found - wanted) <= max(absolute, relative * abs(wanted))
 
 
 def numeric(answer: str, gold: str, options: NumericOptions) -> float:
-    """1 where the last numbers of both texts differ by at most ``tolerance``; without a number on either side 0."""
-    found, wanted = last_number(answer), last_number(gold)
-    if found is None or wanted is None:
+    """1 where the numbers of both texts are equal within the tolerances; without a number on either side 0."""
+    found, wanted = find_number(answer, options), gold_number(gold, options)
+    if found is None or wanted is None or not same_number(found, wanted, options):
         return 0.0
-    if found == wanted:
-        return 1.0
-    return float(options.tolerance > 0 and abs(float(found) - float(wanted)) <= options.tolerance)
+    return float(not options.plain or worked_out(answer, options))
 
 
-def gold_problem(gold: str) -> str | None:
+def worked_out(answer: str, options: NumericOptions) -> bool:
+    """Whether the answer is written as digits, not as a fraction or a power."""
+    return _LEFT_TO_DO.search(answer_part(answer, options)[0] or "") is None
+
+
+def gold_number(gold: str, options: NumericOptions) -> Number | None:
+    """The number of a gold text, which needs no mark where answers do and may have a decimal point in any case."""
+    number = find_number(gold, options)
+    if number is None and (options.marked or options.answer_at != "auto"):
+        number = find_number(gold, NumericOptions(decimal=options.decimal))
+    if number is None and options.decimal == "comma":
+        number = find_number(gold, NumericOptions())
+    return number
+
+
+def gold_problem(gold: str, options: NumericOptions | None = None) -> str | None:
     """Why no answer could match ``gold``, or None."""
-    return None if last_number(gold) is not None else f"verifier 'numeric' found no number in the answer {gold[:60]!r}"
+    options = options or NumericOptions()
+    if gold_number(gold, options) is not None:
+        return None
+    if read_items(gold, options.decimal):
+        return (
+            f"verifier 'numeric' cannot read the answer {gold[:60]!r} as one number: it is a sum, a range, a list, "
+            "a time, a date, or its separators are not clear (a decimal comma needs decimal: comma). "
+            "Write one number, such as 1234.5, 3/4 or 1.5e3"
+        )
+    return f"verifier 'numeric' found no number in the answer {gold[:60]!r}"

@@ -1,22 +1,31 @@
-"""Verifiers of texts: ``exact`` and ``regex``."""
+"""Verifiers of texts: ``exact`` and ``regex``. Texts are compared in NFC, in which é is one character."""
 
 from __future__ import annotations
+
+import unicodedata
+from typing import Literal
 
 import regex
 from pydantic import Field, field_validator
 
 from skillweave.config import Config
+from skillweave.tasks.verifiers.place import Placed, boxed, first_line, marked_part
 
 
-class ExactOptions(Config):
-    """``exact``: the whole answer is the gold text."""
+class ExactOptions(Placed):
+    r"""``exact``: the answer is the gold text.
 
+    ``answer_at: whole``, the default, compares the whole text; ``first`` and ``last`` a line of it that is not empty,
+    ``boxed`` what the last ``\boxed{}`` holds.
+    """
+
+    answer_at: Literal["whole", "last", "first", "boxed"] = "whole"
     strip: bool = True
     casefold: bool = False
 
 
 class RegexOptions(Config):
-    """``regex``: the pattern is found in the answer."""
+    """``regex``: the pattern is found anywhere in the answer, unless it says ``^`` and ``$`` itself."""
 
     pattern: str
     """``{answer}`` in it stands for the gold text, taken literally: ``(?i)\\b{answer}\\b``."""
@@ -33,18 +42,39 @@ class RegexOptions(Config):
         return pattern
 
 
+def nfc(text: str) -> str:
+    """The text in composed Unicode; half a character (a lone surrogate) stays as it is."""
+    return unicodedata.normalize("NFC", text)
+
+
 def exact(answer: str, gold: str, options: ExactOptions) -> float:
     """1 where the texts are equal, after ``strip`` and ``casefold`` where asked for."""
+    found = _placed(answer, options)
+    if found is None:
+        return 0.0
+    found, gold = nfc(found), nfc(gold)
     for change in (str.strip if options.strip else None, str.casefold if options.casefold else None):
         if change is not None:
-            answer, gold = change(answer), change(gold)
-    return float(answer == gold)
+            found, gold = change(found), change(gold)
+    return float(nfc(found) == nfc(gold))
+
+
+def _placed(answer: str, options: ExactOptions) -> str | None:
+    if options.marked:
+        return marked_part(answer, options)
+    if options.answer_at == "boxed":
+        return boxed(answer)
+    if options.answer_at == "first":
+        return first_line(answer)
+    if options.answer_at == "last":
+        return answer.strip().rpartition("\n")[2]
+    return answer
 
 
 def regex_found(answer: str, gold: str, options: RegexOptions) -> float:
     """1 where the pattern, ``{answer}`` replaced by the escaped gold text, is found within the time limit."""
-    pattern = options.pattern.replace("{answer}", regex.escape(gold.strip()))
+    pattern = nfc(options.pattern).replace("{answer}", regex.escape(nfc(gold).strip()))
     try:
-        return float(regex.search(pattern, answer, timeout=options.seconds) is not None)
+        return float(regex.search(pattern, nfc(answer), timeout=options.seconds) is not None)
     except (TimeoutError, regex.error):
         return 0.0

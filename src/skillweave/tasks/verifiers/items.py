@@ -1,0 +1,211 @@
+"""The numbers of a text, and what is no number though it is written with numerals: a sum, a range, a date, a list.
+
+The last numeral of such a thing is never taken for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Literal
+
+from skillweave.tasks.verifiers.numerals import Token
+from skillweave.tasks.verifiers.reading import Decimal, Item, Number, Reader
+
+_LIST_WORDS = ("and", "or", "to")
+_MEASURES: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (
+        ("week", "weeks"),
+        ("d", "day", "days"),
+        ("h", "hr", "hrs", "hour", "hours"),
+        ("m", "min", "mins", "minute", "minutes"),
+        ("s", "sec", "secs", "second", "seconds"),
+    ),
+    (("year", "years"), ("month", "months"), ("week", "weeks"), ("day", "days")),
+    (("mile", "miles"), ("yd", "yard", "yards"), ("ft", "foot", "feet"), ("in", "inch", "inches")),
+    (("lb", "lbs", "pound", "pounds"), ("oz", "ounce", "ounces")),
+    (("dollar", "dollars", "euro", "euros"), ("cent", "cents")),
+    (("km",), ("m",), ("cm",), ("mm",)),
+    (("kg",), ("g",), ("mg",)),
+)
+
+
+def _joined(reader: Reader, one: Item, other: Item) -> str:
+    """How two items next to each other belong together.
+
+    ``expression``; ``pair`` (a list whatever stands beside it), ``list`` (one if it goes on); ``equal`` and ``differ``
+    (an equals sign stands between them); or ``""``.
+    """
+    between = reader.tokens[one.last + 1 : other.first]
+    if len(between) > 8:
+        return ""
+    kinds = [token.kind for token in between if token.kind != "space"]
+    words = [token.text.lower() for token in between if token.kind == "word"]
+    if kinds == ["equals"]:
+        return "differ" if _differ(one, other) else "equal"
+    operator = len(kinds) == 1 and kinds[0] in ("times", "slash", "order", "sign")
+    if operator or (kinds == ["colon"] and len(between) in (1, 3)):  # 7:30, 5 : 3
+        return "expression"
+    if not between and reader.kind(other.first) == "sign":  # 10-3
+        return "expression"
+    if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
+        return "expression"
+    if words in (["x"], ["times"], ["plus"], ["minus"], ["out", "of"]) and len(kinds) == len(words):
+        return "expression"
+    if one.number is None and kinds and all(kind in ("open", "power", "sign") for kind in kinds):  # 2^{2^2}
+        return "expression"
+    if words[:1] == ["or"] and kinds == ["word", "word", "equals"]:  # x = 2 or x = 3
+        return "pair"
+    if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
+        return "list"
+    if _compound(reader, one, between):
+        return "expression"
+    if all(kind in ("between", "newline", "word") for kind in kinds) and all(word in _LIST_WORDS for word in words):
+        before = reader.text(reader.skip(one.first - 1, -1)).lower()
+        return "" if words == ["to"] and before == "from" else "pair" if words else "list"
+    return ""
+
+
+def _differ(one: Item, other: Item) -> bool:
+    """Whether two numbers that are said to be equal are not, not even rounded: ``5 = 4``."""
+    if one.number is None or other.number is None or one.number.percent or other.number.percent:
+        return False
+    a, b = one.number.value, other.number.value
+    return abs(a - b) > max(abs(a), abs(b)) / 50
+
+
+def _compound(reader: Reader, one: Item, between: list[Token]) -> bool:
+    """Whether ``5 ft 3 in`` begins here: two measures of one quantity."""
+    words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
+    if len(words) != 1 or any(token.kind not in ("word", "space", "between") for token in between):
+        return False
+    at = next(index for index in range(one.last + 1, len(reader.tokens)) if reader.kind(index) == "digits")
+    unit = reader.skip(at + 1)
+    smaller = reader.text(unit).lower()
+    return any(
+        words[0] in bigger and any(smaller in names for names in family[level + 1 :])
+        for family in _MEASURES
+        for level, bigger in enumerate(family)
+    )
+
+
+def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -> list[Item]:
+    """The items of a text in their order, those left out that the text itself denies ("not 3").
+
+    ``strict``: two numbers next to each other are a list already, as within a ``\\boxed{}``; elsewhere it takes three.
+    """
+    reader = Reader(text, decimal)
+    items = reader.run()
+    if not items:
+        return []
+    strict = strict or not any(token.kind in ("word", "equals") for token in reader.tokens)
+    links = [_joined(reader, one, other) for one, other in pairwise(items)]
+    broken = _broken(links, strict)
+    groups = _asides(reader.tokens)
+    numbered = _enumerators(reader, items)
+    equated = _equated(items, links, broken)
+    return [
+        replace(
+            item, number=None if at in broken else item.number, aside=item.aside or at in numbered or groups[item.first]
+        )
+        for at, item in enumerate(items)
+        if at not in equated and not _denied(reader, item.first)
+    ]
+
+
+def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:
+    """Which items are the parts of an expression that is said to equal the number before it: ``42 = 6 * 7``."""
+    equated: set[int] = set()
+    for at, link in enumerate(links):
+        if link in ("equal", "differ") and at not in broken and items[at].number is not None:
+            end = at + 1
+            while end in broken and end not in equated:
+                equated.add(end)
+                if end == len(links) or links[end] != "expression":
+                    break
+                end += 1
+    return equated
+
+
+def _broken(links: list[str], strict: bool) -> set[int]:
+    """Which items are parts of an expression or of a list."""
+    broken: set[int] = set()
+    for at, link in enumerate(links):
+        if link in ("expression", "pair") or (link == "list" and strict):
+            broken |= {at, at + 1}
+        elif link == "list" and at + 1 < len(links) and links[at + 1] in ("list", "pair"):
+            broken |= {at, at + 1, at + 2}
+    # "5 = 4" is wrong whatever is asked; in "6 * 7 = 42" the 7 is a part of what equals 42.
+    return broken.union(*({at, at + 1} - broken for at, link in enumerate(links) if _is_false(at, link, broken)))
+
+
+def _is_false(at: int, link: str, broken: set[int]) -> bool:
+    return link == "differ" and not {at, at + 1} & broken
+
+
+def _asides(found: list[Token]) -> list[bool]:
+    """For each token whether it stands in parentheses with words in them, or in brackets."""
+    aside = [False] * len(found)
+    opened: list[int] = []
+    words = [0]
+    for token in found:
+        words.append(words[-1] + (token.kind == "word"))
+    spans: list[tuple[int, int]] = []
+    for at, token in enumerate(found):
+        if token.kind == "open" and token.text != "{":
+            opened.append(at)
+        elif token.kind == "close" and token.text != "}" and opened:
+            start = opened.pop()
+            # f(2) is no aside; nor is a group that holds the whole of an expression.
+            applied = start > 0 and found[start - 1].kind in ("word", "macro", "close")
+            if (found[start].text == "[" or words[at] > words[start]) and not applied:
+                spans.append((start, at))
+    changes = [0] * (len(found) + 1)
+    for start, end in spans:
+        changes[start] += 1
+        changes[end + 1] -= 1
+    depth = 0
+    for at in range(len(found)):
+        depth += changes[at]
+        aside[at] = depth > 0
+    return aside
+
+
+def _enumerators(reader: Reader, items: list[Item]) -> set[int]:
+    """Which items count off the lines of a text ("1. Add 5."), where at least two do."""
+    starts = [
+        at
+        for at, item in enumerate(items)
+        if item.first == item.last
+        and reader.kind(item.first - 1) in ("", "newline")
+        and reader.text(item.first + 1) in (".", ")")
+        and reader.kind(item.first + 2) == "space"
+    ]
+    return set(starts) if len(starts) > 1 else set()
+
+
+def _denied(reader: Reader, first: int) -> bool:
+    """Whether the words before an item deny it: "not 3", "isn't equal to 3", "instead of 3", "rather than 3"."""
+    at = first - 1
+    words: list[str] = []
+    while len(words) < 4 and reader.kind(at) in ("space", "word"):
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+        at -= 1
+    if words[:2] in (["of", "instead"], ["than", "rather"]):
+        return True
+    for word in words:
+        if word in ("not", "never", "cannot") or word.endswith("n't"):
+            return True
+        if word not in ("be", "equal", "to", "the", "a", "number", "value", "exactly", "simply", "just", "only"):
+            return False
+    return False
+
+
+def pick(items: list[Item], which: Literal["first", "last"] = "last") -> Number | None:
+    """The number among the items that is the answer; None where it is an expression, a list, or missing.
+
+    Items that stand aside count only where there are no others.
+    """
+    chosen = [item for item in items if not item.aside] or items
+    return (chosen[0] if which == "first" else chosen[-1]).number if chosen else None

@@ -1,0 +1,150 @@
+"""The verifiers by name, a weighted mix of several, and the one function that judges an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from skillweave.base.thoughts import strip_thoughts
+from skillweave.config import Config, read_config
+from skillweave.errors import UserError, nearest
+from skillweave.tasks.verifiers import json_value, numeric
+from skillweave.tasks.verifiers.code import CodeOptions, cases_problem, code
+from skillweave.tasks.verifiers.json_value import JsonOptions, json_equal
+from skillweave.tasks.verifiers.maths import MathOptions, maths
+from skillweave.tasks.verifiers.maths import gold_problem as maths_gold_problem
+from skillweave.tasks.verifiers.numeric import NumericOptions
+from skillweave.tasks.verifiers.own import own, own_options
+from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found
+
+VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
+    "exact": (ExactOptions, exact),
+    "numeric": (NumericOptions, numeric.numeric),
+    "math": (MathOptions, maths),
+    "json": (JsonOptions, json_equal),
+    "regex": (RegexOptions, regex_found),
+    "code": (CodeOptions, code),
+}
+
+MIX = "mix"
+
+Thoughts = Literal["strip", "keep"]
+"""Whether what a reasoning model thinks before its answer is taken out before the answer is judged."""
+
+
+def _known(name: str) -> str:
+    if name in VERIFIERS or name == MIX or ":" in name:
+        return name
+    raise ValueError(
+        f"there is no verifier '{name}'; {nearest(name, [*VERIFIERS, MIX])}. A verifier of your own is named "
+        "package.module:function or path/to/file.py:function"
+    )
+
+
+VerifierName = Annotated[str, AfterValidator(_known)]
+"""A name in :data:`VERIFIERS`, ``mix``, or ``module:function`` or ``file.py:function`` for one of the user's own."""
+
+
+class MixPart(Config):
+    """One verifier of a mix."""
+
+    verifier: VerifierName
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class MixOptions(Config):
+    """``mix``: the mean of several verifiers' scores, by their weights."""
+
+    parts: tuple[MixPart, ...] = Field(min_length=2)
+
+    @model_validator(mode="after")
+    def _parts_are_right(self) -> Self:
+        for number, part in enumerate(self.parts, 1):
+            if part.verifier == MIX:
+                raise ValueError(f"part {number} is itself a mix: list its parts here")
+            try:
+                options_for(part.verifier, part.options)
+            except UserError as error:
+                raise ValueError(f"part {number} ({part.verifier}): {error}") from error
+        return self
+
+    @cached_property
+    def weighted(self) -> list[tuple[str, Config, float]]:
+        """Name, checked options and share of every part; the shares add up to 1."""
+        total = sum(part.weight for part in self.parts)
+        return [(part.verifier, options_for(part.verifier, part.options), part.weight / total) for part in self.parts]
+
+
+def options_for(name: str, settings: dict[str, Any]) -> Config:
+    """The checked options of a verifier; an unknown or wrong one is a :class:`UserError` that names it."""
+    if name == MIX:
+        return read_config(MixOptions, settings)
+    if name in VERIFIERS:
+        return read_config(VERIFIERS[name][0], settings)
+    return own_options(name, settings)
+
+
+def code_options(options: Config) -> CodeOptions | None:
+    """The options of ``code`` in checked options: its own, or those of a mix that has it as a part; else None."""
+    if isinstance(options, MixOptions):
+        return next((own for _, own, _ in options.weighted if isinstance(own, CodeOptions)), None)
+    return options if isinstance(options, CodeOptions) else None
+
+
+def verify(
+    name: str, answer: str, gold: Any, options: Config, *, cases: Any = None, thoughts: Thoughts = "strip"
+) -> float:
+    """The score in [0, 1] that verifier ``name`` gives ``answer``.
+
+    ``gold`` is a text, or a list of accepted texts of which the best counts; for ``code`` it is the row's cases, unless
+    they are given as ``cases``, from where a mix takes them. An answer in which nothing is left but white space scores
+    0. Raises only where a verifier of the user's own fails (:class:`UserError`).
+    """
+    if thoughts == "strip":
+        answer = strip_thoughts(answer)
+    return _score(name, answer, gold, options, cases) if answer.strip() else 0.0
+
+
+def _score(name: str, answer: str, gold: Any, options: Config, cases: Any) -> float:
+    if isinstance(options, MixOptions):
+        return sum(share * _score(part, answer, gold, own, cases) for part, own, share in options.weighted)
+    if name == "code":
+        return code(answer, gold if cases is None else cases, options)  # type: ignore[arg-type]
+    if isinstance(gold, list):
+        return max((_score(name, answer, one, options, cases) for one in gold), default=0.0)
+    return VERIFIERS[name][1](answer, gold, options) if name in VERIFIERS else own(answer, gold, options)  # type: ignore[arg-type]
+
+
+def gold_problem(name: str, gold: Any, options: Config | None = None, *, cases: Any = None) -> str | None:
+    """Why no answer could ever match ``gold``, or None: such a row is a mistake in the task, not in the model.
+
+    ``gold`` is a text or a list of texts, each of which is checked; for ``code`` the cases. Without ``options`` the
+    verifier's defaults are taken; a mix needs its own.
+    """
+    if isinstance(options, MixOptions):
+        problems = (
+            gold_problem(part, cases if part == "code" else gold, own_options_)
+            for part, own_options_, _ in options.weighted
+        )
+        return next((problem for problem in problems if problem), None)
+    if name == "code":
+        return cases_problem(gold)
+    if name not in VERIFIERS and name != MIX:
+        return None  # only the function itself knows what it takes
+    if isinstance(gold, list):
+        if not gold:
+            return "the list of accepted answers is empty"
+        return next((problem for one in gold if (problem := gold_problem(name, one, options))), None)
+    if not isinstance(gold, str):
+        return f"the answer must be a text, found {type(gold).__name__}"
+    if name == "numeric":
+        return numeric.gold_problem(gold, options if isinstance(options, NumericOptions) else None)
+    if name == "math":
+        return maths_gold_problem(gold, options if isinstance(options, MathOptions) else None)
+    if name == "json":
+        return json_value.gold_problem(gold)
+    return None

@@ -1,0 +1,135 @@
+r"""Texts with numbers in them, brought to one plain spelling and cut into tokens.
+
+``\frac{3}{4}``, ``¾`` and ``10⁶`` become ``3/4`` and ``10^6``; signs, spaces and marks of LaTeX become plain ones.
+What a command of LaTeX works out (``\sqrt{9}``) becomes the one token :data:`MACRO`: no number is read out of it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+MACRO = "\\x"
+"""Stands for a command of LaTeX with all it is applied to."""
+
+_PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FIGURE DASH}\N{NON-BREAKING HYPHEN}\N{SMALL HYPHEN-MINUS}", "-"),
+        **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}\N{FIGURE SPACE}\t\r\v\f", " "),
+        **dict.fromkeys("\N{MULTIPLICATION SIGN}\N{ASTERISK OPERATOR}", "×"),
+        **dict.fromkeys("\N{MIDDLE DOT}\N{DOT OPERATOR}\N{BULLET OPERATOR}", "·"),
+        **dict.fromkeys("\N{FRACTION SLASH}\N{DIVISION SLASH}", "/"),
+        "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+        "\N{EM DASH}": " ; ",
+        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
+    }
+)
+_SUPERSCRIPT = {raised: str(digit) for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-", "⁺": "+"}
+_VULGAR_VALUES = "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8"
+_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR_VALUES.split(" "), strict=True))
+
+
+def _fraction(match: re.Match[str]) -> str:
+    """A fraction of LaTeX as ``3/4``, set off from the digits on both sides."""
+    above, below = (match[1], match[2]) if match[1] else (match[3], match[4])
+    before = " " if match.start() and match.string[match.start() - 1].isdigit() else ""
+    behind = " " if match.string[match.end() : match.end() + 1].isdigit() else ""
+    return f"{before}{above}/{below}{behind}"
+
+
+def _macro(_: re.Match[str]) -> str:
+    return MACRO
+
+
+_MARKS = re.compile(r"[\\<_~{]|\+/-")
+_NESTED = 10
+_APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
+_BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod)(?![A-Za-z])")
+_STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
+    (re.compile(pattern), put)
+    for pattern, put in (
+        (r"<<[^<>\n]*>>", " "),  # GSM8K's notes for a calculator
+        (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
+        (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
+        (r"\{,\}", ","),
+        (r"\\[,;: ]|~|\\(?:quad|qquad|space)(?![A-Za-z])", " "),
+        (r"\\[()\[\]]", " "),
+        (r"\\\\", "\n"),
+        (r"\\([%$#&_])", r"\1"),
+        (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "°"),
+        (r"\\[dtc]?frac\s*(?:\{\s*(-?[0-9.,]{1,60})\s*\}\s*\{\s*(-?[0-9.,]{1,60})\s*\}|([0-9])\s*([0-9]))", _fraction),
+        (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
+        (r"\\(?:times|ast)(?![A-Za-z])", "×"),
+        (r"\\cdot(?![A-Za-z])", "·"),
+        (r"\\div(?![A-Za-z])", "÷"),
+        (r"\\pm(?![A-Za-z])|\+/-", "±"),
+        (r"\\(?:approx|sim|simeq)(?![A-Za-z])", " "),
+        (r"\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])", "<"),
+        (r"(?<=[A-Za-z}])_(?:\{[^{}]*\}|[0-9A-Za-z])", ""),  # an index
+        (r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPT[c] for c in m[0])),
+        (r"([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]]),
+    )
+)
+
+
+def plain_text(text: str) -> str:
+    """The text in one spelling; see the module."""
+    text = text.translate(_PLAIN)
+    if not text.isascii() or _MARKS.search(text):
+        for pattern, put in _STEPS:
+            text = pattern.sub(put, text)
+        for _ in range(_NESTED):  # the innermost first
+            text, changed = _APPLIED.subn(_macro, text)
+            if not changed:
+                break
+        text = _BARE.sub(_macro, text)
+    return text
+
+
+class Token(NamedTuple):
+    """A piece of a plain text; ``kind`` is the name of a group of :data:`_TOKEN`."""
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+_TOKEN = re.compile(
+    r"""(?P<digits>\.?[0-9][0-9.,'_]*)
+    |(?P<power>\*\*|\^)
+    |(?P<macro>\\x|[√π∞∛])
+    |(?P<word>[^\W\d_π]+(?:'[^\W\d_π]+)*)
+    |(?P<sign>[-+])
+    |(?P<times>[*×·])
+    |(?P<slash>/)
+    |(?P<equals>[=≈])
+    |(?P<order>[<>≤≥≠±÷])
+    |(?P<open>[(\[{])
+    |(?P<close>[)\]}])
+    |(?P<percent>%)
+    |(?P<currency>[$€£¥₹])
+    |(?P<colon>:)
+    |(?P<between>[,;|&])
+    |(?P<end>[.!?](?=\s|$))
+    |(?P<newline>\n)
+    |(?P<space>[ ]+)
+    |(?P<other>.)""",
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def tokens(text: str) -> list[Token]:
+    """All of a plain text as tokens. Digits keep their separators, but for those that end a sentence."""
+    found: list[Token] = []
+    for match in _TOKEN.finditer(text):
+        kind, piece, start, end = str(match.lastgroup), match[0], match.start(), match.end()
+        if kind == "digits" and piece[-1] in ".,'_":
+            number = piece.rstrip(".,'_")
+            found.append(Token(kind, number, start, start + len(number)))
+            tail = piece[len(number) :]
+            found.append(Token({",": "between", ".": "end"}.get(tail, "other"), tail, start + len(number), end))
+        else:
+            found.append(Token(kind, piece, start, end))
+    return found

@@ -1,0 +1,51 @@
+"""A verifier of the user's own: a Python function, named by module or by file."""
+
+from __future__ import annotations
+
+import numbers
+from functools import lru_cache
+from typing import Any
+
+from pydantic import Field
+
+from skillweave.config import Config
+from skillweave.errors import UserError
+from skillweave.tools.own_code import import_function
+
+_function = lru_cache(maxsize=64)(import_function)
+
+
+class OwnOptions(Config):
+    """What the function ``named`` is given as its third argument."""
+
+    named: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+def own_options(named: str, settings: dict[str, Any]) -> OwnOptions:
+    """The options of a function, which is imported here. Raises :class:`UserError` where that fails."""
+    _function(named, "the verifier")
+    return OwnOptions(named=named, settings=settings)
+
+
+def own(answer: str, gold: Any, options: OwnOptions) -> float:
+    """What the function gives for ``(answer, gold, settings)``, which must be a number in [0, 1].
+
+    Raises :class:`UserError` where it raises or gives anything else: a mistake in a verifier must not look like a wrong
+    answer.
+    """
+    try:
+        score = _function(options.named, "the verifier")(answer, gold, dict(options.settings))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"the verifier '{options.named}' raised {type(error).__name__}: {error} on the answer {answer[:60]!r} "
+            f"(gold {gold!r:.60}): it must give a score from 0 to 1 for every text a model may write"
+        ) from error
+    if not isinstance(score, numbers.Real) or not 0 <= float(score) <= 1:  # NaN is not in there either
+        raise UserError(
+            f"the verifier '{options.named}' gave {score!r:.60} for the answer {answer[:60]!r} (gold {gold!r:.60}): "
+            "it must give a number from 0 to 1"
+        )
+    return float(score)

@@ -1,0 +1,309 @@
+"""Numbers as people and models write them, each read as one exact fraction: ``2 1/2``, ``1.5 x 10^3``, ``-$1,234.50``.
+
+:mod:`items` says which of them belong together.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, NamedTuple
+
+from skillweave.tasks.verifiers.numerals import plain_text, tokens
+
+Decimal = Literal["point", "comma"]
+
+
+class Number(NamedTuple):
+    """``value`` is the number as it is written; ``percent``: a percent sign (or the word) follows it."""
+
+    value: Fraction
+    percent: bool
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something of the form of a number between two tokens (``first`` to ``last``, inclusive).
+
+    ``number`` is None where it is none: an expression, a range, a time, a list. ``aside``: it stands in parentheses
+    with words, or in brackets, or counts something off ("2nd", "1. "), so that others are preferred.
+    """
+
+    number: Number | None
+    first: int
+    last: int
+    aside: bool = False
+
+
+_DIGITS_AT_MOST = 1000
+_POWER_BITS_AT_MOST = 20_000
+_VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; the others are units
+_SCALES = {
+    "dozen": 12,
+    "hundred": 100,
+    "thousand": 10**3,
+    "k": 10**3,
+    "million": 10**6,
+    "mn": 10**6,
+    "billion": 10**9,
+    "bn": 10**9,
+    "trillion": 10**12,
+}
+_FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
+_ORDINALS = ("st", "nd", "rd", "th")
+_PERCENT_WORDS = ("percent", "pct", "percentage")
+_POINT = re.compile(r"(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+(?:_[0-9]+)+)?(?:\.[0-9]+)?")
+_COMMA = re.compile(r"(?:[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+(?:_[0-9]+)+)?(?:,[0-9]+)?")
+
+
+def numeral(text: str, decimal: Decimal) -> Fraction | None:
+    """The value of digits with their separators (``1,234.5``); None where they are no number (``1.2.3``)."""
+    form = _POINT if decimal == "point" else _COMMA
+    if len(text) > _DIGITS_AT_MOST or not form.fullmatch(text):
+        return None
+    group, point = (",", ".") if decimal == "point" else (".", ",")
+    return Fraction(text.replace(group, "").replace("'", "").replace("_", "").replace(point, "."))
+
+
+def power(base: Fraction, exponent: int) -> Fraction | None:
+    """``base ** exponent``; None where that is not defined, or too long to be an answer."""
+    bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent)
+    if bits > _POWER_BITS_AT_MOST or (base == 0 and exponent <= 0):
+        return None
+    return base**exponent
+
+
+class Reader:
+    """Reads the items of one text from left to right."""
+
+    def __init__(self, text: str, decimal: Decimal) -> None:
+        self.tokens = tokens(plain_text(text))
+        self.decimal = decimal
+        self.items: list[Item] = []
+
+    def kind(self, at: int) -> str:
+        return self.tokens[at].kind if 0 <= at < len(self.tokens) else ""
+
+    def text(self, at: int) -> str:
+        return self.tokens[at].text if 0 <= at < len(self.tokens) else ""
+
+    def skip(self, at: int, step: int = 1) -> int:
+        """The next token from ``at`` on that is no space."""
+        while self.kind(at) == "space":
+            at += step
+        return at
+
+    def run(self) -> list[Item]:
+        at = 0
+        while at < len(self.tokens):
+            kind = self.kind(at)
+            if kind == "digits":
+                if self.in_name(at):
+                    at += 1
+                    continue
+                item = self.item(at)
+                self.items.append(item)
+                at = item.last
+            elif kind == "macro":  # what it stands for is no number that could be read
+                self.items.append(Item(None, at, at))
+            elif kind == "power" and self.kind(at - 1) in ("word", "close"):  # of a unit: m^2
+                at = self.behind_exponent(at) - 1
+            at += 1
+        return self.items
+
+    def in_name(self, at: int) -> bool:
+        """Whether these digits belong to a name or a unit: CO2, cm2, COVID-19."""
+        before = self.kind(at - 1)
+        return before == "word" or (before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-")
+
+    def behind_exponent(self, at: int) -> int:
+        """The token behind the exponent that the power sign at ``at`` stands before, or behind the sign itself."""
+        at += 1
+        opened = self.kind(at) == "open"
+        inside = at + 1 if opened else at
+        inside += self.kind(inside) == "sign"
+        if self.kind(inside) not in ("digits", "word"):
+            return at
+        return inside + 2 if opened and self.kind(inside + 1) == "close" else inside + 1
+
+    def item(self, start: int) -> Item:
+        """The item whose first digits stand at ``start``."""
+        value, last = self.value(start)
+        first, negative = self.sign(start)
+        if value is not None and negative:
+            value = -value
+        aside = False
+        after = self.skip(last + 1)
+        word = self.text(after).lower() if self.kind(after) == "word" else ""
+        glued = after == last + 1
+        if glued and word in _ORDINALS:
+            aside, last = True, after
+        elif word in _SCALES and (word != "k" or glued):
+            value, last = None if value is None else value * _SCALES[word], after
+        elif (
+            (glued and word and self.text(after) in _VARIABLES)
+            or self.kind(after) == "macro"
+            or (
+                glued
+                and (
+                    (self.kind(after) == "open" and self.kind(after + 1) in ("digits", "sign"))
+                    or (self.text(after) == "°" and self.kind(after + 1) == "digits")
+                )
+            )
+        ):
+            value = None
+        percent = self.kind(after) == "percent" or word in _PERCENT_WORDS
+        if percent:
+            last = after
+        if self.kind(start - 1) == "macro" or self.expression_before(first):
+            value = None
+        return Item(None if value is None else Number(value, percent), first, last, aside)
+
+    def sign(self, start: int) -> tuple[int, bool]:
+        """Where the item begins, with its sign and currency, and whether the sign is a minus."""
+        first = start
+        at = start - 1
+        if self.kind(self.skip(at, -1)) == "currency":
+            first = at = self.skip(at, -1)
+            at -= 1
+        spaced = self.skip(at, -1)
+        if self.kind(at) == "sign":
+            before = self.kind(at - 1)
+            if before not in ("digits", "word", "close", "percent", "macro"):
+                return (at, self.text(at) == "-")
+        elif self.kind(spaced) == "sign" and self.kind(self.skip(spaced - 1, -1)) == "equals":
+            return (spaced, self.text(spaced) == "-")
+        elif self.text(spaced).lower() == "negative" or (
+            self.text(spaced).lower() == "minus" and self.kind(self.skip(spaced - 1, -1)) != "digits"
+        ):
+            return (spaced, True)
+        return first, False
+
+    def expression_before(self, first: int) -> bool:
+        """Whether something before the item makes it a part of an expression: ``n + 1``, ``x < 5``, ``sqrt(9)``."""
+        at = self.skip(first - 1, -1)
+        kind, spaced = self.kind(at), at != first - 1
+        if kind in ("order", "macro") or self.text(at).lower() in _FUNCTIONS:
+            return True
+        if kind == "open" and self.text(at) != "[":
+            inner = self.kind(at - 1)
+            named = inner == "word" or (inner == "digits" and self.in_name(at - 1))
+            return inner == "macro" or (named and self.text(at) == "(")
+        if kind in ("sign", "times", "slash"):
+            left = self.skip(at - 1, -1)
+            if self.kind(left) in ("close", "macro"):
+                return True
+            if self.kind(left) == "word":  # "Answer - 42" is none, "x - 42" is one
+                bullet = spaced and self.text(at) == "-" and len(self.text(left)) > 1
+                return not bullet and not (kind == "times" and not spaced)
+        return False
+
+    def value(self, start: int) -> tuple[Fraction | None, int]:
+        """The unsigned number from ``start`` on, None where it is not one, and its last token."""
+        value, last = self.grouped(start)
+        plain = last == start and self.text(start).isdigit()
+        exponent = self.text(last + 1) in ("e", "E") and self.integer(last + 2)
+        if exponent:
+            number, last = exponent
+            return (None if value is None else _times_ten_to(value, number)), last
+        raised, end = self.raised(value, last)
+        if end != last:
+            return raised, end
+        scale = self.times_ten(last)
+        if scale is not None:
+            number, last = scale
+            return (None if value is None else _times_ten_to(value, number)), last
+        below = self.below(last)
+        if below is not None:
+            return (None if value is None or not below[0] else value / below[0]), below[1]
+        if plain and value is not None:
+            mixed = self.mixed(last, value)
+            if mixed is not None:
+                return mixed
+        return value, last
+
+    def grouped(self, start: int) -> tuple[Fraction | None, int]:
+        """Digits at ``start`` with the groups of three that spaces set off from them."""
+        text, last = self.text(start), start
+        if text.isdigit() and len(text) <= 3 and text[0] != "0":
+            while self.text(last + 1) == " " and re.fullmatch(r"[0-9]{3}(?:[.,][0-9]+)?", self.text(last + 2)):
+                text, last = text + self.text(last + 2), last + 2
+                if not self.text(last).isdigit():
+                    break
+        return numeral(text, self.decimal), last
+
+    def integer(self, at: int) -> tuple[int, int] | None:
+        """The integer at ``at``, with a sign, and its last token; in braces or parentheses where it is given so."""
+        opened = self.kind(at) == "open"
+        at += opened
+        negative = self.text(at) == "-"
+        at += self.kind(at) == "sign"
+        if not self.text(at).isascii() or not self.text(at).isdigit() or len(self.text(at)) > 6:
+            return None
+        end = at + 1 if opened else at
+        if opened and self.kind(end) != "close":
+            return None
+        return (-int(self.text(at)) if negative else int(self.text(at))), end
+
+    def raised(self, value: Fraction | None, last: int) -> tuple[Fraction | None, int]:
+        """The power that stands behind the token ``last``, if one does: its value and its own last token."""
+        at = self.skip(last + 1)
+        spaced = at != last + 1
+        if self.kind(at) != "power" or (self.text(at) == "**" and (self.kind(at + 1) == "space") != spaced):
+            return value, last
+        inner = self.skip(at + 1)
+        exponent = self.integer(inner)
+        if exponent is None:
+            # Two stars may also end bold text.
+            unread = self.text(at) == "^" or self.kind(inner) == "digits"
+            return (None, self.behind_exponent(at) - 1) if unread else (value, last)
+        number, end = exponent
+        if self.kind(end + 1) == "power" and self.text(end + 1) == "^":
+            return None, self.behind_exponent(end + 1) - 1
+        return (None if value is None else power(value, number)), end
+
+    def times_ten(self, last: int) -> tuple[int, int] | None:
+        """The exponent of a following "x 10^3" and its last token."""
+        at = self.skip(last + 1)
+        if self.kind(at) != "times" and self.text(at) not in ("x", "X"):
+            return None
+        ten = self.skip(at + 1)
+        power_at = self.skip(ten + 1)
+        if self.text(ten) != "10" or self.kind(power_at) != "power":
+            return None
+        return self.integer(self.skip(power_at + 1))
+
+    def below(self, last: int) -> tuple[Fraction | None, int] | None:
+        """The denominator that follows a slash, None within where it is not a number, and its last token."""
+        at = self.skip(last + 1)
+        if self.kind(at) != "slash":
+            return None
+        digits = self.skip(at + 1)
+        sign = -1 if self.text(digits) == "-" else 1
+        digits += self.kind(digits) == "sign"
+        if self.kind(digits) != "digits":
+            return None
+        value, end = numeral(self.text(digits), self.decimal), digits
+        further = self.skip(end + 1)
+        if self.kind(further) == "slash" and self.kind(self.skip(further + 1)) == "digits":  # a date
+            return None, self.skip(further + 1)
+        return (None if value is None else sign * value), end
+
+    def mixed(self, last: int, whole: Fraction) -> tuple[Fraction | None, int] | None:
+        """A proper fraction behind a whole number ("2 1/2", "2 and 1/2"): the sum, and its last token."""
+        at = self.skip(last + 1)
+        if self.text(at).lower() == "and":
+            at = self.skip(at + 1)
+        if at == last + 1 or self.kind(at) != "digits" or not self.text(at).isdigit() or self.kind(at - 1) != "space":
+            return None
+        below = self.below(at)
+        above = numeral(self.text(at), self.decimal)
+        if below is None or above is None or not below[0] or above >= below[0] or below[0].denominator != 1:
+            return None
+        return whole + above / below[0], below[1]
+
+
+def _times_ten_to(value: Fraction, exponent: int) -> Fraction | None:
+    scale = power(Fraction(10), exponent)
+    return None if scale is None else value * scale
