@@ -14,6 +14,7 @@ import torch
 
 from skillweave.artefact import read_json
 from skillweave.base import Base, Message, open_base
+from skillweave.errors import NothingLearnt
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.e3tir import run as warm_up
 from skillweave.methods.e3tir.judge import success
@@ -202,12 +203,15 @@ def trained(plan: Plan) -> dict[str, Any]:
     with TemporaryDirectory() as scratch, TemporaryDirectory() as aside:
         if plan.family == HASTY:
             config = config.model_copy(update={"experts": _hasty_experts(config, Path(aside))})
-        delta = warm_up(base, config, Path(scratch))
+        try:
+            model = warm_up(base, config, Path(scratch)).apply(base)
+        except NothingLearnt:  # an arm in which no reward differed is worth what the base is
+            model = base
         figures = read_json(Path(scratch) / "figures.json")
         curve = _curve(Path(scratch), figures)
         history = Path(scratch) / "warm-up" / "history.json"
         joined = [entry["experts/joined"] for entry in read_json(history)] if history.exists() else []
-        score = _score(delta.apply(base), config)
+        score = _score(model, config)
     return {
         "score": score, "before": figures["before"]["success"], "curve": curve,
         "mean_on_the_way": area(curve, plan.budget), "expert_tokens": figures["expert_tokens"],

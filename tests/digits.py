@@ -31,7 +31,7 @@ class Digits:
             DigitEntry(f"d{index}", f"say {index % 10}", str(index % 10) * 3 if gold else None)
             for index in range(entries)
         ]
-        self.splits = {"train": self.entries}
+        self.splits = {"train": self.entries, "calibration": self.entries[:4]}
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""The one exception that means "the person can mend this"."""
+"""The exception that means "the person can fix this"."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with 2; any other exception is a bug and
     keeps its traceback.
     """
+
+
+class NothingLearnt(UserError):
+    """A training that changed no weight: there is no delta. The message says why, and what to do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

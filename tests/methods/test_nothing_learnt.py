@@ -13,7 +13,7 @@ from micro import save_micro
 from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods import get_method
 from skillweave.methods.training import trainer
 from skillweave.methods.training.run import Run
@@ -31,7 +31,7 @@ def says_twice(name: str, base, settings: dict, out: Path, expected: str) -> Non
     config = method.config(bf16=False, **settings)
     said = []
     for _ in range(2):
-        with pytest.raises(UserError, match=expected) as error:
+        with pytest.raises(NothingLearnt, match=expected) as error:
             method.run(base, config, out)
         said.append(str(error.value))
         assert not (out / "delta").exists()
@@ -138,8 +138,8 @@ def test_a_delta_of_zeros_is_no_delta(base, tmp_path):
         run = Run.begin("a-method", base, ModelSettings(), Digits(), tmp_path)
         run.trained("one", lambda folder: {"steps": 1})
         if empty:
-            with pytest.raises(UserError, match=r"nothing was learnt: every weight is the base's own\. Try harder"):
-                run.finish({}, "Try harder")
+            with pytest.raises(UserError, match="nothing was learnt: every weight is the base's own"):
+                run.finish({})
             assert not (tmp_path / "delta").exists()
         else:
             assert run.finish({}).names()

@@ -299,7 +299,8 @@ def test_kill_minus_nine_and_again(micro_base, whole, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("train", ["full", "lora"])
 def test_two_processes_make_the_same_delta(micro_base, base, tmp_path, train):
-    same = {"train": train, "warm_start": {**SETTINGS["warm_start"], "micro_batch_size": 2}}
+    looks = {"evaluate_every": 4, "patience": 3}
+    same = {"train": train, "warm_start": {**SETTINGS["warm_start"], "micro_batch_size": 2, **looks}}
     assert driver(micro_base, tmp_path / "two", processes=2, **same) == 0
     one = run(base, settings(**same), tmp_path / "one")
     two = Delta.from_pretrained(tmp_path / "two" / "delta")
@@ -307,4 +308,6 @@ def test_two_processes_make_the_same_delta(micro_base, base, tmp_path, train):
         torch.testing.assert_close(two.tensor(name), tensor, atol=2e-4, rtol=1e-2)
     first, second = (read_json(tmp_path / name / "figures.json")["stages"] for name in ("one", "two"))
     assert second["round-1"]["pairs"] == first["round-1"]["pairs"]
+    for key in ("steps", "best_step", "held_out_loss"):
+        assert second["warm-start"][key] == pytest.approx(first["warm-start"][key], rel=1e-3)
     assert second["warm-start"]["loss_last"] == pytest.approx(first["warm-start"]["loss_last"], rel=1e-3)

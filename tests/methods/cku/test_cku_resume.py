@@ -150,8 +150,9 @@ def test_kill_minus_nine_and_again(taught, corpus, whole, tmp_path):
 @pytest.mark.parametrize("changes", [
     {"refusal": {**REFUSAL, "steps": 4}},
     {"refusal": {**REFUSAL, "steps": 4}, "train": "lora"},
-    {"objective": {"sign_agreement": True}},
-    {"objective": {"sign_agreement": True, "retain": "kl"}, "train": "lora", "training": {"micro_batch_size": 1}},
+    # Not kl, whose gradient is rounding alone at the start: the first mask of signs would be a toss in each process.
+    {"objective": {"sign_agreement": True, "retain": "ce"}},
+    {"objective": {"sign_agreement": True, "retain": "ce"}, "train": "lora", "training": {"micro_batch_size": 1}},
     {"objective": {"loss": "rmu"}, "localise": {"layers": [0]}},
     {"objective": {"loss": "rmu"}, "localise": {"layers": [0]}, "trainable": "all"},
     {"objective": {"loss": "ga", "retain": "none"}, "watch": {"every": 1, "budget": 0.2},

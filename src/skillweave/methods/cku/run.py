@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from skillweave.artefact import read_json, write_json
 from skillweave.base import Base
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.cku.config import MLPS, CkuConfig
 from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.refusal import refusal_examples
@@ -175,11 +175,11 @@ class _Unlearning:
 
         figures = run.train(folder, config.training, self.forget, [len(row["input_ids"]) for row in self.forget], make)
         if not learnt(figures):
-            raise UserError(_NO_GRADIENT)
+            raise NothingLearnt(_NO_GRADIENT)
         if run.processes.first:
             write_json(folder / "looks.json", watch.looks)
         if not watch.kept_step:
-            raise UserError(_nothing_forgotten(watch.looks, before["held_out_probability"], config))
+            raise NothingLearnt(_nothing_forgotten(watch.looks, before["held_out_probability"], config))
         run.say(_ended(watch.ended, watch.kept_step, goal))
         return {**figures, "ended": watch.ended, "kept_step": watch.kept_step}
 

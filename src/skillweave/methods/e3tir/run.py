@@ -82,7 +82,7 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
         check_before(agent.task, state.tokenizer, state.max_length)
         with quiet():
             facts = _Agent.begin(state).all_stages()
-        return state.finish(facts)
+        return state.finish(facts, _why_nothing(state.figures, config))
 
 
 def _material(agent: AgentTask, config: E3tirConfig) -> Material:
@@ -181,8 +181,6 @@ class _Agent:
             run.trained("warm-up", functools.partial(self._rl, config.warm_up))
         if config.rl.steps:
             run.trained("rl", functools.partial(self._rl, config.rl))
-        if run.policy.trained is None:
-            raise UserError(_nothing_learnt(run.figures, config))
         after = run.stage("after", self._judge, show=_SEEN)
         return {"before": before, "after": after, "traces": len(self.traces), "expert_tokens": self._expert_tokens}
 
@@ -284,11 +282,11 @@ class _Agent:
         return short
 
 
-def _nothing_learnt(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> str:
-    """Why no stage changed a weight, and what to do. ``stages``: the figures of each."""
+def _why_nothing(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> str:
+    """Why no stage changed a weight, if none did, and what to do. ``stages``: the figures of each."""
     flat = {name: found for name, found in stages.items() if found.get("equal_groups") == 1}
     if not flat:
-        return "nothing was learnt: no step of any stage had a gradient. Look into history.json of each stage."
+        return "no step of any stage had a gradient"
     rewards = ", ".join(f"{name}: mean reward {found['mean_reward']:.3g}" for name, found in flat.items())
     cut_off = max(found["cut_off"] for found in flat.values())
     cause = (
@@ -297,7 +295,7 @@ def _nothing_learnt(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> s
         else ""
     )
     return (
-        f"nothing was learnt: all rewards were equal in every group ({rewards}), so no conversation was better than "
+        f"all rewards were equal in every group ({rewards}), so no conversation was better than "
         f"another and no weight was changed{cause}. Take easier prompts (or harder ones, where all were right), more "
         "conversations a prompt (n) or a higher rollout.temperature, or teach the calls first, with sft or with a "
         "warm_up on an expert's traces"

@@ -16,7 +16,7 @@ from typing import Any
 
 from skillweave.base import Base
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.registry import register
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
@@ -61,7 +61,7 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
         asked = choose_entries(prompts, config.prompts_per_round, number, config.seed) if _samples(run, given) else []
         run.trained(f"round-{number + 1}", _round(run, asked, given))
     if run.policy.trained is None:
-        raise UserError(_nothing_learnt(run, before))
+        raise NothingLearnt(_nothing_learnt(run, before))
     after = run.stage("probe-after", lambda folder: _probe(run, folder, probed))["solve_rate"]
     return {"before": before, "after": after}
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from skillweave.base import Base
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.registry import register
 from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
@@ -125,7 +125,7 @@ class _SelfPlay:
         kept = best if config.keep == "best" else len(judged) - 1
         run.policy = self.team.policy(kept)
         if run.policy.trained is None:  # only player 0 can be the bare base
-            raise UserError(self._nothing_to_keep(judged))
+            raise NothingLearnt(self._nothing_to_keep(judged))
         run.say(
             f"kept: round {kept} of {len(judged) - 1}"
             if kept

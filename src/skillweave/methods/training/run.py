@@ -27,7 +27,7 @@ from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
 from skillweave.base.precision import native_bf16
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, TrainingSettings
@@ -40,7 +40,9 @@ if TYPE_CHECKING:
 
 _NEARLY_ALL = 0.9
 """From this share of cut-off answers on, it is said that little can be learnt."""
-_ADVICE = "Raise learning_rate or the number of steps, or look into the stages' history.json for what the loss did."
+_ADVICE = (
+    "The history.json of each stage has its loss and gradients; steps that are too short need a higher learning_rate."
+)
 
 # TRL and PEFT take seconds to import: only a run that trains pays for them, not everyone who lists the methods.
 
@@ -253,23 +255,23 @@ class Run(Generic[C, D]):
             save_policy(model, whole, folder / "policy")
         return figures
 
-    def finish(self, facts: dict[str, Any], advice: str = "") -> Delta:
+    def finish(self, facts: dict[str, Any], why_nothing: str = "no stage changed a weight") -> Delta:
         """Write the figures and the delta of the policy as it is now, and free the disk of the trained model.
 
-        Raises :class:`UserError`, with ``advice`` in it, where not one weight differs from the base's: then there is no
-        delta, and the same run says so again.
+        Raises :class:`NothingLearnt` where no stage moved the policy (for the reason ``why_nothing``), or where not one
+        weight differs from the base's: then there is no delta, and the same run says so again.
         """
         self.processes.wait()  # none may still look for what is removed here
-        self.processes.from_first(lambda: self._write(facts, advice))
+        self.processes.from_first(lambda: self._write(facts, why_nothing))
         return self.delta
 
-    def _write(self, facts: dict[str, Any], advice: str) -> None:
+    def _write(self, facts: dict[str, Any], why_nothing: str) -> None:
         write_json(self.folder / "figures.json", {**facts, "seed": self.config.seed, "stages": self.figures})
         if self.policy.trained is None:
-            raise UserError(f"nothing was learnt: no stage changed a weight. {advice or _ADVICE}")
+            raise NothingLearnt(f"nothing was learnt: {why_nothing}. {_ADVICE}")
         delta = self.policy.delta(self.base, self.config.train)
         if not _changes_anything(delta, self.base):
-            raise UserError(f"nothing was learnt: every weight is the base's own. {advice or _ADVICE}")
+            raise NothingLearnt(f"nothing was learnt: every weight is the base's own. {_ADVICE}")
         delta.provenance = {"method": self.method, "task": self.task.name, "seed": self.config.seed}
         with atomic_folder(self.folder / "delta") as temporary:
             delta.save_pretrained(temporary)
