@@ -67,6 +67,10 @@ class Session:
                 pass_fds=(to_child, from_child),
                 start_new_session=True,
             )
+        except BaseException:
+            os.close(self._to)
+            os.close(self._from)
+            raise
         finally:
             os.close(to_child)
             os.close(from_child)

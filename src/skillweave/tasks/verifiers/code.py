@@ -84,7 +84,7 @@ def gold_solution_problem(answer: str, cases: list[Any], options: CodeOptions) -
 
 
 def _advice(source: str, case: Any, options: CodeOptions, problem: str) -> str:
-    """What to do about a program that fails in the interpreter, which is at fault if CPython passes the program."""
+    """What to do about a program that fails in the interpreter: if CPython passes it, the interpreter is at fault."""
     try:
         in_cpython = failure(source, case, _runner(options.model_copy(update={"runner": "process"})))
     except UserError:  # this system cannot lock a process in
