@@ -77,10 +77,12 @@ def products_are_float32(dtype: torch.dtype, device: torch.device) -> bool:
 
 def describe(dtype: torch.dtype, device: torch.device) -> str:
     """One sentence on what is computed in, and why; ``dtype`` is that of the weights in memory."""
-    reason = native_bf16(device)[1]
+    native, reason = native_bf16(device)
     name = str(dtype).removeprefix("torch.")
     if products_are_float32(dtype, device):
         return f"weights stay in {name}, products are made in float32 ({reason})"
+    if native and dtype is torch.float32:
+        return "computing in float32 (the type of the base's files, or the one asked for)"
     return f"computing in {name} ({reason})"
 
 

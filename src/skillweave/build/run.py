@@ -197,7 +197,6 @@ class _Build:
             lambda folder: method.run(self.base, settings, folder),
         )
         self._score(skill, "specialist", [f"{skill}/delta"], lambda: self._specialist(skill))
-        show_example(self._folder(skill, "score-base"), self._folder(skill, "score-specialist"))
 
     def zip(self, skill: str) -> None:
         """Zip the delta into a skillpack."""
@@ -376,6 +375,8 @@ class _Build:
         def work(folder: Path) -> None:
             sampling = Sampling(max_new_tokens=settings.max_new_tokens, batch_size=settings.batch_size)
             score_once(folder, task, answers(opened(), pack, task, use, sampling), limit=settings.limit)
+            if arm == "specialist":
+                show_example(self._folder(skill, "score-base"), folder)
 
         built_on = [*self._asked(skill), *built_on]
         self._step(skill, f"score-{arm}", f"score the {ARMS[arm]}", built_on, self._score_settings(skill), work)

@@ -95,7 +95,7 @@ def team_trainer(folder, rows, loss: str = "team", micro: int | None = None, ste
         settings, Processes(), folder=folder, steps=steps, seed=0, bf16=False, device="cpu", save_every=100,
         gradient_checkpointing=False,
     )  # fmt: skip
-    config = TpawConfig(task="x.jsonl", loss=loss)
+    config = TpawConfig(task="x.jsonl", loss=loss, bf16=False)
     order = [index % len(rows) for index in range(4 * steps)]
     return TeamTrainer(micro_model(), micro_tokenizer(), arguments, rows, order, objective(config))
 
