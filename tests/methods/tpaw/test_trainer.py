@@ -20,7 +20,7 @@ from skillweave.methods.training.trainer import trainer_arguments
 
 def test_the_settings_of_each_loss():
     def config(**given):
-        return TpawConfig(task="x.jsonl", **given)
+        return TpawConfig(task="x.jsonl", **{"bf16": False, **given})
 
     assert (config().lam, config().eta, config().gamma) == (0.1, 6.0, 0.5)
     sizes = {loss: (config(loss=loss).players, config(loss=loss).remembered) for loss in
@@ -95,7 +95,7 @@ def team_trainer(folder, rows, loss: str = "team", micro: int | None = None, ste
         settings, Processes(), folder=folder, steps=steps, seed=0, bf16=False, device="cpu", save_every=100,
         gradient_checkpointing=False,
     )  # fmt: skip
-    config = TpawConfig(task="x.jsonl", loss=loss)
+    config = TpawConfig(task="x.jsonl", loss=loss, bf16=False)
     order = [index % len(rows) for index in range(4 * steps)]
     return TeamTrainer(micro_model(), micro_tokenizer(), arguments, rows, order, objective(config))
 

@@ -346,7 +346,8 @@ def _differing(config: BaseModel, found: dict[str, Any]) -> list[str]:
     for key, field_ in type(config).model_fields.items():
         mine = getattr(config, key)
         if key not in found:
-            same = mine == field_.get_default(call_default_factory=True)
+            # `bf16: auto`, the default, has been decided since, and the run that began says nothing else.
+            same = key == "bf16" or mine == field_.get_default(call_default_factory=True)
         elif isinstance(mine, BaseModel) and isinstance(found[key], dict):
             same = not _differing(mine, found[key])
         else:
