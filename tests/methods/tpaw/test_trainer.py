@@ -20,7 +20,7 @@ from skillweave.methods.training.trainer import trainer_arguments
 
 def test_the_settings_of_each_loss():
     def config(**given):
-        return TpawConfig(task="x.jsonl", **{"bf16": False, **given})
+        return TpawConfig(task="x.jsonl", **given)
 
     assert (config().lam, config().eta, config().gamma) == (0.1, 6.0, 0.5)
     sizes = {loss: (config(loss=loss).players, config(loss=loss).remembered) for loss in
