@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from chat_families import CALLS, CHATML, FAMILIES, MORE, TOOLS, family_tokenizer, micro_llama, teach
+from chat_families import CALLS, CHATML, FAMILIES, MORE, TOOLS, family_tokenizer, micro_llama, shipped, teach
 from micro import micro_model, micro_tokenizer
 from skillweave.base import Sampling, answer_ids, answer_text, prompt_ids, prompt_text
-from skillweave.base.ends import stop_tokens, turn_end, turn_end_id
+from skillweave.base.ends import beside_the_answer, stop_tokens, turn_end, turn_end_id
 from skillweave.base.generate import generate_answers
+from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError
 from skillweave.methods.training.sft import encode
 from skillweave.tools.builtin import calculator
@@ -108,6 +110,9 @@ def test_all_that_is_named_as_an_end_stops():
     model.generation_config.eos_token_id = [1, "<eos>"]
     with pytest.raises(UserError, match="'<eos>' is no token id"):
         stop_tokens(model, tokenizer)
+    model.generation_config.eos_token_id = [[1]]
+    with pytest.raises(UserError, match=r"\[1\] is no token id"):
+        stop_tokens(model, tokenizer)
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     assert stop_tokens(model, tokenizer) == [tokenizer.eos_token_id, turn_end_id(tokenizer)]
 
@@ -197,6 +202,11 @@ def test_what_another_role_says_is_not_passed_over():
     assert prompt_ids(micro_tokenizer(silent), [ASKED])
 
 
+def test_a_template_that_takes_content_in_parts_alone_does_not_see_a_text():
+    with pytest.raises(UserError, match="does not write messages of the role 'user'"):
+        prompt_ids(family_tokenizer(replace(FAMILIES["qwen2.5"], template=shipped("smolvlm"))), "x?")
+
+
 def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():
     silent = ROLES.replace("ENDS", "<end>").replace(
         "{% for m in messages %}", "{% for m in messages if m.role != 'tool' %}"
@@ -280,3 +290,42 @@ def test_chatml_of_ends_that_are_no_tokens_ends_with_eos():
     assert turn_end(tokenizer) == "<end>"
     ((answer,),) = generate_answers(micro_model(), tokenizer, ["x"], Sampling(3))
     assert not answer.ended
+
+
+# -- what stands between a prompt and an answer -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_answer_of_a_plain_family_stands_right_behind_its_prompt(name):
+    assert beside_the_answer(family_tokenizer(FAMILIES[name])) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("qwen3", r"writes '<think>\\n\\n</think>' before what the assistant says"),
+        ("gpt-oss", r"writes '<\|channel\|>final<\|message\|>' before"),
+        ("deepseek-v3", "ends a prompt with '<think>', and leaves it out before an answer"),
+        ("llama2", None),  # white space alone
+    ],
+)
+def test_what_a_text_answer_is_learnt_without_is_said(name, said):
+    note = beside_the_answer(family_tokenizer(MORE[name]))
+    assert note is None if said is None else re.search(said, note)
+    assert beside_the_answer(micro_tokenizer(None)) is None
+
+
+THINKS = CHATML.replace("assistant\n", "assistant\n<think>")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_a_thought_can_be_told_from_the_answer(special):
+    """Its marks stay in the text, special tokens or not; one that the prompt opened has its mark if it is cut off."""
+    family = replace(FAMILIES["chatml"], others=("<|im_start|>", "<think>", "</think>"))
+    tokenizer = family_tokenizer(replace(family, template=THINKS), special=special)
+    model = micro_llama(tokenizer)
+    teach(model, encode(tokenizer, [("x?", "hm</think>4")], 99), 50)
+    whole, cut = (generate_answers(model, tokenizer, ["x?"], Sampling(size))[0][0] for size in (20, 2))
+    assert (whole.text, whole.ended) == ("hm</think>4", True)
+    assert (cut.text, cut.ended) == ("<think>\nhm", False)
+    assert [strip_thoughts(one.text) for one in (whole, cut)] == ["4", ""]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -174,6 +175,15 @@ def test_open_base_on_a_processor_without_bfloat16(folder: Path, without_bf16: N
     assert open_base(folder, device="cpu", budget=wide.nbytes * 9 // 10).model.dtype is BF16
     answers = [generate(base.model, base.tokenizer, ["ab", "c"], Sampling(8)) for base in (wide, narrow)]
     assert answers[0] == answers[1]
+
+
+def test_what_a_folder_holds_in_float32_is_not_rounded_on_the_way(folder: Path, without_bf16: None) -> None:
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "norm" in name)
+    tensors[name] = torch.full(tensors[name].shape, 1.0001)  # 1 in bfloat16
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert torch.equal(open_base(folder, device="cpu").model.state_dict()[name], tensors[name])
 
 
 def test_open_base_on_a_processor_with_bfloat16(folder: Path, with_bf16: None) -> None:

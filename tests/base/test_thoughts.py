@@ -105,6 +105,7 @@ def test_markers_of_a_template() -> None:
     assert template_thought_markers(SimpleNamespace(chat_template=template)) == (("<think>", "</think>"),)
     assert template_thought_markers(SimpleNamespace(chat_template={"default": "[THINK]"})) == (("[THINK]", "[/THINK]"),)
     assert template_thought_markers(SimpleNamespace(chat_template=None)) == ()
+    assert template_thought_markers(SimpleNamespace(chat_template="{{ '<|end|>' }}")) == ()  # Phi-3 ends turns with it
 
 
 def test_a_thought_that_the_prompt_opened() -> None:

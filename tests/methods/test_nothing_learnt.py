@@ -61,6 +61,9 @@ WARM = {"when": "always", "steps": 2, "batch_size": 4}
     [
         # Steps with a gradient, too short to reach a float32 weight.
         ({"warm_start": {**WARM, "learning_rate": 1e-30}, "trainable": "mlp"}, "every weight is the base's own"),
+        # A weight that is zero, as that of the pad token, takes up the smallest step.
+        ({"warm_start": {**WARM, "learning_rate": 1e-30}}, "every weight is the base's own"),
+        ({"warm_start": {**WARM, "learning_rate": 1e-12}}, "every weight is the base's own"),
         ({"warm_start": {**WARM, "learning_rate": 1e-30}, "train": "lora"}, "every weight is the base's own"),
     ],
 )

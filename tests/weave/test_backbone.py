@@ -100,7 +100,7 @@ def test_files_memory_and_stream_have_one_fingerprint(tmp_path, dtype, tie):
     delta = random_delta(base, dtype=torch.float32)
     written = fingerprint(write_tuned(base, delta, tmp_path / "tuned"))
     assert tuned_fingerprint(base, delta) == written
-    assert delta.apply(open_base(base), in_place=True).fingerprint == written
+    assert delta.apply(open_base(base, dtype=dtype), in_place=True).fingerprint == written
     assert written != fingerprint(base)
 
 

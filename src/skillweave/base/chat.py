@@ -164,11 +164,12 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
 
 def check_told(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], text: str) -> None:
     """Raise :class:`UserError` where the template passes over tools, calls, or what was said in another role than the
-    user's and the assistant's: ``text``, the rendering, is the same without it."""
+    assistant's: ``text``, the rendering, is the same without it."""
     uncalled = [{key: value for key, value in one.items() if key != "tool_calls"} for one in messages]
     asked: list[tuple[str, Sequence[Message], Sequence[Any]]] = [("tool calls", uncalled, tools)]
+    # A template that leaves out thoughts or what stands beside a call is heeded in what the assistant says.
     for role in dict.fromkeys(str(one.get("role")) for one in messages):
-        if role not in ("user", "assistant"):
+        if role != "assistant":
             unsaid = [{**one, "content": _OTHER} if one.get("role") == role else one for one in messages]
             asked.append((f"messages of the role '{role}'", unsaid, tools))
     if tools:

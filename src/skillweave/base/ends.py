@@ -49,16 +49,17 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
     ``config`` name as ``eos_token_id``."""
     config = getattr(model, "config", None)
     texts = None if config is None else config.get_text_config()
-    stops = {turn_end_id(tokenizer), tokenizer.eos_token_id}
+    stops = [turn_end_id(tokenizer), tokenizer.eos_token_id]
     for settings in (getattr(model, "generation_config", None), config, texts):
         named = getattr(settings, "eos_token_id", None)
-        stops.update(named if isinstance(named, list | tuple) else [named])
-    strange = [stop for stop in stops - {None} if isinstance(stop, bool) or not isinstance(stop, int)]
+        stops += named if isinstance(named, list | tuple) else [named]
+    stops = [stop for stop in stops if stop is not None]
+    strange = [stop for stop in stops if isinstance(stop, bool) or not isinstance(stop, int)]
     if strange:
         raise UserError(
             f"eos_token_id of the model's generation_config.json or config.json: {strange[0]!r} is no token id"
         )
-    return sorted(stops - {None})
+    return sorted(set(stops))
 
 
 def up_to_end(ids: Sequence[int], stops: Sequence[int]) -> tuple[list[int], bool]:
@@ -79,6 +80,33 @@ def without_end(tokenizer: Any, text: str) -> tuple[str, str | None]:
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     ends = [token for token in special | set(tokenizer.all_special_tokens) if token and trimmed.endswith(token)]
     return (trimmed.removesuffix(max(ends, key=len)), max(ends, key=len)) if ends else (text, None)
+
+
+def beside_the_answer(tokenizer: Any) -> str | None:
+    """What a user should know of answers that are plain texts: where the template writes more than the text behind the
+    prompt (an empty thought, a channel), or the prompt opens a thought. None where it does neither.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    asked, said = {"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}
+    prompt, whole = _render(tokenizer, [asked], to_answer=True), _render(tokenizer, [asked, said])
+    before = whole.partition(SAID)[0]
+    if not (prompt and SAID in whole):
+        return None
+    shared = next((at for at, pair in enumerate(zip(prompt, before, strict=False)) if pair[0] != pair[1]), None)
+    shared = min(len(prompt), len(before)) if shared is None else shared
+    if left := before[shared:].strip():
+        return (
+            f"the base's chat template writes {left!r} before what the assistant says. An answer that is a plain text "
+            "is learnt without it: if the model should write it, begin each answer with it"
+        )
+    if opened := prompt[shared:].strip():
+        return (
+            f"the base's chat template ends a prompt with {opened!r}, and leaves it out before an answer. An answer is "
+            "learnt right behind it: if it opens a thought, begin each answer with the thought and the mark that ends "
+            "it"
+        )
+    return None
 
 
 def control_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -104,9 +132,9 @@ def _written_end(tokenizer: Any) -> str | None:
     return None if opening.endswith(between.lstrip()) else of_middle
 
 
-def _render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
+def _render(tokenizer: Any, messages: list[dict[str, str]], *, to_answer: bool = False) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_answer)
     except TEMPLATE_ERRORS:  # whoever renders a real conversation is told
         return ""
 

@@ -17,9 +17,13 @@ import torch
 
 from skillweave.base.chat import Prompt, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as, model_defaults
-from skillweave.base.ends import stop_tokens, up_to_end
+from skillweave.base.ends import control_tokens, stop_tokens, up_to_end
+from skillweave.base.thoughts import Markers, opened_thought, template_thought_markers
 from skillweave.errors import UserError
 from skillweave.progress import bar
+
+_TAIL = 32
+"""Tokens of a prompt in which the mark that opens a thought is looked for."""
 
 
 @dataclass(frozen=True)
@@ -173,4 +177,21 @@ def _one_batch(
         out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
     # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
     written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
-    return [Generated(text_of(tokenizer, row), ended) for row, ended in written]
+    markers = template_thought_markers(tokenizer)
+    return [
+        Generated(_text(tokenizer, asked, row, ended, markers), ended)
+        for asked, (row, ended) in zip(encoded, written, strict=True)
+    ]
+
+
+def _text(tokenizer: Any, asked: Sequence[int], written: Sequence[int], ended: bool, markers: Markers) -> str:
+    """What was written, so that a thought in it can be told from the answer.
+
+    Special tokens stay in the text where they mark thoughts. A thought that the prompt has opened, and that was cut
+    off, has no mark of its own: it gets the one of the prompt.
+    """
+    control = control_tokens(tokenizer)
+    marked = any(control.search(mark) for pair in markers for mark in pair)
+    text = text_of(tokenizer, written, special=marked)
+    opening = "" if ended else opened_thought(text_of(tokenizer, asked[-_TAIL:], special=True), markers)
+    return f"{opening}\n{text}" if opening and dict(markers)[opening] not in text else text

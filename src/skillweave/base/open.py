@@ -118,6 +118,7 @@ def open_base(
         chosen = automatic_dtype(model.dtype, place, nbytes, budget)
         if chosen is not model.dtype:  # else what transformers keeps in float32 stays as it is
             model = model.to(chosen)
+            _restore_wide(model, path)
     try:
         model = model.eval().to(place)
     except torch.OutOfMemoryError as error:
@@ -126,6 +127,16 @@ def open_base(
         multiply_in_float32(model)
     local = Path(str(ref)).expanduser()
     return Base(model, tokenizer, mark, str(local.resolve()) if local.exists() else str(ref), path)
+
+
+@torch.no_grad()
+def _restore_wide(model: Any, path: Path) -> None:
+    """Copy what the files hold in more bits than the rest: transformers has rounded it to the dtype of the rest."""
+    files = Checkpoint(path)
+    state = model.state_dict()
+    for name in files.names():
+        if name in state and files.dtype(name) is torch.float32:
+            state[name].copy_(files.tensor(name))
 
 
 def open_tokenizer(ref: str | Path) -> Any:

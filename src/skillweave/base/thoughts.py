@@ -60,7 +60,10 @@ def template_thought_markers(tokenizer: Any, markers: Markers = KNOWN) -> tuple[
     """Those of ``markers`` that the tokenizer's chat template writes or looks for; () without a template."""
     templates = getattr(tokenizer, "chat_template", None)
     text = "\n".join(map(str, templates.values())) if isinstance(templates, dict) else str(templates or "")
-    return tuple(pair for pair in markers if any(mark in text for mark in pair))
+    return tuple(
+        (opening, closing) for opening, closing in markers
+        if opening in text or (closing in text and closing not in _TURN_ENDS)
+    )  # fmt: skip
 
 
 def opened_thought(prompt: str, markers: Markers = KNOWN) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from skillweave.base.chat import Answer, answer_ids, as_messages, prompt_ids, tools_of
+from skillweave.base.ends import beside_the_answer
 from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.tasks.builtin import BUILTINS
@@ -111,7 +112,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None)
         failed=len(failures),
         failures=failures[:_FAILURES_SHOWN],
         unanswered=sum(entry.answer is None for entry in entries),
-        notes=task.notes,
+        notes=[*task.notes, *_answer_notes(tokenizer)],
         problems=_problems(len(gold), failures, len(measured), beyond, max_length),
         example=_rendered(shown, tokenizer),
     )
@@ -156,8 +157,13 @@ def _sampled(count: int, whole: int) -> str:
 
 def check_before(task: Task, tokenizer: Any, max_length: int | None) -> None:
     """Say what the task is, in a few lines on standard error, before it is trained on."""
-    for line in summary(check_task(task, tokenizer, max_length)):
+    for line in [*summary(check_task(task, tokenizer, max_length)), *_answer_notes(tokenizer)]:
         say_once(f"task {task.name}: {line}")
+
+
+def _answer_notes(tokenizer: Any) -> list[str]:
+    note = None if tokenizer is None else beside_the_answer(tokenizer)
+    return [note] if note else []
 
 
 def _sample(entries: Sequence[Entry], count: int) -> list[Entry]:

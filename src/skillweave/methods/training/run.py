@@ -300,7 +300,7 @@ def _decided(config: C, folder: Path, device: torch.device) -> C:
 
 
 def _changes_anything(delta: Delta, base: Base) -> bool:
-    """Whether any weight of the base, in float32, is another one with the delta."""
+    """Whether the delta moves any weight of the base by more than float32 can tell of its tensor's largest."""
     return any(_changes(delta, base.checkpoint, name) for name in delta.names())
 
 
@@ -308,7 +308,12 @@ def _changes(delta: Delta, base: Checkpoint, name: str) -> bool:
     if name not in base or base.shape(name) != delta.shape(name):
         return True
     ours, theirs = base.tensor(name).float().cpu(), delta.tensor(name).float().cpu()
-    return not torch.equal(ours, theirs if delta.whole(name) else ours + theirs)
+    moved = theirs - ours if delta.whole(name) else theirs
+    if not moved.numel():
+        return False
+    # A weight that is zero takes up any step, however small: what the whole tensor holds is the measure.
+    largest = float(ours.abs().max()) or 1.0
+    return not float(moved.abs().max()) <= torch.finfo(torch.float32).eps * largest  # a NaN is a change
 
 
 def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:
@@ -341,7 +346,8 @@ def _differing(config: BaseModel, found: dict[str, Any]) -> list[str]:
     for key, field_ in type(config).model_fields.items():
         mine = getattr(config, key)
         if key not in found:
-            same = mine == field_.get_default(call_default_factory=True)
+            # `bf16: auto`, the default, has been decided since, and the run that began says nothing else.
+            same = key == "bf16" or mine == field_.get_default(call_default_factory=True)
         elif isinstance(mine, BaseModel) and isinstance(found[key], dict):
             same = not _differing(mine, found[key])
         else:
