@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +16,8 @@ Row = tuple[str, Any]
 """Where a row stands ("data.jsonl, line 3") and what was read there."""
 
 _LONGEST_CELL = 2**31 - 1
-LISTS = (
+
+_LISTS = (
     "messages",
     "conversations",
     "tools",
@@ -215,7 +216,7 @@ def _check_no_wrapper(path: Path, text: str) -> None:
         return  # one object a line, or damaged: the reader of lines says where
     if not isinstance(whole, dict):
         return
-    inner = next((key for key, value in whole.items() if isinstance(value, list) and value and key not in LISTS), None)
+    inner = next((key for key, value in whole.items() if isinstance(value, list) and value and key not in _LISTS), None)
     if inner is not None and all(isinstance(row, dict) for row in whole[inner]):
         raise UserError(
             f"{path}: one object, whose '{inner}' is a list of rows: write that list alone, as [{{...}}, {{...}}]"
@@ -224,7 +225,7 @@ def _check_no_wrapper(path: Path, text: str) -> None:
         raise UserError(f"{path}: one object; a .json file must be an array of rows, as [{{...}}, {{...}}]")
 
 
-def _check_header(names: list[str], where: str) -> None:
+def _check_header(names: Sequence[str], where: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{where}: the column {twice!r} stands twice in the header: rename one of them")
