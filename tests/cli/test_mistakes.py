@@ -87,7 +87,6 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("samples", lambda b: ["eval", b.base, "-t", b.task, "--samples", "4"], "set --temperature, for example"),
     ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "--temperature inf is no finite number"),
     ("twice", lambda b: ["eval", b.base, "-t", b.task, "-t", b.task], "is given twice: name each task once"),
-    ("seed", lambda b: ["eval", b.base, "-t", b.task, "--seed", "9" * 20], "Invalid value for '--seed'"),
     ("top-p", lambda b: ["eval", b.base, "-t", b.task, "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0", "--temperature", "1"], "leaves no token to draw"),
