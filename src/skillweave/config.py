@@ -51,12 +51,20 @@ Ratio = Annotated[float, BeforeValidator(_parse_ratio), PlainSerializer(lambda v
 """A fraction; ``"1/32"`` is read too."""
 
 
-def read_config(cls: type[C], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
+def read_config(
+    cls: type[C],
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str] = (),
+    *,
+    called: str = "the given settings",
+) -> C:
     """Read ``cls`` from a YAML file (or a mapping), then lay ``key.sub=value`` overrides over it.
+
+    ``called`` names the settings of a mapping in errors.
 
     Raises :class:`UserError` naming file, line, key and the nearest known key.
     """
-    text, where = "", "the given settings"
+    text, where = "", called
     if source is None or isinstance(source, Mapping):
         values = copy.deepcopy(dict(source or {}))
     else:
@@ -120,10 +128,9 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
             lines.append(f"{place}: the key '{key}' is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            # What is wrong with settings that do not go together says so itself; showing all of them helps nobody.
-            lines.append(
-                f"{place}: {key}: {message} (found {problem['input']!r:.80})" if key else f"{place}: {message}"
-            )
+            shown = f" (found {problem['input']!r:.80})" if key and "(found " not in message else ""
+            # What is wrong with settings that do not go together, or inside a value, says so itself.
+            lines.append(f"{place}: {': '.join(part for part in (key, message) if part)}{shown}")
     return "\n".join(lines)
 
 

@@ -85,6 +85,8 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("no file", lambda b: ["eval", b.base, "-t", "no.jsonl"], "no.jsonl does not exist"),
     ("no file", lambda b: ["specialise", "-b", b.base, "-t", "no.yaml", "-o", "r"], "no.yaml does not exist"),
     ("samples", lambda b: ["eval", b.base, "-t", b.task, "--samples", "4"], "set --temperature, for example"),
+    ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "--temperature inf is no finite number"),
+    ("twice", lambda b: ["eval", b.base, "-t", b.task, "-t", b.task], "is given twice: name each task once"),
     ("top-p", lambda b: ["eval", b.base, "-t", b.task, "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0", "--temperature", "1"], "leaves no token to draw"),

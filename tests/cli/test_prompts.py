@@ -12,7 +12,8 @@ from skillweave.cli.prompts import read_prompts
 from skillweave.errors import UserError
 
 ASKED = {"role": "user", "content": "Weather in Rome?"}
-CALLED = {"role": "assistant", "content": None, "tool_calls": CALLS}
+CALLED = {"role": "assistant", "content": "", "tool_calls": CALLS}
+RESULT = {"role": "tool", "content": "sun"}
 
 
 def read(folder: Path, *rows: object) -> list:
@@ -25,12 +26,12 @@ def test_the_tools_of_a_row_come_with_its_prompt(tmp_path: Path) -> None:
     rows = [
         {"prompt": "hi"},
         {"prompt": "hi", "tools": TOOLS},
-        {"messages": [ASKED, CALLED], "tools": TOOLS, "pack": "a"},
+        {"messages": [ASKED, CALLED | {"content": None}, RESULT], "tools": TOOLS, "pack": "a"},
     ]
     assert read(tmp_path, *rows) == [
         ("hi", None),
         ({"messages": [{"role": "user", "content": "hi"}], "tools": TOOLS}, None),
-        ({"messages": [ASKED, CALLED], "tools": TOOLS}, "a"),
+        ({"messages": [ASKED, CALLED, RESULT], "tools": TOOLS}, "a"),
     ]
 
 
@@ -39,10 +40,31 @@ def test_the_tools_of_a_row_come_with_its_prompt(tmp_path: Path) -> None:
     [
         ({"prompt": "hi", "tools": "weather"}, "line 1: 'tools' must be a list of tools"),
         ({"prompt": "hi", "tools": []}, "'tools' must be a list"),
-        ({"messages": [{"role": "assistant", "content": None}]}, "is no prompt"),
-        ({"messages": [{"content": "x"}]}, "is no prompt"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "message 1 must have the texts 'role' and 'content'"),
+        ({"messages": [{"content": "x"}]}, "message 1 must have the texts 'role' and 'content'"),
+        ({"messages": [{"role": "User", "content": "x"}]}, "unknown role 'User'; did you mean 'user'"),
+        ({"messages": [ASKED, {"role": "assistant", "content": "x"}]}, "the last message is the assistant's"),
+        ({"prompt": 5}, "line 1: 5 is no prompt"),
     ],
 )
 def test_what_is_no_prompt_is_refused_by_its_line(tmp_path: Path, row: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(tmp_path, row)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '[{"prompt": "one"}, {"prompt": "two"}]'),
+        ("a.csv", "prompt\none\ntwo\n"),
+        ("a.txt", "one\n\ntwo\n"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": "one"}]}]}\n{"prompt": "two"}',
+        ),
+    ],
+)
+def test_every_kind_of_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    found = [asked if isinstance(asked, str) else asked[-1]["content"] for asked, _ in read_prompts(tmp_path / name)]
+    assert found == ["one", "two"]

@@ -48,6 +48,27 @@ def test_json_holds_the_same(task: Path, micro_base: Path) -> None:
     assert "builtin:caesar" in made("tasks", "list").out
 
 
+def builtin_with(task: Path, config: str) -> Path:
+    path = task.with_name("builtin.yaml")
+    path.write_text(f"source: builtin\nname: caesar\nconfig: {{{config}}}\n")
+    return path
+
+
 def test_mistakes(task: Path) -> None:
     assert "--max-length counts tokens" in refused("tasks", "check", task, "--max-length", 5)
+    for settings, said in [
+        (
+            "verifier: numeric\noptions: {tolerence: 1}\n",
+            "line 5: options: verifier 'numeric': unknown key 'tolerence'",
+        ),
+        ("verifier: regex\n", "options: verifier 'regex': the key 'pattern' is missing"),
+        ("verifier: mix\noptions: {parts: [{verifier: exact}]}\n", "a mix needs at least 2 parts, found 1"),
+        ("verifier: exactly\n", "line 4: verifier: there is no verifier 'exactly'; did you mean 'exact'?"),
+    ]:
+        wrong = task.with_name("wrong.yaml")
+        wrong.write_text(task.read_text() + settings)
+        assert said in " ".join(refused("tasks", "check", wrong).split())
+    assert "write dataset:" in refused("tasks", "check", task.parent)
+    assert "is a file, not a dataset" in refused("tasks", "check", f"dataset:{task.with_name('data.jsonl')}")
+    assert "config of builtin:caesar" in refused("tasks", "check", builtin_with(task, "leest: 3"))
     assert "names no task" in refused("tasks", "check", "data.docx")

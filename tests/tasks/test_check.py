@@ -83,6 +83,23 @@ def test_of_a_large_task_an_even_sample_is_looked_at_and_it_is_said(tmp_path: Pa
     assert "(an even sample: 500 of 700 rows)" in summary(report)[1]
 
 
+def test_the_row_that_is_shown_has_tools_and_calls_without_a_base(tmp_path: Path) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    said = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "1"}]
+    messages = [{"role": "user", "content": "x"}, *said, {"role": "assistant", "content": "one"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages, "tools": [{"name": "f"}]}))
+    spec = {"source": "file", "path": str(tmp_path / "a.jsonl"), "splits": {"test": 0, "calibration": 0}}
+    (before, learnt), gold = check_task(load_task(spec)).example
+    assert before.splitlines() == [
+        'tools: [{"type": "function", "function": {"name": "f"}}]',
+        "user: x",
+        'assistant: <tool_call>{"name": "f", "arguments": {}}</tool_call>',
+        "tool: 1",
+        "assistant: ",
+    ]
+    assert (learnt, gold) == (False, ("one", True))
+
+
 def test_tools_that_the_template_cannot_write_are_refused_by_line(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     task = task_of(tmp_path / "a.jsonl", [{**row, "tools": tools} for row in rows(4)])

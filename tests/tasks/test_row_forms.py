@@ -101,7 +101,22 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"prompt": "hi", "answer": ["a", ""]}, "an answer of the list must be a text with something in it"),
         ({"prompt": "hi", "answer": float("nan")}, "must be a text with something in it"),
         ({"prompt": "hi", "completion": "x", "label": False}, "'label' that is true or false"),
-        ({"prompt": "hi", "chosen": "x"}, "neither 'completion' nor 'answer'|has 'chosen' but no 'rejected'"),
+        ({"prompt": "hi", "chosen": "x"}, "has 'chosen' but no 'rejected'"),
+        ({"prompt": "hi", "chosen": "x", "rejected": None}, r"no 'rejected' \(its 'rejected' is empty\)"),
+        ({"prompt": "hi", "chosen": "x", "rejected": ["a", "b"]}, "'rejected' must be one answer"),
+        ({"prompt": "hi", "chosen": "\u00e9", "rejected": "e\u0301"}, "'chosen' and 'rejected' are the same"),
+        ({"prompt": "hi", "answer": None}, r"neither 'completion' nor 'answer' \('answer' is empty\)"),
+        ({"prompt": "hi", "label": "x"}, r"where one of 'label' is it, set columns: \{answer: KEY\}"),
+        ({"prompt": None, "answer": "x"}, "'prompt' is empty"),
+        ({"prompt": 5, "answer": "x"}, "'prompt' must be a text or a list of messages, found 5"),
+        ({"prompt": ["a"], "answer": "x"}, "'prompt' must be a text or a list of messages"),
+        ({"prompt": "hi", "answer": "<think>a</think>"}, "the answer is nothing but thoughts"),
+        ({"conversations": [{"from": "human", "text": "x"}]}, "message 1 has no 'value', found 'from', 'text'"),
+        (said(content="x", weight=0), "message 2 has 'weight'"),
+        ({"prompt": "hi", "answer": "x", "tools": TOOL}, r"must be a list of tools.*put it in a list"),
+        ({"prompt": "hi", "answer": "x", "tools": [TOOL, TOOL]}, "two tools called 'weather'"),
+        ({"prompt": "hi", "answer": "x", "tools": [{"name": "f", "parameters": []}]}, "'parameters' must be an object"),
+        (5, "expected an object with keys.*found 5"),
         ({"instruction": "hi"}, "has 'instruction' but no 'output'"),
         ({"messages": [USER], "answer": "x"}, r"both 'messages' and 'answer': .*columns: \{answer: null\}"),
         ({"prompt": "hi", "chosen": "x", "rejected": "x"}, "'chosen' and 'rejected' are the same"),
@@ -242,8 +257,13 @@ def test_columns_name_what_stands_for_what(tmp_path: Path, row: dict, columns: d
 def test_a_column_that_is_not_there_or_not_known_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 1: has no column 'ask' .*it has 'q', 'a'"):
         only(tmp_path, {"q": "hi", "a": "x"}, columns={"prompt": "ask"})
-    with pytest.raises(UserError, match=r"columns\.promt"):
-        only(tmp_path, {"q": "hi", "a": "x"}, columns={"promt": "q"})
+    for columns, message in [
+        ({"promt": "q"}, "no part of a row is called 'promt'; did you mean 'prompt'"),
+        ({"q": "prompt"}, r"our name stands on the left: write \{prompt: q\}"),
+        ({"prompt": "q", "answer": "q"}, "the key 'q' of the rows stands for two parts"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            only(tmp_path, {"q": "hi", "a": "x"}, columns=columns)
 
 
 def test_keys_of_messages_that_no_template_may_read_are_told(tmp_path: Path) -> None:
@@ -252,6 +272,40 @@ def test_keys_of_messages_that_no_template_may_read_are_told(tmp_path: Path) -> 
     assert load(path).notes == [
         "1 messages have the key 'time', which counts only where the base's chat template reads it"
     ]
+
+
+@pytest.mark.parametrize(
+    ("row", "notes"),
+    [
+        ({"prompt": "hi", "answer": "x", "id": 3, "source": "web"}, ["keys of the rows that are not used: id, source"]),
+        (
+            {"prompt": "hi", "answer": "x", "system_prompt": "be kind"},
+            [
+                "keys of the rows that are not used: system_prompt",
+                "if 'system_prompt', in 1 rows, is what we call 'system', set columns: {system: system_prompt}",
+            ],
+        ),
+        ({"prompt": "hi", "answer": "NaN"}, ["warning: 1 rows have the answer 'NaN', which tables write"]),
+        (said(tool_calls=[called()]) | {"tools": [{"name": "wind"}]}, ["warning: 1 rows call a tool that the row's"]),
+        (said(tool_calls=[called()]) | {"tools": [TOOL]}, []),
+    ],
+)
+def test_what_is_not_used_or_odd_is_told(tmp_path: Path, row: dict, notes: list[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    found = load(tmp_path / "a.jsonl").notes
+    assert [one[: len(note)] for one, note in zip(found, notes, strict=True)] == notes
+
+
+def test_thoughts_in_a_gold_answer_are_learnt_and_not_judged(tmp_path: Path) -> None:
+    path = tmp_path / "thoughts.jsonl"
+    path.write_text(json.dumps({"prompt": "2 + 2?", "answer": "<think>two and two</think>4"}))
+    for verifier, right in (("exact", "4"), ("numeric", "It is 4.")):
+        task = load(path, verifier=verifier)
+        (entry,) = task.split("test")
+        assert entry.answer == "<think>two and two</think>4"
+        assert [task.score(text, entry) for text in (right, f"<think>5?</think>{right}", "5")] == [1, 1, 0]
+    kept = load(path, thoughts="keep")
+    assert [kept.score(text, kept.split("test")[0]) for text in ("4", "<think>two and two</think>4")] == [0, 1]
 
 
 def test_a_system_prompt_of_the_task_stands_before_every_prompt(tmp_path: Path) -> None:
@@ -319,6 +373,17 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
         ("a.csv", "", "is empty"),
         ("a.json", "[1,\n2", "a.json, line 2: not valid JSON"),
         ("a.json", "[]", "is empty"),
+        ("a.json", "[1]", "a.json, row 1: expected an object"),
+        ("a.json", '{"data": [{"prompt": "x"}]}', "one object, whose 'data' is a list of rows"),
+        ("a.json", '{\n"prompt": "x", "answer": "y"\n}', "one object; a .json file must be an array of rows"),
+        ("a.jsonl", '[{"prompt": "x", "answer": "y"}]', "line 1: a list of rows; .* name the file .json"),
+        ("a.jsonl", '{"prompt": "x", "prompt": "z", "answer": "y"}', "line 1: the key 'prompt' stands twice"),
+        ("a.csv", "prompt;answer\nx;y\n", "line 1: the header is one column, 'prompt;answer', that holds ';'"),
+        ("a.tsv", "prompt,answer\nx,y\n", "line 1: the header is one column"),
+        ("a.csv", "prompt, answer\nx, y\n", "line 1: the column ' answer' begins or ends with white space"),
+        ("a.csv", "prompt,answer\nx,y\ncaf\udce9,y\n", "a.csv, line 3: not UTF-8 text .*save the file as UTF-8"),
+        ("a.jsonl", '{"prompt": "x", "answer": "y"}\n"\udce9"', "a.jsonl, line 2: not UTF-8 text"),
+        ("a.json", '["\udce9"]', "a.json, line 1: not UTF-8 text"),
         ("a.json", '[{"prompt": "x"}]', "a.json, row 1: has a 'prompt' but neither"),
         ("a.json", '[{"prompt": "\\ud83d", "answer": "x"}]', "row 1: 'prompt' holds half a character"),
         ("a.jsonl", '[{"prompt": "x"}', "line 1: not valid JSON .*an array of rows is a .json file"),
@@ -328,7 +393,7 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_is_damaged_is_named_with_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(UserError, match=message):
         load(tmp_path / name)
 

@@ -143,7 +143,8 @@ def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
     ("bad", "message"),
     [
         ("{broken", r"line 3: not valid JSON"),
-        ("[1]", r"line 3: expected an object"),
+        ("[1]", r"line 3: a list of rows; JSONL holds one object a line"),
+        ("1", r"line 3: expected an object with keys.*found 1"),
         ({"text": "x"}, r"line 3: found 'text'; a row needs 'messages' or 'prompt'"),
         ({}, r"line 3: found no keys"),
         ({"prompt": "x"}, r"line 3: has a 'prompt' but neither"),
@@ -155,7 +156,7 @@ def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
         ({"messages": [], "prompt": "x"}, r"line 3: has both 'messages' and 'prompt'"),
         ({"prompt": [{"role": "system", "content": "x"}], "answer": "4"}, r"line 3: there is no message.*'user'"),
         ({"prompt": [{"role": "user"}], "answer": "4"}, r"line 3: prompt, message 1 must have"),
-        ({"prompt": [], "answer": "4"}, r"line 3: 'prompt' must be a list of messages"),
+        ({"prompt": [], "answer": "4"}, r"line 3: 'prompt' must be a text or a list of messages"),
     ],
 )
 def test_a_bad_row_is_named_by_file_and_line(tmp_path: Path, bad, message: str) -> None:

@@ -181,7 +181,11 @@ def test_extract_code_takes_the_first_block() -> None:
         ("mix", {"parts": [{"verifier": "exact"}]}, "parts"),
         ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "exakt"}]}, "did you mean 'exact'"),
         ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "json", "weight": 0}]}, "weight"),
-        ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "regex"}]}, "part 2 .regex.*pattern"),
+        (
+            "mix",
+            {"parts": [{"verifier": "exact"}, {"verifier": "regex"}]},
+            "part 2: verifier 'regex': the key 'pattern' is missing",
+        ),
         ("mix", {"parts": [{"verifier": "exact"}, {"verifier": "mix"}]}, "itself a mix"),
         ("no_such_module:f", {}, "could not import"),
         ("nowhere/checks.py:f", {}, "does not exist"),

@@ -38,7 +38,10 @@ def generate(
     target: str = TARGET,
     prompt: str = typer.Argument(None, help="What to ask. Or --file."),
     file: Path = typer.Option(
-        None, "--file", "-f", help="One prompt a line; `.jsonl`: objects with `prompt` or `messages`, and `pack`."
+        None,
+        "--file",
+        "-f",
+        help="One prompt a line; `.jsonl`, `.csv`, ...: rows with `prompt` or `messages`, and `pack`.",
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
@@ -115,7 +118,10 @@ def generate(
 def eval_(
     target: str = TARGET,
     task: list[str] = typer.Option(
-        ..., "--task", "-t", help="A task: YAML or JSONL file, `builtin:...`, `reasoning-gym:...`. Repeatable."
+        ...,
+        "--task",
+        "-t",
+        help="A data file, YAML file, `builtin:...`, `reasoning-gym:...` or `dataset:...`. Repeatable.",
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
@@ -172,6 +178,9 @@ def eval_(
     from skillweave.engine import open_engine
     from skillweave.tasks import load_task
 
+    twice = next((one for one in task if task.count(one) > 1), None)
+    if twice is not None:
+        raise UserError(f"--task {twice} is given twice: name each task once")
     loaded = [load_task(one) for one in task]
     for one in loaded:
         one.split(split)  # an empty one is told before the model is opened

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,7 +56,9 @@ TEMPERATURE = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy: alw
 TOP_P = typer.Option(
     None, "--top-p", min=0.0, max=1.0, help="Draw among the likeliest tokens that reach this probability together [1]."
 )
-SEED = typer.Option(0, "--seed", help="Of all random draws: the same seed gives the same answers.")
+SEED = typer.Option(
+    0, "--seed", min=0, max=2**63 - 1, help="Of all random draws: the same seed gives the same answers."
+)
 
 
 def read_sampling(
@@ -63,6 +66,8 @@ def read_sampling(
     samples: int = 1, model_defaults: bool = False,
 ) -> Sampling:  # fmt: skip
     """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
+    if not math.isfinite(temperature):
+        raise UserError(f"--temperature {temperature} is no finite number: set one from 0 to about 2")
     if model_defaults and (temperature or top_p is not None):
         raise UserError("--model-defaults takes both from the model's file: leave out --temperature and --top-p")
     if temperature == 0 and samples > 1 and not model_defaults:

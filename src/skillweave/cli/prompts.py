@@ -9,18 +9,19 @@ from skillweave.artefact import read_text
 from skillweave.base import Prompt
 from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
-from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.messages import read_messages
+from skillweave.tasks.readers import ENDINGS, read_rows
 
 EXPECTED = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" where wanted'
 
 
 def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:
-    """Prompts and the packs they name (None: none): lines of text, or of JSON objects in a ``.jsonl`` file.
+    """Prompts and the packs they name (None: none): lines of text, or the rows of a data file (:data:`ENDINGS`).
 
     Blank lines are passed over. Raises :class:`UserError` naming file and line.
     """
-    if file.suffix == ".jsonl":
-        found = [_asked(row, where) for where, row in read_jsonl(file)]
+    if file.name.lower().endswith(tuple(ENDINGS)):
+        found = [_asked(row, where) for where, row in read_rows(file)]
     else:
         # Not splitlines(): it would cut a prompt at a form feed or a Unicode line separator too.
         lines = read_text(file, "a text file with one prompt a line").split("\n")
@@ -36,8 +37,12 @@ def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
     if ("messages" in row) == ("prompt" in row):
         raise UserError(f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}")
     asked: Any = row.get("messages", row.get("prompt"))
-    if not (isinstance(asked, str) and "prompt" in row) and not _is_conversation(asked):
-        raise UserError(f"{where}: {asked!r:.60} is no prompt: {EXPECTED}")
+    if not (isinstance(asked, str) and "prompt" in row):
+        if not isinstance(asked, list | str):
+            raise UserError(f"{where}: {asked!r:.60} is no prompt: {EXPECTED}")
+        asked = read_messages(asked, where, "messages" if "messages" in row else "prompt")
+        if asked[-1]["role"] == "assistant":
+            raise UserError(f"{where}: the last message is the assistant's; it must be what is to answer")
     pack = row.get("pack")
     if pack is not None and not isinstance(pack, str):
         raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")
@@ -47,14 +52,3 @@ def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
     if not (isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools)):
         raise UserError(f"{where}: 'tools' must be a list of tools in OpenAI's form, found {tools!r:.60}")
     return {"messages": as_messages(asked), "tools": tools}, pack
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_message, value))
-
-
-def _is_message(value: Any) -> bool:
-    """A role and a text; a message that calls tools may have no text."""
-    if not isinstance(value, dict) or not isinstance(value.get("role"), str):
-        return False
-    return isinstance(value.get("content"), str) or (value.get("content") is None and bool(value.get("tool_calls")))

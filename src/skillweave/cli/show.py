@@ -58,8 +58,8 @@ def show_rated(rated: Sequence[Rated], split: str) -> None:
             out.print(f"{name}: {_with_interval(figure, f'{score.samples} samples a prompt')}")
     else:
         _show_table(rated, split)
-    for one in rated:
-        name = f"{one.task.name}: " if len(rated) > 1 else ""
+    for one, title in zip(rated, _titles(rated), strict=True):
+        name = f"{title}: " if len(rated) > 1 else ""
         if one.examples.count:
             out.print(f"{name}{one.examples.count} examples of the train split stood before each prompt")
         _show_calls(name, [reply for reply in one.replies if isinstance(reply, ToolReply)])
@@ -81,12 +81,18 @@ def _show_table(rated: Sequence[Rated], split: str) -> None:
     for column in ("task", "prompts", "mean", "95% interval", *names):
         left = column == "task"
         table.add_column(column, justify="left" if left else "right", overflow="fold", no_wrap=not left)
-    for one in rated:
+    for one, title in zip(rated, _titles(rated), strict=True):
         score = one.score
         others = _of_samples(one).values()
-        cells = [one.task.name, str(score.n), f"{100 * score.mean:.1f}", _interval(score.figure)]
+        cells = [title, str(score.n), f"{100 * score.mean:.1f}", _interval(score.figure)]
         table.add_row(*map(Text, cells), *(Text(f"{100 * figure.value:.1f}") for figure in others))
     out.print(table)
+
+
+def _titles(rated: Sequence[Rated]) -> list[str]:
+    """The tasks' names; of those that share one, what the user called them."""
+    names = [one.task.name for one in rated]
+    return [one.given if names.count(name) > 1 else name for one, name in zip(rated, names, strict=True)]
 
 
 def _of_samples(rated: Rated) -> dict[str, Figure]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from skillweave.base.chat import Answer, answer_ids, as_messages, prompt_ids, tools_of
+from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, tools_of
 from skillweave.base.ends import beside_the_answer
 from skillweave.errors import UserError
 from skillweave.progress import say_once
@@ -201,7 +202,11 @@ def _text(answer: Answer) -> str:
     """The answer as a text for a verifier: a message's calls are written in our own form."""
     if isinstance(answer, str):
         return answer
-    return calls_text(answer) if "tool_calls" in answer else answer["content"]
+    return _said(answer)
+
+
+def _said(message: Message) -> str:
+    return calls_text(message) if "tool_calls" in message else message["content"]
 
 
 def _several(entries: Sequence[Entry]) -> int:
@@ -235,7 +240,10 @@ def _rendered(entry: Entry, tokenizer: Any) -> list[tuple[str, bool]]:
     """The row as the model sees it, in pieces with whether they bear loss."""
     answer = entry.answer
     if tokenizer is None:
-        asked = "".join(f"{message['role']}: {message['content']}\n" for message in as_messages(entry.prompt))
+        asked = "".join(f"{message['role']}: {_said(message)}\n" for message in as_messages(entry.prompt))
+        tools = tools_of(entry.prompt)
+        if tools:
+            asked = f"tools: {json.dumps(tools, ensure_ascii=False)}\n{asked}"
         return [(f"{asked}assistant: ", False), *([] if answer is None else [(_text(answer), True)])]
     pieces = [(prompt_ids(tokenizer, entry.prompt), False)]
     if answer is not None:

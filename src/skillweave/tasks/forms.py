@@ -64,7 +64,9 @@ def read_parts(row: Any, where: str, columns: Mapping[str, str | None], system: 
     ``system`` is the task's own system prompt. Raises :class:`UserError` that names ``where`` and the key.
     """
     if not isinstance(row, Mapping):
-        raise UserError(f"{where}: expected an object with keys, found {type(row).__name__}")
+        raise UserError(
+            f"{where}: expected an object with keys, as {{'prompt': ..., 'answer': ...}}, found {row!r:.60}"
+        )
     row = _renamed(row, where, columns)
     for key, hint in _REFUSED.items():
         if row.get(key):
@@ -135,12 +137,19 @@ def _form(row: Mapping[str, Any], where: str) -> str:
                 f"columns: {{{spare}: null}} in the task's settings to pass the other over"
             )
         return form
-    if "prompt" in present:
-        raise UserError(f"{where}: has a 'prompt' but neither 'completion' nor 'answer'")
     lone = {"chosen": "rejected", "rejected": "chosen", "instruction": "output"}
     half = next((key for key in lone if key in present), None)
     if half is not None:
-        raise UserError(f"{where}: has '{half}' but no '{lone[half]}'")
+        nothing = f" (its '{lone[half]}' is empty)" if lone[half] in row else ""
+        raise UserError(f"{where}: has '{half}' but no '{lone[half]}'{nothing}")
+    if "prompt" in present:
+        void = next((f" ('{key}' is empty)" for key in ("answer", "completion") if key in row), None)
+        others = [repr(key) for key in row if key not in _MAIN]
+        hint = f"; where one of {', '.join(others)} is it, set columns: {{answer: KEY}}" if others else ""
+        raise UserError(f"{where}: has a 'prompt' but neither 'completion' nor 'answer'{void or hint}")
+    void = next((key for key in _MAIN if key in row and row[key] is None), None)
+    if void is not None:
+        raise UserError(f"{where}: '{void}' is empty: give it a value, or remove the row")
     keys = ", ".join(map(repr, row)) or "no keys"
     raise UserError(
         f"{where}: found {keys}; a row needs 'messages' or 'prompt' (or 'conversations', 'instruction', 'chosen'). "
@@ -178,6 +187,8 @@ def _prompt(value: Any, where: str) -> str | list[dict[str, Any]]:
         and all(isinstance(p, Mapping) and "role" not in p and "type" in p for p in value)
     ):
         return text_of(value, f"{where}: the prompt")
+    if not isinstance(value, list) or not any(isinstance(part, Mapping) for part in value):
+        raise UserError(f"{where}: 'prompt' must be a text or a list of messages, found {value!r:.60}")
     return read_messages(value, where, "prompt")
 
 
@@ -193,6 +204,8 @@ def _from_sharegpt(turn: Any, where: str) -> Any:
         return turn
     if turn["from"] not in _SHAREGPT:
         raise UserError(f"{where} is from {turn['from']!r:.60}, which is not known; known: {', '.join(_SHAREGPT)}")
+    if "value" not in turn:
+        raise UserError(f"{where} has no 'value', found {', '.join(map(repr, turn))}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     message = {"role": _SHAREGPT[turn["from"]], "content": turn.get("value"), **rest}
     if turn["from"] != "function_call":
@@ -233,6 +246,8 @@ def _preference(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
             sides.append(row[key])
             begun.append([])
             continue
+        if not any(isinstance(part, Mapping) for part in row[key]):
+            raise UserError(f"{where}: '{key}' must be one answer (a text, or a conversation), found {row[key]!r:.60}")
         before, answer = _last(read_messages(row[key], where, key), where, key)
         sides.append(answer)
         begun.append(before)

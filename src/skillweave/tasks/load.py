@@ -71,7 +71,7 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
     if spec.name not in BUILTINS:
         raise UserError(f"there is no builtin task '{spec.name}'; {nearest(spec.name, BUILTINS)}")
     builtin = BUILTINS[spec.name]
-    config = read_config(builtin.settings, spec.config)
+    config = read_config(builtin.settings, spec.config, called=f"config of builtin:{spec.name}")
 
     def example(index: int, held: bool | None = None) -> Example:
         rng = Random(seed_of(spec.seed, index))
@@ -125,7 +125,17 @@ def _task_of_files(spec: FileSpec) -> Task:
 
 def _entries(rows: Iterable[Row], spec: FileSpec | DatasetSpec, path: str) -> tuple[list[Entry], int, int]:
     """The distinct entries of rows, how many rows there were, and how many were exact repeats."""
-    read = _some(entries_from(rows, spec.verifier, spec.options, columns=spec.columns, system=spec.system), path)
+    read = _some(
+        entries_from(
+            rows,
+            spec.verifier,
+            spec.options,
+            columns=spec.columns,
+            system=spec.system,
+            thoughts=spec.thoughts,
+        ),
+        path,
+    )
     entries, repeats = drop_duplicates(read)
     _check_programs(entries, spec)
     return (entries if spec.verifier == "code" else share_answers(entries)), len(read), repeats
@@ -155,7 +165,7 @@ def _check_programs(entries: list[Entry], spec: FileSpec | DatasetSpec) -> None:
 
 def _some(entries: list[Entry], path: str) -> list[Entry]:
     if not entries:
-        raise UserError(f"{path} is empty: a task needs at least one example")
+        raise UserError(f"{path} is empty (it has no rows): a task needs at least one example")
     return entries
 
 
@@ -172,6 +182,8 @@ def _scorer(verifier: VerifierName, options: dict[str, Any], thoughts: Thoughts)
         if not isinstance(gold, str) and "tool_calls" in gold:
             return same_calls(strip_thoughts(answer) if thoughts == "strip" else answer, gold)
         text = gold if isinstance(gold, str) else gold["content"]
+        if thoughts == "strip":
+            text = strip_thoughts(text)  # what it thinks is learnt, not judged
         return verify(verifier, answer, text, checked, cases=cases, thoughts=thoughts)
 
     return score

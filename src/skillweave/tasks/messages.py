@@ -42,8 +42,14 @@ def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
     """
     value = parsed(value, where, "tools")
     if not isinstance(value, list):
-        raise UserError(f"{where}: 'tools' must be a list of tools, found {value!r:.60}")
-    return [_tool(tool, f"{where}: tools, tool {number}") for number, tool in enumerate(value, 1)]
+        hint = "; put it in a list: [{...}]" if isinstance(value, Mapping) else ""
+        raise UserError(f"{where}: 'tools' must be a list of tools, found {value!r:.60}{hint}")
+    tools = [_tool(tool, f"{where}: tools, tool {number}") for number, tool in enumerate(value, 1)]
+    names = [tool["function"]["name"] for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: 'tools' has two tools called '{twice}': rename or remove one of them")
+    return tools
 
 
 def parsed(value: Any, where: str, key: str) -> Any:
@@ -87,7 +93,7 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         hint = f"write '{_OLD_ROLES[role]}'" if role in _OLD_ROLES else nearest(role, ROLES)
         raise UserError(f"{where} has the unknown role {role!r:.60}; {hint}")
     for key, hint in _REFUSED.items():
-        if given.get(key) and not (key == "weight" and given[key] == 1):
+        if given[key] != 1 if key == "weight" and key in given else given.get(key):
             raise UserError(f"{where} has '{key}', which is not supported: {hint}")
     calls = given.pop("tool_calls", None)
     calls = parsed(calls, where, "tool_calls") if calls is not None else []
@@ -125,7 +131,7 @@ def _tool(tool: Any, where: str) -> dict[str, Any]:
     function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str) or not function["name"]:
         raise UserError(f"{where} needs a 'function' with a 'name', found {tool!r:.60}")
-    if not isinstance(function.get("parameters") or {}, Mapping):
+    if not isinstance(function.get("parameters"), Mapping | None):
         raise UserError(
             f"{where}: 'parameters' must be an object (a JSON schema), found {function['parameters']!r:.60}"
         )

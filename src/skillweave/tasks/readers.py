@@ -6,7 +6,7 @@ import csv
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +16,20 @@ Row = tuple[str, Any]
 """Where a row stands ("data.jsonl, line 3") and what was read there."""
 
 _LONGEST_CELL = 2**31 - 1
+
+_LISTS = (
+    "messages",
+    "conversations",
+    "tools",
+    "history",
+    "answer",
+    "cases",
+    "chosen",
+    "rejected",
+    "prompt",
+    "completion",
+)
+"""Keys of a row whose values may be lists of objects."""
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -40,12 +54,15 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 where = f"{path}, line {number}"
-                yield where, check_characters(json.loads(line), where) if _may_be_cut(line) else json.loads(line)
+                row = _loads(line, where)
+                if isinstance(row, list):
+                    raise UserError(f"{where}: a list of rows; JSONL holds one object a line: name the file .json")
+                yield where, check_characters(row, where) if _may_be_cut(line) else row
     except json.JSONDecodeError as error:
         hint = "" if number > 1 else "; JSONL holds one object a line (an array of rows is a .json file)"
         raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}){hint}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {number})") from error
+        raise _not_utf8(path) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
         raise UserError(f"{path}, line {number}: this JSON cannot be read ({error})") from error
     except (OSError, EOFError) as error:
@@ -58,14 +75,15 @@ def _read_json(path: Path) -> Iterator[Row]:
         try:
             text = file.read()
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+            raise _not_utf8(path) from error
         except (OSError, EOFError) as error:
             raise UserError(f"{path}: could not be read ({error})") from error
     if not text.lstrip().startswith("["):
+        _check_no_wrapper(path, text)
         yield from _json_lines(path, io.StringIO(text))
         return
     try:
-        rows = json.loads(text)
+        rows = _loads(text, str(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
     except (ValueError, RecursionError) as error:
@@ -82,9 +100,13 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         try:
             header = reader.fieldnames or []
-            twice = next((name for name in header if header.count(name) > 1), None)
-            if twice is not None:
-                raise UserError(f"{path}, line 1: the column {twice!r} stands twice in the header: rename one of them")
+            _check_header(header, f"{path}, line 1")
+            other = next((mark for mark in ",;\t|" if len(header) == 1 and mark in header[0]), None)
+            if other is not None:
+                raise UserError(
+                    f"{path}, line 1: the header is one column, {header[0]!r:.60}, that holds {other!r}: cells must be "
+                    "separated by commas in a .csv file and by tabs in a .tsv file"
+                )
             start = reader.line_num + 1
             for row in reader:
                 where, start = f"{path}, line {start}", reader.line_num + 1
@@ -97,7 +119,7 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
         except csv.Error as error:
             raise UserError(f"{path}, line {start}: the row that begins here is not valid CSV ({error})") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{path}: not UTF-8 text ({error.reason} after line {reader.line_num})") from error
+            raise _not_utf8(path) from error
         except (OSError, EOFError) as error:
             raise UserError(f"{path}: could not be read after line {reader.line_num} ({error})") from error
 
@@ -110,6 +132,7 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _check_header(file.schema_arrow.names, str(path))
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
@@ -123,6 +146,10 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
 
     A column of class labels gives the labels' names.
     """
+    if Path(path).is_file():
+        raise UserError(f"{path} is a file, not a dataset: name it without 'dataset:' (source: file)")
+    if not Path(path).exists() and path.startswith((".", "/", "~")):
+        raise UserError(f"{path} does not exist: name a folder written by save_to_disk, or a hub id (owner/name)")
     import datasets  # seconds to import, and most tasks do without it
 
     if Path(path).is_dir():
@@ -165,6 +192,61 @@ def check_characters(value: Any, where: str) -> Any:
                 "cut emoji): write the whole character, or remove it"
             ) from None
     return value
+
+
+def _loads(text: str, where: str) -> Any:
+    """What the JSON text holds. A key that an object has twice is a :class:`UserError`: one would be dropped."""
+
+    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{where}: the key {twice!r:.60} stands twice in one object: remove one of them")
+        return found
+
+    return json.loads(text, object_pairs_hook=object_of)
+
+
+def _check_no_wrapper(path: Path, text: str) -> None:
+    """Raise :class:`UserError` where the whole file is one object that spans lines or holds a list of rows."""
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return  # one object a line, or damaged: the reader of lines says where
+    if not isinstance(whole, dict):
+        return
+    inner = next((key for key, value in whole.items() if isinstance(value, list) and value and key not in _LISTS), None)
+    if inner is not None and all(isinstance(row, dict) for row in whole[inner]):
+        raise UserError(
+            f"{path}: one object, whose '{inner}' is a list of rows: write that list alone, as [{{...}}, {{...}}]"
+        )
+    if "\n" in text.strip():
+        raise UserError(f"{path}: one object; a .json file must be an array of rows, as [{{...}}, {{...}}]")
+
+
+def _check_header(names: Sequence[str], where: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where}: the column {twice!r} stands twice in the header: rename one of them")
+    padded = next((name for name in names if name != name.strip()), None)
+    if padded is not None:
+        raise UserError(
+            f"{where}: the column {padded!r} begins or ends with white space: remove it in the header (and in the "
+            "rows, where it would be a part of the cells)"
+        )
+
+
+def _not_utf8(path: Path) -> UserError:
+    """An error that names the first line whose bytes are not UTF-8."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                found = f"{path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
+                return UserError(f"{found}: save the file as UTF-8")
+    return UserError(f"{path}: not UTF-8 text: save the file as UTF-8")
 
 
 def _may_be_cut(line: str) -> bool:

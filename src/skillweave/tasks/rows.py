@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
 from skillweave.base.chat import Answer, Prompt, as_messages
+from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
@@ -16,7 +18,7 @@ from skillweave.tasks.forms import Parts, read_parts
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import Row
 from skillweave.tasks.task import Entry, row_id
-from skillweave.tasks.verifiers import VerifierName, gold_problem, options_for
+from skillweave.tasks.verifiers import Thoughts, VerifierName, gold_problem, options_for
 
 
 def entries_from(
@@ -26,11 +28,13 @@ def entries_from(
     *,
     columns: Mapping[Any, str | None] | None = None,
     system: str | None = None,
+    thoughts: Thoughts = "strip",
 ) -> list[Entry]:
     """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first.
 
     Gold answers are checked as the verifier with these ``options`` reads them; None: only what every setting asks for.
-    ``columns`` says which key of a row stands for which of ours; ``system`` is put before every prompt.
+    ``columns`` says which key of a row stands for which of ours; ``system`` is put before every prompt. With
+    ``thoughts`` ``strip`` what a gold answer thinks is learnt and not judged.
     """
     checked = None if options is None else options_for(verifier, dict(options))
     entries: list[Entry] = []
@@ -42,11 +46,11 @@ def entries_from(
             first_form, first_where = form, where
         elif form != first_form:
             raise UserError(f"{where}: has the form {form}, {first_where} has {first_form}: write all rows in one form")
-        entries.append(_entry(parts, where, verifier, checked))
+        entries.append(_entry(parts, where, verifier, checked, thoughts))
     return entries
 
 
-def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | None) -> Entry:
+def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | None, thoughts: Thoughts) -> Entry:
     _check_prompt(parts.prompt, where)
     prompt: Prompt = parts.prompt
     if parts.tools:
@@ -59,12 +63,12 @@ def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | N
         if problem:
             raise UserError(f"{where}: {problem}")
     for gold in accepted if verifier != "code" else ():
-        _check_gold(gold, where, verifier, options, cases)
+        _check_gold(gold, where, verifier, options, cases, thoughts)
     if len(accepted) > 1:
         metadata["answers"] = accepted
     if parts.rejected is not None:
         metadata["rejected"] = _one_answer(parts.rejected, where, "rejected", verifier)
-        if metadata["rejected"] in accepted:
+        if any(_same_text(metadata["rejected"], gold) for gold in accepted):
             raise UserError(f"{where}: 'chosen' and 'rejected' are the same: nothing can be learnt from such a row")
     answer = accepted[0] if accepted else None
     return Entry(row_id(prompt, answer, metadata), prompt, answer, metadata)
@@ -121,7 +125,15 @@ def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> 
     return given
 
 
-def _check_gold(gold: Answer, where: str, verifier: VerifierName, options: Config | None, cases: Any) -> None:
+def _same_text(one: Answer, other: Answer) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
+    return one == other
+
+
+def _check_gold(
+    gold: Answer, where: str, verifier: VerifierName, options: Config | None, cases: Any, thoughts: Thoughts
+) -> None:
     if not isinstance(gold, str) and "tool_calls" in gold:
         if verifier not in JUDGES_OF_CALLS:
             raise UserError(
@@ -130,6 +142,12 @@ def _check_gold(gold: Answer, where: str, verifier: VerifierName, options: Confi
             )
         return
     text = gold if isinstance(gold, str) else gold["content"]
+    if thoughts == "strip":
+        text = strip_thoughts(text)
+        if not text.strip():
+            raise UserError(
+                f"{where}: the answer is nothing but thoughts: write what follows them, or set thoughts: keep"
+            )
     problem = gold_problem(verifier, text, options, cases=cases)
     if problem:
         raise UserError(f"{where}: {problem}")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from skillweave.config import Config, read_mapping
-from skillweave.errors import UserError
+from skillweave.errors import UserError, nearest
 from skillweave.tasks.readers import ENDINGS
-from skillweave.tasks.verifiers import Thoughts, VerifierName
+from skillweave.tasks.verifiers import Thoughts, VerifierName, options_for
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -87,6 +88,33 @@ class _Rows(Config):
     thoughts: Thoughts = "strip"
     """``strip``: what a reasoning model thinks (``<think>...</think>``) is no part of the answer that is judged."""
 
+    @field_validator("options")
+    @classmethod
+    def _options_are_the_verifiers(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "verifier" in info.data:
+            try:
+                options_for(info.data["verifier"], options)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+        return options
+
+    @field_validator("columns", mode="before")
+    @classmethod
+    def _columns_name_parts(cls, columns: Any) -> Any:
+        if not isinstance(columns, Mapping):
+            return columns
+        for ours, theirs in columns.items():
+            if ours not in get_args(Part):
+                hint = nearest(str(ours), get_args(Part))
+                if theirs in get_args(Part) and not hint.startswith("did you mean"):
+                    hint = f"our name stands on the left: write {{{theirs}: {ours}}}"
+                raise ValueError(f"no part of a row is called '{ours}'; {hint}")
+        named = [theirs for theirs in columns.values() if theirs is not None]
+        twice = next((theirs for theirs in named if named.count(theirs) > 1), None)
+        if twice is not None:
+            raise ValueError(f"the key '{twice}' of the rows stands for two parts: name it once")
+        return columns
+
 
 class FileSpec(_Rows):
     """Rows of a data file (``path``, cut into splits) or of one file a split (``paths``).
@@ -140,6 +168,8 @@ def expand(value: Any) -> Any:
         return {"source": "file", "path": text}
     if text.endswith((".yaml", ".yml")):
         return read_mapping(text)
+    if Path(text).is_dir():
+        raise UserError(f"{text} is a folder: write dataset:{text} for a dataset in it, or name a data file")
     raise UserError(
         f"'{text}' names no task: write builtin:NAME, reasoning-gym:NAME, dataset:PATH, "
         f"a file with examples ({', '.join(ENDINGS)}), or a .yaml file with the task's settings"

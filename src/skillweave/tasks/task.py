@@ -256,6 +256,44 @@ def _unknown_keys(entries: Iterable[Entry]) -> Counter[str]:
     return Counter(key for messages in chats for message in messages for key in message.keys() - _MESSAGE_KEYS)
 
 
+_USED = {"where", *_JUDGED}
+_LIKELY = {"system": "system", "tool": "tools"}
+"""What a key that has this in its name may stand for."""
+_VOID = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
+
+
+def _unused_keys(entries: Iterable[Entry]) -> list[str]:
+    """A note of the rows' keys that are neither learnt from nor judged by; one more of each that may be meant so."""
+    counts = Counter(key for entry in entries for key in entry.metadata.keys() - _USED)
+    if not counts:
+        return []
+    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+    notes = [f"keys of the rows that are not used: {', '.join(sorted(counts)[:10])}{more}"]
+    for key, count in sorted(counts.items()):
+        ours = next((ours for sign, ours in _LIKELY.items() if sign in key.lower()), None)
+        if ours is not None:
+            notes.append(f"if '{key}', in {count} rows, is what we call '{ours}', set columns: {{{ours}: {key}}}")
+    return notes
+
+
+def _void_answers(task: Task, entries: Iterable[Entry]) -> Counter[str]:
+    """How many rows have each answer that stands for a missing value in tables; null is a value for ``json``."""
+    void = _VOID - ({"null"} if getattr(task.spec, "verifier", None) == "json" else set())
+    answers = (entry.answer for entry in entries if isinstance(entry.answer, str))
+    return Counter(answer.strip() for answer in answers if answer.strip() in void)
+
+
+def _unlisted_calls(entries: Iterable[Entry]) -> list[Entry]:
+    """The entries with a gold call of a tool that the model is not told of."""
+
+    def unlisted(entry: Entry) -> bool:
+        calls = entry.answer.get("tool_calls", []) if isinstance(entry.answer, Mapping) else []
+        known = {tool["function"]["name"] for tool in tools_of(entry.prompt) or []}
+        return any(call["function"]["name"] not in known for call in calls)
+
+    return [entry for entry in entries if unlisted(entry)]
+
+
 def _notes(task: Task) -> list[str]:
     notes = []
     if task.duplicates:
@@ -270,6 +308,17 @@ def _notes(task: Task) -> list[str]:
         notes.append(
             f"{several} rows give another answer to a prompt that stands before: all are learnt, and any of a "
             "prompt's answers counts as right"
+        )
+    notes += _unused_keys(entries)
+    for text, count in sorted(_void_answers(task, entries).items()):
+        notes.append(
+            f"warning: {count} rows have the answer '{text}', which tables write for a cell without a value: remove "
+            "such rows, unless it is what the model should say"
+        )
+    if unlisted := _unlisted_calls(entries):
+        notes.append(
+            f"warning: {len(unlisted)} rows call a tool that the row's 'tools' do not list (the first: "
+            f"{unlisted[0].metadata.get('where', unlisted[0].id)})"
         )
     for key, count in sorted(_unknown_keys(entries).items()):
         notes.append(

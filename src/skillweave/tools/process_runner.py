@@ -259,7 +259,7 @@ _WALLS = {
     "network": "wall around the network (a network namespace or seccomp)",
     "files": "wall around the files (Landlock, Linux 5.13 or later)",
     "calls": "wall around other processes (seccomp)",
-    "user": "user of their own (Python's library can be read by root alone, so they keep root's number, "
+    "user": "a user of their own (Python's library can be read by root alone, so they keep root's number, "
     "without its capabilities)",
 }
 

@@ -112,7 +112,7 @@ def tools_misfit(spec: AnySpec, tools: ToolSettings, called: str = "the task") -
 
 
 def _family_task(task: Task, family: Family, spec: BuiltinSpec) -> AgentTask:
-    settings = read_config(family.settings, spec.config)
+    settings = read_config(family.settings, spec.config, called=f"config of builtin:{spec.name}")
     toolbox = family.toolbox(settings)
 
     def solve(entry: Entry) -> list[Message]:

@@ -39,8 +39,8 @@ def _known(name: str) -> str:
     if name in VERIFIERS or name == MIX or ":" in name:
         return name
     raise ValueError(
-        f"there is no verifier '{name}'; {nearest(name, [*VERIFIERS, MIX])}. A verifier of your own is named "
-        "package.module:function or path/to/file.py:function"
+        f"there is no verifier '{name}'; {nearest(name, [*VERIFIERS, MIX])} (a verifier of your own is named "
+        "package.module:function or path/to/file.py:function)"
     )
 
 
@@ -59,17 +59,19 @@ class MixPart(Config):
 class MixOptions(Config):
     """``mix``: the mean of several verifiers' scores, by their weights."""
 
-    parts: tuple[MixPart, ...] = Field(min_length=2)
+    parts: tuple[MixPart, ...]
 
     @model_validator(mode="after")
     def _parts_are_right(self) -> Self:
+        if len(self.parts) < 2:
+            raise ValueError(f"a mix needs at least 2 parts, found {len(self.parts)}")
         for number, part in enumerate(self.parts, 1):
             if part.verifier == MIX:
                 raise ValueError(f"part {number} is itself a mix: list its parts here")
             try:
                 options_for(part.verifier, part.options)
             except UserError as error:
-                raise ValueError(f"part {number} ({part.verifier}): {error}") from error
+                raise ValueError(f"part {number}: {error}") from error
         return self
 
     @cached_property
@@ -82,9 +84,9 @@ class MixOptions(Config):
 def options_for(name: str, settings: dict[str, Any]) -> Config:
     """The checked options of a verifier; an unknown or wrong one is a :class:`UserError` that names it."""
     if name == MIX:
-        return read_config(MixOptions, settings)
+        return read_config(MixOptions, settings, called="verifier 'mix'")
     if name in VERIFIERS:
-        return read_config(VERIFIERS[name][0], settings)
+        return read_config(VERIFIERS[name][0], settings, called=f"verifier '{name}'")
     return own_options(name, settings)
 
 
