@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from skillweave.base.chat import Prompt, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as, model_defaults
 from skillweave.base.ends import stop_tokens, up_to_end
+from skillweave.base.thoughts import MARK_TOKENS, opened_thought
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -41,7 +42,11 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer. ``ended``: the model wrote its end token; else the answer was cut off at ``max_new_tokens``."""
+    """One answer. ``ended``: the model wrote its end token; else the answer was cut off at ``max_new_tokens``.
+
+    Where the prompt itself opens a thought (DeepSeek-R1's template ends with ``<think>``), ``text`` begins with that
+    mark, so that the thought can be told from the answer, also where it was cut off.
+    """
 
     text: str
     ended: bool
@@ -115,6 +120,7 @@ def generate_answers(
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
     batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size)
     answers: list[list[Generated]] = [[] for _ in prompts]
+    opened = [opened_thought(text_of(tokenizer, ids[-MARK_TOKENS:], special=True)) for ids in encoded]
     choice = _choice(model, sampling) if batches else {}
     was_training = model.training
     model.eval()
@@ -132,7 +138,7 @@ def generate_answers(
                         streamer=streamer,
                     )
                 for row, answer in zip(batch, written, strict=True):
-                    answers[row].append(answer)
+                    answers[row].append(replace(answer, text=opened[row] + answer.text))
                 advance(len(batch))
     finally:
         model.train(was_training)

@@ -36,7 +36,9 @@ _CLOSE_OF = {
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
 _MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))
-_TURN_END = re.compile(r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z")
+_TURN_END = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
+)
 _END_LENGTH = 100
 _SPACE = re.compile(r"\s*+")
 _FENCE = re.compile(r"```\w*+\s*+")

@@ -100,9 +100,7 @@ _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
 _DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+$")
-_BEGINS_JSON = re.compile(
-    r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?:["{\[\]\-0-9tfn]|//|/\*|\#|\.\.\.)"""
-)
+_BEGINS_JSON = re.compile(r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?:["{\[\]\-0-9tfn]|//|/\*|\#|\.\.\.)""")
 
 
 def find_json(text: str, kind: type, options: JsonOptions) -> Any:

@@ -62,7 +62,10 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
         (r"(?m)^\s*[-=]{1,3}>", " "),  # an arrow before the answer
-        (r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split|eqnarray|math|displaymath|center)\*?\}", " "),
+        (
+            r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split|eqnarray|math|displaymath|center)\*?\}",
+            " ",
+        ),
         (r"\\(?:text)?color\s*\{[^{}]*\}|\\[hv]space\*?\s*\{[^{}]*\}", " "),
         (r"\\(?:bf|rm|it|tiny|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])", " "),
         (r"\{,\}", ","),

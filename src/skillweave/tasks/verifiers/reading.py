@@ -119,7 +119,9 @@ class Reader:
     def in_name(self, at: int) -> bool:
         """Whether these digits belong to a name or a unit: CO2, cm2, COVID-19; not behind Chinese words."""
         before = self.kind(at - 1)
-        return (before == "word" and self.text(at - 1)[-1] < _CJK) or (before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-")
+        return (before == "word" and self.text(at - 1)[-1] < _CJK) or (
+            before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-"
+        )
 
     def behind_exponent(self, at: int) -> int:
         """The token behind the exponent that the power sign at ``at`` stands before, or behind the sign itself."""
