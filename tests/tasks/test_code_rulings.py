@@ -44,7 +44,15 @@ BOTH: dict[str, tuple[str, list[Any], float]] = {
     "cut off in the middle": ("```python\ndef add(a, b):\n    return a +", ADD, 0),
     "windows lines": (fenced(F).replace("\n", "\r\n"), ADD, 1),
     "prose around": (f"Sure! Here is `add`:\n\n{fenced(F)}\n\nIt adds **two** numbers.", ADD, 1),
-    "prose without a fence": (f"Sure, here is the function:\n{F}", ADD, 0),
+    "prose without a fence": (f"Sure, here is the function:\n\n{F}\nIt adds two numbers (both of them).", ADD, 1),
+    "a tag instead of a fence": (f"<answer>\n{F}</answer>", ADD, 1),
+    "prose without a fence, wrong": (f"Sure, here is the function:\n{BAD}", ADD, 0),
+    "a helper in a block of its own": (
+        f"{fenced('def g(a, b):' + chr(10) + '    return a + b')}\nThen:\n"
+        f"{fenced('def add(a, b):' + chr(10) + '    return g(a, b)')}", ADD, 1),
+    "a byte order mark": (f"\N{ZERO WIDTH NO-BREAK SPACE}{F}", ADD, 1),
+    "ends itself when it has printed": ("print(5)\nraise SystemExit(0)", [{"inputs": {}, "output": "5"}], 1),
+    "ends itself with an error": ("print(5)\nraise SystemExit(1)", [{"inputs": {}, "output": "5"}], 0),
     "in a list": (f"1. First:\n\n{indented(fenced(F))}\n\n2. Done.", ADD, 1),
     "on the line of a list's item": (f"- ```python\n{indented(F, '  ')}  ```", ADD, 1),
     "all of it indented": (indented(F, "    "), ADD, 1),

@@ -18,12 +18,9 @@ import torch
 from skillweave.base.chat import Prompt, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as, model_defaults
 from skillweave.base.ends import control_tokens, stop_tokens, up_to_end
-from skillweave.base.thoughts import Markers, opened_thought, template_thought_markers
+from skillweave.base.thoughts import MARK_TOKENS, Markers, opened_thought, template_thought_markers
 from skillweave.errors import UserError
 from skillweave.progress import bar
-
-_TAIL = 32
-"""Tokens of a prompt in which the mark that opens a thought is looked for."""
 
 
 @dataclass(frozen=True)
@@ -193,5 +190,5 @@ def _text(tokenizer: Any, asked: Sequence[int], written: Sequence[int], ended: b
     control = control_tokens(tokenizer)
     marked = any(control.search(mark) for pair in markers for mark in pair)
     text = text_of(tokenizer, written, special=marked)
-    opening = "" if ended else opened_thought(text_of(tokenizer, asked[-_TAIL:], special=True), markers)
+    opening = "" if ended else opened_thought(text_of(tokenizer, asked[-MARK_TOKENS:], special=True), markers)
     return f"{opening}\n{text}" if opening and dict(markers)[opening] not in text else text

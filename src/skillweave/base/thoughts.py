@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+MARK_TOKENS = 32
+"""The last tokens of a prompt in which the mark of a thought that it opens stands."""
+
 Markers = Sequence[tuple[str, str]]
 
 KNOWN: tuple[tuple[str, str], ...] = (

@@ -14,6 +14,7 @@ from skillweave.artefact import digest
 from skillweave.base.chat import Answer, Prompt, as_messages, tools_of
 from skillweave.errors import UserError, nearest
 from skillweave.tasks.spec import AnySpec, Splits
+from skillweave.tasks.verifiers import own_digests
 
 SPLITS = ("train", "calibration", "test")
 
@@ -98,7 +99,10 @@ class Task:
 
     @property
     def key(self) -> str:
-        """A digest of what the task asks and how it judges: equal for equal content, wherever the rows stand."""
+        """A digest of what the task asks and how it judges: equal for equal content, wherever the rows stand.
+
+        The file of a verifier of the user's own is a part of it.
+        """
         content = {
             name: [
                 [entry.id, entry.prompt, entry.answer, *(entry.metadata.get(key) for key in _JUDGED)]
@@ -106,7 +110,9 @@ class Task:
             ]
             for name, entries in self.splits.items()
         }
-        return digest([self.spec.model_dump(mode="json"), content])
+        spec = self.spec.model_dump(mode="json")
+        own = own_digests(spec["verifier"], spec["options"]) if "verifier" in spec else []
+        return digest([spec, content, *own])
 
     def pairs(self, name: str) -> list[tuple[Prompt, Any]]:
         """Prompts with their gold answers, for training and calibration."""

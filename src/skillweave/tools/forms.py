@@ -44,13 +44,21 @@ def calls_of(body: Any) -> list[Call | Outcome]:
     ``{"name": ..., "parameters": {...}}``                        Llama 3.1
     ``{"type": "function", "function": {"name": ..., ...}}``      OpenAI
     ``{"function": "name", ...}``, ``{"tool_name": ..., ...}``    DeepSeek's users, Cohere
+    ``{"tool_calls": [...]}``, ``{"function_call": {...}}``       a whole message of OpenAI's
     ============================================================  ==============================
 
     The arguments may be a JSON text that holds the object; null, an empty text and no key at all mean none.
     """
+    body = _inside(body)
     if not isinstance(body, list):
         return [_call_of(body)]
     return [_call_of(one) for one in body] or [malformed("the list holds no call")]
+
+
+def _inside(body: Any) -> Any:
+    """The calls of an object that has nothing but a key for them; any other value as it is."""
+    keys = set(body) if isinstance(body, dict) else set()
+    return body[keys.pop()] if keys in ({"tool_calls"}, {"function_call"}) else body
 
 
 def is_plain(body: Any) -> bool:
@@ -63,16 +71,18 @@ def is_plain(body: Any) -> bool:
 def is_bare_call(body: Any, known: set[str]) -> bool:
     """Whether a JSON value without any mark is a call of a tool in ``known``: it holds that name, its arguments, and
     nothing else, so that an answer which happens to be JSON stays an answer."""
+    body = _inside(body)
     if isinstance(body, list):
         return bool(body) and all(is_bare_call(one, known) and isinstance(one, dict) for one in body)
     if not isinstance(body, dict):
         return False
     if body.get("type") == "function":
-        body = {key: value for key, value in body.items() if key != "type"}
+        body = {key: value for key, value in body.items() if key not in ("type", "id")}
         if set(body) == {"function"} and isinstance(body["function"], dict):
             body = body["function"]
-    given = next((body[key] for key in _ARGUMENTS if set(body) == {"name", key}), None)
-    return isinstance(given, dict | str) and isinstance(body["name"], str) and body["name"] in known
+    name = body.get("name", body.get("function"))
+    given = next((body[key] for key in _ARGUMENTS if set(body) in ({"name", key}, {"function", key})), None)
+    return isinstance(given, dict | str) and isinstance(name, str) and name in known
 
 
 def _call_of(body: Any) -> Call | Outcome:
@@ -96,7 +106,9 @@ def _call_of(body: Any) -> Call | Outcome:
 
 def arguments_of(given: Any) -> Mapping[str, Any]:
     """The arguments of a call: an object, or a JSON text that holds one. Raises :class:`Unreadable`."""
-    if isinstance(given, str) and given.strip():
+    for _ in range(2):  # a text within a text, too
+        if not isinstance(given, str) or not given.strip():
+            break
         try:
             value, end, _ = read_json(given, len(given) - len(given.lstrip()))
         except (ValueError, RecursionError):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillweave.artefact import digest
+from skillweave.base.thoughts import MARK_TOKENS
 from skillweave.config import Config
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
 from skillweave.tools.protocol import Protocol
@@ -147,7 +148,8 @@ class _Live:
         if not ids or ids[-1] not in stops:
             episode.ended = "length"
             return None
-        turn = self._form.read(self._form.text(episode.ids[self._turn : -1]))
+        before = self._form.text(episode.ids[max(0, self._turn - MARK_TOKENS) : self._turn])
+        turn = self._form.read(self._form.text(episode.ids[self._turn : -1]), before)
         if not turn.calls:
             episode.answer, episode.ended = turn.answer, "answer"
             return None

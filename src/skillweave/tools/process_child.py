@@ -302,6 +302,7 @@ class Loop:
         self._stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stdout = self._stdout
         self._module = types.ModuleType("answer")
+        builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as Python has them without -S
         self.token = ""
 
     def send(self, message: dict[str, Any]) -> None:

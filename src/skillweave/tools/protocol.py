@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
 from skillweave.tools.toolbox import Toolbox
@@ -83,9 +85,13 @@ class Protocol:
 
         return text_of(self.tokenizer, ids, special=True)
 
-    def read(self, text: str) -> Turn:
-        """What the model wrote in one turn, ``text`` being without its end token. Never raises."""
-        return read_turn(text, self._toolbox.schemas, thoughts=self._thoughts)
+    def read(self, text: str, before: str = "") -> Turn:
+        """What the model wrote in one turn, ``text`` being without its end token. Never raises.
+
+        ``before`` is the end of what stands before it: the template itself may have opened a thought there.
+        """
+        turn = read_turn(opened_thought(before) + text, self._toolbox.schemas, thoughts=self._thoughts)
+        return replace(turn, text=text)
 
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results: from after the model's end token to where it writes again."""

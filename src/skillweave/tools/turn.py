@@ -36,6 +36,10 @@ _CLOSE_OF = {
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
 _MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))
+_TURN_END = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
+)
+_END_LENGTH = 100
 _SPACE = re.compile(r"\s*+")
 _FENCE = re.compile(r"```\w*+\s*+")
 _NEXT = re.compile(r"\s*+[,;]?\s*+(?=[{\[])")
@@ -85,9 +89,13 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
     reads it as the rest.
     """
     said = strip_thoughts(text) if thoughts == "strip" else text
+    if end := _TURN_END.search(said, max(0, len(said) - _END_LENGTH)):  # kept where marks of calls are special tokens
+        said = said[: end.start()]
     calls: list[Call | Outcome] = []
     other_forms = at = 0
     while begin := _BEGIN.search(said, at):
+        if calls and begin[0] == OPEN and not said[begin.end() :].strip():
+            break  # small models write the mark of the beginning for that of the end
         found, plain, at = _read_at(said, begin, tools)
         calls += found
         other_forms += 0 if plain else sum(isinstance(call, Call) for call in found)
@@ -107,7 +115,7 @@ def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call
         if begin["function"]:
             call, at = _read_function(text, begin, tools)
             return [call], False, at
-        if mark == OPEN and (inner := _BEGIN.match(text, start)) and inner["function"]:
+        if mark in (OPEN, "<|python_tag|>") and (inner := _BEGIN.match(text, start)) and inner["function"]:
             start = inner.end()
             call, at = _read_function(text, inner, tools)
             return [call], False, _behind(CLOSE, text, at)
@@ -139,6 +147,8 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
         strict = strict and also_strict
     at = _skip(_LEFT_OVER, text, end)
     closed = bool(close) and text.startswith(close, at)
+    if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the mark is cut off, or missing
+        at = len(text)
     if close and not closed and at < len(text) and not _BEGIN.match(text, at):
         return [malformed(f"{close} must follow the JSON")], False, _after(text, end)
     calls = [call for one in values for call in calls_of(one)]
@@ -162,7 +172,7 @@ def _read_function(text: str, begin: re.Match[str], tools: Schemas) -> tuple[Cal
 
 def _bare_calls(text: str, known: set[str]) -> list[Call | Outcome]:
     """The calls of a turn that is nothing but their JSON; a mark of the end may stand behind them. [] for others."""
-    text = text.strip().removesuffix(CLOSE).rstrip()
+    text = text.strip().removesuffix(CLOSE).rstrip().removesuffix(";")
     if not known or not text.startswith(("{", "[")):
         return []
     values, end = [], 0

@@ -16,6 +16,7 @@ from skillweave.tasks.verifiers.judge import (
     code_options,
     gold_problem,
     options_for,
+    own_digests,
     verify,
 )
 from skillweave.tasks.verifiers.maths import MathOptions
@@ -45,6 +46,7 @@ __all__ = [
     "gold_problem",
     "json_equal",
     "options_for",
+    "own_digests",
     "regex_found",
     "same_json",
     "verify",

@@ -183,6 +183,15 @@ def top_level_names(source: str) -> frozenset[str]:
     return frozenset(names)
 
 
+def missing_names(source: str) -> frozenset[str]:
+    """The names that a program reads and neither binds nor finds among the builtins; none if it is no Python."""
+    try:
+        tree = parse(source)
+    except SyntaxError:
+        return frozenset()
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name)) - _bound(tree) - _BUILTINS
+
+
 def _bound(tree: ast.AST) -> frozenset[str]:
     """Every name that the case binds anywhere."""
     names: set[str] = set()

@@ -52,6 +52,7 @@ _OPERATIONS = {
     "mul": "{0} * {1}",
     "truediv": "{0} / {1}",
 }
+_ENDS = ("SystemExit", "SystemExit: 0", "SystemExit: None")
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 200
 
@@ -138,7 +139,8 @@ def _verdict(result: Result, read: Case, case: Any, asked: _Asked) -> str | None
 def _printed_failure(source: str, inputs: dict[str, Any], output: str, runner: Runner) -> str | None:
     with runner.open(output=2 * len(output) + 1000) as program:
         result = program.feed(source, inputs, name="__main__")
-    if not result.ok:
+    # Only what was printed counts here, so that a program may end itself without an error.
+    if not result.ok and result.error not in _ENDS:
         return str(result.error)
     if _lines(result.output) == _lines(output):
         return None

@@ -6,12 +6,25 @@ The last numeral of such a thing is never taken for it.
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
 from skillweave.tasks.verifiers.numerals import Token
 from skillweave.tasks.verifiers.reading import Decimal, Item, Number, Reader
 
+_OPERATIONS = (
+    ["x"],
+    ["times"],
+    ["plus"],
+    ["minus"],
+    ["of"],
+    ["out", "of"],
+    *([more, "than"] for more in ("more", "less", "fewer", "greater", "larger", "smaller")),
+)
+_RESTATES = (["which", "is"], ["which", "equals"], ["that", "is"], ["i", "e"])
+_WRONG = ("wrong", "incorrect", "false", "impossible")
+_NOT_THE = (["not", "the", "answer"], ["not", "the", "correct"], ["not", "the", "right"])
 _LIST_WORDS = ("and", "or", "to")
 _MEASURES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
@@ -34,7 +47,7 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
     """How two items next to each other belong together.
 
     ``expression``; ``pair`` (a list whatever stands beside it), ``list`` (one if it goes on); ``equal`` and ``differ``
-    (an equals sign stands between them); or ``""``.
+    (an equals sign stands between them), ``restated`` ("72, which is 8 * 9"); or ``""``.
     """
     between = reader.tokens[one.last + 1 : other.first]
     if len(between) > 8:
@@ -50,10 +63,16 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return "expression"
     if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
         return "expression"
-    if words in (["x"], ["times"], ["plus"], ["minus"], ["out", "of"]) and len(kinds) == len(words):
+    if words in _OPERATIONS and len(kinds) == len(words):
         return "expression"
     if one.number is None and kinds and all(kind in ("open", "power", "sign") for kind in kinds):  # 2^{2^2}
         return "expression"
+    if words in _RESTATES:
+        return "restated"
+    if kinds == ["between", "word", "equals"]:  # x = 1, y = 9
+        return "list"
+    if words == ["or"] and _equal(one, other):  # 1/2 or 0.5
+        return ""
     if words[:1] == ["or"] and kinds == ["word", "word", "equals"]:  # x = 2 or x = 3
         return "pair"
     if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
@@ -72,6 +91,14 @@ def _differ(one: Item, other: Item) -> bool:
         return False
     a, b = one.number.value, other.number.value
     return abs(a - b) > max(abs(a), abs(b)) / 50
+
+
+def _equal(one: Item, other: Item) -> bool:
+    """Whether two numbers are the same, one of them perhaps in percent."""
+    if one.number is None or other.number is None:
+        return False
+    values = [Fraction(item.value, 100 if item.percent else 1) for item in (one.number, other.number)]
+    return values[0] == values[1]
 
 
 def _compound(reader: Reader, one: Item, between: list[Token]) -> bool:
@@ -109,7 +136,7 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
             item, number=None if at in broken else item.number, aside=item.aside or at in numbered or groups[item.first]
         )
         for at, item in enumerate(items)
-        if at not in equated and not _denied(reader, item.first)
+        if at not in equated and not _denied(reader, item.first) and not _called_wrong(reader, item.last)
     ]
 
 
@@ -117,7 +144,8 @@ def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:
     """Which items are the parts of an expression that is said to equal the number before it: ``42 = 6 * 7``."""
     equated: set[int] = set()
     for at, link in enumerate(links):
-        if link in ("equal", "differ") and at not in broken and items[at].number is not None:
+        said_again = link in ("equal", "differ") or (link == "restated" and at + 1 in broken)
+        if said_again and at not in broken and items[at].number is not None:
             end = at + 1
             while end in broken and end not in equated:
                 equated.add(end)
@@ -147,9 +175,10 @@ def _asides(found: list[Token]) -> list[bool]:
     """For each token whether it stands in parentheses with words in them, or in brackets."""
     aside = [False] * len(found)
     opened: list[int] = []
-    words = [0]
+    words, worked = [0], [0]
     for token in found:
-        words.append(words[-1] + (token.kind == "word"))
+        words.append(words[-1] + (token.kind in ("word", "percent")))
+        worked.append(worked[-1] + (token.kind in ("times", "equals")))
     spans: list[tuple[int, int]] = []
     for at, token in enumerate(found):
         if token.kind == "open" and token.text != "{":
@@ -158,7 +187,9 @@ def _asides(found: list[Token]) -> list[bool]:
             start = opened.pop()
             # f(2) is no aside; nor is a group that holds the whole of an expression.
             applied = start > 0 and found[start - 1].kind in ("word", "macro", "close")
-            if (found[start].text == "[" or words[at] > words[start]) and not applied:
+            behind = [token.kind for token in found[max(start - 2, 0) : start]]
+            shown = worked[at] > worked[start] and behind in (["digits", "space"], ["word", "space"])  # 72 (8 × 9)
+            if (found[start].text == "[" or words[at] > words[start] or shown) and not applied:
                 spans.append((start, at))
     changes = [0] * (len(found) + 1)
     for start, end in spans:
@@ -192,7 +223,7 @@ def _denied(reader: Reader, first: int) -> bool:
         if reader.kind(at) == "word":
             words.append(reader.text(at).lower())
         at -= 1
-    if words[:2] in (["of", "instead"], ["than", "rather"]):
+    if words[:2] in (["of", "instead"], ["than", "rather"], ["than", "other"], ["but", "anything"], ["but", "all"]):
         return True
     for word in words:
         if word in ("not", "never", "cannot") or word.endswith("n't"):
@@ -200,6 +231,22 @@ def _denied(reader: Reader, first: int) -> bool:
         if word not in ("be", "equal", "to", "the", "a", "number", "value", "exactly", "simply", "just", "only"):
             return False
     return False
+
+
+def _called_wrong(reader: Reader, last: int) -> bool:
+    """Whether the words behind an item deny it: "3 is wrong", "3 is not the answer"."""
+    words: list[str] = []
+    at = last + 1
+    while len(words) < 5 and reader.kind(at) in ("space", "word"):
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+        at += 1
+    if words[:1] in (["isn't"], ["wasn't"]):
+        words[:1] = ["is", "not"]
+    if words[:1] not in (["is"], ["was"]):
+        return False
+    wrong = words[1:2] != [] and words[1] in _WRONG
+    return wrong or words[1:3] in (["not", "correct"], ["not", "right"]) or words[1:4] in _NOT_THE
 
 
 def pick(items: list[Item], which: Literal["first", "last"] = "last") -> Number | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -12,7 +13,6 @@ from typing import Any, Literal
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
 from skillweave.tasks.verifiers.place import Part, Placed, boxes, marked_part, one_of
 
-_DECODER = json.JSONDecoder()
 _MISSING = object()
 _UNCLOSED_TRIES = (
     20  # brackets without an end that are looked behind: bounds the work on an answer made of nothing else
@@ -33,9 +33,10 @@ def same_json(a: Any, b: Any) -> bool:
     """Structural equality: key order is free, 1 equals 1.0, tuples are arrays; true is not 1, NaN equals nothing.
 
     Floats within 1e-9 of each other (relative) are equal, so that 0.1 + 0.2 is 0.3; whole numbers compare exactly.
-    Texts are compared in NFC.
+    Texts and keys are compared in NFC.
     """
     if isinstance(a, dict) and isinstance(b, dict):
+        a, b = _nfc_keys(a), _nfc_keys(b)
         return a.keys() == b.keys() and all(same_json(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(same_json(x, y) for x, y in zip(a, b, strict=True))
@@ -53,13 +54,18 @@ def same_json(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
+def _nfc_keys(value: dict[str, Any]) -> dict[str, Any]:
+    composed = {unicodedata.normalize("NFC", str(key)): item for key, item in value.items()}
+    return composed if len(composed) == len(value) else value
+
+
 def whole_json(text: str) -> Any:
     """The value of a text that is JSON from its first to its last character; a private marker where it is not.
 
-    ``NaN``, ``Infinity`` and numbers too great for a float are no JSON values here.
+    ``NaN``, ``Infinity``, numbers too great for a float and objects with a key twice are no JSON values here.
     """
     try:
-        value = json.loads(text.strip(), parse_constant=_refuse)
+        value = json.loads(text.strip(), parse_constant=_refuse, object_pairs_hook=_object)
         return value if _finite(value) else _MISSING
     except (ValueError, RecursionError):
         return _MISSING
@@ -67,6 +73,16 @@ def whole_json(text: str) -> Any:
 
 def _refuse(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice, so that the object says two things")
+    return value
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _finite(value: Any) -> bool:
@@ -84,7 +100,7 @@ _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
 _DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+$")
-_BEGINS_JSON = re.compile(r'\{\s*["}]|\[\s*["{\[\]\-0-9tfn]')
+_BEGINS_JSON = re.compile(r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?:["{\[\]\-0-9tfn]|//|/\*|\#|\.\.\.)""")
 
 
 def find_json(text: str, kind: type, options: JsonOptions) -> Any:
@@ -103,8 +119,12 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
         values = [(block, whole_json(block.content)) for block in blocks]
         block = one_of([one for one, value in values if value is _MISSING or _is_kind(value, kind)], text, which)
         return _MISSING if block is None else _of_kind(whole_json(block), kind)
-    # A block in another language is no place for the answer.
-    return _chosen(_FENCE.sub(lambda m: m[0] if m[1].lower() in _PLAIN_NAMES else "\n", text), kind, which)
+    # A program is no place for the answer; a block that is nothing but a value is one, whatever language it names.
+    return _chosen(_FENCE.sub(lambda m: m[0] if _may_hold_json(m) else "\n", text), kind, which)
+
+
+def _may_hold_json(block: re.Match[str]) -> bool:
+    return block[1].lower() in _PLAIN_NAMES or whole_json(block[2]) is not _MISSING
 
 
 def _marked(text: str, options: JsonOptions) -> list[str]:
@@ -236,6 +256,9 @@ def gold_problem(gold: str) -> str | None:
     if whole_json(gold) is not _MISSING:
         return None
     hint = ""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(json.loads(gold), dict | list):
+            hint = " (an object with a key twice, NaN and Infinity are none)"
     if re.search(r"'\w+'\s*:", gold):
         hint = "; it looks like a Python dict: write it with json.dumps, which uses double quotes"
     return f"verifier 'json' needs an answer that is JSON as a whole, and {gold[:60]!r} is not{hint}"

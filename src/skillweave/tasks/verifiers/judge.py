@@ -17,7 +17,7 @@ from skillweave.tasks.verifiers.json_value import JsonOptions, json_equal
 from skillweave.tasks.verifiers.maths import MathOptions, maths
 from skillweave.tasks.verifiers.maths import gold_problem as maths_gold_problem
 from skillweave.tasks.verifiers.numeric import NumericOptions
-from skillweave.tasks.verifiers.own import own, own_options
+from skillweave.tasks.verifiers.own import file_digest, own, own_options
 from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found
 
 VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
@@ -95,6 +95,12 @@ def code_options(options: Config) -> CodeOptions | None:
     if isinstance(options, MixOptions):
         return next((own for _, own, _ in options.weighted if isinstance(own, CodeOptions)), None)
     return options if isinstance(options, CodeOptions) else None
+
+
+def own_digests(name: str, settings: dict[str, Any]) -> list[str]:
+    """The digests of the files of the user's own that judge: of a verifier, or of the parts of a mix."""
+    names = [part["verifier"] for part in settings["parts"]] if name == MIX else [name]
+    return [file_digest(one) for one in names if ":" in one]
 
 
 def verify(

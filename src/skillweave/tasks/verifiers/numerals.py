@@ -32,41 +32,64 @@ _VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR_VALUES.
 
 def _fraction(match: re.Match[str]) -> str:
     """A fraction of LaTeX as ``3/4``, set off from the digits on both sides."""
-    above, below = (match[1], match[2]) if match[1] else (match[3], match[4])
+    above, below = (group.replace(" ", "") for group in match.groups() if group)
     before = " " if match.start() and match.string[match.start() - 1].isdigit() else ""
     behind = " " if match.string[match.end() : match.end() + 1].isdigit() else ""
     return f"{before}{above}/{below}{behind}"
+
+
+def _fraction_of_small(above: str, below: str) -> str:
+    """``¹/₂`` as ``1/2``."""
+    lowered = below.translate({ord("₀") + digit: str(digit) for digit in range(10)})
+    return " " + "".join(map(_SUPERSCRIPT.__getitem__, above)) + f"/{lowered}"
 
 
 def _macro(_: re.Match[str]) -> str:
     return MACRO
 
 
-_MARKS = re.compile(r"[\\<_~{]|\+/-")
+_MARKS = re.compile(r"[\\<_~{]|\+/-|-\s?\(|\)\s?/|[-=]>")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
 _BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod)(?![A-Za-z])")
+_WHOLE = r"-?[0-9.,]{1,60}"
+_FRAC = r"\\(?:[dtc]|nice|s)?frac"
+_UNIT = r"\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}[^{}]{0,5}\}"
 _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
         (r"<<[^<>\n]*>>", " "),  # GSM8K's notes for a calculator
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
+        (r"(?m)^\s*[-=]{1,3}>", " "),  # an arrow before the answer
+        (
+            r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split|eqnarray|math|displaymath|center)\*?\}",
+            " ",
+        ),
+        (r"\\(?:text)?color\s*\{[^{}]*\}|\\[hv]space\*?\s*\{[^{}]*\}", " "),
+        (r"\\(?:bf|rm|it|tiny|small|large|Large|LARGE|huge|Huge)(?![A-Za-z])", " "),
         (r"\{,\}", ","),
         (r"\\[,;: ]|~|\\(?:quad|qquad|space)(?![A-Za-z])", " "),
         (r"\\[()\[\]]", " "),
         (r"\\\\", "\n"),
         (r"\\([%$#&_])", r"\1"),
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "°"),
-        (r"\\[dtc]?frac\s*(?:\{\s*(-?[0-9.,]{1,60})\s*\}\s*\{\s*(-?[0-9.,]{1,60})\s*\}|([0-9])\s*([0-9]))", _fraction),
-        (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
+        (rf"{_FRAC}\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))", _fraction),
+        (rf"\{{\s*({_WHOLE})\s*\\over\s*({_WHOLE})\s*\}}", _fraction),
+        (r"\(\s*(-?[0-9]{1,60})\s*\)\s?/\s?(?:\(\s*(-?[0-9]{1,60})\s*\)|([0-9]{1,60}))", _fraction),
+        (rf"{_FRAC}\s*{_UNIT}\s*{_UNIT}", r" \1/\2"),
+        (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
         (r"\\(?:times|ast)(?![A-Za-z])", "×"),
         (r"\\cdot(?![A-Za-z])", "·"),
         (r"\\div(?![A-Za-z])", "÷"),
         (r"\\pm(?![A-Za-z])|\+/-", "±"),
-        (r"\\(?:approx|sim|simeq)(?![A-Za-z])", " "),
+        (r"\\(?:approx|simeq)(?![A-Za-z])", "≈"),
+        (r"\\sim(?![A-Za-z])", " "),
+        (r"(?<![\w)\]}])-\s?[({]\s*([0-9][0-9.,]*(?:/[0-9]+)?)\s*[)}]", r"-\1"),
+        (r"[0-9]+_\{[^{}]*\}", _macro),  # a numeral of another base
         (r"\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])", "<"),
         (r"(?<=[A-Za-z}])_(?:\{[^{}]*\}|[0-9A-Za-z])", ""),  # an index
+        (r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)", lambda m: _fraction_of_small(m[1], m[2])),
         (r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPT[c] for c in m[0])),
         (r"([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]]),
     )
@@ -104,8 +127,8 @@ _TOKEN = re.compile(
     |(?P<sign>[-+])
     |(?P<times>[*×·])
     |(?P<slash>/)
+    |(?P<order>[<>!]=|[<>≤≥≠±÷])
     |(?P<equals>[=≈])
-    |(?P<order>[<>≤≥≠±÷])
     |(?P<open>[(\[{])
     |(?P<close>[)\]}])
     |(?P<percent>%)

@@ -34,6 +34,7 @@ _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
 _SENTENCE_END = re.compile(
     r"[.!?;](?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
+_SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
 _LEFT_TO_DO = re.compile(r"[0-9]\s*(?:/|\^|\*\*|÷)\s*[0-9({]|\\[dtc]?frac|[⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 
@@ -41,7 +42,11 @@ _LEFT_TO_DO = re.compile(r"[0-9]\s*(?:/|\^|\*\*|÷)\s*[0-9({]|\\[dtc]?frac|[⁰�
 def find_number(text: str, options: NumericOptions) -> Number | None:
     """The number that a text gives as its answer, or None. Takes time linear in its length; never raises."""
     part, which, strict = answer_part(text, options)
-    return None if part is None else pick(read_items(part, options.decimal, strict=strict), which)
+    if part is None:
+        return None
+    if strict:  # no bullet stands where an answer is marked
+        part = _SPACED_MINUS.sub("-", part)
+    return pick(read_items(part, options.decimal, strict=strict), which)
 
 
 def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal["first", "last"], bool]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import numbers
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from skillweave.artefact import sha256_file
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tools.own_code import import_function
@@ -26,6 +29,15 @@ def own_options(named: str, settings: dict[str, Any]) -> OwnOptions:
     """The options of a function, which is imported here. Raises :class:`UserError` where that fails."""
     _function(named, "the verifier")
     return OwnOptions(named=named, settings=settings)
+
+
+def file_digest(named: str) -> str:
+    """The SHA-256 of the file that a function is read from."""
+    place = named.rpartition(":")[0]
+    if not place.endswith(".py"):
+        spec = importlib.util.find_spec(place)
+        place = spec.origin if spec and spec.origin else ""
+    return sha256_file(Path(place)) if Path(place).is_file() else ""
 
 
 def own(answer: str, gold: Any, options: OwnOptions) -> float:

@@ -39,6 +39,9 @@ class Item:
 _DIGITS_AT_MOST = 1000
 _POWER_BITS_AT_MOST = 20_000
 _VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; the others are units
+_UNKNOWNS = set("xyznXYZN")  # those of them that are no article and no abbreviation
+_MULTIPLES = ("twice", "double", "triple", "thrice")
+_PARTS = ("half", "third", "quarter", "square", "cube", "root", "percent", "percentage", "double", "multiple")
 _SCALES = {
     "dozen": 12,
     "hundred": 100,
@@ -50,6 +53,7 @@ _SCALES = {
     "bn": 10**9,
     "trillion": 10**12,
 }
+_CJK = "\u2e80"  # from here on scripts whose words stand without spaces
 _FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -113,9 +117,11 @@ class Reader:
         return self.items
 
     def in_name(self, at: int) -> bool:
-        """Whether these digits belong to a name or a unit: CO2, cm2, COVID-19."""
+        """Whether these digits belong to a name or a unit: CO2, cm2, COVID-19; not behind Chinese words."""
         before = self.kind(at - 1)
-        return before == "word" or (before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-")
+        return (before == "word" and self.text(at - 1)[-1] < _CJK) or (
+            before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-"
+        )
 
     def behind_exponent(self, at: int) -> int:
         """The token behind the exponent that the power sign at ``at`` stands before, or behind the sign itself."""
@@ -141,13 +147,18 @@ class Reader:
             aside, last = True, after
         elif word in _SCALES and (word != "k" or glued):
             value, last = None if value is None else value * _SCALES[word], after
+        elif glued and self.text(after) in ("M", "B") and "currency" in (self.kind(first), self.kind(first + 1)):  # $5M
+            value, last = None if value is None else value * {"M": 10**6, "B": 10**9}[self.text(after)], after
         elif (
             (glued and word and self.text(after) in _VARIABLES)
             or self.kind(after) == "macro"
             or (
                 glued
                 and (
-                    (self.kind(after) == "open" and self.kind(after + 1) in ("digits", "sign"))
+                    (
+                        self.kind(after) == "open"
+                        and (self.kind(after + 1) in ("digits", "sign") or self.text(after + 1) in _UNKNOWNS)
+                    )
                     or (self.text(after) == "°" and self.kind(after + 1) == "digits")
                 )
             )
@@ -156,7 +167,7 @@ class Reader:
         percent = self.kind(after) == "percent" or word in _PERCENT_WORDS
         if percent:
             last = after
-        if self.kind(start - 1) == "macro" or self.expression_before(first):
+        if self.kind(start - 1) == "macro" or self.expression_before(first) or self.expression_behind(last):
             value = None
         return Item(None if value is None else Number(value, percent), first, last, aside)
 
@@ -172,7 +183,10 @@ class Reader:
             before = self.kind(at - 1)
             if before not in ("digits", "word", "close", "percent", "macro"):
                 return (at, self.text(at) == "-")
-        elif self.kind(spaced) == "sign" and self.kind(self.skip(spaced - 1, -1)) == "equals":
+        elif self.kind(spaced) == "sign" and (
+            self.kind(self.skip(spaced - 1, -1)) in ("equals", "currency")
+            or self.text(self.skip(spaced - 1, -1)).lower() == "is"
+        ):
             return (spaced, self.text(spaced) == "-")
         elif self.text(spaced).lower() == "negative" or (
             self.text(spaced).lower() == "minus" and self.kind(self.skip(spaced - 1, -1)) != "digits"
@@ -184,12 +198,15 @@ class Reader:
         """Whether something before the item makes it a part of an expression: ``n + 1``, ``x < 5``, ``sqrt(9)``."""
         at = self.skip(first - 1, -1)
         kind, spaced = self.kind(at), at != first - 1
-        if kind in ("order", "macro") or self.text(at).lower() in _FUNCTIONS:
+        word = self.text(at).lower()
+        if kind in ("order", "macro") or word in _FUNCTIONS or word in _MULTIPLES:
+            return True
+        if word == "of" and self.text(self.skip(at - 1, -1)).lower() in _PARTS:
             return True
         if kind == "open" and self.text(at) != "[":
             inner = self.kind(at - 1)
             named = inner == "word" or (inner == "digits" and self.in_name(at - 1))
-            return inner == "macro" or (named and self.text(at) == "(")
+            return inner == "macro" or self.text(at - 1) == ")" or (named and self.text(at) == "(")
         if kind in ("sign", "times", "slash"):
             left = self.skip(at - 1, -1)
             if self.kind(left) in ("close", "macro"):
@@ -198,6 +215,15 @@ class Reader:
                 bullet = spaced and self.text(at) == "-" and len(self.text(left)) > 1
                 return not bullet and not (kind == "times" and not spaced)
         return False
+
+    def expression_behind(self, last: int) -> bool:
+        """Whether something behind the item makes it a part of an expression: ``9 - x``, ``9/n``, ``(9)^2``."""
+        at = self.skip(last + 1)
+        if self.kind(at) == "close":
+            return self.text(at + 1) == "^" or (self.text(at), self.text(at + 1)) == (")", "(")
+        if self.text(at).lower() in ("squared", "cubed", "factorial"):
+            return True
+        return self.kind(at) in ("sign", "times", "slash") and self.text(self.skip(at + 1)) in _UNKNOWNS
 
     def value(self, start: int) -> tuple[Fraction | None, int]:
         """The unsigned number from ``start`` on, None where it is not one, and its last token."""
