@@ -48,10 +48,10 @@ BOTH: dict[str, tuple[str, list[Any], float]] = {
     "a tag instead of a fence": (f"<answer>\n{F}</answer>", ADD, 1),
     "prose without a fence, wrong": (f"Sure, here is the function:\n{BAD}", ADD, 0),
     "a helper in a block of its own": (
-        f"{fenced('def g(a, b):' + chr(10) + '    return a + b')}\nThen:\n"
-        f"{fenced('def add(a, b):' + chr(10) + '    return g(a, b)')}", ADD, 1),
+        f"{fenced('def g(a, b):' + chr(10) + '    return a + b' + chr(10))}\nThen:\n"
+        f"{fenced('def add(a, b):' + chr(10) + '    return g(a, b)' + chr(10))}", ADD, 1),
     "a byte order mark": (f"\N{ZERO WIDTH NO-BREAK SPACE}{F}", ADD, 1),
-    "ends itself when it has printed": ("print(5)\nraise SystemExit(0)", [{"inputs": {}, "output": "5"}], 1),
+    "ends itself when it has printed": ("print(5)\nraise SystemExit", [{"inputs": {}, "output": "5"}], 1),
     "ends itself with an error": ("print(5)\nraise SystemExit(1)", [{"inputs": {}, "output": "5"}], 0),
     "in a list": (f"1. First:\n\n{indented(fenced(F))}\n\n2. Done.", ADD, 1),
     "on the line of a list's item": (f"- ```python\n{indented(F, '  ')}  ```", ADD, 1),
