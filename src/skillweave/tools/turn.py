@@ -93,8 +93,9 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
         said = said[: end.start()]
     calls: list[Call | Outcome] = []
     other_forms = at = 0
+    end_of_text = len(said.rstrip())
     while begin := _BEGIN.search(said, at):
-        if calls and begin[0] == OPEN and not said[begin.end() :].strip():
+        if calls and begin[0] == OPEN and begin.end() >= end_of_text and not said[:at].rstrip().endswith(CLOSE):
             break  # small models write the mark of the beginning for that of the end
         found, plain, at = _read_at(said, begin, tools)
         calls += found
