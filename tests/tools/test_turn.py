@@ -277,12 +277,15 @@ PIECES = [
 def test_the_work_grows_as_the_length_does(piece: str) -> None:
     def seconds(size: int) -> float:
         text = piece * (size // len(piece))
-        start = time.process_time()
-        read_turn(text, TOOLS)
-        return time.process_time() - start
+        times = []
+        for _ in range(3):  # the least of them: what else the machine does only adds
+            start = time.process_time()
+            read_turn(text, TOOLS)
+            times.append(time.process_time() - start)
+        return min(times)
 
     # A ratio, for it is the same on every machine; work that grows with the square would take 64 times as long.
-    assert seconds(32_000) <= 30 * seconds(4_000) + 0.01
+    assert seconds(32_000) <= 30 * seconds(4_000) + 0.05
 
 
 def test_never_raises_on_anything() -> None:
