@@ -1,4 +1,4 @@
-# make demo   environment, install, and the main job on the real model (under ten minutes on two cores)
+# make demo   environment, install, and the main job on the real model (five to ten minutes on two cores)
 # make test   environment, install, the tests
 # make lint | bench | docs | clean
 

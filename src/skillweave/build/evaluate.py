@@ -13,7 +13,16 @@ from skillweave.base.chat import as_messages
 from skillweave.progress import console, printable
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.agents.load import ToolSettings, ToolUse, agent_of
-from skillweave.weave import Reply, Weave, converse_with
+from skillweave.weave import Reply, Weave, background_prompts, converse_with
+
+
+def _background() -> tuple[list[str], list[str]]:
+    """The everyday prompts in two parts: what the router learns from, and what it is then shown."""
+    prompts = background_prompts()
+    return [prompt for index, prompt in enumerate(prompts) if index % 4], prompts[::4]
+
+
+BACKGROUND = _background()
 
 _SHOWN = 200  # characters of a text in an example
 

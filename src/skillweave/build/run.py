@@ -19,7 +19,7 @@ from skillweave.base.generate import context_length
 from skillweave.base.precision import describe
 from skillweave.build.backbone import METHOD, open_unlearnt, unlearning_inputs, unlearning_report
 from skillweave.build.config import WeaveConfig
-from skillweave.build.evaluate import answers, read_packs, read_score, score_once, show_example, tools_key
+from skillweave.build.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example, tools_key
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -31,24 +31,10 @@ from skillweave.report import human_bytes, machine, versions, write_build_report
 from skillweave.skillzip import zip_delta
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.check import check_before
-from skillweave.weave import AUTO, BASE, Router, Weave, background_prompts, check_layer, fit_router, is_weave
+from skillweave.weave import AUTO, BASE, Router, Weave, check_layer, fit_router, is_weave
 
 ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
 """The four that are scored on every skill."""
-
-
-def _background() -> tuple[list[str], list[str]]:
-    """The everyday prompts in two parts: what the router learns from, and what it is then shown."""
-    prompts = background_prompts()
-    return [prompt for index, prompt in enumerate(prompts) if index % 4], prompts[::4]
-
-
-BACKGROUND = _background()
-
-
-def work_folder(out: Path) -> Path:
-    """Where a build into ``out`` keeps what its steps left."""
-    return out.with_name(f"{out.name}.work")
 
 
 def build(
@@ -65,7 +51,7 @@ def build(
         raise UserError(
             f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
         )
-    run = _Build(config, work_folder(out), before_step)
+    run = _Build(config, out.with_name(f"{out.name}.work"), before_step)
     run.unlearn()
     for skill in config.skills:
         run.score_base(skill)

@@ -43,7 +43,7 @@ def demo(
     out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Where to leave the weave."),
     overrides: list[str] = SET,
 ) -> None:
-    """The main job on a real model: three skills for SmolLM2-135M, ten to fifteen minutes on two CPU cores.
+    """The main job on a real model: three skills for SmolLM2-135M, five to ten minutes on two CPU cores.
 
     Grows the specialists, zips them, routes a mixed batch, and shows base and weave side by side. Interrupted and
     started again, it goes on.

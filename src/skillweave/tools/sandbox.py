@@ -37,6 +37,27 @@ class Limits:
     """Characters of printed text kept."""
 
 
+class Printed:
+    """Keeps what a run prints, at most ``room`` characters: it is called with each piece. ``cut``: more was printed."""
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._pieces: list[str] = []
+
+    def __call__(self, _stream: Literal["stdout", "stderr"], text: str) -> None:
+        if self._room > 0:
+            self._pieces.append(text[: self._room])
+            self._room -= len(text)
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    @property
+    def cut(self) -> bool:
+        return self._room < 0
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run came to. ``ok`` is False when the code did not parse, raised, or broke a limit.
@@ -97,22 +118,14 @@ class Session:
         ``name`` becomes its ``__name__``. Never raises on what the code does. Raises ``TypeError`` for an input that
         cannot enter the sandbox (plain values can: numbers, text, bytes, lists, tuples, dicts, sets, None).
         """
-        pieces: list[str] = []
-        room = self._limits.output
-
-        def keep(_stream: Literal["stdout", "stderr"], text: str) -> None:
-            nonlocal room
-            if room > 0:
-                pieces.append(text[:room])
-                room -= len(text)
-
+        printed = Printed(self._limits.output)
         start = time.perf_counter()
         value, error = None, None
         bound = {**({} if name is None else {"__name__": name}), **(inputs or {})}
         try:
             code.encode()
             lookup = None if host is None else {"_sw_host": host}
-            value = self._session.feed_run(code, inputs=bound, external_lookup=lookup, print_callback=keep)
+            value = self._session.feed_run(code, inputs=bound, external_lookup=lookup, print_callback=printed)
         except monty.MontyConversionError as problem:
             raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
         except monty.MontyCrashedError as problem:
@@ -129,7 +142,7 @@ class Session:
         except ValueError as problem:  # its last value cannot come out: an integer of too many digits
             error = f"ValueError: {problem}"
         seconds = time.perf_counter() - start
-        return Result(ok=error is None, value=value, output="".join(pieces), error=error, seconds=seconds)
+        return Result(ok=error is None, value=value, output=printed.text, error=error, seconds=seconds)
 
 
 def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> Result:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pydantic_monty as monty
 
 from skillweave.tools import sandbox
-from skillweave.tools.sandbox import Limits
+from skillweave.tools.sandbox import Limits, Printed
 
 _LIMITS = Limits(seconds=1.0, memory=32 * 2**20, output=4000)
 """Of one cell; ``memory`` is for all an episode's variables and their copy as bytes. Less time than the sandbox's own:
@@ -38,20 +38,12 @@ class Python:
         Args:
             code: what it prints and the value of its last line are shown
         """
-        pieces: list[str] = []
-        room = self._limits.output
-
-        def keep(_stream: Literal["stdout", "stderr"], text: str) -> None:
-            nonlocal room
-            if room > 0:
-                pieces.append(text[:room])
-                room -= len(text)
-
-        value, state = self._feed(code, keep)
+        printed = Printed(self._limits.output)
+        value, state = self._feed(code, printed)
         if value is not None:
-            keep("stdout", repr(value))
+            printed("stdout", repr(value))
         self._state = state
-        return "".join(pieces).rstrip("\n") + ("..." if room < 0 else "") or "(nothing was printed)"
+        return printed.text.rstrip("\n") + ("..." if printed.cut else "") or "(nothing was printed)"
 
     def _feed(self, code: str, keep: Callable[[Literal["stdout", "stderr"], str], None]) -> tuple[Any, bytes]:
         """The value of the last line and the state after it, or the exception that the sandbox tells of."""
