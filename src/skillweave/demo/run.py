@@ -59,7 +59,7 @@ def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dic
 def mixed_answers(folder: Path, overrides: Sequence[str] = ()) -> list[MixedAnswer]:
     """The first test prompts of every skill, interleaved into one batch: the base's answers and the weave's."""
     config = demo_config(overrides)
-    woven = Weave.from_pretrained(folder, dtype=config.dtype, device=config.device)
+    woven = Weave.from_pretrained(folder, device=config.device)
     by_skill = [load_task(skill.task).split("test")[:PER_SKILL] for skill in config.skills.values()]
     prompts = [entry.prompt for turn in zip(*by_skill, strict=True) for entry in turn]
     sampling = Sampling(max_new_tokens=config.score.max_new_tokens)

@@ -148,14 +148,15 @@ class Weave:
         """
         folder = Path(folder)
         card = read_card(folder)
-        opened = _open(folder, card, base, dtype, device)
+        budget = card.budget if budget is None else budget
+        opened = _open(folder, card, base, dtype, device, budget)
         router = Router.load(folder / "router") if card.router else None
         weave = cls(
             f"the weave in {folder}",
             card,
             opened,
             router,
-            card.budget if budget is None else budget,
+            budget,
             lambda name: Skillpack.from_pretrained(folder / "packs" / name),
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
@@ -302,6 +303,7 @@ def _open(
     base: Base | str | Path | None,
     dtype: str | torch.dtype | None,
     device: str | torch.device | None,
+    budget: int | None,
 ) -> Base:
     """What the packs of a weave belong on: its base, with its backbone laid on it."""
     if isinstance(base, Base):
@@ -309,7 +311,7 @@ def _open(
         return base
     ref = card.base.ref if base is None else base
     try:
-        opened = open_base(ref, dtype=dtype or card.dtype, device=device)
+        opened = open_base(ref, dtype=dtype or card.dtype, device=device, budget=budget)
     except UserError as error:
         if base is not None:
             raise
