@@ -7,8 +7,9 @@ import pytest
 import torch
 from weave_packs import random_pack
 
-from micro import save_micro
+from micro import micro_model, micro_tokenizer, save_micro
 from skillweave.base import Sampling, open_base
+from skillweave.base.precision import OVERRIDE
 from skillweave.errors import UserError
 from skillweave.weave import Reply, Weave, is_weave
 from skillweave.weave.router import features, fit_on_features
@@ -187,3 +188,21 @@ def test_names_that_cannot_be(base, packs, router, tmp_path):
     with pytest.raises(UserError, match="router sends prompts to 'sums'"):
         Weave.write(tmp_path / "w", base, {"b": packs["b"]}, router)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dtype_auto_keeps_the_budget_where_float32_would_break_it(tmp_path, monkeypatch):
+    monkeypatch.setenv(OVERRIDE, "0")
+    micro_model().bfloat16().save_pretrained(tmp_path / "base")
+    micro_tokenizer().save_pretrained(tmp_path / "base")
+    narrow = open_base(tmp_path / "base", dtype="bfloat16")
+    packs = {"a": random_pack(narrow.model, narrow.fingerprint, name="a")}
+    budget = narrow.nbytes * 3 // 2
+    folder = Weave.write(tmp_path / "w", narrow, packs, dtype="bfloat16", budget=budget)
+    weave = Weave.from_pretrained(folder, dtype="auto")
+    assert weave.base.model.dtype is torch.bfloat16
+    assert Weave.from_pretrained(folder, dtype="auto", budget=4 * budget).base.model.dtype is torch.float32
+    # The packs add to what float32 products give, whatever the weights are stored in.
+    wide = Weave.from_pretrained(folder, dtype="float32", budget=4 * budget)
+    assert [r.text for r in weave.generate(PROMPTS, "a", GREEDY)] == [
+        r.text for r in wide.generate(PROMPTS, "a", GREEDY)
+    ]
