@@ -31,7 +31,7 @@ from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, TrainingSettings
-from skillweave.progress import console, share_of
+from skillweave.progress import console, say_once, share_of
 from skillweave.tasks import Entry, Task
 from skillweave.tasks.check import check_before
 
@@ -295,7 +295,7 @@ def _decided(config: C, folder: Path, device: torch.device) -> C:
     native, reason = native_bf16(device)
     chosen = begun if isinstance(begun, bool) else native
     because = reason if chosen == native else "as the run in this folder began"
-    console.print(f"  training computes in {'bfloat16' if chosen else 'float32'} ({because})", soft_wrap=True)
+    say_once(f"training computes in {'bfloat16' if chosen else 'float32'} ({because})")
     return config.model_copy(update={"bf16": chosen})
 
 
