@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from skillweave.build.run import ARMS
 from skillweave.config import read_config
-from skillweave.demo.run import PER_SKILL, demo_config
+from skillweave.demo.run import PER_SKILL, STEP_SECONDS, demo_config
 from skillweave.methods import get_method
 from skillweave.tasks import load_task
 
@@ -22,3 +23,9 @@ def test_the_demo_file_is_valid_down_to_every_method_setting() -> None:
 
 def test_overrides_reach_the_demo() -> None:
     assert demo_config(["zip.ratio=1/64", "seed=3"]).zip.ratio == 1 / 64
+
+
+def test_every_step_of_the_demo_has_its_share_of_the_estimate() -> None:
+    own = ["delta", "pack", *(f"score-{arm}" for arm in ARMS)]
+    steps = {f"{skill}/{step}" for skill in demo_config().skills for step in own}
+    assert set(STEP_SECONDS) == steps | {"weave/router", "weave/woven", "weave/confusion"}

@@ -21,11 +21,33 @@ from skillweave.weave import Weave
 PER_SKILL = 2
 """Mixed prompts taken from each skill's test split: three skills make a batch of six."""
 
-STEP_SECONDS = {"json_calls/score-base": 1.0}
-"""What each step took in a demo on two CPU cores with bfloat16 instructions (AMD EPYC): the weights of the estimate."""
+STEP_SECONDS = {
+    "json_calls/score-base": 6.5,
+    "json_calls/delta": 51.7,
+    "json_calls/score-specialist": 12.4,
+    "json_calls/pack": 5.6,
+    "reverse_words/score-base": 7.0,
+    "reverse_words/delta": 52.5,
+    "reverse_words/score-specialist": 5.8,
+    "reverse_words/pack": 4.7,
+    "sort_numbers/score-base": 7.3,
+    "sort_numbers/delta": 60.0,
+    "sort_numbers/score-specialist": 8.1,
+    "sort_numbers/pack": 5.1,
+    "weave/router": 12.4,
+    "weave/woven": 0.1,
+    "json_calls/score-pack": 7.9,
+    "reverse_words/score-pack": 3.3,
+    "sort_numbers/score-pack": 5.1,
+    "json_calls/score-routed": 12.1,
+    "reverse_words/score-routed": 5.2,
+    "sort_numbers/score-routed": 7.0,
+    "weave/confusion": 1.2,
+}
+"""What each step took, in its order, when `make demo` ran on two CPU cores with bfloat16 instructions (AMD EPYC)."""
 
-PRODUCT_SECONDS = 1.0
-"""What :func:`product_seconds` gave on that machine."""
+PRODUCT_SECONDS = 0.0021
+"""What :func:`product_seconds` gave on that machine, in bfloat16."""
 
 
 @dataclass(frozen=True)
