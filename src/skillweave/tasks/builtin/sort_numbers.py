@@ -20,7 +20,7 @@ class Settings(Span):
 
 
 def make(rng: Random, settings: Settings) -> tuple[str, str]:
-    """``Sort from smallest to largest: 97, 53, 5, 33`` -> ``4, 15, 31``."""
+    """``Sort from smallest to largest: 31, 4, 15`` -> ``4, 15, 31``."""
     order = rng.choice(("ascending", "descending")) if settings.order == "either" else settings.order
     numbers = rng.sample(range(settings.greatest + 1), rng.randint(settings.least, settings.most))
     direction = "smallest to largest" if order == "ascending" else "largest to smallest"
