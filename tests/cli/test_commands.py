@@ -289,7 +289,9 @@ def test_eval_of_several_tasks_with_samples_and_examples(bench: Bench, echo: Pat
 
 
 def test_eval_reads_one_task_or_several_from_a_file(bench: Bench, echo: Path, tmp_path: Path) -> None:
-    for tasks, shown in ((str(echo), "echo, test: 100.0%"), ([str(echo), str(echo)], "Mean scores on test prompts")):
+    other = tmp_path / "other.yaml"
+    other.write_text(echo.read_text())
+    for tasks, shown in ((str(echo), "echo, test: 100.0%"), ([str(echo), str(other)], "Mean scores on test prompts")):
         (tmp_path / "eval.yaml").write_text(yaml.safe_dump({"task": tasks, "max_new_tokens": 6}))
         assert shown in made("eval", bench.base, "--config", tmp_path / "eval.yaml").out
 

@@ -128,7 +128,7 @@ def test_a_mistake_names_file_and_line(tmp_path: Path, messages: object, said: s
 def test_rows_that_are_no_objects_and_empty_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"line 1: expected .* found \{'message': \[\]\}"):
         read_traces(write(tmp_path / "a.jsonl", {"message": []}))
-    with pytest.raises(UserError, match=r"line 1: expected .* found \[1\]"):
+    with pytest.raises(UserError, match=r"line 1: expected .* found list \[1\]"):
         read_traces(write(tmp_path / "b.jsonl", [1]))
     with pytest.raises(UserError, match="is empty: write at least one row"):
         read_traces(write(tmp_path / "c.jsonl"))

@@ -143,7 +143,10 @@ def test_a_text_and_the_same_text_as_a_message_are_one_prompt() -> None:
     ("bad", "message"),
     [
         ("{broken", r"line 3: not valid JSON"),
-        ("[1]", r"line 3: a list of rows; JSONL holds one object a line"),
+        (
+            "[1]",
+            r"line 3: expected an object with keys, found list \[1\]; a file that is one list of rows is named \.json",
+        ),
         ("1", r"line 3: expected an object with keys.*found 1"),
         ({"text": "x"}, r"line 3: found 'text'; a row needs 'messages' or 'prompt'"),
         ({}, r"line 3: found no keys"),

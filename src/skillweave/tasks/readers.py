@@ -56,7 +56,10 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
                 where = f"{path}, line {number}"
                 row = _loads(line, where)
                 if isinstance(row, list):
-                    raise UserError(f"{where}: a list of rows; JSONL holds one object a line: name the file .json")
+                    raise UserError(
+                        f"{where}: expected an object with keys, found list {json.dumps(row)[:40]}; a file that is one list of rows is "
+                        "named .json"
+                    )
                 yield where, check_characters(row, where) if _may_be_cut(line) else row
     except json.JSONDecodeError as error:
         hint = "" if number > 1 else "; JSONL holds one object a line (an array of rows is a .json file)"

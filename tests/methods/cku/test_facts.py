@@ -96,7 +96,7 @@ QA = {"question": "Who?", "answer": "Oresa."}
         ([{"prompt": "A?", "answer": "a"}, {"prompt": "B?", "completion": "b"}], "line 2: has the form"),
         ([{"question": "Who?"}], "line 1: has a 'prompt' but neither 'completion' nor 'answer'"),
         ([{"question": " ", "answer": "a"}], "line 1: the prompt is empty"),
-        ([{"question": 5, "answer": "a"}], "line 1: 'prompt' must be a list of messages, found 5"),
+        ([{"question": 5, "answer": "a"}], "line 1: 'prompt' must be a text or a list of messages, found 5"),
         ([{"prompt": "Who?", "answer": " "}], "line 1: the answer must be a text"),
         ([{"prompt": "Who?", "cases": ["x"]}], "line 1: the answer must be a text"),
         ([{"text": ""}], "line 1: 'text' must be a text with something in it"),

@@ -122,7 +122,7 @@ def test_what_is_frozen_stays_to_the_bit(base, few, tmp_path, bf16):
     ],
 )
 def test_patience_and_what_is_kept_where_no_round_is_better(base, whole, few, tmp_path, changes, judged, kept):
-    timid = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12}
+    timid = {"steps": 1, "batch_size": 8, "learning_rate": 1e-6}
     same = {**SHORT, "training": timid, "rounds": 3, "judge_by": "score", "start": whole.out / "delta"}
     delta = run(base, settings(**{**same, **changes}), tmp_path)
     figures = read_json(tmp_path / "figures.json")
@@ -168,7 +168,7 @@ def test_a_base_that_answers_every_target_has_nothing_to_learn(base, tmp_path, m
 
 
 def test_nothing_better_than_the_bare_base_is_said(base, few, tmp_path, monkeypatch):
-    timid = {"steps": 1, "batch_size": 8, "learning_rate": 1e-12}
+    timid = {"steps": 1, "batch_size": 8, "learning_rate": 1e-6}
     changes = {**SHORT, "training": timid, "judge_by": "score", "keep": "best", "max_new_tokens": 60}
     for _ in range(2):
         with pytest.raises(UserError, match=r"no round was better than the base .*held-out score: 0, 0"):
