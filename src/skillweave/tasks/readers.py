@@ -57,8 +57,8 @@ def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
                 row = _loads(line, where)
                 if isinstance(row, list):
                     raise UserError(
-                        f"{where}: expected an object with keys, found list {json.dumps(row)[:40]}; a file that is one list of rows is "
-                        "named .json"
+                        f"{where}: expected an object with keys, found list {json.dumps(row)[:40]}; a file that is one "
+                        "list of rows is named .json"
                     )
                 yield where, check_characters(row, where) if _may_be_cut(line) else row
     except json.JSONDecodeError as error:
