@@ -22,7 +22,7 @@ _TOLD = ("strength", "probability")
 
 
 def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
-    """What the unlearning hangs on beside the base: its settings (but where its log goes), and what is in its files
+    """The inputs of the unlearning besides the base: its settings (but where its log goes), and what is in its files
     now (SHA-256 of each).
 
     Raises :class:`UserError` for a file that is not there.
