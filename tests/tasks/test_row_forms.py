@@ -376,7 +376,11 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
         ("a.json", "[1]", "a.json, row 1: expected an object"),
         ("a.json", '{"data": [{"prompt": "x"}]}', "one object, whose 'data' is a list of rows"),
         ("a.json", '{\n"prompt": "x", "answer": "y"\n}', "one object; a .json file must be an array of rows"),
-        ("a.jsonl", '[{"prompt": "x", "answer": "y"}]', "line 1: expected an object with keys, found list .* is named .json"),
+        (
+            "a.jsonl",
+            '[{"prompt": "x", "answer": "y"}]',
+            "line 1: expected an object with keys, found list .* is named .json",
+        ),
         ("a.jsonl", '{"prompt": "x", "prompt": "z", "answer": "y"}', "line 1: the key 'prompt' stands twice"),
         ("a.csv", "prompt;answer\nx;y\n", "line 1: the header is one column, 'prompt;answer', that holds ';'"),
         ("a.tsv", "prompt,answer\nx,y\n", "line 1: the header is one column"),
