@@ -175,20 +175,22 @@ def _one_batch(
     # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
     written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
     markers = template_thought_markers(tokenizer)
+    control = control_tokens(tokenizer)
+    marked = any(control.search(mark) for pair in markers for mark in pair)
     return [
-        Generated(_text(tokenizer, asked, row, ended, markers), ended)
+        Generated(_text(tokenizer, asked, row, ended, markers, special=marked), ended)
         for asked, (row, ended) in zip(encoded, written, strict=True)
     ]
 
 
-def _text(tokenizer: Any, asked: Sequence[int], written: Sequence[int], ended: bool, markers: Markers) -> str:
+def _text(
+    tokenizer: Any, asked: Sequence[int], written: Sequence[int], ended: bool, markers: Markers, *, special: bool
+) -> str:
     """What was written, so that a thought in it can be told from the answer.
 
-    Special tokens stay in the text where they mark thoughts. A thought that the prompt has opened, and that was cut
-    off, has no mark of its own: it gets the one of the prompt.
+    ``special``: special tokens stay in the text, for they mark thoughts. A thought that the prompt has opened, and
+    that was cut off, has no mark of its own: it gets the one of the prompt.
     """
-    control = control_tokens(tokenizer)
-    marked = any(control.search(mark) for pair in markers for mark in pair)
-    text = text_of(tokenizer, written, special=marked)
+    text = text_of(tokenizer, written, special=special)
     opening = "" if ended else opened_thought(text_of(tokenizer, asked[-MARK_TOKENS:], special=True), markers)
     return f"{opening}\n{text}" if opening and dict(markers)[opening] not in text else text

@@ -78,7 +78,7 @@ class _Build:
     base: Base = field(init=False)
     """What the skills stand on: the base, and once it is unlearnt the backbone."""
     plain: BaseRef = field(init=False)
-    """The base as it came."""
+    """The base that the config names."""
     tasks: dict[str, Task] = field(init=False)
     keys: dict[str, str] = field(default_factory=dict)
     woven: Weave | None = None

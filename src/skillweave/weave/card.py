@@ -29,7 +29,7 @@ class WeaveCard(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     base: BaseRef
-    """The base as it came, also where a backbone is laid on it."""
+    """The base that the weave was built on, before any backbone is laid on it."""
     backbone: BackboneRef | None = None
     """None: the packs belong on the base itself."""
     packs: list[str]
