@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from skillweave.artefact import read_json
 from skillweave.base import Base, Message, open_base
 from skillweave.errors import NothingLearnt
+from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.e3tir import run as warm_up
 from skillweave.methods.e3tir.judge import success

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from _record import Claim, Record, judged
 from _runs import run_all
-from skillweave.artefact import read_json
 from skillweave.base import open_base
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.report import Table
 

@@ -14,9 +14,9 @@ import torch
 from _record import Claim, Record, judged
 from _runs import run_all
 from _selfplay import ARMS, COMPUTE, SFT, SPIN, TPAW, ahead, curves, equal_steps, plot, table
-from skillweave.artefact import read_json
 from skillweave.base import Base, Sampling, answer_ids, generate, open_base, prompt_ids
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods import TpawConfig, get_method
 from skillweave.report import Table
 from skillweave.tasks import evaluate, load_task

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from skillweave.artefact import read_json
 from skillweave.base import Base, open_base
+from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku import run as unlearn
 from skillweave.methods.cku.corpus import Corpus, make_corpus, write_corpus

@@ -14,9 +14,9 @@ from _record import Claim, Record, judged, student
 from _runs import run_all
 from _unlearning import BOTH, GA, GA_KL, LOSSES, MASKS, NO_MASK, RMU, SIGN
 from _unlearning_show import plot
-from skillweave.artefact import read_json
 from skillweave.base import Base, open_base
 from skillweave.delta import write_tuned
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.cku.corpus import make_corpus, write_corpus
 from skillweave.methods.cku.facts import Fact, fact_rows

@@ -64,8 +64,8 @@ from _selfplay import (
     rises,
     table,
 )
-from skillweave.artefact import read_json
 from skillweave.base import open_base
+from skillweave.files.read import read_json
 from skillweave.methods import TpawConfig, get_method
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base

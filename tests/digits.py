@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from skillweave.artefact import digest
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
 
 
 @dataclass

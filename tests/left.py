@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 
 
 def tensors(delta: Delta) -> dict[str, torch.Tensor]:

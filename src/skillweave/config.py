@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from skillweave.artefact import read_text
 from skillweave.errors import UserError, nearest
+from skillweave.files.read import read_text
 
 
 class Config(BaseModel):

@@ -12,9 +12,10 @@ import pytest
 import torch
 import yaml
 
-from skillweave.artefact import read_json, sha256_file
 from skillweave.build import build, read_weave_config, run
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_json
 from skillweave.pack import Skillpack
 from skillweave.weave import Weave
 
@@ -147,7 +148,7 @@ def test_the_card_never_shows_scores_of_another_run(config_file: Path, tmp_path:
 
 def _build_and_die(config_file: Path, out: Path, at: str) -> None:
     """In a child: build, and be killed as by a power cut once the step ``at`` has done half of its atomic writes."""
-    from skillweave import artefact
+    from skillweave.files import write
 
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
@@ -167,7 +168,7 @@ def _build_and_die(config_file: Path, out: Path, at: str) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 rename(source, target)
 
-            artefact.os.replace = counted
+            write.os.replace = counted
             work(folder)
             os.kill(os.getpid(), signal.SIGKILL)  # before the step is marked as done
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 import yaml
 
-from skillweave.artefact import read_json, write_json
 from skillweave.base import Base, Sampling, fingerprint, generate, open_base
 from skillweave.build import build, read_weave_config
 from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta
 from skillweave.engine.local import open_engine
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
+from skillweave.files.write import write_json
 from skillweave.methods import METHODS, Method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM
 from digits import Repeats
 from method_driver import stop_at
 from micro import log_prob, micro_model, micro_tokenizer
-from skillweave.artefact import read_json
 from skillweave.base import open_base, open_tokenizer
 from skillweave.base.chat import answer_ids
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.specialise import SpecialiseConfig, run
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.held_out import held_out_loss

@@ -10,10 +10,10 @@ import torch
 
 from digits import Digits, Repeats
 from micro import save_micro
-from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.training import trainer
 from skillweave.methods.training.run import Run

@@ -9,10 +9,10 @@ import pytest
 
 from digits import Digits
 from method_driver import stop_at
-from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.config import read_config
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods import METHODS, get_method
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.specialise import SpecialiseConfig, run

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.specialise import SpecialiseConfig, run
 from skillweave.methods.training.answers import read_samples
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer

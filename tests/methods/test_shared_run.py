@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from digits import Digits, Repeats
-from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.training.policy import Policy
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import ModelSettings

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from digits import Digits
 from method_driver import drive, stop_at
 from micro import log_prob
-from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_base, open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.specialise import SpecialiseConfig, dpo, run
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
-from skillweave.artefact import read_json
 from skillweave.base import Base, open_base, prompt_ids
 from skillweave.base.ends import turn_end_id
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku import run as unlearn
 from skillweave.methods.e3tir import E3tirConfig

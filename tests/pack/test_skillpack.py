@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from skillweave.artefact import sha256_file
 from skillweave.base import Base, open_base
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.pack import (
     BaseRef,
     Codec,

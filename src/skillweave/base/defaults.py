@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from skillweave.artefact import read_json
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.progress import console
 
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.artefact import digest, read_json, write_json
 from skillweave.base.cache import cache_folder
 from skillweave.base.checkpoint import Checkpoint, weight_files
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
+from skillweave.files.read import read_json
+from skillweave.files.write import write_json
 
 _SLOW = 0.3  # seconds; what hashes faster than this is not worth a file in the cache
 _SETTLED = 2.0  # seconds; a younger file could be written again within one tick of its time stamp

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import read_json, sha256_file
 from skillweave.base import Base, open_base
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_json
 from skillweave.methods.cku.config import CkuConfig
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import atomic_folder, read_json, write_json
 from skillweave.base import Base, Sampling, open_base
 from skillweave.base.generate import context_length
 from skillweave.base.precision import describe
@@ -23,6 +22,8 @@ from skillweave.build.evaluate import BACKGROUND, answers, read_packs, read_scor
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
+from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import BaseRef, Skillpack

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import digest, read_json, sweep, write_json
+from skillweave.files.hashes import digest
+from skillweave.files.read import read_json
+from skillweave.files.write import sweep, write_json
 from skillweave.progress import console
 
 MARKER = "step.json"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import read_text
 from skillweave.base import Prompt
 from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
+from skillweave.files.read import read_text
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import ENDINGS, read_rows
 

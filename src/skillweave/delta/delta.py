@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from skillweave.artefact import atomic_folder, sha256_file, write_json
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
@@ -22,6 +21,8 @@ from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits
 from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import sha256_file
+from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar
 
 _CARRIED = "files"  # subfolder of a delta folder

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from skillweave.artefact import read_json
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.delta.stream import Spec, spec_bytes
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from skillweave.artefact import read_card_file
 from skillweave.errors import UserError
+from skillweave.files.read import read_card_file
 
 if TYPE_CHECKING:
     import torch

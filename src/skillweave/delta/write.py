@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from skillweave.artefact import atomic_folder, read_json
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
@@ -17,6 +16,8 @@ from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
+from skillweave.files.read import read_json
+from skillweave.files.write import atomic_folder
 from skillweave.progress import bar
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, sha256_file, write_tensors, write_text
 from skillweave.delta import Delta
 from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import sha256_file
+from skillweave.files.write import atomic_folder, write_tensors, write_text
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry

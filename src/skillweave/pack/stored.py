@@ -7,8 +7,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from skillweave.artefact import read_card_file, sha256_file
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_card_file
 from skillweave.pack.schema import SCHEMA_VERSION, PackCard, expected_tensors
 
 CARD_FILE = "skillpack.json"

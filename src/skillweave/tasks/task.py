@@ -10,9 +10,9 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
-from skillweave.artefact import digest
 from skillweave.base.chat import Answer, Prompt, as_messages, tools_of
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import digest
 from skillweave.tasks.spec import AnySpec, Splits
 from skillweave.tasks.verifiers import own_digests
 

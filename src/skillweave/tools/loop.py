@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from skillweave.artefact import digest
 from skillweave.base.thoughts import MARK_TOKENS
 from skillweave.config import Config
+from skillweave.files.hashes import digest
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
 from skillweave.tools.protocol import Protocol
 from skillweave.tools.toolbox import Session, Toolbox

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from skillweave.artefact import digest
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import digest
 
 
 def import_function(named: str, what: str = "the tool") -> Callable[..., Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from skillweave.artefact import read_card_file
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
+from skillweave.files.read import read_card_file
 
 SCHEMA_VERSION = 1
 WEAVE_FILE = "weave.json"

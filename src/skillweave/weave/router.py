@@ -22,10 +22,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from skillweave.artefact import atomic_folder, read_versioned, write_json, write_tensors
 from skillweave.base import Base, Prompt
 from skillweave.base.generate import encode_prompts, pad_left
 from skillweave.errors import UserError
+from skillweave.files.read import read_versioned
+from skillweave.files.write import atomic_folder, write_json, write_tensors
 
 SCHEMA_VERSION = 1
 BASE = "base"

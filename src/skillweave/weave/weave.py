@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
+from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone

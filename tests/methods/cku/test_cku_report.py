@@ -16,10 +16,10 @@ from unlearning import model_with, tiny
 
 from left import record
 from method_driver import stop_at
-from skillweave.artefact import read_json
 from skillweave.base import Checkpoint
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.cku.facts import fact_rows, read_facts
 from skillweave.methods.cku.measure import read_rows, truth_ratios
 from skillweave.methods.cku.report import ReportConfig, report

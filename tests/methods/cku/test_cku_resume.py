@@ -10,8 +10,8 @@ from unlearning import REFUSAL, as_json, run_module, settings
 
 from left import record, same_bits, tensors
 from method_driver import drive, note_starts, stop_at
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods.cku import localise, run
 from skillweave.methods.cku.localise import read_neurons
 from skillweave.methods.cku.trainer import UnlearnTrainer

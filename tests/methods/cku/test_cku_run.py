@@ -16,10 +16,10 @@ from unlearning import REFUSAL, model_with, parts, settings
 
 from left import same_bits, tensors
 from micro import micro_tokenizer
-from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, Sampling, generate, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig, run
 from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.facts import fact_rows, read_facts

@@ -11,8 +11,8 @@ from transformers import TrainerControl, TrainerState
 from unlearning import rows_of, start_model
 
 from micro import micro_model, micro_tokenizer
-from skillweave.artefact import read_json
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.cku.config import ForgetSettings, WatchSettings
 from skillweave.methods.cku.trainer import UnlearnTrainer
 from skillweave.methods.cku.watch import Watch

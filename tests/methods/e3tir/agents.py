@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from micro import micro_tokenizer
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.e3tir import run as package_run  # noqa: F401
 from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts

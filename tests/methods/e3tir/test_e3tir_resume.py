@@ -10,8 +10,8 @@ from agents import SFT, merged, note_groups, settings
 
 from left import record, same_bits, tensors
 from method_driver import drive, note_starts, stop_at
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods.e3tir import follow, run
 from skillweave.methods.training import run as shared
 from skillweave.methods.training import trainer

@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from left import tensors
-from skillweave.artefact import read_json
 from skillweave.base import Sampling, generate
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.e3tir import E3tirConfig, run
 from skillweave.methods.e3tir.judge import success

@@ -10,10 +10,10 @@ import pytest
 import yaml
 from agents import TASK, merged
 
-from skillweave.artefact import read_json
 from skillweave.base import open_base
 from skillweave.build import build, read_weave_config
 from skillweave.build.config import SkillConfig, WeaveConfig
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.e3tir.judge import success
 from skillweave.tasks.agents.load import ToolUse

@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from digits import Repeats
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw import TpawConfig
 from skillweave.methods.tpaw import run as package_run  # noqa: F401
 from skillweave.methods.training import pieces

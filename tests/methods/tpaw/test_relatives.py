@@ -8,9 +8,9 @@ import pytest
 from selfplay import LN2, SFT, SHORT, settings
 
 from left import record, same_bits
-from skillweave.artefact import read_json
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw import run
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run

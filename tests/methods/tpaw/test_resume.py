@@ -11,9 +11,9 @@ from selfplay import SETTINGS, run_module, settings, stop_calling, stop_writing
 from digits import Repeats
 from left import record, same_bits, tensors
 from method_driver import drive, note_starts, stop_at
-from skillweave.artefact import read_json
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw import run
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.tpaw.trainer import TeamTrainer

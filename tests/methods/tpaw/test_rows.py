@@ -9,9 +9,9 @@ import pytest
 from selfplay import LN2, settings
 
 from micro import log_prob
-from skillweave.artefact import read_json
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw.rows import Rows
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.answers import read_samples

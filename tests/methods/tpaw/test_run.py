@@ -14,11 +14,11 @@ from selfplay import SHORT, run_module, settings
 
 from digits import Repeats
 from left import same_bits, tensors
-from skillweave.artefact import read_json
 from skillweave.base import Checkpoint, open_tokenizer
 from skillweave.base.chat import prompt_ids
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw import run
 from skillweave.methods.tpaw.trainer import TeamTrainer
 from skillweave.methods.training.answers import read_samples

@@ -14,10 +14,10 @@ from digits import Repeats
 from left import same_bits
 from method_driver import stop_at
 from micro import log_prob, save_micro
-from skillweave.artefact import read_json
 from skillweave.base import open_base, open_tokenizer
 from skillweave.delta import Delta
 from skillweave.errors import UserError
+from skillweave.files.read import read_json
 from skillweave.methods.tpaw import run
 from skillweave.methods.tpaw.team import Team
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import digest
 from skillweave.base.chat import Prompt, as_messages, plain_ids
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
 from skillweave.tasks.readers import read_jsonl
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.task import Entry, near_id, normal_text

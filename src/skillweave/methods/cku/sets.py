@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from skillweave.artefact import digest
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
 from skillweave.methods.cku.facts import Fact, check_apart, read_facts
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from skillweave.artefact import digest
+from skillweave.files.hashes import digest
 from skillweave.methods.e3tir.advantages import hybrid_advantages, join_experts
 from skillweave.methods.e3tir.anchors import pick_anchors, split_branches
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings

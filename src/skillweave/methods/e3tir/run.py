@@ -16,11 +16,11 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from skillweave.artefact import digest
 from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import digest
 from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
 from skillweave.methods.registry import register
 from skillweave.methods.training.order import batch_order

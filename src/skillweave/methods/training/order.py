@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-from skillweave.artefact import digest
+from skillweave.files.hashes import digest
 
 _BATCHES_A_WINDOW = 8
 _WINDOWS_AN_EPOCH = 2

@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
 
-from skillweave.artefact import atomic_folder
 from skillweave.base import Base
 from skillweave.base.defaults import generation_config_at
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
+from skillweave.files.write import atomic_folder
 from skillweave.methods.training.settings import ModelSettings
 
 

@@ -15,8 +15,8 @@ import datasets
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 
-from skillweave.artefact import disk_errors, write_json, write_text
 from skillweave.errors import UserError
+from skillweave.files.write import disk_errors, write_json, write_text
 from skillweave.methods.training.held_out import LOSS, looks
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.reporting import reporters

@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field
 
-from skillweave.artefact import sha256_file
 from skillweave.base.chat import Message, as_messages, tools_of
 from skillweave.config import Config, read_config
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.tasks.agents.family import Family
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.load import load_task

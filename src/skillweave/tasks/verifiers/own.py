@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
-from skillweave.artefact import sha256_file
 from skillweave.config import Config
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.tools.own_code import import_function
 
 _function = lru_cache(maxsize=64)(import_function)

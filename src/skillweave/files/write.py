@@ -1,10 +1,9 @@
-"""Write artefacts so that a kill or a full disk leaves either the old one or the new one, never a half."""
+"""Write files and folders so that a kill or a full disk leaves either the old one or the new one, never a half."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import re
@@ -12,17 +11,14 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
 from skillweave.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-M = TypeVar("M", bound=BaseModel)
 
 _FULL = 2**20
 """A disk with fewer free bytes is full: what torch raises when it cannot write a checkpoint does not say so."""
@@ -140,57 +136,3 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
     with atomic_file(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
-
-
-def read_text(path: str | Path, wanted: str = "a file") -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped); errors ask the person to name ``wanted``."""
-    path = Path(path)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name {wanted}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name {wanted}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a missing or damaged one is a :class:`UserError` that names the file and the line."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-
-
-def read_versioned(path: str | Path, newest: int) -> Any:
-    """Read JSON whose ``schema_version`` is at most ``newest``; what a newer skillweave wrote is refused."""
-    values = read_json(path)
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > newest:
-        raise UserError(
-            f"{path} has schema version {version}; this skillweave reads up to {newest}. Upgrade skillweave."
-        )
-    return values
-
-
-def read_card_file(path: str | Path, card: type[M], newest: int, mend: str) -> M:
-    """Read the card of an artefact; a field that does not fit is named, and ``mend`` says what to do."""
-    try:
-        return card.model_validate(read_versioned(path, newest))
-    except ValidationError as error:
-        problem = error.errors()[0]
-        place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg']}. {mend}") from error
-
-
-def sha256_file(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes, in hex, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digest(value: Any) -> str:
-    """A short stable name (16 hex digits) for a JSON-like value: equal values, equal digests."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
