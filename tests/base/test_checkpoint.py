@@ -136,6 +136,7 @@ def break_into_pickle(folder: Path) -> None:
 
 
 def break_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
     weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 

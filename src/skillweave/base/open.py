@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
-from skillweave.base.checkpoint import Checkpoint, read_config_json
-from skillweave.base.defaults import generation_config_at
+from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
+from skillweave.base.folder import check_entries
+from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
+from skillweave.files.read import read_json
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
@@ -39,6 +41,8 @@ class Base:
     ref: str
     path: Path
     in_memory: bool = False
+    files: Checkpoint | None = field(default=None, repr=False, compare=False)
+    """The checkpoint that the model was loaded from, where it was opened by :func:`open_base`."""
 
     @property
     def nbytes(self) -> int:
@@ -48,7 +52,9 @@ class Base:
     @property
     def checkpoint(self) -> Checkpoint:
         """The tensors that the fingerprint stands for: the files', or the model's once a delta was applied."""
-        return Checkpoint(self.model if self.in_memory else self.path)
+        if self.in_memory:
+            return Checkpoint(self.model)
+        return self.files or Checkpoint(self.path)
 
 
 def resolve(ref: str | Path) -> Path:
@@ -89,36 +95,19 @@ def open_base(
     ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None takes the first GPU, and the CPU where there is none.
     Raises :class:`UserError`, also if a tensor of the model is missing: transformers would initialise it at random.
     """
-    from transformers import AutoModelForCausalLM
-
     # Check the arguments first: a typo is cheap to find, loading a model is not.
     wanted, place = as_dtype(dtype), as_device(device)
     path = resolve(ref)
-    config = read_config_json(path)
-    mark = fingerprint(path)
+    files = Checkpoint(path)
     tokenizer = _tokenizer(path)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=wanted or "auto", local_files_only=True, output_loading_info=True,
-            generation_config=generation_config_at(path),
-        )  # fmt: skip
-    except RuntimeError as error:
-        if "size mismatch" not in str(error) and "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise UserError(f"{path}: the weights do not fit config.json ({error}). Download the folder again.") from error
-    model, report = loaded
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise UserError(
-            f"{path}: the weights lack the tensor '{missing[0]}' that config.json asks for "
-            f"({len(missing)} in all). Download the folder again."
-        )
+    mark = fingerprint(files)
+    model = load_model(files, wanted)
     if wanted is None:
         nbytes = sum(parameter.nbytes for parameter in model.parameters())
         chosen = automatic_dtype(model.dtype, place, nbytes, budget)
         if chosen is not model.dtype:  # else what transformers keeps in float32 stays as it is
             model = model.to(chosen)
-            _restore_wide(model, path)
+            _restore_wide(model, files)
     try:
         model = model.eval().to(place)
     except torch.OutOfMemoryError as error:
@@ -126,13 +115,13 @@ def open_base(
     if products_are_float32(model.dtype, place):
         multiply_in_float32(model)
     local = Path(str(ref)).expanduser()
-    return Base(model, tokenizer, mark, str(local.resolve()) if local.exists() else str(ref), path)
+    known = str(local.resolve()) if local.exists() else str(ref)
+    return Base(model, tokenizer, mark, known, path, files=files)
 
 
 @torch.no_grad()
-def _restore_wide(model: Any, path: Path) -> None:
+def _restore_wide(model: Any, files: Checkpoint) -> None:
     """Copy what the files hold in more bits than the rest: transformers has rounded it to the dtype of the rest."""
-    files = Checkpoint(path)
     state = model.state_dict()
     for name in files.names():
         if name in state and files.dtype(name) is torch.float32:
@@ -174,12 +163,20 @@ def as_device(device: str | torch.device | None) -> torch.device:
 def _tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
+    if path.is_dir():
+        check_entries(path)
+    said = path / "tokenizer_config.json"
+    if said.is_file() and not isinstance(read_json(said), dict):
+        raise UserError(f"{said}: expected a JSON object. Copy the file from the base again.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except BaseException as error:
+        # Readers of two libraries, one of them in Rust, fail on a foreign file in ways of their own.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
-            f"({str(error).splitlines()[0]})"
+            f"Code that comes with a tokenizer is never run. ({(str(error).splitlines() or [type(error).__name__])[0]})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer names no end token; set 'eos_token' in tokenizer_config.json")

@@ -105,7 +105,7 @@ def list_(as_json: bool = JSON) -> None:
 
 
 def _context(base: str) -> int | None:
-    from skillweave.base.checkpoint import read_config_json
+    from skillweave.base.architecture import read_config_json
     from skillweave.base.open import resolve
 
     config: Any = read_config_json(resolve(base))

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import set_seed
 
 from skillweave.base import Base
-from skillweave.base.defaults import generation_config_at
+from skillweave.base.load import load_model
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.files.write import atomic_folder
@@ -54,7 +54,7 @@ class Policy:
             mark_trainable(model, config.trainable)
         else:
             # The frozen base keeps its stored precision; PEFT holds the adapters in float32.
-            model = self._opened(self.base, "auto" if config.autocast else torch.float32)
+            model = self._opened(self.base, None if config.autocast else torch.float32)
             model = self._with_adapter(model, config)
         return model.to(self.device)
 
@@ -75,11 +75,9 @@ class Policy:
         Delta.from_pretrained(self.trained).add_to(model)
         return model.to(dtype)
 
-    def _opened(self, folder: Path, dtype: Any) -> Any:
+    def _opened(self, folder: Path, dtype: torch.dtype | None) -> Any:
         """A model as its files hold it; the end tokens it generates with are the base's, trained or not."""
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, generation_config=generation_config_at(self.base)
-        )  # fmt: skip
+        return load_model(folder, dtype, generation=self.base)
 
     def _with_adapter(self, model: Any, config: ModelSettings) -> Any:
         if self.trained is not None:

@@ -1,0 +1,134 @@
+"""A ``config.json`` becomes transformers' config and an empty model of its class: no values, no code of the folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillweave.base.folder import CONFIG, ModelFolder, read_config_file
+from skillweave.errors import UserError
+
+_COUNTS = re.compile(r"layer|label|expert", re.IGNORECASE)
+"""Keys of config.json that transformers counts through when it reads the file, before any tensor is looked at."""
+_MOST = 100_000
+_BUFFERS = 2**31
+"""Bytes of tables (masks, rotations) that a class may make beside its weights, where the weights are smaller."""
+_ATTENTIONS = {
+    None,
+    "eager",
+    "sdpa",
+    "flex_attention",
+    "flash_attention_2",
+    "flash_attention_3",
+    "flash_attention_4",
+    "grouped_mm",
+    "batched_mm",
+}
+
+
+def read_config_json(folder: Path) -> Any:
+    """The transformers config of a folder; :class:`UserError` where there is none or no known one."""
+    return config_of(read_config_file(folder), folder)
+
+
+def config_of(values: Mapping[str, Any], folder: Path) -> Any:
+    """The transformers config that ``values``, read from a folder's ``config.json``, stand for.
+
+    The class is always transformers' own for the ``model_type``: what the file says of code (``auto_map``) is not
+    used. Raises :class:`UserError` for an architecture that transformers does not know, and for values that its
+    config does not take.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = folder / CONFIG
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        shown = f"'{kind}'" if isinstance(kind, str) else "(no 'model_type' that is a text)"
+        raise UserError(
+            f"{path}: transformers does not open the architecture {shown}. Code that comes with a checkpoint is never "
+            f"run: name a model of an architecture that transformers has, or upgrade transformers."
+        )
+    _check_values(values, path)
+    own = {key: value for key, value in values.items() if key not in ("auto_map", "quantization_config")}
+    try:
+        return CONFIG_MAPPING[kind].from_dict(own)
+    except Exception as error:  # a class checks its values as it likes, or trips over them
+        raise UserError(f"{path}: transformers' {kind} does not take these values ({_first_line(error)})") from error
+
+
+def skeleton_of(config: Any, files: ModelFolder) -> Any:
+    """The model class of a config without weights: its names, its ties and its kinds of layers.
+
+    Raises :class:`UserError` where the class cannot be built from the config, and where it would be far larger than
+    the files: an empty model needs time for every layer.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(f"{files.path}: '{config.model_type}' is not a causal language model that transformers knows")
+    limit = 10_000 + 64 * len(files.headers)
+    made = 0
+
+    def count(*_: Any) -> None:
+        nonlocal made
+        made += 1
+        if made > limit:
+            raise _TooLargeError(
+                f"it asks for more than {limit} modules, and the files hold {len(files.headers)} tensors"
+            )
+
+    counting = nn.modules.module.register_module_module_registration_hook(count)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # odd values fail anywhere in a class that nobody wrote to check them
+        raise UserError(
+            f"{files.path / CONFIG}: transformers cannot build a {config.model_type} model from it "
+            f"({_first_line(error)}). Download the folder again."
+        ) from error
+    finally:
+        counting.remove()
+    tables = sum(buffer.nbytes for buffer in model.buffers())
+    stored = sum(file.stat().st_size for file in files.weights)
+    if tables > max(_BUFFERS, stored):
+        raise UserError(
+            f"{files.path / CONFIG}: the model would make tables of {tables / 1e9:.1f} GB beside weights of "
+            f"{stored / 1e9:.1f} GB: a size in it is wrong. Download the folder again."
+        )
+    return model
+
+
+class _TooLargeError(Exception):
+    """A class under construction has more modules than its files could fill."""
+
+
+def _check_values(values: Any, path: Path) -> None:
+    """Raise for counts that no model has, and for an attention that would be fetched as code from the hub."""
+    if isinstance(values, list):
+        for value in values:
+            _check_values(value, path)
+        return
+    if not isinstance(values, Mapping):
+        return
+    for key, value in values.items():
+        if isinstance(value, int) and not isinstance(value, bool) and _COUNTS.search(str(key)) and value > _MOST:
+            raise UserError(f"{path}: {key} is {value}; no model has more than {_MOST}. Download the folder again.")
+        if str(key).strip("_") in ("attn_implementation", "experts_implementation"):
+            named = value.values() if isinstance(value, Mapping) else [value]
+            if other := [one for one in named if not (one is None or isinstance(one, str)) or one not in _ATTENTIONS]:
+                raise UserError(
+                    f"{path}: {key} is {other[0]!r}. Only transformers' own are used "
+                    f"({', '.join(sorted(filter(None, _ATTENTIONS)))}): remove the key from the file."
+                )
+        _check_values(value, path)
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

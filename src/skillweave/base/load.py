@@ -1,0 +1,149 @@
+"""Fill transformers' model class with the tensors of a checkpoint, so that what is hashed is what answers.
+
+transformers gets no folder to look into: it gets the config and the tensors. What it then says it made of them is
+checked, and so are pieces of the values it holds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.defaults import generation_config_at
+from skillweave.base.folder import CONFIG
+from skillweave.errors import UserError
+from skillweave.progress import console
+
+_SAMPLES = 256
+_COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class _Lazy:
+    """One tensor of the checkpoint, read when transformers indexes it; remembers a few of its values."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint, self._name = checkpoint, name
+        self.sample: torch.Tensor | None = None
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        tensor = self._checkpoint.tensor(self._name)
+        self.sample = _sample(tensor)
+        return tensor[index]
+
+
+def load_model(
+    source: str | Path | Checkpoint,
+    dtype: torch.dtype | None = None,
+    *,
+    generation: Path | None = None,
+) -> Any:
+    """The causal LM of a Hugging Face folder on the CPU, in eval mode, with the tensors that its checkpoint names.
+
+    ``dtype`` is that of the weights; None is the config's, or that of most of the files. ``generation`` is the folder
+    whose ``generation_config.json`` counts (None: the model's own).
+
+    Raises :class:`UserError`, by name, where a tensor of the model is not in the files, where one of the files is not
+    in the model, or where the model holds other values.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
+    assert checkpoint.files is not None, "a model in memory is not loaded"
+    folder = checkpoint.files.path
+    if checkpoint.dequantised:
+        console.print(f"{folder}: {checkpoint.dequantised} quantised tensors are read as plain numbers", soft_wrap=True)
+    left, share = checkpoint.left_over()
+    if left:
+        console.print(
+            f"{folder}: no part of the model reads {len(left)} tensors of the files, {share:.1%} of their bytes "
+            f"('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used",
+            soft_wrap=True,
+        )
+    lazy = {name: _Lazy(checkpoint, name) for name in checkpoint.names()}
+    skeleton = checkpoint.skeleton
+    # Names that transformers renames while loading must be given as the files have them.
+    given = {
+        name if name in checkpoint.tied.values() else checkpoint.stored_name(name): one for name, one in lazy.items()
+    }
+    try:
+        model, report = type(skeleton).from_pretrained(
+            None,
+            config=skeleton.config,
+            state_dict=given,
+            dtype=dtype or stored_dtype(checkpoint),
+            generation_config=generation_config_at(generation or folder),
+            output_loading_info=True,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+    except (RuntimeError, ValueError, ImportError, TypeError) as error:
+        raise UserError(
+            f"{folder}: the weights do not fit {CONFIG}, or transformers cannot load them here "
+            f"({' '.join(str(error).split())[:500]}). Download the folder again."
+        ) from error
+    _check_report(report, folder)
+    _check_values(model, lazy, folder)
+    for held in (model, model.config):
+        held.name_or_path = str(folder)
+    return model
+
+
+def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """The dtype that the config names, else the one that most numbers of the checkpoint are stored in."""
+    said = getattr(checkpoint.config, "dtype", None)
+    if said in _COMPUTED:
+        return said
+    counts: Counter[torch.dtype] = Counter()
+    for name in checkpoint.names():
+        if checkpoint.dtype(name) in _COMPUTED:
+            counts[checkpoint.dtype(name)] += torch.Size(checkpoint.shape(name)).numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
+
+
+def _check_report(report: dict[str, Any], folder: Path) -> None:
+    """Raise for what transformers says it could not place, or had to make up."""
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{folder}: the weights lack the tensor '{missing[0]}' that {CONFIG} asks for "
+            f"({len(missing)} in all). Download the folder again."
+        )
+    if mismatched := sorted(report.get("mismatched_keys") or []):
+        raise UserError(
+            f"{folder}: the weights do not fit config.json: '{mismatched[0][0]}' is {tuple(mismatched[0][1])} in the "
+            f"files and {tuple(mismatched[0][2])} in the model. Download the folder again."
+        )
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise UserError(
+            f"{folder}: transformers has no place for the tensor '{unexpected[0]}' ({len(unexpected)} in all), though "
+            f"its name is one of the architecture. Save the model again with save_pretrained."
+        )
+
+
+@torch.no_grad()
+def _check_values(model: Any, lazy: dict[str, _Lazy], folder: Path) -> None:
+    """Raise where the model holds other values than were handed over, or where a tensor was never taken.
+
+    Tensors that transformers puts together or cuts up have no counterpart by name; that they were taken is checked.
+    """
+    state = model.state_dict()
+    for name, one in lazy.items():
+        held = state.get(name)
+        if one.sample is None:
+            raise UserError(
+                f"{folder}: transformers left out the tensor '{name}' without a word. Upgrade transformers."
+            )
+        if held is None:
+            continue
+        if not torch.equal(_sample(held).nan_to_num(), one.sample.to(held.dtype).nan_to_num()):
+            raise UserError(
+                f"{folder}: the model that transformers built holds other values in '{name}' than the files do, so its "
+                f"fingerprint would stand for another model. Save the model again with save_pretrained."
+            )
+
+
+def _sample(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy of a few values, spread over the tensor."""
+    flat = tensor.detach().reshape(-1)
+    return flat[:: max(1, flat.numel() // _SAMPLES)].clone()

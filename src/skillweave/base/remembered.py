@@ -1,0 +1,119 @@
+"""Remember the fingerprint of a folder between runs, for as long as its files are certainly the same ones.
+
+Size and modification time are not enough: all fine-tunes of a base have one size, and archives, container layers and
+``cp -p`` give old times to new files. A note therefore also holds each file's inode, device and change time (which no
+program can set), and a hash of its header and of pieces spread over its data. In doubt the folder is hashed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from skillweave.base.cache import cache_folder
+from skillweave.base.folder import CONFIG, ModelFolder
+from skillweave.errors import UserError
+from skillweave.files.hashes import digest
+from skillweave.files.read import read_json
+from skillweave.files.write import write_json
+
+_SETTLED = 2.0
+"""Seconds; a younger file could be written again within one tick of its time stamp."""
+_PIECES, _PIECE = 64, 4096
+_HEADER = 2**24
+_VERSION = 2
+_TELLING = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "nfs", "nfs4"}
+"""File systems of Linux that note the time of every change of a file. Those in memory (tmpfs) do not note writes
+through a mapping; network and FUSE ones may invent the time."""
+
+State = list[list[Any]]
+
+
+def state_of(files: ModelFolder) -> State:
+    """What tells the folder's files from others: for each, its path, numbers of the file system and a hash of pieces.
+
+    The rest of a note's key is ours and transformers' version, which decide how the files are read.
+    """
+    import transformers
+
+    rows: State = [[_VERSION, transformers.__version__]]
+    for file in (files.path / CONFIG, *files.weights):
+        with open(file, "rb") as handle:
+            # What was written through a mapping and is not on the disk yet gets its time stamp now.
+            with contextlib.suppress(OSError):
+                os.fsync(handle.fileno())
+            about = os.fstat(handle.fileno())
+            pieces = _pieces(handle, about.st_size)
+        numbers = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_dev]
+        rows.append([str(file.resolve()), *numbers, pieces])
+    return rows
+
+
+def recall(folder: Path, state: State) -> str | None:
+    """The fingerprint that was kept for exactly this state; None where there is none, or its note is damaged."""
+    with contextlib.suppress(UserError, OSError):
+        note = read_json(_place(folder))
+        if isinstance(note, dict) and note.get("files") == state:
+            mark = note.get("fingerprint")
+            whole = note.get("check") == _check(state, mark)
+            if whole and isinstance(mark, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", mark):
+                return mark
+    return None
+
+
+def keep(files: ModelFolder, state: State, mark: str) -> None:
+    """Write the note, unless a file is so young, or lies on such a file system, that it could change unseen."""
+    newest = max(max(row[2], row[3]) for row in state[1:])
+    if time.time() - newest / 1e9 < _SETTLED or state_of(files) != state or not _tells(state):
+        return
+    # A home that cannot be written costs time at the next run, nothing else.
+    with contextlib.suppress(UserError, OSError):
+        write_json(_place(files.path), {"fingerprint": mark, "files": state, "check": _check(state, mark)})
+
+
+def _place(folder: Path) -> Path:
+    return cache_folder() / "fingerprints" / f"{digest([_VERSION, str(folder.resolve())])}.json"
+
+
+def _check(state: State, mark: Any) -> str:
+    return digest([state, mark])
+
+
+def _pieces(handle: Any, size: int) -> str:
+    """A hash of the first bytes (a safetensors header) and of pieces at equal distances up to the end."""
+    sha = hashlib.sha256()
+    head = handle.read(8)
+    sha.update(head + handle.read(min(int.from_bytes(head, "little"), _HEADER)))
+    for at in range(_PIECES):
+        handle.seek(max(size - _PIECE, 0) * at // (_PIECES - 1))
+        sha.update(handle.read(_PIECE))
+    return sha.hexdigest()
+
+
+def _tells(state: State) -> bool:
+    """Whether the file systems of all files note every change of a file."""
+    if sys.platform == "darwin":
+        return True
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    kinds = {}
+    for line in mounts:
+        left, _, right = line.partition(" - ")
+        if len(left.split()) > 2 and right:
+            kinds[left.split()[2]] = right.split()[0]
+    return all(_kind(kinds, row[5]) in _TELLING for row in state[1:])
+
+
+def _kind(kinds: dict[str, str], device: int) -> str | None:
+    """The file system of a device number; btrfs gives its subvolumes numbers that no mount has."""
+    return kinds.get(f"{os.major(device)}:{os.minor(device)}")
