@@ -43,6 +43,7 @@ def config_of(values: Mapping[str, Any], folder: Path) -> Any:
     used. Raises :class:`UserError` for an architecture that transformers does not know, and for values that its
     config does not take.
     """
+    from transformers import PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     path = folder / CONFIG
@@ -56,7 +57,7 @@ def config_of(values: Mapping[str, Any], folder: Path) -> Any:
     _check_values(values, path)
     own = {key: value for key, value in values.items() if key not in ("auto_map", "quantization_config")}
     try:
-        return CONFIG_MAPPING[kind].from_dict(own)
+        return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(own))  # its form of infinity
     except Exception as error:  # a class checks its values as it likes, or trips over them
         raise UserError(f"{path}: transformers' {kind} does not take these values ({_first_line(error)})") from error
 

@@ -1,7 +1,7 @@
 """Fill transformers' model class with the tensors of a checkpoint, so that what is hashed is what answers.
 
 transformers gets no folder to look into: it gets the config and the tensors. What it then says it made of them is
-checked, and so are pieces of the values it holds.
+checked, and so are the values that it holds.
 """
 
 from __future__ import annotations
@@ -23,16 +23,22 @@ _COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class _Lazy:
-    """One tensor of the checkpoint, read when transformers indexes it; remembers a few of its values."""
+    """One tensor of the checkpoint, read when transformers indexes it; keeps what tells its values from others."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
-        self._checkpoint, self._name = checkpoint, name
-        self.sample: torch.Tensor | None = None
+    def __init__(self, checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> None:
+        self._checkpoint, self._name, self._dtype = checkpoint, name, dtype
+        self.mark: tuple[int, list[int]] | None = None
 
     def __getitem__(self, index: Any) -> torch.Tensor:
         tensor = self._checkpoint.tensor(self._name)
-        self.sample = _sample(tensor)
+        self.mark = _mark(tensor.to(self._dtype) if tensor.is_floating_point() else tensor)
         return tensor[index]
+
+    def is_held_by(self, held: torch.Tensor) -> bool:
+        """Whether ``held`` is this tensor, rounded to the dtype of ``held``."""
+        if held.dtype is self._dtype or not held.is_floating_point():
+            return _mark(held) == self.mark
+        return torch.equal(held, self._checkpoint.tensor(self._name).to(held.dtype))
 
 
 def load_model(
@@ -46,8 +52,8 @@ def load_model(
     ``dtype`` is that of the weights; None is the config's, or that of most of the files. ``generation`` is the folder
     whose ``generation_config.json`` counts (None: the model's own).
 
-    Raises :class:`UserError`, by name, where a tensor of the model is not in the files, where one of the files is not
-    in the model, or where the model holds other values.
+    Raises :class:`UserError`, by name, where a tensor of the model is not in the files, or one of the files is not in
+    the model.
     """
     checkpoint = source if isinstance(source, Checkpoint) else Checkpoint(source)
     assert checkpoint.files is not None, "a model in memory is not loaded"
@@ -61,7 +67,8 @@ def load_model(
             f"('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used",
             soft_wrap=True,
         )
-    lazy = {name: _Lazy(checkpoint, name) for name in checkpoint.names()}
+    wanted = dtype or stored_dtype(checkpoint)
+    lazy = {name: _Lazy(checkpoint, name, wanted) for name in checkpoint.names()}
     skeleton = checkpoint.skeleton
     # Names that transformers renames while loading must be given as the files have them.
     given = {
@@ -72,7 +79,7 @@ def load_model(
             None,
             config=skeleton.config,
             state_dict=given,
-            dtype=dtype or stored_dtype(checkpoint),
+            dtype=wanted,
             generation_config=generation_config_at(generation or folder),
             output_loading_info=True,
             local_files_only=True,
@@ -84,7 +91,7 @@ def load_model(
             f"({' '.join(str(error).split())[:500]}). Download the folder again."
         ) from error
     _check_report(report, folder)
-    _check_values(model, lazy, folder)
+    _put_right(model, lazy, checkpoint)
     for held in (model, model.config):
         held.name_or_path = str(folder)
     return model
@@ -122,28 +129,28 @@ def _check_report(report: dict[str, Any], folder: Path) -> None:
 
 
 @torch.no_grad()
-def _check_values(model: Any, lazy: dict[str, _Lazy], folder: Path) -> None:
-    """Raise where the model holds other values than were handed over, or where a tensor was never taken.
+def _put_right(model: Any, lazy: dict[str, _Lazy], checkpoint: Checkpoint) -> None:
+    """Put the files' values back where the model holds others; raise for a tensor that was never taken.
 
-    Tensors that transformers puts together or cuts up have no counterpart by name; that they were taken is checked.
+    Some classes write into their weights once they are loaded (Youtu sets the padding token's row to zero). Tensors
+    that transformers puts together or cuts up have no counterpart by name; that they were taken is checked.
     """
     state = model.state_dict()
     for name, one in lazy.items():
+        if one.mark is None:
+            raise UserError(
+                f"{checkpoint.where}: transformers left out the tensor '{name}' without a word. Upgrade transformers."
+            )
         held = state.get(name)
-        if one.sample is None:
-            raise UserError(
-                f"{folder}: transformers left out the tensor '{name}' without a word. Upgrade transformers."
+        if held is not None and not one.is_held_by(held):
+            console.print(
+                f"{checkpoint.where}: transformers changed '{name}' while loading; the files' values are used"
             )
-        if held is None:
-            continue
-        if not torch.equal(_sample(held).nan_to_num(), one.sample.to(held.dtype).nan_to_num()):
-            raise UserError(
-                f"{folder}: the model that transformers built holds other values in '{name}' than the files do, so its "
-                f"fingerprint would stand for another model. Save the model again with save_pretrained."
-            )
+            held.copy_(checkpoint.tensor(name))
 
 
-def _sample(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of a few values, spread over the tensor."""
+def _mark(tensor: torch.Tensor) -> tuple[int, list[int]]:
+    """(the sum of a tensor's values as integers of the same bits, a few of its values)."""
     flat = tensor.detach().reshape(-1)
-    return flat[:: max(1, flat.numel() // _SAMPLES)].clone()
+    bits = flat.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[flat.dtype.itemsize])
+    return int(bits.sum(dtype=torch.int64)), bits[:: max(1, bits.numel() // _SAMPLES)].tolist()

@@ -166,7 +166,8 @@ def _tokenizer(path: Path) -> Any:
     if path.is_dir():
         check_entries(path)
     said = path / "tokenizer_config.json"
-    if said.is_file() and not isinstance(read_json(said), dict):
+    settings = read_json(said) if said.is_file() else {}
+    if not isinstance(settings, dict):
         raise UserError(f"{said}: expected a JSON object. Copy the file from the base again.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -174,9 +175,12 @@ def _tokenizer(path: Path) -> Any:
         # Readers of two libraries, one of them in Rust, fail on a foreign file in ways of their own.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        if settings.get("auto_map"):
+            why = f"it needs code that lies in the folder ('auto_map' in {said.name}), and such code is never run"
         raise UserError(
             f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
-            f"Code that comes with a tokenizer is never run. ({(str(error).splitlines() or [type(error).__name__])[0]})"
+            f"({why})"
         ) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer names no end token; set 'eos_token' in tokenizer_config.json")
