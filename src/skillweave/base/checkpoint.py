@@ -21,11 +21,12 @@ from skillweave.base.names import NameRule
 from skillweave.base.quantised import find_codes
 from skillweave.base.tensors import Spec, TensorFiles, open_safetensors, read_headers
 from skillweave.errors import UserError
+from skillweave.progress import console
 
 __all__ = ["Checkpoint", "open_safetensors", "read_headers"]
 
 _LEGACY = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)(\.attention)?\.(masked_)?bias)$")
-"""Masks and frequencies that older files hold; classes compute them today. Leaving them out needs no word."""
+"""Masks and frequencies that older files hold."""
 
 
 class _Reader(Protocol):
@@ -85,21 +86,27 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor, without reading it."""
-        return self._reader.headers[self.stored_name(name)][0]
+        return self._reader.headers[self._at(name)][0]
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of a tensor as :meth:`tensor` gives it, without reading it."""
-        return self._reader.headers[self.stored_name(name)][1]
+        return self._reader.headers[self._at(name)][1]
 
     def tensor(self, name: str) -> torch.Tensor:
         """One tensor as stored: read from its file now, or (in memory) the model's own, detached.
 
         A name in :attr:`tied` gives the tensor that it repeats.
         """
-        return self._reader.read(self.stored_name(name))
+        return self._reader.read(self._at(name))
 
-    def stored_name(self, name: str) -> str:
-        """The name that the files have for a tensor."""
+    def file_name(self, name: str) -> str:
+        """The name for a tensor in files of the same form, which transformers and other tools know.
+
+        That is the one in this folder's files; the near end of a tie goes by its own name, whichever end they hold.
+        """
+        return name if name in self.tied.values() else self._raw[name]
+
+    def _at(self, name: str) -> str:
         return self._raw[self.tied.get(name, name)]
 
     def vocabulary_names(self) -> set[str]:
@@ -112,13 +119,23 @@ class Checkpoint:
             for part in ("weight", "bias")
         }
 
-    def left_over(self) -> tuple[list[str], float]:
-        """(those of :attr:`ignored` that are no remains of old files, their share of the files' bytes)."""
+    def tell_left_over(self) -> None:
+        """Name on the console what of the files no part of the model reads, with its share of their bytes.
+
+        Masks and frequencies that older files hold are not worth a word: every class computes them today.
+        """
         left = [name for name in self.ignored if not _LEGACY.search(name)]
-        sizes = {
-            name: torch.Size(shape).numel() * dtype.itemsize for name, (shape, dtype) in self._reader.headers.items()
-        }
-        return left, sum(sizes[name] for name in left) / max(sum(sizes.values()), 1)
+        if left:
+            sizes = {
+                name: torch.Size(shape).numel() * dtype.itemsize
+                for name, (shape, dtype) in self._reader.headers.items()
+            }
+            share = sum(sizes[name] for name in left) / max(sum(sizes.values()), 1)
+            console.print(
+                f"{self.where}: no part of the model reads {len(left)} tensors of the files, {share:.1%} of their "
+                f"bytes ('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used",
+                soft_wrap=True,
+            )
 
     def _check_shapes(self, names: Mapping[str, str]) -> None:
         """Raise for a tensor of the files that the class wants in another shape, or as floats where it is codes."""

@@ -60,20 +60,11 @@ def load_model(
     folder = checkpoint.files.path
     if checkpoint.dequantised:
         console.print(f"{folder}: {checkpoint.dequantised} quantised tensors are read as plain numbers", soft_wrap=True)
-    left, share = checkpoint.left_over()
-    if left:
-        console.print(
-            f"{folder}: no part of the model reads {len(left)} tensors of the files, {share:.1%} of their bytes "
-            f"('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used",
-            soft_wrap=True,
-        )
+    checkpoint.tell_left_over()
     wanted = dtype or stored_dtype(checkpoint)
     lazy = {name: _Lazy(checkpoint, name, wanted) for name in checkpoint.names()}
     skeleton = checkpoint.skeleton
-    # Names that transformers renames while loading must be given as the files have them.
-    given = {
-        name if name in checkpoint.tied.values() else checkpoint.stored_name(name): one for name, one in lazy.items()
-    }
+    given = {checkpoint.file_name(name): one for name, one in lazy.items()}
     try:
         model, report = type(skeleton).from_pretrained(
             None,

@@ -18,6 +18,8 @@ from skillweave.base.folder import CONFIG, ModelFolder
 from skillweave.base.tensors import Spec
 from skillweave.errors import UserError
 
+QUANTISATION = ("quantization_config", "compression_config")
+"""Keys of config.json that say how weights are quantised."""
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 _NARROW = (*_FP8, torch.float8_e8m0fnu)
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
@@ -117,7 +119,7 @@ def find_codes(files: ModelFolder) -> tuple[dict[str, Codes], set[str]]:
 def _settings(files: ModelFolder) -> Mapping[str, Any] | None:
     """What config.json says of quantisation; None where it says nothing."""
     config = files.config
-    for key in ("quantization_config", "compression_config"):
+    for key in QUANTISATION:
         for at, inner in [("", config), *((f"{k}.", v) for k, v in config.items() if isinstance(v, dict))]:
             value = inner.get(key)
             if value is None:

@@ -36,23 +36,23 @@ State = list[list[Any]]
 
 
 def state_of(files: ModelFolder) -> State:
-    """What tells the folder's files from others: for each, its path, numbers of the file system and a hash of pieces.
-
-    The rest of a note's key is ours and transformers' version, which decide how the files are read.
-    """
+    """What tells the folder's files from others: the state of each file, and what decides how we read them (our version
+    and transformers')."""
     import transformers
 
-    rows: State = [[_VERSION, transformers.__version__]]
-    for file in (files.path / CONFIG, *files.weights):
-        with open(file, "rb") as handle:
-            # What was written through a mapping and is not on the disk yet gets its time stamp now.
-            with contextlib.suppress(OSError):
-                os.fsync(handle.fileno())
-            about = os.fstat(handle.fileno())
-            pieces = _pieces(handle, about.st_size)
-        numbers = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_dev]
-        rows.append([str(file.resolve()), *numbers, pieces])
-    return rows
+    return [[_VERSION, transformers.__version__], *(file_state(file) for file in (files.path / CONFIG, *files.weights))]
+
+
+def file_state(file: Path) -> list[Any]:
+    """What tells a file from others: its path, size, times, inode and device, and a hash of pieces of its data."""
+    with open(file, "rb") as handle:
+        # What was written through a mapping and is not on the disk yet gets its time stamp now.
+        with contextlib.suppress(OSError):
+            os.fsync(handle.fileno())
+        about = os.fstat(handle.fileno())
+        pieces = _pieces(handle, about.st_size)
+    numbers = [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino, about.st_dev]
+    return [str(file.resolve()), *numbers, pieces]
 
 
 def recall(folder: Path, state: State) -> str | None:

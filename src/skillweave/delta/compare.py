@@ -42,11 +42,16 @@ class Comparison(Mapping[str, torch.Tensor]):
 def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> Comparison:
     """Find what changed, reading both sides once, tensor by tensor.
 
-    Equal tensors are left out. Tensors whose rows are tokens may have another number of rows (added tokens); these
-    and tensors of integers are kept whole. Differences get ``dtype``, or the narrower of the two sides' dtypes.
+    Equal tensors are left out. Whether two ends are tied is judged by their values: a tensor that one side lacks
+    because it repeats another is compared with that other. Tensors whose rows are tokens may have another number of
+    rows (added tokens); these and tensors of integers are kept whole. Differences get ``dtype``, or the narrower of
+    the two sides' dtypes. Tensors of the files that no part of the model reads are named on the console.
+
     Raises :class:`UserError`, by name, for a tensor that only one side has, that has another shape, or that holds
     NaN or infinity.
     """
+    for side in (base, tuned):
+        side.tell_left_over()
     _same_names(base, tuned)
     vocabulary = base.vocabulary_names()
     specs: dict[str, Spec] = {}
@@ -82,21 +87,35 @@ def _narrower(old: torch.dtype, new: torch.dtype) -> torch.dtype:
 
 
 def _same_names(base: Checkpoint, tuned: Checkpoint) -> None:
-    sides = ((base, tuned, "tuned model", "base"), (tuned, base, "base", "tuned model"))
-    for short, long, having, lacking in sides:
-        extra = [name for name in long.names() if name not in short]
-        if not extra:
-            continue
-        name = extra[0]
-        if name in short.tied:
-            raise UserError(
-                f"'{name}' is a tensor of its own in the {having} ({long.where}); in the {lacking} ({short.where}) it "
-                f"is tied to '{short.tied[name]}'. Train with tie_word_embeddings as the base has it, or untie the "
-                f"base: open it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
-            )
-        raise UserError(
-            f"'{name}' is in the {having} ({long.where}) only, not in the {lacking} ({short.where}); {len(extra)} such "
-            f"tensors. A delta needs the same architecture on both sides: name the base that was tuned; a PEFT "
-            f"adapter is opened with Delta.from_lora; a model in memory whose layers transformers fused while loading "
-            f"must be saved first."
+    """Raise unless each side has a value for every tensor of the other, its own or that of the other end of a tie."""
+    for name in tuned.names():
+        if name not in base and not _repeats(tuned, name, base.tied.get(name)):
+            raise _only(name, tuned, "tuned model", base, "base")
+    for name in base.names():
+        if name not in tuned and name not in tuned.tied:
+            raise _only(name, base, "base", tuned, "tuned model")
+
+
+def _repeats(side: Checkpoint, name: str, source: str | None) -> bool:
+    """Whether a tensor of ``side`` holds the values of its tensor ``source``."""
+    if source is None or source not in side:
+        return False
+    one, other = side.tensor(name), side.tensor(source)
+    return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
+
+
+def _only(name: str, long: Checkpoint, having: str, short: Checkpoint, lacking: str) -> UserError:
+    """The error that says that a tensor is on one side only."""
+    if name in short.tied:
+        return UserError(
+            f"'{name}' has values of its own in the {having} ({long.where}); in the {lacking} ({short.where}) it is "
+            f"tied to '{short.tied[name]}'. Train with tie_word_embeddings as the base has it, or untie the base: open "
+            f"it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
         )
+    count = sum(one not in short and one not in short.tied for one in long.names())
+    return UserError(
+        f"'{name}' is in the {having} ({long.where}) only, not in the {lacking} ({short.where}); {count} such "
+        f"tensors. A delta needs the same architecture on both sides: name the base that was tuned; a PEFT "
+        f"adapter is opened with Delta.from_lora; a model in memory whose layers transformers fused while loading "
+        f"must be saved first."
+    )

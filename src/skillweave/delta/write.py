@@ -12,6 +12,7 @@ import torch
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
+from skillweave.base.quantised import QUANTISATION
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.delta.schema import dtype_name
@@ -55,10 +56,13 @@ def write_tuned(
         name: (delta.shape(name) if delta.whole(name) else base.shape(name), written(name)) for name in base.names()
     }
     files = plan_files(specs, "model", shard_bytes)
+    stored = {name: base.file_name(name) for name in specs}
+    names_of = {there: name for name, there in stored.items()}
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
 
-        def read(name: str) -> torch.Tensor:
+        def read(there: str) -> torch.Tensor:
             advance()
+            name = names_of[there]
             if name not in delta:
                 return base.tensor(name).to(written(name))
             if delta.whole(name):
@@ -66,16 +70,18 @@ def write_tuned(
             return applied(base.tensor(name).to(written(name)), delta.tensor(name))
 
         for file, names in files.items():
-            write_stream(temporary / file, {name: specs[name] for name in names}, read)
+            write_stream(temporary / file, {stored[name]: specs[name] for name in names}, read)
         if len(files) > 1:
             index = {
                 "metadata": {"total_size": sum(spec_bytes(spec) for spec in specs.values())},
-                "weight_map": {name: file for file, names in files.items() for name in names},
+                "weight_map": {stored[name]: file for file, names in files.items() for name in names},
             }
             _write(temporary / "model.safetensors.index.json", index)
         _copy_side_files(folder, temporary, delta)
         changes = {"vocab_size": delta.vocabulary_size(base), "dtype": wanted and dtype_name(wanted)}
         config = read_json(temporary / "config.json")
+        if base.dequantised:  # the tensors are numbers now
+            config = {key: value for key, value in config.items() if key not in QUANTISATION}
         _write(temporary / "config.json", {**config, **{key: new for key, new in changes.items() if new is not None}})
     return out
 
