@@ -44,7 +44,8 @@ class Checkpoint:
     Quantised weights are read as the numbers that they stand for (:mod:`skillweave.base.quantised`).
 
     Attributes: ``config`` (the transformers config), ``tied`` (name left out -> name that holds the same values),
-    ``ignored`` (names in the files that no part of the model reads), ``skeleton`` (the model itself, or one without
+    ``ignored`` (names in the files that no part of the model reads), ``missing`` (parameters of the class that the
+    files do not fill; such a folder does not open), ``skeleton`` (the model itself, or one without
     weights on the ``meta`` device), ``where`` (for messages), ``files`` (the folder's, None in memory).
 
     Raises :class:`UserError` for a folder without config or safetensors, one that can be read in two ways, a missing
@@ -55,6 +56,7 @@ class Checkpoint:
         self._reader: _Reader
         self.files: ModelFolder | None = None
         self.ignored: list[str] = []
+        self.missing: list[str] = []
         self.dequantised = 0
         if isinstance(source, nn.Module):
             self.where = f"the {type(source).__name__} in memory"
@@ -72,7 +74,9 @@ class Checkpoint:
             self.dequantised = len(reader.codes)
             self._reader = reader
             self.skeleton = skeleton_of(self.config, self.files)
-            names, self.ignored = NameRule(self.skeleton).names(reader.headers, self.where)
+            rule = NameRule(self.skeleton)
+            names, self.ignored = rule.names(reader.headers, self.where)
+            self.missing = rule.missing(reader.headers, _tie_map(self.skeleton))
             self._check_shapes(names)
             self.tied = self._settle_ties(names)
         self._raw = {name: names[name] for name in sorted(names)}
@@ -141,9 +145,14 @@ class Checkpoint:
         """Raise for a tensor of the files that the class wants in another shape, or as floats where it is codes."""
         expected = self.skeleton.state_dict()
         for name, raw in names.items():
+            shape, dtype = self._reader.headers[raw]
+            if 0 in shape:
+                raise UserError(
+                    f"{self.where}: '{name}' has the shape {shape}, so it holds no numbers: the model was saved before "
+                    f"its parts were gathered. Save it again whole."
+                )
             if name not in expected:
                 continue
-            shape, dtype = self._reader.headers[raw]
             wanted = expected[name]
             if tuple(wanted.shape) != shape:
                 raise UserError(

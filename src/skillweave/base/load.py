@@ -60,6 +60,8 @@ def load_model(
     folder = checkpoint.files.path
     if checkpoint.dequantised:
         console.print(f"{folder}: {checkpoint.dequantised} quantised tensors are read as plain numbers", soft_wrap=True)
+    # Before anything is built: transformers would fill the memory with random numbers for what is missing.
+    _check_missing(checkpoint.missing, folder)
     checkpoint.tell_left_over()
     wanted = dtype or stored_dtype(checkpoint)
     lazy = {name: _Lazy(checkpoint, name, wanted) for name in checkpoint.names()}
@@ -100,13 +102,17 @@ def stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
     return counts.most_common(1)[0][0] if counts else torch.float32
 
 
-def _check_report(report: dict[str, Any], folder: Path) -> None:
-    """Raise for what transformers says it could not place, or had to make up."""
-    if missing := sorted(report["missing_keys"]):
+def _check_missing(missing: list[str], folder: Path) -> None:
+    if missing:
         raise UserError(
             f"{folder}: the weights lack the tensor '{missing[0]}' that {CONFIG} asks for "
             f"({len(missing)} in all). Download the folder again."
         )
+
+
+def _check_report(report: dict[str, Any], folder: Path) -> None:
+    """Raise for what transformers says it could not place, or had to make up."""
+    _check_missing(sorted(report["missing_keys"]), folder)
     if mismatched := sorted(report.get("mismatched_keys") or []):
         raise UserError(
             f"{folder}: the weights do not fit config.json: '{mismatched[0][0]}' is {tuple(mismatched[0][1])} in the "
