@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import shutil
 from pathlib import Path
@@ -171,26 +170,3 @@ def test_a_broken_folder_is_named(folder: Path, damage, message: str) -> None:
         Checkpoint(folder)
     with pytest.raises(UserError, match=message):
         fingerprint(folder)
-
-
-def test_a_slow_fingerprint_is_remembered_until_a_file_changes(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    # The package exports the function under the name of its module.
-    module = importlib.import_module("skillweave.base.fingerprint")
-    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
-    first = fingerprint(folder)
-    assert not (tmp_path / "cache").exists(), "a fast one needs no note"
-    monkeypatch.setattr(module, "_SLOW", -1)
-    (folder / "config.json").touch()
-    fingerprint(folder)
-    assert not (tmp_path / "cache").exists(), "files this young may still change unseen"
-    monkeypatch.setattr(module, "_SETTLED", -1)
-    assert fingerprint(folder) == first
-    monkeypatch.setattr(module, "hash_tensors", lambda checkpoint: "hashed again")
-    assert fingerprint(folder) == first
-    (note,) = (tmp_path / "cache" / "fingerprints").glob("*.json")
-    note.write_text("{")
-    assert fingerprint(folder) == "hashed again"
-    tensors = load_file(folder / "model.safetensors")
-    save_file({**tensors, "more": torch.ones(1)}, folder / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(module, "hash_tensors", lambda checkpoint: "of the new file")
-    assert fingerprint(folder) == "of the new file"

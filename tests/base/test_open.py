@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -126,23 +127,50 @@ def test_no_chat_template_and_a_prompt_longer_than_the_context(tmp_path: Path) -
 
 
 def test_a_gguf_file_becomes_an_ordinary_folder(tiny_gguf, cache: Path, tmp_path: Path) -> None:
-    tensors = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf")
+    tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf")
     base = open_base(tmp_path / "tiny.gguf", device="cpu")
-    assert base.model.dtype == torch.bfloat16
     assert base.tokenizer.chat_template == tiny_gguf.CHAT_TEMPLATE
-    stored = load_file(base.path / "model.safetensors")
-    assert "lm_head.weight" not in stored, "tied"
-    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.layers.0.mlp.up_proj", "blk.0.ffn_up")):
-        assert torch.equal(stored[f"{ours}.weight"], torch.tensor(tensors[f"{theirs}.weight"]).bfloat16())
+    assert "lm_head.weight" not in load_file(base.path / "model.safetensors"), "tied"
     end = base.tokenizer.convert_tokens_to_ids("<|im_end|>")
     for config in (base.model.config, base.model.generation_config):
         assert config.pad_token_id == config.eos_token_id == end
     assert base.tokenizer.pad_token == base.tokenizer.eos_token == "<|im_end|>"
-    # A second call converts nothing, another content of the file does.
+    # A second call converts nothing, another content of the file does: also one of equal size and time.
     converted = base.path.stat().st_mtime_ns
     assert resolve(tmp_path / "tiny.gguf").stat().st_mtime_ns == converted
-    tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", feed=96)
+    about = (tmp_path / "tiny.gguf").stat()
+    whole = bytearray((tmp_path / "tiny.gguf").read_bytes())
+    whole[-2] ^= 1
+    (tmp_path / "tiny.gguf").write_bytes(whole)
+    os.utime(tmp_path / "tiny.gguf", ns=(about.st_atime_ns, about.st_mtime_ns))
     assert resolve(tmp_path / "tiny.gguf") != base.path
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrices", "vectors"),
+    [
+        ("F32", torch.float32, torch.float32),
+        ("F16", torch.float16, torch.float32),
+        ("BF16", torch.bfloat16, torch.float32),
+        ("Q8_0", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_gguf_file_keeps_the_precision_of_plain_numbers(
+    tiny_gguf, cache: Path, tmp_path: Path, capsys, kind: str, matrices: torch.dtype, vectors: torch.dtype
+) -> None:
+    from gguf import GGMLQuantizationType, dequantize
+
+    tensors = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", kind=kind)
+    stored = load_file(resolve(tmp_path / "tiny.gguf") / "model.safetensors")
+    for ours, theirs in (("model.embed_tokens", "token_embd"), ("model.layers.0.mlp.up_proj", "blk.0.ffn_up")):
+        numbers = torch.tensor(dequantize(tensors[f"{theirs}.weight"], GGMLQuantizationType[kind]))
+        assert stored[f"{ours}.weight"].dtype is matrices
+        assert torch.equal(stored[f"{ours}.weight"].float(), numbers.to(matrices).float())
+        assert kind == "Q8_0" or torch.equal(stored[f"{ours}.weight"].float(), numbers), "to the last bit"
+    assert stored["model.norm.weight"].dtype is vectors
+    assert ("rounded to bfloat16" in capsys.readouterr().err) == (kind == "Q8_0")
+    config = json.loads((resolve(tmp_path / "tiny.gguf") / "config.json").read_text())
+    assert config["dtype"] == str(matrices).removeprefix("torch.")
 
 
 def test_a_damaged_gguf_leaves_nothing_in_the_cache(tiny_gguf, cache: Path, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter, quantize
 from tokenizers.pre_tokenizers import ByteLevel
 
 CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 
 
-def write_tiny_gguf(path: Path, *, hidden: int = 32, heads: int = 4, feed: int = 64) -> dict[str, np.ndarray]:
-    """Write the file; return its tensors by their GGUF names (float32, norms one)."""
+def write_tiny_gguf(
+    path: Path, *, hidden: int = 32, heads: int = 4, feed: int = 64, kind: str = "F32"
+) -> dict[str, np.ndarray]:
+    """Write the file; return its tensors as stored, by their GGUF names (matrices of the type ``kind``, norms one)."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
     writer = GGUFWriter(path, "llama")
@@ -52,7 +54,11 @@ def write_tiny_gguf(path: Path, *, hidden: int = 32, heads: int = 4, feed: int =
         for name, shape in shapes.items()
     }
     for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
+        if tensor.ndim > 1:
+            tensors[name] = quantize(tensor, GGMLQuantizationType[kind])
+            writer.add_tensor(name, tensors[name], raw_dtype=GGMLQuantizationType[kind])
+        else:
+            writer.add_tensor(name, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
