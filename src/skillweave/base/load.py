@@ -16,7 +16,7 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.defaults import generation_config_at
 from skillweave.base.folder import CONFIG
 from skillweave.errors import UserError
-from skillweave.progress import console
+from skillweave.progress import say_once
 
 _SAMPLES = 256
 _COMPUTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -59,7 +59,7 @@ def load_model(
     assert checkpoint.files is not None, "a model in memory is not loaded"
     folder = checkpoint.files.path
     if checkpoint.dequantised:
-        console.print(f"{folder}: {checkpoint.dequantised} quantised tensors are read as plain numbers", soft_wrap=True)
+        say_once(f"{folder}: {checkpoint.dequantised} quantised tensors are read as plain numbers")
     # Before anything is built: transformers would fill the memory with random numbers for what is missing.
     _check_missing(checkpoint.missing, folder)
     checkpoint.tell_left_over()
@@ -140,9 +140,7 @@ def _put_right(model: Any, lazy: dict[str, _Lazy], checkpoint: Checkpoint) -> No
             )
         held = state.get(name)
         if held is not None and not one.is_held_by(held):
-            console.print(
-                f"{checkpoint.where}: transformers changed '{name}' while loading; the files' values are used"
-            )
+            say_once(f"{checkpoint.where}: transformers changed '{name}' while loading; the files' values are used")
             held.copy_(checkpoint.tensor(name))
 
 
