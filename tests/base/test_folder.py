@@ -199,6 +199,12 @@ ODD_CONFIGS = [
     ({"_attn_implementation": {"": "evil/kernel"}}, "_attn_implementation is 'evil/kernel'"),
     ({"experts_implementation": 3}, "experts_implementation is 3"),
     ({"fusion_config": {}}, "fusion_config"),
+    ({"num_hidden_layers": -1}, "num_hidden_layers is -1"),
+    ({"sliding_window": "x"}, "sliding_window is 'x'"),
+    ({"sliding_window": 10**20}, "sliding_window is 1000"),
+    ({"eos_token_id": 10**20}, "eos_token_id is 1000"),
+    ({"output_hidden_states": "x"}, "output_hidden_states is 'x'"),
+    ({"quantization_config": 3}, "quantization_config is 3"),
 ]
 
 
@@ -250,6 +256,7 @@ def test_code_of_the_folder_is_left_aside_where_transformers_has_the_class(folde
         ("tokenizer.json", "[]"),
         ("tokenizer_config.json", "[]"),
         ("tokenizer_config.json", '{"tokenizer_class": 3}'),
+        ("tokenizer_config.json", '{"model_max_length": "long"}'),
     ],
 )
 def test_an_odd_tokenizer_ends_in_a_sentence(folder: Path, name: str, text: str) -> None:

@@ -17,6 +17,10 @@ from skillweave.errors import UserError
 _COUNTS = re.compile(r"layer|label|expert", re.IGNORECASE)
 """Keys of config.json that transformers counts through when it reads the file, before any tensor is looked at."""
 _MOST = 100_000
+_IDS = re.compile(r"token_id$|^sliding_window$")
+"""Keys of numbers that transformers puts into 64-bit tensors without a look."""
+_MOST_ID = 2**31
+_FLAGS = ("output_hidden_states", "output_attentions")
 _BUFFERS = 2**31
 """Bytes of tables (masks, rotations) that a class may make beside its weights, where the weights are smaller."""
 _ATTENTIONS = {
@@ -119,8 +123,21 @@ def _check_values(values: Any, path: Path) -> None:
     if not isinstance(values, Mapping):
         return
     for key, value in values.items():
-        if isinstance(value, int) and not isinstance(value, bool) and _COUNTS.search(str(key)) and value > _MOST:
-            raise UserError(f"{path}: {key} is {value}; no model has more than {_MOST}. Download the folder again.")
+        number = isinstance(value, int) and not isinstance(value, bool)
+        least = 0 if str(key).startswith(("num_", "n_")) else -_MOST  # the index of a layer may count from the end
+        if number and _COUNTS.search(str(key)) and not least <= value <= _MOST:
+            raise UserError(
+                f"{path}: {key} is {value}; expected a number up to {_MOST}, which no model exceeds. Download the "
+                f"folder again."
+            )
+        if number and _IDS.search(str(key)) and value > _MOST_ID:
+            raise UserError(f"{path}: {key} is {value}, more than {_MOST_ID}. Download the folder again.")
+        if key == "sliding_window" and not (number or value in (None, False)):
+            raise UserError(
+                f"{path}: {key} is {value!r:.40}; expected a whole number or null. Download the folder again."
+            )
+        if key in _FLAGS and not isinstance(value, bool | None):
+            raise UserError(f"{path}: {key} is {value!r:.40}; expected true or false. Download the folder again.")
         if str(key).strip("_") in ("attn_implementation", "experts_implementation"):
             named = value.values() if isinstance(value, Mapping) else [value]
             if other := [one for one in named if not (one is None or isinstance(one, str)) or one not in _ATTENTIONS]:

@@ -11,7 +11,7 @@ from transformers import GenerationConfig
 
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.progress import console
+from skillweave.progress import console, say_once
 
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """These count only where the model's file says ``do_sample``."""
@@ -27,6 +27,7 @@ _RANGES = {
     "temperature": (0, 100), "top_k": (0, 10**9), "repetition_penalty": (0.01, 100), "no_repeat_ngram_size": (0, 10**6),
     "min_new_tokens": (0, 10**9),
 }  # fmt: skip
+_MOST_ID = 2**31
 _NO_CHOICE = {
     "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
     "max_length", "max_new_tokens", "use_cache", "return_dict_in_generate", "output_scores", "output_logits",
@@ -72,12 +73,17 @@ def generation_config_at(folder: Path) -> GenerationConfig | None:
     given = read_json(path)
     if not isinstance(given, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(given).__name__}")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = given.get(key)
+        for one in ids if isinstance(ids, list) else [ids]:
+            if isinstance(one, int) and one > _MOST_ID:
+                raise UserError(
+                    f"{path}: {key} is {one}, which no vocabulary reaches. Copy the file from the base again"
+                )
     try:
         return GenerationConfig.from_dict(given)
-    except (ValueError, TypeError) as error:
-        console.print(
-            f"{path}: {str(error).rstrip('.')}. Its end tokens are used, and nothing else of it", soft_wrap=True
-        )
+    except Exception as error:  # it checks some values, and trips over others
+        say_once(f"{path}: {str(error).rstrip('.')}. Its end tokens are used, and nothing else of it")
         return GenerationConfig(**{key: given[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")
                                    if key in given})  # fmt: skip
 

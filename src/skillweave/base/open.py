@@ -169,6 +169,9 @@ def _tokenizer(path: Path) -> Any:
     settings = read_json(said) if said.is_file() else {}
     if not isinstance(settings, dict):
         raise UserError(f"{said}: expected a JSON object. Copy the file from the base again.")
+    longest = settings.get("model_max_length", 0)
+    if not isinstance(longest, int | float | None):
+        raise UserError(f"{said}: model_max_length is {longest!r:.40}, expected a number. Correct it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
