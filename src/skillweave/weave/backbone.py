@@ -7,7 +7,6 @@ stored dtype first, and only then cast to the dtype it is served in. [ours]
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,8 +16,10 @@ from skillweave.base.fingerprint import hash_tensors
 from skillweave.delta import Delta
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
-from skillweave.delta.schema import is_delta
+from skillweave.delta.schema import AGAIN, DELTA_FILE, is_delta
+from skillweave.delta.schema import read_card as read_delta_card
 from skillweave.errors import UserError
+from skillweave.files.folder import Folder
 from skillweave.pack import BaseRef
 
 FOLDER = "backbone"
@@ -64,11 +65,11 @@ def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
 
 
 def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
-    """Put the delta into the weave: the folder of one byte for byte, one in memory as it saves itself."""
+    """Put the delta into the weave: of a folder the files that its card names, byte for byte."""
     if isinstance(backbone, Delta):
         backbone.save_pretrained(weave / FOLDER)
     else:
-        shutil.copytree(backbone, weave / FOLDER)
+        Folder(backbone, DELTA_FILE, AGAIN).copy(read_delta_card(Path(backbone)).files, weave / FOLDER)
 
 
 def read_backbone(weave: Path) -> Delta:
