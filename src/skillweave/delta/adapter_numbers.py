@@ -36,7 +36,7 @@ def check_adapter_numbers(config: Mapping[str, Any], path: Path) -> None:
             raise _refused(path, pattern, patterns, "an object: module -> number")
         for module, value in patterns.items():
             if not check(value):
-                raise _refused(path, f"{pattern}.{ascii(module)[1:81]}", value, expected)
+                raise _refused(path, f"{pattern}.{ascii(module)[1:-1][:80]}", value, expected)
 
 
 def check_rank(rank: int, name: str, config: Mapping[str, Any], file: Path) -> None:

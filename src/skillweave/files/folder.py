@@ -96,7 +96,7 @@ class Folder:
         if (found := sha256_file(path)) != expected:
             raise UserError(
                 f"{path} is damaged: its SHA-256 is {found[:12]}..., and {self.card} names "
-                f"{f'{expected[:12]}...' if expected else 'none'} {self.fix}"
+                f"{f'{expected[:12]}...' if expected else 'none.'} {self.fix}"
             )
         return path
 

@@ -326,7 +326,7 @@ def _open(
             f"If it lies elsewhere, name it with base=..."
         ) from error
     _check_is(opened, card.base, folder, card)
-    return opened if card.backbone is None else lay_on(opened, folder, card.backbone.fingerprint)
+    return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
 
 
 def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:
