@@ -168,8 +168,8 @@ class Router:
 def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path) -> None:
     """Raise :class:`UserError` unless the tensors are those of a router with this many classes."""
     if odd := sorted(set(tensors) ^ {"weight", "bias", "mean", "spread"}):
-        wrong = "that no router has" if odd[0] in tensors else "missing"
-        raise UserError(f"{file}: the tensor '{odd[0][:80]}' is {wrong}. {_AGAIN}")
+        wrong = "is one that no router has" if odd[0] in tensors else "is missing"
+        raise UserError(f"{file}: the tensor {odd[0][:80]!a} {wrong}. {_AGAIN}")
     width = tensors["mean"].shape[-1] if tensors["mean"].dim() == 1 else 0
     shapes = {"weight": (classes, width), "bias": (classes,), "mean": (width,), "spread": (width,)}
     for name, shape in shapes.items():
