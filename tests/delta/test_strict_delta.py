@@ -185,6 +185,15 @@ def test_numbers_of_an_adapters_config(micro_base: Path, tmp_path: Path, values:
         Delta.from_lora(adapter, micro_base)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_in_place_of_an_adapters_file(micro_base: Path, tmp_path: Path, name: str) -> None:
+    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    shutil.move(adapter / name, tmp_path / "moved")
+    (adapter / name).symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match=rf"{name} is a link"):
+        Delta.from_lora(adapter, micro_base)
+
+
 def test_a_config_that_is_no_object(micro_base: Path, tmp_path: Path) -> None:
     adapter = save_adapter(micro_base, tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("[]")

@@ -227,6 +227,26 @@ def test_a_pack_with_nan_is_not_woven(base: Base, pack_folder: Path, tmp_path: P
     assert not (tmp_path / "w").exists()
 
 
+def test_a_group_that_another_pack_means_otherwise(base: Base, pack_folder: Path) -> None:
+    """``down_proj`` is 128 wide: under the name of a group that is 64 wide it cannot lie beside it."""
+    good = Skillpack.from_pretrained(pack_folder)
+    group = "model.layers.0.self_attn:qkv"
+    other = random_pack(base.model, base.fingerprint, name="other", only=["down_proj"], smooth=False)
+    other.card.entries["model.layers.0.mlp.down_proj.weight"].group = group
+    weave = Weave.of(base, {"good": good})
+    with pytest.raises(UserError, match=rf"matrices of 128 inputs in the group '{group}', and the pack 'good'"):
+        weave.woven.add(weave.woven.prepare("other", other))
+    assert weave.loaded == ["good"]
+    # Alone, a name is a name; and within one width, modules that are not fed together answer as they do alone.
+    assert Weave.of(base, {"other": other}).loaded == ["other"]
+    mixed = random_pack(base.model, base.fingerprint, name="mixed", smooth=False, seed=2)
+    plain = Weave.of(base, {"mixed": mixed}).generate(["1+1=", "2+2="], "mixed")
+    for name, entry in mixed.card.entries.items():
+        if entry.shape[1] == 64:
+            mixed.card.entries[name] = entry.model_copy(update={"group": "all"})
+    assert Weave.of(base, {"mixed": mixed, "good": good}).generate(["1+1=", "2+2="], "mixed") == plain
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), 3e38])
 def test_a_pack_whose_answers_are_no_numbers_is_named(base: Base, pack_folder: Path, temperature: float, value: float):

@@ -23,7 +23,7 @@ from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
-from skillweave.files.folder import Folder, named_shortly
+from skillweave.files.folder import Folder, check_regular, named_shortly
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar
@@ -395,6 +395,7 @@ def _check_adapter_files(folder: Path) -> None:
                 f"{folder} has no {file}: a PEFT adapter is {CONFIG_FILE} + {WEIGHTS_FILE} "
                 f"(save_pretrained with safe_serialization; pickle is not read)"
             )
+        check_regular(folder / file, folder)
 
 
 def _as_base(side: str | Path | Base | nn.Module) -> tuple[Checkpoint, str, str]:
