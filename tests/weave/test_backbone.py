@@ -16,6 +16,7 @@ from skillweave.base import Sampling, fingerprint, open_base
 from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.files.write import write_json
 from skillweave.weave import Weave, read_card
 from skillweave.weave.backbone import tuned_fingerprint
@@ -194,7 +195,8 @@ def test_an_open_base_is_the_backbone_itself_and_a_reference_the_base_under_it(f
 
 def test_a_weave_from_before_there_were_backbones_is_read(copy, tuned):
     card = json.loads((copy / "weave.json").read_text())
-    del card["backbone"]
+    del card["backbone"], card["files"]
+    card["schema_version"] = 1
     card["base"] = {"ref": str(tuned), "fingerprint": fingerprint(tuned)}
     write_json(copy / "weave.json", card)
     assert read_card(copy).backbone is None
@@ -223,12 +225,23 @@ def test_a_missing_or_damaged_backbone(copy):
         Weave.from_pretrained(copy)
 
 
+def name_backbone(weave: Path) -> None:
+    """Write the hash of the backbone's card into the weave's, as its author can."""
+    card = json.loads((weave / "weave.json").read_text())
+    card["files"]["backbone/delta.json"] = sha256_file(weave / "backbone" / "delta.json")
+    write_json(weave / "weave.json", card)
+
+
 def test_another_backbone_in_its_place(copy, plain, tmp_path):
     shutil.rmtree(copy / "backbone")
     random_delta(plain, seed=1).save_pretrained(copy / "backbone")
+    with pytest.raises(UserError, match=r"backbone/delta\.json is damaged"):
+        Weave.from_pretrained(copy)
+    name_backbone(copy)
     with pytest.raises(UserError, match="another backbone than the packs were made on"):
         Weave.from_pretrained(copy)
     random_delta(save_micro(tmp_path / "other", seed=5)).save_pretrained(copy / "backbone")
+    name_backbone(copy)
     with pytest.raises(UserError, match="belongs on another base than the weave"):
         Weave.from_pretrained(copy)
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from skillweave.base import open_base, prompt_ids
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.weave.router import Router, _threshold, background_prompts, features, fit_on_features, fit_router
 
 NAMES = ["maths", "calls", "base"]
@@ -70,7 +73,7 @@ def test_damaged_routers_are_named(tmp_path):
     with pytest.raises(UserError, match="schema version 99"):
         Router.load(folder)
     (folder / "router.json").write_text(json.dumps({**good, "classes": ["one", "base"]}))
-    with pytest.raises(UserError, match="not its shape"):
+    with pytest.raises(UserError, match=r"'weight' is float32 \(3, 12\); expected float32 \(2, 12\)"):
         Router.load(folder)
     (folder / "router.json").write_text(json.dumps(good))
     (folder / "router.safetensors").write_bytes(b"\x00" * 20)
@@ -79,6 +82,91 @@ def test_damaged_routers_are_named(tmp_path):
     (folder / "router.safetensors").unlink()
     with pytest.raises(UserError, match="incomplete"):
         Router.load(folder)
+
+
+def named(folder: Path) -> Path:
+    """The router's folder, after its author wrote the hash of the tensors into the card."""
+    card = json.loads((folder / "router.json").read_text())
+    card["files"] = {"router.safetensors": sha256_file(folder / "router.safetensors")}
+    (folder / "router.json").write_text(json.dumps(card))
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    x, labels = clusters(5)
+    return fit_on_features(x, labels, NAMES, layer=1).save(tmp_path / "router")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"classes": ["maths", "calls"]}, "'base' last"),
+        ({"classes": ["base", "maths", "calls"]}, "'base' last"),
+        ({"classes": ["maths", "Maths", "base"]}, "each once"),
+        ({"classes": ["maths", "auto", "base"]}, "stands for the router's choice"),
+        ({"classes": ["maths", "../x", "base"]}, "cannot name a pack"),
+        ({"classes": ["maths", "\x1b[2J", "base"]}, "cannot name a pack"),
+        ({"classes": []}, "classes"),
+        ({"classes": "base"}, "classes"),
+        ({"layer": -1}, "layer"),
+        ({"layer": True}, "layer"),
+        ({"layer": 1.0}, "layer"),
+        ({"threshold": 1.5}, "threshold"),
+        ({"threshold": -0.1}, "threshold"),
+        ({"threshold": float("nan")}, "(threshold|nan)"),
+        ({"threshold": "0.5"}, "threshold"),
+        ({"figures": {"accuracy": float("inf")}}, "inf"),
+        ({"figures": [1]}, "figures"),
+        ({"surprise": 1}, "surprise"),
+        ({"schema_version": None}, "schema_version is None"),
+        ({"files": {}}, "expected the hash of router.safetensors alone"),
+        ({"files": {"../router.safetensors": "0" * 64}}, "no plain file name"),
+        ({"files": {"router.safetensors": "0" * 64}}, "is damaged"),
+    ],
+)
+def test_cards_of_routers_are_refused_by_key(saved: Path, values: dict, message: str) -> None:
+    card = json.loads((saved / "router.json").read_text())
+    (saved / "router.json").write_text(json.dumps({**card, **values}))
+    with pytest.raises(UserError, match=rf"(?si)router\.(json|safetensors).*{message}"):
+        Router.load(saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t["weight"].__setitem__((0, 0), float("nan")), "'weight' holds NaN"),
+        (lambda t: t["bias"].fill_(float("inf")), "'bias' holds NaN or infinity"),
+        (lambda t: t["spread"].__setitem__(3, 0.0), "'spread' holds 0; expected more than 1e-06"),
+        (lambda t: t["spread"].neg_(), "'spread' holds -"),
+        (lambda t: t.update(mean=torch.zeros(11)), "expected float32"),
+        (lambda t: t.update(mean=torch.zeros(())), "expected float32"),
+        (lambda t: t.update(bias=torch.zeros(3, dtype=torch.float64)), "'bias' is float64"),
+        (lambda t: t.update(weight=torch.zeros(3, 12, 1)), "'weight' is float32"),
+        (lambda t: t.update(more=torch.zeros(1)), "'more' is one that no router has"),
+        (lambda t: t.pop("mean"), "'mean' is missing"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("version", [1, 2])
+def test_tensors_of_routers_are_refused_by_name(saved: Path, change, message: str, version: int) -> None:
+    tensors = load_file(saved / "router.safetensors")
+    change(tensors)
+    save_file(tensors, saved / "router.safetensors")
+    card = json.loads((named(saved) / "router.json").read_text())
+    if version == 1:
+        del card["files"]
+    (saved / "router.json").write_text(json.dumps({**card, "schema_version": version}))
+    with pytest.raises(UserError, match=message):
+        Router.load(saved)
+
+
+def test_probabilities_that_are_no_numbers_are_told(saved: Path) -> None:
+    router = Router.load(saved)
+    with pytest.raises(UserError, match="probabilities are not numbers"):
+        router.route(torch.full((12,), float("nan")))
+    router.weight.fill_(3e38)
+    with pytest.raises(UserError, match="probabilities are not numbers"):
+        router.route(torch.arange(12).float())
 
 
 def test_one_pack_only_and_identical_prompts():

@@ -155,7 +155,7 @@ def test_damaged_and_newer_and_missing_cards(folder, base, tmp_path):
     text = (copy / "weave.json").read_text()
     for broken, message in (
         (text[:20], "not valid JSON"),
-        (text.replace('"schema_version": 1', '"schema_version": 2'), "schema version 2"),
+        (text.replace('"schema_version": 2', '"schema_version": 3'), "schema version 3"),
         (text.replace('"packs"', '"pakcs"'), "packs: Field required"),
         ("[]", "the whole"),
     ):
@@ -181,9 +181,11 @@ def test_packs_are_written_under_the_names_given_and_copied_where_they_have_them
 
 def test_names_that_cannot_be(base, packs, router, tmp_path):
     for name in ("auto", "base"):
-        with pytest.raises(UserError, match="stands for something else"):
+        with pytest.raises(UserError, match="cannot name a pack: it stands for"):
             Weave.write(tmp_path / "w", base, {name: packs["b"]})
-    with pytest.raises(UserError, match="no name for a pack"):
+    with pytest.raises(UserError, match="would be one folder where case is ignored"):
+        Weave.write(tmp_path / "w", base, {"b": packs["b"], "B": packs["b"]})
+    with pytest.raises(UserError, match="cannot name a pack: use 1 to 64 letters"):
         Weave.write(tmp_path / "w", base, {"../up": packs["b"]})
     with pytest.raises(UserError, match="router sends prompts to 'sums'"):
         Weave.write(tmp_path / "w", base, {"b": packs["b"]}, router)

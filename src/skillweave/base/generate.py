@@ -40,6 +40,14 @@ class Sampling:
     model_defaults: bool = False
 
 
+class NoProbabilities(UserError):
+    """The model gives NaN or infinity for a row, ``row``, of a batch: no token can be drawn from that."""
+
+    def __init__(self, message: str, row: int) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 @dataclass(frozen=True)
 class Generated:
     """One answer. ``ended``: the model wrote its end token; else the answer was cut off at ``max_new_tokens``."""
@@ -108,6 +116,7 @@ def generate_answers(
 
     ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it.
     ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
+    Raises :class:`NoProbabilities` (``row`` is the prompt's index) where the model gives numbers that are none.
     """
     sampling = sampling or Sampling()
     encoded = encode_prompts(model, tokenizer, prompts)
@@ -122,16 +131,19 @@ def generate_answers(
     try:
         with bar(label or "", len(rows), shown=label is not None) as advance:
             for number, batch in enumerate(batches):
-                with around_batch(batch) if around_batch else contextlib.nullcontext():
-                    written = _one_batch(
-                        model,
-                        tokenizer,
-                        [encoded[row] for row in batch],
-                        choice,
-                        max_new_tokens=room[batch[0]],
-                        seed=sampling.seed + number,
-                        streamer=streamer,
-                    )
+                try:
+                    with around_batch(batch) if around_batch else contextlib.nullcontext():
+                        written = _one_batch(
+                            model,
+                            tokenizer,
+                            [encoded[row] for row in batch],
+                            choice,
+                            max_new_tokens=room[batch[0]],
+                            seed=sampling.seed + number,
+                            streamer=streamer,
+                        )
+                except NoProbabilities as error:
+                    raise NoProbabilities(f"prompt {batch[error.row] + 1}: {error}", batch[error.row]) from None
                 for row, answer in zip(batch, written, strict=True):
                     answers[row].append(answer)
                 advance(len(batch))
@@ -171,7 +183,13 @@ def _one_batch(
         generating_as(model, config),
     ):
         torch.manual_seed(seed)
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, streamer=streamer)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            streamer=streamer,
+            logits_processor=[_check_scores],
+        )
     # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
     written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
     markers = template_thought_markers(tokenizer)
@@ -181,6 +199,15 @@ def _one_batch(
         Generated(_text(tokenizer, asked, row, ended, markers, special=marked), ended)
         for asked, (row, ended) in zip(encoded, written, strict=True)
     ]
+
+
+def _check_scores(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The scores (B, V) of the next token, where all are numbers; minus infinity (a token that is ruled out) is one."""
+    top = scores.amax(dim=-1)  # NaN where one of them is
+    if not bool(top.isfinite().all()):
+        row = int((~top.isfinite()).nonzero()[0])
+        raise NoProbabilities(f"the model gives {float(top[row])} in place of probabilities: its weights diverged", row)
+    return scores
 
 
 def _text(

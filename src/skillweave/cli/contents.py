@@ -10,29 +10,32 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from skillweave.files.values import one_line
+from skillweave.pack.card import score_text
 from skillweave.pack.schema import PackCard
 from skillweave.pack.stored import read_stored
 from skillweave.units import human_bytes
-from skillweave.weave.card import WeaveCard
+from skillweave.weave.card import WeaveCard, check_part, pack_card
 
 # Names and paths are shown as they are: a "[x]" or ":x:" in them is no markup.
 out = Console(highlight=False, markup=False, emoji=False)
+_MOST_SCORES = 50
 
 
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
     """What is in a pack: identity, codec, bytes by part, scores; every tensor where asked."""
     size = card.bytes
-    settings = ", ".join(f"{key} {value}" for key, value in card.codec.settings.items())
+    settings = one_line(", ".join(f"{key} {one_line(value, 40)}" for key, value in card.codec.settings.items()))
     facts = [
         ("pack", f"{card.name} ({folder})"),
-        ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
+        ("base", f"{one_line(card.base.ref)} ({card.base.fingerprint[:23]}...)"),
         ("method", card.method),
         ("codec", f"{card.codec.name} ({settings})"),
         ("tensors", f"{len(card.entries)} changed, {len(card.left_out)} left out"),
         (
             "bytes",
             f"{size.total:,} on disk"
-            + (f", 1/{size.bf16_delta / size.total:.1f} of the bf16 delta" if size.bf16_delta else ""),
+            + (f", 1/{size.bf16_delta / size.total:.1f} of the bf16 delta" if size.bf16_delta and size.total else ""),
         ),
         (
             "",
@@ -40,9 +43,9 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
             f"whole tensors {size.whole:,}, metadata {size.metadata:,}",
         ),
     ]
-    facts += [
-        (f"score, {arm}", f"{100 * score['mean']:.1f}% ({score['n']} prompts)") for arm, score in card.scores.items()
-    ]
+    facts += [(f"score, {one_line(arm, 40)}", score_text(score)) for arm, score in card.scores.items()][:_MOST_SCORES]
+    if len(card.scores) > _MOST_SCORES:
+        facts.append(("", f"and {len(card.scores) - _MOST_SCORES} more scores, in skillpack.json"))
     _show_facts(facts)
     if tensors:
         table = RichTable(title="Tensors", title_justify="left")
@@ -61,14 +64,15 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
     for column in ("matrices", "scales", "whole", "metadata", "total", "of bf16"):
         table.add_column(column, justify="right")
     for name in card.packs:
+        check_part(folder, card, pack_card(name))
         size = read_stored(folder / "packs" / name)[0].bytes
         parts = (size.matrices, size.scales, size.whole, size.metadata, size.total)
-        share = f"1/{size.bf16_delta / size.total:.1f}" if size.bf16_delta else "-"
+        share = f"1/{size.bf16_delta / size.total:.1f}" if size.bf16_delta and size.total else "-"
         table.add_row(Text(name), *map(human_bytes, parts), share)
     _show_facts(
         [
             ("weave", str(folder)),
-            ("base", f"{card.base.ref} ({card.base.fingerprint[:23]}...)"),
+            ("base", f"{one_line(card.base.ref)} ({card.base.fingerprint[:23]}...)"),
             *_backbone_facts(card, folder),
             ("router", "yes" if card.router else "no"),
             ("dtype", card.dtype or "as the base's files"),
@@ -84,8 +88,8 @@ def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
         return []
     from skillweave.weave.backbone import read_backbone
 
-    delta = read_backbone(folder)
-    method = delta.provenance.get("method", "a delta")
+    delta = read_backbone(folder, card)
+    method = one_line(delta.provenance.get("method", "a delta"), 40)
     return [
         ("backbone", f"the base after {method} ({card.backbone.fingerprint[:23]}...)"),
         ("", f"{len(delta.names())} tensors changed, {human_bytes(delta.nbytes)} on disk; every pack stands on it"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,18 +15,20 @@ from torch import nn
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
-from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES, changed_files
+from skillweave.delta.arithmetic import applied, finite
+from skillweave.delta.carry import FOLDER as CARRIED
+from skillweave.delta.carry import TOKENIZER_FILES, changed_files, check_carried, check_travels
 from skillweave.delta.compare import compare
 from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits, orientation
-from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
+from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
+from skillweave.files.folder import Folder, check_regular, named_shortly
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar
 
-_CARRIED = "files"  # subfolder of a delta folder
+_WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
 
 
 class Delta:
@@ -240,9 +243,9 @@ class Delta:
             else:
                 hashes, where = self._write_tensors(temporary)
             for file in self.carried:
-                (temporary / _CARRIED).mkdir(exist_ok=True)
-                shutil.copyfile(file, temporary / _CARRIED / file.name)
-                hashes[f"{_CARRIED}/{file.name}"] = sha256_file(file)
+                (temporary / CARRIED).mkdir(exist_ok=True)
+                copied = shutil.copyfile(file, temporary / CARRIED / file.name)
+                hashes[f"{CARRIED}/{file.name}"] = sha256_file(copied)
             card = DeltaCard(
                 kind=self.kind,
                 base=BaseRef(ref=self.base_ref, fingerprint=self.base_fingerprint),
@@ -293,22 +296,16 @@ class Delta:
         """
         folder = Path(folder)
         card = read_card(folder)
-        for file, expected in card.files.items():
-            if not (folder / file).is_file():
-                raise UserError(f"{folder / file} is missing: the delta is incomplete. Copy or make it again.")
-            if (found := sha256_file(folder / file)) != expected:
-                raise UserError(
-                    f"{folder / file} is damaged: its SHA-256 is {found[:12]}..., and {DELTA_FILE} names "
-                    f"{expected[:12]}... Copy or make the delta again."
-                )
-        carried = [folder / file for file in card.files if file.startswith(f"{_CARRIED}/")]
+        paths = Folder(folder, DELTA_FILE, AGAIN).verified(_named(card, folder))
+        carried = [path for file, path in paths.items() if file.startswith(f"{CARRIED}/")]
+        for path in carried:
+            check_carried(path, AGAIN)
         if card.kind == "lora":
             adapter = Adapter(folder, lambda name: name in card.entries and card.entries[name].transposed)
-            _check_entries(card, adapter.specs, folder / WEIGHTS_FILE)
+            _check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
             return cls._of_adapter(adapter, card.base, card.provenance, carried)
         stored = _Stored(folder, {name: entry.file for name, entry in card.entries.items()})
-        for file in sorted({entry.file for entry in card.entries.values()}):
-            _check_entries(card, read_headers(folder / file), folder / file)
+        _check_entries(card, {file: read_headers(paths[file]) for file in paths if file not in _carried(card)}, folder)
         return cls(
             stored,
             base_fingerprint=card.base.fingerprint,
@@ -327,8 +324,12 @@ class _Stored(Mapping[str, torch.Tensor]):
         self._folder, self._files = folder, files
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with open_safetensors(self._folder / self._files[name]) as handle:
-            return handle.get_tensor(name)
+        file = self._folder / self._files[name]
+        with open_safetensors(file) as handle:
+            tensor = handle.get_tensor(name)
+        if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
+            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -337,18 +338,53 @@ class _Stored(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-def _check_entries(card: DeltaCard, specs: Mapping[str, Spec], file: Path) -> None:
-    """Raise unless ``file`` holds every tensor that the card puts there, as the card says it is."""
+def _carried(card: DeltaCard) -> list[str]:
+    """The files of a delta that lie in its subfolder."""
+    return [file for file in card.files if file.startswith(f"{CARRIED}/")]
+
+
+def _named(card: DeltaCard, folder: Path) -> dict[str, str]:
+    """The files of a delta, name -> SHA-256, each of a kind that may lie in one, and each named for a reason."""
+    for file in _carried(card):
+        check_travels(file, folder, AGAIN)
+    weights = set(card.files) - set(_carried(card))
+    if card.kind == "lora":
+        odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
+    else:
+        odd = {file for file in weights if not _WEIGHTS.fullmatch(file)}
+    if odd:
+        raise UserError(
+            f"{folder / DELTA_FILE}: files: '{min(odd)}' does not fit a delta of the kind '{card.kind}'. {AGAIN}"
+        )
     for name, entry in card.entries.items():
-        if entry.file != file.name:
-            continue
+        if entry.file not in weights - {CONFIG_FILE}:
+            raise UserError(
+                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is no file of tensors that 'files' names. "
+                f"{AGAIN}"
+            )
+        if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
+            raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
+    return card.files
+
+
+def _check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:
+    """Raise unless each of the ``files`` holds the tensors that the card puts there, as it describes them, alone."""
+    for name, entry in card.entries.items():
+        file, specs = folder / entry.file, files[entry.file]
         if name not in specs:
-            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. Copy or make the delta again.")
+            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
         shape, dtype = specs[name]
         if (shape, dtype_name(dtype)) != (entry.shape, entry.dtype):
             raise UserError(
                 f"{file}: the tensor '{name}' is {dtype_name(dtype)} {shape}, {DELTA_FILE} says {entry.dtype} "
-                f"{entry.shape}. Copy or make the delta again."
+                f"{entry.shape}. {AGAIN}"
+            )
+    for file_name, specs in files.items():
+        extra = sorted(name for name in specs if name not in card.entries or card.entries[name].file != file_name)
+        if extra:
+            raise UserError(
+                f"{folder / file_name} holds the tensor {named_shortly(extra)} that no entry of {DELTA_FILE} puts "
+                f"there. {AGAIN}"
             )
 
 
@@ -359,6 +395,7 @@ def _check_adapter_files(folder: Path) -> None:
                 f"{folder} has no {file}: a PEFT adapter is {CONFIG_FILE} + {WEIGHTS_FILE} "
                 f"(save_pretrained with safe_serialization; pickle is not read)"
             )
+        check_regular(folder / file, folder)
 
 
 def _as_base(side: str | Path | Base | nn.Module) -> tuple[Checkpoint, str, str]:

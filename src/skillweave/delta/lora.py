@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
+from skillweave.delta.adapter_numbers import check_adapter_numbers, check_finite, check_rank
 from skillweave.delta.stream import Spec, spec_bytes
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
@@ -104,12 +105,12 @@ class Adapter(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         with open_safetensors(self.file) as handle:
             if name not in self._pairs:
-                return handle.get_tensor(self._whole_names[name])
+                return check_finite(handle.get_tensor(self._whole_names[name]), name, self.file)
             stored = handle.get_tensor(self._whole_names[name]) if name in self.whole else None
             pair = self._pairs[name]
             change = handle.get_tensor(pair.b).float() @ handle.get_tensor(pair.a).float() * pair.scale
         change = change.T.contiguous() if pair.transposed else change
-        return change if stored is None else stored.float() + change
+        return check_finite(change if stored is None else stored.float() + change, name, self.file)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._pairs.keys() | self._whole_names.keys()))
@@ -154,6 +155,9 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected an object with keys, found {type(config).__name__}. Save the adapter again.")
+    check_adapter_numbers(config, path)
     if config.get("peft_type") != "LORA":
         raise UserError(f"{path}: peft_type is {config.get('peft_type')}; only LORA adapters are read as deltas")
     for key in _REFUSED:
@@ -173,18 +177,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _sort_names(names: Iterable[str], file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """(base tensor -> {"A": name in file, "B": name in file}, base tensor -> name in file of a whole tensor)."""
     factors: dict[str, dict[str, str]] = {}
-    whole = {}
+    whole: dict[str, str] = {}
     for raw in names:
         if not raw.startswith(_PREFIX):
             raise UserError(f"{file}: the tensor '{raw}' does not begin with '{_PREFIX}': save it again with PEFT")
         name = raw.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
         ending = next((ending for ending in _FACTORS if name.endswith(ending)), None)
         if ending is not None:
-            factors.setdefault(f"{name.removesuffix(ending)}.weight", {})[_FACTORS[ending]] = raw
+            parts = factors.setdefault(f"{name.removesuffix(ending)}.weight", {})
+            if (other := parts.setdefault(_FACTORS[ending], raw)) != raw:
+                raise UserError(f"{file}: '{other}' and '{raw}' are one factor, given twice: save it again with PEFT")
         elif any(part.startswith("lora_") for part in name.split(".")):
             raise UserError(f"{file}: the tensor '{raw}' is no part of a plain LoRA adapter")
-        else:
-            whole[name] = raw
+        elif (other := whole.setdefault(name, raw)) != raw:
+            raise UserError(f"{file}: '{other}' and '{raw}' are one tensor, given twice: save it again with PEFT")
     return factors, whole
 
 
@@ -204,8 +210,9 @@ def _pair(
     if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
         raise UserError(f"{file}: the factors of '{name}' are {a} and {b}, expected (r, in) and (out, r)")
     rank = a[0]
+    check_rank(rank, name, config, file)
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
     key = get_pattern_key(list(patterns), name.removesuffix(".weight"))
-    alpha = float(patterns.get(key, config.get("lora_alpha", 8)))
+    alpha = float(patterns.get(key, config.get("lora_alpha") or 8))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return _Pair(parts["A"], parts["B"], scale, transposed)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from skillweave.errors import UserError
+from skillweave.files.folder import FileHashes, FileName, Folder
 from skillweave.files.read import read_card_file
+from skillweave.files.values import Flag, Free, Line, Shape, TensorName, Version
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA_VERSION = 1
 DELTA_FILE = "delta.json"
+AGAIN = "Copy or make the delta again."
+
+_DTYPES = Literal[
+    "float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int64", "int32", "int16", "int8",
+    "uint8", "bool",
+]  # fmt: skip
 
 
 class _Strict(BaseModel):
@@ -24,29 +32,29 @@ class _Strict(BaseModel):
 class BaseRef(_Strict):
     """The base a delta or a pack belongs on: the name it was opened by, and the fingerprint that decides."""
 
-    ref: str
-    fingerprint: str
+    ref: Annotated[str, Field(max_length=4096)]
+    fingerprint: Line
 
 
 class TensorEntry(_Strict):
     """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors."""
 
     stored: Literal["difference", "whole", "lora"]
-    shape: tuple[int, ...]
-    dtype: str
-    file: str
-    transposed: bool = False
+    shape: Shape
+    dtype: _DTYPES
+    file: FileName
+    transposed: Flag = False
 
 
 class DeltaCard(_Strict):
     """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Version = SCHEMA_VERSION
     kind: Literal["full", "lora"]
     base: BaseRef
-    entries: dict[str, TensorEntry]
-    files: dict[str, str]
-    provenance: dict[str, Any]
+    entries: dict[TensorName, TensorEntry]
+    files: FileHashes
+    provenance: Free
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -69,4 +77,5 @@ def read_card(folder: Path) -> DeltaCard:
             else "name the folder that a delta was saved in"
         )
         raise UserError(f"{folder} has no {DELTA_FILE}; {hint}")
-    return read_card_file(path, DeltaCard, SCHEMA_VERSION, "Copy or make the delta again.")
+    card = Folder(folder, DELTA_FILE, AGAIN).file(DELTA_FILE)
+    return read_card_file(card, DeltaCard, SCHEMA_VERSION, AGAIN)

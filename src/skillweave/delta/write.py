@@ -17,6 +17,7 @@ from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
+from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
 from skillweave.files.write import atomic_folder
 from skillweave.progress import bar
@@ -93,6 +94,7 @@ def _copy_side_files(base: Path, out: Path, delta: Delta) -> None:
     for file in base.iterdir():
         weights = file.name.endswith(".index.json")
         if file.is_file() and file.suffix in _COPIED and not weights and file.name not in replaced:
+            check_regular(file, base)
             shutil.copyfile(file, out / file.name)
     for file in delta.carried:
         shutil.copyfile(file, out / file.name)

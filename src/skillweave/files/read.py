@@ -35,10 +35,18 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_versioned(path: str | Path, newest: int) -> Any:
-    """Read JSON whose ``schema_version`` is at most ``newest``; what a newer skillweave wrote is refused."""
+    """Read JSON whose ``schema_version`` is from 1 to ``newest``; what a newer skillweave wrote is refused."""
     values = read_json(path)
-    version = values.get("schema_version") if isinstance(values, dict) else None
-    if isinstance(version, int) and version > newest:
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: the whole is no object with keys, as a card is. Copy or make the artefact again.")
+    version = values.get("schema_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        found = f"is {version!a:.40}" if "schema_version" in values else "is missing"
+        raise UserError(
+            f"{path}: schema_version {found}; expected a whole number from 1 to {newest}. Copy or make the artefact "
+            f"again."
+        )
+    if version > newest:
         raise UserError(
             f"{path} has schema version {version}; this skillweave reads up to {newest}. Upgrade skillweave."
         )
@@ -52,4 +60,4 @@ def read_card_file(path: str | Path, card: type[M], newest: int, mend: str) -> M
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg']}. {mend}") from error
+        raise UserError(f"{path}: {place}: {problem['msg'].removeprefix('Value error, ')}. {mend}") from error

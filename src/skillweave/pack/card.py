@@ -1,10 +1,21 @@
-"""The card of a pack as a person reads it: ``README.md``."""
+"""The card of a pack as a person reads it: ``README.md``.
+
+Free fields may hold anything that a stranger wrote. They are shown as text: nothing in them is Markdown or HTML, and
+what is too long is cut, with a note.
+"""
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from skillweave.files.values import one_line
 from skillweave.pack.schema import PackBytes, PackCard
+
+_MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
+_MOST_ROWS = 50
 
 
 def card_text(card: PackCard) -> str:
@@ -13,24 +24,28 @@ def card_text(card: PackCard) -> str:
     lines = [
         f"# {card.name}",
         "",
-        f"A skillpack: a small change to one base model, made by `{card.method}`, zipped by `{card.codec.name}`.",
+        f"A skillpack: a small change to one base model, made by {_code(card.method)}, zipped by "
+        f"{_code(card.codec.name)}.",
         "",
         "| | |",
         "|---|---|",
-        f"| base | `{card.base.ref}` |",
-        f"| fingerprint | `{card.base.fingerprint}` |",
+        f"| base | {_code(card.base.ref)} |",
+        f"| fingerprint | {_code(card.base.fingerprint)} |",
         f"| tensors | {', '.join(f'{kinds.count(kind)} {kind}' for kind in sorted(set(kinds))) or 'none'} |",
         f"| size | {_size(card.bytes)} |",
         *_rows(card.codec.settings),
         "",
         "The pack loads on this base only.",
     ]
-    scores = {arm: _score(value) for arm, value in card.scores.items()}
-    for title, values in (("Data", card.data), ("Scores", scores), ("Audit", card.audit or {})):
+    for title, values, show in (
+        ("Data", card.data, one_line),
+        ("Scores", card.scores, score_text),
+        ("Audit", card.audit or {}, one_line),
+    ):
         if values:
-            lines += ["", f"## {title}", "", "| | |", "|---|---|", *_rows(values)]
+            lines += ["", f"## {title}", "", "| | |", "|---|---|", *_rows(values, show)]
     if card.left_out:
-        shown = ", ".join(f"`{name}`" for name in card.left_out[:5])
+        shown = ", ".join(map(_code, card.left_out[:5]))
         more = f" and {len(card.left_out) - 5} more (see `skillpack.json`)" if len(card.left_out) > 5 else ""
         lines += ["", "## Left out", "", f"Changed by training, left at the base's values: {shown}{more}."]
     return "\n".join(lines) + "\n"
@@ -41,11 +56,29 @@ def _size(weight: PackBytes) -> str:
     return f"{weight.total} bytes in all{share}"
 
 
-def _score(value: Any) -> str:
-    if not (isinstance(value, dict) and {"mean", "low", "high", "n"} <= set(value)):
-        return str(value)
-    return f"{value['mean']:.1%} (95% interval {value['low']:.1%} to {value['high']:.1%}, {value['n']} prompts)"
+def score_text(value: Any) -> str:
+    """A score in words; what is no score (a mean with its interval and its prompts) is shown as it is written."""
+    if isinstance(value, dict) and isinstance(value.get("n"), int):
+        parts = [value.get(key) for key in ("mean", "low", "high")]
+        numbers = [part for part in parts if isinstance(part, int | float) and abs(part) <= 1]
+        if len(numbers) == len(parts):
+            mean, low, high = numbers
+            return f"{mean:.1%} (95% interval {low:.1%} to {high:.1%}, {value['n']} prompts)"
+    return one_line(value)
 
 
-def _rows(values: dict[str, Any]) -> list[str]:
-    return [f"| {key} | {str(value)[:200].replace('|', chr(92) + '|')} |" for key, value in values.items()]
+def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:
+    shown = itertools.islice(values.items(), _MOST_ROWS)
+    rows = [f"| {_plain(one_line(key))} | {_plain(show(value))} |" for key, value in shown]
+    more = len(values) - len(rows)
+    return [*rows, f"| and {more} more | see `skillpack.json` |"] if more else rows
+
+
+def _plain(line: str) -> str:
+    """A line in which nothing is markup."""
+    return _MARKUP.sub(r"\\\1", line)
+
+
+def _code(text: str) -> str:
+    """The text as code. Within backticks nothing is markup but the backtick itself and, in a table, the bar."""
+    return f"`{one_line(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"

@@ -19,16 +19,41 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
+from skillweave.files.folder import FileHashes
+from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 
-SCHEMA_VERSION = 1
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+SCHEMA_VERSION = 2
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a pack may be called: it names a folder, and a model to those who ask a server for it."""
+RESERVED = {"base": "the plain base", "auto": "the router's choice"}
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`UserError` unless ``name`` may be a pack's."""
+    if not re.fullmatch(NAME, name):
+        raise UserError(
+            f"{name[:100]!r} cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
+        )
+    if name.casefold() in RESERVED:
+        raise UserError(f"'{name}' cannot name a pack: it stands for {RESERVED[name.casefold()]}")
+
+
+def _as_name(name: str) -> str:
+    try:
+        check_name(name)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
+PackName = Annotated[str, AfterValidator(_as_name)]
+"""What a pack may be called, for a card."""
 
 
 class _Strict(BaseModel):
@@ -39,33 +64,33 @@ class LowRankEntry(_Strict):
     """A matrix in two integer factors. Matrices of one ``group`` are fed the same input and share one ``smooth``."""
 
     kind: Literal["lowrank"] = "lowrank"
-    shape: tuple[PositiveInt, PositiveInt]
-    rank: PositiveInt
+    shape: tuple[Size, Size]
+    rank: Size
     bits: Literal[4, 8]
-    group: str
-    smooth: bool = False
+    group: TensorName
+    smooth: Flag = False
 
 
 class FactorsEntry(_Strict):
     """A matrix in two bfloat16 factors."""
 
     kind: Literal["factors"] = "factors"
-    shape: tuple[PositiveInt, PositiveInt]
-    rank: PositiveInt
+    shape: tuple[Size, Size]
+    rank: Size
 
 
 class DifferenceEntry(_Strict):
     """A tensor whose delta is stored as it is."""
 
     kind: Literal["difference"] = "difference"
-    shape: tuple[int, ...]
+    shape: Shape
 
 
 class WholeEntry(_Strict):
     """A tensor stored as tuned, in place of the base's."""
 
     kind: Literal["whole"] = "whole"
-    shape: tuple[int, ...]
+    shape: Shape
 
 
 Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")]
@@ -74,9 +99,9 @@ Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry, Fi
 class Codec(_Strict):
     """How the pack was made: the codec's name, its settings, and what was measured while zipping."""
 
-    name: str
-    settings: dict[str, Any] = {}
-    measured: dict[str, Any] = {}
+    name: Line
+    settings: Free = {}
+    measured: Free = {}
 
 
 class PackBytes(_Strict):
@@ -86,30 +111,30 @@ class PackBytes(_Strict):
     went into the matrices (what ``matrices + scales`` is compared with).
     """
 
-    matrices: int = 0
-    whole: int = 0
-    scales: int = 0
-    metadata: int = 0
-    total: int = 0
-    bf16_delta: int = 0
-    bf16_matrices: int = 0
+    matrices: Count = 0
+    whole: Count = 0
+    scales: Count = 0
+    metadata: Count = 0
+    total: Count = 0
+    bf16_delta: Count = 0
+    bf16_matrices: Count = 0
 
 
 class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved."""
 
-    schema_version: int = SCHEMA_VERSION
-    name: str = Field(pattern=NAME)
+    schema_version: Version = SCHEMA_VERSION
+    name: PackName
     base: BaseRef
-    method: str = "unknown"
-    data: dict[str, Any] = {}
+    method: Line = "unknown"
+    data: Free = {}
     codec: Codec
     bytes: PackBytes = PackBytes()
-    scores: dict[str, Any] = {}
-    audit: dict[str, Any] | None = None
-    left_out: list[str] = []
-    files: dict[str, str] = {}
-    entries: dict[str, Entry] = {}
+    scores: Free = {}
+    audit: Free | None = None
+    left_out: list[Line] = []
+    files: FileHashes = {}
+    entries: dict[TensorName, Entry] = {}
 
     def to_json(self) -> str:
         """The text of ``skillpack.json``: indented, but one line an entry, for there are hundreds."""
@@ -121,19 +146,6 @@ class PackCard(_Strict):
         entries = "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
         head = json.dumps(values, indent=2, ensure_ascii=False)
         return f'{head[: -len(chr(10) + "}")]},\n  "entries": {entries}\n}}\n'
-
-
-RESERVED = {"base": "the plain base", "auto": "the router's choice"}
-
-
-def check_name(name: str) -> None:
-    """Raise :class:`UserError` unless ``name`` may be a pack's."""
-    if not re.match(NAME, name):
-        raise UserError(
-            f"'{name}' cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
-        )
-    if name in RESERVED:
-        raise UserError(f"'{name}' cannot name a pack: it stands for {RESERVED[name]}")
 
 
 def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], str | None]]:

@@ -22,9 +22,9 @@ from skillweave.files.write import atomic_folder, write_tensors, write_text
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry
-from skillweave.pack.stored import CARD_FILE, DATA_FILE, check_tensors, read_stored
+from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
+from skillweave.pack.values import check_values
 
-README_FILE = "README.md"
 _METADATA = {"skillpack": str(SCHEMA_VERSION)}
 
 
@@ -50,6 +50,7 @@ class Skillpack:
         The card's ``bytes`` and ``files`` are brought up to date first: they are what this call writes.
         """
         folder = Path(folder)
+        self.card.schema_version = SCHEMA_VERSION
         with atomic_folder(folder) as temporary:
             write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
             self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE)}
@@ -60,13 +61,21 @@ class Skillpack:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Skillpack:
-        """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why."""
+        """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why.
+
+        So is one with numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
+        """
         card, data = read_stored(folder)
         try:
             tensors = load_file(data)
         except SafetensorError as error:
             raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
+        check_values(card, tensors, str(data))
         return cls(card, tensors)
+
+    def check_values(self) -> None:
+        """Raise :class:`UserError` unless all numbers are finite and in range, as in a pack read from files."""
+        check_values(self.card, self.tensors, f"the pack '{self.card.name}'")
 
     @property
     def nbytes(self) -> int:

@@ -8,12 +8,16 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
-from skillweave.files.hashes import sha256_file
+from skillweave.files.folder import Folder
 from skillweave.files.read import read_card_file
-from skillweave.pack.schema import SCHEMA_VERSION, PackCard, expected_tensors
+from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackCard, expected_tensors
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
+README_FILE = "README.md"
+"""The card as a person reads it. Nothing reads it back, so it has no hash, and a copy of a pack gets a new one."""
+AGAIN = "Copy or make the pack again."
+_REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 
@@ -30,44 +34,62 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     folder = Path(folder)
     if not is_skillpack(folder):
         raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
-    card = read_card_file(folder / CARD_FILE, PackCard, SCHEMA_VERSION, "Copy or make the pack again.")
-    data = folder / DATA_FILE
-    if not data.is_file():
-        raise UserError(f"{data} is missing: the pack is incomplete. Copy or make it again.")
-    found = sha256_file(data)
-    if found != card.files.get(DATA_FILE):
-        raise UserError(
-            f"{data} is damaged: its SHA-256 is {found[:12]}..., and {CARD_FILE} names "
-            f"{str(card.files.get(DATA_FILE))[:12]}... Copy or make the pack again."
-        )
+    reader = Folder(folder, CARD_FILE, AGAIN)
+    card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
+    if strangers := sorted(set(card.files) - {DATA_FILE}):
+        raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
+    data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
         with safe_open(data, framework="numpy") as file:
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
             kinds = {name: (tuple(head.get_shape()), _dtype(head.get_dtype())) for name, head in heads.items()}
     except SafetensorError as error:
-        raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
+        raise UserError(f"{data} is not a safetensors file ({error}). {_REMAKE}") from error
     check_tensors(card, kinds, str(data))
     return card, data
 
 
 def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:
-    """Raise :class:`UserError` unless the tensors, given by shape and dtype, are those that the card's entries need."""
-    known: set[str] = set()
+    """Raise :class:`UserError` unless the tensors, given by shape and dtype, are those that the card's entries need.
+
+    Every tensor belongs to one entry, but for ``smooth``, which belongs to one group.
+    """
+    owners: dict[str, str] = {}
     for name, entry in card.entries.items():
         for key, (shape, dtype) in expected_tensors(name, entry).items():
-            known.add(key)
+            owner = f"the entry '{name}'"
+            if isinstance(entry, LowRankEntry) and key == f"{entry.group}.smooth":
+                owner = f"the group '{entry.group}'"
+            if owners.setdefault(key, owner) != owner:
+                raise UserError(f"{where}: {owners[key]} and {owner} both name the tensor '{key}'. {_REMAKE}")
             if key not in tensors:
-                raise UserError(f"{where} lacks the tensor '{key}' that the entry '{name}' needs. Make the pack again.")
+                raise UserError(f"{where} lacks the tensor '{key}' that the entry '{name}' needs. {_REMAKE}")
             found_shape, found = tensors[key]
             right_type = found == dtype if dtype else found.startswith(("float", "bfloat"))
             if found_shape != shape or not right_type:
                 raise UserError(
                     f"{where}: the tensor '{key}' is {found} {found_shape}, "
-                    f"expected {dtype or 'a float type'} {shape}. Make the pack again."
+                    f"expected {dtype or 'a float type'} {shape}. {_REMAKE}"
                 )
-    extra = sorted(set(tensors) - known)
+    _check_groups(card, where)
+    extra = sorted(set(tensors) - set(owners))
     if extra:
-        raise UserError(f"{where} holds the tensor '{extra[0]}' that no entry names. Make the pack again.")
+        raise UserError(f"{where} holds the tensor '{extra[0]}' that no entry names. {_REMAKE}")
+
+
+def _check_groups(card: PackCard, where: str) -> None:
+    """Raise :class:`UserError` where matrices of one group cannot be fed the same input."""
+    first: dict[str, tuple[str, LowRankEntry]] = {}
+    for name, entry in card.entries.items():
+        if not isinstance(entry, LowRankEntry):
+            continue
+        other, known = first.setdefault(entry.group, (name, entry))
+        if (entry.shape[1], entry.smooth) != (known.shape[1], known.smooth):
+            raise UserError(
+                f"{where}: entries.{name}.group: '{entry.group}' is also the group of '{other}', and the matrices of a "
+                f"group are fed one input: their widths ({entry.shape[1]} and {known.shape[1]}) and 'smooth' "
+                f"({entry.smooth} and {known.smooth}) must be equal. {_REMAKE}"
+            )
 
 
 def _dtype(name: str) -> str:

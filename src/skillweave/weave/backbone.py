@@ -7,7 +7,6 @@ stored dtype first, and only then cast to the dtype it is served in. [ours]
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -17,9 +16,12 @@ from skillweave.base.fingerprint import hash_tensors
 from skillweave.delta import Delta
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
-from skillweave.delta.schema import is_delta
+from skillweave.delta.schema import AGAIN, DELTA_FILE, is_delta
+from skillweave.delta.schema import read_card as read_delta_card
 from skillweave.errors import UserError
+from skillweave.files.folder import Folder
 from skillweave.pack import BaseRef
+from skillweave.weave.card import WeaveCard, check_part
 
 FOLDER = "backbone"
 """Where the delta lies in the weave."""
@@ -64,28 +66,29 @@ def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
 
 
 def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
-    """Put the delta into the weave: the folder of one byte for byte, one in memory as it saves itself."""
+    """Put the delta into the weave: of a folder the files that its card names, byte for byte."""
     if isinstance(backbone, Delta):
         backbone.save_pretrained(weave / FOLDER)
     else:
-        shutil.copytree(backbone, weave / FOLDER)
+        Folder(backbone, DELTA_FILE, AGAIN).copy(read_delta_card(Path(backbone)).files, weave / FOLDER)
 
 
-def read_backbone(weave: Path) -> Delta:
-    """The delta of a weave that has a backbone. Raises :class:`UserError` where it is missing or damaged."""
+def read_backbone(weave: Path, card: WeaveCard) -> Delta:
+    """The delta of a weave that has a backbone. Raises :class:`UserError` where it is not the one it was woven with."""
     if not is_delta(weave / FOLDER):
         raise UserError(f"{weave / FOLDER} is missing: the weave is incomplete. Copy or build it again.")
+    check_part(weave, card, f"{FOLDER}/{DELTA_FILE}")
     return Delta.from_pretrained(weave / FOLDER)
 
 
 @torch.no_grad()
-def lay_on(base: Base, weave: Path, expected: str) -> Base:
+def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
     """The backbone of the weave: ``base``, open as its files hold it in any dtype, with the delta added in place.
 
     Nothing is changed unless the delta belongs on ``base`` and makes the fingerprint ``expected`` of its files;
     otherwise :class:`UserError`.
     """
-    delta = read_backbone(weave)
+    delta = read_backbone(weave, card)
     if delta.base_fingerprint != base.fingerprint:
         raise UserError(
             f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was exchanged. "

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from skillweave.delta.schema import BaseRef
+from skillweave.delta.schema import DELTA_FILE, BaseRef
 from skillweave.errors import UserError
+from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.read import read_card_file
+from skillweave.files.values import Flag, Line, Size, Version
+from skillweave.pack.schema import PackName
+from skillweave.pack.stored import CARD_FILE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEAVE_FILE = "weave.json"
+ROUTER_FILE = "router.json"
+AGAIN = "Copy or build the weave again."
+
+
+def _check_apart(names: list[str]) -> list[str]:
+    seen: dict[str, str] = {}
+    for name in names:
+        if name.casefold() in seen:
+            raise ValueError(f"'{seen[name.casefold()]}' and '{name}' would lie in one folder where case is ignored")
+        seen[name.casefold()] = name
+    return names
 
 
 class BackboneRef(BaseModel):
@@ -19,7 +35,7 @@ class BackboneRef(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    fingerprint: str
+    fingerprint: Line
 
 
 class WeaveCard(BaseModel):
@@ -27,17 +43,30 @@ class WeaveCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Version = SCHEMA_VERSION
     base: BaseRef
     """The base that the weave was built on, before any backbone is laid on it."""
     backbone: BackboneRef | None = None
     """None: the packs belong on the base itself."""
-    packs: list[str]
-    router: bool = False
-    dtype: str | None = None
+    packs: Annotated[list[PackName], Field(max_length=10_000), AfterValidator(_check_apart)]
+    router: Flag = False
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
     """In which the base is served unless the caller says otherwise (None: as its files hold it)."""
-    budget: int | None = None
+    budget: Size | None = None
     """Bytes that the base and the packs in memory may take together, where the builder set a limit."""
+    files: FileHashes = {}
+    """SHA-256 of the card of each part, which in turn names its files. A weave of version 1 has none."""
+
+    def parts(self) -> list[str]:
+        """The cards of the parts: of each pack, the router and the backbone."""
+        packs = [pack_card(name) for name in self.packs]
+        router = [f"router/{ROUTER_FILE}"] if self.router else []
+        return [*packs, *router, *([f"backbone/{DELTA_FILE}"] if self.backbone else [])]
+
+
+def pack_card(name: str) -> str:
+    """Where the card of a pack lies in a weave."""
+    return f"packs/{name}/{CARD_FILE}"
 
 
 def is_weave(folder: str | Path) -> bool:
@@ -50,4 +79,20 @@ def read_card(folder: str | Path) -> WeaveCard:
     path = Path(folder) / WEAVE_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
-    return read_card_file(path, WeaveCard, SCHEMA_VERSION, "Build the weave again.")
+    card = read_card_file(Folder(folder, WEAVE_FILE, AGAIN).file(WEAVE_FILE), WeaveCard, SCHEMA_VERSION, AGAIN)
+    if card.schema_version > 1 and (odd := sorted(set(card.files) ^ set(card.parts()))):
+        raise UserError(f"{path}: files: '{odd[0]}' is not the card of one part, each named once. {AGAIN}")
+    return card
+
+
+def check_part(folder: str | Path, card: WeaveCard, part: str) -> None:
+    """Raise :class:`UserError` unless the card of a part of the weave is a regular file, and the one it was woven with.
+
+    ``part`` is one of :meth:`WeaveCard.parts`. A weave of version 1 names no hashes; what it is made of is checked
+    alike.
+    """
+    reader = Folder(folder, WEAVE_FILE, AGAIN)
+    if card.schema_version > 1:
+        reader.matches(part, card.files[part])
+    else:
+        reader.file(part)

@@ -13,26 +13,62 @@ from __future__ import annotations
 
 import importlib.resources
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from skillweave.base import Base, Prompt
 from skillweave.base.generate import encode_prompts, pad_left
+from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError
-from skillweave.files.read import read_versioned
+from skillweave.files.folder import FileHashes, Folder
+from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_card_file
+from skillweave.files.values import Count, Free, Version
 from skillweave.files.write import atomic_folder, write_json, write_tensors
+from skillweave.pack.schema import check_name
+from skillweave.weave.card import ROUTER_FILE
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+DATA_FILE = "router.safetensors"
 BASE = "base"
 """The name of the class of prompts that belong to no pack."""
 
 _FOLDS = 5
+_NARROWEST = 1e-6
+"""A feature that spreads less is a constant, and is not divided by its spread."""
+_AGAIN = "Fit the router again, or copy its folder again."
+
+
+def _check_classes(classes: list[str]) -> list[str]:
+    if len(set(map(str.casefold, classes))) < len(classes) or classes[-1] != BASE:
+        raise ValueError(f"the classes must be names of packs, each once, and '{BASE}' last")
+    for name in classes[:-1]:
+        try:
+            check_name(name)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+    return classes
+
+
+class RouterCard(BaseModel):
+    """``router.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Version = SCHEMA_VERSION
+    classes: Annotated[list[str], Field(min_length=2, max_length=10_001), AfterValidator(_check_classes)]
+    layer: Count
+    threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+    figures: Free
+    files: FileHashes = {}
+    """SHA-256 of ``router.safetensors``. A router of version 1 has none."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +113,76 @@ class Router:
 
     def route_all(self, features: torch.Tensor) -> list[tuple[str | None, float]]:
         """:meth:`route` for each of (N, F)."""
-        return [_decide(row, self.classes, self.threshold) for row in self.probabilities(features).tolist()]
+        found = self.probabilities(features)
+        if not bool(found.isfinite().all()):
+            raise UserError(
+                "the router's probabilities are not numbers for this prompt: its weights are too large, or the base "
+                "gives NaN. Name a pack, or fit the router again."
+            )
+        return [_decide(row, self.classes, self.threshold) for row in found.tolist()]
 
     def save(self, folder: str | Path) -> Path:
         """Write ``router.json`` and ``router.safetensors`` (the folder is replaced whole)."""
         with atomic_folder(folder) as temporary:
             tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "spread": self.spread}
-            write_tensors(temporary / "router.safetensors", tensors, {})
-            values = {name: getattr(self, name) for name in ("classes", "layer", "threshold", "figures")}
-            write_json(temporary / "router.json", {"schema_version": SCHEMA_VERSION, **values})
+            write_tensors(temporary / DATA_FILE, tensors, {})
+            card = RouterCard(
+                classes=self.classes,
+                layer=self.layer,
+                threshold=self.threshold,
+                figures=self.figures,
+                files={DATA_FILE: sha256_file(temporary / DATA_FILE)},
+            )
+            write_json(temporary / ROUTER_FILE, card.model_dump(mode="json"))
         return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Router:
-        """Read a saved router. Raises :class:`UserError` where a file is missing, damaged or newer."""
-        path = Path(folder) / "router.json"
-        values = read_versioned(path, SCHEMA_VERSION)
+        """Read a saved router. Raises :class:`UserError` where a file is missing, damaged, newer or makes no sense."""
+        reader = Folder(folder, ROUTER_FILE, _AGAIN)
+        card = read_card_file(reader.file(ROUTER_FILE), RouterCard, SCHEMA_VERSION, _AGAIN)
+        if card.schema_version > 1:
+            if set(card.files) != {DATA_FILE}:
+                raise UserError(f"{reader.path / ROUTER_FILE}: files: expected the hash of {DATA_FILE} alone. {_AGAIN}")
+            reader.verified(card.files)
+        data = reader.file(DATA_FILE)
         try:
-            tensors = load_file(Path(folder) / "router.safetensors")
-            router = cls(
-                values["classes"],
-                tensors["weight"],
-                tensors["bias"],
-                tensors["mean"],
-                tensors["spread"],
-                values["layer"],
-                values["threshold"],
-                values["figures"],
+            tensors = load_file(data)
+        except SafetensorError as error:
+            raise UserError(f"{data} is damaged ({error}). {_AGAIN}") from error
+        _check_tensors(tensors, len(card.classes), data)
+        return cls(card.classes, **tensors, layer=card.layer, threshold=card.threshold, figures=card.figures)
+
+    def check_fits(self, packs: Collection[str], base: Base) -> None:
+        """Raise :class:`UserError` unless all classes are packs (or the base), and the features those of ``base``."""
+        if strangers := sorted({*self.classes} - {*packs, BASE}):
+            raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
+        check_layer(base, self.layer)
+        width = base.model.config.get_text_config().hidden_size
+        if self.mean.shape[0] != width:
+            raise UserError(
+                f"the router reads {self.mean.shape[0]} numbers a prompt, and the base gives {width}: fit it again"
             )
-        except (SafetensorError, FileNotFoundError, KeyError, TypeError) as error:
-            raise UserError(f"the router in {folder} is damaged or incomplete ({error}): fit it again") from error
-        if router.weight.shape != (len(router.classes), router.mean.shape[0]):
-            raise UserError(f"the router in {folder} is damaged: {tuple(router.weight.shape)} is not its shape")
-        return router
+
+
+def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path) -> None:
+    """Raise :class:`UserError` unless the tensors are those of a router with this many classes."""
+    if odd := sorted(set(tensors) ^ {"weight", "bias", "mean", "spread"}):
+        wrong = "is one that no router has" if odd[0] in tensors else "is missing"
+        raise UserError(f"{file}: the tensor {odd[0][:80]!a} {wrong}. {_AGAIN}")
+    width = tensors["mean"].shape[-1] if tensors["mean"].dim() == 1 else 0
+    shapes = {"weight": (classes, width), "bias": (classes,), "mean": (width,), "spread": (width,)}
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not width:
+            raise UserError(
+                f"{file}: the tensor '{name}' is {dtype_name(tensor.dtype)} {tuple(tensor.shape)}; expected float32 "
+                f"{shape}, for {classes} classes. {_AGAIN}"
+            )
+        if not bool(tensor.isfinite().all()):
+            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {_AGAIN}")
+    if (least := float(tensors["spread"].min())) <= _NARROWEST:
+        raise UserError(f"{file}: the tensor 'spread' holds {least:.3g}; expected more than {_NARROWEST}. {_AGAIN}")
 
 
 def background_prompts() -> list[str]:
@@ -131,7 +204,7 @@ def middle_layer(model: Any) -> int:
 def check_layer(base: Base, layer: int | None) -> None:
     """Raise :class:`UserError` unless the base has that many layers (None: :func:`middle_layer`, which it has)."""
     last = base.model.config.get_text_config().num_hidden_layers
-    if layer is not None and layer > last:
+    if layer is not None and not 0 <= layer <= last:
         raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
 
 
@@ -222,7 +295,7 @@ def _regress(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch
     from sklearn.linear_model import LogisticRegression
 
     mean, spread = x.mean(0), x.std(0, correction=0)
-    spread = torch.where(spread > 1e-6, spread, 1.0)
+    spread = torch.where(spread > _NARROWEST, spread, 1.0)
     # With more features than prompts the classes are separable and only the penalty bounds the weights; C is small
     # so that confidence stays a matter of degree.
     model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)

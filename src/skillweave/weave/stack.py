@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from skillweave.errors import UserError
 from skillweave.pack import LowRank
 from skillweave.weave.linear import LARGEST_CODE, Part, Segment
 
@@ -58,6 +59,16 @@ class GroupStack:
     def packs(self) -> list[str]:
         """The packs that change a module of this group."""
         return list(self._packs)
+
+    def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
+        """Raise :class:`UserError` where a pack calls matrices of another input width by the name of this group."""
+        theirs, ours = next(iter(factors.values())).B.shape[1], self._B.shape[1]
+        if theirs != ours:
+            raise UserError(
+                f"the pack '{pack}' has matrices of {theirs} inputs in the group '{group}', and the pack "
+                f"'{next(iter(self._packs))}' has matrices of {ours} inputs in it: one of the two was not made for "
+                f"this model. Zip it again, or load one of the two."
+            )
 
     def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> dict[str, Factors]:
         """Lay one pack's factors beside the others' and return them as they are now held: views, kept up to date.

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
+from skillweave.base.generate import NoProbabilities
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
+from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
-from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, read_card
-from skillweave.weave.router import BASE, Route, Router, features
+from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.parts import check_names, put_pack, read_pack
+from skillweave.weave.router import Route, Router, features
 from skillweave.weave.woven import Woven
 
 AUTO = "auto"
@@ -95,8 +96,9 @@ class Weave:
         :class:`UserError` where a pack belongs on another base, the router knows a pack that is not given, or the
         delta makes another model than ``base``.
         """
-        if router is not None and (strangers := sorted({*router.classes} - {*packs, BASE})):
-            raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
+        check_names(packs)
+        if router is not None:
+            router.check_fits(packs, base)
         named, tuned = BaseRef(ref=base.ref, fingerprint=base.fingerprint), None
         if backbone is not None:
             delta = backbone if isinstance(backbone, Delta) else Delta.from_pretrained(backbone)
@@ -111,18 +113,12 @@ class Weave:
         )
         with atomic_folder(folder) as temporary:
             for name, given in packs.items():
-                if name in (AUTO, BASE):
-                    raise UserError(f"a pack cannot be called '{name}': the word stands for something else here")
-                pack = given if isinstance(given, Skillpack) else Skillpack.from_pretrained(given)
-                pack.check_base(base.fingerprint)
-                if not isinstance(given, Skillpack) and pack.card.name == name:
-                    shutil.copytree(given, temporary / "packs" / name)  # byte for byte as it was audited
-                else:
-                    _renamed(pack, name).save_pretrained(temporary / "packs" / name)
+                put_pack(given, name, base.fingerprint, temporary / "packs" / name)
             if router is not None:
                 router.save(temporary / "router")
             if backbone is not None:
                 save_backbone(backbone, temporary)
+            card.files = {part: sha256_file(temporary / part) for part in card.parts()}
             write_json(temporary / WEAVE_FILE, card.model_dump(mode="json"))
         return Path(folder)
 
@@ -150,14 +146,18 @@ class Weave:
         card = read_card(folder)
         budget = card.budget if budget is None else budget
         opened = _open(folder, card, base, dtype, device, budget)
-        router = Router.load(folder / "router") if card.router else None
+        router = None
+        if card.router:
+            check_part(folder, card, f"router/{ROUTER_FILE}")
+            router = Router.load(folder / "router")
+            router.check_fits(card.packs, opened)
         weave = cls(
             f"the weave in {folder}",
             card,
             opened,
             router,
             budget,
-            lambda name: Skillpack.from_pretrained(folder / "packs" / name),
+            lambda name: read_pack(folder, card, name),
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
@@ -172,6 +172,7 @@ class Weave:
     def of(cls, base: Base, packs: Mapping[str, Skillpack] | None = None) -> Weave:
         """A weave in memory, of an open base and some packs (or none), without a router; all packs are loaded."""
         packs = dict(packs or {})
+        check_names(packs)
         card = WeaveCard(base=BaseRef(ref=base.ref, fingerprint=base.fingerprint), packs=list(packs))
         weave = cls("this weave", card, base, None, None, packs.__getitem__)
         for name in packs:
@@ -260,15 +261,20 @@ class Weave:
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
             return self.woven.rows([chosen[row].pack for row in rows])
 
-        answers = generate_answers(
-            self.base.model,
-            self.base.tokenizer,
-            prompts,
-            sampling,
-            around_batch=around_batch,
-            streamer=streamer,
-            label=label,
-        )
+        try:
+            answers = generate_answers(
+                self.base.model,
+                self.base.tokenizer,
+                prompts,
+                sampling,
+                around_batch=around_batch,
+                streamer=streamer,
+                label=label,
+            )
+        except NoProbabilities as error:
+            pack = chosen[error.row].pack
+            who = "the plain base" if pack is None else f"the pack '{pack}'"
+            raise UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.") from error
         return [
             Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
             for drawn, route in zip(answers, chosen, strict=True)
@@ -320,7 +326,7 @@ def _open(
             f"If it lies elsewhere, name it with base=..."
         ) from error
     _check_is(opened, card.base, folder, card)
-    return opened if card.backbone is None else lay_on(opened, folder, card.backbone.fingerprint)
+    return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
 
 
 def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:
@@ -336,15 +342,6 @@ def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card:
         f"{folder} was woven for {wanted}{card.base.ref} ({expected.fingerprint[:19]}...), and {opened.ref} has the "
         f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
     )
-
-
-def _renamed(pack: Skillpack, name: str) -> Skillpack:
-    """The pack under another name (a name that no file could bear is refused by the card)."""
-    try:
-        card = type(pack.card).model_validate({**pack.card.model_dump(), "name": name})
-    except ValidationError as error:
-        raise UserError(f"'{name}' is no name for a pack: use letters, digits, '.', '_' and '-'") from error
-    return Skillpack(card, pack.tensors)
 
 
 def _mb(count: int) -> str:

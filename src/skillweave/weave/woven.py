@@ -121,11 +121,14 @@ class Woven:
         return ready
 
     def add(self, ready: _Resident) -> None:
-        """Make a prepared pack resident."""
+        """Make a prepared pack resident. One whose groups are not the other packs' is a :class:`UserError`."""
         if ready.name in self._packs:
             raise UserError(f"the pack '{ready.name}' is already loaded")
         if self._rows is not None:
             raise UserError(f"the pack '{ready.name}' cannot be loaded while a batch is running")
+        for group, factors in ready.groups.items():
+            if group in self._stacks:
+                self._stacks[group].check_fits(ready.name, group, factors)
         self._packs[ready.name] = ready
         for group, factors in ready.groups.items():
             stack = self._stacks.setdefault(group, GroupStack())

@@ -1,0 +1,76 @@
+"""Values that a stranger may have written into an artefact's card: bounded when they are read, harmless when shown."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+
+from skillweave.progress import printable
+
+DEEPEST = 32
+"""Lists and objects within each other in a free field."""
+LARGEST = 2**20
+"""Values, and characters of all keys and texts together, in a free field. The largest we write, lists of tensors that
+were left out, have a tenth of it."""
+_LARGEST_WHOLE = 2**64
+
+
+def check_free(value: Any) -> Any:
+    """``value``, where it is JSON of bounded depth and size with finite numbers; else ValueError."""
+    room = LARGEST
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner: list[Any] = []
+        for one in level:
+            room -= 1 + (len(one) if isinstance(one, str) else 0)
+            if isinstance(one, dict):
+                if not all(isinstance(key, str) for key in one):
+                    raise ValueError("a key is not a text")
+                room -= sum(map(len, one))
+                inner += one.values()
+            elif isinstance(one, list | tuple):
+                inner += one
+            else:
+                _check_plain(one)
+            if room - len(inner) < 0:
+                raise ValueError(f"it holds more than {LARGEST:,} characters and values")
+        if not inner:
+            return value
+        level = inner
+    raise ValueError(f"its lists or objects lie more than {DEEPEST} deep in each other")
+
+
+def _check_plain(value: Any) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} stands where a finite number is expected")
+    if isinstance(value, int) and abs(value) >= _LARGEST_WHOLE:
+        raise ValueError("a whole number is 2**64 or more")
+    if value is not None and not isinstance(value, str | int | float | bool):
+        raise ValueError(f"a value of the type {type(value).__name__} is no JSON")
+
+
+def _check_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("it holds control characters or line feeds")
+    return text
+
+
+Free = Annotated[dict[str, Any], AfterValidator(check_free)]
+"""An object whose keys are up to whoever writes it."""
+Line = Annotated[str, Field(max_length=4096), AfterValidator(_check_line)]
+"""A text that is shown in one line."""
+Version = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Size = Annotated[int, Field(strict=True, gt=0, lt=2**48)]
+Flag = Annotated[bool, Field(strict=True)]
+Shape = Annotated[tuple[Size, ...], Field(max_length=8)]
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+\-/@#=\[\],]{1,500}$")]
+"""The name of a tensor: no space, no quote, nothing that a terminal or Markdown reads as more than text."""
+
+
+def one_line(value: Any, width: int = 200) -> str:
+    """Any value in one line of at most ``width`` characters, without control characters; what is cut is said."""
+    text = printable(value if isinstance(value, str) else str(value))
+    return text if len(text) <= width else f"{text[:width]}... ({len(text):,} characters, cut)"

@@ -1,0 +1,53 @@
+"""Whether the numbers of a pack are numbers that a codec writes: finite, and in the range that the schema gives.
+
+Hashes say that nobody changed a file since its author wrote it, not that the author meant well. One NaN in a scale
+turns every answer of the pack to nonsense; a code of -128 has no counterpart, which the integer kernels rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from skillweave.delta.arithmetic import finite
+from skillweave.errors import UserError
+from skillweave.pack.schema import DifferenceEntry, Entry, LowRankEntry, PackCard, WholeEntry, expected_tensors
+
+_AGAIN = "Make the pack again."
+_SMALLEST = torch.finfo(torch.float16).tiny
+"""The smallest normal float16: below it, 1 / smooth is too large for the numbers that it multiplies."""
+
+
+def check_values(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str) -> None:
+    """Raise :class:`UserError`, by tensor, unless all numbers of a pack are finite and in range.
+
+    The tensors are those of the card's entries, in shape and dtype (:func:`skillweave.pack.stored.check_tensors`).
+    """
+    for name, entry in card.entries.items():
+        for key in expected_tensors(name, entry):
+            if (wrong := _wrong(key, tensors[key], entry)) is not None:
+                raise UserError(f"{where}: the tensor '{key}' {wrong}. {_AGAIN}")
+        if isinstance(entry, LowRankEntry) and entry.bits == 4:
+            for key, count in ((f"{name}.A", entry.rank), (f"{name}.B", entry.shape[1])):
+                if count % 2 and bool((tensors[key][..., -1] >> 4).any()):
+                    raise UserError(f"{where}: the tensor '{key}' has a code beyond its {count} columns. {_AGAIN}")
+
+
+def _wrong(key: str, tensor: torch.Tensor, entry: Entry) -> str | None:
+    """What is wrong with the numbers of one tensor; None where nothing is."""
+    if tensor.numel() == 0:
+        return None
+    if tensor.dtype == torch.int8:
+        return "holds the code -128; codes are from -127 to 127" if int(tensor.min()) == -128 else None
+    if tensor.dtype == torch.uint8:
+        low, high = (tensor & 0xF) == 8, (tensor >> 4) == 8
+        return "holds the code -8; codes of 4 bits are from -7 to 7" if bool((low | high).any()) else None
+    if not finite(tensor.float() if tensor.element_size() == 1 else tensor):
+        return "holds NaN or infinity"
+    if key.endswith(("_scale", ".smooth")) and not isinstance(entry, DifferenceEntry | WholeEntry):
+        if key.endswith(".smooth") and float(tensor.min()) < _SMALLEST:
+            return f"holds {float(tensor.min()):.3g}; what inputs are divided by is at least {_SMALLEST:.3g}"
+        if bool(torch.signbit(tensor).any()):
+            return f"holds the scale {float(tensor.min()):.3g}; scales are not negative"
+    return None
