@@ -6,17 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.pack.schema import PackCard
 from skillweave.pack.stored import read_stored
+from skillweave.terminal import SafeConsole
 from skillweave.units import human_bytes
 from skillweave.weave.card import WeaveCard
 
-# Names and paths are shown as they are: a "[x]" or ":x:" in them is no markup.
-out = Console(highlight=False, markup=False, emoji=False)
+out = SafeConsole()
 
 
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from skillweave.errors import UserError
-from skillweave.files.read import read_card_file
+from skillweave.files.read import is_file, read_card_file
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +56,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def is_delta(folder: str | Path) -> bool:
     """Whether a folder holds a delta."""
-    return (Path(folder) / DELTA_FILE).is_file()
+    return is_file(Path(folder) / DELTA_FILE)
 
 
 def read_card(folder: Path) -> DeltaCard:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
-from skillweave.files.read import read_card_file
+from skillweave.files.read import is_file, read_card_file
 
 SCHEMA_VERSION = 1
 WEAVE_FILE = "weave.json"
@@ -42,7 +42,7 @@ class WeaveCard(BaseModel):
 
 def is_weave(folder: str | Path) -> bool:
     """Whether a folder holds a weave."""
-    return (Path(folder) / WEAVE_FILE).is_file()
+    return is_file(Path(folder) / WEAVE_FILE)
 
 
 def read_card(folder: str | Path) -> WeaveCard:
