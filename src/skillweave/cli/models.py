@@ -110,7 +110,7 @@ def generate(
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     if out is None:
-        sys.stdout.writelines(map(harmless_json, lines))
+        sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
     else:
         write_text(out, "".join(lines))
 

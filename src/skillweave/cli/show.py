@@ -153,5 +153,5 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
 
 
 def _short(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split())
+    text = harmless(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"

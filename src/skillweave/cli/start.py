@@ -30,8 +30,9 @@ def main() -> None:
         run()
     except BaseException as error:
         # Libraries turn a Ctrl-C into errors of their own, so what was raised does not matter once one was pressed.
-        if stops.number is None and not isinstance(error, KeyboardInterrupt):
+        if stops.number is None and not _is_stop(error):
             raise
+        stops.number = stops.number or signal.SIGINT
     finally:
         stops.over = True
     if stops.number is not None:
@@ -76,6 +77,10 @@ class _Stops:
             signal.raise_signal(number)
         elif self.number is None:
             sys.__unraisablehook__(ignored)
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 130)  # typer's
 
 
 def _say_stopped() -> None:

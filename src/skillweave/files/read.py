@@ -137,7 +137,11 @@ def read_text(path: str | Path, wanted: str = "a file", *, largest: int = LARGES
 
 def wide_text(start: bytes) -> str | None:
     """What is wrong with a text that begins with the mark of UTF-16 or UTF-32; None for any other."""
-    return "UTF-16 or UTF-32 text: save the file as UTF-8" if start.startswith(_WIDE) else None
+    return (
+        "not UTF-8 text (it begins as UTF-16 or UTF-32 does): save the file as UTF-8"
+        if start.startswith(_WIDE)
+        else None
+    )
 
 
 def read_json(path: str | Path, wanted: str = "a file") -> Any:
