@@ -14,19 +14,21 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from skillweave.errors import UserError, nearest
-from skillweave.files.read import read_text
+from skillweave.errors import UserError, nearest, shown_value
+from skillweave.files.parse_yaml import parse_yaml, yaml_nodes
+from skillweave.files.read import LARGEST_YAML, read_text, read_yaml
 
 
 class Config(BaseModel):
-    """A base for every config: unknown keys are refused, values cannot change after reading."""
+    """A base for every config: unknown keys and numbers that are not finite are refused, values cannot change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_MOST_BYTES = 2.0**63
 
 
 def _parse_bytes(value: Any) -> Any:
@@ -36,7 +38,10 @@ def _parse_bytes(value: Any) -> Any:
     unit = match[2].upper()
     if unit not in _UNITS:
         raise ValueError(f"unknown unit '{match[2]}': write bytes as 800MB, 1.5GiB or a plain number")
-    return int(float(match[1]) * _UNITS[unit])
+    count = float(match[1]) * _UNITS[unit]
+    if count >= _MOST_BYTES:
+        raise ValueError("that is more bytes than any machine has: write bytes as 800MB, 1.5GiB or a plain number")
+    return int(count)
 
 
 def _parse_ratio(value: Any) -> Any:
@@ -69,8 +74,9 @@ def read_config(
         values = copy.deepcopy(dict(source or {}))
     else:
         where = str(source)
-        text = read_text(source, "a YAML file")
-        values = _parse_yaml(text, where) or {}
+        text = read_text(source, "a YAML file", largest=LARGEST_YAML)
+        values = parse_yaml(text, where)
+        values = {} if values is None else values
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected keys and values, found {type(values).__name__}")
     for override in overrides:
@@ -79,23 +85,16 @@ def read_config(
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, cls, where, text, overrides)) from error
+    except RecursionError:  # a regular expression or another text that a library reads by calling itself
+        raise UserError(f"{where}: a value is nested too deep to be read: write a simpler one") from None
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file, unchecked. Raises :class:`UserError`."""
-    values = _parse_yaml(read_text(path, "a YAML file"), str(path))
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark and "\n" in text else ""
-        raise UserError(f"{where}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -110,7 +109,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         # A copy: with a YAML anchor several keys hold one and the same mapping, and only this one is overridden.
         values[parent] = dict(step)
         values = values[parent]
-    values[last] = _parse_yaml(raw, f"--set {override}")
+    values[last] = parse_yaml(raw, f"--set {override:.200}")
 
 
 def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str, overrides: Sequence[str]) -> str:
@@ -128,7 +127,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
             lines.append(f"{place}: the key '{key}' is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            shown = f" (found {problem['input']!r:.80})" if key and "(found " not in message else ""
+            shown = f" (found {shown_value(problem['input'])})" if key and "(found " not in message else ""
             # What is wrong with settings that do not go together, or inside a value, says so itself.
             lines.append(f"{place}: {': '.join(part for part in (key, message) if part)}{shown}")
     return "\n".join(lines)
@@ -154,7 +153,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 def _line_of(text: str, path: Sequence[str]) -> int | None:
     """The 1-based line of the YAML node at ``path``, as near as the file goes along it."""
-    node = yaml.compose(text) if text else None
+    node = yaml_nodes(text, "") if text else None
     line = None
     for part in path:
         if isinstance(node, yaml.MappingNode):

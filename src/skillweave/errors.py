@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in the input, the files or the machine that the person who runs us can mend.
+    """A mistake in the input, the files or the machine that the person who runs us can fix.
 
     The message names what was wrong (file, line, key or tensor), what was expected, and what to do.
     The command line prints it without a traceback and exits with 2; any other exception is a bug and
@@ -26,3 +28,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return "known: " + ", ".join(known) if known else "there are none"
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown_value(value: Any) -> str:
+    """What was found instead of what was expected, in at most about 80 characters, however large or deep it is."""
+    shown = _SHORT.repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -6,16 +6,17 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False)
+from skillweave.terminal import SafeConsole, harmless
+
+console = SafeConsole(stderr=True)
 """Where progress and notes go: standard error, so that standard output holds only what was asked for."""
 
 
 def printable(text: str) -> str:
-    """One line without control characters: what a model or a tool wrote cannot steer the terminal."""
-    return "".join(character for character in text if character.isprintable())
+    """The text on one line, where it cannot steer the terminal: for what is cut to a width before it is printed."""
+    return harmless(" ".join(text.split("\n")))
 
 
 def share_of(count: int, total: int, what: str) -> str:
@@ -33,7 +34,7 @@ def say_once(text: str) -> None:
     """
     if text not in _SAID and os.environ.get("RANK", "0") == "0":
         _SAID.add(text)
-        console.print(f"  {text}", markup=False, soft_wrap=True)
+        console.print(f"  {text}", soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -46,12 +47,12 @@ def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True
         yield lambda n=1, note=None: None
         return
     columns = (
-        TextColumn("  {task.description:<28}"),
+        TextColumn("  {task.description:<28}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     # Where nobody watches (a log file, CI) a redrawn bar is noise: the label and the final note are enough.
     live = console.is_terminal

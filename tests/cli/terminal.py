@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -34,12 +35,29 @@ def run(*arguments: object, columns: int = 80, environment: Mapping[str, str] | 
         warnings.catch_warnings(),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
+        _hooks_of_ours(),
     ):
         try:
             main()
         except SystemExit as stop:
             code = int(stop.code or 0)
     return Ran(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _hooks_of_ours() -> Iterator[None]:
+    """What a command does with signals and bugs is over when it has ended."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = [signal.getsignal(number) for number in numbers]
+    try:
+        with (
+            mock.patch.object(sys, "excepthook", sys.excepthook),
+            mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
+        ):
+            yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def made(*arguments: object, columns: int = 80) -> Ran:

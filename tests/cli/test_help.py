@@ -12,7 +12,7 @@ import typer
 from terminal import run
 
 from skillweave import __version__
-from skillweave.cli import app
+from skillweave.cli.commands import app
 
 TOP = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 GROUPS = {name: command.commands for name, command in TOP.items() if hasattr(command, "commands")}

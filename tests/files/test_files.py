@@ -80,7 +80,7 @@ def test_a_newer_schema_and_a_field_that_does_not_fit_are_told(tmp_path: Path) -
     with pytest.raises(UserError, match="schema version 2; this skillweave reads up to 1"):
         read_card_file(tmp_path / "c.json", Card, 1, "Again.")
     write_json(tmp_path / "c.json", {"schema_version": 1, "name": 3})
-    with pytest.raises(UserError, match=r"c\.json: name: .*string\. Again\."):
+    with pytest.raises(UserError, match=r"c\.json: name: .*string \(found 3\)\. Again\."):
         read_card_file(tmp_path / "c.json", Card, 1, "Again.")
 
 

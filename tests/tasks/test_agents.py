@@ -275,7 +275,7 @@ MISTAKES = [
     ({"names": ("calculator", "calculator")}, "calculator"),
     ({"names": ("search",)}, "corpus"),
     ({"names": ("calculator",), "corpus": Path("x.jsonl")}, "search"),
-    ({"names": ("search",), "corpus": Path("nowhere.jsonl")}, "nowhere.jsonl cannot be read"),
+    ({"names": ("search",), "corpus": Path("nowhere.jsonl")}, "nowhere.jsonl does not exist"),
     ({"functions": ("double",)}, "write package.module:function"),
     ({"functions": ("nowhere.py:double",)}, "nowhere.py does not exist"),
     ({"functions": ("no.such.module:double",)}, "could not import no.such.module"),

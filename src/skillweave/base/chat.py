@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
+from skillweave.base.template import apply_template, place_of
 from skillweave.errors import UserError
 
 Message = Mapping[str, Any]
@@ -99,14 +100,14 @@ def rendered(
     forms = [[_in_form(message, as_text) for message in messages] for as_text in (False, True)]
     try:
         try:
-            return _applied(tokenizer, forms[0], tools, to_answer)
+            return apply_template(tokenizer, forms[0], tools=tools, to_answer=to_answer)
         except TypeError:
             if forms[0] == forms[1]:
                 raise
-            return _applied(tokenizer, forms[1], tools, to_answer)
+            return apply_template(tokenizer, forms[1], tools=tools, to_answer=to_answer)
     except TEMPLATE_ERRORS as error:
         roles = ", ".join(str(message.get("role")) for message in messages)
-        raise UserError(f"the base's chat template refuses messages of the roles {roles}: {error}") from error
+        raise UserError(f"{place_of(tokenizer, error)} refuses messages of the roles {roles}: {error}") from error
 
 
 def rendered_ids(tokenizer: Any, text: str) -> list[int]:
@@ -213,9 +214,3 @@ def _call_in_form(call: Any, as_text: bool) -> Any:
     elif not isinstance(arguments, str) and as_text:
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "arguments": arguments}
-
-
-def _applied(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, to_answer: bool) -> str:
-    return tokenizer.apply_chat_template(
-        messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=to_answer
-    )

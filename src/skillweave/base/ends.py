@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
+from skillweave.base.template import apply_template
 from skillweave.errors import UserError
 
 ASKED, SAID = "the-user-asked-this", "the-assistant-wrote-this"
@@ -134,7 +135,7 @@ def _written_end(tokenizer: Any) -> str | None:
 
 def _render(tokenizer: Any, messages: list[dict[str, str]], *, to_answer: bool = False) -> str:
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=to_answer)
+        return apply_template(tokenizer, messages, to_answer=to_answer)
     except TEMPLATE_ERRORS:  # whoever renders a real conversation is told
         return ""
 

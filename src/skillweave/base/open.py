@@ -16,7 +16,7 @@ from skillweave.base.folder import check_entries
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
-from skillweave.files.read import read_json
+from skillweave.files.read import home_path, is_file, is_folder, read_json
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
@@ -65,10 +65,10 @@ def resolve(ref: str | Path) -> Path:
     text = str(ref)
     if text.startswith("bundled:"):
         return bundled(text.removeprefix("bundled:"))
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = home_path(text)
+    if is_folder(path):
         return path
-    if path.is_file():
+    if is_file(path):
         if path.suffix == ".gguf":
             return from_gguf(path)
         raise UserError(f"{path} is a file that is no model: name {_FORMS}")

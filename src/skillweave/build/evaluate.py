@@ -10,7 +10,7 @@ from typing import Any
 from skillweave.base import Base, Prompt, Sampling
 from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
-from skillweave.files.read import read_json
+from skillweave.files.read import read_json, read_json_lines
 from skillweave.files.write import write_json, write_text
 from skillweave.progress import console, printable
 from skillweave.tasks import Task, evaluate
@@ -73,8 +73,7 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
 
 def read_answers(folder: Path) -> list[dict[str, Any]]:
     """Every prompt with its answer and score, as :func:`score_once` wrote them."""
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line]
+    return [row for _, row in read_json_lines(folder / "answers.jsonl")]
 
 
 def read_packs(folder: Path) -> list[str | None]:
@@ -92,7 +91,7 @@ def show_example(base: Path, specialist: Path) -> None:
     asked = as_messages(before["prompt"])[-1]["content"]
     for title, text in (("asked", asked), ("base", before["answer"]), ("specialist", after["answer"])):
         line = printable(" ".join(str(text).split()))
-        console.print(f"  {title:<10} {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}", markup=False, soft_wrap=True)
+        console.print(f"  {title:<10} {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}", soft_wrap=True)
 
 
 def read_score(folder: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from skillweave.base import Base, Sampling, open_base
 from skillweave.base.generate import context_length
 from skillweave.base.precision import describe
@@ -86,7 +88,7 @@ class _Build:
     unlearning: CkuConfig | None = field(init=False)
 
     def __post_init__(self) -> None:
-        console.print(f"[bold]base[/bold] {self.config.base}")
+        console.print(Text.assemble(("base", "bold"), f" {self.config.base}"))
         config = self.config
         self.base = open_base(config.base, dtype=config.dtype, device=config.device, budget=config.budget)
         served = self.base.model.dtype

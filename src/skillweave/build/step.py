@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.files.write import sweep, write_json
@@ -33,13 +35,13 @@ def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable
     marker = folder / MARKER
     state = read_json(marker) if marker.exists() else {}
     if state.get("key") == key and state.get("done"):
-        console.print(f"[dim]- {title}: done before, unchanged[/dim]")
+        console.print(f"- {title}: done before, unchanged", style="dim")
         return key
     if state.get("key") == key:
-        console.print(f"[bold]{title}[/bold] (goes on from where it stopped)")
+        console.print(Text.assemble((title, "bold"), " (goes on from where it stopped)"))
         sweep(folder)
     else:
-        console.print(f"[bold]{title}[/bold]")
+        console.print(title, style="bold")
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(marker, {"key": key, "done": False, "inputs": inputs})

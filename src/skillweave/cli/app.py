@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import sys
 import warnings
+from typing import NoReturn
 
 import typer
+from rich.text import Text
 
 from skillweave import __version__
 from skillweave.errors import UserError
+from skillweave.files.read import unreadable
 from skillweave.progress import console
 
 app = typer.Typer(
@@ -36,19 +41,63 @@ def _frame(
     """The options that stand before any command."""
 
 
-def main() -> None:
-    """Run the command line: a :class:`UserError` is printed and exits with 2, a bug keeps its traceback."""
+def run() -> None:
+    """Run the command that was typed: a :class:`UserError` is printed and exits with 2, a bug keeps its traceback."""
+    import skillweave.cli.commands  # noqa: F401 - the commands stand on this module
+
     _quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all characters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:
-        console.print("[bold red]Error:[/bold red]", end=" ")
-        console.print(str(error), markup=False, emoji=False, soft_wrap=True)
-        sys.exit(2)
+        _refuse(str(error))
+    except BrokenPipeError:
+        _end_of_pipe()
     except SystemExit as stop:
-        if stop.code == 130:  # typer's, for Ctrl-C
-            console.print("\nStopped. Run the same command again to go on.")
+        if isinstance(stop.__context__, BrokenPipeError):  # typer's own way to say it
+            _end_of_pipe()
         raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        _refuse(
+            f"there is not enough memory ({str(error).partition(chr(10))[0] or type(error).__name__}): try a smaller "
+            "--batch-size, fewer --max-new-tokens, --dtype bfloat16, or a machine with more memory"
+        )
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        _refuse(str(unreadable(error.filename or "a file", error, "another place")))
+
+
+_OF_THE_MACHINE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
+    errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
+"""What the system refuses however right the program is. That a file is missing may be a bug, and is not among them."""
+
+
+def _refuse(message: str) -> NoReturn:
+    console.print(Text("Error: ", style="bold red"), end="")
+    console.print(message, soft_wrap=True)
+    sys.exit(2)
+
+
+def _end_of_pipe() -> NoReturn:
+    """End without a word, as whoever read the output has gone (``skillweave ... | head``). Shells call it 141."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nothing, number)  # Python writes what is left when it ends
+    sys.exit(141)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out, as Python, torch or a device says it."""
+    said = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
 
 
 def _quiet_libraries() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -14,11 +13,11 @@ from skillweave.files.values import one_line
 from skillweave.pack.card import score_text
 from skillweave.pack.schema import PackCard
 from skillweave.pack.stored import read_stored
+from skillweave.terminal import SafeConsole
 from skillweave.units import human_bytes
 from skillweave.weave.card import WeaveCard, check_part, pack_card
 
-# Names and paths are shown as they are: a "[x]" or ":x:" in them is no markup.
-out = Console(highlight=False, markup=False, emoji=False)
+out = SafeConsole()
 _MOST_SCORES = 50
 
 

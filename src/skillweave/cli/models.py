@@ -89,6 +89,7 @@ def generate(
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
     from skillweave.files.write import write_text
+    from skillweave.terminal import harmless_json
     from skillweave.weave import ToolReply
 
     asked = read_prompts(file) if file is not None else [(prompt, None)]
@@ -109,7 +110,7 @@ def generate(
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     if out is None:
-        sys.stdout.writelines(lines)
+        sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
     else:
         write_text(out, "".join(lines))
 

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from skillweave.errors import UserError
+from skillweave.files.read import is_file, is_folder, read_json
+
+_LONGEST_NAME = 200
+"""Bytes: file systems take 255, and a temporary name beside it is longer."""
 
 
 def check_place(out: Path) -> None:
     """Raise :class:`UserError` unless ``out`` can be made or replaced: its folder must be one, and ours to write."""
     if out.name in ("", ".."):
         raise UserError(f"--out {out}: name a folder to make; the one you stand in, or above, cannot be replaced")
+    if len(os.fsencode(out.name)) > _LONGEST_NAME:
+        raise UserError(
+            f"--out: the name {out.name[:40]}... is longer than {_LONGEST_NAME} bytes: choose a shorter one"
+        )
     there = out.absolute().parent
     while not there.exists():
         there = there.parent
@@ -51,11 +58,11 @@ def is_run(folder: Path) -> bool:
     if all(path.name.startswith(".") for path in folder.iterdir()):
         return True
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(folder / "config.json")
+    except UserError:
         return False
     return isinstance(found, dict) and {"method", "base", "config"} <= set(found)
 
 
 def _occupied(out: Path) -> bool:
-    return out.is_file() or (out.is_dir() and any(out.iterdir()))
+    return is_file(out) or (is_folder(out) and any(out.iterdir()))

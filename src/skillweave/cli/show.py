@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -16,10 +15,10 @@ from skillweave.cli.scoring import Rated
 from skillweave.progress import console, printable
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.tasks.evaluate import Figure
+from skillweave.terminal import SafeConsole, harmless
 from skillweave.weave import BASE, Reply, ToolReply
 
-# Names, paths and answers are shown as they are: a "[x]" or ":x:" in them is no markup.
-out = Console(highlight=False, markup=False, emoji=False)
+out = SafeConsole()
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
@@ -130,13 +129,13 @@ _ENDED_BY = {
 def show_conversation(reply: ToolReply) -> None:
     """What was called and what came back, as a note; then the answer, alone on standard output."""
     if reply.confidence is not None:
-        console.print(f"[dim]route: {reply.pack or BASE} ({100 * reply.confidence:.0f}%)[/dim]")
+        console.print(f"route: {reply.pack or BASE} ({100 * reply.confidence:.0f}%)", style="dim")
     for line in (reply.way if reply.answer is not None else reply.way + reply.last).splitlines():
         console.print(Text(printable(line), style="dim"), soft_wrap=True)
     if reply.answer is None:
         console.print(f"No answer: {_ENDED_BY[reply.ended]}.", soft_wrap=True)
     else:
-        out.file.write(f"{reply.answer}\n")
+        out.file.write(f"{harmless(reply.answer) if out.is_terminal else reply.answer}\n")
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:
@@ -154,5 +153,5 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
 
 
 def _short(text: str, limit: int = 160) -> str:
-    text = " ".join(text.split())
+    text = harmless(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileName, Folder
-from skillweave.files.read import read_card_file
+from skillweave.files.read import is_file, read_card_file
 from skillweave.files.values import Flag, Free, Line, Shape, TensorName, Version
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def is_delta(folder: str | Path) -> bool:
     """Whether a folder holds a delta."""
-    return (Path(folder) / DELTA_FILE).is_file()
+    return is_file(Path(folder) / DELTA_FILE)
 
 
 def read_card(folder: Path) -> DeltaCard:

@@ -67,4 +67,4 @@ class Estimate:
         """Print what is left before ``step``."""
         minutes = self.begin(step, time.monotonic()) / 60
         if minutes:
-            console.print(f"  [dim]about {max(1, round(minutes))} min left[/dim]")
+            console.print(f"  about {max(1, round(minutes))} min left", style="dim")

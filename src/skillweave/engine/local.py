@@ -16,6 +16,7 @@ from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
+from skillweave.terminal import for_file
 from skillweave.tools import Toolbox
 from skillweave.tools.converse import Asking
 from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
@@ -36,7 +37,7 @@ class _ToFile(TextStreamer):
             super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self._file.write(text + ("\n" if stream_end else ""))
+        self._file.write(for_file(text, self._file) + ("\n" if stream_end else ""))
         self._file.flush()
 
 
@@ -73,7 +74,7 @@ class LocalEngine:
         """Answer one prompt, written to ``file`` as the tokens come; the route taken is noted on the console."""
         route = self.weave.choose([prompt], self._pack(pack))[0]
         if route.confidence is not None:
-            console.print(f"[dim]route: {route.pack or BASE} ({100 * route.confidence:.0f}%)[/dim]")
+            console.print(f"route: {route.pack or BASE} ({100 * route.confidence:.0f}%)", style="dim")
         base = self.weave.base
         streamer = _ToFile(base.tokenizer, file, stop_tokens(base.model, base.tokenizer))
         return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]

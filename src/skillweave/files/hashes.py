@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from skillweave.files.read import open_file
+
 
 def sha256_file(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, in hex, read in pieces."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

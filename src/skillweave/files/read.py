@@ -1,42 +1,181 @@
-"""Read text and JSON files; what cannot be read is a :class:`UserError` that names the file and the place."""
+"""The one place where files are opened for reading.
+
+Every bound stands here, in :mod:`skillweave.files.parse_json` and in :mod:`skillweave.files.parse_yaml`. What cannot be
+read is a :class:`UserError` that names the file, the place in it where there is one, and what to do.
+"""
 
 from __future__ import annotations
 
-import json
+import codecs
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from skillweave.errors import UserError
+from skillweave.errors import UserError, shown_value
+from skillweave.files.parse_json import parse_json
+from skillweave.files.parse_yaml import parse_yaml
+from skillweave.units import human_bytes
 
 M = TypeVar("M", bound=BaseModel)
 
+LARGEST_TEXT = 2**28
+"""Bytes of a text or JSON file. The largest that are known, tokenizers and indexes of shards, have some 2**25."""
+LARGEST_YAML = 2**20
+"""Bytes of a file of settings."""
 
-def read_text(path: str | Path, wanted: str = "a file") -> str:
+_WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_LONGEST_PATH_SHOWN = 200
+
+
+def open_file(path: str | Path, wanted: str = "a file") -> io.BufferedReader:
+    """The file, opened for reading bytes; errors ask the person to name ``wanted``.
+
+    Only a regular file (or a link to one) is opened: a pipe could hang, a device has no end.
+    """
+    try:
+        # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise unreadable(path, error, wanted) from error
+    except ValueError:
+        raise UserError(f"{str(path)!a:.200} holds a character that no path can hold: name {wanted}") from None
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise UserError(f"{path} is a folder: name {wanted}")
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
+        raise UserError(f"{path} is {kind}, not a regular file: copy what it holds into a file, and name that")
+    return open(descriptor, "rb")
+
+
+def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> UserError:
+    """The error of a path that the system does not open, with what the person can do about it."""
+    shown = str(path)
+    if len(shown) > _LONGEST_PATH_SHOWN:
+        shown = f"{shown[:100]}...{shown[-40:]}"
+    if error.errno == errno.ENOENT:
+        return UserError(f"{shown} does not exist: name {wanted}")
+    if error.errno == errno.EISDIR:
+        return UserError(f"{shown} is a folder: name {wanted}")
+    if error.errno == errno.ENOTDIR:
+        return UserError(f"{shown} does not exist, because a part of the path is a file: name {wanted}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return UserError(f"{shown}: you may not read it ({error.strerror}): change its permissions, or name {wanted}")
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"{shown} is too long for a path ({len(str(path)):,} characters): name {wanted}")
+    if error.errno == errno.ELOOP:
+        return UserError(f"{shown} is a link that leads back to itself: name {wanted}")
+    return UserError(f"{shown} could not be read ({error.strerror or error}): name {wanted}")
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file; a path that cannot exist (too long, with a NUL) is none."""
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether there is a folder; a path that cannot exist (too long, with a NUL) is none."""
+    return stat.S_ISDIR(_mode(path))
+
+
+def _mode(path: str | Path) -> int:
+    """The kind of what lies at ``path``, 0 for nothing. Raises :class:`UserError` where the person may not look."""
+    try:
+        return os.stat(path).st_mode
+    except ValueError:
+        return 0
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise unreadable(path, error, "a place that you may read") from error
+        return 0
+
+
+def home_path(path: str | Path) -> Path:
+    """The path with ``~`` and ``~name`` replaced. Raises :class:`UserError` for a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: there is no such home folder ({error}): write the whole path") from error
+
+
+def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGEST_TEXT) -> bytes:
+    """The bytes of a file of at most ``largest``."""
+    with open_file(path, wanted) as file:
+        try:
+            data = file.read(largest + 1)
+        except OSError as error:
+            raise unreadable(path, error, wanted) from error
+    if len(data) > largest:
+        raise UserError(f"{path} is larger than {human_bytes(largest)}, which is the most that is read: name {wanted}")
+    return data
+
+
+def read_text(path: str | Path, wanted: str = "a file", *, largest: int = LARGEST_TEXT) -> str:
     """The text of a UTF-8 file (a byte order mark is dropped); errors ask the person to name ``wanted``."""
-    path = Path(path)
+    data = read_bytes(path, wanted, largest=largest)
+    if wide := wide_text(data):
+        raise UserError(f"{path}: {wide}")
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: name {wanted}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder: name {wanted}") from None
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{path}, line {line}: not UTF-8 text ({error.reason} at byte {error.start}): save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path}, line {line}: a NUL character stands there, so this is not UTF-8 text: name {wanted}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def wide_text(start: bytes) -> str | None:
+    """What is wrong with a text that begins with the mark of UTF-16 or UTF-32; None for any other."""
+    return (
+        "not UTF-8 text (it begins as UTF-16 or UTF-32 does): save the file as UTF-8"
+        if start.startswith(_WIDE)
+        else None
+    )
+
+
+def read_json(path: str | Path, wanted: str = "a file") -> Any:
     """Read a JSON file; a missing or damaged one is a :class:`UserError` that names the file and the line."""
-    try:
-        return json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
+    return parse_json(read_text(path, wanted), str(path))
+
+
+def read_json_object(path: str | Path, wanted: str = "a file") -> dict[str, Any]:
+    """:func:`read_json` of a file that must hold one object."""
+    values = read_json(path, wanted)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected an object with keys, found {type(values).__name__}")
+    return values
+
+
+def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[tuple[str, Any]]:
+    """Where each line of a JSONL file stands, and what it holds; blank lines are passed over."""
+    for number, line in enumerate(read_text(path, wanted).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            yield where, parse_json(line, where)
+
+
+def read_yaml(path: str | Path, wanted: str = "a YAML file") -> Any:
+    """What a YAML file of settings holds: texts, numbers, true, false, nothing, lists and mappings."""
+    return parse_yaml(read_text(path, wanted, largest=LARGEST_YAML), str(path))
 
 
 def read_versioned(path: str | Path, newest: int) -> Any:
-    """Read JSON whose ``schema_version`` is from 1 to ``newest``; what a newer skillweave wrote is refused."""
-    values = read_json(path)
+    """Read JSON whose ``schema_version`` is from 1 to ``newest``; what a newer skillweave wrote is refused.
+
+    Numbers are those that a card can mean: finite, and whole numbers below 2**64.
+    """
+    values = parse_json(read_text(path), str(path), bounded=True)
     if not isinstance(values, dict):
         raise UserError(f"{path}: the whole is no object with keys, as a card is. Copy or make the artefact again.")
     version = values.get("schema_version")
@@ -53,11 +192,12 @@ def read_versioned(path: str | Path, newest: int) -> Any:
     return values
 
 
-def read_card_file(path: str | Path, card: type[M], newest: int, mend: str) -> M:
-    """Read the card of an artefact; a field that does not fit is named, and ``mend`` says what to do."""
+def read_card_file(path: str | Path, card: type[M], newest: int, fix: str) -> M:
+    """Read the card of an artefact; a field that does not fit is named, and ``fix`` says what to do."""
     try:
         return card.model_validate(read_versioned(path, newest))
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(str(part) for part in problem["loc"]) or "the whole"
-        raise UserError(f"{path}: {place}: {problem['msg'].removeprefix('Value error, ')}. {mend}") from error
+        found = f" (found {shown_value(problem['input'])})" if problem["type"] != "missing" else ""
+        raise UserError(f"{path}: {place}: {problem['msg'].removeprefix('Value error, ')}{found}. {fix}") from error

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
-from skillweave.files.read import read_card_file
+from skillweave.files.read import is_file, read_card_file
 from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackCard, expected_tensors
 
 CARD_FILE = "skillpack.json"
@@ -23,7 +23,7 @@ _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 def is_skillpack(folder: str | Path) -> bool:
     """Whether a folder holds a skillpack."""
-    return (Path(folder) / CARD_FILE).is_file()
+    return is_file(Path(folder) / CARD_FILE)
 
 
 def read_stored(folder: str | Path) -> tuple[PackCard, Path]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from skillweave.errors import UserError, nearest
-from skillweave.tasks.readers import check_characters
+from skillweave.files.parse_json import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OLD_ROLES = {"function": "tool", "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -57,9 +57,12 @@ def parsed(value: Any, where: str, key: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return check_characters(json.loads(value), where)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: '{key}' is a text that holds no JSON ({error}), found {value!r:.60}") from error
+        return parse_json(value, f"{where}: '{key}'")
+    except UserError as error:
+        if isinstance(error.__cause__, json.JSONDecodeError):
+            said = error.__cause__.msg
+            raise UserError(f"{where}: '{key}' is a text that holds no JSON ({said}), found {value!r:.60}") from error
+        raise
 
 
 def text_of(content: Any, where: str) -> str:

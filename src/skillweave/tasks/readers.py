@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import gzip
 import io
+import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError, nearest, shown_value
+from skillweave.files.parse_json import check_characters, parse_json
+from skillweave.files.read import is_file, is_folder, open_file, wide_text
+from skillweave.units import human_bytes
 
 Row = tuple[str, Any]
 """Where a row stands ("data.jsonl, line 3") and what was read there."""
 
-_LONGEST_CELL = 2**31 - 1
+_LARGEST = 2**33
+"""Bytes of a data file, unpacked."""
+_LONGEST_LINE = 2**26
+_MOST_PACKED = 200
+"""How many times larger than a ``.gz`` file the text in it may be; JSON of texts is 3 to 20 times larger."""
+_ROWS_AT_ONCE = 1024
 
 _LISTS = (
     "messages",
@@ -44,63 +57,48 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """The rows of a JSONL file, read line by line; blank lines are passed over."""
-    with _opened(path) as file:
-        yield from _json_lines(path, file)
+    with _lines(path) as lines:
+        yield from _json_lines(path, lines)
 
 
-def _json_lines(path: Path, file: TextIO) -> Iterator[Row]:
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                where = f"{path}, line {number}"
-                row = _loads(line, where)
-                if isinstance(row, list):
-                    raise UserError(
-                        f"{where}: expected an object with keys, found list {json.dumps(row)[:40]}; a file that is one "
-                        "list of rows is named .json"
-                    )
-                yield where, check_characters(row, where) if _may_be_cut(line) else row
-    except json.JSONDecodeError as error:
-        hint = "" if number > 1 else "; JSONL holds one object a line (an array of rows is a .json file)"
-        raise UserError(f"{path}, line {number}: not valid JSON ({error.msg}){hint}") from error
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a list in a list in a list ...
-        raise UserError(f"{path}, line {number}: this JSON cannot be read ({error})") from error
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: could not be read after line {number} ({error})") from error
+def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = parse_json(line, where)
+        except UserError as error:
+            if number == 1 and isinstance(error.__cause__, json.JSONDecodeError):
+                hint = "JSONL holds one object a line (an array of rows is a .json file)"
+                raise UserError(f"{error}; {hint}") from error
+            raise
+        if isinstance(row, list):
+            raise UserError(
+                f"{where}: expected an object with keys, found list {shown_value(row)}; a file that is one list of "
+                "rows is named .json"
+            )
+        yield where, row
 
 
 def _read_json(path: Path) -> Iterator[Row]:
     """The rows of one JSON array; a file that begins with an object is read as JSONL, which many call .json."""
-    with _opened(path) as file:
-        try:
-            text = file.read()
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: could not be read ({error})") from error
+    with _lines(path) as lines:
+        text = "".join(lines)
     if not text.lstrip().startswith("["):
         _check_no_wrapper(path, text)
         yield from _json_lines(path, io.StringIO(text))
         return
-    try:
-        rows = _loads(text, str(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: this JSON cannot be read ({error})") from error
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(parse_json(text, str(path), characters=False), 1):
         where = f"{path}, row {number}"
         yield where, check_characters(row, where)
 
 
 def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
     """The rows of a table with a header; every cell is a text as it stands, an empty one is absent."""
-    csv.field_size_limit(_LONGEST_CELL)
-    with _opened(path, newline="") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    csv.field_size_limit(_LONGEST_LINE)
+    with _lines(path, newline="") as lines:
+        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
         try:
             header = reader.fieldnames or []
             _check_header(header, f"{path}, line 1")
@@ -121,26 +119,25 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
                 yield where, {key: value or None for key, value in row.items()}
         except csv.Error as error:
             raise UserError(f"{path}, line {start}: the row that begins here is not valid CSV ({error})") from error
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path) from error
-        except (OSError, EOFError) as error:
-            raise UserError(f"{path}: could not be read after line {reader.line_num} ({error})") from error
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow  # half a second to import, and most tasks do without it
     import pyarrow.parquet
 
-    _check_file(path)
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with _open(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             _check_header(file.schema_arrow.names, str(path))
-            for batch in file.iter_batches():
+            for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
+                if batch.nbytes > _LARGEST:
+                    raise UserError(f"{path}: {_ROWS_AT_ONCE} rows take more than {human_bytes(_LARGEST)}")
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{path}, row {number}", _without_nulls(row)
-    except (pyarrow.ArrowException, OSError) as error:
+                    where = f"{path}, row {number}"
+                    yield where, check_characters(_without_nulls(row), where)
+    except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        # A damaged file meets checks of several libraries, each with errors of its own; all mean the same here.
         raise UserError(f"{path}: not a Parquet file that can be read, after row {number} ({error})") from error
 
 
@@ -149,16 +146,16 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
 
     A column of class labels gives the labels' names.
     """
-    if Path(path).is_file():
+    if is_file(path):
         raise UserError(f"{path} is a file, not a dataset: name it without 'dataset:' (source: file)")
-    if not Path(path).exists() and path.startswith((".", "/", "~")):
+    if not is_folder(path) and path.startswith((".", "/", "~")):
         raise UserError(f"{path} does not exist: name a folder written by save_to_disk, or a hub id (owner/name)")
     import datasets  # seconds to import, and most tasks do without it
 
-    if Path(path).is_dir():
+    if is_folder(path):
         try:
             loaded = datasets.load_from_disk(path)
-        except FileNotFoundError as error:
+        except Exception as error:  # a folder of any kind meets readers of two libraries, each with errors of its own
             raise UserError(f"{path} is no dataset folder: write one with dataset.save_to_disk ({error})") from error
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
@@ -180,42 +177,11 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
         yield f"{path}, row {number}", _without_nulls(row)
 
 
-def check_characters(value: Any, where: str) -> Any:
-    """``value``, a JSON value, as it is. Half a character in a text or a key of it is a :class:`UserError`.
-
-    JSON can say half of a character beyond the 16-bit range (a lone surrogate, as in a cut emoji), and no tokenizer
-    and no file takes it.
-    """
-    for place, text in _texts(value, ""):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(
-                f"{where}:{ascii(place)[1:-1] or ' the row'} holds half a character, {text[error.start]!a} (often a "
-                "cut emoji): write the whole character, or remove it"
-            ) from None
-    return value
-
-
-def _loads(text: str, where: str) -> Any:
-    """What the JSON text holds. A key that an object has twice is a :class:`UserError`: one would be dropped."""
-
-    def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"{where}: the key {twice!r:.60} stands twice in one object: remove one of them")
-        return found
-
-    return json.loads(text, object_pairs_hook=object_of)
-
-
 def _check_no_wrapper(path: Path, text: str) -> None:
     """Raise :class:`UserError` where the whole file is one object that spans lines or holds a list of rows."""
     try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
+        whole = parse_json(text, str(path))
+    except UserError:
         return  # one object a line, or damaged: the reader of lines says where
     if not isinstance(whole, dict):
         return
@@ -240,36 +206,6 @@ def _check_header(names: Sequence[str], where: str) -> None:
         )
 
 
-def _not_utf8(path: Path) -> UserError:
-    """An error that names the first line whose bytes are not UTF-8."""
-    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                found = f"{path}, line {number}: not UTF-8 text ({error.reason} at byte {error.start} of the line)"
-                return UserError(f"{found}: save the file as UTF-8")
-    return UserError(f"{path}: not UTF-8 text: save the file as UTF-8")
-
-
-def _may_be_cut(line: str) -> bool:
-    """Whether a line of decoded JSON may hold half a character: only an escape can say one."""
-    return "\\ud" in line or "\\uD" in line
-
-
-def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, keys included, with the way to it."""
-    if isinstance(value, str):
-        yield place, value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield f"{place} a key", str(key)
-            yield from _texts(inner, f"{place} '{key}'")
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _texts(inner, place)
-
-
 def _without_nulls(value: Any) -> Any:
     """The value without keys that hold nothing: a table gives every object the keys of all others in its column."""
     if isinstance(value, dict):
@@ -277,21 +213,57 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _opened(path: Path, newline: str | None = None) -> TextIO:
-    _check_file(path)
-    try:
-        if path.name.lower().endswith(".gz"):
-            return gzip.open(path, "rt", encoding="utf-8-sig", newline=newline)
-        return open(path, encoding="utf-8-sig", newline=newline)
-    except OSError as error:
-        raise UserError(f"{path}: could not be opened ({error.strerror or error})") from error
+@contextlib.contextmanager
+def _lines(path: Path, newline: str | None = None) -> Iterator[Iterator[str]]:
+    """The lines of a text file, unpacked where it ends with ``.gz``, each with its line break."""
+    with _open(path) as file:
+        packed = path.name.lower().endswith(".gz")
+        size = os.fstat(file.fileno()).st_size
+        most = min(_LARGEST, _MOST_PACKED * size + _LONGEST_LINE) if packed else _LARGEST
+        unpacked = gzip.GzipFile(fileobj=file) if packed else file
+        yield _decoded(path, unpacked, most, newline)
 
 
-def _check_file(path: Path) -> None:
-    if path.is_dir():
+def _decoded(path: Path, file: io.BufferedReader | gzip.GzipFile, most: int, newline: str | None) -> Iterator[str]:
+    read = 0
+    for number in itertools.count(1):
+        where = f"{path}, line {number}"
+        try:
+            line = file.readline(_LONGEST_LINE + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{path}: could not be read after line {number - 1} ({error})") from error
+        if not line:
+            return
+        read += len(line)
+        if len(line) > _LONGEST_LINE:
+            raise UserError(
+                f"{where}: the line is longer than {human_bytes(_LONGEST_LINE)}, which is the most that is read"
+            )
+        if read > most:
+            raise UserError(
+                f"{where}: up to here the file holds more than {human_bytes(most)}, which is the most that is read: "
+                "split it, or choose fewer rows"
+            )
+        if number == 1:
+            if wide := wide_text(line):
+                raise UserError(f"{path}: {wide}")
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line): save the file as UTF-8"
+            ) from error
+        if "\0" in text:
+            raise UserError(f"{where}: a NUL character stands there, so this is not UTF-8 text: save the file as UTF-8")
+        # As Python reads text: a carriage return alone ends a line too.
+        yield from io.StringIO(text, newline=newline)
+
+
+def _open(path: Path) -> io.BufferedReader:
+    if is_folder(path):
         raise UserError(f"{path} is a folder: name a data file, or use source: dataset for a saved dataset")
-    if not path.exists():
-        raise UserError(f"{path} does not exist: name a data file (looked in {Path.cwd()})")
+    return open_file(path, f"a data file (looked in {Path.cwd()})")
 
 
 ENDINGS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from skillweave.config import Config, read_mapping
 from skillweave.errors import UserError, nearest
+from skillweave.files.read import is_folder
 from skillweave.tasks.readers import ENDINGS
 from skillweave.tasks.verifiers import Thoughts, VerifierName, options_for
 
@@ -168,7 +169,7 @@ def expand(value: Any) -> Any:
         return {"source": "file", "path": text}
     if text.endswith((".yaml", ".yml")):
         return read_mapping(text)
-    if Path(text).is_dir():
+    if is_folder(text):
         raise UserError(f"{text} is a folder: write dataset:{text} for a dataset in it, or name a data file")
     raise UserError(
         f"'{text}' names no task: write builtin:NAME, reasoning-gym:NAME, dataset:PATH, "

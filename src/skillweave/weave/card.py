@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from skillweave.delta.schema import DELTA_FILE, BaseRef
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
-from skillweave.files.read import read_card_file
+from skillweave.files.read import is_file, read_card_file
 from skillweave.files.values import Flag, Line, Size, Version
 from skillweave.pack.schema import PackName
 from skillweave.pack.stored import CARD_FILE
@@ -71,7 +71,7 @@ def pack_card(name: str) -> str:
 
 def is_weave(folder: str | Path) -> bool:
     """Whether a folder holds a weave."""
-    return (Path(folder) / WEAVE_FILE).is_file()
+    return is_file(Path(folder) / WEAVE_FILE)
 
 
 def read_card(folder: str | Path) -> WeaveCard:

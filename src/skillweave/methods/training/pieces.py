@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from skillweave.files.read import read_json_lines
 from skillweave.files.write import write_text
 from skillweave.methods.training.processes import Processes
 from skillweave.progress import bar
@@ -51,7 +52,7 @@ def in_pieces(
 
 def read_lines(path: Path) -> list[Any]:
     """The values of a JSONL file that :func:`in_pieces` wrote."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return [value for _, value in read_json_lines(path)]
 
 
 def _share(

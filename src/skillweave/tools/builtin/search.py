@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skillweave.errors import UserError
+from skillweave.errors import UserError, shown_value
+from skillweave.files.read import read_json_lines
 
 _WORD = r"(?u)\b\w+\b"
 """Every word counts. By default bm25s passes over single letters and digits and over frequent English words, which in a
@@ -71,28 +71,16 @@ def _shown(document: Mapping[str, str]) -> str:
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    documents: list[dict[str, str]] = []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): name a JSONL file with a corpus") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            documents.append(_document(line, f"{path}, line {number}"))
+    rows = read_json_lines(path, "a JSONL file with a corpus")
+    documents = [_document(row, where) for where, row in rows]
     if not documents:
         raise UserError(f"{path} is empty: a corpus has one document a line")
     return documents
 
 
-def _document(line: str, where: str) -> dict[str, str]:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not valid JSON ({error})") from error
+def _document(row: Any, where: str) -> dict[str, str]:
     if not isinstance(row, dict) or not isinstance(row.get("text"), str) or not row["text"].strip():
-        raise UserError(f'{where}: expected {{"title": ..., "text": ...}} with a text, found {line.strip():.60}')
+        raise UserError(f'{where}: expected {{"title": ..., "text": ...}} with a text, found {shown_value(row)}')
     if not isinstance(row.get("title", ""), str | None):
         raise UserError(f"{where}: 'title' must be a text, found {row['title']!r:.60}")
     return {"title": row.get("title") or "", "text": row["text"]}

@@ -1,0 +1,103 @@
+"""Where the program starts, and how it stops: nothing is imported here that takes time.
+
+Ctrl-C (SIGINT), SIGTERM and SIGHUP end the program by one sentence and the exit code that shells expect, at any moment:
+while modules are imported, in the middle of a bar, while it is already stopping.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+_SENTENCE = "Stopped. Run the same command again to go on."
+_SHOW_CURSOR = "\x1b[?25h"
+_GRACE = 2.0  # seconds that a stop may take before a second Ctrl-C ends the process at once
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0, 1 for a bug, 2 for a person's mistake, 130 and its like where stopped."""
+    stops = _Stops()
+    stops.listen()
+    sys.excepthook = _show_bug
+    try:
+        from skillweave.cli.app import run
+
+        run()
+    except BaseException as error:
+        # Libraries turn a Ctrl-C into errors of their own, so what was raised does not matter once one was pressed.
+        if stops.number is None and not _is_stop(error):
+            raise
+        stops.number = stops.number or signal.SIGINT
+    finally:
+        stops.over = True
+    if stops.number is not None:
+        _say_stopped()
+        sys.exit(128 + stops.number)
+
+
+class _Stops:
+    """The signals that stop the program: the first is raised as KeyboardInterrupt, so that files are cleaned up."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """of the signal that stopped the program"""
+        self.over = False
+        """the command has ended, and Python is shutting down"""
+        self._since = 0.0
+        self._process = os.getpid()
+
+    def listen(self) -> None:
+        """Take over the signals, unless the parent ignores one for us (``nohup``, a job in the background)."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._received)
+        sys.unraisablehook = self._in_a_callback
+
+    def _received(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process or self.over:  # a worker that was forked off: its parent says it for both
+            os._exit(128 + number)
+        if self.number is None:
+            self.number, self._since = number, time.monotonic()
+            raise KeyboardInterrupt
+        if time.monotonic() - self._since > _GRACE:
+            _say_stopped()
+            os._exit(128 + self.number)
+
+    def _in_a_callback(self, ignored: Any) -> None:
+        """Python passes over what is raised while it frees an object: there a Ctrl-C has to be raised once more."""
+        if self.number is not None and issubclass(ignored.exc_type, KeyboardInterrupt):
+            number, self.number = self.number, None
+            signal.raise_signal(number)
+        elif self.number is None:
+            sys.__unraisablehook__(ignored)
+
+
+def _is_stop(error: BaseException) -> bool:
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code == 130)  # typer's
+
+
+def _say_stopped() -> None:
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        terminal = sys.stderr.isatty()
+        sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{_SENTENCE}\n")
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        pass  # nobody listens any more
+
+
+def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show the traceback of a bug; texts of strangers in it cannot steer the terminal."""
+    import traceback
+
+    from skillweave.terminal import for_file
+
+    sys.stderr.write(for_file("".join(traceback.format_exception(kind, error, trace)), sys.stderr))
