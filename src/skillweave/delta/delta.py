@@ -17,13 +17,22 @@ from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
 from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES, changed_files
 from skillweave.delta.compare import compare
-from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits, orientation
+from skillweave.delta.adapter_config import (
+    WEIGHTS_FILE,
+    check_adapter_files,
+    other_base,
+    read_adapter_config,
+    why_merged,
+)
+from skillweave.delta.adapter_source import adapter_folder
+from skillweave.delta.lora import Adapter
+from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
-from skillweave.progress import bar
+from skillweave.progress import bar, say_once
 
 _CARRIED = "files"  # subfolder of a delta folder
 
@@ -97,15 +106,46 @@ class Delta:
         )
 
     @classmethod
-    def from_lora(cls, folder: str | Path, base: str | Path | Base | nn.Module) -> Delta:
-        """A PEFT adapter folder as a delta on ``base``. Raises :class:`UserError` where it is no plain LoRA of it."""
-        folder = Path(folder)
+    def from_lora(
+        cls,
+        adapter: str | Path,
+        base: str | Path | Base | nn.Module,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> Delta:
+        """A PEFT adapter as a delta on ``base``: a folder, or a hub id ``owner/name``, with its revision and subfolder.
+
+        Plain LoRA keeps its factors and is exact. Every other kind that PEFT can merge is merged, tensor by tensor, as
+        the tensors are read (:class:`skillweave.delta.peft_merge.Merged`), and a line on the screen says why. An
+        adapter that names another base is warned about; the warning stays in ``provenance``.
+        Raises :class:`UserError` where the adapter does not fit the base, or changes no weights.
+        """
+        folder = adapter_folder(adapter, revision=revision, subfolder=subfolder)
+        check_adapter_files(folder)
+        config = read_adapter_config(folder)
         ours, mark, ref = _as_base(base)
-        _check_adapter_files(folder)
-        adapter = Adapter(folder, orientation(ours))
-        check_fits(adapter, ours)
-        carried = changed_files(Path(ours.where), folder) if Path(ours.where).is_dir() else []
-        return cls._of_adapter(adapter, BaseRef(ref=ref, fingerprint=mark), {"adapter": str(folder)}, carried)
+        place = Path(ours.where) if Path(ours.where).is_dir() else None
+        provenance: dict[str, Any] = {"adapter": str(adapter), "peft_type": config["peft_type"]}
+        provenance |= {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
+        if warning := other_base(config, ref, place) if place else None:
+            say_once(f"Warning: {warning}")
+            provenance["warning"] = warning
+        carried = changed_files(place, folder) if place else []
+        belongs = BaseRef(ref=ref, fingerprint=mark)
+        if (reason := why_merged(config)) is None:
+            return cls._of_adapter(Adapter.on(folder, ours), belongs, provenance, carried)
+        say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
+        merged = Merged(folder, config, ours)
+        return cls(
+            merged,
+            base_fingerprint=mark,
+            base_ref=ref,
+            whole=merged.whole,
+            specs=merged.specs,
+            provenance=provenance | {"merged": reason},
+            carried=carried,
+        )
 
     @classmethod
     def _of_adapter(
@@ -236,7 +276,8 @@ class Delta:
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
             if isinstance(self._tensors, Adapter):
-                hashes, where = self._copy_adapter(self._tensors, temporary)
+                hashes = self._tensors.save(temporary)
+                where = dict.fromkeys(self._tensors, WEIGHTS_FILE)
             else:
                 hashes, where = self._write_tensors(temporary)
             for file in self.carried:
@@ -265,13 +306,6 @@ class Delta:
             for file, names in files.items():
                 hashes[file] = write_stream(folder / file, {name: self._specs[name] for name in names}, read)
         return hashes, {name: file for file, names in files.items() for name in names}
-
-    def _copy_adapter(self, adapter: Adapter, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-        hashes = {}
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(adapter.folder / file, folder / file)
-            hashes[file] = sha256_file(folder / file)
-        return hashes, dict.fromkeys(adapter, WEIGHTS_FILE)
 
     def _entry(self, name: str, file: str) -> TensorEntry:
         shape, dtype = self._specs[name]
@@ -303,7 +337,7 @@ class Delta:
                 )
         carried = [folder / file for file in card.files if file.startswith(f"{_CARRIED}/")]
         if card.kind == "lora":
-            adapter = Adapter(folder, lambda name: name in card.entries and card.entries[name].transposed)
+            adapter = Adapter.saved(folder, card.entries)
             _check_entries(card, adapter.specs, folder / WEIGHTS_FILE)
             return cls._of_adapter(adapter, card.base, card.provenance, carried)
         stored = _Stored(folder, {name: entry.file for name, entry in card.entries.items()})
@@ -349,15 +383,6 @@ def _check_entries(card: DeltaCard, specs: Mapping[str, Spec], file: Path) -> No
             raise UserError(
                 f"{file}: the tensor '{name}' is {dtype_name(dtype)} {shape}, {DELTA_FILE} says {entry.dtype} "
                 f"{entry.shape}. Copy or make the delta again."
-            )
-
-
-def _check_adapter_files(folder: Path) -> None:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"{folder} has no {file}: a PEFT adapter is {CONFIG_FILE} + {WEIGHTS_FILE} "
-                f"(save_pretrained with safe_serialization; pickle is not read)"
             )
 
 
