@@ -1,4 +1,4 @@
-"""``adapter_config.json`` of a PEFT adapter: read, checked, and sorted into what can be read as it is, merged or neither.
+"""``adapter_config.json`` of a PEFT adapter: read, checked, and judged: plain LoRA, to be merged, or no delta at all.
 
 Nothing that the file names is opened, fetched, imported or run: neither its base, nor classes, nor caches of its
 initialisation.
@@ -52,9 +52,18 @@ _MORE_THAN_LORA = (
 )
 # Initialisations that leave the base as it is. The others write into the base's weights before training starts.
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
+# These write what they take from the base's weights alone, so it can be done again; the fast PiSSA draws at random.
 _FROM_THE_WEIGHTS = ("pissa", "olora", "loftq")
 # Keys of very old adapters and of other trainers, without meaning for the weights.
 _NEUTRAL = {"merge_weights", "enable_lora", "unsloth_fixed"}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "modules_to_save": list,
+    "target_modules": (str, list),
+    "target_parameters": list,
+    "init_lora_weights": (bool, str),
+}
 _LARGEST = 2**20  # of any size in a config; seeds are exempt
 
 
@@ -101,6 +110,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for key, reason in _NOT_OF_WEIGHTS_ALONE.items():
         if config.get(key):
             raise UserError(f"{path}: '{key}' is set: {reason}, so it cannot become a delta of the weights")
+    for key, wanted in _TYPES.items():
+        if config.get(key) is not None and not isinstance(config[key], wanted):
+            raise UserError(f"{path}: '{key}' is a {type(config[key]).__name__}, which PEFT never writes there")
     _check_class(config.get("auto_mapping"), path)
     _check_known(config, path)
     _check_init(config.get("init_lora_weights", True), path)
@@ -137,8 +149,8 @@ def other_base(config: Mapping[str, Any], ref: str, folder: Path | None) -> str 
     if folder is not None and cached in (part.casefold() for part in folder.parts):
         return None
     return (
-        f"The adapter names the base '{named}', and it is laid on '{ref}'. The names and shapes of its tensors fit, but "
-        f"on a base that it was not trained on it does not do what it learnt."
+        f"The adapter names the base '{named}', and it is laid on '{ref}'. Even where names and "
+        f"shapes fit, an adapter does not do what it learnt on a base that it was not trained on."
     )
 
 
@@ -175,18 +187,17 @@ def _check_known(config: Mapping[str, Any], path: Path) -> None:
             f"upgrade peft, or set it to null if you know that it does not matter"
         )
     for key, value in config.items():
-        sizes = value.values() if isinstance(value, dict) else [value]
         if "seed" in key or "key" in key:
             continue
-        for size in sizes:
+        for size in value.values() if isinstance(value, dict) else [value]:
             if isinstance(size, int) and not isinstance(size, bool) and abs(size) > _LARGEST:
                 raise UserError(f"{path}: '{key}' is {str(size)[:20]}, more than any adapter has: the file is damaged")
 
 
 def _check_init(init: Any, path: Path) -> None:
-    if init in _PLAIN_INITS or (isinstance(init, str) and init.split("_niter_")[0] in _FROM_THE_WEIGHTS):
+    if init in (*_PLAIN_INITS, *_FROM_THE_WEIGHTS):
         return
     raise UserError(
-        f"{path}: init_lora_weights={init!r} changed the base before training, in a way that the file does not keep. "
+        f"{path}: init_lora_weights={init!r} changed the base before training, in a way that cannot be done again. "
         f"Save the adapter as plain LoRA (path_initial_model_for_weight_conversion in PEFT's save_pretrained)."
     )

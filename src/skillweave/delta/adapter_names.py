@@ -1,4 +1,4 @@
-"""The names in an adapter file, brought to those of the base, and the patterns of its config, matched within a limit."""
+"""The names in an adapter file, brought to those of the base; the patterns of its config, matched within a limit."""
 
 from __future__ import annotations
 

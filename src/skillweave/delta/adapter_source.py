@@ -51,8 +51,8 @@ def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HFValidationError,
         HfHubHTTPError,
+        HFValidationError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -66,9 +66,13 @@ def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
             f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no repository '{name}', and there is no such folder here: name {_FORMS}") from error
+        raise UserError(
+            f"the hub has no repository '{name}', and there is no such folder here: name {_FORMS}"
+        ) from error
     except RevisionNotFoundError as error:
-        raise UserError(f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit") from error
+        raise UserError(
+            f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit"
+        ) from error
     except HFValidationError as error:
         raise UserError(f"'{name}' is no folder here and no name that the hub allows: name {_FORMS}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
@@ -83,11 +87,11 @@ def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
 
 def _others(name: str, revision: str | None) -> str:
     """Where else in a repository adapters lie, for a message; nothing if the hub does not say."""
-    from huggingface_hub import list_repo_files
+    from huggingface_hub import HfApi
 
     try:
-        files = list_repo_files(name, revision=revision)
-    except (OSError, ValueError):
+        files = HfApi().list_repo_files(name, revision=revision)
+    except Exception:  # a hint only, and the HTTP library's errors have no common base that we know
         return ": name a repository that holds a PEFT adapter"
     found = sorted(str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG_FILE)
     if not found:

@@ -37,8 +37,8 @@ def settle_whole(
         if len(ends) == 1 and _copied_for_one(ends[0], config) and not _unchanged(read(settled[ends[0]]), base, near):
             other = far if ends[0] == near else near
             raise UserError(
-                f"{file} changes '{ends[0]}', which {base.where} ties to '{other}': modules_to_save made a copy for one "
-                f"of the two, a delta would change both. Untie the base (give '{other}' a copy, set "
+                f"{file} changes '{ends[0]}', which {base.where} ties to '{other}': modules_to_save made a copy for "
+                f"one of the two, a delta would change both. Untie the base (give '{other}' a copy, set "
                 f"tie_word_embeddings=false, save it) and use that as the base."
             )
         if far in settled:

@@ -14,9 +14,6 @@ from torch import nn
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
-from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES, changed_files
-from skillweave.delta.compare import compare
 from skillweave.delta.adapter_config import (
     WEIGHTS_FILE,
     check_adapter_files,
@@ -25,6 +22,9 @@ from skillweave.delta.adapter_config import (
     why_merged,
 )
 from skillweave.delta.adapter_source import adapter_folder
+from skillweave.delta.arithmetic import applied
+from skillweave.delta.carry import TOKENIZER_FILES, changed_files
+from skillweave.delta.compare import compare
 from skillweave.delta.lora import Adapter
 from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card

@@ -1,8 +1,8 @@
 """A PEFT LoRA adapter as a delta: what W + s B A changes, tensor by tensor.
 
 LoRA (Hu et al., arXiv:2106.09685): s = alpha / r; with rank stabilisation (Kalajdzievski, arXiv:2312.03732)
-s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read here; :mod:`skillweave.delta.peft_merge`
-reads the others.
+s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read here;
+:mod:`skillweave.delta.peft_merge` reads the others.
 """
 
 from __future__ import annotations
@@ -175,8 +175,8 @@ class Adapter(Mapping[str, torch.Tensor]):
 def one_end(file: Path, changed: str, other: str, base: Checkpoint) -> UserError:
     """The error for an adapter that changes one end of a tie."""
     return UserError(
-        f"{file} changes '{changed}', which {base.where} ties to '{other}': the adapter changes one of the two (or both "
-        f"unlike), a delta would change both alike. Untie the base (open it, give '{other}' a copy, set "
+        f"{file} changes '{changed}', which {base.where} ties to '{other}': the adapter changes one of the two (or "
+        f"both unlike), a delta would change both alike. Untie the base (open it, give '{other}' a copy, set "
         f"tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
     )
 
@@ -212,9 +212,7 @@ def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
             )
 
 
-def _sort_names(
-    raws: Iterable[str], names: Names, file: Path
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """(base tensor -> {"A": name in file, "B": name in file}, base tensor -> name in file of a whole tensor)."""
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}

@@ -1,8 +1,8 @@
 """Any adapter that PEFT can merge, as a delta: PEFT builds its layers on the base and merges them, one at a time.
 
-PEFT is given a model, a config and tensors. It opens no file, so it reads no pickle and fetches nothing. Names come from
-the tensors in the adapter file, and patterns of the config are resolved beforehand, so PEFT runs no stranger's regular
-expression.
+PEFT is given a model, a config and tensors. It opens no file, so it reads no pickle and fetches nothing. Names come
+from the tensors in the adapter file, and patterns of the config are resolved beforehand, so PEFT runs no stranger's
+regular expression.
 """
 
 from __future__ import annotations
@@ -47,16 +47,15 @@ class Merged(Mapping[str, torch.Tensor]):
     def __init__(self, folder: Path, config: Mapping[str, Any], base: Checkpoint) -> None:
         self.file = folder / WEIGHTS_FILE
         self._base = base
+        self._latest: tuple[str, dict[str, torch.Tensor]] | None = None
         names = Names.of(base)
         headers = read_headers(self.file)
         kind = config["peft_type"]
-        whole = {
-            names.tensor(plain_name(raw)): raw for raw in headers if names.tensor(plain_name(raw)) in base or
-            names.tensor(plain_name(raw)) in base.tied
-        }
-        saved = {raw for raw in whole.values()}
+        found = {raw: names.tensor(plain_name(raw)) for raw in headers}
+        whole = {name: raw for raw, name in found.items() if name in base or name in base.tied}
         self._files = settle_whole(whole, self._read, config, base, self.file)
-        tensors = {_peft_name(raw, names, kind): self._read(raw) for raw in headers if raw not in saved}
+        rest = [raw for raw in headers if raw not in set(whole.values())]
+        tensors = {_peft_name(raw, names, kind): self._read(raw) for raw in rest}
         model = _filled(base, {name: self._read(raw) for name, raw in self._files.items()})
         self._peft = _wrapped(model, _resolved(config, tensors, names, folder), tensors, self.file)
         self._modules = _wrappers(self._peft.base_model.model)
@@ -66,7 +65,7 @@ class Merged(Mapping[str, torch.Tensor]):
         module = self._home.get(name)
         if module is None:
             return self._read(self._files[name])
-        tuned = self._merge(module)[name.removeprefix(f"{module}.")]
+        tuned = self._merge(module)[name]
         if name in self.whole:
             return tuned
         return difference(self._base.tensor(name).cpu(), tuned, torch.float32)
@@ -89,8 +88,7 @@ class Merged(Mapping[str, torch.Tensor]):
         far_ends: dict[str, torch.Tensor] = {}
         with bar(f"merging {kind}", len(self._modules)) as advance:
             for module in self._modules:
-                for leaf, tuned in self._merge(module).items():
-                    name = f"{module}.{leaf}"
+                for name, tuned in self._merge(module).items():
                     if name in self._base.tied:
                         far_ends[name] = tuned
                     elif name not in self._base:
@@ -120,7 +118,7 @@ class Merged(Mapping[str, torch.Tensor]):
     def _check_ties(self, specs: Mapping[str, Spec], far_ends: Mapping[str, torch.Tensor]) -> None:
         for far, near in self._base.tied.items():
             if far in far_ends:
-                near_end = self._merge(self._home[near])[near.rpartition(".")[2]] if near in specs else None
+                near_end = self._merge(self._home[near])[near] if near in specs else None
                 if near_end is None:
                     near_end = self._read(self._files[near]) if near in self._files else self._base.tensor(near)
                 alike = near_end.shape == far_ends[far].shape
@@ -130,17 +128,31 @@ class Merged(Mapping[str, torch.Tensor]):
             if near in specs:
                 raise one_end(self.file, near, far, self._base)
 
+    def _merge(self, module: str) -> dict[str, torch.Tensor]:
+        """The tensors of one layer after PEFT merged a float32 copy of it, by the base's names.
+
+        The last layer is kept: the experts of a mixture are many tensors of the files and one of the layer.
+        """
+        if self._latest is None or self._latest[0] != module:
+            self._latest = None
+            self._latest = (module, self._merge_anew(module))
+        return self._latest[1]
+
     @torch.no_grad()
-    def _merge(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of one layer after PEFT merged a float32 copy of it."""
-        layer = copy.deepcopy(self._modules[name]).float()
+    def _merge_anew(self, module: str) -> dict[str, torch.Tensor]:
+        from transformers.core_model_loading import revert_weight_conversion
+
+        layer: Any = copy.deepcopy(self._modules[module]).float()
         with _in_words(self.file):
             if hasattr(layer, "unload_and_optionally_merge_module"):
                 merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
             else:
                 layer.merge(safe_merge=False, adapter_names=None)
                 merged = layer.get_base_layer()
-        return {leaf: tensor.detach().cpu() for leaf, tensor in merged.state_dict().items()}
+        tensors = {f"{module}.{leaf}": tensor.detach().cpu() for leaf, tensor in merged.state_dict().items()}
+        named = {name: tensor for name, tensor in tensors.items() if name in self._base or name in self._base.tied}
+        fused = {name: tensor for name, tensor in tensors.items() if name not in named}
+        return named | (revert_weight_conversion(self._peft.base_model.model, fused) if fused else {})
 
 
 def _peft_name(raw: str, names: Names, kind: str) -> str:
@@ -263,14 +275,14 @@ def _wrapped(model: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.
 
     kind = PeftType(config["peft_type"])
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    # Some kinds draw their fixed parts, and PiSSA its fast decomposition: always the same here, and no one else's draw.
+    # Some kinds draw numbers while they are built: the caller's draws must stay what they would have been.
     with _in_words(file), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         settings = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: value for key, value in config.items() if key in known})
-        peft = PeftModel(model, settings, adapter_name=_ADAPTER)
+        peft: Any = PeftModel(model, settings, adapter_name=_ADAPTER)
         peft.base_model._check_merge_allowed()
-        result = set_peft_model_state_dict(peft, dict(tensors), adapter_name=_ADAPTER)
+        result: Any = set_peft_model_state_dict(peft, dict(tensors), adapter_name=_ADAPTER)
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, "lora_")
     if result.unexpected_keys:
         raise UserError(
@@ -294,14 +306,16 @@ def _wrappers(model: nn.Module) -> dict[str, nn.Module]:
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     found: dict[str, nn.Module] = {}
+    kinds: Any = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    latest = None
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper) and not inside:
+        if isinstance(module, kinds) and not (latest and name.startswith(latest)):
             found[name] = module
+            latest = f"{name}."
     return found
 
 
-class _in_words:  # noqa: N801 - a context manager
+class _in_words:
     """Turns what PEFT raises into a :class:`UserError` that names the file."""
 
     def __init__(self, file: Path) -> None:
