@@ -4,7 +4,7 @@ What a command works with (torch, transformers) takes seconds to import: it is i
 ``--help``, ``--version`` and a mistyped option answer at once.
 """
 
-from skillweave.cli import build, cku, methods, models, packs, tasks  # noqa: F401  (each adds its commands to the app)
+from skillweave.cli import build, cku, export, methods, models, packs, tasks  # noqa: F401  (each adds its commands)
 from skillweave.cli.app import app, main
 
 __all__ = ["app", "main"]
