@@ -45,8 +45,7 @@ def lora(
     from skillweave.base.open import as_dtype
     from skillweave.cli.contents import out as terminal
     from skillweave.errors import UserError
-    from skillweave.pack import Skillpack
-    from skillweave.pack.export_lora import export_lora
+    from skillweave.pack import Skillpack, export_lora
 
     check_new_folder(out)
     if (wanted := as_dtype(dtype)) is None:

@@ -38,7 +38,7 @@ def zip_(
 
     `skillweave zip -b bundled:smollm2 --lora adapter/ -o packs/x`
 
-    `skillweave zip -b HuggingFaceTB/SmolLM2-135M --lora owner/name --revision v2 --subfolder epoch-3 -o packs/x`
+    `skillweave zip -b ./SmolLM2 --lora owner/name --subfolder epoch-3 -o packs/x`
 
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
     """

@@ -10,15 +10,14 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from micro import micro_tokenizer, save_micro
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.micro.tokenizer import VOCABULARY
-from skillweave.pack import Skillpack
-from skillweave.pack.export_lora import Exported, export_lora
+from skillweave.pack import Exported, Skillpack, export_lora
 from skillweave.skillzip import ZipConfig, zip_delta
 
 IDS = torch.arange(5, 25).view(2, 10)
@@ -31,9 +30,10 @@ def tuned_by(base: Path, folder: Path, change: float = 0.05, rows: int = 0, **op
     if rows:
         model.resize_token_embeddings(model.config.vocab_size + rows, mean_resizing=False)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for at, (name, parameter) in enumerate(model.named_parameters()):
+            rank = 2 + at % 4
             if parameter.dim() == 2 and "embed" not in name and "wte" not in name and "wpe" not in name:
-                low = torch.randn(parameter.shape[0], 12) @ torch.randn(12, parameter.shape[1])
+                low = torch.randn(parameter.shape[0], rank) @ torch.randn(rank, parameter.shape[1])
                 parameter += change * low / low.norm() * parameter.norm()
             elif parameter.dim() == 1 and options.get("vectors"):
                 parameter += 0.1 * torch.randn(parameter.shape)
@@ -43,7 +43,7 @@ def tuned_by(base: Path, folder: Path, change: float = 0.05, rows: int = 0, **op
 
 
 def packed(base: Path, tuned: Path, **settings: Any) -> Skillpack:
-    config = ZipConfig(**{"ratio": 1, "bits": 8, **settings})
+    config = ZipConfig(**{"budget": "1MB", "bits": 8, **settings})
     return zip_delta(Delta.between(base, tuned), open_base(base, device="cpu"), None, config, name="x")
 
 
@@ -74,7 +74,7 @@ def check(base: Path, pack: Skillpack, done: Exported, atol: float = 1e-4) -> No
 
 @pytest.fixture(scope="module")
 def pack(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Skillpack:
-    return packed(micro_base, tuned_by(micro_base, tmp_path_factory.mktemp("tuned") / "tuned"), ratio=0.3)
+    return packed(micro_base, tuned_by(micro_base, tmp_path_factory.mktemp("tuned") / "tuned"))
 
 
 @pytest.mark.filterwarnings("error:Found missing adapter keys")
@@ -160,9 +160,7 @@ GPT2 = {"vocab_size": len(VOCABULARY), "n_positions": 32, "n_embd": 16, "n_layer
 def test_biases_and_layers_stored_the_other_way_round(tmp_path: Path) -> None:
     """GPT-2: Conv1D layers, whose weight is (in, out), and a bias beside each."""
     torch.manual_seed(0)
-    transformers.GPT2LMHeadModel(transformers.GPT2Config(**GPT2, initializer_range=0.2)).save_pretrained(
-        tmp_path / "base"
-    )
+    GPT2LMHeadModel(GPT2Config(**GPT2, initializer_range=0.2)).save_pretrained(tmp_path / "base")
     micro_tokenizer().save_pretrained(tmp_path / "base")
     made = conv1d_pack(tmp_path / "base")
     done = export_lora(made, tmp_path / "out")
