@@ -153,6 +153,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"alpha_pattern": {ENDLESS: 3}},
         "alpha_pattern: the pattern .* takes too long",
     ),
+    "an alpha that is none": ({"lora_alpha": float("nan")}, "has rank 4 and alpha nan"),
+    "an alpha in words": ({"lora_alpha": "much"}, "has rank 4 and alpha 'much'"),
     "no pattern": ({"alpha_pattern": {"(": 3}}, "is no regular expression"),
 }
 
@@ -238,6 +240,9 @@ def test_ia3_with_an_endless_pattern(micro_base: Path, tmp_path: Path) -> None:
         ("owner/name", "owner/name", True),
         ("Owner/Name", "./models/name/", True),
         ("/home/someone/models/name", "owner/name", True),
+        ("owner/name", "./files/Name-Q4_K_M.gguf", True),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", "bundled:smollm2", True),
+        ("HuggingFaceTB/SmolLM2-135M", "bundled:smollm2", False),
         ("owner/other", "owner/name", False),
         ("owner/name-instruct", "owner/name", False),
     ],

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model
+from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, VeloraConfig
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
@@ -75,6 +76,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "pissa": ("Lora", {**LORA, "init_lora_weights": "pissa"}),
     "olora": ("Lora", {**LORA, "init_lora_weights": "olora"}),
     "trained-tokens": ("Lora", {**LORA, "trainable_token_indices": [3, 7]}),
+    "qalora": ("Lora", {**LORA, "use_qalora": True, "qalora_group_size": 8}),
+    "bdlora": ("Lora", {**LORA, "use_bdlora": BdLoraConfig(["q_proj"], ["down_proj"], nblocks=2)}),
+    "kasa": ("Lora", {**LORA, "kasa_config": KasaConfig()}),
+    "velora": ("Lora", {**LORA, "velora_config": VeloraConfig()}),
+    "monteclora": ("Lora", {**LORA, "monteclora_config": MontecloraConfig()}),
     "adalora": ("AdaLora", {"target_modules": LINEAR, "total_step": 10}),
     "loha": ("LoHa", {**LORA, "alpha": 6, "rank_pattern": {"q_proj": 2}}),
     "lokr": ("LoKr", {**LORA, "decompose_both": True}),
@@ -130,6 +136,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         {"r": 2, "target_modules": ["q_proj"], "target_parameters": EXPERTS},
     ),
 }
+
+
+@pytest.mark.parametrize("init", ["mica", "orthogonal", "gaussian", "eva"])
+def test_an_initialisation_that_leaves_the_base_alone_is_plain_lora(
+    micro_base: Path, tmp_path: Path, init: str
+) -> None:
+    adapter = save_adapter(micro_base, tmp_path / "adapter", **LORA, init_lora_weights=init)
+    check_against_peft(micro_base, adapter, kind="lora")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

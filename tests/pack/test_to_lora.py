@@ -10,14 +10,15 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from micro import micro_tokenizer, save_micro
-from skillweave.base import open_base
-from skillweave.delta import Delta
+from skillweave.base import fingerprint, open_base
+from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.micro.tokenizer import VOCABULARY
-from skillweave.pack import Exported, Skillpack, export_lora
+from skillweave.pack import BaseRef, Codec, DifferenceEntry, Exported, FactorsEntry, Skillpack, export_lora
+from skillweave.pack.schema import PackCard
 from skillweave.skillzip import ZipConfig, zip_delta
 
 IDS = torch.arange(5, 25).view(2, 10)
@@ -162,7 +163,10 @@ def test_biases_and_layers_stored_the_other_way_round(tmp_path: Path) -> None:
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(**GPT2, initializer_range=0.2)).save_pretrained(tmp_path / "base")
     micro_tokenizer().save_pretrained(tmp_path / "base")
-    made = conv1d_pack(tmp_path / "base")
+    layer = "transformer.h.0"
+    matrices = [f"{layer}.attn.{name}.weight" for name in ("c_attn", "c_proj")]
+    vectors = [f"{layer}.attn.c_attn.bias", f"{layer}.mlp.c_fc.bias", "transformer.ln_f.weight"]
+    made = factors_pack(tmp_path / "base", matrices, vectors)
     done = export_lora(made, tmp_path / "out")
     config = json.loads((done.folder / "adapter_config.json").read_text())
     assert config["fan_in_fan_out"]
@@ -170,34 +174,39 @@ def test_biases_and_layers_stored_the_other_way_round(tmp_path: Path) -> None:
     check(tmp_path / "base", made, done)
 
 
-def conv1d_pack(base: Path) -> Skillpack:
-    """A pack of factors on c_attn and c_proj, with a bias and a norm."""
-    from skillweave.base import fingerprint
-    from skillweave.pack import BaseRef, Codec, DifferenceEntry, FactorsEntry
-    from skillweave.pack.schema import PackCard
-
+def factors_pack(base: Path, matrices: list[str], vectors: list[str] | None = None) -> Skillpack:
+    """A pack of rank 2 on some matrices of a base, and differences of some vectors, all random."""
     weights = load_file(base / "model.safetensors")
-    names = [name for name in weights if name.endswith(("c_attn.weight", "attn.c_proj.weight"))]
-    entries: dict[str, Any] = {name: FactorsEntry(shape=tuple(weights[name].shape), rank=2) for name in names}
+    entries: dict[str, Any] = {}
     tensors = {}
-    for name in names:
-        tensors[f"{name}.A"] = (0.3 * torch.randn(weights[name].shape[0], 2)).bfloat16()
-        tensors[f"{name}.B"] = (0.3 * torch.randn(2, weights[name].shape[1])).bfloat16()
-    vectors = [names[0].replace("weight", "bias"), next(name for name in weights if name.endswith("mlp.c_fc.bias"))]
-    for name in [*vectors, next(name for name in weights if name.endswith("ln_f.weight"))]:
+    for name in matrices:
+        rows, columns = weights[name].shape
+        entries[name] = FactorsEntry(shape=(rows, columns), rank=2)
+        tensors[f"{name}.A"] = (0.3 * torch.randn(rows, 2)).bfloat16()
+        tensors[f"{name}.B"] = (0.3 * torch.randn(2, columns)).bfloat16()
+    for name in vectors or []:
         entries[name] = DifferenceEntry(shape=tuple(weights[name].shape))
         tensors[name] = 0.1 * torch.randn(weights[name].shape)
-    where = {name: name if name.startswith("transformer.") else f"transformer.{name}" for name in entries}
-    card = PackCard(
-        name="x",
-        base=BaseRef(ref=str(base), fingerprint=fingerprint(base)),
-        codec=Codec(name="svd"),
-        entries={where[name]: entry for name, entry in entries.items()},
-    )
-    renamed = {}
-    for name, tensor in tensors.items():
-        renamed[name if name.startswith("transformer.") else f"transformer.{name}"] = tensor
-    return Skillpack(card, renamed)
+    ref = BaseRef(ref=str(base), fingerprint=fingerprint(base))
+    return Skillpack(PackCard(name="x", base=ref, codec=Codec(name="svd"), entries=entries), tensors)
+
+
+def test_experts_go_by_the_names_of_their_files(tmp_path: Path) -> None:
+    """PEFT and vLLM know each expert by the name that it has in the base's files; PEFT joins them while loading."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.1}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "pad_token_id": 0}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape, **heads, **experts)).save_pretrained(tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    made = factors_pack(tmp_path / "base", [name for name in weights if "proj" in name])
+    done = export_lora(made, tmp_path / "out")
+    assert done.modules == 4 + 3 * 4
+    write_tuned(tmp_path / "base", made.unzip(), tmp_path / "full", dtype="float32")
+    with torch.no_grad():
+        wanted = AutoModelForCausalLM.from_pretrained(tmp_path / "full")(IDS).logits
+    torch.testing.assert_close(peft_logits(tmp_path / "base", done.folder), wanted, atol=1e-4, rtol=1e-4)
+    assert set(Delta.from_lora(done.folder, tmp_path / "base").names()) == set(made.card.entries)
 
 
 def test_a_lora_comes_back(micro_base: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ initialisation.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skillweave.base.bundled import BUNDLED
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 
@@ -64,6 +66,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "target_parameters": list,
     "init_lora_weights": (bool, str),
 }
+_GGUF = re.compile(r"([.-](I?Q\d\w*|BF16|F16|F32))?\.gguf$", re.IGNORECASE)
 _LARGEST = 2**20  # of any size in a config; seeds are exempt
 
 
@@ -133,13 +136,15 @@ def why_merged(config: Mapping[str, Any]) -> str | None:
 def other_base(config: Mapping[str, Any], ref: str, folder: Path | None) -> str | None:
     """A warning where the adapter names another base than the one that it is laid on; None where they agree.
 
-    Names agree if they are equal, end alike (``owner/name`` and ``.../name``), or if the base's own config names the
-    adapter's base. An adapter that names none is not warned about.
+    Names agree if they end alike (``owner/name``, ``.../name``, ``name.Q4_1.gguf``), or if the base's own config names
+    the adapter's base. An adapter that names none is not warned about.
     """
     named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
         return None
     ours = {ref, str(folder)} if folder else {ref}
+    if ref.startswith("bundled:") and (known := BUNDLED.get(ref.removeprefix("bundled:"))):
+        ours.add(known[1])
     if folder is not None and (folder / "config.json").is_file():
         ours.add(str(read_json(folder / "config.json").get("_name_or_path", "")))
     if _short(named) in {_short(name) for name in ours}:
@@ -155,7 +160,8 @@ def other_base(config: Mapping[str, Any], ref: str, folder: Path | None) -> str 
 
 
 def _short(name: str) -> str:
-    return name.strip().rstrip("/").rpartition("/")[2].casefold()
+    """The last part of a name, less the quantisation and the ending of a GGUF file."""
+    return _GGUF.sub("", name.strip().rstrip("/").rpartition("/")[2]).casefold()
 
 
 def _check_class(mapping: Any, path: Path) -> None:

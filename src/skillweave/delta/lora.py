@@ -254,6 +254,8 @@ def _pair(
     rank = a[0]
     default = config.get("lora_alpha", 8)
     where = f"{folder / CONFIG_FILE}: alpha_pattern"
-    alpha = float(value_for(name.removesuffix(".weight"), config.get("alpha_pattern"), default, where))
+    alpha = value_for(name.removesuffix(".weight"), config.get("alpha_pattern"), default, where)
+    if not rank or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise UserError(f"{file}: '{name}' has rank {rank} and alpha {alpha!r}: the adapter is damaged")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return _Pair(parts["A"], parts["B"], scale, transposed)
