@@ -137,7 +137,10 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         {"auto_mapping": {"parent_library": "evil.modeling"}},
         "names the code 'evil.modeling'",
     ),
-    "an unknown kind": ({"peft_type": "NEXT_YEAR"}, r"which the installed PEFT \S+ does not know: upgrade peft"),
+    "an unknown kind": (
+        {"peft_type": "NEXT_YEAR"},
+        r"which the installed PEFT \S+ does not know: install the one that wrote it",
+    ),
     "no kind": ({"peft_type": None}, "'peft_type' is missing"),
     "an unknown option": ({"use_magic": True}, "does not know 'use_magic'"),
     "activated": ({"alora_invocation_tokens": [1, 2]}, "acts only after its invocation tokens"),

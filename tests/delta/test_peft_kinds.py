@@ -109,6 +109,13 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tinylora": ("TinyLora", {"target_modules": LINEAR}),
     "glora": ("Glora", {"target_modules": LINEAR}),
     "psoft": ("Psoft", {"target_modules": LINEAR, "r": 4}),
+    "miss-bat": ("Miss", {"target_modules": LINEAR, "r": 4, "init_weights": "bat"}),
+    "adamss": ("Adamss", {"target_modules": LINEAR}),
+    "deft": ("Deft", {"target_modules": LINEAR}),
+    "frod": ("Frod", {"target_modules": LINEAR}),
+    "peanut": ("Peanut", {"target_modules": LINEAR}),
+    "pvera": ("Pvera", {"target_modules": ["q_proj", "o_proj"]}),
+    "supertuning": ("Supertuning", {"target_modules": LINEAR}),
 }  # fmt: skip
 
 
@@ -136,6 +143,21 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         {"r": 2, "target_modules": ["q_proj"], "target_parameters": EXPERTS},
     ),
 }
+
+
+def test_adalora_after_it_dropped_ranks(micro_base: Path, tmp_path: Path) -> None:
+    """Its rank_pattern is a mask for each layer, not a number."""
+    torch.manual_seed(5)
+    config = peft.AdaLoraConfig(target_modules=LINEAR, init_r=4, target_r=2, total_step=10, task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(micro_base), config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape))
+    singular = [name.removeprefix("base_model.model.") for name, _ in model.named_parameters() if "lora_E" in name]
+    model.peft_config["default"].rank_pattern = {name: [True, False, True, False] for name in singular}
+    model.save_pretrained(tmp_path / "adapter")
+    check_against_peft(micro_base, tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("init", ["mica", "orthogonal", "gaussian", "eva"])

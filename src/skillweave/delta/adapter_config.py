@@ -181,9 +181,10 @@ def _check_known(config: Mapping[str, Any], path: Path) -> None:
 
     kinds = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
     if config["peft_type"] not in kinds:
+        writer = config.get("peft_version") or "the file does not say which"
         raise UserError(
             f"{path}: peft_type is '{config['peft_type'][:64]}', which the installed PEFT {__version__} does not know: "
-            f"upgrade peft, or merge the adapter where it was trained (merge_and_unload, save_pretrained)"
+            f"install the one that wrote it ({writer}), or merge the adapter where it was trained (merge_and_unload, save_pretrained) and zip the result as --tuned"
         )
     known = {field.name for field in dataclasses.fields(kinds[config["peft_type"]])} | _NEUTRAL
     if unknown := sorted(key for key, value in config.items() if key not in known and value):
