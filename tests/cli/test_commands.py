@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors.torch import load_file
 from terminal import Bench, Ran, made, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,6 +97,26 @@ def test_unzip_opens_with_transformers_and_is_base_plus_pack(bench: Bench, tmp_p
         torch.testing.assert_close(written(ids).logits, after, rtol=1e-5, atol=1e-5)
     assert (after - before).abs().max() > 0.1  # the pack changes something
     assert AutoTokenizer.from_pretrained(out).chat_template == AutoTokenizer.from_pretrained(bench.base).chat_template
+
+
+def test_an_adapter_in_a_folder_below_becomes_a_pack_and_an_adapter_again(bench: Bench, tmp_path: Path) -> None:
+    shutil.copytree(bench.adapter, tmp_path / "runs" / "epoch-3")
+    lora = ("--lora", tmp_path / "runs", "--subfolder", "epoch-3")
+    made("zip", "-b", bench.base, *lora, "--budget", "80kB", "-s", "bits=8", "-o", tmp_path / "pack")
+    ran = made("export", "lora", tmp_path / "pack", tmp_path / "adapter")
+    assert f"Wrote {tmp_path / 'adapter'}: LoRA of rank 2 on 14 layers." in ran.out
+    assert "vLLM needs --max-lora-rank 8." in ran.out
+    ids = torch.arange(5, 25).view(2, 10)
+    with torch.no_grad():
+        plain = AutoModelForCausalLM.from_pretrained(bench.base)(ids).logits
+        before, after = (
+            PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(bench.base), folder)(ids).logits
+            for folder in (bench.adapter, tmp_path / "adapter")
+        )
+    assert (after - before).norm() < 0.05 * (before - plain).norm()
+    narrow = made("export", "lora", tmp_path / "pack", tmp_path / "narrow", "--dtype", "bfloat16", "--keep-ranks").out
+    assert re.search(r"In bfloat16 the change is \d\.\de-03 off the pack's", narrow)
+    assert "PEFT loads them, vLLM does not" in narrow
 
 
 # -- inspect ---------------------------------------------------------------------------------------------------------

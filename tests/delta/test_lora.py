@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -73,8 +72,9 @@ def test_it_is_what_peft_merges(untied: Path, tmp_path: Path, options: dict) -> 
         expected = merged[name] if delta.whole(name) else merged[name] - before[name]
         torch.testing.assert_close(delta.tensor(name), expected, atol=1e-6, rtol=1e-5)
         assert delta.tensor(name).shape == delta.shape(name)
+    # PEFT saves the rows of a targeted embedding beside its factors; they are the base's own, so they are ignored.
     stored = load_file(adapter / "adapter_model.safetensors")
-    assert delta.nbytes == sum(tensor.nbytes for tensor in stored.values())
+    assert delta.nbytes == sum(tensor.nbytes for name, tensor in stored.items() if "base_layer" not in name)
     assert delta.bf16_nbytes == 2 * sum(merged[name].numel() for name in delta.names())
 
 
@@ -119,21 +119,6 @@ def test_matrices_stored_the_other_way_round(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, peft_logits(tmp_path / "base", tmp_path / "adapter"), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"use_dora": True}, "'use_dora' is set.*merge"),
-        ({"lora_bias": True}, "'lora_bias' is set"),
-        ({"trainable_token_indices": [1, 2]}, "'trainable_token_indices' is set"),
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changed the base"),
-    ],
-)
-def test_what_is_more_than_lora_is_refused(micro_base: Path, tmp_path: Path, options: dict, message: str) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter", **options)
-    with pytest.raises(UserError, match=message):
-        Delta.from_lora(adapter, micro_base)
-
-
 def test_one_end_of_a_tie_is_refused(micro_base: Path, tmp_path: Path) -> None:
     for target in ("lm_head", "embed_tokens"):
         adapter = save_adapter(micro_base, tmp_path / target, target_modules=[target, "q_proj"])
@@ -165,10 +150,6 @@ def test_broken_adapters_are_named(micro_base: Path, tmp_path: Path) -> None:
     (half / "adapter_model.safetensors").rename(half / "adapter_model.bin")
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors.*pickle"):
         Delta.from_lora(half, micro_base)
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    (adapter / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "IA3"}))
-    with pytest.raises(UserError, match="peft_type is IA3"):
-        Delta.from_lora(adapter, micro_base)
 
 
 def test_damage_in_a_saved_adapter_is_named(micro_base: Path, tmp_path: Path) -> None:

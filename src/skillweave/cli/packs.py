@@ -18,7 +18,9 @@ def zip_(
     out: Path = typer.Option(..., "--out", "-o", metavar="PACK", help="The skillpack folder to write."),
     base: str = BASE,
     tuned: str = typer.Option(None, "--tuned", "-t", help="A fine-tune of the base: folder, hub id or GGUF file."),
-    lora: Path = typer.Option(None, "--lora", help="A PEFT LoRA adapter folder."),
+    lora: str = typer.Option(None, "--lora", help="A PEFT adapter of the base: folder or hub id."),
+    revision: str = typer.Option(None, "--revision", help="With --lora and a hub id: a branch, tag or commit."),
+    subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder in it that holds the adapter."),
     delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` leaves one."),
     task: str = typer.Option(None, "--task", help="For settings that need calibration: prompts with answers."),
     ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
@@ -36,6 +38,8 @@ def zip_(
 
     `skillweave zip -b bundled:smollm2 --lora adapter/ -o packs/x`
 
+    `skillweave zip -b ./SmolLM2 --lora owner/name --subfolder epoch-3 -o packs/x`
+
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
     """
     from skillweave.base import open_base
@@ -48,6 +52,8 @@ def zip_(
 
     if sum(source is not None for source in (tuned, lora, delta)) != 1:
         raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
+    if lora is None and (revision or subfolder):
+        raise UserError("--revision and --subfolder belong to --lora: name an adapter, or leave them out")
     check_folder(out, is_skillpack, "skillpack")
     name = name or out.resolve().name
     try:
@@ -62,7 +68,7 @@ def zip_(
     if tuned is not None:
         change, method = Delta.between(base, tuned), "fine-tune"
     elif lora is not None:
-        change, method = Delta.from_lora(lora, opened), "lora"
+        change, method = Delta.from_lora(lora, opened, revision=revision, subfolder=subfolder), "lora"
     else:
         change, method = Delta.from_pretrained(delta), "delta"
     calibration, data = None, {}

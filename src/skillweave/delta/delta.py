@@ -15,18 +15,28 @@ from torch import nn
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
+from skillweave.delta.adapter_config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    check_adapter_files,
+    other_base,
+    read_adapter_config,
+    why_merged,
+)
+from skillweave.delta.adapter_source import adapter_folder
 from skillweave.delta.arithmetic import applied, finite
 from skillweave.delta.carry import FOLDER as CARRIED
 from skillweave.delta.carry import TOKENIZER_FILES, changed_files, check_carried, check_travels
 from skillweave.delta.compare import compare
-from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits, orientation
+from skillweave.delta.lora import Adapter
+from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
-from skillweave.files.folder import Folder, check_regular, named_shortly
+from skillweave.files.folder import Folder, named_shortly
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
-from skillweave.progress import bar
+from skillweave.progress import bar, say_once
 
 _WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
 
@@ -100,15 +110,46 @@ class Delta:
         )
 
     @classmethod
-    def from_lora(cls, folder: str | Path, base: str | Path | Base | nn.Module) -> Delta:
-        """A PEFT adapter folder as a delta on ``base``. Raises :class:`UserError` where it is no plain LoRA of it."""
-        folder = Path(folder)
+    def from_lora(
+        cls,
+        adapter: str | Path,
+        base: str | Path | Base | nn.Module,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+    ) -> Delta:
+        """A PEFT adapter as a delta on ``base``: a folder, or a hub id ``owner/name``, with its revision and subfolder.
+
+        Plain LoRA keeps its factors and is exact. Every other kind that PEFT can merge is merged, tensor by tensor, as
+        the tensors are read (:class:`skillweave.delta.peft_merge.Merged`), and a line on the screen says why. An
+        adapter that names another base is warned about; the warning stays in ``provenance``.
+        Raises :class:`UserError` where the adapter does not fit the base, or changes no weights.
+        """
+        folder = adapter_folder(adapter, revision=revision, subfolder=subfolder)
+        check_adapter_files(folder)
+        config = read_adapter_config(folder)
         ours, mark, ref = _as_base(base)
-        _check_adapter_files(folder)
-        adapter = Adapter(folder, orientation(ours))
-        check_fits(adapter, ours)
-        carried = changed_files(Path(ours.where), folder) if Path(ours.where).is_dir() else []
-        return cls._of_adapter(adapter, BaseRef(ref=ref, fingerprint=mark), {"adapter": str(folder)}, carried)
+        place = Path(ours.where) if Path(ours.where).is_dir() else None
+        provenance: dict[str, Any] = {"adapter": str(adapter), "peft_type": config["peft_type"]}
+        provenance |= {key: value for key, value in (("revision", revision), ("subfolder", subfolder)) if value}
+        if warning := other_base(config, ref, place) if place else None:
+            say_once(f"Warning: {warning}")
+            provenance["warning"] = warning
+        carried = changed_files(place, folder) if place else []
+        belongs = BaseRef(ref=ref, fingerprint=mark)
+        if (reason := why_merged(config)) is None:
+            return cls._of_adapter(Adapter.on(folder, ours), belongs, provenance, carried)
+        say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
+        merged = Merged(folder, config, ours)
+        return cls(
+            merged,
+            base_fingerprint=mark,
+            base_ref=ref,
+            whole=merged.whole,
+            specs=merged.specs,
+            provenance=provenance | {"merged": reason},
+            carried=carried,
+        )
 
     @classmethod
     def _of_adapter(
@@ -239,7 +280,8 @@ class Delta:
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
             if isinstance(self._tensors, Adapter):
-                hashes, where = self._copy_adapter(self._tensors, temporary)
+                hashes = self._tensors.save(temporary)
+                where = dict.fromkeys(self._tensors, WEIGHTS_FILE)
             else:
                 hashes, where = self._write_tensors(temporary)
             for file in self.carried:
@@ -269,13 +311,6 @@ class Delta:
                 hashes[file] = write_stream(folder / file, {name: self._specs[name] for name in names}, read)
         return hashes, {name: file for file, names in files.items() for name in names}
 
-    def _copy_adapter(self, adapter: Adapter, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-        hashes = {}
-        for file in (CONFIG_FILE, WEIGHTS_FILE):
-            shutil.copyfile(adapter.folder / file, folder / file)
-            hashes[file] = sha256_file(folder / file)
-        return hashes, dict.fromkeys(adapter, WEIGHTS_FILE)
-
     def _entry(self, name: str, file: str) -> TensorEntry:
         shape, dtype = self._specs[name]
         adapter = self._tensors if isinstance(self._tensors, Adapter) else None
@@ -301,7 +336,7 @@ class Delta:
         for path in carried:
             check_carried(path, AGAIN)
         if card.kind == "lora":
-            adapter = Adapter(folder, lambda name: name in card.entries and card.entries[name].transposed)
+            adapter = Adapter.saved(folder, card.entries)
             _check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
             return cls._of_adapter(adapter, card.base, card.provenance, carried)
         stored = _Stored(folder, {name: entry.file for name, entry in card.entries.items()})
@@ -386,16 +421,6 @@ def _check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], fol
                 f"{folder / file_name} holds the tensor {named_shortly(extra)} that no entry of {DELTA_FILE} puts "
                 f"there. {AGAIN}"
             )
-
-
-def _check_adapter_files(folder: Path) -> None:
-    for file in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / file).is_file():
-            raise UserError(
-                f"{folder} has no {file}: a PEFT adapter is {CONFIG_FILE} + {WEIGHTS_FILE} "
-                f"(save_pretrained with safe_serialization; pickle is not read)"
-            )
-        check_regular(folder / file, folder)
 
 
 def _as_base(side: str | Path | Base | nn.Module) -> tuple[Checkpoint, str, str]:

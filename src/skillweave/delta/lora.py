@@ -1,12 +1,14 @@
 """A PEFT LoRA adapter as a delta: what W + s B A changes, tensor by tensor.
 
 LoRA (Hu et al., arXiv:2106.09685): s = alpha / r; with rank stabilisation (Kalajdzievski, arXiv:2312.03732)
-s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read; the others are refused by name.
+s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read here;
+:mod:`skillweave.delta.peft_merge` reads the others.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,38 +17,21 @@ from typing import Any
 import torch
 
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
-from skillweave.delta.adapter_numbers import check_adapter_numbers, check_finite, check_rank
-from skillweave.delta.stream import Spec, spec_bytes
+from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
+from skillweave.delta.adapter_names import PREFIX, Names, value_for
+from skillweave.delta.adapter_numbers import check_finite, check_rank
+from skillweave.delta.adapter_whole import settle_whole
+from skillweave.delta.schema import TensorEntry
+from skillweave.delta.stream import Spec, spec_bytes, write_stream
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
+from skillweave.files.hashes import sha256_file
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
 _FACTORS = {
     ".lora_A.weight": "A",
     ".lora_B.weight": "B",
     ".lora_embedding_A": "A",
     ".lora_embedding_B": "B",
 }
-# Options of LoraConfig under which B A is not the change of W, or not a change of one matrix.
-_REFUSED = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "lora_bias",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "velora_config",
-    "monteclora_config",
-)
-# The other initialisations (pissa, olora, corda, loftq, ...) write into the base weights before training starts.
-_PLAIN_INITS = (True, False, "gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
@@ -64,21 +49,40 @@ class Adapter(Mapping[str, torch.Tensor]):
 
     ``whole`` names the tensors that the adapter holds in full (``modules_to_save``, biases, embeddings that PEFT saved
     beside their factors): they map to the tuned tensor itself. ``transposed(name)`` tells whether W is stored
-    (in, out) like GPT-2's; take it from the base with :func:`orientation`. Raises :class:`UserError` for an adapter
-    that is no plain LoRA.
+    (in, out) like GPT-2's; :func:`orientation` takes it from the base. Raises :class:`UserError` for an adapter that
+    is no plain LoRA.
     """
 
-    def __init__(self, folder: Path, transposed: Callable[[str], bool]) -> None:
+    def __init__(self, folder: Path, names: Names, transposed: Callable[[str], bool]) -> None:
         self.folder = folder
-        self.config = _read_config(folder)
+        self.config = read_adapter_config(folder)
         self.file = folder / WEIGHTS_FILE
+        if reason := why_merged(self.config):
+            raise UserError(f"{folder / CONFIG_FILE}: {reason}: this is more than plain LoRA")
         self.headers = read_headers(self.file)
-        factors, self._whole_names = _sort_names(self.headers, self.file)
+        factors, self._whole_names = _sort_names(self.headers, names, self.file)
         self._pairs = {
-            name: _pair(name, parts, self.config, self.headers, transposed(name), self.file)
+            name: _pair(name, parts, self.config, self.headers, transposed(name), folder)
             for name, parts in factors.items()
         }
-        self.whole = frozenset(self._whole_names)
+
+    @classmethod
+    def on(cls, folder: Path, base: Checkpoint) -> Adapter:
+        """The adapter in ``folder`` as a change of ``base``: names, ties and shapes are settled and checked."""
+        adapter = cls(folder, Names.of(base), orientation(base))
+        adapter._settle_ties(base)
+        _check_fits(adapter, base)
+        return adapter
+
+    @classmethod
+    def saved(cls, folder: Path, entries: Mapping[str, TensorEntry]) -> Adapter:
+        """The adapter in a saved delta, whose card has these entries."""
+        return cls(folder, Names(entries), lambda name: name in entries and entries[name].transposed)
+
+    @property
+    def whole(self) -> frozenset[str]:
+        """Names of the tensors that map to the tuned tensor itself."""
+        return frozenset(self._whole_names)
 
     @property
     def transposed(self) -> dict[str, bool]:
@@ -88,7 +92,7 @@ class Adapter(Mapping[str, torch.Tensor]):
     @property
     def nbytes(self) -> int:
         """Bytes of the adapter's tensors at their stored dtypes."""
-        return sum(spec_bytes(spec) for spec in self.headers.values())
+        return sum(spec_bytes(self.headers[raw]) for raw in self._kept())
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -103,13 +107,11 @@ class Adapter(Mapping[str, torch.Tensor]):
         return (shape[::-1] if pair.transposed else shape), torch.float32
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with open_safetensors(self.file) as handle:
-            if name not in self._pairs:
-                return check_finite(handle.get_tensor(self._whole_names[name]), name, self.file)
-            stored = handle.get_tensor(self._whole_names[name]) if name in self.whole else None
-            pair = self._pairs[name]
-            change = handle.get_tensor(pair.b).float() @ handle.get_tensor(pair.a).float() * pair.scale
-        change = change.T.contiguous() if pair.transposed else change
+        stored = self._read(self._whole_names[name]) if name in self._whole_names else None
+        if name not in self._pairs:
+            assert stored is not None
+            return check_finite(stored, name, self.file)
+        change = self._change(self._pairs[name])
         return check_finite(change if stored is None else stored.float() + change, name, self.file)
 
     def __iter__(self) -> Iterator[str]:
@@ -117,6 +119,67 @@ class Adapter(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._pairs.keys() | self._whole_names.keys())
+
+    def save(self, folder: Path) -> dict[str, str]:
+        """Write the two files into ``folder``, as they are, and return their hashes.
+
+        Where tensors were ignored (embeddings equal to the base's) or go by another name than the base's, the weights
+        are written anew without the former and with the latter's names.
+        """
+        shutil.copyfile(self.folder / CONFIG_FILE, folder / CONFIG_FILE)
+        kept = self._kept()
+        if all(raw == name for raw, name in kept.items()) and len(kept) == len(self.headers):
+            shutil.copyfile(self.file, folder / WEIGHTS_FILE)
+        else:
+            raws = {name: raw for raw, name in kept.items()}
+            specs = {name: self.headers[raw] for name, raw in raws.items()}
+            write_stream(folder / WEIGHTS_FILE, specs, lambda name: self._read(raws[name]))
+        return {file: sha256_file(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
+
+    def _kept(self) -> dict[str, str]:
+        """Name in this file -> the name that PEFT gives it, of every tensor that is a part of the change."""
+        kept = {}
+        for name, pair in self._pairs.items():
+            module = name.removesuffix(".weight")
+            for raw in (pair.a, pair.b):
+                ending = next(ending for ending in _FACTORS if raw.endswith(ending))
+                kept[raw] = f"{PREFIX}{module}{ending}"
+        for name, raw in self._whole_names.items():
+            infix = next((part for part in ("base_layer", "modules_to_save") if f".{part}." in raw), None)
+            module, _, leaf = name.rpartition(".")
+            kept[raw] = f"{PREFIX}{module}.{infix}.{leaf}" if infix else f"{PREFIX}{name}"
+        return kept
+
+    def _read(self, raw: str) -> torch.Tensor:
+        with open_safetensors(self.file) as handle:
+            return handle.get_tensor(raw)
+
+    def _change(self, pair: _Pair) -> torch.Tensor:
+        change = self._read(pair.b).float() @ self._read(pair.a).float() * pair.scale
+        return change.T.contiguous() if pair.transposed else change
+
+    def _settle_ties(self, base: Checkpoint) -> None:
+        """One change for both ends of a tie, and none for whole tensors that equal the base's."""
+        for far, near in base.tied.items():
+            changed = [end for end in (near, far) if end in self._pairs]
+            if len(changed) == 2:
+                ours, theirs = self._change(self._pairs[near]), self._change(self._pairs[far])
+                if ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+                    del self._pairs[far]
+                    self._whole_names.pop(far, None)
+                    continue
+            if changed:
+                raise one_end(self.file, changed[0], {far: near, near: far}[changed[0]], base)
+        self._whole_names = settle_whole(self._whole_names, self._read, self.config, base, self.file)
+
+
+def one_end(file: Path, changed: str, other: str, base: Checkpoint) -> UserError:
+    """The error for an adapter that changes one end of a tie."""
+    return UserError(
+        f"{file} changes '{changed}', which {base.where} ties to '{other}': the adapter changes one of the two (or "
+        f"both unlike), a delta would change both alike. Untie the base (open it, give '{other}' a copy, set "
+        f"tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
+    )
 
 
 def orientation(base: Checkpoint) -> Callable[[str], bool]:
@@ -131,18 +194,16 @@ def orientation(base: Checkpoint) -> Callable[[str], bool]:
     return lambda name: isinstance(modules.get(name.removesuffix(".weight")), Conv1D | torch.nn.Embedding)
 
 
-def check_fits(adapter: Adapter, base: Checkpoint) -> None:
-    """Raise :class:`UserError` for a tensor of the adapter that ``base`` lacks, ties, or has in another shape."""
+def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
+    """Raise :class:`UserError` for a tensor of the adapter that ``base`` lacks or has in another shape."""
     vocabulary = base.vocabulary_names()
-    ends = {**base.tied, **{source: target for target, source in base.tied.items()}}
     for name, (shape, _) in adapter.specs.items():
-        if name in ends:
-            raise UserError(
-                f"{adapter.file} changes '{name}', which {base.where} ties to '{ends[name]}': the adapter changes one "
-                f"of the two, a delta would change both. Leave the embeddings out of target_modules."
-            )
         if name not in base:
-            raise UserError(f"{adapter.file} changes '{name}', which {base.where} does not have: name the right base")
+            task = adapter.config.get("task_type")
+            more = f" (it was trained for {task})" if task not in (None, "CAUSAL_LM") else ""
+            raise UserError(
+                f"{adapter.file} changes '{name}', which {base.where} does not have{more}: name the right base"
+            )
         expected = base.shape(name)
         added = name in adapter.whole and name in vocabulary and shape[1:] == expected[1:]
         if shape != expected and not added:
@@ -152,46 +213,29 @@ def check_fits(adapter: Adapter, base: Checkpoint) -> None:
             )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected an object with keys, found {type(config).__name__}. Save the adapter again.")
-    check_adapter_numbers(config, path)
-    if config.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type is {config.get('peft_type')}; only LORA adapters are read as deltas")
-    for key in _REFUSED:
-        if config.get(key):
-            raise UserError(
-                f"{path}: '{key}' is set. Such an adapter is more than W + s B A: merge it into its base "
-                f"(merge_and_unload, save_pretrained) and take Delta.between of the two."
-            )
-    if config.get("init_lora_weights", True) not in _PLAIN_INITS:
-        raise UserError(
-            f"{path}: init_lora_weights={config['init_lora_weights']!r} changed the base before training. Save the "
-            f"adapter as plain LoRA (path_initial_model_for_weight_conversion in PEFT's save_pretrained)."
-        )
-    return config
-
-
-def _sort_names(names: Iterable[str], file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """(base tensor -> {"A": name in file, "B": name in file}, base tensor -> name in file of a whole tensor)."""
     factors: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
-    for raw in names:
-        if not raw.startswith(_PREFIX):
-            raise UserError(f"{file}: the tensor '{raw}' does not begin with '{_PREFIX}': save it again with PEFT")
-        name = raw.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    for raw in raws:
+        name = plain_name(raw)
         ending = next((ending for ending in _FACTORS if name.endswith(ending)), None)
         if ending is not None:
-            parts = factors.setdefault(f"{name.removesuffix(ending)}.weight", {})
-            if (other := parts.setdefault(_FACTORS[ending], raw)) != raw:
-                raise UserError(f"{file}: '{other}' and '{raw}' are one factor, given twice: save it again with PEFT")
-        elif any(part.startswith("lora_") for part in name.split(".")):
+            target = f"{names.module(name.removesuffix(ending))}.weight"
+            place, part = factors.setdefault(target, {}), _FACTORS[ending]
+        elif any(piece.startswith("lora_") for piece in name.split(".")):
             raise UserError(f"{file}: the tensor '{raw}' is no part of a plain LoRA adapter")
-        elif (other := whole.setdefault(name, raw)) != raw:
-            raise UserError(f"{file}: '{other}' and '{raw}' are one tensor, given twice: save it again with PEFT")
+        else:
+            place, part = whole, names.tensor(name)
+        if part in place:
+            raise UserError(f"{file}: '{place[part]}' and '{raw}' are two names of one tensor: save it again with PEFT")
+        place[part] = raw
     return factors, whole
+
+
+def plain_name(raw: str) -> str:
+    """A name in an adapter file without what PEFT puts before and between: its prefix, its wrappers."""
+    return raw.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _pair(
@@ -200,10 +244,9 @@ def _pair(
     config: Mapping[str, Any],
     headers: Mapping[str, Spec],
     transposed: bool,
-    file: Path,
+    folder: Path,
 ) -> _Pair:
-    from peft.utils.other import get_pattern_key
-
+    file = folder / WEIGHTS_FILE
     if set(parts) != {"A", "B"}:
         raise UserError(f"{file}: '{name}' has only one of the factors A and B: the adapter is incomplete")
     a, b = headers[parts["A"]][0], headers[parts["B"]][0]
@@ -211,8 +254,8 @@ def _pair(
         raise UserError(f"{file}: the factors of '{name}' are {a} and {b}, expected (r, in) and (out, r)")
     rank = a[0]
     check_rank(rank, name, config, file)
-    patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    key = get_pattern_key(list(patterns), name.removesuffix(".weight"))
-    alpha = float(patterns.get(key, config.get("lora_alpha") or 8))
+    default = config.get("lora_alpha", 8)
+    where = f"{folder / CONFIG_FILE}: alpha_pattern"
+    alpha = value_for(name.removesuffix(".weight"), config.get("alpha_pattern"), default, where)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return _Pair(parts["A"], parts["B"], scale, transposed)

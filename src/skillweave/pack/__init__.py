@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from skillweave.pack.skillpack import Skillpack
     from skillweave.pack.stored import is_skillpack, read_stored
+    from skillweave.pack.to_lora import Exported, export_lora
 
 __getattr__ = lazily(
     __name__,
@@ -31,6 +32,7 @@ __getattr__ = lazily(
         "WholeEntry check_name",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
+        "to_lora": "Exported export_lora",
     },
 )
 
@@ -39,6 +41,7 @@ __all__ = [
     "Codec",
     "DifferenceEntry",
     "Entry",
+    "Exported",
     "FactorsEntry",
     "LowRank",
     "LowRankEntry",
@@ -47,6 +50,7 @@ __all__ = [
     "Skillpack",
     "WholeEntry",
     "check_name",
+    "export_lora",
     "is_skillpack",
     "lowrank_parts",
     "pack_int4",

@@ -33,11 +33,14 @@ class LowRank:
 
     def dense(self) -> torch.Tensor:
         """diag(A_scale) A diag(B_scale) B diag(1 / smooth) in float32 (out, in)."""
+        left, right = self.factors()
+        return left @ right
+
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(diag(A_scale) A, diag(B_scale) B diag(1 / smooth)) in float32: (out, rank) and (rank, in)."""
         left = self.A.float() * self.A_scale.float()[:, None]
         right = self.B.float() * self.B_scale.float()[:, None]
-        if self.smooth is not None:
-            right = right / self.smooth.float()
-        return left @ right
+        return left, right if self.smooth is None else right / self.smooth.float()
 
 
 def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRankEntry) -> LowRank:

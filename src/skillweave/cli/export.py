@@ -1,0 +1,87 @@
+"""``skillweave export``: packs in the forms of other tools."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from skillweave.cli.app import app
+from skillweave.cli.places import check_new_folder
+
+export = typer.Typer(name="export", help="Write a pack in the form of another tool.", no_args_is_help=True)
+app.add_typer(export)
+
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@export.command("lora")
+def lora(
+    pack: Path = typer.Argument(..., help="A skillpack folder."),
+    out: Path = typer.Argument(..., help="The adapter folder to write."),
+    base: str = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the pack names."),
+    dtype: str = typer.Option("float32", "--dtype", help="Type of the factors: float32 (exact), bfloat16, float16."),
+    lora_only: bool = typer.Option(
+        False, "--lora-only", help="Leave out norms, biases and embeddings: vLLM loads factors alone."
+    ),
+    keep_ranks: bool = typer.Option(
+        False, "--keep-ranks", help="Give each layer its own rank: smaller, but vLLM reads one rank for all."
+    ),
+    allow_left_out: bool = typer.Option(
+        False, "--allow-left-out", help="Write the adapter even if more than 5% of the change is left out."
+    ),
+) -> None:
+    """Write a pack as a PEFT LoRA adapter, which PEFT, vLLM and LoRAX load.
+
+    The factors of the pack become the factors of the adapter, at scale 1. What LoRA cannot hold is stored as PEFT
+    stores it; what no adapter can hold is named, with its share of the change.
+
+    **Examples**
+
+    `skillweave export lora packs/mine adapters/mine`
+
+    `skillweave export lora packs/mine adapters/mine --lora-only --dtype bfloat16`
+    """
+    from skillweave.base.open import as_dtype
+    from skillweave.cli.contents import out as terminal
+    from skillweave.errors import UserError
+    from skillweave.pack import Skillpack, export_lora
+
+    check_new_folder(out)
+    if (wanted := as_dtype(dtype)) is None:
+        raise UserError("--dtype auto has no meaning here: name float32, bfloat16 or float16")
+    done = export_lora(
+        Skillpack.from_pretrained(pack),
+        out,
+        base=base,
+        dtype=wanted,
+        lora_only=lora_only,
+        keep_ranks=keep_ranks,
+        allow_left_out=allow_left_out,
+    )
+    lines = [f"Wrote {out}: LoRA of rank {done.rank} on {done.modules} layers."]
+    if done.rounding:
+        lines.append(f"In {dtype} the change is {done.rounding:.1e} off the pack's, relative to its norm.")
+    if done.saved:
+        lines.append(
+            f"Beside the factors: {_listed(done.saved)}. PEFT loads them, vLLM does not: for vLLM, say --lora-only."
+        )
+    elif not keep_ranks:
+        least = next((rank for rank in _VLLM_RANKS if rank >= done.rank), None)
+        lines.append(f"vLLM needs --max-lora-rank {least}." if least else "The rank is more than vLLM allows (512).")
+    if keep_ranks:
+        lines.append("Ranks differ from layer to layer: PEFT loads them, vLLM does not.")
+    if done.rows is not None:
+        lines.append(
+            f"The pack changes the number of token rows: call model.resize_token_embeddings({done.rows}) on the base "
+            f"before PeftModel.from_pretrained."
+        )
+    if done.left_out:
+        share = sum(done.left_out.values())
+        lines.append(f"Left out: {_listed(sorted(done.left_out))}, {share:.2%} of the change (of its squared norm).")
+    for line in lines:
+        terminal.print(line, soft_wrap=True)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,99 @@
+"""Where an adapter lies: a folder, a folder in a folder, or a repository of the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
+from skillweave.delta.carry import TOKENIZER_FILES
+from skillweave.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FORMS = "a folder with adapter_config.json, or a hub id (owner/name)"
+
+
+def adapter_folder(ref: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder of an adapter; from the hub, only the adapter's own files and its tokenizer are downloaded.
+
+    ``ref`` is a folder or ``owner/name``; ``revision`` is a branch, tag or commit of the hub; ``subfolder`` lies below
+    either. Raises :class:`UserError`.
+    """
+    inner = _inner(subfolder)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        if revision is not None:
+            raise UserError(f"--revision {revision}: {path} is a folder, and revisions are the hub's: leave it out")
+        folder = path / inner
+        if not folder.is_dir():
+            raise UserError(f"--subfolder {subfolder}: {path} has no such folder")
+        if not folder.resolve().is_relative_to(path.resolve()):
+            raise UserError(f"--subfolder {subfolder} leads out of {path}: name a folder in it")
+        return folder
+    if path.is_file():
+        raise UserError(f"{path} is a file: name {_FORMS}")
+    if not _HUB_ID.fullmatch(str(ref)):
+        raise UserError(f"no adapter is found at '{ref}': name {_FORMS}")
+    return _from_hub(str(ref), revision, inner) / inner
+
+
+def _inner(subfolder: str | None) -> PurePosixPath:
+    """A subfolder as a path that stays below."""
+    if subfolder is None:
+        return PurePosixPath()
+    inner = PurePosixPath(subfolder)
+    if inner.is_absolute() or ".." in inner.parts or "\\" in subfolder or "\0" in subfolder or not inner.parts:
+        raise UserError(f"--subfolder {subfolder!r}: name a folder inside the adapter's, as 'epoch-3'")
+    return inner
+
+
+def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    files = (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, "additional_chat_templates/*.jinja")
+    wanted = [str(inner / file) for file in files]
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except GatedRepoError as error:
+        raise UserError(
+            f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"the hub has no repository '{name}', and there is no such folder here: name {_FORMS}"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit"
+        ) from error
+    except HFValidationError as error:
+        raise UserError(f"'{name}' is no folder here and no name that the hub allows: name {_FORMS}") from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
+            f"Without a network, name a folder, or an adapter that was downloaded before."
+        ) from error
+    if not (folder / inner / CONFIG_FILE).is_file():
+        raise UserError(f"the hub's '{name}' has no {inner / CONFIG_FILE}{_others(name, revision)}")
+    return folder
+
+
+def _others(name: str, revision: str | None) -> str:
+    """Where else in a repository adapters lie, for a message; nothing if the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().list_repo_files(name, revision=revision)
+    except Exception:  # a hint only, and the HTTP library's errors have no common base that we know
+        return ": name a repository that holds a PEFT adapter"
+    found = sorted(str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG_FILE)
+    if not found:
+        return ": name a repository that holds a PEFT adapter"
+    return f"; it has adapters in {', '.join(found[:8])}: name one with --subfolder"

@@ -1,0 +1,64 @@
+"""Tensors that an adapter holds in full: which of them change the base, and what they mean where the base ties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from skillweave.base.checkpoint import Checkpoint
+from skillweave.delta.arithmetic import changed
+from skillweave.errors import UserError
+
+
+def settle_whole(
+    whole: Mapping[str, str],
+    read: Callable[[str], torch.Tensor],
+    config: Mapping[str, Any],
+    base: Checkpoint,
+    file: Path,
+) -> dict[str, str]:
+    """Base tensor -> name in the file, of the whole tensors that differ from the base's.
+
+    PEFT saves embeddings beside the factors whenever it believes that they were resized, so equal ones are common.
+    PEFT loads a saved embedding into the parameter that both ends of a tie share, so either name stands for the
+    pair; one in ``modules_to_save`` is a copy for one end only, which no delta of a tied base can hold.
+    """
+    settled = dict(whole)
+    for far, near in base.tied.items():
+        ends = [end for end in (near, far) if end in settled]
+        if len(ends) == 2 and not _equal(read(settled[near]), read(settled[far])):
+            raise UserError(
+                f"{file} holds '{near}' and '{far}' with unlike values, and {base.where} ties the two: untie the base "
+                f"(give '{far}' a copy, set tie_word_embeddings=false, save it) and use that as the base"
+            )
+        if len(ends) == 1 and _copied_for_one(ends[0], config) and not _unchanged(read(settled[ends[0]]), base, near):
+            other = far if ends[0] == near else near
+            raise UserError(
+                f"{file} changes '{ends[0]}', which {base.where} ties to '{other}': modules_to_save made a copy for "
+                f"one of the two, a delta would change both. Untie the base (give '{other}' a copy, set "
+                f"tie_word_embeddings=false, save it) and use that as the base."
+            )
+        if far in settled:
+            raw = settled.pop(far)
+            settled.setdefault(near, raw)
+    return {name: raw for name, raw in settled.items() if name not in base or not _unchanged(read(raw), base, name)}
+
+
+def _copied_for_one(name: str, config: Mapping[str, Any]) -> bool:
+    module = name.rpartition(".")[0]
+    listed = config.get("modules_to_save") or []
+    return not config.get("ensure_weight_tying") and any(
+        module == wanted or module.endswith(f".{wanted}") for wanted in listed
+    )
+
+
+def _unchanged(stored: torch.Tensor, base: Checkpoint, name: str) -> bool:
+    """Whether a saved tensor is the base's own, rounded to the dtype that it was saved in."""
+    return base.shape(name) == tuple(stored.shape) and _equal(stored, base.tensor(name).cpu().to(stored.dtype))
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and not changed(one, other)
