@@ -164,7 +164,7 @@ class _Readers(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not isinstance(result, torch.Tensor | tuple | list):
+        if isinstance(result, torch.Size) or not isinstance(result, torch.Tensor | tuple | list):
             return result  # what only asks for a shape, a dtype or a device uses no number
         for value in (*args, *kwargs.values()):
             for item in value if isinstance(value, list | tuple) else (value,):
