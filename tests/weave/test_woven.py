@@ -248,7 +248,3 @@ def test_packs_that_cannot_be_woven_are_refused_with_the_tensor_and_the_way_out(
     grown.card.entries[EMBEDDING] = DifferenceEntry(shape=(150, 64))
     with pytest.raises(UserError, match=r"embed_tokens.*\(150, 64\).*unzip"):
         laid.prepare("p", grown)
-    factored = random_pack(plain, "x", only=())
-    factored.card.entries[EMBEDDING] = LowRankEntry(shape=(len(VOCABULARY), 64), rank=2, bits=8, group="e")
-    with pytest.raises(UserError, match=r"embed_tokens.* holds it in a Embedding, not a linear"):
-        laid.prepare("p", factored)

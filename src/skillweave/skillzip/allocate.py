@@ -32,6 +32,9 @@ class Matrix:
         return 0 if rank == 0 else self.fixed_bytes + round(self.rank_bytes * rank)
 
 
+MOST_LEFT_OUT = 0.05
+"""The share of a delta's squared norm that may be left out of a pack without being asked for."""
+
 HELD = 0.96
 """The share of the energy that lies in matrices with a rank at all, where the budget can hold that."""
 
@@ -47,13 +50,18 @@ def allocate_all(matrices: Sequence[Matrix], energies: Sequence[float], budget: 
     missing = sum(energy for energy, rank in zip(energies, ranks, strict=True) if not rank)
     if missing <= (1 - HELD) * total:
         return ranks
-    held, first = 0.0, []
-    for index in sorted(range(len(matrices)), key=lambda index: -energies[index]):
+    return allocate(matrices, budget, main_ones(energies))
+
+
+def main_ones(energies: Sequence[float]) -> list[int]:
+    """The fewest matrices that have :data:`HELD` of the energy, largest first."""
+    held, first, total = 0.0, [], sum(energies)
+    for index in sorted(range(len(energies)), key=lambda index: -energies[index]):
         if held >= HELD * total:
             break
         first.append(index)
         held += energies[index]
-    return allocate(matrices, budget, first)
+    return first
 
 
 def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ()) -> list[int]:

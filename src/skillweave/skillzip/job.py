@@ -95,10 +95,11 @@ class Job:
         largest = sorted(sizes, key=lambda name: -sizes[name])
         named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
         held = f", {sum(sizes.values())} of them for {named}" if sizes else ""
-        smaller = " (other=drop leaves out those that may be)" if self.config.other == "keep" and sizes else ""
+        whole = "" if self.config.allow_left_out else " to hold most of the change"
+        smaller = "" if self.config.allow_left_out else "; --allow-left-out (allow_left_out: true) makes do with less"
         return UserError(
             f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
-            f"needs is {need} bytes{held}{smaller}. Raise ratio or budget."
+            f"needs is {need} bytes{whole}{held}. Raise ratio or budget{smaller}."
         )
 
 

@@ -11,10 +11,9 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, StackedEntry, WholeEntry
 from skillweave.progress import bar
+from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.plan import added
 
-MOST_LEFT_OUT = 0.05
-"""The share of ||delta||^2 that may be left out without being asked for."""
 _NAMED = 5
 
 

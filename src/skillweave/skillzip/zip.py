@@ -23,11 +23,12 @@ from skillweave.pack import (
     check_name,
 )
 from skillweave.progress import console, share_of
+from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.job import Job, Written, measures, shown_share
-from skillweave.skillzip.losses import MOST_LEFT_OUT, change, measure, too_much_left_out
+from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
 
 

@@ -12,7 +12,7 @@ import torch
 from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
 from skillweave.progress import bar
-from skillweave.skillzip.allocate import Matrix, allocate_all
+from skillweave.skillzip.allocate import MOST_LEFT_OUT, Matrix, allocate_all, main_ones
 from skillweave.skillzip.job import Job, Written
 from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, root, shrink
 from skillweave.skillzip.rotation import rotation
@@ -149,10 +149,15 @@ def _fit(job: Job, decomposed: dict[str, Decomposed], smoothed: set[str]) -> dic
         misses += free < 0
         rounds += bool(best)
         room += free * misses if free < 0 else free
-    if best:
+    kept = sum(energy for name, energy in zip(job.shapes, energies, strict=True) if name in best)
+    if best and (job.config.allow_left_out or kept >= (1 - MOST_LEFT_OUT) * sum(energies)):
         return best
-    smallest = min(job.shapes, key=lambda name: sum(job.shapes[name]))
-    raise job.refuse({smallest: entry(smallest, matrices[list(job.shapes).index(smallest)].step)})
+    keys = list(job.shapes)
+    if job.config.allow_left_out:
+        smallest = min(range(len(keys)), key=lambda at: sum(job.shapes[keys[at]]))
+        raise job.refuse({keys[smallest]: entry(keys[smallest], matrices[smallest].step)})
+    # Ranks of the least size for what must not be left out.
+    raise job.refuse({keys[at]: entry(keys[at], matrices[at].step) for at in main_ones(energies)})
 
 
 def _write_group(
