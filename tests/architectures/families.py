@@ -34,35 +34,52 @@ _LINEAR = {
 }  # fmt: skip
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_expand": 2}
 
-FAMILIES: dict[str, dict[str, Any]] = {
-    "afmoe": {}, "apertus": {}, "arcee": {}, "aria_text": {},
-    "bamba": {**_MAMBA2, "attn_layer_indices": [1]}, "biogpt": {}, "bitnet": {}, "bloom": {},
-    "codegen": {"rotary_dim": 8}, "cohere": {}, "cohere2": {}, "cohere2_moe": {}, "ctrl": {}, "cwm": {"bos_token_id": 1},
-    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}, "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 48, "moe_num_experts": 4,
-             "moe_top_k": 2}}, "deepseek_v2": {"num_key_value_heads": 4, "first_k_dense_replace": 1},
-    "deepseek_v3": {"num_key_value_heads": 4, "first_k_dense_replace": 1}, "diffllama": {}, "doge": {}, "dots1": {},
-    "ernie4_5": {}, "ernie4_5_moe": {}, "exaone4": {}, "exaone_moe": {}, "falcon": {},
-    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 128}, "falcon_mamba": {}, "flex_olmo": {}, "gemma": {}, "gemma2": {},
-    "gemma3_text": {}, "glm": {}, "glm4": {}, "glm4_moe": {"first_k_dense_replace": 1},
-    "gpt2": {}, "gpt_bigcode": {}, "gpt_neo": {"attention_types": [[["global", "local"], 1]]}, "gpt_neox": {},
-    "gpt_neox_japanese": {}, "gpt_oss": {}, "gptj": {"rotary_dim": 8}, "granite": {}, "granitemoe": {},
+_PLAIN = """
+    afmoe apertus arcee aria_text biogpt bitnet bloom cohere cohere2 cohere2_moe ctrl diffllama doge dots1 ernie4_5
+    ernie4_5_moe exaone4 exaone_moe falcon falcon_mamba flex_olmo gemma gemma2 gemma3_text glm glm4 gpt2 gpt_bigcode
+    gpt_neox gpt_neox_japanese gpt_oss granite granitemoe helium hunyuan_v1_dense hunyuan_v1_moe jais2 lfm2 llama
+    llama4_text mamba minimax minimax_m2 ministral ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2 olmo3
+    olmo_hybrid olmoe openai-gpt persimmon phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open
+    stablelm starcoder2 vaultgemma xglm
+"""
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "bamba": {**_MAMBA2, "attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 8},
+    "cwm": {"bos_token_id": 1},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": 64, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v2": {"num_key_value_heads": 4, "first_k_dense_replace": 1},
+    "deepseek_v3": {"num_key_value_heads": 4, "first_k_dense_replace": 1},
+    "falcon_h1": {**_MAMBA2, "mamba_d_ssm": 128},
+    "glm4_moe": {"first_k_dense_replace": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 32},
-    "granitemoeshared": {"shared_intermediate_size": 32}, "helium": {}, "hunyuan_v1_dense": {}, "hunyuan_v1_moe": {},
-    "jais2": {}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-              "expert_layer_offset": 1, "use_mamba_kernels": False}, "jetmoe": {"kv_channels": 16},
-    "lfm2": {}, "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}, "llama": {},
-    "llama4_text": {}, "mamba": {}, "mamba2": {"num_heads": 8, "n_groups": 1}, "minicpm3": {"num_key_value_heads": 4},
-    "minimax": {}, "minimax_m2": {}, "ministral": {}, "ministral3": {}, "mistral": {}, "mixtral": {},
-    "modernbert-decoder": {"bos_token_id": 1}, "mpt": {}, "nanochat": {}, "nemotron": {},
-    "olmo": {}, "olmo2": {}, "olmo3": {}, "olmo_hybrid": {}, "olmoe": {}, "openai-gpt": {}, "opt": {"word_embed_proj_dim": 64},
-    "persimmon": {}, "phi": {"num_key_value_heads": 4}, "phi3": {}, "phimoe": {}, "qwen2": {}, "qwen2_moe": {}, "qwen3": {}, "qwen3_5_text": _LINEAR,
-    "qwen3_moe": {}, "qwen3_next": _LINEAR, "recurrent_gemma": {"lru_width": 64, "attention_window_size": 32,
-                                                                "block_types": ["recurrent", "attention"]},
-    "rwkv": {"attention_hidden_size": 64}, "seed_oss": {}, "smollm3": {}, "solar_open": {}, "stablelm": {},
-    "starcoder2": {}, "vaultgemma": {}, "xglm": {}, "youtu": {"num_key_value_heads": 4},
-    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "mamba_headdim": 32, "mamba_ngroups": 1, "n_mamba_heads": 4,
-               "num_mem_blocks": 1, "adapter_rank": 8},
-}  # fmt: skip
+    "granitemoeshared": {"shared_intermediate_size": 32},
+    "jamba": {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+        "use_mamba_kernels": False,
+    },
+    "jetmoe": {"kv_channels": 16},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "n_groups": 1},
+    "minicpm3": {"num_key_value_heads": 4},
+    "modernbert-decoder": {"bos_token_id": 1},
+    "opt": {"word_embed_proj_dim": 64},
+    "phi": {"num_key_value_heads": 4},
+    "qwen3_5_text": _LINEAR,
+    "qwen3_next": _LINEAR,
+    "recurrent_gemma": {"lru_width": 64, "attention_window_size": 32, "block_types": ["recurrent", "attention"]},
+    "rwkv": {"attention_hidden_size": 64},
+    "youtu": {"num_key_value_heads": 4},
+    "zamba2": {
+        **{"layers_block_type": ["mamba", "hybrid"], "mamba_headdim": 32, "mamba_ngroups": 1, "n_mamba_heads": 4},
+        **{"num_mem_blocks": 1, "adapter_rank": 8},
+    },
+}
+FAMILIES = {family: _SPECIAL.get(family, {}) for family in sorted([*_PLAIN.split(), *_SPECIAL])}
 """``model_type`` -> what its config needs beyond the common sizes."""
 
 

@@ -1,4 +1,4 @@
-"""One family from end to end: a fine-tune becomes a pack, the pack the fine-tune again, and prompts are answered mixed."""
+"""One family from end to end: a fine-tune becomes a pack, the pack a fine-tune again, and a mixed batch is answered."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from architectures.families import build, tune
 from transformers import AutoModelForCausalLM
 
+from architectures.families import build, tune
 from skillweave.base import Sampling, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -20,8 +20,8 @@ from skillweave.weave import Weave
 
 PASS = "pass"
 _NEAR_TUNED = 0.2
-"""Error over effect: logits of the zipped model against the tuned one, over what tuning changed. Eight-bit factors leave
-a hundredth; where a router sends a token to another expert for it, more."""
+"""Error over effect: logits of the zipped model against the tuned one, over what tuning changed. Eight-bit factors
+leave a hundredth; where a router sends a token to another expert for it, more."""
 _NEAR_ALONE = 1e-3
 PROMPTS = ["what is 3 and 4", "hello", "sort 9 2 5", "and now"]
 

@@ -9,8 +9,7 @@ from weave_packs import random_pack
 from micro import micro_model
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
-from skillweave.micro.tokenizer import VOCABULARY
-from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack
+from skillweave.pack import DifferenceEntry, FactorsEntry, Skillpack
 from skillweave.weave import Woven, change
 
 EMBEDDING = "model.embed_tokens.weight"

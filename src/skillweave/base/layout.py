@@ -72,6 +72,6 @@ class Layout:
         converter = copy.deepcopy(next(rule for rule in self._converters if pattern in rule.source_patterns))
         for name, source, shape in parts:
             tensor = read(name)
-            converter.add_tensor(target, name, source, torch.zeros(shape) if tensor is None else tensor)
+            converter.add_tensor(target, name, source, torch.zeros(shape) if tensor is None else tensor)  # type: ignore[arg-type]
         made = converter.convert(target, model=self._model, config=self._model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}

@@ -67,13 +67,12 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torc
 
 def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntry, index: int) -> torch.Tensor:
     """The delta of one matrix (out, in) of a stack, float32."""
-    rows, columns = entry.shape[-2:]
     ranks = entry.ranks_of(index)
     left, right = tensors[f"{name}.A"][:, entry.columns(index)], tensors[f"{name}.B"][ranks]
     if entry.bits == 16:
         return left.float() @ right.float()
     if entry.bits == 4:
-        left, right = unpack_int4(left, entry.ranks[index]), unpack_int4(right, columns)
+        left, right = unpack_int4(left, entry.ranks[index]), unpack_int4(right, entry.shape[-1])
     scales = tensors[f"{name}.A_scale"][index], tensors[f"{name}.B_scale"][ranks]
     return LowRank(left, right, *scales, smooth=None).dense()
 

@@ -89,7 +89,7 @@ class StackedEntry(_Strict):
 
     def columns(self, index: int) -> slice:
         """The columns of ``A`` that hold the matrix ``index``."""
-        widths = [half(rank) if self.bits == 4 else rank for rank in self.ranks]
+        widths = [width(rank, self.bits) for rank in self.ranks]
         return slice(sum(widths[:index]), sum(widths[: index + 1]))
 
     def ranks_of(self, index: int) -> slice:
@@ -193,10 +193,10 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
             f"{name}.A": ((rows, entry.rank), "bfloat16"),
             f"{name}.B": ((entry.rank, columns), "bfloat16"),
         }
-    codes, width = ("uint8", half) if entry.bits == 4 else ("int8", int)
+    codes = "uint8" if entry.bits == 4 else "int8"
     tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
-        f"{name}.A": ((rows, width(entry.rank)), codes),
-        f"{name}.B": ((entry.rank, width(columns)), codes),
+        f"{name}.A": ((rows, width(entry.rank, entry.bits)), codes),
+        f"{name}.B": ((entry.rank, width(columns, entry.bits)), codes),
         f"{name}.A_scale": ((rows,), "float16"),
         f"{name}.B_scale": ((entry.rank,), "float16"),
     }
@@ -208,10 +208,10 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
 def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int, ...], str | None]]:
     rows, columns = entry.shape[-2:]
     total = sum(entry.ranks)
-    codes, width = {4: ("uint8", half), 8: ("int8", int), 16: ("bfloat16", int)}[entry.bits]
+    codes = {4: "uint8", 8: "int8", 16: "bfloat16"}[entry.bits]
     tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
-        f"{name}.A": ((rows, sum(width(rank) for rank in entry.ranks)), codes),
-        f"{name}.B": ((total, width(columns)), codes),
+        f"{name}.A": ((rows, sum(width(rank, entry.bits) for rank in entry.ranks)), codes),
+        f"{name}.B": ((total, width(columns, entry.bits)), codes),
     }
     if entry.bits != 16:
         tensors[f"{name}.A_scale"] = ((len(entry.ranks), rows), "float16")
@@ -219,6 +219,6 @@ def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int
     return tensors
 
 
-def half(n: int) -> int:
-    """Bytes of n four-bit codes."""
-    return (n + 1) // 2
+def width(n: int, bits: int) -> int:
+    """Elements of a file's tensor that n codes take: two codes of four bits share a byte."""
+    return (n + 1) // 2 if bits == 4 else n

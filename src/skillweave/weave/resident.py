@@ -216,7 +216,7 @@ _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
 
 
 def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
-    """Every tensor of the model by each of its names, with all (module, own name) that hold it: tied ones have several."""
+    """Every tensor of the model by each of its names, with all (module, own name) that hold it (tied: several)."""
     places: dict[int, list[_Place]] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:

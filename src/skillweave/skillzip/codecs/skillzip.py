@@ -127,9 +127,9 @@ def _fit(job: Job, decomposed: dict[str, Decomposed], smoothed: set[str]) -> dic
         rank_bytes = (out + in_) * job.config.bits / 8 + 2
         # Matrices of one kind cost the same; weighing a pack for each of thousands of experts would take minutes.
         piece = job.plan.pieces[name]
-        alike = (piece.stored, piece.transposed, len(name), len(group_of[name]), smoothing(name), piece.index is None)
+        alike: tuple = (piece.stored, piece.transposed, len(name), len(group_of[name]), smoothing(name))
         if piece.index is not None:
-            alike = (piece.tensor, *alike[:2])
+            alike = (piece.tensor,)
         if alike not in overheads:
             overheads[alike] = overhead(name, step, rank_bytes)
         matrices.append(Matrix(decomposed[name].gains, rank_bytes, overheads[alike], step))
