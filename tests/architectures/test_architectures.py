@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from architectures.families import FAMILIES
 from architectures.proof import PASS, prove
 
