@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from architectures.families import build
 from torch import nn
 
+from micro_families import build
 from skillweave.base import Checkpoint
 from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import Layout

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures.families import build, tune
 
+from micro_families import build, tune
 from skillweave.base import Base, Sampling, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError

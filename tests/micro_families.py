@@ -59,7 +59,10 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {**_MAMBA2, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 32},
     "granitemoeshared": {"shared_intermediate_size": 32},
     "jamba": {
-        "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
         "use_mamba_kernels": False,
     },
     "jetmoe": {"kv_channels": 16},
@@ -75,8 +78,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     "rwkv": {"attention_hidden_size": 64},
     "youtu": {"num_key_value_heads": 4},
     "zamba2": {
-        "layers_block_type": ["mamba", "hybrid"], "mamba_headdim": 32, "mamba_ngroups": 1, "n_mamba_heads": 4,
-        "num_mem_blocks": 1, "adapter_rank": 8,
+        "layers_block_type": ["mamba", "hybrid"],
+        "mamba_headdim": 32,
+        "mamba_ngroups": 1,
+        "n_mamba_heads": 4,
+        "num_mem_blocks": 1,
+        "adapter_rank": 8,
     },
 }
 FAMILIES = {family: _SPECIAL.get(family, {}) for family in sorted([*_PLAIN.split(), *_SPECIAL])}

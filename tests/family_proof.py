@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from architectures.families import build, tune
+from micro_families import build, tune
 from skillweave.base import Sampling, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
