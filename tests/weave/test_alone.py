@@ -74,9 +74,9 @@ def test_it_shares_no_batch_and_says_why(weave: Weave) -> None:
     assert "experts" in weave.woven.why_alone("experts")
     before = bits(weave.base.model)
     for mix in (["experts", None], ["experts", "attention"]):
-        with pytest.raises(UserError, match=r"'experts' must have a batch of its own, for 'model\..*generate"):
-            with weave.woven.rows(mix):
-                pass
+        message = r"'experts' must have a batch of its own, for 'model\..*generate"
+        with pytest.raises(UserError, match=message), weave.woven.rows(mix):
+            pass
     assert same(before, bits(weave.base.model))
     with weave.woven.rows(["attention", None]):  # and the next batch is not disturbed
         logits(weave)

@@ -41,7 +41,7 @@ def zip_(
 
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
 
-    `skillweave zip -b bundled:smollm2 --tuned finetune/ --set other=drop --allow-left-out -o packs/x`
+    `skillweave zip -b base/ -t tuned/ --budget 1MB --allow-left-out -o packs/x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
