@@ -26,6 +26,7 @@ record = importlib.import_module("_record")
 skills = importlib.import_module("_skills")
 mixed_batch = importlib.import_module("mixed_batch")
 memory = importlib.import_module("memory")
+architectures = importlib.import_module("architectures")
 zip_codecs = importlib.import_module("zip")
 tpaw = importlib.import_module("tpaw")
 cku = importlib.import_module("cku")
@@ -90,6 +91,13 @@ def test_zip(tmp_path: Path) -> None:
         assert 0 <= row["score"]["mean"] <= 1
     assert found["claims"][0]["value"] == pytest.approx(peer["kl"] / ours["kl"])
     assert [claim["goal"] for claim in found["claims"]] == ["> 1", "<= 1"]
+
+
+def test_architectures(tmp_path: Path) -> None:
+    found = result(architectures, tmp_path)
+    assert [row["family"] for row in found["rows"]] == list(architectures.QUICK)
+    assert all(row["passed"] and row["left_out"] == 0 for row in found["rows"])
+    assert found["claims"][0]["holds"]
 
 
 def test_memory_of_each_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

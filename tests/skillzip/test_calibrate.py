@@ -15,7 +15,7 @@ from skillweave.skillzip.calibrate import (
     calibration_rows,
     group_name,
     input_groups,
-    linear_names,
+    linear_modules,
     token_weights,
 )
 
@@ -38,7 +38,7 @@ def test_groups_are_found_by_the_shared_input(base: Base) -> None:
         "model.layers.0.mlp:gate_proj+up_proj": ["model.layers.0.mlp.gate_proj", "model.layers.0.mlp.up_proj"],
         "model.layers.0.mlp:down_proj": ["model.layers.0.mlp.down_proj"],
     }
-    assert sorted(name for members in groups.values() for name in members) == sorted(linear_names(base.model))
+    assert sorted(name for members in groups.values() for name in members) == sorted(linear_modules(base.model))
     assert not any(module._forward_pre_hooks for module in base.model.modules())
 
 

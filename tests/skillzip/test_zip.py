@@ -43,10 +43,9 @@ def delta(base: Base) -> Delta:
 def weight_error(pack: Skillpack, delta: Delta) -> float:
     lost = total = 0.0
     for name in delta.names():
-        if "_proj" in name:
-            wanted = delta.tensor(name)
-            got = pack.decode(name) if name in pack.card.entries else torch.zeros_like(wanted)
-            lost, total = lost + float((wanted - got).square().sum()), total + float(wanted.square().sum())
+        wanted = delta.tensor(name)
+        got = pack.decode(name) if name in pack.card.entries else torch.zeros_like(wanted)
+        lost, total = lost + float((wanted - got).square().sum()), total + float(wanted.square().sum())
     return (lost / total) ** 0.5
 
 
@@ -77,7 +76,7 @@ def test_never_over_budget_and_near_the_delta(base: Base, delta: Delta, tmp_path
 
 @pytest.mark.parametrize("budget", range(7_000, 30_000, 1_537))
 def test_any_budget_is_met_and_used(base: Base, delta: Delta, budget: int) -> None:
-    pack = zip_delta(delta, base, None, ZipConfig(budget=budget), name="t")
+    pack = zip_delta(delta, base, None, ZipConfig(budget=budget, allow_left_out=True), name="t")
     assert 0.93 * budget < pack.nbytes <= budget
 
 
@@ -97,7 +96,9 @@ def test_ratio_is_a_share_of_the_whole_delta_in_bf16(base: Base, delta: Delta) -
     numbers = sum(delta.tensor(name).numel() for name in delta.names())
     assert pack.card.bytes.bf16_delta == 2 * numbers
     assert pack.nbytes <= 2 * numbers / 8
-    assert pack.card.bytes.bf16_matrices == 2 * sum(delta.tensor(n).numel() for n in delta.names() if "_proj" in n)
+    assert pack.card.bytes.bf16_matrices == 2 * sum(
+        delta.tensor(n).numel() for n in delta.names() if delta.tensor(n).dim() == 2
+    )
 
 
 def test_allocation_favours_the_layer_that_changed_more(base: Base, delta: Delta) -> None:
@@ -111,9 +112,10 @@ def test_allocation_favours_the_layer_that_changed_more(base: Base, delta: Delta
 def test_more_rank_in_fewer_bits_beats_the_peer(base: Base, delta: Delta) -> None:
     ours = zip_delta(delta, base, None, ZipConfig(budget=16_000), name="t")
     peer = zip_delta(delta, base, None, ZipConfig(budget=16_000, codec="svd"), name="t")
-    assert all(isinstance(entry, FactorsEntry) for entry in peer.card.entries.values())
-    assert len({entry.rank for entry in peer.card.entries.values()}) == 1
-    assert weight_error(ours, delta) < 0.8 * weight_error(peer, delta)
+    factors = [entry for entry in peer.card.entries.values() if len(entry.shape) == 2]
+    assert all(isinstance(entry, FactorsEntry) for entry in factors)
+    assert len({entry.rank for entry in factors}) == 1
+    assert weight_error(ours, delta) < 0.9 * weight_error(peer, delta)
 
 
 def test_integer_run_time_loses_little(base: Base, delta: Delta) -> None:
@@ -133,24 +135,66 @@ def test_a_group_shares_one_smoothing(base: Base, delta: Delta) -> None:
     assert len(smooth) == 8  # four groups in each of two layers
 
 
-def test_what_is_left_out_is_named_with_its_size(base: Base, delta: Delta) -> None:
-    dropped = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t").card
-    others = {name for name in delta.names() if "_proj" not in name}
-    assert set(dropped.left_out) == others
-    norm = float(delta.tensor("model.norm.weight").norm() / base.model.state_dict()["model.norm.weight"].norm())
-    assert dropped.codec.measured["left_out"]["model.norm.weight"] == pytest.approx(norm, rel=0.05)
-    kept = zip_delta(delta, base, None, ZipConfig(budget=20_000, other="keep"), name="t")
-    assert kept.card.left_out == ["model.embed_tokens.weight"]
-    assert isinstance(kept.card.entries["model.norm.weight"], DifferenceEntry)
-    wanted = delta.tensor("model.norm.weight")
-    assert torch.allclose(kept.decode("model.norm.weight"), wanted, rtol=1e-2)
+def shares(delta: Delta) -> dict[str, float]:
+    """The share of each tensor in the squared norm of the delta."""
+    energy = {name: float(delta.tensor(name).double().square().sum()) for name in delta.names()}
+    return {name: value / sum(energy.values()) for name, value in energy.items()}
+
+
+def test_norms_and_embeddings_of_a_full_tune_are_in_the_pack(base: Base, delta: Delta) -> None:
+    card = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t").card
+    assert not card.left_out
+    assert "left_out" not in card.codec.measured
+    assert isinstance(card.entries["model.norm.weight"], DifferenceEntry)
+    assert isinstance(card.entries["model.embed_tokens.weight"], LowRankEntry)
+
+
+def test_what_is_left_out_is_named_with_its_share(base: Base, delta: Delta) -> None:
+    pack = zip_delta(delta, base, None, ZipConfig(budget=20_000, other="drop"), name="t")
+    norms = {name for name in delta.names() if delta.tensor(name).dim() == 1}
+    assert set(pack.card.left_out) == norms
+    measured = pack.card.codec.measured
+    assert measured["left_out"] == pytest.approx({name: shares(delta)[name] for name in norms}, rel=0.06, abs=1e-9)
+    assert measured["left_out_share"] == pytest.approx(sum(shares(delta)[name] for name in norms), rel=0.06)
+    assert measured["weight_error"] == pytest.approx(weight_error(pack, delta), abs=1e-4)
 
 
 def test_matrices_without_a_rank_are_left_out_by_name(base: Base, delta: Delta) -> None:
-    card = zip_delta(delta, base, None, ZipConfig(budget=7_000), name="t").card
-    matrices = {name for name in delta.names() if "_proj" in name}
-    assert matrices - set(card.entries)
-    assert matrices - set(card.entries) <= set(card.left_out)
+    card = zip_delta(delta, base, None, ZipConfig(budget=7_000, allow_left_out=True), name="t").card
+    matrices = {name for name in delta.names() if delta.tensor(name).dim() == 2}
+    lacking = matrices - set(card.entries)
+    assert lacking
+    assert lacking <= set(card.left_out)
+    assert card.codec.measured["left_out_share"] == pytest.approx(sum(shares(delta)[n] for n in lacking), rel=0.06)
+
+
+@pytest.mark.parametrize("loud", [0.2, 0.02])
+def test_more_than_a_twentieth_is_not_left_out_unasked(base: Base, delta: Delta, loud: float) -> None:
+    norm, other = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
+    tensors = {norm: delta.tensor(norm) * 0 + loud, other: torch.eye(64)}
+    share = loud**2 / (loud**2 + 1)
+    tuned = Delta(tensors, base_fingerprint=base.fingerprint)
+    config = {"budget": 20_000, "other": "drop"}
+    allowed = zip_delta(tuned, base, None, ZipConfig(**config, allow_left_out=True), name="t").card
+    assert allowed.codec.measured["left_out_share"] == pytest.approx(share, rel=0.05)
+    assert allowed.codec.settings["allow_left_out"]
+    if share <= 0.05:
+        zip_delta(tuned, base, None, ZipConfig(**config), name="t")
+        return
+    with pytest.raises(UserError, match=r"leave out .*'model\.norm\.weight' .*--allow-left-out"):
+        zip_delta(tuned, base, None, ZipConfig(**config), name="t")
+
+
+def test_a_large_change_of_no_low_rank_gets_a_rank_before_small_ones_get_more(base: Base) -> None:
+    source = torch.Generator().manual_seed(0)
+    names = [name for name in base.checkpoint.names() if "_proj" in name]
+    shape = base.checkpoint.shape
+    tensors = {n: torch.outer(*(torch.randn(size, generator=source) for size in shape(n))) * 3e-3 for n in names}
+    vocabulary = "model.embed_tokens.weight"
+    tensors[vocabulary] = torch.randn(shape(vocabulary), generator=source) * 6e-3
+    noisy = Delta(tensors, base_fingerprint=base.fingerprint)
+    assert shares(noisy)[vocabulary] > 0.05
+    assert vocabulary in zip_delta(noisy, base, None, ZipConfig(budget=14_000), name="t").card.entries
 
 
 def test_too_small_a_budget_names_the_least(base: Base, delta: Delta) -> None:
@@ -170,7 +214,7 @@ def test_added_tokens_are_stored_whole_or_refused(base: Base, delta: Delta) -> N
     pack = zip_delta(added, base, None, ZipConfig(budget=40_000), name="t")
     assert torch.equal(pack.tensors[name], embedding.bfloat16())
     assert pack.unzip().whole(name)
-    with pytest.raises(UserError, match=r"14080 of them for model\.embed_tokens\.weight"):
+    with pytest.raises(UserError, match=r"14720 of them for model\.embed_tokens\.weight"):
         zip_delta(added, base, None, ZipConfig(budget=10_000), name="t")
 
 
@@ -198,7 +242,7 @@ def test_mistakes_have_their_own_messages(base: Base, delta: Delta) -> None:
     with pytest.raises(UserError, match="nothing to zip"):
         zip_delta(Delta({}, base_fingerprint=base.fingerprint), base, None, config, name="t")
     q = "model.layers.0.self_attn.q_proj.weight"
-    with pytest.raises(UserError, match="zero in every linear layer"):
+    with pytest.raises(UserError, match="zero in every matrix"):
         zip_delta(Delta({q: torch.zeros(64, 64)}, base_fingerprint=base.fingerprint), base, None, config, name="t")
     for bad in (q, "model.norm.weight"):
         broken = torch.full(base.model.state_dict()[bad].shape, float("nan"))

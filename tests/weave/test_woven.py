@@ -9,9 +9,8 @@ from weave_packs import random_pack
 from micro import micro_model
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
-from skillweave.micro.tokenizer import VOCABULARY
-from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack
-from skillweave.weave import Woven, woven
+from skillweave.pack import DifferenceEntry, FactorsEntry, Skillpack
+from skillweave.weave import Woven, change
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -66,7 +65,7 @@ MIX = ["a", None, "b", "c", "c", "a", None, "b", "b", "a", "c", None]
 
 @pytest.mark.parametrize("limit", [0, 10**9])
 def test_a_mixed_batch_gives_every_row_what_its_pack_gives_alone(plain, laid, monkeypatch, limit):
-    monkeypatch.setattr(woven, "_STACKED_UP_TO", limit)
+    monkeypatch.setattr(change, "STACKED_UP_TO", limit)
     ids = batch(12, 9)
     with laid.rows(MIX):
         mixed = logits(laid.model, ids)
@@ -155,8 +154,8 @@ def test_bfloat16(plain, packs):
 
 def test_the_first_product_is_shared_by_the_modules_of_a_group(laid, monkeypatch):
     calls = []
-    real = woven.into_rank
-    monkeypatch.setattr(woven, "into_rank", lambda x, segment: calls.append(1) or real(x, segment))
+    real = change.into_rank
+    monkeypatch.setattr(change, "into_rank", lambda x, segment: calls.append(1) or real(x, segment))
     with laid.rows(["a"] * 2):
         logits(laid.model, batch(2, 3))
     assert len(calls) == 2 * 4  # layers * (qkv, o, gate-up, down)
@@ -248,7 +247,3 @@ def test_packs_that_cannot_be_woven_are_refused_with_the_tensor_and_the_way_out(
     grown.card.entries[EMBEDDING] = DifferenceEntry(shape=(150, 64))
     with pytest.raises(UserError, match=r"embed_tokens.*\(150, 64\).*unzip"):
         laid.prepare("p", grown)
-    factored = random_pack(plain, "x", only=())
-    factored.card.entries[EMBEDDING] = LowRankEntry(shape=(len(VOCABULARY), 64), rank=2, bits=8, group="e")
-    with pytest.raises(UserError, match=r"embed_tokens.* holds it in a Embedding, not a linear"):
-        laid.prepare("p", factored)

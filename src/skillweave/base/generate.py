@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -109,12 +109,14 @@ def generate_answers(
     sampling: Sampling | None = None,
     *,
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
+    apart: Callable[[int], Hashable] | None = None,
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[Generated]]:
     """``samples`` answers for every prompt, in the order of the prompts.
 
-    ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it.
+    ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it. Prompts for
+    which ``apart(index)`` differs are never in one batch.
     ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
     Raises :class:`NoProbabilities` (``row`` is the prompt's index) where the model gives numbers that are none.
     """
@@ -123,7 +125,7 @@ def generate_answers(
     rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
     limit = context_length(model)
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
-    batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size)
+    batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size, apart)
     answers: list[list[Generated]] = [[] for _ in prompts]
     choice = _choice(model, sampling) if batches else {}
     was_training = model.training
@@ -152,11 +154,20 @@ def generate_answers(
     return answers
 
 
-def batch_rows(rows: Sequence[int], lengths: Sequence[int], room: Sequence[int], batch_size: int) -> list[list[int]]:
+def batch_rows(
+    rows: Sequence[int],
+    lengths: Sequence[int],
+    room: Sequence[int],
+    batch_size: int,
+    apart: Callable[[int], Hashable] | None = None,
+) -> list[list[int]]:
     """Batches of rows, longest first. Rows of one batch may all write equally many tokens, so that a prompt near the
-    end of the context does not cut short the answers beside it. ``lengths`` and ``room`` are tokens, by row."""
-    ordered = sorted(rows, key=lambda row: -lengths[row])
-    groups = [list(group) for _, group in itertools.groupby(ordered, key=lambda row: room[row])]
+    end of the context does not cut short the answers beside it. ``lengths`` and ``room`` are tokens, by row. Rows for
+    which ``apart`` differs are in batches of their own."""
+    kinds: dict[Hashable, list[int]] = {}
+    for row in sorted(rows, key=lambda row: -lengths[row]):
+        kinds.setdefault(apart(row) if apart else None, []).append(row)
+    groups = [list(group) for kind in kinds.values() for _, group in itertools.groupby(kind, key=lambda row: room[row])]
     return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
 
 

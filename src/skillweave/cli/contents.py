@@ -11,7 +11,7 @@ from rich.text import Text
 
 from skillweave.files.values import one_line
 from skillweave.pack.card import score_text
-from skillweave.pack.schema import PackCard
+from skillweave.pack.schema import PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
 from skillweave.terminal import SafeConsole
 from skillweave.units import human_bytes
@@ -19,6 +19,8 @@ from skillweave.weave.card import WeaveCard, check_part, pack_card
 
 out = SafeConsole()
 _MOST_SCORES = 50
+_NAMED = 8
+"""Tensors left out that are shown by name."""
 
 
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
@@ -31,6 +33,7 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
         ("method", card.method),
         ("codec", f"{card.codec.name} ({settings})"),
         ("tensors", f"{len(card.entries)} changed, {len(card.left_out)} left out"),
+        *_left_out_facts(card),
         (
             "bytes",
             f"{size.total:,} on disk"
@@ -51,9 +54,31 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
         for column in ("tensor", "kind", "shape", "rank", "bits"):
             table.add_column(column, overflow="fold")
         for name, entry in card.entries.items():
-            rank, bits = (str(getattr(entry, key, "")) for key in ("rank", "bits"))
+            bits = str(getattr(entry, "bits", ""))
+            if isinstance(entry, StackedEntry):
+                rank = f"{min(entry.ranks)} to {max(entry.ranks)}"
+            else:
+                rank = str(getattr(entry, "rank", ""))
             table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), rank, bits)
         out.print(table)
+
+
+def _left_out_facts(card: PackCard) -> list[tuple[str, str]]:
+    """What is not in the pack, with its share of the change: the largest by name, and the number of the others."""
+    shares = card.codec.measured.get("left_out")
+    total = card.codec.measured.get("left_out_share")
+    facts = []
+    if isinstance(shares, dict) and isinstance(total, int | float):
+        largest = sorted(shares.items(), key=lambda item: -item[1])
+        named = ", ".join(f"{name} ({share:.2g} of it)" for name, share in largest[:_NAMED])
+        more = f" and {len(largest) - _NAMED} more tensors" if len(largest) > _NAMED else ""
+        facts.append(("left out", f"{total:.1%} of the change (of its squared norm): {named}{more}"))
+    else:
+        shares = {}
+    if others := [name for name in card.left_out if name not in shares]:
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        facts.append(("left out", ", ".join(others[:_NAMED]) + more))
+    return facts
 
 
 def show_weave(card: WeaveCard, folder: Path) -> None:

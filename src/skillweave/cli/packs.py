@@ -26,6 +26,9 @@ def zip_(
     ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
     budget: str = typer.Option(None, "--budget", help="Pack bytes, as 8MB."),
     name: str = typer.Option(None, "--name", help="The pack's name (the folder's by default)."),
+    allow_left_out: bool = typer.Option(
+        False, "--allow-left-out", help="Make the pack even if more than 5% of the change is left out of it."
+    ),
     config: Path = CONFIG,
     overrides: list[str] = SET,
     device: str = DEVICE,
@@ -41,6 +44,8 @@ def zip_(
     `skillweave zip -b ./SmolLM2 --lora owner/name --subfolder epoch-3 -o packs/x`
 
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
+
+    `skillweave zip -b base/ -t tuned/ --budget 1MB --allow-left-out -o packs/x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
@@ -61,7 +66,8 @@ def zip_(
     except UserError as error:
         raise UserError(f"{error}. Give another with --name.") from error
     sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
-    settings = read_config(ZipConfig, config, [*overrides, *sizes])
+    allowed = ["allow_left_out=true"] if allow_left_out else []
+    settings = read_config(ZipConfig, config, [*overrides, *sizes, *allowed])
     if settings.needs_calibration and task is None:
         raise UserError("activation_aware and smoothing need prompts with answers: name a task with --task")
     opened = open_base(base, device=device)

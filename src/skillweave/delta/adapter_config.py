@@ -119,7 +119,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for key, wanted in _TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], wanted):
             raise UserError(f"{path}: '{key}' is a {type(config[key]).__name__}, which PEFT never writes there")
-    check_adapter_numbers(config, path)
+    if kind == "LORA":  # the rank_pattern of AdaLoRA holds masks
+        check_adapter_numbers(config, path)
     _check_class(config.get("auto_mapping"), path)
     _check_known(config, path)
     _check_init(config.get("init_lora_weights", True), path)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         LowRankEntry,
         PackBytes,
         PackCard,
+        StackedEntry,
         WholeEntry,
         check_name,
     )
@@ -29,7 +30,7 @@ __getattr__ = lazily(
         "decode": "LowRank lowrank_parts reference_forward",
         "integers": "pack_int4 quantise_rows unpack_int4",
         "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackBytes PackCard "
-        "WholeEntry check_name",
+        "StackedEntry WholeEntry check_name",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
         "to_lora": "Exported export_lora",
@@ -48,6 +49,7 @@ __all__ = [
     "PackBytes",
     "PackCard",
     "Skillpack",
+    "StackedEntry",
     "WholeEntry",
     "check_name",
     "export_lora",

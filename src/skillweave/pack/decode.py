@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from skillweave.pack.integers import unpack_int4
-from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, WholeEntry
+from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, StackedEntry, WholeEntry
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class LowRank:
 
 
 def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRankEntry) -> LowRank:
-    """The integer factors of a ``lowrank`` entry."""
+    """The integer factors of the matrix (out, in) of a ``lowrank`` entry."""
     left, right = tensors[f"{name}.A"], tensors[f"{name}.B"]
     if entry.bits == 4:
-        left, right = unpack_int4(left, entry.rank), unpack_int4(right, entry.shape[1])
+        left, right = unpack_int4(left, entry.rank), unpack_int4(right, entry.matrix[1])
     smooth = tensors[f"{entry.group}.smooth"] if entry.smooth else None
     return LowRank(left, right, tensors[f"{name}.A_scale"], tensors[f"{name}.B_scale"], smooth)
 
@@ -56,11 +56,28 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torc
     """The delta of one entry in float32. Raises ValueError for ``whole``, which has no base to differ from."""
     if isinstance(entry, WholeEntry):
         raise ValueError(f"{name} is stored whole: it replaces the base's tensor and is no difference")
+    if isinstance(entry, StackedEntry):
+        matrices = [_of_stack(tensors, name, entry, index) for index in range(len(entry.ranks))]
+        return torch.stack(matrices).view(entry.shape)
     if isinstance(entry, LowRankEntry):
-        return lowrank_parts(tensors, name, entry).dense()
-    if isinstance(entry, FactorsEntry):
-        return tensors[f"{name}.A"].float() @ tensors[f"{name}.B"].float()
-    return tensors[name].float()
+        matrix = lowrank_parts(tensors, name, entry).dense()
+    elif isinstance(entry, FactorsEntry):
+        matrix = tensors[f"{name}.A"].float() @ tensors[f"{name}.B"].float()
+    else:
+        return tensors[name].float()
+    return (matrix.T.contiguous() if entry.transposed else matrix).view(entry.shape)
+
+
+def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntry, index: int) -> torch.Tensor:
+    """The delta of one matrix (out, in) of a stack, float32."""
+    ranks = entry.ranks_of(index)
+    left, right = tensors[f"{name}.A"][:, entry.columns(index)], tensors[f"{name}.B"][ranks]
+    if entry.bits == 16:
+        return left.float() @ right.float()
+    if entry.bits == 4:
+        left, right = unpack_int4(left, entry.ranks[index]), unpack_int4(right, entry.shape[-1])
+    scales = tensors[f"{name}.A_scale"][index], tensors[f"{name}.B_scale"][ranks]
+    return LowRank(left, right, *scales, smooth=None).dense()
 
 
 def reference_forward(x: torch.Tensor, parts: LowRank) -> torch.Tensor:

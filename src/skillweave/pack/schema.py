@@ -3,25 +3,34 @@
 Every tensor of ``skillpack.safetensors`` follows from an entry, by name:
 
 =============  ==========================================================================================
-entry          tensors, for an entry called ``name`` of shape (out, in)
+entry          tensors, for an entry called ``name`` whose matrix is (out, in)
 =============  ==========================================================================================
 ``lowrank``    ``name.A`` (out, rank) and ``name.B`` (rank, in): int8, or for 4 bits uint8 with two codes a byte
                along the last axis; ``name.A_scale`` float16 (out,); ``name.B_scale`` float16 (rank,); and where
                ``smooth`` is true ``group.smooth`` float16 (in,), one for all matrices of the group.
-               delta = diag(A_scale) A diag(B_scale) B diag(1 / smooth)
-``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; delta = A B  (the peer ``svd``)
+               matrix = diag(A_scale) A diag(B_scale) B diag(1 / smooth)
+``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; matrix = A B  (the peer ``svd``)
+``stacked``    a tensor (..., out, in) that is a stack of matrices (the experts of a layer), each with a rank of its
+               own: as ``lowrank``, with the factors side by side along the rank. ``name.A`` (out, the ranks' columns),
+               ``name.B`` (sum of ranks, in), ``name.A_scale`` (matrices, out), ``name.B_scale`` (sum of ranks,).
+               16 bits: the factors are bfloat16, and there are no scales
 ``difference`` ``name``, any shape: the delta itself, in a float type
 ``whole``      ``name``, any shape: the tuned tensor itself (added tokens have no base to differ from)
 =============  ==========================================================================================
+
+``shape`` is always that of the base's tensor. The matrix of ``lowrank`` and ``factors`` is that tensor with its axes
+after the first flattened (the weight of a convolution), or, where ``transposed`` is true, the tensor turned round: a
+layer that stores its weight as (in, out).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
@@ -60,23 +69,57 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
 
-class LowRankEntry(_Strict):
+class _MatrixEntry(_Strict):
+    """A tensor that is written as one matrix (out, in) in two factors."""
+
+    shape: Annotated[Shape, Field(min_length=2)]
+    rank: Size
+    transposed: Flag = False
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(out, in) of the matrix that the factors make."""
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+class LowRankEntry(_MatrixEntry):
     """A matrix in two integer factors. Matrices of one ``group`` are fed the same input and share one ``smooth``."""
 
     kind: Literal["lowrank"] = "lowrank"
-    shape: tuple[Size, Size]
-    rank: Size
     bits: Literal[4, 8]
     group: TensorName
     smooth: Flag = False
 
 
-class FactorsEntry(_Strict):
+class FactorsEntry(_MatrixEntry):
     """A matrix in two bfloat16 factors."""
 
     kind: Literal["factors"] = "factors"
-    shape: tuple[Size, Size]
-    rank: Size
+
+
+class StackedEntry(_Strict):
+    """A stack of matrices (..., out, in), each in two factors of a rank of its own; rank 0: unchanged."""
+
+    kind: Literal["stacked"] = "stacked"
+    shape: Annotated[Shape, Field(min_length=3)]
+    ranks: list[Count]
+    bits: Literal[4, 8, 16]
+
+    @model_validator(mode="after")
+    def _one_rank_a_matrix(self) -> StackedEntry:
+        if len(self.ranks) != math.prod(self.shape[:-2]):
+            raise ValueError(f"{len(self.ranks)} ranks for the {math.prod(self.shape[:-2])} matrices of {self.shape}")
+        return self
+
+    def columns(self, index: int) -> slice:
+        """The columns of ``A`` that hold the matrix ``index``."""
+        widths = [width(rank, self.bits) for rank in self.ranks]
+        return slice(sum(widths[:index]), sum(widths[: index + 1]))
+
+    def ranks_of(self, index: int) -> slice:
+        """The rows of ``B`` that hold the matrix ``index``."""
+        return slice(sum(self.ranks[:index]), sum(self.ranks[: index + 1]))
 
 
 class DifferenceEntry(_Strict):
@@ -93,7 +136,9 @@ class WholeEntry(_Strict):
     shape: Shape
 
 
-Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")]
+Entry = Annotated[
+    LowRankEntry | FactorsEntry | StackedEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")
+]
 
 
 class Codec(_Strict):
@@ -152,23 +197,40 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
     """Shape and dtype, as torch names it (None: any float), of every tensor that an entry needs in the file."""
     if isinstance(entry, DifferenceEntry | WholeEntry):
         return {name: (entry.shape, None)}
-    rows, columns = entry.shape
+    if isinstance(entry, StackedEntry):
+        return _expected_stack(name, entry)
+    rows, columns = entry.matrix
     if isinstance(entry, FactorsEntry):
         return {
             f"{name}.A": ((rows, entry.rank), "bfloat16"),
             f"{name}.B": ((entry.rank, columns), "bfloat16"),
         }
     codes = "uint8" if entry.bits == 4 else "int8"
-
-    def width(n: int) -> int:
-        return (n + 1) // 2 if entry.bits == 4 else n
-
     tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
-        f"{name}.A": ((rows, width(entry.rank)), codes),
-        f"{name}.B": ((entry.rank, width(columns)), codes),
+        f"{name}.A": ((rows, width(entry.rank, entry.bits)), codes),
+        f"{name}.B": ((entry.rank, width(columns, entry.bits)), codes),
         f"{name}.A_scale": ((rows,), "float16"),
         f"{name}.B_scale": ((entry.rank,), "float16"),
     }
     if entry.smooth:
         tensors[f"{entry.group}.smooth"] = ((columns,), "float16")
     return tensors
+
+
+def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    rows, columns = entry.shape[-2:]
+    total = sum(entry.ranks)
+    codes = {4: "uint8", 8: "int8", 16: "bfloat16"}[entry.bits]
+    tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
+        f"{name}.A": ((rows, sum(width(rank, entry.bits) for rank in entry.ranks)), codes),
+        f"{name}.B": ((total, width(columns, entry.bits)), codes),
+    }
+    if entry.bits != 16:
+        tensors[f"{name}.A_scale"] = ((len(entry.ranks), rows), "float16")
+        tensors[f"{name}.B_scale"] = ((total,), "float16")
+    return tensors
+
+
+def width(n: int, bits: int) -> int:
+    """Elements of a file's tensor that n codes take: two codes of four bits share a byte."""
+    return (n + 1) // 2 if bits == 4 else n

@@ -84,10 +84,10 @@ def _check_groups(card: PackCard, where: str) -> None:
         if not isinstance(entry, LowRankEntry):
             continue
         other, known = first.setdefault(entry.group, (name, entry))
-        if (entry.shape[1], entry.smooth) != (known.shape[1], known.smooth):
+        if (entry.matrix[1], entry.smooth) != (known.matrix[1], known.smooth):
             raise UserError(
                 f"{where}: entries.{name}.group: '{entry.group}' is also the group of '{other}', and the matrices of a "
-                f"group are fed one input: their widths ({entry.shape[1]} and {known.shape[1]}) and 'smooth' "
+                f"group are fed one input: their widths ({entry.matrix[1]} and {known.matrix[1]}) and 'smooth' "
                 f"({entry.smooth} and {known.smooth}) must be equal. {_REMAKE}"
             )
 

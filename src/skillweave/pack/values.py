@@ -29,7 +29,7 @@ def check_values(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str
             if (wrong := _wrong(key, tensors[key], entry)) is not None:
                 raise UserError(f"{where}: the tensor '{key}' {wrong}. {_AGAIN}")
         if isinstance(entry, LowRankEntry) and entry.bits == 4:
-            for key, count in ((f"{name}.A", entry.rank), (f"{name}.B", entry.shape[1])):
+            for key, count in ((f"{name}.A", entry.rank), (f"{name}.B", entry.matrix[1])):
                 if count % 2 and bool((tensors[key][..., -1] >> 4).any()):
                     raise UserError(f"{where}: the tensor '{key}' has a code beyond its {count} columns. {_AGAIN}")
 

@@ -32,8 +32,42 @@ class Matrix:
         return 0 if rank == 0 else self.fixed_bytes + round(self.rank_bytes * rank)
 
 
-def allocate(matrices: Sequence[Matrix], budget: int) -> list[int]:
+MOST_LEFT_OUT = 0.05
+"""The share of a delta's squared norm that may be left out of a pack without being asked for."""
+
+HELD = 0.96
+"""The share of the energy that lies in matrices with a rank at all, where the budget can hold that."""
+
+
+def allocate_all(matrices: Sequence[Matrix], energies: Sequence[float], budget: int) -> list[int]:
+    """:func:`allocate`, but so that matrices with at least :data:`HELD` of the energy get a rank, if they fit.
+
+    Ranks by gain alone may leave out large matrices (an embedding) whose change is of no low rank; a pack without any
+    of it would not be the fine-tune.
+    """
+    ranks = allocate(matrices, budget)
+    total = sum(energies)
+    missing = sum(energy for energy, rank in zip(energies, ranks, strict=True) if not rank)
+    if missing <= (1 - HELD) * total:
+        return ranks
+    return allocate(matrices, budget, main_ones(energies))
+
+
+def main_ones(energies: Sequence[float]) -> list[int]:
+    """The fewest matrices that have :data:`HELD` of the energy, largest first."""
+    held, first, total = 0.0, [], sum(energies)
+    for index in sorted(range(len(energies)), key=lambda index: -energies[index]):
+        if held >= HELD * total:
+            break
+        first.append(index)
+        held += energies[index]
+    return first
+
+
+def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ()) -> list[int]:
     """The rank of each matrix (0: left out), of a total cost of at most ``budget``.
+
+    The matrices ``first`` get the least rank before all others, as far as the budget goes.
 
     Greedy by gain per byte. The first ranks of a matrix must also earn its fixed bytes, so they are taken together, as
     many as make the best bargain. Where all ranks cost the same and nothing is fixed this is the optimum; else it is
@@ -43,8 +77,13 @@ def allocate(matrices: Sequence[Matrix], budget: int) -> list[int]:
     left = budget
     heap: list[tuple[float, int, int]] = []
     sums = [torch.cat((torch.zeros(1, dtype=torch.float64), m.gains.double().cumsum(0))) for m in matrices]
+    for index in first:
+        matrix = matrices[index]
+        if len(sums[index]) > matrix.step and float(matrix.gains[0]) > 0 and matrix.cost(matrix.step) <= left:
+            ranks[index] = matrix.step
+            left -= matrix.cost(matrix.step)
     for index, matrix in enumerate(matrices):
-        _offer(heap, index, matrix, sums[index], 0)
+        _offer(heap, index, matrix, sums[index], ranks[index])
     while heap:
         _, index, rank = heapq.heappop(heap)
         matrix, now = matrices[index], ranks[index]

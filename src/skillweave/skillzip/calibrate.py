@@ -43,9 +43,15 @@ class Moments:
     """max |x_j| (in,) float32, over the tokens that count"""
 
 
-def linear_names(model: nn.Module) -> list[str]:
-    """The names of the model's linear modules, in their order, one name where two share a weight."""
-    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+def linear_modules(model: nn.Module) -> dict[str, bool]:
+    """The model's linear modules in their order: name -> whether the weight is stored as (in, out), like GPT-2's."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {
+        name: isinstance(module, Conv1D)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+    }
 
 
 @torch.no_grad()
@@ -59,6 +65,8 @@ def input_groups(model: nn.Module) -> dict[str, list[str]]:
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            if not args:
+                return
             alive.append(args[0])
             members = seen.setdefault(id(args[0]), [])
             if name not in members:
@@ -66,7 +74,7 @@ def input_groups(model: nn.Module) -> dict[str, list[str]]:
 
         return hook
 
-    names = linear_names(model)
+    names = list(linear_modules(model))
     with _hooked(model, {name: watch(name) for name in names}):
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
     called = {name for members in seen.values() for name in members}
@@ -137,6 +145,8 @@ def calibration_rows(
 def calibrate(model: nn.Module, rows: Sequence[CalibrationRow], groups: dict[str, list[str]]) -> dict[str, Moments]:
     """:class:`Moments` of each group's input over ``rows`` (:func:`calibration_rows`), each example of equal weight.
 
+    A group is given by modules that are fed every token of the batch, row by row (:mod:`skillweave.base.feeding`).
+
     Products are summed in float32 on the model's device: 4 * in^2 bytes a group, which the caller bounds by asking for
     some of the groups at a time.
     """
@@ -147,7 +157,10 @@ def calibrate(model: nn.Module, rows: Sequence[CalibrationRow], groups: dict[str
     def watch(group: str) -> Any:
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             counted = weights.flatten() > 0
-            x = bounded(args[0].flatten(0, 1)[counted].float())
+            x = args[0].reshape(-1, args[0].shape[-1])  # some layers are fed rows and tokens flattened into one axis
+            if x.shape[0] != counted.numel():
+                return
+            x = bounded(x[counted].float())
             scaled = x * weights.flatten()[counted, None].sqrt()
             sums[group] = sums[group].addmm_(scaled.T, scaled) if group in sums else scaled.T @ scaled
             top = x.abs().amax(dim=0)

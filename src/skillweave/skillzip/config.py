@@ -16,8 +16,9 @@ class ZipConfig(Config):
     is a share of the delta's size in bf16: two bytes for every number of every tensor that changed.
 
     ``bits`` is the width of the factors. ``rotate`` mixes the rank channels before rounding. ``other`` says what
-    becomes of tensors that are no linear layer's weight: "drop" leaves them at the base's values, "keep" stores those
-    with one axis (norms, biases).
+    becomes of tensors that are not written as matrices (norms, biases, small convolutions): "keep" stores their
+    differences in bf16, "drop" leaves them at the base's values. Where more than 5% of the squared norm of the delta
+    would be left out in all, the zip ends in an error unless ``allow_left_out`` is set.
 
     The defaults are what measured best [ours]: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| = 0.0019),
     1/32 of the delta in all, KL to the specialist on held-out answers:
@@ -48,7 +49,8 @@ class ZipConfig(Config):
     shrink: float = Field(default=0.8, ge=0, le=1)
     smoothing: float | None = Field(default=None, ge=0, le=1)
     rotate: bool = True
-    other: Literal["drop", "keep"] = "drop"
+    other: Literal["drop", "keep"] = "keep"
+    allow_left_out: bool = False
     seed: int = 0
 
     @model_validator(mode="before")
@@ -68,7 +70,7 @@ class ZipConfig(Config):
 
     def settings(self) -> dict[str, Any]:
         """What the pack's card keeps: the settings that its codec read."""
-        read_by_all = {"ratio", "budget", "other"}
+        read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
         own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
         own |= {"shrink"} if self.activation_aware else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,14 +10,19 @@ from typing import Any
 import torch
 
 from skillweave.errors import UserError
-from skillweave.pack import Entry, FactorsEntry, LowRankEntry, Skillpack
+from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack
 from skillweave.pack.schema import PackCard, expected_tensors
 from skillweave.skillzip.calibrate import Moments
 from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.plan import Plan
+from skillweave.skillzip.stacks import joined
 
 _LATER = 0.001
 _LATER_BYTES = 64
 """This share of the limit, and these bytes, stay free for what the card is given after the zip: scores, the audit."""
+
+_NAMED = 5
+"""Tensors that a message names; of the others it gives the number."""
 
 MatrixEntry = LowRankEntry | FactorsEntry
 
@@ -34,20 +40,25 @@ class Job:
     """The changed matrices of one delta, and the bytes they may take."""
 
     config: ZipConfig
-    shapes: Mapping[str, tuple[int, int]]
-    """(out, in) of each matrix, in the model's order"""
-    groups: Mapping[str, list[str]]
-    """the matrices fed by one input, by the group's name; every matrix is in one group"""
+    plan: Plan
+    """the matrices, and which of them are fed by one input"""
     read: Callable[[str], torch.Tensor]
     """the delta of one matrix, float32 (out, in), read when asked for"""
     moments: Callable[[list[str]], dict[str, Moments]]
-    """:class:`Moments` of some groups; one pass of the calibration set through the base"""
+    """:class:`Moments` of those among the groups that calibration can watch; one pass of the calibration set"""
     card: PackCard
     """the card without the matrices"""
     limit: int
     """bytes that the three files may ever take"""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """the pack's other tensors, whose entries the card has"""
+    left: list[str] = field(default_factory=list)
+    """changed tensors that are left out whatever the codec does"""
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of each matrix, by its key, in the plan's order."""
+        return {key: piece.shape for key, piece in self.plan.pieces.items()}
 
     @property
     def budget(self) -> int:
@@ -55,14 +66,18 @@ class Job:
         return self.limit - int(_LATER * self.limit) - _LATER_BYTES
 
     def finished(self, written: Written, measured: Mapping[str, Any]) -> Skillpack:
-        """The whole pack. Matrices that the codec left out are added to the card's list."""
-        left_out = [*self.card.left_out, *(name for name in self.shapes if name not in written.entries)]
+        """The whole pack. Tensors that the codec left out are added to the card's list.
+
+        ``codec.measured`` has ``left_out``, blank: a share for each tensor that is left out, or that lacks matrices.
+        """
+        entries, tensors = joined(self.plan.pieces, written.entries, written.tensors)
+        lacking = dict.fromkeys(piece.tensor for key, piece in self.plan.pieces.items() if key not in written.entries)
         card = self.card.model_copy(deep=True)
-        entries: dict[str, Entry] = {**written.entries, **card.entries}
-        card.entries = entries
-        card.left_out = left_out
-        card.codec.measured = {**card.codec.measured, **measured}
-        return Skillpack(card, {**self.tensors, **written.tensors})
+        card.left_out = [*self.card.left_out, *(name for name in lacking if name not in entries)]
+        short = [*self.left, *lacking]
+        card.entries = {**entries, **card.entries}
+        card.codec.measured = {**({"left_out": dict.fromkeys(short, BLANK_SHARE)} if short else {}), **measured}
+        return Skillpack(card, {**self.tensors, **tensors})
 
     def free_bytes(self, entries: Mapping[str, MatrixEntry]) -> int:
         """Bytes of the budget that are left with these matrices in the pack; negative where they do not fit."""
@@ -76,21 +91,37 @@ class Job:
     def refuse(self, least: Mapping[str, MatrixEntry]) -> UserError:
         """The error for a budget that cannot hold even ``least``."""
         need = int((self.budget - self.free_bytes(least) + _LATER_BYTES) / (1 - _LATER)) + 8  # a budget of more digits
-        whole = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-        held = f", {whole} of them for {', '.join(self.tensors)}" if self.tensors else ""
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in self.tensors.items()}
+        largest = sorted(sizes, key=lambda name: -sizes[name])
+        named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
+        held = f", {sum(sizes.values())} of them for {named}" if sizes else ""
+        whole = "" if self.config.allow_left_out else " to hold most of the change"
+        smaller = "" if self.config.allow_left_out else "; --allow-left-out (allow_left_out: true) makes do with less"
         return UserError(
             f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
-            f"needs is {need} bytes{held}. Raise ratio or budget."
+            f"needs is {need} bytes{whole}{held}. Raise ratio or budget{smaller}."
         )
 
 
-def measures(error: float, ranks: list[int]) -> dict[str, Any]:
-    """What the card keeps of a zip: the relative error of the weights, ||R - D|| / ||R|| over all the changed matrices,
-    and the ranks given."""
+def measures(error: float, left_out: float, ranks: list[int]) -> dict[str, Any]:
+    """What the card keeps of a zip: the relative error of the weights, ||R - D|| / ||R|| over all changed tensors, the
+    share of ||R||^2 that lies in what is left out, and the ranks given."""
     ranks = sorted(ranks)
     spread = {"least": ranks[0], "median": ranks[len(ranks) // 2], "most": ranks[-1]} if ranks else {}
-    return {"weight_error": round(error, 4), "matrices": len(ranks), "rank": spread}
+    told = {"weight_error": round(error, 4), "left_out_share": shown_share(left_out)}
+    return {**told, "matrices": len(ranks), "rank": spread}
 
 
-BLANK_MEASURES = {"weight_error": 0.1234, "matrices": 99999, "rank": {"least": 99999, "median": 99999, "most": 99999}}
+def shown_share(share: float) -> float:
+    """A share with two digits, never longer than :data:`BLANK_SHARE` as JSON."""
+    return float(f"{share:.2g}") if share > 1e-9 else 0.0
+
+
+BLANK_SHARE = 0.00012
+BLANK_MEASURES = {
+    "weight_error": 0.1234,
+    "left_out_share": BLANK_SHARE,
+    "matrices": 99999,
+    "rank": {"least": 99999, "median": 99999, "most": 99999},
+}
 """As long as any that :func:`measures` gives, to weigh a pack before it is made."""

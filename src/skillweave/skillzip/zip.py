@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt
 from skillweave.delta import Delta
@@ -23,10 +22,14 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
-from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows, input_groups, linear_names
+from skillweave.progress import console, share_of
+from skillweave.skillzip.allocate import MOST_LEFT_OUT
+from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
-from skillweave.skillzip.job import Job, Written, measures
+from skillweave.skillzip.job import Job, Written, measures, shown_share
+from skillweave.skillzip.losses import change, measure, too_much_left_out
+from skillweave.skillzip.plan import Plan, added, plan
 
 
 @torch.no_grad()
@@ -44,14 +47,16 @@ def zip_delta(
     """The pack of ``delta`` within the config's bytes, all three files counted.
 
     ``calibration`` holds (prompt, answer) pairs; it may be None where the config asks for neither activation weighting
-    nor smoothing. The weights of linear layers are written low-rank. Tensors that have no counterpart in the base are
-    stored whole, in bf16. The rest (norms, biases, embeddings) follows ``config.other``: "drop" leaves them at the
-    base's values; "keep" stores those with one axis as bf16 differences and drops the others. What is dropped is named
-    in ``card.left_out``, with ||delta|| / ||base|| of each in ``card.codec.measured["left_out"]``; so are files that
-    the delta carries (a changed tokenizer), which a pack does not.
+    nor smoothing. The weights of linear layers, embeddings, stacks of experts and other large matrices
+    (:func:`skillweave.skillzip.plan.plan`) are written low-rank. Tensors that have no counterpart in the base are
+    stored whole, in bf16. The rest (norms, biases, small convolutions) follows ``config.other``: "keep" stores bf16
+    differences, "drop" leaves them at the base's values. What is left out is named in ``card.left_out``, and
+    ``card.codec.measured["left_out"]`` has the share of each in the squared norm of the delta; a stack that lacks some
+    of its matrices is there too. Files that the delta carries (a changed tokenizer), which a pack does not, are named.
 
     Raises :class:`UserError` for a delta of another base, a tensor with NaN, a codec of unknown name, missing
-    calibration, and a budget too small (naming the least that would do).
+    calibration, a budget too small (naming the least that would do), and, unless ``config.allow_left_out``, where more
+    than 5% of the delta would be left out.
     """
     codec = get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
@@ -61,7 +66,7 @@ def zip_delta(
             "activation_aware=false and smoothing=null"
         )
     checkpoint = base.checkpoint
-    shapes = _matrices(delta, checkpoint, base.model)
+    found = plan(delta, checkpoint, base.model, calibrated=config.needs_calibration)
     check_name(name)
     card = PackCard(
         name=name,
@@ -70,35 +75,44 @@ def zip_delta(
         data=data or {},
         scores=scores or {},
         codec=Codec(name=config.codec, settings=config.settings()),
-        bytes=PackBytes(bf16_delta=delta.bf16_nbytes, bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values())),
+        bytes=PackBytes(bf16_delta=delta.bf16_nbytes, bf16_matrices=_bf16(found)),
     )
-    tensors = _place_others(card, delta, checkpoint, [key for key in delta.names() if key not in shapes], config.other)
-    if not shapes and not card.entries:
+    held = {piece.tensor for piece in found.pieces.values()}
+    others = [key for key in delta.names() if key not in held]
+    tensors, left = _place_others(card, delta, checkpoint, others, config.other)
+    if not held and not card.entries:
         raise UserError("the delta changes no tensor that a pack can hold: there is nothing to zip")
+    if unwatched := [key for group in found.groups if group not in found.modules for key in found.groups[group]]:
+        _say_unweighted(config, unwatched, len(found.pieces))
     limit = config.budget if config.budget is not None else int((config.ratio or 0) * delta.bf16_nbytes)
-    groups = _groups_of(base.model, shapes)
     known = functools.cache(lambda: calibration_rows(base.model, base.tokenizer, calibration or []))
 
     def moments(wanted: list[str]) -> dict[str, Moments]:
-        modules = {group: [key.removesuffix(".weight") for key in groups[group]] for group in wanted}
-        return calibrate(base.model, known(), modules)
+        watched = {group: found.modules[group] for group in wanted if group in found.modules}
+        return calibrate(base.model, known(), watched) if watched else {}
 
     job = Job(
         config=config,
-        shapes=shapes,
-        groups=groups,
-        read=lambda key: change(delta, checkpoint, key).float(),
+        plan=found,
+        read=_reader(delta, checkpoint, found),
         moments=moments,
         card=card,
         limit=limit,
         tensors=tensors,
+        left=left,
     )
-    if not shapes and job.free_bytes({}) < 0:
+    if not held and job.free_bytes({}) < 0:
         raise job.refuse({})
-    written = codec(job) if shapes else Written({}, {})
+    written = codec(job) if held else Written({}, {})
     pack = job.finished(written, {})
     ranks = [entry.rank for entry in written.entries.values()]
-    pack.card.codec.measured |= measures(_weight_error(pack, job), ranks)
+    losses = measure(pack, delta, checkpoint)
+    if losses.left_out > MOST_LEFT_OUT and not config.allow_left_out:
+        raise UserError(too_much_left_out(losses, name))
+    measured = pack.card.codec.measured
+    if "left_out" in measured:
+        measured["left_out"] = {key: shown_share(losses.shares.get(key, 0.0)) for key in measured["left_out"]}
+    pack.card.codec.measured = {**measured, **measures(losses.error, losses.left_out, ranks)}
     pack.card.bytes = pack.weighed()
     return pack
 
@@ -108,76 +122,58 @@ def zipped(delta: Delta, base: Base, ratio: float) -> tuple[Delta, int]:
 
     Raises :class:`UserError` where the ratio is too small for a pack.
     """
-    pack = zip_delta(delta, base, None, ZipConfig(ratio=ratio), name="zipped")
+    pack = zip_delta(delta, base, None, ZipConfig(ratio=ratio, allow_left_out=True), name="zipped")
     return pack.unzip(), pack.nbytes
 
 
-def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """theta - theta_base of one tensor, also where the delta has it whole but the base has its like (a LoRA's
-    ``modules_to_save``). A tensor with NaN or infinity is a :class:`UserError`."""
-    tensor = delta.tensor(name)
-    if delta.whole(name):
-        tensor = tensor.float() - checkpoint.tensor(name).float().cpu()
-    if not bool(torch.isfinite(tensor).all()):
-        raise UserError(f"the delta of '{name}' holds NaN or infinity: the training run diverged; zip an earlier one")
-    return tensor
+def _reader(delta: Delta, checkpoint: Checkpoint, found: Plan) -> Callable[[str], torch.Tensor]:
+    """The delta of one matrix (out, in), float32. The last stack stays in memory while its matrices are read."""
+    stack = functools.lru_cache(maxsize=1)(lambda name: change(delta, checkpoint, name))
+
+    def read(key: str) -> torch.Tensor:
+        piece = found.pieces[key]
+        if piece.index is not None:
+            return stack(piece.tensor).reshape(-1, *piece.shape)[piece.index].float()
+        tensor = change(delta, checkpoint, piece.tensor).float()
+        return tensor.T.contiguous() if piece.transposed else tensor.reshape(piece.shape)
+
+    return read
 
 
-def _added(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor has no counterpart of its shape in the base: added tokens."""
-    return name not in checkpoint or checkpoint.shape(name) != delta.shape(name)
+def _bf16(found: Plan) -> int:
+    return 2 * sum(out * in_ for out, in_ in (piece.shape for piece in found.pieces.values()))
 
 
-def _matrices(delta: Delta, checkpoint: Checkpoint, model: nn.Module) -> dict[str, tuple[int, int]]:
-    """(out, in) of the changed weights of linear layers, in the model's order; the head counts where it is untied."""
-    weights = [f"{name}.weight" for name in linear_names(model)]
-    return {
-        key: (checkpoint.shape(key)[0], checkpoint.shape(key)[1])
-        for key in weights
-        if key in delta and key not in checkpoint.tied and not _added(delta, checkpoint, key)
-    }
+def _say_unweighted(config: ZipConfig, keys: list[str], of: int) -> None:
+    if config.needs_calibration:
+        console.print(
+            f"  {share_of(len(keys), of, 'matrices')} are zipped without calibration: they are no linear layer, or it "
+            f"is not known which token is which in their input ({keys[0]})",
+            soft_wrap=True,
+        )
 
 
 def _place_others(
     card: PackCard, delta: Delta, checkpoint: Checkpoint, names: list[str], policy: str
-) -> dict[str, torch.Tensor]:
-    """What to do with changed tensors that are no linear layer's weight: the tensors to store. Their entries, and what
-    is left out, go on the card."""
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What becomes of the changed tensors that are no matrices: those to store, and the names of those left out.
+
+    The entries, and what is left out, go on the card.
+    """
     tensors: dict[str, torch.Tensor] = {}
     entries: dict[str, Entry] = {}
-    left_out: dict[str, float | None] = {}
+    left: list[str] = []
     for key in names:
-        if _added(delta, checkpoint, key):
+        if added(delta, checkpoint, key):
             entries[key] = WholeEntry(shape=delta.shape(key))
             tensors[key] = delta.tensor(key).bfloat16()
             continue
         tensor = change(delta, checkpoint, key)
-        if policy == "keep" and tensor.dim() == 1:
+        if policy == "keep":
             entries[key] = DifferenceEntry(shape=delta.shape(key))
             tensors[key] = tensor.bfloat16()
         else:
-            norm = float(checkpoint.tensor(key).float().norm())
-            left_out[key] = float(f"{float(tensor.float().norm()) / norm:.2g}") if norm else None
+            left.append(key)
     card.entries = entries
-    card.left_out = [*left_out, *(file.name for file in delta.carried)]
-    card.codec.measured = {"left_out": left_out} if left_out else {}
-    return tensors
-
-
-def _groups_of(model: nn.Module, shapes: dict[str, tuple[int, int]]) -> dict[str, list[str]]:
-    """The groups of :func:`input_groups`, changed weights only, under the names of the whole groups."""
-    groups = {group: [f"{name}.weight" for name in members] for group, members in input_groups(model).items()}
-    changed = {group: [key for key in members if key in shapes] for group, members in groups.items()}
-    return {group: members for group, members in changed.items() if members}
-
-
-def _weight_error(pack: Skillpack, job: Job) -> float:
-    """||R - D|| / ||R|| over all changed matrices; those left out count in full."""
-    lost = total = 0.0
-    for key in job.shapes:
-        matrix = job.read(key)
-        total += float(matrix.square().sum(dtype=torch.float64))
-        if key in pack.card.entries:
-            matrix = matrix - pack.decode(key)
-        lost += float(matrix.square().sum(dtype=torch.float64))
-    return (lost / total) ** 0.5 if total else 0.0
+    card.left_out = [*left, *(file.name for file in delta.carried)]
+    return tensors, left

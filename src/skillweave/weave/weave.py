@@ -17,6 +17,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
+from skillweave.progress import console
 from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
@@ -70,6 +71,7 @@ class Weave:
         self.budget = budget
         self.woven = Woven(base.model)
         self._read_pack = read_pack
+        self._told: set[str] = set()
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +251,8 @@ class Weave:
         streamer: Any = None,
         label: str | None = None,
     ) -> list[Reply]:
-        """Answer every prompt, each with its own pack, in mixed batches.
+        """Answer every prompt, each with its own pack, in mixed batches. A pack that cannot share a batch with others
+        (:meth:`Woven.why_alone`) answers in batches of its own, which is said once.
 
         ``packs``: for each prompt a name, None (the plain base) or ``"auto"`` (the router chooses); one of them for
         all prompts; None for the plain base throughout. One answer a prompt: repeat a prompt to sample it again.
@@ -261,6 +264,12 @@ class Weave:
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
             return self.woven.rows([chosen[row].pack for row in rows])
 
+        self._say_alone({route.pack for route in chosen})
+
+        def apart(row: int) -> str | None:
+            pack = chosen[row].pack
+            return pack if pack is not None and self.woven.why_alone(pack) else None
+
         try:
             answers = generate_answers(
                 self.base.model,
@@ -268,6 +277,7 @@ class Weave:
                 prompts,
                 sampling,
                 around_batch=around_batch,
+                apart=apart,
                 streamer=streamer,
                 label=label,
             )
@@ -296,6 +306,14 @@ class Weave:
                     self._check_loaded(route.pack)
                 chosen[index] = route
         return chosen
+
+    def _say_alone(self, used: set[str | None]) -> None:
+        """Say, once for each pack, that it shares no batch; where nothing else is asked for, it makes no difference."""
+        for name in sorted(name for name in used if name is not None and name not in self._told):
+            why = self.woven.why_alone(name)
+            if why and len(used) > 1:
+                console.print(f"The pack '{name}' answers in batches of its own: {why}.", markup=False, soft_wrap=True)
+                self._told.add(name)
 
     def _check_loaded(self, name: str) -> None:
         self._known(name)

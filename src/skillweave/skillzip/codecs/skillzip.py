@@ -12,7 +12,7 @@ import torch
 from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
 from skillweave.progress import bar
-from skillweave.skillzip.allocate import Matrix, allocate
+from skillweave.skillzip.allocate import MOST_LEFT_OUT, Matrix, allocate_all, main_ones
 from skillweave.skillzip.job import Job, Written
 from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, root, shrink
 from skillweave.skillzip.rotation import rotation
@@ -22,6 +22,8 @@ _MOMENT_BYTES = 2**30
 """Second moments held at a time; where all of them take more, the calibration set goes through the base again."""
 _RANK_ROOM = 4
 """No matrix is offered more than this many times the rank that an even split would give it."""
+_RANK_DIGITS = 5
+"""Bytes of one more rank in the list of a stack."""
 _FIT_ROUNDS = 4
 """Tries, from the first pack that fits on, to leave fewer bytes unused."""
 
@@ -29,10 +31,10 @@ _FIT_ROUNDS = 4
 def skillzip(job: Job) -> Written:
     """Every matrix at the rank that the budget gives it, in integers."""
     decomposed, largest = _decompose_all(job)
-    chosen = _fit(job, decomposed)
+    chosen = _fit(job, decomposed, set(largest))
     tensors: dict[str, torch.Tensor] = {}
     with bar("writing integers", len(chosen)) as advance:
-        for group, members in job.groups.items():
+        for group, members in job.plan.groups.items():
             members = [name for name in members if name in chosen]
             _write_group(job, group, members, chosen, decomposed, largest.get(group), tensors)
             advance(len(members))
@@ -49,7 +51,7 @@ def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Ten
         for groups in _moment_batches(job):
             moments = job.moments(groups) if config.needs_calibration else {}
             for group in groups:
-                if config.needs_calibration and group not in moments:
+                if config.needs_calibration and group in job.plan.modules and group not in moments:
                     raise UserError(
                         f"no calibration prompt reached the layers {group}: set activation_aware=false and "
                         "smoothing=null, or calibrate on prompts that use them"
@@ -57,9 +59,9 @@ def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Ten
                 weight = None
                 if group in moments:
                     largest[group] = moments[group].largest
-                if config.activation_aware:
+                if config.activation_aware and group in moments:
                     weight = root(shrink(moments[group].second, config.shrink))
-                for name in job.groups[group]:
+                for name in job.plan.groups[group]:
                     decomposed[name] = decompose(job.read(name), rank_room, weight)
                     advance()
     return decomposed, largest
@@ -68,7 +70,7 @@ def _decompose_all(job: Job) -> tuple[dict[str, Decomposed], dict[str, torch.Ten
 def _moment_batches(job: Job) -> Iterator[list[str]]:
     batch: list[str] = []
     held = 0
-    for group, members in job.groups.items():
+    for group, members in job.plan.groups.items():
         need = 4 * job.shapes[members[0]][1] ** 2
         if batch and held + need > _MOMENT_BYTES:
             yield batch
@@ -84,34 +86,60 @@ def _rank_room(job: Job) -> int:
     return max(16, _RANK_ROOM * int(job.budget / a_rank_of_all))
 
 
-def _fit(job: Job, decomposed: dict[str, Decomposed]) -> dict[str, LowRankEntry]:
+def _fit(job: Job, decomposed: dict[str, Decomposed], smoothed: set[str]) -> dict[str, LowRankEntry]:
     """Entries with the ranks of :func:`allocate`, whose pack, weighed exactly, fits the budget."""
     if not any(found.energy > 0 for found in decomposed.values()):
-        raise UserError(f"the delta of '{job.card.name}' is zero in every linear layer: there is nothing to zip")
-    group_of = {name: group for group, members in job.groups.items() for name in members}
+        if job.card.entries:
+            return {}
+        raise UserError(f"the delta of '{job.card.name}' is zero in every matrix: there is nothing to zip")
+    group_of = {name: group for group, members in job.plan.groups.items() for name in members}
 
     def entry(name: str, rank: int) -> LowRankEntry:
-        smooth = job.config.smoothing is not None
+        piece = job.plan.pieces[name]
         return LowRankEntry(
-            shape=job.shapes[name], rank=rank, bits=job.config.bits, group=group_of[name], smooth=smooth
+            shape=piece.entry_shape,
+            rank=rank,
+            bits=job.config.bits,
+            group=group_of[name],
+            smooth=smoothing(name),
+            transposed=piece.transposed,
         )
 
+    def overhead(name: str, step: int, rank_bytes: float) -> int:
+        """Bytes of a matrix beside its ranks: those of its entry, and of its share of what is stored once."""
+        fixed = room - job.free_bytes({name: entry(name, step)}) - round(step * rank_bytes)
+        shared = len(job.plan.groups[group_of[name]])
+        if job.plan.pieces[name].index is not None:
+            rows = 2 * job.shapes[name][0]  # the scales of its rows; all else is the whole stack's
+            return rows + max(fixed - rows * shared, 0) // shared + _RANK_DIGITS
+        if smoothing(name):
+            fixed -= 2 * job.shapes[name][1] * (shared - 1) // shared
+        return fixed
+
+    def smoothing(name: str) -> bool:
+        return job.config.smoothing is not None and group_of[name] in smoothed
+
     room = job.free_bytes({})
+    overheads: dict[tuple, int] = {}
     matrices = []
     for name, (out, in_) in job.shapes.items():
         step = min(2 if job.config.bits == 4 else 1, out, in_)
         rank_bytes = (out + in_) * job.config.bits / 8 + 2
-        fixed = room - job.free_bytes({name: entry(name, step)}) - round(step * rank_bytes)
-        if job.config.smoothing is not None:
-            # The vector is stored once for the group, so each member answers for its part of it.
-            fixed -= 2 * in_ * (len(job.groups[group_of[name]]) - 1) // len(job.groups[group_of[name]])
-        matrices.append(Matrix(decomposed[name].gains, rank_bytes, fixed, step))
+        # Matrices of one kind cost the same; weighing a pack for each of thousands of experts would take minutes.
+        piece = job.plan.pieces[name]
+        alike: tuple = (piece.stored, piece.transposed, len(name), len(group_of[name]), smoothing(name))
+        if piece.index is not None:
+            alike = (piece.tensor,)
+        if alike not in overheads:
+            overheads[alike] = overhead(name, step, rank_bytes)
+        matrices.append(Matrix(decomposed[name].gains, rank_bytes, overheads[alike], step))
+    energies = [decomposed[name].energy for name in job.shapes]
     best: dict[str, LowRankEntry] = {}
     least_free, misses, rounds = 0, 0, 0
     # Names and digits make the bytes of many matrices a little other than the sum of each: weigh, correct, again.
     # Until something fits, each miss takes off more than it was over by, so this ends.
     while rounds < _FIT_ROUNDS:
-        ranks = zip(job.shapes, allocate(matrices, room), strict=True)
+        ranks = zip(job.shapes, allocate_all(matrices, energies, room), strict=True)
         chosen = {name: entry(name, rank) for name, rank in ranks if rank}
         if not chosen:
             break
@@ -121,10 +149,15 @@ def _fit(job: Job, decomposed: dict[str, Decomposed]) -> dict[str, LowRankEntry]
         misses += free < 0
         rounds += bool(best)
         room += free * misses if free < 0 else free
-    if best:
+    kept = sum(energy for name, energy in zip(job.shapes, energies, strict=True) if name in best)
+    if best and (job.config.allow_left_out or kept >= (1 - MOST_LEFT_OUT) * sum(energies)):
         return best
-    smallest = min(job.shapes, key=lambda name: sum(job.shapes[name]))
-    raise job.refuse({smallest: entry(smallest, matrices[list(job.shapes).index(smallest)].step)})
+    keys = list(job.shapes)
+    if job.config.allow_left_out:
+        smallest = min(range(len(keys)), key=lambda at: sum(job.shapes[keys[at]]))
+        raise job.refuse({keys[smallest]: entry(keys[smallest], matrices[smallest].step)})
+    # Ranks of the least size for what must not be left out.
+    raise job.refuse({keys[at]: entry(keys[at], matrices[at].step) for at in main_ones(energies)})
 
 
 def _write_group(

@@ -12,7 +12,10 @@ def svd(job: Job) -> Written:
     """The largest rank whose pack fits the budget; a matrix with fewer ranks than that gets all it has."""
 
     def entries(rank: int) -> dict[str, MatrixEntry]:
-        return {name: FactorsEntry(shape=shape, rank=min(rank, *shape)) for name, shape in job.shapes.items()}
+        return {
+            key: FactorsEntry(shape=piece.entry_shape, rank=min(rank, *piece.shape), transposed=piece.transposed)
+            for key, piece in job.plan.pieces.items()
+        }
 
     low, high = 0, max(min(shape) for shape in job.shapes.values())
     while low < high:

@@ -1,0 +1,108 @@
+"""Which families of models a fine-tune can be packed of: micro models with random weights, each from end to end.
+
+For every decoder family of the tests a base and two full fine-tunes are built (every parameter changes). A fine-tune
+becomes a pack of eight-bit factors, the pack a model again, and prompts are answered with both packs and the base,
+mixed and alone. Claim: at least 45 families pass all three.
+
+    python benchmarks/architectures.py               a few minutes on one core; writes the page of the docs too
+    python benchmarks/architectures.py --quick       four families
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from _record import RESULTS, Record, arguments, judged, run
+from skillweave.files.write import write_text
+from skillweave.report import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+NAME = "architectures"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
+_INTRODUCTION = """# Architectures
+
+Micro models with random weights, each built, fine-tuned (every parameter changes), zipped, unzipped and served. The
+table is written by the benchmark that runs them; the same runs are tests (`tests/architectures`).
+
+- **zip**: the fine-tune became a pack of eight-bit factors.
+- **unzip**: the unzipped model's logits are near the fine-tune's; in brackets their error over the effect of tuning.
+- **mixed batch against alone**: two packs and the base, asked together, answer as each does alone.
+- **left out**: the share of the delta's squared norm that is not in the pack.
+- **its tensors are served**: `row by row`, all packs in one batch; or `alone`: a pack that changes such a tensor
+  answers in batches of its own, which `generate` sorts out by itself. The first such tensor is named, and why.
+
+A pack that changes only tensors which can differ from row to row (a LoRA on the attention of a mixture of experts, say)
+shares batches in every family.
+
+"""
+QUICK = ("gpt2", "llama", "mamba", "mixtral")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the benchmark."""
+    import torch
+
+    from family_proof import prove
+    from micro_families import FAMILIES
+
+    options = arguments(__doc__, ["micro"]).parse_args(argv)
+    torch.set_num_threads(1)
+    families = QUICK if options.quick else tuple(FAMILIES)
+    record = Record.begin(NAME, options, argv, [0])
+    passed = 0
+    for family in families:
+        with tempfile.TemporaryDirectory() as folder:
+            row = prove(family, Path(folder))
+        passed += row.passed
+        record.rows.append({**row.record(), "passed": row.passed})
+    goal = f">= {len(QUICK) if options.quick else 45}"
+    record.claims = [judged("families that pass zip, unzip and mixed batches", passed, passed, passed, goal)]
+    record.finish(_table(record.rows), _plot(record.rows))
+    if record.out == RESULTS:
+        write_text(PAGE, _INTRODUCTION + _table(record.rows).markdown() + f"\n\nMade by `{record.command}`.\n")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    header = [
+        "family",
+        "zip",
+        "unzip (error / effect)",
+        "mixed batch against alone",
+        "left out",
+        "its tensors are served",
+    ]
+    return Table(
+        header,
+        [
+            [
+                row["family"],
+                row["zip"],
+                f"{row['unzip']} ({row['unzip_error']:.3f})",
+                row["mixed"],
+                f"{row['left_out']:.1%}",
+                row["served"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _plot(rows: Sequence[dict[str, Any]]) -> Figure:
+    figure = Figure(figsize=(8, 0.16 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(rows, key=lambda row: row["unzip_error"])
+    axes.barh([row["family"] for row in ordered], [row["unzip_error"] for row in ordered])
+    axes.set_xlabel("unzipped model: error of the logits over the effect of the fine-tune")
+    axes.tick_params(axis="y", labelsize=6)
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

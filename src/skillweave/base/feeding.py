@@ -1,0 +1,251 @@
+"""How each module of a model is fed: found by running it, never by its name.
+
+A layer's output can differ from row to row of a batch only where it is known which part of its input is which row. Most
+layers are fed (rows, tokens, ...), some a flattened (rows * tokens, ...), an expert only the tokens sent to it, in an
+order of its own; and some weights are read by the code around their module, so that nothing that is done to the module
+would act. Two unlike rows are run together and alone, through a prompt and a step of decoding. What a module was fed in
+the batch is compared with what it was fed alone, its output with what its weight would make of its input, and every
+use of a parameter outside of the module that owns it is noted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, linear
+from torch.overrides import TorchFunctionMode
+
+_TOKENS = 6
+_CHANNELS = 48
+"""Output channels, evenly spread, on which a layer's law is tried."""
+_NEAR = 0.05
+"""Two inputs, or outputs, whose distance is below this share of their norm are one: narrow types round, and batches of
+another size add up in another order. Unlike rows are about as far from one another as from zero."""
+
+
+@dataclass(frozen=True)
+class Fed:
+    """How a module takes its input, and what it does with it.
+
+    ``rows``: its first axis is the batch's rows ("rows"), rows * tokens ("flat"), or neither for sure ("any").
+    ``law``: the module is x W^T + b ("linear"), x W + b ("transposed"), or scale W[ids] ("lookup"); None: another.
+    """
+
+    rows: Literal["rows", "flat", "any"]
+    law: Literal["linear", "transposed", "lookup"] | None
+    scale: float = 1.0
+
+
+@dataclass
+class _Call:
+    x: torch.Tensor | None
+    plain: bool
+    """one tensor in, one tensor out, of as many rows"""
+    law: str | None
+    scale: float
+
+
+@dataclass
+class _Watch:
+    """What one run of the model showed."""
+
+    calls: dict[str, list[_Call]] = field(default_factory=dict)
+    inside: list[str] = field(default_factory=list)
+    lawful: bool = True
+    """whether outputs are compared with what the weights would make; once, in the batch, is enough"""
+
+
+@torch.no_grad()
+def feeding(model: Any) -> dict[str, Fed]:
+    """How each module with parameters of its own is fed, by name.
+
+    Modules that were not called, and those whose parameters other code reads, are not in it: nothing is known of them.
+    """
+    owners = {name: module for name, module in model.named_modules() if module._parameters}
+    # With the first ids of the vocabulary two rows that share no token; a vocabulary of one has no two rows.
+    size = model.get_input_embeddings().weight.shape[0]
+    source = torch.Generator().manual_seed(0)
+    ids = torch.randperm(size, generator=source)[: 2 * (_TOKENS + 1)]
+    if ids.numel() < 2 * (_TOKENS + 1):
+        ids = torch.randint(size, (2 * (_TOKENS + 1),), generator=source)
+    ids = ids.view(2, -1).to(next(model.parameters()).device)
+    foreign: set[str] = set()
+    was_training = model.training
+    model.eval()
+    try:
+        runs = []
+        with contextlib.suppress(*_CANNOT):
+            runs.append([_watched(model, owners, foreign, _decoding, rows) for rows in (ids, ids[:1], ids[1:])])
+        # Without a cache other code may run; which row is which has been seen, unless decoding failed.
+        rest = () if runs else (ids[:1], ids[1:])
+        with contextlib.suppress(*_CANNOT):
+            runs.append([_watched(model, owners, foreign, _plain, rows) for rows in (ids, *rest)])
+    finally:
+        model.train(was_training)
+    found: dict[str, Fed] = {}
+    for name, module in owners.items() if runs else ():
+        fed = _judge(name, module, runs)
+        if fed is not None and name not in foreign:
+            found[name] = fed
+    return found
+
+
+# A model that cannot decode in this way (no cache, another interface) is judged by its plain run.
+_CANNOT = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError)
+
+
+def _plain(model: Any, ids: torch.Tensor) -> None:
+    model(input_ids=ids[:, :-1], use_cache=False)
+
+
+def _decoding(model: Any, ids: torch.Tensor) -> None:
+    """A prompt and one step: the step's token is given, for the greedy choice could differ from batch to row."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    def forced(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, -1e9).scatter(1, ids[:, -1:], 0.0)
+
+    config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0)
+    held = model.generation_config
+    try:
+        model.generation_config = config
+        model.generate(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.ones_like(ids[:, :-1]),
+            generation_config=config,
+            logits_processor=LogitsProcessorList([forced]),
+        )
+    finally:
+        model.generation_config = held
+
+
+def _watched(model: Any, owners: dict[str, nn.Module], foreign: set[str], run: Any, ids: torch.Tensor) -> _Watch:
+    watch = _Watch(lawful=ids.shape[0] > 1)
+    with _hooked(watch, owners), _Readers(watch, owners, foreign):
+        run(model, ids)
+    return watch
+
+
+@contextlib.contextmanager
+def _hooked(watch: _Watch, owners: dict[str, nn.Module]) -> Iterator[None]:
+    """Every call of an owner is kept, and the names of those that are running stand in ``watch.inside``."""
+
+    def before(name: str) -> Any:
+        return lambda *_: watch.inside.append(name)
+
+    def after(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            watch.calls.setdefault(name, []).append(_call(module, args, kwargs, output, lawful=watch.lawful))
+            watch.inside.pop()
+
+        return hook
+
+    handles = []
+    for name, module in owners.items():
+        handles.append(module.register_forward_pre_hook(before(name), prepend=True))
+        handles.append(module.register_forward_hook(after(name), with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Readers(TorchFunctionMode):
+    """Notes in ``foreign`` the modules whose parameters are used while none of their owners is running."""
+
+    def __init__(self, watch: _Watch, owners: dict[str, nn.Module], foreign: set[str]) -> None:
+        super().__init__()
+        self._watch, self._foreign = watch, foreign
+        self._owners: dict[int, set[str]] = {}
+        for name, module in owners.items():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._owners.setdefault(id(parameter), set()).add(name)
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Size) or not isinstance(result, torch.Tensor | tuple | list):
+            return result  # what only asks for a shape, a dtype or a device uses no number
+        for value in (*args, *kwargs.values()):
+            for item in value if isinstance(value, list | tuple) else (value,):
+                names = self._owners.get(id(item)) if isinstance(item, nn.Parameter) else None
+                if names is not None and not names.intersection(self._watch.inside):
+                    self._foreign |= names
+        return result
+
+
+def _call(module: nn.Module, args: tuple, kwargs: dict, output: Any, *, lawful: bool) -> _Call:
+    one = len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor) and args[0].dim() > 0
+    x = args[0] if one else None
+    plain = x is not None and isinstance(output, torch.Tensor) and output.dim() > 0 and output.shape[0] == x.shape[0]
+    law, scale = _law(module, x, output) if lawful and plain and x is not None else (None, 1.0)
+    return _Call(None if x is None else x.detach().clone(), plain, law, scale)
+
+
+def _law(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> tuple[str | None, float]:
+    from transformers.pytorch_utils import Conv1D
+
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+        return None, 1.0
+    if isinstance(module, nn.Embedding) and not x.is_floating_point():
+        rows = embedding(x, weight).float()
+        scale = float((output.float() * rows).sum() / rows.square().sum().clamp(min=1e-30))
+        return ("lookup", scale) if _near(output, rows * scale) else (None, 1.0)
+    if isinstance(module, nn.Linear | Conv1D) and x.is_floating_point():
+        turned = isinstance(module, Conv1D)
+        some = slice(0, None, max(1, output.shape[-1] // _CHANNELS))
+        bias = None if module.bias is None else module.bias[some].float()
+        made = linear(x.float(), (weight.T if turned else weight)[some].float(), bias)
+        return ("transposed" if turned else "linear", 1.0) if _near(output[..., some], made) else (None, 1.0)
+    return None, 1.0
+
+
+def _judge(name: str, module: nn.Module, runs: list[list[_Watch]]) -> Fed | None:
+    """What is sure over all runs; None where a run never called the module, or its calls cannot be used."""
+    kinds: set[str] = {"rows", "flat"}
+    laws: set[tuple[str | None, float]] = set()
+    for both, *alone in runs:
+        calls = both.calls.get(name, [])
+        each = [watch.calls.get(name, []) for watch in alone]
+        if not calls or not all(call.plain for held in (calls, *each) for call in held):
+            return None
+        laws |= {(call.law, float(f"{call.scale:.5g}")) for call in calls}
+        if not each:
+            continue
+        if any(len(held) != len(calls) for held in each):
+            kinds = set()
+            continue
+        for index, call in enumerate(calls):
+            lookup = isinstance(module, nn.Embedding)
+            kinds &= _kinds(call.x, [held[index].x for held in each], lookup)
+    law, scale = laws.pop() if len(laws) == 1 else (None, 1.0)
+    rows = "rows" if "rows" in kinds else "flat" if "flat" in kinds else "any"
+    return Fed(rows, law, scale)  # type: ignore[arg-type]
+
+
+def _kinds(both: torch.Tensor | None, alone: list[torch.Tensor | None], lookup: bool) -> set[str]:
+    """In which ways the two rows lie in the batch's input."""
+    first, second = alone
+    if both is None or first is None or second is None or first.shape != second.shape:
+        return set()
+    if lookup and both.shape == first.shape and torch.equal(both, first) and torch.equal(first, second):
+        return {"rows"}  # positions, the same for all rows, are looked up once
+    if both.shape != (2 * first.shape[0], *first.shape[1:]):
+        return set()
+    lies = all(_near(half, one) for half, one in zip(both.chunk(2), (first, second), strict=True))
+    if not lies:
+        return set()
+    return {"rows", "flat"} if first.shape[0] == 1 else {"flat"}
+
+
+def _near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    distance = (one.float() - other.float()).norm()
+    return bool(distance <= _NEAR * other.float().norm() + 1e-12)

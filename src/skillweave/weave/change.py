@@ -1,0 +1,166 @@
+"""The forward hook that lets one module's output differ from row to row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from skillweave.base.feeding import Fed
+from skillweave.errors import UserError
+from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out_of_rank
+from skillweave.weave.resident import Lookup
+from skillweave.weave.stack import GroupStack
+
+# Stacked, every token meets the factors of all resident packs; pack by pack, only its own, but every operation is
+# repeated for each pack in use. Measured on SmolLM2's shapes at rank 36 (one core): a repeat costs 17 ms a step, and a
+# token's products with one more pack 0.1 ms. A step of decoding is 3 times cheaper stacked (3 packs, 12 rows: 18 ms
+# against 52 above the base), a long prompt up to a fifth dearer (and more with more packs).
+STACKED_UP_TO = 128
+
+
+class Batch:
+    """What is running: the pack of every row, and how many tokens a row has."""
+
+    def __init__(self, names: list[str | None], rows: int | None) -> None:
+        self.names = names
+        self.rows = rows
+        """None: any number of rows, all of one pack"""
+        self.width = 0
+
+    @property
+    def uniform(self) -> bool:
+        """Whether all rows use one pack, or none: then nobody needs to know which row is which."""
+        return len(set(self.names)) == 1
+
+    def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The hook before the model's forward: how wide this batch is."""
+        given = [value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if value is not None]
+        if given and isinstance(given[0], torch.Tensor) and given[0].dim() > 1:
+            self.width = given[0].shape[1]
+
+
+class GroupRun:
+    """One group during one ``rows`` context: what its modules share for the input they are being fed."""
+
+    def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
+        self._stack = stack
+        self._names = names
+        self._segments: dict[bool, list[Segment]] = {}
+        self._input: torch.Tensor | None = None
+        self._hidden: list[tuple[Segment, Hidden]] = []
+        self._waiting = 0
+
+    def add(self, module: str, fed: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Add the packs' share to ``output`` (N, T, out), in place. ``fed``: what the module was given, ``x`` (N, T,
+        in): the same by rows."""
+        if fed is not self._input:
+            self._input = fed
+            self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
+            self._waiting = len(self._stack.modules)
+        for segment, hidden in self._hidden:
+            part = segment.parts.get(module)
+            if part is not None:
+                add_to_rows(output, segment.rows, out_of_rank(hidden, part))
+        self._waiting -= 1
+        if self._waiting <= 0:
+            self._input, self._hidden = None, []
+
+    def _segments_for(self, x: torch.Tensor) -> list[Segment]:
+        tokens = x.numel() // x.shape[-1]
+        used, resident = len({*self._names} - {None}), len(self._stack.packs)
+        stacked = used > 1 and tokens * resident <= STACKED_UP_TO * used
+        if stacked not in self._segments:
+            self._segments[stacked] = self._stack.segments(self._names, stacked=stacked)
+        return self._segments[stacked]
+
+
+class Change:
+    """The forward hook of one module: tuned parameters first, then what factors add."""
+
+    def __init__(self, module: str, fed: Fed, batch: Batch) -> None:
+        self.name = module
+        self.fed = fed
+        self.batch = batch
+        self.tuned: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
+        self.float_factors: list[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]] = []
+        self.lookups: list[tuple[torch.Tensor | None, Lookup]] = []
+        self.groups: list[GroupRun] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        if kwargs or len(args) != 1 or not isinstance(output, torch.Tensor):
+            raise UserError(
+                f"the module '{self.name}' takes or gives more than one tensor, so its parameters cannot differ from "
+                f"row to row: serve this skill alone, from Skillpack.unzip() laid on the base"
+            )
+        fed = args[0]
+        x, made = self._by_rows(fed, output.contiguous())
+        for rows, tuned in self.tuned:
+            made = _with_tuned(module, x, made, rows, tuned, flat=self.fed.rows == "flat" and x is not fed)
+        wide = _three(made)
+        for rows, left, right in self.float_factors:
+            mine = _three(x) if rows is None else _three(x).index_select(0, rows)
+            # A model whose products are made in float32 feeds wider numbers than it stores.
+            add_to_rows(wide, rows, linear(linear(mine, right.to(mine.dtype)), left.to(mine.dtype)))
+        for rows, lookup in self.lookups:
+            change = lookup(x if rows is None else x.index_select(0, rows))
+            add_to_rows(wide, rows, change.view(change.shape[0], -1, change.shape[-1]))
+        for group in self.groups:
+            group.add(self.name, fed, _three(x), wide)
+        return made.view(output.shape) if made.numel() == output.numel() else made
+
+    def _by_rows(self, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Input and output of the module with the batch's rows as the first axis."""
+        rows = self.batch.rows
+        if rows is None or self.fed.rows == "any":
+            return x, output
+        if self.fed.rows == "flat":
+            if self.batch.uniform:
+                return x, output
+            if x.shape[0] != rows * self.batch.width:
+                raise UserError(
+                    f"'{self.name}' is fed {x.shape[0]} tokens, not the {rows} x {self.batch.width} of the batch: "
+                    f"which row they belong to is not known. Answer with one pack at a time."
+                )
+            return x.view(rows, -1, *x.shape[1:]), output.view(rows, -1, *output.shape[1:])
+        if x.shape[0] == 1 and rows > 1 and self.fed.law == "lookup":
+            # Positions, the same for all rows, are looked up once.
+            return x.expand(rows, *x.shape[1:]), output.expand(rows, *output.shape[1:]).clone()
+        if x.shape[0] != rows:
+            raise UserError(
+                f"rows(...) names {rows} rows, and '{self.name}' is fed {x.shape[0]}: name a pack (or None) for "
+                f"every row of the batch"
+            )
+        return x, output
+
+
+def _with_tuned(
+    module: nn.Module,
+    x: torch.Tensor,
+    output: torch.Tensor,
+    rows: torch.Tensor | None,
+    tuned: Mapping[str, torch.Tensor],
+    *,
+    flat: bool,
+) -> torch.Tensor:
+    """``output`` with the given rows computed anew from the tuned parameters."""
+    mine = x if rows is None else x.index_select(0, rows)
+    held = {own: module._parameters[own] for own in tuned}
+    try:
+        for own, tensor in tuned.items():
+            module._parameters[own] = tensor  # type: ignore[assignment]
+        # The module's own code alone: its hooks, this one among them, have their turn once.
+        made = module.forward(mine.flatten(0, 1) if flat else mine)
+    finally:
+        module._parameters.update(held)
+    if flat:
+        made = made.view(*mine.shape[:2], *made.shape[1:])
+    return made if rows is None else output.index_copy(0, rows, made)
+
+
+def _three(x: torch.Tensor) -> torch.Tensor:
+    """(N, T, last) of a batch of any number of dimensions from two on; a view where it is contiguous."""
+    return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])

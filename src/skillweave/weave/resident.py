@@ -1,0 +1,245 @@
+"""One pack made ready for a model: what its modules' outputs get added, and what must be exchanged in the model itself.
+
+A change can differ from row to row of a batch where its module's input is known row by row, and where the module does
+what its weight says (:mod:`skillweave.base.feeding`). Everything else (experts, state-space weights, weights that other
+code reads) is exchanged in the model while a batch of this pack alone is running.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from skillweave.base.feeding import Fed
+from skillweave.base.layout import Layout
+from skillweave.errors import UserError, nearest
+from skillweave.pack import Entry, FactorsEntry, LowRank, LowRankEntry, Skillpack, WholeEntry
+from skillweave.weave.stack import Factors
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The factors of an embedding's matrix (vocabulary, width): a token's change is ``scale left[id] B``."""
+
+    left: torch.Tensor
+    """(vocabulary, rank): int8 codes, or floats"""
+    left_scale: torch.Tensor | None
+    """float32 (vocabulary,) of the codes"""
+    right: torch.Tensor
+    """(rank, width), float; the embedding's own scale is in it"""
+
+    @classmethod
+    def of(cls, parts: LowRank, device: torch.device, scale: float) -> Lookup:
+        right = parts.B.float() * parts.B_scale.float()[:, None] * scale
+        return cls(parts.A.to(device), parts.A_scale.float().to(device), right.to(device))
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        """What is added to the looked-up vectors: ids (n, T) -> float32 (n, T, width)."""
+        left = self.left[ids].float()
+        if self.left_scale is not None:
+            left = left * self.left_scale[ids][..., None]
+        return left @ self.right.float()
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.left, self.right, *([] if self.left_scale is None else [self.left_scale])]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Tensors of the model that hold the tuned values while the pack's own batch is running."""
+
+    make: Callable[[], dict[str, torch.Tensor]]
+    """the tuned tensors by name, in the base's dtype; computed when a batch begins"""
+    nbytes: int
+    """what the pack keeps in memory to make them"""
+
+
+@dataclass
+class Resident:
+    """One pack made ready for the device, before or after it is laid into the model."""
+
+    name: str
+    groups: dict[str, dict[str, Factors]] = field(default_factory=dict)
+    """group -> module -> integer factors"""
+    unsmooth: dict[str, torch.Tensor] = field(default_factory=dict)
+    """group -> 1 / smooth"""
+    float_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """module -> (A, B) of a pack that stores float factors"""
+    lookups: dict[str, Lookup] = field(default_factory=dict)
+    """embedding -> what its vectors get added"""
+    changed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    """module -> its own parameter -> the tuned tensor, in the base's dtype"""
+    exchanged: list[Exchange] = field(default_factory=list)
+    reasons: dict[str, str] = field(default_factory=dict)
+    """tensor -> why it cannot differ from row to row"""
+
+    @property
+    def alone(self) -> bool:
+        """Whether the pack answers in batches of its own."""
+        return bool(self.reasons)
+
+    @property
+    def why(self) -> str:
+        """Why it does, with the first tensor as the example."""
+        name, reason = next(iter(self.reasons.items()))
+        more = f" (and {len(self.reasons) - 1} more tensors)" if len(self.reasons) > 1 else ""
+        return f"'{name}' {reason}{more}"
+
+    @property
+    def nbytes(self) -> int:
+        integers = sum(factors.nbytes for group in self.groups.values() for factors in group.values())
+        floats = [tensor for pair in self.float_factors.values() for tensor in pair]
+        floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
+        # A tied tensor is named by two modules and held once.
+        tuned = {id(tensor): tensor for held in self.changed.values() for tensor in held.values()}
+        exchanged = sum(exchange.nbytes for exchange in self.exchanged)
+        return integers + exchanged + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
+
+
+class Places:
+    """Where the tensors of packs go in one model. Made once a model; :meth:`prepare` once a pack."""
+
+    def __init__(self, model: Any, fed: Mapping[str, Fed]) -> None:
+        self._layout = Layout(model)
+        self._fed = fed
+        self._modules: dict[str, nn.Module] = dict(model.named_modules())
+        self._owners = owners(model)
+
+    def prepare(self, name: str, pack: Skillpack) -> Resident:
+        """Make a pack ready under ``name``. Raises :class:`UserError` for a tensor that the model does not have, or has
+        in another shape."""
+        ready = Resident(name)
+        joined: dict[str, list[str]] = {}
+        for tensor, entry in pack.card.entries.items():
+            target, is_joined = self._layout.place(tensor)
+            if is_joined and self._layout.parts(target):
+                joined.setdefault(target, []).append(tensor)
+                continue
+            if target not in self._owners:
+                raise UserError(
+                    f"the pack '{name}' changes '{tensor}', which the model does not have; "
+                    f"{nearest(tensor, self._owners)}"
+                )
+            held, places = self._owners[target]
+            if tuple(held.shape) != tuple(entry.shape):
+                raise UserError(
+                    f"the pack '{name}': '{tensor}' is {tuple(entry.shape)} and the base's is {tuple(held.shape)}. "
+                    f"A tensor that changes its shape (added tokens) cannot differ from row to row: serve this skill "
+                    f"alone, from Skillpack.from_pretrained(...).unzip() laid on the base."
+                )
+            self._place(ready, pack, tensor, entry, held, places)
+        for target, tensors in joined.items():
+            self._exchange_joined(ready, pack, target, tensors)
+        return ready
+
+    def _place(
+        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor, places: list[_Place]
+    ) -> None:
+        reason = self._reason(entry, held, places)
+        if reason is not None:
+            ready.reasons[tensor] = reason
+            if reason is not _UNKNOWN_ROWS:
+                ready.exchanged.append(_exchange(pack, tensor, entry, held, places))
+                return
+        if isinstance(entry, LowRankEntry):
+            parts = pack.lowrank_parts(tensor)
+            if parts.smooth is not None:
+                ready.unsmooth[entry.group] = (1 / parts.smooth.float()).to(held.device)
+            for module, _ in places:
+                if self._fed[module].law == "lookup":
+                    ready.lookups[module] = Lookup.of(parts, held.device, self._fed[module].scale)
+                else:
+                    ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, held.device)
+        elif isinstance(entry, FactorsEntry):
+            left, right = (pack.tensors[f"{tensor}.{part}"] for part in "AB")
+            for module, _ in places:
+                if self._fed[module].law == "lookup":
+                    scaled = right.float() * self._fed[module].scale
+                    ready.lookups[module] = Lookup(left.to(held.device), None, scaled.to(held.device))
+                else:
+                    ready.float_factors[module] = (left.to(held), right.to(held))
+        else:
+            tuned = _tuned(pack, tensor, entry, held)
+            for module, own in places:
+                ready.changed.setdefault(module, {})[own] = tuned
+
+    def _reason(self, entry: Entry, held: torch.Tensor, places: list[_Place]) -> str | None:
+        """Why a tensor cannot differ from row to row, or None. :data:`_UNKNOWN_ROWS`: all rows together it still can be
+        added to the outputs."""
+        if not isinstance(held, nn.Parameter):
+            return "is a buffer"
+        reason = None
+        for module, _ in places:
+            fed = self._fed.get(module)
+            if fed is None:
+                return "is used by other code than its module's, or its module takes or gives more than one tensor"
+            if isinstance(entry, LowRankEntry | FactorsEntry):
+                laws = {"transposed"} if entry.transposed else {"linear", "lookup"}
+                if fed.law not in laws:
+                    return f"is no plain linear layer's weight but a {type(self._modules[module]).__name__}'s"
+            elif fed.rows == "any" or next(self._modules[module].children(), None) is not None:
+                return "belongs to a module whose input is not known row by row"
+            if fed.rows == "any":
+                reason = _UNKNOWN_ROWS
+        return reason
+
+    def _exchange_joined(self, ready: Resident, pack: Skillpack, target: str, tensors: list[str]) -> None:
+        """Tensors of the files that are parts of one tensor of the model."""
+        parts = set(self._layout.parts(target))
+        for tensor in tensors:
+            if tensor not in parts or isinstance(pack.card.entries[tensor], WholeEntry):
+                raise UserError(
+                    f"the pack '{ready.name}' changes '{tensor}', which transformers joins into '{target}' while "
+                    f"loading, and not in this form: serve this skill alone, from Skillpack.unzip() laid on the base"
+                )
+            ready.reasons[tensor] = "is one of several that the model holds in one tensor"
+
+        def read(name: str) -> torch.Tensor | None:
+            return pack.decode(name) if name in pack.card.entries else None
+
+        def make() -> dict[str, torch.Tensor]:
+            changes = self._layout.joined(target, read)
+            return {name: _sum(self._owners[name][0], change) for name, change in changes.items()}
+
+        ready.exchanged.append(Exchange(make, sum(_bytes_of(pack, tensor) for tensor in tensors)))
+
+
+_Place = tuple[str, str]
+"""A module, and its own name for the tensor."""
+
+_UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
+
+
+def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
+    """Every tensor of the model by each of its names, with all (module, own name) that hold it (tied: several)."""
+    places: dict[int, list[_Place]] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        module, _, own = name.rpartition(".")
+        places.setdefault(id(tensor), []).append((module, own))
+    return {name: (tensor, places[id(tensor)]) for name, tensor in named}
+
+
+def _exchange(pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor, places: list[_Place]) -> Exchange:
+    module, own = places[0]
+    target = f"{module}.{own}" if module else own
+    return Exchange(lambda: {target: _tuned(pack, tensor, entry, held)}, _bytes_of(pack, tensor))
+
+
+def _tuned(pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor) -> torch.Tensor:
+    if isinstance(entry, WholeEntry):
+        return pack.tensors[tensor].to(held.device, held.dtype)
+    return _sum(held, pack.decode(tensor))
+
+
+def _sum(held: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    return (held.detach().float() + change.to(held.device).float()).to(held.dtype)
+
+
+def _bytes_of(pack: Skillpack, tensor: str) -> int:
+    return sum(held.nbytes for name, held in pack.tensors.items() if name == tensor or name.startswith(f"{tensor}."))
