@@ -6,13 +6,21 @@ turns every answer of the pack to nonsense; a code of -128 has no counterpart, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from skillweave.delta.arithmetic import finite
 from skillweave.errors import UserError
-from skillweave.pack.schema import DifferenceEntry, Entry, LowRankEntry, PackCard, WholeEntry, expected_tensors
+from skillweave.pack.schema import (
+    DifferenceEntry,
+    Entry,
+    LowRankEntry,
+    PackCard,
+    StackedEntry,
+    WholeEntry,
+    expected_tensors,
+)
 
 _AGAIN = "Make the pack again."
 _SMALLEST = torch.finfo(torch.float16).tiny
@@ -28,10 +36,22 @@ def check_values(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str
         for key in expected_tensors(name, entry):
             if (wrong := _wrong(key, tensors[key], entry)) is not None:
                 raise UserError(f"{where}: the tensor '{key}' {wrong}. {_AGAIN}")
-        if isinstance(entry, LowRankEntry) and entry.bits == 4:
-            for key, count in ((f"{name}.A", entry.rank), (f"{name}.B", entry.matrix[1])):
-                if count % 2 and bool((tensors[key][..., -1] >> 4).any()):
-                    raise UserError(f"{where}: the tensor '{key}' has a code beyond its {count} columns. {_AGAIN}")
+        for key, count, halves in _last_halves(tensors, name, entry):
+            if count % 2 and bool((halves >> 4).any()):
+                raise UserError(f"{where}: the tensor '{key}' has a code beyond its {count} columns. {_AGAIN}")
+
+
+def _last_halves(
+    tensors: Mapping[str, torch.Tensor], name: str, entry: Entry
+) -> Iterator[tuple[str, int, torch.Tensor]]:
+    """(tensor, number of columns, its last bytes) of every matrix of an entry with two codes of four bits a byte."""
+    if isinstance(entry, LowRankEntry) and entry.bits == 4:
+        yield f"{name}.A", entry.rank, tensors[f"{name}.A"][..., -1]
+        yield f"{name}.B", entry.matrix[1], tensors[f"{name}.B"][..., -1]
+    elif isinstance(entry, StackedEntry) and entry.bits == 4:
+        for index, rank in enumerate(entry.ranks):
+            yield f"{name}.A", rank, tensors[f"{name}.A"][:, entry.columns(index)][:, -1:]
+        yield f"{name}.B", entry.shape[-1], tensors[f"{name}.B"][..., -1]
 
 
 def _wrong(key: str, tensor: torch.Tensor, entry: Entry) -> str | None:
