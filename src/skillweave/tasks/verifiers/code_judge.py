@@ -17,10 +17,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, parse, read_case, top_level_names
+from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, read_case, top_level_names
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import process_runner, sandbox
 from skillweave.tools.sandbox import Host, Limits, Result
+from skillweave.tools.source import parse
 
 _ROOM = 4  # a case may take this many times the program's limits: it waits for the program
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
