@@ -18,6 +18,7 @@ from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_header
 from skillweave.delta.stream import Spec, spec_bytes
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
+from skillweave.patterns import pattern_key
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -196,8 +197,6 @@ def _pair(
     transposed: bool,
     file: Path,
 ) -> _Pair:
-    from peft.utils.other import get_pattern_key
-
     if set(parts) != {"A", "B"}:
         raise UserError(f"{file}: '{name}' has only one of the factors A and B: the adapter is incomplete")
     a, b = headers[parts["A"]][0], headers[parts["B"]][0]
@@ -205,7 +204,7 @@ def _pair(
         raise UserError(f"{file}: the factors of '{name}' are {a} and {b}, expected (r, in) and (out, r)")
     rank = a[0]
     patterns: dict[str, float] = config.get("alpha_pattern") or {}
-    key = get_pattern_key(list(patterns), name.removesuffix(".weight"))
+    key = pattern_key(patterns, name.removesuffix(".weight"), f"{file.parent}, adapter_config.json, alpha_pattern")
     alpha = float(patterns.get(key, config.get("lora_alpha", 8)))
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return _Pair(parts["A"], parts["B"], scale, transposed)

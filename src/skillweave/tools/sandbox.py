@@ -50,7 +50,6 @@ class Limits:
     """Characters of all texts, bytes and large numbers in a value that comes out."""
 
 
-
 class Printed:
     """Keeps what a run prints, at most ``room`` characters: it is called with each piece."""
 
@@ -130,7 +129,9 @@ class Session:
             values.prepare(self._session, **asked)
         except monty.MontyError as problem:
             self._session.__exit__(None, None, None)
-            raise UserError(f"a sandbox with these limits is too small to start ({shortened(str(problem))})") from problem
+            raise UserError(
+                f"a sandbox with these limits is too small to start ({shortened(str(problem))})"
+            ) from problem
         return self
 
     def __exit__(self, *problem: Any) -> None:

@@ -9,24 +9,22 @@ interpreter's limits, and gives a flat list of plain items of bounded size. :fun
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pydantic_monty as monty
 
-from skillweave.tools.process_child import Opaque
+from skillweave.tools.process_child import Opaque, TooLarge, spread
 
 LEVELS = 100
 """Lists within lists of a value that comes out."""
-_SAME_HASH = 500
-"""Keys of one hash: looking each up takes time quadratic in their number, and numbers can be chosen to collide."""
 
 _SETUP = """
 import collections as _sb_c, datetime as _sb_d, decimal as _sb_m
-_sb_type, _sb_is, _sb_len, _sb_text, _sb_repr, _sb_hex, _sb_map, _sb_sum = type, isinstance, len, str, repr, hex, map, sum
-_sb_list, _sb_tuple, _sb_dict, _sb_set, _sb_frozenset, _sb_bytes, _sb_int = list, tuple, dict, set, frozenset, bytes, int
-_sb_min, _sb_max, _sb_float, _sb_Error, _sb_bool = min, max, float, ValueError, bool
+_sb_type, _sb_is, _sb_len, _sb_repr, _sb_hex, _sb_map, _sb_sum = type, isinstance, len, repr, hex, map, sum
+_sb_list, _sb_tuple, _sb_dict, _sb_set, _sb_frozenset = list, tuple, dict, set, frozenset
+_sb_text, _sb_bytes, _sb_int, _sb_float, _sb_bool = str, bytes, int, float, bool
+_sb_min, _sb_max, _sb_Error = min, max, ValueError
 _sb_deque, _sb_Decimal = _sb_c.deque, _sb_m.Decimal
 _sb_small = (type(None), bool, float, complex, _sb_d.date, _sb_d.time, _sb_d.datetime, _sb_d.timedelta)
 
@@ -138,6 +136,7 @@ def _sw_host(*arguments):
 KEPT = "_sb_value"
 """What the value of the last expression is called inside."""
 
+
 def prepare(session: Any, *, items: int = 0, characters: int = 0) -> None:
     """Define in a fresh session what writes its values; with ``items`` also ``_sw_host``, which asks ``_sb_host``."""
     host = _HOST.format(items=items, characters=characters, levels=LEVELS) if items else ""
@@ -173,12 +172,8 @@ def read_value(taken: list[Any] | None, items: int, characters: int) -> Any:
         return too_large(items, characters)
     try:
         return _read(taken)
-    except _Collide:
-        return Opaque(f"a value with more than {_SAME_HASH} keys of one hash")
-
-
-class _Collide(ValueError):
-    """The keys are made to collide."""
+    except TooLarge as problem:
+        return Opaque(str(problem))
 
 
 def _read(taken: list[Any]) -> Any:
@@ -211,13 +206,6 @@ _READ: dict[str, Callable[[list[Any]], Any]] = {
     "set": lambda items: set(spread(items)),
     "frozenset": lambda items: frozenset(spread(items)),
 }
-
-
-def spread(keys: list[Any]) -> list[Any]:
-    """The keys of a dict or a set that is read; ``ValueError`` where too many have one hash."""
-    if len(keys) > _SAME_HASH and max(Counter(map(hash, keys)).values()) > _SAME_HASH:
-        raise _Collide(f"more than {_SAME_HASH} keys have one hash")
-    return keys
 
 
 class Held:

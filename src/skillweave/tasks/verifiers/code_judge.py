@@ -143,9 +143,10 @@ def _printed_failure(source: str, inputs: dict[str, Any], output: str, runner: R
     # Only what was printed counts here, so that a program may end itself without an error.
     if not result.ok and result.error not in _ENDS:
         return str(result.error)
-    if _lines(result.output) == _lines(output):
+    if not result.cut and _lines(result.output) == _lines(output):
         return None
-    return f"with {_shown(inputs)} it prints {_shown(result.output)}, not {_shown(output)}"
+    more = f" and {result.cut:,} characters more, which are not read" if result.cut else ""
+    return f"with {_shown(inputs)} it prints {_shown(result.output)}{more}, not {_shown(output)}"
 
 
 def _lines(text: str) -> str:
@@ -209,6 +210,8 @@ class _Asked:
         if not before:
             return [reply, []]
         after = self._feed(f"[{', '.join(source for _, source in before)}]", {}).value
+        if not isinstance(after, list):
+            raise ValueError(f"the program makes an argument too large: {_shown(after)}")
         changed = [
             [place, new]
             for (place, source), new in zip(before, after, strict=True)

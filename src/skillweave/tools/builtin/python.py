@@ -26,7 +26,9 @@ class _State:
 
     def __init__(self, data: bytes) -> None:
         if len(data) > STATE:
-            raise MemoryError(f"the variables take {len(data):,} bytes, more than {STATE:,} that stay for the next call")
+            raise MemoryError(
+                f"the variables take {len(data):,} bytes, more than {STATE:,} that stay for the next call"
+            )
         if not STATES.take(len(data)):
             raise MemoryError(f"the variables of all conversations take more than {STATES.most:,} bytes")
         self.data = data
