@@ -140,12 +140,9 @@ REFUSED = {
     "return": "return 3",
     "no Python": "x = (",
     "a lone surrogate": "'\ud800'",
-    "a deep value": "a = []\nfor _ in range(10**5): a = [a]\na",
-    "a value in itself": "a = []\na.append(a)\na",
     "closed pipes": "import os\nfor i in range(1, 64):\n    try: os.close(i)\n    except OSError: pass",
     "forged reply": "import os\nfor i in range(3, 64):\n"
     "    try: os.write(i, b'{\"value\": true}\\n')\n    except OSError: pass",
-    "a long reply": "'x' * 2**25",
 }
 
 

@@ -102,8 +102,10 @@ def test_the_same_cells_give_the_same_results() -> None:
 
 
 def test_output_is_cut_and_says_so() -> None:
-    assert Python(ROOMY).python("print('y' * 1000)") == "y" * 100 + "..."
-    assert Python(ROOMY).python("['y' * 1000]") == "['" + "y" * 98 + "..."
+    said = "... (901 more characters were cut off)"  # the end of the line is one
+    assert Python(ROOMY).python("print('y' * 1000)") == "y" * 100 + said
+    assert Python(ROOMY).python("['y' * 103]") == "['" + "y" * 98 + "... (more than 1 more characters were cut off)"
+    assert Python(ROOMY).python("'y' * 103") == "'" + "y" * 99 + "... (more than 1 more characters were cut off)"
     assert Python(ROOMY).python("print('y' * 99)") == "y" * 99
 
 

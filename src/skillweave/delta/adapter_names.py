@@ -6,16 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import regex
-
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.errors import UserError
+from skillweave.patterns import TooSlow, bounded_fullmatch
 
 PREFIX = "base_model.model."
 """What PEFT puts before the name of every tensor of the base."""
 
-_SECONDS = 0.5  # for one pattern and one name; any sensible one takes microseconds
-_LONGEST = 1000  # characters of a pattern
 _LITERAL = re.compile(r"[\w.\-]+")
 
 
@@ -79,10 +76,7 @@ def matches(pattern: str, name: str, where: str, start: str = "") -> bool:
     """Whether a stranger's pattern matches the whole ``name``, or with ``start`` the end of it, within a time limit."""
     if _LITERAL.fullmatch(pattern) and (name == pattern or (start and name.endswith(f".{pattern}"))):
         return True
-    if len(pattern) > _LONGEST:
-        raise UserError(f"{where}: a pattern of {len(pattern)} characters is too long; name the modules instead")
     try:
-        return regex.match(rf"{start}({pattern})$", name, timeout=_SECONDS) is not None
-    except (regex.error, TimeoutError, RecursionError, OverflowError, MemoryError) as error:
-        reason = "takes too long" if isinstance(error, TimeoutError) else f"is no regular expression ({error})"
-        raise UserError(f"{where}: the pattern '{pattern[:80]}' {reason}: name the modules instead") from error
+        return bounded_fullmatch(rf"{start}({pattern})", name) is not None
+    except (ValueError, TooSlow) as error:
+        raise UserError(f"{where}: {error}. Or name the modules instead.") from error

@@ -26,6 +26,32 @@ from typing import Any
 
 _PLAIN = (type(None), bool, str)
 _DEEP = 200  # levels of lists within lists that are sent
+_SAME_HASH = 500  # keys of one hash: looking all of them up takes time quadratic in their number
+REPLY = 4 * 2**20
+"""Bytes of one reply."""
+
+
+class TooLarge(ValueError):
+    """A value is beyond the limits of what may be sent."""
+
+
+class Room:
+    """What may still be sent of a value: so many items and characters, counted along the tree."""
+
+    def __init__(self, items: float = float("inf"), characters: float = float("inf")) -> None:
+        self.items, self.characters = items, characters
+        self._said = f"a value of more than {items:,} items, {characters:,} characters or {_DEEP} levels"
+
+    def take(self, characters: int = 0) -> None:
+        """Take the room of one item; :class:`TooLarge` where there is none."""
+        self.items -= 1
+        self.characters -= characters
+        if self.items < 0 or self.characters < 0:
+            self.refuse()
+
+    def refuse(self) -> None:
+        """Raise :class:`TooLarge`."""
+        raise TooLarge(self._said)
 
 
 class Opaque:
@@ -38,46 +64,69 @@ class Opaque:
         return f"<{self.kind}>"
 
 
-def encode(value: Any, depth: int = _DEEP) -> Any:
+def encode(value: Any, depth: int = _DEEP, room: Room | None = None) -> Any:
     """``value`` as JSON that keeps its type: plain data whole, anything else as ``["object", NAME]``.
 
     A subclass of a plain type is written as that type, read with the type's own methods and not the subclass's.
+    Raises :class:`TooLarge` for a value that is nested too deeply or needs more than ``room``.
     """
+    room = Room() if room is None else room
     if depth == 0:
-        raise ValueError("the value is nested too deeply")
+        room.refuse()
     kind = type(value)
-    if kind in _PLAIN:
+    if kind is not str and kind in _PLAIN:
+        room.take()
         return value
     if isinstance(value, int):
+        room.take(int.bit_length(value) // 4)
         return ["int", int.__format__(value, "x")]
     if isinstance(value, float):
+        room.take()
         return ["float", float.__repr__(value)]
     if isinstance(value, str):
+        room.take(str.__len__(value))
         return str.__str__(value)
     if isinstance(value, complex):
+        room.take()
         return ["complex", [float.__repr__(value.real), float.__repr__(value.imag)]]
     if isinstance(value, bytes | bytearray):
+        room.take(2 * len(value))
         return ["bytes", bytes(value).hex()]
+    room.take()
     for plain in (list, tuple, set, frozenset):
         if isinstance(value, plain):
             own: Any = plain.__iter__
-            return [plain.__name__, [encode(item, depth - 1) for item in own(value)]]
+            return [plain.__name__, [encode(item, depth - 1, room) for item in own(value)]]
     if isinstance(value, dict):
-        return ["dict", [[encode(key, depth - 1), encode(item, depth - 1)] for key, item in dict.items(value)]]
+        pairs = dict.items(value)
+        return ["dict", [[encode(key, depth - 1, room), encode(item, depth - 1, room)] for key, item in pairs]]
     if kind in (range, type({}.keys()), type({}.values()), type({}.items())):
-        return ["list", [encode(item, depth - 1) for item in value]]
+        return ["list", [encode(item, depth - 1, room) for item in value]]
     if kind is _library("decimal", "Decimal") or kind is _library("fractions", "Fraction"):
-        return [kind.__name__, str(value)]
+        text = str(value)
+        room.take(len(text))
+        return [kind.__name__, text]
     if kind in [_library("datetime", name) for name in ("date", "time", "datetime")]:
         return [kind.__name__, value.isoformat()]
     if kind is _library("datetime", "timedelta"):
         return ["timedelta", [value.days, value.seconds, value.microseconds]]
-    return ["object", kind.__name__ if isinstance(kind.__name__, str) else "object"]
+    return ["object", kind.__name__[:200] if isinstance(kind.__name__, str) else "object"]
 
 
 def _library(module: str, name: str) -> Any:
     """A class of a module, where somebody imported it; these take a while to import, and few programs need them."""
     return getattr(sys.modules.get(module), name, _library)
+
+
+def spread(keys: list[Any]) -> list[Any]:
+    """The keys of a dict or a set that is read; :class:`TooLarge` where too many of them have one hash."""
+    if len(keys) > _SAME_HASH:
+        seen: dict[int, int] = {}
+        for key in keys:
+            seen[hash(key)] = seen.get(hash(key), 0) + 1
+        if max(seen.values()) > _SAME_HASH:
+            raise TooLarge(f"a value with more than {_SAME_HASH} keys of one hash")
+    return keys
 
 
 def _class(module: str, name: str) -> Any:
@@ -91,11 +140,13 @@ _READ: dict[str, Callable[[Any], Any]] = {
     "bytes": bytes.fromhex,
     "list": lambda items: [decode(item) for item in items],
     "tuple": lambda items: tuple(decode(item) for item in items),
-    "set": lambda items: {decode(item) for item in items},
-    "frozenset": lambda items: frozenset(decode(item) for item in items),
-    "dict": lambda items: {decode(key): decode(value) for key, value in items},
+    "set": lambda items: set(spread([decode(item) for item in items])),
+    "frozenset": lambda items: frozenset(spread([decode(item) for item in items])),
+    "dict": lambda items: dict(
+        zip(spread([decode(key) for key, _ in items]), [decode(value) for _, value in items], strict=True)
+    ),
     "Decimal": lambda text: _class("decimal", "Decimal")(text),
-    "Fraction": lambda text: _class("fractions", "Fraction")(text),
+    "Fraction": lambda text: _class("fractions", "Fraction")(*map(int, text.split("/"))),  # no exponents
     "date": lambda text: _class("datetime", "date").fromisoformat(text),
     "time": lambda text: _class("datetime", "time").fromisoformat(text),
     "datetime": lambda text: _class("datetime", "datetime").fromisoformat(text),
@@ -304,9 +355,18 @@ class Loop:
         self._module = types.ModuleType("answer")
         builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as Python has them without -S
         self.token = ""
+        self.room: tuple[int, int] = (0, 0)
 
     def send(self, message: dict[str, Any]) -> None:
-        self._out.write(json.dumps({**message, "token": self.token}).encode() + b"\n")
+        text = json.dumps({**message, "token": self.token}, ensure_ascii=False)
+        data = text.encode("utf-8", "surrogatepass")
+        if len(data) >= REPLY:
+            said = f"a value of more than {REPLY:,} bytes as JSON"
+            if "ask" in message:
+                raise TooLarge(said)
+            stand_in = ["object", said]
+            data = json.dumps({"value": stand_in, "token": self.token}).encode()
+        self._out.write(data + b"\n")
         self._out.flush()
 
     def receive(self) -> Any:
@@ -317,7 +377,8 @@ class Loop:
 
     def ask(self, *arguments: Any) -> Any:
         """The parent's answer to a question, or the exception that it names."""
-        self.send({"ask": encode(arguments)})
+        question = encode(arguments, room=Room(*self.room))  # TooLarge is a ValueError for the code that asks
+        self.send({"ask": question})
         reply = self.receive()
         self.token = reply["token"]
         if "raise" in reply:
@@ -341,7 +402,10 @@ class Loop:
             value = None
             if isinstance(last, ast.Expr):
                 value = eval(compile(ast.Expression(last.value), "<program>", "eval"), space)
-            return {"value": encode(value)}
+            try:
+                return {"value": encode(value, room=Room(*self.room))}
+            except TooLarge as error:
+                return {"value": ["object", str(error)]}
         except _Ended:
             raise
         except BaseException as error:  # also SystemExit: a program that ends itself has not come to its end
@@ -362,7 +426,10 @@ class Loop:
 def describe(error: BaseException) -> str:
     """``"ZeroDivisionError: division by zero"``; an exception that cannot be shown is named alone."""
     try:
-        text = str(error)[:2000]
+        whole = str(error)
+        text = whole[:2000]
+        if len(whole) > 2000:
+            text += f"... ({len(whole) - 2000:,} more characters were cut off)"
     except BaseException:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -373,6 +440,7 @@ def main() -> None:
     loop = Loop(int(sys.argv[1]), int(sys.argv[2]))
     settings = loop.receive()
     loop.token = settings["token"]
+    loop.room = (settings["items"], settings["characters"])
     loop.send({"walls": lock_in(settings["memory"], settings["seconds"])})
     with contextlib.suppress(_Ended):
         loop.serve()

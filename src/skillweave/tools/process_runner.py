@@ -29,12 +29,11 @@ from typing import Any
 
 from skillweave.errors import UserError
 from skillweave.progress import console
-from skillweave.tools.process_child import decode, encode
-from skillweave.tools.sandbox import Host, Limits, Result
+from skillweave.tools.process_child import REPLY, Opaque, TooLarge, decode, encode
+from skillweave.tools.sandbox import Host, Limits, Result, shortened
 
 _CHILD = Path(__file__).with_name("process_child.py")
 _START = 60.0  # seconds for a process to start: bounds a broken installation, not code
-_LINE = 16 * 2**20  # bytes of one reply
 _lock = threading.Lock()
 _folder: str | None = None
 _told = False
@@ -75,7 +74,8 @@ class Session:
             os.close(to_child)
             os.close(from_child)
         try:
-            self._send({"memory": self._limits.memory, "seconds": self._limits.seconds})
+            bounds = ("memory", "seconds", "items", "characters")
+            self._send({name: getattr(self._limits, name) for name in bounds})
             reply = self._receive(time.perf_counter() + _START, _Kept(0))
             if reply is None or "walls" not in reply:
                 raise RuntimeError(f"the process for 'runner: process' did not start: {sys.executable} {_CHILD}")
@@ -111,7 +111,8 @@ class Session:
             value, error = None, "SyntaxError: the code holds a lone surrogate, which no source text may"
         except BrokenPipeError:
             value, error = None, "RuntimeError: the process has ended"
-        return Result(error is None, value, kept.text(), error, time.perf_counter() - start)
+        text, cut = kept.text()
+        return Result(error is None, value, text, error, time.perf_counter() - start, cut)
 
     def _converse(self, deadline: float, kept: _Kept, host: Host | None) -> tuple[Any, str | None]:
         """The value or the error of the running text; questions that it asks on its way are answered."""
@@ -124,13 +125,15 @@ class Session:
                 return None, "RuntimeError: the process ended before its program did"
             try:
                 if isinstance(reply.get("error"), str):
-                    return None, reply["error"]
+                    return None, shortened(reply["error"])
                 if "ask" in reply and host is not None:
                     before = time.perf_counter()
                     self._send(_answer(host, decode(reply["ask"])))
                     deadline += time.perf_counter() - before
                     continue
                 return decode(reply["value"]), None
+            except TooLarge as problem:
+                return Opaque(str(problem)), None
             except (KeyError, TypeError, ValueError, ArithmeticError, RecursionError):
                 self._end()
                 return None, "RuntimeError: the process sent what is no reply"
@@ -162,7 +165,7 @@ class Session:
             selector.register(printed, selectors.EVENT_READ)
             while b"\n" not in line:
                 ready = selector.select(max(0.0, deadline - time.perf_counter()))
-                if not ready or len(line) > _LINE:
+                if not ready or len(line) > REPLY + 2**16:
                     return None
                 for key, _ in ready:
                     piece = os.read(key.fd, 2**16)
@@ -196,10 +199,13 @@ class _Kept:
     def __init__(self, room: int) -> None:
         self._room = room
         self._bytes = bytearray()
+        self._left_out = 0
 
     def add(self, piece: bytes) -> None:
         if len(self._bytes) < 4 * self._room:  # a character takes at most four bytes
             self._bytes += piece
+        else:
+            self._left_out += len(piece)
 
     def drain(self, source: int) -> None:
         """Add what lies in the pipe already, without waiting for more than a pipe holds."""
@@ -211,8 +217,10 @@ class _Kept:
                     break
                 self.add(piece)
 
-    def text(self) -> str:
-        return self._bytes.decode("utf-8", "replace")[: self._room]
+    def text(self) -> tuple[str, int]:
+        """What is kept, and how much more was printed: characters where all of it is ASCII, else bytes."""
+        text = self._bytes.decode("utf-8", "replace")
+        return text[: self._room], len(text[self._room :]) + self._left_out
 
 
 def _answer(host: Host, question: Any) -> dict[str, Any]:

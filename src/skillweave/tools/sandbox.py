@@ -2,7 +2,8 @@
 
 The interpreter is pydantic-monty: a Python subset written in Rust that knows no file system, no sockets and no
 foreign imports, and that runs in a worker process of its own. Code that crashes it takes down the worker, which
-the pool replaces; this process lives on. A call costs some 0.3 ms once the first worker is up.
+the pool replaces; this process lives on. A call costs some 1 ms once the first worker is up. What leaves it is bounded
+before it is touched (:mod:`skillweave.tools.values`).
 
 What it is not: CPython. Most of the language and a part of the standard library (``math``, ``json``, ``re``,
 ``random``, ``collections``, ``itertools``, ``datetime`` ...) are there; third-party modules are not.
@@ -21,11 +22,19 @@ from typing import Any, Literal
 import pydantic_monty as monty
 
 from skillweave.errors import UserError
+from skillweave.tools import values
+from skillweave.tools.process_child import Opaque
+from skillweave.tools.source import check_length, check_names, keep_value
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use. Beyond any of the first three it ends with an error; output is cut and goes on."""
+    """What one run may use, and what may leave it.
+
+    Beyond any of the first three it ends with an error; output is cut and goes on. A value with more items or
+    characters than these, or of more than :data:`skillweave.tools.values.LEVELS` levels, stays inside, and a stand-in
+    that says so comes out. They are counted along the tree: a text that a list holds ten times counts ten times.
+    """
 
     seconds: float = 2.0
     """Execution time; a worker that does not stop by itself is killed ``_GRACE`` seconds later."""
@@ -35,36 +44,43 @@ class Limits:
     """Calls within calls."""
     output: int = 10_000
     """Characters of printed text kept."""
+    items: int = 100_000
+    """Items of a value that comes out, those of the lists in it included."""
+    characters: int = 1_000_000
+    """Characters of all texts, bytes and large numbers in a value that comes out."""
 
 
 class Printed:
-    """Keeps what a run prints, at most ``room`` characters: it is called with each piece. ``cut``: more was printed."""
+    """Keeps what a run prints, at most ``room`` characters: it is called with each piece."""
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
         self._pieces: list[str] = []
 
     def __call__(self, _stream: Literal["stdout", "stderr"], text: str) -> None:
-        if self._room > 0:
-            self._pieces.append(text[: self._room])
-            self._room -= len(text)
+        if self.room > 0:
+            self._pieces.append(text[: self.room])
+        self.room -= len(text)
 
     @property
     def text(self) -> str:
         return "".join(self._pieces)
 
     @property
-    def cut(self) -> bool:
-        return self._room < 0
+    def cut(self) -> int:
+        """Characters that were printed and are not kept."""
+        return max(0, -self.room)
 
 
 @dataclass(frozen=True)
 class Result:
     """What a run came to. ``ok`` is False when the code did not parse, raised, or broke a limit.
 
-    ``value``: the last expression's value as a Python object, None where the code ends with a statement;
-    a function or a class of the sandbox comes out as a stand-in that holds no code.
-    ``output``: what was printed, at most ``Limits.output`` characters. ``error``: ``"ZeroDivisionError: ..."``.
+    ``value``: the last expression's value as a Python object, None where the code ends with a statement; a function,
+    a class or an object of the sandbox, and a value beyond the limits, comes out as a stand-in
+    (:class:`~skillweave.tools.process_child.Opaque`) that says what it stands for.
+    ``output``: what was printed, at most ``Limits.output`` characters; ``cut``: how many more were printed.
+    ``error``: ``"ZeroDivisionError: ..."``, of some 2,000 characters at most.
     """
 
     ok: bool
@@ -72,12 +88,15 @@ class Result:
     output: str
     error: str | None
     seconds: float
+    cut: int = 0
 
 
 Host = Callable[..., Any]
 """What answers a text's calls of ``_sw_host``: plain data in, plain data out, or a builtin exception."""
 
 _GRACE = 1.0
+ERROR = 2000
+"""Characters of an error that are kept: an exception may hold a text as long as the interpreter's memory."""
 # Sleeping is worth nothing to a checker and would stretch a run past its limit (the clock stops meanwhile);
 # a fixed seed makes the same code give the same result twice.
 POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
@@ -105,6 +124,14 @@ class Session:
         }
         self._session = pool("asks" if self._asks else "runs").checkout(limits=bounds, os_policy=POLICY)
         self._session.__enter__()
+        try:
+            asked = {"items": self._limits.items, "characters": self._limits.characters} if self._asks else {}
+            values.prepare(self._session, **asked)
+        except monty.MontyError as problem:
+            self._session.__exit__(None, None, None)
+            raise UserError(
+                f"a sandbox with these limits is too small to start ({shortened(str(problem))})"
+            ) from problem
         return self
 
     def __exit__(self, *problem: Any) -> None:
@@ -122,10 +149,19 @@ class Session:
         start = time.perf_counter()
         value, error = None, None
         bound = {**({} if name is None else {"__name__": name}), **(inputs or {})}
+        lookup = None if host is None else {"_sb_host": lambda taken: host(*self._read(taken))}
         try:
+            check_length(code)
             code.encode()
-            lookup = None if host is None else {"_sw_host": host}
-            value = self._session.feed_run(code, inputs=bound, external_lookup=lookup, print_callback=printed)
+            check_names(code)
+            source, is_kept = keep_value(code, values.KEPT)
+            values.drive(self._session, source, inputs=bound, external_lookup=lookup, print_callback=printed)
+            if is_kept:
+                value = values.take(self._session, self._limits.items, self._limits.characters)
+            elif is_kept is None:
+                value = Opaque("a value that was not read: this version of Python does not know the code's syntax")
+        except SyntaxError as problem:
+            error = f"SyntaxError: {problem}"
         except monty.MontyConversionError as problem:
             raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
         except monty.MontyCrashedError as problem:
@@ -139,10 +175,19 @@ class Session:
             error = str(problem)
         except UnicodeEncodeError:
             error = "SyntaxError: the code holds a lone surrogate, which no source text may"
-        except ValueError as problem:  # its last value cannot come out: an integer of too many digits
-            error = f"ValueError: {problem}"
         seconds = time.perf_counter() - start
-        return Result(ok=error is None, value=value, output=printed.text, error=error, seconds=seconds)
+        error = None if error is None else shortened(error)
+        return Result(error is None, value, printed.text, error, seconds, printed.cut)
+
+    def _read(self, taken: list[Any]) -> Any:
+        return values.read_value(taken, self._limits.items, self._limits.characters)
+
+
+def shortened(error: str) -> str:
+    """An error of at most some 2,000 characters, which says how many are left out."""
+    if len(error) <= ERROR:
+        return error
+    return f"{error[:ERROR]}... ({len(error) - ERROR:,} more characters were cut off)"
 
 
 def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> Result:

@@ -24,6 +24,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _ERROR_LENGTH = 300
 """Characters of an error that the model is shown."""
+RESULT_LENGTH = 100_000
+"""Characters of a result that are kept; what :class:`~skillweave.tools.protocol.Protocol` shows the model is less."""
+MOST_HANGING = 64
+"""Calls that may hang at a time: each keeps a thread, and beyond them no call is started."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Toolbox:
     A function's parameters are typed and described in a Google-style docstring ("Args:"), from which its JSON schema
     is made. ``timeout``: seconds a call may run; ``most_at_once``: calls that run at the same time, over all episodes.
     A call that waits for its turn is not on the clock. A thread that does not come back in time is left behind, since
-    Python cannot end it, and counted in ``left_behind``.
+    Python cannot end it, and counted in ``left_behind``; while :data:`MOST_HANGING` of them still run, every call
+    fails. A result of more than :data:`RESULT_LENGTH` characters is cut, and says so.
 
     A context manager; :meth:`close` frees the threads.
     """
@@ -54,6 +59,7 @@ class Toolbox:
         self.timeout = timeout
         self.left_behind = 0
         self._counting = threading.Lock()
+        self._hanging: list[threading.Thread] = []
         self.schemas: list[dict[str, Any]] = []
         self._tools: dict[str, _Tool] = {}
         self._threads = ThreadPoolExecutor(most_at_once, thread_name_prefix="tools")
@@ -109,10 +115,18 @@ class Toolbox:
         """Free the threads once the calls that were started are over; nothing can be started after."""
         self._threads.shutdown()
 
-    def leave_behind(self) -> None:
+    def leave_behind(self, thread: threading.Thread) -> None:
         """Count a thread that did not come back."""
         with self._counting:
             self.left_behind += 1
+            self._hanging.append(thread)
+
+    @property
+    def hanging(self) -> int:
+        """How many of the threads that were left behind still run."""
+        with self._counting:
+            self._hanging = [thread for thread in self._hanging if thread.is_alive()]
+            return len(self._hanging)
 
     def __enter__(self) -> Toolbox:
         return self
@@ -136,16 +150,21 @@ class Session:
         """
         tool = self._tools.get(call.name)
         if tool is None:
-            return _fault("unknown tool", f"unknown tool '{call.name:.40}'; {nearest(call.name, self._tools)}")
+            return _fault("unknown tool", f"unknown tool '{call.name:.40}'; {nearest(call.name[:100], self._tools)}")
         try:
             arguments = tool.check(call.arguments)
         except ValueError as problem:
             return _fault("wrong arguments", f"wrong arguments for {call.name}: {problem}")
         if call.name not in self._functions:
             self._functions[call.name] = tool.make()
+        hanging = self._toolbox.hanging
+        if hanging >= MOST_HANGING:
+            return _fault(
+                "timeout", f"timeout: {hanging} calls that took too long still run, so {call.name} was not run"
+            )
         outcome = _run(self._functions[call.name], arguments, self._toolbox.timeout)
-        if outcome is None:
-            self._toolbox.leave_behind()
+        if isinstance(outcome, threading.Thread):
+            self._toolbox.leave_behind(outcome)
             if tool.stateful:
                 self._renew(call.name)
             seconds = self._toolbox.timeout
@@ -218,15 +237,16 @@ class Session:
 _WAITING = Outcome("")
 
 
-def _run(function: Callable[..., Any], arguments: Mapping[str, Any], timeout: float) -> Outcome | None:
-    """The outcome of a checked call, or None where it took too long and its thread was left behind."""
+def _run(function: Callable[..., Any], arguments: Mapping[str, Any], timeout: float) -> Outcome | threading.Thread:
+    """The outcome of a checked call, or where it took too long the thread that is left behind."""
     answers: queue.SimpleQueue[Outcome | UserError] = queue.SimpleQueue()
     # A daemon, so that one that hangs does not keep the program from ending.
-    threading.Thread(target=lambda: answers.put(_attempt(function, arguments)), daemon=True).start()
+    thread = threading.Thread(target=lambda: answers.put(_attempt(function, arguments)), daemon=True)
+    thread.start()
     try:
         answer = answers.get(timeout=timeout)
     except queue.Empty:
-        return None
+        return thread
     if isinstance(answer, UserError):
         raise answer
     return answer
@@ -236,13 +256,30 @@ def _attempt(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Outc
     start = time.perf_counter()
     try:
         value = function(**arguments)
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-        return Outcome(text, None, time.perf_counter() - start)
+        return Outcome(_result_text(value), None, time.perf_counter() - start)
     except UserError as problem:
         return problem
     except BaseException as problem:  # also SystemExit: it ends the tool, not the episode
         kind = "timeout" if isinstance(problem, TimeoutError) else "exception"
         return _fault(kind, _named(problem), time.perf_counter() - start)
+
+
+def _result_text(value: Any) -> str:
+    """A tool's result as text, a text as it is and anything else as JSON; a long one is cut, and says so.
+
+    The JSON is written piece by piece, so that a list that holds one text a thousand times is never written whole.
+    """
+    if isinstance(value, str):
+        more = len(value) - RESULT_LENGTH
+        return value if more <= 0 else f"{value[:RESULT_LENGTH]}... ({more:,} more characters were cut off)"
+    pieces: list[str] = []
+    room = RESULT_LENGTH
+    for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+        pieces.append(piece[:room])
+        room -= len(piece)
+        if room < 0:
+            return f"{''.join(pieces)}... (the rest was cut off)"
+    return "".join(pieces)
 
 
 def _named(problem: BaseException) -> str:
@@ -256,6 +293,6 @@ def _named(problem: BaseException) -> str:
 
 
 def _fault(kind: str, text: str, seconds: float = 0.0) -> Outcome:
-    text = " ".join(text.split())
+    text = " ".join(text[: 10 * _ERROR_LENGTH].split())  # an exception may hold a text of any length
     text = text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."
     return Outcome(text, kind, seconds)

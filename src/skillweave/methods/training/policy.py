@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.files.write import atomic_folder
 from skillweave.methods.training.settings import ModelSettings
+from skillweave.patterns import TooSlow, bounded_search
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,19 @@ def mark_trainable(model: Any, which: str) -> None:
     }
     found = False
     for name, parameter in model.named_parameters():
-        wanted = id(parameter) in linear if which == "linear" else which == "all" or re.search(which, name) is not None
+        wanted = id(parameter) in linear if which == "linear" else which == "all" or _named(which, name)
         parameter.requires_grad_(wanted)
         found = found or wanted
     if not found:
         names = ", ".join(name for name, _ in list(model.named_parameters())[:3])
         raise UserError(f"trainable '{which}' names no parameter of the base; its names look like: {names}")
+
+
+def _named(pattern: str, name: str) -> bool:
+    try:
+        return bounded_search(pattern, name) is not None
+    except (ValueError, TooSlow) as error:
+        raise UserError(f"trainable: {error}") from error
 
 
 def save_policy(model: Any, state: dict[str, torch.Tensor], folder: Path) -> None:

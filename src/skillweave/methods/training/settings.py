@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from skillweave.config import Config
+from skillweave.patterns import compiled
 
 
 class OptimiserSettings(Config):
@@ -137,7 +137,7 @@ class ModelSettings(Config):
     @classmethod
     def _a_regex(cls, value: str) -> str:
         try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not 'all', 'linear' or a regular expression ({error})") from error
+            compiled(value)
+        except ValueError as error:
+            raise ValueError(f"not 'all' or 'linear', and {error}") from error
         return value

@@ -6,7 +6,8 @@ import re
 import textwrap
 from dataclasses import dataclass
 
-from skillweave.tasks.verifiers.code_case import missing_names, parse, top_level_names
+from skillweave.tasks.verifiers.code_case import missing_names, top_level_names
+from skillweave.tools.source import parse
 
 _OPENS = re.compile(r"^[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[^\n`]*)$")
 _PYTHON = re.compile(r"^(?:i?python|py|pycon)[\d.]*$")

@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import ast
 import builtins
-import threading
-import warnings
 from dataclasses import dataclass
 from typing import TypeVar
 
+from skillweave.tools.source import parse
+
 _BUILTINS = frozenset(dir(builtins)) - {"_"}
 _LITERALS = (ast.Constant, ast.JoinedStr, ast.List, ast.Dict, ast.Set, ast.Tuple, ast.ListComp, ast.DictComp)
-_LONGEST = 200_000  # characters of a program that is still read
-_parsing = threading.Lock()  # the filter of warnings belongs to the whole process
 _N = TypeVar("_N", bound=ast.AST)
 
 PRELUDE = """
@@ -124,18 +122,6 @@ class Case:
     source: str
     roots: frozenset[str]
     asserts: bool
-
-
-def parse(text: str) -> ast.Module:
-    """The syntax tree of a text, which is not run; ``SyntaxError`` for whatever cannot be read, or is too long."""
-    if len(text) > _LONGEST:
-        raise SyntaxError(f"the text has {len(text):,} characters, more than {_LONGEST:,}")
-    try:
-        with _parsing, warnings.catch_warnings():  # of a backslash in a text, for one
-            warnings.simplefilter("ignore")
-            return ast.parse(text)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise SyntaxError(str(error) or "the text is nested too deeply") from error
 
 
 def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool = False) -> Case:

@@ -17,10 +17,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, parse, read_case, top_level_names
+from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, read_case, top_level_names
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import process_runner, sandbox
 from skillweave.tools.sandbox import Host, Limits, Result
+from skillweave.tools.source import parse
 
 _ROOM = 4  # a case may take this many times the program's limits: it waits for the program
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
@@ -142,9 +143,10 @@ def _printed_failure(source: str, inputs: dict[str, Any], output: str, runner: R
     # Only what was printed counts here, so that a program may end itself without an error.
     if not result.ok and result.error not in _ENDS:
         return str(result.error)
-    if _lines(result.output) == _lines(output):
+    if not result.cut and _lines(result.output) == _lines(output):
         return None
-    return f"with {_shown(inputs)} it prints {_shown(result.output)}, not {_shown(output)}"
+    more = f" and {result.cut:,} characters more, which are not read" if result.cut else ""
+    return f"with {_shown(inputs)} it prints {_shown(result.output)}{more}, not {_shown(output)}"
 
 
 def _lines(text: str) -> str:
@@ -208,6 +210,8 @@ class _Asked:
         if not before:
             return [reply, []]
         after = self._feed(f"[{', '.join(source for _, source in before)}]", {}).value
+        if not isinstance(after, list):
+            raise ValueError(f"the program makes an argument too large: {_shown(after)}")
         changed = [
             [place, new]
             for (place, source), new in zip(before, after, strict=True)

@@ -18,7 +18,8 @@ from skillweave.tasks.verifiers.maths import MathOptions, maths
 from skillweave.tasks.verifiers.maths import gold_problem as maths_gold_problem
 from skillweave.tasks.verifiers.numeric import NumericOptions
 from skillweave.tasks.verifiers.own import file_digest, own, own_options
-from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found
+from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found, regex_gold_problem
+from skillweave.tasks.verifiers.told import told_once
 
 VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
     "exact": (ExactOptions, exact),
@@ -30,6 +31,11 @@ VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
 }
 
 MIX = "mix"
+
+LONGEST = 200_000
+"""Characters of an answer that is judged: some 50,000 tokens. Reading numbers takes a second for each 50,000."""
+LONGEST_THOUGHT = 4_000_000
+"""Characters of an answer with its thoughts, which are taken out first."""
 
 Thoughts = Literal["strip", "keep"]
 """Whether what a reasoning model thinks before its answer is taken out before the answer is judged."""
@@ -110,10 +116,14 @@ def verify(
 
     ``gold`` is a text, or a list of accepted texts of which the best counts; for ``code`` it is the row's cases, unless
     they are given as ``cases``, from where a mix takes them. An answer in which nothing is left but white space scores
-    0. Raises only where a verifier of the user's own fails (:class:`UserError`).
+    0, and so does one of more than :data:`LONGEST` characters, which is told once. Raises only where a verifier of the
+    user's own fails (:class:`UserError`).
     """
-    if thoughts == "strip":
+    if len(answer) <= LONGEST_THOUGHT and thoughts == "strip":
         answer = strip_thoughts(answer)
+    if len(answer) > LONGEST:
+        told_once("long", f"an answer of {len(answer):,} characters scores 0: more than {LONGEST:,} are not judged")
+        return 0.0
     return _score(name, answer, gold, options, cases) if answer.strip() else 0.0
 
 
@@ -155,4 +165,6 @@ def gold_problem(name: str, gold: Any, options: Config | None = None, *, cases: 
         return maths_gold_problem(gold, options if isinstance(options, MathOptions) else None)
     if name == "json":
         return json_value.gold_problem(gold)
+    if name == "regex" and isinstance(options, RegexOptions):
+        return regex_gold_problem(gold, options)
     return None

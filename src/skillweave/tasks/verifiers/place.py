@@ -8,15 +8,13 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, Self
 
-import regex
 from pydantic import field_validator, model_validator
 
 from skillweave.config import Config
+from skillweave.patterns import TooSlow, bounded_finditer, compiled
+from skillweave.tasks.verifiers.told import told_once
 
 Where = Literal["auto", "last", "first", "boxed", "whole"]
-
-PATTERN_SECONDS = 0.5
-"""Processor time that a search for ``answer_pattern`` may take; a longer one finds nothing."""
 
 
 class Placed(Config):
@@ -42,10 +40,7 @@ class Placed(Config):
     @classmethod
     def _has_one_group(cls, pattern: str | None) -> str | None:
         if pattern is not None:
-            try:
-                groups = regex.compile(pattern).groups
-            except regex.error as error:
-                raise ValueError(f"not a regular expression ({error})") from error
+            groups = compiled(pattern).groups
             if groups != 1:
                 raise ValueError(f"it has {groups} groups, one is needed around the answer: (...), others as (?:...)")
         return pattern
@@ -83,11 +78,12 @@ def marked_part(text: str, options: Placed) -> str | None:
     assert options.answer_pattern is not None
     found = None
     try:
-        for match in regex.finditer(options.answer_pattern, text, timeout=PATTERN_SECONDS):
+        for match in bounded_finditer(options.answer_pattern, text):
             found = match[1]
             if first:
                 break
-    except TimeoutError:
+    except TooSlow as problem:
+        told_once("answer_pattern", f"an answer was not judged and scores 0: {problem}")
         return None
     return found
 
@@ -105,7 +101,8 @@ _BETWEEN = re.compile(r"(?:[\s,;|&$.()\[\]/\\]|\*\*|\band\b|\bor\b)*", re.IGNORE
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*([^\n]*)$", re.MULTILINE)
 # What a model goes on to invent where nothing stops it; a text that begins so is a question of the person.
-_NEXT_QUESTION = re.compile(r"(?<=\S)\s*\n\s*(?:Question|Q|Problem|Human|User)[ \t]*:")
+# The space is taken as a whole (possessive), or a million empty lines would be split in every way.
+_NEXT_QUESTION = re.compile(r"(?<=\S)(\s++)(?:Question|Q|Problem|Human|User)[ \t]*:")
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|[:=])(?:\*\*)?", re.IGNORECASE)
 
 
@@ -159,8 +156,8 @@ def boxed(text: str) -> str | None:
 
 def own_words(text: str) -> str:
     """The text before a further question that the model asked itself."""
-    match = _NEXT_QUESTION.search(text)
-    return text[: match.start()] if match else text
+    starts = (match.start() for match in _NEXT_QUESTION.finditer(text) if "\n" in match[1])
+    return text[: next(starts, len(text))]
 
 
 def usual_part(text: str, holds_answer: re.Pattern[str]) -> tuple[bool, str | None]:

@@ -9,7 +9,9 @@ import regex
 from pydantic import Field, field_validator
 
 from skillweave.config import Config
+from skillweave.patterns import TooSlow, bounded_search, compiled
 from skillweave.tasks.verifiers.place import Placed, boxed, first_line, marked_part
+from skillweave.tasks.verifiers.told import told_once
 
 
 class ExactOptions(Placed):
@@ -35,10 +37,7 @@ class RegexOptions(Config):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str) -> str:
-        try:
-            regex.compile(pattern.replace("{answer}", "x"))
-        except regex.error as error:
-            raise ValueError(f"not a regular expression ({error})") from error
+        compiled(pattern.replace("{answer}", "x"))
         return pattern
 
 
@@ -73,8 +72,23 @@ def _placed(answer: str, options: ExactOptions) -> str | None:
 
 def regex_found(answer: str, gold: str, options: RegexOptions) -> float:
     """1 where the pattern, ``{answer}`` replaced by the escaped gold text, is found within the time limit."""
-    pattern = nfc(options.pattern).replace("{answer}", regex.escape(nfc(gold).strip()))
     try:
-        return float(regex.search(pattern, nfc(answer), timeout=options.seconds) is not None)
-    except (TimeoutError, regex.error):
-        return 0.0
+        return float(bounded_search(_with_answer(options, gold), nfc(answer), options.seconds) is not None)
+    except TooSlow as problem:
+        told_once("regex", f"an answer was not judged and scores 0: {problem}")
+    except ValueError:  # with this gold text it is no pattern, which regex_gold_problem tells when the task is read
+        pass
+    return 0.0
+
+
+def _with_answer(options: RegexOptions, gold: str) -> str:
+    return nfc(options.pattern).replace("{answer}", regex.escape(nfc(gold).strip()))
+
+
+def regex_gold_problem(gold: str, options: RegexOptions) -> str | None:
+    """Why the pattern with this gold text in it is none, or None."""
+    try:
+        compiled(_with_answer(options, gold))
+    except ValueError as error:
+        return f"verifier 'regex', with this answer in place of {{answer}}: {error}"
+    return None

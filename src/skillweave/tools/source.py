@@ -1,0 +1,66 @@
+"""Python texts that a model wrote, read here without being run."""
+
+from __future__ import annotations
+
+import ast
+import threading
+import unicodedata
+import warnings
+
+LONGEST = 200_000
+"""Characters of a program that is still read."""
+
+OWN = "_sb_"
+"""Names that begin so are the sandbox's own; no code may mention them."""
+
+_parsing = threading.Lock()  # the filter of warnings belongs to the whole process
+
+
+def parse(text: str) -> ast.Module:
+    """The syntax tree of a text, which is not run; ``SyntaxError`` for whatever cannot be read, or is too long."""
+    check_length(text)
+    try:
+        with _parsing, warnings.catch_warnings():  # of a backslash in a text, for one
+            warnings.simplefilter("ignore")
+            return ast.parse(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise SyntaxError(str(error) or "the text is nested too deeply") from error
+
+
+def check_length(text: str) -> None:
+    """``SyntaxError`` for a text of more than :data:`LONGEST` characters."""
+    if len(text) > LONGEST:
+        raise SyntaxError(f"the text has {len(text):,} characters, more than {LONGEST:,}")
+
+
+def check_names(text: str) -> None:
+    """``SyntaxError`` for a text that mentions a name of the sandbox's own, in whatever form of its letters."""
+    if OWN in (text if text.isascii() else unicodedata.normalize("NFKC", text)):
+        raise SyntaxError(f"names with '{OWN}' are the sandbox's own: choose other names")
+
+
+def keep_value(code: str, name: str) -> tuple[str, bool | None]:
+    """The code with the value of its last expression kept under ``name``, and whether it ends with an expression.
+
+    None instead of that where this Python cannot read the code, which the sandbox may know how to read all the same.
+    """
+    code = code.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    try:
+        body = parse(code).body
+    except SyntaxError:
+        return code, None
+    if not body or not isinstance(body[-1], ast.Expr):
+        return code, False
+    last = body[-1]
+    assert last.end_lineno is not None
+    assert last.end_col_offset is not None
+    lines = code.split("\n")
+    start = _place(lines, last.lineno, last.col_offset)
+    end = _place(lines, last.end_lineno, last.end_col_offset)
+    return f"{code[:start]}{name} = ({code[start:end]}\n){code[end:]}", True
+
+
+def _place(lines: list[str], line: int, column: int) -> int:
+    """The index in the text of a line, counted from 1, and a column, counted in bytes of UTF-8."""
+    before = sum(len(text) + 1 for text in lines[: line - 1])
+    return before + len(lines[line - 1].encode()[:column].decode())
