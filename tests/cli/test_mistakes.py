@@ -282,7 +282,7 @@ def test_a_full_disk_keeps_the_old_pack(bench: Bench, small_disk: Path) -> None:
     (small_disk / "filler").write_bytes(b"\0" * 110_000)
     assert "no space left on the disk" in refused(*start, "--ratio", "0.4")
     assert sorted(os.listdir(small_disk)) == ["filler", "p"]
-    assert "1/2.2 of the bf16 delta" in run("inspect", small_disk / "p").out
+    assert "1/2.0 of the bf16 delta" in run("inspect", small_disk / "p").out
 
 
 # -- typer's own, and what is no mistake -----------------------------------------------------------------------------
