@@ -199,7 +199,7 @@ def _one_batch(
             attention_mask=mask,
             generation_config=config,
             streamer=streamer,
-            logits_processor=[_check_scores],
+            logits_processor=[lambda _, scores: check_scores(scores)],
         )
     # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
     written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
@@ -212,8 +212,11 @@ def _one_batch(
     ]
 
 
-def _check_scores(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The scores (B, V) of the next token, where all are numbers; minus infinity (a token that is ruled out) is one."""
+def check_scores(scores: torch.Tensor) -> torch.Tensor:
+    """The scores (B, V) of the next token, where all are numbers; minus infinity (a token that is ruled out) is one.
+
+    Raises :class:`NoProbabilities` with the first row that has NaN or infinity.
+    """
     top = scores.amax(dim=-1)  # NaN where one of them is
     if not bool(top.isfinite().all()):
         row = int((~top.isfinite()).nonzero()[0])

@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from skillweave.base.ends import stop_tokens
-from skillweave.base.generate import pad_left
+from skillweave.base.generate import check_scores, pad_left
 
 _ENOUGH_DONE = 0.25
 """Share of a batch that must have ended before the others move together: moving copies their caches."""
@@ -83,7 +83,7 @@ class Writer:
                     use_cache=True,
                 )  # fmt: skip
                 cache = out.past_key_values
-                logits = out.logits[:, -1].float()
+                logits = check_scores(out.logits[:, -1].float())
                 for at, row in enumerate(rows if seen else ()):
                     logits[at] = less_likely(logits[at], seen[row], self.repetition_penalty)
                 token = choose(logits, chance[:, step], self.temperature, self.top_p, self.top_k)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from skillweave.base import Prompt
+from skillweave.base.generate import NoProbabilities
 from skillweave.tools.call import TOOL
 from skillweave.tools.converse import Asking, begin, converse
 from skillweave.tools.toolbox import Toolbox
-from skillweave.weave.weave import Reply, Weave
+from skillweave.weave.weave import Reply, Weave, cannot_answer
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,14 @@ def converse_with(
     replies: dict[int, ToolReply] = {}
     for pack in dict.fromkeys(route.pack for route in chosen):
         mine = [index for index, route in enumerate(chosen) if route.pack == pack]
-        with weave.woven.every_row(pack):
-            episodes = converse(
-                model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
-                model_defaults=model_defaults, label=label,
-            )  # fmt: skip
+        try:
+            with weave.woven.every_row(pack):
+                episodes = converse(
+                    model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
+                    model_defaults=model_defaults, label=label,
+                )  # fmt: skip
+        except NoProbabilities as error:
+            raise cannot_answer(pack, error) from error
         for index, held in zip(mine, episodes, strict=True):
             assert held.ended is not None
             turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)

@@ -282,9 +282,7 @@ class Weave:
                 label=label,
             )
         except NoProbabilities as error:
-            pack = chosen[error.row].pack
-            who = "the plain base" if pack is None else f"the pack '{pack}'"
-            raise UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.") from error
+            raise cannot_answer(chosen[error.row].pack, error) from error
         return [
             Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
             for drawn, route in zip(answers, chosen, strict=True)
@@ -360,6 +358,12 @@ def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card:
         f"{folder} was woven for {wanted}{card.base.ref} ({expected.fingerprint[:19]}...), and {opened.ref} has the "
         f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
     )
+
+
+def cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
+    """The error for a pack (None: the plain base) whose weights give no numbers to draw tokens from."""
+    who = "the plain base" if pack is None else f"the pack '{pack}'"
+    return UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.")
 
 
 def _mb(count: int) -> str:

@@ -13,9 +13,11 @@ from agents import TASK, merged
 from skillweave.base import open_base
 from skillweave.build import build, read_weave_config
 from skillweave.build.config import SkillConfig, WeaveConfig
+from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.e3tir.judge import success
+from skillweave.pack import Skillpack
 from skillweave.tasks.agents.load import ToolUse
 from skillweave.tools.converse import begin, converse
 from skillweave.weave import AUTO, ToolReply, Weave, converse_with
@@ -124,6 +126,19 @@ def test_draws_hang_on_the_seed_and_not_on_the_company(weave, hops):
 
     assert drawn(None, 1) == drawn(None, 1) != drawn(None, 2)
     assert drawn([None, "hops", None, "sort"], 1)[2] == drawn(None, 1)[2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_pack_whose_weights_diverged_is_named(built, weave, hops, temperature):
+    pack = Skillpack.from_pretrained(built / "packs" / "hops")
+    for name, tensor in pack.tensors.items():
+        if name.endswith("_scale"):
+            tensor.fill_(float("nan"))
+    broken = Weave.of(weave.base, {"hops": pack})
+    prompt = hops.task.split("test")[0].prompt
+    with pytest.raises(UserError, match="the pack 'hops' cannot answer: the model gives nan"):
+        converse_with(broken, [prompt], "hops", hops.toolbox, USE, temperature=temperature)
+    assert converse_with(broken, [prompt], None, hops.toolbox, USE)
 
 
 def test_nothing_is_answered_by_nothing(weave, hops):
