@@ -149,16 +149,16 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "mixed by a router": ({"peft_type": "XLORA"}, "XLORA cannot become a delta: it mixes its parts"),
     "drawn at random": ({"init_lora_weights": "pissa_niter_4"}, "in a way that cannot be done again"),
     "from data": ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base"),
-    "an endless size": ({"r": 10**9}, "'r' is 1000000000, more than any adapter has"),
-    "a size in a pattern": ({"rank_pattern": {"q_proj": 10**9}}, "'rank_pattern' is 1000000000"),
+    "an endless size": ({"r": 10**9}, "r is 1000000000; expected a whole number"),
+    "a size in a pattern": ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern.q_proj is 1000000000"),
     "a list of patterns": ({"alpha_pattern": ["q_proj"]}, "'alpha_pattern' is a list"),
     "an endless pattern": (
         {"alpha_pattern": {ENDLESS: 3}},
-        "alpha_pattern: the pattern .* takes too long",
+        "alpha_pattern: the regular expression .* takes longer",
     ),
-    "an alpha that is none": ({"lora_alpha": float("nan")}, "has rank 4 and alpha nan"),
-    "an alpha in words": ({"lora_alpha": "much"}, "has rank 4 and alpha 'much'"),
-    "no pattern": ({"alpha_pattern": {"(": 3}}, "is no regular expression"),
+    "an alpha that is none": ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a finite number"),
+    "an alpha in words": ({"lora_alpha": "much"}, "lora_alpha is 'much'; expected a finite number"),
+    "no pattern": ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
 }
 
 
@@ -227,7 +227,7 @@ def test_ia3_with_an_endless_pattern(micro_base: Path, tmp_path: Path) -> None:
     options = {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}
     adapter = save_adapter(micro_base, tmp_path / "adapter", "IA3", **options)
     started = time.monotonic()
-    with pytest.raises(UserError, match="takes too long"):
+    with pytest.raises(UserError, match="takes longer"):
         Delta.from_lora(changed_copy(adapter, tmp_path / "odd", {"feedforward_modules": ENDLESS}), micro_base)
     assert time.monotonic() - started < 60  # without a limit: for ever
 

@@ -165,7 +165,7 @@ def test_free_values_that_are_kept() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"),
     [
-        ("a\x1b[31m\nb", "a[31mb"),
+        ("a\x1b[31m\nb", "a\\x1b[31m b"),
         ([1, "\x07"], "[1, '\\x07']"),
         (None, "None"),
         ("x" * 30, "xxxxx... (30 characters, cut)"),

@@ -105,7 +105,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
-    if not isinstance(config, dict) or not isinstance(config.get("peft_type"), str):
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: expected an object with keys, found {type(config).__name__}. Save the adapter again.")
+    if not isinstance(config.get("peft_type"), str):
         raise UserError(f"{path}: 'peft_type' is missing: this is no PEFT adapter")
     kind = config["peft_type"]
     if kind in _NO_CHANGE_OF_WEIGHTS:
