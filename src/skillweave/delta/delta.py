@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,28 +13,28 @@ from torch import nn
 
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
-from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
+from skillweave.base.open import Base, as_dtype, resolve
 from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES, changed_files
-from skillweave.delta.compare import compare
+from skillweave.delta.carry import FOLDER, Carried, changed_files, read_files, save_files
+from skillweave.delta.compare import check_rows_agree, compare
 from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits, orientation
 from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
+from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar
-
-_CARRIED = "files"  # subfolder of a delta folder
 
 
 class Delta:
     """A change of a base model.
 
     ``tensors`` maps names of base tensors to their change, or, for the names in ``whole``, to the tuned tensor itself
-    (added tokens, integers). It may be a plain dict, or compute and read on access; ``specs`` then gives shapes
-    and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace the base's
-    in a written model; :meth:`apply` takes the tokenizer.
+    (added tokens, integers). For the names in ``rows`` the leading so many rows are a difference from the base's, and
+    those behind are rows of added tokens, as tuned. It may be a plain dict, or compute and read on access; ``specs``
+    then gives shapes and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace
+    the base's in a written model; :meth:`apply` takes them too.
 
     ``kind`` is ``"lora"`` for a PEFT adapter, else ``"full"``. ``provenance`` is free JSON, kept with the delta.
     """
@@ -46,19 +46,21 @@ class Delta:
         base_fingerprint: str,
         base_ref: str = "the base",
         whole: Collection[str] = (),
+        rows: Mapping[str, int] | None = None,
         specs: Mapping[str, Spec] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        carried: Iterable[Path] = (),
+        carried: Carried | None = None,
     ) -> None:
         self._tensors = tensors
         self._whole = frozenset(whole)
+        self._rows = dict(rows or {})
         self._specs = dict(specs) if specs is not None else {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}
         self.base_fingerprint = base_fingerprint
         self.base_ref = base_ref
         self.provenance = dict(provenance or {})
-        self.carried = list(carried)
-        if unknown := self._whole - set(self._specs):
-            raise ValueError(f"whole names no tensor of the delta: {sorted(unknown)}")
+        self.carried = carried or Carried()
+        if unknown := (self._whole | set(self._rows)) - set(self._specs):
+            raise ValueError(f"whole or rows names no tensor of the delta: {sorted(unknown)}")
 
     # -- making --------------------------------------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ class Delta:
         theirs, name = _as_tuned(tuned)
         found = compare(ours, theirs, as_dtype(dtype))
         folders = [Path(side.where) for side in (ours, theirs)]
-        carried = changed_files(*folders) if all(folder.is_dir() for folder in folders) else []
+        carried = changed_files(*folders) if all(folder.is_dir() for folder in folders) else None
         return cls(
             found,
             base_fingerprint=mark,
@@ -104,12 +106,12 @@ class Delta:
         _check_adapter_files(folder)
         adapter = Adapter(folder, orientation(ours))
         check_fits(adapter, ours)
-        carried = changed_files(Path(ours.where), folder) if Path(ours.where).is_dir() else []
+        carried = changed_files(Path(ours.where), folder) if Path(ours.where).is_dir() else None
         return cls._of_adapter(adapter, BaseRef(ref=ref, fingerprint=mark), {"adapter": str(folder)}, carried)
 
     @classmethod
     def _of_adapter(
-        cls, adapter: Adapter, base: BaseRef, provenance: Mapping[str, Any], carried: Iterable[Path]
+        cls, adapter: Adapter, base: BaseRef, provenance: Mapping[str, Any], carried: Carried | None
     ) -> Delta:
         return cls(
             adapter,
@@ -145,6 +147,19 @@ class Delta:
         """Whether :meth:`tensor` gives the tuned tensor itself instead of a difference."""
         return name in self._whole
 
+    def shared_rows(self, name: str) -> int | None:
+        """How many leading rows of :meth:`tensor` are a difference, the others being tuned; None: all or none are."""
+        return self._rows.get(name)
+
+    def laid_on(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """The tuned tensor, in the dtype and on the device of ``base``, the base's tensor (or one with its rows)."""
+        change, shared = self.tensor(name), self.shared_rows(name)
+        if self.whole(name):
+            return change.to(base)
+        if shared is None:
+            return applied(base, change)
+        return torch.cat([applied(base[:shared], change[:shared]), change[shared:].to(base)])
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
         return self._specs[name][0]
@@ -167,7 +182,7 @@ class Delta:
 
     def vocabulary_size(self, base: Checkpoint) -> int | None:
         """Rows of the input embedding after this delta, where it changes their number on ``base``."""
-        for name in base.vocabulary_names() & self._whole:
+        for name in base.vocabulary_names() & (self._whole | set(self._rows)):
             if self.shape(name)[0] != base.shape(name)[0]:
                 return self.shape(name)[0]
         return None
@@ -185,6 +200,7 @@ class Delta:
     def check_fits(self, base: Checkpoint) -> None:
         """Raise :class:`UserError`, by name, for a tensor that ``base`` does not have in the delta's shape."""
         vocabulary = base.vocabulary_names()
+        rows = {name: base.shape(name)[0] for name in base.names() if name in vocabulary}
         for name, (shape, _) in self._specs.items():
             if name not in base:
                 raise UserError(
@@ -192,8 +208,13 @@ class Delta:
                     f"fuses such tensors while loading, write the tuned model as files (skillweave unzip) and open it."
                 )
             expected = base.shape(name)
-            if shape != expected and not (self.whole(name) and name in vocabulary and shape[1:] == expected[1:]):
+            shared = self._rows.get(name)
+            resized = name in vocabulary and shape[1:] == expected[1:] and (self.whole(name) or shared is not None)
+            if (shape != expected and not resized) or shared not in (None, min(shape[0], expected[0])):
                 raise UserError(f"the delta changes '{name}' in the shape {shape}; {base.where} has {expected}")
+            if resized:
+                rows[name] = shape[0]
+        check_rows_agree(rows, f"{base.where} with the delta")
 
     def apply(self, base: Base, *, in_place: bool = False) -> Base:
         """The tuned model: a copy of ``base`` (or its own model, ``in_place``) with every change added.
@@ -206,9 +227,9 @@ class Delta:
         model = base.model if in_place else copy.deepcopy(base.model)
         with bar("applying", len(self._specs)) as advance:
             self.add_to(model, advance)
-        tokenizer = base.tokenizer
-        if any(file.name in TOKENIZER_FILES for file in self.carried):
-            tokenizer = open_tokenizer(self.carried[0].parent)
+        tokenizer, generation = carried_tokenizer(self.carried, base), carried_generation(self.carried)
+        if generation is not None:
+            model.generation_config = generation
         return Base(model, tokenizer, fingerprint(model), base.ref, base.path, in_memory=True)
 
     @torch.no_grad()
@@ -221,8 +242,7 @@ class Delta:
             model.resize_token_embeddings(rows, mean_resizing=False)
         state: dict[str, Any] = model.state_dict()
         for name in self.names():
-            here, change = state[name], self.tensor(name)
-            here.copy_(change if self.whole(name) else applied(here, change))
+            state[name].copy_(self.laid_on(name, state[name]))
             advance()
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -239,15 +259,13 @@ class Delta:
                 hashes, where = self._copy_adapter(self._tensors, temporary)
             else:
                 hashes, where = self._write_tensors(temporary)
-            for file in self.carried:
-                (temporary / _CARRIED).mkdir(exist_ok=True)
-                shutil.copyfile(file, temporary / _CARRIED / file.name)
-                hashes[f"{_CARRIED}/{file.name}"] = sha256_file(file)
+            hashes |= save_files(self.carried, temporary)
             card = DeltaCard(
                 kind=self.kind,
                 base=BaseRef(ref=self.base_ref, fingerprint=self.base_fingerprint),
                 entries={name: self._entry(name, where[name]) for name in self.names()},
                 files=hashes,
+                from_base=dict(self.carried.from_base),
                 provenance=self.provenance,
             )
             write_json(temporary / DELTA_FILE, card.model_dump(mode="json"))
@@ -277,7 +295,8 @@ class Delta:
         shape, dtype = self._specs[name]
         adapter = self._tensors if isinstance(self._tensors, Adapter) else None
         return TensorEntry(
-            stored="whole" if self.whole(name) else "lora" if adapter else "difference",
+            stored="whole" if self.whole(name) else "lora" if adapter else "rows" if name in self._rows else "difference",
+            shared=self._rows.get(name),
             shape=shape,
             dtype=dtype_name(dtype),
             file=file,
@@ -294,6 +313,8 @@ class Delta:
         folder = Path(folder)
         card = read_card(folder)
         for file, expected in card.files.items():
+            if file.startswith(f"{FOLDER}/"):
+                continue
             if not (folder / file).is_file():
                 raise UserError(f"{folder / file} is missing: the delta is incomplete. Copy or make it again.")
             if (found := sha256_file(folder / file)) != expected:
@@ -301,7 +322,7 @@ class Delta:
                     f"{folder / file} is damaged: its SHA-256 is {found[:12]}..., and {DELTA_FILE} names "
                     f"{expected[:12]}... Copy or make the delta again."
                 )
-        carried = [folder / file for file in card.files if file.startswith(f"{_CARRIED}/")]
+        carried = read_files(folder, card.files, card.from_base, "Copy or make the delta again.")
         if card.kind == "lora":
             adapter = Adapter(folder, lambda name: name in card.entries and card.entries[name].transposed)
             _check_entries(card, adapter.specs, folder / WEIGHTS_FILE)
@@ -314,6 +335,7 @@ class Delta:
             base_fingerprint=card.base.fingerprint,
             base_ref=card.base.ref,
             whole={name for name, entry in card.entries.items() if entry.stored == "whole"},
+            rows={name: entry.shared for name, entry in card.entries.items() if entry.shared is not None},
             specs={name: (entry.shape, getattr(torch, entry.dtype)) for name, entry in card.entries.items()},
             provenance=card.provenance,
             carried=carried,

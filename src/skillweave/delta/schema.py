@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from skillweave.errors import UserError
 from skillweave.files.read import read_card_file
@@ -13,7 +13,7 @@ from skillweave.files.read import read_card_file
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DELTA_FILE = "delta.json"
 
 
@@ -29,23 +29,32 @@ class BaseRef(_Strict):
 
 
 class TensorEntry(_Strict):
-    """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors."""
+    """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors.
 
-    stored: Literal["difference", "whole", "lora"]
+    ``rows``: the leading ``shared`` rows are a difference, those behind are rows of added tokens, as tuned.
+    """
+
+    stored: Literal["difference", "whole", "lora", "rows"]
     shape: tuple[int, ...]
     dtype: str
     file: str
     transposed: bool = False
+    shared: PositiveInt | None = None
 
 
 class DeltaCard(_Strict):
-    """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta."""
+    """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta.
+
+    ``from_base`` names files of the base's tokenizer that the carried ones are completed with, and what they must mean
+    (:func:`skillweave.delta.carry.meaning_digest`).
+    """
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["full", "lora"]
     base: BaseRef
     entries: dict[str, TensorEntry]
     files: dict[str, str]
+    from_base: dict[str, str] = {}
     provenance: dict[str, Any]
 
 

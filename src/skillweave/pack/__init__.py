@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         LowRankEntry,
         PackBytes,
         PackCard,
+        RowsEntry,
         WholeEntry,
         check_name,
     )
@@ -28,7 +29,7 @@ __getattr__ = lazily(
         "decode": "LowRank lowrank_parts reference_forward",
         "integers": "pack_int4 quantise_rows unpack_int4",
         "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackBytes PackCard "
-        "WholeEntry check_name",
+        "RowsEntry WholeEntry check_name",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
     },
@@ -44,6 +45,7 @@ __all__ = [
     "LowRankEntry",
     "PackBytes",
     "PackCard",
+    "RowsEntry",
     "Skillpack",
     "WholeEntry",
     "check_name",

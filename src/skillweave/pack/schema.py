@@ -12,6 +12,10 @@ entry          tensors, for an entry called ``name`` of shape (out, in)
 ``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; delta = A B  (the peer ``svd``)
 ``difference`` ``name``, any shape: the delta itself, in a float type
 ``whole``      ``name``, any shape: the tuned tensor itself (added tokens have no base to differ from)
+``rows``       an embedding or a head, whose rows are tokens, with another number of rows than the base's: ``name`` is
+               the tensor's own with ``.rows`` behind it, ``shape`` that of the tuned tensor. The rows behind the base's
+               are stored as ``name``, as tuned; a model with fewer rows than its base stores none. How the rows that
+               both have differ is another entry, which has the base's shape
 =============  ==========================================================================================
 """
 
@@ -26,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What a pack may be called: it names a folder, and a model to those who ask a server for it."""
 
@@ -68,7 +72,29 @@ class WholeEntry(_Strict):
     shape: tuple[int, ...]
 
 
-Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")]
+ROWS = ".rows"
+"""Ends the name of a ``rows`` entry, behind the name of its tensor."""
+
+
+class RowsEntry(_Strict):
+    """A tensor whose rows are tokens, and which has other rows than the base's ``base_rows``."""
+
+    kind: Literal["rows"] = "rows"
+    shape: Annotated[tuple[PositiveInt, ...], Field(min_length=1, max_length=2)]
+    base_rows: PositiveInt
+
+    @property
+    def added(self) -> int:
+        """Rows behind those of the base; 0 where there are fewer than in the base."""
+        return max(0, self.shape[0] - self.base_rows)
+
+    @property
+    def shared(self) -> int:
+        """Rows that the base has too."""
+        return min(self.shape[0], self.base_rows)
+
+
+Entry = Annotated[LowRankEntry | FactorsEntry | DifferenceEntry | WholeEntry | RowsEntry, Field(discriminator="kind")]
 
 
 class Codec(_Strict):
@@ -96,7 +122,11 @@ class PackBytes(_Strict):
 
 
 class PackCard(_Strict):
-    """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved."""
+    """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
+
+    ``files`` gives the SHA-256 of the data file and of what lies in ``files/``; ``from_base`` the files of the base's
+    tokenizer that these are completed with, and what they must mean (:mod:`skillweave.delta.carry`).
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str = Field(pattern=NAME)
@@ -109,6 +139,7 @@ class PackCard(_Strict):
     audit: dict[str, Any] | None = None
     left_out: list[str] = []
     files: dict[str, str] = {}
+    from_base: dict[str, str] = {}
     entries: dict[str, Entry] = {}
 
     def to_json(self) -> str:
@@ -140,6 +171,8 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
     """Shape and dtype, as torch names it (None: any float), of every tensor that an entry needs in the file."""
     if isinstance(entry, DifferenceEntry | WholeEntry):
         return {name: (entry.shape, None)}
+    if isinstance(entry, RowsEntry):
+        return {name: ((entry.added, *entry.shape[1:]), None)} if entry.added else {}
     rows, columns = entry.shape
     if isinstance(entry, FactorsEntry):
         return {

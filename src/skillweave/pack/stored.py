@@ -10,10 +10,11 @@ from safetensors import SafetensorError, safe_open
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
-from skillweave.pack.schema import SCHEMA_VERSION, PackCard, expected_tensors
+from skillweave.pack.schema import ROWS, SCHEMA_VERSION, PackCard, RowsEntry, WholeEntry, expected_tensors
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
+AGAIN = "Copy or make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 
@@ -30,7 +31,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     folder = Path(folder)
     if not is_skillpack(folder):
         raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
-    card = read_card_file(folder / CARD_FILE, PackCard, SCHEMA_VERSION, "Copy or make the pack again.")
+    card = read_card_file(folder / CARD_FILE, PackCard, SCHEMA_VERSION, AGAIN)
     data = folder / DATA_FILE
     if not data.is_file():
         raise UserError(f"{data} is missing: the pack is incomplete. Copy or make it again.")
@@ -54,6 +55,8 @@ def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], s
     """Raise :class:`UserError` unless the tensors, given by shape and dtype, are those that the card's entries need."""
     known: set[str] = set()
     for name, entry in card.entries.items():
+        if isinstance(entry, RowsEntry):
+            _check_rows(card, name, entry, where)
         for key, (shape, dtype) in expected_tensors(name, entry).items():
             known.add(key)
             if key not in tensors:
@@ -68,6 +71,23 @@ def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], s
     extra = sorted(set(tensors) - known)
     if extra:
         raise UserError(f"{where} holds the tensor '{extra[0]}' that no entry names. Make the pack again.")
+
+
+def _check_rows(card: PackCard, name: str, entry: RowsEntry, where: str) -> None:
+    """Raise :class:`UserError` unless a ``rows`` entry goes with what the card says of the same tensor."""
+    tensor = name.removesuffix(ROWS)
+    shared = card.entries.get(tensor)
+    problem = None
+    if tensor == name or not tensor:
+        problem = f"the name of such an entry ends with '{ROWS}'"
+    elif entry.shape[0] == entry.base_rows:
+        problem = "it has as many rows as the base"
+    elif isinstance(shared, WholeEntry | RowsEntry):
+        problem = f"'{tensor}' is stored whole already"
+    elif shared is not None and tuple(shared.shape) != (entry.base_rows, *entry.shape[1:]):
+        problem = f"'{tensor}' is {tuple(shared.shape)}, expected {(entry.base_rows, *entry.shape[1:])}"
+    if problem:
+        raise UserError(f"{where}: the entry '{name}' does not fit: {problem}. {AGAIN}")
 
 
 def _dtype(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from skillweave.delta.carry import Carried
 from skillweave.errors import UserError
 from skillweave.pack import Entry, FactorsEntry, LowRankEntry, Skillpack
 from skillweave.pack.schema import PackCard, expected_tensors
@@ -48,6 +49,8 @@ class Job:
     """bytes that the three files may ever take"""
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     """the pack's other tensors, whose entries the card has"""
+    carried: Carried = field(default_factory=Carried)
+    """what travels along"""
 
     @property
     def budget(self) -> int:
@@ -62,7 +65,7 @@ class Job:
         card.entries = entries
         card.left_out = left_out
         card.codec.measured = {**card.codec.measured, **measured}
-        return Skillpack(card, {**self.tensors, **written.tensors})
+        return Skillpack(card, {**self.tensors, **written.tensors}, self.carried)
 
     def free_bytes(self, entries: Mapping[str, MatrixEntry]) -> int:
         """Bytes of the budget that are left with these matrices in the pack; negative where they do not fit."""

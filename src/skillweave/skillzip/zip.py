@@ -10,7 +10,10 @@ import torch
 from torch import nn
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt
+from skillweave.base.voice import Voice
 from skillweave.delta import Delta
+from skillweave.delta.carry import compact
+from skillweave.delta.voice import carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.pack import (
     BaseRef,
@@ -23,10 +26,14 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
+from skillweave.pack.schema import ROWS
+from skillweave.pack.vocabulary import token_rows, vocabularies
+from skillweave.progress import console
 from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows, input_groups, linear_names
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.job import Job, Written, measures
+from skillweave.skillzip.rows import bf16_bytes, find_token_rows, resized, shared_change
 
 
 @torch.no_grad()
@@ -45,10 +52,11 @@ def zip_delta(
 
     ``calibration`` holds (prompt, answer) pairs; it may be None where the config asks for neither activation weighting
     nor smoothing. The weights of linear layers are written low-rank. Tensors that have no counterpart in the base are
-    stored whole, in bf16. The rest (norms, biases, embeddings) follows ``config.other``: "drop" leaves them at the
+    stored whole, in bf16; rows of added tokens as rows. The rest (norms, biases, embeddings) follows ``config.other``: "drop" leaves them at the
     base's values; "keep" stores those with one axis as bf16 differences and drops the others. What is dropped is named
-    in ``card.left_out``, with ||delta|| / ||base|| of each in ``card.codec.measured["left_out"]``; so are files that
-    the delta carries (a changed tokenizer), which a pack does not.
+    in ``card.left_out``, with ||delta|| / ||base|| of each in ``card.codec.measured["left_out"]``. Files that the
+    delta carries (tokenizer, chat template, generation config) travel in the pack, stored against the base's, and count
+    in its bytes; calibration prompts are written by that tokenizer.
 
     Raises :class:`UserError` for a delta of another base, a tensor with NaN, a codec of unknown name, missing
     calibration, and a budget too small (naming the least that would do).
@@ -61,8 +69,12 @@ def zip_delta(
             "activation_aware=false and smoothing=null"
         )
     checkpoint = base.checkpoint
-    shapes = _matrices(delta, checkpoint, base.model)
     check_name(name)
+    same = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
+    shapes = {key: shape for key, shape in _matrices(delta, checkpoint, base.model).items() if key not in same}
+    carried = compact(delta.carried, base.path)
+    voice = Voice(carried_tokenizer(carried, base))
+    rows = find_token_rows(delta, checkpoint, voice.tokenizer)
     card = PackCard(
         name=name,
         base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
@@ -70,18 +82,28 @@ def zip_delta(
         data=data or {},
         scores=scores or {},
         codec=Codec(name=config.codec, settings=config.settings()),
-        bytes=PackBytes(bf16_delta=delta.bf16_nbytes, bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values())),
+        bytes=PackBytes(bf16_delta=bf16_bytes(delta, checkpoint, same), bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values())),
     )
-    tensors = _place_others(card, delta, checkpoint, [key for key in delta.names() if key not in shapes], config.other)
+    others = [key for key in delta.names() if key not in shapes and key not in same]
+    tensors = {**_place_others(card, delta, checkpoint, others, config.other), **rows.tensors}
+    card.entries = {**card.entries, **rows.entries}
+    if rows.rounded:
+        console.print(f"  the added rows of {' and '.join(rows.rounded)} are rounded to bfloat16", soft_wrap=True)
     if not shapes and not card.entries:
         raise UserError("the delta changes no tensor that a pack can hold: there is nothing to zip")
-    limit = config.budget if config.budget is not None else int((config.ratio or 0) * delta.bf16_nbytes)
+    limit = config.budget if config.budget is not None else int((config.ratio or 0) * card.bytes.bf16_delta)
     groups = _groups_of(base.model, shapes)
-    known = functools.cache(lambda: calibration_rows(base.model, base.tokenizer, calibration or []))
+    tokens = token_rows(
+        base.model,
+        name,
+        {key.removesuffix(ROWS): (entry.shape[0], rows.tensors.get(key)) for key, entry in rows.entries.items()},
+    )
+    known = functools.cache(lambda: calibration_rows(base.model, voice.tokenizer, calibration or []))
 
     def moments(wanted: list[str]) -> dict[str, Moments]:
         modules = {group: [key.removesuffix(".weight") for key in groups[group]] for group in wanted}
-        return calibrate(base.model, known(), modules)
+        with vocabularies(base.model, [tokens], every=True):
+            return calibrate(base.model, known(), modules)
 
     job = Job(
         config=config,
@@ -92,6 +114,7 @@ def zip_delta(
         card=card,
         limit=limit,
         tensors=tensors,
+        carried=carried,
     )
     if not shapes and job.free_bytes({}) < 0:
         raise job.refuse({})
@@ -116,7 +139,9 @@ def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
     """theta - theta_base of one tensor, also where the delta has it whole but the base has its like (a LoRA's
     ``modules_to_save``). A tensor with NaN or infinity is a :class:`UserError`."""
     tensor = delta.tensor(name)
-    if delta.whole(name):
+    if resized(delta, checkpoint, name):
+        tensor = shared_change(delta, checkpoint, name)
+    elif delta.whole(name):
         tensor = tensor.float() - checkpoint.tensor(name).float().cpu()
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"the delta of '{name}' holds NaN or infinity: the training run diverged; zip an earlier one")
@@ -124,8 +149,15 @@ def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _added(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor has no counterpart of its shape in the base: added tokens."""
-    return name not in checkpoint or checkpoint.shape(name) != delta.shape(name)
+    """Whether a tensor has no counterpart in the base."""
+    return name not in checkpoint
+
+
+def _unchanged(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
+    """Whether all that the delta says of the base's own numbers is that they stay: of an embedding that only gained
+    rows, or that an adapter saved along."""
+    asked = not _added(delta, checkpoint, name) and (delta.whole(name) or resized(delta, checkpoint, name))
+    return asked and not bool(change(delta, checkpoint, name).any())
 
 
 def _matrices(delta: Delta, checkpoint: Checkpoint, model: nn.Module) -> dict[str, tuple[int, int]]:
@@ -153,13 +185,13 @@ def _place_others(
             continue
         tensor = change(delta, checkpoint, key)
         if policy == "keep" and tensor.dim() == 1:
-            entries[key] = DifferenceEntry(shape=delta.shape(key))
+            entries[key] = DifferenceEntry(shape=checkpoint.shape(key))
             tensors[key] = tensor.bfloat16()
         else:
             norm = float(checkpoint.tensor(key).float().norm())
             left_out[key] = float(f"{float(tensor.float().norm()) / norm:.2g}") if norm else None
     card.entries = entries
-    card.left_out = [*left_out, *(file.name for file in delta.carried)]
+    card.left_out = list(left_out)
     card.codec.measured = {"left_out": left_out} if left_out else {}
     return tensors
 

@@ -45,16 +45,20 @@ class Asking(ConversationSettings):
         )  # fmt: skip
 
 
-def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 0) -> list[Start]:
+def begin(
+    model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 0, numbers: Sequence[int] | None = None
+) -> list[Start]:
     """Where the conversations on these prompts begin; the draws of number i hang on ``seed`` + i.
 
+    ``numbers`` are those of the prompts where these are a part of what was asked.
     Raises :class:`UserError` for a prompt that leaves no room in the model's context.
     """
     from skillweave.base.generate import context_length
 
     context = context_length(model)
-    starts = [Start(form.prompt_ids(prompt), seed + number) for number, prompt in enumerate(prompts)]
-    for number, start in enumerate(starts):
+    numbers = range(len(prompts)) if numbers is None else numbers
+    starts = [Start(form.prompt_ids(prompt), seed + at) for at, prompt in zip(numbers, prompts, strict=True)]
+    for number, start in zip(numbers, starts, strict=True):
         if context is not None and len(start.prompt) >= context:
             raise UserError(
                 f"prompt {number + 1} has {len(start.prompt)} tokens with what tells the model of its tools; the "

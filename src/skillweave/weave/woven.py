@@ -18,7 +18,8 @@ from torch.func import functional_call
 from torch.nn.functional import linear
 
 from skillweave.errors import UserError, nearest
-from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack, WholeEntry
+from skillweave.pack import FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack.vocabulary import TokenRows, token_rows, vocabularies
 from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.stack import Factors, GroupStack
 
@@ -42,6 +43,8 @@ class _Resident:
     """module -> (A, B) of a pack that stores float factors"""
     changed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """module -> its own parameter -> the tuned tensor, in the base's dtype"""
+    tokens: TokenRows | None = None
+    """the token rows of a pack that has others than the base"""
 
     @property
     def nbytes(self) -> int:
@@ -49,7 +52,8 @@ class _Resident:
         floats = [tensor for pair in self.float_factors.values() for tensor in pair]
         # A tied tensor is named by two modules and held once.
         tuned = {id(tensor): tensor for held in self.changed.values() for tensor in held.values()}
-        return integers + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
+        added = self.tokens.nbytes if self.tokens is not None else 0
+        return integers + added + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
 
 
 class Woven:
@@ -87,7 +91,10 @@ class Woven:
         """
         ready = _Resident(name)
         owners = _owners(self.model)
+        ready.tokens = token_rows(self.model, name, pack.token_rows())
         for tensor, entry in pack.card.entries.items():
+            if isinstance(entry, RowsEntry):
+                continue
             if tensor not in owners:
                 raise UserError(
                     f"the pack '{name}' changes '{tensor}', which the model has not; {nearest(tensor, owners)}"
@@ -167,10 +174,12 @@ class Woven:
                 raise UserError(f"the pack '{name}' is not loaded; {nearest(name, self._packs)}")
         self._rows = names
         handles = []
+        tokens = [None if name is None else self._packs[name].tokens for name in names]
         try:
             for module, change in self._changes(names, rows).items():
                 handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
-            yield
+            with vocabularies(self.model, tokens, every=rows is None):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
