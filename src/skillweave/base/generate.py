@@ -71,9 +71,9 @@ def encode_prompts(
         strange = next((id_ for id_ in ids if id_ >= rows), None)
         if strange is not None:
             raise UserError(
-                f"prompt {index + 1} holds the token {voice.tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), "
-                f"and the model has rows for {rows} tokens only: leave it out of the prompt, or give the model that "
-                f"token (resize_token_embeddings)"
+                f"prompt {index + 1} holds the token {voice.tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}) "
+                f"and the model has rows for {rows} tokens only: leave that token out of the prompt, or give the model "
+                f"a row for it (resize_token_embeddings)"
             )
         if not ids:
             raise UserError(f"prompt {index + 1} is empty: write at least one word")
@@ -140,9 +140,7 @@ def generate_answers(
     for row in rows:
         alike.setdefault(manners[row].group, []).append(row)
     lengths = [len(ids) for ids in encoded]
-    batches = [
-        batch for group in alike.values() for batch in batch_rows(group, lengths, room, sampling.batch_size)
-    ]
+    batches = [batch for group in alike.values() for batch in batch_rows(group, lengths, room, sampling.batch_size)]
     answers: list[list[Generated]] = [[] for _ in prompts]
     was_training = model.training
     model.eval()

@@ -15,6 +15,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
+from skillweave.progress import say_once
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
@@ -125,6 +126,7 @@ def open_base(
         raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
     if products_are_float32(model.dtype, place):
         multiply_in_float32(model)
+    _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0], path)
     local = Path(str(ref)).expanduser()
     return Base(model, tokenizer, mark, str(local.resolve()) if local.exists() else str(ref), path)
 
@@ -137,6 +139,16 @@ def _restore_wide(model: Any, path: Path) -> None:
     for name in files.names():
         if name in state and files.dtype(name) is torch.float32:
             state[name].copy_(files.tensor(name))
+
+
+def _pad_within(tokenizer: Any, rows: int, path: Path) -> None:
+    """Let the end token pad where the tokenizer's pad token was added to it and never to the model."""
+    if tokenizer.pad_token_id >= rows > tokenizer.eos_token_id:
+        say_once(
+            f"{path}: the model has no row for the pad token {tokenizer.pad_token!r} (id {tokenizer.pad_token_id} of "
+            f"{rows}); {tokenizer.eos_token!r} pads in its place"
+        )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def open_tokenizer(ref: str | Path) -> Any:

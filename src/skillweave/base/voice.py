@@ -50,5 +50,5 @@ class OwnEnds(StoppingCriteria):
         longest = max(map(len, ends))
         self._ends = torch.tensor([[*own, *[own[0]] * (longest - len(own))] for own in ends], device=device)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return (input_ids[:, -1:] == self._ends).any(dim=1)

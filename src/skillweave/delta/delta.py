@@ -295,7 +295,13 @@ class Delta:
         shape, dtype = self._specs[name]
         adapter = self._tensors if isinstance(self._tensors, Adapter) else None
         return TensorEntry(
-            stored="whole" if self.whole(name) else "lora" if adapter else "rows" if name in self._rows else "difference",
+            stored="whole"
+            if self.whole(name)
+            else "lora"
+            if adapter
+            else "rows"
+            if name in self._rows
+            else "difference",
             shared=self._rows.get(name),
             shape=shape,
             dtype=dtype_name(dtype),

@@ -55,9 +55,7 @@ def write_tuned(
         stored = base.dtype(name)
         return wanted if wanted is not None and stored.is_floating_point else stored
 
-    specs = {
-        name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()
-    }
+    specs = {name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()}
     files = plan_files(specs, "model", shard_bytes)
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
 
@@ -97,7 +95,9 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, A
     """
     if dtype is None:
         return config
-    named = {key: dtype_name(dtype) for key in ("dtype", "torch_dtype") if key in config} or {"dtype": dtype_name(dtype)}
+    named: dict[str, Any] = {key: dtype_name(dtype) for key in ("dtype", "torch_dtype") if key in config} or {
+        "dtype": dtype_name(dtype)
+    }
     inner = {
         key: with_dtype(value, dtype)
         for key, value in config.items()

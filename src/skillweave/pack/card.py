@@ -43,7 +43,9 @@ def travels(card: PackCard) -> list[tuple[str, str]]:
     rows = next((entry for entry in card.entries.values() if isinstance(entry, RowsEntry)), None)
     told = []
     if rows is not None:
-        change = f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
+        change = (
+            f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
+        )
         told.append(("token rows", f"{rows.shape[0]}: {change}"))
     names = [key.removeprefix(f"{FOLDER}/") for key in card.files if key.startswith(f"{FOLDER}/")]
     if names:

@@ -2,7 +2,8 @@
 
 ``skillpack.json`` is the card, ``skillpack.safetensors`` holds the tensors that the card's entries name, ``README.md``
 says the same to a person, and ``files/`` is there where the fine-tune changed the tokenizer, the chat template or
-``generation_config.json`` (:mod:`skillweave.delta.carry`). Packs are small (a few MB for a base of hundreds), so the tensors are read at once.
+``generation_config.json`` (:mod:`skillweave.delta.carry`). Packs are small (a few MB for a base of hundreds), so the
+tensors are read at once.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ _METADATA = {"skillpack": str(SCHEMA_VERSION)}
 class Skillpack:
     """A delta zipped for inference.
 
-    ``carried`` are the files that travel along, stored against the base's. ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
-    :mod:`skillweave.pack.schema` says. Raises :class:`UserError` where a tensor is missing, of another shape or type,
-    or named by no entry.
+    ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
+    :mod:`skillweave.pack.schema` says; ``carried`` are the files that travel along, stored against the base's. Raises
+    :class:`UserError` where a tensor is missing, of another shape or type, or named by no entry.
     """
 
     def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor], carried: Carried | None = None) -> None:
@@ -174,9 +175,7 @@ class _Decoded(Mapping[str, torch.Tensor]):
     def __init__(self, pack: Skillpack) -> None:
         self._pack = pack
         entries = pack.card.entries
-        self.rows = {
-            name.removesuffix(ROWS): entry for name, entry in entries.items() if isinstance(entry, RowsEntry)
-        }
+        self.rows = {name.removesuffix(ROWS): entry for name, entry in entries.items() if isinstance(entry, RowsEntry)}
         others = [name for name, entry in entries.items() if not isinstance(entry, RowsEntry)]
         self._names = list(dict.fromkeys([*others, *self.rows]))
 

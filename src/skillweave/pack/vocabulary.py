@@ -63,7 +63,9 @@ def token_rows(model: Any, name: str, rows: Mapping[str, tuple[int, torch.Tensor
         added = rows[mine[0]][1]
         parts[part] = None if added is None else added.to(parameter.device, parameter.dtype)
     if strange := sorted(set(rows) - known):
-        raise UserError(f"the pack '{name}' has token rows for '{strange[0]}', which is no embedding or head of the base")
+        raise UserError(
+            f"the pack '{name}' has token rows for '{strange[0]}', which is no embedding or head of the base"
+        )
     if len(counts) > 1:
         raise UserError(f"the pack '{name}' has unlike numbers of token rows: {', '.join(map(str, sorted(counts)))}")
     tied = getattr(head, "weight", None) is model.get_input_embeddings().weight

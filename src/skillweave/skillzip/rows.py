@@ -38,8 +38,8 @@ def resized(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
 def find_token_rows(delta: Delta, checkpoint: Checkpoint, tokenizer: Any) -> TokenRowsFound:
     """What a pack stores of the rows that only one of base and tuned model has.
 
-    ``tokenizer`` is the one that the pack answers with. Added rows are stored as tuned, in bfloat16 where they are wider
-    than 16 bits. Raises :class:`UserError` where tokens lost their rows, or where rows hold NaN or infinity.
+    ``tokenizer`` is the one that the pack answers with. Added rows are stored as tuned, in bfloat16 where they are
+    wider than 16 bits. Raises :class:`UserError` where tokens lost their rows, or where rows hold NaN or infinity.
     """
     found = TokenRowsFound()
     for name in delta.names():

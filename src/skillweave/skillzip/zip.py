@@ -52,9 +52,10 @@ def zip_delta(
 
     ``calibration`` holds (prompt, answer) pairs; it may be None where the config asks for neither activation weighting
     nor smoothing. The weights of linear layers are written low-rank. Tensors that have no counterpart in the base are
-    stored whole, in bf16; rows of added tokens as rows. The rest (norms, biases, embeddings) follows ``config.other``: "drop" leaves them at the
-    base's values; "keep" stores those with one axis as bf16 differences and drops the others. What is dropped is named
-    in ``card.left_out``, with ||delta|| / ||base|| of each in ``card.codec.measured["left_out"]``. Files that the
+    stored whole, in bf16; rows of added tokens as rows. The rest (norms, biases,
+    embeddings) follows ``config.other``: "drop" leaves them at the base's values; "keep" stores those with one axis as
+    bf16 differences and drops the others. What is dropped is named in ``card.left_out``, with
+    ||delta|| / ||base|| of each in ``card.codec.measured["left_out"]``. Files that the
     delta carries (tokenizer, chat template, generation config) travel in the pack, stored against the base's, and count
     in its bytes; calibration prompts are written by that tokenizer.
 
@@ -82,7 +83,10 @@ def zip_delta(
         data=data or {},
         scores=scores or {},
         codec=Codec(name=config.codec, settings=config.settings()),
-        bytes=PackBytes(bf16_delta=bf16_bytes(delta, checkpoint, same), bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values())),
+        bytes=PackBytes(
+            bf16_delta=bf16_bytes(delta, checkpoint, same),
+            bf16_matrices=2 * sum(out * in_ for out, in_ in shapes.values()),
+        ),
     )
     others = [key for key in delta.names() if key not in shapes and key not in same]
     tensors = {**_place_others(card, delta, checkpoint, others, config.other), **rows.tensors}
