@@ -156,10 +156,10 @@ def test_calibration_prompts_are_written_by_the_tune(made, monkeypatch: pytest.M
     assert seen[0].chat_template == TEMPLATE
 
 
-def test_calibration_reads_added_tokens(made, tmp_path: Path) -> None:
-    place, opened, _ = made
-    folder = save(tmp_path / "tuned", tuned(model(), 114), tokenizer("<a>", "<b>"))
-    delta = Delta.between(place / "base", folder)
-    # ids 98 and 99 have rows in the base; a token behind them does not
-    pack = zip_delta(delta, opened, [("<a>x", "<b>")], ZipConfig(budget="1MB", activation_aware=True), name="p")
-    assert pack.card.entries["lm_head.weight.rows"].shape[0] == 114
+def test_calibration_reads_added_tokens(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", model(98), tokenizer())
+    folder = save(tmp_path / "tuned", tuned(model(98), 100), tokenizer("<a>", "<b>"))
+    settings = ZipConfig(budget="1MB", activation_aware=True)
+    pairs = [("<a>x", "<b>")]  # ids 98 and 99: behind the rows of the base
+    pack = zip_delta(Delta.between(base, folder), open_base(base, device="cpu"), pairs, settings, name="p")
+    assert pack.card.entries["lm_head.weight.rows"].shape == (100, 32)

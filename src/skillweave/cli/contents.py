@@ -115,6 +115,8 @@ def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
 def show_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Two columns. What a card, a file or a model says is shown without control characters."""
     table = RichTable.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")  # a fingerprint is one long word
     for name, value in facts:
         table.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     out.print(table)
