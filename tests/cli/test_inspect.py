@@ -108,7 +108,9 @@ def test_a_model_is_described_with_what_contradicts_itself(place: Path, tmp_path
     for part in ("names two dtypes", "the files hold float32", "an adapter_config.json lies beside the model"):
         assert part in told
     save(tmp_path / "short", model(98), tokenizer(pad_token="[PAD]"))
-    assert inspected(tmp_path / "short")["strange"] == ["1 tokens have no row in the embedding of 98: [PAD]"]
+    assert inspected(tmp_path / "short")["strange"] == [
+        "the embedding has 98 rows, and 1 of the tokenizer's tokens have none: [PAD]"
+    ]
 
 
 def test_packs_and_weaves_have_json_too(bench, weave: Path) -> None:

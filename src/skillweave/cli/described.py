@@ -249,7 +249,8 @@ def _without_rows(tokenizer: Any, rows: int) -> list[str]:
     lost = sorted((id_, token) for token, id_ in tokenizer.get_vocab().items() if id_ >= rows)
     if not lost:
         return []
-    return [f"{len(lost)} tokens have no row in the embedding of {rows}: {', '.join(token for _, token in lost[:3])}"]
+    shown = ", ".join(token for _, token in lost[:3]) + (", ..." if len(lost) > 3 else "")
+    return [f"the embedding has {rows} rows, and {len(lost)} of the tokenizer's tokens have none: {shown}"]
 
 
 def _unlike_dtypes(config: Mapping[str, Any], numbers: Mapping[str, int]) -> list[str]:
