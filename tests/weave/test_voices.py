@@ -12,6 +12,7 @@ from skillweave.base import Sampling, generate_answers, open_base, prompt_text
 from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta
 from skillweave.engine import open_engine
+from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave
@@ -148,7 +149,7 @@ def test_calibration_prompts_are_written_by_the_tune(made, monkeypatch: pytest.M
 
     real = zipping.calibration_rows
     monkeypatch.setattr(
-        zipping, "calibration_rows", lambda model, speaks, pairs: seen.append(speaks) or real(model, speaks, pairs)
+        zipping, "calibration_rows", lambda model, speaks, *rest: seen.append(speaks) or real(model, speaks, *rest)
     )
     delta = Delta.between(place / "base", place / "chat")
     settings = ZipConfig(budget="1MB", activation_aware=True)
@@ -163,3 +164,6 @@ def test_calibration_reads_added_tokens(tmp_path: Path) -> None:
     pairs = [("<a>x", "<b>")]  # ids 98 and 99: behind the rows of the base
     pack = zip_delta(Delta.between(base, folder), open_base(base, device="cpu"), pairs, settings, name="p")
     assert pack.card.entries["lm_head.weight.rows"].shape == (100, 32)
+    with pytest.raises(UserError, match=r"calibration example 1 holds the token '<c>' \(id 100\)"):
+        folder = save(tmp_path / "more", tuned(model(98), 100), tokenizer("<a>", "<b>", "<c>"))
+        zip_delta(Delta.between(base, folder), open_base(base, device="cpu"), [("<c>", "x")], settings, name="p")

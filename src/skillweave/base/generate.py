@@ -67,14 +67,7 @@ def encode_prompts(
     voices = voices or [Voice(tokenizer)] * len(prompts)
     encoded = [prompt_ids(voice.tokenizer, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
     for index, (ids, voice) in enumerate(zip(encoded, voices, strict=True)):
-        rows = held if voice.rows is None else voice.rows
-        strange = next((id_ for id_ in ids if id_ >= rows), None)
-        if strange is not None:
-            raise UserError(
-                f"prompt {index + 1} holds the token {voice.tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}) "
-                f"and the model has rows for {rows} tokens only: leave that token out of the prompt, or give the model "
-                f"a row for it (resize_token_embeddings)"
-            )
+        check_has_rows(voice.tokenizer, ids, held if voice.rows is None else voice.rows, f"prompt {index + 1}")
         if not ids:
             raise UserError(f"prompt {index + 1} is empty: write at least one word")
         if limit is not None and len(ids) >= limit:
@@ -83,6 +76,17 @@ def encode_prompts(
                 f"Shorten it. It begins: {str(prompts[index])[:60]!r}"
             )
     return encoded
+
+
+def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> None:
+    """Raise :class:`UserError` where ``what`` holds a token behind the model's rows."""
+    strange = next((id_ for id_ in ids if id_ >= rows), None)
+    if strange is not None:
+        raise UserError(
+            f"{what} holds the token {tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), and the model has "
+            f"rows for {rows} tokens only: leave that token out, or give the model a row for it "
+            f"(resize_token_embeddings)"
+        )
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -102,7 +102,11 @@ def zip_delta(
         name,
         {key.removesuffix(ROWS): (entry.shape[0], rows.tensors.get(key)) for key, entry in rows.entries.items()},
     )
-    known = functools.cache(lambda: calibration_rows(base.model, voice.tokenizer, calibration or []))
+    known = functools.cache(
+        lambda: calibration_rows(
+            base.model, voice.tokenizer, calibration or [], None if tokens is None else tokens.rows
+        )
+    )
 
     def moments(wanted: list[str]) -> dict[str, Moments]:
         modules = {group: [key.removesuffix(".weight") for key in groups[group]] for group in wanted}

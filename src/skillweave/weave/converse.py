@@ -58,7 +58,8 @@ def converse_with(
     starts: dict[int, Start] = {}
     rows = {pack: [index for index, route in enumerate(chosen) if route.pack == pack] for pack in named}
     for pack, mine in rows.items():  # all are begun first: a prompt that is too long is told before hours of play
-        begun = begin(model, forms[pack], [prompts[index] for index in mine], seed=seed, numbers=mine)
+        asked = [prompts[index] for index in mine]
+        begun = begin(model, forms[pack], asked, seed=seed, numbers=mine, rows=weave.voice(pack).rows)
         starts |= zip(mine, begun, strict=True)
     replies: dict[int, ToolReply] = {}
     for pack, mine in rows.items():
