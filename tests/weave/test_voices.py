@@ -15,7 +15,9 @@ from skillweave.engine import open_engine
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.weave import Weave
+from skillweave.tools import Toolbox
+from skillweave.tools.converse import Asking
+from skillweave.weave import Weave, converse_with
 from travelling import TEMPLATE, model, save, tokenizer, tuned
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
@@ -167,3 +169,20 @@ def test_calibration_reads_added_tokens(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibration example 1 holds the token '<c>' \(id 100\)"):
         folder = save(tmp_path / "more", tuned(model(98), 100), tokenizer("<a>", "<b>", "<c>"))
         zip_delta(Delta.between(base, folder), open_base(base, device="cpu"), [("<c>", "x")], settings, name="p")
+
+
+def test_conversations_with_tools_are_held_in_the_packs_own_words(made) -> None:
+    """The base has no template and refuses; each pack is asked with its own, and stops at its own ends."""
+    _, opened, packs = made
+    weave = Weave.of(opened, packs)
+    use, names = Asking(instruction="", max_tokens=24), ["other", "chat", "other"]
+    with Toolbox() as box:
+        mixed = converse_with(weave, ["hello", "hello", "x"], names, box, use)
+        with pytest.raises(UserError, match="chat template"):
+            converse_with(weave, ["hello"], None, box, use)
+    plain = weave.generate(["hello", "hello", "x"], names, Sampling(max_new_tokens=24))
+    assert [reply.last.removesuffix(reply.last[-1:]) for reply in mixed if reply.ended == "answer"] == [
+        reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"
+    ]
+    assert any(reply.ended == "answer" for reply in mixed)
+    assert opened.model.generation_config.eos_token_id == 1
