@@ -12,7 +12,8 @@ import torch
 from micro import micro_model, micro_tokenizer, save_micro
 from skillweave.base import Sampling, generate, open_base, prompt_ids
 from skillweave.base.chat import text_of
-from skillweave.base.generate import batch_rows, pad_left, stop_tokens
+from skillweave.base.ends import stop_tokens
+from skillweave.base.generate import batch_rows, pad_left
 from skillweave.errors import UserError
 
 PROMPTS = ["a", "a much longer prompt than the first", "mid one", "a"]

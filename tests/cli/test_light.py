@@ -35,7 +35,7 @@ def test_no_model_library_is_imported_where_none_is_needed(bench: Bench, weave: 
         2: [
             ["evl", "x"], ["eval", "x", "--tsk", "y"], ["eval", "x"], ["generate", "x", "--seed", "one"],
             ["generate", "x"],
-            ["inspect", "nowhere"], ["inspect", str(bench.base)], ["eval", "x", "-t", "y", "--samples", "4"],
+            ["inspect", "nowhere"], ["inspect", str(tmp_path)], ["eval", "x", "-t", "y", "--samples", "4"],
             ["eval", "x", "-t", "y", "-o", str(tmp_path)], ["generate", "x", "y", "--top-p", "0.5"],
         ],
     }  # fmt: skip

@@ -112,7 +112,8 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("--out", lambda b: ["generate", b.base, "x", "-o", "o.jsonl"], "--out goes with --file"),
     # folders that are something else
     ("nowhere", lambda b: ["inspect", "nowhere"], "nowhere is neither a weave nor a skillpack"),
-    ("a model", lambda b: ["inspect", b.base], "is neither a weave nor a skillpack"),
+    ("any folder", lambda b: ["inspect", b.folder], "is neither a weave nor a skillpack"),
+    ("a base", lambda b: ["inspect", b.pack, "--base", b.base], "--base goes with a delta folder"),
     ("a model", lambda b: ["unzip", b.base, "-o", "m"], "is not a skillpack"),
 ]  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_a_file_that_the_card_does_not_name_is_not_read(saved: Path, tmp_path: P
     (saved / "files" / "chat_template.jinja").write_text("{{ evil }}")
     os.mkfifo(saved / "files" / "generation_config.json")
     delta = Delta.from_pretrained(saved)
-    assert delta.carried == []
+    assert not delta.carried
     again = delta.save_pretrained(tmp_path / "again")
     assert sorted(path.name for path in again.rglob("*")) == ["delta.json", "delta.safetensors"]
 

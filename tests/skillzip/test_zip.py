@@ -206,16 +206,18 @@ def test_too_small_a_budget_names_the_least(base: Base, delta: Delta) -> None:
         assert zip_delta(delta, base, None, config, name="t").nbytes <= config.budget
 
 
-def test_added_tokens_are_stored_whole_or_refused(base: Base, delta: Delta) -> None:
+def test_added_tokens_are_stored_as_rows_or_refused(base: Base, delta: Delta) -> None:
     embedding = torch.randn(110, 64)
     name = "model.embed_tokens.weight"
     tensors = {key: delta.tensor(key) for key in delta.names()} | {name: embedding}
     added = Delta(tensors, base_fingerprint=base.fingerprint, whole={name})
     pack = zip_delta(added, base, None, ZipConfig(budget=40_000), name="t")
-    assert torch.equal(pack.tensors[name], embedding.bfloat16())
-    assert pack.unzip().whole(name)
-    with pytest.raises(UserError, match=r"14720 of them for model\.embed_tokens\.weight"):
-        zip_delta(added, base, None, ZipConfig(budget=10_000), name="t")
+    assert torch.equal(pack.tensors[f"{name}.rows"], embedding[102:].bfloat16())
+    assert name in pack.card.entries  # what changed in the base's own rows
+    assert pack.unzip().shared_rows(name) == 102
+    assert pack.card.bytes.bf16_delta == added.bf16_nbytes
+    with pytest.raises(UserError, match=r"of them for model\.embed_tokens\.weight\.rows"):
+        zip_delta(added, base, None, ZipConfig(budget=5_000), name="t")
 
 
 def test_a_whole_tensor_that_the_base_has_too_becomes_a_difference(base: Base) -> None:

@@ -36,13 +36,14 @@ _NO_CHOICE = {
 """What chooses no token: ends are always used, and lengths and outputs are whose asks."""
 
 
-def model_defaults(model: Any, honoured: Collection[str] = HONOURED) -> dict[str, Any]:
-    """What of the model's ``generation_config.json`` chooses the tokens, among the keys in ``honoured``.
+def model_defaults(model: Any, honoured: Collection[str] = HONOURED, *, generation: Any = None) -> dict[str, Any]:
+    """What of the model's ``generation_config.json``, or of ``generation`` in its place, chooses the tokens, among the
+    keys in ``honoured``.
 
     Where it asks for greedy decoding, there are no keys of sampling. Keys that are not honoured are named on the
     console. ``temperature`` is there wherever it samples. Raises :class:`UserError` for a value out of range.
     """
-    held = getattr(model, "generation_config", None)
+    held = generation or getattr(model, "generation_config", None)
     given = {} if held is None else {key: value for key, value in held.to_diff_dict().items() if value is not None}
     sampled = given.get("do_sample", False)
     chosen = {key: value for key, value in given.items() if key not in _NO_CHOICE and not key.startswith("_")}

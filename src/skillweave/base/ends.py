@@ -45,13 +45,13 @@ def turn_end_id(tokenizer: Any) -> int:
     return tokenizer.convert_tokens_to_ids(turn_end(tokenizer))
 
 
-def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The ids that end an answer: :func:`turn_end`, ``eos_token``, and all that the model's ``generation_config`` and
-    ``config`` name as ``eos_token_id``."""
+def stop_tokens(model: Any, tokenizer: Any, generation: Any = None) -> list[int]:
+    """The ids that end an answer: :func:`turn_end`, ``eos_token``, and all that the model's ``generation_config`` (or
+    ``generation`` in its place) and ``config`` name as ``eos_token_id``."""
     config = getattr(model, "config", None)
     texts = None if config is None else config.get_text_config()
     stops = [turn_end_id(tokenizer), tokenizer.eos_token_id]
-    for settings in (getattr(model, "generation_config", None), config, texts):
+    for settings in (generation or getattr(model, "generation_config", None), config, texts):
         named = getattr(settings, "eos_token_id", None)
         stops += named if isinstance(named, list | tuple) else [named]
     stops = [stop for stop in stops if stop is not None]

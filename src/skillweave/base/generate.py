@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import StoppingCriteriaList
 
 from skillweave.base.chat import Prompt, prompt_ids, text_of
-from skillweave.base.defaults import config_of, generating_as, model_defaults
-from skillweave.base.ends import control_tokens, stop_tokens, up_to_end
+from skillweave.base.defaults import config_of, generating_as
+from skillweave.base.ends import control_tokens, up_to_end
 from skillweave.base.thoughts import MARK_TOKENS, Markers, opened_thought, template_thought_markers
+from skillweave.base.voice import OwnEnds, Voice, padding_id
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -61,11 +63,19 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[list[int]]:
-    """Token ids of each prompt; one that leaves no room for an answer is a :class:`UserError` naming it."""
-    limit = context_length(model)
-    encoded = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    for index, ids in enumerate(encoded):
+def encode_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], voices: Sequence[Voice] | None = None
+) -> list[list[int]]:
+    """Token ids of each prompt, written by ``tokenizer`` or by the voice of each.
+
+    A prompt that leaves no room for an answer, or holds a token that the model has no row for, is a :class:`UserError`
+    naming it.
+    """
+    limit, held = context_length(model), model.get_input_embeddings().weight.shape[0]
+    voices = voices or [Voice(tokenizer)] * len(prompts)
+    encoded = [prompt_ids(voice.tokenizer, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
+    for index, (ids, voice) in enumerate(zip(encoded, voices, strict=True)):
+        check_has_rows(voice.tokenizer, ids, held if voice.rows is None else voice.rows, f"prompt {index + 1}")
         if not ids:
             raise UserError(f"prompt {index + 1} is empty: write at least one word")
         if limit is not None and len(ids) >= limit:
@@ -74,6 +84,17 @@ def encode_prompts(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> lis
                 f"Shorten it. It begins: {str(prompts[index])[:60]!r}"
             )
     return encoded
+
+
+def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> None:
+    """Raise :class:`UserError` where ``what`` holds a token behind the model's rows."""
+    strange = next((id_ for id_ in ids if id_ >= rows), None)
+    if strange is not None:
+        raise UserError(
+            f"{what} holds the token {tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), and the model has "
+            f"rows for {rows} tokens only: leave that token out, or give the model a row for it "
+            f"(resize_token_embeddings)"
+        )
 
 
 def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,6 +129,7 @@ def generate_answers(
     prompts: Sequence[Prompt],
     sampling: Sampling | None = None,
     *,
+    voices: Sequence[Voice] | None = None,
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     apart: Callable[[int], Hashable] | None = None,
     streamer: Any = None,
@@ -115,19 +137,26 @@ def generate_answers(
 ) -> list[list[Generated]]:
     """``samples`` answers for every prompt, in the order of the prompts.
 
+    ``voices`` gives each prompt a tokenizer, end tokens and sampling defaults of its own, in place of ``tokenizer`` and
+    the model's; the prompts of one batch may have different ones, but for the defaults.
     ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it. Prompts for
     which ``apart(index)`` differs are never in one batch.
     ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
     Raises :class:`NoProbabilities` (``row`` is the prompt's index) where the model gives numbers that are none.
     """
     sampling = sampling or Sampling()
-    encoded = encode_prompts(model, tokenizer, prompts)
+    voices = voices or [Voice(tokenizer)] * len(prompts)
+    encoded = encode_prompts(model, tokenizer, prompts, voices)
     rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
     limit = context_length(model)
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
-    batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size, apart)
+    manners = _manners(model, voices, sampling)
+
+    def kind(row: int) -> Hashable:
+        return manners[row].group, apart(row) if apart else None
+
+    batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size, kind)
     answers: list[list[Generated]] = [[] for _ in prompts]
-    choice = _choice(model, sampling) if batches else {}
     was_training = model.training
     model.eval()
     try:
@@ -137,9 +166,9 @@ def generate_answers(
                     with around_batch(batch) if around_batch else contextlib.nullcontext():
                         written = _one_batch(
                             model,
-                            tokenizer,
+                            [manners[row] for row in batch],
                             [encoded[row] for row in batch],
-                            choice,
+                            pad=padding_id(model, tokenizer),
                             max_new_tokens=room[batch[0]],
                             seed=sampling.seed + number,
                             streamer=streamer,
@@ -171,23 +200,42 @@ def batch_rows(
     return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
 
 
-def _choice(model: Any, sampling: Sampling) -> dict[str, Any]:
-    """How tokens are chosen, in the words of transformers."""
-    if sampling.model_defaults:
-        return model_defaults(model)
-    return {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+@dataclass(frozen=True)
+class _Manner:
+    """How one prompt is answered: by which tokenizer, up to which ends, and how tokens are chosen, in the words of
+    transformers."""
+
+    tokenizer: Any
+    stops: list[int]
+    choice: dict[str, Any]
+    group: str
+    """Prompts of one group may share a batch."""
+
+
+def _manners(model: Any, voices: Sequence[Voice], sampling: Sampling) -> list[_Manner]:
+    plain = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
+    known: dict[int, _Manner] = {}
+    for voice in voices:
+        if id(voice) not in known:
+            choice = voice.defaults(model) if sampling.model_defaults else plain
+            stops = voice.stops(model)
+            # A model's defaults may hold a rule about end tokens, which is one for the whole batch.
+            group = repr((choice, stops)) if sampling.model_defaults else ""
+            known[id(voice)] = _Manner(voice.tokenizer, stops, choice, group)
+    return [known[id(voice)] for voice in voices]
 
 
 def _one_batch(
-    model: Any, tokenizer: Any, encoded: list[list[int]], choice: dict[str, Any], *, max_new_tokens: int, seed: int,
+    model: Any, manners: list[_Manner], encoded: list[list[int]], *, pad: int, max_new_tokens: int, seed: int,
     streamer: Any,
 ) -> list[Generated]:  # fmt: skip
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    stops = stop_tokens(model, tokenizer)
     ids, mask = pad_left(encoded, pad, model.device)
+    choice, stops = manners[0].choice, manners[0].stops
+    mixed = any(manner.stops != stops for manner in manners)
+    own = [OwnEnds([manner.stops for manner in manners], model.device)] if mixed else []
     # transformers takes the 50 likeliest tokens alone where nothing else is said.
     config = config_of({"top_k": 0, **choice} if choice.get("temperature") else choice, pad_token_id=pad,
-                       eos_token_id=stops, max_new_tokens=max_new_tokens)  # fmt: skip
+                       eos_token_id=None if mixed else stops, max_new_tokens=max_new_tokens)  # fmt: skip
     # The generator of torch is global; a fork keeps sampling from disturbing whoever trains around us.
     with (
         torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
@@ -199,17 +247,24 @@ def _one_batch(
             attention_mask=mask,
             generation_config=config,
             streamer=streamer,
+            stopping_criteria=StoppingCriteriaList(own),
             logits_processor=[lambda _, scores: check_scores(scores)],
         )
-    # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
-    written = [up_to_end(row, stops) for row in out[:, ids.shape[1] :].tolist()]
+    marks = {id(one): _marks(one) for one in {id(manner.tokenizer): manner.tokenizer for manner in manners}.values()}
+    answers = []
+    for manner, asked, row in zip(manners, encoded, out[:, ids.shape[1] :].tolist(), strict=True):
+        # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
+        written, ended = up_to_end(row, manner.stops)
+        markers, special = marks[id(manner.tokenizer)]
+        answers.append(Generated(_text(manner.tokenizer, asked, written, ended, markers, special=special), ended))
+    return answers
+
+
+def _marks(tokenizer: Any) -> tuple[Markers, bool]:
+    """The marks of thoughts that the template knows, and whether one of them holds a special token."""
     markers = template_thought_markers(tokenizer)
     control = control_tokens(tokenizer)
-    marked = any(control.search(mark) for pair in markers for mark in pair)
-    return [
-        Generated(_text(tokenizer, asked, row, ended, markers, special=marked), ended)
-        for asked, (row, ended) in zip(encoded, written, strict=True)
-    ]
+    return markers, any(control.search(mark) for pair in markers for mark in pair)
 
 
 def check_scores(scores: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
 from skillweave.files.read import home_path, is_file, is_folder, read_json
+from skillweave.progress import say_once
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
@@ -114,6 +115,7 @@ def open_base(
         raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
     if products_are_float32(model.dtype, place):
         multiply_in_float32(model)
+    _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0], path)
     local = Path(str(ref)).expanduser()
     known = str(local.resolve()) if local.exists() else str(ref)
     return Base(model, tokenizer, mark, known, path, files=files)
@@ -126,6 +128,16 @@ def _restore_wide(model: Any, files: Checkpoint) -> None:
     for name in files.names():
         if name in state and files.dtype(name) is torch.float32:
             state[name].copy_(files.tensor(name))
+
+
+def _pad_within(tokenizer: Any, rows: int, path: Path) -> None:
+    """Let the end token pad where the tokenizer's pad token was added to it and never to the model."""
+    if tokenizer.pad_token_id >= rows > tokenizer.eos_token_id:
+        say_once(
+            f"{path}: the model has no row for the pad token {tokenizer.pad_token!r} (id {tokenizer.pad_token_id} of "
+            f"{rows}); {tokenizer.eos_token!r} pads in its place"
+        )
+        tokenizer.pad_token = tokenizer.eos_token
 
 
 def open_tokenizer(ref: str | Path) -> Any:

@@ -1,4 +1,7 @@
-"""What is in a pack or a weave, as ``skillweave inspect`` shows it: cards and headers, no tensor is read."""
+"""What is in a pack or a weave, as ``skillweave inspect`` shows it: cards and headers, no tensor is read.
+
+Deltas, adapters and bases are in :mod:`skillweave.cli.described`.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.files.values import one_line
-from skillweave.pack.card import score_text
+from skillweave.pack.card import score_text, travels
 from skillweave.pack.schema import PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
+from skillweave.progress import printable
 from skillweave.terminal import SafeConsole
 from skillweave.units import human_bytes
 from skillweave.weave.card import WeaveCard, check_part, pack_card
@@ -45,10 +49,13 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
             f"whole tensors {size.whole:,}, metadata {size.metadata:,}",
         ),
     ]
+    facts += travels(card)
+    if card.from_base or any(name.startswith("files/") for name in card.files):
+        facts.append(("", _carried_bytes(card, folder)))
     facts += [(f"score, {one_line(arm, 40)}", score_text(score)) for arm, score in card.scores.items()][:_MOST_SCORES]
     if len(card.scores) > _MOST_SCORES:
         facts.append(("", f"and {len(card.scores) - _MOST_SCORES} more scores, in skillpack.json"))
-    _show_facts(facts)
+    show_facts(facts)
     if tensors:
         table = RichTable(title="Tensors", title_justify="left")
         for column in ("tensor", "kind", "shape", "rank", "bits"):
@@ -81,6 +88,12 @@ def _left_out_facts(card: PackCard) -> list[tuple[str, str]]:
     return facts
 
 
+def _carried_bytes(card: PackCard, folder: Path) -> str:
+    names = [name for name in card.files if name.startswith("files/")]
+    sizes = [(folder / name).stat().st_size for name in names if (folder / name).is_file()]
+    return f"{sum(sizes):,} bytes of the metadata; the pack answers with them, and unzip writes them"
+
+
 def show_weave(card: WeaveCard, folder: Path) -> None:
     """What is in a weave: base, router, and each pack's bytes on disk, by part."""
     table = RichTable(box=SIMPLE_HEAD)
@@ -93,7 +106,7 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
         parts = (size.matrices, size.scales, size.whole, size.metadata, size.total)
         share = f"1/{size.bf16_delta / size.total:.1f}" if size.bf16_delta and size.total else "-"
         table.add_row(Text(name), *map(human_bytes, parts), share)
-    _show_facts(
+    show_facts(
         [
             ("weave", str(folder)),
             ("base", f"{one_line(card.base.ref)} ({card.base.fingerprint[:23]}...)"),
@@ -120,8 +133,11 @@ def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _show_facts(facts: Sequence[tuple[str, str]]) -> None:
+def show_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Two columns. What a card, a file or a model says is shown without control characters."""
     table = RichTable.grid(padding=(0, 2))
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")  # a fingerprint is one long word
     for name, value in facts:
-        table.add_row(Text(name, style="bold"), value)
+        table.add_row(Text(printable(name), style="bold"), Text(printable(value)))
     out.print(table)

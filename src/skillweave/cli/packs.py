@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import typer
@@ -116,24 +117,55 @@ def unzip(
 
 @app.command()
 def inspect(
-    folder: Path = typer.Argument(..., help="A skillpack or weave folder."),
-    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack."),
+    folder: Path = typer.Argument(..., help="A skillpack, weave, delta, PEFT adapter or model folder."),
+    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
+    base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
+    as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
 ) -> None:
-    """Show what is in a pack or a weave: base, method, scores, bytes by part.
+    """Show what is in a folder: a pack, a weave, a delta, a PEFT adapter or a model.
+
+    Of a delta: what changed, how much against the base, and what a pack would leave out. Of an adapter: its kind, rank
+    and layers, and what is unusual. Of a model: architecture, size, fingerprint, tokenizer, end tokens, and what in the
+    folder contradicts itself.
 
     **Examples**
 
     `skillweave inspect runs/demo`
 
     `skillweave inspect runs/demo/packs/json_calls --tensors`
+
+    `skillweave inspect run/delta --base ./SmolLM2`
+
+    `skillweave inspect adapter/ --json`
     """
     from skillweave.cli.contents import show_pack, show_weave
+    from skillweave.delta.schema import is_delta
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
+    if base is not None and not is_delta(folder):
+        raise UserError(f"--base goes with a delta folder; {folder} is none")
     if is_weave(folder):
-        show_weave(read_card(folder), folder)
-    elif not is_skillpack(folder):
-        raise UserError(f"{folder} is neither a weave nor a skillpack: it has no weave.json and no skillpack.json")
+        weave = read_card(folder)
+        _as_json({"kind": "weave", **weave.model_dump(mode="json")}) if as_json else show_weave(weave, folder)
+    elif is_skillpack(folder):
+        pack = read_stored(folder)[0]
+        if as_json:
+            _as_json({"kind": "skillpack", **pack.model_dump(mode="json")})
+        else:
+            show_pack(pack, folder, tensors=tensors)
+    elif is_delta(folder) or any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
+        from skillweave.cli.described import described, show_described
+
+        found = described(folder, base)
+        _as_json(found) if as_json else show_described(found, tensors=tensors)
     else:
-        show_pack(read_stored(folder)[0], folder, tensors=tensors)
+        raise UserError(
+            f"{folder} is neither a weave nor a skillpack, a delta, a PEFT adapter or a model: it has no weave.json, "
+            f"skillpack.json, delta.json, adapter_config.json or config.json"
+        )
+
+
+def _as_json(values: object) -> None:
+    """Print JSON in plain ASCII: nothing in it can steer a terminal."""
+    print(json.dumps(values, indent=2))

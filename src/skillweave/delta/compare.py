@@ -54,6 +54,7 @@ def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> C
         side.tell_left_over()
     _same_names(base, tuned)
     vocabulary = base.vocabulary_names()
+    check_rows_agree({name: tuned.shape(name)[0] for name in base.names() if name in vocabulary}, tuned.where)
     specs: dict[str, Spec] = {}
     whole = set()
     with bar("comparing", len(base.names())) as advance:
@@ -80,6 +81,16 @@ def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> C
                     specs[name] = (shape, dtype or _narrower(old.dtype, new.dtype))
             advance(note=f"{len(specs)} changed")
     return Comparison(base, tuned, specs, frozenset(whole))
+
+
+def check_rows_agree(rows: Mapping[str, int], where: str) -> None:
+    """Raise :class:`UserError` unless embedding and head, name -> rows, have as many rows as each other."""
+    if len(set(rows.values())) > 1:
+        told = " and ".join(f"'{name}' {count}" for name, count in sorted(rows.items()))
+        raise UserError(
+            f"the tensors whose rows are tokens have unlike numbers of rows in {where}: {told}. Resize them together "
+            f"(resize_token_embeddings) and save the model again."
+        )
 
 
 def _narrower(old: torch.dtype, new: torch.dtype) -> torch.dtype:

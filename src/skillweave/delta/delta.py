@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
 from skillweave.base.fingerprint import fingerprint
-from skillweave.base.open import Base, as_dtype, open_tokenizer, resolve
+from skillweave.base.open import Base, as_dtype, resolve
 from skillweave.delta.adapter_config import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -25,16 +24,15 @@ from skillweave.delta.adapter_config import (
 )
 from skillweave.delta.adapter_source import adapter_folder
 from skillweave.delta.arithmetic import applied, finite
-from skillweave.delta.carry import FOLDER as CARRIED
-from skillweave.delta.carry import TOKENIZER_FILES, changed_files, check_carried, check_travels
-from skillweave.delta.compare import compare
+from skillweave.delta.carry import FOLDER, Carried, changed_files, read_files, save_files
+from skillweave.delta.compare import check_rows_agree, compare
 from skillweave.delta.lora import Adapter
 from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
+from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.folder import Folder, named_shortly
-from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar, say_once
 
@@ -45,9 +43,10 @@ class Delta:
     """A change of a base model.
 
     ``tensors`` maps names of base tensors to their change, or, for the names in ``whole``, to the tuned tensor itself
-    (added tokens, integers). It may be a plain dict, or compute and read on access; ``specs`` then gives shapes
-    and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace the base's
-    in a written model; :meth:`apply` takes the tokenizer.
+    (added tokens, integers). For the names in ``rows`` the leading so many rows are a difference from the base's, and
+    those behind are rows of added tokens, as tuned. It may be a plain dict, or compute and read on access; ``specs``
+    then gives shapes and dtypes without doing so. ``carried`` are files (tokenizer, generation config) that replace
+    the base's in a written model; :meth:`apply` takes them too.
 
     ``kind`` is ``"lora"`` for a PEFT adapter, else ``"full"``. ``provenance`` is free JSON, kept with the delta.
     """
@@ -59,19 +58,21 @@ class Delta:
         base_fingerprint: str,
         base_ref: str = "the base",
         whole: Collection[str] = (),
+        rows: Mapping[str, int] | None = None,
         specs: Mapping[str, Spec] | None = None,
         provenance: Mapping[str, Any] | None = None,
-        carried: Iterable[Path] = (),
+        carried: Carried | None = None,
     ) -> None:
         self._tensors = tensors
         self._whole = frozenset(whole)
+        self._rows = dict(rows or {})
         self._specs = dict(specs) if specs is not None else {n: (tuple(t.shape), t.dtype) for n, t in tensors.items()}
         self.base_fingerprint = base_fingerprint
         self.base_ref = base_ref
         self.provenance = dict(provenance or {})
-        self.carried = list(carried)
-        if unknown := self._whole - set(self._specs):
-            raise ValueError(f"whole names no tensor of the delta: {sorted(unknown)}")
+        self.carried = carried or Carried()
+        if unknown := (self._whole | set(self._rows)) - set(self._specs):
+            raise ValueError(f"whole or rows names no tensor of the delta: {sorted(unknown)}")
 
     # -- making --------------------------------------------------------------------------------------------------
 
@@ -98,7 +99,7 @@ class Delta:
         theirs, name = _as_tuned(tuned)
         found = compare(ours, theirs, as_dtype(dtype))
         folders = [Path(side.where) for side in (ours, theirs)]
-        carried = changed_files(*folders) if all(folder.is_dir() for folder in folders) else []
+        carried = changed_files(*folders) if all(folder.is_dir() for folder in folders) else None
         return cls(
             found,
             base_fingerprint=mark,
@@ -135,7 +136,7 @@ class Delta:
         if warning := other_base(config, ref, place) if place else None:
             say_once(f"Warning: {warning}")
             provenance["warning"] = warning
-        carried = changed_files(place, folder) if place else []
+        carried = changed_files(place, folder) if place else None
         belongs = BaseRef(ref=ref, fingerprint=mark)
         if (reason := why_merged(config)) is None:
             return cls._of_adapter(Adapter.on(folder, ours), belongs, provenance, carried)
@@ -153,7 +154,7 @@ class Delta:
 
     @classmethod
     def _of_adapter(
-        cls, adapter: Adapter, base: BaseRef, provenance: Mapping[str, Any], carried: Iterable[Path]
+        cls, adapter: Adapter, base: BaseRef, provenance: Mapping[str, Any], carried: Carried | None
     ) -> Delta:
         return cls(
             adapter,
@@ -189,6 +190,19 @@ class Delta:
         """Whether :meth:`tensor` gives the tuned tensor itself instead of a difference."""
         return name in self._whole
 
+    def shared_rows(self, name: str) -> int | None:
+        """How many leading rows of :meth:`tensor` are a difference, the others being tuned; None: all or none are."""
+        return self._rows.get(name)
+
+    def laid_on(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """The tuned tensor, in the dtype and on the device of ``base``, the base's tensor (or one with its rows)."""
+        change, shared = self.tensor(name), self.shared_rows(name)
+        if self.whole(name):
+            return change.to(base)
+        if shared is None:
+            return applied(base, change)
+        return torch.cat([applied(base[:shared], change[:shared]), change[shared:].to(base)])
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, without reading it."""
         return self._specs[name][0]
@@ -211,7 +225,7 @@ class Delta:
 
     def vocabulary_size(self, base: Checkpoint) -> int | None:
         """Rows of the input embedding after this delta, where it changes their number on ``base``."""
-        for name in base.vocabulary_names() & self._whole:
+        for name in base.vocabulary_names() & (self._whole | set(self._rows)):
             if self.shape(name)[0] != base.shape(name)[0]:
                 return self.shape(name)[0]
         return None
@@ -229,6 +243,7 @@ class Delta:
     def check_fits(self, base: Checkpoint) -> None:
         """Raise :class:`UserError`, by name, for a tensor that ``base`` does not have in the delta's shape."""
         vocabulary = base.vocabulary_names()
+        rows = {name: base.shape(name)[0] for name in base.names() if name in vocabulary}
         for name, (shape, _) in self._specs.items():
             if name not in base:
                 raise UserError(
@@ -236,8 +251,13 @@ class Delta:
                     f"fuses such tensors while loading, write the tuned model as files (skillweave unzip) and open it."
                 )
             expected = base.shape(name)
-            if shape != expected and not (self.whole(name) and name in vocabulary and shape[1:] == expected[1:]):
+            shared = self._rows.get(name)
+            resized = name in vocabulary and shape[1:] == expected[1:] and (self.whole(name) or shared is not None)
+            if (shape != expected and not resized) or shared not in (None, min(shape[0], expected[0])):
                 raise UserError(f"the delta changes '{name}' in the shape {shape}; {base.where} has {expected}")
+            if resized:
+                rows[name] = shape[0]
+        check_rows_agree(rows, f"{base.where} with the delta")
 
     def apply(self, base: Base, *, in_place: bool = False) -> Base:
         """The tuned model: a copy of ``base`` (or its own model, ``in_place``) with every change added.
@@ -250,9 +270,9 @@ class Delta:
         model = base.model if in_place else copy.deepcopy(base.model)
         with bar("applying", len(self._specs)) as advance:
             self.add_to(model, advance)
-        tokenizer = base.tokenizer
-        if any(file.name in TOKENIZER_FILES for file in self.carried):
-            tokenizer = open_tokenizer(self.carried[0].parent)
+        tokenizer, generation = carried_tokenizer(self.carried, base), carried_generation(self.carried)
+        if generation is not None:
+            model.generation_config = generation
         return Base(model, tokenizer, fingerprint(model), base.ref, base.path, in_memory=True)
 
     @torch.no_grad()
@@ -265,8 +285,7 @@ class Delta:
             model.resize_token_embeddings(rows, mean_resizing=False)
         state: dict[str, Any] = model.state_dict()
         for name in self.names():
-            here, change = state[name], self.tensor(name)
-            here.copy_(change if self.whole(name) else applied(here, change))
+            state[name].copy_(self.laid_on(name, state[name]))
             advance()
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -284,15 +303,13 @@ class Delta:
                 where = dict.fromkeys(self._tensors, WEIGHTS_FILE)
             else:
                 hashes, where = self._write_tensors(temporary)
-            for file in self.carried:
-                (temporary / CARRIED).mkdir(exist_ok=True)
-                copied = shutil.copyfile(file, temporary / CARRIED / file.name)
-                hashes[f"{CARRIED}/{file.name}"] = sha256_file(copied)
+            hashes |= save_files(self.carried, temporary)
             card = DeltaCard(
                 kind=self.kind,
                 base=BaseRef(ref=self.base_ref, fingerprint=self.base_fingerprint),
                 entries={name: self._entry(name, where[name]) for name in self.names()},
                 files=hashes,
+                from_base=dict(self.carried.from_base),
                 provenance=self.provenance,
             )
             write_json(temporary / DELTA_FILE, card.model_dump(mode="json"))
@@ -315,7 +332,14 @@ class Delta:
         shape, dtype = self._specs[name]
         adapter = self._tensors if isinstance(self._tensors, Adapter) else None
         return TensorEntry(
-            stored="whole" if self.whole(name) else "lora" if adapter else "difference",
+            stored="whole"
+            if self.whole(name)
+            else "lora"
+            if adapter
+            else "rows"
+            if name in self._rows
+            else "difference",
+            shared=self._rows.get(name),
             shape=shape,
             dtype=dtype_name(dtype),
             file=file,
@@ -331,21 +355,21 @@ class Delta:
         """
         folder = Path(folder)
         card = read_card(folder)
-        paths = Folder(folder, DELTA_FILE, AGAIN).verified(_named(card, folder))
-        carried = [path for file, path in paths.items() if file.startswith(f"{CARRIED}/")]
-        for path in carried:
-            check_carried(path, AGAIN)
+        reader = Folder(folder, DELTA_FILE, AGAIN)
+        carried = read_files(reader, card.files, card.from_base)
+        paths = reader.verified(_weights(card, folder))
         if card.kind == "lora":
             adapter = Adapter.saved(folder, card.entries)
             _check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
             return cls._of_adapter(adapter, card.base, card.provenance, carried)
         stored = _Stored(folder, {name: entry.file for name, entry in card.entries.items()})
-        _check_entries(card, {file: read_headers(paths[file]) for file in paths if file not in _carried(card)}, folder)
+        _check_entries(card, {file: read_headers(path) for file, path in paths.items()}, folder)
         return cls(
             stored,
             base_fingerprint=card.base.fingerprint,
             base_ref=card.base.ref,
             whole={name for name, entry in card.entries.items() if entry.stored == "whole"},
+            rows={name: entry.shared for name, entry in card.entries.items() if entry.shared is not None},
             specs={name: (entry.shape, getattr(torch, entry.dtype)) for name, entry in card.entries.items()},
             provenance=card.provenance,
             carried=carried,
@@ -373,16 +397,9 @@ class _Stored(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-def _carried(card: DeltaCard) -> list[str]:
-    """The files of a delta that lie in its subfolder."""
-    return [file for file in card.files if file.startswith(f"{CARRIED}/")]
-
-
-def _named(card: DeltaCard, folder: Path) -> dict[str, str]:
-    """The files of a delta, name -> SHA-256, each of a kind that may lie in one, and each named for a reason."""
-    for file in _carried(card):
-        check_travels(file, folder, AGAIN)
-    weights = set(card.files) - set(_carried(card))
+def _weights(card: DeltaCard, folder: Path) -> dict[str, str]:
+    """The files of tensors, name -> SHA-256, each of a kind that may lie in a delta, and each named for a reason."""
+    weights = {file for file in card.files if not file.startswith(f"{FOLDER}/")}
     if card.kind == "lora":
         odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
     else:
@@ -399,7 +416,7 @@ def _named(card: DeltaCard, folder: Path) -> dict[str, str]:
             )
         if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
             raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
-    return card.files
+    return {file: card.files[file] for file in weights}
 
 
 def _check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from skillweave.errors import UserError
-from skillweave.files.folder import FileHashes, FileName, Folder
+from skillweave.files.folder import FileHashes, FileMeanings, FileName, Folder
 from skillweave.files.read import is_file, read_card_file
-from skillweave.files.values import Flag, Free, Line, Shape, TensorName, Version
+from skillweave.files.values import Flag, Free, Line, Shape, Size, TensorName, Version
 
 if TYPE_CHECKING:
     import torch
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DELTA_FILE = "delta.json"
 AGAIN = "Copy or make the delta again."
 
@@ -37,23 +37,32 @@ class BaseRef(_Strict):
 
 
 class TensorEntry(_Strict):
-    """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors."""
+    """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors.
 
-    stored: Literal["difference", "whole", "lora"]
+    ``rows``: the leading ``shared`` rows are a difference, those behind are rows of added tokens, as tuned.
+    """
+
+    stored: Literal["difference", "whole", "lora", "rows"]
     shape: Shape
     dtype: _DTYPES
     file: FileName
     transposed: Flag = False
+    shared: Size | None = None
 
 
 class DeltaCard(_Strict):
-    """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta."""
+    """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta.
+
+    ``from_base`` names files of the base's tokenizer that the carried ones are completed with, and what they must mean
+    (:func:`skillweave.delta.carry.meaning_digest`).
+    """
 
     schema_version: Version = SCHEMA_VERSION
     kind: Literal["full", "lora"]
     base: BaseRef
     entries: dict[TensorName, TensorEntry]
     files: FileHashes
+    from_base: FileMeanings = {}
     provenance: Free
 
 

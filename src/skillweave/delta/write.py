@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,10 +15,9 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
 from skillweave.base.quantised import QUANTISATION
-from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES
+from skillweave.delta.carry import GENERATION_FILE, TEMPLATES_FOLDER, TOKENIZER_FILES, check_from_base, write_carried
 from skillweave.delta.schema import dtype_name
-from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
+from skillweave.delta.stream import SHARD_BYTES, Spec, plan_files, spec_bytes, write_stream
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
 from skillweave.files.write import atomic_folder
@@ -49,13 +50,14 @@ def write_tuned(
     delta.check_fits(base)
     wanted = as_dtype(dtype)
 
+    if delta.carried.from_base:  # what is missing is told before anything is written
+        check_from_base(delta.carried, folder)
+
     def written(name: str) -> torch.dtype:
         stored = base.dtype(name)
         return wanted if wanted is not None and stored.is_floating_point else stored
 
-    specs = {
-        name: (delta.shape(name) if delta.whole(name) else base.shape(name), written(name)) for name in base.names()
-    }
+    specs = {name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()}
     files = plan_files(specs, "model", shard_bytes)
     stored = {name: base.file_name(name) for name in specs}
     names_of = {there: name for name, there in stored.items()}
@@ -66,9 +68,7 @@ def write_tuned(
             name = names_of[there]
             if name not in delta:
                 return base.tensor(name).to(written(name))
-            if delta.whole(name):
-                return delta.tensor(name).to(written(name))
-            return applied(base.tensor(name).to(written(name)), delta.tensor(name))
+            return delta.laid_on(name, base.tensor(name).to(written(name)))
 
         for file, names in files.items():
             write_stream(temporary / file, {stored[name]: specs[name] for name in names}, read)
@@ -79,25 +79,65 @@ def write_tuned(
             }
             _write(temporary / "model.safetensors.index.json", index)
         _copy_side_files(folder, temporary, delta)
-        changes = {"vocab_size": delta.vocabulary_size(base), "dtype": wanted and dtype_name(wanted)}
         config = read_json(temporary / "config.json")
         if base.dequantised:  # the tensors are numbers now
             config = {key: value for key, value in config.items() if key not in QUANTISATION}
-        _write(temporary / "config.json", {**config, **{key: new for key, new in changes.items() if new is not None}})
+        config = with_dtype(config, main_dtype(specs))
+        _write(temporary / "config.json", with_vocabulary(config, delta.vocabulary_size(base)))
     return out
 
 
+def main_dtype(specs: Mapping[str, Spec]) -> torch.dtype | None:
+    """The float dtype in which most numbers are written; None where there is none."""
+    numbers: Counter[torch.dtype] = Counter()
+    for shape, dtype in specs.values():
+        if dtype.is_floating_point:
+            numbers[dtype] += torch.Size(shape).numel()
+    return max(numbers, key=lambda dtype: numbers[dtype]) if numbers else None
+
+
+def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
+    """A model's config that names one dtype: ``dtype``, under the keys that it has, in configs inside it too.
+
+    Older readers know ``torch_dtype`` and newer ones ``dtype``: two keys that disagree mean two models.
+    """
+    if dtype is None:
+        return config
+    named: dict[str, Any] = {key: dtype_name(dtype) for key in ("dtype", "torch_dtype") if key in config} or {
+        "dtype": dtype_name(dtype)
+    }
+    inner = {
+        key: with_dtype(value, dtype)
+        for key, value in config.items()
+        if isinstance(value, dict) and ("dtype" in value or "torch_dtype" in value)
+    }
+    return {**config, **inner, **named}
+
+
+def with_vocabulary(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
+    """A model's config with that ``vocab_size``, wherever the config has it; None leaves it as it is."""
+    if rows is None:
+        return config
+    inner = config.get("text_config")
+    if isinstance(inner, dict) and "vocab_size" in inner:
+        config = {**config, "text_config": {**inner, "vocab_size": rows}}
+    return {**config, "vocab_size": rows} if "vocab_size" in config or inner is None else config
+
+
 def _copy_side_files(base: Path, out: Path, delta: Delta) -> None:
-    replaced = {file.name for file in delta.carried}
-    if replaced & set(TOKENIZER_FILES):
+    replaced: set[str] = {GENERATION_FILE} & set(delta.carried.files)
+    if delta.carried.has_tokenizer:
         replaced |= set(TOKENIZER_FILES)
     for file in base.iterdir():
         weights = file.name.endswith(".index.json")
         if file.is_file() and file.suffix in _COPIED and not weights and file.name not in replaced:
             check_regular(file, base)
             shutil.copyfile(file, out / file.name)
-    for file in delta.carried:
-        shutil.copyfile(file, out / file.name)
+    if (base / TEMPLATES_FOLDER).is_dir() and not delta.carried.has_tokenizer:
+        (out / TEMPLATES_FOLDER).mkdir()
+        for file in (base / TEMPLATES_FOLDER).glob("*.jinja"):
+            shutil.copyfile(file, out / TEMPLATES_FOLDER / file.name)
+    write_carried(delta.carried, base, out)
 
 
 def _write(path: Path, value: object) -> None:

@@ -11,7 +11,6 @@ import torch
 from transformers import TextStreamer
 
 from skillweave.base import Base, Prompt, Sampling, open_base
-from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
@@ -75,8 +74,8 @@ class LocalEngine:
         route = self.weave.choose([prompt], self._pack(pack))[0]
         if route.confidence is not None:
             console.print(f"route: {route.pack or BASE} ({100 * route.confidence:.0f}%)", style="dim")
-        base = self.weave.base
-        streamer = _ToFile(base.tokenizer, file, stop_tokens(base.model, base.tokenizer))
+        voice = self.weave.voice(route.pack)
+        streamer = _ToFile(voice.tokenizer, file, voice.stops(self.weave.base.model))
         return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
 
     def _pack(self, name: str | None) -> str | None:

@@ -57,6 +57,8 @@ FileName = Annotated[str, AfterValidator(check_plain_name)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileHashes = Annotated[dict[FileName, Sha256], AfterValidator(_check_apart)]
 """The ``files`` of a card: name -> SHA-256 in hex."""
+FileMeanings = Annotated[dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]], AfterValidator(_check_apart)]
+"""The ``from_base`` of a card: name -> digest of what the base's file means."""
 
 
 class Folder:

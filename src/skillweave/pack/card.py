@@ -11,8 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from skillweave.delta.carry import FOLDER
 from skillweave.files.values import one_line
-from skillweave.pack.schema import PackBytes, PackCard
+from skillweave.pack.schema import PackBytes, PackCard, RowsEntry
 
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50
@@ -33,6 +34,7 @@ def card_text(card: PackCard) -> str:
         f"| fingerprint | {_code(card.base.fingerprint)} |",
         f"| tensors | {', '.join(f'{kinds.count(kind)} {kind}' for kind in sorted(set(kinds))) or 'none'} |",
         f"| size | {_size(card.bytes)} |",
+        *(f"| {what} | {told} |" for what, told in travels(card)),
         *_rows(card.codec.settings),
         "",
         "The pack loads on this base only.",
@@ -49,6 +51,22 @@ def card_text(card: PackCard) -> str:
         more = f" and {len(card.left_out) - 5} more (see `skillpack.json`)" if len(card.left_out) > 5 else ""
         lines += ["", "## Left out", "", f"Changed by training, left at the base's values: {shown}{more}."]
     return "\n".join(lines) + "\n"
+
+
+def travels(card: PackCard) -> list[tuple[str, str]]:
+    """What the pack brings beside its weights, as (what, in words): token rows, tokenizer, how to generate."""
+    rows = next((entry for entry in card.entries.values() if isinstance(entry, RowsEntry)), None)
+    told = []
+    if rows is not None:
+        change = (
+            f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
+        )
+        told.append(("token rows", f"{rows.shape[0]}: {change}"))
+    names = [key.removeprefix(f"{FOLDER}/") for key in card.files if key.startswith(f"{FOLDER}/")]
+    if names:
+        kept = f", with the base's {' and '.join(card.from_base)}" if card.from_base else ""
+        told.append(("travels along", f"{', '.join(names)}{kept}"))
+    return told
 
 
 def _size(weight: PackBytes) -> str:

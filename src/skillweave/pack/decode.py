@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from skillweave.pack.integers import unpack_int4
-from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, StackedEntry, WholeEntry
+from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, RowsEntry, StackedEntry, WholeEntry
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRank
 
 
 def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torch.Tensor:
-    """The delta of one entry in float32. Raises ValueError for ``whole``, which has no base to differ from."""
-    if isinstance(entry, WholeEntry):
-        raise ValueError(f"{name} is stored whole: it replaces the base's tensor and is no difference")
+    """The delta of one entry in float32. Raises ValueError for ``whole`` and ``rows``, which have no base to differ
+    from."""
+    if isinstance(entry, WholeEntry | RowsEntry):
+        raise ValueError(f"{name} is stored as tuned: it is no difference from a tensor of the base")
     if isinstance(entry, StackedEntry):
         matrices = [_of_stack(tensors, name, entry, index) for index in range(len(entry.ranks))]
         return torch.stack(matrices).view(entry.shape)

@@ -16,6 +16,10 @@ entry          tensors, for an entry called ``name`` whose matrix is (out, in)
                16 bits: the factors are bfloat16, and there are no scales
 ``difference`` ``name``, any shape: the delta itself, in a float type
 ``whole``      ``name``, any shape: the tuned tensor itself (added tokens have no base to differ from)
+``rows``       an embedding or a head, whose rows are tokens, with another number of rows than the base's: ``name`` is
+               the tensor's own with ``.rows`` behind it, ``shape`` that of the tuned tensor. The rows behind the base's
+               are stored as ``name``, as tuned; a model with fewer rows than its base stores none. How the rows that
+               both have differ is another entry, which has the base's shape
 =============  ==========================================================================================
 
 ``shape`` is always that of the base's tensor. The matrix of ``lowrank`` and ``factors`` is that tensor with its axes
@@ -34,7 +38,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
-from skillweave.files.folder import FileHashes
+from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 
 SCHEMA_VERSION = 2
@@ -136,8 +140,30 @@ class WholeEntry(_Strict):
     shape: Shape
 
 
+ROWS = ".rows"
+"""Ends the name of a ``rows`` entry, behind the name of its tensor."""
+
+
+class RowsEntry(_Strict):
+    """A tensor whose rows are tokens, and which has other rows than the base's ``base_rows``."""
+
+    kind: Literal["rows"] = "rows"
+    shape: Annotated[Shape, Field(min_length=1, max_length=2)]
+    base_rows: Size
+
+    @property
+    def added(self) -> int:
+        """Rows behind those of the base; 0 where there are fewer than in the base."""
+        return max(0, self.shape[0] - self.base_rows)
+
+    @property
+    def shared(self) -> int:
+        """Rows that the base has too."""
+        return min(self.shape[0], self.base_rows)
+
+
 Entry = Annotated[
-    LowRankEntry | FactorsEntry | StackedEntry | DifferenceEntry | WholeEntry, Field(discriminator="kind")
+    LowRankEntry | FactorsEntry | StackedEntry | DifferenceEntry | WholeEntry | RowsEntry, Field(discriminator="kind")
 ]
 
 
@@ -166,7 +192,11 @@ class PackBytes(_Strict):
 
 
 class PackCard(_Strict):
-    """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved."""
+    """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
+
+    ``files`` gives the SHA-256 of the data file and of what lies in ``files/``; ``from_base`` the files of the base's
+    tokenizer that these are completed with, and what they must mean (:mod:`skillweave.delta.carry`).
+    """
 
     schema_version: Version = SCHEMA_VERSION
     name: PackName
@@ -179,6 +209,7 @@ class PackCard(_Strict):
     audit: Free | None = None
     left_out: list[Line] = []
     files: FileHashes = {}
+    from_base: FileMeanings = {}
     entries: dict[TensorName, Entry] = {}
 
     def to_json(self) -> str:
@@ -197,6 +228,8 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
     """Shape and dtype, as torch names it (None: any float), of every tensor that an entry needs in the file."""
     if isinstance(entry, DifferenceEntry | WholeEntry):
         return {name: (entry.shape, None)}
+    if isinstance(entry, RowsEntry):
+        return {name: ((entry.added, *entry.shape[1:]), None)} if entry.added else {}
     if isinstance(entry, StackedEntry):
         return _expected_stack(name, entry)
     rows, columns = entry.matrix

@@ -1,7 +1,9 @@
-"""A skillpack: the card and the tensors, in a folder of three files.
+"""A skillpack: the card, the tensors and the files that travel along, in a folder.
 
 ``skillpack.json`` is the card, ``skillpack.safetensors`` holds the tensors that the card's entries name, ``README.md``
-says the same to a person. Packs are small (a few MB for a base of hundreds), so the tensors are read at once.
+says the same to a person, and ``files/`` is there where the fine-tune changed the tokenizer, the chat template or
+``generation_config.json`` (:mod:`skillweave.delta.carry`). Packs are small (a few MB for a base of hundreds), so the
+tensors are read at once.
 """
 
 from __future__ import annotations
@@ -14,15 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from skillweave.base import Base
+from skillweave.base.voice import Voice
 from skillweave.delta import Delta
+from skillweave.delta.carry import FOLDER, Carried, read_files, save_files
 from skillweave.delta.schema import dtype_name
+from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
+from skillweave.files.folder import Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_tensors, write_text
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, WholeEntry
-from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
+from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, RowsEntry, WholeEntry
+from skillweave.pack.stored import AGAIN, CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
 
 _METADATA = {"skillpack": str(SCHEMA_VERSION)}
@@ -32,12 +39,13 @@ class Skillpack:
     """A delta zipped for inference.
 
     ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
-    :mod:`skillweave.pack.schema` says. Raises :class:`UserError` where a tensor is missing, of another shape or type,
-    or named by no entry.
+    :mod:`skillweave.pack.schema` says; ``carried`` are the files that travel along, stored against the base's. Raises
+    :class:`UserError` where a tensor is missing, of another shape or type, or named by no entry.
     """
 
-    def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor], carried: Carried | None = None) -> None:
         self.card = card
+        self.carried = carried or Carried()
         self.tensors = dict(tensors)
         kinds = {key: (tuple(tensor.shape), dtype_name(tensor.dtype)) for key, tensor in self.tensors.items()}
         check_tensors(card, kinds, f"the pack '{card.name}'")
@@ -45,15 +53,16 @@ class Skillpack:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the three files into ``folder`` (replaced whole, atomically) and return it.
+        """Write the pack's files into ``folder`` (replaced whole, atomically) and return it.
 
         The card's ``bytes`` and ``files`` are brought up to date first: they are what this call writes.
         """
         folder = Path(folder)
-        self.card.schema_version = SCHEMA_VERSION
         with atomic_folder(folder) as temporary:
             write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
-            self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE)}
+            self.card.schema_version = SCHEMA_VERSION
+            self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
+            self.card.from_base = dict(self.carried.from_base)
             self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))
@@ -71,7 +80,7 @@ class Skillpack:
         except SafetensorError as error:
             raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
         check_values(card, tensors, str(data))
-        return cls(card, tensors)
+        return cls(card, tensors, read_files(Folder(folder, CARD_FILE, AGAIN), card.files, card.from_base))
 
     def check_values(self) -> None:
         """Raise :class:`UserError` unless all numbers are finite and in range, as in a pack read from files."""
@@ -79,7 +88,7 @@ class Skillpack:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the three files, as :meth:`save_pretrained` would write them now."""
+        """Bytes of all files, as :meth:`save_pretrained` would write them now."""
         return self.weighed().total
 
     def weighed(self) -> PackBytes:
@@ -88,11 +97,19 @@ class Skillpack:
         return self._weigh(len(serialise(tensors, metadata={"format": "pt", **_METADATA})))
 
     def _weigh(self, data_bytes: int) -> PackBytes:
-        """The card's ``bytes`` for a data file of ``data_bytes``."""
+        """The card's ``bytes`` for a data file of ``data_bytes``. What travels along counts as metadata."""
         parts = {"matrices": 0, "whole": 0, "scales": 0}
         for name, tensor in self.tensors.items():
             parts[_part_of(name, self.card)] += tensor.numel() * tensor.element_size()
-        card = self.card.model_copy(update={"files": {DATA_FILE: "0" * 64}})
+        held = [DATA_FILE, *(f"{FOLDER}/{name}" for name in self.carried.files)]
+        card = self.card.model_copy(
+            update={
+                "schema_version": SCHEMA_VERSION,
+                "files": dict.fromkeys(held, "0" * 64),
+                "from_base": dict(self.carried.from_base),
+            }
+        )
+        data_bytes += self.carried.nbytes
         # The card states its own size. A larger total never makes it shorter, so this climbs to the least that fits.
         total = data_bytes
         while True:
@@ -126,20 +143,38 @@ class Skillpack:
         """The float32 delta of one entry that is not stored whole."""
         return decode(self.tensors, name, self.card.entries[name])
 
+    def token_rows(self) -> dict[str, tuple[int, torch.Tensor | None]]:
+        """Tensors whose rows are tokens and that have other rows than the base's: how many, and those behind the
+        base's."""
+        rows = {name: entry for name, entry in self.card.entries.items() if isinstance(entry, RowsEntry)}
+        return {
+            name.removesuffix(ROWS): (entry.shape[0], self.tensors[name] if entry.added else None)
+            for name, entry in rows.items()
+        }
+
+    def voice(self, base: Base) -> Voice:
+        """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
+        rows = next((count for count, _ in self.token_rows().values()), None)
+        return Voice(carried_tokenizer(self.carried, base), carried_generation(self.carried), rows)
+
     def unzip(self) -> Delta:
         """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""
         entries = self.card.entries
         whole = {name for name, entry in entries.items() if isinstance(entry, WholeEntry)}
+        decoded = _Decoded(self)
+        shapes = {name: decoded.rows[name].shape if name in decoded.rows else entries[name].shape for name in decoded}
         return Delta(
-            _Decoded(self),
+            decoded,
             base_fingerprint=self.card.base.fingerprint,
             base_ref=self.card.base.ref,
             whole=whole,
+            rows={name: entry.shared for name, entry in decoded.rows.items()},
             specs={
-                name: (entry.shape, self.tensors[name].dtype if name in whole else torch.float32)
-                for name, entry in entries.items()
+                name: (shape, self.tensors[name].dtype if name in whole else torch.float32)
+                for name, shape in shapes.items()
             },
             provenance={"skillpack": self.card.name},
+            carried=self.carried,
         )
 
 
@@ -148,16 +183,25 @@ class _Decoded(Mapping[str, torch.Tensor]):
 
     def __init__(self, pack: Skillpack) -> None:
         self._pack = pack
+        entries = pack.card.entries
+        self.rows = {name.removesuffix(ROWS): entry for name, entry in entries.items() if isinstance(entry, RowsEntry)}
+        others = [name for name, entry in entries.items() if not isinstance(entry, RowsEntry)]
+        self._names = list(dict.fromkeys([*others, *self.rows]))
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        whole = isinstance(self._pack.card.entries[name], WholeEntry)
-        return self._pack.tensors[name] if whole else self._pack.decode(name)
+        entry, rows = self._pack.card.entries.get(name), self.rows.get(name)
+        if isinstance(entry, WholeEntry):
+            return self._pack.tensors[name]
+        if rows is None:
+            return self._pack.decode(name)
+        shared = self._pack.decode(name)[: rows.shared] if entry else torch.zeros(rows.shared, *rows.shape[1:])
+        return torch.cat([shared, self._pack.tensors[name + ROWS].float()]) if rows.added else shared
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._pack.card.entries)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._pack.card.entries)
+        return len(self._names)
 
 
 def _part_of(name: str, card: PackCard) -> str:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from skillweave.delta.carry import FOLDER
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import is_file, read_card_file
-from skillweave.pack.schema import SCHEMA_VERSION, LowRankEntry, PackCard, expected_tensors
+from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry, expected_tensors
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
@@ -36,7 +37,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
         raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
     reader = Folder(folder, CARD_FILE, AGAIN)
     card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
-    if strangers := sorted(set(card.files) - {DATA_FILE}):
+    if strangers := [file for file in card.files if file != DATA_FILE and not file.startswith(f"{FOLDER}/")]:
         raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
     data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
@@ -56,6 +57,8 @@ def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], s
     """
     owners: dict[str, str] = {}
     for name, entry in card.entries.items():
+        if isinstance(entry, RowsEntry):
+            _check_rows(card, name, entry, where)
         for key, (shape, dtype) in expected_tensors(name, entry).items():
             owner = f"the entry '{name}'"
             if isinstance(entry, LowRankEntry) and key == f"{entry.group}.smooth":
@@ -90,6 +93,23 @@ def _check_groups(card: PackCard, where: str) -> None:
                 f"group are fed one input: their widths ({entry.matrix[1]} and {known.matrix[1]}) and 'smooth' "
                 f"({entry.smooth} and {known.smooth}) must be equal. {_REMAKE}"
             )
+
+
+def _check_rows(card: PackCard, name: str, entry: RowsEntry, where: str) -> None:
+    """Raise :class:`UserError` unless a ``rows`` entry goes with what the card says of the same tensor."""
+    tensor = name.removesuffix(ROWS)
+    shared = card.entries.get(tensor)
+    problem = None
+    if tensor == name or not tensor:
+        problem = f"the name of such an entry ends with '{ROWS}'"
+    elif entry.shape[0] == entry.base_rows:
+        problem = "it has as many rows as the base"
+    elif isinstance(shared, WholeEntry | RowsEntry):
+        problem = f"'{tensor}' is stored whole already"
+    elif shared is not None and tuple(shared.shape) != (entry.base_rows, *entry.shape[1:]):
+        problem = f"'{tensor}' is {tuple(shared.shape)}, expected {(entry.base_rows, *entry.shape[1:])}"
+    if problem:
+        raise UserError(f"{where}: the entry '{name}' does not fit: {problem}. {AGAIN}")
 
 
 def _dtype(name: str) -> str:

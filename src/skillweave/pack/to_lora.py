@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +27,11 @@ from skillweave.base.open import resolve
 from skillweave.delta import Delta
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX
-from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES
+from skillweave.delta.carry import write_carried
 from skillweave.delta.stream import Spec, write_stream
 from skillweave.errors import UserError
 from skillweave.files.write import atomic_folder
-from skillweave.pack.schema import FactorsEntry, LowRankEntry
+from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
 
@@ -70,8 +68,8 @@ def export_lora(
 
     ``base`` is where the pack's base lies, if not at the place that the pack names. ``lora_only`` leaves out what vLLM
     does not load; ``keep_ranks`` keeps the rank of each layer (``rank_pattern``), which vLLM does not read. The
-    tokenizer that the pack carries is written along. Raises :class:`UserError` for another base, and where more than
-    5% of the change would be left out unless ``allow_left_out``.
+    tokenizer and the generation config that the pack carries are written along. Raises :class:`UserError` for another
+    base, and where more than 5% of the change would be left out unless ``allow_left_out``.
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
@@ -97,9 +95,7 @@ def export_lora(
         write_stream(temporary / WEIGHTS_FILE, specs, read_next)
         config = plan.config(rank, ranks if keep_ranks else {})
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        for file in plan.delta.carried:
-            if file.name in TOKENIZER_FILES:
-                shutil.copyfile(file, temporary / file.name)
+        write_carried(plan.delta.carried, place, temporary)
     rows = plan.delta.vocabulary_size(plan.base) if plan.saved else None
     return Exported(out, rank, len(plan.modules), sorted(plan.saved), left_out, rounding, rows)
 
@@ -111,8 +107,8 @@ class _Plan:
         self.pack, self.base = pack, base
         self.delta: Delta = pack.unzip()
         self._layers: dict[str, nn.Module] = dict(base.skeleton.named_modules(remove_duplicate=False))
-        self.modules = [name.removesuffix(".weight") for name in pack.card.entries if self._is_lora(name)]
-        rest = [name for name in pack.card.entries if name.removesuffix(".weight") not in self.modules]
+        self.modules = [name.removesuffix(".weight") for name in self.delta.names() if self._is_lora(name)]
+        rest = [name for name in self.delta.names() if name.removesuffix(".weight") not in self.modules]
         self.saved = [] if lora_only else [name for name in rest if self._is_saved(name)]
         self.left_out = [name for name in rest if name not in self.saved]
         self.norms = sorted({_module(name) for name in self.saved if self._is_norm(_module(name))})
@@ -124,9 +120,10 @@ class _Plan:
         """
         from transformers.pytorch_utils import Conv1D
 
-        entry = self.pack.card.entries[name]
+        entry = self.pack.card.entries.get(name)
         if (
             not isinstance(entry, LowRankEntry | FactorsEntry)
+            or name + ROWS in self.pack.card.entries
             or len(entry.shape) != 2
             or name in self.base.tied.values()
         ):
@@ -169,9 +166,7 @@ class _Plan:
         """The tuned tensor: the base's where the pack does not change it."""
         if name not in self.delta:
             return self.base.tensor(name)
-        if self.delta.whole(name):
-            return self.delta.tensor(name)
-        return applied(self.base.tensor(name).float(), self.delta.tensor(name))
+        return self.delta.laid_on(name, self.base.tensor(name).float())
 
     def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], float]:
         """(share of the change of each tensor left out, relative error of the factors in ``dtype``)."""

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from skillweave.base import Answer, Prompt, answer_ids, prompt_ids
-from skillweave.base.generate import context_length
+from skillweave.base.generate import check_has_rows, context_length
 from skillweave.errors import UserError
 from skillweave.progress import bar, console, share_of
 
@@ -110,26 +110,30 @@ def bounded(x: torch.Tensor) -> torch.Tensor:
 
 
 def calibration_rows(
-    model: nn.Module, tokenizer: Any, examples: Sequence[tuple[Prompt, Answer]]
+    model: Any, tokenizer: Any, examples: Sequence[tuple[Prompt, Answer]], rows: int | None = None
 ) -> list[CalibrationRow]:
     """The examples (prompt, answer) that can be used, as tokens; how many are left out is said, and why.
 
     An example is left out where it is longer than the model's context, or where no token of the answer counts (see
-    :func:`token_weights`). Raises :class:`UserError` where none is left.
+    :func:`token_weights`). ``rows``: how many tokens there are (None: as many as the model's embedding has rows).
+    Raises :class:`UserError` where none is left, and for a token without a row.
     """
     context = context_length(model)
-    rows = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
-    fit = [row for row in rows if context is None or len(row[0]) <= context]
+    held = model.get_input_embeddings().weight.shape[0] if rows is None else rows
+    every = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
+    for number, (ids, _) in enumerate(every, 1):
+        check_has_rows(tokenizer, ids, held, f"calibration example {number}")
+    fit = [row for row in every if context is None or len(row[0]) <= context]
     usable = [row for row in fit if any(row[1])]
     told = []
-    if len(fit) < len(rows):
+    if len(fit) < len(every):
         told.append(
-            f"{share_of(len(rows) - len(fit), len(rows), 'calibration examples')} are longer than the base's context "
+            f"{share_of(len(every) - len(fit), len(every), 'calibration examples')} are longer than the base's context "
             f"of {context} tokens and are left out; shorten them"
         )
     if len(usable) < len(fit):
         told.append(
-            f"{share_of(len(fit) - len(usable), len(rows), 'calibration examples')} have a prompt of one token and no "
+            f"{share_of(len(fit) - len(usable), len(every), 'calibration examples')} have a prompt of one token and no "
             "answer, and are left out"
         )
     if not usable:

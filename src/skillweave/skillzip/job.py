@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from skillweave.delta.carry import Carried
 from skillweave.errors import UserError
 from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack
 from skillweave.pack.schema import PackCard, expected_tensors
@@ -54,6 +55,8 @@ class Job:
     """the pack's other tensors, whose entries the card has"""
     left: list[str] = field(default_factory=list)
     """changed tensors that are left out whatever the codec does"""
+    carried: Carried = field(default_factory=Carried)
+    """what travels along"""
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -77,7 +80,7 @@ class Job:
         short = [*self.left, *lacking]
         card.entries = {**entries, **card.entries}
         card.codec.measured = {**({"left_out": dict.fromkeys(short, BLANK_SHARE)} if short else {}), **measured}
-        return Skillpack(card, {**self.tensors, **tensors})
+        return Skillpack(card, {**self.tensors, **tensors}, self.carried)
 
     def free_bytes(self, entries: Mapping[str, MatrixEntry]) -> int:
         """Bytes of the budget that are left with these matrices in the pack; negative where they do not fit."""

@@ -13,6 +13,7 @@ from skillweave.pack import Skillpack, StackedEntry, WholeEntry
 from skillweave.progress import bar
 from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.plan import added
+from skillweave.skillzip.rows import resized, shared_change
 
 _NAMED = 5
 
@@ -37,10 +38,7 @@ def measure(pack: Skillpack, delta: Delta, checkpoint: Checkpoint) -> Losses:
     with bar("measuring", len(delta.names())) as advance:
         for name in delta.names():
             entry = pack.card.entries.get(name)
-            if added(delta, checkpoint, name):
-                wanted = delta.tensor(name).float()
-            else:
-                wanted = change(delta, checkpoint, name).float()
+            wanted = (delta.tensor(name) if added(checkpoint, name) else change(delta, checkpoint, name)).float()
             energy = _energy(wanted)
             total += energy
             if entry is None:
@@ -72,10 +70,15 @@ def too_much_left_out(losses: Losses, name: str) -> str:
 
 
 def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """theta - theta_base of one tensor, also where the delta has it whole but the base has its like (a LoRA's
-    ``modules_to_save``). A tensor with NaN or infinity is a :class:`UserError`."""
+    """theta - theta_base of one tensor, in the base's shape.
+
+    That is also where the delta has it whole but the base has its like (a LoRA's ``modules_to_save``), and where tokens
+    were added or trimmed. A tensor with NaN or infinity is a :class:`UserError`.
+    """
     tensor = delta.tensor(name)
-    if delta.whole(name):
+    if resized(delta, checkpoint, name):
+        tensor = shared_change(delta, checkpoint, name)
+    elif delta.whole(name):
         tensor = tensor.float() - checkpoint.tensor(name).float().cpu()
     if not bool(torch.isfinite(tensor).all()):
         raise UserError(f"the delta of '{name}' holds NaN or infinity: the training run diverged; zip an earlier one")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,13 +51,18 @@ class Plan:
         self.groups.setdefault(group, []).append(key)
 
 
-def added(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor has no counterpart of its shape in the base: added tokens."""
-    return name not in checkpoint or checkpoint.shape(name) != delta.shape(name)
+def added(checkpoint: Checkpoint, name: str) -> bool:
+    """Whether a tensor has no counterpart in the base."""
+    return name not in checkpoint
 
 
-def plan(delta: Delta, checkpoint: Checkpoint, model: Any, *, calibrated: bool) -> Plan:
+def plan(
+    delta: Delta, checkpoint: Checkpoint, model: Any, same: Collection[str] = (), *, calibrated: bool = False
+) -> Plan:
     """The matrices among the tensors that ``delta`` changes: linear layers in the model's order, then all others.
+
+    ``same`` names tensors of the delta that do not change the base's own numbers. Shapes are those of the base: rows of
+    added tokens are stored apart (:mod:`skillweave.skillzip.rows`).
 
     A linear layer's weight always is one; every other tensor of two axes or more, where none of its matrix's sides is
     narrow. The weight of a convolution is flattened after its first axis, a tensor of more axes is a stack of matrices
@@ -65,7 +70,11 @@ def plan(delta: Delta, checkpoint: Checkpoint, model: Any, *, calibrated: bool) 
     """
     made = Plan()
     layout = Layout(model)
-    changed = [name for name in delta.names() if not added(delta, checkpoint, name) and name not in checkpoint.tied]
+    changed = [
+        name
+        for name in delta.names()
+        if not added(checkpoint, name) and name not in checkpoint.tied and name not in same
+    ]
     turned = linear_modules(model)
     fed = feeding(model) if calibrated else {}
     for group, members in input_groups(model).items():
@@ -73,14 +82,14 @@ def plan(delta: Delta, checkpoint: Checkpoint, model: Any, *, calibrated: bool) 
             key = layout.stored_name(f"{module}.weight")
             if key not in changed:
                 continue
-            shape = delta.shape(key)
+            shape = checkpoint.shape(key)
             made.add(group, key, Piece(key, shape, shape[::-1] if turned[module] else shape, turned[module]))  # type: ignore[arg-type]
             if module in fed and fed[module].rows != "any":
                 made.modules.setdefault(group, []).append(module)
     owner = _owners(model, layout)
     for name in changed:
         if name not in made.pieces:
-            _place(made, name, delta.shape(name), owner(name))
+            _place(made, name, checkpoint.shape(name), owner(name))
     return made
 
 

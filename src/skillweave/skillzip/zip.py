@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt
+from skillweave.base.voice import Voice
 from skillweave.delta import Delta
+from skillweave.delta.carry import compact
+from skillweave.delta.voice import carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.pack import (
     BaseRef,
@@ -22,6 +25,8 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
+from skillweave.pack.schema import ROWS
+from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.progress import console, share_of
 from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows
@@ -30,6 +35,7 @@ from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.job import Job, Written, measures, shown_share
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
+from skillweave.skillzip.rows import bf16_bytes, find_token_rows, resized
 
 
 @torch.no_grad()
@@ -48,11 +54,13 @@ def zip_delta(
 
     ``calibration`` holds (prompt, answer) pairs; it may be None where the config asks for neither activation weighting
     nor smoothing. The weights of linear layers, embeddings, stacks of experts and other large matrices
-    (:func:`skillweave.skillzip.plan.plan`) are written low-rank. Tensors that have no counterpart in the base are
-    stored whole, in bf16. The rest (norms, biases, small convolutions) follows ``config.other``: "keep" stores bf16
-    differences, "drop" leaves them at the base's values. What is left out is named in ``card.left_out``, and
-    ``card.codec.measured["left_out"]`` has the share of each in the squared norm of the delta; a stack that lacks some
-    of its matrices is there too. Files that the delta carries (a changed tokenizer), which a pack does not, are named.
+    (:func:`skillweave.skillzip.plan.plan`) are written low-rank. Rows of added tokens are stored as rows, in bf16, and
+    so are tensors that have no counterpart in the base, whole. The rest (norms, biases, small convolutions) follows
+    ``config.other``: "keep" stores bf16 differences, "drop" leaves them at the base's values. What is left out is named
+    in ``card.left_out``, and ``card.codec.measured["left_out"]`` has the share of each in the delta's squared norm; a
+    stack that lacks some of its matrices is there too. Files that the delta carries (tokenizer, chat template,
+    generation config) travel in the pack, stored against the base's, and count in its bytes; calibration prompts are
+    written by that tokenizer.
 
     Raises :class:`UserError` for a delta of another base, a tensor with NaN, a codec of unknown name, missing
     calibration, a budget too small (naming the least that would do), and, unless ``config.allow_left_out``, where more
@@ -66,8 +74,13 @@ def zip_delta(
             "activation_aware=false and smoothing=null"
         )
     checkpoint = base.checkpoint
-    found = plan(delta, checkpoint, base.model, calibrated=config.needs_calibration)
+    same = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
+    found = plan(delta, checkpoint, base.model, same, calibrated=config.needs_calibration)
     check_name(name)
+    same = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
+    carried = compact(delta.carried, base.path)
+    voice = Voice(carried_tokenizer(carried, base))
+    rows = find_token_rows(delta, checkpoint, voice.tokenizer)
     card = PackCard(
         name=name,
         base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
@@ -75,21 +88,35 @@ def zip_delta(
         data=data or {},
         scores=scores or {},
         codec=Codec(name=config.codec, settings=config.settings()),
-        bytes=PackBytes(bf16_delta=delta.bf16_nbytes, bf16_matrices=_bf16(found)),
+        bytes=PackBytes(bf16_delta=bf16_bytes(delta, checkpoint, same), bf16_matrices=_bf16(found)),
     )
     held = {piece.tensor for piece in found.pieces.values()}
-    others = [key for key in delta.names() if key not in held]
+    others = [key for key in delta.names() if key not in held and key not in same]
     tensors, left = _place_others(card, delta, checkpoint, others, config.other)
+    tensors |= rows.tensors
+    card.entries = {**card.entries, **rows.entries}
+    if rows.rounded:
+        console.print(f"  the added rows of {' and '.join(rows.rounded)} are rounded to bfloat16", soft_wrap=True)
     if not held and not card.entries:
         raise UserError("the delta changes no tensor that a pack can hold: there is nothing to zip")
     if unwatched := [key for group in found.groups if group not in found.modules for key in found.groups[group]]:
         _say_unweighted(config, unwatched, len(found.pieces))
-    limit = config.budget if config.budget is not None else int((config.ratio or 0) * delta.bf16_nbytes)
-    known = functools.cache(lambda: calibration_rows(base.model, base.tokenizer, calibration or []))
+    limit = config.budget if config.budget is not None else int((config.ratio or 0) * card.bytes.bf16_delta)
+    tokens = token_rows(
+        base.model,
+        name,
+        {key.removesuffix(ROWS): (entry.shape[0], rows.tensors.get(key)) for key, entry in rows.entries.items()},
+    )
+    known = functools.cache(
+        lambda: calibration_rows(
+            base.model, voice.tokenizer, calibration or [], None if tokens is None else tokens.rows
+        )
+    )
 
     def moments(wanted: list[str]) -> dict[str, Moments]:
         watched = {group: found.modules[group] for group in wanted if group in found.modules}
-        return calibrate(base.model, known(), watched) if watched else {}
+        with vocabularies(base.model, [tokens], every=True):
+            return calibrate(base.model, known(), watched) if watched else {}
 
     job = Job(
         config=config,
@@ -100,6 +127,7 @@ def zip_delta(
         limit=limit,
         tensors=tensors,
         left=left,
+        carried=carried,
     )
     if not held and job.free_bytes({}) < 0:
         raise job.refuse({})
@@ -144,6 +172,13 @@ def _bf16(found: Plan) -> int:
     return 2 * sum(out * in_ for out, in_ in (piece.shape for piece in found.pieces.values()))
 
 
+def _unchanged(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
+    """Whether all that the delta says of the base's own numbers is that they stay: of an embedding that only gained
+    rows, or that an adapter saved along."""
+    asked = not added(checkpoint, name) and (delta.whole(name) or resized(delta, checkpoint, name))
+    return asked and not bool(change(delta, checkpoint, name).any())
+
+
 def _say_unweighted(config: ZipConfig, keys: list[str], of: int) -> None:
     if config.needs_calibration:
         console.print(
@@ -164,16 +199,16 @@ def _place_others(
     entries: dict[str, Entry] = {}
     left: list[str] = []
     for key in names:
-        if added(delta, checkpoint, key):
+        if added(checkpoint, key):
             entries[key] = WholeEntry(shape=delta.shape(key))
             tensors[key] = delta.tensor(key).bfloat16()
             continue
         tensor = change(delta, checkpoint, key)
         if policy == "keep":
-            entries[key] = DifferenceEntry(shape=delta.shape(key))
+            entries[key] = DifferenceEntry(shape=checkpoint.shape(key))
             tensors[key] = tensor.bfloat16()
         else:
             left.append(key)
     card.entries = entries
-    card.left_out = [*left, *(file.name for file in delta.carried)]
+    card.left_out = list(left)
     return tensors, left

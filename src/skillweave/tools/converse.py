@@ -45,16 +45,29 @@ class Asking(ConversationSettings):
         )  # fmt: skip
 
 
-def begin(model: Any, form: Protocol, prompts: Sequence[Prompt], *, seed: int = 0) -> list[Start]:
+def begin(
+    model: Any,
+    form: Protocol,
+    prompts: Sequence[Prompt],
+    *,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+    rows: int | None = None,
+) -> list[Start]:
     """Where the conversations on these prompts begin; the draws of number i hang on ``seed`` + i.
 
+    ``numbers`` are those of the prompts where these are a part of what was asked; ``rows`` how many tokens there are
+    (None: as many as the model's embedding has rows).
     Raises :class:`UserError` for a prompt that leaves no room in the model's context.
     """
-    from skillweave.base.generate import context_length
+    from skillweave.base.generate import check_has_rows, context_length
 
     context = context_length(model)
-    starts = [Start(form.prompt_ids(prompt), seed + number) for number, prompt in enumerate(prompts)]
-    for number, start in enumerate(starts):
+    held = model.get_input_embeddings().weight.shape[0] if rows is None else rows
+    numbers = range(len(prompts)) if numbers is None else numbers
+    starts = [Start(form.prompt_ids(prompt), seed + at) for at, prompt in zip(numbers, prompts, strict=True)]
+    for number, start in zip(numbers, starts, strict=True):
+        check_has_rows(form.tokenizer, start.prompt, held, f"prompt {number + 1}")
         if context is not None and len(start.prompt) >= context:
             raise UserError(
                 f"prompt {number + 1} has {len(start.prompt)} tokens with what tells the model of its tools; the "

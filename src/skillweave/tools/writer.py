@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicLayer
 
 from skillweave.base.ends import stop_tokens
 from skillweave.base.generate import check_scores, pad_left
+from skillweave.base.voice import padding_id
 
 _ENOUGH_DONE = 0.25
 """Share of a batch that must have ended before the others move together: moving copies their caches."""
@@ -40,7 +41,7 @@ class Writer:
         self.top_k, self.repetition_penalty = top_k, repetition_penalty
         self.share = share
         self._around = around
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._pad = padding_id(model, tokenizer)
         self.stops = stop_tokens(model, tokenizer)
 
     def write(

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from skillweave.base import Base, Checkpoint, fingerprint, open_tokenizer, resolve
+from skillweave.base import Base, Checkpoint, fingerprint, resolve
 from skillweave.base.fingerprint import hash_tensors
 from skillweave.delta import Delta
-from skillweave.delta.arithmetic import applied
-from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.delta.schema import AGAIN, DELTA_FILE, is_delta
 from skillweave.delta.schema import read_card as read_delta_card
+from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.pack import BaseRef
@@ -39,8 +38,7 @@ class _Tuned(Checkpoint):
         stored = super().tensor(name)
         if name not in self._delta:
             return stored
-        change = self._delta.tensor(name)
-        return change.to(stored.dtype) if self._delta.whole(name) else applied(stored, change)
+        return self._delta.laid_on(name, stored)
 
 
 def tuned_fingerprint(base: Path, delta: Delta) -> str:
@@ -107,7 +105,7 @@ def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
     state = model.state_dict()
     for name in delta.names():
         state[name].copy_(tuned.tensor(name))
-    tokenizer = base.tokenizer
-    if any(file.name in TOKENIZER_FILES for file in delta.carried):
-        tokenizer = open_tokenizer(delta.carried[0].parent)
+    tokenizer, generation = carried_tokenizer(delta.carried, base), carried_generation(delta.carried)
+    if generation is not None:
+        model.generation_config = generation
     return Base(model, tokenizer, expected, f"{base.ref} with {weave / FOLDER}", base.path, in_memory=True)

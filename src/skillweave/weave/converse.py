@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from skillweave.base import Prompt
+from skillweave.base.defaults import generating_as
 from skillweave.base.generate import NoProbabilities
 from skillweave.tools.call import TOOL
 from skillweave.tools.converse import Asking, begin, converse
+from skillweave.tools.loop import Start
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave, cannot_answer
 
@@ -50,25 +53,32 @@ def converse_with(
     The router reads a prompt as it is asked, without what tells of the tools. Prompts of one pack are played together,
     pack after pack. Raises :class:`UserError` for a base without a chat template, and for a prompt beyond its context.
     """
-    model, form = weave.base.model, use.protocol(weave.base.tokenizer, toolbox)
-    starts = begin(model, form, prompts, seed=seed)
-    chosen = weave.choose(prompts, packs)
+    model, chosen = weave.base.model, weave.choose(prompts, packs)
+    named = list(dict.fromkeys(route.pack for route in chosen))
+    forms = {pack: use.protocol(weave.voice(pack).tokenizer, toolbox) for pack in named}
+    starts: dict[int, Start] = {}
+    rows = {pack: [index for index, route in enumerate(chosen) if route.pack == pack] for pack in named}
+    for pack, mine in rows.items():  # all are begun first: a prompt that is too long is told before hours of play
+        asked = [prompts[index] for index in mine]
+        begun = begin(model, forms[pack], asked, seed=seed, numbers=mine, rows=weave.voice(pack).rows)
+        starts |= zip(mine, begun, strict=True)
     replies: dict[int, ToolReply] = {}
-    for pack in dict.fromkeys(route.pack for route in chosen):
-        mine = [index for index, route in enumerate(chosen) if route.pack == pack]
+    for pack, mine in rows.items():
+        form = forms[pack]
+        own = weave.voice(pack).generation
         try:
-            with weave.woven.every_row(pack):
+            with weave.woven.every_row(pack), nullcontext() if own is None else generating_as(model, own):
                 episodes = converse(
                     model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
                     model_defaults=model_defaults, label=label,
                 )  # fmt: skip
         except NoProbabilities as error:
             raise cannot_answer(pack, error) from error
-        for index, held in zip(mine, episodes, strict=True):
-            assert held.ended is not None
-            turn = max((at + 1 for at, writer in enumerate(held.writers) if writer == TOOL), default=0)
+        for index, episode in zip(mine, episodes, strict=True):
+            assert episode.ended is not None
+            turn = max((at + 1 for at, writer in enumerate(episode.writers) if writer == TOOL), default=0)
             replies[index] = ToolReply(
-                held.answer or "", pack, chosen[index].confidence, held.ended, form.text(held.ids[:turn]),
-                form.text(held.ids[turn:]), held.calls, held.failures, held.other_forms,
+                episode.answer or "", pack, chosen[index].confidence, episode.ended, form.text(episode.ids[:turn]),
+                form.text(episode.ids[turn:]), episode.calls, episode.failures, episode.other_forms,
             )  # fmt: skip
     return [replies[index] for index in range(len(prompts))]

@@ -43,7 +43,7 @@ def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Pat
     if isinstance(given, Skillpack) or pack.card.name != name:
         pack.check_values()
         card = pack.card.model_copy(update={"name": name})
-        Skillpack(card, pack.tensors).save_pretrained(to)
+        Skillpack(card, pack.tensors, pack.carried).save_pretrained(to)
         return
     source = Folder(given, CARD_FILE, AGAIN)
     source.copy(pack.card.files, to)

@@ -17,7 +17,8 @@ from torch import nn
 from skillweave.base.feeding import Fed
 from skillweave.base.layout import Layout
 from skillweave.errors import UserError, nearest
-from skillweave.pack import Entry, FactorsEntry, LowRank, LowRankEntry, Skillpack, WholeEntry
+from skillweave.pack import Entry, FactorsEntry, LowRank, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack.vocabulary import TokenRows, token_rows
 from skillweave.weave.stack import Factors
 
 
@@ -74,6 +75,8 @@ class Resident:
     """embedding -> what its vectors get added"""
     changed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """module -> its own parameter -> the tuned tensor, in the base's dtype"""
+    tokens: TokenRows | None = None
+    """the token rows of a pack that has others than the base"""
     exchanged: list[Exchange] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
     """tensor -> why it cannot differ from row to row"""
@@ -98,13 +101,15 @@ class Resident:
         # A tied tensor is named by two modules and held once.
         tuned = {id(tensor): tensor for held in self.changed.values() for tensor in held.values()}
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
-        return integers + exchanged + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
+        rows = self.tokens.nbytes if self.tokens is not None else 0
+        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
 
 
 class Places:
     """Where the tensors of packs go in one model. Made once a model; :meth:`prepare` once a pack."""
 
     def __init__(self, model: Any, fed: Mapping[str, Fed]) -> None:
+        self._model = model
         self._layout = Layout(model)
         self._fed = fed
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -114,8 +119,11 @@ class Places:
         """Make a pack ready under ``name``. Raises :class:`UserError` for a tensor that the model does not have, or has
         in another shape."""
         ready = Resident(name)
+        ready.tokens = token_rows(self._model, name, pack.token_rows())
         joined: dict[str, list[str]] = {}
         for tensor, entry in pack.card.entries.items():
+            if isinstance(entry, RowsEntry):
+                continue
             target, is_joined = self._layout.place(tensor)
             if is_joined and self._layout.parts(target):
                 joined.setdefault(target, []).append(tensor)

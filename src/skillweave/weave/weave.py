@@ -12,12 +12,13 @@ import torch
 
 from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
 from skillweave.base.generate import NoProbabilities
+from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
-from skillweave.progress import console
+from skillweave.progress import console, say_once
 from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
@@ -70,6 +71,7 @@ class Weave:
         self.router = router
         self.budget = budget
         self.woven = Woven(base.model)
+        self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._read_pack = read_pack
         self._told: set[str] = set()
 
@@ -220,16 +222,27 @@ class Weave:
                 f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - taken)} of the budget of {_mb(self.budget)}. "
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
+        voice = pack.voice(self.base)
         self.woven.add(ready)
+        self._voices[name] = voice
+        if self.router is not None and pack.carried.has_tokenizer:
+            say_once(
+                f"the router reads prompts by the chat template of the base; '{name}' then answers by its own template"
+            )
 
     def unload(self, name: str) -> None:
         """Free a loaded pack's memory. Raises :class:`UserError` where it is not loaded or a batch is running."""
         self._known(name)
         self.woven.remove(name)
+        del self._voices[name]
 
     def _known(self, name: str) -> None:
         if name not in self.card.packs:
             raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.card.packs)}")
+
+    def voice(self, name: str | None) -> Voice:
+        """The tokenizer, chat template and end tokens that a loaded pack answers with; None: the plain base's."""
+        return self._voices[name]
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -254,6 +267,8 @@ class Weave:
         """Answer every prompt, each with its own pack, in mixed batches. A pack that cannot share a batch with others
         (:meth:`Woven.why_alone`) answers in batches of its own, which is said once.
 
+        A pack that brings a tokenizer, a chat template, end tokens or sampling defaults answers with these.
+
         ``packs``: for each prompt a name, None (the plain base) or ``"auto"`` (the router chooses); one of them for
         all prompts; None for the plain base throughout. One answer a prompt: repeat a prompt to sample it again.
         """
@@ -276,6 +291,7 @@ class Weave:
                 self.base.tokenizer,
                 prompts,
                 sampling,
+                voices=[self._voices[route.pack] for route in chosen],
                 around_batch=around_batch,
                 apart=apart,
                 streamer=streamer,

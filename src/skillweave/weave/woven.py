@@ -20,6 +20,7 @@ from torch import nn
 from skillweave.base.feeding import Fed, feeding
 from skillweave.errors import UserError, nearest
 from skillweave.pack import Skillpack
+from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
@@ -139,7 +140,9 @@ class Woven:
                     handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
                 if any(self._fed[module].rows == "flat" for module in self._fed):
                     handles.append(self.model.register_forward_pre_hook(batch.see, with_kwargs=True))
-                yield
+                tokens = [None if name is None else self._packs[name].tokens for name in batch.names]
+                with vocabularies(self.model, tokens, every=batch.rows is None):
+                    yield
         finally:
             for handle in handles:
                 handle.remove()
