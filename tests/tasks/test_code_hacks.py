@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from code_runners import RUNNERS, needs_walls
 
-from skillweave.tasks.verifiers import options_for, verify
+from skillweave.tasks.verifiers import CodeOptions, code, options_for, verify
+from skillweave.tasks.verifiers.code import gold_solution_problem
 
 LYING = """class E:
     def __init__(self, *a): pass
@@ -232,3 +233,15 @@ def test_a_failed_assert_counts_also_where_the_case_catches_it(runner: str) -> N
 )
 def test_a_program_without_end_fails(program: str, runner: str) -> None:
     assert verify("code", program, [CASES[0]], options_for("code", {"runner": runner, "seconds": 0.2})) == 0
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_result_that_is_too_large_stays_with_the_program_and_its_parts_can_be_asked_for(runner: str) -> None:
+    program = "def f(n): return ['x' * 1000] * n"
+    options = CodeOptions(seconds=60, runner=runner)
+    assert code(program, ["assert len(f(5000)) == 5000"], options) == 1
+    if runner == "process":  # the interpreter cannot ask the program from within an index
+        assert code(program, ["assert f(5000)[4999] == 'x' * 1000"], options) == 1
+    for case in ({"call": "f(5000)", "value": [1]}, "assert f(5000) == ['x' * 1000] * 5000"):
+        assert code(program, [case], options) == 0
+        assert "more than 100,000 items" in str(gold_solution_problem(program, [case], options))

@@ -293,3 +293,57 @@ def test_mathematics_is_judged_in_any_thread() -> None:
         answers = [f"\\boxed{{\\sqrt{{{number}}}}}" for number in (12, 13, 12, 14)]
         scores = list(pool.map(lambda answer: score("math", answer, "2\\sqrt{3}", seconds=30), answers))
     assert scores == [1.0, 0.0, 1.0, 0.0]
+
+
+# -- answers of any length ---------------------------------------------------------------------------------------------
+
+LONG = {
+    "lines": "a" + "\n" * 10**5 + "b", "lines with spaces": "a" + " \n" * 10**5 + "b", "boxes": "\\boxed{" * 20_000,
+    "brackets": "[" * 10**5, "objects": '{"a":' * 20_000, "digits": "9" * 5000, "a power": "1e" + "9" * 100,
+    "half characters": "\ud800" * 10**5, "fences": "```json\n" * 12_000, "thoughts": "<think>" * 14_000,
+    "ten million": "4 " * 5_000_000, "spaces": "y" + " " * 10**5 + "x",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", LONG.values(), ids=LONG)
+@pytest.mark.parametrize(
+    ("name", "gold", "settings"),
+    [
+        ("exact", "4", {}), ("exact", "4", {"answer_pattern": "(a+)+b"}), ("numeric", "4", {}), ("math", "4", {}),
+        ("json", '{"a": 1}', {}), ("regex", "x", {"pattern": r"(\s|.)*{answer}y", "seconds": 0.05}),
+        ("code", ["assert solve() == 4"], {}),
+    ],
+)  # fmt: skip
+def test_an_answer_of_any_length_scores_nothing_and_raises_nothing(name, gold, settings, answer) -> None:
+    assert verify(name, answer, gold, options_for(name, settings)) == 0.0
+
+
+def test_why_an_answer_is_not_judged_is_told_once(capsys, monkeypatch) -> None:
+    from skillweave.tasks.verifiers import told
+
+    monkeypatch.setattr(told, "_told", set())
+    for _ in range(3):
+        assert verify("exact", "x" * 300_000, "x" * 300_000, options_for("exact", {})) == 0.0
+        slow = options_for("regex", {"pattern": "(a+)+$", "seconds": 0.02})
+        assert verify("regex", "a" * 5000 + "!", "4", slow) == 0.0
+    said = " ".join((found := capsys.readouterr()).out.split() + found.err.split())
+    assert said.count("an answer of 300,000 characters scores 0: more than 200,000 are not judged") == 1
+    assert said.count("takes longer than 0.02 s") == 1
+
+
+def test_a_long_thought_before_a_short_answer_is_no_hindrance() -> None:
+    assert verify("numeric", "<think>" + "so " * 200_000 + "</think>4", "4", options_for("numeric", {})) == 1.0
+
+
+def test_a_further_question_ends_the_answer_only_on_a_line_of_its_own() -> None:
+    from skillweave.tasks.verifiers.place import own_words
+
+    assert own_words("4  \n\n  Question: 5") == "4"
+    assert own_words("the Question: 5 \n Q: 6") == "the Question: 5"
+    assert own_words("Question: 5\n6") == "Question: 5\n6"
+
+
+def test_a_gold_text_that_makes_no_pattern_is_told_when_the_task_is_read() -> None:
+    options = options_for("regex", {"pattern": "^{answer}$"})
+    assert "more than 20,000" in (gold_problem("regex", "x" * 30_000, options) or "")
+    assert gold_problem("regex", "x(", options) is None

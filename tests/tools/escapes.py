@@ -68,3 +68,50 @@ TRICKS = [
     "import types",
 ]
 """Ways through Python's own objects; each ends with an attribute, a name or a module that there is not."""
+
+GROWING = {
+    "one text a thousand times": "['x' * 10**6] * 1000",
+    "one text in lists of lists": "a = ['x' * 1000] * 100\nfor _ in range(4): a = [a] * 30\na",
+    "a dict of one text": "a = 'x' * 10**6\n{i: a for i in range(2000)}",
+    "lists twice in lists": "a = []\nfor _ in range(50): a = [a, a]\na",
+    "tuples twice in tuples": "a = ()\nfor _ in range(50): a = (a, a)\na",
+    "dicts twice in dicts": "a = {}\nfor _ in range(50): a = {'x': a, 'y': a}\na",
+    "a tuple that takes for ever to hash": "a = ()\nfor _ in range(50): a = (a, a)\n{a: 1}",
+    "the same in a set": "a = ()\nfor _ in range(50): a = (a, a)\n{a}",
+    "the same in a frozen set": "a = frozenset()\nfor i in range(50): a = frozenset([a, (a, i)])\na",
+    "numbers of one hash": "{(2**61 - 1) * i: 0 for i in range(20000)}",
+    "numbers of one hash in a set": "{(2**61 - 1) * i for i in range(20000)}",
+    "a named tuple of itself": "import collections\nP = collections.namedtuple('P', 'a b')\na = P(1, 2)\n"
+    "for _ in range(40): a = P(a, a)\n{a: a}",
+    "objects that hold objects": "class A: pass\na = A()\nfor _ in range(40):\n    b = A()\n    b.x = a\n    b.y = a\n"
+    "    a = b\n[a] * 10000",
+    "a deep list": "a = []\nfor _ in range(10**5): a = [a]\na",
+    "a deep tuple as a key": "a = ()\nfor _ in range(10**5): a = (a,)\n{a: a}",
+    "a deep dict": "a = {}\nfor _ in range(10**5): a = {1: a}\na",
+    "a list in itself": "a = []\na.append(a)\na",
+    "a dict in itself": "a = {}\na['a'] = a\na",
+    "a long text": "'x' * (2 * 10**7)",
+    "a text whose repr is longer": "'\\n' * (2 * 10**7)",
+    "long bytes": "b'\\xff' * (2 * 10**7)",
+    "a number of a million digits": "10**1000000",
+    "fifty of them": "[10**1000000] * 50",
+    "a number of many bits": "1 << (8 * 10**7)",
+    "a long range": "range(10**18)",
+    "many ranges": "[range(10**18)] * 10**6",
+    "a list of a million": "[None] * 10**6",
+    "a return at the top": "a = ()\nfor _ in range(50): a = (a, a)\nreturn {a: 1}",
+    "an exception with a long text": "raise ValueError('x y ' * (3 * 10**6))",
+    "an exception with a shared value": "{}[('x' * 10**6,) * 10]",
+    "an assert that shows its values": "a = ['x' * 10**6] * 1000\nassert a == 1",
+    "a long print": "print('y' * 10**7)",
+    "prints without end": "while True: print('y' * 10000)",
+    "a print of a shared value": "print(['x' * 10**5] * 100)",
+    "a value and a print": "print('y' * 10**6)\n['x' * 10**6] * 1000",
+    "a repr of one's own": "class A:\n    def __repr__(self): return 'x' * 10**7\n[A()] * 1000",
+    "builtins of one's own": "a = ['x' * 10**6] * 1000\n"
+    "def type(x): return int\ndef len(x): return 0\ndef isinstance(x, y): return False\ndef str(x): return ''\na",
+    "names of the sandbox": "_sb_take = lambda *a: a\n['x' * 10**6] * 1000",
+    "not a number": "[float('nan')] * 10**6",
+    "a file with a shared name": "open(('x' * 10**6,) * 1000)",
+}
+"""Values that are small inside and grow, or take for ever, where somebody writes, compares or hashes them outside."""

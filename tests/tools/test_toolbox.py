@@ -14,6 +14,8 @@ import pytest
 
 from skillweave.errors import UserError
 from skillweave.tools import FAULTS, Call, Outcome, Session, Toolbox
+from skillweave.tools import toolbox as toolbox_module
+from skillweave.tools.toolbox import RESULT_LENGTH
 
 
 def add(a: int, b: int = 1) -> int:
@@ -518,3 +520,77 @@ def test_a_function_that_is_no_tool_is_refused(function: Any, said: str) -> None
 def test_limits_that_let_nothing_run_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="more than 0"):
         Toolbox([add], **given)
+
+
+# -- results and calls without end -------------------------------------------------------------------------------------
+
+
+def grown(kind: str) -> Any:
+    """Give a result that is larger than it looks.
+
+    Args:
+        kind: which
+    """
+    twice: list[Any] = []
+    for _ in range(50):
+        twice = [twice, twice]
+    deep: list[Any] = []
+    for _ in range(10**5):
+        deep = [deep]
+    return {
+        "text": "x" * 250_000, "shared": ["x" * 10_000] * 10**6, "twice": twice, "deep": deep, "short": ["é", 1, None]
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        ("text", "... (150,000 more characters were cut off)"),
+        ("shared", "... (the rest was cut off)"),
+        ("twice", "... (the rest was cut off)"),
+        ("short", '["é", 1, null]'),
+    ],
+)
+def test_a_long_result_is_cut_before_it_is_written_and_says_so(kind: str, end: str) -> None:
+    with Toolbox([grown], timeout=300) as box:
+        outcome = box.open().call(Call("grown", {"kind": kind}))
+    assert outcome.fault is None
+    assert outcome.text.endswith(end)
+    assert len(outcome.text) < RESULT_LENGTH + 100
+
+
+def test_a_result_that_is_too_deep_is_a_fault() -> None:
+    with Toolbox([grown], timeout=300) as box:
+        assert box.open().call(Call("grown", {"kind": "deep"})).text.startswith("RecursionError")
+
+
+def test_calls_that_hang_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolbox_module, "MOST_HANGING", 3)
+    release = threading.Event()
+    ran: list[int] = []
+
+    def hang() -> str:
+        """Wait."""
+        ran.append(1)
+        release.wait()
+        return "done"
+
+    with Toolbox([hang], timeout=0.05) as box:
+        outcomes = [box.open().call(Call("hang", {})) for _ in range(5)]
+        assert [outcome.fault for outcome in outcomes] == ["timeout"] * 5
+        assert len(ran) == 3
+        assert "3 calls that took too long still run" in outcomes[-1].text
+        release.set()
+        while box.hanging:
+            time.sleep(0.01)
+        box.timeout = 300
+        assert box.open().call(Call("hang", {})).text == "done"
+
+
+def test_an_exception_with_a_long_text_is_cut_before_it_is_split() -> None:
+    def fail() -> str:
+        """Fail."""
+        raise ValueError("a " * 10**7)
+
+    with Toolbox([fail], timeout=300) as box:
+        assert len(box.open().call(Call("fail", {})).text) <= 300

@@ -133,7 +133,10 @@ class Protocol:
         return [{"role": "user", "content": wrapped}]
 
     def _fitted(self, text: str) -> str:
-        """A tool's text as the model may see it: valid, without control tokens, of at most ``max_tool_tokens``."""
+        """A tool's text as the model may see it: valid, without control tokens, of at most ``max_tool_tokens``.
+
+        A text that is cut says how much is left out, where that takes a small part of the room.
+        """
         whole = text.encode("utf-8", "replace").decode()
         text = self._control.sub(
             lambda found: f"{found[0][0]} {found[0][1:]}", whole[: _CHARACTERS * self.max_tool_tokens]
@@ -145,9 +148,16 @@ class Protocol:
             return text
         keep = min(len(ends), self.max_tool_tokens)
         # A cut can change how the last word is split: shorten until it fits.
-        while len(self._encode(cut := text[: ends[keep - 1] if keep else 0] + _CUT)) > self.max_tool_tokens:
+        while True:
+            kept = text[: ends[keep - 1] if keep else 0]
+            cut = kept + self._cut_off(len(whole) - len(kept))
+            if len(self._encode(cut)) <= self.max_tool_tokens:
+                return cut
             keep -= 1
-        return cut
+
+    def _cut_off(self, more: int) -> str:
+        said = f"{_CUT} ({more:,} more characters were cut off)"
+        return said if len(self._encode(said)) <= self.max_tool_tokens // 8 else _CUT
 
     def _template_tells(self, toolbox: Toolbox) -> bool:
         """Whether the template takes ``tools`` and writes their names."""

@@ -129,7 +129,7 @@ def _sb_show(value, room):
 _HOST = """
 def _sw_host(*arguments):
     taken = _sb_take(arguments, {items}, {characters}, {levels})
-    if taken is None: raise _sb_Error('the values are too large to be asked about')
+    if taken is None: raise _sb_Error('{said}')
     return _sb_host(taken)
 """
 
@@ -139,7 +139,8 @@ KEPT = "_sb_value"
 
 def prepare(session: Any, *, items: int = 0, characters: int = 0) -> None:
     """Define in a fresh session what writes its values; with ``items`` also ``_sw_host``, which asks ``_sb_host``."""
-    host = _HOST.format(items=items, characters=characters, levels=LEVELS) if items else ""
+    said = f"the program is asked with {too_large(items, characters).kind}"
+    host = _HOST.format(items=items, characters=characters, levels=LEVELS, said=said) if items else ""
     session.feed_run(_SETUP + host + f"\n{KEPT} = None")
 
 

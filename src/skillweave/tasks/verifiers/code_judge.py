@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol
 from skillweave.tasks.verifiers.code_case import INTERPRETER_PRELUDE, PRELUDE, Case, read_case, top_level_names
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import process_runner, sandbox
+from skillweave.tools.process_child import Opaque
 from skillweave.tools.sandbox import Host, Limits, Result
 from skillweave.tools.source import parse
 
@@ -130,10 +131,12 @@ def _verdict(result: Result, read: Case, case: Any, asked: _Asked) -> str | None
         return str(result.error)
     if isinstance(case, str):
         if asked.wrong:
-            return "AssertionError: an assert of the case does not hold"
+            large = f" (the program made {asked.large})" if asked.large else ""
+            return f"AssertionError: an assert of the case does not hold{large}"
         return "AssertionError: no assert of the case was reached" if read.asserts and not asked.judged else None
     if not is_plain(result.value) or not same_result(result.value, case["value"]):
-        return f"{case['call']} gives {_shown(result.value)}, not {_shown(case['value'])}"
+        found = asked.large if isinstance(result.value, Opaque) and asked.large else _shown(result.value)
+        return f"{case['call']} gives {found}, not {_shown(case['value'])}"
     return None
 
 
@@ -166,6 +169,7 @@ class _Asked:
     """The questions of one case, answered by the program's session.
 
     ``broken`` says why the program can answer no more: it took longer than its ``seconds`` in all, or died.
+    ``large`` says what the last value was that is too large to leave the program, None where none was.
     """
 
     def __init__(self, program: Session, seconds: float) -> None:
@@ -173,6 +177,7 @@ class _Asked:
         self._seconds = seconds
         self._held = 0
         self.broken: str | None = None
+        self.large: str | None = None
         self.judged, self.wrong = 0, 0
 
     def answer(self, kind: str, *arguments: Any) -> Any:
@@ -228,6 +233,8 @@ class _Asked:
             # The interpreter shows functions and modules as texts.
             if is_plain(data) and (type(data) is not str or is_text is True):
                 return [False, data]
+        elif isinstance(value, Opaque):
+            self.large = repr(value)
         self._feed("_sw_held.append(_sw_value)", {})
         self._held += 1
         return [True, f"_sw_held[{self._held - 1}]"]
