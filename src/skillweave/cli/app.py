@@ -41,7 +41,7 @@ def _frame(
     """The options that stand before any command."""
 
 
-def run() -> None:
+def main() -> None:
     """Run the command that was typed: a :class:`UserError` is printed and exits with 2, a bug keeps its traceback."""
     import skillweave.cli.commands  # noqa: F401 - the commands stand on this module
 

@@ -25,9 +25,9 @@ def main() -> None:
     stops.listen()
     sys.excepthook = _show_bug
     try:
-        from skillweave.cli.app import run
+        from skillweave.cli import app
 
-        run()
+        app.main()
     except BaseException as error:
         # Libraries turn a Ctrl-C into errors of their own, so what was raised does not matter once one was pressed.
         if stops.number is None and not _is_stop(error):

@@ -312,7 +312,7 @@ class Delta:
                 from_base=dict(self.carried.from_base),
                 provenance=self.provenance,
             )
-            write_json(temporary / DELTA_FILE, card.model_dump(mode="json"))
+            write_json(temporary / DELTA_FILE, card.to_values())
         return folder
 
     def _write_tensors(self, folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -64,6 +64,16 @@ class DeltaCard(_Strict):
     files: FileHashes
     from_base: FileMeanings = {}
     provenance: Free
+
+    def to_values(self) -> dict[str, Any]:
+        """The values of ``delta.json``, with the oldest schema version that can say them all."""
+        newer = any(entry.stored == "rows" for entry in self.entries.values())
+        newer = newer or bool(self.from_base) or any(name.count("/") > 1 for name in self.files)
+        values = self.model_dump(mode="json", exclude=set() if self.from_base else {"from_base"})
+        for entry in values["entries"].values():
+            if entry["shared"] is None:
+                del entry["shared"]
+        return values | {"schema_version": 2 if newer else 1}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

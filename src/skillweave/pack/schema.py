@@ -212,9 +212,19 @@ class PackCard(_Strict):
     from_base: FileMeanings = {}
     entries: dict[TensorName, Entry] = {}
 
+    def oldest_version(self) -> int:
+        """The oldest schema version that can say all that the card says: older skillweaves read what they can."""
+        newer = any(
+            isinstance(entry, StackedEntry | RowsEntry)
+            or (isinstance(entry, _MatrixEntry) and (entry.transposed or len(entry.shape) != 2))
+            for entry in self.entries.values()
+        )
+        return 2 if newer or self.from_base or len(self.files) > 1 else 1
+
     def to_json(self) -> str:
         """The text of ``skillpack.json``: indented, but one line an entry, for there are hundreds."""
-        values = self.model_dump(mode="json", exclude={"entries"})
+        empty = set() if self.from_base else {"from_base"}
+        values = self.model_dump(mode="json", exclude={"entries", *empty}) | {"schema_version": self.oldest_version()}
         lines = []
         for name, entry in self.entries.items():
             fields = {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}

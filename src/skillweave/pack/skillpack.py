@@ -60,7 +60,6 @@ class Skillpack:
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
             write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
-            self.card.schema_version = SCHEMA_VERSION
             self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
             self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
@@ -104,7 +103,6 @@ class Skillpack:
         held = [DATA_FILE, *(f"{FOLDER}/{name}" for name in self.carried.files)]
         card = self.card.model_copy(
             update={
-                "schema_version": SCHEMA_VERSION,
                 "files": dict.fromkeys(held, "0" * 64),
                 "from_base": dict(self.carried.from_base),
             }

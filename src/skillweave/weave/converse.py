@@ -29,7 +29,7 @@ class ToolReply(Reply):
     last: str
     calls: int
     failed_calls: int
-    other_forms: int
+    other_forms: int = 0
 
     @property
     def answer(self) -> str | None:
