@@ -15,6 +15,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
+from skillweave.files.recover import settle
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
@@ -60,6 +61,7 @@ def resolve(ref: str | Path) -> Path:
     if text.startswith("bundled:"):
         return bundled(text.removeprefix("bundled:"))
     path = Path(text).expanduser()
+    settle(path)
     if path.is_dir():
         return path
     if path.is_file():

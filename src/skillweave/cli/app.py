@@ -10,6 +10,7 @@ import warnings
 import typer
 
 from skillweave import __version__
+from skillweave.cli.places import release_places
 from skillweave.errors import UserError
 from skillweave.progress import console
 
@@ -49,6 +50,8 @@ def main() -> None:
         if stop.code == 130:  # typer's, for Ctrl-C
             console.print("\nStopped. Run the same command again to go on.")
         raise
+    finally:
+        release_places()
 
 
 def _quiet_libraries() -> None:

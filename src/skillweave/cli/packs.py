@@ -8,7 +8,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import BASE, CONFIG, DEVICE, SET
-from skillweave.cli.places import check_folder, check_new_folder
+from skillweave.cli.places import check_apart, check_folder, check_new_folder
 from skillweave.errors import UserError
 from skillweave.progress import console
 
@@ -48,6 +48,7 @@ def zip_(
 
     if sum(source is not None for source in (tuned, lora, delta)) != 1:
         raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
+    check_apart(out, base=base, tuned=tuned, lora=lora, delta=delta)
     check_folder(out, is_skillpack, "skillpack")
     name = name or out.resolve().name
     try:
@@ -96,6 +97,7 @@ def unzip(
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
 
+    check_apart(out, pack=pack, base=base)
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from skillweave.errors import UserError
 from skillweave.files.read import read_card_file
+from skillweave.files.recover import settle
 
 if TYPE_CHECKING:
     import torch
@@ -56,11 +57,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def is_delta(folder: str | Path) -> bool:
     """Whether a folder holds a delta."""
+    settle(folder)
     return (Path(folder) / DELTA_FILE).is_file()
 
 
 def read_card(folder: Path) -> DeltaCard:
     """Read and check ``delta.json``; a missing, newer or damaged one is a :class:`UserError`."""
+    settle(folder)
     path = folder / DELTA_FILE
     if not path.is_file():
         hint = (

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
+from skillweave.files.recover import settle
 from skillweave.pack.schema import SCHEMA_VERSION, PackCard, expected_tensors
 
 CARD_FILE = "skillpack.json"
@@ -19,6 +20,7 @@ _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 def is_skillpack(folder: str | Path) -> bool:
     """Whether a folder holds a skillpack."""
+    settle(folder)
     return (Path(folder) / CARD_FILE).is_file()
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
 from skillweave.files.read import read_card_file
+from skillweave.files.recover import settle
 
 SCHEMA_VERSION = 1
 WEAVE_FILE = "weave.json"
@@ -42,11 +43,13 @@ class WeaveCard(BaseModel):
 
 def is_weave(folder: str | Path) -> bool:
     """Whether a folder holds a weave."""
+    settle(folder)
     return (Path(folder) / WEAVE_FILE).is_file()
 
 
 def read_card(folder: str | Path) -> WeaveCard:
     """Read ``weave.json``. Raises :class:`UserError` where it is missing, damaged or newer."""
+    settle(folder)
     path = Path(folder) / WEAVE_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
