@@ -51,27 +51,28 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     A link is followed and stays. An old file's permissions are kept, a new one has those of the umask. What is no file
     (``/dev/stdout``, a pipe) is written when all is there.
     """
-    if stream_of(path) is not None or is_special(path) or _in_place_only(path):
-        with _into(path) as temporary:
-            yield temporary
-        return
-    place = place_of(path)
-    if place.path.is_dir():
-        raise UserError(f"{path} is a folder, and a file is to be written there: name a file in it")
-    if is_private(place.path):
-        with disk_errors(place.path), _beside(place) as temporary:
-            yield temporary
-            os.replace(temporary, place.path)
-        return
-    with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
-        recover(held)
-        with _beside(place) as temporary:
-            yield temporary
-            with contextlib.suppress(FileNotFoundError):
-                os.chmod(temporary, stat.S_IMODE(os.stat(place.path).st_mode))
-            sync_file(temporary)
-            os.replace(temporary, place.path)
-            sync_folder(place.path.parent)
+    with disk_errors(Path(path)):
+        if stream_of(path) is not None or is_special(path) or _in_place_only(path):
+            with _into(path) as temporary:
+                yield temporary
+            return
+        place = place_of(path)
+        if place.path.is_dir():
+            raise UserError(f"{path} is a folder, and a file is to be written there: name a file in it")
+        if is_private(place.path):
+            with _beside(place) as temporary:
+                yield temporary
+                os.replace(temporary, place.path)
+            return
+        with claim(path, patience=_PATIENCE) as held:
+            recover(held)
+            with _beside(place) as temporary:
+                yield temporary
+                with contextlib.suppress(FileNotFoundError):
+                    os.chmod(temporary, stat.S_IMODE(os.stat(place.path).st_mode))
+                sync_file(temporary)
+                os.replace(temporary, place.path)
+                sync_folder(place.path.parent)
 
 
 @contextlib.contextmanager
@@ -123,39 +124,51 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     A link to a folder is followed and stays. An old folder's permissions are kept, a new one has those of the umask.
     While another process writes there, it is a :class:`UserError` that names it.
     """
-    place = place_of(path)
-    if os.path.lexists(place.path) and not place.path.is_dir():
-        raise UserError(f"{path} is a file, and a folder is to be written there: choose another place")
-    if is_private(place.path) and not (place.path.is_dir() and any(place.path.iterdir())):
-        place.path.mkdir(parents=True, exist_ok=True)
-        yield place.path  # a part of what is written under a temporary name already
-        return
-    with disk_errors(place.shown), claim(path) as held:
-        recover(held)
-        token = new_token()
-        temporary = place.hidden("new", token)
-        try:
-            make_folders(place.path.parent)
-            os.mkdir(temporary, 0o777)  # the umask and the folder's own rules make of it what they should
-            mode = stat.S_IMODE(os.stat(temporary).st_mode)
-            os.chmod(temporary, mode & ~0o077)  # until it is whole, nobody else can put a link into it
-            with private(temporary, place.shown):
-                yield temporary
-            if not temporary.is_dir():
-                raise UserError(f"{temporary} was removed while {place.shown} was written: write it again")
-            if place.path.is_dir() and not place.inside:
-                mode = stat.S_IMODE(os.stat(place.path).st_mode)
-            sync_tree(temporary)
-            os.chmod(temporary, mode)
-            _put(held, temporary, token)
-        finally:
+    with disk_errors(Path(path)):
+        place = place_of(path)
+        if os.path.lexists(place.path) and not place.path.is_dir():
+            raise UserError(f"{path} is a file, and a folder is to be written there: choose another place")
+        if is_private(place.path) and not (place.path.is_dir() and any(place.path.iterdir())):
+            place.path.mkdir(parents=True, exist_ok=True)
+            yield place.path  # a part of what is written under a temporary name already
+            return
+        with claim(path) as held:
+            recover(held)
+            token = new_token()
             try:
-                recover(held, only=token)
-            except OSError as error:
-                console.print(
-                    f"{place.shown} could not be tidied up ({error.strerror}): its next write or read does so",
-                    markup=False,
-                )
+                with _hidden_folder(place, token) as temporary:
+                    yield temporary
+                _put(held, temporary, token)
+            finally:
+                _tidy(held, token)
+
+
+@contextlib.contextmanager
+def _hidden_folder(place: Place, token: str) -> Iterator[Path]:
+    """Yield an empty hidden folder; on a clean exit it is synced and has the permissions that are wanted."""
+    temporary = place.hidden("new", token)
+    make_folders(place.path.parent)
+    os.mkdir(temporary, 0o777)  # the umask and the folder's own rules make of it what they should
+    mode = stat.S_IMODE(os.stat(temporary).st_mode)
+    os.chmod(temporary, mode & ~0o077)  # until it is whole, nobody else can put a link into it
+    with private(temporary, place.shown):
+        yield temporary
+    if not temporary.is_dir():
+        raise UserError(f"{temporary} was removed while {place.shown} was written: write it again")
+    if place.path.is_dir() and not place.inside:
+        mode = stat.S_IMODE(os.stat(place.path).st_mode)
+    sync_tree(temporary)
+    os.chmod(temporary, mode)
+
+
+def _tidy(held: Claim, token: str) -> None:
+    try:
+        recover(held, only=token)
+    except OSError as error:
+        console.print(
+            f"{held.place.shown} could not be tidied up ({error.strerror}): its next write or read does so",
+            markup=False,
+        )
 
 
 def try_rename(held: Claim) -> None:

@@ -83,9 +83,10 @@ class Claim:
                 return
             del _HELD[str(held.path)]
         # Removed while it is locked: who opened it before and gets it now sees that it is no longer there.
-        with contextlib.suppress(OSError):
-            if _is_at(held.descriptor, held.path):
-                os.unlink(held.path)
+        for _ in range(2):  # a far file system may answer once that the file has changed
+            with contextlib.suppress(OSError):
+                if _is_at(held.descriptor, held.path):
+                    os.unlink(held.path)
         with contextlib.suppress(OSError):
             os.close(held.descriptor)
         for folder in reversed(held.made):
@@ -174,6 +175,10 @@ def _open(path: Path) -> int:
         if not os.path.lexists(path):
             raise
         descriptor = os.open(path, os.O_RDONLY | flags)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise UserError(f"{path} is not a file, and our lock is to lie there: remove it") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise UserError(f"{path} is not a file, and our lock is to lie there: remove it")

@@ -108,9 +108,9 @@ def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
 
 
 def owner_of(hidden: Path) -> Path | None:
-    """The place that a hidden entry belongs to, where its name tells; None where it is no hidden entry of ours."""
+    """The place that a hidden entry or a lock belongs to, by its name; None where it is nothing of ours."""
     match = _HIDDEN.fullmatch(hidden.name)
-    if match is None or match["kind"] is None:
+    if match is None:
         return None
     outer = _outermost(hidden.name)
     stem = outer["stem"] if outer else match["stem"]

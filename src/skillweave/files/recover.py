@@ -40,9 +40,10 @@ def settle(path: str | Path) -> None:
     Nothing is touched where the place is whole. Raises :class:`UserError` with the commands to type where this user
     may not rename there.
     """
-    place = place_of(path)
-    if is_private(place.path) or not _unsettled(place):
-        return
+    with disk_errors(Path(path)):
+        place = place_of(path)
+        if is_private(place.path) or not _unsettled(place):
+            return
     try:
         with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
             recover(held)
