@@ -199,7 +199,7 @@ def test_a_training_that_failed_leaves_nothing_and_is_begun_again(cache: Path, m
     monkeypatch.setattr(train, "_train", broken)
     with pytest.raises(RuntimeError, match="cut off"):
         micro_base(EXAMPLES, shape=SHAPE, training=BRIEF, seed=0)
-    assert [path.suffix for path in (cache / "micro").iterdir()] == [".lock"]
+    assert not (cache / "micro").exists()
     monkeypatch.setattr(train, "_train", written_by)
     assert (micro_base(EXAMPLES, shape=SHAPE, training=BRIEF, seed=0) / "micro.json").is_file()
 

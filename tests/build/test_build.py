@@ -148,8 +148,6 @@ def test_the_card_never_shows_scores_of_another_run(config_file: Path, tmp_path:
 
 def _build_and_die(config_file: Path, out: Path, at: str) -> None:
     """In a child: build, and be killed as by a power cut once the step ``at`` has done half of its atomic writes."""
-    from skillweave.files import write
-
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     rename, step = os.replace, run.run_step
@@ -168,7 +166,7 @@ def _build_and_die(config_file: Path, out: Path, at: str) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 rename(source, target)
 
-            write.os.replace = counted
+            os.replace = counted  # type: ignore[assignment]
             work(folder)
             os.kill(os.getpid(), signal.SIGKILL)  # before the step is marked as done
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
 from skillweave.base.cache import cache_folder
 from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
+from skillweave.files.lock import take
+from skillweave.files.place import place_of
+from skillweave.files.recover import settle
 from skillweave.files.write import atomic_folder
 from skillweave.progress import say_once
 
@@ -61,16 +63,12 @@ def from_gguf(file: str | Path) -> Path:
 def _converted_once(file: Path, target: Path) -> Path:
     """Convert ``file`` into ``target`` unless that is done; of processes that start at once, one does it."""
     # The folder appears whole or not at all (atomic_folder), so its being there is enough.
+    settle(target)
     if target.is_dir():
         return target
-    lock = FileLock(target.with_name(f"{target.name}.lock"))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        say_once(f"another process converts {file.name}; waiting for it")
-        lock.acquire()
-    except OSError as error:
+        held = take(place_of(target), waiting=f"another process converts {file.name}; waiting for it")
+    except UserError as error:
         raise UserError(
             f"the converted model cannot be kept in {target.parent} ({error}): "
             f"set SKILLWEAVE_CACHE to a folder that you may write to"
@@ -81,7 +79,7 @@ def _converted_once(file: Path, target: Path) -> Path:
             with atomic_folder(target) as folder:
                 convert_gguf(file, folder)
     finally:
-        lock.release()
+        held.release()
     return target
 
 

@@ -17,6 +17,7 @@ from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
 from skillweave.files.read import home_path, is_file, is_folder, read_json
+from skillweave.files.recover import settle
 from skillweave.progress import say_once
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
@@ -67,6 +68,7 @@ def resolve(ref: str | Path) -> Path:
     if text.startswith("bundled:"):
         return bundled(text.removeprefix("bundled:"))
     path = home_path(text)
+    settle(path)
     if is_folder(path):
         return path
     if is_file(path):

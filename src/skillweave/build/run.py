@@ -24,6 +24,8 @@ from skillweave.build.evaluate import BACKGROUND, answers, read_packs, read_scor
 from skillweave.build.step import run_step, step_seconds
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
+from skillweave.files.lock import claim
+from skillweave.files.place import is_mount, is_occupied, place_of
 from skillweave.files.read import read_json
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods import get_method
@@ -50,18 +52,27 @@ def build(
     (``json_calls/delta``). Raises :class:`UserError` where ``out`` holds something that is no weave: it
     would be replaced.
     """
-    if out.exists() and not is_weave(out) and (out.is_file() or any(out.iterdir())):
-        raise UserError(
-            f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
-        )
-    run = _Build(config, out.with_name(f"{out.name}.work"), before_step)
+    place = place_of(out).path
+    if is_mount(place):
+        raise UserError(f"{out} is a mount point, and what a build works on lies beside its weave: use {out}/NAME")
+    work = place.with_name(f"{place.name}.work")
+    # Both are claimed for as long as the build takes: another build there would undo its steps.
+    with claim(out), claim(work):
+        if not is_weave(out) and is_occupied(place):
+            raise UserError(
+                f"{out} holds something that is no weave, and would be replaced: choose another place with --out"
+            )
+        return _built(_Build(config, work, before_step), out, command)
+
+
+def _built(run: _Build, out: Path, command: str) -> dict[str, Any]:
     run.unlearn()
-    for skill in config.skills:
+    for skill in run.config.skills:
         run.score_base(skill)
         run.specialise(skill)
         run.zip(skill)
     run.weave()
-    for skill in config.skills:
+    for skill in run.config.skills:
         run.score_pack(skill)
     run.score_routed()
     report = run.report(command)

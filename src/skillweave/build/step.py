@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Any
 
 from rich.text import Text
 
+from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
-from skillweave.files.write import sweep, write_json
+from skillweave.files.recover import drop
+from skillweave.files.write import disk_errors, sweep, write_json
 from skillweave.progress import console
 
 MARKER = "step.json"
@@ -42,8 +43,10 @@ def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable
         sweep(folder)
     else:
         console.print(title, style="bold")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        # As one: a kill must not leave the mark of a finished step beside files that are gone.
+        with disk_errors(folder):
+            drop(folder)
+            make_folders(folder)
         write_json(marker, {"key": key, "done": False, "inputs": inputs})
     began = time.monotonic()
     work(folder)

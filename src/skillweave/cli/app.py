@@ -14,6 +14,7 @@ import typer
 from rich.text import Text
 
 from skillweave import __version__
+from skillweave.cli.places import release_places
 from skillweave.errors import UserError
 from skillweave.files.read import unreadable
 from skillweave.progress import console
@@ -69,6 +70,8 @@ def main() -> None:
         if error.errno not in _OF_THE_MACHINE:
             raise
         _refuse(str(unreadable(error.filename or "a file", error, "another place")))
+    finally:
+        release_places()
 
 
 _OF_THE_MACHINE = (

@@ -10,7 +10,7 @@ import typer
 from skillweave.cli.app import app
 from skillweave.cli.jobs import command_line, is_first_process, make_delta, read_job, say
 from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
-from skillweave.cli.places import check_folder, is_run
+from skillweave.cli.places import check_apart, check_folder, is_run
 
 group = typer.Typer(
     help="Unlearn: take knowledge out, freeze the neurons that hold the rest, judge the result.",
@@ -78,6 +78,7 @@ def score(
     from skillweave.methods.cku.neurons import ScoreConfig, is_score, score_neurons
 
     job = read_job(ScoreConfig, config, _typed(base, forget, retain, [], out), overrides)
+    check_apart(job.out, base=job.base)
     check_folder(job.out, is_score, "folder of scores")
     found = score_neurons(open_base(job.base, device=device), job.settings, job.out, command=command_line())
     say(
@@ -128,7 +129,8 @@ def report(
     typed = _typed(base, forget, retain, unseen, out)
     typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
     job = read_job(ReportConfig, config, typed, overrides)
-    check_folder(job.out, is_run, "work folder of a report")
+    check_apart(job.out, base=job.base, delta=job.settings.delta, reference=job.settings.reference)
+    check_folder(job.out, is_run, "work folder of a report", replaced=False)
     found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line(), zipper=zipped)
     if is_first_process():
         write_unlearn_report(found, job.out)

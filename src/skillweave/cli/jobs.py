@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_type_hints
 
-from skillweave.cli.places import check_folder, is_run
+from skillweave.cli.places import check_apart, check_folder, is_run
 from skillweave.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def make_delta(
 
     method = get_method(name)
     job = read_job(method.config, file, typed, overrides)
-    check_folder(job.out, is_run, f"work folder of {name}")
+    check_apart(job.out, base=job.base)
+    check_folder(job.out, is_run, f"work folder of {name}", replaced=False)
     delta = method.run(open_base(job.base, device=device), job.settings, job.out)
     made = job.out / "delta"
     say(f"Wrote {made} ({delta.nbytes:,} bytes).")

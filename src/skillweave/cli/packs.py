@@ -9,7 +9,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import BASE, CONFIG, DEVICE, SET
-from skillweave.cli.places import check_folder, check_new_folder
+from skillweave.cli.places import check_apart, check_folder, check_new_folder
 from skillweave.errors import UserError
 from skillweave.progress import console
 
@@ -60,6 +60,7 @@ def zip_(
         raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
     if lora is None and (revision or subfolder):
         raise UserError("--revision and --subfolder belong to --lora: name an adapter, or leave them out")
+    check_apart(out, base=base, tuned=tuned, lora=lora, delta=delta)
     check_folder(out, is_skillpack, "skillpack")
     name = name or out.resolve().name
     try:
@@ -109,6 +110,7 @@ def unzip(
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
 
+    check_apart(out, pack=pack, base=base)
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings, FileName, Folder
 from skillweave.files.read import is_file, read_card_file
+from skillweave.files.recover import settle
 from skillweave.files.values import Flag, Free, Line, Shape, Size, TensorName, Version
 
 if TYPE_CHECKING:
@@ -83,11 +84,13 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def is_delta(folder: str | Path) -> bool:
     """Whether a folder holds a delta."""
+    settle(folder)
     return is_file(Path(folder) / DELTA_FILE)
 
 
 def read_card(folder: Path) -> DeltaCard:
     """Read and check ``delta.json``; a missing, newer or damaged one is a :class:`UserError`."""
+    settle(folder)
     path = folder / DELTA_FILE
     if not path.is_file():
         hint = (

@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from skillweave.base.cache import cache_folder
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
-from skillweave.files.write import atomic_folder, disk_errors, write_json
+from skillweave.files.lock import claim
+from skillweave.files.recover import settle
+from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
@@ -48,14 +49,13 @@ def micro_base(
     }
     target = cache_folder() / "micro" / f"{name}-{digest(facts)}"
     # The folder appears whole or not at all (atomic_folder), so its being there is enough.
+    settle(target)
     if not target.is_dir():
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(target.with_name(f"{target.name}.lock")):
-                if not target.is_dir():
-                    with atomic_folder(target) as folder:
-                        figures = _train(folder, examples, shape, training, seed, name, words)
-                        write_json(folder / "micro.json", {**facts, "figures": figures})
+        with claim(target, waiting=f"another process trains {name}; waiting for it"):
+            if not target.is_dir():
+                with atomic_folder(target) as folder:
+                    figures = _train(folder, examples, shape, training, seed, name, words)
+                    write_json(folder / "micro.json", {**facts, "figures": figures})
     return target
 
 

@@ -11,6 +11,7 @@ from skillweave.delta.carry import FOLDER
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import is_file, read_card_file
+from skillweave.files.recover import settle
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry, expected_tensors
 
 CARD_FILE = "skillpack.json"
@@ -24,6 +25,7 @@ _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 def is_skillpack(folder: str | Path) -> bool:
     """Whether a folder holds a skillpack."""
+    settle(folder)
     return is_file(Path(folder) / CARD_FILE)
 
 

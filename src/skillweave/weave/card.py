@@ -11,6 +11,7 @@ from skillweave.delta.schema import DELTA_FILE, BaseRef
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.read import is_file, read_card_file
+from skillweave.files.recover import settle
 from skillweave.files.values import Flag, Line, Size, Version
 from skillweave.pack.schema import PackName
 from skillweave.pack.stored import CARD_FILE
@@ -71,11 +72,13 @@ def pack_card(name: str) -> str:
 
 def is_weave(folder: str | Path) -> bool:
     """Whether a folder holds a weave."""
+    settle(folder)
     return is_file(Path(folder) / WEAVE_FILE)
 
 
 def read_card(folder: str | Path) -> WeaveCard:
     """Read ``weave.json``. Raises :class:`UserError` where it is missing, damaged or newer."""
+    settle(folder)
     path = Path(folder) / WEAVE_FILE
     if not path.is_file():
         raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")

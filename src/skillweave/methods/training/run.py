@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -27,7 +28,10 @@ from skillweave.base.generate import context_length
 from skillweave.base.precision import native_bf16
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
+from skillweave.files.lock import Claim, take
+from skillweave.files.place import place_of
 from skillweave.files.read import read_json
+from skillweave.files.recover import recover, sweep
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
@@ -96,11 +100,14 @@ class Run(Generic[C, D]):
         processes = Processes.join(base.model.device.type)
         device = processes.device(base.model.device)
         config = processes.from_first(lambda: _decided(config, folder, device))
-        processes.from_first(lambda: _claim(method, folder, base, config, task))
+        held: list[Claim] = []
+        processes.from_first(lambda: held.append(_claim(method, folder, base, config, task)))
         if device.type == "cpu":
             keep_freed_memory()
         policy = Policy(base.path, base.ref, device)
         run = cls(method, base, config, task, folder, open_tokenizer(base.path), processes, policy)
+        for claimed in held:  # the folder is this run's until it ends, with or without a result
+            weakref.finalize(run, claimed.release)
         if isinstance(task, Task) and not run.finished:
             check_before(task, run.tokenizer, run.max_length)
         return run
@@ -317,8 +324,20 @@ def _changes(delta: Delta, base: Checkpoint, name: str) -> bool:
     return not float(moved.abs().max()) <= torch.finfo(torch.float32).eps * largest  # a NaN is a change
 
 
-def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:
-    """Write the resolved settings, or check that the run found in the folder has the same."""
+def _claim(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> Claim:
+    """Claim the folder and write the resolved settings, or check that the run found in it has the same."""
+    held = take(place_of(folder))
+    try:
+        recover(held)
+        sweep(folder)
+        _write_settings(method, folder, base, config, task)
+    except BaseException:
+        held.release()
+        raise
+    return held
+
+
+def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings, task: Data) -> None:
     settings = config.model_dump(mode="json")
     identity = {
         "method": method,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import shutil
@@ -16,7 +17,8 @@ import transformers
 from transformers import PrinterCallback, TrainerCallback
 
 from skillweave.errors import UserError
-from skillweave.files.write import disk_errors, write_json, write_text
+from skillweave.files.disk import sync_tree
+from skillweave.files.write import disk_errors, write_json
 from skillweave.methods.training.held_out import LOSS, looks
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.reporting import reporters
@@ -78,12 +80,29 @@ class _Mark(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.processes.wait()
         if self.processes.first:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / _MARK, "")
+            mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+
+def mark_whole(checkpoint: Path) -> None:
+    """Mark a checkpoint as whole, by the sizes of its files, once they are all on the disk."""
+    sync_tree(checkpoint)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    write_json(checkpoint / _MARK, {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files})
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is marked and has every file of its mark: a kill may leave one that is half removed."""
+    try:
+        text = (checkpoint / _MARK).read_text(encoding="utf-8")
+        sizes = json.loads(text) if text else {}  # older marks are empty
+        return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, if any."""
-    whole = [mark.parent for mark in folder.glob(f"checkpoint-*/{_MARK}")]
+    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_whole(checkpoint)]
     return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 

@@ -1,0 +1,239 @@
+"""What writing asks of the disk: sync, exchange two folders in one step, remove; and its errors as sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from skillweave.errors import UserError
+from skillweave.files.place import shown_of
+from skillweave.units import human_bytes
+
+_FULL = 2**20
+"""A disk with fewer free bytes is full: what torch raises when it cannot write a checkpoint does not say so."""
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EROFS, errno.EPERM}
+_BROKEN = {
+    errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.EREMOTEIO, errno.ETIMEDOUT, errno.EHOSTDOWN,
+    errno.EUCLEAN, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOLCK, errno.EBUSY, errno.EXDEV, errno.EINTR,
+    errno.ENOTCONN,
+}  # fmt: skip
+"""Errors that come from the disk or the system, whatever the program does."""
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS, errno.EACCES}
+"""What a file system answers that cannot sync a folder."""
+
+_AT_FDCWD = -100
+_NOREPLACE, _EXCHANGE = 1, 2
+_UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a system or a file system answers that does not know a flag of renameat2."""
+
+
+class Unsupported(Exception):
+    """The system or the file system cannot rename in this way."""
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the disk (full, read-only, broken) into a :class:`UserError` that names the place."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        code, shown = _code(error), shown_of(path)
+        if code in _NO_ROOM or "No space left" in str(error) or _is_full(path):
+            why = {errno.EDQUOT: "the quota of this user is used up", errno.EFBIG: "the file is too large for the disk"}
+            raise UserError(
+                f"{why.get(code or 0, 'no space left on the disk')} while writing {shown}; "
+                f"nothing was replaced. Free some space or choose another folder."
+            ) from error
+        if code in _NOT_ALLOWED:
+            raise UserError(f"may not write {shown}: {error}. Choose a folder you may write to.") from error
+        if code in _BROKEN:
+            raise UserError(
+                f"could not write {shown}: {error}; nothing was replaced. Check the disk, or choose another place."
+            ) from error
+        raise
+
+
+def _code(error: BaseException) -> int | None:
+    """The number of a system's error; safetensors writes it into its text."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else None
+
+
+def _is_full(path: Path) -> bool:
+    try:
+        return free_bytes(path) < _FULL
+    except OSError:
+        return False
+
+
+def free_bytes(path: Path) -> int:
+    """The free bytes where ``path`` is, or would be made."""
+    return shutil.disk_usage(existing(path)).free
+
+
+def existing(path: Path) -> Path:
+    """The path, or the nearest one above it that is there."""
+    path = Path(os.path.realpath(path))
+    return next(place for place in (path, *path.parents) if os.path.lexists(place))
+
+
+def check_room(path: Path, needed: int, what: str) -> None:
+    """Raise :class:`UserError` where ``needed`` bytes for ``what`` are more than the disk of ``path`` has free."""
+    try:
+        free = free_bytes(path)
+    except OSError:
+        return  # some file systems do not tell
+    if free < needed:
+        raise UserError(
+            f"{what} needs at least {human_bytes(needed)} in {path}, and the disk has {human_bytes(free)} free. "
+            f"Free some space or choose another place."
+        )
+
+
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and those above it that are missing, synced; those that were made, the uppermost first."""
+    made: list[Path] = []
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        try:
+            os.mkdir(folder)
+        except FileExistsError:
+            continue  # another process was faster
+        except NotADirectoryError:
+            raise UserError(f"{folder.parent} is a file, and nothing can lie in it: choose another place") from None
+        except FileNotFoundError:
+            if folder.parent.is_dir():  # so /proc answers
+                why = "nothing can be made there"
+                raise PermissionError(errno.EPERM, why, str(folder)) from None
+            raise
+        made.append(folder)
+        sync_folder(folder.parent)
+    return made
+
+
+def sync_file(path: Path) -> None:
+    """Bring a regular file to the disk. A link is not followed, and nothing but a file is opened."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK, errno.ENXIO):  # a link, a pipe, a socket
+            return
+        raise
+    try:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Bring the names in a folder to the disk, where the file system can."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NO_SYNC:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a folder, all files in it and all names in it to the disk."""
+    for root, _, files in os.walk(folder, topdown=False, onerror=_raise):
+        for name in files:
+            sync_file(Path(root) / name)
+        sync_folder(Path(root))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two paths change places in one step, or raise :class:`Unsupported`. There is no moment without either."""
+    _renameat2(one, other, _EXCHANGE)
+
+
+def move_new(source: Path, target: Path) -> None:
+    """Rename to a path where nothing lies yet; a ``FileExistsError`` where something does."""
+    try:
+        _renameat2(source, target, _NOREPLACE)
+    except Unsupported:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from None
+        os.replace(source, target)
+
+
+def _renameat2(source: Path, target: Path, flags: int) -> None:
+    code = renameat2(os.fsencode(source), os.fsencode(target), flags)
+    if code in _UNKNOWN:
+        raise Unsupported(os.strerror(code))
+    if code:
+        raise OSError(code, os.strerror(code), str(source), None, str(target))
+
+
+def renameat2(source: bytes, target: bytes, flags: int) -> int:
+    """Linux's system call of that name; 0, or the number of its error (ENOSYS where there is no such call)."""
+    call = _find_renameat2()
+    if call is None:
+        return errno.ENOSYS
+    return 0 if call(_AT_FDCWD, source, _AT_FDCWD, target, flags) == 0 else ctypes.get_errno()
+
+
+def _find_renameat2() -> Callable[..., int] | None:
+    try:
+        call = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return None
+    call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint]
+    call.restype = ctypes.c_int
+    return call
+
+
+def remove(path: Path) -> OSError | None:
+    """Remove a file, a link or a whole folder; the first error, if something of it is still there.
+
+    A folder that its owner made read-only is made writable first.
+    """
+    first: list[OSError] = []
+
+    def failed(function: Callable[..., object], name: str, info: tuple) -> None:
+        error = info[1]
+        if isinstance(error, FileNotFoundError):
+            return
+        if isinstance(error, PermissionError) and function in (os.unlink, os.rmdir, os.open, os.scandir):
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.dirname(name), 0o700)
+                if function in (os.unlink, os.rmdir):
+                    function(name)
+                    return
+        first.append(error)
+
+    try:
+        if stat.S_ISDIR(os.lstat(path).st_mode):
+            shutil.rmtree(path, onerror=failed)
+        else:
+            os.unlink(path)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return error
+    return first[0] if first and os.path.lexists(path) else None

@@ -1,0 +1,244 @@
+"""One writer for a place: a lock that the system releases when its process ends, however it ends.
+
+filelock is not used: it leaves its files in place, and does not tell who holds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import platform
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skillweave.errors import UserError
+from skillweave.files.disk import disk_errors, make_folders
+from skillweave.files.place import Place, place_of
+from skillweave.progress import console, say_once
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What a file system answers that has no locks."""
+_PAUSE = 0.05
+"""Seconds between two looks at a lock that another process holds."""
+
+
+@dataclass
+class Held:
+    """A lock that this process holds. ``sure`` is False where the file system has no locks."""
+
+    path: Path
+    descriptor: int
+    thread: int
+    sure: bool
+    made: list[Path]
+    """Folders that were made to put the lock in: removed again if nothing comes to lie in them."""
+    count: int = 1
+
+
+_HELD: dict[str, Held] = {}
+_GUARD = threading.RLock()  # a claim may be released by the garbage collector while this thread takes another
+
+
+def _forget_in_child() -> None:
+    """A forked process holds no lock: else a lock would live on with a worker of a process that was killed."""
+    global _GUARD
+    _GUARD = threading.RLock()
+    for held in _HELD.values():
+        with contextlib.suppress(OSError):
+            os.close(held.descriptor)  # closed, not unlocked: the lock is still the parent's
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+@dataclass
+class Claim:
+    """The right to write a place, from :func:`take` until :meth:`release`."""
+
+    place: Place
+    _held: Held | None = field(repr=False)
+
+    @property
+    def sure(self) -> bool:
+        """Whether no other process can be writing there: False where the file system has no locks."""
+        return self._held is not None and self._held.sure
+
+    def release(self) -> None:
+        """Give the place back; a second call does nothing."""
+        held, self._held = self._held, None
+        if held is None:
+            return
+        with _GUARD:
+            held.count -= 1
+            if held.count or _HELD.get(str(held.path)) is not held:
+                return
+            del _HELD[str(held.path)]
+        # Removed while it is locked: who opened it before and gets it now sees that it is no longer there.
+        for _ in range(2):  # a far file system may answer once that the file has changed
+            with contextlib.suppress(OSError):
+                if _is_at(held.descriptor, held.path):
+                    os.unlink(held.path)
+        with contextlib.suppress(OSError):
+            os.close(held.descriptor)
+        for folder in reversed(held.made):
+            try:
+                os.rmdir(folder)
+            except OSError:
+                break
+
+
+@contextlib.contextmanager
+def claim(path: str | Path, *, waiting: str | None = None, patience: float = 0) -> Iterator[Claim]:
+    """Within, no other process and no other thread writes ``path`` (see :func:`take`)."""
+    taken = take(place_of(path), waiting=waiting, patience=patience)
+    try:
+        yield taken
+    finally:
+        taken.release()
+
+
+def take(place: Place, *, waiting: str | None = None, patience: float = 0) -> Claim:
+    """Claim a place for this thread, which may claim it several times.
+
+    While another holds it: :class:`UserError` that names it after ``patience`` seconds; where there is a message for
+    ``waiting``, it is said and the wait has no end. A process that was killed holds nothing.
+    """
+    ends, told = time.monotonic() + patience, False
+    while True:
+        with _GUARD:
+            held = _HELD.get(str(place.lock))
+            if held is not None and held.thread == threading.get_ident():
+                held.count += 1
+                return Claim(place, held)
+            if held is None:
+                with disk_errors(place.shown):
+                    got = _try(place)
+                if isinstance(got, Held):
+                    _HELD[str(place.lock)] = got
+                    return Claim(place, got)
+                holder = got
+            else:
+                holder = f"another thread of this process (pid {os.getpid()})"
+        if waiting is None and time.monotonic() >= ends:
+            raise UserError(
+                f"{place.shown} is being written by {holder}: wait until it has ended, or choose another place"
+            )
+        if waiting is not None and not told:
+            console.print(f"{waiting} ({holder})", markup=False, soft_wrap=True)
+            told = True
+        time.sleep(_PAUSE)
+
+
+def _try(place: Place) -> Held | str:
+    """The lock of a place, or who holds it."""
+    made: list[Path] = []
+    while True:
+        try:
+            made += make_folders(place.lock.parent)
+            descriptor = _open(place.lock)
+        except FileNotFoundError:
+            continue  # the folder was removed by another process that had made it
+        try:
+            sure = _lock(descriptor)
+            if sure is None or (not sure and _lives(_read(descriptor))):
+                holder = _who(_read(descriptor))
+                os.close(descriptor)
+                return holder
+            if not _is_at(descriptor, place.lock):  # removed by who held it, after we opened it
+                os.close(descriptor)
+                continue
+            if not sure:
+                say_once(f"the file system of {place.shown} has no locks: see to it that only one process writes there")
+            _write_holder(descriptor)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+            raise
+        return Held(place.lock, descriptor, threading.get_ident(), sure, made)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:
+        # Another user's lock can be waited for, if not written into.
+        if not os.path.lexists(path):
+            raise
+        descriptor = os.open(path, os.O_RDONLY | flags)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise UserError(f"{path} is not a file, and our lock is to lie there: remove it") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is not a file, and our lock is to lie there: remove it")
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool | None:
+    """True: locked; None: another process holds it; False: there are no locks on this file system."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        if error.errno in _NO_LOCKS:
+            return False
+        raise
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that lies at the path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _write_holder(descriptor: int) -> None:
+    text = json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+    # A message to others without effect on the lock: a full disk does not matter here.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+
+
+def _read(descriptor: int) -> dict[str, Any]:
+    try:
+        found = json.loads(os.pread(descriptor, 1000, 0))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _who(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    told = "".join(character for character in str(holder.get("host")) if character.isprintable())[:80]
+    since = "".join(character for character in str(holder.get("since")) if character.isprintable())[:40]
+    return f"another process (pid {str(holder.get('pid'))[:20]} on {told}, since {since})"
+
+
+def _lives(holder: dict[str, Any]) -> bool:
+    """Whether the process that a lock file names runs on this machine, where the system has no lock that tells."""
+    pid = holder.get("pid")
+    if holder.get("host") != platform.node() or not isinstance(pid, int) or pid in (0, os.getpid()) or pid < 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,200 @@
+"""Finish, take back or remove what writes that were killed left beside or inside their place.
+
+The hidden entries of a place, and what each means when no process writes there:
+
+``new``     a version that was not finished, or an old one that was exchanged for a finished one: garbage
+``old``     the version before, moved aside whole because the system cannot exchange; beside it its ``new`` is whole too
+``ready``   inside the place: the new version, whole, and the old one is being removed
+``in``      inside the place: what of the new version has not been moved to the place yet
+``del``     garbage
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from skillweave.errors import UserError
+from skillweave.files.disk import disk_errors, remove, sync_folder
+from skillweave.files.lock import Claim, claim
+from skillweave.files.place import (
+    LOST_AND_FOUND,
+    Place,
+    is_private,
+    leftovers,
+    leftovers_beside,
+    leftovers_within,
+    owner_of,
+    place_of,
+)
+from skillweave.progress import console
+
+_PATIENCE = 60.0
+"""Seconds that a reader waits for a writer that is exchanging two versions: it takes a moment, unless it hangs."""
+
+
+def settle(path: str | Path) -> None:
+    """Bring back or finish what a killed write left hidden at a place that is to be read; say so.
+
+    Nothing is touched where the place is whole. Raises :class:`UserError` with the commands to type where this user
+    may not rename there.
+    """
+    with disk_errors(Path(path)):
+        place = place_of(path)
+        if is_private(place.path) or not _unsettled(place):
+            return
+    try:
+        with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
+            recover(held)
+    except UserError as error:
+        if _unsettled(place):
+            raise UserError(f"{error}. A write of {place.shown} was cut off: {_by_hand(place)}") from error
+    if _unsettled(place):
+        raise UserError(f"a write of {place.shown} was cut off: {_by_hand(place)}")
+
+
+def _unsettled(place: Place) -> bool:
+    if place.path.is_dir():
+        return any(kind in ("ready", "in") for kind, _, _ in leftovers_within(place))
+    return not os.path.lexists(place.path) and any(kind == "old" for kind, _, _ in leftovers_beside(place))
+
+
+def _by_hand(place: Place) -> str:
+    within = [path for kind, _, path in leftovers_within(place) if kind in ("ready", "in")]
+    if within:
+        return f"open it once as a user who may write there; its files are in {within[0]}"
+    old = [path for kind, _, path in leftovers_beside(place) if kind == "old"]
+    return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{place.path}'"
+
+
+def recover(held: Claim, only: str | None = None) -> None:
+    """Settle a place that is claimed, remove the garbage of killed writes, and say so.
+
+    ``only`` names the one write to settle, without a word: its own writer does so. Where the file system has no locks,
+    a hidden folder may belong to a living writer, and is left unless ``only`` names it.
+    """
+    place = held.place
+    if only is None and not held.sure:
+        return
+    told = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
+    told += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
+    for line in dict.fromkeys(told if only is None else []):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _settle_beside(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
+    told = []
+    old = [(token, path) for kind, token, path in found if kind == "old"]
+    if old and not os.path.lexists(place.path):
+        new = {token: path for kind, token, path in found if kind == "new"}
+        # The version before is moved aside only when the new one is whole: so the new one is what the person wants.
+        token, aside = max(old, key=lambda one: (one[0] in new, _time(one[1])))
+        os.replace(new.get(token, aside), place.path)
+        sync_folder(place.path.parent)
+        told.append(
+            f"finished the write of {place.shown} that was cut off"
+            if token in new
+            else f"brought back {place.shown}, which a write that was cut off had moved aside"
+        )
+    for kind, token, path in found:
+        told += discard(path, place.beside("del", token)) if kind == "old" else _removed(path)
+    return told
+
+
+def _settle_within(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
+    told = []
+    for kind, token, path in found:
+        if kind in ("ready", "in"):
+            finish_inside(place, token)
+            told.append(f"finished the write of {place.shown} that was cut off")
+        else:
+            told += _removed(path)
+    return told
+
+
+def _time(path: Path) -> float:
+    try:
+        return os.lstat(path).st_mtime
+    except OSError:
+        return 0.0
+
+
+def discard(path: Path, name: Path) -> list[str]:
+    """Remove a whole version under another name first, so that a half removed one is never taken for a whole one."""
+    if not os.path.lexists(path):
+        return []
+    try:
+        os.replace(path, name)
+    except OSError as error:
+        _tell_left(path, error)
+        return []
+    return _removed(name)
+
+
+def _removed(path: Path) -> list[str]:
+    if not os.path.lexists(path):
+        return []
+    if (error := remove(path)) is not None:
+        _tell_left(path, error)
+        return []
+    return [f"removed {path}, left by a write that was cut off"]
+
+
+def _tell_left(path: Path, error: OSError) -> None:
+    console.print(f"{path} is not needed and could not be removed ({error.strerror}): delete it", markup=False)
+
+
+def finish_inside(place: Place, token: str) -> None:
+    """Put the new version that lies ready inside a place where the old one is; can be cut off and called again."""
+    ready, moving = place.within("ready", token), place.within("in", token)
+    if ready.is_dir():
+        names = set(os.listdir(ready))
+        for name in sorted(os.listdir(place.path), key=_cards_first):
+            # A hidden file that the new version does not have is not ours (.Trash-1000, .nfs...).
+            if name == LOST_AND_FOUND or (name.startswith(".") and name not in names):
+                continue
+            if (error := remove(place.path / name)) is not None:
+                raise error
+        sync_folder(place.path)
+        os.replace(ready, moving)
+        sync_folder(place.path)
+    if not moving.is_dir():
+        return
+    for name in sorted(os.listdir(moving), key=_cards_first, reverse=True):
+        os.replace(moving / name, place.path / name)
+    sync_folder(place.path)
+    os.rmdir(moving)
+
+
+def _cards_first(name: str) -> tuple[bool, str]:
+    """JSON goes first and comes last: without its card a folder is not taken for an artefact."""
+    return not name.endswith(".json"), name
+
+
+def sweep(folder: Path) -> None:
+    """Settle everything that killed writes left anywhere in ``folder``, which the caller has claimed; say so."""
+    for root, folders, files in os.walk(folder):
+        owners = {owner_of(Path(root) / name) for name in (*folders, *files)} - {None}
+        folders[:] = [name for name in folders if owner_of(Path(root) / name) is None]
+        for owner in sorted(owner for owner in owners if owner is not None):
+            # A name that was cut does not tell which place it belongs to: the next write of that place settles it.
+            if owner != Path(root) and not re.search(r"~[0-9a-f]{12}$", owner.name):
+                with claim(owner) as held:
+                    recover(held)
+                folders += [owner.name] * (owner.is_dir() and owner.name not in folders)
+        if leftovers(Path(root), "skillweave"):
+            settle(root)
+
+
+def drop(folder: Path) -> None:
+    """Remove a folder so that a kill leaves it whole or gone, never half; what cannot be removed is an ``OSError``."""
+    place = place_of(folder)
+    aside = place.beside("del", "00000000")
+    for path in (aside, place.path):
+        if os.path.lexists(path):
+            if path != aside:
+                os.replace(path, aside)
+                sync_folder(path.parent)
+            if (error := remove(aside)) is not None:
+                raise error
