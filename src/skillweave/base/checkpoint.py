@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
+from skillweave.files.read import read_json, regular_file
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -166,9 +166,7 @@ class _Folder:
 def open_safetensors(file: Path) -> Any:
     """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
     try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: copy or download the folder again") from None
+        return safe_open(regular_file(file, "a folder that is complete, or copy this one again"), framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 

@@ -55,6 +55,12 @@ def open_file(path: str | Path, wanted: str = "a file") -> io.BufferedReader:
     return open(descriptor, "rb")
 
 
+def regular_file(path: str | Path, wanted: str = "a file") -> Path:
+    """The path, after :func:`open_file` has opened it: for libraries that open files themselves, and wait for pipes."""
+    open_file(path, wanted).close()
+    return Path(path)
+
+
 def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> UserError:
     """The error of a path that the system does not open, with what the person can do about it."""
     shown = str(path)

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from skillweave.base import Base, Prompt
 from skillweave.base.generate import encode_prompts, pad_left
 from skillweave.errors import UserError
-from skillweave.files.read import read_versioned
+from skillweave.files.read import read_versioned, regular_file
 from skillweave.files.write import atomic_folder, write_json, write_tensors
 
 SCHEMA_VERSION = 1
@@ -94,7 +94,7 @@ class Router:
         path = Path(folder) / "router.json"
         values = read_versioned(path, SCHEMA_VERSION)
         try:
-            tensors = load_file(Path(folder) / "router.safetensors")
+            tensors = load_file(regular_file(Path(folder) / "router.safetensors"))
             router = cls(
                 values["classes"],
                 tensors["weight"],
