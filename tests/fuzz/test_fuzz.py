@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fuzz_artefacts import artefact_kinds
+from fuzz_inputs import input_kinds
+from fuzz_oracle import Kind, fuzz
 
-from fuzz.artefacts import artefact_kinds
-from fuzz.inputs import input_kinds
-from fuzz.oracle import Kind, fuzz
-
-SEEDS = range(12)
+SEEDS = range(60)
 
 
 @pytest.fixture(scope="module")

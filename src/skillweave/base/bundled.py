@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from skillweave.base.cache import cache_folder
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
+from skillweave.files.read import open_file, read_json_object
 from skillweave.files.write import atomic_folder
 from skillweave.progress import console
 
@@ -85,7 +86,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
     Block-quantized values (4 to 8 bits) are unpacked in float32 and rounded once to bfloat16.
     """
-    with open(file, "rb") as head:
+    with open_file(file) as head:
         if head.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file (it does not begin with 'GGUF'): copy or download it again")
     if importlib.util.find_spec("gguf") is None:
@@ -115,5 +116,5 @@ def convert_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text; transformers would take it for a place to look.
     path = folder / "config.json"
-    config_json = {key: value for key, value in json.loads(path.read_text()).items() if key != "_model_name_or_path"}
+    config_json = {key: value for key, value in read_json_object(path).items() if key != "_model_name_or_path"}
     path.write_text(json.dumps(config_json, indent=2) + "\n")

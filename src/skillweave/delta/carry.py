@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from skillweave.files.read import read_bytes, read_json_object
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -52,7 +53,7 @@ def _meaning(file: Path) -> Any:
     if not file.is_file():
         return None
     if file.suffix != ".json":
-        return file.read_bytes()
-    values = json.loads(file.read_text(encoding="utf-8"))
+        return read_bytes(file)
+    values = read_json_object(file)
     ignored = _BOOKKEEPING if file.name in _WITH_BOOKKEEPING else ()
     return {key: value for key, value in values.items() if key not in ignored}

@@ -13,6 +13,7 @@ Anything else is a fault: another exception (a *traceback*), or another result (
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -25,14 +26,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz.mutate import LEFT_OUTSIDE, hashed_files, mutate_file, mutate_folder, rehash
+from mutations import LEFT_OUTSIDE, hashed_files, mutate_file, mutate_folder, rehash
+
 from skillweave.errors import UserError
 
 FAULTS = ("traceback", "silent difference", "nameless", "hang")
+_MOST_MEMORY = 24 * 2**30  # bytes of addresses, most of which libraries only reserve
 _PATIENCE = 5.0  # seconds: a reader that waits for a pipe so long waits for ever
 
 Found = dict[str, Any]
 """What was read, part by part: digests of tensors, values of cards, rows."""
+
+
+class Nonsense(Exception):
+    """What was read makes no sense, as a weight that is no number, and it was accepted."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,16 @@ def fuzz(kind: Kind, seeds: range, work: Path) -> Tally:
     """Mutate and read once for each seed; each seed alone gives the same mutation again."""
     tally = Tally(kind.name)
     before = kind.read(kind.good)
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_MEMORY, limits[1]))
+    try:
+        _try_all(kind, seeds, before, work, tally)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    return tally
+
+
+def _try_all(kind: Kind, seeds: range, before: Found, work: Path, tally: Tally) -> None:
     for seed in seeds:
         outcome, told, seconds = _one(kind, seed, before, work)
         if seconds > _PATIENCE and ": pipe" in told:
@@ -76,7 +93,6 @@ def fuzz(kind: Kind, seeds: range, work: Path) -> Tally:
             tally.faults.append(f"{kind.name}, seed {seed}: {outcome}: {told}")
         if seconds > tally.slowest:
             tally.slowest, tally.slowest_case = seconds, f"seed {seed}: {told:.200}"
-    return tally
 
 
 def _one(kind: Kind, seed: int, before: Found, work: Path) -> tuple[str, str, float]:
@@ -91,6 +107,8 @@ def _one(kind: Kind, seed: int, before: Found, work: Path) -> tuple[str, str, fl
     except UserError as error:
         named = any(name in str(error) for name in _names(kind.good, place))
         return ("refused" if named else "nameless"), f"{told}: {error}", time.perf_counter() - start
+    except Nonsense as error:
+        return "silent difference", f"{told}: {error}", time.perf_counter() - start
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = f"{type(error).__name__}: {error!s:.300} ({Path(last.filename).name}:{last.lineno})"
@@ -104,7 +122,11 @@ def _one(kind: Kind, seed: int, before: Found, work: Path) -> tuple[str, str, fl
     try:
         plain = kind.plain(place)
     except Exception as error:
-        return "silent difference", f"{told}: a plain reader refuses it ({type(error).__name__}: {str(error):.100})", seconds
+        return (
+            "silent difference",
+            f"{told}: a plain reader refuses it ({type(error).__name__}: {error!s:.100})",
+            seconds,
+        )
     for part, value in plain.items():
         if part not in found or not same(found[part], value):
             return (

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_oracle import Found, Kind, Nonsense
+from mutations import read_safetensors
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from fuzz.mutate import read_safetensors
-from fuzz.oracle import Found, Kind
 from micro import micro_tokenizer
 from skillweave.base import Base, open_base
 from skillweave.delta import Delta
@@ -23,8 +23,10 @@ from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Router, Weave
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I8": torch.int8, "U8": torch.uint8,
-           "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "F64": torch.float64, "BOOL": torch.bool}  # fmt: skip
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 def artefact_kinds(folder: Path) -> list[Kind]:
@@ -140,7 +142,7 @@ def _finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Raise where a number is none: whoever accepts it gives a model that answers nothing."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise AssertionError(f"{folder.name}: '{name}' was accepted with numbers that are not finite")
+            raise Nonsense(f"{folder.name}: '{name}' was accepted with numbers that are not finite")
 
 
 # -- pack ------------------------------------------------------------------------------------------------------------

@@ -35,6 +35,12 @@ RAW = [
     '"\\ud800"',
 ]
 
+STRANGE = [
+    "<<: *a", "a: &a [*a]", "? [a]\n: b", "---", "...", "2024-13-45", "x: 9" + "9" * 5000, "x: " + "[" * 2000,
+    "!!python/name:os.system x", "x: !!binary aGk=", "%TAG ! x",
+]  # fmt: skip
+"""Lines that YAML gives a meaning of its own."""
+
 
 def mutate_file(rng: Random, file: Path) -> str:
     """Change one file in one way, as its ending asks for, and tell how."""
@@ -47,7 +53,10 @@ def mutate_file(rng: Random, file: Path) -> str:
         ways += [_header, _header, _values]
     if file.suffix in (".yaml", ".csv", ".tsv", ".txt", ".jsonl", ".jinja", ".md"):
         ways += [_text]
-    return rng.choice(ways)(rng, file)
+    try:
+        return rng.choice(ways)(rng, file)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+        return _bytes(rng, file)  # an earlier mutation has left nothing of the structure
 
 
 def mutate_folder(rng: Random, folder: Path) -> str:
@@ -136,8 +145,7 @@ def _text(rng: Random, file: Path) -> str:
         place = rng.randrange(len(lines[at]) + 1)
         lines[at] = lines[at][:place] + rng.choice(TEXTS).replace("\ud800", "") + lines[at][place:]
     elif way == "alias":
-        lines[at] = rng.choice(["<<: *a", "a: &a [*a]", "? [a]\n: b", "---", "...", "2024-13-45", "x: 9" + "9" * 5000,
-                                "x: " + "[" * 2000, "!!python/name:os.system x", "x: !!binary aGk=", "%TAG ! x"])  # fmt: skip
+        lines[at] = rng.choice(STRANGE)
     elif way == "quote":
         lines[at] = lines[at].replace('"', "'", 1)
     else:
@@ -318,9 +326,11 @@ def _values(rng: Random, file: Path) -> str:
 
 # -- of folders ------------------------------------------------------------------------------------------------------
 
-_STRAY = ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "adapter_config.json", "config.json",
-          "modeling.py", "skillpack.json", "delta.json", "weave.json", "tokenizer.json", "generation_config.json",
-          "chat_template.jinja", "README.md", "x.gguf", ".hidden"]  # fmt: skip
+_STRAY = [
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "adapter_config.json", "config.json",
+    "modeling.py", "skillpack.json", "delta.json", "weave.json", "tokenizer.json", "generation_config.json",
+    "chat_template.jinja", "README.md", "x.gguf", ".hidden",
+]  # fmt: skip
 
 
 def _files(rng: Random, folder: Path, file: Path, other: Path) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import yaml
+from fuzz_oracle import Found, Kind
+from mutations import packed
 
-from fuzz.mutate import packed
-from fuzz.oracle import Found, Kind
 from skillweave.build.config import WeaveConfig
 from skillweave.cli.prompts import read_prompts
 from skillweave.config import Config, read_config
@@ -51,7 +51,8 @@ YAMLS: dict[str, tuple[type[Config], str]] = {
     "weave.yaml": (
         WeaveConfig,
         "name: demo\nbase: bundled:smollm2\ndtype: float32\nseed: 3\nskills:\n"
-        "  sort:\n    task: &t {source: builtin, name: sort_numbers, config: {least: 2, most: 3}}\n    pack: packs/sort\n"
+        "  sort:\n    task: &t {source: builtin, name: sort_numbers, config: {least: 2, most: 3}}\n"
+        "    pack: packs/sort\n"
         "  again:\n    task: *t\n    pack: packs/again\nzip: {ratio: 1/16}\nscore: {max_new_tokens: 12}\n",
     ),
     "zip.yaml": (ZipConfig, "# sizes\nratio: 1/32\nsmoothing: false\nseed: 1\n"),
@@ -159,8 +160,7 @@ def _plain_json(path: Path) -> list[Any]:
 
 def _plain_table(path: Path, mark: str) -> list[Any]:
     rows = list(csv.reader(io.StringIO(_text_of(path), newline=""), delimiter=mark))
-    header = rows[0]
-    return _told([dict(zip(header, row, strict=True)) for row in rows[1:] if row])
+    return _told([dict(zip(rows[0], row, strict=True)) for row in rows[1:] if row])
 
 
 # -- others ----------------------------------------------------------------------------------------------------------
