@@ -1,9 +1,9 @@
 """Mutations of every artefact and of every file that a person writes: refused in a sentence, or nothing changes.
 
 Each kind of artefact (delta, pack, weave, router, adapter, base folder) and of input (rows of tasks in each format,
-traces, a corpus, prompts, settings) is mutated by a seeded generator and read. What is right says
-tests/fuzz/fuzz_oracle.py; anything else counts as a traceback (another exception), a silent difference (another result), a nameless refusal (the
-message names no file) or a hang, and is listed with the seed that gives it again.
+traces, a corpus, prompts, settings) is mutated by a seeded generator and read. tests/fuzz/fuzz_oracle.py says what is
+right. Anything else counts as a traceback (another exception), a silent difference (another result), a nameless refusal
+(the message names no file) or a hang, and is listed with the seed that gives it again.
 
     python benchmarks/fuzz.py            2,000 mutations of each kind, some minutes
     python benchmarks/fuzz.py --quick    20 of each

@@ -1,4 +1,4 @@
-"""Texts of strangers in a report: names, answers and commands say what they say, and never become marks of its format."""
+"""Texts of strangers in a report: names, answers and commands never become marks of its format."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ def write_page(
         if name in drawn:
             markdown += ["", f"![{markdown_text(section.title)}](plots/{name}.svg)"]
             page.append(f"<figure>{drawn[name]}</figure>")
-    command = harmless(report["command"])
-    foot = f"Made by `{command.replace('`', "'")}` on {report['machine']} in {human_seconds(report['seconds'])}."
+    command = harmless(report["command"]).replace("`", "'")
+    foot = f"Made by `{command}` on {report['machine']} in {human_seconds(report['seconds'])}."
     write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
     write_text(
         folder / "report.html",

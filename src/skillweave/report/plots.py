@@ -89,8 +89,8 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
 def svg_text(figure: Figure) -> str:
     """The figure as an ``<svg>`` element, the same text each time it is drawn."""
     buffer = io.StringIO()
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a "$" in a name is a letter, not the beginning of a formula
+    for part in figure.findobj(lambda part: isinstance(part, Text)):
+        part.set(parse_math=False)  # a "$" in a name is a letter, not the beginning of a formula
     # Without a salt its ids would be random. Labels of ticks are made while it is drawn.
     with rc_context({"svg.hashsalt": "skillweave", "text.parse_math": False}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an emoji: a box stands in its place
