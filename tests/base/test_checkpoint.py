@@ -155,7 +155,7 @@ def break_into_adapter(folder: Path) -> None:
     [
         (break_nothing_there, "is not a folder"),
         (break_config, "has no config.json"),
-        (break_config_json, "config.json: not valid JSON"),
+        (break_config_json, "config.json, line 1: not valid JSON"),
         (break_architecture, "architecture 'perceptron-9000'"),
         (break_weights, "no model.safetensors"),
         (break_into_pickle, "pickle.*save_pretrained"),

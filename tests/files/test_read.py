@@ -237,6 +237,7 @@ def test_settings_that_do_not_fit_are_told_in_short(tmp_path: Path, text: str, m
 OWN_READERS = {
     "base/chat.py": "arguments of calls in a message",
     "base/precision.py": "/proc/cpuinfo",
+    "base/remembered.py": "pieces of the weights that are hashed, and /proc/self/mountinfo",
     "base/template.py": "/proc/self/statm",
     "tasks/verifiers/json_value.py": "answers of a model",
     "tasks/verifiers/maths_process.py": "lines of a process of ours",

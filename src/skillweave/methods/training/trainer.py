@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -18,6 +17,8 @@ from transformers import PrinterCallback, TrainerCallback
 
 from skillweave.errors import UserError
 from skillweave.files.disk import sync_tree
+from skillweave.files.parse_json import parse_json
+from skillweave.files.read import read_text
 from skillweave.files.write import disk_errors, write_json
 from skillweave.methods.training.held_out import LOSS, looks
 from skillweave.methods.training.processes import Processes
@@ -93,10 +94,10 @@ def mark_whole(checkpoint: Path) -> None:
 def _is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint is marked and has every file of its mark: a kill may leave one that is half removed."""
     try:
-        text = (checkpoint / _MARK).read_text(encoding="utf-8")
-        sizes = json.loads(text) if text else {}  # older marks are empty
+        text = read_text(checkpoint / _MARK)
+        sizes = parse_json(text, str(checkpoint / _MARK)) if text else {}  # older marks are empty
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return False
 
 
