@@ -32,13 +32,14 @@ def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable
     """
     key = digest(inputs)
     marker = folder / MARKER
-    state = read_json(marker) if marker.exists() else {}
+    with disk_errors(folder):
+        sweep(folder)
+        state = read_json(marker) if marker.exists() else {}
     if state.get("key") == key and state.get("done"):
         console.print(f"[dim]- {title}: done before, unchanged[/dim]")
         return key
     if state.get("key") == key:
         console.print(f"[bold]{title}[/bold] (goes on from where it stopped)")
-        sweep(folder)
     else:
         console.print(f"[bold]{title}[/bold]")
         # As one: a kill must not leave the mark of a finished step beside files that are gone.

@@ -40,10 +40,6 @@ def check_place(out: Path, *, replaced: bool = True) -> Place:
     writable = place.path if place.inside else there if there != place.path else place.path.parent
     if not os.access(writable, os.W_OK | os.X_OK):
         raise UserError(f"--out {out}: you may not write in {writable}: choose another place")
-    longest = _name_max(there if there.is_dir() else there.parent)
-    for part in place.path.relative_to(there).parts:
-        if len(os.fsencode(part)) > longest:
-            raise UserError(f"--out {out}: the name {part[:20]}... is longer than the {longest} bytes allowed there")
     return place
 
 
@@ -122,10 +118,3 @@ def _claim(out: Path) -> None:
 
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
         try_rename(_CLAIMS.enter_context(claim(out)))
-
-
-def _name_max(folder: Path) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except OSError:
-        return 255

@@ -21,6 +21,7 @@ from skillweave.delta.lora import CONFIG_FILE, WEIGHTS_FILE, Adapter, check_fits
 from skillweave.delta.schema import DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.errors import UserError, nearest
+from skillweave.files.disk import check_room
 from skillweave.files.hashes import sha256_file
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar
@@ -254,6 +255,7 @@ class Delta:
         return folder
 
     def _write_tensors(self, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+        check_room(folder, sum(spec_bytes(spec) for spec in self._specs.values()), "the delta")
         files = plan_files(self._specs, "delta")
         hashes = {}
         with bar("writing the delta", len(self._specs)) as advance:

@@ -16,6 +16,7 @@ from skillweave.delta.arithmetic import applied
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
+from skillweave.files.disk import check_room
 from skillweave.files.read import read_json
 from skillweave.files.write import atomic_folder
 from skillweave.progress import bar
@@ -54,6 +55,7 @@ def write_tuned(
     specs = {
         name: (delta.shape(name) if delta.whole(name) else base.shape(name), written(name)) for name in base.names()
     }
+    check_room(out, sum(spec_bytes(spec) for spec in specs.values()), "the model")
     files = plan_files(specs, "model", shard_bytes)
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
 
