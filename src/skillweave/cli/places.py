@@ -77,14 +77,15 @@ def check_new_folder(out: Path) -> None:
         raise UserError(f"--out {out} holds something already: choose another place, or delete it first")
 
 
-def check_apart(out: Path, **sources: str | Path | None) -> None:
-    """Raise :class:`UserError` where ``out`` lies in a folder that the command reads, or the folder lies in ``out``."""
+def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | None) -> None:
+    """Raise :class:`UserError` where ``out`` lies in a folder that the command reads, or where it is ``replaced`` and
+    the folder lies in it."""
     target = Path(os.path.realpath(out))
     for name, source in sources.items():
         if source is None or not os.path.exists(os.path.expanduser(source)):
             continue  # a hub id, or told where it is opened
         real = Path(os.path.realpath(os.path.expanduser(source)))
-        if target.is_relative_to(real) or real.is_relative_to(target):
+        if target.is_relative_to(real) or (replaced and real.is_relative_to(target)):
             relation = "is" if target == real else "lies in" if target.is_relative_to(real) else "holds"
             raise UserError(f"--out {out} {relation} the {name} {source}, which is only read: choose another place")
 

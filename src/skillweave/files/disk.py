@@ -97,8 +97,8 @@ def check_room(path: Path, needed: int, what: str) -> None:
         return  # some file systems do not tell
     if free < needed:
         raise UserError(
-            f"no space left on the disk for {what}: {path} needs at least {human_bytes(needed)}, and "
-            f"{human_bytes(free)} are free. Free some space or choose another place."
+            f"no space left on the disk for {what}: {shown_of(path)} needs at least {human_bytes(needed)}, and "
+            f"{human_bytes(free)} are free; nothing was replaced. Free some space or choose another place."
         )
 
 
