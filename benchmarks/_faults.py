@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -171,15 +171,16 @@ class Trial:
 
     def __init__(self, save: Save, scratch: Path):
         self.save, self.scratch, self.outcome = save, scratch, Outcome(save.name)
-        self.before = self._reference("old", save.old)
-        self.after = self._reference("new", save.new)
+        self.before = self._reference("old", [save.old])
+        self.after = self._reference("new", [save.old, save.new])
         assert self.before != self.after
 
-    def _reference(self, name: str, write: Callable[[Path], object] | None) -> str | None:
+    def _reference(self, name: str, writes: Sequence[Callable[[Path], object] | None]) -> str | None:
         root = self.scratch / name
         root.mkdir()
-        if write is not None:
-            write(root)
+        for write in writes:
+            if write is not None:
+                write(root)
         assert not litter(root), litter(root)
         return contents(root / self.save.place)
 

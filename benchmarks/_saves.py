@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -15,6 +16,7 @@ from skillweave.build.step import run_step
 from skillweave.delta import Delta
 from skillweave.files import place
 from skillweave.files.read import read_json
+from skillweave.files.recover import sweep
 from skillweave.files.write import atomic_file, atomic_folder, write_json, write_tensors, write_text
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.pack import Skillpack
@@ -54,15 +56,14 @@ def file_saves() -> list[Save]:
 
         return write
 
-    def linked(version: str) -> Callable[[Path], object]:
-        def write(root: Path) -> None:
-            if not (root / "link").is_symlink():
-                (root / "disk").mkdir()
-                (root / "link").symlink_to("disk/place")
-            with atomic_folder(root / "link") as temporary:
-                (temporary / version).write_text(version)
+    def link(root: Path) -> None:
+        (root / "disk").mkdir()
+        (root / "link").symlink_to("disk/place")
+        through(root, old)
 
-        return write
+    def through(root: Path, version: str) -> None:
+        with atomic_folder(root / "link") as temporary:
+            (temporary / version).write_text(version)
 
     old, new = "old", "newer"
     return [
@@ -73,7 +74,7 @@ def file_saves() -> list[Save]:
         Save("folder, no exchange", "place", folder(old), folder(new), without_exchange=True),
         Save("folder, new, no exchange", "place", None, folder(new), without_exchange=True),
         Save("folder, mount point", "place", folder(old), folder(new, _mounted)),
-        Save("folder behind a link", "disk/place", linked(old), linked(new)),
+        Save("folder behind a link", "disk/place", link, lambda root: through(root, new)),
     ]
 
 
@@ -125,6 +126,7 @@ def training_save(folder: Path, steps: int) -> Save:
     order = batch_order([row_length(row) for row in rows], settings.batch_size, steps, 0)
 
     def train(root: Path) -> None:
+        sweep(root / "run")  # as a run of a method does when it begins
         with quiet():
             processes = Processes()
             arguments = trainer_arguments(
@@ -142,7 +144,7 @@ def training_save(folder: Path, steps: int) -> Save:
 def _step(root: Path, version: str, pack: Skillpack) -> None:
     """A step of a build that saves a pack; the mark of a finished one must never stand beside another one's files."""
     mark = root / "step" / "step.json"
-    if mark.exists() and (told := read_json(mark))["done"]:
+    if os.path.exists(mark) and (told := read_json(mark))["done"]:
         assert (root / "step" / "version.txt").read_text() == told["inputs"]["version"], "marked as another version"
 
     def work(folder: Path) -> None:

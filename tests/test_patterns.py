@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from skillweave.delta.adapter_names import value_for
 from skillweave.errors import UserError
-from skillweave.patterns import LONGEST, TooSlow, bounded_finditer, bounded_fullmatch, bounded_search, pattern_key
+from skillweave.patterns import LONGEST, TooSlow, bounded_finditer, bounded_fullmatch, bounded_search
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -66,10 +67,11 @@ def test_what_is_no_pattern_or_has_no_limit_is_refused(pattern: str, said: str) 
 def test_the_key_for_a_module_is_the_one_that_peft_finds(patterns: list[str]) -> None:
     from peft.utils.other import get_pattern_key
 
-    assert pattern_key(patterns, NAME, "here") == get_pattern_key(patterns, NAME)
+    numbers = {pattern: at for at, pattern in enumerate(patterns)}
+    assert value_for(NAME, numbers, None, "here") == numbers.get(get_pattern_key(patterns, NAME))
 
 
 @pytest.mark.parametrize("pattern", ["(", "(.*a){12}"])
 def test_a_key_that_cannot_be_used_is_named_with_its_place(pattern: str) -> None:
     with pytest.raises(UserError, match=r"^adapter_config.json, alpha_pattern: "):
-        pattern_key([pattern], "a" * 3000 + "b", "adapter_config.json, alpha_pattern")
+        value_for("a" * 3000 + "b", {pattern: 1}, None, "adapter_config.json, alpha_pattern")

@@ -34,13 +34,14 @@ def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable
     """
     key = digest(inputs)
     marker = folder / MARKER
-    state = read_json(marker) if marker.exists() else {}
+    with disk_errors(folder):
+        sweep(folder)
+        state = read_json(marker) if marker.exists() else {}
     if state.get("key") == key and state.get("done"):
         console.print(f"- {title}: done before, unchanged", style="dim")
         return key
     if state.get("key") == key:
         console.print(Text.assemble((title, "bold"), " (goes on from where it stopped)"))
-        sweep(folder)
     else:
         console.print(title, style="bold")
         # As one: a kill must not leave the mark of a finished step beside files that are gone.

@@ -129,7 +129,7 @@ def report(
     typed = _typed(base, forget, retain, unseen, out)
     typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
     job = read_job(ReportConfig, config, typed, overrides)
-    check_apart(job.out, base=job.base, delta=job.settings.delta, reference=job.settings.reference)
+    check_apart(job.out, replaced=False, base=job.base, delta=job.settings.delta, reference=job.settings.reference)
     check_folder(job.out, is_run, "work folder of a report", replaced=False)
     found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line(), zipper=zipped)
     if is_first_process():

@@ -25,7 +25,7 @@ from skillweave.delta.schema import dtype_name, is_delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.progress import bar, printable
-from skillweave.skillzip.plan import plan
+from skillweave.skillzip.plan import matrix_tensors
 from skillweave.units import human_bytes
 
 # Options of an adapter that say nothing unusual of what it does to the weights.
@@ -113,8 +113,7 @@ def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
 
 def _kept(delta: Delta, base: Checkpoint) -> set[str]:
     """Changed tensors that a pack does not write as matrices: it keeps them as they are, or leaves them out."""
-    matrices = {piece.tensor for piece in plan(delta, base, base.skeleton).pieces.values()}
-    return {name for name in delta.names() if name not in matrices}
+    return set(delta.names()) - matrix_tensors(delta, base)
 
 
 def _norms(delta: Delta, base: Checkpoint | None, name: str) -> tuple[float | None, float]:
@@ -265,10 +264,6 @@ def _unlike_dtypes(config: Mapping[str, Any], numbers: Mapping[str, int]) -> lis
 
 def _beside(folder: Path) -> list[str]:
     told = []
-    if (folder / "adapter_config.json").is_file():
-        told.append("an adapter_config.json lies beside the model: which of the two is meant?")
-    if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
-        told.append("there are both model.safetensors and an index of several files")
     if pickles := sorted(file.name for file in folder.glob("*.bin")):
         told.append(f"weights as pickle are not read: {pickles[0]}")
     return told

@@ -40,10 +40,6 @@ def check_place(out: Path, *, replaced: bool = True) -> Place:
     writable = place.path if place.inside else there if there != place.path else place.path.parent
     if not os.access(writable, os.W_OK | os.X_OK):
         raise UserError(f"--out {out}: you may not write in {writable}: choose another place")
-    longest = _name_max(there if there.is_dir() else there.parent)
-    for part in place.path.relative_to(there).parts:
-        if len(os.fsencode(part)) > longest:
-            raise UserError(f"--out {out}: the name {part[:20]}... is longer than the {longest} bytes allowed there")
     return place
 
 
@@ -81,14 +77,15 @@ def check_new_folder(out: Path) -> None:
         raise UserError(f"--out {out} holds something already: choose another place, or delete it first")
 
 
-def check_apart(out: Path, **sources: str | Path | None) -> None:
-    """Raise :class:`UserError` where ``out`` lies in a folder that the command reads, or the folder lies in ``out``."""
+def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | None) -> None:
+    """Raise :class:`UserError` where ``out`` lies in a folder that the command reads, or where it is ``replaced`` and
+    the folder lies in it."""
     target = Path(os.path.realpath(out))
     for name, source in sources.items():
         if source is None or not os.path.exists(os.path.expanduser(source)):
             continue  # a hub id, or told where it is opened
         real = Path(os.path.realpath(os.path.expanduser(source)))
-        if target.is_relative_to(real) or real.is_relative_to(target):
+        if target.is_relative_to(real) or (replaced and real.is_relative_to(target)):
             relation = "is" if target == real else "lies in" if target.is_relative_to(real) else "holds"
             raise UserError(f"--out {out} {relation} the {name} {source}, which is only read: choose another place")
 
@@ -122,10 +119,3 @@ def _claim(out: Path) -> None:
 
     if os.environ.get("RANK", "0") == "0":  # under torchrun the first process writes
         try_rename(_CLAIMS.enter_context(claim(out)))
-
-
-def _name_max(folder: Path) -> int:
-    try:
-        return os.pathconf(folder, "PC_NAME_MAX")
-    except OSError:
-        return 255

@@ -32,6 +32,7 @@ from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, Tenso
 from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
+from skillweave.files.disk import check_room
 from skillweave.files.folder import Folder, named_shortly
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar, say_once
@@ -316,6 +317,7 @@ class Delta:
         return folder
 
     def _write_tensors(self, folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+        check_room(folder, sum(spec_bytes(spec) for spec in self._specs.values()), "the delta")
         files = plan_files(self._specs, "delta")
         hashes = {}
         with bar("writing the delta", len(self._specs)) as advance:

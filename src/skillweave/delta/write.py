@@ -18,6 +18,7 @@ from skillweave.base.quantised import QUANTISATION
 from skillweave.delta.carry import GENERATION_FILE, TEMPLATES_FOLDER, TOKENIZER_FILES, check_from_base, write_carried
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.stream import SHARD_BYTES, Spec, plan_files, spec_bytes, write_stream
+from skillweave.files.disk import check_room
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
 from skillweave.files.write import atomic_folder
@@ -58,6 +59,7 @@ def write_tuned(
         return wanted if wanted is not None and stored.is_floating_point else stored
 
     specs = {name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()}
+    check_room(out, sum(spec_bytes(spec) for spec in specs.values()), "the model")
     files = plan_files(specs, "model", shard_bytes)
     stored = {name: base.file_name(name) for name in specs}
     names_of = {there: name for name, there in stored.items()}

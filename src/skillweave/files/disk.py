@@ -48,7 +48,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         code, shown = _code(error), shown_of(path)
-        if code in _NO_ROOM or "No space left" in str(error) or _is_full(path):
+        if code in _NO_ROOM or "No space left" in str(error) or (code is None and _is_full(path)):
             why = {errno.EDQUOT: "the quota of this user is used up", errno.EFBIG: "the file is too large for the disk"}
             raise UserError(
                 f"{why.get(code or 0, 'no space left on the disk')} while writing {shown}; "
@@ -97,30 +97,36 @@ def check_room(path: Path, needed: int, what: str) -> None:
         return  # some file systems do not tell
     if free < needed:
         raise UserError(
-            f"{what} needs at least {human_bytes(needed)} in {path}, and the disk has {human_bytes(free)} free. "
-            f"Free some space or choose another place."
+            f"no space left on the disk for {what}: {shown_of(path)} needs at least {human_bytes(needed)}, and "
+            f"{human_bytes(free)} are free; nothing was replaced. Free some space or choose another place."
         )
 
 
 def make_folders(path: Path) -> list[Path]:
     """Make a folder and those above it that are missing, synced; those that were made, the uppermost first."""
     made: list[Path] = []
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        try:
-            os.mkdir(folder)
-        except FileExistsError:
-            continue  # another process was faster
-        except NotADirectoryError:
+    missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
+    try:
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                os.mkdir(folder)
+                made.append(folder)
+                sync_folder(folder.parent)
+    except BaseException as error:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
+        if isinstance(error, NotADirectoryError):
             raise UserError(f"{folder.parent} is a file, and nothing can lie in it: choose another place") from None
-        except FileNotFoundError:
-            if folder.parent.is_dir():  # so /proc answers
-                why = "nothing can be made there"
-                raise PermissionError(errno.EPERM, why, str(folder)) from None
-            raise
-        made.append(folder)
-        sync_folder(folder.parent)
+        if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
+            raise no_place(folder.parent) from None
+        raise
     return made
+
+
+def no_place(folder: Path) -> PermissionError:
+    """What it means that a file cannot be found that is to be made in ``folder``: so /proc answers."""
+    return PermissionError(errno.EPERM, "nothing can be made there", str(folder))
 
 
 def sync_file(path: Path) -> None:

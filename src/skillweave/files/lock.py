@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.errors import UserError
-from skillweave.files.disk import disk_errors, make_folders
+from skillweave.files.disk import disk_errors, make_folders, no_place
 from skillweave.files.place import Place, place_of
 from skillweave.progress import console, say_once
 
@@ -146,6 +146,8 @@ def _try(place: Place) -> Held | str:
             made += make_folders(place.lock.parent)
             descriptor = _open(place.lock)
         except FileNotFoundError:
+            if place.lock.parent.is_dir():
+                raise no_place(place.lock.parent) from None
             continue  # the folder was removed by another process that had made it
         try:
             sure = _lock(descriptor)

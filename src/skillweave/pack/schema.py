@@ -224,7 +224,7 @@ class PackCard(_Strict):
     def to_json(self) -> str:
         """The text of ``skillpack.json``: indented, but one line an entry, for there are hundreds."""
         empty = set() if self.from_base else {"from_base"}
-        values = self.model_dump(mode="json", exclude={"entries", *empty}) | {"schema_version": self.oldest_version()}
+        values = self.model_dump(mode="json", exclude={"entries", *empty})
         lines = []
         for name, entry in self.entries.items():
             fields = {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}

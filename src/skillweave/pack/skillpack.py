@@ -62,6 +62,7 @@ class Skillpack:
             write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
             self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
+            self.card.schema_version = self.card.oldest_version()
             self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))

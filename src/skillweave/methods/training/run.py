@@ -28,6 +28,7 @@ from skillweave.base.generate import context_length
 from skillweave.base.precision import native_bf16
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
+from skillweave.files.disk import check_room
 from skillweave.files.lock import Claim, take
 from skillweave.files.place import place_of
 from skillweave.files.read import read_json
@@ -354,6 +355,9 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
             _check_same(folder, found, identity, config)
             if found["config"] == settings:
                 return
+    elif config.train == "full":
+        whole = 4 * sum(parameter.numel() for parameter in base.model.parameters())
+        check_room(folder, whole, "the trained model in float32")
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     write_json(path, {**identity, "versions": versions})
 

@@ -1,0 +1,131 @@
+"""``--out``: what can be no place for a result is told before any work, and one that is written is claimed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from terminal import Bench, made, refused, run
+
+NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
+"""Opened after the place is looked at: a message about them would mean that the place was passed."""
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (".", "the one you stand in"),
+        ("..", "the one you stand in"),
+        ("/", "the one you stand in"),
+        ("{here}", "the folder you stand in"),
+        ("{here}/../{name}", "the folder you stand in"),
+        ("{above}", "the folder you stand in, or above it"),
+        ("x" * 256, "ame too long"),
+        ("sub/" + "x" * 256 + "/p", "ame too long"),
+        ("file/p", "is a file"),
+        ("/proc/p", "nothing can be made there"),
+        ("loop", "leads back to itself"),
+    ],
+)
+def test_a_place_that_is_none_is_told_before_the_work(tmp_path: Path, monkeypatch, out: str, message: str) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "file").touch()
+    (here / "loop").symlink_to("loop")
+    monkeypatch.chdir(here)
+    named = out.format(here=here, above=tmp_path, name=here.name)
+    assert message in " ".join(refused("zip", *NO_BASE, "-o", named).split())
+    assert sorted(os.listdir(here)) == ["file", "loop"]
+
+
+@pytest.mark.parametrize(
+    ("out", "relation"),
+    [("{delta}", "is"), ("{delta}/pack", "lies in"), ("{delta}/..", "holds"), ("{base}/pack", "lies in")],
+)
+def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, relation: str) -> None:
+    delta, base = tmp_path / "run" / "delta", tmp_path / "base"
+    shutil.copytree(bench.delta, delta)
+    shutil.copytree(bench.base, base)
+    place = Path(os.path.realpath(out.format(delta=delta, base=base)))
+    said = refused("zip", "-b", base, "--delta", delta, "--ratio", "0.5", "-o", place)
+    assert f"{place} {relation} the " in said
+    assert "only read" in said
+    assert sorted(os.listdir(delta)) == sorted(os.listdir(bench.delta))
+
+
+HOLD = """
+import sys
+from skillweave.files.lock import take
+from skillweave.files.place import place_of
+held = take(place_of(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_second_command_is_told_before_its_work_and_a_claim_ends_with_its_command(
+    bench: Bench, tmp_path: Path
+) -> None:
+    out = tmp_path / "packs" / "p"
+    start = [sys.executable, "-c", HOLD, str(out)]
+    with subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert f"being written by another process (pid {other.pid}" in refused("zip", *NO_BASE, "-o", out)
+        other.kill()
+    made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out)
+    assert os.listdir(out.parent) == ["p"]
+
+
+def test_a_command_that_is_refused_leaves_no_folders(tmp_path: Path) -> None:
+    refused("zip", *NO_BASE, "-o", tmp_path / "a" / "b" / "p")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_pack_goes_to_a_mount_point_or_through_a_link(
+    bench: Bench, disk_of: Callable, tmp_path: Path, linked: bool
+) -> None:
+    disk = disk_of("2m")
+    (disk / "lost+found").mkdir()
+    out = tmp_path / "link" if linked else disk
+    if linked:
+        out.symlink_to(disk / "mine")
+    for ratio in ("0.5", "0.4"):
+        made("zip", "-b", bench.base, "--delta", bench.delta, "--name", "p", "--ratio", ratio, "-o", out)
+    assert made("inspect", out).code == 0
+    assert out.is_symlink() == linked
+    files = ["README.md", "skillpack.json", "skillpack.safetensors"]
+    assert sorted(os.listdir(disk)) == (["lost+found", "mine"] if linked else sorted([*files, "lost+found"]))
+    assert sorted(os.listdir(out)) == (files if linked else sorted([*files, "lost+found"]))
+
+
+def test_a_build_does_not_begin_on_a_mount_point(bench: Bench, disk_of: Callable, weave_file: Path) -> None:
+    assert "is a mount point" in refused("build", weave_file, "-o", disk_of("1m"))
+
+
+@pytest.fixture
+def weave_file(bench: Bench, tmp_path: Path) -> Path:
+    file = tmp_path / "weave.yaml"
+    file.write_text(f"base: {bench.base}\nskills:\n  sort: {{task: {bench.task}}}\n")
+    return file
+
+
+def test_answers_go_to_standard_output_by_its_name(bench: Bench, tmp_path: Path, capfd) -> None:
+    (tmp_path / "asked.txt").write_text("hello\n")
+    ran = run("generate", bench.base, "--file", tmp_path / "asked.txt", "-n", "2", "-o", "/dev/stdout")
+    assert ran.code == 0
+    sys.stdout.flush()
+    assert '"prompt": "hello"' in capfd.readouterr().out
+    assert run("generate", bench.base, "--file", tmp_path / "asked.txt", "-n", "2", "-o", "/dev/null").code == 0
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_written(bench: Bench, disk_of: Callable) -> None:
+    disk = disk_of("200k")
+    assert "no space left on the disk for the model" in refused("unzip", bench.pack, "-o", disk / "m")
+    assert os.listdir(disk) == []
