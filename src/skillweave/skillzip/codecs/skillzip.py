@@ -156,8 +156,11 @@ def _fit(job: Job, decomposed: dict[str, Decomposed], smoothed: set[str]) -> dic
     if job.config.allow_left_out:
         smallest = min(range(len(keys)), key=lambda at: sum(job.shapes[keys[at]]))
         raise job.refuse({keys[smallest]: entry(keys[smallest], matrices[smallest].step)})
-    # Ranks of the least size for what must not be left out.
-    raise job.refuse({keys[at]: entry(keys[at], matrices[at].step) for at in main_ones(energies)})
+    # Ranks of the least size for what must not be left out: the search above can pass them by.
+    least = {keys[at]: entry(keys[at], matrices[at].step) for at in main_ones(energies)}
+    if job.free_bytes(least) >= 0:
+        return least
+    raise job.refuse(least)
 
 
 def _write_group(
