@@ -268,6 +268,11 @@ def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind
     assert not (tmp_path / "q").exists()
 
 
+def test_a_path_with_a_nul_is_told() -> None:
+    with pytest.raises(UserError, match="no path can hold"):
+        settle("a\0b")
+
+
 def test_a_reader_who_may_not_rename_is_told_how(tmp_path: Path, monkeypatch) -> None:
     make(tmp_path, {".p.old-aaaaaaaa": "old"})
     real = os.open

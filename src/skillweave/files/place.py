@@ -56,8 +56,11 @@ class Place:
 
 
 def place_of(path: str | Path) -> Place:
-    """The place behind a path. A loop of links is a :class:`UserError`."""
-    shown, real = Path(path), Path(os.path.realpath(path))
+    """The place behind a path. A loop of links, and a path with a NUL, is a :class:`UserError`."""
+    try:
+        shown, real = Path(path), Path(os.path.realpath(path))
+    except ValueError:
+        raise UserError(f"{str(path)!a:.200} holds a character that no path can hold: choose another place") from None
     if real.is_symlink():
         raise UserError(f"{shown} is a link that leads back to itself: choose another place")
     return Place(
