@@ -100,6 +100,17 @@ def test_links_of_the_hubs_cache(tmp_path: Path, place: str, target: str, allowe
         reader(snapshot).file("data")
 
 
+def test_a_stranger_cannot_lay_the_hubs_blobs_elsewhere(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "key").write_text("secret")
+    (tmp_path / "models--a--b" / "blobs").symlink_to(tmp_path / "private")
+    (snapshot / "data").symlink_to("../../blobs/key")
+    with pytest.raises(UserError, match="data is a link"):
+        reader(snapshot).file("data")
+
+
 def test_every_hash_is_checked(folder: Path) -> None:
     right = {name: sha256_file(folder / name) for name in ("data", "files/a.json")}
     assert list(reader(folder).verified(right)) == list(right)

@@ -150,14 +150,21 @@ def test_a_file_system_without_locks_is_told_and_a_living_holder_respected(tmp_p
         pass
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe", "folder", "text"])
 def test_a_lock_that_is_no_file_is_not_followed(tmp_path: Path, kind: str) -> None:
     (tmp_path / "precious").write_text("theirs")
     lock = tmp_path / ".p.lock"
-    {"link": lambda: lock.symlink_to("precious"), "pipe": lambda: os.mkfifo(lock), "folder": lock.mkdir}[kind]()
+    {
+        "link": lambda: lock.symlink_to("precious"),
+        "hard link": lambda: lock.hardlink_to(tmp_path / "precious"),
+        "pipe": lambda: os.mkfifo(lock),
+        "folder": lock.mkdir,
+        "text": lambda: lock.write_text("version = 1"),
+    }[kind]()
     with pytest.raises(UserError, match=r"\.p\.lock"), claim(tmp_path / "p"):
         pass
     assert (tmp_path / "precious").read_text() == "theirs"
+    assert kind != "text" or lock.read_text() == "version = 1"
 
 
 def test_writers_and_readers_at_once_see_whole_versions_and_no_traceback(tmp_path: Path) -> None:

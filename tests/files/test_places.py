@@ -16,6 +16,7 @@ import pytest
 from skillweave.errors import UserError
 from skillweave.files import disk, place
 from skillweave.files.atomic import atomic_file, atomic_folder
+from skillweave.files.place import seal
 from skillweave.files.recover import drop, settle, sweep
 from skillweave.files.write import write_json, write_text
 
@@ -236,14 +237,40 @@ def test_a_reader_finds_the_version_that_a_killed_write_left(
 @pytest.mark.parametrize("stage", ["ready", "in"])
 def test_a_reader_finishes_a_swap_inside_a_folder(tmp_path: Path, stage: str) -> None:
     place_ = tmp_path / "p"
-    hidden = place_ / f".skillweave.{stage}-aaaaaaaa"
-    make(place_, {hidden.name: "new"})
+    make(place_, {".making": "new"})
+    hidden = (place_ / ".making").rename(place_ / f".skillweave.{stage}-{seal(place_, place_ / '.making')}")
     (hidden / "card.json").write_text("new")
     if stage == "ready":
         (place_ / "weights").write_text("old")
     settle(place_)
     assert sorted(os.listdir(place_)) == ["card.json", "x"]
     assert (place_ / "x").read_text() == "new"
+
+
+@pytest.mark.parametrize("kind", ["ready", "in", "old", "new", "del"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind: str, linked: bool, capsys) -> None:
+    """An archive unpacked into a person's folder holds hidden entries that are named like ours, or lead elsewhere."""
+    make(tmp_path, {"docs": "mine", "p": "mine"})
+    for hidden in (tmp_path / "p" / f".skillweave.{kind}-aaaaaaaa", tmp_path / f".p.{kind}-aaaaaaaa"):
+        if linked:
+            hidden.symlink_to(tmp_path / "docs")
+        else:
+            make(hidden.parent, {hidden.name: "theirs"})
+    settle(tmp_path / "p")
+    assert (tmp_path / "p" / "x").read_text() == "mine"
+    assert ("was not written here" in capsys.readouterr().err) == (kind in ("ready", "in") and not linked)
+    write(tmp_path / "p", "next")
+    assert os.listdir(tmp_path / "p") == ["next"]
+    assert (tmp_path / "docs" / "x").read_text() == "mine"
+    (tmp_path / f".q.{kind}-aaaaaaaa").symlink_to(tmp_path / "docs")
+    settle(tmp_path / "q")
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_path_with_a_nul_is_told() -> None:
+    with pytest.raises(UserError, match="no path can hold"):
+        settle("a\0b")
 
 
 def test_a_reader_who_may_not_rename_is_told_how(tmp_path: Path, monkeypatch) -> None:

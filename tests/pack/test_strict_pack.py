@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_skillpack import DOWN, NORM, UP, Q, make_pack, rehash
 
+from skillweave.delta.carry import check_from_base
 from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
 from skillweave.pack import LowRankEntry, PackCard, Skillpack, check_name, read_stored
 from skillweave.pack.card import card_text
 from skillweave.pack.values import check_values
@@ -168,6 +170,31 @@ def test_cards_are_refused_by_key(folder: Path, change, message: str) -> None:
     edit_card(folder, change)
     with pytest.raises(UserError, match=rf"(?si)skillpack\.(json|safetensors).*{message}"):
         read_stored(folder)
+
+
+@pytest.mark.parametrize("name", ["files/evil.py", "files/x/y.json", "files/model.bin", "files/config.json"])
+def test_a_file_that_may_not_travel_is_refused_before_it_is_used(folder: Path, name: str) -> None:
+    """``inspect`` reads no more of a pack than this."""
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("{}")
+    edit_card(folder, lambda card: card["files"].update({name: sha256_file(folder / name)}))
+    with pytest.raises(UserError, match=f"'{name}' may not travel"):
+        read_stored(folder)
+
+
+def test_only_a_vocabulary_may_be_taken_from_the_base(folder: Path) -> None:
+    edit_card(folder, lambda card: card.update(from_base={"config.json": "0" * 16}))
+    with pytest.raises(UserError, match=r"'config\.json' is no file that a tokenizer may take"):
+        read_stored(folder)
+
+
+def test_a_vocabulary_that_the_base_does_not_have_is_never_passed_over(folder: Path, tmp_path: Path) -> None:
+    """Also where no other file of a tokenizer travels with it."""
+    edit_card(folder, lambda card: card.update(from_base={"tokenizer.json": "0" * 16}))
+    carried = Skillpack.from_pretrained(folder).carried
+    assert carried.has_tokenizer
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        check_from_base(carried, tmp_path)
 
 
 def test_a_pack_of_version_1_is_read(folder: Path, tmp_path: Path) -> None:

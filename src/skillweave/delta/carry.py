@@ -78,7 +78,7 @@ class Carried:
     from_base: Mapping[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.files)
+        return bool(self.files or self.from_base)
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +88,7 @@ class Carried:
     @property
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer is among the files (a chat template is part of one)."""
-        return any(name != GENERATION_FILE for name in self.files)
+        return bool(self.from_base) or any(name != GENERATION_FILE for name in self.files)
 
 
 # -- what a fine-tune changes ------------------------------------------------------------------------------------------

@@ -31,7 +31,17 @@ from skillweave.files.disk import (
     sync_tree,
 )
 from skillweave.files.lock import Claim, claim
-from skillweave.files.place import Place, is_mount, is_private, is_special, new_token, place_of, private, stream_of
+from skillweave.files.place import (
+    Place,
+    is_mount,
+    is_private,
+    is_special,
+    new_token,
+    place_of,
+    private,
+    seal,
+    stream_of,
+)
 from skillweave.files.recover import discard, finish_inside, recover
 from skillweave.progress import console, say_once
 
@@ -189,7 +199,7 @@ def _put(held: Claim, temporary: Path, token: str) -> None:
     """Let the temporary folder, which is whole and synced, take the place; on an error the old one has it."""
     place = held.place
     if place.inside:
-        _put_inside(place, temporary, token)
+        _put_inside(place, temporary)
         return
     last: OSError | None = None
     for _ in range(_TRIES):
@@ -202,7 +212,7 @@ def _put(held: Claim, temporary: Path, token: str) -> None:
             if error.errno == errno.ENOTEMPTY:
                 last = error
             elif error.errno in _CANNOT_RENAME and place.path.is_dir():
-                _put_inside(place, temporary, token)
+                _put_inside(place, temporary)
                 return
             else:
                 raise
@@ -254,19 +264,21 @@ def _synced(place: Place, undo: Callable[[], object]) -> None:
         raise
 
 
-def _put_inside(place: Place, temporary: Path, token: str) -> None:
+def _put_inside(place: Place, temporary: Path) -> None:
     """Exchange what a folder holds that cannot be renamed itself: from the name ``ready`` on, the new version wins."""
     os.chmod(temporary, 0o700)
-    ready = place.within("ready", token)
-    os.replace(temporary, ready)
+    sealed = seal(place.path, temporary)
     try:
+        os.replace(temporary, place.within("ready", sealed))
         sync_folder(place.path)
-        finish_inside(place, token)
-    except OSError:
+        finish_inside(place, sealed)
+    except BaseException as first:
         try:
-            finish_inside(place, token)
+            finish_inside(place, sealed)
         except OSError as error:
             raise UserError(
                 f"{place.shown} could not be replaced whole ({error}). Its new files are in {place.path} under hidden "
                 f"names; the next command that opens it puts them in place."
             ) from error
+        if temporary.is_dir() or not isinstance(first, OSError):
+            raise

@@ -163,7 +163,8 @@ def _blobs(root: Path) -> Path | None:
     real = Path(os.path.realpath(root))
     for snapshots in real.parents:
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith(_HUB_FOLDERS):
-            return Path(os.path.realpath(snapshots.parent / "blobs"))
+            blobs = snapshots.parent / "blobs"
+            return None if blobs.is_symlink() else blobs  # the hub's client lays no link there
     return None
 
 

@@ -26,6 +26,8 @@ from skillweave.progress import console, say_once
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """What a file system answers that has no locks."""
+_MARK = b'{"pid": '
+"""How the text in a lock begins; a lock that was just made is empty."""
 _PAUSE = 0.05
 """Seconds between two looks at a lock that another process holds."""
 
@@ -181,10 +183,17 @@ def _open(path: Path) -> int:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
         raise UserError(f"{path} is not a file, and our lock is to lie there: remove it") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise UserError(f"{path} is not a file, and our lock is to lie there: remove it")
-    return descriptor
+    state = os.fstat(descriptor)
+    if not stat.S_ISREG(state.st_mode):
+        why = "is not a file"
+    elif state.st_nlink > 1:
+        why = "is another name of some other file"  # a hard link: to write the lock would overwrite that file
+    elif state.st_size and not os.pread(descriptor, len(_MARK), 0).startswith(_MARK):
+        why = "is a file that is not ours"
+    else:
+        return descriptor
+    os.close(descriptor)
+    raise UserError(f"{path} {why}, and our lock is to lie there: remove it or choose another place")
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -56,8 +56,11 @@ class Place:
 
 
 def place_of(path: str | Path) -> Place:
-    """The place behind a path. A loop of links is a :class:`UserError`."""
-    shown, real = Path(path), Path(os.path.realpath(path))
+    """The place behind a path. A loop of links, and a path with a NUL, is a :class:`UserError`."""
+    try:
+        shown, real = Path(path), Path(os.path.realpath(path))
+    except ValueError:
+        raise UserError(f"{str(path)!a:.200} holds a character that no path can hold: choose another place") from None
     if real.is_symlink():
         raise UserError(f"{shown} is a link that leads back to itself: choose another place")
     return Place(
@@ -83,7 +86,9 @@ def leftovers(folder: Path, name: str) -> list[tuple[str, str, Path]]:
                 continue
             if match["stem"] == name:
                 if match["kind"] is not None:  # the lock of the place is removed by whoever holds it
-                    found.append((match["kind"], match["token"], Path(entry.path)))
+                    # A version is a folder. A link under such a name is not ours: what it leads to is never touched.
+                    kind = match["kind"] if entry.is_dir(follow_symlinks=False) else "del"
+                    found.append((kind, match["token"], Path(entry.path)))
             elif (outer := _outermost(match["stem"])) is not None and outer["stem"] == name:
                 found.append(("new", outer["token"] or "", Path(entry.path)))
     return sorted(found)
@@ -103,8 +108,28 @@ def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
 
 
 def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
-    """The hidden entries of a place that lie inside it; none where it is no folder."""
-    return leftovers(place.path, _INSIDE) if place.path.is_dir() else []
+    """The hidden entries of a place that lie inside it; none where it is no folder.
+
+    A version under the name ``ready`` or ``in`` that was not made here (its token is not its :func:`seal`) has the kind
+    ``"foreign"``: it came in an archive or was copied, and must not take the place of what lies there.
+    """
+    found = leftovers(place.path, _INSIDE) if place.path.is_dir() else []
+    return [
+        ("foreign" if kind in ("ready", "in") and token != seal(place.path, path) else kind, token, path)
+        for kind, token, path in found
+    ]
+
+
+def seal(place: Path, hidden: Path) -> str:
+    """The token of a version that lies ready inside a place: a digest of the inodes of both.
+
+    A rename keeps it. Who packs an archive cannot know which inodes it will be unpacked to. Empty where one is gone.
+    """
+    try:
+        numbers = [os.lstat(path).st_ino for path in (place, hidden)]
+    except FileNotFoundError:
+        return ""
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()[:8]
 
 
 def owner_of(hidden: Path) -> Path | None:

@@ -7,6 +7,9 @@ The hidden entries of a place, and what each means when no process writes there:
 ``ready``   inside the place: the new version, whole, and the old one is being removed
 ``in``      inside the place: what of the new version has not been moved to the place yet
 ``del``     garbage
+
+A link under such a name is garbage: it is removed, and what it leads to is not touched. A ``ready`` or ``in`` that this
+system did not make (a stranger's archive may hold one) is left alone, and named.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from skillweave.files.place import (
     owner_of,
     place_of,
 )
-from skillweave.progress import console
+from skillweave.progress import console, say_once
 
 _PATIENCE = 60.0
 """Seconds that a reader waits for a writer that is exchanging two versions: it takes a moment, unless it hangs."""
@@ -42,7 +45,15 @@ def settle(path: str | Path) -> None:
     """
     with disk_errors(Path(path)):
         place = place_of(path)
-        if is_private(place.path) or not _unsettled(place):
+        if is_private(place.path):
+            return
+        for kind, _, foreign in leftovers_within(place):
+            if kind == "foreign":
+                say_once(
+                    f"{foreign} is named as a version whose write was cut off, but it was not written here: it is left "
+                    f"alone. If it is yours, move what it holds to {place.shown}; else delete it."
+                )
+        if not _unsettled(place):
             return
     try:
         with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
@@ -108,7 +119,7 @@ def _settle_within(place: Place, found: list[tuple[str, str, Path]]) -> list[str
         if kind in ("ready", "in"):
             finish_inside(place, token)
             told.append(f"finished the write of {place.shown} that was cut off")
-        else:
+        elif kind != "foreign":
             told += _removed(path)
     return told
 
@@ -148,7 +159,7 @@ def _tell_left(path: Path, error: OSError) -> None:
 def finish_inside(place: Place, token: str) -> None:
     """Put the new version that lies ready inside a place where the old one is; can be cut off and called again."""
     ready, moving = place.within("ready", token), place.within("in", token)
-    if ready.is_dir():
+    if ready.is_dir() and not ready.is_symlink():
         names = set(os.listdir(ready))
         for name in sorted(os.listdir(place.path), key=_cards_first):
             # A hidden file that the new version does not have is not ours (.Trash-1000, .nfs...).
@@ -159,7 +170,7 @@ def finish_inside(place: Place, token: str) -> None:
         sync_folder(place.path)
         os.replace(ready, moving)
         sync_folder(place.path)
-    if not moving.is_dir():
+    if not moving.is_dir() or moving.is_symlink():
         return
     for name in sorted(os.listdir(moving), key=_cards_first, reverse=True):
         os.replace(moving / name, place.path / name)

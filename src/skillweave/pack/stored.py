@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from skillweave.delta.carry import FOLDER
+from skillweave.delta.carry import FOLDER, read_files
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import is_file, read_card_file
@@ -41,6 +41,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
     if strangers := [file for file in card.files if file != DATA_FILE and not file.startswith(f"{FOLDER}/")]:
         raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
+    read_files(reader, card.files, card.from_base)  # so that `inspect` refuses what no command would use
     data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
         with safe_open(data, framework="numpy") as file:
