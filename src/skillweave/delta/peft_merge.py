@@ -224,10 +224,13 @@ def _resolved(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Name
     forward = config.get("feedforward_modules")
     if not _is_plain(forward):
         resolved["feedforward_modules"] = [name for name in targets if matches(str(forward), name, where)]
+    # A pattern may name a parameter of a module too, such as the stacked experts of a layer.
+    inside = [f".{name}" for name in config.get("target_parameters") or ()]
+    named = targets + sorted(name for name in names.tensors if f".{name}".endswith(tuple(inside)))
     for key in _PATTERNS:
         patterns = config.get(key)
         if patterns and all(isinstance(value, int | float) for value in patterns.values()):
-            found = {name: value_for(name, patterns, None, f"{where}: {key}") for name in targets}
+            found = {name: value_for(name, patterns, None, f"{where}: {key}") for name in named}
             resolved[key] = {re.escape(name): value for name, value in found.items() if value is not None}
     if config["peft_type"] == "LORA":
         resolved |= _ranks(resolved, tensors, targets)
