@@ -55,7 +55,7 @@ class Merged(Mapping[str, torch.Tensor]):
         whole = {name: raw for raw, name in found.items() if name in base or name in base.tied}
         self._files = settle_whole(whole, self._read, config, base, self.file)
         rest = [raw for raw in headers if raw not in set(whole.values())]
-        tensors = {_peft_name(raw, names, kind): self._read(raw) for raw in rest}
+        tensors = _once({_peft_name(raw, names, kind): self._read(raw) for raw in rest}, base)
         model = _filled(base, {name: self._read(raw) for name, raw in self._files.items()})
         self._peft = _wrapped(model, _resolved(config, tensors, names, folder), tensors, self.file)
         self._modules = _wrappers(self._peft.base_model.model)
@@ -166,6 +166,21 @@ def _peft_name(raw: str, names: Names, kind: str) -> str:
     parts = raw.removeprefix(PREFIX).split(".")
     cut = next((at for at, part in enumerate(parts) if _of_adapter(part, prefix)), len(parts))
     return PREFIX + ".".join([names.module(".".join(parts[:cut])), *parts[cut:]])
+
+
+def _once(tensors: Mapping[str, torch.Tensor], base: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors less trained tokens that repeat those of the other end of a tie: PEFT may write them for both ends.
+
+    It has one tensor for the two when it loads them.
+    """
+    kept = dict(tensors)
+    for far, near in base.tied.items():
+        repeat, first = (
+            f"{PREFIX}{end.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for end in (far, near)
+        )
+        if repeat in kept and first in kept and torch.equal(kept[repeat], kept[first]):
+            del kept[repeat]
+    return kept
 
 
 def _of_adapter(part: str, prefix: str) -> bool:
