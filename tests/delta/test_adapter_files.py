@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_peft_kinds import IDS, LORA, save_adapter
 from transformers import AutoModelForCausalLM
 
 from micro import save_micro
+from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.delta.adapter_config import other_base
 from skillweave.errors import UserError
@@ -128,6 +129,45 @@ def test_embeddings_saved_unlike_on_a_tied_base_are_refused(
     adapter = changed_copy(adapters["plain"], tmp_path / "unlike", tensors=lambda stored: stored | added)
     with pytest.raises(UserError, match=r"with unlike values, and .* ties the two: untie the base"):
         Delta.from_lora(adapter, micro_base)
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+def test_trained_tokens_of_a_resized_vocabulary(tmp_path: Path, tie: bool) -> None:
+    """PEFT saves the resized embedding inside the layer of the trained tokens, and on a tied base once for each end."""
+    base = save_micro(tmp_path / "base", tie=tie)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    rows = model.config.vocab_size
+    model.resize_token_embeddings(rows + 2, mean_resizing=False)
+    config = LoraConfig(
+        r=2,
+        target_modules=["q_proj"],
+        trainable_token_indices=[3, rows],
+        init_lora_weights=False,
+        task_type="CAUSAL_LM",
+    )
+    trained = get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "trainable_tokens" in name:
+                parameter.add_(0.1)
+    trained.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with torch.no_grad():
+        expected = trained(IDS).logits
+    Delta.from_lora(tmp_path / "adapter", base).save_pretrained(tmp_path / "delta")
+    tuned = Delta.from_pretrained(tmp_path / "delta").apply(open_base(base, device="cpu")).model
+    with torch.no_grad():
+        torch.testing.assert_close(tuned(IDS).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("end", ["embed_tokens", "lm_head"])
+def test_a_resized_vocabulary_saved_for_one_of_two_is_refused(tmp_path: Path, end: str) -> None:
+    base = save_micro(tmp_path / "base", tie=False)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(model.config.vocab_size + 2, mean_resizing=False)
+    config = LoraConfig(r=2, target_modules=["q_proj", end], task_type="CAUSAL_LM")
+    get_peft_model(model, config).save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    with pytest.raises(UserError, match="PEFT saved only one of the two"):
+        Delta.from_lora(tmp_path / "adapter", base)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

@@ -142,6 +142,24 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
         "Lora",
         {"r": 2, "target_modules": ["q_proj"], "target_parameters": EXPERTS},
     ),
+    "qwen3moe-all-linear": (  # PEFT writes a pattern for the joined tensor, which has twice the rank
+        "Qwen3Moe",
+        {**SMALL, "num_experts": 4, "moe_intermediate_size": 16},
+        "Lora",
+        {"r": 2, "target_modules": "all-linear", "target_parameters": EXPERTS},
+    ),
+    "mixtral-expert-ranks": (
+        "Mixtral",
+        SMALL,
+        "Lora",
+        {
+            "r": 2,
+            "target_modules": ["q_proj"],
+            "target_parameters": EXPERTS,
+            "rank_pattern": {"experts.down_proj": 3},
+            "alpha_pattern": {r".*\.gate_up_proj": 7, "q_proj": 5},
+        },
+    ),
 }
 
 

@@ -41,6 +41,11 @@ class Names:
         """The base's names of all its modules."""
         return self._modules
 
+    @property
+    def tensors(self) -> set[str]:
+        """The base's names of all its tensors, in its files and in its model class."""
+        return self._tensors
+
     def tensor(self, name: str) -> str:
         """The base's name of a tensor."""
         return next((form for form in self._forms(name) if form in self._tensors), name)

@@ -10,6 +10,7 @@ import torch
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.delta.arithmetic import changed
+from skillweave.delta.stream import Spec
 from skillweave.errors import UserError
 
 
@@ -45,6 +46,22 @@ def settle_whole(
             raw = settled.pop(far)
             settled.setdefault(near, raw)
     return {name: raw for name, raw in settled.items() if name not in base or not _unchanged(read(raw), base, name)}
+
+
+def check_token_rows(specs: Mapping[str, Spec], base: Checkpoint, file: Path) -> None:
+    """Raise :class:`UserError` where the adapter brings another number of token rows to one of embedding and head."""
+    rows = {
+        name: (specs[name][0] if name in specs else base.shape(name))[0]
+        for name in sorted(base.vocabulary_names())
+        if name in base
+    }
+    if len(set(rows.values())) > 1:
+        told = " and ".join(f"{count} for '{name}'" for name, count in rows.items())
+        raise UserError(
+            f"{file}: with this adapter the base has unlike numbers of token rows: {told}. The vocabulary was resized, "
+            f"and PEFT saved only one of the two tensors. Merge the adapter where it was trained (merge_and_unload, "
+            f"save_pretrained) and zip the result as --tuned."
+        )
 
 
 def _copied_for_one(name: str, config: Mapping[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from skillweave.delta.adapter_config import (
     why_merged,
 )
 from skillweave.delta.adapter_source import adapter_folder
+from skillweave.delta.adapter_whole import check_token_rows
 from skillweave.delta.arithmetic import applied, finite
 from skillweave.delta.carry import FOLDER, Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import check_rows_agree, compare
@@ -140,9 +141,12 @@ class Delta:
         carried = changed_files(place, folder) if place else None
         belongs = BaseRef(ref=ref, fingerprint=mark)
         if (reason := why_merged(config)) is None:
-            return cls._of_adapter(Adapter.on(folder, ours), belongs, provenance, carried)
+            adapted = Adapter.on(folder, ours)
+            check_token_rows(adapted.specs, ours, folder / WEIGHTS_FILE)
+            return cls._of_adapter(adapted, belongs, provenance, carried)
         say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
         merged = Merged(folder, config, ours)
+        check_token_rows(merged.specs, ours, folder / WEIGHTS_FILE)
         return cls(
             merged,
             base_fingerprint=mark,

@@ -235,7 +235,8 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
 
 def plain_name(raw: str) -> str:
     """A name in an adapter file without what PEFT puts before and between: its prefix, its wrappers."""
-    return raw.removeprefix(PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+    name = raw.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".")
+    return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _pair(

@@ -55,7 +55,7 @@ class Merged(Mapping[str, torch.Tensor]):
         whole = {name: raw for raw, name in found.items() if name in base or name in base.tied}
         self._files = settle_whole(whole, self._read, config, base, self.file)
         rest = [raw for raw in headers if raw not in set(whole.values())]
-        tensors = {_peft_name(raw, names, kind): self._read(raw) for raw in rest}
+        tensors = _once({_peft_name(raw, names, kind): self._read(raw) for raw in rest}, base)
         model = _filled(base, {name: self._read(raw) for name, raw in self._files.items()})
         self._peft = _wrapped(model, _resolved(config, tensors, names, folder), tensors, self.file)
         self._modules = _wrappers(self._peft.base_model.model)
@@ -168,6 +168,21 @@ def _peft_name(raw: str, names: Names, kind: str) -> str:
     return PREFIX + ".".join([names.module(".".join(parts[:cut])), *parts[cut:]])
 
 
+def _once(tensors: Mapping[str, torch.Tensor], base: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors less trained tokens that repeat those of the other end of a tie: PEFT may write them for both ends.
+
+    It has one tensor for the two when it loads them.
+    """
+    kept = dict(tensors)
+    for far, near in base.tied.items():
+        repeat, first = (
+            f"{PREFIX}{end.removesuffix('.weight')}.token_adapter.trainable_tokens_delta" for end in (far, near)
+        )
+        if repeat in kept and first in kept and torch.equal(kept[repeat], kept[first]):
+            del kept[repeat]
+    return kept
+
+
 def _of_adapter(part: str, prefix: str) -> bool:
     return part.startswith((prefix, "token_adapter", "trainable_tokens_", "base_layer"))
 
@@ -224,10 +239,13 @@ def _resolved(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Name
     forward = config.get("feedforward_modules")
     if not _is_plain(forward):
         resolved["feedforward_modules"] = [name for name in targets if matches(str(forward), name, where)]
+    # A pattern may name a parameter of a module too, such as the stacked experts of a layer.
+    inside = [f".{name}" for name in config.get("target_parameters") or ()]
+    named = targets + sorted(name for name in names.tensors if f".{name}".endswith(tuple(inside)))
     for key in _PATTERNS:
         patterns = config.get(key)
         if patterns and all(isinstance(value, int | float) for value in patterns.values()):
-            found = {name: value_for(name, patterns, None, f"{where}: {key}") for name in targets}
+            found = {name: value_for(name, patterns, None, f"{where}: {key}") for name in named}
             resolved[key] = {re.escape(name): value for name, value in found.items() if value is not None}
     if config["peft_type"] == "LORA":
         resolved |= _ranks(resolved, tensors, targets)
