@@ -85,6 +85,10 @@ def read_config(
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, cls, where, text, overrides)) from error
+    except UserError as error:  # a part of the settings that names itself, and not the file that it stands in
+        if source is None or isinstance(source, Mapping) or where in str(error):
+            raise
+        raise UserError(f"{where}: {error}") from error
     except RecursionError:  # a regular expression or another text that a library reads by calling itself
         raise UserError(f"{where}: a value is nested too deep to be read: write a simpler one") from None
 

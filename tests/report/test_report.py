@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_seconds(seconds: float, text: str) -> None:
 
 def test_a_table_says_the_same_three_times() -> None:
     table = Table(["name", "value"], [["a|b", "1"], ["<x>", "[bold]22[/bold]"]])
-    assert table.markdown() == "| name | value |\n| --- | ---: |\n| a\\|b | 1 |\n| <x> | [bold]22[/bold] |"
+    assert table.markdown() == "| name | value |\n| --- | ---: |\n| a\\|b | 1 |\n| &lt;x> | \\[bold\\]22\\[/bold\\] |"
     cells = [element.text for element in ElementTree.fromstring(table.html()).iter() if element.tag in ("th", "td")]
     assert cells == ["name", "value", "a|b", "1", "<x>", "[bold]22[/bold]"]
     assert drawn(table).split()[:2] == ["name", "value"]
@@ -148,7 +149,7 @@ def test_the_report_is_written_whole(report: dict[str, Any], tmp_path: Path) -> 
     assert written == [*plots, "report.html", "report.json", "report.md"]
     for plot in plots:
         assert ElementTree.parse(tmp_path / plot).getroot().tag.endswith("svg")
-    markdown = (tmp_path / "report.md").read_text()
+    markdown = html.unescape((tmp_path / "report.md").read_text())
     shown = page_text(tmp_path / "report.html")
     for text in ("demo <&>", "97.0%", "1.12x", "12 min 34 s", "<odd>.yaml", "25.0 (17-33)", "(anything else)"):
         assert text in markdown

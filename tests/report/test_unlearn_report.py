@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_the_page_is_written_whole(report: dict[str, Any], tmp_path: Path) -> No
     assert written == [*plots, "report.html", "report.json", "report.md"]
     for plot in plots:
         assert ElementTree.parse(tmp_path / plot).getroot().tag.endswith("svg")
-    markdown, shown = (tmp_path / "report.md").read_text(), page_text(tmp_path / "report.html")
+    markdown, shown = html.unescape((tmp_path / "report.md").read_text()), page_text(tmp_path / "report.html")
     for text in (
         "forget: report of the unlearning", "models/<taught>", "Forgotten 97.2%", "kept 97.8%", "1.2e-05",
         "brings back most: zipped 1/8, 30.0%", "zipped 1/16: there is no such pack. the pack cannot be smaller",

@@ -21,6 +21,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.files.lock import take
 from skillweave.files.place import place_of
+from skillweave.files.read import open_file, read_json_object
 from skillweave.files.recover import settle
 from skillweave.files.write import atomic_folder
 from skillweave.progress import say_once
@@ -89,7 +90,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     A file of plain numbers keeps each tensor as it is: in the narrowest of the file's own types that holds it exactly.
     Where some matrices are stored as blocks, the whole model becomes bfloat16, and the console says so.
     """
-    with open(file, "rb") as head:
+    with open_file(file) as head:
         if head.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file (it does not begin with 'GGUF'): copy or download it again")
     if importlib.util.find_spec("gguf") is None:
@@ -127,7 +128,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text; transformers would take it for a place to look.
     path = folder / "config.json"
-    config_json = {key: value for key, value in json.loads(path.read_text()).items() if key != "_model_name_or_path"}
+    config_json = {key: value for key, value in read_json_object(path).items() if key != "_model_name_or_path"}
     config_json["dtype"] = str(main).removeprefix("torch.")
     path.write_text(json.dumps(config_json, indent=2) + "\n")
 

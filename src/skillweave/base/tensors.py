@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
+from skillweave.files.read import regular_file
 
 Spec = tuple[tuple[int, ...], torch.dtype]
 """Shape and dtype of a tensor."""
@@ -38,9 +39,7 @@ def open_safetensors(file: Path) -> Any:
     """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
     try:
         # Read, not mapped: a mapping would count every page that was touched as memory of this process.
-        return safe_open(file, framework="pt", backend="pread")
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing: copy or download the folder again") from None
+        return safe_open(regular_file(file, "a folder that is complete, or copy this one again"), "pt", backend="pread")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 

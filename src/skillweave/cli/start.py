@@ -74,7 +74,8 @@ class _Stops:
         """Python passes over what is raised while it frees an object: there a Ctrl-C has to be raised once more."""
         if self.number is not None and issubclass(ignored.exc_type, KeyboardInterrupt):
             number, self.number = self.number, None
-            signal.raise_signal(number)
+            # Not from here: what is raised within this function is passed over too.
+            threading.Timer(0.01, os.kill, (self._process, number)).start()
         elif self.number is None:
             sys.__unraisablehook__(ignored)
 

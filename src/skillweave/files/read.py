@@ -13,16 +13,16 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
-from skillweave.files.parse_yaml import parse_yaml
 from skillweave.units import human_bytes
 
-M = TypeVar("M", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+M = TypeVar("M", bound="BaseModel")
 
 LARGEST_TEXT = 2**28
 """Bytes of a text or JSON file. The largest that are known, tokenizers and indexes of shards, have some 2**25."""
@@ -53,6 +53,12 @@ def open_file(path: str | Path, wanted: str = "a file") -> io.BufferedReader:
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
         raise UserError(f"{path} is {kind}, not a regular file: copy what it holds into a file, and name that")
     return open(descriptor, "rb")
+
+
+def regular_file(path: str | Path, wanted: str = "a file") -> Path:
+    """The path, after :func:`open_file` has opened it: for libraries that open files themselves, and wait for pipes."""
+    open_file(path, wanted).close()
+    return Path(path)
 
 
 def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> UserError:
@@ -167,6 +173,8 @@ def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[
 
 def read_yaml(path: str | Path, wanted: str = "a YAML file") -> Any:
     """What a YAML file of settings holds: texts, numbers, true, false, nothing, lists and mappings."""
+    from skillweave.files.parse_yaml import parse_yaml
+
     return parse_yaml(read_text(path, wanted, largest=LARGEST_YAML), str(path))
 
 
@@ -194,6 +202,8 @@ def read_versioned(path: str | Path, newest: int) -> Any:
 
 def read_card_file(path: str | Path, card: type[M], newest: int, fix: str) -> M:
     """Read the card of an artefact; a field that does not fit is named, and ``fix`` says what to do."""
+    from pydantic import ValidationError
+
     try:
         return card.model_validate(read_versioned(path, newest))
     except ValidationError as error:

@@ -11,8 +11,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from skillweave.files.write import atomic_file, write_json, write_text
+from skillweave.report.escape import markdown_text
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table
+from skillweave.terminal import harmless
 from skillweave.units import human_seconds
 
 _STYLE = """
@@ -44,15 +46,16 @@ def write_page(
     for name, svg in drawn.items():
         with atomic_file(folder / "plots" / f"{name}.svg") as file:
             file.write_text(svg, encoding="utf-8")
-    markdown = [f"# {title}", "", *(f"- {note}" for note in notes)]
+    markdown = [f"# {markdown_text(title)}", "", *(f"- {markdown_text(note)}" for note in notes)]
     page = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
     for name, section in sections.items():
-        markdown += ["", f"## {section.title}", "", section.table.markdown()]
+        markdown += ["", f"## {markdown_text(section.title)}", "", section.table.markdown()]
         page += [f"<h2>{html.escape(section.title)}</h2>", section.table.html()]
         if name in drawn:
-            markdown += ["", f"![{section.title}](plots/{name}.svg)"]
+            markdown += ["", f"![{markdown_text(section.title)}](plots/{name}.svg)"]
             page.append(f"<figure>{drawn[name]}</figure>")
-    foot = f"Made by `{report['command']}` on {report['machine']} in {human_seconds(report['seconds'])}."
+    command = harmless(report["command"]).replace("`", "'")
+    foot = f"Made by `{command}` on {report['machine']} in {human_seconds(report['seconds'])}."
     write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
     write_text(
         folder / "report.html",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from skillweave.report.escape import label_text
 
 # Colours that stay apart for colour-blind eyes (Okabe and Ito).
 COLOURS = {"base": "#999999", "specialist": "#0072B2", "pack": "#E69F00", "routed": "#009E73"}
@@ -45,7 +49,7 @@ def draw_bars(
         lows = [max(0.0, mean - 100 * low) for mean, (low, _) in zip(means, ends, strict=True)]
         highs = [max(0.0, 100 * high - mean) for mean, (_, high) in zip(means, ends, strict=True)]
         axes.errorbar(places, means, yerr=[lows, highs], fmt="none", ecolor="#333333", capsize=2, linewidth=0.8)
-    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_xticks(range(len(groups)), list(map(label_text, groups)))
     axes.set_ylim(0, 105)
     axes.legend(ncols=len(colours), fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     axes.spines[["top", "right"]].set_visible(False)
@@ -75,8 +79,8 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
     for y, row in enumerate(counts):
         for x, count in enumerate(row):
             axes.text(x, y, str(count), ha="center", va="center", color="white" if shares[y][x] > 0.5 else "black")
-    axes.set_xticks(range(len(columns)), list(columns), rotation=20, ha="right")
-    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_xticks(range(len(columns)), list(map(label_text, columns)), rotation=20, ha="right")
+    axes.set_yticks(range(len(rows)), list(map(label_text, rows)))
     axes.set_xlabel("routed to")
     axes.set_ylabel("prompts of")
     return figure
@@ -85,7 +89,11 @@ def confusion_plot(rows: Sequence[str], columns: Sequence[str], counts: Sequence
 def svg_text(figure: Figure) -> str:
     """The figure as an ``<svg>`` element, the same text each time it is drawn."""
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "skillweave"}):  # else its ids are random
+    for part in figure.findobj(lambda part: isinstance(part, Text)):
+        part.set(parse_math=False)  # a "$" in a name is a letter, not the beginning of a formula
+    # Without a salt its ids would be random. Labels of ticks are made while it is drawn.
+    with rc_context({"svg.hashsalt": "skillweave", "text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # an emoji: a box stands in its place
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -10,6 +10,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from skillweave.report.escape import markdown_text
+
 
 @dataclass(frozen=True)
 class Table:
@@ -21,7 +23,7 @@ class Table:
     def markdown(self) -> str:
         """A Markdown pipe table."""
         rule = ["---", *["---:"] * (len(self.header) - 1)]
-        lines = [self.header, rule, *([cell.replace("|", "\\|") for cell in row] for row in self.rows)]
+        lines = [list(map(markdown_text, self.header)), rule, *(list(map(markdown_text, row)) for row in self.rows)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def html(self) -> str:

@@ -1,0 +1,39 @@
+"""A small budget of the fuzzing that ``benchmarks/fuzz.py`` does at length: no traceback, no silent difference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fuzz_artefacts import artefact_kinds
+from fuzz_inputs import input_kinds
+from fuzz_oracle import Kind, fuzz
+
+SEEDS = range(60)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory):
+    """All kinds by their names. What is remembered of bases lies in a folder of these tests."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKILLWEAVE_CACHE", str(folder / "cache"))
+        yield {kind.name: kind for kind in [*artefact_kinds(folder / "good"), *input_kinds(folder / "inputs")]}
+
+
+NAMES = [
+    "delta", "pack", "weave", "router", "adapter", "base", "rows.jsonl", "rows.json", "rows.jsonl.gz", "rows.csv",
+    "rows.tsv", "rows.parquet", "traces.jsonl", "corpus.jsonl", "prompts.txt", "prompts.jsonl", "weave.yaml",
+    "zip.yaml", "e3tir.yaml", "training.yaml", "tables.yaml", "task.yaml",
+]  # fmt: skip
+
+
+def test_all_kinds_are_fuzzed(kinds: dict[str, Kind]) -> None:
+    assert list(kinds) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mutations_are_refused_or_change_nothing(kinds: dict[str, Kind], tmp_path: Path, name: str) -> None:
+    tally = fuzz(kinds[name], SEEDS, tmp_path / "work")
+    assert tally.mutations == len(SEEDS)
+    assert not tally.faults, "\n".join(tally.faults)
