@@ -38,7 +38,7 @@ def artefact_kinds(folder: Path) -> list[Kind]:
     base = open_base(good)
     tuned = _tuned(good, folder / "tuned")
     Delta.between(good, tuned).save_pretrained(folder / "delta")
-    pack = zip_delta(Delta.from_pretrained(folder / "delta"), base, None, ZipConfig(ratio=0.9), name="sort")
+    pack = zip_delta(Delta.from_pretrained(folder / "delta"), base, None, ZipConfig(budget=9000, allow_left_out=True), name="sort")
     pack.card.scores = {"test": {"mean": 0.5, "n": 10}}
     pack.save_pretrained(folder / "pack")
     adapter = _adapter(folder / "adapter", base)
