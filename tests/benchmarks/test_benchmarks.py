@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from micro import micro_model, save_micro
+from skillweave.errors import UserError
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.tasks.agents.experts import read_traces, scripted_traces
 from skillweave.tasks.agents.load import load_agent
@@ -37,6 +38,7 @@ rollouts = importlib.import_module("rollouts")
 unlearning = importlib.import_module("_unlearning")
 selfplay = importlib.import_module("_selfplay")
 runs = importlib.import_module("_runs")
+fuzz = importlib.import_module("fuzz")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,6 +78,14 @@ def test_mixed_batch(tmp_path: Path) -> None:
     taken = {row["way"]: np.array(row["seconds"]) for row in found["rows"]}
     ratio = np.median(taken["specialists in turn"] / taken["weave, mixed"])
     assert claim["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+
+
+def test_fuzz(tmp_path: Path) -> None:
+    found = result(fuzz, tmp_path, "--kind", "rows.csv", "--kind", "delta", "--mutations", "5")
+    assert [(row["kind"], row["mutations"]) for row in found["rows"][:2]] == [("delta", 5), ("rows.csv", 5)]
+    assert all("(of 10)" in claim["claim"] for claim in found["claims"])
+    with pytest.raises(UserError, match="no such kind; known: delta, pack"):
+        fuzz.main(["--quick", "--kind", "rows"])
 
 
 def test_zip(tmp_path: Path) -> None:

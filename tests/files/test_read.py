@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from skillweave.files import read
 from skillweave.files.parse_json import parse_json
 from skillweave.files.parse_yaml import parse_yaml
 from skillweave.files.read import home_path, is_file, is_folder, read_json, read_json_lines, read_text, read_versioned
+from skillweave.tasks import readers
 from skillweave.tasks.readers import read_rows
 
 SOURCE = Path(skillweave.__file__).parent
@@ -272,6 +274,22 @@ def test_files_are_read_in_one_place() -> None:
             found[name] = calls
     assert not found, "read through skillweave.files.read instead"
     assert {"open", "json.loads"} <= _calls(ast.parse("open(x)\njson.loads(y)\nopen(z, 'wb')"))
+
+
+def test_rows_are_read_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(readers, "_LONGEST_LINE", 1000)
+    row = '{"prompt": "x", "answer": "y"}\n'
+    (tmp_path / "long.jsonl").write_text(row + f'{{"prompt": "{"x" * 1000}"}}\n')
+    (tmp_path / "bomb.jsonl.gz").write_bytes(gzip.compress(("\n" * 1_000_000).encode()))
+    (tmp_path / "good.jsonl.gz").write_bytes(gzip.compress((row * 100).encode()))
+    for name, message in (("long.jsonl", "line 2: the line is longer than"), ("bomb.jsonl.gz", "holds more than")):
+        with pytest.raises(UserError, match=rf"{name}, .*{message}"):
+            list(read_rows(tmp_path / name))
+    assert len(list(read_rows(tmp_path / "good.jsonl.gz"))) == 100
+    monkeypatch.setattr(readers, "_LARGEST", 40)
+    (tmp_path / "large.csv").write_text("prompt,answer\n" + "x,y\n" * 10)
+    with pytest.raises(UserError, match=r"large\.csv, line 8: up to here the file holds more than 40 B"):
+        list(read_rows(tmp_path / "large.csv"))
 
 
 def test_the_limits_are_told_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

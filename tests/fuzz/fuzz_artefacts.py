@@ -200,7 +200,7 @@ def _plain_weave(folder: Path) -> Found:
     found: Found = {"card": {key: value for key, value in card.items() if key != "files"}}
     for name in card["packs"]:
         found |= {f"{name} {part}": value for part, value in _plain_pack(folder / "packs" / name).items()}
-    if card["router"]:
+    if card.get("router", False):
         found |= {f"router {part}": value for part, value in _plain_router(folder / "router").items()}
     return found
 

@@ -393,6 +393,8 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
         ("a.jsonl", '[{"prompt": "x"}', "line 1: not valid JSON .*an array of rows is a .json file"),
         ("a.jsonl", "[" * 100_000, "line 1: .*JSON"),
         ("a.jsonl", '{"prompt": "x", "answer": 1' + "0" * 5000 + "}", "line 1: this JSON cannot be read"),
+        ("a.csv", '"a"b,c\n1,2\n', "line 1: the row that begins here is not valid CSV"),
+        ("a.csv", "prompt,answer\nx\0,y\n", "line 2: a NUL character"),
         ("a.jsonl.gz", "{}", "could not be read after line 0|could not be opened"),
     ],
 )

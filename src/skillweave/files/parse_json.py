@@ -33,7 +33,7 @@ def parse_json(text: str, where: str, *, bounded: bool = False, characters: bool
     try:
         value = json.loads(text, **hooks)
     except json.JSONDecodeError as error:
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
+        line = "" if ", line " in where else f", line {error.lineno}"
         raise UserError(f"{where}{line}: not valid JSON ({error.msg})") from error
     except RecursionError:
         raise _too_deep(where) from None

@@ -98,7 +98,7 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
     """The rows of a table with a header; every cell is a text as it stands, an empty one is absent."""
     csv.field_size_limit(_LONGEST_LINE)
     with _lines(path, newline="") as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
+        reader, start = csv.DictReader(lines, delimiter=delimiter, strict=True), 1
         try:
             header = reader.fieldnames or []
             _check_header(header, f"{path}, line 1")
@@ -132,10 +132,13 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=_ROWS_AT_ONCE):
                 if batch.nbytes > _LARGEST:
                     raise UserError(f"{path}: {_ROWS_AT_ONCE} rows take more than {human_bytes(_LARGEST)}")
+                batch.validate(full=True)
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{path}, row {number}"
                     yield where, check_characters(_without_nulls(row), where)
+            if number != file.metadata.num_rows:
+                raise ValueError(f"its columns end there, and it says that it has {file.metadata.num_rows} rows")
     except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
         # A damaged file meets checks of several libraries, each with errors of its own; all mean the same here.
         raise UserError(f"{path}: not a Parquet file that can be read, after row {number} ({error})") from error
