@@ -8,6 +8,7 @@ import pytest
 from fuzz_artefacts import artefact_kinds
 from fuzz_inputs import input_kinds
 from fuzz_oracle import Kind, fuzz
+from fuzz_packs import pack_kinds
 
 SEEDS = range(60)
 
@@ -18,7 +19,14 @@ def kinds(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKILLWEAVE_CACHE", str(folder / "cache"))
-        yield {kind.name: kind for kind in [*artefact_kinds(folder / "good"), *input_kinds(folder / "inputs")]}
+        yield {
+            kind.name: kind
+            for kind in [
+                *artefact_kinds(folder / "good"),
+                *pack_kinds(folder / "packs"),
+                *input_kinds(folder / "inputs"),
+            ]
+        }
 
 
 NAMES = [
