@@ -39,7 +39,8 @@ def open_safetensors(file: Path) -> Any:
     """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
     try:
         # Read, not mapped: a mapping would count every page that was touched as memory of this process.
-        return safe_open(regular_file(file, "a folder that is complete, or copy this one again"), "pt", backend="pread")
+        complete = regular_file(file, "a folder that is complete, or copy this one again")
+        return safe_open(complete, framework="pt", backend="pread")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
 

@@ -29,7 +29,7 @@ from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
-from skillweave.files.read import read_card_file
+from skillweave.files.read import read_card_file, regular_file
 from skillweave.files.values import Count, Free, Version
 from skillweave.files.write import atomic_folder, write_json, write_tensors
 from skillweave.pack.schema import check_name
@@ -147,7 +147,7 @@ class Router:
             reader.verified(card.files)
         data = reader.file(DATA_FILE)
         try:
-            tensors = load_file(data)
+            tensors = load_file(regular_file(data))
         except SafetensorError as error:
             raise UserError(f"{data} is damaged ({error}). {_AGAIN}") from error
         _check_tensors(tensors, len(card.classes), data)
