@@ -18,7 +18,8 @@ from typing import Any
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, check_regular
 from skillweave.files.hashes import digest, sha256_file
-from skillweave.files.read import read_json, read_text
+from skillweave.files.parse_json import parse_json
+from skillweave.files.read import read_bytes, read_json, read_text
 
 FOLDER = "files"
 """The subfolder of a delta or a pack in which they lie."""
@@ -109,7 +110,7 @@ def changed_files(base: Path, tuned: Path) -> Carried:
         any(_meaning(file) != _meaning(ours.get(name)) for name, file in theirs.items() if not _holds_template(name))
         or _templates(theirs) != _templates(ours)
     ):
-        files |= {name: file.read_bytes() for name, file in theirs.items()}
+        files |= {name: read_bytes(file) for name, file in theirs.items()}
     generation = _generation(base, tuned)
     if generation is not None:
         files[GENERATION_FILE] = generation
@@ -140,7 +141,7 @@ def _templates(files: Mapping[str, Path]) -> dict[str, str]:
         found |= {str(one.get("name")): str(one.get("template")) for one in given if isinstance(one, dict)}
     for name, file in files.items():
         if _holds_template(name):
-            found["default" if name == TEMPLATE_FILE else Path(name).stem] = file.read_text(encoding="utf-8")
+            found["default" if name == TEMPLATE_FILE else Path(name).stem] = read_text(file)
     return found
 
 
@@ -149,7 +150,7 @@ def _meaning(file: Path | None) -> Any:
     if file is None or not file.is_file():
         return None
     if file.suffix != ".json":
-        return file.read_bytes()
+        return read_bytes(file)
     return _meant(file.name, read_json(file))
 
 
@@ -181,14 +182,14 @@ def _generation(base: Path, tuned: Path) -> bytes | None:
     ends = _config_ends(tuned)
     strange = [end for end in ends if end not in _config_ends(base)]
     if not strange:
-        return file.read_bytes() if changed else None
+        return read_bytes(file) if changed else None
     source = file if file.is_file() else base / GENERATION_FILE
     values = read_json(source) if source.is_file() else {}
     if not isinstance(values, dict):
         raise UserError(f"{source}: expected a JSON object, found {type(values).__name__}")
     named = _as_list(values.get("eos_token_id")) if file.is_file() else []
     if set(ends) <= set(named):
-        return file.read_bytes() if changed else None
+        return read_bytes(file) if changed else None
     every = [*named, *(end for end in ends if end not in named)]
     return _json_bytes({**values, "eos_token_id": every[0] if len(every) == 1 else every})
 
@@ -218,10 +219,10 @@ def compact(carried: Carried, base: Path) -> Carried:
     from_base: dict[str, str] = {}
     for name, data in carried.files.items():
         ours = base / name
-        values = _parsed(data) if name.endswith(".json") else None
+        values = _parsed(data, name) if name.endswith(".json") else None
         if name in VOCABULARY_FILES and ours.is_file():
             changes = _changes(ours, values) if name == "tokenizer.json" and isinstance(values, dict) else None
-            if (changes is None and ours.read_bytes() == data) or changes == {}:
+            if (changes is None and read_bytes(ours) == data) or changes == {}:
                 from_base[name] = meaning_digest(ours)
                 continue
             if changes is not None and "model" not in changes:
@@ -247,9 +248,9 @@ def write_carried(carried: Carried, base: Path, out: Path) -> list[str]:
     written: dict[str, bytes] = {name: data for name, data in carried.files.items() if name != CHANGES_FILE}
     for name in carried.from_base:
         ours = base / name
-        written[name] = ours.read_bytes()
+        written[name] = read_bytes(ours)
         if name == "tokenizer.json" and CHANGES_FILE in carried.files:
-            written[name] = _json_bytes({**read_json(ours), **_parsed(carried.files[CHANGES_FILE])})
+            written[name] = _json_bytes({**read_json(ours), **_parsed(carried.files[CHANGES_FILE], CHANGES_FILE)})
     for name, data in written.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
@@ -276,8 +277,8 @@ def _changes(base: Path, tuned: dict[str, Any]) -> dict[str, Any] | None:
     return {key: tuned[key] for key, value in theirs.items() if key not in ours or ours[key] != value}
 
 
-def _parsed(data: bytes) -> Any:
-    return json.loads(data)
+def _parsed(data: bytes, name: str) -> Any:
+    return parse_json(data.decode("utf-8-sig"), name)
 
 
 def _json_bytes(values: Any) -> bytes:
@@ -316,7 +317,7 @@ def read_files(reader: Folder, hashes: Mapping[str, str], from_base: Mapping[str
             )
         path = reader.matches(key, expected)
         _check_content(path, reader.fix)
-        files[name] = path.read_bytes()
+        files[name] = read_bytes(path)
     for name in from_base:
         if name not in VOCABULARY_FILES:
             raise UserError(f"{reader.path}: '{name}' is no file that a tokenizer may take from the base. {reader.fix}")
