@@ -50,8 +50,8 @@ PACKS = [
 ]
 NAMES = [
     "delta", "pack", "weave", "router", "adapter", "base", *PACKS, "rows.jsonl", "rows.json", "rows.jsonl.gz",
-    "rows.csv", "rows.tsv", "rows.parquet", "traces.jsonl", "corpus.jsonl", "prompts.txt", "prompts.jsonl", "weave.yaml",
-    "zip.yaml", "e3tir.yaml", "training.yaml", "tables.yaml", "task.yaml",
+    "rows.csv", "rows.tsv", "rows.parquet", "traces.jsonl", "corpus.jsonl", "prompts.txt", "prompts.jsonl",
+    "weave.yaml", "zip.yaml", "e3tir.yaml", "training.yaml", "tables.yaml", "task.yaml",
 ]  # fmt: skip
 
 

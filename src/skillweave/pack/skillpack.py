@@ -154,7 +154,8 @@ class Skillpack:
     def voice(self, base: Base) -> Voice:
         """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
         rows = next((count for count, _ in self.token_rows().values()), None)
-        return Voice(carried_tokenizer(self.carried, base), carried_generation(self.carried), rows)
+        tokenizer = carried_tokenizer(self.carried, base, f"the pack '{self.card.name}'")
+        return Voice(tokenizer, carried_generation(self.carried), rows)
 
     def unzip(self) -> Delta:
         """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""
