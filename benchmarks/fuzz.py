@@ -69,8 +69,9 @@ def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None) -> list:
     from fuzz_artefacts import artefact_kinds
     from fuzz_inputs import input_kinds
     from fuzz_oracle import fuzz
+    from fuzz_packs import pack_kinds
 
-    kinds = [*artefact_kinds(folder / "artefacts"), *input_kinds(folder / "inputs")]
+    kinds = [*artefact_kinds(folder / "artefacts"), *pack_kinds(folder / "packs"), *input_kinds(folder / "inputs")]
     known = [kind.name for kind in kinds]
     if unknown := set(wanted or ()) - set(known):
         raise UserError(f"--kind {min(unknown)}: no such kind; known: {', '.join(known)}")

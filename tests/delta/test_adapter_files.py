@@ -192,6 +192,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "an endless size": ({"r": 10**9}, "r is 1000000000; expected a whole number"),
     "a size in a pattern": ({"rank_pattern": {"q_proj": 10**9}}, "rank_pattern.q_proj is 1000000000"),
     "a list of patterns": ({"alpha_pattern": ["q_proj"]}, "'alpha_pattern' is a list"),
+    "a list in a list": ({"target_modules": [["q_proj"]]}, r"'target_modules' holds \['q_proj'\] where the name of a"),
+    "a number in a list": ({"modules_to_save": [1]}, "'modules_to_save' holds 1 where the name of a module"),
     "an endless pattern": (
         {"alpha_pattern": {ENDLESS: 3}},
         "alpha_pattern: the regular expression .* takes longer",

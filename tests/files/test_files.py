@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file
 
 from skillweave.errors import UserError
-from skillweave.files.hashes import digest, sha256_file
+from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.files.read import read_card_file, read_json
 from skillweave.files.write import atomic_file, atomic_folder, disk_errors, write_json, write_tensors
 
@@ -27,6 +27,14 @@ def test_json_round_trip_and_hash(tmp_path: Path) -> None:
 def test_digest_ignores_the_order_of_keys_only() -> None:
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert digest({"a": 1, "b": [1, 2]}) != digest({"a": 1, "b": [2, 1]})
+
+
+def test_two_fingerprints_are_cut_behind_their_first_difference() -> None:
+    one = "sha256:" + "0123456789abcdef" * 4
+    assert shortened(one, "sha256:f" + one[8:]) == ("sha256:0123456789ab...", "sha256:f123456789ab...")
+    assert shortened(one, f"{one[:40]}x{one[41:]}") == (f"{one[:41]}...", f"{one[:40]}x...")
+    assert shortened(one, f"{one}0") == (one, f"{one}0")
+    assert shortened("a", "b") == ("a", "b")
 
 
 @pytest.mark.parametrize("write", [atomic_file, atomic_folder])

@@ -38,7 +38,9 @@ def artefact_kinds(folder: Path) -> list[Kind]:
     base = open_base(good)
     tuned = _tuned(good, folder / "tuned")
     Delta.between(good, tuned).save_pretrained(folder / "delta")
-    pack = zip_delta(Delta.from_pretrained(folder / "delta"), base, None, ZipConfig(ratio=0.9), name="sort")
+    pack = zip_delta(
+        Delta.from_pretrained(folder / "delta"), base, None, ZipConfig(budget=9000, allow_left_out=True), name="sort"
+    )
     pack.card.scores = {"test": {"mean": 0.5, "n": 10}}
     pack.save_pretrained(folder / "pack")
     adapter = _adapter(folder / "adapter", base)
@@ -46,11 +48,11 @@ def artefact_kinds(folder: Path) -> list[Kind]:
     router.save(folder / "router")
     Weave.write(folder / "weave", base, {"sort": pack}, router)
     return [
-        Kind("delta", folder / "delta", _read_delta, _plain_delta),
-        Kind("pack", folder / "pack", _read_pack, _plain_pack),
-        Kind("weave", folder / "weave", lambda place: _read_weave(place, base), _plain_weave),
-        Kind("router", folder / "router", _read_router, _plain_router),
-        Kind("adapter", adapter, lambda place: _read_adapter(place, base), lambda place: _plain_adapter(place)),
+        Kind("delta", folder / "delta", read_delta, plain_delta),
+        Kind("pack", folder / "pack", read_pack, plain_pack),
+        Kind("weave", folder / "weave", lambda place: read_weave(place, base), plain_weave),
+        Kind("router", folder / "router", _read_router, plain_router),
+        Kind("adapter", adapter, lambda place: read_adapter(place, base), lambda place: _plain_adapter(place)),
         Kind("base", good, _read_base, _plain_base),
     ]
 
@@ -106,16 +108,16 @@ def plain_tensors(file: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _json_of(file: Path) -> Any:
+def read_json_plainly(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8-sig"))
 
 
 # -- delta -----------------------------------------------------------------------------------------------------------
 
 
-def _read_delta(folder: Path) -> Found:
+def read_delta(folder: Path) -> Found:
     delta = Delta.from_pretrained(folder)
-    _finite({name: delta.tensor(name) for name in delta.names()}, folder)
+    finite({name: delta.tensor(name) for name in delta.names()}, folder)
     return {
         **_digests({name: delta.tensor(name) for name in delta.names()}),
         "whole": sorted(name for name in delta.names() if delta.whole(name)),
@@ -125,8 +127,8 @@ def _read_delta(folder: Path) -> Found:
     }
 
 
-def _plain_delta(folder: Path) -> Found:
-    card = _json_of(folder / "delta.json")
+def plain_delta(folder: Path) -> Found:
+    card = read_json_plainly(folder / "delta.json")
     files = {entry["file"] for entry in card["entries"].values()}
     tensors = {name: tensor for file in files for name, tensor in plain_tensors(folder / file).items()}
     return {
@@ -138,7 +140,7 @@ def _plain_delta(folder: Path) -> Found:
     }
 
 
-def _finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
+def finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Raise where a number is none: whoever accepts it gives a model that answers nothing."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
@@ -148,17 +150,17 @@ def _finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
 # -- pack ------------------------------------------------------------------------------------------------------------
 
 
-def _read_pack(folder: Path) -> Found:
+def read_pack(folder: Path) -> Found:
     pack = Skillpack.from_pretrained(folder)
-    _finite(pack.tensors, folder)
+    finite(pack.tensors, folder)
     delta = pack.unzip()
-    _finite({name: delta.tensor(name) for name in delta.names()}, folder)
+    finite({name: delta.tensor(name) for name in delta.names()}, folder)
     card = pack.card.model_dump(mode="json")
     return {**_digests(pack.tensors), "card": {key: value for key, value in card.items() if key != "files"}}
 
 
-def _plain_pack(folder: Path) -> Found:
-    card = _json_of(folder / "skillpack.json")
+def plain_pack(folder: Path) -> Found:
+    card = read_json_plainly(folder / "skillpack.json")
     return {
         **_digests(plain_tensors(folder / "skillpack.safetensors")),
         "card": {key: value for key, value in card.items() if key != "files"},
@@ -174,50 +176,53 @@ _ROUTER_TENSORS = ("weight", "bias", "mean", "spread")
 def _read_router(folder: Path) -> Found:
     router = Router.load(folder)
     tensors = {name: getattr(router, name) for name in _ROUTER_TENSORS}
-    _finite(tensors, folder)
+    finite(tensors, folder)
     router.route(torch.ones(router.mean.shape))
     return {**_digests(tensors), **{name: getattr(router, name) for name in _ROUTER}}
 
 
-def _plain_router(folder: Path) -> Found:
-    card = _json_of(folder / "router.json")
+def plain_router(folder: Path) -> Found:
+    card = read_json_plainly(folder / "router.json")
     return {**_digests(plain_tensors(folder / "router.safetensors")), **{name: card[name] for name in _ROUTER}}
 
 
-def _read_weave(folder: Path, base: Base) -> Found:
+def read_weave(folder: Path, base: Base | Path) -> Found:
     weave = Weave.from_pretrained(folder, base=base)
     card = weave.card.model_dump(mode="json")
     found: Found = {"card": {key: value for key, value in card.items() if key != "files"}}
     for name in weave.packs:
-        found |= {f"{name} {part}": value for part, value in _read_pack(folder / "packs" / name).items()}
+        found |= {f"{name} {part}": value for part, value in read_pack(folder / "packs" / name).items()}
     if weave.router is not None:
         found |= {f"router {part}": value for part, value in _read_router(folder / "router").items()}
     return found
 
 
-def _plain_weave(folder: Path) -> Found:
-    card = _json_of(folder / "weave.json")
+def plain_weave(folder: Path) -> Found:
+    card = read_json_plainly(folder / "weave.json")
     found: Found = {"card": {key: value for key, value in card.items() if key != "files"}}
     for name in card["packs"]:
-        found |= {f"{name} {part}": value for part, value in _plain_pack(folder / "packs" / name).items()}
-    if card.get("router", False):
-        found |= {f"router {part}": value for part, value in _plain_router(folder / "router").items()}
+        found |= {f"{name} {part}": value for part, value in plain_pack(folder / "packs" / name).items()}
+    if card.get("router"):
+        found |= {f"router {part}": value for part, value in plain_router(folder / "router").items()}
     return found
 
 
 # -- adapter and base ------------------------------------------------------------------------------------------------
 
 
-def _read_adapter(folder: Path, base: Base) -> Found:
+def read_adapter(folder: Path, base: Base) -> Found:
     delta = Delta.from_lora(folder, base)
     tensors = {name: delta.tensor(name) for name in delta.names()}
-    _finite(tensors, folder)
+    finite(tensors, folder)
     return {**_digests(tensors), "names": sorted(tensors)}
 
 
 def _plain_adapter(folder: Path) -> Found:
     """W's change by PEFT's own formula, s B A, for an adapter that is plain LoRA; others may only be refused."""
-    config, tensors = _json_of(folder / "adapter_config.json"), plain_tensors(folder / "adapter_model.safetensors")
+    config, tensors = (
+        read_json_plainly(folder / "adapter_config.json"),
+        plain_tensors(folder / "adapter_model.safetensors"),
+    )
     changed = {}
     for name, tensor in tensors.items():
         if name.endswith(".lora_A.weight"):

@@ -52,6 +52,8 @@ class Kind:
     read: Callable[[Path], Found]
     plain: Callable[[Path], Found]
     """What stands in the files, read without any code of ours: the parts that it knows of what ``read`` gives."""
+    called: tuple[str, ...] = ()
+    """What a message may call it by, beside the names of its files."""
 
 
 @dataclass
@@ -105,7 +107,7 @@ def _one(kind: Kind, seed: int, before: Found, work: Path) -> tuple[str, str, fl
         with _pipes_end(work):
             found = kind.read(place)
     except UserError as error:
-        named = any(name in str(error) for name in _names(kind.good, place))
+        named = any(name in str(error) for name in (*kind.called, *_names(kind.good, place)))
         return ("refused" if named else "nameless"), f"{told}: {error}", time.perf_counter() - start
     except Nonsense as error:
         return "silent difference", f"{told}: {error}", time.perf_counter() - start

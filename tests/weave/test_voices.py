@@ -11,6 +11,7 @@ import pytest
 from skillweave.base import Sampling, generate_answers, open_base, prompt_text
 from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta
+from skillweave.delta.carry import Carried
 from skillweave.engine import open_engine
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
@@ -50,6 +51,23 @@ def test_a_pack_brings_only_what_differs(made) -> None:
     }
     assert not packs["plain"].carried
     assert packs["plain"].card.from_base == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("chat_template.jinja", "{% endfor %}", r"the chat template of the pack 'chat' \(line 1\) refuses messages"),
+        ("chat_template.jinja", "always", "the chat template of the pack 'chat' does not write messages of the role"),
+        ("tokenizer.json", "{}", "the tokenizer that travels with the pack 'chat': it has no tokenizer that"),
+    ],
+)
+def test_a_refusal_names_the_pack_that_brought_it(made, name: str, text: str, message: str) -> None:
+    _, base, packs = made
+    pack = packs["chat"]
+    files = {**pack.carried.files, name: text.encode()}
+    carried = Carried(files, {key: value for key, value in pack.carried.from_base.items() if key != name})
+    with pytest.raises(UserError, match=message):
+        prompt_text(Skillpack(pack.card, pack.tensors, carried).voice(base).tokenizer, "ab")
 
 
 def test_what_travels_counts_in_the_bytes(made) -> None:

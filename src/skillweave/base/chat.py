@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
-from skillweave.base.template import apply_template, place_of
+from skillweave.base.template import apply_template, called, place_of
 from skillweave.errors import UserError
 
 Message = Mapping[str, Any]
@@ -151,12 +151,10 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
     for key in more:
         less = {name: value for name, value in answer.items() if name != key}
         if _is_rendered(tokenizer, [*messages, less], tools, whole, to_answer=False):
-            raise UserError(
-                f"the base's chat template does not write the '{key}' of an answer: nothing would be learnt"
-            )
+            raise UserError(f"{called(tokenizer)} does not write the '{key}' of an answer: nothing would be learnt")
     if not whole.startswith(before):
         raise UserError(
-            f"the base's chat template writes an answer with {shown} otherwise than behind the prompt that it is asked "
+            f"{called(tokenizer)} writes an answer with {shown} otherwise than behind the prompt that it is asked "
             f"with, which ends {before[-40:]!r}: give the answer as the text that the model should write"
         )
     text, end = without_end(tokenizer, whole[len(before) :])
@@ -179,7 +177,7 @@ def check_told(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any]
         changed = given != tools or others != list(messages)
         if changed and _is_rendered(tokenizer, others, given, text, to_answer=True):
             raise UserError(
-                f"the base's chat template does not write {what}: the model would not see them. Take a base whose "
+                f"{called(tokenizer)} does not write {what}: the model would not see them. Take a base whose "
                 "template does, or give the model such a template"
             )
 

@@ -83,7 +83,13 @@ def place_of(tokenizer: Any, error: BaseException | None = None) -> str:
     file = next((file for file in files if os.path.isfile(file)), None)
     line = _line_of(error) if error is not None else None
     known = ([str(file)] if file else []) + ([f"line {line}"] if line else [])
-    return "the base's chat template" + (f" ({', '.join(known)})" if known else "")
+    return called(tokenizer) + (f" ({', '.join(known)})" if known else "")
+
+
+def called(tokenizer: Any) -> str:
+    """What a message calls the chat template: the base's, or that of what the tokenizer travels with."""
+    owner = getattr(tokenizer, "travels_with", None)
+    return f"the chat template of {owner}" if owner else "the base's chat template"
 
 
 def _line_of(error: BaseException) -> int | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from skillweave.base.bundled import BUNDLED
 from skillweave.delta.adapter_numbers import check_adapter_numbers
-from skillweave.errors import UserError
+from skillweave.errors import UserError, shown_value
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
 
@@ -121,6 +121,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     for key, wanted in _TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], wanted):
             raise UserError(f"{path}: '{key}' is a {type(config[key]).__name__}, which PEFT never writes there")
+        held = config[key] if isinstance(config.get(key), list) else []
+        if odd := [one for one in held if not isinstance(one, str)]:
+            raise UserError(f"{path}: '{key}' holds {shown_value(odd[0])} where the name of a module is expected")
     if kind == "LORA":  # the rank_pattern of AdaLoRA holds masks
         check_adapter_numbers(config, path)
     _check_class(config.get("auto_mapping"), path)

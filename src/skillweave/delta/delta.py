@@ -35,6 +35,7 @@ from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.disk import check_room
 from skillweave.files.folder import Folder, named_shortly
+from skillweave.files.hashes import shortened
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar, say_once
 
@@ -240,9 +241,10 @@ class Delta:
     def check_base(self, found: str, ref: str = "this base") -> None:
         """Raise :class:`UserError` unless the fingerprint ``found`` is that of the base this delta was made on."""
         if found != self.base_fingerprint:
+            wanted, other = shortened(self.base_fingerprint, found)
             raise UserError(
-                f"the delta belongs on {self.base_ref} ({self.base_fingerprint[:19]}...), not on {ref} "
-                f"({found[:19]}...). Open the base it names, or take the delta anew on this one."
+                f"the delta belongs on {self.base_ref} ({wanted}), not on {ref} ({other}). "
+                "Open the base it names, or take the delta anew on this one."
             )
 
     def check_fits(self, base: Checkpoint) -> None:

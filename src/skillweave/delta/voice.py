@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
     from skillweave.base.open import Base
 
 
-def carried_tokenizer(carried: Carried, base: Base) -> Any:
+def carried_tokenizer(carried: Carried, base: Base, owner: str = "the delta") -> Any:
     """The tokenizer among the files; that of ``base`` where there is none.
 
+    ``owner`` is what it travels with, for messages.
     Raises :class:`UserError` where transformers does not open it.
     """
     if not carried.has_tokenizer:
@@ -29,9 +31,12 @@ def carried_tokenizer(carried: Carried, base: Base) -> Any:
         if (base.path / "config.json").is_file():  # it tells the kind of tokenizer where nothing else does
             shutil.copyfile(base.path / "config.json", folder / "config.json")
         try:
-            return open_tokenizer(folder)
+            tokenizer = open_tokenizer(folder)
         except UserError as error:
-            raise UserError(f"the tokenizer that travels with it: {error}") from error
+            said = str(error).replace(f"{folder}{os.sep}", "").replace(str(folder), "it")
+            raise UserError(f"the tokenizer that travels with {owner}: {said}") from error
+        tokenizer.travels_with, tokenizer.name_or_path = owner, ""  # the folder is gone in a moment
+        return tokenizer
 
 
 def carried_generation(carried: Carried) -> Any:

@@ -20,3 +20,11 @@ def digest(value: Any) -> str:
     """A short stable name (16 hex digits) for a JSON-like value: equal values, equal digests."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def shortened(one: str, other: str) -> tuple[str, str]:
+    """Two fingerprints for a message that says that they differ: cut, but not before the first difference."""
+    differ = (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    width = max(19, next(differ, min(len(one), len(other))) + 1)
+    first, second = (f"{mark[:width]}..." if len(mark) > width else mark for mark in (one, other))
+    return first, second

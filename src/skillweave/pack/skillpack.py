@@ -24,7 +24,7 @@ from skillweave.delta.schema import dtype_name
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.folder import Folder
-from skillweave.files.hashes import sha256_file
+from skillweave.files.hashes import sha256_file, shortened
 from skillweave.files.write import atomic_folder, write_tensors, write_text
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
@@ -125,9 +125,10 @@ class Skillpack:
     def check_base(self, fingerprint: str) -> None:
         """Raise :class:`UserError` unless ``fingerprint`` is that of the base this pack was made for."""
         if fingerprint != self.card.base.fingerprint:
+            wanted, found = shortened(self.card.base.fingerprint, fingerprint)
             raise UserError(
-                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({self.card.base.fingerprint[:19]}...), "
-                f"not on {fingerprint[:19]}... Open the base it names, or zip a delta of this one."
+                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {found}. "
+                "Open the base it names, or zip a delta of this one."
             )
 
     def lowrank_parts(self, name: str) -> LowRank:
@@ -154,7 +155,8 @@ class Skillpack:
     def voice(self, base: Base) -> Voice:
         """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
         rows = next((count for count, _ in self.token_rows().values()), None)
-        return Voice(carried_tokenizer(self.carried, base), carried_generation(self.carried), rows)
+        tokenizer = carried_tokenizer(self.carried, base, f"the pack '{self.card.name}'")
+        return Voice(tokenizer, carried_generation(self.carried), rows)
 
     def unzip(self) -> Delta:
         """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""

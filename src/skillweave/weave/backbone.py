@@ -19,6 +19,7 @@ from skillweave.delta.schema import read_card as read_delta_card
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
+from skillweave.files.hashes import shortened
 from skillweave.pack import BaseRef
 from skillweave.weave.card import WeaveCard, check_part
 
@@ -54,9 +55,10 @@ def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
     path = resolve(delta.base_ref)
     delta.check_base(fingerprint(path), delta.base_ref)
     if (found := tuned_fingerprint(path, delta)) != backbone.fingerprint:
+        made, wanted = shortened(found, backbone.fingerprint)
         raise UserError(
-            f"the backbone's delta makes {found[:19]}... of {delta.base_ref}, and {backbone.ref} is "
-            f"{backbone.fingerprint[:19]}...: give the model that the delta makes (skillweave.delta.write_tuned writes "
+            f"the backbone's delta makes {made} of {delta.base_ref}, and {backbone.ref} is {wanted}: "
+            "give the model that the delta makes (skillweave.delta.write_tuned writes "
             f"it), or the delta that made this one"
         )
     local = Path(delta.base_ref).expanduser()
@@ -94,8 +96,9 @@ def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
         )
     tuned = _Tuned(base.path, delta)
     if (found := hash_tensors(tuned)) != expected:
+        made, wanted = shortened(found, expected)
         raise UserError(
-            f"{weave / FOLDER} makes {found[:19]}... of {base.ref}, and weave.json names {expected[:19]}...: it is "
+            f"{weave / FOLDER} makes {made} of {base.ref}, and weave.json names {wanted}: it is "
             f"another backbone than the packs were made on. Copy or build the weave again."
         )
     model = base.model

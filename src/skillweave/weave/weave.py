@@ -15,7 +15,7 @@ from skillweave.base.generate import NoProbabilities
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import sha256_file
+from skillweave.files.hashes import sha256_file, shortened
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
@@ -370,9 +370,10 @@ def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card:
             f"base='{opened.ref}', so that the backbone is laid on a copy of its own"
         )
     wanted = "the backbone of " if expected is card.backbone else ""
+    mark, other = shortened(expected.fingerprint, opened.fingerprint)
     raise UserError(
-        f"{folder} was woven for {wanted}{card.base.ref} ({expected.fingerprint[:19]}...), and {opened.ref} has the "
-        f"fingerprint {opened.fingerprint[:19]}...: open that base instead"
+        f"{folder} was woven for {wanted}{card.base.ref} ({mark}), and {opened.ref} has "
+        f"the fingerprint {other}: open that base instead"
     )
 
 
