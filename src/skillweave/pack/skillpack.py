@@ -55,13 +55,14 @@ class Skillpack:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pack's files into ``folder`` (replaced whole, atomically) and return it.
 
-        The card's ``bytes`` and ``files`` are brought up to date first: they are what this call writes.
+        The card is brought up to date first: its ``bytes``, ``files`` and ``schema_version`` are what this call writes.
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
             write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
             self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
+            self.card.schema_version = self.card.oldest_version()
             self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))
