@@ -8,15 +8,10 @@ from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from skillweave.terminal import SafeConsole, harmless
+from skillweave.terminal import SafeConsole
 
 console = SafeConsole(stderr=True)
 """Where progress and notes go: standard error, so that standard output holds only what was asked for."""
-
-
-def printable(text: str) -> str:
-    """The text on one line, where it cannot steer the terminal: for what is cut to a width before it is printed."""
-    return harmless(" ".join(text.split("\n")))
 
 
 def share_of(count: int, total: int, what: str) -> str:

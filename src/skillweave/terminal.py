@@ -30,6 +30,17 @@ def harmless(text: str) -> str:
     return _STEERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def printable(text: str) -> str:
+    """The text on one line, where it cannot steer the terminal: for what is cut to a width before it is printed."""
+    return harmless(text.replace("\n", " "))
+
+
+def one_line(value: Any, width: int = 200) -> str:
+    """Any value in one line of at most ``width`` characters, without control characters; what is cut is said."""
+    text = printable(str(value))
+    return text if len(text) <= width else f"{text[:width]}... ({len(text):,} characters, cut)"
+
+
 def harmless_json(text: str) -> str:
     r"""A JSON text of the same value in which what could steer a terminal is written as JSON's ``\u001b``."""
     return _STEERS.sub(lambda match: _json_escape(match[0]), text)

@@ -11,7 +11,8 @@ import pytest
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, check_plain_name, named_shortly
 from skillweave.files.hashes import sha256_file
-from skillweave.files.values import LARGEST, check_free, one_line
+from skillweave.files.values import LARGEST, check_free
+from skillweave.terminal import one_line
 
 
 @pytest.fixture

@@ -232,7 +232,7 @@ def test_cards_that_cannot_be_read(tmp_path: Path, change, message: str) -> None
 
 
 def test_missing_files_and_cut_json(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is not a skillpack: it has no skillpack\.json"):
+    with pytest.raises(UserError, match="nowhere does not exist: name the folder of a saved pack"):
         Skillpack.from_pretrained(tmp_path / "nowhere")
     folder = make_pack().save_pretrained(tmp_path / "pack")
     text = (folder / "skillpack.json").read_text()

@@ -21,7 +21,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.files.lock import take
 from skillweave.files.place import place_of
-from skillweave.files.read import open_file, read_json_object
+from skillweave.files.read import open_file, read_json
 from skillweave.files.recover import settle
 from skillweave.files.write import atomic_folder
 from skillweave.progress import say_once
@@ -128,7 +128,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text; transformers would take it for a place to look.
     path = folder / "config.json"
-    config_json = {key: value for key, value in read_json_object(path).items() if key != "_model_name_or_path"}
+    config_json = {key: value for key, value in read_json(path).items() if key != "_model_name_or_path"}
     config_json["dtype"] = str(main).removeprefix("torch.")
     path.write_text(json.dumps(config_json, indent=2) + "\n")
 

@@ -19,11 +19,9 @@ from skillweave.base.architecture import config_of, skeleton_of
 from skillweave.base.folder import CONFIG, ModelFolder, find_model
 from skillweave.base.names import NameRule
 from skillweave.base.quantised import find_codes
-from skillweave.base.tensors import Spec, TensorFiles, open_safetensors, read_headers
+from skillweave.base.tensors import Spec, TensorFiles
 from skillweave.errors import UserError
 from skillweave.progress import say_once
-
-__all__ = ["Checkpoint", "open_safetensors", "read_headers"]
 
 _LEGACY = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)(\.attention)?\.(masked_)?bias)$")
 """Masks and frequencies that older files hold."""

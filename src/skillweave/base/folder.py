@@ -16,6 +16,7 @@ from typing import Any
 from skillweave.base.tensors import Spec, read_headers
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
+from skillweave.terminal import one_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -182,8 +183,8 @@ def _what_it_is(folder: Path) -> str:
         adapter = read_json(folder / "adapter_config.json")
         base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
         return (
-            f"{folder} is a PEFT adapter, not a model: name its base ({base}) here, "
-            f"and open the adapter with Delta.from_lora(folder, base)"
+            f"{folder} is a PEFT adapter, not a model: name its base{f' ({one_line(base)})' if base else ''} here. "
+            f"`skillweave zip --lora` makes a pack of the adapter, Delta.from_lora(folder, base) a delta."
         )
     for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack")):
         if (folder / name).is_file():

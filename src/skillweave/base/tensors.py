@@ -14,7 +14,7 @@ from skillweave.files.read import regular_file
 Spec = tuple[tuple[int, ...], torch.dtype]
 """Shape and dtype of a tensor."""
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -32,6 +32,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""The dtypes that are read and written, by their names in the format."""
 _OPEN_AT_ONCE = 64
 
 
@@ -51,9 +52,9 @@ def read_headers(file: Path) -> dict[str, Spec]:
     with open_safetensors(file) as handle:
         for name in handle.keys():  # noqa: SIM118 - not a mapping
             part = handle.get_slice(name)
-            if part.get_dtype() not in _DTYPES:
+            if part.get_dtype() not in DTYPES:
                 raise UserError(f"{file}: the tensor '{name}' has the type {part.get_dtype()}, which is not read here")
-            headers[name] = (tuple(part.get_shape()), _DTYPES[part.get_dtype()])
+            headers[name] = (tuple(part.get_shape()), DTYPES[part.get_dtype()])
     return headers
 
 

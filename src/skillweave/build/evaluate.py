@@ -12,9 +12,10 @@ from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json, read_json_lines
 from skillweave.files.write import write_json, write_text
-from skillweave.progress import console, printable
+from skillweave.progress import console
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.agents.load import ToolSettings, ToolUse, agent_of
+from skillweave.terminal import printable
 from skillweave.weave import Reply, Weave, background_prompts, converse_with
 
 

@@ -12,12 +12,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from skillweave.files.values import one_line
 from skillweave.pack.card import score_text, travels
-from skillweave.pack.schema import PackCard, StackedEntry
+from skillweave.pack.schema import ROWS, PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
-from skillweave.progress import printable
-from skillweave.terminal import SafeConsole
+from skillweave.terminal import SafeConsole, one_line, printable
 from skillweave.units import human_bytes
 from skillweave.weave.card import WeaveCard, check_part, pack_card
 
@@ -30,13 +28,13 @@ _NAMED = 8
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
     """What is in a pack: identity, codec, bytes by part, scores; every tensor where asked."""
     size = card.bytes
-    settings = one_line(", ".join(f"{key} {one_line(value, 40)}" for key, value in card.codec.settings.items()))
+    settings = one_line(", ".join(f"{key} {_setting(value)}" for key, value in card.codec.settings.items()))
     facts = [
         ("pack", f"{card.name} ({folder})"),
         ("base", f"{one_line(card.base.ref)} ({card.base.fingerprint[:23]}...)"),
         ("method", card.method),
         ("codec", f"{card.codec.name} ({settings})"),
-        ("tensors", f"{len(card.entries)} changed, {len(card.left_out)} left out"),
+        ("tensors", f"{_changed(card)} changed, {len(card.left_out)} left out"),
         *_left_out_facts(card),
         (
             "bytes",
@@ -68,6 +66,15 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
                 rank = str(getattr(entry, "rank", ""))
             table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), rank, bits)
         out.print(table)
+
+
+def _changed(card: PackCard) -> int:
+    """How many tensors of the base a pack changes; an embedding and the rows added to it are one."""
+    return len({name.removesuffix(ROWS) if entry.kind == "rows" else name for name, entry in card.entries.items()})
+
+
+def _setting(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else one_line(value, 40)
 
 
 def _left_out_facts(card: PackCard) -> list[tuple[str, str]]:

@@ -14,18 +14,19 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.base import Checkpoint, fingerprint, open_tokenizer
-from skillweave.base.checkpoint import read_headers
 from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import turn_end
 from skillweave.base.open import resolve
+from skillweave.base.tensors import read_headers
 from skillweave.cli.contents import out, show_facts
 from skillweave.delta import Delta
 from skillweave.delta.carry import may_travel
 from skillweave.delta.schema import dtype_name, is_delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.progress import bar, printable
+from skillweave.progress import bar
 from skillweave.skillzip.plan import matrix_tensors
+from skillweave.terminal import printable
 from skillweave.units import human_bytes
 
 # Options of an adapter that say nothing unusual of what it does to the weights.

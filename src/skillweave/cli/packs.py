@@ -142,9 +142,11 @@ def inspect(
     """
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
+    from skillweave.files.read import check_folder
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
+    check_folder(folder, "the folder of a weave, a skillpack, a delta, a PEFT adapter or a model")
     if base is not None and not is_delta(folder):
         raise UserError(f"--base goes with a delta folder; {folder} is none")
     if is_weave(folder):

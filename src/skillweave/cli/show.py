@@ -12,10 +12,10 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.cli.scoring import Rated
-from skillweave.progress import console, printable
+from skillweave.progress import console
 from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.tasks.evaluate import Figure
-from skillweave.terminal import SafeConsole, harmless
+from skillweave.terminal import SafeConsole, harmless, printable
 from skillweave.weave import BASE, Reply, ToolReply
 
 out = SafeConsole()
@@ -153,5 +153,5 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
 
 
 def _short(text: str, limit: int = 160) -> str:
-    text = harmless(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -116,8 +116,8 @@ def _show(report: TaskReport) -> None:
     from rich.text import Text
 
     from skillweave.cli.show import out
-    from skillweave.progress import printable
     from skillweave.tasks.check import gold_line, lengths_line
+    from skillweave.terminal import printable
 
     read = f", {report.read} rows read, {report.duplicates} dropped as exact repeats" if report.read else ""
     out.print(f"{report.name}: verifier {report.verifier}{read}", soft_wrap=True)

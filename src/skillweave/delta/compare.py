@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.tensors import Spec
 from skillweave.delta.arithmetic import changed, difference, finite
-from skillweave.delta.stream import Spec
 from skillweave.errors import UserError
 from skillweave.progress import bar
 

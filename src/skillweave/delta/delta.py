@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
+from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, resolve
+from skillweave.base.tensors import Spec, read_headers
 from skillweave.delta.adapter_config import (
-    CONFIG_FILE,
     WEIGHTS_FILE,
     check_adapter_files,
     other_base,
@@ -24,22 +23,21 @@ from skillweave.delta.adapter_config import (
 )
 from skillweave.delta.adapter_source import adapter_folder
 from skillweave.delta.adapter_whole import check_token_rows
-from skillweave.delta.arithmetic import applied, finite
-from skillweave.delta.carry import FOLDER, Carried, changed_files, read_files, save_files
+from skillweave.delta.arithmetic import applied
+from skillweave.delta.carry import Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import check_rows_agree, compare
 from skillweave.delta.lora import Adapter
 from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
-from skillweave.delta.stream import Spec, plan_files, spec_bytes, write_stream
+from skillweave.delta.stored import StoredTensors, check_entries, weight_files
+from skillweave.delta.stream import plan_files, spec_bytes, write_stream
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.disk import check_room
-from skillweave.files.folder import Folder, named_shortly
+from skillweave.files.folder import Folder
 from skillweave.files.hashes import shortened
 from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar, say_once
-
-_WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
 
 
 class Delta:
@@ -304,6 +302,7 @@ class Delta:
         LoRAX load, + ``delta.json``. Carried files lie in a subfolder, out of their way.
         """
         folder = Path(folder)
+        check_room(folder, self.nbytes, "the delta")
         with atomic_folder(folder) as temporary:
             if isinstance(self._tensors, Adapter):
                 hashes = self._tensors.save(temporary)
@@ -365,13 +364,13 @@ class Delta:
         card = read_card(folder)
         reader = Folder(folder, DELTA_FILE, AGAIN)
         carried = read_files(reader, card.files, card.from_base)
-        paths = reader.verified(_weights(card, folder))
+        paths = reader.verified(weight_files(card, folder))
         if card.kind == "lora":
             adapter = Adapter.saved(folder, card.entries)
-            _check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
+            check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
             return cls._of_adapter(adapter, card.base, card.provenance, carried)
-        stored = _Stored(folder, {name: entry.file for name, entry in card.entries.items()})
-        _check_entries(card, {file: read_headers(path) for file, path in paths.items()}, folder)
+        stored = StoredTensors(folder, {name: entry.file for name, entry in card.entries.items()})
+        check_entries(card, {file: read_headers(path) for file, path in paths.items()}, folder)
         return cls(
             stored,
             base_fingerprint=card.base.fingerprint,
@@ -382,70 +381,6 @@ class Delta:
             provenance=card.provenance,
             carried=carried,
         )
-
-
-class _Stored(Mapping[str, torch.Tensor]):
-    """Tensors in the safetensors files of a delta folder, read on access."""
-
-    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
-        self._folder, self._files = folder, files
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        file = self._folder / self._files[name]
-        with open_safetensors(file) as handle:
-            tensor = handle.get_tensor(name)
-        if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
-            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def _weights(card: DeltaCard, folder: Path) -> dict[str, str]:
-    """The files of tensors, name -> SHA-256, each of a kind that may lie in a delta, and each named for a reason."""
-    weights = {file for file in card.files if not file.startswith(f"{FOLDER}/")}
-    if card.kind == "lora":
-        odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
-    else:
-        odd = {file for file in weights if not _WEIGHTS.fullmatch(file)}
-    if odd:
-        raise UserError(
-            f"{folder / DELTA_FILE}: files: '{min(odd)}' does not fit a delta of the kind '{card.kind}'. {AGAIN}"
-        )
-    for name, entry in card.entries.items():
-        if entry.file not in weights - {CONFIG_FILE}:
-            raise UserError(
-                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is no file of tensors that 'files' names. "
-                f"{AGAIN}"
-            )
-        if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
-            raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
-    return {file: card.files[file] for file in weights}
-
-
-def _check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:
-    """Raise unless each of the ``files`` holds the tensors that the card puts there, as it describes them, alone."""
-    for name, entry in card.entries.items():
-        file, specs = folder / entry.file, files[entry.file]
-        if name not in specs:
-            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
-        shape, dtype = specs[name]
-        if (shape, dtype_name(dtype)) != (entry.shape, entry.dtype):
-            raise UserError(
-                f"{file}: the tensor '{name}' is {dtype_name(dtype)} {shape}, {DELTA_FILE} says {entry.dtype} "
-                f"{entry.shape}. {AGAIN}"
-            )
-    for file_name, specs in files.items():
-        extra = sorted(name for name in specs if name not in card.entries or card.entries[name].file != file_name)
-        if extra:
-            raise UserError(
-                f"{folder / file_name} holds the tensor {named_shortly(extra)} that no entry of {DELTA_FILE} puts "
-                f"there. {AGAIN}"
-            )
 
 
 def _as_base(side: str | Path | Base | nn.Module) -> tuple[Checkpoint, str, str]:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.base.checkpoint import Checkpoint, open_safetensors, read_headers
+from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.load import load_model
+from skillweave.base.tensors import Spec, open_safetensors, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX, Names, matches, value_for
 from skillweave.delta.adapter_whole import settle_whole
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.delta.lora import one_end, plain_name
-from skillweave.delta.stream import Spec
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -195,7 +196,7 @@ def _filled(base: Checkpoint, whole: Mapping[str, torch.Tensor]) -> Any:
     tensors: dict[str, torch.Tensor] = dict(whole)
     if not in_memory and missing:
         # transformers fuses tensors of some architectures while it loads them.
-        model = _loaded(base)
+        model = load_model(base)
     elif not in_memory:
         tensors = {name: base.tensor(name) for name in base.names()} | tensors
     near_of = {far: near for far, near in base.tied.items() if near in tensors}
@@ -210,14 +211,6 @@ def _filled(base: Checkpoint, whole: Mapping[str, torch.Tensor]) -> Any:
         else:
             holders[name] = module._parameters[leaf] = nn.Parameter(tensors[name], requires_grad=False)
     return model.eval()
-
-
-def _loaded(base: Checkpoint) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(
-        base.where, config=base.config, dtype="auto", local_files_only=True, trust_remote_code=False
-    )
 
 
 def _resolved(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Names, folder: Path) -> dict[str, Any]:

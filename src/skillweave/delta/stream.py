@@ -14,27 +14,12 @@ from pathlib import Path
 import torch
 
 from skillweave.base.fingerprint import tensor_bytes
-
-Spec = tuple[tuple[int, ...], torch.dtype]
-"""Shape and dtype of a tensor."""
+from skillweave.base.tensors import DTYPES, Spec
 
 SHARD_BYTES = 5 * 10**9
 """The customary bound of one file of a Hugging Face model."""
 
-_TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def spec_bytes(spec: Spec) -> int:

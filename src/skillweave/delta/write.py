@@ -15,9 +15,10 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
 from skillweave.base.quantised import QUANTISATION
+from skillweave.base.tensors import Spec
 from skillweave.delta.carry import GENERATION_FILE, TEMPLATES_FOLDER, TOKENIZER_FILES, check_from_base, write_carried
 from skillweave.delta.schema import dtype_name
-from skillweave.delta.stream import SHARD_BYTES, Spec, plan_files, spec_bytes, write_stream
+from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
 from skillweave.files.disk import check_room
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
@@ -59,7 +60,8 @@ def write_tuned(
         return wanted if wanted is not None and stored.is_floating_point else stored
 
     specs = {name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()}
-    check_room(out, sum(spec_bytes(spec) for spec in specs.values()), "the model")
+    total = sum(map(spec_bytes, specs.values()))
+    check_room(out, total, f"the model {out.name}")
     files = plan_files(specs, "model", shard_bytes)
     stored = {name: base.file_name(name) for name in specs}
     names_of = {there: name for name, there in stored.items()}
@@ -76,7 +78,7 @@ def write_tuned(
             write_stream(temporary / file, {stored[name]: specs[name] for name in names}, read)
         if len(files) > 1:
             index = {
-                "metadata": {"total_size": sum(spec_bytes(spec) for spec in specs.values())},
+                "metadata": {"total_size": total},
                 "weight_map": {stored[name]: file for file, names in files.items() for name in names},
             }
             _write(temporary / "model.safetensors.index.json", index)

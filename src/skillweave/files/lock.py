@@ -23,6 +23,7 @@ from skillweave.errors import UserError
 from skillweave.files.disk import disk_errors, make_folders, no_place
 from skillweave.files.place import Place, place_of
 from skillweave.progress import console, say_once
+from skillweave.terminal import one_line
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """What a file system answers that has no locks."""
@@ -236,9 +237,8 @@ def _read(descriptor: int) -> dict[str, Any]:
 def _who(holder: dict[str, Any]) -> str:
     if not holder:
         return "another process"
-    told = "".join(character for character in str(holder.get("host")) if character.isprintable())[:80]
-    since = "".join(character for character in str(holder.get("since")) if character.isprintable())[:40]
-    return f"another process (pid {str(holder.get('pid'))[:20]} on {told}, since {since})"
+    pid, host, since = (one_line(holder.get(key), 80) for key in ("pid", "host", "since"))
+    return f"another process (pid {pid} on {host}, since {since})"
 
 
 def _lives(holder: dict[str, Any]) -> bool:

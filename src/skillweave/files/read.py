@@ -91,6 +91,12 @@ def is_folder(path: str | Path) -> bool:
     return stat.S_ISDIR(_mode(path))
 
 
+def check_folder(path: str | Path, wanted: str) -> None:
+    """Raise :class:`UserError`, which asks for ``wanted``, where there is no folder."""
+    if not is_folder(path):
+        raise UserError(f"{path} {'is a file' if is_file(path) else 'does not exist'}: name {wanted}")
+
+
 def _mode(path: str | Path) -> int:
     """The kind of what lies at ``path``, 0 for nothing. Raises :class:`UserError` where the person may not look."""
     try:
@@ -153,14 +159,6 @@ def wide_text(start: bytes) -> str | None:
 def read_json(path: str | Path, wanted: str = "a file") -> Any:
     """Read a JSON file; a missing or damaged one is a :class:`UserError` that names the file and the line."""
     return parse_json(read_text(path, wanted), str(path))
-
-
-def read_json_object(path: str | Path, wanted: str = "a file") -> dict[str, Any]:
-    """:func:`read_json` of a file that must hold one object."""
-    values = read_json(path, wanted)
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected an object with keys, found {type(values).__name__}")
-    return values
 
 
 def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[tuple[str, Any]]:

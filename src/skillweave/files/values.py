@@ -1,4 +1,4 @@
-"""Values that a stranger may have written into an artefact's card: bounded when they are read, harmless when shown."""
+"""Values that a stranger may have written into an artefact's card: bounded when they are read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
-
-from skillweave.progress import printable
 
 DEEPEST = 32
 """Lists and objects within each other in a free field."""
@@ -68,9 +66,3 @@ Flag = Annotated[bool, Field(strict=True)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=8)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+\-/@#=\[\],]{1,500}$")]
 """The name of a tensor: no space, no quote, nothing that a terminal or Markdown reads as more than text."""
-
-
-def one_line(value: Any, width: int = 200) -> str:
-    """Any value in one line of at most ``width`` characters, without control characters; what is cut is said."""
-    text = printable(value if isinstance(value, str) else str(value))
-    return text if len(text) <= width else f"{text[:width]}... ({len(text):,} characters, cut)"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from skillweave.delta.carry import FOLDER
-from skillweave.files.values import one_line
 from skillweave.pack.schema import PackBytes, PackCard, RowsEntry
+from skillweave.terminal import one_line
 
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50

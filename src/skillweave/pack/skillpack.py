@@ -55,7 +55,7 @@ class Skillpack:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pack's files into ``folder`` (replaced whole, atomically) and return it.
 
-        The card's ``bytes`` and ``files`` are brought up to date first: they are what this call writes.
+        The card is brought up to date first: its ``bytes``, ``files`` and ``schema_version`` are what this call writes.
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:

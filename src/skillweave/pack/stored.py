@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from skillweave.delta.carry import FOLDER, read_files
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
-from skillweave.files.read import is_file, read_card_file
+from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry, expected_tensors
 
@@ -36,6 +36,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     """
     folder = Path(folder)
     if not is_skillpack(folder):
+        check_folder(folder, "the folder of a saved pack")
         raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
     reader = Folder(folder, CARD_FILE, AGAIN)
     card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
@@ -44,6 +45,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     read_files(reader, card.files, card.from_base)  # so that `inspect` refuses what no command would use
     data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
+        # As numpy: what a pack holds is shown without waiting for torch.
         with safe_open(data, framework="numpy") as file:
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
             kinds = {name: (tuple(head.get_shape()), _dtype(head.get_dtype())) for name, head in heads.items()}

@@ -24,19 +24,17 @@ from torch import nn
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import resolve
+from skillweave.base.tensors import Spec
 from skillweave.delta import Delta
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX
 from skillweave.delta.carry import write_carried
-from skillweave.delta.stream import Spec, write_stream
+from skillweave.delta.stream import write_stream
 from skillweave.errors import UserError
 from skillweave.files.write import atomic_folder
-from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry
+from skillweave.pack.schema import MOST_LEFT_OUT, ROWS, FactorsEntry, LowRankEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
-
-MOST_LEFT_OUT = 0.05
-"""The share of the change (of its squared norm) that may be left out without the caller's word."""
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,6 @@ class Matrix:
         return 0 if rank == 0 else self.fixed_bytes + round(self.rank_bytes * rank)
 
 
-MOST_LEFT_OUT = 0.05
-"""The share of a delta's squared norm that may be left out of a pack without being asked for."""
-
 HELD = 0.96
 """The share of the energy that lies in matrices with a rank at all, where the budget can hold that."""
 

@@ -58,7 +58,8 @@ def linear_modules(model: nn.Module) -> dict[str, bool]:
 def input_groups(model: nn.Module) -> dict[str, list[str]]:
     """Groups of linear modules fed by one tensor: ``{"model.layers.0.self_attn:q_proj+k_proj+v_proj": [names]}``.
 
-    Found by one forward pass over two tokens. A module that the pass never calls is a group of its own.
+    Found by one forward pass over two tokens. A module that the pass never calls is a group of its own; so is every
+    one of a model without values (on the ``meta`` device), through which no pass is possible.
     """
     seen: dict[int, list[str]] = {}
     alive = []  # an input freed during the pass could lend its identity to another
@@ -75,8 +76,10 @@ def input_groups(model: nn.Module) -> dict[str, list[str]]:
         return hook
 
     names = list(linear_modules(model))
-    with _hooked(model, {name: watch(name) for name in names}):
-        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
+    device = next(model.parameters()).device
+    if device.type != "meta":
+        with _hooked(model, {name: watch(name) for name in names}):
+            model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=device), use_cache=False)
     called = {name for members in seen.values() for name in members}
     groups = [*seen.values(), *([name] for name in names if name not in called)]
     return {group_name(members): members for members in sorted(groups, key=lambda members: names.index(members[0]))}

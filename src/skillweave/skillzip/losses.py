@@ -10,8 +10,8 @@ from skillweave.base import Checkpoint
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, StackedEntry, WholeEntry
+from skillweave.pack.schema import MOST_LEFT_OUT
 from skillweave.progress import bar
-from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.plan import added
 from skillweave.skillzip.rows import resized, shared_change
 

@@ -25,10 +25,9 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
-from skillweave.pack.schema import ROWS
+from skillweave.pack.schema import MOST_LEFT_OUT, ROWS
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.progress import console, share_of
-from skillweave.skillzip.allocate import MOST_LEFT_OUT
 from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig

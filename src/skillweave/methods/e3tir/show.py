@@ -9,7 +9,7 @@ from rich.tree import Tree
 
 from skillweave.base.chat import as_messages
 from skillweave.methods.e3tir.rollouts import Group, Member
-from skillweave.progress import printable
+from skillweave.terminal import printable
 from skillweave.tools.call import TOOL
 
 _LONGEST = 400

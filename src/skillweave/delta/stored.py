@@ -1,0 +1,83 @@
+"""A delta in its folder: its files are checked against its card, and its tensors are read when they are asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+
+from skillweave.base.tensors import Spec, open_safetensors
+from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
+from skillweave.delta.arithmetic import finite
+from skillweave.delta.carry import FOLDER
+from skillweave.delta.schema import AGAIN, DELTA_FILE, DeltaCard, dtype_name
+from skillweave.errors import UserError
+from skillweave.files.folder import named_shortly
+
+_WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """Tensors in the safetensors files of a delta folder, read on access."""
+
+    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
+        self._folder, self._files = folder, files
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        file = self._folder / self._files[name]
+        with open_safetensors(file) as handle:
+            tensor = handle.get_tensor(name)
+        if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
+            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
+    """The files of tensors, name -> SHA-256, each of a kind that may lie in a delta, and each named for a reason."""
+    weights = {file for file in card.files if not file.startswith(f"{FOLDER}/")}
+    if card.kind == "lora":
+        odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
+    else:
+        odd = {file for file in weights if not _WEIGHTS.fullmatch(file)}
+    if odd:
+        raise UserError(
+            f"{folder / DELTA_FILE}: files: '{min(odd)}' does not fit a delta of the kind '{card.kind}'. {AGAIN}"
+        )
+    for name, entry in card.entries.items():
+        if entry.file not in weights - {CONFIG_FILE}:
+            raise UserError(
+                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is no file of tensors that 'files' names. "
+                f"{AGAIN}"
+            )
+        if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
+            raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
+    return {file: card.files[file] for file in weights}
+
+
+def check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:
+    """Raise unless each of the ``files`` holds the tensors that the card puts there, as it describes them, alone."""
+    for name, entry in card.entries.items():
+        file, specs = folder / entry.file, files[entry.file]
+        if name not in specs:
+            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
+        shape, dtype = specs[name]
+        if (shape, dtype_name(dtype)) != (entry.shape, entry.dtype):
+            raise UserError(
+                f"{file}: the tensor '{name}' is {dtype_name(dtype)} {shape}, {DELTA_FILE} says {entry.dtype} "
+                f"{entry.shape}. {AGAIN}"
+            )
+    for file_name, specs in files.items():
+        extra = sorted(name for name in specs if name not in card.entries or card.entries[name].file != file_name)
+        if extra:
+            raise UserError(
+                f"{folder / file_name} holds the tensor {named_shortly(extra)} that no entry of {DELTA_FILE} puts "
+                f"there. {AGAIN}"
+            )
