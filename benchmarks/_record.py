@@ -30,8 +30,8 @@ from rich.console import Console
 from rich.markup import escape
 from scipy import stats
 
+from skillweave.artefact import atomic_file, write_json, write_text
 from skillweave.errors import UserError
-from skillweave.files.write import atomic_file, write_json, write_text
 from skillweave.progress import console
 from skillweave.report import Table, human_seconds, machine, svg_text, versions
 

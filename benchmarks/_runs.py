@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from skillweave import progress
+from skillweave.artefact import write_json
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json
 from skillweave.report import versions
 
 P = TypeVar("P")

@@ -11,13 +11,13 @@ from unittest import mock
 import torch
 
 from _faults import Save
+from skillweave.artefact import atomic_file, atomic_folder, write_json, write_tensors, write_text
 from skillweave.base import open_base
 from skillweave.build.step import run_step
 from skillweave.delta import Delta
 from skillweave.files import place
 from skillweave.files.read import read_json
 from skillweave.files.recover import sweep
-from skillweave.files.write import atomic_file, atomic_folder, write_json, write_tensors, write_text
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta

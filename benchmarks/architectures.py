@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from _record import RESULTS, Record, arguments, judged, run
-from skillweave.files.write import write_text
+from skillweave.artefact import write_text
 from skillweave.report import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -33,10 +33,10 @@ from matplotlib.figure import Figure
 
 from _record import Claim, Record, arguments, bootstrap, judged, positive, run
 from _skills import Built, Skill, add_weave_option, built
+from skillweave.artefact import write_json
 from skillweave.base import Base, Prompt, Sampling, answer_ids, generate, open_base, prompt_ids
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json
 from skillweave.pack import Skillpack
 from skillweave.progress import console
 from skillweave.report import Table, human_bytes, versions

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from skillweave.artefact import write_json
 from skillweave.base import Base, Sampling, fingerprint, generate, open_base
 from skillweave.build import build, read_weave_config
 from skillweave.cli.contents import show_weave
@@ -17,7 +18,6 @@ from skillweave.delta import Delta
 from skillweave.engine.local import open_engine
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json
 from skillweave.methods import METHODS, Method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack

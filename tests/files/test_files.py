@@ -11,10 +11,10 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file
 
+from skillweave.artefact import atomic_file, atomic_folder, disk_errors, write_json, write_tensors
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.files.read import read_card_file, read_json
-from skillweave.files.write import atomic_file, atomic_folder, disk_errors, write_json, write_tensors
 
 
 def test_json_round_trip_and_hash(tmp_path: Path) -> None:

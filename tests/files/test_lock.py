@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from skillweave.artefact import write_text
 from skillweave.errors import UserError
 from skillweave.files.atomic import atomic_folder
 from skillweave.files.lock import Claim, claim, take
 from skillweave.files.place import place_of
-from skillweave.files.write import write_text
 
 KEPT: list[Claim] = []
 """What a child claims until it is killed."""

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from skillweave.artefact import write_json, write_text
 from skillweave.errors import UserError
 from skillweave.files import disk, place
 from skillweave.files.atomic import atomic_file, atomic_folder
 from skillweave.files.place import seal
 from skillweave.files.recover import drop, settle, sweep
-from skillweave.files.write import write_json, write_text
 
 
 def write(path: Path, *names: str) -> None:
@@ -85,7 +85,7 @@ def test_the_working_folder_may_change_while_something_is_written(tmp_path: Path
 def test_standard_output_is_written_to_not_replaced(tmp_path: Path, target: str, piped: bool) -> None:
     (tmp_path / "link").symlink_to("/dev/stdout")
     code = (
-        "import sys; from skillweave.files.write import write_text; print('before'); "
+        "import sys; from skillweave.artefact import write_text; print('before'); "
         "write_text(sys.argv[1], 'written\\n'); print('after')"
     )
     command = [sys.executable, "-c", code, target]

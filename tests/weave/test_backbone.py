@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from weave_packs import random_pack
 
 from micro import micro_model, save_micro
+from skillweave.artefact import write_json
 from skillweave.base import Sampling, fingerprint, open_base
 from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
-from skillweave.files.write import write_json
 from skillweave.weave import Weave, read_card
 from skillweave.weave.backbone import tuned_fingerprint
 

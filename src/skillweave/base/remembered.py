@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from skillweave.artefact import write_json
 from skillweave.base.cache import cache_folder
 from skillweave.base.folder import CONFIG, ModelFolder
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json
 
 _SETTLED = 2.0
 """Seconds; a younger file could be written again within one tick of its time stamp."""

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from skillweave.artefact import write_json, write_text
 from skillweave.base import Base, Prompt, Sampling
 from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json, read_json_lines
-from skillweave.files.write import write_json, write_text
 from skillweave.progress import console
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.agents.load import ToolSettings, ToolUse, agent_of

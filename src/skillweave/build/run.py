@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.text import Text
 
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Sampling, open_base
 from skillweave.base.generate import context_length
 from skillweave.base.precision import describe
@@ -27,7 +28,6 @@ from skillweave.errors import UserError
 from skillweave.files.lock import claim
 from skillweave.files.place import is_mount, is_occupied, place_of
 from skillweave.files.read import read_json
-from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import BaseRef, Skillpack

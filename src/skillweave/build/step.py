@@ -9,11 +9,11 @@ from typing import Any
 
 from rich.text import Text
 
+from skillweave.artefact import disk_errors, sweep, write_json
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.files.recover import drop
-from skillweave.files.write import disk_errors, sweep, write_json
 from skillweave.progress import console
 
 MARKER = "step.json"

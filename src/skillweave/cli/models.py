@@ -85,10 +85,10 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
         model_defaults=model_defaults,
     )  # fmt: skip
+    from skillweave.artefact import write_text
     from skillweave.cli.prompts import read_prompts
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
-    from skillweave.files.write import write_text
     from skillweave.terminal import harmless_json
     from skillweave.weave import ToolReply
 
@@ -173,10 +173,10 @@ def eval_(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
         samples=samples, model_defaults=model_defaults,
     )  # fmt: skip
+    from skillweave.artefact import write_json
     from skillweave.cli.scoring import Examples, rate
     from skillweave.cli.show import show_rated
     from skillweave.engine import open_engine
-    from skillweave.files.write import write_json
     from skillweave.tasks import load_task
 
     twice = next((one for one in task if task.count(one) > 1), None)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, resolve
@@ -36,7 +37,6 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.disk import check_room
 from skillweave.files.folder import Folder
 from skillweave.files.hashes import shortened
-from skillweave.files.write import atomic_folder, write_json
 from skillweave.progress import bar, say_once
 
 

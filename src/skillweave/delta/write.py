@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from skillweave.artefact import atomic_folder
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
@@ -22,7 +23,6 @@ from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_s
 from skillweave.files.disk import check_room
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
-from skillweave.files.write import atomic_folder
 from skillweave.progress import bar
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base.cache import cache_folder
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.files.lock import claim
 from skillweave.files.recover import settle
-from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings

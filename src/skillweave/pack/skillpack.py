@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from skillweave.artefact import atomic_folder, write_tensors, write_text
 from skillweave.base import Base
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
@@ -25,7 +26,6 @@ from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.folder import Folder
 from skillweave.files.hashes import sha256_file, shortened
-from skillweave.files.write import atomic_folder, write_tensors, write_text
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, RowsEntry, WholeEntry

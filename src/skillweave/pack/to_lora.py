@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from skillweave.artefact import atomic_folder
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import resolve
@@ -31,7 +32,6 @@ from skillweave.delta.adapter_names import PREFIX
 from skillweave.delta.carry import write_carried
 from skillweave.delta.stream import write_stream
 from skillweave.errors import UserError
-from skillweave.files.write import atomic_folder
 from skillweave.pack.schema import MOST_LEFT_OUT, ROWS, FactorsEntry, LowRankEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar

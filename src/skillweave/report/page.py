@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from skillweave.files.write import atomic_file, write_json, write_text
+from skillweave.artefact import atomic_file, write_json, write_text
 from skillweave.report.escape import markdown_text
 from skillweave.report.plots import svg_text
 from skillweave.report.table import Table

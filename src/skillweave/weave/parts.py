@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from skillweave.artefact import write_text
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, named_shortly
-from skillweave.files.write import write_text
 from skillweave.pack import Skillpack, check_name
 from skillweave.pack.card import card_text
 from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE

@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from skillweave.artefact import atomic_folder, write_json, write_tensors
 from skillweave.base import Base, Prompt
 from skillweave.base.generate import encode_prompts, pad_left
 from skillweave.delta.schema import dtype_name
@@ -31,7 +32,6 @@ from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file, regular_file
 from skillweave.files.values import Count, Free, Version
-from skillweave.files.write import atomic_folder, write_json, write_tensors
 from skillweave.pack.schema import check_name
 from skillweave.weave.card import ROUTER_FILE
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
 from skillweave.base.generate import NoProbabilities
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file, shortened
-from skillweave.files.write import atomic_folder, write_json
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
 from skillweave.tools.loop import Ending

@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from skillweave.artefact import atomic_folder
 from skillweave.errors import UserError
-from skillweave.files.write import atomic_folder
 
 MOST_PEOPLE = 500
 """Beyond them the syllables run out of names that differ."""

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from skillweave.artefact import write_tensors
 from skillweave.errors import UserError
-from skillweave.files.write import write_tensors
 from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.freeze import choose_frozen
 from skillweave.methods.cku.measure import Row, split_row

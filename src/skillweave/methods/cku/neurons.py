@@ -10,11 +10,11 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from skillweave.artefact import atomic_folder, write_json, write_text
 from skillweave.base import Base
 from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.files.write import atomic_folder, write_json, write_text
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings
 from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.scores import useful_neurons

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skillweave.artefact import write_json
 from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json
 from skillweave.methods.cku.config import MLPS, CkuConfig
 from skillweave.methods.cku.facts import Fact, rows_of_set
 from skillweave.methods.cku.refusal import refusal_examples

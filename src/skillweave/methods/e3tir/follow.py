@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from transformers import TrainerCallback
 
+from skillweave.artefact import write_json, write_text
 from skillweave.files.read import read_json
-from skillweave.files.write import write_json, write_text
 from skillweave.methods.e3tir.config import GroupSettings
 from skillweave.methods.e3tir.judge import success
 from skillweave.methods.e3tir.rollouts import Group

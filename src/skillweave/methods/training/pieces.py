@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from skillweave.artefact import write_text
 from skillweave.files.read import read_json_lines
-from skillweave.files.write import write_text
 from skillweave.methods.training.processes import Processes
 from skillweave.progress import bar
 

@@ -10,11 +10,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import set_seed
 
+from skillweave.artefact import atomic_folder
 from skillweave.base import Base
 from skillweave.base.load import load_model
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
-from skillweave.files.write import atomic_folder
 from skillweave.methods.training.settings import ModelSettings
 from skillweave.patterns import TooSlow, bounded_search
 

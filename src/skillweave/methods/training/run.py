@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import torch
 from pydantic import BaseModel
 
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Answer, Base, Checkpoint, Prompt, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
 from skillweave.base.generate import context_length
@@ -33,7 +34,6 @@ from skillweave.files.lock import Claim, take
 from skillweave.files.place import place_of
 from skillweave.files.read import read_json
 from skillweave.files.recover import recover, sweep
-from skillweave.files.write import atomic_folder, write_json
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, TrainingSettings

@@ -15,11 +15,11 @@ import datasets
 import transformers
 from transformers import PrinterCallback, TrainerCallback
 
+from skillweave.artefact import disk_errors, write_json
 from skillweave.errors import UserError
 from skillweave.files.disk import sync_tree
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import read_text
-from skillweave.files.write import disk_errors, write_json
 from skillweave.methods.training.held_out import LOSS, looks
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.reporting import reporters

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from skillweave.artefact import write_text
 from skillweave.base.chat import Message, Prompt, as_messages
 from skillweave.errors import UserError
-from skillweave.files.write import write_text
 from skillweave.tasks.agents.load import AgentTask
 from skillweave.tasks.readers import read_jsonl
 from skillweave.tasks.task import Entry, Task, prompt_id

@@ -1,8 +1,9 @@
-"""Write text, JSON and tensors: a kill or a full disk leaves the old file or the new one, never a half."""
+"""Write artefacts: a kill or a full disk leaves the old file or folder or the new one, never a half."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,4 +35,4 @@ def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadat
 
     with atomic_file(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+        save_file(contiguous, os.fspath(temporary), metadata={"format": "pt", **metadata})
