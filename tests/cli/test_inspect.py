@@ -37,10 +37,10 @@ def test_a_delta_is_described_against_its_base(place: Path) -> None:
     groups = found["groups"]
     assert (found["kind"], found["base_at_hand"], found["token_rows"]) == ("delta", True, 114)
     assert groups["model.layers.*.self_attn.q_proj.weight"]["tensors"] == 2
-    # the norm grew from 1 to 2 in each of 32 channels: as large as it was; a pack leaves it out
+    # the norm grew from 1 to 2 in each of 32 channels: as large as it was; it is no matrix
     norm = groups["model.norm.weight"]
-    assert (norm["relative"], norm["left_out"]) == (1.0, True)
-    assert found["left_out"] == ["model.norm.weight"]
+    assert (norm["relative"], norm["kept"]) == (1.0, True)
+    assert found["kept"] == ["model.norm.weight"]
     # only the added rows count as a change of the embedding
     delta = Delta.from_pretrained(place / "delta")
     rows = delta.tensor("model.embed_tokens.weight")[112:]
@@ -48,15 +48,21 @@ def test_a_delta_is_described_against_its_base(place: Path) -> None:
     assert set(found["travels"]) >= {"chat_template.jinja", "generation_config.json", "tokenizer.json"}
     told = made("inspect", place / "delta", "--tensors").out
     assert "114, the base has 112" in " ".join(told.split())
-    assert "left out: model.norm.weight" in told
+    assert "no matrix: model.norm.weight" in told
 
 
 def test_what_is_said_to_be_left_out_is_what_zip_leaves_out(place: Path) -> None:
     from skillweave.base import open_base
 
     opened = open_base(place / "base", device="cpu")
-    pack = zip_delta(Delta.from_pretrained(place / "delta"), opened, None, ZipConfig(ratio=1, bits=8), name="p")
-    assert pack.card.left_out == inspected(place / "delta")["left_out"]
+    pack = zip_delta(
+        Delta.from_pretrained(place / "delta"),
+        opened,
+        None,
+        ZipConfig(ratio=1, bits=8, other="drop", allow_left_out=True),
+        name="p",
+    )
+    assert pack.card.left_out == inspected(place / "delta")["kept"]
 
 
 def test_a_delta_without_its_base_says_what_is_not_known(place: Path, tmp_path: Path) -> None:
@@ -64,12 +70,12 @@ def test_a_delta_without_its_base_says_what_is_not_known(place: Path, tmp_path: 
     delta.base_ref = "nobody/nowhere"
     folder = delta.save_pretrained(tmp_path / "delta")
     found = inspected(folder)
-    assert (found["base_at_hand"], found["left_out"], found["left_out_share"]) == (False, None, None)
+    assert (found["base_at_hand"], found["kept"], found["kept_share"]) == (False, None, None)
     q = found["groups"]["model.layers.*.self_attn.q_proj.weight"]
     assert q["relative"] is None
     assert q["norm"] > 0
     assert "name it with --base" in " ".join(made("inspect", folder).out.split())
-    assert inspected(folder, "--base", place / "base")["left_out"] == ["model.norm.weight"]
+    assert inspected(folder, "--base", place / "base")["kept"] == ["model.norm.weight"]
     assert "belongs on" in refused("inspect", folder, "--base", place / "tuned")
 
 
@@ -103,9 +109,8 @@ def test_a_model_is_described_with_what_contradicts_itself(place: Path, tmp_path
     config = json.loads((odd / "config.json").read_text())
     config |= {"dtype": "bfloat16", "torch_dtype": "float16"}
     (odd / "config.json").write_text(json.dumps(config))
-    (odd / "adapter_config.json").write_text("{}")
     told = " ".join(inspected(odd)["strange"])
-    for part in ("names two dtypes", "the files hold float32", "an adapter_config.json lies beside the model"):
+    for part in ("names two dtypes", "the files hold float32"):
         assert part in told
     save(tmp_path / "short", model(98), tokenizer(pad_token="[PAD]"))
     assert inspected(tmp_path / "short")["strange"] == [

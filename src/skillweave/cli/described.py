@@ -266,8 +266,6 @@ def _unlike_dtypes(config: Mapping[str, Any], numbers: Mapping[str, int]) -> lis
 
 def _beside(folder: Path) -> list[str]:
     told = []
-    if (folder / "adapter_config.json").is_file():
-        told.append("an adapter_config.json lies beside the model: which of the two is meant?")
     if (folder / "model.safetensors").is_file() and (folder / "model.safetensors.index.json").is_file():
         told.append("there are both model.safetensors and an index of several files")
     if pickles := sorted(file.name for file in folder.glob("*.bin")):

@@ -120,7 +120,9 @@ def unzip(
 @app.command()
 def inspect(
     folder: Path = typer.Argument(..., help="A skillpack, weave, delta, PEFT adapter or model folder."),
-    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
+    tensors: bool = typer.Option(
+        False, "--tensors", help="List every tensor of a pack; of a delta, those that are no matrices."
+    ),
     base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
 ) -> None:
