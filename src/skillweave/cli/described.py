@@ -25,7 +25,7 @@ from skillweave.delta.schema import dtype_name, is_delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.progress import bar
-from skillweave.skillzip.plan import matrix_tensors
+from skillweave.skillzip.plan import plan
 from skillweave.terminal import printable
 from skillweave.units import human_bytes
 
@@ -114,7 +114,7 @@ def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
 
 def _kept(delta: Delta, base: Checkpoint) -> set[str]:
     """Changed tensors that a pack does not write as matrices: it keeps them as they are, or leaves them out."""
-    return set(delta.names()) - matrix_tensors(delta, base)
+    return set(delta.names()) - {piece.tensor for piece in plan(delta, base, base.skeleton).pieces.values()}
 
 
 def _norms(delta: Delta, base: Checkpoint | None, name: str) -> tuple[float | None, float]:

@@ -21,7 +21,7 @@ def zip_(
     tuned: str = typer.Option(None, "--tuned", "-t", help="A fine-tune of the base: folder, hub id or GGUF file."),
     lora: str = typer.Option(None, "--lora", help="A PEFT adapter of the base: folder or hub id."),
     revision: str = typer.Option(None, "--revision", help="With --lora and a hub id: a branch, tag or commit."),
-    subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder in it that holds the adapter."),
+    subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder inside that holds the adapter."),
     delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` leaves one."),
     task: str = typer.Option(None, "--task", help="For settings that need calibration: prompts with answers."),
     ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
@@ -120,7 +120,9 @@ def unzip(
 @app.command()
 def inspect(
     folder: Path = typer.Argument(..., help="A skillpack, weave, delta, PEFT adapter or model folder."),
-    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
+    tensors: bool = typer.Option(
+        False, "--tensors", help="List every tensor of a pack; of a delta, those that are no matrices."
+    ),
     base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
 ) -> None:

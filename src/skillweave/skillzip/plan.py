@@ -56,17 +56,6 @@ def added(checkpoint: Checkpoint, name: str) -> bool:
     return name not in checkpoint
 
 
-def matrix_tensors(delta: Delta, checkpoint: Checkpoint) -> set[str]:
-    """Names of the changed tensors that :func:`plan` writes as matrices, found without a model that runs."""
-    made, layout = Plan(), Layout(checkpoint.skeleton)
-    linear = {layout.stored_name(f"{module}.weight") for module in linear_modules(checkpoint.skeleton)}
-    owner = _owners(checkpoint.skeleton, layout)
-    changed = _changed(delta, checkpoint, ())
-    for name in changed:
-        _place(made, name, checkpoint.shape(name), owner(name))
-    return {piece.tensor for piece in made.pieces.values()} | (linear & set(changed))
-
-
 def plan(
     delta: Delta, checkpoint: Checkpoint, model: Any, same: Collection[str] = (), *, calibrated: bool = False
 ) -> Plan:
@@ -81,7 +70,11 @@ def plan(
     """
     made = Plan()
     layout = Layout(model)
-    changed = _changed(delta, checkpoint, same)
+    changed = [
+        name
+        for name in delta.names()
+        if not added(checkpoint, name) and name not in checkpoint.tied and name not in same
+    ]
     turned = linear_modules(model)
     fed = feeding(model) if calibrated else {}
     for group, members in input_groups(model).items():
@@ -98,14 +91,6 @@ def plan(
         if name not in made.pieces:
             _place(made, name, checkpoint.shape(name), owner(name))
     return made
-
-
-def _changed(delta: Delta, checkpoint: Checkpoint, same: Collection[str]) -> list[str]:
-    return [
-        name
-        for name in delta.names()
-        if not added(checkpoint, name) and name not in checkpoint.tied and name not in same
-    ]
 
 
 def _owners(model: Any, layout: Layout) -> Callable[[str], nn.Module | None]:
