@@ -12,6 +12,7 @@ import torch
 from micro import micro_model, micro_tokenizer, save_micro
 from skillweave.base import Sampling, generate, open_base, prompt_ids
 from skillweave.base.chat import text_of
+from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import stop_tokens
 from skillweave.base.generate import batch_rows, pad_left
 from skillweave.errors import UserError
@@ -180,3 +181,13 @@ def test_padding_is_on_the_left() -> None:
     ids, mask = pad_left([[5], [6, 7, 8]], 0, "cpu")
     assert ids.tolist() == [[0, 0, 5], [6, 7, 8]]
     assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])
+@pytest.mark.parametrize(
+    ("value", "shown"), [({}, "{}"), ("1", "'1'"), (1.5, "1.5"), (True, "True"), ([1, [2]], r"\[2\]")]
+)
+def test_the_id_of_a_token_is_a_whole_number(tmp_path: Path, key: str, value: object, shown: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=f"generation_config.json: {key} holds {shown}; expected the number of a token"):
+        generation_config_at(tmp_path)

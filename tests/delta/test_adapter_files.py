@@ -199,6 +199,8 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
         "alpha_pattern: the regular expression .* takes longer",
     ),
     "an alpha that is none": ({"lora_alpha": float("nan")}, "lora_alpha is nan; expected a finite number"),
+    "an alpha of null": ({"lora_alpha": None}, "lora_alpha is None; expected a finite number"),
+    "a rank of null": ({"r": None}, "r is None; expected a whole number"),
     "an alpha in words": ({"lora_alpha": "much"}, "lora_alpha is 'much'; expected a finite number"),
     "no pattern": ({"alpha_pattern": {"(": 3}}, "not a regular expression"),
 }

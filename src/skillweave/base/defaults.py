@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from skillweave.errors import UserError
+from skillweave.errors import UserError, shown_value
 from skillweave.files.read import read_json
 from skillweave.progress import console, say_once
 
@@ -77,7 +77,9 @@ def generation_config_at(folder: Path) -> GenerationConfig | None:
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = given.get(key)
         for one in ids if isinstance(ids, list) else [ids]:
-            if isinstance(one, int) and one > _MOST_ID:
+            if one is not None and (not isinstance(one, int) or isinstance(one, bool)):
+                raise UserError(f"{path}: {key} holds {shown_value(one)}; expected the number of a token. Correct it")
+            if one is not None and one > _MOST_ID:
                 raise UserError(
                     f"{path}: {key} is {one}, which no vocabulary reaches. Copy the file from the base again"
                 )

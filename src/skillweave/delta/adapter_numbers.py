@@ -20,7 +20,8 @@ _FLAGS = ("use_rslora", "fan_in_fan_out")
 def check_adapter_numbers(config: Mapping[str, Any], path: Path) -> None:
     """Raise :class:`UserError`, by key, for a rank that is no positive whole number or an alpha that is not positive.
 
-    ``config`` is ``adapter_config.json``, which lies at ``path``; a key that is absent or null has PEFT's default.
+    ``config`` is ``adapter_config.json``, which lies at ``path``; a key that is absent has PEFT's default, and with
+    null for one of these two numbers PEFT fails.
     """
     for key in _FLAGS:
         if not isinstance(config.get(key, False), bool | None):
@@ -29,7 +30,7 @@ def check_adapter_numbers(config: Mapping[str, Any], path: Path) -> None:
         ("r", "rank_pattern", _is_rank, "a whole number from 1 on"),
         ("lora_alpha", "alpha_pattern", _is_alpha, "a finite number above 0"),
     ):
-        if config.get(key) is not None and not check(config[key]):
+        if key in config and not check(config[key]):
             raise _refused(path, key, config[key], expected)
         patterns = config.get(pattern) or {}
         if not isinstance(patterns, dict):
