@@ -119,7 +119,9 @@ def unzip(
 
 @app.command()
 def inspect(
-    folder: Path = typer.Argument(..., help="A skillpack, weave, delta, PEFT adapter or model folder."),
+    folder: Path = typer.Argument(
+        ..., help="A skillpack, weave, delta, PEFT adapter or model folder; a GGUF file or bundled:... too."
+    ),
     tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
     base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
@@ -139,12 +141,18 @@ def inspect(
     `skillweave inspect run/delta --base ./SmolLM2`
 
     `skillweave inspect adapter/ --json`
+
+    `skillweave inspect model-F16.gguf`
     """
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
+    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
+        from skillweave.base import resolve
+
+        folder = resolve(str(folder))
     if base is not None and not is_delta(folder):
         raise UserError(f"--base goes with a delta folder; {folder} is none")
     if is_weave(folder):
