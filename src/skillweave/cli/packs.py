@@ -144,15 +144,15 @@ def inspect(
 
     `skillweave inspect model-F16.gguf`
     """
+    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
+        from skillweave.base import resolve
+
+        folder = resolve(str(folder))
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
-    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
-        from skillweave.base import resolve
-
-        folder = resolve(str(folder))
     if base is not None and not is_delta(folder):
         raise UserError(f"--base goes with a delta folder; {folder} is none")
     if is_weave(folder):
