@@ -119,10 +119,10 @@ def unzip(
 
 @app.command()
 def inspect(
-    folder: Path = typer.Argument(..., help="A skillpack, weave, delta, PEFT adapter or model folder."),
-    tensors: bool = typer.Option(
-        False, "--tensors", help="List every tensor of a pack; of a delta, those that are no matrices."
+    folder: Path = typer.Argument(
+        ..., help="A skillpack, weave, delta, PEFT adapter or model folder; a GGUF file or bundled:... too."
     ),
+    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
     base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
 ) -> None:
@@ -141,7 +141,13 @@ def inspect(
     `skillweave inspect run/delta --base ./SmolLM2`
 
     `skillweave inspect adapter/ --json`
+
+    `skillweave inspect model-F16.gguf`
     """
+    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
+        from skillweave.base import resolve
+
+        folder = resolve(str(folder))
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.files.read import check_folder
