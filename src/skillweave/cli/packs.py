@@ -122,7 +122,9 @@ def inspect(
     folder: Path = typer.Argument(
         ..., help="A skillpack, weave, delta, PEFT adapter or model folder; a GGUF file or bundled:... too."
     ),
-    tensors: bool = typer.Option(False, "--tensors", help="List every tensor of a pack, a delta or an adapter."),
+    tensors: bool = typer.Option(
+        False, "--tensors", help="List every tensor of a pack; of a delta, those that are no matrices."
+    ),
     base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
     as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
 ) -> None:
@@ -144,16 +146,15 @@ def inspect(
 
     `skillweave inspect model-F16.gguf`
     """
-    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
-        from skillweave.base import resolve
-
-        folder = resolve(str(folder))
+    from skillweave.base import resolve
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.files.read import check_folder
     from skillweave.pack import is_skillpack, read_stored
     from skillweave.weave import is_weave, read_card
 
+    if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
+        folder = resolve(str(folder))
     check_folder(folder, "the folder of a weave, a skillpack, a delta, a PEFT adapter or a model")
     if base is not None and not is_delta(folder):
         raise UserError(f"--base goes with a delta folder; {folder} is none")
