@@ -3,8 +3,8 @@
 Each kind of artefact (delta, pack, weave, router, adapter, base folder; those with tokenizers and added rows, with
 turned and stacked layers, exported as adapters, and adapters that PEFT must merge) and of input (rows of tasks in each
 format, traces, a corpus, prompts, settings) is mutated by a seeded generator and read. tests/fuzz/fuzz_oracle.py
-says what is right. Anything else counts as a traceback (another exception), a silent difference (another result), a nameless refusal
-(the message names no file) or a hang, and is listed with the seed that gives it again.
+says what is right. Anything else counts as a traceback (another exception), a silent difference (another result), a
+nameless refusal (the message names no file) or a hang, and is listed with the seed that gives it again.
 
     python benchmarks/fuzz.py            2,000 mutations of each kind, half an hour to an hour on one core
     python benchmarks/fuzz.py --quick    20 of each

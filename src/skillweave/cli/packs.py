@@ -146,7 +146,6 @@ def inspect(
 
     `skillweave inspect model-F16.gguf`
     """
-    from skillweave.base import resolve
     from skillweave.cli.contents import show_pack, show_weave
     from skillweave.delta.schema import is_delta
     from skillweave.files.read import check_folder
@@ -154,6 +153,8 @@ def inspect(
     from skillweave.weave import is_weave, read_card
 
     if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
+        from skillweave.base import resolve  # needs torch, for which showing a pack does not wait
+
         folder = resolve(str(folder))
     check_folder(folder, "the folder of a weave, a skillpack, a delta, a PEFT adapter or a model")
     if base is not None and not is_delta(folder):
