@@ -8,7 +8,7 @@ import pytest
 
 from skillweave.delta.adapter_names import value_for
 from skillweave.errors import UserError
-from skillweave.patterns import LONGEST, TooSlow, bounded_finditer, bounded_fullmatch, bounded_search
+from skillweave.patterns import LONGEST, TooSlow, bounded_finditer, bounded_fullmatch, bounded_search, compiled
 
 NAME = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -24,6 +24,11 @@ def test_the_same_is_found_as_by_python(pattern: str) -> None:
     ):
         assert (mine and mine.span()) == (theirs and theirs.span())
     assert [m.span() for m in bounded_finditer(pattern, NAME)] == [m.span() for m in re.finditer(pattern, NAME)]
+
+
+@pytest.mark.parametrize("pattern", ["(ab{3}){20}", "a{0,99999999}", "[(){9}]{40000}", r"\({50000}", "(a{300}){300}"])
+def test_repeats_that_cost_little_are_compiled(pattern: str) -> None:
+    assert compiled(pattern).pattern == pattern
 
 
 @pytest.mark.parametrize("pattern", ["(a+)+$", "(a|aa)+$", "(.*a){12}$", r"(a+)+\1b?$"])
@@ -44,8 +49,12 @@ def test_a_search_without_end_is_ended(pattern: str) -> None:
         ("(?:(?R)|a)*b", "contains itself"),
         ("(a(?1)?b)", "contains itself"),
         ("(?P<x>a(?&x)?)", "contains itself"),
+        ("((((a{90}){90}){90}){90}){90}", "repeats too often: .* 5,904,900,000 characters"),
+        ("([a\\]]|x){60000}", "repeats too often: .* 120,000 characters"),
+        ("x{99999999999999999999}", "repeats too often"),
+        ("(((x{999999999}){999999999}){999999999}){9}", "more than 10\\^18"),
     ],
-    ids=range(7),
+    ids=range(11),
 )
 def test_what_is_no_pattern_or_has_no_limit_is_refused(pattern: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -14,11 +14,18 @@ import regex
 
 LONGEST = 20_000
 """Characters of a pattern: compiling one takes time that grows with the square of its length."""
+MOST_UNROLLED = 100_000
+"""Characters and classes of a pattern when its repeats are written out, as compiling does: the tenth of a second."""
 SECONDS = 0.5
 """Processor time of this process that one search may take."""
 
 # (?R), (?1), (?+1), (?&name), (?P>name): a pattern within itself, whose search can take a gigabyte a second.
 _RECURSIVE = re.compile(r"\(\?(?:R|[+-]?[0-9]|&|P>)")
+
+
+# A class, an escaped character, a counted repeat, or one other character; "]" right behind "[" or "[^" belongs to the
+# class.
+_PIECES = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|\{(?P<least>[0-9]+)(?:,[0-9]*)?\}|.", re.DOTALL)
 
 
 class TooSlow(Exception):
@@ -32,12 +39,39 @@ def compiled(pattern: str) -> regex.Pattern[str]:
         raise ValueError(f"the regular expression has {len(pattern):,} characters, more than {LONGEST:,}")
     if _RECURSIVE.search(pattern):
         raise ValueError("a regular expression that contains itself, as (?R), has no limit of memory: write it without")
+    if (size := _unrolled(pattern)) > MOST_UNROLLED:
+        raise ValueError(
+            f"the regular expression repeats too often: with its repeats written out it has "
+            f"{'more than 10^18' if size > 10**18 else f'{size:,}'} characters, more than {MOST_UNROLLED:,}"
+        )
     try:
         return regex.compile(pattern)
     except regex.error as error:
         raise ValueError(f"not a regular expression ({error})") from error
     except (RecursionError, OverflowError, MemoryError) as error:
         raise ValueError("the regular expression is nested too deeply or repeats too often") from error
+
+
+def _unrolled(pattern: str) -> int:
+    """How many characters and classes a pattern has when its repeats are written out as often as they are needed.
+
+    ``(ab{3}){2}`` has 8. An upper bound: what stands in a comment of the pattern counts too.
+    """
+    open_groups, total, last = [], 0, 0
+    for piece in _PIECES.finditer(pattern):
+        text, least = piece[0], piece["least"]
+        if least is not None:
+            times = int(least) if len(least) < 10 else 10**10
+            total += last * (times - 1) if times else 0
+            last *= max(times, 1)
+        elif text == "(":
+            open_groups.append(total)
+            total = 0
+        elif text == ")" and open_groups:
+            last, total = total, total + open_groups.pop()
+        elif text not in ("?", "+", "*", "|", "^", "$"):
+            total, last = total + 1, 1
+    return total + sum(open_groups)
 
 
 def bounded_search(pattern: str, text: str, seconds: float = SECONDS) -> regex.Match[str] | None:

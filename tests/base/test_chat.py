@@ -22,6 +22,13 @@ def test_without_a_template_the_contents_stand_alone() -> None:
     assert prompt_text(tokenizer, messages) == "Be brief.\nhi"
 
 
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}"])
+def test_half_a_character_in_a_prompt_is_told(template: str | None) -> None:
+    """A command's argument that is not UTF-8 has such halves."""
+    with pytest.raises(UserError, match=r"'\\udcff', half a character .* as character 3: write"):
+        prompt_ids(micro_tokenizer(chat_template=template), "hi\udcff")
+
+
 def test_an_answer_ends_with_the_end_token() -> None:
     tokenizer = micro_tokenizer()
     assert answer_ids(tokenizer, "") == [tokenizer.eos_token_id]

@@ -71,6 +71,10 @@ def put(name: str, at: Any, value: float) -> Callable[[dict[str, torch.Tensor]],
         (put(f"{UP}.A", (0, 0), float("inf")), rf"'{UP}\.A' holds NaN or infinity"),
         (put(NORM, 0, float("nan")), rf"'{NORM}' holds NaN"),
         (put("model.embed_tokens.weight", (102, 63), float("-inf")), "holds NaN or infinity"),
+        (
+            lambda t: t.update({"model.embed_tokens.weight": t["model.embed_tokens.weight"].double().fill_(-1e300)}),
+            "a number beyond float32",
+        ),
     ],
 )
 def test_numbers_that_no_codec_writes(folder: Path, change, message: str) -> None:

@@ -254,3 +254,19 @@ def test_another_base_and_a_pack_without_factors_are_refused(micro_base: Path, t
     with pytest.raises(UserError, match="has no matrix in low-rank factors"):
         export_lora(packed(micro_base, tuned, other="keep"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("model.x", (2,)), ("model.norm.weight", (3,)), ("model.layers.0.mlp.up_proj.weight", (2, 2))]
+)
+def test_a_pack_that_does_not_fit_its_base_is_no_adapter(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """The base has no such tensor, or has it in another shape."""
+    base = save_micro(tmp_path / "base")
+    pack = packed(base, tuned_by(base, tmp_path / "tuned"))
+    for key in [key for key in pack.tensors if key.startswith(name)]:
+        del pack.tensors[key]
+    pack.card.entries[name] = DifferenceEntry(kind="difference", shape=shape)
+    pack.tensors[name] = torch.zeros(shape)
+    with pytest.raises(UserError, match=f"the delta changes '{name}'"):
+        export_lora(pack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

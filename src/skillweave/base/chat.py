@@ -60,9 +60,17 @@ def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
 def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of :func:`prompt_text`; special tokens are added only where no template wrote them.
 
-    There is one token of the text's beginning at most, and none of its end: the model is to go on.
+    There is one token of the text's beginning at most, and none of its end: the model is to go on. Raises
+    :class:`UserError` for a text with half a character, as a command's argument has that is not UTF-8.
     """
     text = prompt_text(tokenizer, prompt)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"a prompt holds {text[error.start]!a}, half a character or a byte that is not UTF-8, as character "
+            f"{error.start + 1:,}: write the prompt in UTF-8"
+        ) from error
     return rendered_ids(tokenizer, text) if getattr(tokenizer, "chat_template", None) else plain_ids(tokenizer, text)
 
 

@@ -71,6 +71,7 @@ def export_lora(
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
+    pack.unzip().check_fits(Checkpoint(place))
     plan = _Plan(pack, Checkpoint(place), lora_only)
     if not plan.modules:
         raise UserError(

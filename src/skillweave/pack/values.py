@@ -63,8 +63,8 @@ def _wrong(key: str, tensor: torch.Tensor, entry: Entry) -> str | None:
     if tensor.dtype == torch.uint8:
         low, high = (tensor & 0xF) == 8, (tensor >> 4) == 8
         return "holds the code -8; codes of 4 bits are from -7 to 7" if bool((low | high).any()) else None
-    if not finite(tensor.float() if tensor.element_size() == 1 else tensor):
-        return "holds NaN or infinity"
+    if not finite(tensor.float() if tensor.element_size() in (1, 8) else tensor):
+        return "holds NaN or infinity, or a number beyond float32"
     if key.endswith(("_scale", ".smooth")) and not isinstance(entry, DifferenceEntry | WholeEntry):
         if key.endswith(".smooth") and float(tensor.min()) < _SMALLEST:
             return f"holds {float(tensor.min()):.3g}; what inputs are divided by is at least {_SMALLEST:.3g}"
