@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from skillweave.progress import bar, printable
-from skillweave.terminal import SafeConsole, for_file, harmless, harmless_json
+from skillweave.progress import bar
+from skillweave.terminal import SafeConsole, for_file, harmless, harmless_json, printable
 
 EVIL = "a\x1b]0;owned\x07\x1b[2J\x9b31mb\rc\x08\x7f\u202ed\u2066e\u200bf\u2028g\ud800h\U000e0041i"
 SHOWN = r"a\x1b]0;owned\x07\x1b[2J\x9b31mb\rc\x08\x7f\u202ed\u2066e\u200bf\u2028g\ud800h\U000e0041i"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_the_end_token_pads_where_there_is_no_pad_token(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no end token"):
         open_tokenizer(tmp_path)
+
+
+def test_a_key_of_a_tokenizer_cannot_steer_the_terminal(tmp_path: Path, micro_base: Path) -> None:
+    """The tokenizers library prints the options of a token that it does not know, as they are."""
+    folder = shutil.copytree(micro_base, tmp_path / "odd")
+    file = folder / "tokenizer_config.json"
+    token = {"content": "<pad>", "special": True, "\x1b]0;owned\x07": 1}
+    file.write_text(json.dumps({**json.loads(file.read_text()), "added_tokens_decoder": {"0": token}}))
+    with pytest.raises(
+        UserError, match=r"tokenizer_config\.json: the key '\\x1b\]0;owned\\x07' holds control characters"
+    ):
+        open_tokenizer(folder)
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:

@@ -245,6 +245,6 @@ def test_a_folder_that_holds_something_else_is_left_alone(room: Room, tmp_path: 
 
 
 def test_a_run_of_another_kind_or_with_other_settings_is_not_gone_on_with(room: Room) -> None:
-    assert "holds the delta" in refused(*room.report("-o", room.run))
+    assert "holds a run with other settings" in refused(*room.report("-o", room.run))
     said = refused("cku", "unlearn", "-c", room.config, *room.sets("forget"), "-o", room.run, "-s", "seed=4")
     assert "holds a run with other settings (seed)" in said

@@ -24,7 +24,7 @@ def _program(body: str, *, before: str = "") -> subprocess.CompletedProcess[str]
         f"{before}\n"
         "import skillweave.cli.app as app\n"
         f"def command():\n{textwrap.indent(body, '    ')}\n"
-        "app.run = command\n"
+        "app.main = command\n"
         "from skillweave.cli import main\nmain()\n"
     )
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

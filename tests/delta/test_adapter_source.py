@@ -74,7 +74,10 @@ def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, arguments: dic
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../x", "owner/../name", "https://hub/owner/name"])
-def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
+def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no adapter is found at"):
         adapter_folder(name)
 

@@ -179,6 +179,9 @@ def _tokenizer(path: Path) -> Any:
 
     if path.is_dir():
         check_entries(path)
+    for file in (path / "tokenizer_config.json", path / "special_tokens_map.json"):
+        if file.is_file():
+            _check_keys(read_json(file), file)
     said = path / "tokenizer_config.json"
     settings = read_json(said) if said.is_file() else {}
     if not isinstance(settings, dict):
@@ -204,6 +207,20 @@ def _tokenizer(path: Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_keys(value: Any, file: Path) -> None:
+    """Raise :class:`UserError` for a key with control characters: the tokenizers library prints keys as they are."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not key.isprintable():
+                raise UserError(
+                    f"{file}: the key {key[:40]!a} holds control characters. Copy the file from the base again."
+                )
+            _check_keys(inner, file)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_keys(inner, file)
 
 
 def _from_hub(name: str) -> Path:
