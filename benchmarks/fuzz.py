@@ -13,12 +13,15 @@ nameless refusal (the message names no file) or a hang, and is listed with the s
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -41,13 +44,14 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--mutations", type=positive, help=f"of each kind (default: {MUTATIONS:,})")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     parser.add_argument("--kind", action="append", help="one kind alone. Repeatable.")
+    parser.add_argument("--jobs", type=positive, default=1, help="kinds that are fuzzed at once (default: 1)")
     options = parser.parse_args(argv)
     count = options.mutations or (20 if options.quick else MUTATIONS)
     record = Record.begin(NAME, options, argv, [options.first])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         os.environ["SKILLWEAVE_CACHE"] = str(Path(folder) / "cache")  # what is remembered of these bases dies with them
-        tallies = _fuzzed(Path(folder), range(options.first, options.first + count), options.kind)
+        tallies = _fuzzed(Path(folder), range(options.first, options.first + count), options.kind, options.jobs)
     for tally in tallies:
         slowest = {"slowest_seconds": round(tally.slowest, 3), "slowest": tally.slowest_case}
         record.rows.append({"kind": tally.kind, "mutations": tally.mutations, **tally.outcomes, **slowest})
@@ -66,10 +70,9 @@ def main(argv: Sequence[str]) -> None:
     record.finish(Table(["kind", "mutations", *names, "slowest"], cells), _figure(tallies))
 
 
-def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None) -> list:
+def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None, jobs: int) -> list:
     from fuzz_artefacts import artefact_kinds
     from fuzz_inputs import input_kinds
-    from fuzz_oracle import fuzz
     from fuzz_packs import pack_kinds
 
     kinds = [*artefact_kinds(folder / "artefacts"), *pack_kinds(folder / "packs"), *input_kinds(folder / "inputs")]
@@ -77,12 +80,27 @@ def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None) -> list:
     if unknown := set(wanted or ()) - set(known):
         raise UserError(f"--kind {min(unknown)}: no such kind; known: {', '.join(known)}")
     chosen = [kind for kind in kinds if not wanted or kind.name in wanted]
+    _CHOSEN[:] = chosen
     tallies = []
-    with bar("fuzzing", len(chosen)) as advance:
-        for kind in chosen:
-            tallies.append(fuzz(kind, seeds, folder / "work"))
-            advance(note=f"{kind.name}: {len(tallies[-1].faults)} faults")
+    # Forked, because what reads a kind is a closure; each process has a folder of its own.
+    with (
+        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool,
+        bar("fuzzing", len(chosen)) as advance,
+    ):
+        for tally in pool.map(_one, range(len(chosen)), [seeds] * len(chosen), [folder] * len(chosen)):
+            tallies.append(tally)
+            advance(note=f"{tally.kind}: {len(tally.faults)} faults")
     return tallies
+
+
+_CHOSEN: list = []
+"""The kinds of this run, for the processes that are forked from it."""
+
+
+def _one(index: int, seeds: range, folder: Path) -> Any:
+    from fuzz_oracle import fuzz
+
+    return fuzz(_CHOSEN[index], seeds, folder / f"work-{index}")
 
 
 def _figure(tallies: list) -> Figure:
