@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 
 import pytest
 from terminal import run
@@ -14,6 +15,18 @@ from terminal import run
 import skillweave.engine
 
 SENTENCE = "Stopped. Run the same command again to go on."
+
+
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored() -> Iterator[None]:
+    """Tests that run in the background of a shell inherit an ignored Ctrl-C, and so would the processes they start."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _program(body: str, *, before: str = "") -> subprocess.CompletedProcess[str]:
