@@ -13,6 +13,7 @@ from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.folder import check_entries
+from skillweave.base.hub import download
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
 from skillweave.errors import UserError, nearest
@@ -224,21 +225,7 @@ def _check_keys(value: Any, file: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    """Download the parts of a hub repository that we open; what was downloaded before is found offline too."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
+    """Download the parts of a hub repository that we open."""
     parts = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=parts))
-    except GatedRepoError as error:
-        raise UserError(
-            f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no model '{name}', and there is no such folder here: name {_FORMS}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
-            f"Without a network, name a folder, a .gguf file or bundled:{next(iter(BUNDLED))}."
-        ) from error
+    offline = f"a folder, a .gguf file or bundled:{next(iter(BUNDLED))}"
+    return download(name, parts, what="model", forms=_FORMS, offline=offline)

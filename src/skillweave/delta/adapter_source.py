@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path, PurePosixPath
 
+from skillweave.base.hub import download
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.carry import TOKENIZER_FILES
 from skillweave.errors import UserError
@@ -48,38 +49,15 @@ def _inner(subfolder: str | None) -> PurePosixPath:
 
 
 def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     files = (CONFIG_FILE, WEIGHTS_FILE, *TOKENIZER_FILES, "additional_chat_templates/*.jinja")
-    wanted = [str(inner / file) for file in files]
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except GatedRepoError as error:
-        raise UserError(
-            f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no repository '{name}', and there is no such folder here: name {_FORMS}"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit"
-        ) from error
-    except HFValidationError as error:
-        raise UserError(f"'{name}' is no folder here and no name that the hub allows: name {_FORMS}") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(
-            f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
-            f"Without a network, name a folder, or an adapter that was downloaded before."
-        ) from error
+    folder = download(
+        name,
+        [str(inner / file) for file in files],
+        revision=revision,
+        what="repository",
+        forms=_FORMS,
+        offline="a folder, or an adapter that was downloaded before",
+    )
     if not (folder / inner / CONFIG_FILE).is_file():
         raise UserError(f"the hub's '{name}' has no {inner / CONFIG_FILE}{_others(name, revision)}")
     return folder
