@@ -139,26 +139,16 @@ class Delta:
             provenance["warning"] = warning
         carried = changed_files(place, folder) if place else None
         belongs = BaseRef(ref=ref, fingerprint=mark)
-        if (reason := why_merged(config)) is None:
-            adapted = Adapter.on(folder, ours)
-            check_token_rows(adapted.specs, ours, folder / WEIGHTS_FILE)
-            return cls._of_adapter(adapted, belongs, provenance, carried)
-        say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
-        merged = Merged(folder, config, ours)
-        check_token_rows(merged.specs, ours, folder / WEIGHTS_FILE)
-        return cls(
-            merged,
-            base_fingerprint=mark,
-            base_ref=ref,
-            whole=merged.whole,
-            specs=merged.specs,
-            provenance=provenance | {"merged": reason},
-            carried=carried,
-        )
+        if (reason := why_merged(config)) is not None:
+            say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
+            provenance["merged"] = reason
+        tensors = Adapter.on(folder, ours) if reason is None else Merged(folder, config, ours)
+        check_token_rows(tensors.specs, ours, folder / WEIGHTS_FILE)
+        return cls._of_adapter(tensors, belongs, provenance, carried)
 
     @classmethod
     def _of_adapter(
-        cls, adapter: Adapter, base: BaseRef, provenance: Mapping[str, Any], carried: Carried | None
+        cls, adapter: Adapter | Merged, base: BaseRef, provenance: Mapping[str, Any], carried: Carried | None
     ) -> Delta:
         return cls(
             adapter,

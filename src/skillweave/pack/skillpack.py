@@ -20,16 +20,15 @@ from skillweave.artefact import atomic_folder, write_tensors, write_text
 from skillweave.base import Base
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
-from skillweave.delta.carry import FOLDER, Carried, read_files, save_files
+from skillweave.delta.carry import FOLDER, Carried, save_files
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
-from skillweave.files.folder import Folder
 from skillweave.files.hashes import sha256_file, shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, RowsEntry, WholeEntry
-from skillweave.pack.stored import AGAIN, CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
+from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
 
 _METADATA = {"skillpack": str(SCHEMA_VERSION)}
@@ -74,13 +73,13 @@ class Skillpack:
 
         So is one with numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
-        card, data = read_stored(folder)
+        card, data, carried = read_stored(folder)
         try:
             tensors = load_file(data)
         except SafetensorError as error:
             raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
         check_values(card, tensors, str(data))
-        return cls(card, tensors, read_files(Folder(folder, CARD_FILE, AGAIN), card.files, card.from_base))
+        return cls(card, tensors, carried)
 
     def check_values(self) -> None:
         """Raise :class:`UserError` unless all numbers are finite and in range, as in a pack read from files."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from skillweave.delta.carry import FOLDER, read_files
+from skillweave.delta.carry import FOLDER, Carried, read_files
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
@@ -29,8 +29,8 @@ def is_skillpack(folder: str | Path) -> bool:
     return is_file(Path(folder) / CARD_FILE)
 
 
-def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
-    """The card of a pack and the file of its tensors, checked to be whole and to hold what the card says.
+def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
+    """The card of a pack, the file of its tensors and what travels along, checked to be what the card says.
 
     A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why.
     """
@@ -42,7 +42,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
     if strangers := [file for file in card.files if file != DATA_FILE and not file.startswith(f"{FOLDER}/")]:
         raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
-    read_files(reader, card.files, card.from_base)  # so that `inspect` refuses what no command would use
+    carried = read_files(reader, card.files, card.from_base)
     data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
         # As numpy: what a pack holds is shown without waiting for torch.
@@ -52,7 +52,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path]:
     except SafetensorError as error:
         raise UserError(f"{data} is not a safetensors file ({error}). {_REMAKE}") from error
     check_tensors(card, kinds, str(data))
-    return card, data
+    return card, data, carried
 
 
 def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:

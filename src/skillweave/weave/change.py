@@ -18,7 +18,7 @@ from skillweave.weave.stack import GroupStack
 # Stacked, every token meets the factors of all resident packs; pack by pack, only its own, but every operation is
 # repeated for each pack in use. Measured on SmolLM2's shapes at rank 36 (one core): a repeat costs 17 ms a step, and a
 # token's products with one more pack 0.1 ms. A step of decoding is 3 times cheaper stacked (3 packs, 12 rows: 18 ms
-# against 52 above the base), a long prompt up to a fifth dearer (and more with more packs).
+# against 52 above the base), a long prompt costs up to a fifth more (and more with more packs).
 STACKED_UP_TO = 128
 
 

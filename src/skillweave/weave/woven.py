@@ -136,9 +136,11 @@ class Woven:
         handles = []
         try:
             with self._exchanged(batch):
-                for module, change in self._changes(batch).items():
+                changes = self._changes(batch)
+                for module, change in changes.items():
                     handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
-                if any(self._fed[module].rows == "flat" for module in self._fed):
+                # Only what is changed is asked about: for the plain base the model is not probed at all.
+                if any(change.fed.rows == "flat" for change in changes.values()):
                     handles.append(self.model.register_forward_pre_hook(batch.see, with_kwargs=True))
                 tokens = [None if name is None else self._packs[name].tokens for name in batch.names]
                 with vocabularies(self.model, tokens, every=batch.rows is None):
