@@ -41,8 +41,6 @@ from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 
-MOST_LEFT_OUT = 0.05
-"""The share of a change (of its squared norm) that a pack or an export leaves out only where the caller allows it."""
 SCHEMA_VERSION = 2
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a pack may be called: it names a folder, and a model to those who ask a server for it."""

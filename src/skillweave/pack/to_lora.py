@@ -32,7 +32,8 @@ from skillweave.delta.adapter_names import PREFIX
 from skillweave.delta.carry import write_carried
 from skillweave.delta.stream import write_stream
 from skillweave.errors import UserError
-from skillweave.pack.schema import MOST_LEFT_OUT, ROWS, FactorsEntry, LowRankEntry
+from skillweave.pack.left_out import MOST_LEFT_OUT, named_shares
+from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
 
@@ -267,11 +268,9 @@ def _padded(factor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _too_much(name: str, left_out: Mapping[str, float], lora_only: bool) -> str:
-    largest = sorted(left_out, key=lambda key: -left_out[key])
-    named = ", ".join(f"'{key}' ({left_out[key]:.1%})" for key in largest[:5])
-    more = f" and {len(largest) - 5} more" if len(largest) > 5 else ""
     advice = "leave out --lora-only, or say" if lora_only else "write the whole model with `skillweave unzip`, or say"
     return (
         f"a LoRA adapter of the pack '{name}' would leave out {sum(left_out.values()):.1%} of the change (of its "
-        f"squared norm): {named}{more}. To keep it, {advice} --allow-left-out to write the adapter without it."
+        f"squared norm): {named_shares(left_out)}. To keep it, {advice} --allow-left-out to write the adapter without "
+        f"it."
     )

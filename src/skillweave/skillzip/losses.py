@@ -10,12 +10,10 @@ from skillweave.base import Checkpoint
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack, StackedEntry, WholeEntry
-from skillweave.pack.schema import MOST_LEFT_OUT
+from skillweave.pack.left_out import MOST_LEFT_OUT, named_shares
 from skillweave.progress import bar
 from skillweave.skillzip.plan import added
 from skillweave.skillzip.rows import resized, shared_change
-
-_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,13 +57,10 @@ def measure(pack: Skillpack, delta: Delta, checkpoint: Checkpoint) -> Losses:
 
 def too_much_left_out(losses: Losses, name: str) -> str:
     """The message for a pack that would leave out too much: how much, of what, and what to do."""
-    largest = sorted(losses.shares, key=lambda key: -losses.shares[key])
-    named = ", ".join(f"'{key}' ({losses.shares[key]:.1%})" for key in largest[:_NAMED])
-    more = f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else ""
     return (
         f"the pack '{name}' would leave out {losses.left_out:.1%} of the change (of the delta's squared norm), more "
-        f"than {MOST_LEFT_OUT:.0%}: {named}{more}. Raise ratio or budget, or set other=keep; to make the pack without "
-        f"them, say --allow-left-out (allow_left_out: true)."
+        f"than {MOST_LEFT_OUT:.0%}: {named_shares(losses.shares)}. Raise ratio or budget, or set other=keep; to "
+        f"make the pack without them, say --allow-left-out (allow_left_out: true)."
     )
 
 

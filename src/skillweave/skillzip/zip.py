@@ -25,7 +25,8 @@ from skillweave.pack import (
     WholeEntry,
     check_name,
 )
-from skillweave.pack.schema import MOST_LEFT_OUT, ROWS
+from skillweave.pack.left_out import MOST_LEFT_OUT
+from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.progress import console, share_of
 from skillweave.skillzip.calibrate import Moments, calibrate, calibration_rows

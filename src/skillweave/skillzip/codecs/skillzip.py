@@ -11,7 +11,7 @@ import torch
 
 from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
-from skillweave.pack.schema import MOST_LEFT_OUT
+from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.progress import bar
 from skillweave.skillzip.allocate import Matrix, allocate_all, main_ones
 from skillweave.skillzip.job import Job, Written
