@@ -303,6 +303,20 @@ ODD: list[Any] = [
 
 
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
+def test_measures_are_shown_whatever_they_hold(tmp_path: Path, capsys, value: Any) -> None:
+    from skillweave.cli.contents import show_pack
+
+    pack = make_pack()
+    shares = {"odd": value, "\x1b[2J|<b>": 1, "z" * 50_000: 0.5}
+    for given in (shares, value, {key: share for key, share in shares.items() if key != "odd"}):
+        pack.card.codec.measured = {"left_out": given, "left_out_share": 0.5, "weight_error": value, "rank": value}
+        show_pack(pack.card, tmp_path)
+    shown = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert len(shown) < 20_000
+
+
+@pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
 @pytest.mark.parametrize("field", ["scores", "data", "audit", "settings"])
 def test_free_fields_are_shown_whatever_they_hold(tmp_path: Path, capsys, field: str, value: Any) -> None:
     from skillweave.cli.contents import show_pack

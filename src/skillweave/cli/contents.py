@@ -79,19 +79,22 @@ def _setting(value: object) -> str:
 
 def _left_out_facts(card: PackCard) -> list[tuple[str, str]]:
     """What is not in the pack, with its share of the change: the largest by name, and the number of the others."""
-    shares = card.codec.measured.get("left_out")
-    total = card.codec.measured.get("left_out_share")
+    measured = card.codec.measured
+    total, shares = measured.get("left_out_share"), measured.get("left_out")
     facts = []
-    if isinstance(shares, dict) and isinstance(total, int | float):
+    # A stranger's card may hold anything in these fields: what is no list of shares is not shown as one.
+    if not isinstance(shares, dict) or not all(isinstance(share, int | float) for share in shares.values()):
+        shares = {}
+    if shares and isinstance(total, int | float):
         largest = sorted(shares.items(), key=lambda item: -item[1])
-        named = ", ".join(f"{name} ({share:.2g} of it)" for name, share in largest[:_NAMED])
+        named = ", ".join(f"{one_line(name)} ({share:.2g} of it)" for name, share in largest[:_NAMED])
         more = f" and {len(largest) - _NAMED} more tensors" if len(largest) > _NAMED else ""
         facts.append(("left out", f"{total:.1%} of the change (of its squared norm): {named}{more}"))
     else:
         shares = {}
     if others := [name for name in card.left_out if name not in shares]:
         more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
-        facts.append(("left out", ", ".join(others[:_NAMED]) + more))
+        facts.append(("left out", ", ".join(map(one_line, others[:_NAMED])) + more))
     return facts
 
 
