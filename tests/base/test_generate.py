@@ -191,3 +191,17 @@ def test_the_id_of_a_token_is_a_whole_number(tmp_path: Path, key: str, value: ob
     (tmp_path / "generation_config.json").write_text(json.dumps({key: value}))
     with pytest.raises(UserError, match=f"generation_config.json: {key} holds {shown}; expected the number of a token"):
         generation_config_at(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pad_token_id": [0]}, r"pad_token_id holds \[0\]; expected the number of one token"),
+        ({"eos_token_id": -(2**63) - 1}, "eos_token_id is -9223372036854775809, which no vocabulary reaches"),
+        ({"eos_token_id": [1, 2**40]}, "eos_token_id is 1099511627776, which no vocabulary reaches"),
+    ],
+)
+def test_the_id_of_a_token_is_one_that_a_vocabulary_can_have(tmp_path: Path, values: dict, message: str) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError, match=f"generation_config.json: {message}"):
+        generation_config_at(tmp_path)

@@ -239,7 +239,8 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _holds(value: Any, holder: Any) -> bool:
-    return value is holder or any(_holds(inner[key], holder) for inner, key in _places(value))
+    """Whether ``holder`` is ``value`` or lies anywhere in it: each place is looked at once."""
+    return value is holder or any(inner[key] is holder for inner, key in _places(value))
 
 
 # -- of safetensors --------------------------------------------------------------------------------------------------

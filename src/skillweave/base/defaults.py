@@ -79,10 +79,12 @@ def generation_config_at(folder: Path) -> GenerationConfig | None:
         for one in ids if isinstance(ids, list) else [ids]:
             if one is not None and (not isinstance(one, int) or isinstance(one, bool)):
                 raise UserError(f"{path}: {key} holds {shown_value(one)}; expected the number of a token. Correct it")
-            if one is not None and one > _MOST_ID:
+            if one is not None and abs(one) > _MOST_ID:
                 raise UserError(
                     f"{path}: {key} is {one}, which no vocabulary reaches. Copy the file from the base again"
                 )
+        if key == "pad_token_id" and isinstance(ids, list):
+            raise UserError(f"{path}: {key} holds {shown_value(ids)}; expected the number of one token. Correct it")
     try:
         return GenerationConfig.from_dict(given)
     except Exception as error:  # it checks some values, and trips over others
