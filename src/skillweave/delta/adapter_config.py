@@ -67,6 +67,7 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "target_modules": (str, list),
     "target_parameters": list,
     "init_lora_weights": (bool, str),
+    "eva_config": dict,
 }
 _GGUF = re.compile(r"([.-](I?Q\d\w*|BF16|F16|F32))?\.gguf$", re.IGNORECASE)
 _LARGEST = 2**20  # of any size in a config; seeds are exempt

@@ -155,7 +155,7 @@ class Skillpack:
         """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
         rows = next((count for count, _ in self.token_rows().values()), None)
         tokenizer = carried_tokenizer(self.carried, base, f"the pack '{self.card.name}'")
-        return Voice(tokenizer, carried_generation(self.carried), rows)
+        return Voice(tokenizer, carried_generation(self.carried, f"the pack '{self.card.name}'"), rows)
 
     def unzip(self) -> Delta:
         """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""

@@ -165,8 +165,9 @@ class Weave:
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
-                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)}: open it "
-                f"in the dtype it was woven for ({card.dtype or 'as stored'}), or from Python with a larger budget=..."
+                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)} of "
+                f"{weave.where}: open it in the dtype it was woven for ({card.dtype or 'as stored'}), or from Python "
+                f"with a larger budget=..."
             )
         for name in card.packs if packs is None else packs:
             weave.load(name)
