@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # uv installs in a fifth of pip's time. It comes from the package index, as everything else.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
+BENCHMARKS := architectures cku crash e3tir fuzz memory mixed_batch rollouts tpaw verifiers zip
+
 .PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/demo.stamp
@@ -25,7 +27,7 @@ lint: $(VENV)/dev.stamp
 
 bench: demo $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
-	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict --site-dir site

@@ -4,8 +4,8 @@ For every decoder family of the tests a base and two full fine-tunes are built (
 becomes a pack of eight-bit factors, the pack a model again, and prompts are answered with both packs and the base,
 mixed and alone. Claim: at least 45 families pass all three.
 
-    python benchmarks/architectures.py               a few minutes on one core; writes the page of the docs too
-    python benchmarks/architectures.py --quick       four families
+    python -m benchmarks.architectures               a few minutes on one core; writes the page of the docs too
+    python -m benchmarks.architectures --quick       four families
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from _record import RESULTS, Record, arguments, judged, run
+from benchmarks.common.record import RESULTS, Record, arguments, judged, run
 from skillweave.artefact import write_text
 from skillweave.report import Table
 
@@ -49,8 +49,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
     import torch
 
-    from family_proof import prove
-    from micro_families import FAMILIES
+    from helpers.family_proof import prove
+    from helpers.micro_families import FAMILIES
 
     options = arguments(__doc__, ["micro"]).parse_args(argv)
     torch.set_num_threads(1)

@@ -2,13 +2,13 @@
 
 Each kind of artefact (delta, pack, weave, router, adapter, base folder; those with tokenizers and added rows, with
 turned and stacked layers, exported as adapters, and adapters that PEFT must merge) and of input (rows of tasks in each
-format, traces, a corpus, prompts, settings) is mutated by a seeded generator and read. tests/fuzz/fuzz_oracle.py
+format, traces, a corpus, prompts, settings) is mutated by a seeded generator and read. tests/helpers/fuzz/oracle.py
 says what is right. Anything else counts as a traceback (another exception), a silent difference (another result), a
 nameless refusal (the message names no file) or a hang, and is listed with the seed that gives it again.
 
-    python benchmarks/fuzz.py            2,000 mutations of each kind, half an hour to an hour on one core
-    python benchmarks/fuzz.py --quick    20 of each
-    python benchmarks/fuzz.py --kind base --first 310 --mutations 1    one again
+    python -m benchmarks.fuzz            2,000 mutations of each kind, half an hour to an hour on one core
+    python -m benchmarks.fuzz --quick    20 of each
+    python -m benchmarks.fuzz --kind base --first 310 --mutations 1    one again
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from _record import Claim, Record, arguments, positive, run
+from benchmarks.common.record import Claim, Record, arguments, positive, run
 from skillweave.errors import UserError
 from skillweave.progress import bar
 from skillweave.report import Table
 
 _TESTS = Path(__file__).parents[1] / "tests"
-sys.path += [str(_TESTS), str(_TESTS / "fuzz")]
+sys.path.append(str(_TESTS))
 
 NAME = "fuzz"
 MUTATIONS = 2000
@@ -71,9 +71,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None, jobs: int) -> list:
-    from fuzz_artefacts import artefact_kinds
-    from fuzz_inputs import input_kinds
-    from fuzz_packs import pack_kinds
+    from helpers.fuzz.artefacts import artefact_kinds
+    from helpers.fuzz.inputs import input_kinds
+    from helpers.fuzz.packs import pack_kinds
 
     kinds = [*artefact_kinds(folder / "artefacts"), *pack_kinds(folder / "packs"), *input_kinds(folder / "inputs")]
     known = [kind.name for kind in kinds]
@@ -98,7 +98,7 @@ _CHOSEN: list = []
 
 
 def _one(index: int, seeds: range, folder: Path) -> Any:
-    from fuzz_oracle import fuzz
+    from helpers.fuzz.oracle import fuzz
 
     return fuzz(_CHOSEN[index], seeds, folder / f"work-{index}")
 

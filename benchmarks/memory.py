@@ -10,8 +10,8 @@ reading. "Separate" is one process with a full model for each skill (three proce
 times). Beside it stand the bytes of the tensors; the rows of the JSON also tell mapped pages from the process's own.
 The claims on resident memory are ratios of medians over processes, with the range over all pairs of processes.
 
-    python benchmarks/memory.py --weave runs/demo             after `make demo`; about three minutes on two cores
-    python benchmarks/memory.py --quick                       a made-up weave, less than a minute
+    python -m benchmarks.memory --weave runs/demo             after `make demo`; about three minutes on two cores
+    python -m benchmarks.memory --quick                       a made-up weave, less than a minute
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from _record import Record, arguments, judged, positive, run
-from _skills import Built, add_weave_option, built, find
+from benchmarks.common.record import Record, arguments, judged, positive, run
+from benchmarks.common.skills import Built, add_weave_option, built, find
 from skillweave.base import Checkpoint, Sampling, generate, open_base, open_tokenizer, resolve
 from skillweave.errors import UserError
 from skillweave.progress import bar
-from skillweave.report import Table, human_bytes
+from skillweave.report import Table
+from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "memory"

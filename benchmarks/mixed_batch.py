@@ -7,8 +7,8 @@ All decode greedily and exactly the same number of new tokens for each prompt, w
 the three ways take turns in every repeat. The claim is the median, over repeats, of specialists' over weave's seconds
 (both make as many tokens), with a bootstrap interval over repeats.
 
-    python benchmarks/mixed_batch.py --weave runs/demo        after `make demo`; about five minutes on two cores
-    python benchmarks/mixed_batch.py --quick                  a made-up weave, bfloat16 only, half a minute
+    python -m benchmarks.mixed_batch --weave runs/demo        after `make demo`; about five minutes on two cores
+    python -m benchmarks.mixed_batch --quick                  a made-up weave, bfloat16 only, half a minute
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from _record import Record, arguments, bootstrap, judged, positive, run
-from _skills import Built, add_weave_option, built
+from benchmarks.common.record import Record, arguments, bootstrap, judged, positive, run
+from benchmarks.common.skills import Built, add_weave_option, built
 from skillweave.base import Prompt, prompt_ids
 from skillweave.base.generate import pad_left
 from skillweave.progress import bar
@@ -80,7 +80,7 @@ def measure(weave: Built, dtype: str, tokens: int, repeats: int) -> dict[str, li
             decode(model, batch, tokens)
 
     def all_together(packs: Sequence[str | None]) -> None:
-        with woven.woven.rows(packs) if any(packs) else contextlib.nullcontext():
+        with woven.packed_model.rows(packs) if any(packs) else contextlib.nullcontext():
             decode(woven.base.model, together, tokens)
 
     ways: dict[str, Callable[[], None]] = {

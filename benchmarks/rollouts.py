@@ -8,8 +8,8 @@ Both sides take turns in one process; figures are ratios, medians over the repea
 
 micro: a random micro Llama of 3 layers. small: SmolLM2 in bfloat16.
 
-    python benchmarks/rollouts.py                     micro: seconds
-    python benchmarks/rollouts.py --scale small       SmolLM2: some minutes on two cores
+    python -m benchmarks.rollouts                     micro: seconds
+    python -m benchmarks.rollouts --scale small       SmolLM2: some minutes on two cores
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from _record import Claim, Record, arguments, judged, positive, run
+from benchmarks.common.record import Claim, Record, arguments, judged, positive, run
 from skillweave.base import open_base
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.report import Table
-from skillweave.tools import Protocol, Toolbox
+from skillweave.tools import CallFormat, Toolbox
 from skillweave.tools.loop import Start, TurnLimits, play
 from skillweave.tools.writer import Writer
 
@@ -101,7 +101,7 @@ def _branch(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
 class _Scripted:
     """Writes with the model, but says what it should: a call, then an answer, some rows sooner than others."""
 
-    def __init__(self, writer: Writer, form: Protocol, setting: Setting, way: str) -> None:
+    def __init__(self, writer: Writer, form: CallFormat, setting: Setting, way: str) -> None:
         self.stops = writer.stops
         self._writer, self._setting, self._way = writer, setting, way
         end = form.tokenizer.eos_token_id
@@ -128,7 +128,7 @@ def _call(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
         return "ok"
 
     with Toolbox([wait], most_at_once=2) as toolbox:
-        form = Protocol(tokenizer, toolbox, instruction="")
+        form = CallFormat(tokenizer, toolbox, instruction="")
         writer = _Scripted(Writer(model, tokenizer), form, setting, way)
         starts = [Start(form.prompt_ids(f"wait {index}"), index) for index in range(setting.rows)]
         play(writer, form, toolbox, starts, TurnLimits(), None)

@@ -4,8 +4,8 @@ The rulings in tests/tasks/rulings were written by the authors of the verifiers,
 faults that they showed were then fixed. So agreement here says that nothing known is wrong, not how often the verifiers
 are right on answers that nobody thought of. Every disagreement that is left is listed with its reason.
 
-    python benchmarks/verifiers.py            seconds
-    python benchmarks/verifiers.py --quick    every tenth ruling
+    python -m benchmarks.verifiers            seconds
+    python -m benchmarks.verifiers --quick    every tenth ruling
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from _record import Claim, Record, arguments, run
+from benchmarks.common.record import Claim, Record, arguments, run
 from skillweave.report import Table
 from skillweave.tasks import wilson
 from skillweave.tasks.verifiers import options_for, verify

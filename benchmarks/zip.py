@@ -12,9 +12,9 @@ skill's ratio of two mean KLs, with a bootstrap interval over prompts.
 A row takes about a minute on two cores, all of them half an hour. Finished rows lie in FOLDER.bench/zip beside the
 weave and are not measured again, so a stopped run goes on, and ``--limit`` cuts the work into pieces.
 
-    python benchmarks/zip.py --weave runs/demo                after `make demo`
-    python benchmarks/zip.py --weave runs/demo --limit 5      at most five new rows; what is there is written
-    python benchmarks/zip.py --quick                          a made-up delta, a quarter of a minute
+    python -m benchmarks.zip --weave runs/demo                after `make demo`
+    python -m benchmarks.zip --weave runs/demo --limit 5      at most five new rows; what is there is written
+    python -m benchmarks.zip --quick                          a made-up delta, a quarter of a minute
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from _record import Claim, Record, arguments, bootstrap, judged, positive, run
-from _skills import Built, Skill, add_weave_option, built
+from benchmarks.common.record import Claim, Record, arguments, bootstrap, judged, positive, run
+from benchmarks.common.skills import Built, Skill, add_weave_option, built
 from skillweave.artefact import write_json
 from skillweave.base import Base, Prompt, Sampling, answer_ids, generate, open_base, prompt_ids
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.pack import Skillpack
 from skillweave.progress import console
-from skillweave.report import Table, human_bytes, versions
+from skillweave.report import Table, versions
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.tasks import Score, evaluate
+from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "zip"
@@ -176,7 +177,7 @@ class Measuring:
             pack = self.zip(plan)
             row |= {"pack_bytes": pack.nbytes, "weight_error": pack.card.codec.measured["weight_error"]}
             woven = Weave.of(self.base, {plan.skill: pack})
-            kl = self.kl_of(lambda rows: woven.woven.rows([plan.skill] * rows))
+            kl = self.kl_of(lambda rows: woven.packed_model.rows([plan.skill] * rows))
             if plan.scored:
                 score = self.score_of_weave(woven)
         row |= {"kl": float(kl.mean()), "kl_of_prompts": [float(f"{value:.6g}") for value in kl]}

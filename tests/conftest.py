@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micro import save_micro
+from helpers.micro import save_micro
 
 torch.set_num_threads(1)  # micro models: threads cost more than they give, and two workers share two cores
 

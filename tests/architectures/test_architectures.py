@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from family_proof import PASS, prove
-from micro_families import FAMILIES
+from helpers.family_proof import PASS, prove
+from helpers.micro_families import FAMILIES
 
 # One of each kind: plain, turned weights, fused and shifted positions, flattened, tied, experts in one tensor and in
 # many, shared experts, state-space layers, hybrids.

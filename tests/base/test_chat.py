@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.base import answer_ids, prompt_ids, prompt_text
 from skillweave.errors import UserError
 

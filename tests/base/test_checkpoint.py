@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from micro import micro_model, save_micro
+from helpers.micro import micro_model, save_micro
 from skillweave.base import Checkpoint, fingerprint
 from skillweave.errors import UserError
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from chat_families import CALLS, CHATML, FAMILIES, MORE, TOOLS, family_tokenizer, micro_llama, shipped, teach
-from micro import micro_model, micro_tokenizer
+from helpers.chat_families import CALLS, CHATML, FAMILIES, MORE, TOOLS, family_tokenizer, micro_llama, shipped, teach
+from helpers.micro import micro_model, micro_tokenizer
 from skillweave.base import Sampling, answer_ids, answer_text, prompt_ids, prompt_text
 from skillweave.base.ends import beside_the_answer, stop_tokens, turn_end, turn_end_id
 from skillweave.base.generate import generate_answers
@@ -17,8 +17,8 @@ from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError
 from skillweave.methods.training.sft import encode
 from skillweave.tools.builtin import calculator
-from skillweave.tools.converse import ConversationSettings, begin, converse
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call_format import CallFormat
+from skillweave.tools.conversation import ConversationSettings, begin, converse
 from skillweave.tools.toolbox import Toolbox
 
 EVERY = {**FAMILIES, **MORE}
@@ -62,7 +62,7 @@ def test_what_was_taught_stops_plain_generation_and_the_tool_loop(name, special)
     teach(model, encode(tokenizer, [("x?", "Yes, b.")], 1000), 50)
     ((plain,),) = generate_answers(model, tokenizer, ["x?"], Sampling(20))
     box = Toolbox()
-    form = Protocol(tokenizer, box, instruction="")
+    form = CallFormat(tokenizer, box, instruction="")
     (episode,) = converse(model, form, box, begin(model, form, ["x?"]), ConversationSettings(max_tokens=20))
     assert (plain.text, plain.ended) == ("Yes, b.", True)
     assert (episode.answer, episode.ended) == ("Yes, b.", "answer")
@@ -139,7 +139,7 @@ def test_a_text_begins_once():
     twice = family_tokenizer(replace(family, template="{{ bos_token }}" + family.template))
     once = family_tokenizer(family)
     assert prompt_ids(twice, "x") == prompt_ids(once, "x")
-    assert Protocol(twice, Toolbox()).prompt_ids("x") == prompt_ids(once, "x")
+    assert CallFormat(twice, Toolbox()).prompt_ids("x") == prompt_ids(once, "x")
     plain = family_tokenizer(replace(family, template=None))
     begin = [(family.bos, plain.bos_token_id)]
     plain.backend_tokenizer.post_processor = TemplateProcessing(single=f"{family.bos} $A", special_tokens=begin)
@@ -198,7 +198,7 @@ def test_what_another_role_says_is_not_passed_over():
     with pytest.raises(UserError, match="does not write messages of the role 'system'"):
         prompt_ids(micro_tokenizer(silent), [{"role": "system", "content": "Be brief."}, ASKED])
     with pytest.raises(UserError, match="does not write messages of the role 'system'"):
-        Protocol(micro_tokenizer(silent), Toolbox([calculator])).prompt_ids("x")  # it would not know of its tools
+        CallFormat(micro_tokenizer(silent), Toolbox([calculator])).prompt_ids("x")  # it would not know of its tools
     assert prompt_ids(micro_tokenizer(silent), [ASKED])
 
 
@@ -223,7 +223,7 @@ def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():
 
 
 def test_tools_of_a_prompt_cannot_be_called_in_the_tool_loop():
-    form = Protocol(family_tokenizer(FAMILIES["qwen2.5"]), Toolbox(), instruction="")
+    form = CallFormat(family_tokenizer(FAMILIES["qwen2.5"]), Toolbox(), instruction="")
     with pytest.raises(UserError, match="tools of its own"):
         form.prompt_ids({"messages": [ASKED], "tools": TOOLS})
 

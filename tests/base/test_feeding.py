@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from micro_families import build
+from helpers.micro_families import build
 from skillweave.base import Checkpoint
 from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import Layout

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from micro import micro_model, save_micro
+from helpers.micro import micro_model, save_micro
 from skillweave.base import Checkpoint, fingerprint, open_base, open_tokenizer
 from skillweave.base.folder import find_model
 from skillweave.errors import UserError

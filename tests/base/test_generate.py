@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micro import micro_model, micro_tokenizer, save_micro
+from helpers.micro import micro_model, micro_tokenizer, save_micro
 from skillweave.base import Sampling, generate, open_base, prompt_ids
 from skillweave.base.chat import text_of
 from skillweave.base.defaults import generation_config_at

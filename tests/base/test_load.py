@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.base import fingerprint, open_base
 from skillweave.base import load as load_module
 from skillweave.delta import Delta, write_tuned

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from micro import micro_model, micro_tokenizer, save_micro
+from helpers.micro import micro_model, micro_tokenizer, save_micro
 from skillweave.base import Sampling, fingerprint, generate, open_base, open_tokenizer, resolve
 from skillweave.base import bundled as bundled_module
 from skillweave.errors import UserError

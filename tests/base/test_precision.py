@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from micro import micro_model
+from helpers.micro import micro_model
 from skillweave.base import Sampling, generate, open_base, precision
 from skillweave.base.precision import (
     OVERRIDE,

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM
 
-from micro import micro_tokenizer, save_micro
+from helpers.micro import micro_tokenizer, save_micro
 from skillweave.base import Checkpoint, fingerprint, open_base
 from skillweave.base.quantised import dequantised
 from skillweave.delta import Delta, write_tuned

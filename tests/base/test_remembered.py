@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from micro import save_micro
+from helpers.micro import save_micro
 from skillweave.base import fingerprint, remembered
 
 # The package exports the function under the name of its module.

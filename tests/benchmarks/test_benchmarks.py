@@ -16,29 +16,28 @@ import numpy as np
 import pytest
 import torch
 
-from micro import micro_model, save_micro
+from helpers.micro import micro_model, save_micro
 from skillweave.errors import UserError
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.tasks.agents.experts import read_traces, scripted_traces
-from skillweave.tasks.agents.load import load_agent
+from skillweave.tasks.traces import read_traces, scripted_traces
+from skillweave.tasks.with_tools import load_agent
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-record = importlib.import_module("_record")
-skills = importlib.import_module("_skills")
-mixed_batch = importlib.import_module("mixed_batch")
-memory = importlib.import_module("memory")
-architectures = importlib.import_module("architectures")
-zip_codecs = importlib.import_module("zip")
-tpaw = importlib.import_module("tpaw")
-cku = importlib.import_module("cku")
-e3tir = importlib.import_module("e3tir")
-agents = importlib.import_module("_agents")
-agents_show = importlib.import_module("_agents_show")
-rollouts = importlib.import_module("rollouts")
-unlearning = importlib.import_module("_unlearning")
-selfplay = importlib.import_module("_selfplay")
-runs = importlib.import_module("_runs")
-fuzz = importlib.import_module("fuzz")
+record = importlib.import_module("benchmarks.common.record")
+skills = importlib.import_module("benchmarks.common.skills")
+mixed_batch = importlib.import_module("benchmarks.mixed_batch")
+memory = importlib.import_module("benchmarks.memory")
+architectures = importlib.import_module("benchmarks.architectures")
+zip_codecs = importlib.import_module("benchmarks.zip")
+tpaw = importlib.import_module("benchmarks.tpaw.__main__")
+cku = importlib.import_module("benchmarks.cku.__main__")
+e3tir = importlib.import_module("benchmarks.e3tir.__main__")
+agents = importlib.import_module("benchmarks.e3tir.arms")
+agents_show = importlib.import_module("benchmarks.e3tir.show")
+rollouts = importlib.import_module("benchmarks.rollouts")
+unlearning = importlib.import_module("benchmarks.cku.arms")
+selfplay = importlib.import_module("benchmarks.tpaw.arms")
+runs = importlib.import_module("benchmarks.common.runs")
+fuzz = importlib.import_module("benchmarks.fuzz")
 
 
 @pytest.fixture(scope="module", autouse=True)

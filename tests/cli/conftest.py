@@ -9,12 +9,12 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from terminal import Bench, Ran, made
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from micro import save_micro
-from tiny import TASK, TINY
+from helpers.micro import save_micro
+from helpers.terminal import Bench, Ran, made
+from helpers.tiny import TASK, TINY
 
 SPELL = {**TASK, "name": "reverse_words", "config": {"unit": "letters", "least": 1, "most": 1}}
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from terminal import Ran, made, refused
 
-from micro import save_micro
+from helpers.micro import save_micro
+from helpers.terminal import Ran, made, refused
 from skillweave.delta import Delta
-from skillweave.methods.cku.corpus import make_corpus
+from skillweave.methods.cku.knowledge.corpus import make_corpus
 
 UNLEARN = {
     "bf16": False,

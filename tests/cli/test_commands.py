@@ -15,13 +15,13 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
-from terminal import Bench, Ran, made, run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from micro import micro_model, micro_tokenizer
+from helpers.micro import micro_model, micro_tokenizer
+from helpers.terminal import Bench, Ran, made, run
 from skillweave.delta import Delta
 from skillweave.pack import Skillpack
-from skillweave.report import human_bytes
+from skillweave.units import human_bytes
 
 ASKED = ["Sort from smallest to largest: 9, 4", "hello", "What is [bold]2 + 2[/bold]?", "a :smile: b"]
 

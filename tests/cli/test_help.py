@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import typer
-from terminal import run
 
+from helpers.terminal import run
 from skillweave import __version__
 from skillweave.cli.commands import app
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from terminal import made, refused
 
+from helpers.terminal import made, refused
+from helpers.travelling import TEMPLATE, model, save, tokenizer, tuned
 from skillweave.delta import Delta
 from skillweave.skillzip import ZipConfig, zip_delta
-from travelling import TEMPLATE, model, save, tokenizer, tuned
 
 
 def inspected(*arguments: object) -> dict:

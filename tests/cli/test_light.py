@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from terminal import Bench
+
+from helpers.terminal import Bench
 
 PROGRAM = """
 import contextlib, io, json, sys

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from terminal import Bench, Ran, refused, run
 
 import skillweave.engine
+from helpers.terminal import Bench, Ran, refused, run
 from skillweave.errors import UserError
 
 Arguments = Callable[[Bench], list[object]]

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from terminal import Bench, made, refused, run
+
+from helpers.terminal import Bench, made, refused, run
 
 NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
 """Opened after the place is looked at: a message about them would mean that the place was passed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chat_families import CALLS, TOOLS
+from helpers.chat_families import CALLS, TOOLS
 from skillweave.cli.prompts import read_prompts
 from skillweave.errors import UserError
 

@@ -10,9 +10,9 @@ import textwrap
 from collections.abc import Iterator
 
 import pytest
-from terminal import run
 
 import skillweave.engine
+from helpers.terminal import run
 
 SENTENCE = "Stopped. Run the same command again to go on."
 

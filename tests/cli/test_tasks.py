@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from terminal import made, refused, run
+
+from helpers.terminal import made, refused, run
 
 SPLITS = "splits: {test: 1, calibration: 1}\n"
 

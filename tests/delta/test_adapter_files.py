@@ -13,14 +13,18 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_peft_kinds import IDS, LORA, save_adapter
 from transformers import AutoModelForCausalLM
 
-from micro import save_micro
+from helpers.micro import save_micro
+from helpers.tuned import save_adapter
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.delta.adapter_config import other_base
 from skillweave.errors import UserError
+
+IDS = torch.arange(5, 25).view(2, 10)
+LORA = {"r": 4, "target_modules": ["q_proj", "down_proj"]}
+
 
 ENDLESS = "(.*?)" * 10 + "[a-z]{9}[0-9]"
 EMBEDDING = "model.embed_tokens.weight"

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_hub import fake_hub
 from huggingface_hub import constants
 
+from helpers.fake_hub import fake_hub
 from skillweave.delta.adapter_config import check_adapter_files
 from skillweave.delta.adapter_source import adapter_folder
 from skillweave.errors import UserError

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from helpers.travelling import LETTERS, TEMPLATE, tokenizer
 from skillweave.delta.carry import (
     CHANGES_FILE,
     Carried,
@@ -20,7 +21,6 @@ from skillweave.delta.carry import (
 )
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
-from travelling import LETTERS, TEMPLATE, tokenizer
 
 
 def folder(place: Path, speaks: PreTrainedTokenizerFast | None = None, **files: object) -> Path:

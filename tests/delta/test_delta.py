@@ -16,30 +16,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from micro import micro_model, micro_tokenizer, save_micro
+from helpers.micro import micro_model, micro_tokenizer, save_micro
+from helpers.tuned import FROZEN, save_tuned
 from skillweave.base import Checkpoint, Sampling, fingerprint, generate, open_base
+from skillweave.base.safetensors_io import plan_files, write_stream
 from skillweave.delta import Delta, write_tuned
 from skillweave.delta.arithmetic import applied, changed, difference, finite
-from skillweave.delta.stream import plan_files, write_stream
 from skillweave.errors import UserError
 from skillweave.micro.tokenizer import VOCABULARY
 
 SRC = Path(__file__).parents[2] / "src"
-FROZEN = "model.layers.0.mlp.up_proj.weight"
 IDS = torch.arange(5, 100)[None]
-
-
-def save_tuned(base: Path, folder: Path, *, dtype: torch.dtype = torch.float32, step: float = 0.05) -> Path:
-    """The base with every tensor moved a little, but for one."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(7)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name != FROZEN:
-                parameter.add_(torch.randn_like(parameter) * step)
-    model.to(dtype).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -11,27 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from micro import micro_tokenizer, save_micro
+from helpers.micro import micro_tokenizer, save_micro
+from helpers.tuned import LINEAR, save_lora
 from skillweave.base import fingerprint, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.micro.tokenizer import VOCABULARY
 
-LINEAR = ["q_proj", "v_proj", "down_proj"]
 IDS = torch.arange(5, 25).view(2, 10)
-
-
-def save_adapter(base: Path, folder: Path, **options) -> Path:
-    """A LoRA with random, not zero, factors."""
-    torch.manual_seed(5)
-    config = LoraConfig(**{"r": 4, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options})
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0, 0.1)
-    model.save_pretrained(folder)
-    return folder
 
 
 def peft_logits(base: Path, adapter: Path) -> torch.Tensor:
@@ -60,7 +47,7 @@ CASES = {
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 def test_it_is_what_peft_merges(untied: Path, tmp_path: Path, options: dict) -> None:
-    adapter = save_adapter(untied, tmp_path / "adapter", **options)
+    adapter = save_lora(untied, tmp_path / "adapter", **options)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(untied), adapter)
     merged = loaded.merge_and_unload().state_dict()
     before = AutoModelForCausalLM.from_pretrained(untied).state_dict()
@@ -79,7 +66,7 @@ def test_it_is_what_peft_merges(untied: Path, tmp_path: Path, options: dict) -> 
 
 
 def test_saved_it_is_what_peft_opens_and_applied_it_gives_the_same_logits(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter", lora_alpha=16)
+    adapter = save_lora(micro_base, tmp_path / "adapter", lora_alpha=16)
     Delta.from_lora(adapter, micro_base).save_pretrained(tmp_path / "delta")
     names = {"adapter_config.json", "adapter_model.safetensors", "delta.json"}
     assert {path.name for path in (tmp_path / "delta").iterdir()} == names
@@ -98,7 +85,7 @@ def test_saved_it_is_what_peft_opens_and_applied_it_gives_the_same_logits(micro_
 
 
 def test_an_adapter_folder_can_become_a_delta_in_place(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     before = peft_logits(micro_base, adapter)
     Delta.from_lora(adapter, micro_base).save_pretrained(adapter)
     assert Delta.from_pretrained(adapter).names()
@@ -110,7 +97,7 @@ def test_matrices_stored_the_other_way_round(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=len(VOCABULARY), n_positions=32, n_embd=16, n_layer=1, n_head=2, pad_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "base")
     micro_tokenizer().save_pretrained(tmp_path / "base")
-    save_adapter(tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn", "attn.c_proj"], fan_in_fan_out=True)
+    save_lora(tmp_path / "base", tmp_path / "adapter", target_modules=["c_attn", "attn.c_proj"], fan_in_fan_out=True)
     Delta.from_lora(tmp_path / "adapter", tmp_path / "base").save_pretrained(tmp_path / "delta")
     delta = Delta.from_pretrained(tmp_path / "delta")
     assert "transformer.h.0.attn.c_proj.weight" in delta
@@ -121,13 +108,13 @@ def test_matrices_stored_the_other_way_round(tmp_path: Path) -> None:
 
 def test_one_end_of_a_tie_is_refused(micro_base: Path, tmp_path: Path) -> None:
     for target in ("lm_head", "embed_tokens"):
-        adapter = save_adapter(micro_base, tmp_path / target, target_modules=[target, "q_proj"])
+        adapter = save_lora(micro_base, tmp_path / target, target_modules=[target, "q_proj"])
         with pytest.raises(UserError, match=rf"{target}\.weight', which .* ties to"):
             Delta.from_lora(adapter, micro_base)
 
 
 def test_another_base_is_named(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"in the shape \(64, 64\).*it is \(32, 32\)|\(64, 128\).*\(32, 64\)"):
         Delta.from_lora(adapter, save_micro(tmp_path / "narrow", hidden=32))
     with pytest.raises(UserError, match=r"changes 'model\.layers\.1\..*does not have"):
@@ -138,7 +125,7 @@ def test_another_base_is_named(micro_base: Path, tmp_path: Path) -> None:
 
 
 def test_broken_adapters_are_named(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"names no fingerprint: open it with Delta\.from_lora"):
         Delta.from_pretrained(adapter)
     half = Path(shutil.copytree(adapter, tmp_path / "half"))
@@ -153,7 +140,7 @@ def test_broken_adapters_are_named(micro_base: Path, tmp_path: Path) -> None:
 
 
 def test_damage_in_a_saved_adapter_is_named(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     Delta.from_lora(adapter, micro_base).save_pretrained(adapter)
     data = bytearray((adapter / "adapter_model.safetensors").read_bytes())
     data[-1] ^= 1

@@ -14,7 +14,8 @@ from peft.tuners.lora.config import BdLoraConfig, KasaConfig, MontecloraConfig, 
 from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
-from micro import micro_model, save_micro
+from helpers.micro import micro_model, save_micro
+from helpers.tuned import save_adapter
 from skillweave.base import fingerprint, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -24,19 +25,6 @@ IDS = torch.arange(5, 25).view(2, 10)
 LINEAR = ["q_proj", "down_proj"]
 LORA = {"r": 4, "target_modules": LINEAR}
 DORA = {**LORA, "use_dora": True}
-
-
-def save_adapter(base: Path, folder: Path, kind: str = "Lora", **options: Any) -> Path:
-    """An adapter whose every trainable number was moved away from its start."""
-    torch.manual_seed(5)
-    config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", **options)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-    model.save_pretrained(folder)
-    return folder
 
 
 def merged_by_peft(base: Path, adapter: Path) -> dict[str, torch.Tensor]:

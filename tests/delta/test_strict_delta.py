@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_delta import save_tuned
-from test_lora import save_adapter
 
+from helpers.tuned import save_lora, save_tuned
 from skillweave.base import open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
@@ -30,7 +29,7 @@ def saved(micro_base: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lora(micro_base: Path, tmp_path: Path) -> Path:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     return Delta.from_lora(adapter, micro_base).save_pretrained(tmp_path / "lora")
 
 
@@ -179,7 +178,7 @@ def test_a_number_that_is_none_is_told_when_its_tensor_is_read(saved: Path, micr
     ],
 )
 def test_numbers_of_an_adapters_config(micro_base: Path, tmp_path: Path, values: dict, message: str) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     edit(adapter / "adapter_config.json", lambda config: config.update(values))
     with pytest.raises(UserError, match=f"adapter.*{message}"):
         Delta.from_lora(adapter, micro_base)
@@ -187,7 +186,7 @@ def test_numbers_of_an_adapters_config(micro_base: Path, tmp_path: Path, values:
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_link_in_place_of_an_adapters_file(micro_base: Path, tmp_path: Path, name: str) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     shutil.move(adapter / name, tmp_path / "moved")
     (adapter / name).symlink_to(tmp_path / "moved")
     with pytest.raises(UserError, match=rf"{name} is a link"):
@@ -195,7 +194,7 @@ def test_a_link_in_place_of_an_adapters_file(micro_base: Path, tmp_path: Path, n
 
 
 def test_a_config_that_is_no_object(micro_base: Path, tmp_path: Path) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text("[]")
     with pytest.raises(UserError, match=r"adapter_config\.json: expected an object"):
         Delta.from_lora(adapter, micro_base)
@@ -214,7 +213,7 @@ def edit_adapter(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 @pytest.mark.parametrize("name", [A, B])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 3e38])
 def test_factors_that_make_no_number(micro_base: Path, tmp_path: Path, name: str, bad: float) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     edit_adapter(adapter, lambda tensors: tensors.update({A: tensors[A] + 10, B: tensors[B] + 10}))
     edit_adapter(adapter, lambda tensors: tensors[name].fill_(bad))
     with pytest.raises(UserError, match=r"adapter_model\.safetensors: the tensor '.*q_proj\.weight' holds NaN or inf"):
@@ -237,7 +236,7 @@ def test_factors_that_make_no_number(micro_base: Path, tmp_path: Path, name: str
     ],
 )  # fmt: skip
 def test_factors_that_do_not_fit_their_config(micro_base: Path, tmp_path: Path, change, message: str) -> None:
-    adapter = save_adapter(micro_base, tmp_path / "adapter")
+    adapter = save_lora(micro_base, tmp_path / "adapter")
     edit_adapter(adapter, change)
     with pytest.raises(UserError, match=message):
         Delta.from_lora(adapter, micro_base)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers.travelling import model, save, tokenizer, tuned
 from skillweave.delta import Delta, write_tuned
 from skillweave.delta.write import main_dtype, with_dtype, with_vocabulary
-from travelling import model, save, tokenizer, tuned
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
-from micro import save_micro
+from helpers.chat_families import FAMILIES, family_tokenizer, micro_llama, teach
+from helpers.micro import save_micro
 from skillweave.base import Sampling, generate, open_base
 from skillweave.delta import Delta
 from skillweave.engine import open_engine

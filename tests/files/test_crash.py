@@ -1,26 +1,22 @@
 """Every save, killed or failing at every call to the system: the old version or the new one, and nothing left behind.
 
-``benchmarks/crash.py`` tries all errors at all calls; here each call, of artefacts every third one, is killed once and
+``python -m benchmarks.crash`` tries all errors at all calls; here each call, of artefacts every third one, is killed once and
 fails once.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from benchmarks.crash.faults import ERRORS, Save, Trial
+from benchmarks.crash.saves import artefact_saves, file_saves
 
 from skillweave.micro import MicroShape
 from skillweave.progress import console
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from _faults import ERRORS, Save, Trial
-from _saves import artefact_saves, file_saves
 
 FILES = {save.name: save for save in file_saves()}
 ARTEFACTS = ["delta, replacing", "pack, replacing", "weave, replacing", "build step"]

@@ -1,14 +1,15 @@
-"""A small budget of the fuzzing that ``benchmarks/fuzz.py`` does at length: no traceback, no silent difference."""
+"""A small budget of the fuzzing that ``python -m benchmarks.fuzz`` does at length: no traceback, no silent difference."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from fuzz_artefacts import artefact_kinds
-from fuzz_inputs import input_kinds
-from fuzz_oracle import Kind, fuzz
-from fuzz_packs import pack_kinds
+
+from helpers.fuzz.artefacts import artefact_kinds
+from helpers.fuzz.inputs import input_kinds
+from helpers.fuzz.oracle import Kind, fuzz
+from helpers.fuzz.packs import pack_kinds
 
 SEEDS, FEW = range(50), range(6)
 """``FEW`` of the kinds whose readers answer or merge: tens of milliseconds each."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_artefacts import artefact_kinds
-from fuzz_oracle import Kind, fuzz
 
+from helpers.fuzz.artefacts import artefact_kinds
+from helpers.fuzz.oracle import Kind, fuzz
 from skillweave.errors import UserError
 from skillweave.files import folder as artefact_folder
 from skillweave.pack import skillpack

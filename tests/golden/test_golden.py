@@ -1,4 +1,4 @@
-"""Artefacts and runs that older code wrote are read, and gone on with, by today's: see ``write.py`` for how they were made."""
+"""Today's code reads the artefacts that older code wrote, and resumes its runs: ``helpers/golden.py`` made them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
-from write import BUILD, RUNS, run_settings
 
-from left import record, tensors
+from helpers.golden import BUILD, RUNS, run_settings
+from helpers.left import record, tensors
 from skillweave.base import open_base
-from skillweave.build import build, read_weave_config
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.pack import Skillpack
+from skillweave.pipeline import build, read_weave_config
 from skillweave.weave import Weave
 
 FIRST = Path(__file__).parent / "1"

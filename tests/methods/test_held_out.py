@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from digits import Repeats
-from method_driver import stop_at
-from micro import log_prob, micro_model, micro_tokenizer
+from helpers.digits import Repeats
+from helpers.method_driver import stop_at
+from helpers.micro import log_prob, micro_model, micro_tokenizer
 from skillweave.base import open_base, open_tokenizer
 from skillweave.base.chat import answer_ids
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.specialise import SpecialiseConfig, run
+from skillweave.methods.specialise import SpecialiseConfig
+from skillweave.methods.specialise import run as run_module
+from skillweave.methods.specialise.run import run
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.held_out import held_out_loss
 from skillweave.methods.training.settings import AnswerSettings
 from skillweave.methods.training.sft import encode
-
-run_module = sys.modules["skillweave.methods.specialise.run"]
 
 WARM = {"when": "always", "steps": 24, "batch_size": 8, "learning_rate": 3e-3, "evaluate_every": 2, "held_out": 8}
 

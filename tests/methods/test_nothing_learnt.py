@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from digits import Digits, Repeats
-from micro import save_micro
+from helpers.digits import Digits, Repeats
+from helpers.micro import save_micro
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
@@ -40,7 +40,7 @@ def says_twice(name: str, base, settings: dict, out: Path, expected: str) -> Non
 
 def without_gradients(patch: pytest.MonkeyPatch) -> None:
     """Let every loss be without a slope, as a loss is that has reached its floor."""
-    step = trainer.HouseTrainer
+    step = trainer.QuietTrainer
 
     def training_step(self, model, inputs, *args, **kwargs):
         loss = super(step, self).training_step(model, inputs, *args, **kwargs)

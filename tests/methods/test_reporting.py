@@ -7,15 +7,16 @@ import sys
 
 import pytest
 
-from digits import Digits
-from method_driver import stop_at
+from helpers.digits import Digits
+from helpers.method_driver import stop_at
 from skillweave.base import open_base
 from skillweave.config import read_config
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods import METHODS, get_method
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.methods.specialise import SpecialiseConfig, run
+from skillweave.methods.specialise import SpecialiseConfig
+from skillweave.methods.specialise.run import run
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import ModelSettings
 

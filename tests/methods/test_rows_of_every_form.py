@@ -11,7 +11,8 @@ from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.specialise import SpecialiseConfig, run
+from skillweave.methods.specialise import SpecialiseConfig
+from skillweave.methods.specialise.run import run
 from skillweave.methods.training.answers import read_samples
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 

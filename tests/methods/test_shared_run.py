@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from digits import Digits, Repeats
+from helpers.digits import Digits, Repeats
 from skillweave.base import open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError

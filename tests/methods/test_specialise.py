@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,23 +10,23 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from digits import Digits
-from method_driver import drive, stop_at
-from micro import log_prob
+from helpers.digits import Digits
+from helpers.method_driver import drive, stop_at
+from helpers.micro import log_prob
 from skillweave.base import Checkpoint, open_base, open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.specialise import SpecialiseConfig, dpo, run
+from skillweave.methods.specialise import SpecialiseConfig, dpo
+from skillweave.methods.specialise import run as run_module
+from skillweave.methods.specialise.run import run
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
 from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training.pieces import read_lines
 from skillweave.tasks import load_task
-
-run_module = sys.modules["skillweave.methods.specialise.run"]
 
 SETTINGS = {
     "task": "digits.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from micro import micro_model
+from helpers.micro import micro_model
 from skillweave.errors import UserError
-from skillweave.methods import METHODS, SpecialiseConfig, get_method, register
+from skillweave.methods import METHODS, get_method
+from skillweave.methods.specialise import SpecialiseConfig
 from skillweave.methods.training import Processes, TrainingSettings
 from skillweave.methods.training.head import answer_scores, install_answer_head
 from skillweave.methods.training.trainer import latest_checkpoint, micro_batch
@@ -22,9 +24,12 @@ def test_specialise_is_registered_and_unknown_names_hint():
     assert get_method("specialise").config is SpecialiseConfig
     with pytest.raises(UserError, match="did you mean 'specialise'"):
         get_method("specialize")
-    with pytest.raises(ValueError, match="two methods"):
-        register("specialise", SpecialiseConfig)(lambda: None)
-    assert "specialise" in METHODS
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_goes_by_its_name_and_has_a_run(name: str) -> None:
+    assert METHODS[name].name == name
+    assert callable(importlib.import_module(METHODS[name].module).run)
 
 
 def test_steps_from_epochs_or_as_given():

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import torch
 
-from chat_families import FAMILIES, family_tokenizer, micro_llama, teach
+from helpers.chat_families import FAMILIES, family_tokenizer, micro_llama, teach
 from skillweave.base import Base, open_base, prompt_ids
 from skillweave.base.ends import turn_end_id
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
-from skillweave.methods.cku import run as unlearn
+from skillweave.methods.cku.run import run as unlearn
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.methods.e3tir import run as warm_up
+from skillweave.methods.e3tir.run import run as warm_up
 from skillweave.methods.specialise import SpecialiseConfig
-from skillweave.methods.specialise import run as specialise
+from skillweave.methods.specialise.run import run as specialise
 from skillweave.methods.tpaw import TpawConfig
-from skillweave.methods.tpaw import run as self_play
+from skillweave.methods.tpaw.run import run as self_play
 from skillweave.methods.training.answers import read_samples
 
 ASKED = [(f"say {digit}", digit * 3) for digit in "0123456789"]

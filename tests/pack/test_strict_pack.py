@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_skillpack import DOWN, NORM, UP, Q, make_pack, rehash
 
+from helpers.small_pack import DOWN, NORM, UP, Q, make_pack, rehash
 from skillweave.delta.carry import check_from_base
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file

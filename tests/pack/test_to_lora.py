@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from micro import micro_tokenizer, save_micro
+from helpers.micro import micro_tokenizer, save_micro
 from skillweave.base import fingerprint, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError

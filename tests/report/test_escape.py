@@ -6,8 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from page_text import page_text
 
+from helpers.page_text import page_text
 from skillweave.report import Table, svg_text
 from skillweave.report.escape import label_text, markdown_text
 from skillweave.report.page import Section, write_page

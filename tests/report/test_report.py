@@ -11,20 +11,13 @@ from typing import Any
 
 import pytest
 from matplotlib.container import BarContainer
-from page_text import drawn, page_text
 
+from helpers.page_text import drawn, page_text
 from skillweave.files.read import read_json
-from skillweave.report import (
-    Table,
-    human_bytes,
-    human_seconds,
-    machine,
-    short_skill_table,
-    skill_table,
-    versions,
-    write_build_report,
-)
+from skillweave.pipeline.report import short_skill_table, skill_table, write_build_report
+from skillweave.report import Table, machine, versions
 from skillweave.report.plots import skills_plot
+from skillweave.units import human_bytes, human_seconds
 
 
 def skill(base: float, specialist: float | None, pack: float, delta_bytes: int | None = 200_000_000) -> dict[str, Any]:

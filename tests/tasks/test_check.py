@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.check import Lengths, check_task, summary

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from code_runners import RUNNERS, needs_walls
 
+from helpers.code_runners import RUNNERS, needs_walls
 from skillweave.tasks.verifiers import CodeOptions, code, options_for, verify
 from skillweave.tasks.verifiers.code import gold_solution_problem
 

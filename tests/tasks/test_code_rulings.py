@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from code_runners import RUNNERS, needs_walls
 
+from helpers.code_runners import RUNNERS, needs_walls
 from skillweave.tasks.verifiers import extract_code, gold_problem, options_for, verify
 from skillweave.tasks.verifiers.code import CodeOptions, gold_solution_problem
 from skillweave.tasks.verifiers.code_result import same_result

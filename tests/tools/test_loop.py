@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 import pytest
 from pydantic import ValidationError
 
-from micro import micro_model, micro_tokenizer
-from skillweave.tools import EXPERT, POLICY, TOOL, Call, Protocol, Toolbox
+from helpers.micro import micro_model, micro_tokenizer
+from skillweave.tools import EXPERT, POLICY, TOOL, Call, CallFormat, Toolbox
 from skillweave.tools.builtin import Python, add_tools
 from skillweave.tools.loop import Episode, Start, TurnLimits, play
 from skillweave.tools.turn import call_text
@@ -83,8 +83,8 @@ def toolbox():
         yield box
 
 
-def form_of(toolbox: Toolbox, **options) -> Protocol:
-    return Protocol(TOKENIZER, toolbox, instruction="", **options)
+def form_of(toolbox: Toolbox, **options) -> CallFormat:
+    return CallFormat(TOKENIZER, toolbox, instruction="", **options)
 
 
 def start(toolbox: Toolbox, prompt: str = "sum", seed: int = 0) -> Start:

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from escapes import OUTSIDE, TRICKS
 
+from helpers.escapes import OUTSIDE, TRICKS
 from skillweave.tools import Call, Limits, Toolbox, sandbox
 from skillweave.tools.builtin import Python
 

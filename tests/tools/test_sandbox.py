@@ -7,8 +7,8 @@ import os
 import threading
 
 import pytest
-from escapes import OUTSIDE, TRICKS
 
+from helpers.escapes import OUTSIDE, TRICKS
 from skillweave.errors import UserError
 from skillweave.tools import Limits, Result, run
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from escapes import GROWING
 
+from helpers.escapes import GROWING
 from skillweave.errors import UserError
 from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools import Limits, process_runner, run

@@ -11,11 +11,11 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from micro import micro_model, micro_tokenizer
+from helpers.micro import micro_model, micro_tokenizer
 from skillweave.base.chat import text_of
 from skillweave.base.generate import Sampling, generate_answers
-from skillweave.tools.converse import ConversationSettings, begin, converse
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call_format import CallFormat
+from skillweave.tools.conversation import ConversationSettings, begin, converse
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.writer import Writer, choose, less_likely, longest
 
@@ -178,7 +178,7 @@ def test_penalty_and_top_k_are_those_of_transformers():
 
 def test_the_tool_loop_takes_a_models_defaults_where_asked(model, capsys):
     model, tokenizer, box = micro_model(), micro_tokenizer(), Toolbox()
-    form = Protocol(tokenizer, box, instruction="")
+    form = CallFormat(tokenizer, box, instruction="")
 
     def held(**how) -> list[list[int]]:
         starts = begin(model, form, ["hello", "x", "12"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micro_families import build, tune
+from helpers.micro_families import build, tune
 from skillweave.base import Base, Sampling, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -57,28 +57,28 @@ def test_the_pack_acts_and_the_base_is_itself_again(weave: Weave) -> None:
     before, plain = bits(weave.base.model), logits(weave)
     with torch.no_grad():
         wanted = tune(build("gpt_oss"), 1)(input_ids=IDS).logits
-    with weave.woven.rows(["experts"] * 2):
+    with weave.packed_model.rows(["experts"] * 2):
         found = logits(weave)
     assert float((found - wanted).norm() / (wanted - plain).norm()) < 0.05
-    with weave.woven.every_row("experts"):
+    with weave.packed_model.every_row("experts"):
         assert torch.equal(logits(weave, IDS[:1]), logits(weave, IDS[:1]))
         assert float((logits(weave) - found).norm()) < 1e-4
-    with pytest.raises(ZeroDivisionError), weave.woven.rows(["experts"] * 2):
+    with pytest.raises(ZeroDivisionError), weave.packed_model.rows(["experts"] * 2):
         _ = 1 / 0
     assert same(before, bits(weave.base.model))
     assert torch.equal(logits(weave), plain)
 
 
 def test_it_shares_no_batch_and_says_why(weave: Weave) -> None:
-    assert weave.woven.why_alone("attention") is None
-    assert "experts" in weave.woven.why_alone("experts")
+    assert weave.packed_model.why_alone("attention") is None
+    assert "experts" in weave.packed_model.why_alone("experts")
     before = bits(weave.base.model)
     for mix in (["experts", None], ["experts", "attention"]):
         message = r"'experts' must have a batch of its own, for 'model\..*generate"
-        with pytest.raises(UserError, match=message), weave.woven.rows(mix):
+        with pytest.raises(UserError, match=message), weave.packed_model.rows(mix):
             pass
     assert same(before, bits(weave.base.model))
-    with weave.woven.rows(["attention", None]):  # and the next batch is not disturbed
+    with weave.packed_model.rows(["attention", None]):  # and the next batch is not disturbed
         logits(weave)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weave_packs import random_pack
 
-from micro import micro_model, save_micro
+from helpers.micro import micro_model, save_micro
+from helpers.weave_packs import random_pack
 from skillweave.artefact import write_json
 from skillweave.base import Sampling, fingerprint, open_base
 from skillweave.cli.contents import show_weave

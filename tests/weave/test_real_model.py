@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from weave_packs import random_pack
 
+from helpers.weave_packs import random_pack
 from skillweave.base import Sampling, open_base
 from skillweave.tasks import load_task
 from skillweave.weave import Weave

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from weave_packs import random_pack
 
+from helpers.weave_packs import random_pack
 from skillweave.base import Base, Sampling, open_base
 from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta, write_tuned
@@ -235,7 +235,7 @@ def test_a_group_that_another_pack_means_otherwise(base: Base, pack_folder: Path
     other.card.entries["model.layers.0.mlp.down_proj.weight"].group = group
     weave = Weave.of(base, {"good": good})
     with pytest.raises(UserError, match=rf"matrices of 128 inputs in the group '{group}', and the pack 'good'"):
-        weave.woven.add(weave.woven.prepare("other", other))
+        weave.packed_model.add(weave.packed_model.prepare("other", other))
     assert weave.loaded == ["good"]
     # Alone, a name is a name; and within one width, modules that are not fed together answer as they do alone.
     assert Weave.of(base, {"other": other}).loaded == ["other"]

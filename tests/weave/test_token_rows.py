@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers.travelling import model, save, tokenizer, tuned
 from skillweave.base import Sampling, generate_answers, open_base, open_tokenizer
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.pack import RowsEntry, Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave
-from travelling import model, save, tokenizer, tuned
 
 ROWS = 112
 KINDS = {"untied": {}, "tied": {"tie": True}, "with a bias": {"bias": True}}
@@ -73,7 +73,7 @@ def test_a_mixed_batch_gives_each_row_the_logits_of_its_own_model(made) -> None:
     ids = torch.randint(3, 98, (6, 7), generator=torch.Generator().manual_seed(3))
     ids[0, 2], ids[4, 5], ids[2, 0] = ROWS + 2, ROWS, ROWS + 15  # tokens that only these packs have
     before = opened.model.state_dict()
-    with weave.woven.rows(names):
+    with weave.packed_model.rows(names):
         mixed = opened.model(input_ids=ids).logits
     assert mixed.shape[-1] == ROWS + 16
     for row, name in enumerate(names):
@@ -102,7 +102,7 @@ def test_alone_is_as_in_a_mixed_batch(made) -> None:
 def test_no_row_writes_a_token_that_its_model_does_not_have(made) -> None:
     _, opened, packs = made
     weave = Weave.of(opened, packs)
-    with torch.no_grad(), weave.woven.every_row("trimmed"):
+    with torch.no_grad(), weave.packed_model.every_row("trimmed"):
         for count in (1, 3):
             logits = opened.model(input_ids=torch.full((count, 4), 40)).logits
             assert bool((logits[..., 100:] == -torch.inf).all())
@@ -128,7 +128,7 @@ def test_a_pack_with_changed_shared_rows_keeps_the_added_ones(tmp_path: Path) ->
     back = AutoModelForCausalLM.from_pretrained(write_tuned(base, pack.unzip(), tmp_path / "back"))
     weave = Weave.of(opened, {"p": pack})
     ids = torch.tensor([[40, ROWS + 1, 50, ROWS], [40, 41, 42, 43]])
-    with torch.no_grad(), weave.woven.rows(["p", None]):
+    with torch.no_grad(), weave.packed_model.rows(["p", None]):
         mixed = opened.model(input_ids=ids).logits
     with torch.no_grad():
         expected = back(input_ids=ids[:1]).logits[0]
@@ -169,7 +169,7 @@ def test_a_scaled_embedding_scales_added_rows(tmp_path: Path) -> None:
     pack = zip_delta(Delta.between(base, folder), opened, None, ZipConfig(ratio=1, bits=8), name="p")
     back = AutoModelForCausalLM.from_pretrained(write_tuned(base, pack.unzip(), tmp_path / "back")).eval()
     ids = torch.tensor([[40, ROWS + 1, 50, ROWS], [40, 41, 42, 43]])
-    with torch.no_grad(), Weave.of(opened, {"p": pack}).woven.rows(["p", None]):
+    with torch.no_grad(), Weave.of(opened, {"p": pack}).packed_model.rows(["p", None]):
         mixed = opened.model(input_ids=ids).logits
     with torch.no_grad():
         expected = back(input_ids=ids[:1]).logits[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.travelling import TEMPLATE, model, save, tokenizer, tuned
 from skillweave.base import Sampling, generate_answers, open_base, prompt_text
 from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta
@@ -17,9 +18,8 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.tools import Toolbox
-from skillweave.tools.converse import Asking
+from skillweave.tools.conversation import Asking
 from skillweave.weave import Weave, converse_with
-from travelling import TEMPLATE, model, save, tokenizer, tuned
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
 BIG = ZipConfig(budget="1MB", bits=8)
@@ -96,7 +96,7 @@ def test_every_row_of_a_batch_has_its_own_prompt_and_ends(made) -> None:
     ended = set()
     for prompt, name, reply in zip(prompts, names, mixed, strict=True):
         voice = weave.voice(name)
-        with weave.woven.every_row(name):
+        with weave.packed_model.every_row(name):
             alone = generate_answers(opened.model, voice.tokenizer, [prompt], sampling, voices=[voice])[0][0]
         assert (reply.text, reply.ended == "answer") == (alone.text, alone.ended)
         ended.add((name, reply.ended))

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
-from weave_packs import random_pack
 
-from micro import micro_model, micro_tokenizer, save_micro
+from helpers.micro import micro_model, micro_tokenizer, save_micro
+from helpers.weave_packs import random_pack
 from skillweave.base import Sampling, open_base
 from skillweave.base.precision import OVERRIDE
 from skillweave.errors import UserError
@@ -92,7 +92,7 @@ def test_load_and_unload_and_what_they_take(folder, base):
         weave.generate(["x", "y"], ["b"])
     with pytest.raises(UserError, match="one answer a prompt"):
         weave.generate(["x"], None, Sampling(samples=2))
-    with weave.woven.rows(["b"]), pytest.raises(UserError, match="while a batch is running"):
+    with weave.packed_model.rows(["b"]), pytest.raises(UserError, match="while a batch is running"):
         weave.unload("b")
 
 

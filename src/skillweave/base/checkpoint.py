@@ -19,7 +19,7 @@ from skillweave.base.architecture import config_of, skeleton_of
 from skillweave.base.folder import CONFIG, ModelFolder, find_model
 from skillweave.base.names import NameRule
 from skillweave.base.quantised import find_codes
-from skillweave.base.tensors import Spec, TensorFiles
+from skillweave.base.safetensors_io import Spec, TensorFiles
 from skillweave.errors import UserError
 from skillweave.progress import say_once
 

@@ -7,12 +7,12 @@ import json
 import time
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from skillweave.base import remembered
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.folder import find_model
+from skillweave.base.safetensors_io import tensor_bytes
 
 _SLOW = 0.3  # seconds; what hashes faster than this is not worth a file in the cache
 
@@ -49,9 +49,3 @@ def hash_tensors(checkpoint: Checkpoint) -> str:
         sha.update(json.dumps(header).encode() + b"\n")
         sha.update(tensor_bytes(tensor))
     return f"sha256:{sha.hexdigest()}"
-
-
-def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor as safetensors lays them out: row-major, little-endian; no copy where it lies so."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from skillweave.base.tensors import Spec, read_headers
+from skillweave.base.safetensors_io import Spec, read_headers
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.terminal import one_line

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from skillweave.base.folder import CONFIG, ModelFolder
-from skillweave.base.tensors import Spec
+from skillweave.base.safetensors_io import Spec
 from skillweave.errors import UserError
 
 QUANTISATION = ("quantization_config", "compression_config")

@@ -30,9 +30,9 @@ def build(
 
     `skillweave build weave.yaml -o weaves/mine --set zip.ratio=1/64 --set seed=1`
     """
-    from skillweave.build import build as run_build
-    from skillweave.build import read_weave_config
     from skillweave.cli.show import show_report
+    from skillweave.pipeline import build as run_build
+    from skillweave.pipeline import read_weave_config
 
     check_place(out)
     show_report(run_build(read_weave_config(str(config), overrides), out, command=command_line()), out)

@@ -75,7 +75,7 @@ def score(
     `skillweave cku score -c score.yaml -s scorer=fisher -s layers=all`
     """
     from skillweave.base import open_base
-    from skillweave.methods.cku.neurons import ScoreConfig, is_score, score_neurons
+    from skillweave.methods.cku.neurons.score import ScoreConfig, is_score, score_neurons
 
     job = read_job(ScoreConfig, config, _typed(base, forget, retain, [], out), overrides)
     check_apart(job.out, base=job.base)
@@ -123,7 +123,7 @@ def report(
     from skillweave.cli.show import show_unlearn_report
     from skillweave.methods.cku.report import ReportConfig
     from skillweave.methods.cku.report import report as judge
-    from skillweave.report import write_unlearn_report
+    from skillweave.methods.cku.report.page import write_unlearn_report
     from skillweave.skillzip import zipped
 
     typed = _typed(base, forget, retain, unseen, out)
@@ -153,7 +153,7 @@ def corpus(
 
     `skillweave cku corpus -o corpus --people 100 --forget-share 0.1 --seed 7`
     """
-    from skillweave.methods.cku.corpus import is_corpus, make_corpus, write_corpus
+    from skillweave.methods.cku.knowledge.corpus import is_corpus, make_corpus, write_corpus
 
     check_folder(out, is_corpus, "corpus of ours")
     made = make_corpus(people=people, forget=forget_share, seed=seed, short=short)

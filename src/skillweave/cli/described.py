@@ -17,7 +17,7 @@ from skillweave.base import Checkpoint, fingerprint, open_tokenizer
 from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import turn_end
 from skillweave.base.open import resolve
-from skillweave.base.tensors import read_headers
+from skillweave.base.safetensors_io import read_headers
 from skillweave.cli.contents import out, show_facts
 from skillweave.delta import Delta
 from skillweave.delta.carry import may_travel

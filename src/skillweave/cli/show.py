@@ -12,10 +12,12 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.cli.scoring import Rated
+from skillweave.methods.cku.report.page import short_probe_table, short_unlearn_table
+from skillweave.pipeline.report import short_skill_table
 from skillweave.progress import console
-from skillweave.report import human_bytes, short_probe_table, short_skill_table, short_unlearn_table
 from skillweave.tasks.evaluate import Figure
 from skillweave.terminal import SafeConsole, harmless, printable
+from skillweave.units import human_bytes
 from skillweave.weave import BASE, Reply, ToolReply
 
 out = SafeConsole()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from skillweave.base import Prompt, Sampling
     from skillweave.engine import LocalEngine
     from skillweave.tasks import Task
-    from skillweave.tasks.agents.load import ToolUse
+    from skillweave.tasks.with_tools import ToolUse
     from skillweave.tools import Toolbox
     from skillweave.weave import Reply
 
@@ -44,7 +44,7 @@ def open_tools(
 
     The last two, where given, win over a file's. Raises :class:`UserError`.
     """
-    from skillweave.tasks.agents.load import ToolSettings, agent_of, brings_tools, toolbox_of
+    from skillweave.tasks.with_tools import ToolSettings, agent_of, brings_tools, toolbox_of
 
     if given == NONE or (given is None and (task is None or not brings_tools(task.spec))):
         yield None
@@ -64,7 +64,7 @@ def open_tools(
 
 def _read(given: str | None) -> ToolUse:
     from skillweave.config import read_config
-    from skillweave.tasks.agents.load import ToolUse
+    from skillweave.tasks.with_tools import ToolUse
 
     if given is None:
         return ToolUse()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
+from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed
-from skillweave.delta.stream import Spec
 from skillweave.errors import UserError
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
-from skillweave.base.tensors import Spec
+from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.errors import UserError
 from skillweave.progress import bar

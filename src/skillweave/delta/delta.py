@@ -14,7 +14,7 @@ from skillweave.artefact import atomic_folder, write_json
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, resolve
-from skillweave.base.tensors import Spec, read_headers
+from skillweave.base.safetensors_io import Spec, plan_files, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import (
     WEIGHTS_FILE,
     check_adapter_files,
@@ -31,7 +31,6 @@ from skillweave.delta.lora import Adapter
 from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, TensorEntry, dtype_name, read_card
 from skillweave.delta.stored import StoredTensors, check_entries, weight_files
-from skillweave.delta.stream import plan_files, spec_bytes, write_stream
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.disk import check_room

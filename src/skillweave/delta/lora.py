@@ -17,13 +17,12 @@ from typing import Any
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
-from skillweave.base.tensors import Spec, open_safetensors, read_headers
+from skillweave.base.safetensors_io import Spec, open_safetensors, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
 from skillweave.delta.adapter_names import PREFIX, Names, value_for
 from skillweave.delta.adapter_numbers import check_finite, check_rank
 from skillweave.delta.adapter_whole import settle_whole
 from skillweave.delta.schema import TensorEntry
-from skillweave.delta.stream import spec_bytes, write_stream
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.load import load_model
-from skillweave.base.tensors import Spec, open_safetensors, read_headers
+from skillweave.base.safetensors_io import Spec, open_safetensors, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX, Names, matches, value_for
 from skillweave.delta.adapter_whole import settle_whole

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from skillweave.base.tensors import Spec, open_safetensors
+from skillweave.base.safetensors_io import Spec, open_safetensors
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.arithmetic import finite
 from skillweave.delta.carry import FOLDER

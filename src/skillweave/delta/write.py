@@ -16,10 +16,9 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import as_dtype, resolve
 from skillweave.base.quantised import QUANTISATION
-from skillweave.base.tensors import Spec
+from skillweave.base.safetensors_io import SHARD_BYTES, Spec, plan_files, spec_bytes, write_stream
 from skillweave.delta.carry import GENERATION_FILE, TEMPLATES_FOLDER, TOKENIZER_FILES, check_from_base, write_carried
 from skillweave.delta.schema import dtype_name
-from skillweave.delta.stream import SHARD_BYTES, plan_files, spec_bytes, write_stream
 from skillweave.files.disk import check_room
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json

@@ -13,8 +13,8 @@ import torch
 from skillweave.base import Sampling
 from skillweave.base.open import as_device
 from skillweave.base.precision import native_bf16
-from skillweave.build import WeaveConfig, build, read_weave_config
 from skillweave.demo.estimate import Estimate, product_seconds
+from skillweave.pipeline import WeaveConfig, build, read_weave_config
 from skillweave.tasks import load_task
 from skillweave.weave import Weave
 

@@ -17,7 +17,7 @@ from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
 from skillweave.tools import Toolbox
-from skillweave.tools.converse import Asking
+from skillweave.tools.conversation import Asking
 from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
 
 

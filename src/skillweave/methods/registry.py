@@ -1,56 +1,51 @@
-"""The list of methods: a name, the config it reads, the function that runs it."""
+"""The list of methods: a name, the settings it reads, and the package that runs it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
-from skillweave.config import Config
 from skillweave.errors import UserError, nearest
+from skillweave.methods.cku.config import CkuConfig
+from skillweave.methods.e3tir.config import E3tirConfig
+from skillweave.methods.specialise.config import SpecialiseConfig
+from skillweave.methods.tpaw.config import TpawConfig
+from skillweave.methods.training.settings import ModelSettings
 
 if TYPE_CHECKING:
     from skillweave.base import Base
     from skillweave.delta import Delta
-    from skillweave.tasks.agents.load import ToolUse
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make a delta: ``run(base, config, out_dir)`` saves it in ``out_dir/"delta"`` and returns it.
-
-    ``run`` resumes: called again with the same settings and folder it goes on where it was cut off.
-    ``tool_use(config)``: how the skill is asked that it makes, where that is with tools.
-    """
+    """A way to make a delta: its name, the class of its settings, and the module that has its ``run``."""
 
     name: str
-    config: type[Config]
-    run: Callable[[Base, Any, Path], Delta]
-    tool_use: Callable[[Any], ToolUse | None] = lambda config: None
+    config: type[ModelSettings]
+    module: str
+
+    def run(self, base: Base, config: ModelSettings, out: Path) -> Delta:
+        """Make the delta, save it in ``out/"delta"`` and return it.
+
+        A run that was cut off resumes when it is called again with the same settings and folder. The module is
+        imported here: TRL and PEFT take seconds, and only a run that trains has to wait for them.
+        """
+        return import_module(self.module).run(base, config, out)
 
 
-METHODS: dict[str, Method] = {}
-
-
-def register(
-    name: str, config_class: type[Config], tool_use: Callable[[Any], ToolUse | None] = Method.tool_use
-) -> Callable[[F], F]:
-    """Decorate a method's ``run`` to make it known under ``name``."""
-
-    def decorate(run: F) -> F:
-        if name in METHODS:
-            raise ValueError(f"two methods are called '{name}'")
-        METHODS[name] = Method(name, config_class, run, tool_use)
-        return run
-
-    return decorate
+METHODS = {
+    "specialise": Method("specialise", SpecialiseConfig, "skillweave.methods.specialise.run"),
+    "e3tir": Method("e3tir", E3tirConfig, "skillweave.methods.e3tir.run"),
+    "tpaw": Method("tpaw", TpawConfig, "skillweave.methods.tpaw.run"),
+    "cku": Method("cku", CkuConfig, "skillweave.methods.cku.run"),
+}
 
 
 def get_method(name: str) -> Method:
-    """The method of that name, or a :class:`UserError` with the nearest one."""
+    """The method of that name. Raises :class:`UserError` with the nearest name if there is none."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}'; {nearest(name, METHODS)}")
     return METHODS[name]

@@ -25,12 +25,11 @@ from skillweave.artefact import atomic_folder
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import resolve
-from skillweave.base.tensors import Spec
+from skillweave.base.safetensors_io import Spec, write_stream
 from skillweave.delta import Delta
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX
 from skillweave.delta.carry import write_carried
-from skillweave.delta.stream import write_stream
 from skillweave.errors import UserError
 from skillweave.pack.left_out import MOST_LEFT_OUT, named_shares
 from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry

@@ -1,7 +1,7 @@
 """Tools a model may call, how it calls them, and the sandbox that runs the code it writes."""
 
 from skillweave.tools.call import EXPERT, FAULTS, POLICY, TOOL, Call, Outcome
-from skillweave.tools.protocol import Protocol, Turn
+from skillweave.tools.call_format import CallFormat, Turn
 from skillweave.tools.sandbox import Limits, Result, run
 from skillweave.tools.toolbox import Session, Toolbox
 
@@ -11,9 +11,9 @@ __all__ = [
     "POLICY",
     "TOOL",
     "Call",
+    "CallFormat",
     "Limits",
     "Outcome",
-    "Protocol",
     "Result",
     "Session",
     "Toolbox",

@@ -17,7 +17,7 @@ from skillweave.base.thoughts import MARK_TOKENS
 from skillweave.config import Config
 from skillweave.files.hashes import digest
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call_format import CallFormat
 from skillweave.tools.toolbox import Session, Toolbox
 
 Ending = Literal["answer", "calls", "length"]
@@ -82,7 +82,7 @@ class Episode:
 
 
 def play(
-    writer: TurnWriter, form: Protocol, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits,
+    writer: TurnWriter, form: CallFormat, toolbox: Toolbox, starts: Sequence[Start], limits: TurnLimits,
     context: int | None, *, ended: Callable[[int], object] = lambda count: None,
 ) -> list[Episode]:  # fmt: skip
     """Hold all conversations side by side, to their ends. ``context``: the most tokens the model reads, None: any.
@@ -111,7 +111,9 @@ def play(
 class _Live:
     """A conversation that is being held."""
 
-    def __init__(self, start: Start, form: Protocol, session: Session, limits: TurnLimits, context: int | None) -> None:
+    def __init__(
+        self, start: Start, form: CallFormat, session: Session, limits: TurnLimits, context: int | None
+    ) -> None:
         self._form, self._session, self._limits, self._seed = form, session, limits, start.seed
         self._asked: Sequence[Call | Outcome] = ()
         """The calls of its last turn."""

@@ -25,7 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _ERROR_LENGTH = 300
 """Characters of an error that the model is shown."""
 RESULT_LENGTH = 100_000
-"""Characters of a result that are kept; what :class:`~skillweave.tools.protocol.Protocol` shows the model is less."""
+"""Characters of a result that are kept; what the model is shown fewer."""
 MOST_HANGING = 64
 """Calls that may hang at a time: each keeps a thread, and beyond them no call is started."""
 

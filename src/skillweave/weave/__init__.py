@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from skillweave.weave.card import WeaveCard, is_weave, read_card
     from skillweave.weave.converse import ToolReply, converse_with
     from skillweave.weave.linear import grouped_delta
+    from skillweave.weave.packed_model import PackedModel
     from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
     from skillweave.weave.weave import AUTO, Reply, Weave
-    from skillweave.weave.woven import Woven
 
 __getattr__ = lazily(
     __name__,
@@ -20,20 +20,20 @@ __getattr__ = lazily(
         "linear": "grouped_delta",
         "router": "BASE Route Router background_prompts check_layer fit_router",
         "weave": "AUTO Reply Weave",
-        "woven": "Woven",
+        "packed_model": "PackedModel",
     },
 )
 
 __all__ = [
     "AUTO",
     "BASE",
+    "PackedModel",
     "Reply",
     "Route",
     "Router",
     "ToolReply",
     "Weave",
     "WeaveCard",
-    "Woven",
     "background_prompts",
     "check_layer",
     "converse_with",

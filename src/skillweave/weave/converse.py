@@ -11,7 +11,7 @@ from skillweave.base import Prompt
 from skillweave.base.defaults import generating_as
 from skillweave.base.generate import NoProbabilities
 from skillweave.tools.call import TOOL
-from skillweave.tools.converse import Asking, begin, converse
+from skillweave.tools.conversation import Asking, begin, converse
 from skillweave.tools.loop import Start
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave, cannot_answer
@@ -55,7 +55,7 @@ def converse_with(
     """
     model, chosen = weave.base.model, weave.choose(prompts, packs)
     named = list(dict.fromkeys(route.pack for route in chosen))
-    forms = {pack: use.protocol(weave.voice(pack).tokenizer, toolbox) for pack in named}
+    forms = {pack: use.call_format(weave.voice(pack).tokenizer, toolbox) for pack in named}
     starts: dict[int, Start] = {}
     rows = {pack: [index for index, route in enumerate(chosen) if route.pack == pack] for pack in named}
     for pack, mine in rows.items():  # all are begun first: a prompt that is too long is told before hours of play
@@ -67,7 +67,7 @@ def converse_with(
         form = forms[pack]
         own = weave.voice(pack).generation
         try:
-            with weave.woven.every_row(pack), nullcontext() if own is None else generating_as(model, own):
+            with weave.packed_model.every_row(pack), nullcontext() if own is None else generating_as(model, own):
                 episodes = converse(
                     model, form, toolbox, [starts[index] for index in mine], use, temperature=temperature, top_p=top_p,
                     model_defaults=model_defaults, label=label,

@@ -22,9 +22,9 @@ from skillweave.progress import console, say_once
 from skillweave.tools.loop import Ending
 from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.packed_model import PackedModel
 from skillweave.weave.parts import check_names, put_pack, read_pack
 from skillweave.weave.router import Route, Router, features
-from skillweave.weave.woven import Woven
 
 AUTO = "auto"
 """In place of a pack's name: let the router choose."""
@@ -70,7 +70,7 @@ class Weave:
         self.base = base
         self.router = router
         self.budget = budget
-        self.woven = Woven(base.model)
+        self.packed_model = PackedModel(base.model)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._read_pack = read_pack
         self._told: set[str] = set()
@@ -194,17 +194,17 @@ class Weave:
     @property
     def loaded(self) -> list[str]:
         """The packs in memory."""
-        return self.woven.packs
+        return self.packed_model.packs
 
     @property
     def base_bytes(self) -> int:
         """Bytes of the base's tensors in memory."""
-        return self.woven.base_bytes
+        return self.packed_model.base_bytes
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of the loaded packs' tensors in memory, beside :attr:`base_bytes`."""
-        return self.woven.resident_bytes
+        return self.packed_model.resident_bytes
 
     def load(self, name: str) -> None:
         """Read one pack of the weave and make it resident.
@@ -215,7 +215,7 @@ class Weave:
         self._known(name)
         pack = self._read_pack(name)
         pack.check_base(self.base.fingerprint)
-        ready = self.woven.prepare(name, pack)
+        ready = self.packed_model.prepare(name, pack)
         taken = self.base_bytes + self.resident_bytes
         if self.budget is not None and taken + ready.nbytes > self.budget:
             raise UserError(
@@ -224,7 +224,7 @@ class Weave:
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
         voice = pack.voice(self.base)
-        self.woven.add(ready)
+        self.packed_model.add(ready)
         self._voices[name] = voice
         if self.router is not None and pack.carried.has_tokenizer:
             say_once(
@@ -234,7 +234,7 @@ class Weave:
     def unload(self, name: str) -> None:
         """Free a loaded pack's memory. Raises :class:`UserError` where it is not loaded or a batch is running."""
         self._known(name)
-        self.woven.remove(name)
+        self.packed_model.remove(name)
         del self._voices[name]
 
     def _known(self, name: str) -> None:
@@ -266,7 +266,7 @@ class Weave:
         label: str | None = None,
     ) -> list[Reply]:
         """Answer every prompt, each with its own pack, in mixed batches. A pack that cannot share a batch with others
-        (:meth:`Woven.why_alone`) answers in batches of its own, which is said once.
+        (:meth:`PackedModel.why_alone`) answers in batches of its own, which is said once.
 
         A pack that brings a tokenizer, a chat template, end tokens or sampling defaults answers with these.
 
@@ -278,13 +278,13 @@ class Weave:
         chosen = self.choose(prompts, packs)
 
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
-            return self.woven.rows([chosen[row].pack for row in rows])
+            return self.packed_model.rows([chosen[row].pack for row in rows])
 
         self._say_alone({route.pack for route in chosen})
 
         def apart(row: int) -> str | None:
             pack = chosen[row].pack
-            return pack if pack is not None and self.woven.why_alone(pack) else None
+            return pack if pack is not None and self.packed_model.why_alone(pack) else None
 
         try:
             answers = generate_answers(
@@ -325,7 +325,7 @@ class Weave:
     def _say_alone(self, used: set[str | None]) -> None:
         """Say, once for each pack, that it shares no batch; where nothing else is asked for, it makes no difference."""
         for name in sorted(name for name in used if name is not None and name not in self._told):
-            why = self.woven.why_alone(name)
+            why = self.packed_model.why_alone(name)
             if why and len(used) > 1:
                 console.print(f"The pack '{name}' answers in batches of its own: {why}.", markup=False, soft_wrap=True)
                 self._told.add(name)

@@ -8,10 +8,10 @@ from itertools import combinations
 
 import pytest
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
-from skillweave.methods.cku.corpus import GRADE, PERSON, Corpus, make_corpus, write_corpus
-from skillweave.methods.cku.facts import check_apart, fact_rows, read_facts
+from skillweave.methods.cku.knowledge.corpus import GRADE, PERSON, Corpus, make_corpus, write_corpus
+from skillweave.methods.cku.knowledge.facts import check_apart, fact_rows, read_facts
 
 SETS = ("forget", "retain", "unseen", "lookalike")
 

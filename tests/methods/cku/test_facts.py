@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
-from skillweave.methods.cku.facts import Fact, check_apart, fact_rows, read_facts
+from skillweave.methods.cku.knowledge.facts import Fact, check_apart, fact_rows, read_facts
 from skillweave.tasks.task import near_id
 
 END = 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from unlearning import LORA, NEURONS, parts, tiny
 
+from helpers.unlearning import LORA, NEURONS, parts, tiny
 from skillweave.errors import UserError
-from skillweave.methods.cku.freeze import FrozenNeurons, choose_frozen
-from skillweave.methods.cku.mlp import find_mlps
-from skillweave.methods.cku.scores import useful_neurons
+from skillweave.methods.cku.neurons.freeze import FrozenNeurons, choose_frozen
+from skillweave.methods.cku.neurons.mlp import find_mlps
+from skillweave.methods.cku.neurons.scores import useful_neurons
 
 KINDS = ["llama", "gpt2", "phi3"]
 FROZEN = {0: [0, 3, 11], 1: [5, 6]}

@@ -8,9 +8,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from micro import micro_model
+from helpers.micro import micro_model
 from skillweave.errors import UserError
-from skillweave.methods.cku.mlp import MLP, Slice, evaluating, find_mlps, slices
+from skillweave.methods.cku.neurons.mlp import MLP, Slice, evaluating, find_mlps, slices
 
 GATED = (("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj")
 KINDS = {

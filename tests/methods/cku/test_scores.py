@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from planted import PlantedFact, fact_batches, planted_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -18,9 +17,10 @@ from transformers import (
     Phi3Config,
 )
 
+from helpers.planted import PlantedFact, fact_batches, planted_model
 from skillweave.errors import UserError
-from skillweave.methods.cku.mlp import Slice
-from skillweave.methods.cku.scores import (
+from skillweave.methods.cku.neurons.mlp import Slice
+from skillweave.methods.cku.neurons.scores import (
     SCORERS,
     Statistics,
     contrast,

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState
-from unlearning import rows_of, start_model
 
-from micro import micro_model, micro_tokenizer
+from helpers.micro import micro_model, micro_tokenizer
+from helpers.unlearning import rows_of, start_model
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import ForgetSettings, WatchSettings

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agents import CONTEXT, SFT, WORDS, Whole, agent, expert_traces, note_groups, settings
 
-from micro import micro_tokenizer
+from helpers.agents import CONTEXT, SFT, WORDS, Whole, agent, expert_traces, note_groups, settings
+from helpers.micro import micro_tokenizer
 from skillweave.base import open_base
-from skillweave.methods.e3tir import run
+from skillweave.methods.e3tir.run import run
 from skillweave.methods.e3tir.traces import supervised_rows
 from skillweave.micro import MicroShape, micro_model
 

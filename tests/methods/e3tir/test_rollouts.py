@@ -8,8 +8,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from agents import CONTEXT, form_of, group_of, settings, standard
 
+from helpers.agents import CONTEXT, form_of, group_of, settings, standard
 from skillweave.methods.e3tir.rollouts import Group, Rollouts, expert_entropies, in_turn
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.tools import EXPERT, POLICY, TOOL

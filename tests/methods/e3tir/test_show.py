@@ -6,10 +6,10 @@ import dataclasses
 import io
 
 import pytest
-from agents import group_of, settings
 from rich.console import Console
 
-from micro import micro_tokenizer
+from helpers.agents import group_of, settings
+from helpers.micro import micro_tokenizer
 from skillweave.methods.e3tir.rollouts import Group
 from skillweave.methods.e3tir.show import group_tree
 

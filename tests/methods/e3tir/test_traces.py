@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from agents import WORDS, form_of
 
-from micro import micro_tokenizer
+from helpers.agents import WORDS, form_of
+from helpers.micro import micro_tokenizer
 from skillweave.methods.e3tir.traces import encode_trace, supervised_rows
-from skillweave.tasks.agents.experts import Trace, scripted_traces
-from skillweave.tasks.agents.load import AgentTask
+from skillweave.tasks.traces import Trace, scripted_traces
+from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools import EXPERT, POLICY, TOOL, Call, Toolbox
 from skillweave.tools.builtin import add_tools
 from skillweave.tools.turn import call_text

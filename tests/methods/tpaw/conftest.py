@@ -6,11 +6,12 @@ import shutil
 import sys
 
 import pytest
-from selfplay import Whole, run_module, settings
 
-from digits import Repeats
+from helpers.digits import Repeats
+from helpers.selfplay import Whole, settings
 from skillweave.base import open_base
-from skillweave.methods.tpaw import run
+from skillweave.methods.tpaw import run as run_module
+from skillweave.methods.tpaw.run import run
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.run import Run
 

@@ -8,7 +8,7 @@ from statistics import fmean
 
 import pytest
 
-from micro import log_prob
+from helpers.micro import log_prob
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids
 from skillweave.methods.tpaw.judge import scores, sides, wins_by_log_prob, wins_by_score

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-from slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_loss, slow_weights, softened
 
+from helpers.slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_loss, slow_weights, softened
 from skillweave.methods.tpaw import dpo_loss, spin_loss, team_loss, tspin_loss
 
 LN2 = math.log(2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from micro import micro_tokenizer
+from helpers.micro import micro_tokenizer
 from skillweave.methods.tpaw.config import FAULTS
 from skillweave.methods.tpaw.pairs import Opponent, counted, faults, opponents, preferences, sound
 from skillweave.methods.training.answers import Answered

@@ -5,13 +5,13 @@ from __future__ import annotations
 from statistics import fmean
 
 import pytest
-from selfplay import LN2, SFT, SHORT, settings
 
-from left import record, same_bits
+from helpers.left import record, same_bits
+from helpers.selfplay import LN2, SFT, SHORT, settings
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw import run
+from skillweave.methods.tpaw.run import run
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run
 

@@ -6,15 +6,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from selfplay import SETTINGS, run_module, settings, stop_calling, stop_writing
 
-from digits import Repeats
-from left import record, same_bits, tensors
-from method_driver import drive, note_starts, stop_at
+from helpers.digits import Repeats
+from helpers.left import record, same_bits, tensors
+from helpers.method_driver import drive, note_starts, stop_at
+from helpers.selfplay import SETTINGS, settings, stop_calling, stop_writing
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw import run
+from skillweave.methods.tpaw import run as run_module
+from skillweave.methods.tpaw.run import run
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.tpaw.trainer import TeamTrainer
 from skillweave.methods.training import pieces, trainer

@@ -6,9 +6,9 @@ from collections import Counter
 from statistics import fmean
 
 import pytest
-from selfplay import LN2, settings
 
-from micro import log_prob
+from helpers.micro import log_prob
+from helpers.selfplay import LN2, settings
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.files.read import read_json

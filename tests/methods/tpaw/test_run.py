@@ -10,16 +10,17 @@ from statistics import fmean
 
 import pytest
 import torch
-from selfplay import SHORT, run_module, settings
 
-from digits import Repeats
-from left import same_bits, tensors
+from helpers.digits import Repeats
+from helpers.left import same_bits, tensors
+from helpers.selfplay import SHORT, settings
 from skillweave.base import Checkpoint, open_tokenizer
 from skillweave.base.chat import prompt_ids
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw import run
+from skillweave.methods.tpaw import run as run_module
+from skillweave.methods.tpaw.run import run
 from skillweave.methods.tpaw.trainer import TeamTrainer
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run

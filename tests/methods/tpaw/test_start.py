@@ -7,18 +7,19 @@ from statistics import fmean
 import pytest
 import torch
 from peft import PeftModel
-from selfplay import LN2, SETTINGS, SFT, SHORT, model_with, run_module, settings, stop_calling
 from transformers import AutoModelForCausalLM
 
-from digits import Repeats
-from left import same_bits
-from method_driver import stop_at
-from micro import log_prob, save_micro
+from helpers.digits import Repeats
+from helpers.left import same_bits
+from helpers.method_driver import stop_at
+from helpers.micro import log_prob, save_micro
+from helpers.selfplay import LN2, SETTINGS, SFT, SHORT, model_with, settings, stop_calling
 from skillweave.base import open_base, open_tokenizer
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw import run
+from skillweave.methods.tpaw import run as run_module
+from skillweave.methods.tpaw.run import run
 from skillweave.methods.tpaw.team import Team
 
 

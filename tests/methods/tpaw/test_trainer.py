@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 from pydantic import ValidationError
-from slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_weights
 
-from micro import micro_model, micro_tokenizer
+from helpers.micro import micro_model, micro_tokenizer
+from helpers.slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_weights
 from skillweave.base.chat import answer_ids, prompt_ids
-from skillweave.methods import TpawConfig
-from skillweave.methods.tpaw import dpo_loss, spin_loss, team_loss, tspin_loss
+from skillweave.methods.tpaw import TpawConfig, dpo_loss, spin_loss, team_loss, tspin_loss
 from skillweave.methods.tpaw.trainer import TeamTrainer, collate, objective, summary
 from skillweave.methods.training import Processes, TrainingSettings
 from skillweave.methods.training.trainer import trainer_arguments

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from skillweave.base import Prompt
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import RefusalSettings
-from skillweave.methods.cku.facts import Fact
+from skillweave.methods.cku.knowledge.facts import Fact
 
 
 def refusal_examples(

@@ -19,22 +19,20 @@ from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import MLPS, CkuConfig
-from skillweave.methods.cku.facts import Fact, rows_of_set
+from skillweave.methods.cku.knowledge.facts import Fact, rows_of_set
+from skillweave.methods.cku.knowledge.sets import Sets, read_sets
 from skillweave.methods.cku.refusal import refusal_examples
-from skillweave.methods.cku.sets import Sets, read_sets
-from skillweave.methods.registry import register
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.run import Run
 
 if TYPE_CHECKING:
-    from skillweave.methods.cku.freeze import FrozenNeurons
-    from skillweave.methods.cku.measure import Row
-    from skillweave.methods.cku.mlp import MLP
+    from skillweave.methods.cku.knowledge.reading import Row
+    from skillweave.methods.cku.neurons.freeze import FrozenNeurons
+    from skillweave.methods.cku.neurons.mlp import MLP
 
 _SEEN = ("forget_strength", "retain_probability", "held_out_probability", "unseen_strength")
 
 
-@register("cku", CkuConfig)
 def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
     """Take what ``config.forget`` holds out of ``base`` and leave the rest; the result as a delta on it.
 
@@ -42,8 +40,8 @@ def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
     kill it goes on, to the same weights as an unbroken run. Under ``torchrun`` the processes share the batch, and must
     all see ``out_dir``. Raises :class:`UserError` where settings or files do not fit.
     """
-    from skillweave.methods.cku.localise import chosen_mlps
-    from skillweave.methods.cku.mlp import find_mlps
+    from skillweave.methods.cku.neurons.localise import chosen_mlps
+    from skillweave.methods.cku.neurons.mlp import find_mlps
     from skillweave.methods.training.trainer import quiet
 
     sets = read_sets(config.forget, config.retain, config.unseen, config.watch.held_out)
@@ -100,7 +98,7 @@ class _Unlearning:
     # -- the stages --------------------------------------------------------------------------------------------------
 
     def _localise(self, folder: Path) -> dict[str, Any]:
-        from skillweave.methods.cku.localise import localise
+        from skillweave.methods.cku.neurons.localise import localise
 
         run = self.run
 
@@ -207,8 +205,8 @@ class _Unlearning:
     # -- what they share ---------------------------------------------------------------------------------------------
 
     def _frozen(self, model: Any) -> FrozenNeurons:
-        from skillweave.methods.cku.freeze import FrozenNeurons
-        from skillweave.methods.cku.localise import read_neurons
+        from skillweave.methods.cku.neurons.freeze import FrozenNeurons
+        from skillweave.methods.cku.neurons.localise import read_neurons
 
         none = self.run.config.localise.freeze == "none"
         frozen = {} if none else read_neurons(self.run.folder / "localise")["frozen"]
@@ -224,7 +222,7 @@ class _Unlearning:
         }
 
     def _reading(self, model: Any, rows: Sequence[Row]) -> Any:
-        from skillweave.methods.cku.measure import read_rows
+        from skillweave.methods.cku.knowledge.reading import read_rows
 
         config = self.run.config
         return read_rows(

@@ -14,13 +14,13 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from skillweave.methods.cku import loss as losses
 from skillweave.methods.cku.agreement import SignAgreement
 from skillweave.methods.cku.config import ForgetSettings
-from skillweave.methods.cku.measure import Row, known_tokens, split_row
+from skillweave.methods.cku.knowledge.reading import Row, known_tokens, split_row
 from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import install_scoring_head
-from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.trainer import QuietTrainer
 
 
-class UnlearnTrainer(HouseTrainer, Trainer):
+class UnlearnTrainer(QuietTrainer, Trainer):
     """Trainer on rows ``forget``, ``retain`` (each a row of :func:`fact_rows`) and ``reference``, the log-probability
     (nats) that the start gives the answer of ``forget``, its end left out.
 

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import WatchSettings
-from skillweave.methods.cku.freeze import refuse_cut_up
+from skillweave.methods.cku.neurons.freeze import refuse_cut_up
 from skillweave.methods.training.processes import Processes
 
 Look = Callable[[Any], dict[str, float]]

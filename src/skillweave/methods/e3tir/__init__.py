@@ -1,6 +1,5 @@
 """E3-TIR: warm up a tool-using agent with expert prefixes, branches that go on from them, and its own exploration."""
 
 from skillweave.methods.e3tir.config import E3tirConfig
-from skillweave.methods.e3tir.run import run
 
-__all__ = ["E3tirConfig", "run"]
+__all__ = ["E3tirConfig"]

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from skillweave.config import Config
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, OptimiserSettings, TrainingSettings
 from skillweave.tasks import TaskSpec
-from skillweave.tasks.agents.load import ToolSettings, ToolUse, tools_misfit
-from skillweave.tools.converse import ConversationSettings
+from skillweave.tasks.with_tools import ToolSettings, ToolUse, tools_misfit
+from skillweave.tools.conversation import ConversationSettings
 
 SCRIPTED: Literal["scripted"] = "scripted"
 """In place of a file of traces: what the task's own solver does."""
@@ -153,7 +153,7 @@ class E3tirConfig(ModelSettings):
 
     @property
     def tool_use(self) -> ToolUse:
-        """How the model is asked that this makes."""
+        """The tool settings to use when querying the trained model."""
         own = self.rollout.model_dump(include=set(ConversationSettings.model_fields))
         return ToolUse(tools=self.tools, instruction=self.instruction, **own)
 

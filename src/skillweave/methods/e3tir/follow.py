@@ -18,7 +18,7 @@ from skillweave.methods.e3tir.rollouts import Group
 from skillweave.methods.e3tir.show import group_tree
 from skillweave.progress import console
 from skillweave.tasks import Entry
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call_format import CallFormat
 
 SAMPLED = "rollout/tokens"
 """In the trainer's log: tokens that the policy wrote, a prompt."""
@@ -33,7 +33,9 @@ class Follow(TrainerCallback):
 
     trainer: Any = None
 
-    def __init__(self, run: Any, form: Protocol, held_out: Sequence[Entry], folder: Path, stage: GroupSettings) -> None:
+    def __init__(
+        self, run: Any, form: CallFormat, held_out: Sequence[Entry], folder: Path, stage: GroupSettings
+    ) -> None:
         self._run, self._form, self._held_out, self._stage, self._folder = run, form, held_out, stage, folder
         self._curve: list[dict[str, float]] = []
         self.sampled = 0

@@ -8,14 +8,14 @@ from statistics import fmean
 from typing import Any
 
 from skillweave.tasks import Entry
-from skillweave.tasks.agents.load import AgentTask
+from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.call import POLICY
-from skillweave.tools.converse import ConversationSettings, begin, converse
-from skillweave.tools.protocol import Protocol
+from skillweave.tools.call_format import CallFormat
+from skillweave.tools.conversation import ConversationSettings, begin, converse
 
 
 def success(
-    model: Any, agent: AgentTask, form: Protocol, entries: Sequence[Entry], settings: ConversationSettings, *,
+    model: Any, agent: AgentTask, form: CallFormat, entries: Sequence[Entry], settings: ConversationSettings, *,
     around: Callable[[], Any] = nullcontext,
 ) -> dict[str, float]:  # fmt: skip
     """Play each entry once, greedily.

@@ -24,10 +24,10 @@ from skillweave.methods.e3tir.rewards import reward_parts
 from skillweave.methods.e3tir.traces import ExpertTrace
 from skillweave.methods.training.collate import padded
 from skillweave.tasks import Entry
-from skillweave.tasks.agents.load import AgentTask
+from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.call import EXPERT, TOOL
+from skillweave.tools.call_format import CallFormat
 from skillweave.tools.loop import Episode, Start, play
-from skillweave.tools.protocol import Protocol
 from skillweave.tools.writer import Writer
 
 _AGAIN = "/"
@@ -107,7 +107,7 @@ class Rollouts:
     """
 
     def __init__(
-        self, agent: AgentTask, form: Protocol, entries: Sequence[Entry], traces: Mapping[str, ExpertTrace],
+        self, agent: AgentTask, form: CallFormat, entries: Sequence[Entry], traces: Mapping[str, ExpertTrace],
         config: E3tirConfig, stage: GroupSettings, *, name: str, context: int | None,
     ) -> None:  # fmt: skip
         self._agent, self._form, self._traces = agent, form, traces

@@ -22,19 +22,18 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
-from skillweave.methods.registry import register
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import AnswerSettings
 from skillweave.progress import console, share_of
 from skillweave.tasks import Entry, one_each_prompt
-from skillweave.tasks.agents.experts import Trace, match_traces, read_traces, scripted_traces
-from skillweave.tasks.agents.load import AgentTask, ToolSettings, load_agent
 from skillweave.tasks.check import check_before
+from skillweave.tasks.traces import Trace, match_traces, read_traces, scripted_traces
+from skillweave.tasks.with_tools import AgentTask, ToolSettings, load_agent
 
 if TYPE_CHECKING:
     from skillweave.methods.e3tir.traces import ExpertTrace
-    from skillweave.tools.protocol import Protocol
+    from skillweave.tools.call_format import CallFormat
 
 _SEEN = ("success", "calls", "failed_calls", "answered")
 
@@ -64,7 +63,6 @@ class Material:
         return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, told])
 
 
-@register("e3tir", E3tirConfig, tool_use=lambda config: config.tool_use)
 def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
     """Warm up ``base`` as an agent that uses the tools of ``config.task``; the result as a delta on it.
 
@@ -131,7 +129,7 @@ class _Agent:
     """The state of the training: the task with its tools, the expert's traces as tokens."""
 
     run: Run[E3tirConfig, Material]
-    form: Protocol
+    form: CallFormat
     traces: dict[str, ExpertTrace]
     held_out_traces: list[ExpertTrace]
 
@@ -147,7 +145,7 @@ class _Agent:
                     f"prompts {stage.prompts} does not divide over {run.processes.world} processes: each plays whole "
                     "groups"
                 )
-        form = config.tool_use.protocol(run.tokenizer, run.task.agent.toolbox)
+        form = config.tool_use.call_format(run.tokenizer, run.task.agent.toolbox)
         encoded = [encode_trace(form, trace) for trace in run.task.traces]
         known = run.task.agent.toolbox.names
         for name in sorted({name for trace in encoded for name in trace.names} - set(known)):

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skillweave.tasks.agents.experts import Trace
+from skillweave.tasks.traces import Trace
 from skillweave.tools.call import EXPERT, TOOL, Call
+from skillweave.tools.call_format import CallFormat
 from skillweave.tools.loop import Episode, Start
-from skillweave.tools.protocol import Protocol
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ExpertTrace:
         )  # fmt: skip
 
 
-def encode_trace(form: Protocol, trace: Trace) -> ExpertTrace:
+def encode_trace(form: CallFormat, trace: Trace) -> ExpertTrace:
     """The tokens of a trace, as the model itself would have written and read them."""
     prompt, ids, writers = form.trace(trace.messages)
     calls: list[tuple[int, list[Call]]] = []

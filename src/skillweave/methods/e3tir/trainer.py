@@ -23,11 +23,11 @@ from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
 from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
 from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.head import install_answer_head
-from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.trainer import QuietTrainer
 from skillweave.tools.call import FAULTS, POLICY
 
 
-class AgentTrainer(HouseTrainer, GRPOTrainer):
+class AgentTrainer(QuietTrainer, GRPOTrainer):
     """GRPOTrainer on the groups that ``rollouts`` makes; ``turns`` are the entries of all batches (:func:`in_turn`).
 
     ``shown(groups, step)`` is called with each batch's groups of this process.

@@ -19,10 +19,10 @@ from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training.pieces import by_length, in_pieces
 from skillweave.methods.training.processes import Processes
-from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.trainer import QuietTrainer
 
 
-class PairTrainer(HouseTrainer, DPOTrainer):
+class PairTrainer(QuietTrainer, DPOTrainer):
     """DPOTrainer on pairs that are tokenised already; the reference is the policy as the round finds it.
 
     The reference's log-probabilities are taken once, before the first step, and kept in ``reference``: no second

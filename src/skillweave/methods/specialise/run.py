@@ -17,7 +17,6 @@ from typing import Any
 from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
-from skillweave.methods.registry import register
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
 from skillweave.methods.training.pairs import Pair, cut_off, given_pairs, is_good, make_pairs, solve_rate
@@ -26,7 +25,6 @@ from skillweave.progress import share_of
 from skillweave.tasks import Entry, Task, load_task, one_each_prompt
 
 
-@register("specialise", SpecialiseConfig)
 def run(base: Base, config: SpecialiseConfig, out_dir: Path) -> Delta:
     """Make a specialist of ``base`` for ``config.task``; its delta is saved in ``out_dir/"delta"`` and returned.
 

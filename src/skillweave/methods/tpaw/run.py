@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
-from skillweave.methods.registry import register
 from skillweave.methods.tpaw.config import FAULTS, TpawConfig
 from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
 from skillweave.methods.training.run import Run
@@ -36,7 +35,6 @@ _ROUND = ("generated_score", "generations", "kept", "pairs", "players", "steps",
 _HELD_OUT = ("score", "log_prob", "tokens", "kl_to_start")
 
 
-@register("tpaw", TpawConfig)
 def run(base: Base, config: TpawConfig, out_dir: Path) -> Delta:
     """Align ``base`` with the answers of ``config.task`` by team self-play; the delta of the round that is kept.
 

@@ -13,7 +13,7 @@ from skillweave.methods.tpaw import loss as losses
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import answer_log_probs, install_scoring_head
-from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.trainer import QuietTrainer
 
 _BF16_ROUNDING = 0.1  # nats: by so much two computations of one answer's log-probability differ, padding being unlike
 
@@ -36,7 +36,7 @@ def objective(config: TpawConfig) -> Objective:
     return of_batch
 
 
-class TeamTrainer(HouseTrainer, Trainer):
+class TeamTrainer(QuietTrainer, Trainer):
     """Trainer on rows with ``prompt``, ``sides`` (token ids of the target, the generation, perhaps the first answer)
     and ``players`` (for each player the log-probabilities of target and generation, nats).
 

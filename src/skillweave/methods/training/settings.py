@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from skillweave.config import Config
 from skillweave.patterns import compiled
+from skillweave.tasks.with_tools import ToolUse
 
 
 class OptimiserSettings(Config):
@@ -125,6 +126,11 @@ class ModelSettings(Config):
     report_to: Reporters = Field(
         default=[], description="where the log goes too: tensorboard, wandb, ... (one or a list); none: our files only"
     )
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """The tool settings of the resulting skill, or None if it uses no tools."""
+        return None
 
     @property
     def autocast(self) -> bool:

@@ -15,14 +15,14 @@ from skillweave.methods.training.from_trl import SFTConfig, SFTTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.held_out import LOSS, HeldOut, held_out_loss, look_arguments
 from skillweave.methods.training.settings import AnswerSettings, SupervisedSettings, TrainingSettings
-from skillweave.methods.training.trainer import HouseTrainer
+from skillweave.methods.training.trainer import QuietTrainer
 from skillweave.methods.training.turns import Turns, turn_labels
 
 if TYPE_CHECKING:
     from skillweave.methods.training.run import Run
 
 
-class AnswerTrainer(HouseTrainer, SFTTrainer):
+class AnswerTrainer(QuietTrainer, SFTTrainer):
     """SFTTrainer on rows that are tokenised already, scoring answers only on a CPU too.
 
     With ``held_out`` rows the loss on them is looked at on the way, as ``looks`` says (:class:`AnswerSettings`).

@@ -29,7 +29,7 @@ from skillweave.progress import bar
 _MARK = "complete"
 
 
-class HouseTrainer:
+class QuietTrainer:
     """To be mixed in before a TRL trainer: no call home, no model card beside each checkpoint.
 
     ``watched`` maps keys of the trainer's log to the names that :func:`fit` gives them among its figures.

@@ -2,16 +2,16 @@
 
 Each file has ``Settings`` (its config), ``make(rng, settings) -> (prompt, answer)``, a pure function of the given
 ``random.Random`` in the manner of reasoning-gym, and the ``BUILTIN`` that says how an answer is checked. The three
-that bring tools as well (``hops``, ``steps``, ``tables``) live in :mod:`skillweave.tasks.agents`.
+that bring tools as well (``hops``, ``steps``, ``tables``) live in :mod:`skillweave.tasks`.
 """
 
 from __future__ import annotations
 
-from skillweave.tasks.agents import hops, steps, tables
 from skillweave.tasks.builtin import (
     caesar,
     count_letters,
     extract_contact,
+    hops,
     json_calls,
     micro_add,
     micro_reverse,
@@ -19,6 +19,8 @@ from skillweave.tasks.builtin import (
     micro_sort,
     reverse_words,
     sort_numbers,
+    steps,
+    tables,
 )
 from skillweave.tasks.builtin.kind import Builtin
 

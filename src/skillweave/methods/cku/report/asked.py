@@ -9,7 +9,7 @@ from skillweave.base import fingerprint, resolve
 from skillweave.delta.schema import DELTA_FILE, is_delta
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest, sha256_file
-from skillweave.methods.cku.facts import Fact, check_apart, read_facts
+from skillweave.methods.cku.knowledge.facts import Fact, check_apart, read_facts
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.tasks import Task, load_task
 

@@ -14,7 +14,7 @@ from typing import Any
 from skillweave.base import Base, open_tokenizer
 from skillweave.delta import Delta, is_delta
 from skillweave.errors import UserError
-from skillweave.methods.cku.judge import (
+from skillweave.methods.cku.knowledge.metrics import (
     forget_quality,
     relearning_gap,
     relearning_robustness,

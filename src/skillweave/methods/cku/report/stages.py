@@ -13,9 +13,9 @@ from typing import Any
 from skillweave.base import Base, Prompt, Sampling, generate
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.methods.cku.facts import Fact, rows_of_set
-from skillweave.methods.cku.judge import membership_auc, rounding_gap
-from skillweave.methods.cku.measure import Reading, Row, read_rows, truth_ratios
+from skillweave.methods.cku.knowledge.facts import Fact, rows_of_set
+from skillweave.methods.cku.knowledge.metrics import membership_auc, rounding_gap
+from skillweave.methods.cku.knowledge.reading import Reading, Row, read_rows, truth_ratios
 from skillweave.methods.cku.report.asked import Asked
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.methods.cku.report.models import AFTER, BEFORE, Models

@@ -1,0 +1,1 @@
+"""Saves that are cut off at every call, or fail with every error."""

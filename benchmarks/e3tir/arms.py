@@ -1,0 +1,263 @@
+"""The agents' micro scale: a base that knows how tools are called and not what for, two task families, and the arms."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from skillweave.base import Base, Message, open_base
+from skillweave.errors import NothingLearnt
+from skillweave.files.read import read_json
+from skillweave.methods.e3tir import E3tirConfig
+from skillweave.methods.e3tir.judge import success
+from skillweave.methods.e3tir.run import run as warm_up
+from skillweave.methods.training import TrainingSettings
+from skillweave.micro import MicroShape, micro_base
+from skillweave.tasks.builtin import hops, steps
+from skillweave.tasks.traces import scripted_traces, write_traces
+from skillweave.tasks.with_tools import load_agent
+from skillweave.tools import Call
+from skillweave.tools.turn import call_text
+
+HOPS, STEPS, HASTY = "hops", "steps", "hops, hasty experts"
+SHAPE = MicroShape(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=128, context=160)
+WORDS = (
+    '<tool_call>{"name": "search", "arguments": {"query": "',
+    '<tool_call>{"name": "calculator", "arguments": {"expression": "',
+    '"}}</tool_call>',
+)
+"""All that is the same in every call, a token each: to a micro model a call is then its name and its argument."""
+WANDERERS, WORLDS = 4000, 200
+RIGHT = 0.3
+"""How often the wanderers whom the base imitates do what is right; else they do something at random."""
+BASE_STEPS = 1500
+TRACES, TIMES = 24, 10
+"""Expert traces of E3-TIR, and how many times as many SFT -> RL has."""
+BUDGET, WARM_SHARE, RATE, PROMPTS, N = 90_000, 1 / 3, 5e-4, 8, 16
+
+_HOPS = {"style": "short", "people": 20, "places": 0, "least": 2, "most": 3}
+FAMILIES: dict[str, dict[str, Any]] = {
+    HOPS: _HOPS,
+    STEPS: {"style": "expression", "digits": 1, "least": 2, "most": 3, "largest": 99},
+    HASTY: _HOPS,
+}
+HASTE = 0.6
+"""How many of the hasty experts' answers come a search too early: whoever imitates them is mostly wrong."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run of an arm, on a family, with a seed."""
+
+    arm: str
+    family: str
+    seed: int
+    budget: int = BUDGET
+    traces: int = TRACES
+    rate: float = RATE
+    base_steps: int = BASE_STEPS
+
+
+# -- the base --------------------------------------------------------------------------------------------------------
+
+
+def agent_base(training_steps: int) -> Path:
+    """A micro model trained on conversations of wanderers: who call the tools in the right form, and mostly in vain."""
+    rng = Random(0)
+    turns = [turn for _ in range(WANDERERS // 2) for walk in (_wander_hops, _wander_steps) for turn in walk(rng)]
+    return micro_base(
+        turns, shape=SHAPE, training=TrainingSettings(steps=training_steps, batch_size=64, learning_rate=3e-3), seed=0,
+        name="agent", words=WORDS,
+    )  # fmt: skip
+
+
+Turns = list[tuple[list[Message], str]]
+"""What stood before a turn, and the turn."""
+
+
+def _wander_hops(rng: Random) -> Turns:
+    """In a world that no seed of the benchmark uses."""
+    settings = hops.Settings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
+    world = hops.world_of(settings)
+    prompt, _ = hops.make(rng, settings)
+    start, *chain = prompt.removesuffix("?").split(" ")
+
+    def step(seen: list[str], number: int, right: bool) -> tuple[str, str, str]:
+        who = seen[-1] if right else rng.choice(seen)
+        relation = chain[number] if right else rng.choice([*chain, rng.choice(world.relations)])
+        found = world.facts[who, relation]
+        return call_text(Call("search", {"query": f"{who} {relation}"})), f"{who}: {who} {relation} {found}", found
+
+    return _wander(rng, prompt, [start], len(chain), step)
+
+
+def _wander_steps(rng: Random) -> Turns:
+    prompt, _ = steps.make(rng, steps.Settings(**FAMILIES[STEPS]))
+    numbers = re.findall(r"\d+", prompt)
+    signs = re.findall(r"[-+*]", prompt)
+    pairs = list(zip(signs, numbers[1:], strict=True))
+
+    def step(seen: list[str], number: int, right: bool) -> tuple[str, str, str]:
+        left = seen[-1] if right else rng.choice(seen)
+        sign, other = pairs[number] if right else rng.choice(pairs)
+        value = {"+": int(left) + int(other), "-": int(left) - int(other), "*": int(left) * int(other)}[sign]
+        return call_text(Call("calculator", {"expression": f"{left}{sign}{other}"})), str(value), str(value)
+
+    return _wander(rng, prompt, [numbers[0]], len(pairs), step)
+
+
+def _wander(rng: Random, prompt: str, seen: list[str], needed: int, step: Callable[..., tuple[str, str, str]]) -> Turns:
+    """Up to four calls, each the right one or a random one, then an answer of the same kind."""
+    messages: list[Message] = [{"role": "user", "content": prompt}]
+    turns: Turns = []
+    for number in range(4):
+        right = rng.random() < RIGHT
+        if number >= needed if right else rng.random() < 1 / 3:
+            break
+        call, said, found = step(seen, min(number, needed - 1), right)
+        turns.append((list(messages), call))
+        messages += [{"role": "assistant", "content": call}, {"role": "tool", "content": said}]
+        seen.append(found)
+    turns.append((messages, seen[-1] if rng.random() < RIGHT else rng.choice(seen)))
+    return turns
+
+
+# -- the arms --------------------------------------------------------------------------------------------------------
+
+
+def _stages(plan: Plan, expert: dict[str, Any] | None = None, *, whole: bool = False) -> dict[str, Any]:
+    """A warm-up of a third of the budget, then RL; ``whole``: one place of a group for the expert's whole trace."""
+    every = _every(plan)
+    first = round(WARM_SHARE * plan.budget)
+    shares = {"n": N - 1, "m": 1} if whole else {"n": N // 2, "m": N // 2}
+    return {
+        "traces": plan.traces, "warm_up": {**every, **shares, "budget": first},
+        "rl": {**every, "n": N, "budget": plan.budget - first}, "expert": expert or {},
+    }  # fmt: skip
+
+
+def _every(plan: Plan) -> dict[str, Any]:
+    return {"steps": 10_000, "prompts": PROMPTS, "learning_rate": plan.rate, "micro_batch_size": None}
+
+
+def _rl(plan: Plan, traces: int | None) -> dict[str, Any]:
+    """RL alone on the whole budget, after supervised training on the traces where there are some."""
+    alone = {**_every(plan), "n": N, "budget": plan.budget}
+    sft = {} if traces is None else {"sft": _SFT, "traces": traces}
+    return {"warm_up": {"steps": 0}, "rl": alone, **sft}
+
+
+_SFT = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3}
+"""[digest] Three epochs."""
+E3 = "E3-TIR"
+ZERO, SFT, SFT_RL, SFT_RL_FEW, LUFFY = "Zero-RL", "SFT, 10x", "SFT -> RL, 10x", "SFT -> RL, as few", "LUFFY-style"
+LESS = {
+    "no branching": lambda plan: _stages(
+        plan, {"branch": "whole", "lam": 1.0}, whole=True
+    ),  # a tree of one has no advantage
+    "random anchors": lambda plan: _stages(plan, {"branch": "random"}),
+    "no filter": lambda plan: _stages(plan, {"filter": False}),
+    "no hybrid advantage": lambda plan: _stages(plan, {"lam": 1.0}),
+    "no detaching": lambda plan: _stages(plan, {"detach": False}),
+    "no detaching, on-policy ratio": lambda plan: _stages(plan, {"detach": False, "ratio": "on_policy"}),
+    "sum of SFT and RL losses": lambda plan: _stages(plan, {"mixing": "sum"}, whole=True),
+}
+"""E3-TIR less each part."""
+ARMS: dict[str, Callable[[Plan], dict[str, Any]]] = {
+    ZERO: lambda plan: _rl(plan, None),
+    SFT: lambda plan: {
+        "traces": TIMES * plan.traces, "sft": _SFT, "warm_up": {"steps": 0}, "rl": {"steps": 0},
+    },
+    SFT_RL: lambda plan: _rl(plan, TIMES * plan.traces),
+    SFT_RL_FEW: lambda plan: _rl(plan, plan.traces),
+    LUFFY: lambda plan: _stages(
+        plan, {"branch": "whole", "ratio": "shaped", "filter": False, "detach": False, "lam": 1.0}, whole=True
+    ),
+    E3: lambda plan: _stages(plan),
+    **LESS,
+}  # fmt: skip
+
+
+def trained(plan: Plan) -> dict[str, Any]:
+    """Train an arm to the end of its budget; its learning curve, and its score on the test split."""
+    torch.set_num_threads(1)
+    base = open_base(agent_base(plan.base_steps), device="cpu")
+    name = STEPS if plan.family == STEPS else HOPS
+    task = {
+        "source": "builtin", "name": name, "seed": plan.seed, "splits": {"train": 300, "calibration": 100},
+        "config": {**FAMILIES[plan.family], **({"world": plan.seed} if name == HOPS else {})},
+    }  # fmt: skip
+    config = E3tirConfig.model_validate({
+        "task": task, "seed": plan.seed, "bf16": False, "instruction": "", "max_length": SHAPE.context,
+        "save_every": 10_000, "evaluate_every": 3, "evaluate_on": 100, "show_every": 10_000,
+        "rollout": {"max_tokens": 110, "batch_size": 256}, "reward": {"no_answer": 0, "malformed": 0},
+        **ARMS[plan.arm](plan),
+    })  # fmt: skip
+    with TemporaryDirectory() as scratch, TemporaryDirectory() as aside:
+        if plan.family == HASTY:
+            config = config.model_copy(update={"experts": _hasty_experts(config, Path(aside))})
+        try:
+            model = warm_up(base, config, Path(scratch)).apply(base)
+        except NothingLearnt:  # an arm in which no reward differed is worth what the base is
+            model = base
+        figures = read_json(Path(scratch) / "figures.json")
+        curve = _curve(Path(scratch), figures)
+        history = Path(scratch) / "warm-up" / "history.json"
+        joined = [entry["experts/joined"] for entry in read_json(history)] if history.exists() else []
+        score = _score(model, config)
+    return {
+        "score": score, "before": figures["before"]["success"], "curve": curve,
+        "mean_on_the_way": area(curve, plan.budget), "expert_tokens": figures["expert_tokens"],
+        "sampled_tokens": curve[-1][0], "joined": sum(joined) / len(joined) if joined else None,
+        "entropy": figures["stages"].get("rl", {}).get("entropy"),
+        "seconds": sum(stage["seconds"] for stage in figures["stages"].values()),
+    }  # fmt: skip
+
+
+def _hasty_experts(config: E3tirConfig, folder: Path) -> Path:
+    """A file of the experts' traces, many of which leave out the last search and answer with what they had by then."""
+    rng, traces = Random(config.seed), []
+    with (agent := load_agent(config.task)).toolbox:
+        for trace in scripted_traces(agent, agent.task.split("train")):
+            if rng.random() < HASTE:
+                *before, found, _, _, _ = trace.messages
+                answer = {"role": "assistant", "content": found["content"].split()[-1]}
+                trace = replace(trace, messages=[*before, found, answer])
+            traces.append(trace)
+    write_traces(folder / "experts.jsonl", traces)
+    return folder / "experts.jsonl"
+
+
+def _score(model: Base, config: E3tirConfig) -> float:
+    """Of all test prompts, answered greedily."""
+    with (agent := load_agent(config.task)).toolbox:
+        form = config.tool_use.call_format(model.tokenizer, agent.toolbox)
+        return success(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
+
+
+def _curve(folder: Path, figures: dict[str, Any]) -> list[tuple[int, float]]:
+    """Tokens written by the policy in all stages so far, and the success then; supervised training counts as none."""
+    start = figures["before"]["success"]
+    points, spent = [(0, start)], 0
+    for stage in ("warm-up", "rl"):
+        path = folder / stage / "curve.json"
+        if path.exists():
+            looks = read_json(path)
+            points += [(spent + look["sampled"], look["success"]) for look in looks]
+            spent += looks[-1]["sampled"]
+    return points if len(points) > 1 else [*points, (0, figures["after"]["success"])]
+
+
+def area(curve: Sequence[tuple[int, float]], budget: int) -> float:
+    """The mean success over the budget: each look holds until the next one, the last one to the end."""
+    total, ends = 0.0, [tokens for tokens, _ in curve[1:]] + [budget]
+    for (tokens, value), end in zip(curve, ends, strict=True):
+        total += value * max(0, min(end, budget) - min(tokens, budget))
+    return total / budget

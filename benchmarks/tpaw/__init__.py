@@ -1,0 +1,1 @@
+"""Team self-play beside SPIN, DPO and supervised training."""

@@ -1,0 +1,153 @@
+"""Read and write safetensors files one tensor at a time, so that a model of any size needs the memory of its largest.
+
+The library's ``save_file`` wants all tensors of a file at once. The format is short enough to stream: 8 bytes of
+length, a JSON header with offsets, then the bytes in order (https://huggingface.co/docs/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from skillweave.errors import UserError
+from skillweave.files.read import regular_file
+
+Spec = tuple[tuple[int, ...], torch.dtype]
+"""Shape and dtype of a tensor."""
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The dtypes that are read and written, by their names in the format."""
+_TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_OPEN_AT_ONCE = 64
+SHARD_BYTES = 5 * 10**9
+"""The customary bound of one file of a Hugging Face model."""
+
+
+def open_safetensors(file: Path) -> Any:
+    """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
+    try:
+        # Read, not mapped: a mapping would count every page that was touched as memory of this process.
+        complete = regular_file(file, "a folder that is complete, or copy this one again")
+        return safe_open(complete, framework="pt", backend="pread")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}): copy or download it again") from error
+
+
+def read_headers(file: Path) -> dict[str, Spec]:
+    """Name -> (shape, dtype) of every tensor in a safetensors file; no values are read."""
+    headers = {}
+    with open_safetensors(file) as handle:
+        for name in handle.keys():  # noqa: SIM118 - not a mapping
+            part = handle.get_slice(name)
+            if part.get_dtype() not in DTYPES:
+                raise UserError(f"{file}: the tensor '{name}' has the type {part.get_dtype()}, which is not read here")
+            headers[name] = (tuple(part.get_shape()), DTYPES[part.get_dtype()])
+    return headers
+
+
+class TensorFiles:
+    """Tensors of several safetensors files by their names in the files.
+
+    A file is opened at the first read and stays open, so that one which is replaced meanwhile is still read to its
+    end; at most 64 stay open. Reads from several threads are safe.
+    """
+
+    def __init__(self, files: dict[str, Path]) -> None:
+        self._files = files
+        self._open: dict[Path, Any] = {}
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor as stored. Raises :class:`UserError` where the file is damaged."""
+        file = self._files[name]
+        handle = self._open.get(file)
+        if handle is None:
+            handle = open_safetensors(file)
+            if len(self._open) < _OPEN_AT_ONCE:
+                self._open[file] = handle
+        try:
+            return handle.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
+
+
+def spec_bytes(spec: Spec) -> int:
+    """Bytes of a tensor of this shape and dtype."""
+    return torch.Size(spec[0]).numel() * spec[1].itemsize
+
+
+def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -> dict[str, list[str]]:
+    """File name -> names of its tensors: ``stem.safetensors``, or shards of at most ``limit`` bytes.
+
+    A tensor larger than ``limit`` gets a file of its own.
+    """
+    groups: list[list[str]] = [[]]
+    room = limit
+    for name in sorted(specs):
+        size = spec_bytes(specs[name])
+        if groups[-1] and size > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(name)
+        room -= size
+    if len(groups) == 1:
+        return {f"{stem}.safetensors": groups[0]}
+    return {f"{stem}-{at:05d}-of-{len(groups):05d}.safetensors": names for at, names in enumerate(groups, 1)}
+
+
+def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> str:
+    """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
+
+    ``read`` must give the shape and dtype that ``specs`` announces. Not atomic: call it inside ``atomic_folder``.
+    """
+    # Wide types first keep every tensor aligned to its element size, as the library does.
+    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        shape, dtype = specs[name]
+        start, end = end, end + spec_bytes(specs[name])
+        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    sha = hashlib.sha256()
+    with open(path, "wb") as file:
+        head = len(text).to_bytes(8, "little") + text
+        file.write(head)
+        sha.update(head)
+        for name in order:
+            tensor = read(name)
+            if (tuple(tensor.shape), tensor.dtype) != specs[name]:
+                raise ValueError(f"{name}: announced {specs[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
+            piece = tensor_bytes(tensor)
+            file.write(piece)
+            sha.update(piece)
+    return sha.hexdigest()
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor as safetensors lays them out: row-major, little-endian; no copy where it lies so."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

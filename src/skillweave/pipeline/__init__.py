@@ -1,0 +1,6 @@
+"""From ``weave.yaml`` to a folder that can be served: the steps, each done once and resumed after a kill."""
+
+from skillweave.pipeline.config import SkillConfig, WeaveConfig, read_weave_config
+from skillweave.pipeline.run import build
+
+__all__ = ["SkillConfig", "WeaveConfig", "build", "read_weave_config"]

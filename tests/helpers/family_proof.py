@@ -1,0 +1,135 @@
+"""One family from end to end: a fine-tune becomes a pack, the pack a fine-tune again, and a mixed batch is answered."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from helpers.micro_families import build, tune
+from skillweave.base import Sampling, open_base
+from skillweave.delta import Delta, write_tuned
+from skillweave.errors import UserError
+from skillweave.micro import micro_tokenizer
+from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.weave import Weave
+
+PASS = "pass"
+_NEAR_TUNED = 0.2
+"""Error over effect: logits of the zipped model against the tuned one, over what tuning changed. Eight-bit factors
+leave a hundredth; where a router sends a token to another expert for it, more."""
+_NEAR_ALONE = 1e-3
+PROMPTS = ["what is 3 and 4", "hello", "sort 9 2 5", "and now"]
+
+
+@dataclass
+class Row:
+    """What was found of one family. ``zip``, ``unzip`` and ``mixed`` are "pass" or the reason."""
+
+    family: str
+    parameters: int
+    zip: str
+    unzip: str = ""
+    mixed: str = ""
+    served: str = ""
+    """``row by row``, or ``alone: why``"""
+    left_out: float = 0.0
+    weight_error: float = 0.0
+    unzip_error: float = 0.0
+
+    @property
+    def passed(self) -> bool:
+        return self.zip == self.unzip == self.mixed == PASS
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prove(family: str, folder: Path, codec: str = "skillzip", bits: int = 8) -> Row:
+    """Build a base and two fine-tunes of ``family``, and try all that can be done with them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _prove(family, folder, codec, bits)
+
+
+def _prove(family: str, folder: Path, codec: str, bits: int) -> Row:
+    places = {"base": folder / "base", "a": folder / "a", "b": folder / "b"}
+    for seed, place in enumerate(places.values()):
+        model = build(family)
+        (tune(model, seed) if seed else model).save_pretrained(place)
+        micro_tokenizer().save_pretrained(place)
+    row = Row(family, sum(parameter.numel() for parameter in model.parameters()), "")
+    base = open_base(places["base"], dtype="float32", device="cpu")
+
+    def zipped(name: str) -> Any:
+        config = ZipConfig(budget="8MB", bits=bits, codec=codec)
+        return zip_delta(Delta.between(places["base"], places[name]), base, None, config, name=name)
+
+    try:
+        packs = {name: zipped(name) for name in "ab"}
+    except UserError as error:
+        row.zip = str(error)
+        return row
+    measured = packs["a"].card.codec.measured
+    row.zip, row.left_out, row.weight_error = PASS, measured["left_out_share"], measured["weight_error"]
+    ids = torch.randint(5, 100, (3, 9), generator=torch.Generator().manual_seed(3))
+    before = _logits(base.model, ids)
+    write_tuned(places["base"], packs["a"].unzip(), folder / "back", dtype="float32")
+    wanted = {name: _logits(_opened(places[name]), ids) for name in "ab"}
+    row.unzip_error = _error(_logits(_opened(folder / "back"), ids), wanted["a"], before)
+    row.unzip = PASS if row.unzip_error < _NEAR_TUNED else f"{row.unzip_error:.2f} of the effect is lost"
+    row.mixed, row.served = _mixed(Weave.of(base, packs), ids, before, wanted)
+    return row
+
+
+def _mixed(weave: Weave, ids: torch.Tensor, before: torch.Tensor, wanted: dict[str, torch.Tensor]) -> tuple[str, str]:
+    woven = weave.packed_model
+    why = next((why for name in weave.loaded if (why := woven.why_alone(name))), None)
+    served = "row by row" if why is None else f"alone: {why}"
+    alone = {}
+    for name in "ab":
+        with woven.rows([name] * 3):
+            alone[name] = _logits(weave.base.model, ids)
+        if (error := _error(alone[name], wanted[name], before)) > _NEAR_TUNED:
+            return f"alone, {error:.2f} of the effect is lost", served
+    if not torch.equal(_logits(weave.base.model, ids), before):
+        return "the base is not what it was", served
+    if why is None:
+        with woven.rows(["a", None, "b"]):
+            mixed = _logits(weave.base.model, ids)
+        expected = torch.stack([alone["a"][0], before[1], alone["b"][2]])
+        if (error := _error(mixed, expected, before)) > _NEAR_ALONE:
+            return f"{error:.1e} of the effect from alone", served
+    together, apart = _answers(weave, ["a", None, "b", "a"])
+    if together == apart:
+        return PASS, served
+    together, apart = _answers(weave, [None] * len(PROMPTS))
+    if together != apart:
+        return "the base itself answers otherwise in a padded batch than alone", served
+    return "a prompt is answered otherwise in a mixed batch than alone", served
+
+
+def _answers(weave: Weave, names: list[str | None]) -> tuple[list[str], list[str]]:
+    """The answers in one call, and prompt by prompt."""
+    sampling = Sampling(max_new_tokens=6)
+    together = [reply.text for reply in weave.generate(PROMPTS, names, sampling)]
+    apart = [weave.generate([prompt], name, sampling)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
+    return together, apart
+
+
+def _opened(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids).logits
+
+
+def _error(found: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> float:
+    """The distance of ``found`` from ``wanted`` over that of ``before`` from it."""
+    return float((found - wanted).norm() / (wanted - before).norm())
