@@ -1,7 +1,7 @@
 """Every save, killed or failing at every call to the system: the old version or the new one, and nothing left behind.
 
-``python -m benchmarks.crash`` tries all errors at all calls; here each call, of artefacts every third one, is killed once and
-fails once.
+``python -m benchmarks.crash`` tries all errors at all calls; here each call, of artefacts every third one, is killed
+once and fails once.
 """
 
 from __future__ import annotations

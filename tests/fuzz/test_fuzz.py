@@ -1,4 +1,4 @@
-"""A small budget of the fuzzing that ``python -m benchmarks.fuzz`` does at length: no traceback, no silent difference."""
+"""A small part of the fuzzing that ``python -m benchmarks.fuzz`` does: no traceback, no silent difference."""
 
 from __future__ import annotations
 

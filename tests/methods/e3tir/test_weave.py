@@ -80,7 +80,7 @@ def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
 
 def test_the_score_of_the_base_is_what_the_method_measures(built, roomy, hops):
     base = open_base(roomy, device="cpu")
-    want = success(base.model, hops, USE.protocol(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
+    want = success(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 
@@ -103,7 +103,7 @@ def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
     assert [reply.pack for reply in mixed] == packs
     for prompt, pack, reply in zip(prompts, packs, mixed, strict=True):
         assert converse_with(weave, [prompt], pack, hops.toolbox, USE) == [reply]
-    form = USE.protocol(weave.base.tokenizer, hops.toolbox)
+    form = USE.call_format(weave.base.tokenizer, hops.toolbox)
     plain = converse(weave.base.model, form, hops.toolbox, begin(weave.base.model, form, prompts), USE)
     for at in (1, 4):
         assert form.text(plain[at].ids) == mixed[at].record["conversation"]
