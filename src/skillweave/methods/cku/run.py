@@ -79,7 +79,7 @@ class _Unlearning:
             if "targets" not in run.config.lora.model_fields_set:
                 of_mlps["lora"] = run.config.lora.model_copy(update={"targets": names})
             run = replace(run, config=run.config.model_copy(update=of_mlps))
-        sets = run.task
+        sets = run.data
         rows = {side: _rows(run, side, getattr(sets, side)) for side in ("forget", "retain", "held_out")}
         return cls(run, mlps, **rows, unseen=_rows(run, "unseen", sets.unseen) if sets.unseen else [])
 
@@ -190,7 +190,7 @@ class _Unlearning:
         settings = config.refusal
         if settings is None:
             raise RuntimeError("a refusal is taught where it is asked for")
-        examples = refusal_examples(run.task.forget, run.task.retain, settings, config.seed)
+        examples = refusal_examples(run.data.forget, run.data.retain, settings, config.seed)
         rows = encode(run.tokenizer, examples, run.max_length)
         run.tell_too_long(folder.name, len(examples) - len(rows), len(examples), "examples")
 

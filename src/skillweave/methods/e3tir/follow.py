@@ -98,7 +98,7 @@ class Follow(TrainerCallback):
         if self._held_out:
             model = self.trainer.accelerator.unwrap_model(self.trainer.model)
             look |= success(
-                model, run.task.agent, self._form, self._held_out, run.config.rollout,
+                model, run.data.agent, self._form, self._held_out, run.config.rollout,
                 around=self.trainer.accelerator.autocast,
             )  # fmt: skip
             run.say(f"step {step}: success {look['success']:.1%} on {len(self._held_out)} held-out prompts")

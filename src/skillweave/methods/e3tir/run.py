@@ -145,9 +145,9 @@ class _Agent:
                     f"prompts {stage.prompts} does not divide over {run.processes.world} processes: each plays whole "
                     "groups"
                 )
-        form = config.tool_use.call_format(run.tokenizer, run.task.agent.toolbox)
-        encoded = [encode_trace(form, trace) for trace in run.task.traces]
-        known = run.task.agent.toolbox.names
+        form = config.tool_use.call_format(run.tokenizer, run.data.agent.toolbox)
+        encoded = [encode_trace(form, trace) for trace in run.data.traces]
+        known = run.data.agent.toolbox.names
         for name in sorted({name for trace in encoded for name in trace.names} - set(known)):
             raise UserError(
                 f"experts: a trace calls the tool '{name}', which the model has not; {nearest(name, known)}"
@@ -166,7 +166,7 @@ class _Agent:
             f"are longer than rollout.max_tokens ({limits.max_tokens}), max_length ({config.max_length}) or the base's "
             "context allows",
         )  # fmt: skip
-        held_out = [trace for trace in (encode_trace(form, trace) for trace in run.task.held_out) if short(trace)]
+        held_out = [trace for trace in (encode_trace(form, trace) for trace in run.data.held_out) if short(trace)]
         return cls(run, form, {trace.id: trace for trace in kept}, held_out)
 
     def all_stages(self) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class _Agent:
 
         def first() -> dict[str, Any]:
             model = run.policy.open_to_sample(run.config)
-            return success(model, run.task.agent, self.form, entries, run.config.rollout)
+            return success(model, run.data.agent, self.form, entries, run.config.rollout)
 
         return run.processes.from_first(first)
 
@@ -220,7 +220,7 @@ class _Agent:
         entries = self._asked(stage)
         context = context_length(run.base.model)
         rollouts = Rollouts(
-            run.task.agent, self.form, entries, self.traces, config, stage, name=folder.name, context=context
+            run.data.agent, self.form, entries, self.traces, config, stage, name=folder.name, context=context
         )
         follow = Follow(run, self.form, self._held_out, folder, stage)
 
@@ -253,14 +253,14 @@ class _Agent:
 
     def _asked(self, stage: GroupSettings) -> list[Entry]:
         """The prompts of a stage: those with a trace where it needs one, else all that leave room for an answer."""
-        train = one_each_prompt(self.run.task.agent.task.split("train"))
+        train = one_each_prompt(self.run.data.agent.task.split("train"))
         if stage.m:
             return [entry for entry in train if entry.id in self.traces]
         return self._short_enough(train)
 
     @functools.cached_property
     def _held_out(self) -> list[Entry]:
-        task = self.run.task.agent.task
+        task = self.run.data.agent.task
         count = self.run.config.evaluate_on
         return (
             self._short_enough(one_each_prompt(task.split("calibration"))[:count])
@@ -276,7 +276,7 @@ class _Agent:
                 f"every prompt is longer than {self.run.max_length} tokens (max_length, or the base's context), with "
                 "what tells the model of its tools"
             )
-        self.run.tell_too_long(self.run.task.name, len(entries) - len(short), len(entries), "prompts")
+        self.run.tell_too_long(self.run.data.name, len(entries) - len(short), len(entries), "prompts")
         return short
 
 

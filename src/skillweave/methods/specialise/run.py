@@ -69,7 +69,7 @@ def _given(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> list[Pair]
     given = given_pairs(run.tokenizer, entries)
     if run.config.pairs in ("given", "both") and not given:
         raise UserError(
-            f"pairs is {run.config.pairs}, and no train row of task '{run.task.name}' has 'chosen' and 'rejected'"
+            f"pairs is {run.config.pairs}, and no train row of task '{run.data.name}' has 'chosen' and 'rejected'"
         )
     if run.config.pairs == "own" and given:
         run.say(f"pairs is own: the rejected answers of {len(given)} train rows are not used")
@@ -109,7 +109,7 @@ def _sample(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]
     config = run.config
     return sample_answers(
         lambda: run.policy.open_to_sample(config), run.tokenizer,
-        run.task, entries, config, folder / "samples.jsonl", samples=config.samples_per_prompt,
+        run.data, entries, config, folder / "samples.jsonl", samples=config.samples_per_prompt,
         name=folder.name, seed=config.seed, processes=run.processes,
     )  # fmt: skip
 
@@ -128,7 +128,7 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
     examples = [(entry.prompt, answer) for entry, answer in known if answer is not None]
     if not examples:
         raise UserError(
-            f"task '{run.task.name}' has no gold answers and the base solved no prompt of the probe with a whole "
+            f"task '{run.data.name}' has no gold answers and the base solved no prompt of the probe with a whole "
             "answer: there is nothing to warm up on. Set warm_start.when=never and draw more samples_per_prompt, or "
             "take a stronger base."
         )

@@ -75,7 +75,7 @@ class Judge:
     def _answers(self, number: int, how: str) -> list[Answered]:
         run = self._run
         return sample_answers(
-            lambda: self._team.open_to_sample(number), run.tokenizer, run.task, self._entries,
+            lambda: self._team.open_to_sample(number), run.tokenizer, run.data, self._entries,
             run.config, run.folder / f"held-out-{number}" / f"{how}.jsonl", samples=1, name=f"held-out-{number}",
             seed=run.config.seed, processes=run.processes, greedy=how == "greedy",
         )  # fmt: skip

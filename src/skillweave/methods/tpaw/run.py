@@ -75,7 +75,7 @@ class _SelfPlay:
 
         config = run.config
         for split in ("train", "calibration"):
-            run.task.pairs(split)  # an entry without an answer is named at once
+            run.data.pairs(split)  # an entry without an answer is named at once
         entries = run.short_enough("train")
         rejected = sum("rejected" in entry.metadata for entry in entries)
         if rejected:
@@ -191,7 +191,7 @@ class _SelfPlay:
 
         run, config = self.run, self.run.config
         samples = sample_answers(
-            lambda: run.policy.open_to_sample(config), run.tokenizer, run.task, asked, config,
+            lambda: run.policy.open_to_sample(config), run.tokenizer, run.data, asked, config,
             folder / "samples.jsonl", samples=config.samples_per_prompt, name=folder.name, seed=config.seed,
             processes=run.processes,
         )  # fmt: skip

@@ -77,7 +77,7 @@ class Run(Generic[C, D]):
     method: str
     base: Base
     config: C
-    task: D
+    data: D
     folder: Path
     tokenizer: Any
     processes: Processes
@@ -166,15 +166,15 @@ class Run(Generic[C, D]):
             answer = len(answer_ids(self.tokenizer, entry.answer or "", entry.prompt)) if answered else 1
             return len(prompt_ids(self.tokenizer, entry.prompt)) + answer <= self.max_length
 
-        entries = self.task.split(split)
+        entries = self.data.split(split)
         kept = [entry for entry in entries if fits(entry)]
         what = "prompts with their answers" if answered else "prompts"
         if not kept:
             raise UserError(
-                f"task '{self.task.name}': all {split} {what} are longer than {self.max_length} tokens (max_length, or "
+                f"task '{self.data.name}': all {split} {what} are longer than {self.max_length} tokens (max_length, or "
                 "the base's context)"
             )
-        self.tell_too_long(self.task.name, len(entries) - len(kept), len(entries), f"{split} {what}")
+        self.tell_too_long(self.data.name, len(entries) - len(kept), len(entries), f"{split} {what}")
         return kept
 
     def held_out(self: Run[Any, Task], settings: AnswerSettings | None) -> list[tuple[Prompt, Answer]]:
@@ -182,7 +182,7 @@ class Run(Generic[C, D]):
 
         Those that have an answer, at most as many as ``settings`` say; none where there are no settings.
         """
-        entries = self.task.splits.get("calibration", []) if settings is not None else []
+        entries = self.data.splits.get("calibration", []) if settings is not None else []
         known = [(entry.prompt, entry.answer) for entry in entries if entry.answer is not None]
         return known[: settings.held_out] if settings is not None else []
 
@@ -281,7 +281,7 @@ class Run(Generic[C, D]):
         delta = self.policy.delta(self.base, self.config.train)
         if not _changes_anything(delta, self.base):
             raise NothingLearnt(f"nothing was learnt: every weight is the base's own. {_ADVICE}")
-        delta.provenance = {"method": self.method, "task": self.task.name, "seed": self.config.seed}
+        delta.provenance = {"method": self.method, "task": self.data.name, "seed": self.config.seed}
         with atomic_folder(self.folder / "delta") as temporary:
             delta.save_pretrained(temporary)
         if self.policy.trained is not None:

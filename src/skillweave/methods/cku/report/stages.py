@@ -66,7 +66,7 @@ class Stages:
         return self._run.processes.from_first(lambda: self._figures(arm, self._models.open(policy)))
 
     def _figures(self, arm: str, model: Any) -> dict[str, Any]:
-        run, asked, config = self._run, self._run.task, self._run.config
+        run, asked, config = self._run, self._run.data, self._run.config
         figures: dict[str, Any] = {}
         readings: dict[str, Reading] = {}
         for side in ("forget", "retain", "unseen", "lookalike"):
@@ -108,11 +108,11 @@ class Stages:
         from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
 
         settings = self._run.config.relearn
-        part, held = self._run.task.parts(settings.share)
+        part, held = self._run.data.parts(settings.share)
         if kind == "forget":
             rows = self._rows(part)
         else:
-            pairs = self._run.task.unrelated.pairs("train")[: settings.unrelated]
+            pairs = self._run.data.unrelated.pairs("train")[: settings.unrelated]
             rows = encode(self._run.tokenizer, pairs, self._run.max_length)
             self._run.tell_too_long(folder.name, len(pairs) - len(rows), len(pairs), "unrelated examples")
         policy = self._models.policy(arm)
@@ -135,7 +135,7 @@ class Stages:
     def _held_strength(self, arm: str) -> float:
         """What a model knew of that part before it learnt anything again; every relearning asks for it."""
         if arm not in self._held:
-            _, held = self._run.task.parts(self._run.config.relearn.share)
+            _, held = self._run.data.parts(self._run.config.relearn.share)
             model = self._models.open(self._models.policy(arm))
             self._held[arm] = self._reading(model, held).means()["strength"]
         return self._held[arm]
@@ -191,7 +191,7 @@ class Stages:
         return {
             f"{side}_{key}": value
             for side in ("forget", "retain")
-            for key, value in self._reading(model, getattr(self._run.task, side), bf16).means().items()
+            for key, value in self._reading(model, getattr(self._run.data, side), bf16).means().items()
         }
 
     def _reading(self, model: Any, facts: Sequence[Fact], bf16: bool | None = None) -> Reading:
