@@ -38,7 +38,10 @@ from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "memory"
-FLOOR, BASE, WEAVE, SEPARATE = "imports", "base", "weave", "separate"
+FLOOR = "imports"
+BASE = "base"
+WEAVE = "weave"
+SEPARATE = "separate"
 WAYS = {
     FLOOR: "imports, tokenizer, no weights",
     BASE: "base alone",

@@ -35,7 +35,9 @@ from skillweave.weave import Weave
 NAME = "mixed_batch"
 PER_SKILL = 4
 DTYPES = ("bfloat16", "float32")
-BASE, WOVEN, SPECIALISTS = "base alone", "weave, mixed", "specialists in turn"
+BASE = "base alone"
+WOVEN = "weave, mixed"
+SPECIALISTS = "specialists in turn"
 COLOURS = {BASE: "#999999", WOVEN: "#009E73", SPECIALISTS: "#0072B2"}
 
 Batch = tuple[torch.Tensor, torch.Tensor]

@@ -33,7 +33,10 @@ from skillweave.tools.loop import Start, TurnLimits, play
 from skillweave.tools.writer import Writer
 
 NAME = "rollouts"
-SHARED, ANEW, AT_ONCE, AFTERWARDS = "shared", "anew", "as soon as a turn is over", "after the batch"
+SHARED = "shared"
+ANEW = "anew"
+AT_ONCE = "as soon as a turn is over"
+AFTERWARDS = "after the batch"
 
 
 @dataclass(frozen=True)
@@ -159,9 +162,10 @@ def _plot(rows: Sequence[dict[str, Any]]) -> Figure:
     axis = figure.subplots()
     ways = list(dict.fromkeys((row["what"], row["way"]) for row in rows))
     axis.barh(
-        [f"{what}: {way}" for what, way in ways], [statistics.median(_seconds(rows, *one)) for one in ways],
+        [f"{what}: {way}" for what, way in ways],
+        [statistics.median(_seconds(rows, *one)) for one in ways],
         color=["#0072B2", "#999999"] * 2,
-    )  # fmt: skip
+    )
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
     axis.spines[["top", "right"]].set_visible(False)

@@ -46,8 +46,11 @@ from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "zip"
-PLAIN, SPECIALIST = "no pack (the base)", "the delta itself"
-INT4, INT8, SVD = "skillzip int4", "skillzip int8", "svd bf16"
+PLAIN = "no pack (the base)"
+SPECIALIST = "the delta itself"
+INT4 = "skillzip int4"
+INT8 = "skillzip int8"
+SVD = "svd bf16"
 CODECS: dict[str, dict[str, Any]] = {
     INT4: {"bits": 4},
     INT8: {"bits": 8},
@@ -56,7 +59,8 @@ CODECS: dict[str, dict[str, Any]] = {
     SVD: {"codec": "svd"},
 }
 COLOURS = {INT4: "#E69F00", INT8: "#D55E00", SVD: "#0072B2"}
-MAIN, OTHERS = "1/32", ("1/16", "1/64")
+MAIN = "1/32"
+OTHERS = ("1/16", "1/64")
 BATCH = 8
 
 Around = Callable[[int], AbstractContextManager[Any]]

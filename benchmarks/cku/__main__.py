@@ -63,16 +63,23 @@ from benchmarks.common.runs import run_all
 
 NAME = "cku"
 RUNS = Path("runs/bench")
-RATES, MUS, TUNING_SEEDS = (3e-4, 1e-3, 3e-3), (5.0, 20.0), (100, 101)
+RATES = (3e-4, 1e-3, 3e-3)
+MUS = (5.0, 20.0)
+TUNING_SEEDS = (100, 101)
 UNSIGNED = (GA, RMU)
 """Losses without a retain gradient to agree with; that of RMU is exactly zero at the start, and stays so."""
 TUNED_ON = {NO_MASK: NO_MASK, SIGN: SIGN, BOTH: SIGN}
 """Whose settings a mask has; all the others have those of ``contrast``."""
-TUNING, ARMS, RATIO, LAYERS, SLOW = "tuning", "arms", "ratio", "layers", "small steps"
+TUNING = "tuning"
+ARMS = "arms"
+RATIO = "ratio"
+LAYERS = "layers"
+SLOW = "small steps"
 RATIOS = (0.5, 0.95)
 CHOSEN_LAYERS = ((0,), (1,), (2,), (3,))
 SWEPT = GA_KL
-SLOWLY, SLOW_STEPS = (3e-4, 5.0), 900
+SLOWLY = (3e-4, 5.0)
+SLOW_STEPS = 900
 """Rate, mu and most steps of the exploratory comparison."""
 SETTING = tuple[float, float]
 
@@ -111,8 +118,9 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
     record = Record.begin(NAME, options, argv, [1, 2])
     plans = [
         Plan(ARMS, GRADDIFF, mask, seed, 1e-3, 5.0, steps=5, taught=20)
-        for mask in (NO_MASK, "contrast") for seed in record.seeds
-    ]  # fmt: skip
+        for mask in (NO_MASK, "contrast")
+        for seed in record.seeds
+    ]
     record.rows = rows(plans, run_all(plans, unlearnt, kept, jobs=1))
     record.claims = claims(record.rows)
     record.finish(table(record.rows), plot(record.rows))

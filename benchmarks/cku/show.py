@@ -22,26 +22,50 @@ _KEYS = ("comparison", "loss", "mask", "ratio", "layers")
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """One line an arm: means over seeds; "beside" and "back" with their intervals."""
     header = [
-        "comparison, loss, mask", "frozen", "layers", "rate", "mu", "steps", "reached", "forget", "retain", "beside",
-        "skill", "back: relearning", "unrelated", "8 bits", "4 bits", "retain at 4 bits", "R and Q", "forget quality",
+        "comparison, loss, mask",
+        "frozen",
+        "layers",
+        "rate",
+        "mu",
+        "steps",
+        "reached",
+        "forget",
+        "retain",
+        "beside",
+        "skill",
+        "back: relearning",
+        "unrelated",
+        "8 bits",
+        "4 bits",
+        "retain at 4 bits",
+        "R and Q",
+        "forget quality",
         "membership",
-    ]  # fmt: skip
+    ]
     lines = []
     for group in _groups(rows):
         first = group[0]
-        lines.append([
-            ", ".join(first[key] for key in _KEYS[:3]), "-" if MASKS[first["mask"]].get("freeze") == "none"
-            else f"{first['ratio']:.0%}", _layers(first["layers"]), f"{first['rate']:g}", f"{first['mu']:g}",
-            f"{fmean(row['steps_taken'] for row in group):.0f}", f"{sum(map(reached, group))} of {len(group)}",
-            _percent(group, "forget"), _percent(group, "retain"), _interval([beside(row) for row in group]),
-            f"{_percent(group, 'skill')} of {_percent(group, 'skill_before')}",
-            _interval([100 * row["relearnt"] for row in group if row["relearnt"] is not None]),
-            *(_percent(group, key) for key in ("unrelated", "rounded_8", "rounded_4")),
-            f"{_percent(group, 'retain_at_4')} of {_percent(group, 'retain_at_4_before')}",
-            f"{fmean(row['robustness'] for row in group):.2f}",
-            f"{np.median([row['forget_quality'] for row in group]):.2g}",
-            f"{fmean(row['membership'] for row in group):.2f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                ", ".join(first[key] for key in _KEYS[:3]),
+                "-" if MASKS[first["mask"]].get("freeze") == "none" else f"{first['ratio']:.0%}",
+                _layers(first["layers"]),
+                f"{first['rate']:g}",
+                f"{first['mu']:g}",
+                f"{fmean(row['steps_taken'] for row in group):.0f}",
+                f"{sum(map(reached, group))} of {len(group)}",
+                _percent(group, "forget"),
+                _percent(group, "retain"),
+                _interval([beside(row) for row in group]),
+                f"{_percent(group, 'skill')} of {_percent(group, 'skill_before')}",
+                _interval([100 * row["relearnt"] for row in group if row["relearnt"] is not None]),
+                *(_percent(group, key) for key in ("unrelated", "rounded_8", "rounded_4")),
+                f"{_percent(group, 'retain_at_4')} of {_percent(group, 'retain_at_4_before')}",
+                f"{fmean(row['robustness'] for row in group):.2f}",
+                f"{np.median([row['forget_quality'] for row in group]):.2g}",
+                f"{fmean(row['membership'] for row in group):.2f}",
+            ]
+        )
     return Table(header, lines)
 
 

@@ -11,6 +11,7 @@ Beside it lie the same rows as a Markdown table and as a plot. A claim that does
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import operator
 import os
@@ -19,7 +20,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from scipy import stats
 
-from skillweave.artefact import atomic_file, write_json, write_text
+from skillweave.artefact import atomic_file, write_text
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.report import Table, machine, svg_text, versions
@@ -133,8 +134,20 @@ class Record:
         foot = f"Made by `{self.command}` on {result['machine']} in {human_seconds(seconds)}."
         parts = [f"# {self.name}, {self.scale}", table.markdown(), "## Claims", claims.markdown()]
         write_text(self.out / f"{stem}.md", "\n\n".join([*parts, f"![{self.name}]({stem}.svg)", foot]) + "\n")
-        write_json(self.out / f"{stem}.json", result)
+        write_text(self.out / f"{stem}.json", result_text(result))
         console.print(f"written: {self.out / stem}.json, .md, .svg")
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+    """A result as JSON with one line for each row and each claim, so that a diff shows which rows changed."""
+    lines = []
+    for key, value in result.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = (f"    {json.dumps(row, ensure_ascii=False)}" for row in value)
+            text = "[\n" + ",\n".join(rows) + "\n  ]"
+        lines.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:

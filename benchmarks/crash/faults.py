@@ -32,14 +32,35 @@ from skillweave.files.recover import settle
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EACCES", "EROFS", "EINTR", "ESTALE")
 """What a disk answers that is full, broken, not ours or far away."""
 _CALLS: list[tuple[Any, str]] = [
-    *((os, name) for name in (
-        "open", "close", "replace", "rename", "fsync", "mkdir", "unlink", "rmdir", "chmod", "write", "ftruncate",
-        "pwrite", "link", "symlink", "utime", "sendfile", "scandir", "listdir", "lstat", "stat",
-    )),
+    *(
+        (os, name)
+        for name in (
+            "open",
+            "close",
+            "replace",
+            "rename",
+            "fsync",
+            "mkdir",
+            "unlink",
+            "rmdir",
+            "chmod",
+            "write",
+            "ftruncate",
+            "pwrite",
+            "link",
+            "symlink",
+            "utime",
+            "sendfile",
+            "scandir",
+            "listdir",
+            "lstat",
+            "stat",
+        )
+    ),
     (fcntl, "flock"),
     (disk, "renameat2"),
     (safetensors.torch, "serialize_file"),
-]  # fmt: skip
+]
 _LOOKS = {"scandir", "listdir", "lstat", "stat", "close"}
 """Calls that change nothing: a kill at them is a kill at the next call, so they are counted for errors only."""
 

@@ -91,9 +91,14 @@ def artefact_saves(folder: Path, shape: MicroShape) -> list[Save]:
     def saves(name: str, write: Callable[[str, Path], object], read: Callable[[Path], object]) -> list[Save]:
         return [
             Save(f"{name}, new", name, None, lambda root: write("new", root / name), read),
-            Save(f"{name}, replacing", name, lambda root: write("old", root / name),
-                 lambda root: write("new", root / name), read),
-        ]  # fmt: skip
+            Save(
+                f"{name}, replacing",
+                name,
+                lambda root: write("old", root / name),
+                lambda root: write("new", root / name),
+                read,
+            ),
+        ]
 
     def weave(version: str, path: Path) -> None:
         Weave.write(path, base, {"a": packs[version]}, routers[version])
@@ -103,10 +108,15 @@ def artefact_saves(folder: Path, shape: MicroShape) -> list[Save]:
         *saves("pack", lambda version, path: packs[version].save_pretrained(path), Skillpack.from_pretrained),
         *saves("router", lambda version, path: routers[version].save(path), Router.load),
         *saves("weave", weave, read_card),
-        Save("build step", "step/pack", lambda root: _step(root, "old", packs["old"]),
-             lambda root: _step(root, "new", packs["new"]),
-             Skillpack.from_pretrained, may_be_absent=True),
-    ]  # fmt: skip
+        Save(
+            "build step",
+            "step/pack",
+            lambda root: _step(root, "old", packs["old"]),
+            lambda root: _step(root, "new", packs["new"]),
+            Skillpack.from_pretrained,
+            may_be_absent=True,
+        ),
+    ]
 
 
 def training_save(folder: Path, steps: int) -> Save:
@@ -130,9 +140,16 @@ def training_save(folder: Path, steps: int) -> Save:
         with quiet():
             processes = Processes()
             arguments = trainer_arguments(
-                settings, processes, folder=root / "run", steps=steps, seed=0, bf16=False, device="cpu", save_every=1,
+                settings,
+                processes,
+                folder=root / "run",
+                steps=steps,
+                seed=0,
+                bf16=False,
+                device="cpu",
+                save_every=1,
                 gradient_checkpointing=False,
-            )  # fmt: skip
+            )
             trainer = AnswerTrainer(micro_model(shape, 0), tokenizer, arguments, rows, order)
             fit(trainer, "training", processes)
         weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}

@@ -99,12 +99,7 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
 
 def arm_plans(seeds: Sequence[int]) -> list[Plan]:
     """Every arm on the families it is tried on."""
-    return [
-        Plan(arm, family, seed)
-        for family, arms in FAMILY_ARMS.items()
-        for arm in arms
-        for seed in seeds
-    ]  # fmt: skip
+    return [Plan(arm, family, seed) for family, arms in FAMILY_ARMS.items() for arm in arms for seed in seeds]
 
 
 def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,7 +26,9 @@ from skillweave.tasks.with_tools import load_agent
 from skillweave.tools import Call
 from skillweave.tools.turn import call_text
 
-HOPS, STEPS, HASTY = "hops", "steps", "hops, hasty experts"
+HOPS = "hops"
+STEPS = "steps"
+HASTY = "hops, hasty experts"
 SHAPE = MicroShape(hidden=64, layers=3, heads=4, kv_heads=2, intermediate=128, context=160)
 WORDS = (
     '<tool_call>{"name": "search", "arguments": {"query": "',
@@ -34,13 +36,19 @@ WORDS = (
     '"}}</tool_call>',
 )
 """All that is the same in every call, a token each: to a micro model a call is then its name and its argument."""
-WANDERERS, WORLDS = 4000, 200
+WANDERERS = 4000
+WORLDS = 200
 RIGHT = 0.3
 """How often the wanderers whom the base imitates do what is right; else they do something at random."""
 BASE_STEPS = 1500
-TRACES, TIMES = 24, 10
+TRACES = 24
+TIMES = 10
 """Expert traces of E3-TIR, and how many times as many SFT -> RL has."""
-BUDGET, WARM_SHARE, RATE, PROMPTS, N = 90_000, 1 / 3, 5e-4, 8, 16
+BUDGET = 90_000
+WARM_SHARE = 1 / 3
+RATE = 5e-4
+PROMPTS = 8
+N = 16
 
 _HOPS = {"style": "short", "people": 20, "places": 0, "least": 2, "most": 3}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -73,9 +81,13 @@ def agent_base(training_steps: int) -> Path:
     rng = Random(0)
     turns = [turn for _ in range(WANDERERS // 2) for walk in (_wander_hops, _wander_steps) for turn in walk(rng)]
     return micro_base(
-        turns, shape=SHAPE, training=TrainingSettings(steps=training_steps, batch_size=64, learning_rate=3e-3), seed=0,
-        name="agent", words=WORDS,
-    )  # fmt: skip
+        turns,
+        shape=SHAPE,
+        training=TrainingSettings(steps=training_steps, batch_size=64, learning_rate=3e-3),
+        seed=0,
+        name="agent",
+        words=WORDS,
+    )
 
 
 Turns = list[tuple[list[Message], str]]
@@ -138,9 +150,11 @@ def _stages(plan: Plan, expert: dict[str, Any] | None = None, *, whole: bool = F
     first = round(WARM_SHARE * plan.budget)
     shares = {"n": N - 1, "m": 1} if whole else {"n": N // 2, "m": N // 2}
     return {
-        "traces": plan.traces, "warm_up": {**every, **shares, "budget": first},
-        "rl": {**every, "n": N, "budget": plan.budget - first}, "expert": expert or {},
-    }  # fmt: skip
+        "traces": plan.traces,
+        "warm_up": {**every, **shares, "budget": first},
+        "rl": {**every, "n": N, "budget": plan.budget - first},
+        "expert": expert or {},
+    }
 
 
 def _every(plan: Plan) -> dict[str, Any]:
@@ -157,7 +171,11 @@ def _rl(plan: Plan, traces: int | None) -> dict[str, Any]:
 _SFT = {"epochs": 3, "batch_size": 16, "learning_rate": 1e-3}
 """[digest] Three epochs."""
 E3 = "E3-TIR"
-ZERO, SFT, SFT_RL, SFT_RL_FEW, LUFFY = "Zero-RL", "SFT, 10x", "SFT -> RL, 10x", "SFT -> RL, as few", "LUFFY-style"
+ZERO = "Zero-RL"
+SFT = "SFT, 10x"
+SFT_RL = "SFT -> RL, 10x"
+SFT_RL_FEW = "SFT -> RL, as few"
+LUFFY = "LUFFY-style"
 LESS = {
     "no branching": lambda plan: _stages(
         plan, {"branch": "whole", "lam": 1.0}, whole=True
@@ -173,7 +191,10 @@ LESS = {
 ARMS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     ZERO: lambda plan: _rl(plan, None),
     SFT: lambda plan: {
-        "traces": TIMES * plan.traces, "sft": _SFT, "warm_up": {"steps": 0}, "rl": {"steps": 0},
+        "traces": TIMES * plan.traces,
+        "sft": _SFT,
+        "warm_up": {"steps": 0},
+        "rl": {"steps": 0},
     },
     SFT_RL: lambda plan: _rl(plan, TIMES * plan.traces),
     SFT_RL_FEW: lambda plan: _rl(plan, plan.traces),
@@ -182,7 +203,7 @@ ARMS: dict[str, Callable[[Plan], dict[str, Any]]] = {
     ),
     E3: lambda plan: _stages(plan),
     **LESS,
-}  # fmt: skip
+}
 
 
 def trained(plan: Plan) -> dict[str, Any]:
@@ -191,15 +212,28 @@ def trained(plan: Plan) -> dict[str, Any]:
     base = open_base(agent_base(plan.base_steps), device="cpu")
     name = STEPS if plan.family == STEPS else HOPS
     task = {
-        "source": "builtin", "name": name, "seed": plan.seed, "splits": {"train": 300, "calibration": 100},
+        "source": "builtin",
+        "name": name,
+        "seed": plan.seed,
+        "splits": {"train": 300, "calibration": 100},
         "config": {**FAMILIES[plan.family], **({"world": plan.seed} if name == HOPS else {})},
-    }  # fmt: skip
-    config = E3tirConfig.model_validate({
-        "task": task, "seed": plan.seed, "bf16": False, "instruction": "", "max_length": SHAPE.context,
-        "save_every": 10_000, "evaluate_every": 3, "evaluate_on": 100, "show_every": 10_000,
-        "rollout": {"max_tokens": 110, "batch_size": 256}, "reward": {"no_answer": 0, "malformed": 0},
-        **ARMS[plan.arm](plan),
-    })  # fmt: skip
+    }
+    config = E3tirConfig.model_validate(
+        {
+            "task": task,
+            "seed": plan.seed,
+            "bf16": False,
+            "instruction": "",
+            "max_length": SHAPE.context,
+            "save_every": 10_000,
+            "evaluate_every": 3,
+            "evaluate_on": 100,
+            "show_every": 10_000,
+            "rollout": {"max_tokens": 110, "batch_size": 256},
+            "reward": {"no_answer": 0, "malformed": 0},
+            **ARMS[plan.arm](plan),
+        }
+    )
     with TemporaryDirectory() as scratch, TemporaryDirectory() as aside:
         if plan.family == HASTY:
             config = config.model_copy(update={"experts": _hasty_experts(config, Path(aside))})
@@ -213,12 +247,16 @@ def trained(plan: Plan) -> dict[str, Any]:
         joined = [entry["experts/joined"] for entry in read_json(history)] if history.exists() else []
         score = _score(model, config)
     return {
-        "score": score, "before": figures["before"]["success"], "curve": curve,
-        "mean_on_the_way": area(curve, plan.budget), "expert_tokens": figures["expert_tokens"],
-        "sampled_tokens": curve[-1][0], "joined": sum(joined) / len(joined) if joined else None,
+        "score": score,
+        "before": figures["before"]["success"],
+        "curve": curve,
+        "mean_on_the_way": area(curve, plan.budget),
+        "expert_tokens": figures["expert_tokens"],
+        "sampled_tokens": curve[-1][0],
+        "joined": sum(joined) / len(joined) if joined else None,
         "entropy": figures["stages"].get("rl", {}).get("entropy"),
         "seconds": sum(stage["seconds"] for stage in figures["stages"].values()),
-    }  # fmt: skip
+    }
 
 
 def _hasty_experts(config: E3tirConfig, folder: Path) -> Path:

@@ -19,11 +19,16 @@ from skillweave.report import Table
 
 BASE = "bundled:smollm2"
 TASK = {
-    "source": "builtin", "name": "steps", "config": {"least": 2, "most": 2, "digits": 1},
+    "source": "builtin",
+    "name": "steps",
+    "config": {"least": 2, "most": 2, "digits": 1},
     "splits": {"train": 300, "calibration": 48, "test": 100},
-}  # fmt: skip
-TRACES, RATE = 8, 2e-5
-ZERO, SFT, E3 = "Zero-RL", "SFT", "E3-TIR"
+}
+TRACES = 8
+RATE = 2e-5
+ZERO = "Zero-RL"
+SFT = "SFT"
+E3 = "E3-TIR"
 _SFT_STEP = {"batch_size": 8, "learning_rate": RATE}
 
 
@@ -64,10 +69,17 @@ def settings(plan: Plan) -> dict[str, Any]:
         },
     }
     return {
-        "task": {**TASK, "seed": plan.seed}, "seed": plan.seed, "traces": TRACES, "save_every": 10,
-        "rollout": {"max_tokens": 120, "batch_size": 64}, "reward": {"no_answer": 0, "malformed": 0},
-        "evaluate_every": 2, "evaluate_on": 48, "show_every": 4, **arms[plan.arm],
-    }  # fmt: skip
+        "task": {**TASK, "seed": plan.seed},
+        "seed": plan.seed,
+        "traces": TRACES,
+        "save_every": 10,
+        "rollout": {"max_tokens": 120, "batch_size": 64},
+        "reward": {"no_answer": 0, "malformed": 0},
+        "evaluate_every": 2,
+        "evaluate_on": 48,
+        "show_every": 4,
+        **arms[plan.arm],
+    }
 
 
 def trained(plan: Plan) -> dict[str, Any]:
@@ -86,11 +98,15 @@ def trained(plan: Plan) -> dict[str, Any]:
     if plan.arm == SFT:
         curve.append((spent, figures["after"]["success"]))
     return {
-        "curve": curve, "before": figures["before"]["success"], "after": figures["after"]["success"],
-        "calls": figures["after"]["calls"], "failed_calls": figures["after"]["failed_calls"],
-        "expert_tokens": figures["expert_tokens"] if plan.arm != ZERO else 0, "seconds": curve[-1][0],
+        "curve": curve,
+        "before": figures["before"]["success"],
+        "after": figures["after"]["success"],
+        "calls": figures["after"]["calls"],
+        "failed_calls": figures["after"]["failed_calls"],
+        "expert_tokens": figures["expert_tokens"] if plan.arm != ZERO else 0,
+        "seconds": curve[-1][0],
         "sampled_tokens": sum(stage.get("sampled_tokens", 0) for stage in stages.values()),
-    }  # fmt: skip
+    }
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
@@ -123,14 +139,24 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "minutes",
         "peak GB",
     ]
-    return Table(header, [
+    return Table(
+        header,
         [
-            row["arm"], str(row["seed"]), f"{100 * row['before']:.0f}", f"{100 * row['after']:.0f}",
-            f"{row['calls']:.2f}", f"{row['failed_calls']:.2f}", f"{row['expert_tokens']:,}",
-            f"{row['sampled_tokens']:,}", f"{row['seconds'] / 60:.1f}", f"{row['peak_bytes'] / 1e9:.1f}",
-        ]
-        for row in rows
-    ])  # fmt: skip
+            [
+                row["arm"],
+                str(row["seed"]),
+                f"{100 * row['before']:.0f}",
+                f"{100 * row['after']:.0f}",
+                f"{row['calls']:.2f}",
+                f"{row['failed_calls']:.2f}",
+                f"{row['expert_tokens']:,}",
+                f"{row['sampled_tokens']:,}",
+                f"{row['seconds'] / 60:.1f}",
+                f"{row['peak_bytes'] / 1e9:.1f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:

@@ -74,9 +74,13 @@ from skillweave.tasks import load_task
 
 NAME = "tpaw"
 RUNS = Path("runs/bench")
-RATES, LAMS, TUNING_SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), (0.1, 1.0), (100, 101)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LAMS = (0.1, 1.0)
+TUNING_SEEDS = (100, 101)
 HARD = (1e-3, 0.1)
-BATCH, STEPS, PLAYED = 32, 24, 5
+BATCH = 32
+STEPS = 24
+PLAYED = 5
 COMPARED: dict[str, list[str]] = {
     COMPUTE: [*ARMS, *CUT],
     ROUNDS: [SFT, SPIN, TPAW],
@@ -200,15 +204,28 @@ def play(plan: Plan) -> dict[str, Any]:
         load_task(task).pairs("train"), shape=MicroShape(context=64), training=first, seed=plan.seed, name=bench.task
     )
     training: dict[str, Any] = {
-        "batch_size": BATCH, "learning_rate": plan.learning_rate, "schedule": "constant_with_warmup", "warmup": 0.05,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "learning_rate": plan.learning_rate,
+        "schedule": "constant_with_warmup",
+        "warmup": 0.05,
+    }
     if plan.comparison != ROUNDS:
         training["steps"] = equal_steps(plan.arm, plan.steps)
     settings = {
-        "task": task, "seed": plan.seed, "rounds": plan.rounds, "lam": plan.lam, "training": training, "bf16": False,
-        "keep": "last", "patience": None, "held_out": bench.held_out, "max_new_tokens": 10,
-        "sampling_batch_size": 250, "save_every": 10_000, **{**ARMS, **CUT}[plan.arm],
-    }  # fmt: skip
+        "task": task,
+        "seed": plan.seed,
+        "rounds": plan.rounds,
+        "lam": plan.lam,
+        "training": training,
+        "bf16": False,
+        "keep": "last",
+        "patience": None,
+        "held_out": bench.held_out,
+        "max_new_tokens": 10,
+        "sampling_batch_size": 250,
+        "save_every": 10_000,
+        **{**ARMS, **CUT}[plan.arm],
+    }
     with tempfile.TemporaryDirectory() as folder:
         get_method("tpaw").run(open_base(base, device="cpu"), TpawConfig.model_validate(settings), Path(folder))
         return curves(read_json(Path(folder) / "figures.json")["stages"])
@@ -218,11 +235,16 @@ def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[
     """The rows of the result."""
     return [
         {
-            "task": plan.bench.task, "comparison": plan.comparison, "arm": plan.arm, "seed": plan.seed,
-            "learning_rate": plan.learning_rate, "lam": plan.lam, **result,
+            "task": plan.bench.task,
+            "comparison": plan.comparison,
+            "arm": plan.arm,
+            "seed": plan.seed,
+            "learning_rate": plan.learning_rate,
+            "lam": plan.lam,
+            **result,
         }
         for plan, result in zip(plans, results, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

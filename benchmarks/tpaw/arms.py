@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 from benchmarks.common.record import Claim, judged, student
 from skillweave.report import Table
 
-SFT, SPIN, TSPIN, DPO, TPAW = "continued SFT", "SPIN", "T-SPIN", "DPO", "TPAW"
+SFT = "continued SFT"
+SPIN = "SPIN"
+TSPIN = "T-SPIN"
+DPO = "DPO"
+TPAW = "TPAW"
 ARMS: dict[str, dict[str, Any]] = {
     SFT: {"loss": "sft"},
     SPIN: {"loss": "spin"},
@@ -25,7 +29,10 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
-COMPUTE, ROUNDS, HARSH, GRID = "equal compute", "equal rounds", "rate too high (not tuned)", "tuning"
+COMPUTE = "equal compute"
+ROUNDS = "equal rounds"
+HARSH = "rate too high (not tuned)"
+GRID = "tuning"
 COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
 _SIDES = {"sft": 1, "tspin": 3}  # sequences of a row; the other losses have two
 
@@ -100,9 +107,21 @@ def _fits(row: dict[str, Any], where: dict[str, Any]) -> bool:
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """One line an arm: means over seeds; the gain with its interval within seeds; the last round's rewards, in nats."""
     header = [
-        "task, comparison, arm", "rate", "lam", "start", "after 1", "last", "gained", "target, nats",
-        "gap, first to last", "of it targets", "generations", "KL", "tokens (k)", "seconds",
-    ]  # fmt: skip
+        "task, comparison, arm",
+        "rate",
+        "lam",
+        "start",
+        "after 1",
+        "last",
+        "gained",
+        "target, nats",
+        "gap, first to last",
+        "of it targets",
+        "generations",
+        "KL",
+        "tokens (k)",
+        "seconds",
+    ]
     lines = []
     for key in dict.fromkeys((row["task"], row["comparison"], row["arm"]) for row in rows):
         group = [row for row in rows if (row["task"], row["comparison"], row["arm"]) == key]
@@ -117,15 +136,21 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         rewards = [
             f"{mean(name, -1, 1 / lam):+.2f}" if plays else "-" for name in ("target_reward", "generated_reward")
         ]
-        lines.append([
-            ", ".join(key), f"{group[0]['learning_rate']:g}", f"{lam:g}" if plays else "-",
-            *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)), f"{gained:+.1f}{interval}",
-            f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
-            f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-", *rewards,
-            _kl(group),
-            f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
-            f"{statistics.fmean(row['seconds'] for row in group):.0f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                ", ".join(key),
+                f"{group[0]['learning_rate']:g}",
+                f"{lam:g}" if plays else "-",
+                *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)),
+                f"{gained:+.1f}{interval}",
+                f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
+                f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-",
+                *rewards,
+                _kl(group),
+                f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
+                f"{statistics.fmean(row['seconds'] for row in group):.0f}",
+            ]
+        )
     return Table(header, lines)
 
 

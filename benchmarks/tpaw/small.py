@@ -22,11 +22,18 @@ from skillweave.methods.tpaw import TpawConfig
 from skillweave.report import Table
 from skillweave.tasks import evaluate, load_task
 
-BASE, TASK = "bundled:smollm2", "sort_numbers"
+BASE = "bundled:smollm2"
+TASK = "sort_numbers"
 OTHERS = ("builtin:extract_contact", "builtin:count_letters")
-ROUNDS, STEPS, BATCH, PROMPTS, HELD_OUT, ASKED = 3, 4, 16, 64, 64, 32
+ROUNDS = 3
+STEPS = 4
+BATCH = 16
+PROMPTS = 64
+HELD_OUT = 64
+ASKED = 32
 START: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 5e-5}
-RATE, LAM = 1e-5, 0.1
+RATE = 1e-5
+LAM = 0.1
 
 
 @dataclass(frozen=True)
@@ -103,9 +110,13 @@ def play(plan: Play) -> dict[str, Any]:
 def _common(seed: int) -> dict[str, Any]:
     splits = {"train": PROMPTS, "calibration": HELD_OUT, "test": 1}
     return {
-        "task": {"source": "builtin", "name": TASK, "splits": splits}, "seed": seed, "keep": "last", "patience": None,
-        "held_out": HELD_OUT, "max_new_tokens": 32,
-    }  # fmt: skip
+        "task": {"source": "builtin", "name": TASK, "splits": splits},
+        "seed": seed,
+        "keep": "last",
+        "patience": None,
+        "held_out": HELD_OUT,
+        "max_new_tokens": 32,
+    }
 
 
 def others(delta: Path) -> dict[str, dict[str, float]]:

@@ -50,10 +50,30 @@ PACKS = [
     "adapter, oft",
 ]
 NAMES = [
-    "delta", "pack", "weave", "router", "adapter", "base", *PACKS, "rows.jsonl", "rows.json", "rows.jsonl.gz",
-    "rows.csv", "rows.tsv", "rows.parquet", "traces.jsonl", "corpus.jsonl", "prompts.txt", "prompts.jsonl",
-    "weave.yaml", "zip.yaml", "e3tir.yaml", "training.yaml", "tables.yaml", "task.yaml",
-]  # fmt: skip
+    "delta",
+    "pack",
+    "weave",
+    "router",
+    "adapter",
+    "base",
+    *PACKS,
+    "rows.jsonl",
+    "rows.json",
+    "rows.jsonl.gz",
+    "rows.csv",
+    "rows.tsv",
+    "rows.parquet",
+    "traces.jsonl",
+    "corpus.jsonl",
+    "prompts.txt",
+    "prompts.jsonl",
+    "weave.yaml",
+    "zip.yaml",
+    "e3tir.yaml",
+    "training.yaml",
+    "tables.yaml",
+    "task.yaml",
+]
 
 
 def test_all_kinds_are_fuzzed(kinds: dict[str, Kind]) -> None:

@@ -24,9 +24,17 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Router, Weave
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def artefact_kinds(folder: Path) -> list[Kind]:
@@ -77,8 +85,15 @@ def _adapter(folder: Path, base: Base) -> Path:
             tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(2, inner, generator=generator)
             tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, 2, generator=generator)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"],
-              "base_model_name_or_path": base.ref, "task_type": "CAUSAL_LM", "lora_dropout": 0.0}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj", "down_proj"],
+        "base_model_name_or_path": base.ref,
+        "task_type": "CAUSAL_LM",
+        "lora_dropout": 0.0,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 

@@ -38,15 +38,21 @@ TALKS = [
     {
         "messages": [
             {"role": "user", "content": f"What is {number} + 1?"},
-            {"role": "assistant", "tool_calls": [
-                {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{number} + 1"}}}
-            ]},
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "type": "function",
+                        "function": {"name": "calculator", "arguments": {"expression": f"{number} + 1"}},
+                    }
+                ],
+            },
             {"role": "tool", "content": str(number + 1)},
             {"role": "assistant", "content": str(number + 1)},
         ]
     }
     for number in (1, 20)
-]  # fmt: skip
+]
 YAMLS: dict[str, tuple[type[Config], str]] = {
     "weave.yaml": (
         WeaveConfig,

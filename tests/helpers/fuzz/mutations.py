@@ -16,10 +16,50 @@ from typing import Any
 LEFT_OUTSIDE = "left-outside.txt"
 """A file beside the folder that is mutated; links and paths lead to it."""
 
-NUMBERS = [0, -1, 1, 2, 127, -128, 255, 2**31, 2**63, -(2**63) - 1, 2**64, 10**30, 0.5, -0.0, 1e308, 1e-320,
-           float("nan"), float("inf"), float("-inf")]  # fmt: skip
-TEXTS = ["", " ", "x" * 300, "../" + LEFT_OUTSIDE, "/etc/hostname", "a/b", ".", "..", "\0", "\x1b]0;x\x07", "\u202e",
-         "\ud800", "NaN", "float32", "whole", "None", "1", "$x_1$", "{{ 1 // 0 }}", "é" * 3, "😀"]  # fmt: skip
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    127,
+    -128,
+    255,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+]
+TEXTS = [
+    "",
+    " ",
+    "x" * 300,
+    "../" + LEFT_OUTSIDE,
+    "/etc/hostname",
+    "a/b",
+    ".",
+    "..",
+    "\0",
+    "\x1b]0;x\x07",
+    "\u202e",
+    "\ud800",
+    "NaN",
+    "float32",
+    "whole",
+    "None",
+    "1",
+    "$x_1$",
+    "{{ 1 // 0 }}",
+    "é" * 3,
+    "😀",
+]
 RAW = [
     "",
     "{",
@@ -36,9 +76,18 @@ RAW = [
 ]
 
 STRANGE = [
-    "<<: *a", "a: &a [*a]", "? [a]\n: b", "---", "...", "2024-13-45", "x: 9" + "9" * 5000, "x: " + "[" * 2000,
-    "!!python/name:os.system x", "x: !!binary aGk=", "%TAG ! x",
-]  # fmt: skip
+    "<<: *a",
+    "a: &a [*a]",
+    "? [a]\n: b",
+    "---",
+    "...",
+    "2024-13-45",
+    "x: 9" + "9" * 5000,
+    "x: " + "[" * 2000,
+    "!!python/name:os.system x",
+    "x: !!binary aGk=",
+    "%TAG ! x",
+]
 """Lines that YAML gives a meaning of its own."""
 
 
@@ -281,8 +330,10 @@ def _header(rng: Random, file: Path) -> str:
         header[rng.choice([f"{name}x", *TEXTS])] = header.pop(name)
     elif way == "add":
         header[rng.choice(["extra", f"{name}.bias", name.upper()])] = {
-            "dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4],
-        }  # fmt: skip
+            "dtype": "F32",
+            "shape": [1],
+            "data_offsets": [len(data), len(data) + 4],
+        }
         data += struct.pack("<f", 1.0)
     elif way == "remove":
         del header[name]
@@ -303,8 +354,13 @@ def _header(rng: Random, file: Path) -> str:
     return f"header, {way} at {name!r:.60}"
 
 
-_SPECIAL = {"F16": [0x7E00, 0x7C00, 0xFC00], "BF16": [0x7FC0, 0x7F80], "F32": [0x7FC00000, 0x7F800000, 0xFF800000],
-            "I8": [0x80, 0x7F], "U8": [0xFF, 0x00, 0x88]}  # fmt: skip
+_SPECIAL = {
+    "F16": [0x7E00, 0x7C00, 0xFC00],
+    "BF16": [0x7FC0, 0x7F80],
+    "F32": [0x7FC00000, 0x7F800000, 0xFF800000],
+    "I8": [0x80, 0x7F],
+    "U8": [0xFF, 0x00, 0x88],
+}
 _WIDTH = {"F16": "<H", "BF16": "<H", "F32": "<I", "I8": "<B", "U8": "<B"}
 
 
@@ -328,10 +384,22 @@ def _values(rng: Random, file: Path) -> str:
 # -- of folders ------------------------------------------------------------------------------------------------------
 
 _STRAY = [
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "adapter_config.json", "config.json",
-    "modeling.py", "skillpack.json", "delta.json", "weave.json", "tokenizer.json", "generation_config.json",
-    "chat_template.jinja", "README.md", "x.gguf", ".hidden",
-]  # fmt: skip
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "adapter_config.json",
+    "config.json",
+    "modeling.py",
+    "skillpack.json",
+    "delta.json",
+    "weave.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "x.gguf",
+    ".hidden",
+]
 
 
 def _files(rng: Random, folder: Path, file: Path, other: Path) -> str:

@@ -25,7 +25,7 @@ from helpers.fuzz.artefacts import (
     read_json_plainly,
     read_pack,
     read_weave,
-)  # fmt: skip
+)
 from helpers.fuzz.oracle import Found, Kind
 from helpers.micro import micro_tokenizer
 from helpers.micro_families import tune
@@ -41,10 +41,16 @@ TEMPLATE = travelling.TEMPLATE.replace("[assistant]", "[tool]")
 SHAPES = {
     "turned": GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2, vocab_size=len(VOCABULARY)),
     "stacked": GraniteMoeConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        num_local_experts=3, num_experts_per_tok=2, vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        vocab_size=len(VOCABULARY),
     ),
-}  # fmt: skip
+}
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("Lora", {"r": 2, "use_dora": True, "lora_alpha": 3}),
     "saved": ("Lora", {"r": 2, "rank_pattern": {"down_proj": 1}, "modules_to_save": ["norm"]}),
