@@ -1,4 +1,4 @@
-"""One unlearning of the micro scale: its world, its arms, and what is kept of a run."""
+"""One unlearning run of the micro scale: its world, its arms, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SKILL_EXAMPLES = 1000
 TAUGHT = 1200
 STEPS = 300
 BATCH = 16
-LOOK_EVERY = 5
+EVALUATE_EVERY = 5
 RELEARN_RATE = 1e-3
 RELEARN_STEPS = 20
 
@@ -64,7 +64,7 @@ MASKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: a seed's world, an arm, its settings. ``probes``: whether the report follows."""
+    """One run: the world of a seed, an arm and its settings. ``probes``: whether the report is made too."""
 
     comparison: str
     loss: str
@@ -80,12 +80,12 @@ class Plan:
 
 
 def world(seed: int) -> Corpus:
-    """The facts of a seed, as a micro model reads them."""
+    """The facts of a seed, in the short form that a micro model can learn."""
     return make_corpus(people=PEOPLE, seed=seed, short=True)
 
 
 def taught(seed: int, steps: int, *, knows_forget: bool = True) -> Path:
-    """The model that was taught a seed's facts and the skill, in equal parts; without the forget set, the reference."""
+    """A model trained on a seed's facts and the skill, in equal parts; without the forget set, the reference."""
     corpus = world(seed)
     rows = [*(corpus.forget if knows_forget else []), *corpus.retain, *corpus.lookalike]
     facts = [(row["question"], row["answer"]) for row in rows]
@@ -100,7 +100,7 @@ def taught(seed: int, steps: int, *, knows_forget: bool = True) -> Path:
 
 
 def unlearnt(plan: Plan) -> dict[str, Any]:
-    """Unlearn, and judge what came of it."""
+    """Unlearn with one plan and return its figures."""
     torch.set_num_threads(1)
     base = open_base(taught(plan.seed, plan.taught), device="cpu")
     with TemporaryDirectory() as scratch:
@@ -119,7 +119,7 @@ def unlearnt(plan: Plan) -> dict[str, Any]:
                 "objective": objective,
                 "localise": {**mask, **({} if mask["freeze"] == "none" else {"ratio": plan.ratio}), "layers": layers},
                 "training": {"learning_rate": plan.rate, "steps": plan.steps, "batch_size": BATCH},
-                "watch": {"every": LOOK_EVERY, "budget": None},
+                "watch": {"every": EVALUATE_EVERY, "budget": None},
             }
         )
         unlearn(base, config, folder / "run")
@@ -129,7 +129,7 @@ def unlearnt(plan: Plan) -> dict[str, Any]:
 
 
 def _of_run(figures: dict[str, Any]) -> dict[str, Any]:
-    """How far the forgetting came, and the shares of their probability that facts which should stay have kept."""
+    """The figures of the forgetting, and the share of its probability that each kind of retained fact kept."""
     before, after, stages = figures["before"], figures["after"], figures["stages"]
     return {
         "goal": before["unseen_strength"],
@@ -144,7 +144,7 @@ def _of_run(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dict[str, Any]:
-    """What the report says; ``beside`` is kept of the facts that no retain term saw: look-alike and held out."""
+    """The figures of the report; ``beside`` is the share kept of facts that no retain term saw."""
     config = ReportConfig.model_validate(
         {
             **files,
@@ -184,12 +184,12 @@ def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dic
 
 
 def beside(row: dict[str, Any]) -> float:
-    """The share of its probability that facts keep which no retain term saw, in percent: held out and look-alike."""
+    """The share of their probability, in percent, that facts keep which no retain term saw: held out and look-alike."""
     return 50 * (row["held_out"] + row["lookalike"])
 
 
 def reached(row: dict[str, Any]) -> bool:
-    """Whether the forget set is known no better than what was never taught, but for a hair."""
+    """Whether the model knows the forget set no better than facts that were never taught, within a small tolerance."""
     return row["forget"] <= row["goal"] + 0.02
 
 

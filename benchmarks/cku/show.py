@@ -1,4 +1,4 @@
-"""How the rows of the unlearning benchmark are shown."""
+"""Tables and plots of the unlearning benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEYS = ("comparison", "loss", "mask", "ratio", "layers")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds; "beside" and "back" with their intervals."""
+    """A table with one line for each arm: means over seeds, with intervals for "beside" and "back"."""
     header = [
         "comparison, loss, mask",
         "frozen",
@@ -93,9 +93,9 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Above what is kept beside, below what relearning brings back: by loss and mask, intervals over seeds.
+    """A figure by loss and mask, with intervals over seeds: above what is kept, below what relearning brings back.
 
-    Hollow where the forget set was not forgotten on every seed: who forgets less keeps more.
+    A marker is hollow if the forget set was not forgotten on every seed: a model that forgets less also keeps more.
     """
     arms = select(rows, comparison="arms")
     losses = [loss for loss in LOSSES if select(arms, loss=loss)]

@@ -1,4 +1,4 @@
-"""The unlearning benchmark on SmolLM2: taught the invented corpus in sentences, then made to forget a part of it."""
+"""The unlearning benchmark on SmolLM2, which learns the invented corpus in sentences and then forgets a part of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ARMS = [(GA_KL, SIGN), (GA_KL, NO_MASK), (GA_KL, "fisher"), (GA, NO_MASK), (RMU,
 
 @dataclass(frozen=True)
 class Teach:
-    """Teach SmolLM2 the corpus of a seed, with or without what is to be forgotten."""
+    """A plan to teach SmolLM2 the corpus of a seed, with or without the forget set."""
 
     seed: int
     knows_forget: bool
@@ -50,7 +50,7 @@ class Teach:
 
 @dataclass(frozen=True)
 class Forget:
-    """One arm with a seed, from the taught model."""
+    """A plan of one arm with one seed, from the taught model."""
 
     loss: str
     mask: str
@@ -62,7 +62,7 @@ class Forget:
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    """Run the small scale; the taught models and finished runs lie in ``kept``."""
+    """Run the small scale; ``kept`` holds the taught models and the finished runs."""
     record = Record.begin("cku", options, argv, range(1, 1 + (options.seeds or 1)))
     lessons = [Teach(seed, knows, str(kept)) for seed in record.seeds for knows in (True, False)]
     run_all(lessons, teach, kept, jobs=1, fresh=True)
@@ -87,7 +87,7 @@ def _taught(folder: str, seed: int, knows_forget: bool) -> Path:
 
 
 def teach(plan: Teach) -> dict[str, Any]:
-    """Supervised training on question and answer; the taught model as a folder."""
+    """Train SmolLM2 on questions and answers, and save it as a model folder."""
     corpus, target = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, plan.knows_forget)
     lines = (corpus / "teach.jsonl").read_text().splitlines(keepends=True)
     if not plan.knows_forget:
@@ -119,7 +119,7 @@ def teach(plan: Teach) -> dict[str, Any]:
 
 
 def forget(plan: Forget) -> dict[str, Any]:
-    """Unlearn, report, and read plain text before and after."""
+    """Unlearn, make the report, and measure the perplexity of plain text before and after."""
     corpus, base_folder = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, True)
     place = Path(plan.folder) / f"{plan.loss}-{plan.mask}-{plan.seed}".replace(" ", "")
     files = {side: str(corpus / f"{side}.jsonl") for side in ("forget", "retain", "unseen")}
@@ -178,7 +178,7 @@ def forget(plan: Forget) -> dict[str, Any]:
 
 
 def perplexity(base: Base) -> float:
-    """Of the everyday prompts that the router is shown, as plain text."""
+    """The model's perplexity on the router's everyday prompts, read as plain text."""
     facts = [Fact(str(at), None, text, None, (), "") for at, text in enumerate(background_prompts())]
     rows, _ = fact_rows(base.tokenizer, facts, 64)
     install_scoring_head(base.model)
@@ -187,7 +187,7 @@ def perplexity(base: Base) -> float:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """What is kept, and that four bits and a zip bring nothing back; with one seed the interval is the value."""
+    """Claims: what is kept, and that four bits and a zip bring nothing back (one seed: the interval is the value)."""
 
     def of(name: str, loss: str, mask: str, value: Any, goal: str) -> Claim:
         values = [value(row) for row in rows if (row["loss"], row["mask"]) == (loss, mask)]
@@ -205,12 +205,12 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def _points(gap: float | None) -> float:
-    """A share of what was lost; where nothing was lost, or there is no pack, nothing came back."""
+    """A share of what was lost, in percent; 0 if nothing was lost or there is no pack."""
     return 100 * (gap or 0.0)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm, means over seeds."""
+    """A table with one line for each arm: means over seeds."""
     names = list(rows[0]["tasks"]["before"])
     header = [
         "loss, mask",

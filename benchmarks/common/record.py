@@ -1,11 +1,12 @@
-"""What the benchmarks share: their options, how a claim is judged, and how a result is written.
+"""Options of the benchmarks, the judging of a claim, and the writing of a result.
 
 A result is one JSON object::
 
     {"name", "scale", "command", "machine", "versions", "seeds", "seconds", "rows": [...],
      "claims": [{"claim", "value", "low", "high", "goal", "holds"}]}
 
-Beside it lie the same rows as a Markdown table and as a plot. A claim that does not hold stays in the file.
+Each row and each claim is one line of the file. A Markdown table and a plot of the same rows lie beside it. A claim
+that does not hold stays in the file.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from skillweave.progress import console
 from skillweave.report import Table, machine, svg_text, versions
 from skillweave.units import human_seconds
 
-# Our own messages stand for those of the libraries below, which read this when they are imported.
+# The libraries read these variables when they are imported. Our own messages and bars replace theirs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,7 +49,7 @@ _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure with its 95% interval (or its range, where the script says so), and whether it reaches its goal."""
+    """A figure with its 95% interval (or its range, if the benchmark says so), and whether it reaches its goal."""
 
     claim: str
     value: float
@@ -59,7 +60,7 @@ class Claim:
 
 
 def judged(claim: str, value: float, low: float, high: float, goal: str) -> Claim:
-    """A claim with a goal such as ``"> 1"``: it holds where value and both ends of the interval reach the goal."""
+    """A claim with a goal such as ``"> 1"``. It holds if the value and both ends of the interval reach the goal."""
     match = re.fullmatch(r"(<=|>=|<|>) (\d+(?:\.\d+)?)", goal)
     if match is None:
         raise ValueError(f"a goal is a sign and a number, not {goal!r}")
@@ -80,7 +81,7 @@ def bootstrap(
 
 
 def student(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95% interval of a mean over few independent values (Student's t); one value alone tells of no spread."""
+    """Mean and 95% interval (Student's t) of a few independent values. The interval of one value is infinite."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf
@@ -90,7 +91,7 @@ def student(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass
 class Record:
-    """One run of a benchmark: opened by :meth:`begin` from the command line, filled, and closed by :meth:`finish`."""
+    """One run of a benchmark: :meth:`begin` opens it from the command line, :meth:`finish` shows and writes it."""
 
     name: str
     scale: str
@@ -103,13 +104,13 @@ class Record:
 
     @classmethod
     def begin(cls, name: str, options: argparse.Namespace, argv: Sequence[str], seeds: Sequence[int]) -> Record:
-        """A record for the options of :func:`arguments`. A quick run is written only where ``--out`` names a place."""
+        """A record for the options of :func:`arguments`. A quick run is written only if ``--out`` names a folder."""
         out = options.out or (None if options.quick else RESULTS)
         command = shlex.join(["python", "-m", f"benchmarks.{name}", *argv])
         return cls(name, "quick" if options.quick else options.scale, command, list(seeds), out)
 
     def finish(self, table: Table, figure: Figure, seconds: float | None = None) -> None:
-        """Show table and claims; write JSON, Markdown and plot. ``seconds``: what it took, where not since begun."""
+        """Show table and claims; write JSON, Markdown and plot. ``seconds``: the duration, if not since :meth:`begin`."""
         seconds = round(time.monotonic() - self.began if seconds is None else seconds, 1)
         claims = _claim_table(self.claims)
         screen = Console(width=None if sys.stdout.isatty() else 160)
@@ -151,7 +152,7 @@ def result_text(result: Mapping[str, Any]) -> str:
 
 
 def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has; ``scales`` are those it can run at, the first by default."""
+    """A parser with the options of every benchmark. ``scales`` are those it can run at; the first is the default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=scales, default=scales[0], help="size of the models (default: %(default)s)")
     parser.add_argument(
@@ -162,7 +163,7 @@ def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as an option's type."""
+    """A whole number of at least 1, as the type of an option."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too few: at least 1")
@@ -170,7 +171,7 @@ def positive(text: str) -> int:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's ``main`` on the command line: a person's mistake exits with 2 and no traceback."""
+    """Run ``main`` on the command line. A user's mistake exits with 2 and no traceback."""
     try:
         main(sys.argv[1:])
     except UserError as error:

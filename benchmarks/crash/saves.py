@@ -120,9 +120,9 @@ def artefact_saves(folder: Path, shape: MicroShape) -> list[Save]:
 
 
 def training_save(folder: Path, steps: int) -> Save:
-    """A training with a checkpoint after every step; the next save goes on from the newest whole one.
+    """A training run with a checkpoint after every step; the next save resumes from the newest complete one.
 
-    Its result must be the same, to the bit, as that of a training that nothing cut off.
+    Its result must equal that of an uninterrupted run, to the bit.
     """
     from skillweave.methods.training.order import batch_order
     from skillweave.methods.training.processes import Processes
@@ -136,7 +136,7 @@ def training_save(folder: Path, steps: int) -> Save:
     order = batch_order([row_length(row) for row in rows], settings.batch_size, steps, 0)
 
     def train(root: Path) -> None:
-        sweep(root / "run")  # as a run of a method does when it begins
+        sweep(root / "run")  # a run of a method does this when it begins
         with quiet():
             processes = Processes()
             arguments = trainer_arguments(
@@ -159,7 +159,7 @@ def training_save(folder: Path, steps: int) -> Save:
 
 
 def _step(root: Path, version: str, pack: Skillpack) -> None:
-    """A step of a build that saves a pack; the mark of a finished one must never stand beside another one's files."""
+    """A step of a build that saves a pack. The marker of a finished step must never lie beside files of another one."""
     mark = root / "step" / "step.json"
     if os.path.exists(mark) and (told := read_json(mark))["done"]:
         assert (root / "step" / "version.txt").read_text() == told["inputs"]["version"], "marked as another version"

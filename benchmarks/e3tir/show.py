@@ -1,4 +1,4 @@
-"""How the rows of the agents' benchmark are shown."""
+"""Tables and plots of the E3-TIR benchmark."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLOURS = {ZERO: "#999999", SFT_RL: "#D55E00", SFT_RL_FEW: "#E69F00", LUFFY: "#5
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds, score and way with their intervals; ROI with its terms beside it."""
+    """A table with one line for each arm: means over seeds with intervals, and the ROI with its two terms."""
     header = [
         "family, arm",
         "before",

@@ -1,4 +1,4 @@
-"""The agents' benchmark on SmolLM2: arithmetic in steps with a calculator, three arms at equal wall time."""
+"""The E3-TIR benchmark on SmolLM2: arithmetic in steps with a calculator, three arms at equal wall time."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SFT_STEP = {"batch_size": 8, "learning_rate": RATE}
 
 @dataclass(frozen=True)
 class Plan:
-    """One arm with a seed. ``steps``: of its stage, or of both together, chosen so that all arms take about as long."""
+    """One arm with a seed. ``steps`` (of all its stages) are chosen so that all arms take about the same time."""
 
     arm: str
     seed: int
@@ -46,7 +46,7 @@ STEPS = {ZERO: 18, SFT: 120, E3: 12}
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    """Run the small scale; finished runs lie in ``kept``."""
+    """Run the small scale; ``kept`` holds the finished runs."""
     record = Record.begin("e3tir", options, argv, range(1, 1 + (options.seeds or 1)))
     plans = [Plan(arm, seed, STEPS[arm], str(kept)) for seed in record.seeds for arm in STEPS]
     results = run_all(plans, trained, kept, jobs=1, fresh=True)
@@ -56,7 +56,7 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """RL alone; supervised training alone; or a little of that, so that it knows what a call is, warm-up and RL."""
+    """The settings of an arm: RL alone, supervised training alone, or a little of it before warm-up and RL."""
     none = {"steps": 0}
     group = {"prompts": 4, "learning_rate": RATE, "micro_batch_size": 8}
     arms: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 
 def trained(plan: Plan) -> dict[str, Any]:
-    """Train an arm; its learning curve by wall time."""
+    """Train an arm and return its learning curve by wall time."""
     method = get_method("e3tir")
     folder = Path(plan.folder) / f"{plan.arm}-{plan.seed}"
     method.run(open_base(BASE, device="cpu"), method.config.model_validate(settings(plan)), folder)
@@ -110,7 +110,7 @@ def trained(plan: Plan) -> dict[str, Any]:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """E3-TIR against the others at their ends; with one seed the interval is the value."""
+    """Claims: E3-TIR against the other arms at their ends. With one seed the interval is the value."""
     made = []
     for other in (ZERO, SFT):
         pairs = [(_row(rows, E3, seed), _row(rows, other, seed)) for seed in sorted({row["seed"] for row in rows})]
@@ -126,7 +126,7 @@ def _row(rows: Sequence[dict[str, Any]], arm: str, seed: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm and seed."""
+    """A table with one line for each arm and seed."""
     header = [
         "arm",
         "seed",
@@ -160,10 +160,10 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Success by wall time."""
+    """A figure of success by wall time."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
-    # Supervised training is looked at where it begins and ends; what lies between is dotted.
+    # Supervised training is evaluated at its start and its end; the line between them is dotted.
     for arm, colour, line in ((ZERO, "#999999", "o-"), (SFT, "#D55E00", "o:"), (E3, "#0072B2", "o-")):
         for row in rows:
             if row["arm"] == arm:
