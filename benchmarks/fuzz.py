@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     record = Record.begin(NAME, options, argv, [options.first])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.environ["SKILLWEAVE_CACHE"] = str(Path(folder) / "cache")  # remembered fingerprints of these bases are
-        deleted with them tallies = _fuzzed(Path(folder), range(options.first, options.first + count), options.kind,
-        options.jobs)
+        # The remembered fingerprints of these bases are deleted with them.
+        os.environ["SKILLWEAVE_CACHE"] = str(Path(folder) / "cache")
+        tallies = _fuzzed(Path(folder), range(options.first, options.first + count), options.kind, options.jobs)
     for tally in tallies:
         slowest = {"slowest_seconds": round(tally.slowest, 3), "slowest": tally.slowest_case}
         record.rows.append({"kind": tally.kind, "mutations": tally.mutations, **tally.outcomes, **slowest})

@@ -110,7 +110,7 @@ class Record:
         return cls(name, "quick" if options.quick else options.scale, command, list(seeds), out)
 
     def finish(self, table: Table, figure: Figure, seconds: float | None = None) -> None:
-        """Show table and claims; write JSON, Markdown and plot. ``seconds``: the duration, if not since :meth:`begin`."""
+        """Show table and claims; write JSON, Markdown and plot. ``seconds`` (default: since :meth:`begin`)."""
         seconds = round(time.monotonic() - self.began if seconds is None else seconds, 1)
         claims = _claim_table(self.claims)
         screen = Console(width=None if sys.stdout.isatty() else 160)
