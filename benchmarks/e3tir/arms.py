@@ -145,7 +145,7 @@ def _wander(rng: Random, prompt: str, seen: list[str], needed: int, step: Callab
 
 
 def _stages(plan: Plan, expert: dict[str, Any] | None = None, *, whole: bool = False) -> dict[str, Any]:
-    """The settings of a warm-up over a third of the budget, then RL. ``whole``: groups have the expert's whole trace."""
+    """The settings of a warm-up over a third of the budget, then RL. ``whole``: groups have the whole trace."""
     every = _every(plan)
     first = round(WARM_SHARE * plan.budget)
     shares = {"n": N - 1, "m": 1} if whole else {"n": N // 2, "m": N // 2}
