@@ -12,12 +12,12 @@ from helpers.fuzz.oracle import Kind, fuzz
 from helpers.fuzz.packs import pack_kinds
 
 SEEDS, FEW = range(50), range(6)
-"""``FEW`` of the kinds whose readers answer or merge: tens of milliseconds each."""
+"""``FEW`` mutations of kinds whose readers generate or merge, which takes tens of milliseconds each."""
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory):
-    """All kinds by their names. What is remembered of bases lies in a folder of these tests."""
+    """All kinds by their names; remembered fingerprints lie in a folder of these tests."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKILLWEAVE_CACHE", str(folder / "cache"))

@@ -1,4 +1,4 @@
-"""Micro models of every decoder family that this transformers has, with random weights: built in milliseconds."""
+"""Micro models with random weights of every decoder family in transformers, built in milliseconds."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = {family: _SPECIAL.get(family, {}) for family in sorted([*_PLAIN.split(), *_SPECIAL])}
-"""``model_type`` -> what its config needs beyond the common sizes."""
+"""``model_type`` -> the config values that it needs besides the common sizes."""
 
 
 def build(family: str, seed: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""Mutations of files and folders, drawn by a seeded generator: where files break, and where strangers push."""
+"""Random mutations of files and folders, by a seeded generator: accidental damage and deliberate attacks."""
 
 from __future__ import annotations
 
@@ -88,11 +88,11 @@ STRANGE = [
     "x: !!binary aGk=",
     "%TAG ! x",
 ]
-"""Lines that YAML gives a meaning of its own."""
+"""Lines that have a special meaning in YAML."""
 
 
 def mutate_file(rng: Random, file: Path) -> str:
-    """Change one file in one way, as its ending asks for, and tell how."""
+    """Change one file in one way that suits its ending; return a description of the change."""
     ways: list[Callable[[Random, Path], str]] = [_bytes]
     if file.suffix == ".json":
         ways += [_json, _json, _json]
@@ -105,13 +105,13 @@ def mutate_file(rng: Random, file: Path) -> str:
     try:
         return rng.choice(ways)(rng, file)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
-        return _bytes(rng, file)  # an earlier mutation has left nothing of the structure
+        return _bytes(rng, file)  # an earlier mutation destroyed the structure
 
 
 def mutate_folder(rng: Random, folder: Path) -> str:
-    """Change one thing in a folder, and tell what: mostly a file of it, sometimes which files there are."""
+    """Change one thing in a folder, mostly one of its files, sometimes the set of files; return a description."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    # A card is looked at more often than a data file, because more can be wrong in it.
+    # A card is mutated more often than a data file, because more can be wrong in it.
     file = rng.choice([path for path in files for _ in range(3 if path.suffix == ".json" else 2)])
     if rng.random() < 0.8:
         return f"{file.relative_to(folder)}: {mutate_file(rng, file)}"
@@ -119,7 +119,7 @@ def mutate_folder(rng: Random, folder: Path) -> str:
 
 
 def rehash(folder: Path) -> None:
-    """Write the SHA-256 of what the files hold now into every card of a folder, as whoever makes an artefact can."""
+    """Write the current SHA-256 of the files into every card of a folder, as the author of an artefact can."""
     for card in sorted(folder.rglob("*.json"), key=lambda path: -len(path.parts)):
         values = _loaded(card)
         files = values.get("files") if isinstance(values, dict) else None
@@ -132,7 +132,7 @@ def rehash(folder: Path) -> None:
 
 
 def hashed_files(folder: Path) -> set[Path]:
-    """The files of a folder whose hash stands in a card of it."""
+    """The files of a folder whose hash is in one of its cards."""
     found = set()
     for card in folder.rglob("*.json"):
         values = _loaded(card)
@@ -242,7 +242,7 @@ def _json_lines(rng: Random, file: Path) -> str:
 
 
 def mutate_json(rng: Random, values: Any) -> tuple[str, str]:
-    """What was changed in one place of a JSON value, and the text of the new one."""
+    """The place that was changed in a JSON value, and the text of the new value."""
     holder, key = rng.choice(list(_places(values)))
     old = holder[key]
     way = rng.choice(["number", "text", "type", "delete", "rename", "add", "twice", "swap", "wrap", "deep", "nudge"])
@@ -288,7 +288,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _holds(value: Any, holder: Any) -> bool:
-    """Whether ``holder`` is ``value`` or lies anywhere in it: each place is looked at once."""
+    """Whether ``holder`` is ``value`` or lies anywhere in it; each place is visited once."""
     return value is holder or any(inner[key] is holder for inner, key in _places(value))
 
 
@@ -296,7 +296,7 @@ def _holds(value: Any, holder: Any) -> bool:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Any], bytearray]:
-    """The header and the data of a safetensors file, as its format says, without the library."""
+    """The header and the data of a safetensors file, read without the library."""
     data = file.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + size]), bytearray(data[8 + size :])
@@ -436,5 +436,5 @@ def _files(rng: Random, folder: Path, file: Path, other: Path) -> str:
 
 
 def packed(text: str) -> bytes:
-    """The text as ``.gz`` holds it, the same bytes at any time of day."""
+    """The text compressed with gzip, without a timestamp, so that the bytes are always the same."""
     return gzip.compress(text.encode(), mtime=0)
