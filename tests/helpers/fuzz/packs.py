@@ -171,7 +171,7 @@ def _adapters(folder: Path) -> list[Kind]:
     return kinds
 
 
-# -- what travels with a pack ----------------------------------------------------------------------------------------------
+# -- what travels with a pack ---------------------------------------------------------------------------------------
 
 
 def _carried(files: dict[str, bytes]) -> Found:
