@@ -183,7 +183,7 @@ def test_names_that_cannot_be(base, packs, router, tmp_path):
     for name in ("auto", "base"):
         with pytest.raises(UserError, match="cannot name a pack: it stands for"):
             Weave.write(tmp_path / "w", base, {name: packs["b"]})
-    with pytest.raises(UserError, match="would be one folder where case is ignored"):
+    with pytest.raises(UserError, match="would be one folder on a system that ignores case"):
         Weave.write(tmp_path / "w", base, {"b": packs["b"], "B": packs["b"]})
     with pytest.raises(UserError, match="cannot name a pack: use 1 to 64 letters"):
         Weave.write(tmp_path / "w", base, {"../up": packs["b"]})

@@ -5,7 +5,15 @@ import torch
 
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import linear
-from skillweave.weave.linear import float_matmul, grouped_delta, int_matmul, token_codes
+from skillweave.weave.linear import (
+    Segment,
+    add_to_rows,
+    float_matmul,
+    int_matmul,
+    into_rank,
+    out_of_rank,
+    token_codes,
+)
 from skillweave.weave.stack import Factors, GroupStack
 
 CPU = torch.device("cpu")
@@ -30,6 +38,18 @@ def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
         unsmooth = None if smooth is None else 1 / smooth.float()
         stack.add(name, {module: Factors.of(parts, CPU) for module, parts in modules.items()}, unsmooth)
     return stack
+
+
+def grouped_delta(x: torch.Tensor, segments: list[Segment], module: str) -> torch.Tensor:
+    """What the packs add to the output of ``module``: float (N, T, in) -> float32 (N, T, out); 0 where no pack is used.
+
+    The packed model takes the same three steps, but shares the first among the modules of a group.
+    """
+    width = segments[0].parts[module].A.shape[1]
+    total = torch.zeros(*x.shape[:-1], width, device=x.device)
+    for segment in segments:
+        add_to_rows(total, segment.rows, out_of_rank(into_rank(x, segment), segment.parts[module]))
+    return total
 
 
 @pytest.fixture

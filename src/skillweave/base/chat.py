@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
 from skillweave.base.template import apply_template, called, place_of
@@ -57,13 +57,22 @@ def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     return "\n".join(str(message.get("content") or "") for message in messages)
 
 
-def prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+def is_token_ids(prompt: Prompt | Sequence[int]) -> TypeGuard[Sequence[int]]:
+    """Whether a prompt is given as token ids, and not as text or messages."""
+    return not isinstance(prompt, str | Mapping) and len(prompt) > 0 and isinstance(prompt[0], int)
+
+
+def prompt_ids(tokenizer: Any, prompt: Prompt | Sequence[int]) -> list[int]:
     """Token ids of :func:`prompt_text`; special tokens are added only where no template wrote them.
+
+    A prompt that is given as token ids is returned as it is.
 
     There is one token of the text's beginning at most, and none of its end: the model is to go on. Raises
     :class:`UserError` for a text with half a character, as a command's argument has that is not UTF-8.
     """
-    text = prompt_text(tokenizer, prompt)
+    if is_token_ids(prompt):
+        return list(prompt)
+    text = prompt_text(tokenizer, cast(Prompt, prompt))
     try:
         text.encode()
     except UnicodeEncodeError as error:

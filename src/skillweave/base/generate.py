@@ -19,6 +19,7 @@ from transformers import StoppingCriteriaList
 from skillweave.base.chat import Prompt, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
+from skillweave.base.template import called
 from skillweave.base.thoughts import MARK_TOKENS, Markers, opened_thought, template_thought_markers
 from skillweave.base.voice import OwnEnds, Voice, padding_id
 from skillweave.errors import UserError
@@ -64,26 +65,48 @@ def context_length(model: Any) -> int | None:
 
 
 def encode_prompts(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], voices: Sequence[Voice] | None = None
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt | Sequence[int]],
+    voices: Sequence[Voice] | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """Token ids of each prompt, written by ``tokenizer`` or by the voice of each.
 
-    A prompt that leaves no room for an answer, or holds a token that the model has no row for, is a :class:`UserError`
-    naming it.
+    ``numbers`` are those of the prompts, from 0, for errors; None: 0, 1, 2, ... Raises as :func:`check_prompt`.
     """
-    limit, held = context_length(model), model.get_input_embeddings().weight.shape[0]
     voices = voices or [Voice(tokenizer)] * len(prompts)
+    numbers = range(len(prompts)) if numbers is None else numbers
     encoded = [prompt_ids(voice.tokenizer, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
-    for index, (ids, voice) in enumerate(zip(encoded, voices, strict=True)):
-        check_has_rows(voice.tokenizer, ids, held if voice.rows is None else voice.rows, f"prompt {index + 1}")
-        if not ids:
-            raise UserError(f"prompt {index + 1} is empty: write at least one word")
-        if limit is not None and len(ids) >= limit:
-            raise UserError(
-                f"prompt {index + 1} has {len(ids)} tokens; the model's context is {limit}, answer included. "
-                f"Shorten it. It begins: {str(prompts[index])[:60]!r}"
-            )
+    for number, ids, voice, prompt in zip(numbers, encoded, voices, prompts, strict=True):
+        check_prompt(model, voice, ids, number, beginning=str(prompt)[:60])
     return encoded
+
+
+def check_prompt(
+    model: Any, voice: Voice, ids: Sequence[int], number: int, *, beginning: str = "", with_tools: bool = False
+) -> None:
+    """Raise :class:`UserError` for a prompt that is empty, leaves no room for an answer, or has a token without a row.
+
+    The error names the prompt by ``number`` (from 0) and by its ``beginning``, and a template that travels with a pack
+    by the pack. ``with_tools``: the ids hold a description of tools too.
+    """
+    what = f"prompt {number + 1}"
+    rows = model.get_input_embeddings().weight.shape[0] if voice.rows is None else voice.rows
+    check_has_rows(voice.tokenizer, ids, rows, what)
+    if not ids:
+        raise UserError(f"{what} is empty: write at least one word")
+    limit = context_length(model)
+    if limit is not None and len(ids) >= limit:
+        size = f"{what} has {len(ids)} tokens"
+        size += " with what tells the model of its tools" if with_tools else ""
+        if owner := getattr(voice.tokenizer, "travels_with", None):
+            written_by = called(voice.tokenizer) if voice.tokenizer.chat_template else f"the tokenizer of {owner}"
+            size += f", as {written_by} writes it"
+        fix = "Shorten it, or give fewer tools." if with_tools else "Shorten it."
+        begins = f" It begins: {beginning!r}" if beginning else ""
+        raise UserError(f"{size}; the model's context is {limit}, answer included. {fix}{begins}")
 
 
 def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> None:
@@ -126,10 +149,11 @@ def generate(
 def generate_answers(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt | Sequence[int]],
     sampling: Sampling | None = None,
     *,
     voices: Sequence[Voice] | None = None,
+    numbers: Sequence[int] | None = None,
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     apart: Callable[[int], Hashable] | None = None,
     streamer: Any = None,
@@ -139,6 +163,7 @@ def generate_answers(
 
     ``voices`` gives each prompt a tokenizer, end tokens and sampling defaults of its own, in place of ``tokenizer`` and
     the model's; the prompts of one batch may have different ones, but for the defaults.
+    ``numbers`` as in :func:`encode_prompts`.
     ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it. Prompts for
     which ``apart(index)`` differs are never in one batch.
     ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
@@ -146,7 +171,8 @@ def generate_answers(
     """
     sampling = sampling or Sampling()
     voices = voices or [Voice(tokenizer)] * len(prompts)
-    encoded = encode_prompts(model, tokenizer, prompts, voices)
+    numbers = range(len(prompts)) if numbers is None else numbers
+    encoded = encode_prompts(model, tokenizer, prompts, voices, numbers=numbers)
     rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
     limit = context_length(model)
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
@@ -174,7 +200,8 @@ def generate_answers(
                             streamer=streamer,
                         )
                 except NoProbabilities as error:
-                    raise NoProbabilities(f"prompt {batch[error.row] + 1}: {error}", batch[error.row]) from None
+                    row = batch[error.row]
+                    raise NoProbabilities(f"prompt {numbers[row] + 1}: {error}", row) from None
                 for row, answer in zip(batch, written, strict=True):
                     answers[row].append(answer)
                 advance(len(batch))

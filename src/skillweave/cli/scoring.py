@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from skillweave.base import Prompt, Sampling
-from skillweave.cli.tools import OpenTools, answered
+from skillweave.cli.prompts import pack_of
 from skillweave.engine import LocalEngine
 from skillweave.tasks import Entry, Score, Task, evaluate
 from skillweave.tasks.few_shot import ask_with, draw_examples
+from skillweave.tools.conversation import OpenTools
 from skillweave.weave import Reply
 
 
@@ -75,7 +76,8 @@ def rate(
     replies: list[Reply] = []
 
     def texts(prompts: list[Prompt]) -> list[str | None]:
-        replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, tools, label=f"answer {task.name}")
+        named = pack_of(pack, engine.default)
+        replies[:] = engine.weave.generate(prompts, named, sampling, tools, label=f"answer {task.name}")
         return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split=split, limit=limit, samples=samples, ask=examples.ask)

@@ -1,4 +1,4 @@
-"""What generates tokens: the local engine, for a weave, a pack, a delta or a plain model alike."""
+"""Open a weave, a pack, a delta or a plain model by name, and let it answer in this process."""
 
 from skillweave.engine.local import LocalEngine, open_engine
 

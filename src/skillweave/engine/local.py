@@ -1,11 +1,11 @@
-"""The local engine: whatever was named is opened as a weave in this process and answers in mixed batches."""
+"""The local engine: opens whatever is named as a weave in this process, and streams answers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from transformers import TextStreamer
@@ -16,22 +16,18 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
-from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
-from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
+from skillweave.weave import AUTO, BASE, Reply, Weave, is_weave
 
 
-class _ToFile(TextStreamer):
-    """Streams decoded text to a file object as it is made."""
+class _FileStreamer(TextStreamer):
+    """Writes the text of an answer to a file as its tokens are generated, without the prompt and the end token."""
 
-    def __init__(self, tokenizer, file: TextIO, stops: Collection[int]) -> None:
-        super().__init__(
-            tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )  # fmt: skip
+    def __init__(self, tokenizer: Any, file: TextIO, stops: Collection[int]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self._file, self._stops = file, stops
 
     def put(self, value: torch.Tensor) -> None:
-        # An end token need not be one that decoding skips.
+        # Decoding skips special tokens, but an end token may be an ordinary one.
         if self.next_tokens_are_prompt or value.tolist()[-1] not in self._stops:
             super().put(value)
 
@@ -42,44 +38,25 @@ class _ToFile(TextStreamer):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """A weave, and the pack that answers where the caller names none (None: the plain base)."""
+    """An opened weave, and the pack that answers if the user names none.
+
+    ``default`` is a pack's name, ``AUTO`` (the router chooses), or None (the plain base).
+    """
 
     weave: Weave
     default: str | None
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        packs: Sequence[str | None],
-        sampling: Sampling | None = None,
-        *,
-        label: str | None = None,
-    ) -> list[Reply]:
-        """Answer each prompt with its pack: a name, ``auto`` (the router), ``base``, or None for the default."""
-        return self.weave.generate(prompts, [self._pack(name) for name in packs], sampling, label=label)
-
-    def converse(
-        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
-        label: str | None = None,
-    ) -> list[ToolReply]:  # fmt: skip
-        """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
-        return converse_with(
-            self.weave, prompts, [self._pack(name) for name in packs], toolbox, use, temperature=temperature,
-            top_p=top_p, seed=seed, model_defaults=model_defaults, label=label,
-        )  # fmt: skip
-
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
-        """Answer one prompt, written to ``file`` as the tokens come; the route taken is noted on the console."""
-        route = self.weave.choose([prompt], self._pack(pack))[0]
+        """Answer one prompt, and write the answer to ``file`` while it is generated.
+
+        ``pack`` is as in :meth:`Weave.generate`. The pack that the router chooses is printed on the console.
+        """
+        route = self.weave.choose([prompt], [pack])[0]
         if route.confidence is not None:
             console.print(f"route: {route.pack or BASE} ({100 * route.confidence:.0f}%)", style="dim")
         voice = self.weave.voice(route.pack)
-        streamer = _ToFile(voice.tokenizer, file, voice.stops(self.weave.base.model))
+        streamer = _FileStreamer(voice.tokenizer, file, voice.stops(self.weave.base.model))
         return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
-
-    def _pack(self, name: str | None) -> str | None:
-        return {None: self.default, BASE: None}.get(name, name)
 
 
 def open_engine(
@@ -87,8 +64,9 @@ def open_engine(
 ) -> LocalEngine:
     """Open a weave, skillpack or delta folder, or a model by any reference that ``open_base`` takes.
 
-    A weave answers through its router, a pack's folder with that pack, the others as they are. ``base`` stands for
-    the base that an artefact names, where it lies elsewhere. Raises :class:`UserError`.
+    By default a weave with a router lets the router choose, a skillpack folder answers with its pack, and everything
+    else answers as it is. ``base`` replaces the reference to the base that an artefact holds, for a base that is in
+    another place now. A delta is applied in float32 unless ``dtype`` is given. Raises :class:`UserError`.
     """
     folder = Path(target)
     if is_weave(folder):
@@ -108,6 +86,6 @@ def open_engine(
 
 
 def _tuned(delta: Delta, base: str | None, dtype: str | None, device: str | None) -> Base:
-    # float32 unless told otherwise: the sum of base and delta is then not rounded back to the base's dtype.
+    # In float32 the sum of base and delta is not rounded to the base's dtype.
     opened = open_base(base or delta.base_ref, dtype=dtype or "float32", device=device)
     return delta.apply(opened, in_place=True)

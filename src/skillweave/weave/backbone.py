@@ -1,8 +1,8 @@
-"""The backbone of a weave: the base plus a delta that all its packs share, so that every skill inherits it.
+"""The backbone of a weave: the base plus a delta that all packs share, so that every skill inherits its changes.
 
-A weave keeps the delta and the name of the base, not the tuned model. What is opened from them is, to the bit, what
-:func:`skillweave.delta.write_tuned` writes and ``open_base`` then opens: each changed tensor is summed in the base's
-stored dtype first, and only then cast to the dtype it is served in. [ours]
+A weave stores the delta and the name of the base, not the tuned model. The model opened from them is bit for bit the
+one that :func:`skillweave.delta.write_tuned` writes and ``open_base`` opens: each changed tensor is summed in the
+base's stored dtype first, and only then cast to the dtype in which it is served. [ours]
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from skillweave.pack import BaseRef
 from skillweave.weave.card import WeaveCard, check_part
 
 FOLDER = "backbone"
-"""Where the delta lies in the weave."""
+"""The folder of the delta in the weave."""
 
 
 class _Tuned(Checkpoint):
-    """The tensors of base + delta, one at a time, as :func:`~skillweave.delta.write_tuned` writes them."""
+    """The tensors of base + delta, read one at a time, as :func:`~skillweave.delta.write_tuned` writes them."""
 
     def __init__(self, base: Path, delta: Delta) -> None:
         super().__init__(base)
@@ -43,19 +43,19 @@ class _Tuned(Checkpoint):
 
 
 def tuned_fingerprint(base: Path, delta: Delta) -> str:
-    """The fingerprint of the folder that ``write_tuned`` would write; memory is that of one tensor, nothing is written.
+    """The fingerprint of the folder that ``write_tuned`` would write. Nothing is written; memory is that of one tensor.
 
-    ``base`` is the Hugging Face folder that ``delta`` belongs on. Raises :class:`UserError` where it does not fit.
+    ``base`` is the Hugging Face folder of the base of ``delta``. Raises :class:`UserError` if the delta does not fit.
     """
     return hash_tensors(_Tuned(base, delta))
 
 
 def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
-    """The base that ``delta`` names, once it is sure that base + delta is ``backbone``. Raises :class:`UserError`."""
+    """The base that ``delta`` names. Raises :class:`UserError` unless base + delta is ``backbone``."""
     path = resolve(delta.base_ref)
     delta.check_base(fingerprint(path), delta.base_ref)
-    if (found := tuned_fingerprint(path, delta)) != backbone.fingerprint:
-        made, wanted = shortened(found, backbone.fingerprint)
+    if (actual := tuned_fingerprint(path, delta)) != backbone.fingerprint:
+        made, wanted = shortened(actual, backbone.fingerprint)
         raise UserError(
             f"the backbone's delta makes {made} of {delta.base_ref}, and {backbone.ref} is {wanted}: "
             "give the model that the delta makes (skillweave.delta.write_tuned writes "
@@ -66,7 +66,7 @@ def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
 
 
 def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
-    """Put the delta into the weave: of a folder the files that its card names, byte for byte."""
+    """Write the delta into the weave. From a folder, the files that its card names are copied byte for byte."""
     if isinstance(backbone, Delta):
         backbone.save_pretrained(weave / FOLDER)
     else:
@@ -74,7 +74,7 @@ def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
 
 
 def read_backbone(weave: Path, card: WeaveCard) -> Delta:
-    """The delta of a weave that has a backbone. Raises :class:`UserError` where it is not the one it was woven with."""
+    """The delta of a weave with a backbone. Raises :class:`UserError` if it is not the delta that the weave names."""
     if not is_delta(weave / FOLDER):
         raise UserError(f"{weave / FOLDER} is missing: the weave is incomplete. Copy or build it again.")
     check_part(weave, card, f"{FOLDER}/{DELTA_FILE}")
@@ -83,20 +83,20 @@ def read_backbone(weave: Path, card: WeaveCard) -> Delta:
 
 @torch.no_grad()
 def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
-    """The backbone of the weave: ``base``, open as its files hold it in any dtype, with the delta added in place.
+    """Add the weave's delta to ``base`` in place, and return the result: the backbone.
 
-    Nothing is changed unless the delta belongs on ``base`` and makes the fingerprint ``expected`` of its files;
-    otherwise :class:`UserError`.
+    ``base`` is open in any dtype, with the values of its files. Raises :class:`UserError`, and then changes nothing,
+    if the delta belongs on another base, or base + delta does not have the fingerprint ``expected``.
     """
     delta = read_backbone(weave, card)
     if delta.base_fingerprint != base.fingerprint:
         raise UserError(
-            f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was exchanged. "
+            f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was replaced. "
             f"Copy or build the weave again."
         )
     tuned = _Tuned(base.path, delta)
-    if (found := hash_tensors(tuned)) != expected:
-        made, wanted = shortened(found, expected)
+    if (actual := hash_tensors(tuned)) != expected:
+        made, wanted = shortened(actual, expected)
         raise UserError(
             f"{weave / FOLDER} makes {made} of {base.ref}, and weave.json names {wanted}: it is "
             f"another backbone than the packs were made on. Copy or build the weave again."
