@@ -149,7 +149,7 @@ def test_a_base_that_moved_is_named_with_the_way_out(folder, tmp_path, micro_bas
 
 
 def test_damaged_and_newer_and_missing_cards(folder, base, tmp_path):
-    with pytest.raises(UserError, match=r"no weave: it has no weave\.json"):
+    with pytest.raises(UserError, match=r"not a weave: it has no weave\.json"):
         Weave.from_pretrained(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "w")
     text = (copy / "weave.json").read_text()
