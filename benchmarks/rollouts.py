@@ -28,7 +28,7 @@ from skillweave.base import open_base
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.report import Table
 from skillweave.tools import CallFormat, Toolbox
-from skillweave.tools.loop import Start, TurnLimits, play
+from skillweave.tools.conversation import ConversationSettings, Start, play
 from skillweave.tools.writer import Writer
 
 NAME = "rollouts"
@@ -136,7 +136,7 @@ def _call(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
         form = CallFormat(tokenizer, toolbox, instruction="")
         writer = _Scripted(Writer(model, tokenizer), form, setting, way)
         starts = [Start(form.prompt_ids(f"wait {index}"), index) for index in range(setting.rows)]
-        play(writer, form, toolbox, starts, TurnLimits(), None)
+        play(writer, form, toolbox, starts, ConversationSettings(), None)
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------

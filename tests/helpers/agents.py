@@ -23,7 +23,7 @@ from skillweave.tasks.traces import scripted_traces
 from skillweave.tasks.with_tools import AgentTask, load_agent
 from skillweave.tools.call import EXPERT, POLICY, TOOL
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.loop import Episode
+from skillweave.tools.conversation import Episode
 
 WORDS = ('<tool_call>{"name": "search", "arguments": {"query": "', '"}}</tool_call>')
 """One token each in the micro base: a call of seven more is short."""

@@ -146,9 +146,9 @@ def test_the_weave_needs_nothing_of_the_work_folder(
     asked = ["Sort from smallest to largest: 9, 4", "Who keeps stall 2?"]
     expected = [texts[0] for texts in generate(model.model, model.tokenizer, asked, Sampling(max_new_tokens=6))]
     (tmp_path / "weave.work").rename(tmp_path / "gone")
-    replies = open_engine(str(out)).generate(asked, ["base", "base"], Sampling(max_new_tokens=6))
+    replies = open_engine(str(out)).weave.generate(asked, None, Sampling(max_new_tokens=6))
     assert [reply.text for reply in replies] == expected
-    assert open_engine(str(out)).generate(asked, ["sort", "auto"], Sampling(max_new_tokens=6))[0].pack == "sort"
+    assert open_engine(str(out)).weave.generate(asked, ["sort", "auto"], Sampling(max_new_tokens=6))[0].pack == "sort"
     show_weave(read_card(out), out)
     assert "the base after cku (sha256:" in capsys.readouterr().out
 

@@ -18,8 +18,8 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
-from skillweave.weave import Weave, converse_with
+from skillweave.tools.conversation import ConversationSettings, OpenTools
+from skillweave.weave import Weave
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
 BIG = ZipConfig(budget="1MB", bits=8)
@@ -121,7 +121,7 @@ def test_a_pack_answers_as_its_tune_does(made) -> None:
         streamed = {}
         for target in (place / name, place / "packs" / name):
             engine, file = open_engine(str(target), device="cpu"), io.StringIO()
-            streamed[target] = engine.stream("hello", None, Sampling(max_new_tokens=3), file), file.getvalue()
+            streamed[target] = engine.stream("hello", engine.default, Sampling(max_new_tokens=3), file), file.getvalue()
         (tune, seen), (pack, shown) = streamed.values()
         assert tune.text == pack.text
         assert seen == shown
@@ -193,14 +193,14 @@ def test_conversations_with_tools_are_held_in_the_packs_own_words(made) -> None:
     """The base has no template and refuses; each pack is asked with its own, and stops at its own ends."""
     _, opened, packs = made
     weave = Weave.of(opened, packs)
-    use, names = Asking(instruction="", max_tokens=24), ["other", "chat", "other"]
+    use, names = ConversationSettings(instruction="", max_tokens=24), ["other", "chat", "other"]
     with Toolbox() as box:
-        mixed = converse_with(weave, ["hello", "hello", "x"], names, box, use)
+        mixed = weave.generate(["hello", "hello", "x"], names, tools=OpenTools(box, use))
         with pytest.raises(UserError, match="chat template"):
-            converse_with(weave, ["hello"], None, box, use)
+            weave.generate(["hello"], tools=OpenTools(box, use))
     plain = weave.generate(["hello", "hello", "x"], names, Sampling(max_new_tokens=24))
-    assert [reply.last.removesuffix(reply.last[-1:]) for reply in mixed if reply.ended == "answer"] == [
-        reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"
-    ]
+    assert [
+        reply.conversation.last.removesuffix(reply.conversation.last[-1:]) for reply in mixed if reply.ended == "answer"
+    ] == [reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"]
     assert any(reply.ended == "answer" for reply in mixed)
     assert opened.model.generation_config.eos_token_id == 1

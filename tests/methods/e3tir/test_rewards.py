@@ -9,7 +9,7 @@ from skillweave.methods.e3tir.config import RewardSettings
 from skillweave.methods.e3tir.rewards import reward_parts
 from skillweave.tools import Call, CallFormat, Outcome, Toolbox
 from skillweave.tools.builtin import calculator
-from skillweave.tools.loop import Episode, Start, TurnLimits, play
+from skillweave.tools.conversation import ConversationSettings, Episode, Start, play
 from skillweave.tools.turn import call_text
 
 
@@ -78,7 +78,7 @@ def test_a_call_that_came_to_nothing_earns_no_bonus_for_several_tools(second, bo
     turns = [call_text(Call("calculator", {"expression": "1+1"})), call_text(Call(second, arguments)), "2"]
     with Toolbox([calculator, reverse, broken]) as toolbox:
         form = CallFormat(tokenizer, toolbox, instruction="")
-        (held,) = play(Says(tokenizer, turns), form, toolbox, [Start([5], 0)], TurnLimits(), None)
+        (held,) = play(Says(tokenizer, turns), form, toolbox, [Start([5], 0)], ConversationSettings(), None)
     assert (held.answer, held.calls, held.failures) == ("2", 2, int(second == "broken"))
     assert reward_parts(held, 1.0, TOOL_STAR) == {"answer": 1.0, "format": 0.0, "tools": bonus}
 

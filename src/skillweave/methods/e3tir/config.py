@@ -154,7 +154,7 @@ class E3tirConfig(ModelSettings):
     @property
     def tool_use(self) -> ToolUse:
         """The tool settings to use when querying the trained model."""
-        own = self.rollout.model_dump(include=set(ConversationSettings.model_fields))
+        own = self.rollout.model_dump(include=set(ConversationSettings.model_fields) - {"instruction"})
         return ToolUse(tools=self.tools, instruction=self.instruction, **own)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from skillweave.methods.e3tir.config import RewardSettings
-from skillweave.tools.loop import Episode
+from skillweave.tools.conversation import Episode
 
 
 def reward_parts(episode: Episode, score: float, settings: RewardSettings) -> dict[str, float]:

@@ -27,7 +27,7 @@ from skillweave.tasks import Entry
 from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.call import EXPERT, TOOL
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.loop import Episode, Start, play
+from skillweave.tools.conversation import Episode, Start, play
 from skillweave.tools.writer import Writer
 
 _AGAIN = "/"

@@ -11,7 +11,7 @@ from torch import Tensor
 from skillweave.tasks.traces import Trace
 from skillweave.tools.call import EXPERT, TOOL, Call
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.loop import Episode, Start
+from skillweave.tools.conversation import Episode, Start
 
 
 @dataclass(frozen=True)
