@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from skillweave.base.chat import (
+    Message,
+    Prompt,
+    as_messages,
+    check_told,
+    rendered,
+    rendered_ids,
+    text_of,
+    tools_of,
+)
+from skillweave.base.ends import control_tokens, turn_end
 from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
 from skillweave.tools.turn import CLOSE, OPEN, Thoughts, Turn, read_turn
-
-if TYPE_CHECKING:
-    from skillweave.base.chat import Message, Prompt
 
 _CUT = "..."
 _CHARACTERS = 100
@@ -43,8 +51,6 @@ class CallFormat:
         self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None,
         thoughts: Thoughts = "strip",
     ) -> None:  # fmt: skip
-        from skillweave.base.ends import control_tokens, turn_end
-
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
         self._toolbox, self._thoughts = toolbox, thoughts
@@ -66,8 +72,6 @@ class CallFormat:
         Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
         its own, which nobody here could run.
         """
-        from skillweave.base.chat import as_messages, check_told, rendered_ids, tools_of
-
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
         messages = as_messages(prompt)
@@ -81,8 +85,6 @@ class CallFormat:
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as the text that :meth:`read` takes; a mark of a call may be a special token: none is skipped."""
-        from skillweave.base.chat import text_of
-
         return text_of(self.tokenizer, ids, special=True)
 
     def read(self, text: str, before: str = "") -> Turn:
@@ -174,8 +176,6 @@ class CallFormat:
             return False
 
     def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
-        from skillweave.base.chat import rendered
-
         try:
             return rendered(self.tokenizer, messages, tools=tools)
         except UserError as error:

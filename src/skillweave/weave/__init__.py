@@ -6,7 +6,6 @@ from skillweave.lazy import lazily
 
 if TYPE_CHECKING:
     from skillweave.weave.card import WeaveCard, is_weave, read_card
-    from skillweave.weave.linear import grouped_delta
     from skillweave.weave.packed_model import PackedModel
     from skillweave.weave.request import AUTO, Conversation, Reply, Request
     from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
@@ -16,7 +15,6 @@ __getattr__ = lazily(
     __name__,
     {
         "card": "WeaveCard is_weave read_card",
-        "linear": "grouped_delta",
         "router": "BASE Route Router background_prompts check_layer fit_router",
         "request": "AUTO Conversation Reply Request",
         "weave": "Weave",
@@ -38,7 +36,6 @@ __all__ = [
     "background_prompts",
     "check_layer",
     "fit_router",
-    "grouped_delta",
     "is_weave",
     "read_card",
 ]
