@@ -7,7 +7,6 @@ The woven model is an ordinary causal LM to this function; which pack each row u
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
+from skillweave.base.batching import batch_rows, pad_left
 from skillweave.base.chat import Prompt, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
@@ -97,14 +97,6 @@ def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> 
         )
 
 
-def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both (B, T) int64, padded on the left so that every row ends at the last column."""
-    width = max(len(ids) for ids in sequences)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in sequences], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
-    return ids, mask
-
-
 def generate(
     model: Any,
     tokenizer: Any,
@@ -181,23 +173,6 @@ def generate_answers(
     finally:
         model.train(was_training)
     return answers
-
-
-def batch_rows(
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    room: Sequence[int],
-    batch_size: int,
-    apart: Callable[[int], Hashable] | None = None,
-) -> list[list[int]]:
-    """Batches of rows, longest first. Rows of one batch may all write equally many tokens, so that a prompt near the
-    end of the context does not cut short the answers beside it. ``lengths`` and ``room`` are tokens, by row. Rows for
-    which ``apart`` differs are in batches of their own."""
-    kinds: dict[Hashable, list[int]] = {}
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        kinds.setdefault(apart(row) if apart else None, []).append(row)
-    groups = [list(group) for kind in kinds.values() for _, group in itertools.groupby(kind, key=lambda row: room[row])]
-    return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
 
 
 @dataclass(frozen=True)

@@ -122,19 +122,9 @@ def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], to
 
     ``read`` must give the shape and dtype that ``specs`` announces. Not atomic: call it inside ``atomic_folder``.
     """
-    # Wide types first keep every tensor aligned to its element size, as the library does.
-    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        shape, dtype = specs[name]
-        start, end = end, end + spec_bytes(specs[name])
-        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    order, head = _header(specs)
     sha = hashlib.sha256()
     with open(path, "wb") as file:
-        head = len(text).to_bytes(8, "little") + text
         file.write(head)
         sha.update(head)
         for name in order:
@@ -145,6 +135,26 @@ def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], to
             file.write(piece)
             sha.update(piece)
     return sha.hexdigest()
+
+
+def file_bytes(specs: Mapping[str, Spec]) -> int:
+    """Return the exact size of the file that :func:`write_stream` writes for tensors of these shapes and dtypes."""
+    return len(_header(specs)[1]) + sum(spec_bytes(spec) for spec in specs.values())
+
+
+def _header(specs: Mapping[str, Spec]) -> tuple[list[str], bytes]:
+    """Return the names in the order of the file, and the bytes before the first tensor."""
+    # Wide types first keep every tensor aligned to its element size, as the library does.
+    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        shape, dtype = specs[name]
+        start, end = end, end + spec_bytes(specs[name])
+        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
