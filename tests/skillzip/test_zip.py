@@ -14,7 +14,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack, reference_forward
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.skillzip.job import Job
+from skillweave.skillzip.draft import Draft
 
 CALIBRATION = [(f"what is {i} and {i}", f"it is {2 * i}, of course") for i in range(8)]
 
@@ -81,12 +81,12 @@ def test_any_budget_is_met_and_used(base: Base, delta: Delta, budget: int) -> No
 
 
 def test_estimates_that_are_off_still_end_in_a_fit(base: Base, delta: Delta, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Job.free_bytes
+    real = Draft.free_bytes
 
-    def dearer_together(job: Job, entries: dict) -> int:
-        return real(job, entries) - 7 * len(entries) ** 2  # more than the sum of each: no estimate can know
+    def dearer_together(draft: Draft, entries: dict) -> int:
+        return real(draft, entries) - 7 * len(entries) ** 2  # more than the sum of each: no estimate can know
 
-    monkeypatch.setattr(Job, "free_bytes", dearer_together)
+    monkeypatch.setattr(Draft, "free_bytes", dearer_together)
     pack = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t")
     assert 15_000 < pack.nbytes <= 20_000
 

@@ -17,6 +17,7 @@ from skillweave.terminal import one_line
 
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50
+_SIZE_WIDTH = 72
 
 
 def card_text(card: PackCard) -> str:
@@ -71,7 +72,8 @@ def travels(card: PackCard) -> list[tuple[str, str]]:
 
 def _size(weight: PackBytes) -> str:
     share = f", {weight.total / weight.bf16_delta:.2%} of the delta in bf16" if weight.bf16_delta else ""
-    return f"{weight.total} bytes in all{share}"
+    # A fixed width: the length of this text must not depend on the total, which counts this text too.
+    return f"{weight.total} bytes in all{share}".ljust(_SIZE_WIDTH)
 
 
 def score_text(value: Any) -> str:

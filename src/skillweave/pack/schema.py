@@ -42,6 +42,8 @@ from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 
 SCHEMA_VERSION = 2
+_BYTES_WIDTH = 13
+"""Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 """What a pack may be called: it names a folder, and a model to those who ask a server for it."""
 RESERVED = {"base": "the plain base", "auto": "the router's choice"}
@@ -224,14 +226,16 @@ class PackCard(_Strict):
     def to_json(self) -> str:
         """The text of ``skillpack.json``: indented, but one line an entry, for there are hundreds."""
         empty = set() if self.from_base else {"from_base"}
-        values = self.model_dump(mode="json", exclude={"entries", *empty})
+        values = self.model_dump(mode="json", exclude={"bytes", "entries", *empty})
+        # A fixed width: the length of this text must not depend on the total, which counts this text too.
+        sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)
         lines = []
         for name, entry in self.entries.items():
             fields = {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}
             lines.append(f"    {json.dumps(name)}: {json.dumps(fields, separators=(',', ':'))}")
         entries = "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
-        head = json.dumps(values, indent=2, ensure_ascii=False)
-        return f'{head[: -len(chr(10) + "}")]},\n  "entries": {entries}\n}}\n'
+        head = json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}")
+        return f'{head},\n  "bytes": {{{sizes}}},\n  "entries": {entries}\n}}\n'
 
 
 def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], str | None]]:

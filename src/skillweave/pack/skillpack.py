@@ -14,24 +14,23 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, write_tensors, write_text
+from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
+from skillweave.base.safetensors_io import Spec, write_stream
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
-from skillweave.delta.carry import FOLDER, Carried, save_files
+from skillweave.delta.carry import Carried, save_files
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import sha256_file, shortened
+from skillweave.files.hashes import shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, RowsEntry, WholeEntry
+from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
 from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
-
-_METADATA = {"skillpack": str(SCHEMA_VERSION)}
+from skillweave.pack.weigh import weigh
 
 
 class Skillpack:
@@ -58,11 +57,11 @@ class Skillpack:
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
-            write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
-            self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
+            data_hash = write_stream(temporary / DATA_FILE, self.specs, self.tensors.__getitem__)
+            self.card.files = {DATA_FILE: data_hash, **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
             self.card.schema_version = self.card.oldest_version()
-            self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
+            self.card.bytes = weigh(self.card, self.specs, self.carried)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))
         return folder
@@ -86,38 +85,14 @@ class Skillpack:
         check_values(self.card, self.tensors, f"the pack '{self.card.name}'")
 
     @property
+    def specs(self) -> dict[str, Spec]:
+        """The shape and dtype of each tensor."""
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all files, as :meth:`save_pretrained` would write them now."""
-        return self.weighed().total
-
-    def weighed(self) -> PackBytes:
-        """``card.bytes`` as :meth:`save_pretrained` would write it now."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        return self._weigh(len(serialise(tensors, metadata={"format": "pt", **_METADATA})))
-
-    def _weigh(self, data_bytes: int) -> PackBytes:
-        """The card's ``bytes`` for a data file of ``data_bytes``. What travels along counts as metadata."""
-        parts = {"matrices": 0, "whole": 0, "scales": 0}
-        for name, tensor in self.tensors.items():
-            parts[_part_of(name, self.card)] += tensor.numel() * tensor.element_size()
-        held = [DATA_FILE, *(f"{FOLDER}/{name}" for name in self.carried.files)]
-        card = self.card.model_copy(
-            update={
-                "files": dict.fromkeys(held, "0" * 64),
-                "from_base": dict(self.carried.from_base),
-            }
-        )
-        data_bytes += self.carried.nbytes
-        # The card states its own size. A larger total never makes it shorter, so this climbs to the least that fits.
-        total = data_bytes
-        while True:
-            card.bytes = self.card.bytes.model_copy(
-                update={**parts, "total": total, "metadata": total - sum(parts.values())}
-            )
-            now = data_bytes + len(card.to_json().encode()) + len(card_text(card).encode())
-            if now == total:
-                return card.bytes
-            total = now
+        """The bytes of all files, as :meth:`save_pretrained` would write them now."""
+        return weigh(self.card, self.specs, self.carried).total
 
     # -- use -----------------------------------------------------------------------------------------------------
 
@@ -202,9 +177,3 @@ class _Decoded(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._names)
-
-
-def _part_of(name: str, card: PackCard) -> str:
-    if name in card.entries:
-        return "whole"
-    return "matrices" if name.endswith((".A", ".B")) else "scales"

@@ -46,6 +46,11 @@ class Plan:
     modules: dict[str, list[str]] = field(default_factory=dict)
     """the linear modules of each group whose input is known token by token: calibration can watch them"""
 
+    @property
+    def bf16_bytes(self) -> int:
+        """The bytes of all matrices in bf16."""
+        return 2 * sum(math.prod(piece.shape) for piece in self.pieces.values())
+
     def add(self, group: str, key: str, piece: Piece) -> None:
         self.pieces[key] = piece
         self.groups.setdefault(group, []).append(key)

@@ -25,10 +25,6 @@ class TokenRowsFound:
     rounded: list[str] = field(default_factory=list)
     """tensors whose added rows were tuned in a wider dtype than they are stored in"""
 
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
-
 
 def resized(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
     """Whether the delta gives a tensor of the base another number of rows."""
