@@ -1,9 +1,12 @@
-"""A skillpack: the card, the tensors and the files that travel along, in a folder.
+"""A skillpack: a card, tensors, and the files that travel along, saved in a folder.
 
-``skillpack.json`` is the card, ``skillpack.safetensors`` holds the tensors that the card's entries name, ``README.md``
-says the same to a person, and ``files/`` is there where the fine-tune changed the tokenizer, the chat template or
-``generation_config.json`` (:mod:`skillweave.delta.carry`). Packs are small (a few MB for a base of hundreds), so the
-tensors are read at once.
+* ``skillpack.json`` is the card.
+* ``skillpack.safetensors`` holds the tensors that the card's entries name.
+* ``README.md`` is the card for people.
+* ``files/`` exists if the fine-tune changed the tokenizer, the chat template or ``generation_config.json``
+  (:mod:`skillweave.delta.carry`).
+
+Packs are small (a few MB for a base of hundreds), so all tensors are read at once.
 """
 
 from __future__ import annotations
@@ -36,9 +39,11 @@ from skillweave.pack.weigh import weigh
 class Skillpack:
     """A delta zipped for inference.
 
-    ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
-    :mod:`skillweave.pack.schema` says; ``carried`` are the files that travel along, stored against the base's. Raises
-    :class:`UserError` where a tensor is missing, of another shape or type, or named by no entry.
+    * ``card`` may get scores and an audit until the pack is saved.
+    * ``tensors`` have the names that :mod:`skillweave.pack.schema` defines.
+    * ``carried`` are the files that travel along, as differences from the base's.
+
+    Raises :class:`UserError` if a tensor is missing, has another shape or dtype, or belongs to no entry.
     """
 
     def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor], carried: Carried | None = None) -> None:
@@ -51,9 +56,9 @@ class Skillpack:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the pack's files into ``folder`` (replaced whole, atomically) and return it.
+        """Write the pack's files, replacing the whole ``folder`` atomically, and return the folder.
 
-        The card is brought up to date first: its ``bytes``, ``files`` and ``schema_version`` are what this call writes.
+        The card is updated: its ``bytes``, ``files``, ``from_base`` and ``schema_version`` describe what is written.
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
@@ -68,9 +73,10 @@ class Skillpack:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Skillpack:
-        """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why.
+        """Return the pack that was saved in ``folder``.
 
-        So is one with numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
+        Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off or of a
+        newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
         card, data, carried = read_stored(folder)
         try:
@@ -81,7 +87,7 @@ class Skillpack:
         return cls(card, tensors, carried)
 
     def check_values(self) -> None:
-        """Raise :class:`UserError` unless all numbers are finite and in range, as in a pack read from files."""
+        """Raise :class:`UserError` unless all numbers are finite and in range, as they must be in a saved pack."""
         check_values(self.card, self.tensors, f"the pack '{self.card.name}'")
 
     @property
@@ -97,16 +103,19 @@ class Skillpack:
     # -- use -----------------------------------------------------------------------------------------------------
 
     def check_base(self, fingerprint: str) -> None:
-        """Raise :class:`UserError` unless ``fingerprint`` is that of the base this pack was made for."""
+        """Raise :class:`UserError` unless this pack was made for the base with this ``fingerprint``."""
         if fingerprint != self.card.base.fingerprint:
-            wanted, found = shortened(self.card.base.fingerprint, fingerprint)
+            wanted, given = shortened(self.card.base.fingerprint, fingerprint)
             raise UserError(
-                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {found}. "
+                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {given}. "
                 "Open the base it names, or zip a delta of this one."
             )
 
     def lowrank_parts(self, name: str) -> LowRank:
-        """The integer factors of the ``lowrank`` entry called ``name``, four-bit codes unpacked to int8."""
+        """Return the integer factors of the ``lowrank`` entry ``name``; four-bit codes are unpacked to int8.
+
+        Raises :class:`UserError` if there is no such entry.
+        """
         entry = self.card.entries.get(name)
         if not isinstance(entry, LowRankEntry):
             known = [key for key, value in self.card.entries.items() if isinstance(value, LowRankEntry)]
@@ -114,12 +123,14 @@ class Skillpack:
         return lowrank_parts(self.tensors, name, entry)
 
     def decode(self, name: str) -> torch.Tensor:
-        """The float32 delta of one entry that is not stored whole."""
+        """Return the float32 delta of one entry that is not stored whole."""
         return decode(self.tensors, name, self.card.entries[name])
 
     def token_rows(self) -> dict[str, tuple[int, torch.Tensor | None]]:
-        """Tensors whose rows are tokens and that have other rows than the base's: how many, and those behind the
-        base's."""
+        """Return, for each tensor whose number of token rows is not the base's: that number, and the added rows.
+
+        The added rows are those after the base's last; they are None if the tensor has fewer rows than the base's.
+        """
         rows = {name: entry for name, entry in self.card.entries.items() if isinstance(entry, RowsEntry)}
         return {
             name.removesuffix(ROWS): (entry.shape[0], self.tensors[name] if entry.added else None)
@@ -127,13 +138,16 @@ class Skillpack:
         }
 
     def voice(self, base: Base) -> Voice:
-        """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
+        """Return the tokenizer with its template, the generation config and the number of token rows of this pack.
+
+        What the pack does not bring is that of ``base``.
+        """
         rows = next((count for count, _ in self.token_rows().values()), None)
         tokenizer = carried_tokenizer(self.carried, base, f"the pack '{self.card.name}'")
         return Voice(tokenizer, carried_generation(self.carried, f"the pack '{self.card.name}'"), rows)
 
     def unzip(self) -> Delta:
-        """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""
+        """Return the pack as a full delta in float32. Tensors are decoded when they are read; whole ones stay whole."""
         entries = self.card.entries
         whole = {name for name, entry in entries.items() if isinstance(entry, WholeEntry)}
         decoded = _Decoded(self)
@@ -154,7 +168,7 @@ class Skillpack:
 
 
 class _Decoded(Mapping[str, torch.Tensor]):
-    """The tensors of a pack's delta, decoded on access."""
+    """The tensors of a pack's delta, each decoded when it is accessed."""
 
     def __init__(self, pack: Skillpack) -> None:
         self._pack = pack

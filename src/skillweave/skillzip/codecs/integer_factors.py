@@ -1,7 +1,6 @@
 """The codec ``skillzip``: low-rank factors with allocated ranks, rotated and smoothed, as integers.
 
-The order of the steps is the paper's ([digest] in docs/explanation/skillzip.md, "Zipping"); the allocation of ranks is
-ours.
+The order of the steps is the paper's ([digest], see docs/explanation/skillzip.md); the allocation of ranks is [ours].
 """
 
 from __future__ import annotations
