@@ -1,6 +1,7 @@
 """Zip a delta into a pack small enough to serve beside others.
 
-The steps are low-rank factors, ranks by gain per byte, rotation, smoothing, and integers (docs/explanation/skillzip.md).
+The steps are low-rank factors, ranks by gain per byte, rotation, smoothing, and integers: see
+docs/explanation/skillzip.md.
 """
 
 from skillweave.skillzip.codecs import CODECS

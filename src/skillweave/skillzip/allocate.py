@@ -67,9 +67,9 @@ def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ())
 
     The matrices whose indices are in ``first`` get the least rank before all others, as far as the budget goes.
 
-    The allocation is greedy by gain per byte. The first ranks of a matrix must also pay for its fixed bytes, so they are
-    taken together: as many as give the most gain per byte. If all ranks cost the same and there are no fixed bytes, the
-    result is optimal; otherwise it falls short of the optimum by less than one such step.
+    The allocation is greedy by gain per byte. The first ranks of a matrix must also pay for its fixed bytes, so they
+    are taken together: as many as give the most gain per byte. If all ranks cost the same and there are no fixed bytes,
+    the result is optimal; otherwise it falls short of the optimum by less than one such step.
     """
     ranks = [0] * len(matrices)
     left = budget

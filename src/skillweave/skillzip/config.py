@@ -1,4 +1,4 @@
-"""The settings of a zip."""
+"""How a delta is zipped: :class:`ZipConfig`."""
 
 from __future__ import annotations
 
@@ -30,21 +30,22 @@ class ZipConfig(Config):
     | codec `svd` | 16.8 |
 
     Weighting by the activations gained 5% in this form, with one seed and 12 prompts. With less ``shrink`` and some
-    weight on the prompt it made the KL half as large again. That is too little and too unstable to ask every user for
-    calibration prompts, so the default is unweighted. Smoothing is for bases whose inputs have outlier channels large
-    enough to spoil 8-bit activations. SmolLM2 has none: integer arithmetic at run time costs only 0.002 thousandths.
+    weight on the prompt it was worse than no weighting, by about half as much. That is too little and too unstable to
+    ask every user for calibration prompts, so the default is unweighted. Smoothing is for bases whose inputs have
+    outlier channels large enough to spoil 8-bit activations. SmolLM2 has none: integer arithmetic at run time costs
+    only 0.002 thousandths.
     """
 
     codec: str = Field(
         default="skillzip",
-        description="how the matrices are written: `skillzip` (integer factors) or `svd` (a plain truncated SVD in bf16)",
+        description="how matrices are written: `skillzip` (integer factors) or `svd` (a plain truncated SVD in bf16)",
     )
     ratio: Ratio | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="most bytes of the pack, as a share of the delta in bf16 (2 bytes for every number of every changed "
-        "tensor); 1/32 if neither ratio nor budget is given",
+        description="most bytes of the pack, as a share of the delta in bf16 (2 bytes for every number of every "
+        "changed tensor); 1/32 if neither ratio nor budget is given",
     )
     budget: ByteSize | None = Field(default=None, gt=0, description="most bytes of the pack, in place of ratio")
     bits: Literal[4, 8] = Field(default=4, description="width of the integer factors in bits")

@@ -1,4 +1,4 @@
-"""How far a pack is from its delta, over all tensors that changed: what is left out counts in full."""
+"""Measure how far a pack is from its delta, over all tensors that changed; what is left out counts in full."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def measure(
 
 
 def too_much_left_out(losses: Losses, name: str) -> str:
-    """The message for a pack that would leave out too much: how much, of what, and what to do."""
+    """Return the message for a pack that would leave out too much: how much, of which tensors, and what to do."""
     return (
         f"the pack '{name}' would leave out {losses.left_out:.1%} of the change (of the delta's squared norm), more "
-        f"than {MOST_LEFT_OUT:.0%}: {named_shares(losses.shares)}. Raise ratio or budget, or set other=keep; to "
-        f"make the pack without them, say --allow-left-out (allow_left_out: true)."
+        f"than {MOST_LEFT_OUT:.0%}: {named_shares(losses.shares)}. Raise ratio or budget, or set other=keep. To "
+        f"make the pack without them, use --allow-left-out (allow_left_out: true)."
     )
 
 
 def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """theta - theta_base of one tensor, in the base's shape.
+    """Return theta - theta_base of one tensor, in the base's shape.
 
-    That is also where the delta has it whole but the base has its like (a LoRA's ``modules_to_save``), and where tokens
-    were added or trimmed. A tensor with NaN or infinity is a :class:`UserError`.
+    This also holds if the delta stores the tensor whole although the base has it (a LoRA's ``modules_to_save``), and if
+    tokens were added or trimmed. Raises :class:`UserError` for NaN or infinity.
     """
     tensor = delta.tensor(name)
     if resized(delta, checkpoint, name):
@@ -83,4 +83,5 @@ def change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
 
 
 def _energy(tensor: torch.Tensor) -> float:
+    """Return the squared norm, summed in float64."""
     return float(tensor.square().sum(dtype=torch.float64))

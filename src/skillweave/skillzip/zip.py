@@ -33,7 +33,7 @@ from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.draft import Draft, Encoded
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
-from skillweave.skillzip.rows import bf16_bytes, find_token_rows, resized
+from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
 
 
@@ -89,7 +89,7 @@ def zip_delta(
     entries, tensors, left_out = _store_others(delta, checkpoint, rest, config.other)
     carried = compact(delta.carried, base.path)
     tokenizer = Voice(carried_tokenizer(carried, base)).tokenizer
-    rows = find_token_rows(delta, checkpoint, tokenizer)
+    rows = store_token_rows(delta, checkpoint, tokenizer)
     entries |= rows.entries
     if not stored_as_matrix and not entries:
         raise UserError("the delta changes no tensor that a pack can hold: there is nothing to zip")
