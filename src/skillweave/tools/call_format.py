@@ -66,7 +66,7 @@ class CallFormat:
         Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
         its own, which nobody here could run.
         """
-        from skillweave.base.chat import as_messages, check_told, rendered_ids, tools_of
+        from skillweave.base.chat import as_messages, check_complete, rendered_ids, tools_of
 
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
@@ -76,7 +76,7 @@ class CallFormat:
             told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [told, *messages[len(system) :]]
         text = self._render(messages, tools=self._tools)
-        check_told(self.tokenizer, messages, self._tools or (), text)
+        check_complete(self.tokenizer, messages, self._tools or (), text)
         return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:
