@@ -33,7 +33,7 @@ from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
 from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
-from skillweave.pack.weigh import weigh
+from skillweave.pack.weigh import DATA_METADATA, weigh
 
 
 class Skillpack:
@@ -62,7 +62,7 @@ class Skillpack:
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
-            data_hash = write_stream(temporary / DATA_FILE, self.specs, self.tensors.__getitem__)
+            data_hash = write_stream(temporary / DATA_FILE, self.specs, self.tensors.__getitem__, DATA_METADATA)
             self.card.files = {DATA_FILE: data_hash, **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
             self.card.schema_version = self.card.oldest_version()

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from skillweave.base.safetensors_io import Spec, file_bytes, spec_bytes
 from skillweave.delta.carry import FOLDER, Carried
 from skillweave.pack.card import card_text
-from skillweave.pack.schema import PackBytes, PackCard
+from skillweave.pack.schema import SCHEMA_VERSION, PackBytes, PackCard
 from skillweave.pack.stored import DATA_FILE
+
+DATA_METADATA = {"skillpack": str(SCHEMA_VERSION)}
+"""The metadata in the header of the tensor file."""
 
 
 def weigh(card: PackCard, specs: Mapping[str, Spec], carried: Carried) -> PackBytes:
@@ -23,7 +26,7 @@ def weigh(card: PackCard, specs: Mapping[str, Spec], carried: Carried) -> PackBy
     files = [DATA_FILE, *(f"{FOLDER}/{name}" for name in carried.files)]
     written = card.model_copy(update={"files": dict.fromkeys(files, "0" * 64), "from_base": dict(carried.from_base)})
     texts = len(written.to_json().encode()) + len(card_text(written).encode())
-    total = file_bytes(specs) + carried.nbytes + texts
+    total = file_bytes(specs, DATA_METADATA) + carried.nbytes + texts
     return card.bytes.model_copy(update={**parts, "metadata": total - sum(parts.values()), "total": total})
 
 
