@@ -1,4 +1,4 @@
-"""Batched answers against one prompt at a time, and what is refused."""
+"""Batched answers equal those of one prompt at a time, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROMPTS = ["a", "a much longer prompt than the first", "mid one", "a"]
 
 @torch.no_grad()
 def greedy_by_hand(prompt: str, tokens: int) -> str:
-    """Argmax, one token at a time, without a cache."""
+    """Return the greedy answer, computed one token at a time without a cache."""
     model, tokenizer = micro_model(), micro_tokenizer()
     ids = prompt_ids(tokenizer, prompt)
     start = len(ids)

@@ -1,4 +1,4 @@
-"""What is computed in: bfloat16 where the hardware has it, float32 elsewhere, and narrow weights multiplied wide."""
+"""The dtype of computation: bfloat16 if the hardware has it, float32 otherwise, also with narrow weights."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_it_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Odd(nn.Module):
-    """Parameters of its own, one of them missing, beside a submodule."""
+    """A module with parameters of its own, one of which is None, and a submodule."""
 
     def __init__(self) -> None:
         super().__init__()

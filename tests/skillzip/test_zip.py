@@ -1,4 +1,4 @@
-"""A delta zipped: inside its bytes, near the delta, and with everything it left out named."""
+"""A zipped delta stays within its bytes and close to the delta, and names everything that it leaves out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def base(micro_base: Path) -> Base:
 
 @pytest.fixture(scope="module")
 def delta(base: Base) -> Delta:
-    """Every tensor changed; matrices with singular values that halve, layer 1 ten times as much as layer 0."""
+    """Every tensor is changed. The singular values of matrices halve; layer 1 changes ten times as much as layer 0."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, tensor in base.model.state_dict().items():
@@ -136,7 +136,7 @@ def test_a_group_shares_one_smoothing(base: Base, delta: Delta) -> None:
 
 
 def shares(delta: Delta) -> dict[str, float]:
-    """The share of each tensor in the squared norm of the delta."""
+    """Return the share of each tensor in the squared norm of the delta."""
     energy = {name: float(delta.tensor(name).double().square().sum()) for name in delta.names()}
     return {name: value / sum(energy.values()) for name, value in energy.items()}
 

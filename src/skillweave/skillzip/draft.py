@@ -1,4 +1,4 @@
-"""A pack in the making: everything but its matrices, and the bytes that these may take."""
+"""A pack before its matrices are encoded: everything else it contains, and the bytes that are left for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Draft:
-    """A pack without its matrices."""
+    """A pack without its matrices, which a codec encodes within :attr:`budget`."""
 
     card: PackCard
     """what is known before the codec runs: the entries of the other tensors, and which tensors are left out"""
