@@ -320,7 +320,7 @@ THINKS = CHATML.replace("assistant\n", "assistant\n<think>")
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_thought_can_be_told_from_the_answer(special):
-    """The markers stay in the text even if they are special; a thought that the prompt opened gets one if it is cut off."""
+    """Markers stay in the text even if they are special. A thought that the prompt opened gets one if it is cut off."""
     family = replace(FAMILIES["chatml"], others=("<|im_start|>", "<think>", "</think>"))
     tokenizer = family_tokenizer(replace(family, template=THINKS), special=special)
     model = micro_llama(tokenizer)

@@ -57,7 +57,7 @@ def peft_logits(base: Path, adapter: Path, rows: int | None = None) -> torch.Ten
 
 
 def check(base: Path, pack: Skillpack, done: Exported, atol: float = 1e-4) -> None:
-    """Check that PEFT's model equals the unzipped one, that it used every key, and that the adapter gives the same delta."""
+    """Check that PEFT's model equals the unzipped one and used every key, and that the adapter gives the same delta."""
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
         wanted = pack.unzip().apply(open_base(base, device="cpu")).model(IDS).logits
@@ -211,7 +211,7 @@ def test_experts_go_by_the_names_of_their_files(tmp_path: Path) -> None:
 
 
 def test_a_lora_comes_back(micro_base: Path, tmp_path: Path) -> None:
-    """An adapter that is zipped at its full rank and exported is the same adapter, except for the rounding to 8 bits."""
+    """An adapter that is zipped at its full rank and exported is the same again, up to the rounding to 8 bits."""
     torch.manual_seed(5)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(micro_base),

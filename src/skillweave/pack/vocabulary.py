@@ -23,6 +23,8 @@ from torch.nn.functional import linear
 
 from skillweave.errors import UserError
 
+_REMAKE = "Make the pack again, from a delta of this base."
+
 
 @dataclass(frozen=True)
 class TokenRows:
@@ -63,15 +65,22 @@ def token_rows(model: Any, name: str, rows: Mapping[str, tuple[int, torch.Tensor
         mine = [key for key in rows if named.get(key) is parameter]
         matched |= set(mine)
         if not mine:
-            raise UserError(f"the pack '{name}' has other token rows than the base, but not for its {part} {own}")
+            raise UserError(
+                f"the pack '{name}' changes the number of token rows, but has none for the {own} of the {part}. "
+                f"{_REMAKE}"
+            )
         added = rows[mine[0]][1]
         parts[part] = None if added is None else added.to(parameter.device, parameter.dtype)
     if strange := sorted(set(rows) - matched):
         raise UserError(
-            f"the pack '{name}' has token rows for '{strange[0]}', which is not an embedding or a head of the base"
+            f"the pack '{name}' has token rows for '{strange[0]}', which is not an embedding or a head of the base. "
+            f"{_REMAKE}"
         )
     if len(counts) > 1:
-        raise UserError(f"the pack '{name}' has unlike numbers of token rows: {', '.join(map(str, sorted(counts)))}")
+        raise UserError(
+            f"the tensors of the pack '{name}' have different numbers of token rows: "
+            f"{', '.join(map(str, sorted(counts)))}. {_REMAKE}"
+        )
     tied = getattr(head, "weight", None) is model.get_input_embeddings().weight
     return TokenRows(counts.pop(), **{**parts, **({"head": parts["embedding"]} if tied else {})})
 
@@ -123,7 +132,7 @@ class _Run:
         """Return each vocabulary with added rows, and the rows of the batch that use it."""
         of_row = [self._of_row[0]] * batch if self._every else self._of_row
         if len(of_row) != batch:
-            raise UserError(f"{len(of_row)} rows have a vocabulary, and the model is fed {batch}")
+            raise UserError(f"{len(of_row)} rows have a vocabulary, but the batch has {batch} rows")
         parts: dict[int, tuple[TokenRows, list[int]]] = {}
         for index, one in enumerate(of_row):
             if one is not None and one.rows > self.base_rows:
