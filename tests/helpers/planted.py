@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skillweave.methods.training.collate import padded
+from skillweave.base.batching import padded
 
 WORDS = 32
 """Tokens, and hidden size: token t is the t-th unit vector. 0 pads, 1 to 7 fill prompts, 8 to 19 are keys, the rest

@@ -16,7 +16,7 @@ from skillweave.delta.carry import Carried
 from skillweave.engine import open_engine
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
-from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.skillzip import ZipConfig, source, zip_delta
 from skillweave.tools import Toolbox
 from skillweave.tools.conversation import ConversationSettings, OpenTools
 from skillweave.weave import Weave
@@ -165,11 +165,9 @@ def test_a_delta_answers_with_what_it_carries(made, tmp_path: Path) -> None:
 def test_calibration_prompts_are_written_by_the_tune(made, monkeypatch: pytest.MonkeyPatch) -> None:
     place, opened, _ = made
     seen = []
-    from skillweave.skillzip import zip as zipping
-
-    real = zipping.calibration_rows
+    real = source.calibration_rows
     monkeypatch.setattr(
-        zipping, "calibration_rows", lambda model, speaks, *rest: seen.append(speaks) or real(model, speaks, *rest)
+        source, "calibration_rows", lambda model, speaks, *rest: seen.append(speaks) or real(model, speaks, *rest)
     )
     delta = Delta.between(place / "base", place / "chat")
     settings = ZipConfig(budget="1MB", activation_aware=True)

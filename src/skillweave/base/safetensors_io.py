@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
+from skillweave.files.atomic import atomic_file
 from skillweave.files.read import regular_file
 
 Spec = tuple[tuple[int, ...], torch.dtype]
@@ -93,6 +94,13 @@ class TensorFiles:
             raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
 
 
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file. Raises :class:`UserError` where the file is damaged."""
+    names = list(read_headers(file))
+    stored = TensorFiles(dict.fromkeys(names, file))
+    return {name: stored.read(name) for name in names}
+
+
 def spec_bytes(spec: Spec) -> int:
     """Bytes of a tensor of this shape and dtype."""
     return torch.Size(spec[0]).numel() * spec[1].itemsize
@@ -117,34 +125,67 @@ def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -
     return {f"{stem}-{at:05d}-of-{len(groups):05d}.safetensors": names for at, names in enumerate(groups, 1)}
 
 
-def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> str:
+def file_bytes(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> int:
+    """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values.
+
+    It is also the size of what the library's ``save_file`` writes with the metadata ``{"format": "pt"} | metadata``.
+    """
+    return len(_header(specs, metadata)) + sum(map(spec_bytes, specs.values()))
+
+
+def write_stream(
+    path: Path,
+    specs: Mapping[str, Spec],
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
 
-    ``read`` must give the shape and dtype that ``specs`` announces. Not atomic: call it inside ``atomic_folder``.
+    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. ``metadata`` is written
+    into the header, beside ``"format": "pt"``. The write is not atomic: call it inside ``atomic_folder``.
     """
-    # Wide types first keep every tensor aligned to its element size, as the library does.
-    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        shape, dtype = specs[name]
-        start, end = end, end + spec_bytes(specs[name])
-        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    sha = hashlib.sha256()
+    header = _header(specs, metadata)
+    sha = hashlib.sha256(header)
     with open(path, "wb") as file:
-        head = len(text).to_bytes(8, "little") + text
-        file.write(head)
-        sha.update(head)
-        for name in order:
+        file.write(header)
+        for name in _order(specs):
             tensor = read(name)
             if (tuple(tensor.shape), tensor.dtype) != specs[name]:
                 raise ValueError(f"{name}: announced {specs[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
-            piece = tensor_bytes(tensor)
-            file.write(piece)
-            sha.update(piece)
+            values = tensor_bytes(tensor)
+            file.write(values)
+            sha.update(values)
     return sha.hexdigest()
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors that are in memory into one safetensors file, atomically."""
+    specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        write_stream(temporary, specs, tensors.__getitem__, metadata)
+
+
+def _order(specs: Mapping[str, Spec]) -> list[str]:
+    """The names in the order of their values in the file: wide dtypes first, then by name.
+
+    That keeps every tensor aligned to its element size, as the safetensors library does.
+    """
+    return sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+
+
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> bytes:
+    """The first bytes of a file with these tensors: the length of the JSON header, then the header itself."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in _order(specs):
+        shape, dtype = specs[name]
+        start, end = end, end + spec_bytes(specs[name])
+        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

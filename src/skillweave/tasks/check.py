@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, tools_of
-from skillweave.base.ends import beside_the_answer
+from skillweave.base.ends import plain_answer_warning
 from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.tasks.builtin import BUILTINS
@@ -163,7 +163,7 @@ def check_before(task: Task, tokenizer: Any, max_length: int | None) -> None:
 
 
 def _answer_notes(tokenizer: Any) -> list[str]:
-    note = None if tokenizer is None else beside_the_answer(tokenizer)
+    note = None if tokenizer is None else plain_answer_warning(tokenizer)
     return [note] if note else []
 
 

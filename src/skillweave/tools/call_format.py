@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from skillweave.base.chat import (
     Message,
     Prompt,
+    PromptOrIds,
     as_messages,
-    check_told,
+    check_complete,
+    is_token_ids,
     rendered,
     rendered_ids,
     text_of,
@@ -66,12 +68,15 @@ class CallFormat:
         self._end = turn_end(tokenizer)
         self._tool_role = self._writes_tool_role()
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
+    def prompt_ids(self, prompt: PromptOrIds) -> list[int]:
         """Token ids of the prompt with the tools told, to where the model writes.
 
         Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
         its own, which nobody here could run.
         """
+        if is_token_ids(prompt):
+            raise UserError("a prompt of token ids cannot be told of tools: give its text or its messages")
+        prompt = cast(Prompt, prompt)
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
         messages = as_messages(prompt)
@@ -80,7 +85,7 @@ class CallFormat:
             told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [told, *messages[len(system) :]]
         text = self._render(messages, tools=self._tools)
-        check_told(self.tokenizer, messages, self._tools or (), text)
+        check_complete(self.tokenizer, messages, self._tools or (), text)
         return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:

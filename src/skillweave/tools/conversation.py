@@ -14,13 +14,13 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from skillweave.base.chat import Prompt
+from skillweave.base.chat import PromptOrIds
 from skillweave.base.defaults import HONOURED_WITH_TOOLS
 from skillweave.base.defaults import model_defaults as defaults_of
-from skillweave.base.generate import check_has_rows, context_length
+from skillweave.base.generate import check_prompt, context_length
 from skillweave.base.thoughts import MARK_TOKENS
+from skillweave.base.voice import Voice
 from skillweave.config import Config
-from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.progress import bar
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
@@ -137,7 +137,7 @@ class TurnWriter(Protocol):
 def begin(
     model: Any,
     call_format: CallFormat,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptOrIds],
     *,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
@@ -149,17 +149,11 @@ def begin(
     ``rows``: the number of tokens that the model has rows for (default: the rows of its embedding).
     Raises :class:`UserError` if a prompt leaves no room in the model's context, or has a token without a row.
     """
-    context = context_length(model)
-    rows = model.get_input_embeddings().weight.shape[0] if rows is None else rows
     numbers = range(len(prompts)) if numbers is None else numbers
     starts = [Start(call_format.prompt_ids(prompt), seed + at) for at, prompt in zip(numbers, prompts, strict=True)]
+    voice = Voice(call_format.tokenizer, rows=rows)
     for number, start in zip(numbers, starts, strict=True):
-        check_has_rows(call_format.tokenizer, start.prompt, rows, f"prompt {number + 1}")
-        if context is not None and len(start.prompt) >= context:
-            raise UserError(
-                f"prompt {number + 1} has {len(start.prompt)} tokens with what tells the model of its tools; the "
-                f"model's context is {context}, answer included: shorten it, or give fewer tools"
-            )
+        check_prompt(model, voice, start.prompt, number, with_tools=True)
     return starts
 
 

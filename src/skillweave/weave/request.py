@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from skillweave.base import Prompt, Sampling
+from skillweave.base import Sampling
+from skillweave.base.chat import PromptOrIds
 from skillweave.tools.call_format import CallFormat
 from skillweave.tools.conversation import Ending, Episode, OpenTools
 
@@ -24,7 +25,7 @@ class Request:
     - ``tools``: the tools that the model may call. Their settings replace ``max_new_tokens`` and ``batch_size``.
     """
 
-    prompt: Prompt
+    prompt: PromptOrIds
     pack: str | None = None
     sampling: Sampling = GREEDY
     tools: OpenTools | None = None

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base import Base, Prompt, Sampling, generate_answers
+from skillweave.base import Base, Sampling, generate_answers
+from skillweave.base.chat import PromptOrIds
 from skillweave.base.defaults import generating_as
 from skillweave.base.generate import NoProbabilities
 from skillweave.base.voice import Voice
@@ -222,7 +223,7 @@ class Weave:
 
     # -- answering -----------------------------------------------------------------------------------------------
 
-    def route(self, prompts: Sequence[Prompt]) -> list[Route]:
+    def route(self, prompts: Sequence[PromptOrIds]) -> list[Route]:
         """Where the router sends each prompt. A pack it chooses may be one that is not loaded."""
         if self.router is None:
             raise UserError(f"{self.where} has no router: name a pack for every prompt")
@@ -233,7 +234,7 @@ class Weave:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PromptOrIds],
         packs: str | Sequence[str | None] | None = None,
         sampling: Sampling | None = None,
         *,
@@ -280,16 +281,22 @@ class Weave:
             prompts, chosen = [requests[row].prompt for row in rows], [routes[row] for row in rows]
             tools = requests[rows[0]].tools
             if tools is None:
-                answered = self._write(prompts, chosen, sampling, streamer, label)
+                answered = self._write(prompts, chosen, sampling, rows, streamer, label)
             else:
                 answered = self._converse(prompts, chosen, sampling, tools, label)
             replies |= zip(rows, answered, strict=True)
         return [replies[index] for index in range(len(requests))]
 
     def _write(
-        self, prompts: list[Prompt], routes: list[Route], sampling: Sampling, streamer: Any, label: str | None
+        self,
+        prompts: list[PromptOrIds],
+        routes: list[Route],
+        sampling: Sampling,
+        numbers: list[int],
+        streamer: Any,
+        label: str | None,
     ) -> list[Reply]:
-        """Answers without tools, in mixed batches."""
+        """Answers without tools, in mixed batches. ``numbers``: those of the prompts, for errors."""
         self._say_alone({route.pack for route in routes})
 
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
@@ -306,6 +313,7 @@ class Weave:
                 prompts,
                 sampling,
                 voices=[self._voices[route.pack] for route in routes],
+                numbers=numbers,
                 around_batch=around_batch,
                 apart=apart,
                 streamer=streamer,
@@ -319,7 +327,12 @@ class Weave:
         ]
 
     def _converse(
-        self, prompts: list[Prompt], routes: list[Route], sampling: Sampling, tools: OpenTools, label: str | None
+        self,
+        prompts: Sequence[PromptOrIds],
+        routes: list[Route],
+        sampling: Sampling,
+        tools: OpenTools,
+        label: str | None,
     ) -> list[Reply]:
         """Answers with tools: the conversations of one pack are held together, pack after pack."""
         model, settings = self.base.model, tools.settings
@@ -369,7 +382,7 @@ class Weave:
                 )
         return [replies[row] for row in range(len(prompts))]
 
-    def choose(self, prompts: Sequence[Prompt], named: Sequence[str | None]) -> list[Route]:
+    def choose(self, prompts: Sequence[PromptOrIds], named: Sequence[str | None]) -> list[Route]:
         """The route of each prompt: the pack that its name in ``named`` says, or the router's choice for ``"auto"``."""
         for name in named:
             if name not in (None, AUTO):

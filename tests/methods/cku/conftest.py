@@ -10,10 +10,10 @@ import torch
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.unlearning import REFUSAL, settings
 from skillweave.base import open_base
+from skillweave.base.batching import padded
 from skillweave.methods.cku.knowledge.corpus import make_corpus, write_corpus
 from skillweave.methods.cku.knowledge.reading import split_row
 from skillweave.methods.cku.run import run
-from skillweave.methods.training.collate import padded
 from skillweave.methods.training.sft import encode
 
 

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from helpers.planted import PlantedFact, fact_batches, planted_model
+from skillweave.base.batching import padded
 from skillweave.errors import UserError
 from skillweave.methods.cku.neurons.mlp import Slice
 from skillweave.methods.cku.neurons.scores import (
@@ -30,7 +31,6 @@ from skillweave.methods.cku.neurons.scores import (
     per_neuron,
     useful_neurons,
 )
-from skillweave.methods.training.collate import padded
 
 SHAPE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
 MODELS = {

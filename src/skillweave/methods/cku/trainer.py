@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from skillweave.base.batching import padded
 from skillweave.methods.cku import loss as losses
 from skillweave.methods.cku.agreement import SignAgreement
 from skillweave.methods.cku.config import ForgetSettings
 from skillweave.methods.cku.knowledge.reading import Row, known_tokens, split_row
-from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.trainer import QuietTrainer
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skillweave.base.batching import padded
 from skillweave.files.hashes import digest
 from skillweave.methods.e3tir.advantages import hybrid_advantages, join_experts
 from skillweave.methods.e3tir.anchors import pick_anchors, split_branches
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
 from skillweave.methods.e3tir.rewards import reward_parts
 from skillweave.methods.e3tir.traces import ExpertTrace
-from skillweave.methods.training.collate import padded
 from skillweave.tasks import Entry
 from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.call import EXPERT, TOOL

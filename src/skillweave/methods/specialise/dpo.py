@@ -12,12 +12,13 @@ from typing import Any
 from datasets import Dataset
 from peft import PeftModel
 
+from skillweave.base.batching import by_length
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.specialise.config import DpoSettings
 from skillweave.methods.training.from_trl import DPOConfig, DPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.pairs import Pair
-from skillweave.methods.training.pieces import by_length, in_pieces
+from skillweave.methods.training.pieces import in_pieces
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import QuietTrainer
 

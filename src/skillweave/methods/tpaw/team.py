@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from skillweave.base.batching import by_length, padded
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.tpaw.pairs import Side
-from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import answer_log_probs, install_scoring_head
-from skillweave.methods.training.pieces import Work, by_length, in_pieces
+from skillweave.methods.training.pieces import Work, in_pieces
 from skillweave.methods.training.policy import Policy
 from skillweave.methods.training.run import Run
 from skillweave.tasks import Task

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
+from skillweave.base.batching import padded
 from skillweave.methods.tpaw import loss as losses
 from skillweave.methods.tpaw.config import TpawConfig
-from skillweave.methods.training.collate import padded
 from skillweave.methods.training.head import answer_log_probs, install_scoring_head
 from skillweave.methods.training.trainer import QuietTrainer
 

@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skillweave.base.batching import by_length
 from skillweave.base.chat import Prompt, answer_text, as_json
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
 from skillweave.methods.training.order import stage_seed
-from skillweave.methods.training.pieces import Work, by_length, in_pieces, read_lines
+from skillweave.methods.training.pieces import Work, in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import SamplingSettings
 

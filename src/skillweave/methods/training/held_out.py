@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from skillweave.methods.training.collate import padded
+from skillweave.base.batching import by_length, padded
 from skillweave.methods.training.head import answer_log_probs
-from skillweave.methods.training.pieces import by_length
 from skillweave.methods.training.settings import AnswerSettings
 
 LOSS = "eval_loss"

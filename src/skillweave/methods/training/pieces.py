@@ -17,12 +17,6 @@ Work = Callable[[int, Sequence[int]], list[Any]]
 """(number of the piece, indices of its rows) -> one JSON-like value a row."""
 
 
-def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Pieces of at most ``size`` indices, the longest rows first: rows of like length pad each other little."""
-    ordered = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
-
-
 def in_pieces(
     path: Path, prepare: Callable[[], tuple[list[list[int]], Work]], *, processes: Processes, label: str,
     note: Callable[[list[Any]], str] | None = None, trace: bool = True,

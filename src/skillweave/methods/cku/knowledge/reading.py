@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
+from skillweave.base.batching import TokenRow, by_length, padded
 from skillweave.methods.cku.knowledge.facts import Fact, fact_rows
 from skillweave.methods.cku.knowledge.metrics import exact_memorisation, extraction_strength, min_k, truth_ratio
-from skillweave.methods.training.collate import TokenRow, padded
-from skillweave.methods.training.pieces import by_length
 
 Row = dict[str, list[int]]
 """``input_ids`` and ``labels`` (-100 on the prompt), both (T,); ``end``: [1] where the last label is an end token."""

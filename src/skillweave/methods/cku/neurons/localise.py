@@ -11,14 +11,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from skillweave.artefact import write_tensors
+from skillweave.base.batching import by_length, padded
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.knowledge.reading import Row, split_row
 from skillweave.methods.cku.neurons.freeze import choose_frozen
 from skillweave.methods.cku.neurons.mlp import MLP
 from skillweave.methods.cku.neurons.scores import contrast, default_layers, neuron_scores, useful_neurons
-from skillweave.methods.training.collate import padded
-from skillweave.methods.training.pieces import by_length
 
 _FILE = "neurons.safetensors"
 
