@@ -10,6 +10,7 @@ import pytest
 
 from helpers.travelling import TEMPLATE, model, save, tokenizer, tuned
 from skillweave.base import Sampling, generate_answers, open_base, prompt_text
+from skillweave.base.chat import prompt_ids
 from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried
@@ -19,7 +20,7 @@ from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, source, zip_delta
 from skillweave.tools import Toolbox
 from skillweave.tools.conversation import ConversationSettings, OpenTools
-from skillweave.weave import Weave
+from skillweave.weave import Request, Weave
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
 BIG = ZipConfig(budget="1MB", bits=8)
@@ -202,3 +203,36 @@ def test_conversations_with_tools_are_held_in_the_packs_own_words(made) -> None:
     ] == [reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"]
     assert any(reply.ended == "answer" for reply in mixed)
     assert opened.model.generation_config.eos_token_id == 1
+
+
+def test_a_prompt_that_is_too_long_names_the_pack_whose_template_wrote_it(made) -> None:
+    _, opened, packs = made
+    weave, long = Weave.of(opened, packs), "a" * 300
+    with pytest.raises(UserError, match=r"prompt 2 has \d+ tokens, written by the chat template of .*chat"):
+        weave.generate(["hello", long], ["other", "chat"])
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction=""))
+        with pytest.raises(UserError, match=r"prompt 2 has .* tools, written by the chat template of .*chat"):
+            weave.generate(["hello", long], ["other", "chat"], tools=tools)
+
+
+def test_requests_of_all_kinds_are_answered_as_they_are_alone(made) -> None:
+    """Token ids, two samplings and tools in one call; the order of the requests is that of the replies."""
+    _, opened, packs = made
+    weave = Weave.of(opened, packs)
+    ids = prompt_ids(weave.voice("chat").tokenizer, "hello")
+    short, long = Sampling(max_new_tokens=2), Sampling(max_new_tokens=5)
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction="", max_tokens=8))
+        requests = [
+            Request("hello", "chat", long),
+            Request("hello", "other", short, tools),
+            Request(ids, "chat", short),
+            Request("hello", None, long),
+            Request("x", "chat", short, tools),
+        ]
+        together = weave.answer(requests)
+        assert together == [weave.answer([request])[0] for request in requests]
+        assert together[2].text == weave.generate(["hello"], "chat", short)[0].text
+        with pytest.raises(UserError, match="token ids cannot be told of tools"):
+            weave.answer([Request(ids, "chat", short, tools)])
