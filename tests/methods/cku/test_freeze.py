@@ -10,7 +10,7 @@ from helpers.unlearning import LORA, NEURONS, parts, tiny
 from skillweave.errors import UserError
 from skillweave.methods.cku.neurons.freeze import FrozenNeurons, choose_frozen
 from skillweave.methods.cku.neurons.mlp import find_mlps
-from skillweave.methods.cku.neurons.scores import useful_neurons
+from skillweave.methods.cku.neurons.scorers import useful_neurons
 
 KINDS = ["llama", "gpt2", "phi3"]
 FROZEN = {0: [0, 3, 11], 1: [5, 6]}

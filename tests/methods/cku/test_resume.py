@@ -1,4 +1,4 @@
-"""CKU cut off, killed, or over several processes: it ends in the same delta, and does nothing twice."""
+"""CKU interrupted, killed, or run by several processes: it ends in the same delta, and does nothing twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skillweave.methods.training import trainer
 
 
 def stop_writing(patch, module, name: str, path: Path, after: bool = False) -> None:
-    """Break off before (or after) a file is written."""
+    """Interrupt before (or after) a file is written."""
     write = getattr(module, name)
 
     def writing(target, *rest):
@@ -35,7 +35,7 @@ def stop_writing(patch, module, name: str, path: Path, after: bool = False) -> N
 
 
 def places(out: Path):
-    """Where a run may be cut off, in the order in which it comes by: (what, how to break off there)."""
+    """Where a run may be interrupted, in order: (what, how to interrupt there)."""
 
     def training(stage, step):
         return f"{stage}, step {step}", lambda patch: stop_at(patch, stage, step)
@@ -62,7 +62,7 @@ def places(out: Path):
         mark("before"),
         training("unlearn", 1),
         training("unlearn", 5),
-        ("looks", lambda patch: stop_writing(patch, run_module, "write_json", out / "unlearn" / "looks.json")),
+        ("evaluations", lambda patch: stop_writing(patch, run_module, "write_json", out / "unlearn" / "looks.json")),
         mark("unlearn"),
         mark("unlearn", after=True),
         tidying("unlearn"),
