@@ -74,8 +74,11 @@ def test_some_people_are_always_forgotten_and_some_stay(people, share, gone):
         for name in SETS
     }
     assert {name: len(who) for name, who in persons.items()} == {
-        "forget": gone, "retain": people - gone, "unseen": gone, "lookalike": people - gone
-    }  # fmt: skip
+        "forget": gone,
+        "retain": people - gone,
+        "unseen": gone,
+        "lookalike": people - gone,
+    }
     assert sorted(persons["lookalike"]) == sorted(persons["retain"])
 
 

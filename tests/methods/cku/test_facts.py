@@ -179,8 +179,10 @@ def test_rows_stand_in_the_order_of_the_facts(tokenizer):
     facts = [told("abcdef"), asked("q?", "long answer"), asked("q?", "a"), told("xy")]
     rows, left_out = fact_rows(tokenizer, facts, 7)
     assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
-        "abcdef<end>", "<user>q?<end><assistant>a<end>", "xy<end>"
-    ]  # fmt: skip
+        "abcdef<end>",
+        "<user>q?<end><assistant>a<end>",
+        "xy<end>",
+    ]
     assert left_out == 1
 
 

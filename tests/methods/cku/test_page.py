@@ -202,8 +202,9 @@ def test_a_page_without_what_was_not_given_says_so(report: dict[str, Any], tmp_p
     markdown = (tmp_path / "report.md").read_text()
     page_text(tmp_path / "report.html")
     assert re.findall("^## (.*)$", markdown, re.MULTILINE) == [
-        "What is forgotten, and what is kept", "What the probes bring back",
-    ]  # fmt: skip
+        "What is forgotten, and what is kept",
+        "What the probes bring back",
+    ]
     assert markdown.startswith("# runs/x/delta: report of the unlearning")
     assert "The base did not know the forget set better than facts that were never taught" in markdown
     assert "No reference was given" in markdown

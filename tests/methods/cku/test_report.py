@@ -33,11 +33,21 @@ from skillweave.skillzip import zipped
 
 def settings(corpus: Path, delta: Path, **changes) -> ReportConfig:
     files = {side: [corpus / f"{side}.jsonl"] for side in ("forget", "retain", "unseen", "lookalike")}
-    return ReportConfig(**{
-        "delta": delta, **files, "bf16": False, "save_every": 2, "questions": 4, "max_new_tokens": 4,
-        "refusals": ("no.",), "zip": [1 / 4], "group": 32,
-        "relearn": {"steps": 4, "learning_rate": 1e-3, "batch_size": 4, "unrelated": 3}, **changes,
-    })  # fmt: skip
+    return ReportConfig(
+        **{
+            "delta": delta,
+            **files,
+            "bf16": False,
+            "save_every": 2,
+            "questions": 4,
+            "max_new_tokens": 4,
+            "refusals": ("no.",),
+            "zip": [1 / 4],
+            "group": 32,
+            "relearn": {"steps": 4, "learning_rate": 1e-3, "batch_size": 4, "unrelated": 3},
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +80,10 @@ def test_each_model_is_read_on_each_set(base, corpus, judgement, models):
     arms = judgement[1]["arms"]
     assert list(arms) == ["before", "after", "reference"]
     for arm, model in models.items():
-        readings = {side: reading(base, model, read_facts([corpus / f"{side}.jsonl"]))
-                    for side in ("forget", "retain", "unseen", "lookalike")}  # fmt: skip
+        readings = {
+            side: reading(base, model, read_facts([corpus / f"{side}.jsonl"]))
+            for side in ("forget", "retain", "unseen", "lookalike")
+        }
         for side, found in readings.items():
             assert arms[arm][f"{side}_facts"] == len(read_facts([corpus / f"{side}.jsonl"]))
             for name, value in found.means().items():
@@ -120,8 +132,16 @@ def test_tasks_are_scored(base, corpus, delta, tmp_path):
     task = tmp_path / "task.jsonl"
     task.write_text((corpus / "retain.jsonl").read_text())
     spec = {"source": "jsonl", "path": task, "splits": {"test": 10, "calibration": 1}}
-    config = settings(corpus, delta, tasks=[spec], task_limit=4, zip=[], rounding=[], max_new_tokens=10,
-                      relearn={"steps": 1, "unrelated": 1})  # fmt: skip
+    config = settings(
+        corpus,
+        delta,
+        tasks=[spec],
+        task_limit=4,
+        zip=[],
+        rounding=[],
+        max_new_tokens=10,
+        relearn={"steps": 1, "unrelated": 1},
+    )
     found = make_report(base, config, tmp_path / "out", command="", zipper=zipped)
     (score,) = found["arms"]["before"]["tasks"].values()
     assert score["n"] == 4
@@ -247,8 +267,10 @@ def test_a_base_of_few_bits_is_read_as_it_is_stored(base, tmp_path):
 
 
 def test_what_was_not_given_is_none():
-    stages = {arm: {"forget_strength": strength, "retain_probability": 0.5}
-              for arm, strength in (("before", 0.5), ("after", 0.7))}  # fmt: skip
+    stages = {
+        arm: {"forget_strength": strength, "retain_probability": 0.5}
+        for arm, strength in (("before", 0.5), ("after", 0.7))
+    }
     for kind in ("forget", "unrelated"):
         stages[f"relearn-{kind}"] = {"known": 0.5, "unlearnt": 0.7, "strength": 0.8, "examples": 1, "steps": 1}
     config = ReportConfig(delta="d", forget="f.jsonl", retain="r.jsonl", rounding=[], zip=[])

@@ -112,8 +112,13 @@ def test_what_is_held_against_the_start_is_the_same_after_a_break(base, corpus, 
 
 
 def test_one_that_goes_back_for_the_budget_does_so_after_a_break_too(base, corpus, tmp_path):
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"steps": 40, "learning_rate": 1e-3},
-                      watch={"every": 1, "budget": 0.2}, save_every=5)  # fmt: skip
+    config = settings(
+        corpus,
+        objective={"loss": "ga", "retain": "none"},
+        training={"steps": 40, "learning_rate": 1e-3},
+        watch={"every": 1, "budget": 0.2},
+        save_every=5,
+    )
     one = run(base, config, tmp_path / "one")
     ended = read_json(tmp_path / "one" / "figures.json")["stages"]["unlearn"]
     assert ended["ended"] == "budget"

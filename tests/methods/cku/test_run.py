@@ -250,8 +250,12 @@ def test_with_unseen_facts_it_ends_where_the_forget_set_is_as_little_known(base,
 
 def test_the_budget_is_kept(base, corpus, tmp_path):
     """Gradient ascent without a retain term exceeds it soon."""
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"steps": 40, "learning_rate": 1e-3},
-                      watch={"every": 1, "budget": 0.2})  # fmt: skip
+    config = settings(
+        corpus,
+        objective={"loss": "ga", "retain": "none"},
+        training={"steps": 40, "learning_rate": 1e-3},
+        watch={"every": 1, "budget": 0.2},
+    )
     delta = run(base, config, tmp_path)
     figures = read_json(tmp_path / "figures.json")["stages"]
     assert figures["unlearn"]["ended"] == "budget"
@@ -265,8 +269,9 @@ def test_the_budget_is_kept(base, corpus, tmp_path):
 
 
 def test_where_the_first_evaluation_is_over_the_budget_nothing_comes_of_it(base, corpus, tmp_path):
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"learning_rate": 0.1},
-                      watch={"budget": 0.01})  # fmt: skip
+    config = settings(
+        corpus, objective={"loss": "ga", "retain": "none"}, training={"learning_rate": 0.1}, watch={"budget": 0.01}
+    )
     for _ in range(2):  # and again, with the same words
         with pytest.raises(UserError, match=r"by step 2, more than its budget of 1.0%.*an empty folder"):
             run(base, config, tmp_path)

@@ -186,15 +186,26 @@ def test_padding_and_company_make_no_difference(tmp_path, loss, retain):
     assert len(long["forget"]["input_ids"]) > len(short["forget"]["input_ids"])
 
 
-@pytest.mark.parametrize(("loss", "retain", "agree"), [("npo", "ce", False), ("simnpo", "kl", True),
-                                                       ("rmu", "hidden", False), ("ga", "ce", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loss", "retain", "agree"),
+    [("npo", "ce", False), ("simnpo", "kl", True), ("rmu", "hidden", False), ("ga", "ce", True)],
+)
 def test_the_size_of_micro_batches_makes_no_difference(tmp_path, loss, retain, agree):
     """2 x 8 equals 1 x 16, with rows of many lengths and over more than one step."""
     seen, logs = [], []
     for micro in (None, 8, 2):
         caught = Gradients()
-        trainer = unlearner(tmp_path / str(micro), rows_of(32), micro=micro, steps=2, callbacks=[caught], loss=loss,
-                            retain=retain, sign_agreement=agree, **SAID)  # fmt: skip
+        trainer = unlearner(
+            tmp_path / str(micro),
+            rows_of(32),
+            micro=micro,
+            steps=2,
+            callbacks=[caught],
+            loss=loss,
+            retain=retain,
+            sign_agreement=agree,
+            **SAID,
+        )
         trainer.train()
         seen.append(caught.steps)
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
