@@ -129,7 +129,7 @@ def test_the_settings_are_written_as_they_were_resolved(whole, base):
 
 def test_it_is_known_by_its_name():
     method = get_method("e3tir")
-    assert (method.config, method.run) == (E3tirConfig, run)
+    assert (method.config, method.module) == (E3tirConfig, run_module.__name__)
 
 
 def test_a_finished_run_is_not_run_again(base, whole, monkeypatch):
