@@ -1,4 +1,4 @@
-"""A micro model that knows a short corpus by heart, and one unbroken unlearning that many tests look at."""
+"""A micro model that knows a short corpus by heart, and one uninterrupted unlearning that many tests share."""
 
 from __future__ import annotations
 
@@ -50,6 +50,6 @@ def base(taught):
 
 @pytest.fixture(scope="session")
 def whole(base, corpus, tmp_path_factory):
-    """The folder and the delta of a run with all stages, made once for all tests, which must not write into it."""
+    """The folder and the delta of a run with all stages. All tests share it and must not write into it."""
     out = tmp_path_factory.mktemp("whole")
     return out, run(base, settings(corpus, refusal=REFUSAL), out)
