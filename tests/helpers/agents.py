@@ -16,10 +16,11 @@ from helpers.micro import micro_tokenizer
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
-from skillweave.methods.e3tir.traces import ExpertTrace, encode_trace
+from skillweave.methods.e3tir.group import Group, Member
+from skillweave.methods.e3tir.rollouts import Rollouts
+from skillweave.methods.e3tir.trace_tokens import EncodedTrace, encode_trace
 from skillweave.tasks import Entry
-from skillweave.tasks.traces import scripted_traces
+from skillweave.tasks.expert_traces import scripted_traces
 from skillweave.tasks.with_tools import AgentTask, load_agent
 from skillweave.tools.call import EXPERT, POLICY, TOOL
 from skillweave.tools.call_format import CallFormat
@@ -37,9 +38,8 @@ TASK: dict[str, Any] = {
 SETTINGS: dict[str, Any] = {
     "task": TASK,
     "bf16": False,
-    "instruction": "",
     "max_length": CONTEXT,
-    "rollout": {"max_tokens": 70, "max_tool_calls": 3, "temperature": 1.3},
+    "rollout": {"instruction": "", "max_tokens": 70, "max_tool_calls": 3, "temperature": 1.3},
     "reward": {"no_answer": -0.2, "malformed": -0.2},
     "warm_up": {"steps": 3, "n": 3, "m": 3, "prompts": 2, "learning_rate": 1e-3},
     "rl": {"steps": 3, "n": 4, "prompts": 2, "learning_rate": 1e-3},
@@ -96,13 +96,13 @@ def agent() -> AgentTask:
     return load_agent(TASK)
 
 
-def form_of(agent: AgentTask) -> CallFormat:
+def call_format_of(agent: AgentTask) -> CallFormat:
     return CallFormat(micro_tokenizer(words=WORDS), agent.toolbox, instruction="")
 
 
-def expert_traces(agent: AgentTask) -> dict[str, ExpertTrace]:
+def expert_traces(agent: AgentTask) -> dict[str, EncodedTrace]:
     """Of every train prompt, by its id."""
-    form = form_of(agent)
+    form = call_format_of(agent)
     return {trace.id: encode_trace(form, trace) for trace in scripted_traces(agent, agent.task.split("train"))}
 
 
@@ -125,7 +125,7 @@ def group_of(name: str, config: E3tirConfig, *told: tuple[str, float]) -> Group:
     prompt = [2, *(rng.randrange(10, 100) for _ in range(3 + len(name))), 1, 3]
     members = [made_up(pattern, rng, prompt=prompt, reward=reward) for pattern, reward in told]
     group = Group(Entry(name, name, "?"), members)
-    group.weigh(config)
+    group.set_advantages(config)
     return group
 
 

@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 from helpers.agents import settings, slow_log_probs, standard
 from helpers.micro import micro_model, micro_tokenizer
 from skillweave.methods.e3tir.config import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group, Member
+from skillweave.methods.e3tir.group import Group, Member
 from skillweave.methods.e3tir.trainer import AgentTrainer
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import trainer_arguments

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from skillweave.errors import UserError
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.builtin import hops
-from skillweave.tasks.traces import scripted_traces
+from skillweave.tasks.expert_traces import scripted_traces
 from skillweave.tasks.with_tools import AgentTask, ToolSettings, load_agent
 from skillweave.tools.call import Call
 

@@ -18,7 +18,7 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
+from skillweave.tools.conversation import ConversationSettings
 from skillweave.weave import Weave, converse_with
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
@@ -193,7 +193,7 @@ def test_conversations_with_tools_are_held_in_the_packs_own_words(made) -> None:
     """The base has no template and refuses; each pack is asked with its own, and stops at its own ends."""
     _, opened, packs = made
     weave = Weave.of(opened, packs)
-    use, names = Asking(instruction="", max_tokens=24), ["other", "chat", "other"]
+    use, names = ConversationSettings(instruction="", max_tokens=24), ["other", "chat", "other"]
     with Toolbox() as box:
         mixed = converse_with(weave, ["hello", "hello", "x"], names, box, use)
         with pytest.raises(UserError, match="chat template"):

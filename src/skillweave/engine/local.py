@@ -17,7 +17,7 @@ from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
 from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
+from skillweave.tools.conversation import ConversationSettings
 from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
 
 
@@ -59,7 +59,7 @@ class LocalEngine:
         return self.weave.generate(prompts, [self._pack(name) for name in packs], sampling, label=label)
 
     def converse(
-        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
+        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: ConversationSettings, *,
         temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
         label: str | None = None,
     ) -> list[ToolReply]:  # fmt: skip

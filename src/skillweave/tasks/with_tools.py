@@ -19,7 +19,7 @@ from skillweave.tasks.load import load_task
 from skillweave.tasks.spec import AnySpec, BuiltinSpec
 from skillweave.tasks.task import Entry, Task
 from skillweave.tools.builtin import add_tools
-from skillweave.tools.conversation import Asking
+from skillweave.tools.conversation import ConversationSettings
 from skillweave.tools.own_code import import_function
 from skillweave.tools.toolbox import Toolbox
 
@@ -47,7 +47,7 @@ class ToolSettings(Config):
         return [sha256_file(path) for path in ([self.corpus] if self.corpus else []) + own]
 
 
-class ToolUse(Asking):
+class ToolUse(ConversationSettings):
     """What a model may call while it answers a task, and how it is asked."""
 
     tools: ToolSettings | None = Field(default=None, description="what may be called; None: the task's own tools")

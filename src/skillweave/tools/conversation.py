@@ -27,11 +27,6 @@ class ConversationSettings(TurnLimits):
     thoughts: Thoughts = Field(
         default="strip", description="what a model thinks in <think>...</think>: no part of a turn, or 'keep'"
     )
-
-
-class Asking(ConversationSettings):
-    """How a model is asked that has tools, whatever they are."""
-
     instruction: str | None = Field(
         default=None,
         description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",

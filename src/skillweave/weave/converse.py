@@ -11,7 +11,7 @@ from skillweave.base import Prompt
 from skillweave.base.defaults import generating_as
 from skillweave.base.generate import NoProbabilities
 from skillweave.tools.call import TOOL
-from skillweave.tools.conversation import Asking, begin, converse
+from skillweave.tools.conversation import ConversationSettings, begin, converse
 from skillweave.tools.loop import Start
 from skillweave.tools.toolbox import Toolbox
 from skillweave.weave.weave import Reply, Weave, cannot_answer
@@ -43,7 +43,8 @@ class ToolReply(Reply):
 
 
 def converse_with(
-    weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox, use: Asking, *,
+    weave: Weave, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None, toolbox: Toolbox,
+    use: ConversationSettings, *,
     temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
     label: str | None = None,
 ) -> list[ToolReply]:  # fmt: skip

@@ -23,10 +23,10 @@ from skillweave.methods.training.settings import AnswerSettings
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.skillzip import ZipConfig
 from skillweave.tasks.builtin.tables import Settings as TableSettings
+from skillweave.tasks.expert_traces import read_traces
 from skillweave.tasks.readers import read_rows
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import FileSpec
-from skillweave.tasks.traces import read_traces
 from skillweave.tools.builtin.search import Search
 
 ROWS = [

@@ -9,7 +9,7 @@ from helpers.agents import CONTEXT, SFT, WORDS, Whole, agent, expert_traces, not
 from helpers.micro import micro_tokenizer
 from skillweave.base import open_base
 from skillweave.methods.e3tir.run import run
-from skillweave.methods.e3tir.traces import supervised_rows
+from skillweave.methods.e3tir.trace_tokens import supervised_rows
 from skillweave.micro import MicroShape, micro_model
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from skillweave.methods.e3tir.advantages import detach_prefix, hybrid_advantages, join_experts
+from skillweave.methods.e3tir.group import detach_prefix, hybrid_advantages, join_experts
 
 NAN = math.nan
 LAM, EPS, CLIP = 0.5, 1e-4, 0.2

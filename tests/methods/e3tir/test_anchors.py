@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from skillweave.methods.e3tir.anchors import pick_anchors, split_branches
+from skillweave.methods.e3tir.trace_tokens import pick_anchors, split_branches
 
 NAN = math.nan
 

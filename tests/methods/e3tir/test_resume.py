@@ -12,7 +12,7 @@ from helpers.left import record, same_bits, tensors
 from helpers.method_driver import drive, note_starts, stop_at
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
-from skillweave.methods.e3tir import follow
+from skillweave.methods.e3tir import watch
 from skillweave.methods.e3tir.run import run
 from skillweave.methods.training import run as shared
 from skillweave.methods.training import trainer
@@ -41,7 +41,7 @@ def places(out: Path):
 
     def look(stage, number):
         path = out / stage / "curve.json"
-        return f"look {number} in {stage}", lambda patch: stop_writing(patch, follow, path, entries=number)
+        return f"look {number} in {stage}", lambda patch: stop_writing(patch, watch, path, entries=number)
 
     def tidying(stage):
         dropped = trainer.drop_checkpoints
@@ -125,7 +125,7 @@ def test_a_run_cut_off_after_its_budget_is_spent_goes_no_further(base, tmp_path,
     assert updates < steps < 20 * updates
     places = (
         lambda patch: stop_at(patch, "warm-up", steps),  # its log and what would save it come after
-        lambda patch: stop_writing(patch, follow, other / "warm-up" / "curve.json"),
+        lambda patch: stop_writing(patch, watch, other / "warm-up" / "curve.json"),
         lambda patch: stop_writing(patch, shared, other / "warm-up" / "figures.json"),
     )
     for break_off in places:

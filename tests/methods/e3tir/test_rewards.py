@@ -6,7 +6,7 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.methods.e3tir.config import RewardSettings
-from skillweave.methods.e3tir.rewards import reward_parts
+from skillweave.methods.e3tir.group import reward_parts
 from skillweave.tools import Call, CallFormat, Outcome, Toolbox
 from skillweave.tools.builtin import calculator
 from skillweave.tools.loop import Episode, Start, TurnLimits, play

@@ -9,8 +9,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from helpers.agents import CONTEXT, form_of, group_of, settings, standard
-from skillweave.methods.e3tir.rollouts import Group, Rollouts, expert_entropies, in_turn
+from helpers.agents import CONTEXT, call_format_of, group_of, settings, standard
+from skillweave.methods.e3tir.group import Group
+from skillweave.methods.e3tir.rollouts import Rollouts, expert_entropies, in_turn
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.tools import EXPERT, POLICY, TOOL
 
@@ -35,7 +36,7 @@ def play(hops, traces, model):
     def groups(ids=None, *, step=0, name="warm-up", stage=None, known=None, context=CONTEXT, **changes) -> list[Group]:
         config = settings(**{"warm_up": {"n": 2, "m": 4}, **changes})
         rollouts = Rollouts(
-            hops, form_of(hops), hops.task.split("train"), traces if known is None else known, config,
+            hops, call_format_of(hops), hops.task.split("train"), traces if known is None else known, config,
             stage or config.warm_up, name=name, context=context,
         )  # fmt: skip
         return rollouts.groups(ids or list(traces)[:4], model, nullcontext, step)
@@ -223,7 +224,7 @@ def test_whole_puts_the_trace_itself_into_the_group(play, traces):
         for member in group.pool(True):
             assert (member.episode.ids, member.episode.writers) == (trace.ids, trace.writers)
             assert (member.prefix, member.score, member.reward) == (len(trace.ids), 1.0, 1.0)
-            assert sum(member.prefix_mask) == trace.written
+            assert sum(member.prefix_mask) == trace.expert_tokens
         assert group.members[2].joined == (max(member.reward for member in group.pool(False)) < 1)
         assert POLICY not in group.members[2].episode.writers
 

@@ -27,7 +27,7 @@ from helpers.steps_of import (
     watched,
 )  # fmt: skip
 from skillweave.methods.e3tir.config import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group
+from skillweave.methods.e3tir.group import Group
 from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.policy import mark_trainable
 from skillweave.methods.training.processes import Processes

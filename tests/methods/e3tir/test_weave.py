@@ -16,7 +16,7 @@ from skillweave.base import open_base
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
-from skillweave.methods.e3tir.judge import success
+from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.pack import Skillpack
 from skillweave.pipeline import build, read_weave_config
 from skillweave.pipeline.config import SkillConfig, WeaveConfig
@@ -80,7 +80,7 @@ def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
 
 def test_the_score_of_the_base_is_what_the_method_measures(built, roomy, hops):
     base = open_base(roomy, device="cpu")
-    want = success(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
+    want = evaluate_agent(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 

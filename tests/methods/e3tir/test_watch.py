@@ -10,8 +10,8 @@ from rich.console import Console
 
 from helpers.agents import group_of, settings
 from helpers.micro import micro_tokenizer
-from skillweave.methods.e3tir.rollouts import Group
-from skillweave.methods.e3tir.show import group_tree
+from skillweave.methods.e3tir.group import Group
+from skillweave.methods.e3tir.watch import group_tree
 
 TOKENIZER = micro_tokenizer()
 
@@ -55,7 +55,7 @@ def test_every_conversation_is_drawn_once_below_where_it_began(group):
 def test_a_pool_that_stays_out_is_told(group):
     for member in group.pool(True):
         member.parts = {"answer": 0.0}
-    group.weigh(settings())
+    group.set_advantages(settings())
     assert "expert (not joined: no better than the policy's own)" in drawn(group)
 
 
