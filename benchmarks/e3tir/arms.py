@@ -96,7 +96,7 @@ Turns = list[tuple[list[Message], str]]
 
 def _wander_hops(rng: Random) -> Turns:
     """Conversations in worlds that no seed of the benchmark uses."""
-    settings = hops.Settings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
+    settings = hops.HopsSettings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
     world = hops.world_of(settings)
     prompt, _ = hops.make(rng, settings)
     start, *chain = prompt.removesuffix("?").split(" ")
@@ -111,7 +111,7 @@ def _wander_hops(rng: Random) -> Turns:
 
 
 def _wander_steps(rng: Random) -> Turns:
-    prompt, _ = steps.make(rng, steps.Settings(**FAMILIES[STEPS]))
+    prompt, _ = steps.make(rng, steps.StepsSettings(**FAMILIES[STEPS]))
     numbers = re.findall(r"\d+", prompt)
     signs = re.findall(r"[-+*]", prompt)
     pairs = list(zip(signs, numbers[1:], strict=True))

@@ -16,9 +16,9 @@ from skillweave.errors import UserError, nearest
 from skillweave.progress import console, say_once
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.calls import same_calls
-from skillweave.tasks.forms import with_system
 from skillweave.tasks.readers import Row, read_dataset, read_rows
 from skillweave.tasks.reasoning import reasoning_gym_task
+from skillweave.tasks.row_forms import with_system
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec, expand
 from skillweave.tasks.stream import Example, draw, seed_of

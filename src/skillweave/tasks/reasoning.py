@@ -15,7 +15,7 @@ from typing import Any
 
 from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError, nearest
-from skillweave.tasks.forms import with_system
+from skillweave.tasks.row_forms import with_system
 from skillweave.tasks.spec import ReasoningGymSpec
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task

@@ -14,9 +14,9 @@ from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
-from skillweave.tasks.forms import Parts, read_parts
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import Row
+from skillweave.tasks.row_forms import Parts, read_parts
 from skillweave.tasks.task import Entry, row_id
 from skillweave.tasks.verifiers import Thoughts, VerifierName, gold_problem, options_for
 

@@ -1,4 +1,4 @@
-"""What a built-in generator is."""
+"""The parts of a built-in generator: :class:`Builtin`, and a base class for settings with a range."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skillweave.tasks.verifiers import VerifierName
 
 
 class Span(Config):
-    """Settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
+    """Base settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
 
     least: int
     most: int
@@ -28,10 +28,12 @@ class Span(Config):
 
 @dataclass(frozen=True)
 class Builtin:
-    """``make(rng, settings)`` gives a prompt and its only right answer; ``verifier`` compares an answer with it.
+    """A generator and how its answers are checked.
 
-    ``held(prompt, settings)`` says which prompts are the test's alone, where that is more than being another prompt;
-    ``make`` must give some of both.
+    * ``make(rng, settings)`` returns a prompt and its only right answer; ``verifier`` compares an answer with it
+    * ``options`` are the verifier's options
+    * ``held(prompt, settings)`` says whether a prompt is reserved for the test split; ``make`` must give some that are
+      and some that are not. None: any distinct prompt may be in any split
     """
 
     settings: type[Config]
