@@ -1,4 +1,4 @@
-"""Traces of experts: what is written is read again, matched to its prompt, and every mistake names its line."""
+"""Expert traces: written files can be read and matched to prompts, and every mistake names its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks with tools: answers against slow references, experts that really call, and the tools a person names."""
+"""Tasks with tools: answers against slow references, experts with real calls, and tools named in settings."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_bounds_that_leave_no_way_on_are_refused() -> None:
 
 
 def facts_of(settings: hops.HopsSettings) -> dict[tuple[str, str], str]:
-    """The facts as a reader of the documents finds them; each stands in one document only."""
+    """The facts in the documents; each fact must be in exactly one document."""
     form = r"(\w+) (\w+) (\w+)" if settings.style == "short" else r"The (\w+) of (\w+ \w+) is (\w+(?: \w+)?)\."
     facts: dict[tuple[str, str], str] = {}
     for document in hops.documents(settings):

@@ -104,7 +104,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None)
         name=task.name,
         verifier=verifier,
         rows=task.sizes,
-        prompts={name: len(task.asked(name)) if size else 0 for name, size in task.sizes.items()},
+        prompts={name: len(task.distinct(name)) if size else 0 for name, size in task.sizes.items()},
         read=task.rows,
         duplicates=task.duplicates,
         several=_several(entries),

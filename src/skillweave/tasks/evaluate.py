@@ -93,7 +93,7 @@ def evaluate(
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: at least one entry is needed for a score")
-    entries = task.asked(split)[:limit]
+    entries = task.distinct(split)[:limit]
     answers = answer_fn([prompt for entry in entries for prompt in [ask(entry)] * samples])
     if len(answers) != samples * len(entries):
         raise ValueError(f"{samples * len(entries)} prompts were asked and {len(answers)} answers came back")

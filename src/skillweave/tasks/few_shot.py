@@ -17,7 +17,7 @@ def draw_examples(task: Task, count: int, seed: int) -> list[Entry]:
     The spare replaces an example that is the same as the prompt it would precede. Raises :class:`UserError` if there
     are too few.
     """
-    solved = [entry for entry in task.asked("train") if entry.answer is not None]
+    solved = [entry for entry in task.distinct("train") if entry.answer is not None]
     if len(solved) < count:
         raise UserError(
             f"--few-shot {count}: of the {task.sizes['train']} train examples of task '{task.name}' {len(solved)} have "

@@ -75,14 +75,14 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
     builtin = BUILTINS[spec.name]
     config = read_config(builtin.settings, spec.config, called=f"config of builtin:{spec.name}")
 
-    def example(index: int, held: bool | None = None) -> Example:
+    def example(index: int, reserved: bool | None = None) -> Example:
         rng = Random(seed_of(spec.seed, index))
         while True:
             prompt, answer = builtin.make(rng, config)
-            if held is None or builtin.held is None or builtin.held(prompt, config) == held:
+            if reserved is None or builtin.reserved is None or builtin.reserved(prompt, config) == reserved:
                 return with_system(prompt, spec.system, spec.name), answer, {}
 
-    if builtin.held is None:
+    if builtin.reserved is None:
         splits, repeats = draw(example, spec.splits, spec.name)
     else:  # two streams, so that no prompt reserved for the test is drawn for the other splits
         test_only = spec.splits.model_copy(update={"train": 0, "calibration": 0})

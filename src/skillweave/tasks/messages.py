@@ -94,24 +94,24 @@ def _message(message: Any, where: str) -> dict[str, Any]:
             else ""
         )
         raise UserError(f"{where} must have the texts 'role' and 'content', found {message!r:.60}{hint}")
-    given = {key: value for key, value in message.items() if value is not None}
-    role = given["role"]
+    fields = {key: value for key, value in message.items() if value is not None}
+    role = fields["role"]
     if role not in ROLES:
         hint = f"write '{_OLD_ROLES[role]}'" if role in _OLD_ROLES else nearest(role, ROLES)
         raise UserError(f"{where} has the unknown role {role!r:.60}; {hint}")
     for key, hint in _REFUSED.items():
-        if given[key] != 1 if key == "weight" and key in given else given.get(key):
+        if fields[key] != 1 if key == "weight" and key in fields else fields.get(key):
             raise UserError(f"{where} has '{key}', which is not supported: {hint}")
-    calls = given.pop("tool_calls", None)
+    calls = fields.pop("tool_calls", None)
     calls = parsed(calls, where, "tool_calls") if calls is not None else []
     if not isinstance(calls, list):
         raise UserError(f"{where}: 'tool_calls' must be a list, found {calls!r:.60}")
     if calls and role != "assistant":
         raise UserError(f"{where} has 'tool_calls', which only the assistant can have, and the role is '{role}'")
-    if "content" not in given and not calls:
-        raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(given)}")
-    checked = {key: value for key, value in given.items() if key not in _REFUSED}
-    checked["content"] = text_of(given.get("content", ""), where)
+    if "content" not in fields and not calls:
+        raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(fields)}")
+    checked = {key: value for key, value in fields.items() if key not in _REFUSED}
+    checked["content"] = text_of(fields.get("content", ""), where)
     if "reasoning_content" in checked and not isinstance(checked["reasoning_content"], str):
         raise UserError(f"{where}: 'reasoning_content' must be a text, found {checked['reasoning_content']!r:.60}")
     if calls:

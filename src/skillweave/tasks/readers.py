@@ -177,8 +177,8 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[LocatedR
     labels = {name: kind for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(loaded, 1):
         for name, kind in labels.items():
-            known = row[name] is not None and row[name] >= 0  # -1 means an unknown label
-            row[name] = kind.int2str(row[name]) if known else None
+            labelled = row[name] is not None and row[name] >= 0  # -1 means an unknown label
+            row[name] = kind.int2str(row[name]) if labelled else None
         yield f"{path}, row {number}", _without_nulls(row)
 
 

@@ -85,14 +85,14 @@ def read_parts(row: Any, where: str, columns: Mapping[str, str | None], system: 
     if own is not None and system is not None:
         raise UserError(f"{where}: has a 'system' prompt of its own, and the task has another: remove one of them")
     prompt = with_system(prompt, own if system is None else system, where)
-    given = row.get("tools")
+    tools = row.get("tools")
     used = {*_FORMS[form], "prompt", "tools", "system"} | ({"input", "history"} if form == "instruction" else set())
     return Parts(
         form=form,
         prompt=prompt,
         answer=answer,
         rejected=rejected,
-        tools=read_tools(given, where) if given else [],
+        tools=read_tools(tools, where) if tools else [],
         rest={key: value for key, value in row.items() if key not in used - {"cases"}},
     )
 
@@ -232,12 +232,10 @@ def _last(messages: list[dict[str, Any]], where: str, key: str) -> tuple[list[di
 
 def _alpaca(row: Mapping[str, Any], where: str) -> str | list[dict[str, Any]]:
     """The prompt of an Alpaca row: earlier turns, then the instruction and, after an empty line, the input if any."""
-    instruction, given, history = row["instruction"], row.get("input") or "", row.get("history") or []
-    if not isinstance(instruction, str) or not isinstance(given, str):
-        raise UserError(
-            f"{where}: 'instruction' and 'input' must be texts, found {instruction!r:.60} and {given!r:.60}"
-        )
-    prompt = f"{instruction}\n\n{given}" if given.strip() else instruction
+    instruction, text, history = row["instruction"], row.get("input") or "", row.get("history") or []
+    if not isinstance(instruction, str) or not isinstance(text, str):
+        raise UserError(f"{where}: 'instruction' and 'input' must be texts, found {instruction!r:.60} and {text!r:.60}")
+    prompt = f"{instruction}\n\n{text}" if text.strip() else instruction
     if not history:
         return prompt
     turns = []

@@ -76,39 +76,39 @@ def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | N
     return Entry(row_id(prompt, answer, metadata), prompt, answer, metadata)
 
 
-def _accepted(given: Any, where: str, verifier: VerifierName) -> list[Answer]:
+def _accepted(value: Any, where: str, verifier: VerifierName) -> list[Answer]:
     """All answers that count as right, each once; the first one is learnt. The list is empty without an answer."""
-    if given is None:
+    if value is None:
         return []
-    if not isinstance(given, list):
-        return [_one_answer(given, where, "the answer", verifier)]
-    if not given:
+    if not isinstance(value, list):
+        return [_one_answer(value, where, "the answer", verifier)]
+    if not value:
         raise UserError(f"{where}: the list of answers is empty: give at least one")
-    if all(isinstance(one, Mapping) and "role" in one for one in given):
-        messages = read_messages(given, where, "completion")
+    if all(isinstance(one, Mapping) and "role" in one for one in value):
+        messages = read_messages(value, where, "completion")
         if len(messages) > 1 or messages[0]["role"] != "assistant":
             raise UserError(
                 f"{where}: the answer must be one message of the assistant, found {len(messages)} messages: move those "
                 "before it to the prompt"
             )
         return [_one_answer(messages[0], where, "the answer", verifier)]
-    if verifier == "json" and not all(isinstance(one, str) for one in given):
+    if verifier == "json" and not all(isinstance(one, str) for one in value):
         raise UserError(
             f"{where}: the answer is a list, which means several accepted answers. If one array is the "
-            f"answer, write it as a text: {json.dumps(json.dumps(given, default=str))[:60]}"
+            f"answer, write it as a text: {json.dumps(json.dumps(value, default=str))[:60]}"
         )
     accepted: list[Answer] = []
-    for one in given:
+    for one in value:
         answer = _one_answer(one, where, "an answer of the list", verifier)
         if answer not in accepted:
             accepted.append(answer)
     return accepted
 
 
-def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> Answer:
+def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> Answer:
     """A gold answer as a text; numbers, true and false become JSON texts; a message with calls stays a message."""
-    if isinstance(given, Mapping) and "role" in given:
-        message = read_messages([given], where, "answer")[0]
+    if isinstance(value, Mapping) and "role" in value:
+        message = read_messages([value], where, "answer")[0]
         if message["role"] != "assistant":
             raise UserError(f"{where}: {called} is a message with the role '{message['role']}', not 'assistant'")
         if "tool_calls" in message or "reasoning_content" in message:
@@ -117,16 +117,16 @@ def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> 
                     f"{where}: the answer must be a text with something in it, in addition to its reasoning"
                 )
             return message
-        given = message["content"]
-    if isinstance(given, Mapping) and verifier == "json":
-        return json.dumps(given, ensure_ascii=False)
-    if isinstance(given, bool | int) or (isinstance(given, float) and math.isfinite(given)):
-        return json.dumps(given)
-    if isinstance(given, Decimal) and given.is_finite():
-        return str(given)
-    if not isinstance(given, str) or not given.strip():
-        raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {given!r:.60}")
-    return given
+        value = message["content"]
+    if isinstance(value, Mapping) and verifier == "json":
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {value!r:.60}")
+    return value
 
 
 def _same_text(one: Answer, other: Answer) -> bool:

@@ -92,7 +92,7 @@ class Task:
             raise UserError(f"task '{self.name}' holds no {name} examples: set splits.{name} to at least 1")
         return entries
 
-    def asked(self, name: str) -> list[Entry]:
+    def distinct(self, name: str) -> list[Entry]:
         """The entries of a split on which a model is scored: each prompt once, even if several rows have it."""
         return one_each_prompt(self.split(name))
 
@@ -220,8 +220,8 @@ def share_answers(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, each of which accepts the answers of all entries with the same prompt."""
     accepted: dict[str, list[Answer]] = {}
     for entry in entries:
-        known = accepted.setdefault(entry.prompt_id, [])
-        known.extend(answer for answer in entry.accepted if answer not in known)
+        answers = accepted.setdefault(entry.prompt_id, [])
+        answers.extend(answer for answer in entry.accepted if answer not in answers)
     return [
         entry
         if entry.accepted == (answers := accepted[entry.prompt_id])
@@ -231,7 +231,7 @@ def share_answers(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[Entry]]:
-    """The splits of a file's entries. The prompts are ordered by a hash: test comes first, then calibration, then train.
+    """The splits of a file. The prompts are ordered by a hash: test comes first, then calibration, then train.
 
     ``splits`` counts prompts; all entries of a prompt stay together. The same rows in any order give the same splits.
     New rows in a file may move others to the next split; to prevent that, use one file for each split. Raises

@@ -1,4 +1,4 @@
-"""Where E3-TIR branches, against a slow choice in plain Python, and at its edges."""
+"""The anchors, against a slow choice in plain Python and in edge cases."""
 
 from __future__ import annotations
 

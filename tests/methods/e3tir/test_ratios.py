@@ -1,4 +1,4 @@
-"""The ratios of an expert's prefix tokens against plain floats, finite differences and at the ends of the line."""
+"""The ratios of an expert's prefix tokens against plain floats and finite differences, and at extreme values."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_nan_stays_at_its_token(kind):
 
 @pytest.mark.parametrize(("kind", "from_pi"), [("mixture", 2 / 3), ("shaped", 0.4), ("on_policy", 0.0)])
 def test_grpos_clip_lets_a_negative_advantage_push_only_the_likely_tokens(kind, from_pi):
-    """What the module says of eps = 0.2: min(ratio A, clip(ratio) A) at A = -1, and at A = 1."""
+    """The module's statement on eps = 0.2: min(ratio A, clip(ratio) A) at A = -1 and at A = 1."""
     pi = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     for gain in (-1.0, 1.0):
         logp = pi.log().requires_grad_()

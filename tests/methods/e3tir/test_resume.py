@@ -1,4 +1,4 @@
-"""E3-TIR cut off, killed, or over several processes: it ends in the same delta, and plays nothing twice."""
+"""E3-TIR interrupted, killed, or over several processes: it ends with the same delta and plays nothing twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skillweave.methods.training import trainer
 
 
 def stop_writing(patch, module, path: Path, *, entries: int = 0) -> None:
-    """Break off before a file is written, of which so many entries are to be seen."""
+    """Interrupt the run before it writes a file with at least so many entries."""
     write = module.write_json
 
     def writing(target, value):
@@ -31,7 +31,7 @@ def stop_writing(patch, module, path: Path, *, entries: int = 0) -> None:
 
 
 def places(out: Path):
-    """Where a run may be cut off, in the order in which it comes by: (what, how to break off there)."""
+    """The places where a run may be interrupted, in their order: (name, how to interrupt it there)."""
 
     def training(stage, step):
         return f"{stage}, step {step}", lambda patch: stop_at(patch, stage, step)
@@ -60,7 +60,7 @@ def places(out: Path):
 
 
 def noted(began: list[tuple[str, int]], base, config, folder: Path):
-    """A run, and where each of its trainings went on from."""
+    """A run that records the step at which each of its trainings started or resumed."""
     with pytest.MonkeyPatch.context() as patch:
         note_starts(patch, began)
         return run(base, config, folder)

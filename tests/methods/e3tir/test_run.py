@@ -1,4 +1,4 @@
-"""E3-TIR end to end on a micro model that half knows how to look things up: its stages, its figures, its mistakes."""
+"""E3-TIR end to end on a partly trained micro model: its stages, its figures, and mistakes in settings."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_log_and_the_figures_are_of_what_was_played(whole):
         assert whole.figures(name)["success"] == pytest.approx(log[-1]["agent/success"])
 
 
-def test_the_looks_and_the_trees(whole, hops):
+def test_the_evaluations_and_the_trees(whole, hops):
     for name in ("warm-up", "rl"):
         curve = read_json(whole.out / name / "curve.json")
         assert [look["step"] for look in curve] == [0, 2, 3]  # 0: what the stage before it left
@@ -292,7 +292,7 @@ def test_success_is_the_mean_over_entries_whatever_the_temperature(base, hops):
 
 
 BARE = {"source": "builtin", "name": "sort_numbers", "splits": {"train": 4, "calibration": 2, "test": 2}}
-"""A task that brings neither tools nor an expert."""
+"""A task without tools and without an expert."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An expert's trace as tokens: as the template renders it, who wrote what, and what lies before a position."""
+"""Encoded traces: the tokens are those of the template, with their writers and the calls before a position."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def trace(form):
 
 
 def as_plain_text(messages) -> list[dict]:
-    """The calls as the content of their messages: the micro template knows of no calls."""
+    """The messages with their calls in the content, because the micro template cannot render calls."""
     return [
         {
             "role": message["role"],

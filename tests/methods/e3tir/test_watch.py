@@ -1,4 +1,4 @@
-"""The tree of a group: what was said, by whom, and what it was worth, whatever marks the text holds."""
+"""The tree of a group: every text, its writer and its reward, whatever markup the text contains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drawn(group: Group, text=TOKENIZER.decode) -> str:
 
 
 def say(group: Group, *texts: str) -> None:
-    """Put a text in place of the tokens of each member, of the same length."""
+    """Replace the tokens of each member by a text of the same length."""
     for member, said in zip(group.members, texts, strict=True):
         assert len(member.episode.ids) == len(said)
         member.episode.ids = TOKENIZER(said)["input_ids"]

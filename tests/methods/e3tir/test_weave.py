@@ -1,4 +1,4 @@
-"""A skill that calls tools in a weave: it is scored with them, and so it answers beside packs that know none."""
+"""A skill that calls tools in a weave: it is scored with its tools and answers beside packs without tools."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ USE = get_method("e3tir").config.model_validate(SETTINGS).tool_use
 
 @pytest.fixture(scope="module")
 def roomy(taught, tmp_path_factory):
-    """The taught model with room for the everyday prompts that a router learns from."""
+    """The taught model with a longer context, for the everyday prompts that a router learns from."""
     folder = shutil.copytree(taught, tmp_path_factory.mktemp("roomy") / "micro")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 256}))
@@ -39,7 +39,7 @@ def roomy(taught, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(roomy, tmp_path_factory):
-    """The folder of a weave of an agent and a skill without tools."""
+    """The folder of a weave with an agent and a skill without tools."""
     folder = tmp_path_factory.mktemp("agents")
     config = {
         "base": str(roomy), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},

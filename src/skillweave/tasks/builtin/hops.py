@@ -143,7 +143,7 @@ def _read(prompt: str, settings: HopsSettings) -> tuple[str, list[str]]:
     return question[2], question[1].split(" of the ")[::-1]
 
 
-def held(prompt: str, settings: HopsSettings) -> bool:
+def reserved(prompt: str, settings: HopsSettings) -> bool:
     """Whether a question is reserved for the test split: it starts at one of the first fifth of the people."""
     start, _ = _read(prompt, settings)
     people = world_of(settings).people
@@ -171,4 +171,4 @@ def solve(prompt: str, settings: HopsSettings, session: Session) -> list[Message
     return script.answer(at)
 
 
-BUILTIN = Family(HopsSettings, make, "exact", {"casefold": True}, held, toolbox=toolbox, solve=solve)
+BUILTIN = Family(HopsSettings, make, "exact", {"casefold": True}, reserved, toolbox=toolbox, solve=solve)

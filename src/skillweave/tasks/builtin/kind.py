@@ -32,12 +32,12 @@ class Builtin:
 
     * ``make(rng, settings)`` returns a prompt and its only right answer; ``verifier`` compares an answer with it
     * ``options`` are the verifier's options
-    * ``held(prompt, settings)`` says whether a prompt is reserved for the test split; ``make`` must give some that are
-      and some that are not. None: any distinct prompt may be in any split
+    * ``reserved(prompt, settings)`` says whether a prompt is reserved for the test split; ``make`` must return prompts
+      of both kinds. None: any distinct prompt may be in any split
     """
 
     settings: type[Config]
     make: Callable[[Random, Any], tuple[str, str]]
     verifier: VerifierName
     options: Mapping[str, Any] = field(default_factory=dict)
-    held: Callable[[str, Any], bool] | None = None
+    reserved: Callable[[str, Any], bool] | None = None
