@@ -82,7 +82,7 @@ class BuiltinSpec(Config):
     splits: Splits = Field(default=Splits(), description="how many prompts each split has")
 
 
-Part = Literal[
+RowPart = Literal[
     "messages", "conversations", "prompt", "completion", "answer", "cases", "chosen", "rejected", "instruction",
     "input", "output", "history", "system", "tools",
 ]  # fmt: skip
@@ -92,7 +92,7 @@ Part = Literal[
 class _Rows(Config):
     verifier: VerifierName = Field(default="exact", description="how an answer is judged")
     options: dict[str, Any] = Field(default_factory=dict, description="the options of the verifier")
-    columns: dict[Part, str | None] = Field(
+    columns: dict[RowPart, str | None] = Field(
         default_factory=dict,
         description="which key of a row is which part, such as {prompt: question, answer: label}; null: the part is "
         "ignored",
@@ -119,9 +119,9 @@ class _Rows(Config):
         if not isinstance(columns, Mapping):
             return columns
         for ours, theirs in columns.items():
-            if ours not in get_args(Part):
-                hint = nearest(str(ours), get_args(Part))
-                if theirs in get_args(Part) and not hint.startswith("did you mean"):
+            if ours not in get_args(RowPart):
+                hint = nearest(str(ours), get_args(RowPart))
+                if theirs in get_args(RowPart) and not hint.startswith("did you mean"):
                     hint = f"our name goes on the left: write {{{theirs}: {ours}}}"
                 raise ValueError(f"no part of a row is called '{ours}'; {hint}")
         named = [theirs for theirs in columns.values() if theirs is not None]

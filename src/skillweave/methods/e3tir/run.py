@@ -25,7 +25,7 @@ from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
 from skillweave.methods.e3tir.rollouts import Rollouts, in_turn
 from skillweave.methods.e3tir.trace_tokens import EncodedTrace, encode_trace, supervised_rows
 from skillweave.methods.e3tir.trainer import AgentTrainer
-from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, Watch, evaluate_agent
+from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, StageWatch, evaluate_agent
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import AnswerSettings
@@ -245,7 +245,7 @@ class _Agent:
             name=folder.name,
             context=context_length(run.base.model),
         )
-        watch = Watch(run, self.call_format, self._held_out, folder, stage)
+        watch = StageWatch(run, self.call_format, self._held_out, folder, stage)
 
         def make(model: Any, arguments: dict[str, Any]) -> AgentTrainer:
             # Every prompt has its turn before any prompt is repeated.

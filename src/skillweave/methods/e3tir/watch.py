@@ -65,7 +65,7 @@ def evaluate_agent(
     }
 
 
-class Watch(TrainerCallback):
+class StageWatch(TrainerCallback):
     """Watches one stage. In its folder ``curve.json`` holds the evaluations, ``trees/`` the groups that were drawn."""
 
     trainer: Any = None

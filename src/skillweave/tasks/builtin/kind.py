@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from skillweave.config import Config
 from skillweave.tasks.verifiers import VerifierName
@@ -16,8 +16,8 @@ from skillweave.tasks.verifiers import VerifierName
 class Span(Config):
     """Base settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
 
-    least: int
-    most: int
+    least: int = Field(description="the least of it in a prompt")
+    most: int = Field(description="the most of it in a prompt")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
