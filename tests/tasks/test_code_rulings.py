@@ -1,4 +1,4 @@
-"""Answers as people and models write them, with the ruling that a person would give."""
+"""Typical answers of people and models, each with the score that a person would give."""
 
 # ruff: noqa: E501 (one row of a table a line)
 

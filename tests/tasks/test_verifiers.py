@@ -1,4 +1,4 @@
-"""Each verifier against hand-made cases and, where there is one, a slow reference."""
+"""Each verifier against hand-made cases and, if there is one, a slow reference."""
 
 from __future__ import annotations
 

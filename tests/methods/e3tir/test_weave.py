@@ -1,4 +1,4 @@
-"""A skill that calls tools in a weave: it is scored with them, and so it answers beside packs that know none."""
+"""A skill that calls tools in a weave: it is scored with its tools and answers beside packs without tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skillweave.base import Sampling, open_base
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
-from skillweave.methods.e3tir.judge import success
+from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.pack import Skillpack
 from skillweave.pipeline import build, read_weave_config
 from skillweave.pipeline.config import SkillConfig, WeaveConfig
@@ -30,7 +30,7 @@ USE = get_method("e3tir").config.model_validate(SETTINGS).tool_use
 
 @pytest.fixture(scope="module")
 def roomy(taught, tmp_path_factory):
-    """The taught model with room for the everyday prompts that a router learns from."""
+    """The taught model with a longer context, for the everyday prompts that a router learns from."""
     folder = shutil.copytree(taught, tmp_path_factory.mktemp("roomy") / "micro")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 256}))
@@ -39,7 +39,7 @@ def roomy(taught, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(roomy, tmp_path_factory):
-    """The folder of a weave of an agent and a skill without tools."""
+    """The folder of a weave with an agent and a skill without tools."""
     folder = tmp_path_factory.mktemp("agents")
     config = {
         "base": str(roomy), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},
@@ -80,7 +80,7 @@ def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
 
 def test_the_score_of_the_base_is_what_the_method_measures(built, roomy, hops):
     base = open_base(roomy, device="cpu")
-    want = success(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
+    want = evaluate_agent(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 import time
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -362,7 +362,7 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
     write_json(path, {**identity, "versions": versions})
 
 
-def _differing(config: BaseModel, found: dict[str, Any]) -> list[str]:
+def _differing(config: BaseModel, found: Mapping[str, Any]) -> list[str]:
     """The settings that are not as a run's ``config.json`` has them. One that is missing there has its default: the run
     was begun before there was such a setting."""
     values = config.model_dump(mode="json")
@@ -391,7 +391,7 @@ def _check_same(folder: Path, found: dict[str, Any], ours: dict[str, Any], confi
     if found["base"]["fingerprint"] != ours["base"]["fingerprint"]:
         raise UserError(f"{folder} holds a run on another base ({found['base']['ref']}): choose another folder")
     free = ModelSettings.may_change if (folder / "delta").is_dir() else config.may_change
-    other = [key for key in _differing(config, found["config"]) if key not in free]
+    other = [key for key in _differing(config, config.in_current_form(found["config"])) if key not in free]
     if found["task"] != ours["task"]:
         other.append("other examples in the task")
     if other or found["method"] != ours["method"]:

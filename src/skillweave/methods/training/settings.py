@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -126,6 +127,11 @@ class ModelSettings(Config):
     report_to: Reporters = Field(
         default=[], description="where the log goes too: tensorboard, wandb, ... (one or a list); none: our files only"
     )
+
+    @classmethod
+    def in_current_form(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The settings with today's keys, for ``values`` that an older version may have written."""
+        return values
 
     @property
     def tool_use(self) -> ToolUse | None:
