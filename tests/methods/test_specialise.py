@@ -24,8 +24,8 @@ from skillweave.methods.specialise import run as run_module
 from skillweave.methods.specialise.run import run
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
-from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training.pieces import read_lines
+from skillweave.methods.training.preferences import Pair
 from skillweave.tasks import load_task
 
 SETTINGS = {

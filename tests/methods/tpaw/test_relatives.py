@@ -60,12 +60,12 @@ def test_tspin_holds_each_answer_against_that_of_the_first_round(base, whole, fe
         for row in read_samples(tmp_path / "round-1" / "samples.jsonl")
         if row.ended[0] and row.answers[0].strip() not in ("", row.gold)
     }
-    assert all(row["sides"][2] == row["sides"][1] for row in given["round-1"])
+    assert all(row.answers[2] == row.answers[1] for row in given["round-1"])
     # An answer that was the target, or degenerate, is no anchor: the generation stands for it, and tells nothing.
-    expected = [first.get(tuple(row["prompt"]), row["sides"][1]) for row in given["round-2"]]
-    assert [row["sides"][2] for row in given["round-2"]] == expected
-    assert any(row["sides"][2] != row["sides"][1] for row in given["round-2"])
-    assert all(row["sides"][2] != row["sides"][0] for row in given["round-2"])
+    expected = [first.get(tuple(row.prompt), row.answers[1]) for row in given["round-2"]]
+    assert [row.answers[2] for row in given["round-2"]] == expected
+    assert any(row.answers[2] != row.answers[1] for row in given["round-2"])
+    assert all(row.answers[2] != row.answers[0] for row in given["round-2"])
 
 
 def test_sft_alone_draws_no_answers(base, tmp_path):

@@ -12,7 +12,7 @@ from helpers.selfplay import LN2, settings
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw.rows import Rows
+from skillweave.methods.tpaw.rows import RowMaker
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run
@@ -23,7 +23,7 @@ def again(base, whole):
     """The rows and the team of the finished run, whose scores lie on the disk."""
     state = Run.begin("tpaw", base, settings(), whole.task, whole.out)
     team = Team(state)
-    return Rows(state, team), team
+    return RowMaker(state, team), team
 
 
 def test_each_answer_is_asked_once_of_each_player(whole):
@@ -56,7 +56,7 @@ def test_rows_are_the_remembered_rounds_each_pair_once_the_newest_first(base, wh
     assert len(expected) >= 16
     players = list(range(number - 1, max(-1, number - 3), -1))
     rows = again[0].of_round(number, players)
-    assert [(row["prompt"], row["sides"]) for row in rows] == [
+    assert [(row.prompt, row.answers) for row in rows] == [
         (prompt_ids(tokenizer, prompt), [answer_ids(tokenizer, text) for text in texts]) for prompt, *texts in expected
     ]
     assert rows == whole.trained_on[f"round-{number}"]
@@ -65,7 +65,7 @@ def test_rows_are_the_remembered_rounds_each_pair_once_the_newest_first(base, wh
         model = whole.player(base, player)
         for pair, row in list(zip(expected, rows, strict=True))[::5]:
             own = [log_prob(model, tokenizer, pair[0], text) for text in pair[1:]]
-            assert row["players"][at] == pytest.approx(own, abs=1e-4)
+            assert row.player_log_probs[at] == pytest.approx(own, abs=1e-4)
 
 
 def test_the_counts_of_a_round_are_those_of_its_own_generations(whole, again):

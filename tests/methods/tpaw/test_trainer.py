@@ -12,6 +12,7 @@ from helpers.micro import micro_model, micro_tokenizer
 from helpers.slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_weights
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.tpaw import TpawConfig, dpo_loss, spin_loss, team_loss, tspin_loss
+from skillweave.methods.tpaw.rows import TrainingRow
 from skillweave.methods.tpaw.trainer import TeamTrainer, collate, objective, summary
 from skillweave.methods.training import Processes, TrainingSettings
 from skillweave.methods.training.trainer import trainer_arguments
@@ -75,16 +76,18 @@ def test_what_is_logged_of_the_statistics():
     assert not summary(spin_loss(*drawn(1, 4), lam=LAM)[1])["weights/beta_entropy"].any()
 
 
-def rows_of(tokenizer, players: int, sides: int = 2) -> list[dict]:
-    """Pairs of many lengths; what the players think is made up."""
+def rows_of(tokenizer, players: int, sides: int = 2) -> list[TrainingRow]:
+    """Rows of many lengths, with made-up log-probabilities of the players."""
     rows = []
     for index in range(8):
         texts = [str(index) * (1 + 3 * index % 7), "ab" * (1 + index % 4), "x" * index][:sides]
-        rows.append({
-            "prompt": prompt_ids(tokenizer, f"say {index}" + " please" * (index % 3)),
-            "sides": [answer_ids(tokenizer, text) for text in texts],
-            "players": [[-20.0 - index - j, -25.0 + 2 * index - j] for j in range(players)],
-        })  # fmt: skip
+        rows.append(
+            TrainingRow(
+                prompt=prompt_ids(tokenizer, f"say {index}" + " please" * (index % 3)),
+                answers=[answer_ids(tokenizer, text) for text in texts],
+                player_log_probs=[(-20.0 - index - j, -25.0 + 2 * index - j) for j in range(players)],
+            )
+        )
     return rows
 
 
@@ -109,7 +112,7 @@ def plain_log_prob(model, prompt: list[int], answer: list[int]) -> torch.Tensor:
 def test_padding_and_company_make_no_difference_to_a_pair(tmp_path, loss):
     tokenizer = micro_tokenizer()
     rows = rows_of(tokenizer, *((3, 2) if loss == "team" else (1, 3)))
-    assert len({len(row["prompt"]) + len(side) for row in rows for side in row["sides"]}) > 8
+    assert len({len(row.prompt) + len(side) for row in rows for side in row.answers}) > 8
     trainer = team_trainer(tmp_path, rows, loss)
     together = trainer.compute_loss(trainer.model, collate(rows, tokenizer.pad_token_id))
     alone = [trainer.compute_loss(trainer.model, collate([row], tokenizer.pad_token_id)) for row in rows]
@@ -118,8 +121,8 @@ def test_padding_and_company_make_no_difference_to_a_pair(tmp_path, loss):
     model = micro_model()
     for row, found in zip(rows, alone, strict=True):
         with torch.no_grad():
-            policy = [plain_log_prob(model, row["prompt"], side)[None] for side in row["sides"]]
-        players = torch.tensor(row["players"], dtype=torch.float64)[:, :, None]
+            policy = [plain_log_prob(model, row.prompt, side)[None] for side in row.answers]
+        players = torch.tensor(row.player_log_probs, dtype=torch.float64)[:, :, None]
         four = [*policy[:2], players[:, 0], players[:, 1]]
         if loss == "team":
             expected, _ = team_loss(*four, lam=0.1, eta=6.0, gamma=0.5)
@@ -147,5 +150,5 @@ def test_the_size_of_micro_batches_makes_no_difference(tmp_path):
                 assert theirs[key] == pytest.approx(ours[key], abs=1e-4), key
         assert log[0]["padding"] < logs[0][0]["padding"]
     # The first step's four rows: both sides of all beside each other.
-    widths = [len(row["prompt"]) + len(side) for row in rows[:4] for side in row["sides"]]
+    widths = [len(row.prompt) + len(side) for row in rows[:4] for side in row.answers]
     assert logs[0][0]["padding"] == pytest.approx(1 - sum(widths) / (8 * max(widths)))

@@ -21,9 +21,9 @@ from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
 from skillweave.methods.e3tir.follow import CUT_OFF, EQUAL, SAMPLED
 from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
 from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
-from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import QuietTrainer
+from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 from skillweave.tools.call import FAULTS, POLICY
 
 

@@ -1,4 +1,4 @@
-"""Token ids of prompts and answers as padded tensors."""
+"""Turns token ids of prompts and answers into padded tensors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Sequence
 import torch
 
 TokenRow = tuple[list[int], list[int]]
-"""Token ids of a prompt and of an answer to it."""
+"""The token ids of a prompt, and those of an answer to it."""
 
 
 def padded(rows: Sequence[TokenRow], pad: int, device: torch.device | str = "cpu") -> dict[str, torch.Tensor]:
-    """``input_ids``, ``attention_mask``, ``labels`` (-100 but on answers): all (N, T) int64, padded on the right."""
+    """``input_ids``, ``attention_mask`` and ``labels`` of a batch: all (N, T) int64, padded on the right.
+
+    The labels are -100 except on the answers. ``pad`` is the id of the pad token.
+    """
     width = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids, mask, labels = [], [], []
     for prompt, answer in rows:

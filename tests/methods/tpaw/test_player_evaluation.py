@@ -11,7 +11,7 @@ import pytest
 from helpers.micro import log_prob
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids
-from skillweave.methods.tpaw.judge import scores, sides, wins_by_log_prob, wins_by_score
+from skillweave.methods.tpaw.player_evaluation import first_answers, first_scores, wins_by_log_prob, wins_by_score
 from skillweave.methods.training.answers import Answered, read_samples
 
 
@@ -40,8 +40,8 @@ def test_the_judge_reads_each_prompts_first_answer():
         Answered("a", "say 7", "777", ["1", "2"], [0.5, 1.0], [True, True]),
         Answered("b", "say 3", "333", ["3"], [0.25], [True]),
     ]
-    assert scores(rows) == [0.5, 0.25]
-    assert sides(rows) == [("say 7", "1"), ("say 3", "3")]
+    assert first_scores(rows) == [0.5, 0.25]
+    assert first_answers(rows) == [("say 7", "1"), ("say 3", "3")]
 
 
 def test_the_judge_against_a_slow_one(base, whole):
