@@ -147,7 +147,9 @@ def _without_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dic
     given = {}
     for key, value in settings.items():
         default = defaults.get(key)
-        if key not in defaults or value != default:
-            both = isinstance(value, dict) and isinstance(default, dict)
-            given[key] = _without_defaults(value, default) if both else value
+        if key in defaults and value == default:
+            continue
+        if isinstance(value, dict) and isinstance(default, dict):
+            value = _without_defaults(value, default)
+        given[key] = value
     return given

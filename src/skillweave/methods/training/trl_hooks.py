@@ -65,7 +65,6 @@ CHECKED = {
     "trl": ("1.16.0", "1.16.0"),
     "transformers": ("5.23.0", "5.23.0"),
     "peft": ("0.21.0", "0.21.2"),
-    "accelerate": ("1.10.1", "1.15.0"),
 }
 """The oldest and the newest version of each library with which the hooks were tested."""
 
@@ -243,12 +242,6 @@ HOOKS = (
         "training.reporting",
         "It takes the writer to use.",
         parameters=("tb_writer",),
-    ),
-    Hook(
-        "accelerate.Accelerator.get_state_dict",
-        "training.run",
-        "It gathers the whole state dict of the wrapped model, also under FSDP and DeepSpeed.",
-        parameters=("self", "model"),
     ),
     Hook(
         "peft.PeftModel.delete_adapter",
