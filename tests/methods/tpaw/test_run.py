@@ -76,7 +76,7 @@ def test_only_the_train_split_is_trained_on_and_the_test_split_is_never_read(bas
             }
             assert begun == prompts["train"]
         else:
-            assert {tuple(row["prompt"]) for row in rows} <= prompts["train"]
+            assert {tuple(row.prompt) for row in rows} <= prompts["train"]
     train, held = ({entry.id for entry in whole.task.splits[name]} for name in ("train", "calibration"))
     for path in whole.out.rglob("*/samples.jsonl"):
         assert {row.id for row in read_samples(path)} <= train
