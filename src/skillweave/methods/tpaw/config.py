@@ -37,7 +37,7 @@ class TpawConfig(ModelSettings, SamplingSettings):
     ``loss`` also offers related methods, on the same data and with the same trainer:
 
     - ``spin``: one player, with the generations of this round and the last one.
-    - ``tspin``: one player, and the first player's answers as a third side.
+    - ``tspin``: one player, and the first player's answers as the third of a triplet.
     - ``dpo``: pairs of a right and a wrong answer by the task's verifier, from ``samples_per_prompt`` samples.
     - ``sft``: supervised training on the targets alone.
     """
