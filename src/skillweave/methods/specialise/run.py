@@ -51,7 +51,7 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
     config = run.config
     entries = run.short_enough("train")
     prompts = one_each_prompt(entries)
-    given = _given(run, entries)
+    task_pairs = _task_pairs(run, entries)
     probe_entries = choose_entries(prompts, config.probe_prompts, 0, config.seed)
     before = run.stage("probe-before", lambda folder: _probe(run, folder, probe_entries))["solve_rate"]
 
@@ -61,29 +61,30 @@ def _all_stages(run: Run[SpecialiseConfig, Task]) -> dict[str, float]:
         chosen = choose_entries(entries, needed, 0, config.seed)
         run.trained("warm-start", lambda folder: _warm_start(run, folder, chosen))
     for number in range(config.rounds):
-        sampled = not given or config.pairs == "both"  # otherwise the task's own pairs are all that a round learns from
-        asked = choose_entries(prompts, config.prompts_per_round, number, config.seed) if sampled else []
-        run.trained(f"round-{number + 1}", functools.partial(_round, run, asked, given))
+        # With `pairs: given` the task's own pairs are all that a round learns from, so it samples no answers.
+        sampled = not task_pairs or config.pairs == "both"
+        round_entries = choose_entries(prompts, config.prompts_per_round, number, config.seed) if sampled else []
+        run.trained(f"round-{number + 1}", functools.partial(_round, run, round_entries, task_pairs))
     if run.policy.trained is None:
         raise NothingLearnt(_nothing_learnt(run, before))
     after = run.stage("probe-after", lambda folder: _probe(run, folder, probe_entries))["solve_rate"]
     return {"before": before, "after": after}
 
 
-def _given(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> list[Pair]:
+def _task_pairs(run: Run[SpecialiseConfig, Task], entries: list[Entry]) -> list[Pair]:
     """The task's own pairs, if the settings say that they are learnt from; else an empty list.
 
     Raises :class:`UserError` if they are asked for and the task has none.
     """
-    given = given_pairs(run.tokenizer, entries)
-    if run.config.pairs in ("given", "both") and not given:
+    pairs = given_pairs(run.tokenizer, entries)
+    if run.config.pairs in ("given", "both") and not pairs:
         raise UserError(
             f"pairs is {run.config.pairs}, and no train row of task '{run.data.name}' has 'chosen' and 'rejected': add "
             "them to the task's file, or set pairs to own"
         )
-    if run.config.pairs == "own" and given:
-        run.say(f"pairs is own: the rejected answers of {len(given)} train rows are not used")
-    return given if run.config.pairs != "own" else []
+    if run.config.pairs == "own" and pairs:
+        run.say(f"pairs is own: the rejected answers of {len(pairs)} train rows are not used")
+    return pairs if run.config.pairs != "own" else []
 
 
 def _nothing_learnt(run: Run[SpecialiseConfig, Task], before: float) -> str:
@@ -151,8 +152,10 @@ def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[En
     return train_on_answers(run, folder, config.warm_start, examples, run.held_out(config.warm_start))
 
 
-def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry], given: list[Pair], folder: Path) -> dict[str, Any]:
-    """Sample answers for ``entries``, make pairs of them, add those ``given``, and train on all of them with DPO.
+def _round(
+    run: Run[SpecialiseConfig, Task], entries: list[Entry], task_pairs: list[Pair], folder: Path
+) -> dict[str, Any]:
+    """Sample answers for ``entries``, make pairs of them, add the ``task_pairs``, and train on all of them with DPO.
 
     A round without a pair trains nothing.
     """
@@ -165,8 +168,8 @@ def _round(run: Run[SpecialiseConfig, Task], entries: list[Entry], given: list[P
         gold_as_chosen=config.gold_as_chosen,
         seed=config.seed,
     )
-    pairs = [*own, *given]
-    figures = {**asdict(counts), "given_pairs": len(given)}
+    pairs = [*own, *task_pairs]
+    figures = {**asdict(counts), "given_pairs": len(task_pairs)}
     run.tell_cut_off(
         folder.name,
         counts.cut_off,
