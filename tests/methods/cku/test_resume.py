@@ -51,7 +51,7 @@ def places(out: Path):
             return dropped(folder)
 
         dropped = trainer.drop_checkpoints
-        return f"tidying of {stage}", lambda patch: patch.setattr(trainer, "drop_checkpoints", stop)
+        return f"tidying of {stage}", lambda patch: patch.setattr(shared, "drop_checkpoints", stop)
 
     neurons = out / "localise" / "neurons.safetensors"
     return [

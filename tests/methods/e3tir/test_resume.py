@@ -51,7 +51,7 @@ def places(out: Path):
                 raise KeyboardInterrupt
             return dropped(folder)
 
-        return f"tidying of {stage}", lambda patch: patch.setattr(trainer, "drop_checkpoints", stop)
+        return f"tidying of {stage}", lambda patch: patch.setattr(shared, "drop_checkpoints", stop)
 
     return [
         training("sft", 1), look("warm-up", 1), training("warm-up", 1), look("warm-up", 2), training("warm-up", 3),

@@ -371,7 +371,10 @@ def test_the_instruction_may_stand_at_the_top_as_it_once_did(told):
     config = E3tirConfig.model_validate({**old, "instruction": told})
     assert config == settings(rollout={"top_p": 0.9, "instruction": told})
     assert config.tool_use.instruction == told
-    assert "instruction" not in config.model_dump()
+    # Written in the old place, so that the keys of builds and the config.json of runs stay what they were.
+    written = config.model_dump(mode="json")
+    assert (written["instruction"], "instruction" in written["rollout"]) == (told, False)
+    assert E3tirConfig.model_validate(written) == config
     with_object = {**old, "instruction": told, "rollout": E3tirConfig.model_validate(old).rollout}
     assert E3tirConfig.model_validate(with_object) == config
     alone = E3tirConfig.model_validate({"task": TASK, "instruction": told})

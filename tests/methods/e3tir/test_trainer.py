@@ -28,10 +28,10 @@ from helpers.steps_of import (
 )  # fmt: skip
 from skillweave.methods.e3tir.config import E3tirConfig
 from skillweave.methods.e3tir.group import Group
-from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.policy import mark_trainable
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import fit, quiet
+from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 from skillweave.tools import EXPERT, TOOL, Outcome
 from skillweave.tools.call import FAULTS
 

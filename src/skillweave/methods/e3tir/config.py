@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from skillweave.config import Config
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, OptimiserSettings, TrainingSettings
@@ -219,13 +219,9 @@ class E3tirConfig(ModelSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _instruction_in_its_old_place(cls, values: Any) -> Any:
-        return cls.in_current_form(values) if isinstance(values, Mapping) else values
-
-    @classmethod
-    def in_current_form(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The settings with today's keys: ``instruction: ...`` at the top becomes ``rollout: {instruction: ...}``."""
-        if "instruction" not in values:
+    def _instruction_at_the_top(cls, values: Any) -> Any:
+        """``instruction: ...`` at the top is the older form of ``rollout: {instruction: ...}``."""
+        if not isinstance(values, Mapping) or "instruction" not in values:
             return values
         others = {key: value for key, value in values.items() if key != "instruction"}
         rollout = others.get("rollout", {})
@@ -236,6 +232,16 @@ class E3tirConfig(ModelSettings):
         if "instruction" in rollout:
             raise ValueError("'instruction' is set twice: keep rollout.instruction and remove the one at the top")
         return {**others, "rollout": {**rollout, "instruction": values["instruction"]}}
+
+    @model_serializer(mode="wrap")
+    def _with_instruction_at_the_top(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write ``instruction`` at the top, so that runs and builds of older versions have the same settings."""
+        values = serialise(self)
+        rollout = values.get("rollout")
+        if not isinstance(rollout, dict) or "instruction" not in rollout:
+            return values
+        others = {key: value for key, value in rollout.items() if key != "instruction"}
+        return {**values, "rollout": others, "instruction": rollout["instruction"]}
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:

@@ -24,9 +24,9 @@ from skillweave.methods.e3tir.group import Group, Member, detach_prefix
 from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
 from skillweave.methods.e3tir.rollouts import Rollouts
 from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, SAMPLED
-from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import QuietTrainer
+from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 from skillweave.tools.call import FAULTS, POLICY
 
 
