@@ -5,7 +5,7 @@ from __future__ import annotations
 from skillweave.config import read_config
 from skillweave.demo.run import PER_SKILL, STEP_SECONDS, demo_config
 from skillweave.methods import get_method
-from skillweave.pipeline.run import ARMS
+from skillweave.pipeline.steps import ARMS
 from skillweave.tasks import load_task
 
 

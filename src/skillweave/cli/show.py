@@ -13,11 +13,12 @@ from rich.text import Text
 
 from skillweave.cli.scoring import Rated
 from skillweave.methods.cku.report.page import short_probe_table, short_unlearn_table
+from skillweave.pipeline.plan import PlannedStep
 from skillweave.pipeline.report import short_skill_table
 from skillweave.progress import console
 from skillweave.tasks.evaluate import Figure
 from skillweave.terminal import SafeConsole, harmless, printable
-from skillweave.units import human_bytes
+from skillweave.units import human_bytes, human_seconds
 from skillweave.weave import BASE, Reply, ToolReply
 
 out = SafeConsole()
@@ -39,6 +40,28 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     )
     out.print(f"The weave is in {folder}; the report in {folder / 'report.html'}.", soft_wrap=True)
     out.print(f'Ask it something: skillweave generate {folder} "your prompt"', soft_wrap=True)
+
+
+def show_plan(steps: Sequence[PlannedStep]) -> None:
+    """The steps of a build with their states, and the totals."""
+    table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("step", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("last time", justify="right", no_wrap=True)
+    table.add_column("because of", overflow="fold")
+    for step in steps:
+        took = "-" if step.seconds is None else human_seconds(step.seconds)
+        table.add_row(*map(Text, (step.name, step.state, took, ", ".join(step.because))))
+    out.print(table)
+    totals = []
+    for state in dict.fromkeys(step.state for step in steps):
+        group = [step for step in steps if step.state == state]
+        seconds = [step.seconds for step in group if step.seconds is not None]
+        took = f" (last time {human_seconds(sum(seconds))})" if seconds else ""
+        totals.append(f"{len(group)} {state}{took}")
+    out.print(f"{len(steps)} steps: {', '.join(totals)}.", soft_wrap=True)
+    if any(step.state == "perhaps again" for step in steps):
+        out.print("Perhaps again: only if the steps named beside it make something else than last time.")
 
 
 def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:

@@ -12,11 +12,13 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.training.settings import ModelSettings
 from skillweave.pack import check_name
-from skillweave.pipeline.backbone import METHOD
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
 from skillweave.tasks.with_tools import ToolUse
+
+UNLEARNING = "cku"
+"""The method behind ``unlearn:``, which takes knowledge out of the base."""
 
 
 class SkillConfig(Config):
@@ -32,10 +34,10 @@ class SkillConfig(Config):
     @field_validator("method")
     @classmethod
     def _makes_a_skill(cls, method: str) -> str:
-        if method == METHOD:
+        if method == UNLEARNING:
             raise ValueError(
-                f"{METHOD} takes knowledge out of the base and makes no skill: write its settings under `unlearn:`, "
-                "beside `skills:`, and every skill inherits it"
+                f"{UNLEARNING} takes knowledge out of the base and makes no skill: write its settings under "
+                "`unlearn:`, beside `skills:`, and every skill inherits it"
             )
         return method
 
@@ -50,7 +52,7 @@ class SkillConfig(Config):
         return self
 
 
-class ScoreConfig(Config):
+class EvaluationConfig(Config):
     """How the report's figures are made."""
 
     limit: int | None = Field(None, ge=1, description="Test prompts of each skill (all of the split by default).")
@@ -83,7 +85,7 @@ class WeaveConfig(Config):
     skills: dict[str, SkillConfig] = Field(min_length=1)
     zip: ZipConfig = Field(default_factory=ZipConfig)
     router: RouterConfig = Field(default_factory=RouterConfig)
-    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    score: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @field_validator("skills")
     @classmethod
