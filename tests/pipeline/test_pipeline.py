@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_weave_is_not_replaced(config_file: Path, tmp_path: 
     out = tmp_path / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something that is no weave"):
+    with pytest.raises(UserError, match="holds something that is not a weave"):
         build_in(config_file, out)
     assert (out / "thesis.txt").read_text() == "years of work"
 

@@ -18,7 +18,6 @@ from skillweave.delta import Delta
 from skillweave.engine.local import open_engine
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods import METHODS, Method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
 from skillweave.pipeline import build, read_weave_config
@@ -70,7 +69,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CkuConfig]:
         write_json(out_dir / "figures.json", {"seed": config.seed, "stages": stages})
         return Delta.from_pretrained(out_dir / "delta")
 
-    monkeypatch.setitem(METHODS, "cku", Method("cku", CkuConfig, run))
+    monkeypatch.setattr("skillweave.methods.cku.run.run", run)
     return given
 
 

@@ -21,7 +21,7 @@ C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
-class Job(Generic[C]):
+class CommandJob(Generic[C]):
     """What a command is to do: on which base, with which settings, and where to leave it."""
 
     base: str
@@ -29,7 +29,7 @@ class Job(Generic[C]):
     out: Path
 
 
-def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str]) -> Job[C]:
+def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str]) -> CommandJob[C]:
     """Settings ``cls``, ``base`` and ``out`` from a YAML file, under what was ``typed``, under each ``--set``.
 
     What is None or empty in ``typed`` was not. Raises :class:`UserError`, also for what is needed and stands nowhere.
@@ -43,7 +43,7 @@ def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], override
     needed["out"] = Path
     # What is needed may be missing while it is read: the message about it names the option that gives it.
     fields: dict[str, Any] = {key: (hint | None, None) for key, hint in needed.items()}
-    with_places = cast("type[Config]", create_model("Job", __base__=cls, **fields))
+    with_places = cast("type[Config]", create_model("CommandJob", __base__=cls, **fields))
     laid_over = [
         f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"
         for key, value in typed.items()
@@ -55,12 +55,12 @@ def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], override
             raise UserError(f"{key} is missing: give --{key}, or write `{key}:` in the file of --config")
     # What was not set stays unset: a method may choose a default by what else there is.
     settings = cls.model_validate(found.model_dump(exclude={"base", "out"}, exclude_unset=True))
-    return Job(found.base, settings, found.out)
+    return CommandJob(found.base, settings, found.out)
 
 
 def make_delta(
     name: str, file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str], device: str | None
-) -> tuple[Job[Any], Path]:
+) -> tuple[CommandJob[Any], Path]:
     """Run the method of that name, say where its delta is, and return the job and that place."""
     from skillweave.base import open_base
     from skillweave.methods import get_method

@@ -34,7 +34,7 @@ _PAUSE = 0.05
 
 
 @dataclass
-class Held:
+class HeldLock:
     """A lock that this process holds. ``sure`` is False where the file system has no locks."""
 
     path: Path
@@ -46,7 +46,7 @@ class Held:
     count: int = 1
 
 
-_HELD: dict[str, Held] = {}
+_HELD: dict[str, HeldLock] = {}
 _GUARD = threading.RLock()  # a claim may be released by the garbage collector while this thread takes another
 
 
@@ -68,7 +68,7 @@ class Claim:
     """The right to write a place, from :func:`take` until :meth:`release`."""
 
     place: Place
-    _held: Held | None = field(repr=False)
+    _held: HeldLock | None = field(repr=False)
 
     @property
     def sure(self) -> bool:
@@ -125,7 +125,7 @@ def take(place: Place, *, waiting: str | None = None, patience: float = 0) -> Cl
             if held is None:
                 with disk_errors(place.shown):
                     got = _try(place)
-                if isinstance(got, Held):
+                if isinstance(got, HeldLock):
                     _HELD[str(place.lock)] = got
                     return Claim(place, got)
                 holder = got
@@ -141,7 +141,7 @@ def take(place: Place, *, waiting: str | None = None, patience: float = 0) -> Cl
         time.sleep(_PAUSE)
 
 
-def _try(place: Place) -> Held | str:
+def _try(place: Place) -> HeldLock | str:
     """The lock of a place, or who holds it."""
     made: list[Path] = []
     while True:
@@ -168,7 +168,7 @@ def _try(place: Place) -> Held | str:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             raise
-        return Held(place.lock, descriptor, threading.get_ident(), sure, made)
+        return HeldLock(place.lock, descriptor, threading.get_ident(), sure, made)
 
 
 def _open(path: Path) -> int:

@@ -62,7 +62,7 @@ class WorkFolder:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class BuildInputs:
     """What a build knows before its first step."""
 
     config: WeaveConfig
@@ -86,7 +86,7 @@ class Inputs:
             pack.check_base(backbone)
 
 
-def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str, tokenizer: Any) -> Inputs:
+def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str, tokenizer: Any) -> BuildInputs:
     """Read the tasks, tools and ready packs that ``config`` names; no model is opened.
 
     ``fingerprint`` and ``tokenizer`` are the base's, ``dtype`` is the one that it has in memory.
@@ -104,7 +104,7 @@ def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str
                 raise UserError(f"skills.{name}: {error}") from error
     ready = {name: skill.pack for name, skill in config.skills.items() if skill.pack is not None}
     packs = {name: Skillpack.from_pretrained(folder) for name, folder in ready.items()}
-    inputs = Inputs(config.model_copy(update={"dtype": dtype}), WorkFolder(work), tasks, packs, keys)
+    inputs = BuildInputs(config.model_copy(update={"dtype": dtype}), WorkFolder(work), tasks, packs, keys)
     if config.unlearn is None:
         keys[BACKBONE] = fingerprint
         inputs.check_packs(fingerprint)
@@ -118,7 +118,7 @@ def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str
     return inputs
 
 
-def check_inputs(inputs: Inputs, base: Base) -> None:
+def check_inputs(inputs: BuildInputs, base: Base) -> None:
     """Raise :class:`UserError` for mistakes that would otherwise appear after hours of training.
 
     Examples: a split without prompts, too few prompts for the router or the calibration, or no room for a pack.
@@ -141,7 +141,7 @@ def check_inputs(inputs: Inputs, base: Base) -> None:
         )
 
 
-class Models:
+class BuildModels:
     """The models of a build. Each is opened once, when it is first needed."""
 
     def __init__(self, config: WeaveConfig, work: Path) -> None:

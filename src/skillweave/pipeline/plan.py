@@ -14,9 +14,9 @@ from skillweave.base.load import stored_dtype
 from skillweave.base.open import as_device, as_dtype
 from skillweave.base.precision import automatic_dtype
 from skillweave.pipeline.config import WeaveConfig
-from skillweave.pipeline.inputs import Models, read_inputs
+from skillweave.pipeline.inputs import BuildModels, read_inputs
 from skillweave.pipeline.run import work_folder
-from skillweave.pipeline.step import Step, read_marker, step_key
+from skillweave.pipeline.step import BuildStep, read_marker, step_key
 from skillweave.pipeline.steps import steps
 
 State = Literal["done", "to do", "begun", "to do again", "perhaps again"]
@@ -55,7 +55,7 @@ def plan_build(config: WeaveConfig, out: Path) -> list[PlannedStep]:
     keys = dict(inputs.keys)
     makers: dict[str, str] = {}
     planned: list[PlannedStep] = []
-    for step in steps(inputs, Models(config, work)):
+    for step in steps(inputs, BuildModels(config, work)):
         marker = read_marker(inputs.work.step(step.name))
         state, because = _state(step, marker, keys, planned)
         shown = tuple(dict.fromkeys(makers.get(name, name) for name in because))
@@ -69,7 +69,7 @@ def plan_build(config: WeaveConfig, out: Path) -> list[PlannedStep]:
 
 
 def _state(
-    step: Step, marker: Mapping[str, Any], keys: Mapping[str, str], before: list[PlannedStep]
+    step: BuildStep, marker: Mapping[str, Any], keys: Mapping[str, str], before: list[PlannedStep]
 ) -> tuple[State, tuple[str, ...]]:
     """The state of a step, and the reason for it. ``before`` has the steps that come first in the list."""
     if not marker:

@@ -10,7 +10,7 @@ from skillweave.delta import Delta
 from skillweave.files.read import read_json
 from skillweave.pipeline.config import UNLEARNING
 from skillweave.pipeline.evaluate import read_score
-from skillweave.pipeline.inputs import Inputs, Models
+from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.step import BACKBONE, BASE, step_seconds
 from skillweave.pipeline.steps import ARMS
 from skillweave.report import machine, versions
@@ -20,7 +20,7 @@ from skillweave.report.table import Table
 from skillweave.units import human_bytes
 
 
-def build_report(inputs: Inputs, models: Models, keys: Mapping[str, str], command: str) -> dict[str, Any]:
+def build_report(inputs: BuildInputs, models: BuildModels, keys: Mapping[str, str], command: str) -> dict[str, Any]:
     """The report of a finished build, as ``report.json`` holds it.
 
     ``keys`` has the key of every input and of every step; ``command`` is the way to make the weave again.
@@ -57,7 +57,7 @@ def build_report(inputs: Inputs, models: Models, keys: Mapping[str, str], comman
     }
 
 
-def _skill_figures(inputs: Inputs, skill: str) -> dict[str, Any]:
+def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
     """Scores with intervals, the gain kept, and bytes of one skill. A ready pack has no specialist and no delta."""
     work = inputs.work
     ready = skill in inputs.packs
@@ -74,7 +74,7 @@ def _skill_figures(inputs: Inputs, skill: str) -> dict[str, Any]:
     }
 
 
-def _unlearning_figures(inputs: Inputs, backbone: str) -> dict[str, Any] | None:
+def _unlearning_figures(inputs: BuildInputs, backbone: str) -> dict[str, Any] | None:
     """The unlearning's files, the fingerprint of the backbone, and figures from before and after; None without it.
 
     The figures are those of the run's stages ``before`` and ``after`` that both have, and whose names end in

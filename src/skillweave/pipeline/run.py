@@ -20,9 +20,9 @@ from skillweave.errors import UserError
 from skillweave.files.lock import claim
 from skillweave.files.place import is_mount, is_occupied, place_of
 from skillweave.pipeline.config import WeaveConfig
-from skillweave.pipeline.inputs import Models, check_inputs, read_inputs
+from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import build_report, write_build_report
-from skillweave.pipeline.step import Step, run_step
+from skillweave.pipeline.step import BuildStep, run_step
 from skillweave.pipeline.steps import steps
 from skillweave.progress import console
 from skillweave.weave import is_weave
@@ -61,7 +61,7 @@ def _build(
     config: WeaveConfig, out: Path, work: Path, command: str, before_step: Callable[[str], object]
 ) -> dict[str, Any]:
     console.print(Text.assemble(("base", "bold"), f" {config.base}"))
-    models = Models(config, work)
+    models = BuildModels(config, work)
     dtype = models.base.model.dtype
     console.print(f"  {describe(dtype, models.base.model.device)}", soft_wrap=True)
     inputs = read_inputs(
@@ -84,7 +84,7 @@ def _build(
     return report
 
 
-def _announced(step: Step, before_step: Callable[[str], object]) -> Callable[[Path], object]:
+def _announced(step: BuildStep, before_step: Callable[[str], object]) -> Callable[[Path], object]:
     """The work of a step, with a call of ``before_step`` in front of it."""
 
     def work(folder: Path) -> object:

@@ -31,7 +31,7 @@ a build that was begun earlier would start again."""
 
 
 @dataclass(frozen=True)
-class Step:
+class BuildStep:
     """One line in the list of steps (:func:`skillweave.pipeline.steps.steps`)."""
 
     name: str

@@ -19,8 +19,8 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pipeline.config import UNLEARNING
 from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example
-from skillweave.pipeline.inputs import Inputs, Models
-from skillweave.pipeline.step import BACKBONE, BASE, Step
+from skillweave.pipeline.inputs import BuildInputs, BuildModels
+from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
 from skillweave.skillzip import zip_delta
 from skillweave.weave import AUTO, Router, Weave, fit_router
 from skillweave.weave import BASE as TO_BASE
@@ -29,7 +29,7 @@ ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "
 """What is scored on every skill: the arm's name, and what it is for a person."""
 
 
-def steps(inputs: Inputs, models: Models) -> list[Step]:
+def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
     """All steps of a build, in their order; nothing is run.
 
     A step's name is also its folder below the work folder. ``needs`` names what it builds on, so the list can be
@@ -58,7 +58,7 @@ def steps(inputs: Inputs, models: Models) -> list[Step]:
 # -- the backbone ------------------------------------------------------------------------------------------------------
 
 
-def unlearn(inputs: Inputs, models: Models) -> Step:
+def unlearn(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Make the delta that takes knowledge out of the base."""
     settings, method = inputs.config.unlearning(), get_method(UNLEARNING)
     assert settings is not None
@@ -67,7 +67,7 @@ def unlearn(inputs: Inputs, models: Models) -> Step:
         method.run(models.base, settings, folder)
 
     title = f"backbone: {UNLEARNING}: take knowledge out of the base"
-    return Step("backbone/unlearn", title, (BASE,), unlearning_inputs(settings), work)
+    return BuildStep("backbone/unlearn", title, (BASE,), unlearning_inputs(settings), work)
 
 
 def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
     return {"unlearn": settings.model_dump(mode="json", exclude={"report_to"}), "files": hashes}
 
 
-def write_backbone(inputs: Inputs, models: Models) -> Step:
+def write_backbone(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Write the unlearnt base as a model folder. Its fingerprint, which this step makes, is an input of the skills."""
 
     def work(folder: Path) -> None:
@@ -97,13 +97,13 @@ def write_backbone(inputs: Inputs, models: Models) -> Step:
         return found
 
     makes = {BACKBONE: fingerprint_of_backbone}
-    return Step("backbone/model", "backbone: write the unlearnt base", ("backbone/unlearn",), {}, work, makes)
+    return BuildStep("backbone/model", "backbone: write the unlearnt base", ("backbone/unlearn",), {}, work, makes)
 
 
 # -- one skill ---------------------------------------------------------------------------------------------------------
 
 
-def specialise(inputs: Inputs, models: Models, skill: str) -> Step:
+def specialise(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
     """Make the skill's delta by its method."""
     name, settings = inputs.config.skills[skill].method, inputs.config.method_config(skill)
     method = get_method(name)
@@ -113,10 +113,10 @@ def specialise(inputs: Inputs, models: Models, skill: str) -> Step:
 
     inputs_of_method = {"method": name, "settings": settings.model_dump(mode="json", exclude={"report_to"})}
     title = f"{skill}: {name}: grow the specialist"
-    return Step(f"{skill}/delta", title, (BACKBONE, *inputs.asked(skill)), inputs_of_method, work)
+    return BuildStep(f"{skill}/delta", title, (BACKBONE, *inputs.asked(skill)), inputs_of_method, work)
 
 
-def score_specialist(inputs: Inputs, models: Models, skill: str) -> Step:
+def score_specialist(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
     """Score the base with the skill's whole delta, and print one prompt with the answers of base and specialist."""
     scored = score(inputs, skill, "specialist", (f"{skill}/delta",), lambda: models.specialist(skill))
 
@@ -127,7 +127,7 @@ def score_specialist(inputs: Inputs, models: Models, skill: str) -> Step:
     return replace(scored, work=work)
 
 
-def zip_skill(inputs: Inputs, models: Models, skill: str) -> Step:
+def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
     """Zip the skill's delta into a pack."""
     settings, chosen = inputs.config.zip_config(skill), inputs.config.skills[skill]
 
@@ -146,23 +146,23 @@ def zip_skill(inputs: Inputs, models: Models, skill: str) -> Step:
 
     # The pack's card shows both scores, so the pack is written again when they change.
     needs = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")
-    return Step(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": settings.model_dump(mode="json")}, work)
+    return BuildStep(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": settings.model_dump(mode="json")}, work)
 
 
-def take_pack(inputs: Inputs, skill: str) -> Step:
+def take_pack(inputs: BuildInputs, skill: str) -> BuildStep:
     """Copy a ready pack."""
     ready = inputs.packs[skill]
 
     def work(folder: Path) -> None:
         ready.save_pretrained(folder / "pack")
 
-    return Step(f"{skill}/pack", f"{skill}: take the ready pack", (), {"files": ready.card.files}, work)
+    return BuildStep(f"{skill}/pack", f"{skill}: take the ready pack", (), {"files": ready.card.files}, work)
 
 
 # -- the weave ---------------------------------------------------------------------------------------------------------
 
 
-def router(inputs: Inputs, models: Models) -> Step:
+def router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Fit the router on train prompts of every skill and on everyday prompts."""
     config, chosen = inputs.config, inputs.config.router
 
@@ -176,10 +176,10 @@ def router(inputs: Inputs, models: Models) -> Step:
 
     settings = {"router": chosen.model_dump(mode="json"), "seed": config.seed, "dtype": config.dtype}
     needs = (BACKBONE, *(f"{skill}/task" for skill in config.skills))
-    return Step("weave/router", "weave: fit the router", needs, settings, work)
+    return BuildStep("weave/router", "weave: fit the router", needs, settings, work)
 
 
-def put_together(inputs: Inputs, models: Models) -> Step:
+def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Write the weave: packs, router, and the backbone's delta if there is one."""
     config, place = inputs.config, inputs.work
 
@@ -198,10 +198,10 @@ def put_together(inputs: Inputs, models: Models) -> Step:
     if config.unlearn is not None:
         needs = (*needs, "backbone/unlearn")
     settings = {"dtype": config.dtype, "budget": config.budget}
-    return Step("weave/woven", "weave: put packs and router together", needs, settings, work)
+    return BuildStep("weave/woven", "weave: put packs and router together", needs, settings, work)
 
 
-def confusion(inputs: Inputs, models: Models) -> Step:
+def confusion(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Count to which pack the router sent the test prompts of each skill, and everyday prompts."""
     skills = list(inputs.config.skills)
 
@@ -214,20 +214,20 @@ def confusion(inputs: Inputs, models: Models) -> Step:
         write_json(folder / "confusion.json", {"rows": list(rows), "columns": names, "counts": counts})
 
     needs = tuple(f"{skill}/score-routed" for skill in skills)
-    return Step("weave/confusion", "weave: where the router sends each prompt", needs, {}, work)
+    return BuildStep("weave/confusion", "weave: where the router sends each prompt", needs, {}, work)
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
 def score(
-    inputs: Inputs,
+    inputs: BuildInputs,
     skill: str,
     arm: str,
     needs: tuple[str, ...],
     open_weave: Callable[[], Weave],
     pack: str | None = None,
-) -> Step:
+) -> BuildStep:
     """Score one arm on the skill's test prompts. ``pack`` is the pack that answers, as in :meth:`Weave.generate`."""
     config, task, use = inputs.config, inputs.tasks[skill], inputs.config.tool_use(skill)
 
@@ -239,4 +239,4 @@ def score(
     if use is not None:
         settings["tools"] = use.model_dump(mode="json")
     title = f"{skill}: score the {ARMS[arm]}"
-    return Step(f"{skill}/score-{arm}", title, (*inputs.asked(skill), *needs), settings, work)
+    return BuildStep(f"{skill}/score-{arm}", title, (*inputs.asked(skill), *needs), settings, work)
