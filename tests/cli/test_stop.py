@@ -118,7 +118,7 @@ MACHINE = [
     (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you"), "not enough"),
     (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "CUDA out of memory"),
     (OSError(28, os.strerror(28), "/data/x"), "/data/x could not be read"),
-    (PermissionError(13, os.strerror(13), "/data/x"), "/data/x: you may not read it"),
+    (PermissionError(13, os.strerror(13), "/data/x"), "/data/x: no permission to read it"),
     (OSError(36, os.strerror(36), "x" * 300), "is too long for a path"),
 ]
 

@@ -48,15 +48,15 @@ def name_hash(folder: Path, name: str) -> None:
 CARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no version": (lambda c: c.pop("schema_version"), "schema_version is missing"),
     "version 0": (lambda c: c.update(schema_version=0), "schema_version is 0"),
-    "an absolute file": (lambda c: c["files"].update({"/etc/passwd": "0" * 64}), "is no plain file name"),
-    "a file above": (lambda c: c["files"].update({"files/../../x": "0" * 64}), "is no plain file name"),
+    "an absolute file": (lambda c: c["files"].update({"/etc/passwd": "0" * 64}), "is not a plain file name"),
+    "a file above": (lambda c: c["files"].update({"files/../../x": "0" * 64}), "is not a plain file name"),
     "a file of no kind": (lambda c: c["files"].update({"x.safetensors": "0" * 64}), r"'x\.safetensors' does not fit"),
     "an adapter's file": (lambda c: c["files"].update({"adapter_config.json": "0" * 64}), "does not fit"),
     "names that differ in case": (
         lambda c: c["files"].update({"DELTA.safetensors": "0" * 64}), "differ in case alone"),
     "weights nobody hashed": (lambda c: c["files"].clear(), r"entries\..*\.file: .* no file of tensors"),
     "a tensor in another file": (lambda c: c["entries"][NORM].update(file="x"), rf"entries\.{NORM}\.file: 'x'"),
-    "a tensor in a path": (lambda c: c["entries"][NORM].update(file="../x"), "is no plain file name"),
+    "a tensor in a path": (lambda c: c["entries"][NORM].update(file="../x"), "is not a plain file name"),
     "lora in a full delta": (lambda c: c["entries"][NORM].update(stored="lora"), "has no LoRA"),
     "transposed": (lambda c: c["entries"][NORM].update(transposed=True), "has no LoRA"),
     "transposed, a number": (lambda c: c["entries"][NORM].update(transposed=1), "transposed: .*valid boolean"),

@@ -60,8 +60,8 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (_link_to_itself, r"x\.json is a link that leads back to itself"),
     (lambda folder: folder / ("x" * 300), "xxx.* is too long for a path"),
     (lambda folder: Path("/dev/zero"), "/dev/zero is a device"),
-    (lambda folder: folder / "a\0b", "holds a character that no path can hold"),
-    (lambda folder: folder / "\ud800", "holds a character that no path can hold"),
+    (lambda folder: folder / "a\0b", "contains a character that no path can have"),
+    (lambda folder: folder / "\ud800", "contains a character that no path can have"),
 ]
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
         folder.chmod(folder.stat().st_mode | 0o111)
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], capture_output=True, text=True)
     assert ran.stdout.startswith(f"UserError {tmp_path}"), ran
-    assert "you may not read it" in ran.stdout
+    assert "no permission to read it" in ran.stdout
 
 
 # -- what is in a file -----------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ JSONS = [
     ("[" * 100_000 + "]" * 100_000, "more than 100 deep"),
     ("[" * 150 + "]" * 150, "more than 100 deep"),
     ("9" * 5000, "too many digits"),
-    ('{"a": 1,\n"a": 2}', "the key 'a' stands twice"),
+    ('{"a": 1,\n"a": 2}', "the key 'a' appears twice"),
     ('{"a": "\\ud800"}', "'a' holds half a character"),
     ('{"\\udc00": 1}', "holds half a character"),
     ('{\n"a" 1}', "x, line 2: not valid JSON"),
@@ -176,7 +176,7 @@ YAMLS = [
     ("a: " + "[" * 100_000, "more than 100 deep"),
     ("a:\n" + "".join(" " * n + "- \n" for n in range(1, 200)) + " " * 300 + "x", "more than 100 deep"),
     ("a: " + "9" * 5000, "a value in this YAML cannot be read"),
-    ("a: 1\nb: 2\na: 3", "line 3: .*the key 'a' stands twice"),
+    ("a: 1\nb: 2\na: 3", "line 3: .*the key 'a' appears twice"),
     ('a: "\\ud800"', "'a' holds half a character"),
     ('a: "\\U00110000"', "cannot be read|not valid YAML"),
     ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
@@ -296,5 +296,5 @@ def test_rows_are_read_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_limits_are_told_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(read, "LARGEST_YAML", 10)
     (tmp_path / "s.yaml").write_text("text: more than ten")
-    with pytest.raises(UserError, match=r"s\.yaml is larger than 10 B, which is the most that is read"):
+    with pytest.raises(UserError, match=r"s\.yaml is larger than 10 B, the limit for such a file"):
         read.read_yaml(tmp_path / "s.yaml")

@@ -1,4 +1,4 @@
-"""From ``weave.yaml`` to a folder that can be served: the steps, each done once and resumed after a kill."""
+"""Build a weave from ``weave.yaml`` in steps; each step is done once, and resumed after a kill."""
 
 from skillweave.pipeline.config import SkillConfig, WeaveConfig, read_weave_config
 from skillweave.pipeline.plan import PlannedStep, plan_build

@@ -1,4 +1,4 @@
-"""The report of a build: ``report.json``, ``report.md``, ``report.html`` and the plots, in the weave folder."""
+"""The report of a build: its figures, and ``report.json``, ``report.md``, ``report.html`` and plots in the weave."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _unlearning_figures(inputs: BuildInputs, backbone: str) -> dict[str, Any] | 
 
 
 def skill_table(report: dict[str, Any]) -> Table:
-    """Per skill: scores in percent with 95% intervals, the gain kept, bytes of pack and delta."""
+    """A row for each skill: scores in percent with 95% intervals, the gain kept, bytes of pack and delta."""
 
     def score(skill: dict[str, Any], arm: str) -> str:
         if skill.get(arm) is None:
@@ -117,7 +117,7 @@ def skill_table(report: dict[str, Any]) -> Table:
 
 
 def short_skill_table(report: dict[str, Any]) -> Table:
-    """:func:`skill_table` for a terminal of 80 columns: no intervals, the pack as a share of its bf16 delta."""
+    """:func:`skill_table` for a terminal of 80 columns: without intervals, the pack as a share of its bf16 delta."""
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{100 * share:.1f}"
@@ -133,7 +133,7 @@ def short_skill_table(report: dict[str, Any]) -> Table:
 
 
 def memory_table(report: dict[str, Any]) -> Table:
-    """Bytes of weights: base, weave, separate models; each also as a multiple of the base."""
+    """Bytes of weights of base, weave and separate models; each also as a multiple of the base."""
     memory = report["memory"]
     names = {
         "base alone": "base_bytes",
@@ -147,7 +147,7 @@ def memory_table(report: dict[str, Any]) -> Table:
 
 
 def confusion_table(report: dict[str, Any]) -> Table:
-    """Where the router sent the test prompts of each skill."""
+    """How many test prompts of each skill the router sent to each pack."""
     confusion = report["router"]["confusion"]
     rows = [[name, *map(str, counts)] for name, counts in zip(confusion["rows"], confusion["counts"], strict=True)]
     return Table(["prompts of", *(f"to {name}" for name in confusion["columns"])], rows)
@@ -179,7 +179,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 
 def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
-    """What was taken out of the base, and the figures of it before and after."""
+    """One sentence on what was unlearnt, with the figures before and after."""
     figures = [
         f"{name.replace('_', ' ')} {value:.3g} before, {unlearnt['after'][name]:.3g} after"
         for name, value in unlearnt["before"].items()
