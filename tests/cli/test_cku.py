@@ -91,7 +91,7 @@ def test_a_folder_that_holds_a_persons_own_sets_is_no_corpus_of_ours(room: Room,
         (tmp_path / "own" / f"{side}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     for name in ("more", "own"):
         before = sorted(os.listdir(tmp_path / name))
-        assert "holds something that is no corpus of ours" in refused("cku", "corpus", "-o", tmp_path / name)
+        assert "holds something that is not a corpus of ours" in refused("cku", "corpus", "-o", tmp_path / name)
         assert sorted(os.listdir(tmp_path / name)) == before
 
 

@@ -309,7 +309,7 @@ def test_eval_of_several_tasks_with_samples_and_examples(bench: Bench, echo: Pat
     def written(*more: object, out: str = "score.json") -> dict:
         shown = made("eval", bench.base, "-t", own, "-t", echo, *asked, *more, "-o", tmp_path / out)
         assert all(name in shown.out for name in ("micro_add", "echo", "pass@2", "pass@3", "majority"))
-        assert "echo: 2 examples of the train split stood before each prompt" in shown.out
+        assert "echo: 2 examples of the train split were put before each prompt" in shown.out
         assert re.search(r"micro_add: \d+% of the answers were cut off", shown.err)
         return json.loads((tmp_path / out).read_text())
 

@@ -51,7 +51,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("tools", lambda b: ["eval", b.base, "-t", "builtin:steps", "--tools", "python"], "brings its own tools"),
     # what to zip, and how
     ("nothing", lambda b: ["zip", "-b", b.base, "-o", "z"], "one of --tuned MODEL, --lora ADAPTER and --delta FOLDER"),
-    ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "name one of --tuned"),
+    ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "give one of --tuned"),
     ("no delta", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.base], "has no delta.json"),
     ("no such adapter", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", "adaptr"],
      "no adapter is found at 'adaptr'"),
@@ -59,7 +59,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
      "is a folder, and revisions are the hub's"),
     ("a revision of nothing", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.delta, "--revision", "v2"],
      "--revision and --subfolder belong to --lora"),
-    ("export", lambda b: ["export", "lora", b.pack, b.delta], "holds something already"),
+    ("export", lambda b: ["export", "lora", b.pack, b.delta], "is not empty"),
     ("export", lambda b: ["export", "lora", b.pack, "x", "--base", b.other_base], "the pack 'sort' belongs on"),
     ("export", lambda b: ["export", "lora", b.pack, "x", "--dtype", "int8"], "unknown dtype 'int8'"),
     ("export", lambda b: ["export", "lora", b.delta, "x"], "is not a skillpack"),
@@ -95,7 +95,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("no file", lambda b: ["eval", b.base, "-t", "no.jsonl"], "no.jsonl does not exist"),
     ("no file", lambda b: ["specialise", "-b", b.base, "-t", "no.yaml", "-o", "r"], "no.yaml does not exist"),
     ("samples", lambda b: ["eval", b.base, "-t", b.task, "--samples", "4"], "set --temperature, for example"),
-    ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "--temperature inf is no finite number"),
+    ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "--temperature inf is not a finite number"),
     ("twice", lambda b: ["eval", b.base, "-t", b.task, "-t", b.task], "is given twice: name each task once"),
     ("top-p", lambda b: ["eval", b.base, "-t", b.task, "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
@@ -113,7 +113,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # folders that are something else
     ("nowhere", lambda b: ["inspect", "nowhere"], "nowhere does not exist: name the folder of"),
     ("any folder", lambda b: ["inspect", b.folder], "is neither a weave nor a skillpack"),
-    ("a base", lambda b: ["inspect", b.pack, "--base", b.base], "--base goes with a delta folder"),
+    ("a base", lambda b: ["inspect", b.pack, "--base", b.base], "--base belongs to a delta folder"),
     ("a model", lambda b: ["unzip", b.base, "-o", "m"], "is not a skillpack"),
     ("no pack there", lambda b: ["unzip", "nowhere", "-o", "m"], "nowhere does not exist: name"),
 ]  # fmt: skip
@@ -252,7 +252,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(
 def test_a_model_is_not_replaced_by_another(bench: Bench, tmp_path: Path) -> None:
     assert run("unzip", bench.pack, "-o", tmp_path / "m").code == 0
     before = (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns
-    assert "holds something already" in refused("unzip", bench.pack, "-o", tmp_path / "m")
+    assert "is not empty" in refused("unzip", bench.pack, "-o", tmp_path / "m")
     assert (tmp_path / "m" / "model.safetensors").stat().st_mtime_ns == before
 
 
@@ -348,4 +348,4 @@ def test_a_mistake_told_by_the_library_is_printed(monkeypatch: pytest.MonkeyPatc
 def test_control_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = _with_engine(monkeypatch, KeyboardInterrupt())
     assert ran.code == 130
-    assert ran.err.strip() == "Stopped. Run the same command again to go on."
+    assert ran.err.strip() == "Stopped. Run the same command again to resume."

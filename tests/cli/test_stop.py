@@ -14,7 +14,7 @@ import pytest
 import skillweave.engine
 from helpers.terminal import run
 
-SENTENCE = "Stopped. Run the same command again to go on."
+SENTENCE = "Stopped. Run the same command again to resume."
 
 
 @pytest.fixture(autouse=True)

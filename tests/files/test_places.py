@@ -146,7 +146,7 @@ def test_any_name_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
 def test_a_name_that_is_too_long_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="File name too long"):
         write(tmp_path / ("x" * 256), "x")
-    with pytest.raises(UserError, match="is a file, and nothing can lie in it"):
+    with pytest.raises(UserError, match="is a file, so nothing can be in it"):
         (tmp_path / "file").touch()
         write(tmp_path / "file" / "sub" / "x", "x")
 
@@ -269,7 +269,7 @@ def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind
 
 
 def test_a_path_with_a_nul_is_told() -> None:
-    with pytest.raises(UserError, match="no path can hold"):
+    with pytest.raises(UserError, match="no path can have"):
         settle("a\0b")
 
 

@@ -15,7 +15,6 @@ import pytest
 import skillweave
 from skillweave.config import Config, read_config, read_mapping
 from skillweave.errors import UserError
-from skillweave.files import read
 from skillweave.files.parse_json import parse_json
 from skillweave.files.parse_yaml import parse_yaml
 from skillweave.files.read import home_path, is_file, is_folder, read_json, read_json_lines, read_text, read_versioned
@@ -106,7 +105,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
 TEXTS = [
     (b"\xff\xfea\x00", "not UTF-8 text .*UTF-16.*save the file as UTF-8"),
     (b"a\nb\xe9", r"line 2: not UTF-8 text \(.* at byte 3\)"),
-    (b"a\nb\0c", "line 2: a NUL character"),
+    (b"a\nb\0c", "line 2: there is a NUL character"),
     (b"xxxxxxxxxxxxxxxx", "is larger than 8 B"),
 ]
 
@@ -170,9 +169,9 @@ def _merges(levels: int) -> str:
 
 
 YAMLS = [
-    (_bomb(9), "with its aliases filled in, this has more than"),
-    (_merges(9), "with its aliases filled in"),
-    ("a: &a [*a]", r"\*a stands in itself"),
+    (_bomb(9), "with its aliases written out, this has more than"),
+    (_merges(9), "with its aliases written out"),
+    ("a: &a [*a]", r"\*a contains itself"),
     ("a: " + "[" * 100_000, "more than 100 deep"),
     ("a:\n" + "".join(" " * n + "- \n" for n in range(1, 200)) + " " * 300 + "x", "more than 100 deep"),
     ("a: " + "9" * 5000, "a value in this YAML cannot be read"),
@@ -294,7 +293,7 @@ def test_rows_are_read_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_limits_are_told_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "LARGEST_YAML", 10)
+    monkeypatch.setattr("skillweave.config.LARGEST_YAML", 10)
     (tmp_path / "s.yaml").write_text("text: more than ten")
     with pytest.raises(UserError, match=r"s\.yaml is larger than 10 B, the limit for such a file"):
-        read.read_yaml(tmp_path / "s.yaml")
+        read_mapping(tmp_path / "s.yaml")

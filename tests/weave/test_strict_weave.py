@@ -159,10 +159,10 @@ def test_links_in_place_of_parts(folder: Path, base: Base, tmp_path: Path, part:
         edit(folder / "weave.json", lambda card: (card.update(schema_version=1), card.pop("files")))
     shutil.move(folder / part, tmp_path / "moved")
     (folder / part).symlink_to(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"is no folder of its own|is a link"):
+    with pytest.raises(UserError, match=r"is not a folder of its own|is a link"):
         Weave.from_pretrained(folder, base=base)
     if part.startswith("packs"):
-        with pytest.raises(UserError, match=r"is no folder of its own|is a link"):
+        with pytest.raises(UserError, match=r"is not a folder of its own|is a link"):
             show_weave(read_card(folder), folder)
 
 

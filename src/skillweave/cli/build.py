@@ -11,12 +11,12 @@ from skillweave.cli.jobs import command_line
 from skillweave.cli.options import SET
 from skillweave.cli.places import check_place
 
-OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. What is done there already is kept.")
+OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. Steps that are done there already are kept.")
 
 
 @app.command()
 def build(
-    config: Path = typer.Argument(..., metavar="WEAVE.YAML", help="Base, skills, zip and router."),
+    config: Path = typer.Argument(..., metavar="WEAVE.YAML", help="The settings: base, skills, zip, router."),
     out: Path = OUT,
     plan: bool = typer.Option(False, "--plan", help="Print which steps are done and which are not; run nothing."),
     overrides: list[str] = SET,
@@ -47,7 +47,7 @@ def build(
 
 @app.command()
 def demo(
-    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Where to leave the weave."),
+    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="The weave folder to write."),
     overrides: list[str] = SET,
 ) -> None:
     """The main job on a real model: three skills for SmolLM2-135M, five to ten minutes on two CPU cores.

@@ -69,9 +69,8 @@ class BuildStep:
             if name in keys and keys[name] != key:
                 found.append(BASE if keys[name] == keys[BASE] else name)
         found += [f"{name} (no longer used)" for name in before]
-        settings = json.loads(json.dumps(self.settings))  # tuples become lists, as in the file
-        old = {name: value for name, value in recorded.items() if name != "built_on"}
-        return found + _differences(old, settings, "")
+        settings = {name: value for name, value in recorded.items() if name != "built_on"}
+        return found + _differences(settings, dict(self.settings), "")
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
