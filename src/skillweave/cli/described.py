@@ -227,9 +227,11 @@ def _model(folder: Path) -> dict[str, Any]:
         templates = getattr(tokenizer, "chat_template", None)
         names = sorted(templates) if isinstance(templates, dict) else ["default"] if templates else []
         language = {
-            "tokenizer": type(tokenizer).__name__, "tokens": len(tokenizer), "chat_templates": names,
+            "tokenizer": type(tokenizer).__name__,
+            "tokens": len(tokenizer),
+            "chat_templates": names,
             "turn_end": turn_end(tokenizer),
-        }  # fmt: skip
+        }
         ends["tokenizer"] = tokenizer.eos_token_id
         strange += _without_rows(tokenizer, rows)
     strange += [*_unlike_dtypes(config, numbers), *_beside(folder)]
@@ -327,13 +329,16 @@ def _show_adapter(found: Mapping[str, Any]) -> None:
             ("base", f"{found['base']} (only a name: an adapter does not have its base's fingerprint)"),
             ("rank", f"{', '.join(map(str, ranks))}; alpha {found['alpha']}"),
             ("layers", layers),
-            ("stored", f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}, "
-             f"{', '.join(found['dtypes'])}"),
+            (
+                "stored",
+                f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}, "
+                f"{', '.join(found['dtypes'])}",
+            ),
             *_travel_facts(found["travels"]),
             *(("unusual", f"{key}: {_short(value)}") for key, value in found["unusual"].items()),
             *(("note", note) for note in found["strange"]),
         ]
-    )  # fmt: skip
+    )
 
 
 def _show_model(found: Mapping[str, Any]) -> None:

@@ -95,8 +95,13 @@ def e3tir(
 
 
 def _run(
-    name: str, base: str | None, task: str | None, out: Path | None, config: Path | None, overrides: list[str],
+    name: str,
+    base: str | None,
+    task: str | None,
+    out: Path | None,
+    config: Path | None,
+    overrides: list[str],
     device: str | None,
-) -> None:  # fmt: skip
+) -> None:
     job, made = make_delta(name, config, {"base": base, "task": task, "out": out}, overrides, device)
     say(f"Zip it: skillweave zip --base {job.base} --delta {made} --task {task or 'TASK'} -o PACK")

@@ -62,9 +62,15 @@ SEED = typer.Option(
 
 
 def read_sampling(
-    *, max_new_tokens: int | None, temperature: float, top_p: float | None, seed: int, batch_size: int | None,
-    samples: int = 1, model_defaults: bool = False,
-) -> Sampling:  # fmt: skip
+    *,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float | None,
+    seed: int,
+    batch_size: int | None,
+    samples: int = 1,
+    model_defaults: bool = False,
+) -> Sampling:
     """The sampling settings from typed options. Raises :class:`UserError` if an option would have no effect."""
     if not math.isfinite(temperature):
         raise UserError(f"--temperature {temperature} is not a finite number: set one from 0 to about 2")

@@ -38,21 +38,22 @@ def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
     Raises :class:`UserError` if a file that ``unlearn`` names does not exist.
     """
     skills = list(inputs.config.skills)
-    made = [] if inputs.config.unlearn is None else [unlearn(inputs, models), write_backbone(inputs, models)]
+    listed: list[BuildStep] = []
+    if inputs.config.unlearn is not None:
+        listed += [unlearn(inputs, models), write_backbone(inputs, models)]
     for skill in skills:
-        made.append(score(inputs, skill, "base", (BACKBONE,), lambda: Weave.of(models.backbone)))
+        listed.append(score_base(inputs, models, skill))
         if skill in inputs.packs:
-            made.append(take_pack(inputs, skill))
+            listed.append(take_pack(inputs, skill))
         else:
-            made += [specialise(inputs, models, skill), score_specialist(inputs, models, skill)]
-            made.append(zip_skill(inputs, models, skill))
-    made += [router(inputs, models), put_together(inputs, models)]
-    packs = tuple(f"{skill}/pack" for skill in skills)
-    for skill in skills:
-        made.append(score(inputs, skill, "pack", (BACKBONE, f"{skill}/pack"), lambda: models.weave, skill))
-    for skill in skills:
-        made.append(score(inputs, skill, "routed", ("weave/router", *packs), lambda: models.weave, AUTO))
-    return [*made, confusion(inputs, models)]
+            listed.append(specialise(inputs, models, skill))
+            listed.append(score_specialist(inputs, models, skill))
+            listed.append(zip_skill(inputs, models, skill))
+    listed += [fit_weave_router(inputs, models), put_together(inputs, models)]
+    listed += [score_pack(inputs, models, skill) for skill in skills]
+    listed += [score_routed(inputs, models, skill) for skill in skills]
+    listed.append(confusion(inputs, models))
+    return listed
 
 
 # -- the backbone ------------------------------------------------------------------------------------------------------
@@ -101,6 +102,11 @@ def write_backbone(inputs: BuildInputs, models: BuildModels) -> BuildStep:
 
 
 # -- one skill ---------------------------------------------------------------------------------------------------------
+
+
+def score_base(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the backbone before anything is learnt."""
+    return score(inputs, skill, "base", (BACKBONE,), lambda: Weave.of(models.backbone))
 
 
 def specialise(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
@@ -162,7 +168,7 @@ def take_pack(inputs: BuildInputs, skill: str) -> BuildStep:
 # -- the weave ---------------------------------------------------------------------------------------------------------
 
 
-def router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+def fit_weave_router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     """Fit the router on train prompts of every skill and on everyday prompts."""
     config, chosen = inputs.config, inputs.config.router
 
@@ -199,6 +205,17 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
         needs = (*needs, "backbone/unlearn")
     settings = {"dtype": config.dtype, "budget": config.budget}
     return BuildStep("weave/woven", "weave: put packs and router together", needs, settings, work)
+
+
+def score_pack(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the skill's pack in the weave, named by the caller (oracle routing)."""
+    return score(inputs, skill, "pack", (BACKBONE, f"{skill}/pack"), lambda: models.weave, skill)
+
+
+def score_routed(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the weave on the skill's prompts while the router chooses among all packs."""
+    packs = (f"{name}/pack" for name in inputs.config.skills)
+    return score(inputs, skill, "routed", ("weave/router", *packs), lambda: models.weave, AUTO)
 
 
 def confusion(inputs: BuildInputs, models: BuildModels) -> BuildStep:
