@@ -1,4 +1,4 @@
-"""``skillweave cku``: its four commands on a micro base, and what a person may do wrong."""
+"""``skillweave cku``: its four commands on a micro base, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK_REPORT = [
 
 @dataclass(frozen=True)
 class Room:
-    """Where everything lies: a base, another one, a corpus, and an unlearning of the base with what it said."""
+    """Paths: a base, another base, a corpus, and an unlearning of the base with its output."""
 
     base: Path
     other: Path
@@ -44,7 +44,7 @@ class Room:
     said: Ran
 
     def sets(self, *sides: str) -> list[object]:
-        """The options that name these files."""
+        """The options for these files."""
         return [word for side in sides for word in (f"--{side}", self.corpus / f"{side}.jsonl")]
 
     def report(self, *more: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""Every command end to end on a micro base, held against transformers where it can be."""
+"""Every command end to end on a micro base, compared with transformers if possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ASKED = ["Sort from smallest to largest: 9, 4", "hello", "What is [bold]2 + 2[/b
 
 
 def greedy(model_folder: Path, prompts: list[str], new: int) -> list[str]:
-    """What transformers answers, one prompt at a time."""
+    """The answers of transformers, one prompt at a time."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     answers = []
@@ -264,7 +264,7 @@ def test_an_artefact_that_was_moved_with_its_base_opens_with_base(bench: Bench, 
 
 @pytest.fixture(scope="module")
 def echo(bench: Bench) -> Path:
-    """A task whose gold answers are what the base says: the base scores 100%, by construction."""
+    """A task whose gold answers are those of the base, so the base scores 100% by construction."""
     prompts = [f"{'please ' * (n % 3)}say {chr(97 + n)}{n}" for n in range(20)]
     answers = greedy(bench.base, prompts, 6)
     spoken = [{"prompt": asked, "answer": said} for asked, said in zip(prompts, answers, strict=True) if said.strip()]
@@ -341,7 +341,7 @@ def test_eval_reads_one_task_or_several_from_a_file(bench: Bench, echo: Path, tm
 
 @pytest.fixture(scope="module")
 def tools(bench: Bench) -> Path:
-    """A file for ``--tools``: one tool, of which the model is not told, so that it says what it says without."""
+    """A file for ``--tools`` with one tool that the prompt does not mention, so the answers stay the same."""
     file = bench.folder / "ask.yaml"
     file.write_text(yaml.safe_dump({"tools": {"names": ["calculator"]}, "instruction": "", "max_tokens": 30}))
     return file
@@ -422,7 +422,7 @@ def test_build_again_skips_everything_and_shows_the_same(built: tuple[Path, Ran]
 
 
 def test_in_a_process_of_its_own_stdout_holds_the_answer_and_nothing_else(bench: Bench) -> None:
-    """The libraries' bars and warnings depend on what was imported when: only a fresh process tells."""
+    """The libraries' bars and warnings depend on the order of imports, so this needs a fresh process."""
     command = [sys.executable, "-c", "from skillweave.cli import main; main()"]
     shown = subprocess.run([*command, "generate", bench.delta, "hello", "-n", "4"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

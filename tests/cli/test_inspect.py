@@ -16,7 +16,7 @@ from skillweave.skillzip import ZipConfig, zip_delta
 
 
 def inspected(*arguments: object) -> dict:
-    """What ``inspect --json`` says."""
+    """The output of ``inspect --json``."""
     return json.loads(made("inspect", *arguments, "--json").out)
 
 

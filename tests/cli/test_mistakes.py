@@ -140,7 +140,7 @@ def test_a_key_in_a_file_is_named_with_its_line(bench: Bench, tmp_path: Path) ->
 
 
 def test_the_message_is_shown_letter_by_letter(bench: Bench, tmp_path: Path) -> None:
-    """Nothing in a path or a pattern is taken for the terminal's markup."""
+    """Nothing in a path or a pattern is read as markup of the terminal."""
     odd = tmp_path / r"[red]:smile:\[x]"
     assert f"{odd}.yaml does not exist" in refused("build", f"{odd}.yaml", "-o", tmp_path / "w")
     file = tmp_path / "[b]asked.txt"
@@ -274,7 +274,7 @@ def test_a_run_with_other_settings_is_not_gone_on_with(bench: Bench) -> None:
 
 @pytest.fixture
 def small_disk(disk_of: Callable[[str], Path]) -> Path:
-    """A file system of 200 kB: room for a pack of 74 kB, twice, and not for the model of 330 kB."""
+    """A file system of 200 kB: there is room for two packs of 74 kB, but not for the model of 330 kB."""
     return disk_of("200k")
 
 

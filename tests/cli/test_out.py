@@ -1,4 +1,4 @@
-"""``--out``: what can be no place for a result is told before any work, and one that is written is claimed."""
+"""``--out``: a bad place for a result is reported before any work, and a place is claimed while it is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from helpers.terminal import Bench, made, refused, run
 
 NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
-"""Opened after the place is looked at: a message about them would mean that the place was passed."""
+"""These are opened after --out is checked: a message about them would mean that --out was accepted."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like end in one sentence and the right exit code, at any moment; so does a full memory."""
+"""Ctrl-C and other signals end with one sentence and the right exit code, at any moment; so does a full memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SENTENCE = "Stopped. Run the same command again to resume."
 
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored() -> Iterator[None]:
-    """Tests that run in the background of a shell inherit an ignored Ctrl-C, and so would the processes they start."""
+    """Restore Ctrl-C: tests in the background of a shell inherit an ignored one, and pass it on to their processes."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is signal.SIG_IGN:
@@ -30,7 +30,7 @@ def signals_are_not_ignored() -> Iterator[None]:
 
 
 def _program(body: str, *, before: str = "") -> subprocess.CompletedProcess[str]:
-    """A process whose command is ``body``; ``press`` is a Ctrl-C."""
+    """A process that runs ``body``; ``press`` sends it a Ctrl-C."""
     code = (
         "import os, signal, sys, threading, time\n"
         "def press(number=signal.SIGINT): os.kill(os.getpid(), number); time.sleep(0.01)\n"

@@ -1,4 +1,4 @@
-"""The bundled weave.yaml: valid, and what it promises. The build itself on the real model is `make demo`."""
+"""The bundled weave.yaml is valid and keeps its promises. `make demo` builds it on the real model."""
 
 from __future__ import annotations
 

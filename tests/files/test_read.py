@@ -1,4 +1,4 @@
-"""What cannot be read ends in a sentence that names the file: in bounded time, whatever kind of file it is."""
+"""A file that cannot be read gives a sentence with its name, in limited time, whatever kind of file it is."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_path_that_cannot_exist_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
-    """As another user, in a process of its own where this one may read everything."""
+    """Run as another user, in a process of its own, because root may read everything."""
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "x.json").chmod(0)
     code = (
@@ -266,7 +266,7 @@ def _calls(tree: ast.AST) -> set[str]:
 
 
 def test_files_are_read_in_one_place() -> None:
-    """No module but those of skillweave.files opens a file, or reads JSON or YAML by itself."""
+    """Only modules of skillweave.files open files, or read JSON or YAML."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()

@@ -34,7 +34,7 @@ ORDER = [
 
 @pytest.fixture(scope="module")
 def settings(micro_base: Path) -> dict[str, Any]:
-    """What weave.yaml holds."""
+    """The contents of weave.yaml."""
     return {
         "name": "micro",
         "base": str(micro_base),
