@@ -250,7 +250,7 @@ def test_a_reader_finishes_a_swap_inside_a_folder(tmp_path: Path, stage: str) ->
 @pytest.mark.parametrize("kind", ["ready", "in", "old", "new", "del"])
 @pytest.mark.parametrize("linked", [True, False])
 def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind: str, linked: bool, capsys) -> None:
-    """An archive, unpacked into a user's folder, has hidden entries with names like ours, or links out of the folder."""
+    """An unpacked archive has hidden entries in a user's folder, with names like ours or as links out of the folder."""
     make(tmp_path, {"docs": "mine", "p": "mine"})
     for hidden in (tmp_path / "p" / f".skillweave.{kind}-aaaaaaaa", tmp_path / f".p.{kind}-aaaaaaaa"):
         if linked:

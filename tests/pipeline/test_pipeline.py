@@ -68,7 +68,7 @@ def deltas(out: Path) -> dict[str, str]:
 
 
 def assert_packs_alike(out: Path, other: Path) -> None:
-    """Compare packs with a tolerance: LAPACK may round the last digit, and so an integer code, differently in each run."""
+    """Compare packs with a tolerance: LAPACK may round the last digit differently in each run, and change a code."""
     for folder in (out / "packs").iterdir():
         one, two = (Skillpack.from_pretrained(weave / "packs" / folder.name).unzip() for weave in (out, other))
         assert one.names() == two.names()

@@ -19,7 +19,7 @@ from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.units import human_bytes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # see read_card_file
     from pydantic import BaseModel
 
 M = TypeVar("M", bound="BaseModel")
