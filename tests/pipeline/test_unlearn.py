@@ -205,7 +205,7 @@ def test_a_ready_pack_must_belong_on_the_backbone(
     plain = {key: value for key, value in config.items() if key != "unlearn"}
     build_in(plain, tmp_path / "plain")
     taken["skills"]["sort"]["pack"] = str(tmp_path / "plain" / "packs" / "sort")
-    with pytest.raises(UserError, match=r"skills\.sort\.pack: .* was made on .* as it came"):
+    with pytest.raises(UserError, match=r"skills\.sort\.pack: .* was made on the unchanged base"):
         build_in(taken, tmp_path / "three")
     assert not (tmp_path / "three.work").exists()
     other = {**taken, "unlearn": {**config["unlearn"], "seed": 9}}

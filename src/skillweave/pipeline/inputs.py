@@ -76,7 +76,7 @@ class BuildInputs:
     """Input -> its key: the fingerprints of ``base`` and ``backbone``, and of each skill ``SKILL/task`` and
     ``SKILL/tools``. If weave.yaml has ``unlearn``, ``backbone`` is missing: a step makes it."""
 
-    def asked(self, skill: str) -> tuple[str, ...]:
+    def prompt_inputs(self, skill: str) -> tuple[str, ...]:
         """The names of the inputs that define a skill's prompts: its task, and its tools if it has any."""
         return tuple(name for name in (f"{skill}/task", f"{skill}/tools") if name in self.keys)
 
@@ -112,8 +112,9 @@ def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str
     for name, pack in packs.items():
         if pack.card.base.fingerprint == fingerprint:
             raise UserError(
-                f"skills.{name}.pack: {ready[name]} was made on {config.base} as it came, and the skills of this weave "
-                f"stand on what `unlearn` makes of it: give the skill's method instead, or remove `unlearn`"
+                f"skills.{name}.pack: {ready[name]} was made on the unchanged base {config.base}, but the skills of "
+                f"this weave are made on what `unlearn` leaves of it: give the skill a method instead, or remove "
+                f"`unlearn`"
             )
     return inputs
 

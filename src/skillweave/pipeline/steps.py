@@ -119,7 +119,7 @@ def specialise(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildSte
 
     inputs_of_method = {"method": name, "settings": settings.model_dump(mode="json", exclude={"report_to"})}
     title = f"{skill}: {name}: grow the specialist"
-    return BuildStep(f"{skill}/delta", title, (BACKBONE, *inputs.asked(skill)), inputs_of_method, work)
+    return BuildStep(f"{skill}/delta", title, (BACKBONE, *inputs.prompt_inputs(skill)), inputs_of_method, work)
 
 
 def score_specialist(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
@@ -256,4 +256,4 @@ def score(
     if use is not None:
         settings["tools"] = use.model_dump(mode="json")
     title = f"{skill}: score the {ARMS[arm]}"
-    return BuildStep(f"{skill}/score-{arm}", title, (*inputs.asked(skill), *needs), settings, work)
+    return BuildStep(f"{skill}/score-{arm}", title, (*inputs.prompt_inputs(skill), *needs), settings, work)
