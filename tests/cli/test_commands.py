@@ -384,7 +384,7 @@ def test_generate_with_tools_shows_the_way_and_then_the_answer(bench: Bench, too
             assert shown.out == row["answer"] + "\n"
         else:
             assert shown.out == ""
-            assert "No answer: it grew to its longest" in shown.err
+            assert "No answer: it reached its longest length" in shown.err
     tokenizer = AutoTokenizer.from_pretrained(bench.base)
     for row in rows(made("generate", bench.base, "--file", tmp_path / "asked.txt", "--tools", tools, "-n", "3").out):
         assert len(tokenizer(row["conversation"], add_special_tokens=False)["input_ids"]) <= 3

@@ -20,9 +20,9 @@ NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        (".", "the one you stand in"),
-        ("..", "the one you stand in"),
-        ("/", "the one you stand in"),
+        (".", "the current folder, or one above it"),
+        ("..", "the current folder, or one above it"),
+        ("/", "the current folder, or one above it"),
         ("{here}", "the current folder"),
         ("{here}/../{name}", "the current folder"),
         ("{above}", "the current folder, or above it"),
@@ -46,7 +46,7 @@ def test_a_place_that_is_none_is_told_before_the_work(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("out", "relation"),
-    [("{delta}", "is"), ("{delta}/pack", "lies in"), ("{delta}/..", "holds"), ("{base}/pack", "lies in")],
+    [("{delta}", "is"), ("{delta}/pack", "is inside"), ("{delta}/..", "contains"), ("{base}/pack", "is inside")],
 )
 def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, relation: str) -> None:
     delta, base = tmp_path / "run" / "delta", tmp_path / "base"

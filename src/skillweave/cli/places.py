@@ -76,7 +76,7 @@ def check_new_folder(out: Path) -> None:
     check_place(out)
     _claim(out)
     if _occupied(out):
-        raise UserError(f"--out {out} is not empty: choose another place, or delete it first")
+        raise UserError(f"--out {out} holds something already: choose another place, or delete it first")
 
 
 def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | None) -> None:
