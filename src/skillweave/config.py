@@ -143,9 +143,9 @@ def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
     models = [cls]
     for part in path:
         models = [
-            found
+            inner
             for model in models
-            for found in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
+            for inner in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
         ]
     return {name for model in models for name in model.model_fields}
 

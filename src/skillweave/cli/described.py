@@ -280,27 +280,27 @@ def _beside(folder: Path) -> list[str]:
 # -- on the screen -----------------------------------------------------------------------------------------------------
 
 
-def show_described(found: Mapping[str, Any], *, tensors: bool = False) -> None:
+def show_described(facts: Mapping[str, Any], *, tensors: bool = False) -> None:
     """Print the result of :func:`described`, and with ``tensors`` also a delta's tensors that are not matrices."""
-    {"delta": _show_delta, "adapter": _show_adapter, "model": _show_model}[found["kind"]](found)
-    if tensors and found["kind"] == "delta":
-        for name in found["kept"] or []:
+    {"delta": _show_delta, "adapter": _show_adapter, "model": _show_model}[facts["kind"]](facts)
+    if tensors and facts["kind"] == "delta":
+        for name in facts["kept"] or []:
             out.print(Text(printable(f"not a matrix: {name}")))
 
 
-def _show_delta(found: Mapping[str, Any]) -> None:
-    at_hand = "" if found["base_at_hand"] else "; not found: name it with --base to see shares"
-    rows = found["token_rows"]
-    kept = found["kept"]
-    share = found["kept_share"]
+def _show_delta(facts: Mapping[str, Any]) -> None:
+    at_hand = "" if facts["base_at_hand"] else "; not found: name it with --base to see shares"
+    rows = facts["token_rows"]
+    kept = facts["kept"]
+    share = facts["kept_share"]
     show_facts(
         [
-            ("delta", f"{found['folder']} ({found['form']})"),
-            ("base", f"{found['base']} ({found['base_fingerprint'][:23]}...){at_hand}"),
-            *((key, _short(value)) for key, value in found["provenance"].items()),
-            ("changed", f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}"),
-            *([("token rows", f"{rows}, the base has {found['base_token_rows']}")] if rows else []),
-            *_travel_facts(found["travels"]),
+            ("delta", f"{facts['folder']} ({facts['form']})"),
+            ("base", f"{facts['base']} ({facts['base_fingerprint'][:23]}...){at_hand}"),
+            *((key, _short(value)) for key, value in facts["provenance"].items()),
+            ("changed", f"{facts['tensors']} tensors, {facts['numbers']:,} numbers, {human_bytes(facts['bytes'])}"),
+            *([("token rows", f"{rows}, the base has {facts['base_token_rows']}")] if rows else []),
+            *_travel_facts(facts["travels"]),
             *([("not matrices", _kept_words(kept, share))] if kept else []),
         ]
     )
@@ -308,7 +308,7 @@ def _show_delta(found: Mapping[str, Any]) -> None:
     table.add_column("tensors", overflow="fold")
     for column in ("number", "numbers", "norm", "of the base's", "in a pack"):
         table.add_column(column, justify="right")
-    for name, group in found["groups"].items():
+    for name, group in facts["groups"].items():
         place = {None: "?", True: "as they are", False: "low rank"}[group["kept"]]
         norm, share = ("?" if group[key] is None else f"{group[key]:.3g}" for key in ("norm", "relative"))
         table.add_row(Text(printable(name)), str(group["tensors"]), f"{group['numbers']:,}", norm, share, place)
@@ -320,46 +320,46 @@ def _kept_words(kept: list[str], share: float | None) -> str:
     return f"{len(kept)} tensors{size}: a pack keeps them as they are (other=keep) or leaves them out (other=drop)"
 
 
-def _show_adapter(found: Mapping[str, Any]) -> None:
-    ranks = found["ranks_stored"] or [found["rank"]]
-    layers = ", ".join(f"{name} ({count} tensors)" for name, count in found["layers"].items()) or "none found"
+def _show_adapter(facts: Mapping[str, Any]) -> None:
+    ranks = facts["ranks_stored"] or [facts["rank"]]
+    layers = ", ".join(f"{name} ({count} tensors)" for name, count in facts["layers"].items()) or "none found"
     show_facts(
         [
-            ("adapter", f"{found['folder']} ({found['form']})"),
-            ("base", f"{found['base']} (only a name: an adapter does not have its base's fingerprint)"),
-            ("rank", f"{', '.join(map(str, ranks))}; alpha {found['alpha']}"),
+            ("adapter", f"{facts['folder']} ({facts['form']})"),
+            ("base", f"{facts['base']} (only a name: an adapter does not have its base's fingerprint)"),
+            ("rank", f"{', '.join(map(str, ranks))}; alpha {facts['alpha']}"),
             ("layers", layers),
             (
                 "stored",
-                f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}, "
-                f"{', '.join(found['dtypes'])}",
+                f"{facts['tensors']} tensors, {facts['numbers']:,} numbers, {human_bytes(facts['bytes'])}, "
+                f"{', '.join(facts['dtypes'])}",
             ),
-            *_travel_facts(found["travels"]),
-            *(("unusual", f"{key}: {_short(value)}") for key, value in found["unusual"].items()),
-            *(("note", note) for note in found["strange"]),
+            *_travel_facts(facts["travels"]),
+            *(("unusual", f"{key}: {_short(value)}") for key, value in facts["unusual"].items()),
+            *(("note", note) for note in facts["strange"]),
         ]
     )
 
 
-def _show_model(found: Mapping[str, Any]) -> None:
-    dtypes = ", ".join(f"{count:,} in {dtype}" for dtype, count in found["dtypes"].items())
+def _show_model(facts: Mapping[str, Any]) -> None:
+    dtypes = ", ".join(f"{count:,} in {dtype}" for dtype, count in facts["dtypes"].items())
     tokenizer = "none that can be opened"
-    if found["tokenizer"]:
-        templates = ", ".join(found["chat_templates"]) or "no chat template"
+    if facts["tokenizer"]:
+        templates = ", ".join(facts["chat_templates"]) or "no chat template"
         tokenizer = (
-            f"{found['tokenizer']}, {found['tokens']:,} tokens; {templates}; a turn ends with {found['turn_end']!r}"
+            f"{facts['tokenizer']}, {facts['tokens']:,} tokens; {templates}; a turn ends with {facts['turn_end']!r}"
         )
-    ends = "; ".join(f"{place}: {value}" for place, value in found["end_tokens"].items())
+    ends = "; ".join(f"{place}: {value}" for place, value in facts["end_tokens"].items())
     show_facts(
         [
-            ("model", str(found["folder"])),
-            ("architecture", f"{found['architecture']}, context {found['context']}"),
-            ("numbers", f"{found['numbers']:,} in {found['tensors']} tensors ({dtypes})"),
-            ("fingerprint", found["fingerprint"]),
-            ("token rows", f"{found['token_rows']:,}" + (", tied to the head" if found["tied"] else "")),
+            ("model", str(facts["folder"])),
+            ("architecture", f"{facts['architecture']}, context {facts['context']}"),
+            ("numbers", f"{facts['numbers']:,} in {facts['tensors']} tensors ({dtypes})"),
+            ("fingerprint", facts["fingerprint"]),
+            ("token rows", f"{facts['token_rows']:,}" + (", tied to the head" if facts["tied"] else "")),
             ("tokenizer", tokenizer),
             ("end tokens", ends),
-            *(("note", note) for note in found["strange"]),
+            *(("note", note) for note in facts["strange"]),
         ]
     )
 

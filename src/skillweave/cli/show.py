@@ -120,8 +120,8 @@ def _titles(rated: Sequence[Rated]) -> list[str]:
 
 def _of_samples(rated: Rated) -> dict[str, Figure]:
     """pass@k and the majority's score, if each prompt has several samples."""
-    found = {f"pass@{k}": figure for k, figure in rated.score.pass_at.items()}
-    return found | ({"majority": rated.score.majority} if rated.score.majority is not None else {})
+    figures = {f"pass@{k}": figure for k, figure in rated.score.pass_at.items()}
+    return figures | ({"majority": rated.score.majority} if rated.score.majority is not None else {})
 
 
 def _with_interval(figure: Figure, of: str) -> str:
@@ -132,14 +132,14 @@ def _interval(figure: Figure) -> str:
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
 
 
-def _show_calls(name: str, held: Sequence[ToolReply]) -> None:
+def _show_calls(name: str, replies: Sequence[ToolReply]) -> None:
     """Print how tools were used, if they were."""
-    if not held:
+    if not replies:
         return
-    calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
-    answered = fmean(reply.answer is not None for reply in held)
+    calls, failed = fmean(reply.calls for reply in replies), fmean(reply.failed_calls for reply in replies)
+    answered = fmean(reply.answer is not None for reply in replies)
     out.print(f"{name}{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
-    others = sum(reply.other_forms for reply in held)
+    others = sum(reply.other_forms for reply in replies)
     if others:
         out.print(f"{name}{others} of the calls were in another form than the model was told to use")
 

@@ -75,8 +75,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
                 yield temporary
                 os.replace(temporary, place.path)
             return
-        with claim(path, patience=_PATIENCE) as held:
-            recover(held)
+        with claim(path, patience=_PATIENCE) as claimed:
+            recover(claimed)
             with _beside(place) as temporary:
                 yield temporary
                 with contextlib.suppress(FileNotFoundError):
@@ -146,15 +146,15 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             place.path.mkdir(parents=True, exist_ok=True)
             yield place.path  # it is inside a folder that already has a temporary name
             return
-        with claim(path) as held:
-            recover(held)
+        with claim(path) as claimed:
+            recover(claimed)
             token = new_token()
             try:
                 with _hidden_folder(place, token) as temporary:
                     yield temporary
-                _put(held, temporary, token)
+                _put(claimed, temporary, token)
             finally:
-                _tidy(held, token)
+                _tidy(claimed, token)
 
 
 @contextlib.contextmanager
@@ -175,21 +175,21 @@ def _hidden_folder(place: Place, token: str) -> Iterator[Path]:
     os.chmod(temporary, mode)
 
 
-def _tidy(held: Claim, token: str) -> None:
+def _tidy(claimed: Claim, token: str) -> None:
     try:
-        recover(held, only=token)
+        recover(claimed, only=token)
     except OSError as error:
         console.print(
-            f"{held.place.shown} could not be tidied up ({error.strerror}): its next write or read tries again",
+            f"{claimed.place.shown} could not be tidied up ({error.strerror}): its next write or read tries again",
             markup=False,
         )
 
 
-def try_rename(held: Claim) -> None:
+def try_rename(claimed: Claim) -> None:
     """Raise :class:`UserError` unless a folder can be made and renamed beside a claimed place."""
     token = new_token()
-    one, other = held.place.hidden("new", token), held.place.hidden("del", token)
-    with disk_errors(held.place.shown):
+    one, other = claimed.place.hidden("new", token), claimed.place.hidden("del", token)
+    with disk_errors(claimed.place.shown):
         try:
             os.mkdir(one)
             os.replace(one, other)
@@ -199,9 +199,9 @@ def try_rename(held: Claim) -> None:
                     os.rmdir(folder)
 
 
-def _put(held: Claim, temporary: Path, token: str) -> None:
+def _put(claimed: Claim, temporary: Path, token: str) -> None:
     """Move the temporary folder, which is complete and synced, to the place; on an error the old one stays there."""
-    place = held.place
+    place = claimed.place
     if place.inside:
         _put_inside(place, temporary)
         return

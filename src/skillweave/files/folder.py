@@ -95,9 +95,9 @@ class Folder:
     def matches(self, name: str, expected: str | None) -> Path:
         """The path of a file, checked to have the SHA-256 ``expected``. Raises :class:`UserError` if it differs."""
         path = self.file(name)
-        if (found := sha256_file(path)) != expected:
+        if (actual := sha256_file(path)) != expected:
             raise UserError(
-                f"{path} is damaged: its SHA-256 is {found[:12]}..., and {self.card} names "
+                f"{path} is damaged: its SHA-256 is {actual[:12]}..., and {self.card} names "
                 f"{f'{expected[:12]}...' if expected else 'none.'} {self.fix}"
             )
         return path
@@ -120,13 +120,13 @@ class Folder:
         """
         named = {self.card, *files}
         folders = {name[: name.rindex("/")] for name in named if "/" in name}
-        found = []
+        names = []
         for inside in ("", *sorted(folders)):
             for entry in os.scandir(self.path / inside):
                 name = f"{inside}/{entry.name}" if inside else entry.name
                 if name not in named and not any(f"{folder}/".startswith(f"{name}/") for folder in folders):
-                    found.append(name)
-        return sorted(found)
+                    names.append(name)
+        return sorted(names)
 
     def _mode(self, place: Path) -> int:
         try:

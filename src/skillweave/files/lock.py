@@ -46,7 +46,7 @@ class HeldLock:
     count: int = 1
 
 
-_HELD: dict[str, HeldLock] = {}
+_HELD_LOCKS: dict[str, HeldLock] = {}
 _GUARD = threading.RLock()  # a claim may be released by the garbage collector while this thread takes another
 
 
@@ -54,10 +54,10 @@ def _forget_in_child() -> None:
     """Drop all locks in a forked process: otherwise a lock would outlive a killed process in one of its workers."""
     global _GUARD
     _GUARD = threading.RLock()
-    for held in _HELD.values():
+    for lock in _HELD_LOCKS.values():
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)  # closed, not unlocked: the lock is still the parent's
-    _HELD.clear()
+            os.close(lock.descriptor)  # closed, not unlocked: the lock is still the parent's
+    _HELD_LOCKS.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -77,22 +77,22 @@ class Claim:
 
     def release(self) -> None:
         """Release the place; a second call does nothing."""
-        held, self._held = self._held, None
-        if held is None:
+        lock, self._held = self._held, None
+        if lock is None:
             return
         with _GUARD:
-            held.count -= 1
-            if held.count or _HELD.get(str(held.path)) is not held:
+            lock.count -= 1
+            if lock.count or _HELD_LOCKS.get(str(lock.path)) is not lock:
                 return
-            del _HELD[str(held.path)]
+            del _HELD_LOCKS[str(lock.path)]
         # Removed while it is locked: a process that opened it before, and gets the lock now, sees that it is gone.
         for _ in range(2):  # a network file system may once report that the file has changed
             with contextlib.suppress(OSError):
-                if _is_at(held.descriptor, held.path):
-                    os.unlink(held.path)
+                if _is_at(lock.descriptor, lock.path):
+                    os.unlink(lock.path)
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)
-        for folder in reversed(held.made):
+            os.close(lock.descriptor)
+        for folder in reversed(lock.made):
             try:
                 os.rmdir(folder)
             except OSError:
@@ -119,29 +119,29 @@ def take(place: Place, *, waiting: str | None = None, patience: float = 0) -> Cl
 
     A process that was killed holds nothing.
     """
-    ends, told = time.monotonic() + patience, False
+    ends, announced = time.monotonic() + patience, False
     while True:
         with _GUARD:
-            held = _HELD.get(str(place.lock))
-            if held is not None and held.thread == threading.get_ident():
-                held.count += 1
-                return Claim(place, held)
-            if held is None:
+            lock = _HELD_LOCKS.get(str(place.lock))
+            if lock is not None and lock.thread == threading.get_ident():
+                lock.count += 1
+                return Claim(place, lock)
+            if lock is None:
                 with disk_errors(place.shown):
-                    got = _try(place)
-                if isinstance(got, HeldLock):
-                    _HELD[str(place.lock)] = got
-                    return Claim(place, got)
-                holder = got
+                    result = _try(place)
+                if isinstance(result, HeldLock):
+                    _HELD_LOCKS[str(place.lock)] = result
+                    return Claim(place, result)
+                holder = result
             else:
                 holder = f"another thread of this process (pid {os.getpid()})"
         if waiting is None and time.monotonic() >= ends:
             raise UserError(
                 f"{place.shown} is being written by {holder}: wait until it has ended, or choose another place"
             )
-        if waiting is not None and not told:
+        if waiting is not None and not announced:
             console.print(f"{waiting} ({holder})", markup=False, soft_wrap=True)
-            told = True
+            announced = True
         time.sleep(_PAUSE)
 
 

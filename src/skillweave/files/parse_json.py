@@ -78,12 +78,12 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise UserError(f"{where}: the key {twice!r:.60} appears twice in one object: remove one of them")
-    return found
+    return values
 
 
 def _check_depth(value: Any, where: str) -> None:

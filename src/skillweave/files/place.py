@@ -81,7 +81,7 @@ def leftovers(folder: Path, name: str) -> list[tuple[str, str, Path]]:
     An entry that a write inside another write left is garbage whatever its kind was, and so is its lock: both get the
     kind ``"new"``.
     """
-    found = []
+    hidden = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _HIDDEN.fullmatch(entry.name)
@@ -91,18 +91,18 @@ def leftovers(folder: Path, name: str) -> list[tuple[str, str, Path]]:
                 if match["kind"] is not None:  # its holder removes the lock of the place
                     # A version is a folder. A link with such a name is not ours, so its target is never touched.
                     kind = match["kind"] if entry.is_dir(follow_symlinks=False) else "del"
-                    found.append((kind, match["token"], Path(entry.path)))
+                    hidden.append((kind, match["token"], Path(entry.path)))
             elif (outer := _outermost(match["stem"])) is not None and outer["stem"] == name:
-                found.append(("new", outer["token"] or "", Path(entry.path)))
-    return sorted(found)
+                hidden.append(("new", outer["token"] or "", Path(entry.path)))
+    return sorted(hidden)
 
 
 def _outermost(name: str) -> re.Match[str] | None:
     """The outermost match of a hidden name that is made of hidden names; None for a name that is not hidden."""
-    found = None
+    outermost = None
     while (match := _HIDDEN.fullmatch(name)) is not None:
-        found, name = match, match["stem"]
-    return found
+        outermost, name = match, match["stem"]
+    return outermost
 
 
 def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
@@ -116,10 +116,10 @@ def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
     A version with the name ``ready`` or ``in`` that was not made here (its token is not its :func:`seal`) gets the kind
     ``"foreign"``: it came in an archive or was copied, and must not replace what is there.
     """
-    found = leftovers(place.path, _INSIDE) if place.path.is_dir() else []
+    entries = leftovers(place.path, _INSIDE) if place.path.is_dir() else []
     return [
         ("foreign" if kind in ("ready", "in") and token != seal(place.path, path) else kind, token, path)
-        for kind, token, path in found
+        for kind, token, path in entries
     ]
 
 

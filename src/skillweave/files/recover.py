@@ -56,8 +56,8 @@ def settle(path: str | Path) -> None:
         if not _unsettled(place):
             return
     try:
-        with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
-            recover(held)
+        with disk_errors(place.shown), claim(path, patience=_PATIENCE) as claimed:
+            recover(claimed)
     except UserError as error:
         if _unsettled(place):
             raise UserError(f"{error}. A write of {place.shown} was cut off: {_by_hand(place)}") from error
@@ -79,49 +79,49 @@ def _by_hand(place: Place) -> str:
     return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{place.path}'"
 
 
-def recover(held: Claim, only: str | None = None) -> None:
+def recover(claimed: Claim, only: str | None = None) -> None:
     """Finish or undo the killed writes of a claimed place, remove their garbage, and print what was done.
 
     ``only`` is the token of the one write to settle, without a message: a writer settles its own write so. On a file
     system without locks, a hidden folder may belong to a running writer, so it stays unless ``only`` names it.
     """
-    place = held.place
-    if only is None and not held.sure:
+    place = claimed.place
+    if only is None and not claimed.sure:
         return
-    told = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
-    told += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
-    for line in dict.fromkeys(told if only is None else []):
+    messages = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
+    messages += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
+    for line in dict.fromkeys(messages if only is None else []):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _settle_beside(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
-    told = []
-    old = [(token, path) for kind, token, path in found if kind == "old"]
+def _settle_beside(place: Place, entries: list[tuple[str, str, Path]]) -> list[str]:
+    messages = []
+    old = [(token, path) for kind, token, path in entries if kind == "old"]
     if old and not os.path.lexists(place.path):
-        new = {token: path for kind, token, path in found if kind == "new"}
+        new = {token: path for kind, token, path in entries if kind == "new"}
         # The old version is moved aside only when the new one is complete, so the new one is what the person wants.
         token, aside = max(old, key=lambda one: (one[0] in new, _time(one[1])))
         os.replace(new.get(token, aside), place.path)
         sync_folder(place.path.parent)
-        told.append(
+        messages.append(
             f"finished the write of {place.shown} that was cut off"
             if token in new
             else f"brought back {place.shown}, which a write that was cut off had moved aside"
         )
-    for kind, token, path in found:
-        told += discard(path, place.beside("del", token)) if kind == "old" else _removed(path)
-    return told
+    for kind, token, path in entries:
+        messages += discard(path, place.beside("del", token)) if kind == "old" else _removed(path)
+    return messages
 
 
-def _settle_within(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
-    told = []
-    for kind, token, path in found:
+def _settle_within(place: Place, entries: list[tuple[str, str, Path]]) -> list[str]:
+    messages = []
+    for kind, token, path in entries:
         if kind in ("ready", "in"):
             finish_inside(place, token)
-            told.append(f"finished the write of {place.shown} that was cut off")
+            messages.append(f"finished the write of {place.shown} that was cut off")
         elif kind != "foreign":
-            told += _removed(path)
-    return told
+            messages += _removed(path)
+    return messages
 
 
 def _time(path: Path) -> float:
@@ -141,7 +141,7 @@ def discard(path: Path, name: Path) -> list[str]:
     try:
         os.replace(path, name)
     except OSError as error:
-        _tell_left(path, error)
+        _print_left(path, error)
         return []
     return _removed(name)
 
@@ -150,12 +150,12 @@ def _removed(path: Path) -> list[str]:
     if not os.path.lexists(path):
         return []
     if (error := remove(path)) is not None:
-        _tell_left(path, error)
+        _print_left(path, error)
         return []
     return [f"removed {path}, left by a write that was cut off"]
 
 
-def _tell_left(path: Path, error: OSError) -> None:
+def _print_left(path: Path, error: OSError) -> None:
     console.print(f"{path} is not needed and could not be removed ({error.strerror}): delete it", markup=False)
 
 
@@ -194,8 +194,8 @@ def sweep(folder: Path) -> None:
         for owner in sorted(owner for owner in owners if owner is not None):
             # A shortened name does not tell which place it belongs to: the next write of that place settles it.
             if owner != Path(root) and not re.search(r"~[0-9a-f]{12}$", owner.name):
-                with claim(owner) as held:
-                    recover(held)
+                with claim(owner) as claimed:
+                    recover(claimed)
                 folders += [owner.name] * (owner.is_dir() and owner.name not in folders)
         if leftovers(Path(root), "skillweave"):
             settle(root)

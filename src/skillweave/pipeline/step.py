@@ -63,14 +63,14 @@ class BuildStep:
         (``zip.ratio (0.5, now 0.25)``). Needs that have no key yet do not count.
         """
         before = dict(recorded["built_on"])
-        found = []
+        changed = []
         for name in self.needs:
             key = before.pop(_LABELS.get(name, name), None)
             if name in keys and keys[name] != key:
-                found.append(BASE if keys[name] == keys[BASE] else name)
-        found += [f"{name} (no longer used)" for name in before]
+                changed.append(BASE if keys[name] == keys[BASE] else name)
+        changed += [f"{name} (no longer used)" for name in before]
         settings = {name: value for name, value in recorded.items() if name != "built_on"}
-        return found + _differences(settings, dict(self.settings), "")
+        return changed + _differences(settings, dict(self.settings), "")
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
@@ -127,16 +127,16 @@ def _differences(old: Any, new: Any, at: str) -> list[str]:
         return []
     if not isinstance(old, dict) or not isinstance(new, dict):
         return [f"{at} ({_short(old)}, now {_short(new)})"]
-    found = []
+    changed = []
     for key in dict.fromkeys([*old, *new]):
         place = f"{at}.{key}" if at else str(key)
         if key not in new:
-            found.append(f"{place} (was {_short(old[key])}, now not set)")
+            changed.append(f"{place} (was {_short(old[key])}, now not set)")
         elif key not in old:
-            found.append(f"{place} (new: {_short(new[key])})")
+            changed.append(f"{place} (new: {_short(new[key])})")
         else:
-            found += _differences(old[key], new[key], place)
-    return found
+            changed += _differences(old[key], new[key], place)
+    return changed
 
 
 def _short(value: Any) -> str:

@@ -93,9 +93,9 @@ def write_backbone(inputs: BuildInputs, models: BuildModels) -> BuildStep:
         write_tuned(models.base.path, Delta.from_pretrained(inputs.work.unlearning / "delta"), folder / "model")
 
     def fingerprint_of_backbone() -> str:
-        found = fingerprint(inputs.work.backbone)
-        inputs.check_packs(found)
-        return found
+        key = fingerprint(inputs.work.backbone)
+        inputs.check_packs(key)
+        return key
 
     makes = {BACKBONE: fingerprint_of_backbone}
     return BuildStep("backbone/model", "backbone: write the unlearnt base", ("backbone/unlearn",), {}, work, makes)
