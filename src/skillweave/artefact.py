@@ -12,7 +12,7 @@ from skillweave.files.atomic import atomic_file, atomic_folder
 from skillweave.files.disk import disk_errors
 from skillweave.files.recover import sweep
 
-if TYPE_CHECKING:  # torch takes seconds to import, and most users of this module write text alone
+if TYPE_CHECKING:
     import torch
 
 __all__ = ["atomic_file", "atomic_folder", "disk_errors", "sweep", "write_json", "write_tensors", "write_text"]
@@ -31,7 +31,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write one safetensors file atomically."""
-    from safetensors.torch import save_file  # imports torch
+    from safetensors.torch import save_file
 
     with atomic_file(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
