@@ -40,6 +40,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: demo $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
