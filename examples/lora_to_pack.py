@@ -62,7 +62,8 @@ def main() -> None:
     base = open_base(options.base)
     delta = Delta.from_lora(options.lora, base)
 
-    # A byte budget, not a ratio: the ratio of a LoRA counts the full matrices that it changes. No calibration is needed.
+    # A byte budget, not a ratio: the ratio of a LoRA counts the full matrices that it changes.
+    # None: no calibration prompts are needed.
     pack = zip_delta(delta, base, None, ZipConfig(budget="2MB"), name="sort", method="lora")
     pack.save_pretrained(options.out / "pack")
     print(f"pack: {pack.card.bytes.total:,} bytes, error of the weights {pack.card.codec.measured['weight_error']:.4f}")
