@@ -1,4 +1,4 @@
-"""The pages: links lead somewhere, no page is forgotten, plots have one source."""
+"""The pages: links lead somewhere, no page is forgotten, plots have one source, settings files are valid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from skillweave.config import Config, read_config
+from skillweave.methods.cku.config import CkuConfig
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.e3tir.config import E3tirConfig
+from skillweave.methods.specialise.config import SpecialiseConfig
+from skillweave.methods.tpaw.config import TpawConfig
+from skillweave.pipeline.config import WeaveConfig
+from skillweave.tasks.spec import FileSpec
+from skillweave.tasks.with_tools import ToolUse
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -65,3 +75,32 @@ def test_commands_of_the_benchmarks_exist(page: Path) -> None:
     for name in re.findall(r"python -m benchmarks\.([a-z]\w*)", page.read_text(encoding="utf-8")):
         folder = ROOT / "benchmarks"
         assert (folder / f"{name}.py").exists() or (folder / name / "__main__.py").exists()
+
+
+_YAML = re.compile(r"^```yaml\n# ([\w-]+\.yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_CONFIGS: dict[str, type[Config]] = {
+    "weave.yaml": WeaveConfig,
+    "teach.yaml": SpecialiseConfig,
+    "selfplay.yaml": TpawConfig,
+    "warmup.yaml": E3tirConfig,
+    "shop.yaml": E3tirConfig,
+    "shop-tools.yaml": ToolUse,
+    "forget.yaml": CkuConfig,
+    "judge.yaml": ReportConfig,
+    "task.yaml": FileSpec,
+}
+_FILES = [(page.name, name, text) for page in PAGES for name, text in _YAML.findall(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(("page", "name", "text"), _FILES, ids=[f"{page}:{name}" for page, name, _ in _FILES])
+def test_settings_files_on_the_pages_are_valid(page: str, name: str, text: str) -> None:
+    values = yaml.safe_load(text)
+    config = _CONFIGS[name]
+    # A run's file also names the base and the output, which are not settings of the method.
+    if not {"base", "out"} & set(config.model_fields):
+        values = {key: value for key, value in values.items() if key not in ("base", "out")}
+    read_config(config, values)
+
+
+def test_every_kind_of_settings_file_is_on_some_page() -> None:
+    assert {name for _, name, _ in _FILES} == set(_CONFIGS)
