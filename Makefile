@@ -47,6 +47,7 @@ bench: demo $(VENV)/dev.stamp
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(VENV)/docs.stamp
+	$(BIN)/python docs/.site/settings.py
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean:
