@@ -117,34 +117,50 @@ def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -
     return {f"{stem}-{at:05d}-of-{len(groups):05d}.safetensors": names for at, names in enumerate(groups, 1)}
 
 
+def file_bytes(specs: Mapping[str, Spec]) -> int:
+    """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values."""
+    return len(_header(specs)) + sum(map(spec_bytes, specs.values()))
+
+
 def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> str:
     """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
 
-    ``read`` must give the shape and dtype that ``specs`` announces. Not atomic: call it inside ``atomic_folder``.
+    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. The write is not atomic:
+    call it inside ``atomic_folder``.
     """
-    # Wide types first keep every tensor aligned to its element size, as the library does.
-    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+    header = _header(specs)
+    sha = hashlib.sha256(header)
+    with open(path, "wb") as file:
+        file.write(header)
+        for name in _order(specs):
+            tensor = read(name)
+            if (tuple(tensor.shape), tensor.dtype) != specs[name]:
+                raise ValueError(f"{name}: announced {specs[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
+            values = tensor_bytes(tensor)
+            file.write(values)
+            sha.update(values)
+    return sha.hexdigest()
+
+
+def _order(specs: Mapping[str, Spec]) -> list[str]:
+    """The names in the order of their values in the file: wide dtypes first, then by name.
+
+    That keeps every tensor aligned to its element size, as the safetensors library does.
+    """
+    return sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+
+
+def _header(specs: Mapping[str, Spec]) -> bytes:
+    """The first bytes of a file with these tensors: the length of the JSON header, then the header itself."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in order:
+    for name in _order(specs):
         shape, dtype = specs[name]
         start, end = end, end + spec_bytes(specs[name])
         header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sha = hashlib.sha256()
-    with open(path, "wb") as file:
-        head = len(text).to_bytes(8, "little") + text
-        file.write(head)
-        sha.update(head)
-        for name in order:
-            tensor = read(name)
-            if (tuple(tensor.shape), tensor.dtype) != specs[name]:
-                raise ValueError(f"{name}: announced {specs[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
-            piece = tensor_bytes(tensor)
-            file.write(piece)
-            sha.update(piece)
-    return sha.hexdigest()
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
