@@ -117,18 +117,26 @@ def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -
     return {f"{stem}-{at:05d}-of-{len(groups):05d}.safetensors": names for at, names in enumerate(groups, 1)}
 
 
-def file_bytes(specs: Mapping[str, Spec]) -> int:
-    """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values."""
-    return len(_header(specs)) + sum(map(spec_bytes, specs.values()))
+def file_bytes(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> int:
+    """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values.
+
+    It is also the size of what the library's ``save_file`` writes with the metadata ``{"format": "pt"} | metadata``.
+    """
+    return len(_header(specs, metadata)) + sum(map(spec_bytes, specs.values()))
 
 
-def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> str:
+def write_stream(
+    path: Path,
+    specs: Mapping[str, Spec],
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
 
-    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. The write is not atomic:
-    call it inside ``atomic_folder``.
+    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. ``metadata`` is written
+    into the header, beside ``"format": "pt"``. The write is not atomic: call it inside ``atomic_folder``.
     """
-    header = _header(specs)
+    header = _header(specs, metadata)
     sha = hashlib.sha256(header)
     with open(path, "wb") as file:
         file.write(header)
@@ -150,15 +158,15 @@ def _order(specs: Mapping[str, Spec]) -> list[str]:
     return sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
 
 
-def _header(specs: Mapping[str, Spec]) -> bytes:
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> bytes:
     """The first bytes of a file with these tensors: the length of the JSON header, then the header itself."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in _order(specs):
         shape, dtype = specs[name]
         start, end = end, end + spec_bytes(specs[name])
         header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
