@@ -393,7 +393,7 @@ def test_a_failed_write_leaves_the_old_artefact(saved: Path, monkeypatch) -> Non
     def full(*args: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skillweave.delta.delta.write_stream", full)
+    monkeypatch.setattr("skillweave.delta.source.write_stream", full)
     with pytest.raises(UserError, match="no space left"):
         Delta.from_pretrained(saved).save_pretrained(saved)
     assert (saved / "delta.safetensors").read_bytes() == before

@@ -71,7 +71,6 @@ def export_lora(
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
-    pack.unzip().check_fits(Checkpoint(place))
     plan = _Plan(pack, Checkpoint(place), lora_only)
     if not plan.modules:
         raise UserError(
@@ -95,7 +94,7 @@ def export_lora(
         config = plan.config(rank, ranks if keep_ranks else {})
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_carried(plan.delta.carried, place, temporary)
-    rows = plan.delta.vocabulary_size(plan.base) if plan.saved else None
+    rows = plan.tuned.token_rows if plan.saved else None
     return Exported(out, rank, len(plan.modules), sorted(plan.saved), left_out, rounding, rows)
 
 
@@ -105,6 +104,7 @@ class _Plan:
     def __init__(self, pack: Skillpack, base: Checkpoint, lora_only: bool) -> None:
         self.pack, self.base = pack, base
         self.delta: Delta = pack.unzip()
+        self.tuned = self.delta.on(base, torch.float32)
         self._layers: dict[str, nn.Module] = dict(base.skeleton.named_modules(remove_duplicate=False))
         self.modules = [name.removesuffix(".weight") for name in self.delta.names() if self._is_lora(name)]
         rest = [name for name in self.delta.names() if name.removesuffix(".weight") not in self.modules]
@@ -161,12 +161,6 @@ class _Plan:
 
         return isinstance(self._layers.get(module), Conv1D | nn.Embedding)
 
-    def tuned(self, name: str) -> torch.Tensor:
-        """The tuned tensor: the base's where the pack does not change it."""
-        if name not in self.delta:
-            return self.base.tensor(name)
-        return self.delta.laid_on(name, self.base.tensor(name).float())
-
     def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], float]:
         """(share of the change of each tensor left out, relative error of the factors in ``dtype``)."""
         factors_energy = lost = 0.0
@@ -208,9 +202,8 @@ class _Plan:
         for name in {*self.saved, *(part for module in self.norms for part in self._parts(module))}:
             module, _, leaf = name.rpartition(".")
             raw = f"{PREFIX}{module}.base_layer.{leaf}" if module in self.modules else f"{PREFIX}{name}"
-            shape = self.delta.shape(name) if name in self.delta else self.base.shape(name)
-            specs[raw] = shape, dtype
-            readers[raw] = lambda name=name: self.tuned(name).to(dtype)  # type: ignore[misc]
+            specs[raw] = self.tuned.shape(name), dtype
+            readers[raw] = lambda name=name: self.tuned.tensor(name).to(dtype)  # type: ignore[misc]
         return specs, lambda name: readers[name]()
 
     def config(self, rank: int, ranks: Mapping[str, int]) -> dict[str, Any]:
