@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
+from skillweave.files.atomic import atomic_file
 from skillweave.files.read import regular_file
 
 Spec = tuple[tuple[int, ...], torch.dtype]
@@ -93,6 +94,13 @@ class TensorFiles:
             raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
 
 
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file. Raises :class:`UserError` where the file is damaged."""
+    names = list(read_headers(file))
+    stored = TensorFiles(dict.fromkeys(names, file))
+    return {name: stored.read(name) for name in names}
+
+
 def spec_bytes(spec: Spec) -> int:
     """Bytes of a tensor of this shape and dtype."""
     return torch.Size(spec[0]).numel() * spec[1].itemsize
@@ -148,6 +156,15 @@ def write_stream(
             file.write(values)
             sha.update(values)
     return sha.hexdigest()
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors that are in memory into one safetensors file, atomically."""
+    specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        write_stream(temporary, specs, tensors.__getitem__, metadata)
 
 
 def _order(specs: Mapping[str, Spec]) -> list[str]:

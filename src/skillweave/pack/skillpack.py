@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
-from skillweave.artefact import atomic_folder, write_tensors, write_text
+from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
+from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import FOLDER, Carried, save_files
@@ -75,10 +74,7 @@ class Skillpack:
         So is one with numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
         card, data, carried = read_stored(folder)
-        try:
-            tensors = load_file(data)
-        except SafetensorError as error:
-            raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
+        tensors = read_tensors(data)
         check_values(card, tensors, str(data))
         return cls(card, tensors, carried)
 
