@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -376,6 +377,17 @@ def test_a_delta_saves_over_itself(saved: Path) -> None:
     assert (saved / "delta.safetensors").read_bytes() == before
 
 
+def test_an_error_names_the_folder_that_the_delta_was_read_from(saved: Path, micro_base: Path) -> None:
+    delta = Delta.from_pretrained(saved)
+    with pytest.raises(UserError, match=f"^{re.escape(str(saved))}: the delta belongs on .*, not on other "):
+        delta.check_base("sha256:0", "other")
+    with pytest.raises(UserError, match=f"^{re.escape(str(saved))}: the delta does not change 'model.nrm'"):
+        delta.tensor("model.nrm")
+    in_memory = Delta({"model.norm.weight": torch.ones(64)}, base_fingerprint=fingerprint(micro_base))
+    with pytest.raises(UserError, match=r"^the delta belongs on the base "):
+        in_memory.check_base("sha256:0")
+
+
 def test_a_full_disk_leaves_the_old_artefact(micro_base: Path, disk_of: Callable[[str], Path]) -> None:
     disk = disk_of("600k")
     small = Delta({"model.norm.weight": torch.ones(64)}, base_fingerprint=fingerprint(micro_base))
@@ -393,7 +405,7 @@ def test_a_failed_write_leaves_the_old_artefact(saved: Path, monkeypatch) -> Non
     def full(*args: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skillweave.delta.delta.write_stream", full)
+    monkeypatch.setattr("skillweave.delta.source.write_stream", full)
     with pytest.raises(UserError, match="no space left"):
         Delta.from_pretrained(saved).save_pretrained(saved)
     assert (saved / "delta.safetensors").read_bytes() == before

@@ -87,7 +87,7 @@ def _delta(folder: Path, base: str | None) -> dict[str, Any]:
         "tensors": len(delta.names()),
         "numbers": sum(held["numbers"] for held in groups.values()),
         "bytes": delta.nbytes,
-        "token_rows": None if ours is None else delta.vocabulary_size(ours),
+        "token_rows": None if ours is None else delta.on(ours).token_rows,
         "base_token_rows": None if ours is None else _rows(ours),
         "travels": {name: len(data) for name, data in delta.carried.files.items()},
         "kept": None if kept is None else sorted(kept),
@@ -108,7 +108,7 @@ def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
             raise
         return None
     checkpoint = Checkpoint(folder)
-    delta.check_fits(checkpoint)
+    delta.on(checkpoint)  # raises where the delta does not fit
     return checkpoint
 
 

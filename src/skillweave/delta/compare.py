@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed, difference, finite
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
 
-@dataclass(frozen=True)
-class Comparison(Mapping[str, torch.Tensor]):
-    """The differing tensors as a mapping that computes on access: two tensors are read, one is returned.
+class Comparison(TensorSource):
+    """The differing tensors of two checkpoints. Indexing reads a tensor of each and gives their difference."""
 
-    ``specs`` gives the shape and dtype that each will have; names in ``whole`` map to the tuned tensor itself.
-    """
-
-    base: Checkpoint
-    tuned: Checkpoint
-    specs: Mapping[str, Spec]
-    whole: frozenset[str]
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, specs: Mapping[str, Spec], whole: frozenset[str]) -> None:
+        self._base, self._tuned = base, tuned
+        self.specs = specs
+        self.whole = whole
+        self.where = tuned.where
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        _, dtype = self.specs[name]
+        tuned = self._tuned.tensor(name).cpu()
         if name in self.whole:
-            return self.tuned.tensor(name).cpu()
-        return difference(self.base.tensor(name).cpu(), self.tuned.tensor(name).cpu(), dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
+            return tuned
+        return difference(self._base.tensor(name).cpu(), tuned, self.specs[name][1])
 
 
 def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> Comparison:

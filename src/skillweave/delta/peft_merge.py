@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from torch import nn
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.load import load_model
-from skillweave.base.safetensors_io import Spec, open_safetensors, read_headers
+from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX, Names, matches, value_for
 from skillweave.delta.adapter_whole import settle_whole
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.delta.lora import one_end, plain_name
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
@@ -36,7 +37,7 @@ _PATTERNS = ("rank_pattern", "alpha_pattern")
 _PLAIN = re.compile(r"[\w.\-]+")
 
 
-class Merged(Mapping[str, torch.Tensor]):
+class Merged(TensorSource):
     """An adapter on a base as a mapping: name of a base tensor -> its change in float32, merged on access.
 
     Names in ``whole`` map to the tuned tensor itself. Making it merges every layer once, to learn which tensors
@@ -47,10 +48,12 @@ class Merged(Mapping[str, torch.Tensor]):
 
     def __init__(self, folder: Path, config: Mapping[str, Any], base: Checkpoint) -> None:
         self.file = folder / WEIGHTS_FILE
+        self.where = str(folder)
         self._base = base
         self._latest: tuple[str, dict[str, torch.Tensor]] | None = None
         names = Names.of(base)
         headers = read_headers(self.file)
+        self._read = TensorFiles(dict.fromkeys(headers, self.file)).read
         kind = config["peft_type"]
         found = {raw: names.tensor(plain_name(raw)) for raw in headers}
         whole = {name: raw for raw, name in found.items() if name in base or name in base.tied}
@@ -70,16 +73,6 @@ class Merged(Mapping[str, torch.Tensor]):
         if name in self.whole:
             return tuned
         return difference(self._base.tensor(name).cpu(), tuned, torch.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.specs))
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-    def _read(self, raw: str) -> torch.Tensor:
-        with open_safetensors(self.file) as handle:
-            return handle.get_tensor(raw)
 
     def _look(self, kind: str) -> tuple[dict[str, Spec], frozenset[str]]:
         """Specs of what changes, and the names of what is whole."""

@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from skillweave.base.safetensors_io import Spec, open_safetensors
+from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.arithmetic import finite
 from skillweave.delta.carry import FOLDER
 from skillweave.delta.schema import AGAIN, DELTA_FILE, DeltaCard, dtype_name
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.files.folder import named_shortly
 
 _WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
 
 
-class StoredTensors(Mapping[str, torch.Tensor]):
-    """Tensors in the safetensors files of a delta folder, read on access."""
+class StoredTensors(TensorSource):
+    """The tensors of a delta of the kind "full" in its folder, read on access.
 
-    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
-        self._folder, self._files = folder, files
+    ``files`` maps file names to paths; their hashes are checked already. Raises :class:`UserError` where the files do
+    not hold the tensors that the card describes, and on access for a tensor with NaN or infinity.
+    """
+
+    def __init__(self, folder: Path, card: DeltaCard, files: Mapping[str, Path]) -> None:
+        check_entries(card, {name: read_headers(path) for name, path in files.items()}, folder)
+        self._paths = {name: folder / entry.file for name, entry in card.entries.items()}
+        self._tensors = TensorFiles(self._paths)
+        self.specs = {name: (entry.shape, getattr(torch, entry.dtype)) for name, entry in card.entries.items()}
+        self.whole = frozenset(name for name, entry in card.entries.items() if entry.stored == "whole")
+        self.rows = {name: entry.shared for name, entry in card.entries.items() if entry.shared is not None}
+        self.where = str(folder)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        file = self._folder / self._files[name]
-        with open_safetensors(file) as handle:
-            tensor = handle.get_tensor(name)
+        tensor = self._tensors.read(name)
         if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
-            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
+            raise UserError(f"{self._paths[name]}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:

@@ -8,15 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skillweave.base.defaults import generation_config_at
-from skillweave.base.open import open_tokenizer
+from skillweave.base.open import Base, open_tokenizer
 from skillweave.delta.carry import GENERATION_FILE, Carried, write_carried
 from skillweave.errors import UserError
-
-if TYPE_CHECKING:
-    from skillweave.base.open import Base
 
 
 def carried_tokenizer(carried: Carried, base: Base, owner: str = "the delta") -> Any:

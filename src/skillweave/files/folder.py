@@ -14,6 +14,7 @@ name is checked before it becomes a path, and every file before it is opened:
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from pydantic import AfterValidator, Field
 
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_bytes
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _DEEPEST = 4  # packs/NAME/files/...: no artefact has folders deeper in each other
@@ -95,12 +97,22 @@ class Folder:
     def matches(self, name: str, expected: str | None) -> Path:
         """The path of a file whose SHA-256 is ``expected``; else :class:`UserError`."""
         path = self.file(name)
-        if (found := sha256_file(path)) != expected:
+        self._check_hash(path, sha256_file(path), expected)
+        return path
+
+    def read(self, name: str, expected: str) -> bytes:
+        """The bytes of a file whose SHA-256 is ``expected``, read once; else :class:`UserError`."""
+        path = self.file(name)
+        data = read_bytes(path)
+        self._check_hash(path, hashlib.sha256(data).hexdigest(), expected)
+        return data
+
+    def _check_hash(self, path: Path, found: str, expected: str | None) -> None:
+        if found != expected:
             raise UserError(
                 f"{path} is damaged: its SHA-256 is {found[:12]}..., and {self.card} names "
                 f"{f'{expected[:12]}...' if expected else 'none.'} {self.fix}"
             )
-        return path
 
     def copy(self, files: Mapping[str, str], to: Path) -> None:
         """Copy the card and the files that it names into ``to``, byte for byte, and nothing else.

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from skillweave.artefact import write_tensors
 from skillweave.base.batching import by_length, padded
+from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.knowledge.reading import Row, split_row
@@ -78,7 +77,7 @@ def localise(
 def read_neurons(folder: Path) -> dict[str, dict[int, Tensor]]:
     """What :func:`localise` wrote: ``score``, ``forget`` (float32), ``frozen`` (bool), each (neurons,) by layer."""
     found: dict[str, dict[int, Tensor]] = {"score": {}, "forget": {}, "frozen": {}}
-    for name, tensor in load_file(folder / _FILE).items():
+    for name, tensor in read_tensors(folder / _FILE).items():
         kind, _, layer = name.partition(".")
         found[kind][int(layer)] = tensor
     return found
