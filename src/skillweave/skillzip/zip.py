@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt
-from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import compact
 from skillweave.delta.voice import carried_tokenizer
@@ -88,7 +87,7 @@ def zip_delta(
     rest = [key for key in delta.names() if key not in stored_as_matrix and key not in unchanged]
     entries, tensors, left_out = _store_others(delta, checkpoint, rest, config.other)
     carried = compact(delta.carried, base.path)
-    tokenizer = Voice(carried_tokenizer(carried, base)).tokenizer
+    tokenizer = carried_tokenizer(carried, base)
     rows = store_token_rows(delta, checkpoint, tokenizer)
     entries |= rows.entries
     if not stored_as_matrix and not entries:
