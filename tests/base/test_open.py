@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
 def tiny_gguf():
     """The writer of tiny GGUF files; the package gguf is an extra."""
     pytest.importorskip("gguf")
-    return importlib.import_module("tiny_gguf")
+    return importlib.import_module("helpers.tiny_gguf")
 
 
 def test_open_base_keeps_the_files_dtype_and_fingerprint(micro_base: Path, tmp_path: Path) -> None:
