@@ -124,7 +124,7 @@ def _check_values(values: Any, path: Path) -> None:
     for key, value in values.items():
         number = isinstance(value, int) and not isinstance(value, bool)
         # The index of a layer may be negative.
-        least = 0 if str(key).startswith(("num_", "n_")) else -_LARGEST_COUNT  # the index of a layer may be negative
+        least = 0 if str(key).startswith(("num_", "n_")) else -_LARGEST_COUNT
         if number and _COUNTS.search(str(key)) and not least <= value <= _LARGEST_COUNT:
             raise UserError(
                 f"{path}: {key} is {value}; expected a number up to {_LARGEST_COUNT}, which no model exceeds. Download "
