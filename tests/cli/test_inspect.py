@@ -122,7 +122,7 @@ def test_a_model_is_described_with_what_contradicts_itself(place: Path, tmp_path
 
 def test_a_gguf_file_is_described_as_the_model_in_it(tmp_path: Path, monkeypatch) -> None:
     pytest.importorskip("gguf")
-    from base.tiny_gguf import write_tiny_gguf
+    from helpers.tiny_gguf import write_tiny_gguf
 
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
     write_tiny_gguf(tmp_path / "tiny.gguf", kind="F16")

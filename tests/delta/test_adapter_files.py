@@ -133,7 +133,7 @@ def test_embeddings_saved_unlike_on_a_tied_base_are_refused(
     table = load_file(micro_base / "model.safetensors")[EMBEDDING]
     added = {f"base_model.model.{EMBEDDING}": table + 1, "base_model.model.lm_head.weight": table + 2}
     adapter = changed_copy(adapters["plain"], tmp_path / "unlike", tensors=lambda stored: stored | added)
-    with pytest.raises(UserError, match=r"with unlike values, and .* ties the two: untie the base"):
+    with pytest.raises(UserError, match=r"with different values, and .* ties the two: untie the base"):
         Delta.from_lora(adapter, micro_base)
 
 
@@ -261,8 +261,8 @@ def test_tensors_that_do_not_fit_are_named(micro_base: Path, adapters: dict[str,
 
     for at, (change, message) in enumerate(
         [
-            (less, r"lacks '.*layers\.0\.self_attn\.q_proj\.lora_A.*: the adapter is incomplete"),
-            (more, "find no place in the base, .*score"),
+            (less, r"does not have '.*layers\.0\.self_attn\.q_proj\.lora_A.*: the adapter is incomplete"),
+            (more, "have no place in the base, .*score"),
             (nan, "NaN or infinite"),
         ]
     ):

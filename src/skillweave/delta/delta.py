@@ -1,4 +1,4 @@
-"""What training changed: theta - theta_base, tensor by tensor, or the LoRA factors it is made of."""
+"""A delta is what training changed: theta - theta_base, tensor by tensor, or the LoRA factors of that change."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from skillweave.delta.adapter_whole import check_token_rows
 from skillweave.delta.carry import Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import compare
 from skillweave.delta.lora import Adapter
-from skillweave.delta.peft_merge import Merged
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, read_card
 from skillweave.delta.source import GivenTensors, TensorSource
 from skillweave.delta.stored import StoredTensors, weight_files
@@ -86,14 +85,15 @@ class Delta:
     ) -> Delta:
         """The difference of a tuned model and its base, each a reference, a folder, an open base or a model.
 
-        A :class:`Base` given as ``base`` stands for its files; given as ``tuned``, for its model in memory.
-        Tensors are compared now and computed when they are read, so keep both sides until the delta is saved. Peak
-        memory is that of a few copies of the largest tensor. Unchanged tensors are left out.
+        A :class:`Base` given as ``base`` stands for its files; given as ``tuned``, for its model in memory. Tensors are
+        compared now and computed when they are read, so keep both sides until the delta is saved. Peak memory is that
+        of a few copies of the largest tensor. Unchanged tensors are left out. If both sides are folders, the tokenizer
+        and the generation config of the tuned one are carried along where they differ.
 
-        Differences are computed in float32 and stored in ``dtype``: by default the narrower of the two sides'
-        dtypes, so bfloat16 on a bfloat16 base. How near that brings :meth:`apply` to the tuned weights is said at
-        :func:`skillweave.delta.arithmetic.applied`; "float32" makes it exact for bfloat16 weights that did not
-        shrink by 2**16 or more. A tuned folder's tokenizer and generation config are carried along where they differ.
+        Differences are computed in float32 and stored in ``dtype``. None is the narrower of the two sides' dtypes, so
+        bfloat16 on a bfloat16 base; see :func:`skillweave.delta.arithmetic.applied` for how closely :meth:`apply` then
+        reproduces the tuned weights. "float32" makes it exact for bfloat16 weights that did not shrink by 2**16 or
+        more. Raises :class:`UserError` for two models that are not comparable.
         """
         ours, base_fingerprint, base_ref = _as_base(base)
         theirs, name = _as_tuned(tuned)
@@ -120,9 +120,9 @@ class Delta:
         """A PEFT adapter as a delta on ``base``: a folder, or a hub id ``owner/name``, with its revision and subfolder.
 
         Plain LoRA keeps its factors and is exact. Every other kind that PEFT can merge is merged, tensor by tensor, as
-        the tensors are read (:class:`skillweave.delta.peft_merge.Merged`), and a line on the screen says why. An
-        adapter that names another base is warned about; the warning stays in ``provenance``.
-        Raises :class:`UserError` where the adapter does not fit the base, or changes no weights.
+        the tensors are read (:class:`skillweave.delta.peft_merge.Merged`), and the console says why. An adapter that
+        names another base causes a warning, which is also kept in ``provenance``. Raises :class:`UserError` if the
+        adapter does not fit the base, or if it is more than a change of weights.
         """
         folder = adapter_folder(adapter, revision=revision, subfolder=subfolder)
         check_adapter_files(folder)
@@ -137,7 +137,13 @@ class Delta:
         if (reason := why_merged(config)) is not None:
             say_once(f"The adapter {adapter} is merged into its base tensor by tensor: {reason}.")
             provenance["merged"] = reason
-        source = Adapter.on(folder, ours) if reason is None else Merged(folder, config, ours)
+        source: TensorSource
+        if reason is None:
+            source = Adapter.on(folder, ours)
+        else:
+            from skillweave.delta.peft_merge import Merged  # PEFT takes seconds to import
+
+            source = Merged(folder, config, ours)
         check_token_rows(source.specs, ours, folder / WEIGHTS_FILE)
         return cls(
             source,
@@ -147,7 +153,7 @@ class Delta:
             carried=changed_files(base_folder, folder) if base_folder else None,
         )
 
-    # -- looking -------------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------------
 
     @property
     def kind(self) -> Literal["full", "lora"]:
@@ -262,10 +268,9 @@ class Delta:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Delta:
-        """Open a saved delta; tensors are read when asked for.
+        """Open a saved delta. Every file is checked against its hash now; tensors are read on access.
 
-        Every file is checked against its hash first. Raises :class:`UserError` that names the file or the tensor
-        for what is missing, damaged or of a newer schema.
+        Raises :class:`UserError`, which names the file or the tensor, if something is missing, damaged or newer.
         """
         folder = Path(folder)
         card = read_card(folder)

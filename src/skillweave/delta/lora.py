@@ -1,8 +1,8 @@
-"""A PEFT LoRA adapter as a delta: what W + s B A changes, tensor by tensor.
+"""Read a plain LoRA adapter of PEFT as a delta: the change s B A of each W, tensor by tensor.
 
-LoRA (Hu et al., arXiv:2106.09685): s = alpha / r; with rank stabilisation (Kalajdzievski, arXiv:2312.03732)
-s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read here;
-:mod:`skillweave.delta.peft_merge` reads the others.
+LoRA (Hu et al., arXiv:2106.09685): s = alpha / r. With rank stabilisation (Kalajdzievski, arXiv:2312.03732):
+s = alpha / sqrt(r). Only adapters whose whole effect is W + s B A are read here; :mod:`skillweave.delta.peft_merge`
+reads the others.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec_bytes, write_stream
@@ -38,7 +39,7 @@ _FACTORS = {
 
 @dataclass(frozen=True)
 class _Pair:
-    """Names of the factors in the file, the scale s, and how B A lies against W."""
+    """Names of the factors in the file, the scale s, and whether W is stored as the transpose of B A."""
 
     a: str
     b: str
@@ -174,28 +175,26 @@ class Adapter(TensorSource):
 
 
 def one_end(file: Path, changed: str, other: str, base: Checkpoint) -> UserError:
-    """The error for an adapter that changes one end of a tie."""
+    """The error for an adapter that changes only one of two tied tensors."""
     return UserError(
         f"{file} changes '{changed}', which {base.where} ties to '{other}': the adapter changes one of the two (or "
-        f"both unlike), a delta would change both alike. Untie the base (open it, give '{other}' a copy, set "
-        f"tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
+        f"both differently), and a delta would change both equally. Untie the base (open it, give '{other}' a copy, "
+        f"set tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
     )
 
 
 def orientation(base: Checkpoint) -> Callable[[str], bool]:
-    """A function that tells, for the name of a matrix, whether ``base`` stores it (in, out).
+    """A function from the name of a matrix to whether ``base`` stores it as (in, out).
 
-    That is so for transformers' ``Conv1D`` (GPT-2) and for embeddings, whose factors PEFT writes the other way
-    round. The module's class decides: PEFT's own flag ``fan_in_fan_out`` is one for all modules.
+    That is the case for transformers' ``Conv1D`` (GPT-2) and for embeddings, whose factors PEFT writes transposed. The
+    module's class decides, because PEFT's own flag ``fan_in_fan_out`` is the same for all modules.
     """
-    from transformers.pytorch_utils import Conv1D
-
     modules = dict(base.skeleton.named_modules(remove_duplicate=False))
     return lambda name: isinstance(modules.get(name.removesuffix(".weight")), Conv1D | torch.nn.Embedding)
 
 
 def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
-    """Raise :class:`UserError` for a tensor of the adapter that ``base`` lacks or has in another shape."""
+    """Raise :class:`UserError` for a tensor of the adapter that ``base`` does not have, or has in another shape."""
     vocabulary = base.vocabulary_names()
     for name, (shape, _) in adapter.specs.items():
         if name not in base:
@@ -224,7 +223,7 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
             target = f"{names.module(name.removesuffix(ending))}.weight"
             place, part = factors.setdefault(target, {}), _FACTORS[ending]
         elif any(piece.startswith("lora_") for piece in name.split(".")):
-            raise UserError(f"{file}: the tensor '{raw}' is no part of a plain LoRA adapter")
+            raise UserError(f"{file}: the tensor '{raw}' is not a part of a plain LoRA adapter")
         else:
             place, part = whole, names.tensor(name)
         if part in place:
@@ -234,7 +233,7 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
 
 
 def plain_name(raw: str) -> str:
-    """A name in an adapter file without what PEFT puts before and between: its prefix, its wrappers."""
+    """A name in an adapter file without PEFT's prefix and without the names of its wrappers."""
     name = raw.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".")
     return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 

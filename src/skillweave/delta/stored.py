@@ -1,4 +1,4 @@
-"""A delta in its folder: its files are checked against its card, and its tensors are read when they are asked for."""
+"""Read the tensors of a saved delta on access, and check its files against its card."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StoredTensors(TensorSource):
 
 
 def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
-    """The files of tensors, name -> SHA-256, each of a kind that may lie in a delta, and each named for a reason."""
+    """The files of a delta that hold tensors: name -> SHA-256. Raises :class:`UserError` for any other file."""
     weights = {file for file in card.files if not file.startswith(f"{FOLDER}/")}
     if card.kind == "lora":
         odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
@@ -57,8 +57,8 @@ def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
     for name, entry in card.entries.items():
         if entry.file not in weights - {CONFIG_FILE}:
             raise UserError(
-                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is no file of tensors that 'files' names. "
-                f"{AGAIN}"
+                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is not a file of tensors that 'files' "
+                f"names. {AGAIN}"
             )
         if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
             raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
@@ -66,11 +66,11 @@ def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
 
 
 def check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:
-    """Raise unless each of the ``files`` holds the tensors that the card puts there, as it describes them, alone."""
+    """Raise unless each of the ``files`` (name -> specs) holds exactly the tensors that the card describes."""
     for name, entry in card.entries.items():
         file, specs = folder / entry.file, files[entry.file]
         if name not in specs:
-            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
+            raise UserError(f"{file} does not have the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
         shape, dtype = specs[name]
         if (shape, dtype_name(dtype)) != (entry.shape, entry.dtype):
             raise UserError(

@@ -88,7 +88,7 @@ def write_tuned(
 
 
 def main_dtype(specs: Mapping[str, Spec]) -> torch.dtype | None:
-    """The float dtype in which most numbers are written; None where there is none."""
+    """The floating-point dtype of most numbers; None if there are no floating-point tensors."""
     numbers: Counter[torch.dtype] = Counter()
     for shape, dtype in specs.values():
         if dtype.is_floating_point:
@@ -97,9 +97,9 @@ def main_dtype(specs: Mapping[str, Spec]) -> torch.dtype | None:
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    """A model's config that names one dtype: ``dtype``, under the keys that it has, in configs inside it too.
+    """A copy of a model's config, and of the configs inside it, with ``dtype`` under the keys that it has.
 
-    Older readers know ``torch_dtype`` and newer ones ``dtype``: two keys that disagree mean two models.
+    Older readers use ``torch_dtype`` and newer ones ``dtype``. If the two disagreed, they would open different models.
     """
     if dtype is None:
         return config
@@ -115,7 +115,7 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, A
 
 
 def with_vocabulary(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    """A model's config with that ``vocab_size``, wherever the config has it; None leaves it as it is."""
+    """A copy of a model's config with ``rows`` as ``vocab_size``, wherever the config has it; None changes nothing."""
     if rows is None:
         return config
     inner = config.get("text_config")
