@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
-from skillweave.tasks.verifiers.judge import MixOptions
 
 from skillweave.config import ByteSize, Config
 from skillweave.methods.cku.config import CkuConfig
@@ -34,6 +33,7 @@ from skillweave.tasks.verifiers.code import CodeOptions
 from skillweave.tasks.verifiers.json_value import JsonOptions
 from skillweave.tasks.verifiers.maths import MathOptions
 from skillweave.tasks.verifiers.numeric import NumericOptions
+from skillweave.tasks.verifiers.registry import MixOptions
 from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions
 from skillweave.tasks.with_tools import ToolUse
 

@@ -56,7 +56,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("no such adapter", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", "adaptr"],
      "no adapter is found at 'adaptr'"),
     ("a revision of a folder", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", b.adapter, "--revision", "v2"],
-     "is a folder, and revisions are the hub's"),
+     "is a folder, and only repositories of the hub have revisions"),
     ("a revision of nothing", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.delta, "--revision", "v2"],
      "--revision and --subfolder belong to --lora"),
     ("export", lambda b: ["export", "lora", b.pack, b.delta], "holds something already"),

@@ -187,7 +187,7 @@ def test_a_file_that_may_not_travel_is_refused_before_it_is_used(folder: Path, n
 
 def test_only_a_vocabulary_may_be_taken_from_the_base(folder: Path) -> None:
     edit_card(folder, lambda card: card.update(from_base={"config.json": "0" * 16}))
-    with pytest.raises(UserError, match=r"'config\.json' is no file that a tokenizer may take"):
+    with pytest.raises(UserError, match=r"'config\.json' is not a file that a tokenizer may take"):
         read_stored(folder)
 
 

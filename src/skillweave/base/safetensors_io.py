@@ -1,7 +1,8 @@
-"""Read and write safetensors files one tensor at a time, so that a model of any size needs the memory of its largest.
+"""Read and write safetensors files one tensor at a time: memory is that of the largest tensor.
 
-The library's ``save_file`` wants all tensors of a file at once. The format is short enough to stream: 8 bytes of
-length, a JSON header with offsets, then the bytes in order (https://huggingface.co/docs/safetensors, "Format").
+The library's ``save_file`` needs all tensors of a file at once. The format is simple enough to stream: 8 bytes with the
+length of the header, a JSON header with offsets, then the values in order
+(https://huggingface.co/docs/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -40,17 +41,17 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes that are read and written, by their names in the format."""
+"""Name of a dtype in the format -> dtype, for all that are read and written."""
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _OPEN_AT_ONCE = 64
 SHARD_BYTES = 5 * 10**9
-"""The customary bound of one file of a Hugging Face model."""
+"""The usual limit for one file of a Hugging Face model."""
 
 
 def open_safetensors(file: Path) -> Any:
-    """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
+    """``safe_open`` for torch. Raises :class:`UserError`, which names the file, if it is missing or damaged."""
     try:
-        # Read, not mapped: a mapping would count every page that was touched as memory of this process.
+        # pread instead of a mapping: every page of a mapping that was touched counts as memory of this process.
         complete = regular_file(file, "a folder that is complete, or copy this one again")
         return safe_open(complete, framework="pt", backend="pread")
     except (SafetensorError, OSError) as error:
@@ -58,7 +59,7 @@ def open_safetensors(file: Path) -> Any:
 
 
 def read_headers(file: Path) -> dict[str, Spec]:
-    """Name -> (shape, dtype) of every tensor in a safetensors file; no values are read."""
+    """Name -> (shape, dtype) of every tensor in a safetensors file. No values are read."""
     headers = {}
     with open_safetensors(file) as handle:
         for name in handle.keys():  # noqa: SIM118 - not a mapping
@@ -70,10 +71,10 @@ def read_headers(file: Path) -> dict[str, Spec]:
 
 
 class TensorFiles:
-    """Tensors of several safetensors files by their names in the files.
+    """The tensors of several safetensors files, by their names in the files.
 
-    A file is opened at the first read and stays open, so that one which is replaced meanwhile is still read to its
-    end; at most 64 stay open. Reads from several threads are safe.
+    A file is opened at the first read and stays open, so that a file that is replaced meanwhile is still read to its
+    end. At most 64 files stay open. Reads from several threads are safe.
     """
 
     def __init__(self, files: dict[str, Path]) -> None:
@@ -81,7 +82,7 @@ class TensorFiles:
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor as stored. Raises :class:`UserError` where the file is damaged."""
+        """One tensor as stored. Raises :class:`UserError` if the file is damaged."""
         file = self._files[name]
         handle = self._open.get(file)
         if handle is None:
@@ -95,14 +96,14 @@ class TensorFiles:
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of one safetensors file. Raises :class:`UserError` where the file is damaged."""
+    """All tensors of one safetensors file. Raises :class:`UserError` if the file is damaged."""
     names = list(read_headers(file))
     stored = TensorFiles(dict.fromkeys(names, file))
     return {name: stored.read(name) for name in names}
 
 
 def spec_bytes(spec: Spec) -> int:
-    """Bytes of a tensor of this shape and dtype."""
+    """The bytes of a tensor with this shape and dtype."""
     return torch.Size(spec[0]).numel() * spec[1].itemsize
 
 
@@ -189,6 +190,6 @@ def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> by
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor as safetensors lays them out: row-major, little-endian; no copy where it lies so."""
+    """The bytes of a tensor as safetensors stores them: row-major, little-endian. Copied only if necessary."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

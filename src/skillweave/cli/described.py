@@ -92,7 +92,7 @@ def _delta(folder: Path, base: str | None) -> dict[str, Any]:
         "tensors": len(delta.names()),
         "numbers": sum(group["numbers"] for group in groups.values()),
         "bytes": delta.nbytes,
-        "token_rows": None if checkpoint is None else delta.vocabulary_size(checkpoint),
+        "token_rows": None if checkpoint is None else delta.on(checkpoint).token_rows,
         "base_token_rows": None if checkpoint is None else _rows(checkpoint),
         "travels": {name: len(data) for name, data in delta.carried.files.items()},
         "kept": None if kept is None else sorted(kept),
@@ -113,7 +113,7 @@ def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
             raise
         return None
     checkpoint = Checkpoint(folder)
-    delta.check_fits(checkpoint)
+    delta.on(checkpoint)  # raises where the delta does not fit
     return checkpoint
 
 

@@ -14,6 +14,7 @@ name is checked before it becomes a path, and every file before it is opened:
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from pydantic import AfterValidator, Field
 
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_bytes
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _DEEPEST = 4  # packs/NAME/files/FILE: no artefact has deeper folders
@@ -95,12 +97,22 @@ class Folder:
     def matches(self, name: str, expected: str | None) -> Path:
         """The path of a file, checked to have the SHA-256 ``expected``. Raises :class:`UserError` if it differs."""
         path = self.file(name)
-        if (actual := sha256_file(path)) != expected:
+        self._check_hash(path, sha256_file(path), expected)
+        return path
+
+    def read(self, name: str, expected: str) -> bytes:
+        """The bytes of a file, read once and checked to have the SHA-256 ``expected``. Raises :class:`UserError`."""
+        path = self.file(name)
+        data = read_bytes(path)
+        self._check_hash(path, hashlib.sha256(data).hexdigest(), expected)
+        return data
+
+    def _check_hash(self, path: Path, actual: str, expected: str | None) -> None:
+        if actual != expected:
             raise UserError(
                 f"{path} is damaged: its SHA-256 is {actual[:12]}..., and {self.card} names "
                 f"{f'{expected[:12]}...' if expected else 'none.'} {self.fix}"
             )
-        return path
 
     def copy(self, files: Mapping[str, str], to: Path) -> None:
         """Copy the card and the ``files`` (name -> SHA-256) into ``to``, byte for byte, and nothing else.

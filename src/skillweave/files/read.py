@@ -133,7 +133,11 @@ def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGE
 
 def read_text(path: str | Path, wanted: str = "a file", *, largest: int = LARGEST_TEXT) -> str:
     """The text of a UTF-8 file, without a byte order mark; errors ask the person to name ``wanted``."""
-    data = read_bytes(path, wanted, largest=largest)
+    return decode_text(read_bytes(path, wanted, largest=largest), path, wanted)
+
+
+def decode_text(data: bytes, path: str | Path, wanted: str = "a file") -> str:
+    """The text in the bytes of the UTF-8 file at ``path``, as :func:`read_text` gives it."""
     if wide := wide_text(data):
         raise UserError(f"{path}: {wide}")
     try:

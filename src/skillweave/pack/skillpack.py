@@ -11,20 +11,19 @@ Packs are small (a few MB for a base of hundreds), so all tensors are read at on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
-from skillweave.base.safetensors_io import Spec, write_stream
+from skillweave.base.safetensors_io import Spec, read_tensors, write_stream
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried, save_files
 from skillweave.delta.schema import dtype_name
+from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import shortened
@@ -79,10 +78,7 @@ class Skillpack:
         newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
         card, data, carried = read_stored(folder)
-        try:
-            tensors = load_file(data)
-        except SafetensorError as error:
-            raise UserError(f"{data} is not a safetensors file ({error}). Make the pack again.") from error
+        tensors = read_tensors(data)
         check_values(card, tensors, str(data))
         return cls(card, tensors, carried)
 
@@ -148,46 +144,36 @@ class Skillpack:
 
     def unzip(self) -> Delta:
         """Return the pack as a full delta in float32. Tensors are decoded when they are read; whole ones stay whole."""
-        entries = self.card.entries
-        whole = {name for name, entry in entries.items() if isinstance(entry, WholeEntry)}
-        decoded = _Decoded(self)
-        shapes = {name: decoded.rows[name].shape if name in decoded.rows else entries[name].shape for name in decoded}
         return Delta(
-            decoded,
+            _Decoded(self),
             base_fingerprint=self.card.base.fingerprint,
             base_ref=self.card.base.ref,
-            whole=whole,
-            rows={name: entry.shared for name, entry in decoded.rows.items()},
-            specs={
-                name: (shape, self.tensors[name].dtype if name in whole else torch.float32)
-                for name, shape in shapes.items()
-            },
             provenance={"skillpack": self.card.name},
             carried=self.carried,
         )
 
 
-class _Decoded(Mapping[str, torch.Tensor]):
+class _Decoded(TensorSource):
     """The tensors of a pack's delta, each decoded when it is accessed."""
 
     def __init__(self, pack: Skillpack) -> None:
         self._pack = pack
+        self.where = f"the pack '{pack.card.name}'"
         entries = pack.card.entries
-        self.rows = {name.removesuffix(ROWS): entry for name, entry in entries.items() if isinstance(entry, RowsEntry)}
-        others = [name for name, entry in entries.items() if not isinstance(entry, RowsEntry)]
-        self._names = list(dict.fromkeys([*others, *self.rows]))
+        self._rows = {name.removesuffix(ROWS): entry for name, entry in entries.items() if isinstance(entry, RowsEntry)}
+        others = {name: entry for name, entry in entries.items() if not isinstance(entry, RowsEntry)}
+        self.whole = frozenset(name for name, entry in others.items() if isinstance(entry, WholeEntry))
+        self.rows = {name: entry.shared for name, entry in self._rows.items()}
+        self.specs = {
+            name: (tuple(entry.shape), pack.tensors[name].dtype if name in self.whole else torch.float32)
+            for name, entry in {**others, **self._rows}.items()
+        }
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        entry, rows = self._pack.card.entries.get(name), self.rows.get(name)
+        entry, rows = self._pack.card.entries.get(name), self._rows.get(name)
         if isinstance(entry, WholeEntry):
             return self._pack.tensors[name]
         if rows is None:
             return self._pack.decode(name)
         shared = self._pack.decode(name)[: rows.shared] if entry else torch.zeros(rows.shared, *rows.shape[1:])
         return torch.cat([shared, self._pack.tensors[name + ROWS].float()]) if rows.added else shared
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

@@ -87,9 +87,7 @@ def export_lora(
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
-    checkpoint = Checkpoint(place)
-    pack.unzip().check_fits(checkpoint)
-    adapter = _Adapter(pack, checkpoint, lora_only)
+    adapter = _Adapter(pack, Checkpoint(place), lora_only)
     if not adapter.modules:
         raise UserError(
             f"the pack '{pack.card.name}' has no matrix in low-rank factors on a layer that LoRA knows: there is no "
@@ -112,7 +110,7 @@ def export_lora(
         config = adapter.config(rank, ranks if keep_ranks else {})
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_carried(adapter.delta.carried, place, temporary)
-    rows = adapter.delta.vocabulary_size(checkpoint) if adapter.saved else None
+    rows = adapter.tuned.token_rows if adapter.saved else None
     return Exported(out, rank, len(adapter.modules), sorted(adapter.saved), left_out, rounding, rows)
 
 
@@ -125,6 +123,7 @@ class _Adapter:
     def __init__(self, pack: Skillpack, base: Checkpoint, lora_only: bool) -> None:
         self.pack, self.base = pack, base
         self.delta: Delta = pack.unzip()
+        self.tuned = self.delta.on(base, torch.float32)
         self._layers: dict[str, nn.Module] = dict(base.skeleton.named_modules(remove_duplicate=False))
         self.modules = [name.removesuffix(".weight") for name in self.delta.names() if self._is_lora(name)]
         rest = [name for name in self.delta.names() if name.removesuffix(".weight") not in self.modules]
@@ -176,12 +175,6 @@ class _Adapter:
         transposed = isinstance(self._layers.get(module), Conv1D | nn.Embedding)
         return (right.T, left.T) if transposed != entry.transposed else (left, right)
 
-    def tuned(self, name: str) -> torch.Tensor:
-        """Return the tuned tensor, which is the base's if the pack does not change it."""
-        if name not in self.delta:
-            return self.base.tensor(name)
-        return self.delta.laid_on(name, self.base.tensor(name).float())
-
     def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], float]:
         """Return the share of the change in each tensor left out, and the relative error of the factors in ``dtype``.
 
@@ -229,8 +222,8 @@ class _Adapter:
         for name in {*self.saved, *(part for module in self.norms for part in self._parts(module))}:
             module, _, leaf = name.rpartition(".")
             key = f"{PREFIX}{module}.base_layer.{leaf}" if module in self.modules else f"{PREFIX}{name}"
-            specs[key] = (self.delta.shape(name) if name in self.delta else self.base.shape(name)), dtype
-            readers[key] = functools.partial(self.tuned, name)
+            specs[key] = self.tuned.shape(name), dtype
+            readers[key] = functools.partial(self.tuned.tensor, name)
         return specs, lambda key: readers[key]().to(dtype)
 
     def _padded_factor(self, module: str, side: int, rank: int) -> torch.Tensor:

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
-from skillweave.artefact import write_tensors
 from skillweave.base.batching import by_length, padded
+from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import LocaliseSettings
 from skillweave.methods.cku.knowledge.facts import FactRow
@@ -84,7 +83,7 @@ def localise(
 def read_neurons(folder: Path) -> dict[str, dict[int, Tensor]]:
     """Return what :func:`localise` wrote, (neurons,) by layer: ``score``, ``forget`` (float32), ``frozen`` (bool)."""
     tensors: dict[str, dict[int, Tensor]] = {"score": {}, "forget": {}, "frozen": {}}
-    for name, tensor in load_file(folder / _FILE).items():
+    for name, tensor in read_tensors(folder / _FILE).items():
         kind, _, layer = name.partition(".")
         tensors[kind][int(layer)] = tensor
     return tensors
