@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from skillweave.config import ByteSize, Config
 from skillweave.methods.cku.config import CkuConfig
-from skillweave.methods.cku.neurons.score import ScoreConfig as CkuScoreConfig
+from skillweave.methods.cku.neurons.score import NeuronScoreConfig
 from skillweave.methods.cku.report.config import ReportConfig
 from skillweave.methods.e3tir.config import E3tirConfig
 from skillweave.methods.specialise.config import SpecialiseConfig
@@ -47,7 +47,7 @@ PARTS: list[tuple[str, str, type[Config]]] = [
     ("tpaw", "[Align on supervised data alone](../how-to/align.md).", TpawConfig),
     ("e3tir", "[Train an agent that calls tools](../how-to/agents.md).", E3tirConfig),
     ("cku unlearn", "[Take knowledge out of a model](../how-to/unlearn.md#unlearn).", CkuConfig),
-    ("cku score", "[Look at the neurons](../how-to/unlearn.md#look-at-the-neurons).", CkuScoreConfig),
+    ("cku score", "[Look at the neurons](../how-to/unlearn.md#look-at-the-neurons).", NeuronScoreConfig),
     ("cku report", "[Judge the unlearning](../how-to/unlearn.md#judge-it).", ReportConfig),
     ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("tools of a model", "[A file for `--tools`](../how-to/agents.md#use-it).", ToolUse),
