@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.record import Record, arguments, bootstrap, judged, positive, run
 from benchmarks.common.skills import Built, add_weave_option, built
 from skillweave.base import Prompt, prompt_ids
-from skillweave.base.generate import pad_left
+from skillweave.base.batching import pad_left
 from skillweave.progress import bar
 from skillweave.report import Table
 from skillweave.weave import Weave

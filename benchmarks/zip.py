@@ -35,6 +35,7 @@ from benchmarks.common.record import Claim, Record, arguments, bootstrap, judged
 from benchmarks.common.skills import Built, Skill, add_weave_option, built
 from skillweave.artefact import write_json
 from skillweave.base import Base, Prompt, Sampling, answer_ids, generate, open_base, prompt_ids
+from skillweave.base.batching import pad_right
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.pack import Skillpack
@@ -246,10 +247,9 @@ def answer_log_probabilities(
     """
     for at in range(0, len(pairs), BATCH):
         batch = pairs[at : at + BATCH]
-        width = max(len(prompt) + len(answer) for prompt, answer in batch)
-        ids = torch.tensor([prompt + answer + [0] * (width - len(prompt) - len(answer)) for prompt, answer in batch])
+        ids, _ = pad_right([prompt + answer for prompt, answer in batch], 0, model.device)
         with around(len(batch)):
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            logits = model(input_ids=ids, use_cache=False).logits
         for row, (prompt, answer) in zip(logits, batch, strict=True):
             first = len(prompt) - 1  # the logits that predict the answer's first token
             yield row[first : first + len(answer)].float().log_softmax(dim=-1).cpu()

@@ -14,7 +14,8 @@ from skillweave.base import Base, open_base
 from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku.knowledge.corpus import Corpus, make_corpus, write_corpus
-from skillweave.methods.cku.report import ReportConfig, report
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.cku.report.run import make_report
 from skillweave.methods.cku.run import run as unlearn
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
@@ -162,7 +163,7 @@ def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dic
             "relearn": {"learning_rate": RELEARN_RATE, "steps": RELEARN_STEPS, "batch_size": 8},
         }
     )
-    found = report(base, config, folder / "report", command="")
+    found = make_report(base, config, folder / "report", command="")
     before, after = found["arms"]["before"], found["arms"]["after"]
     (skill,) = (name for name in after["tasks"])
     return {

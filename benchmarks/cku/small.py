@@ -21,7 +21,8 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.knowledge.corpus import make_corpus, write_corpus
 from skillweave.methods.cku.knowledge.facts import Fact, fact_rows
 from skillweave.methods.cku.knowledge.reading import read_rows
-from skillweave.methods.cku.report import ReportConfig, report
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.cku.report.run import make_report
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.report import Table
 from skillweave.skillzip import zipped
@@ -148,7 +149,7 @@ def forget(plan: Forget) -> dict[str, Any]:
             "relearn": {"learning_rate": 5e-5, "steps": 8, "batch_size": BATCH},
         }
     )
-    found = report(base, config, place / "report", command="", zipper=zipped)
+    found = make_report(base, config, place / "report", command="", zipper=zipped)
     before, after = figures["before"], figures["after"]
     unlearn = figures["stages"]["unlearn"]
     arms = found["arms"]

@@ -11,8 +11,9 @@ from unittest import mock
 import torch
 
 from benchmarks.crash.faults import Save
-from skillweave.artefact import atomic_file, atomic_folder, write_json, write_tensors, write_text
+from skillweave.artefact import atomic_file, atomic_folder, write_json, write_text
 from skillweave.base import open_base
+from skillweave.base.safetensors_io import write_tensors
 from skillweave.delta import Delta
 from skillweave.files import place
 from skillweave.files.read import read_json

@@ -16,12 +16,12 @@ from skillweave.base import Base, Message, open_base
 from skillweave.errors import NothingLearnt
 from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.methods.e3tir.judge import success
 from skillweave.methods.e3tir.run import run as warm_up
+from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks.builtin import hops, steps
-from skillweave.tasks.traces import scripted_traces, write_traces
+from skillweave.tasks.expert_traces import scripted_traces, write_traces
 from skillweave.tasks.with_tools import load_agent
 from skillweave.tools import Call
 from skillweave.tools.turn import call_text
@@ -96,7 +96,7 @@ Turns = list[tuple[list[Message], str]]
 
 def _wander_hops(rng: Random) -> Turns:
     """Conversations in worlds that no seed of the benchmark uses."""
-    settings = hops.Settings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
+    settings = hops.HopsSettings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
     world = hops.world_of(settings)
     prompt, _ = hops.make(rng, settings)
     start, *chain = prompt.removesuffix("?").split(" ")
@@ -111,7 +111,7 @@ def _wander_hops(rng: Random) -> Turns:
 
 
 def _wander_steps(rng: Random) -> Turns:
-    prompt, _ = steps.make(rng, steps.Settings(**FAMILIES[STEPS]))
+    prompt, _ = steps.make(rng, steps.StepsSettings(**FAMILIES[STEPS]))
     numbers = re.findall(r"\d+", prompt)
     signs = re.findall(r"[-+*]", prompt)
     pairs = list(zip(signs, numbers[1:], strict=True))
@@ -223,13 +223,12 @@ def trained(plan: Plan) -> dict[str, Any]:
             "task": task,
             "seed": plan.seed,
             "bf16": False,
-            "instruction": "",
             "max_length": SHAPE.context,
             "save_every": 10_000,
             "evaluate_every": 3,
             "evaluate_on": 100,
             "show_every": 10_000,
-            "rollout": {"max_tokens": 110, "batch_size": 256},
+            "rollout": {"instruction": "", "max_tokens": 110, "batch_size": 256},
             "reward": {"no_answer": 0, "malformed": 0},
             **ARMS[plan.arm](plan),
         }
@@ -277,7 +276,7 @@ def _score(model: Base, config: E3tirConfig) -> float:
     """The score of greedy answers to all test prompts."""
     with (agent := load_agent(config.task)).toolbox:
         form = config.tool_use.call_format(model.tokenizer, agent.toolbox)
-        return success(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
+        return evaluate_agent(model.model, agent, form, agent.task.split("test"), config.rollout)["success"]
 
 
 def _curve(folder: Path, figures: dict[str, Any]) -> list[tuple[int, float]]:

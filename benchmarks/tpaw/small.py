@@ -136,7 +136,7 @@ _SHORT = Sampling(max_new_tokens=32, batch_size=16)
 
 
 def _log_probs(base: Base, pairs: Sequence[tuple[Any, str]]) -> list[float]:
-    from skillweave.methods.training.collate import padded
+    from skillweave.base.batching import padded
     from skillweave.methods.training.head import answer_log_probs, install_scoring_head
 
     install_scoring_head(base.model)

@@ -1,21 +1,16 @@
-"""Write artefacts: a kill or a full disk leaves the old file or folder or the new one, never a half."""
+"""Write artefacts atomically: a kill or a full disk leaves the old version or the new one, never half of one."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skillweave.files.atomic import atomic_file, atomic_folder
 from skillweave.files.disk import disk_errors
 from skillweave.files.recover import sweep
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = ["atomic_file", "atomic_folder", "disk_errors", "sweep", "write_json", "write_tensors", "write_text"]
+__all__ = ["atomic_file", "atomic_folder", "disk_errors", "sweep", "write_json", "write_text"]
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -25,14 +20,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON atomically; keys keep their order, so that a diff of two runs reads well."""
+    """Write indented JSON atomically. Keys keep their order, so a diff of two runs is easy to read."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one safetensors file atomically."""
-    from safetensors.torch import save_file
-
-    with atomic_file(path) as temporary:
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, os.fspath(temporary), metadata={"format": "pt", **metadata})

@@ -159,7 +159,7 @@ def break_into_adapter(folder: Path) -> None:
         (break_architecture, "architecture 'perceptron-9000'"),
         (break_weights, "no model.safetensors"),
         (break_into_pickle, "pickle.*save_pretrained"),
-        (break_shard, "lacks the shard model-00001-of-00002.safetensors"),
+        (break_shard, "does not have the shard model-00001-of-00002.safetensors"),
         (break_bytes, "model.safetensors is damaged"),
         (break_into_adapter, "PEFT adapter.*their/base.*from_lora"),
     ],

@@ -59,7 +59,7 @@ def test_open_base_keeps_the_files_dtype_and_fingerprint(micro_base: Path, tmp_p
         ("no/such/folder", "a Hugging Face folder, a hub id"),
         ("not-here.gguf", "no model is found"),
         ("owner/model", "hub cannot be reached.*bundled:smollm2"),
-        (__file__, "a file that is no model"),
+        (__file__, "a file, but not a model"),
     ],
 )
 def test_an_unknown_reference_says_what_there_is(cache: Path, ref: str, message: str) -> None:
@@ -85,7 +85,7 @@ def test_a_missing_tensor_is_not_made_up(tmp_path: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lack the tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+    with pytest.raises(UserError, match=r"do not have the tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
         open_base(folder)
 
 

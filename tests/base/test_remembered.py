@@ -28,7 +28,7 @@ def folder(tmp_path: Path, micro_base: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "_SLOW", -1)
     monkeypatch.setattr(remembered, "_SETTLED", -1)
-    monkeypatch.setattr(remembered, "_tells", lambda state: True)
+    monkeypatch.setattr(remembered, "_records_every_change", lambda state: True)
     return Path(shutil.copytree(micro_base, tmp_path / "copy"))
 
 
@@ -53,10 +53,10 @@ def test_a_slow_one_of_settled_files_is_remembered(folder: Path, tmp_path: Path,
     fingerprint(folder)
     assert not notes(tmp_path), "files this young may still change unseen"
     monkeypatch.setattr(remembered, "_SETTLED", -1)
-    monkeypatch.setattr(remembered, "_tells", lambda state: False)
+    monkeypatch.setattr(remembered, "_records_every_change", lambda state: False)
     fingerprint(folder)
     assert not notes(tmp_path), "on such a file system files may change unseen"
-    monkeypatch.setattr(remembered, "_tells", lambda state: True)
+    monkeypatch.setattr(remembered, "_records_every_change", lambda state: True)
     assert fingerprint(folder) == first
     assert len(notes(tmp_path)) == 1
     assert recalled(folder, monkeypatch)
@@ -123,7 +123,7 @@ def test_pieces_of_the_data_tell_where_the_numbers_of_the_file_system_do_not(
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.7])
 def test_a_second_write_through_one_mapping_is_seen(folder: Path, monkeypatch, fraction: float) -> None:
     path = folder / "model.safetensors"
-    if remembered._TELLING.isdisjoint({_kind_of(path)}):
+    if remembered._EXACT_FILE_SYSTEMS.isdisjoint({_kind_of(path)}):
         pytest.skip("this file system does not note writes through a mapping")
     monkeypatch.setattr(remembered, "_PIECES", 2)  # so that the pieces tell nothing of the middle
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
@@ -174,4 +174,4 @@ def in_memory() -> Iterator[Path]:
 def test_nothing_is_remembered_of_a_file_system_in_memory(in_memory: Path, micro_base: Path) -> None:
     shutil.copytree(micro_base, in_memory / "base")
     state = [[2, "x"], remembered.file_state(in_memory / "base" / "model.safetensors")]
-    assert not remembered._tells(state)
+    assert not remembered._records_every_change(state)

@@ -19,7 +19,7 @@ import torch
 from helpers.micro import micro_model, save_micro
 from skillweave.errors import UserError
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.tasks.traces import read_traces, scripted_traces
+from skillweave.tasks.expert_traces import read_traces, scripted_traces
 from skillweave.tasks.with_tools import load_agent
 
 record = importlib.import_module("benchmarks.common.record")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import time
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from helpers.micro import save_micro
 from helpers.tuned import save_adapter
 from skillweave.base import open_base
-from skillweave.delta import Delta
+from skillweave.delta import Delta, adapter_config
 from skillweave.delta.adapter_config import other_base
 from skillweave.errors import UserError
 
@@ -131,7 +133,7 @@ def test_embeddings_saved_unlike_on_a_tied_base_are_refused(
     table = load_file(micro_base / "model.safetensors")[EMBEDDING]
     added = {f"base_model.model.{EMBEDDING}": table + 1, "base_model.model.lm_head.weight": table + 2}
     adapter = changed_copy(adapters["plain"], tmp_path / "unlike", tensors=lambda stored: stored | added)
-    with pytest.raises(UserError, match=r"with unlike values, and .* ties the two: untie the base"):
+    with pytest.raises(UserError, match=r"with different values, and .* ties the two: untie the base"):
         Delta.from_lora(adapter, micro_base)
 
 
@@ -189,7 +191,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown option": ({"use_magic": True}, "does not know 'use_magic'"),
     "activated": ({"alora_invocation_tokens": [1, 2]}, "acts only after its invocation tokens"),
     "replicated": ({"layer_replication": [[0, 1], [0, 2]]}, "makes another architecture"),
-    "mixed anew": ({"arrow_config": {"top_k": 1}}, "mixes its parts anew for every input"),
+    "mixed anew": ({"arrow_config": {"top_k": 1}}, "mixes its parts differently for every input"),
     "mixed by a router": ({"peft_type": "XLORA"}, "XLORA cannot become a delta: it mixes its parts"),
     "drawn at random": ({"init_lora_weights": "pissa_niter_4"}, "in a way that cannot be done again"),
     "from data": ({"init_lora_weights": "corda"}, "init_lora_weights='corda' changed the base"),
@@ -243,7 +245,7 @@ def test_virtual_tokens_are_no_delta(micro_base: Path, tmp_path: Path, config: t
         AutoModelForCausalLM.from_pretrained(micro_base), config(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
     model.save_pretrained(tmp_path / "prompts")
-    with pytest.raises(UserError, match="adds virtual tokens to the prompt and changes no weight"):
+    with pytest.raises(UserError, match="adds virtual tokens to the prompt and does not change"):
         Delta.from_lora(tmp_path / "prompts", micro_base)
 
 
@@ -259,8 +261,8 @@ def test_tensors_that_do_not_fit_are_named(micro_base: Path, adapters: dict[str,
 
     for at, (change, message) in enumerate(
         [
-            (less, r"lacks '.*layers\.0\.self_attn\.q_proj\.lora_A.*: the adapter is incomplete"),
-            (more, "find no place in the base, .*score"),
+            (less, r"does not have '.*layers\.0\.self_attn\.q_proj\.lora_A.*: the adapter is incomplete"),
+            (more, "have no place in the base, .*score"),
             (nan, "NaN or infinite"),
         ]
     ):
@@ -317,3 +319,45 @@ def test_a_warning_is_said_and_kept(micro_base: Path, adapters: dict[str, Path],
     delta.save_pretrained(tmp_path / "delta")
     assert "owner/other" in Delta.from_pretrained(tmp_path / "delta").provenance["warning"]
     assert "warning" not in Delta.from_lora(adapters["plain"], micro_base).provenance
+
+
+# -- a later PEFT ------------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_and_every_option_of_the_installed_peft_is_judged() -> None:
+    """After an upgrade of PEFT this names the kinds and options that adapter_config.py must list."""
+    kinds = {kind.value for kind in PEFT_TYPE_TO_CONFIG_MAPPING}
+    assert kinds == adapter_config._MERGEABLE_KINDS | set(adapter_config._OTHER_KINDS)
+    options = {field.name for field in dataclasses.fields(LoraConfig)}
+    judged = (adapter_config._PLAIN_OPTIONS, adapter_config._MERGED_OPTIONS, adapter_config._REFUSED_OPTIONS)
+    assert options == set().union(*judged)
+    assert len(options) == sum(map(len, judged))
+
+
+@dataclasses.dataclass
+class LaterConfig(LoraConfig):
+    """LoRA's config as a later PEFT may have it."""
+
+    acts_on_odd_tokens: bool = False
+    window: int = 7
+
+
+def test_an_option_that_only_a_later_peft_knows_is_refused_if_it_is_set(
+    micro_base: Path, adapters: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PEFT_TYPE_TO_CONFIG_MAPPING, PeftType.LORA, LaterConfig)
+    options: dict[str, Any] = {"acts_on_odd_tokens": True, "window": 8}
+    for key, value in options.items():
+        later = changed_copy(adapters["plain"], tmp_path / key, {key: value})
+        with pytest.raises(UserError, match=f"'{key}' is set. The option is newer than"):
+            Delta.from_lora(later, micro_base)
+    unset = changed_copy(adapters["plain"], tmp_path / "unset", {"acts_on_odd_tokens": False, "window": 7})
+    assert Delta.from_lora(unset, micro_base).kind == "lora"
+
+
+def test_a_kind_that_only_a_later_peft_knows_is_refused(
+    micro_base: Path, adapters: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter_config, "_MERGEABLE_KINDS", adapter_config._MERGEABLE_KINDS - {"LORA"})
+    with pytest.raises(UserError, match=r"peft_type is 'LORA'. It is newer than this version of SkillWeave"):
+        Delta.from_lora(adapters["plain"], micro_base)

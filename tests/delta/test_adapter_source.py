@@ -64,7 +64,7 @@ def test_several_adapters_are_named(tmp_path: Path) -> None:
         ({"subfolder": ""}, "name a folder inside the adapter's"),
         ({"subfolder": "link"}, "leads out of"),
         ({"subfolder": "missing"}, "has no such folder"),
-        ({"revision": "main"}, "is a folder, and revisions are the hub's"),
+        ({"revision": "main"}, "is a folder, and only repositories of the hub have revisions"),
     ],
 )
 def test_a_folder_that_leads_elsewhere_is_refused(tmp_path: Path, arguments: dict, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -361,7 +362,7 @@ def test_a_tensor_that_the_file_lacks_is_named(saved: Path) -> None:
     card = json.loads((saved / "delta.json").read_text())
     card["entries"]["model.ghost.weight"] = card["entries"]["model.norm.weight"]
     (saved / "delta.json").write_text(json.dumps(card))
-    with pytest.raises(UserError, match=r"lacks the tensor 'model\.ghost\.weight'"):
+    with pytest.raises(UserError, match=r"does not have the tensor 'model\.ghost\.weight'"):
         Delta.from_pretrained(saved)
     del card["entries"]["model.ghost.weight"]
     card["entries"]["model.norm.weight"]["shape"] = [65]
@@ -374,6 +375,17 @@ def test_a_delta_saves_over_itself(saved: Path) -> None:
     before = (saved / "delta.safetensors").read_bytes()
     Delta.from_pretrained(saved).save_pretrained(saved)
     assert (saved / "delta.safetensors").read_bytes() == before
+
+
+def test_an_error_names_the_folder_that_the_delta_was_read_from(saved: Path, micro_base: Path) -> None:
+    delta = Delta.from_pretrained(saved)
+    with pytest.raises(UserError, match=f"^{re.escape(str(saved))}: the delta belongs on .*, not on other "):
+        delta.check_base("sha256:0", "other")
+    with pytest.raises(UserError, match=f"^{re.escape(str(saved))}: the delta does not change 'model.nrm'"):
+        delta.tensor("model.nrm")
+    in_memory = Delta({"model.norm.weight": torch.ones(64)}, base_fingerprint=fingerprint(micro_base))
+    with pytest.raises(UserError, match=r"^the delta belongs on the base "):
+        in_memory.check_base("sha256:0")
 
 
 def test_a_full_disk_leaves_the_old_artefact(micro_base: Path, disk_of: Callable[[str], Path]) -> None:
@@ -393,7 +405,7 @@ def test_a_failed_write_leaves_the_old_artefact(saved: Path, monkeypatch) -> Non
     def full(*args: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("skillweave.delta.delta.write_stream", full)
+    monkeypatch.setattr("skillweave.delta.source.write_stream", full)
     with pytest.raises(UserError, match="no space left"):
         Delta.from_pretrained(saved).save_pretrained(saved)
     assert (saved / "delta.safetensors").read_bytes() == before

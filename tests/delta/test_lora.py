@@ -126,7 +126,7 @@ def test_another_base_is_named(micro_base: Path, tmp_path: Path) -> None:
 
 def test_broken_adapters_are_named(micro_base: Path, tmp_path: Path) -> None:
     adapter = save_lora(micro_base, tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"names no fingerprint: open it with Delta\.from_lora"):
+    with pytest.raises(UserError, match=r"without a fingerprint: open it with Delta\.from_lora"):
         Delta.from_pretrained(adapter)
     half = Path(shutil.copytree(adapter, tmp_path / "half"))
     tensors = load_file(half / "adapter_model.safetensors")

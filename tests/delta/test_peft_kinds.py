@@ -235,7 +235,7 @@ SAVED = {"r": 2, "target_modules": ["q_proj"], "modules_to_save": ["embed_tokens
 ONE_END = {
     "saved": ("Lora", SAVED, "modules_to_save made a copy for one of the two"),
     "dora": ("Lora", {"r": 2, "target_modules": ["embed_tokens"], "use_dora": True}, r"'model\.embed_tokens\.weight'"),
-    "dora-both": ("Lora", {**BOTH, "use_dora": True}, r"or both unlike"),  # a magnitude for each end
+    "dora-both": ("Lora", {**BOTH, "use_dora": True}, r"or both differently"),  # a magnitude for each end
     "loha-head": ("LoHa", {"r": 2, "target_modules": ["lm_head"]}, r"changes 'lm_head\.weight', which .* ties to"),
 }
 

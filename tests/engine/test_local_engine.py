@@ -1,4 +1,4 @@
-"""The local engine opens whatever is named, and what it opens answers with the named pack, or with its default."""
+"""The local engine: whatever is named is opened, and answers as it should with the pack that is named, or with none."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from helpers.chat_families import FAMILIES, family_tokenizer, micro_llama, teach
 from helpers.micro import save_micro
 from skillweave.base import Sampling, generate, open_base
-from skillweave.cli.prompts import pack_of
 from skillweave.delta import Delta
-from skillweave.engine import LocalEngine, open_engine
+from skillweave.engine import open_engine
 from skillweave.errors import UserError
 from skillweave.methods.training.sft import encode
 from skillweave.pack import Skillpack
@@ -55,13 +54,13 @@ def alone(model_folder: Path, prompts: list[str]) -> list[str]:
     return [texts[0] for texts in generate(base.model, base.tokenizer, prompts, SAMPLING)]
 
 
-def ask(engine: LocalEngine, prompts: list[str], packs: list[str | None]) -> list[Reply]:
-    """As ``skillweave generate`` does: a user's None is the engine's default, and "base" the plain base."""
-    return engine.weave.generate(prompts, [pack_of(pack, engine.default) for pack in packs], SAMPLING)
+def answers(engine, prompts: list[str], packs: list[str | None]) -> list[Reply]:
+    """The replies for packs as a user names them; None: the user names none."""
+    return engine.weave.generate(prompts, [engine.pack_named(pack) for pack in packs], SAMPLING)
 
 
-def texts(engine: LocalEngine, prompts: list[str], packs: list[str | None]) -> list[str]:
-    return [reply.text for reply in ask(engine, prompts, packs)]
+def texts(engine, prompts: list[str], packs: list[str | None]) -> list[str]:
+    return [reply.text for reply in answers(engine, prompts, packs)]
 
 
 def test_a_model_answers_as_itself(places: dict[str, Path]) -> None:
@@ -90,7 +89,7 @@ def test_a_pack_answers_with_itself_unless_told_otherwise(places: dict[str, Path
     woven = Weave.of(open_base(places["base"]), {"x": Skillpack.from_pretrained(places["sums"])})
     expected = [reply.text for reply in woven.generate(PROMPTS, ["x"] * 4, SAMPLING)]
     assert texts(engine, PROMPTS, [None] * 4) == texts(engine, PROMPTS, ["sums"] * 4) == expected
-    mixed = ask(engine, PROMPTS, ["base", None, "sums", "base"])
+    mixed = answers(engine, PROMPTS, ["base", None, "sums", "base"])
     own = alone(places["base"], PROMPTS)
     assert [reply.text for reply in mixed] == [own[0], expected[1], expected[2], own[3]]
     assert [reply.pack for reply in mixed] == [None, "sums", "sums", None]
@@ -100,11 +99,11 @@ def test_a_pack_answers_with_itself_unless_told_otherwise(places: dict[str, Path
 def test_a_weave_routes_unless_told_otherwise(places: dict[str, Path]) -> None:
     engine = open_engine(str(places["weave"]))
     asked = [SUMS[3], TALK[5], SUMS[8]]
-    routed = ask(engine, asked, [None] * 3)
+    routed = answers(engine, asked, [None] * 3)
     assert [reply.pack for reply in routed] == ["sums", "talk", "sums"]
     assert all(0 < (reply.confidence or 0) <= 1 for reply in routed)
-    assert ask(engine, asked, ["auto"] * 3) == routed
-    told = ask(engine, asked, ["talk", "base", None])
+    assert answers(engine, asked, ["auto"] * 3) == routed
+    told = answers(engine, asked, ["talk", "base", None])
     assert [reply.pack for reply in told] == ["talk", None, "sums"]
     assert [reply.confidence is None for reply in told] == [True, True, False]
     assert told[1].text == alone(places["base"], asked[1:2])[0]
@@ -114,7 +113,7 @@ def test_a_weave_without_router_answers_as_the_base_by_default(places: dict[str,
     engine = open_engine(str(places["plain-weave"]))
     assert texts(engine, PROMPTS, [None] * 4) == alone(places["base"], PROMPTS)
     with pytest.raises(UserError, match="has no router"):
-        ask(engine, PROMPTS, ["auto"] * 4)
+        answers(engine, PROMPTS, ["auto"] * 4)
 
 
 @pytest.mark.parametrize(
@@ -133,9 +132,9 @@ def test_a_streamed_answer_is_the_same_answer(
 ) -> None:
     engine = open_engine(str(places[target]))
     capsys.readouterr()
-    whole = ask(engine, [asked], [pack])[0]
+    whole = answers(engine, [asked], [pack])[0]
     file = io.StringIO()
-    streamed = engine.stream(asked, pack_of(pack, engine.default), SAMPLING, file)
+    streamed = engine.stream(asked, engine.pack_named(pack), SAMPLING, file)
     assert (streamed.text, streamed.pack) == (whole.text, whole.pack)
     assert file.getvalue() == f"{whole.text}\n"
     shown = capsys.readouterr()
@@ -182,6 +181,6 @@ def test_what_is_nothing_of_ours_is_a_mistake(places: dict[str, Path], tmp_path:
     with pytest.raises(UserError, match=r"config\.json"):
         open_engine(str(tmp_path))
     with pytest.raises(UserError, match=r"no pack 'smus'; did you mean 'sums'\?"):
-        ask(open_engine(str(places["sums"])), PROMPTS, ["smus"] * 4)
+        answers(open_engine(str(places["sums"])), PROMPTS, ["smus"] * 4)
     with pytest.raises(UserError, match=r"no pack 'smus'; did you mean 'sums'\?"):
         open_engine(str(places["weave"])).stream(PROMPTS[0], "smus", SAMPLING, io.StringIO())

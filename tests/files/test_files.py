@@ -1,4 +1,4 @@
-"""Atomic writes: the old artefact or the new one, never a half."""
+"""Atomic writes: the old artefact or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file
 
-from skillweave.artefact import atomic_file, atomic_folder, disk_errors, write_json, write_tensors
+from skillweave.artefact import atomic_file, atomic_folder, disk_errors, write_json
+from skillweave.base.safetensors_io import write_tensors
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.files.read import read_card_file, read_json

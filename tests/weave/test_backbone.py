@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from helpers.micro import micro_model, save_micro
 from helpers.weave_packs import random_pack
 from skillweave.artefact import write_json
-from skillweave.base import Sampling, fingerprint, open_base
+from skillweave.base import Checkpoint, Sampling, fingerprint, open_base
 from skillweave.cli.contents import show_weave
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.weave import Weave, read_card
-from skillweave.weave.backbone import tuned_fingerprint
 
 GREEDY = Sampling(max_new_tokens=6)
 PROMPTS = ["number 1", "word number 2", "word word number 3"]
@@ -100,7 +99,7 @@ def test_files_memory_and_stream_have_one_fingerprint(tmp_path, dtype, tie):
     base = save_base(tmp_path / "base", dtype, tie=tie)
     delta = random_delta(base, dtype=torch.float32)
     written = fingerprint(write_tuned(base, delta, tmp_path / "tuned"))
-    assert tuned_fingerprint(base, delta) == written
+    assert fingerprint(delta.on(Checkpoint(base))) == written
     assert delta.apply(open_base(base, dtype=dtype), in_place=True).fingerprint == written
     assert written != fingerprint(base)
 
@@ -127,7 +126,7 @@ def test_a_base_of_mixed_dtypes(tmp_path):
     delta = random_delta(base, scale=1e-3)
     assert {delta.dtype(name) for name in delta.names()} == {torch.float32, torch.bfloat16}
     tuned = write_tuned(base, delta, tmp_path / "tuned")
-    assert tuned_fingerprint(base, delta) == fingerprint(tuned)
+    assert fingerprint(delta.on(Checkpoint(base))) == fingerprint(tuned)
     weave = Weave.write(tmp_path / "w", open_base(tuned), {}, backbone=delta)
     assert_same_model(Weave.from_pretrained(weave).base.model, open_base(tuned).model)
 

@@ -40,18 +40,6 @@ def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
     return stack
 
 
-def grouped_delta(x: torch.Tensor, segments: list[Segment], module: str) -> torch.Tensor:
-    """What the packs add to the output of ``module``: float (N, T, in) -> float32 (N, T, out); 0 where no pack is used.
-
-    The packed model takes the same three steps, but shares the first among the modules of a group.
-    """
-    width = segments[0].parts[module].A.shape[1]
-    total = torch.zeros(*x.shape[:-1], width, device=x.device)
-    for segment in segments:
-        add_to_rows(total, segment.rows, out_of_rank(into_rank(x, segment), segment.parts[module]))
-    return total
-
-
 @pytest.fixture
 def packs() -> dict[str, dict[str, LowRank]]:
     smooth = (torch.rand(INNER, generator=torch.Generator().manual_seed(9)) + 0.5).half()
@@ -60,6 +48,18 @@ def packs() -> dict[str, dict[str, LowRank]]:
         "b": {"q": factors(3, 16, 4, 127), "k": factors(4, 8, 6, 127)},
         "c": {"k": factors(5, 8, 2)},
     }
+
+
+def grouped_delta(x: torch.Tensor, segments: list[Segment], module: str) -> torch.Tensor:
+    """What the packs add to the output of ``module``: float (N, T, in) -> float32 (N, T, out); 0 where no pack is used.
+
+    The packed model runs the same three steps, and shares the first among the modules of a group.
+    """
+    width = segments[0].parts[module].A.shape[1]
+    total = torch.zeros(*x.shape[:-1], width, device=x.device)
+    for segment in segments:
+        add_to_rows(total, segment.rows, out_of_rank(into_rank(x, segment), segment.parts[module]))
+    return total
 
 
 def plain_python(x: list[float], parts: LowRank) -> list[float]:

@@ -1,4 +1,4 @@
-"""A ``config.json`` becomes transformers' config and an empty model of its class: no values, no code of the folder."""
+"""Turn ``config.json`` into transformers' config and an empty model of its class; no code of the folder is run."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from skillweave.base.folder import CONFIG, ModelFolder, read_config_file
 from skillweave.base.quantised import QUANTISATION
 from skillweave.errors import UserError
 
 _COUNTS = re.compile(r"layer|label|expert", re.IGNORECASE)
-"""Keys of config.json that transformers counts through when it reads the file, before any tensor is looked at."""
-_MOST = 100_000
+"""Keys of config.json whose values are lengths of loops in transformers when it reads the file."""
+_LARGEST_COUNT = 100_000
 _IDS = re.compile(r"token_id$|^sliding_window$")
-"""Keys of numbers that transformers puts into 64-bit tensors without a look."""
-_MOST_ID = 2**31
+"""Keys of numbers that transformers puts into 64-bit tensors without a check."""
+_LARGEST_ID = 2**31
 _FLAGS = ("output_hidden_states", "output_attentions")
-_BUFFERS = 2**31
-"""Bytes of tables (masks, rotations) that a class may make beside its weights, where the weights are smaller."""
+_LARGEST_BUFFERS = 2**31
+"""Bytes of buffers (masks, rotations) that a class may create beside its weights, if the weights are smaller."""
 _ATTENTIONS = {
     None,
     "eager",
@@ -37,24 +40,21 @@ _ATTENTIONS = {
 
 
 def read_config_json(folder: Path) -> Any:
-    """The transformers config of a folder; :class:`UserError` where there is none or no known one."""
+    """The transformers config of a folder. Raises :class:`UserError` if there is none, or if it is unknown."""
     return config_of(read_config_file(folder), folder)
 
 
 def config_of(values: Mapping[str, Any], folder: Path) -> Any:
-    """The transformers config that ``values``, read from a folder's ``config.json``, stand for.
+    """The transformers config with ``values``, which were read from ``config.json`` in ``folder``.
 
-    The class is always transformers' own for the ``model_type``: what the file says of code (``auto_map``) is not
-    used. Raises :class:`UserError` for an architecture that transformers does not know, and for values that its
-    config does not take.
+    The class is always transformers' own for the ``model_type``: code that the file names (``auto_map``) is not used.
+    Raises :class:`UserError` for an architecture that transformers does not know, and for values that its config does
+    not accept.
     """
-    from transformers import PreTrainedConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
     path = folder / CONFIG
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        shown = f"'{kind}'" if isinstance(kind, str) else "(no 'model_type' that is a text)"
+        shown = f"'{kind}'" if isinstance(kind, str) else "(no 'model_type' that is a string)"
         raise UserError(
             f"{path}: transformers does not open the architecture {shown}. Code that comes with a checkpoint is never "
             f"run: name a model of an architecture that transformers has, or upgrade transformers."
@@ -62,29 +62,28 @@ def config_of(values: Mapping[str, Any], folder: Path) -> Any:
     _check_values(values, path)
     own = {key: value for key, value in values.items() if key not in ("auto_map", *QUANTISATION)}
     try:
-        return CONFIG_MAPPING[kind].from_dict(PreTrainedConfig._decode_special_floats(own))  # its form of infinity
-    except Exception as error:  # a class checks its values as it likes, or trips over them
+        return CONFIG_MAPPING[kind].from_dict(
+            PreTrainedConfig._decode_special_floats(own)
+        )  # transformers writes infinity as an object
+    except Exception as error:  # each class checks its values in its own way, or fails on them
         raise UserError(f"{path}: transformers' {kind} does not take these values ({_first_line(error)})") from error
 
 
 def skeleton_of(config: Any, files: ModelFolder) -> Any:
-    """The model class of a config without weights: its names, its ties and its kinds of layers.
+    """A model of the config's class without weights (``meta`` device): its names, its ties and its kinds of layers.
 
-    Raises :class:`UserError` where the class cannot be built from the config, and where it would be far larger than
-    the files: an empty model needs time for every layer.
+    Raises :class:`UserError` if the class cannot be built from the config, and if it would be far larger than the
+    files, because even an empty model takes time for every layer.
     """
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"{files.path}: '{config.model_type}' is not a causal language model that transformers knows")
     limit = 10_000 + 64 * len(files.headers)
-    made = 0
+    modules = 0
 
     def count(*_: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > limit:
+        nonlocal modules
+        modules += 1
+        if modules > limit:
             raise _TooLargeError(
                 f"it asks for more than {limit} modules, and the files hold {len(files.headers)} tensors"
             )
@@ -93,18 +92,18 @@ def skeleton_of(config: Any, files: ModelFolder) -> Any:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # odd values fail anywhere in a class that nobody wrote to check them
+    except Exception as error:  # odd values can fail anywhere in a class
         raise UserError(
             f"{files.path / CONFIG}: transformers cannot build a {config.model_type} model from it "
             f"({_first_line(error)}). Download the folder again."
         ) from error
     finally:
         counting.remove()
-    tables = sum(buffer.nbytes for buffer in model.buffers())
+    buffers = sum(buffer.nbytes for buffer in model.buffers())
     stored = sum(file.stat().st_size for file in files.weights)
-    if tables > max(_BUFFERS, stored):
+    if buffers > max(_LARGEST_BUFFERS, stored):
         raise UserError(
-            f"{files.path / CONFIG}: the model would make tables of {tables / 1e9:.1f} GB beside weights of "
+            f"{files.path / CONFIG}: the model would make tables of {buffers / 1e9:.1f} GB beside weights of "
             f"{stored / 1e9:.1f} GB: a size in it is wrong. Download the folder again."
         )
     return model
@@ -115,7 +114,7 @@ class _TooLargeError(Exception):
 
 
 def _check_values(values: Any, path: Path) -> None:
-    """Raise for counts that no model has, and for an attention that would be fetched as code from the hub."""
+    """Raise for counts that no model has, and for an attention that would be downloaded as code from the hub."""
     if isinstance(values, list):
         for value in values:
             _check_values(value, path)
@@ -124,14 +123,15 @@ def _check_values(values: Any, path: Path) -> None:
         return
     for key, value in values.items():
         number = isinstance(value, int) and not isinstance(value, bool)
-        least = 0 if str(key).startswith(("num_", "n_")) else -_MOST  # the index of a layer may count from the end
-        if number and _COUNTS.search(str(key)) and not least <= value <= _MOST:
+        # The index of a layer may be negative.
+        least = 0 if str(key).startswith(("num_", "n_")) else -_LARGEST_COUNT
+        if number and _COUNTS.search(str(key)) and not least <= value <= _LARGEST_COUNT:
             raise UserError(
-                f"{path}: {key} is {value}; expected a number up to {_MOST}, which no model exceeds. Download the "
-                f"folder again."
+                f"{path}: {key} is {value}; expected a number up to {_LARGEST_COUNT}, which no model exceeds. Download "
+                f"the folder again."
             )
-        if number and _IDS.search(str(key)) and value > _MOST_ID:
-            raise UserError(f"{path}: {key} is {value}, more than {_MOST_ID}. Download the folder again.")
+        if number and _IDS.search(str(key)) and value > _LARGEST_ID:
+            raise UserError(f"{path}: {key} is {value}, more than {_LARGEST_ID}. Download the folder again.")
         if key == "sliding_window" and not (number or value in (None, False)):
             raise UserError(
                 f"{path}: {key} is {value!r:.40}; expected a whole number or null. Download the folder again."

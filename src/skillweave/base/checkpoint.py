@@ -1,8 +1,8 @@
 """Read the tensors of a causal LM one at a time, from safetensors files or from a model in memory.
 
-Names are those of the model class that ``AutoModelForCausalLM`` gives for the config, by transformers' own rule
-(:mod:`skillweave.base.names`). A name that merely repeats another tensor is left out and listed in
-:attr:`Checkpoint.tied`; tensors of the files that the class has no place for are listed in :attr:`Checkpoint.ignored`.
+Names are those of the model class that ``AutoModelForCausalLM`` gives for the config, by transformers' own rules
+(:mod:`skillweave.base.names`). A name that only repeats another tensor is left out and listed in
+:attr:`Checkpoint.tied`. Tensors of the files that the class has no place for are listed in :attr:`Checkpoint.ignored`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from skillweave.errors import UserError
 from skillweave.progress import say_once
 
 _LEGACY = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)(\.attention)?\.(masked_)?bias)$")
-"""Masks and frequencies that older files hold."""
+"""Names of masks and frequencies in older files."""
 
 
 class _Reader(Protocol):
@@ -37,17 +37,22 @@ class _Reader(Protocol):
 class Checkpoint:
     """A lazy view of a model's tensors.
 
-    ``source`` is a Hugging Face folder (one safetensors file or several with an index) or a model in memory.
-    From a folder, only headers are read until :meth:`tensor` is called, and nothing is kept after it returns.
-    Quantised weights are read as the numbers that they stand for (:mod:`skillweave.base.quantised`).
+    ``source`` is a Hugging Face folder (one safetensors file or several with an index) or a model in memory. From a
+    folder, only headers are read until :meth:`tensor` is called, and nothing is kept after it returns. Quantised
+    weights are read as the numbers that they stand for (:mod:`skillweave.base.quantised`).
 
-    Attributes: ``config`` (the transformers config), ``tied`` (name left out -> name that holds the same values),
-    ``ignored`` (names in the files that no part of the model reads), ``missing`` (parameters of the class that the
-    files do not fill; such a folder does not open), ``skeleton`` (the model itself, or one without
-    weights on the ``meta`` device), ``where`` (for messages), ``files`` (the folder's, None in memory).
+    Attributes:
+        config: The transformers config.
+        tied: Name left out -> name of the tensor that holds the same values.
+        ignored: Names in the files that no part of the model reads.
+        missing: Parameters of the class that the files do not fill. Such a folder does not open.
+        dequantised: The number of tensors that are stored as codes.
+        skeleton: The model itself, or (from a folder) one without weights on the ``meta`` device.
+        where: The folder or the model, for messages.
+        files: The files of the folder; None in memory.
 
-    Raises :class:`UserError` for a folder without config or safetensors, one that can be read in two ways, a missing
-    shard, a damaged file, and weights that do not fit the config.
+    Raises :class:`UserError` for a folder without config or safetensors, for one that can be read in two ways, for a
+    missing shard, a damaged file, and weights that do not fit the config.
     """
 
     def __init__(self, source: str | Path | nn.Module | ModelFolder) -> None:
@@ -102,9 +107,10 @@ class Checkpoint:
         return self._reader.read(self._at(name))
 
     def file_name(self, name: str) -> str:
-        """The name for a tensor in files of the same form, which transformers and other tools know.
+        """The name for a tensor in files that are written anew, which transformers and other tools know.
 
-        That is the one in this folder's files; the near end of a tie goes by its own name, whichever end they hold.
+        It is the name in this folder's files. A tensor that others are tied to keeps its own name, even if the files
+        hold it under the name of a tied one.
         """
         return name if name in self.tied.values() else self._raw[name]
 
@@ -112,7 +118,7 @@ class Checkpoint:
         return self._raw[self.tied.get(name, name)]
 
     def vocabulary_names(self) -> set[str]:
-        """Names of the tensors whose rows are tokens: input embedding, output head, the head's bias."""
+        """Names of the tensors whose rows are tokens: input embedding, output head and the head's bias."""
         modules = {self.skeleton.get_input_embeddings(), self.skeleton.get_output_embeddings()} - {None}
         return {
             f"{path}.{part}"
@@ -122,24 +128,24 @@ class Checkpoint:
         }
 
     def tell_left_over(self) -> None:
-        """Name on the console what of the files no part of the model reads, with its share of their bytes.
+        """Print the tensors of the files that no part of the model reads, with their share of the files' bytes.
 
-        Masks and frequencies that older files hold are not worth a word: every class computes them today.
+        Masks and frequencies of older files are not mentioned: every class computes them today.
         """
-        left = [name for name in self.ignored if not _LEGACY.search(name)]
-        if left:
+        left_over = [name for name in self.ignored if not _LEGACY.search(name)]
+        if left_over:
             sizes = {
                 name: torch.Size(shape).numel() * dtype.itemsize
                 for name, (shape, dtype) in self._reader.headers.items()
             }
-            share = sum(sizes[name] for name in left) / max(sum(sizes.values()), 1)
+            share = sum(sizes[name] for name in left_over) / max(sum(sizes.values()), 1)
             say_once(
-                f"{self.where}: no part of the model reads {len(left)} tensors of the files, {share:.1%} of their "
-                f"bytes ('{left[0]}'{', ...' if len(left) > 1 else ''}); they are not used"
+                f"{self.where}: no part of the model reads {len(left_over)} tensors of the files, {share:.1%} of their "
+                f"bytes ('{left_over[0]}'{', ...' if len(left_over) > 1 else ''}); they are not used"
             )
 
     def _check_shapes(self, names: Mapping[str, str]) -> None:
-        """Raise for a tensor of the files that the class wants in another shape, or as floats where it is codes."""
+        """Raise for a tensor of the files whose shape the class does not expect, and for codes in place of floats."""
         expected = self.skeleton.state_dict()
         for name, raw in names.items():
             shape, dtype = self._reader.headers[raw]
@@ -163,19 +169,20 @@ class Checkpoint:
                 )
 
     def _settle_ties(self, names: dict[str, str]) -> dict[str, str]:
-        """Take the repeated names out of ``names`` and return them.
+        """Remove the names that repeat another tensor from ``names``; return name removed -> name kept.
 
-        transformers ties only what agrees: where a file holds both ends with unlike values, it keeps both, and so
-        do we. Where it holds only the far end, that tensor goes by the name of the near one.
+        transformers ties two tensors only if they agree. If the files hold both with different values, then both are
+        kept, here as there. If the files hold only the tied one, it is listed under the name of the tensor that it is
+        tied to.
         """
         tied = {}
         for target, source in _tie_map(self.skeleton).items():
             if target in names and source not in names:
                 names[source] = names.pop(target)
-            elif target in names:
-                near, far = self._reader.read(names[source]), self._reader.read(names[target])
-                if not torch.equal(near, far):
-                    continue
+            elif target in names and not torch.equal(
+                self._reader.read(names[source]), self._reader.read(names[target])
+            ):
+                continue
             names.pop(target, None)
             if source in names:
                 tied[target] = source
@@ -196,7 +203,7 @@ class _Memory:
         return self.tensors[name]
 
     def repeated(self, ties: Mapping[str, str]) -> dict[str, str]:
-        """Names that share another's storage -> that other; the config's own ties say which of them is kept."""
+        """Name -> name of the tensor whose storage it shares; the config's ties decide which of the two is kept."""
         holders: dict[tuple, str] = {}
         repeats = {}
         for name in sorted(self.tensors, key=lambda name: (name in ties, name)):
@@ -210,7 +217,7 @@ class _Memory:
 
 
 class _Folder:
-    """Tensors in the safetensors files of a folder, by the names in the files; codes as the numbers they stand for."""
+    """Tensors in the safetensors files of a folder, by their names there; codes are read as numbers."""
 
     def __init__(self, files: ModelFolder) -> None:
         self.codes, parts = find_codes(files)
@@ -224,6 +231,6 @@ class _Folder:
 
 
 def _tie_map(model: Any) -> dict[str, str]:
-    """Tied name -> the name it repeats, as the model class and the config say."""
+    """Tied name -> the name that it repeats, according to the model class and the config."""
     expand = getattr(model, "get_expanded_tied_weights_keys", None)
     return expand(all_submodels=True) if expand else {}

@@ -1,11 +1,14 @@
-"""How each module of a model is fed: found by running it, never by its name.
+"""Find out how each module of a model takes its input, by running the model and never by the module's name.
 
-A layer's output can differ from row to row of a batch only where it is known which part of its input is which row. Most
-layers are fed (rows, tokens, ...), some a flattened (rows * tokens, ...), an expert only the tokens sent to it, in an
-order of its own; and some weights are read by the code around their module, so that nothing that is done to the module
-would act. Two unlike rows are run together and alone, through a prompt and a step of decoding. What a module was fed in
-the batch is compared with what it was fed alone, its output with what its weight would make of its input, and every
-use of a parameter outside of the module that owns it is noted.
+A layer can treat the rows of a batch differently only if it is known which part of its input is which row.
+
+- Most layers take (rows, tokens, ...), some a flattened (rows * tokens, ...).
+- An expert takes only the tokens that are sent to it, in an order of its own.
+- Some weights are read by code outside their module, so a change of the module's forward would have no effect.
+
+The probe runs two different rows together and each alone, through a prompt and one step of decoding. It compares a
+module's input in the batch with its inputs alone, and its output with what its weight would make of the input. It also
+records every use of a parameter outside the module that owns it.
 """
 
 from __future__ import annotations
@@ -19,21 +22,26 @@ import torch
 from torch import nn
 from torch.nn.functional import embedding, linear
 from torch.overrides import TorchFunctionMode
+from transformers import GenerationConfig, LogitsProcessorList
+from transformers.pytorch_utils import Conv1D
 
 _TOKENS = 6
 _CHANNELS = 48
-"""Output channels, evenly spread, on which a layer's law is tried."""
+"""The number of output channels, evenly spread, on which a layer's law is tested."""
 _NEAR = 0.05
-"""Two inputs, or outputs, whose distance is below this share of their norm are one: narrow types round, and batches of
-another size add up in another order. Unlike rows are about as far from one another as from zero."""
+"""Two inputs, or outputs, count as equal if their distance is below this share of their norm. Narrow types round, and
+batches of another size are summed in another order. Two different rows are about as far from each other as from
+zero."""
 
 
 @dataclass(frozen=True)
 class Fed:
-    """How a module takes its input, and what it does with it.
+    """How a module takes its input, and what it computes.
 
-    ``rows``: its first axis is the batch's rows ("rows"), rows * tokens ("flat"), or neither for sure ("any").
-    ``law``: the module is x W^T + b ("linear"), x W + b ("transposed"), or scale W[ids] ("lookup"); None: another.
+    Attributes:
+        rows: The first axis of its input is the batch's rows ("rows"), rows * tokens ("flat"), or unknown ("any").
+        law: It computes x W^T + b ("linear"), x W + b ("transposed"), scale W[ids] ("lookup"), or another thing (None).
+        scale: The factor of a "lookup".
     """
 
     rows: Literal["rows", "flat", "any"]
@@ -45,29 +53,29 @@ class Fed:
 class _Call:
     x: torch.Tensor | None
     plain: bool
-    """one tensor in, one tensor out, of as many rows"""
+    """One tensor in, one tensor out, with equally many rows."""
     law: str | None
     scale: float
 
 
 @dataclass
 class _Watch:
-    """What one run of the model showed."""
+    """What was recorded during one run of the model."""
 
     calls: dict[str, list[_Call]] = field(default_factory=dict)
     inside: list[str] = field(default_factory=list)
     lawful: bool = True
-    """whether outputs are compared with what the weights would make; once, in the batch, is enough"""
+    """Whether outputs are compared with what the weights would make. To do so once, in the batch, is enough."""
 
 
 @torch.no_grad()
 def feeding(model: Any) -> dict[str, Fed]:
-    """How each module with parameters of its own is fed, by name.
+    """How each module with parameters of its own takes its input: name -> :class:`Fed`.
 
-    Modules that were not called, and those whose parameters other code reads, are not in it: nothing is known of them.
+    A module that was not called, or whose parameters other code reads, is missing: nothing is known about it.
     """
     owners = {name: module for name, module in model.named_modules() if module._parameters}
-    # With the first ids of the vocabulary two rows that share no token; a vocabulary of one has no two rows.
+    # Two rows without a common token, where the vocabulary is large enough for that.
     size = model.get_input_embeddings().weight.shape[0]
     source = torch.Generator().manual_seed(0)
     ids = torch.randperm(size, generator=source)[: 2 * (_TOKENS + 1)]
@@ -81,21 +89,21 @@ def feeding(model: Any) -> dict[str, Fed]:
         runs = []
         with contextlib.suppress(*_CANNOT):
             runs.append([_watched(model, owners, foreign, _decoding, rows) for rows in (ids, ids[:1], ids[1:])])
-        # Without a cache other code may run; which row is which has been seen, unless decoding failed.
+        # Without a cache, other code may run. The single rows are needed only if decoding failed.
         rest = () if runs else (ids[:1], ids[1:])
         with contextlib.suppress(*_CANNOT):
             runs.append([_watched(model, owners, foreign, _plain, rows) for rows in (ids, *rest)])
     finally:
         model.train(was_training)
-    found: dict[str, Fed] = {}
+    result: dict[str, Fed] = {}
     for name, module in owners.items() if runs else ():
         fed = _judge(name, module, runs)
         if fed is not None and name not in foreign:
-            found[name] = fed
-    return found
+            result[name] = fed
+    return result
 
 
-# A model that cannot decode in this way (no cache, another interface) is judged by its plain run.
+# A model that cannot decode in this way (no cache, another interface) is judged by its plain run alone.
 _CANNOT = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError)
 
 
@@ -104,14 +112,13 @@ def _plain(model: Any, ids: torch.Tensor) -> None:
 
 
 def _decoding(model: Any, ids: torch.Tensor) -> None:
-    """A prompt and one step: the step's token is given, for the greedy choice could differ from batch to row."""
-    from transformers import GenerationConfig, LogitsProcessorList
+    """A prompt and one step. The step's token is forced: the greedy choice could differ between batch and row."""
 
     def forced(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return torch.full_like(scores, -1e9).scatter(1, ids[:, -1:], 0.0)
 
     config = GenerationConfig(max_new_tokens=2, do_sample=False, pad_token_id=0)
-    held = model.generation_config
+    previous = model.generation_config
     try:
         model.generation_config = config
         model.generate(
@@ -121,7 +128,7 @@ def _decoding(model: Any, ids: torch.Tensor) -> None:
             logits_processor=LogitsProcessorList([forced]),
         )
     finally:
-        model.generation_config = held
+        model.generation_config = previous
 
 
 def _watched(model: Any, owners: dict[str, nn.Module], foreign: set[str], run: Any, ids: torch.Tensor) -> _Watch:
@@ -133,7 +140,7 @@ def _watched(model: Any, owners: dict[str, nn.Module], foreign: set[str], run: A
 
 @contextlib.contextmanager
 def _hooked(watch: _Watch, owners: dict[str, nn.Module]) -> Iterator[None]:
-    """Every call of an owner is kept, and the names of those that are running stand in ``watch.inside``."""
+    """Record every call of an owner; ``watch.inside`` lists the names of those that are running."""
 
     def before(name: str) -> Any:
         return lambda *_: watch.inside.append(name)
@@ -157,7 +164,7 @@ def _hooked(watch: _Watch, owners: dict[str, nn.Module]) -> Iterator[None]:
 
 
 class _Readers(TorchFunctionMode):
-    """Notes in ``foreign`` the modules whose parameters are used while none of their owners is running."""
+    """Adds to ``foreign`` the modules whose parameters are used while none of their owners is running."""
 
     def __init__(self, watch: _Watch, owners: dict[str, nn.Module], foreign: set[str]) -> None:
         super().__init__()
@@ -172,7 +179,7 @@ class _Readers(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if isinstance(result, torch.Size) or not isinstance(result, torch.Tensor | tuple | list):
-            return result  # what only asks for a shape, a dtype or a device uses no number
+            return result  # a call that returns a shape, a dtype or a device uses no value
         for value in (*args, *kwargs.values()):
             for item in value if isinstance(value, list | tuple) else (value,):
                 names = self._owners.get(id(item)) if isinstance(item, nn.Parameter) else None
@@ -190,8 +197,6 @@ def _call(module: nn.Module, args: tuple, kwargs: dict, output: Any, *, lawful: 
 
 
 def _law(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> tuple[str | None, float]:
-    from transformers.pytorch_utils import Conv1D
-
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():
         return None, 1.0
@@ -200,48 +205,47 @@ def _law(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> tuple[str 
         scale = float((output.float() * rows).sum() / rows.square().sum().clamp(min=1e-30))
         return ("lookup", scale) if _near(output, rows * scale) else (None, 1.0)
     if isinstance(module, nn.Linear | Conv1D) and x.is_floating_point():
-        turned = isinstance(module, Conv1D)
-        some = slice(0, None, max(1, output.shape[-1] // _CHANNELS))
-        bias = None if module.bias is None else module.bias[some].float()
-        made = linear(x.float(), (weight.T if turned else weight)[some].float(), bias)
-        return ("transposed" if turned else "linear", 1.0) if _near(output[..., some], made) else (None, 1.0)
+        transposed = isinstance(module, Conv1D)
+        channels = slice(0, None, max(1, output.shape[-1] // _CHANNELS))
+        bias = None if module.bias is None else module.bias[channels].float()
+        made = linear(x.float(), (weight.T if transposed else weight)[channels].float(), bias)
+        return ("transposed" if transposed else "linear", 1.0) if _near(output[..., channels], made) else (None, 1.0)
     return None, 1.0
 
 
 def _judge(name: str, module: nn.Module, runs: list[list[_Watch]]) -> Fed | None:
-    """What is sure over all runs; None where a run never called the module, or its calls cannot be used."""
+    """What holds over all runs; None if a run never called the module, or if its calls cannot be used."""
     kinds: set[str] = {"rows", "flat"}
     laws: set[tuple[str | None, float]] = set()
     for both, *alone in runs:
         calls = both.calls.get(name, [])
         each = [watch.calls.get(name, []) for watch in alone]
-        if not calls or not all(call.plain for held in (calls, *each) for call in held):
+        if not calls or not all(call.plain for recorded in (calls, *each) for call in recorded):
             return None
         laws |= {(call.law, float(f"{call.scale:.5g}")) for call in calls}
         if not each:
             continue
-        if any(len(held) != len(calls) for held in each):
+        if any(len(recorded) != len(calls) for recorded in each):
             kinds = set()
             continue
         for index, call in enumerate(calls):
             lookup = isinstance(module, nn.Embedding)
-            kinds &= _kinds(call.x, [held[index].x for held in each], lookup)
+            kinds &= _kinds(call.x, [recorded[index].x for recorded in each], lookup)
     law, scale = laws.pop() if len(laws) == 1 else (None, 1.0)
     rows = "rows" if "rows" in kinds else "flat" if "flat" in kinds else "any"
     return Fed(rows, law, scale)  # type: ignore[arg-type]
 
 
 def _kinds(both: torch.Tensor | None, alone: list[torch.Tensor | None], lookup: bool) -> set[str]:
-    """In which ways the two rows lie in the batch's input."""
+    """The possible layouts of the two rows in the batch's input: "rows", "flat", both, or none."""
     first, second = alone
     if both is None or first is None or second is None or first.shape != second.shape:
         return set()
     if lookup and both.shape == first.shape and torch.equal(both, first) and torch.equal(first, second):
-        return {"rows"}  # positions, the same for all rows, are looked up once
+        return {"rows"}  # positions are the same for all rows and are looked up once
     if both.shape != (2 * first.shape[0], *first.shape[1:]):
         return set()
-    lies = all(_near(half, one) for half, one in zip(both.chunk(2), (first, second), strict=True))
-    if not lies:
+    if not all(_near(half, one) for half, one in zip(both.chunk(2), (first, second), strict=True)):
         return set()
     return {"rows", "flat"} if first.shape[0] == 1 else {"flat"}
 

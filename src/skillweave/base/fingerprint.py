@@ -1,4 +1,4 @@
-"""A base is known by its fingerprint: a hash of its tensors, the same however they are cut into files."""
+"""Compute the fingerprint of a base: a hash of its tensors, the same however they are split into files."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.folder import find_model
 from skillweave.base.safetensors_io import tensor_bytes
 
-_SLOW = 0.3  # seconds; what hashes faster than this is not worth a file in the cache
+_SLOW = 0.3  # seconds; a fingerprint that takes less is not worth a file in the cache
 
 
 def fingerprint(source: str | Path | nn.Module | Checkpoint) -> str:
     """``sha256:<hex>`` over the (name, dtype, shape, bytes) of all tensors in the order of their names.
 
-    Reads one tensor at a time. Tied duplicates count once, so a model has one fingerprint whether its files hold
-    the copies or not. That of a folder is remembered in the cache where computing it took longer than 0.3 s, for as
-    long as the files are certainly the same ones (:mod:`skillweave.base.remembered`).
+    One tensor is read at a time. Tied duplicates count once, so a model has one fingerprint whether its files hold the
+    copies or not. If computing it for a folder took longer than 0.3 s, it is remembered in the cache for as long as the
+    files are certainly the same (:mod:`skillweave.base.remembered`).
     """
     if isinstance(source, nn.Module):
         return hash_tensors(Checkpoint(source))
@@ -41,7 +41,7 @@ def fingerprint(source: str | Path | nn.Module | Checkpoint) -> str:
 
 
 def hash_tensors(checkpoint: Checkpoint) -> str:
-    """The fingerprint of a checkpoint, from its tensors."""
+    """The fingerprint of a checkpoint, computed from its tensors."""
     sha = hashlib.sha256()
     for name in checkpoint.names():
         tensor = checkpoint.tensor(name)

@@ -1,8 +1,9 @@
-"""Which files of a folder are the model: the one place that decides it, for hashing, subtracting and loading alike.
+"""Decide which files of a folder are the model. Hashing, subtracting and loading all use this one decision.
 
-transformers has rules of its own for a folder (an adapter in it is laid on, ``config.json`` may name other weights, a
-single file wins over an index). They are not used: the tensors found here are what is hashed, and they are handed over.
-A folder that can be read in two ways is refused, and the message names both.
+transformers has rules of its own for a folder: it applies an adapter that it finds there, ``config.json`` may name
+other weights, and a single file wins over an index. These rules are not used: the tensors found here are hashed, and
+the same tensors are given to transformers. A folder that can be read in two ways is refused, and the message names
+both.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CONFIG = "config.json"
 _USED = {".json", ".safetensors", ".txt", ".model", ".jinja"}
-"""Endings of the files that we, or transformers' tokenizers, open in a folder."""
+"""Suffixes of the files that SkillWeave, or transformers' tokenizers, open in a folder."""
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """The files of a Hugging Face folder that are its model.
+    """The files of a Hugging Face folder that are its model. Made by :func:`find_model`.
 
-    ``config`` is what ``config.json`` holds; ``weights`` are the safetensors files, sorted. Made by :func:`find_model`.
+    ``config`` is the content of ``config.json``; ``weights`` are the safetensors files, sorted.
     """
 
     path: Path
@@ -73,22 +74,22 @@ class ModelFolder:
 def find_model(folder: Path) -> ModelFolder:
     """The model in a Hugging Face folder.
 
-    Raises :class:`UserError` where there is none, where a file is missing, is no regular file or leads out of the
-    folder, and where it is not clear which files are the model.
+    Raises :class:`UserError` if there is none, if a file is missing, is not a regular file or is a link out of the
+    folder, and if it is not clear which files are the model.
     """
     check_entries(folder)
     config = read_config_file(folder)
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder} holds a whole model ({CONFIG}) and an adapter (adapter_config.json) that other tools would lay "
-            f"on it: move the adapter into a folder of its own and give it as an adapter"
+            f"{folder} holds a whole model ({CONFIG}) and an adapter (adapter_config.json) that other tools would "
+            f"apply to it: move the adapter into a folder of its own and give it as an adapter"
         )
     weights, owners = _weights(folder)
     return ModelFolder(folder, config, weights, owners)
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:
-    """What ``config.json`` of a folder holds; :class:`UserError` where it is no model's."""
+    """The content of ``config.json`` in a folder. Raises :class:`UserError` if it is not a model's."""
     path = folder / CONFIG
     if not path.is_file():
         raise UserError(_what_it_is(folder))
@@ -105,7 +106,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 
 
 def check_entries(folder: Path) -> None:
-    """Raise unless every file that could be opened is a regular one within the folder (or the hub cache's blobs)."""
+    """Raise unless every file that could be opened is a regular file inside the folder (or the hub cache's blobs)."""
     if not folder.is_dir():
         return
     home = folder.resolve()
@@ -131,7 +132,7 @@ def check_entries(folder: Path) -> None:
 
 
 def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
-    """(the safetensors files, sorted; name of a tensor -> its file as the index says, {} without an index)."""
+    """(the safetensors files, sorted; name of a tensor -> its file according to the index, {} without an index)."""
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file():
         owners = _read_index(folder)
@@ -144,7 +145,7 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
         missing = [file.name for file in files if not file.is_file()]
         if missing:
             raise UserError(
-                f"{folder} lacks the shard {missing[0]} that {INDEX} names "
+                f"{folder} does not have the shard {missing[0]} that {INDEX} names "
                 f"({len(missing)} of {len(files)} are missing). Download the folder again."
             )
         return tuple(files), owners
@@ -152,14 +153,15 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
         return (single,), {}
     if pickles := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")) + sorted(folder.glob("*.pth")):
         raise UserError(
-            f"{folder} holds its weights as pickle ({pickles[0].name}), which can run code when it is opened, so we do "
-            f"not. Convert it where you trust it: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new)."
+            f"{folder} holds its weights as pickle ({pickles[0].name}), which can run code when it is opened, so it "
+            f"is not opened. Convert it where you trust it: "
+            f"AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new)."
         )
     raise UserError(f"{folder} has a config.json and no {SINGLE}: the weights are missing. Download the folder again.")
 
 
 def _read_index(folder: Path) -> dict[str, Path]:
-    """Name of a tensor -> its file, as the index says; every file is one of the folder's own by its plain name."""
+    """Name of a tensor -> its file according to the index. Every file is named without a path."""
     index = folder / INDEX
     values = read_json(index)
     shards = values.get("weight_map") if isinstance(values, dict) else None
@@ -176,7 +178,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
 
 
 def _what_it_is(folder: Path) -> str:
-    """Say what a folder without config.json is instead of a model."""
+    """An error message that says what a folder without config.json is instead of a model."""
     if not folder.is_dir():
         return f"{folder} is not a folder: name a Hugging Face folder (config.json and safetensors)"
     if (folder / "adapter_config.json").is_file():

@@ -1,9 +1,18 @@
-"""Download from the Hugging Face hub; what goes wrong there is told in a sentence."""
+"""Download from the Hugging Face hub, with its errors as one plain sentence each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from skillweave.errors import UserError
 
@@ -11,20 +20,18 @@ from skillweave.errors import UserError
 def download(
     name: str, parts: Sequence[str], *, revision: str | None = None, what: str, forms: str, offline: str
 ) -> Path:
-    """The folder of a hub repository, with its files that match ``parts``; what was downloaded is found offline too.
+    """The folder of a hub repository, with its files that match ``parts``. A downloaded one is found offline too.
 
-    For the messages: ``what`` the repository is, the ``forms`` in which a person can name one, and what else to name
-    without a network (``offline``). Raises :class:`UserError`.
+    Args:
+        name: ``owner/name``.
+        parts: Patterns of file names.
+        revision: A branch, tag or commit; None is the default branch.
+        what: What the repository is, for messages ("model").
+        forms: The ways to name such a thing, for messages.
+        offline: What else to name without a network, for messages.
+
+    Raises :class:`UserError` if the repository cannot be downloaded.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(parts)))
     except GatedRepoError as error:
@@ -38,9 +45,9 @@ def download(
             f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit"
         ) from error
     except HFValidationError as error:
-        raise UserError(f"'{name}' is no folder here and no name that the hub allows: name {forms}") from error
+        raise UserError(f"'{name}' is not a folder here, and not a name that the hub allows: name {forms}") from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"'{name}' is no folder here, and the hub cannot be reached ({type(error).__name__}). "
+            f"'{name}' is not a folder here, and the hub cannot be reached ({type(error).__name__}). "
             f"Without a network, name {offline}."
         ) from error

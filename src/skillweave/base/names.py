@@ -1,9 +1,9 @@
-"""One rule for names: which tensor of the model class a tensor of a file is.
+"""Which tensor of the model class a tensor of a file is, by the rules that transformers itself loads with.
 
-The rule is transformers' own for loading (``core_model_loading``): renamings of older files, the base model's prefix,
-and converters, which put several tensors of the files together to one of the class (the experts of a mixture) or cut
-one up. Converted tensors keep the name that they have in the files, with the prefix of the class: files of one
-architecture share it, and tools outside of transformers know it.
+There are three kinds of rules (``transformers.core_model_loading``): renamings of older files, the base model's prefix,
+and converters, which put several tensors of the files together into one of the class (the experts of a mixture) or
+split one. Converted tensors keep the name that they have in the files, with the prefix of the class: the files of one
+architecture share it, and tools other than transformers know it.
 """
 
 from __future__ import annotations
@@ -12,73 +12,58 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
 from skillweave.errors import UserError
 
 
+class RenameRules:
+    """transformers' rules for one model class; ``model`` is a model of it, with or without values.
+
+    Attributes: ``converters`` (put tensors of files together or split them), ``state`` (the model's ``state_dict`` on
+    the ``meta`` device), ``any`` (whether the class has any rule).
+    """
+
+    def __init__(self, model: Any) -> None:
+        rules = get_model_conversion_mapping(model)
+        self.any = bool(rules)
+        self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self.state = {name: tensor.detach().to("meta") for name, tensor in model.state_dict().items()}
+        self.prefix = model.base_model_prefix
+        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+
+    def rename(self, stored: str, *, by_prefix_alone: bool = False) -> tuple[str, str | None]:
+        """(name of the tensor that the class makes of a file's tensor ``stored``, the converter's pattern or None).
+
+        Where a converter splits a tensor, the name is that of the first part. ``by_prefix_alone`` ignores renamings
+        and converters.
+        """
+        renamings, converters = ([], []) if by_prefix_alone else (self._renamings, self.converters)
+        return rename_source_key(stored, renamings, converters, self.prefix, self.state)
+
+
 class NameRule:
-    """The rule of one model class; ``skeleton`` is a model of it, with or without values."""
+    """The names of one model class for the tensors of files; ``skeleton`` is a model of it, with or without values."""
 
     def __init__(self, skeleton: Any) -> None:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
-
-        self._known = skeleton.state_dict()
+        self._rules = RenameRules(skeleton)
         ignored = [re.compile(pattern) for pattern in getattr(skeleton, "_keys_to_ignore_on_load_missing", None) or ()]
         named = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
         self._parameters = {name for name in named if not any(pattern.search(name) for pattern in ignored)}
-        self._prefix = skeleton.base_model_prefix
-        rules = get_model_conversion_mapping(skeleton)
-        self._renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
-        self._converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
 
-    def of(self, raw: str) -> str | None:
-        """The name for a tensor that a file calls ``raw``; None where the class has no place for it."""
-        name, converter = self._renamed(raw)
-        if name not in self._known:
-            return None
-        if converter is None:
-            return name
-        head = f"{self._prefix}."
-        return head + raw if self._prefix and name.startswith(head) and not raw.startswith(head) else raw
-
-    def missing(self, raws: Iterable[str], ties: Mapping[str, str]) -> list[str]:
-        """The class's parameters that tensors called ``raws`` in the files do not fill, sorted.
-
-        ``ties``: name -> the name whose values it repeats.
-        """
-        filled = set()
-        for raw in raws:
-            name, converter = self._renamed(raw)
-            filled.add(name)
-            for rule in self._converters:
-                if converter in rule.source_patterns:
-                    first = rule.target_patterns[0]
-                    filled.update(name.replace(first, target) for target in rule.target_patterns)
-        filled.update([near for far, near in ties.items() if far in filled])
-        filled.update([far for far, near in ties.items() if near in filled])
-        return sorted(self._parameters - filled)
-
-    def _renamed(self, raw: str) -> tuple[str, str | None]:
-        """(name of the tensor that the class makes of ``raw``, the first one of several; the converter's pattern)."""
-        from transformers.core_model_loading import rename_source_key
-
-        where: dict[str, Any] = {"base_model_prefix": self._prefix, "meta_state_dict": self._known}
-        name, converter = rename_source_key(raw, self._renamings, self._converters, **where)
-        if name not in self._known and raw in self._known:
-            name, converter = rename_source_key(raw, [], [], **where)
-        return name, converter
-
-    def names(self, raws: Iterable[str], where: str) -> tuple[dict[str, str], list[str]]:
+    def names(self, stored: Iterable[str], where: str) -> tuple[dict[str, str], list[str]]:
         """(name -> name in the files, names in the files that the class has no place for).
 
-        Raises :class:`UserError` where two tensors of the files would be one of the class.
+        ``where`` names the files in messages. Raises :class:`UserError` if two tensors of the files would be one of
+        the class.
         """
         names: dict[str, str] = {}
-        left = []
-        for raw in raws:
-            name = self.of(raw)
+        left_over = []
+        for raw in stored:
+            name = self._name_of(raw)
             if name is None:
-                left.append(raw)
+                left_over.append(raw)
             elif name in names:
                 raise UserError(
                     f"{where}: '{names[name]}' and '{raw}' are both '{name}' of the model: one of them is left from "
@@ -86,8 +71,37 @@ class NameRule:
                 )
             else:
                 names[name] = raw
-        return names, left
+        return names, left_over
 
-    def converted(self, name: str) -> bool:
-        """Whether the class has the tensor ``name`` of the files only as a part of another, or in parts."""
-        return name not in self._known
+    def missing(self, stored: Iterable[str], ties: Mapping[str, str]) -> list[str]:
+        """The class's parameters that the files' tensors ``stored`` do not fill, sorted.
+
+        ``ties``: name -> the name whose values it repeats.
+        """
+        filled = set()
+        for raw in stored:
+            name, converter = self._rename(raw)
+            filled.add(name)
+            for rule in self._rules.converters:
+                if converter in rule.source_patterns:
+                    first = rule.target_patterns[0]
+                    filled.update(name.replace(first, target) for target in rule.target_patterns)
+        filled.update([near for far, near in ties.items() if far in filled])
+        filled.update([far for far, near in ties.items() if near in filled])
+        return sorted(self._parameters - filled)
+
+    def _name_of(self, raw: str) -> str | None:
+        """The name for a tensor that a file calls ``raw``; None if the class has no place for it."""
+        name, converter = self._rename(raw)
+        if name not in self._rules.state:
+            return None
+        if converter is None:
+            return name
+        head = f"{self._rules.prefix}."
+        return head + raw if self._rules.prefix and name.startswith(head) and not raw.startswith(head) else raw
+
+    def _rename(self, raw: str) -> tuple[str, str | None]:
+        name, converter = self._rules.rename(raw)
+        if name not in self._rules.state and raw in self._rules.state:
+            name, converter = self._rules.rename(raw, by_prefix_alone=True)
+        return name, converter

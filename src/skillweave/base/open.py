@@ -1,4 +1,4 @@
-"""Open a base model by its reference, wherever it comes from."""
+"""Open a base model by its reference: a folder, a hub id, a GGUF file or a bundled model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint
@@ -33,9 +34,14 @@ _FORMS = (
 class Base:
     """An open base model.
 
-    ``model`` is a causal LM in eval mode, ``tokenizer`` has a pad token, ``fingerprint`` is that of the files at
-    ``path`` whatever dtype they were loaded in. After a delta was applied (``in_memory``), the fingerprint is that
-    of the model in memory, and only tokenizer and config are still those at ``path``.
+    Attributes:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer, which has a pad token.
+        fingerprint: That of the files at ``path``, whatever dtype they were loaded in; ``in_memory``: see there.
+        ref: The name that the base was opened by, for messages and cards.
+        path: The folder of its files.
+        in_memory: Whether a delta was applied. The fingerprint is then that of the tuned model, and only the config
+            (and the tokenizer, unless the delta carries one) are still those at ``path``.
     """
 
     model: Any
@@ -45,7 +51,7 @@ class Base:
     path: Path
     in_memory: bool = False
     files: Checkpoint | None = field(default=None, repr=False, compare=False)
-    """The checkpoint that the model was loaded from, where it was opened by :func:`open_base`."""
+    """The checkpoint that the model was loaded from, if it was opened by :func:`open_base`."""
 
     @property
     def nbytes(self) -> int:
@@ -54,14 +60,14 @@ class Base:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The tensors that the fingerprint stands for: the files', or the model's once a delta was applied."""
+        """The tensors that the fingerprint stands for: the files', or the model's after a delta was applied."""
         if self.in_memory:
             return Checkpoint(self.model)
         return self.files or Checkpoint(self.path)
 
 
 def resolve(ref: str | Path) -> Path:
-    """The Hugging Face folder behind a reference, downloaded or converted where it has to be.
+    """The Hugging Face folder behind a reference, downloaded or converted if necessary.
 
     ``ref`` is a folder, a hub id ``owner/name``, a ``.gguf`` file or ``bundled:smollm2``. Raises :class:`UserError`.
     """
@@ -75,7 +81,7 @@ def resolve(ref: str | Path) -> Path:
     if is_file(path):
         if path.suffix == ".gguf":
             return from_gguf(path)
-        raise UserError(f"{path} is a file that is no model: name {_FORMS}")
+        raise UserError(f"{path} is a file, but not a model: name {_FORMS}")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", text) and path.suffix != ".gguf":
         return _from_hub(text)
     hint = nearest(text, [f"bundled:{name}" for name in BUNDLED] + list(BUNDLED))
@@ -92,11 +98,15 @@ def open_base(
 ) -> Base:
     """An open base model, ready to be used.
 
-    ``dtype`` is that of the weights in memory: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or
-    ``"auto"`` (None is the same): the files' own where the device computes it, else float32, or the files' own again
-    where float32 would not fit ``budget`` bytes. On a CPU without bfloat16 arithmetic, products with narrow weights are
-    made in float32 (:mod:`skillweave.base.precision`).
-    ``device`` is ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None takes the first GPU, and the CPU where there is none.
+    Args:
+        ref: See :func:`resolve`.
+        dtype: The dtype of the weights in memory: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or
+            ``"auto"`` (the same as None). That is the files' own dtype if the device computes in it, else float32; or
+            the files' own again if float32 would not fit ``budget``. On a CPU without bfloat16 arithmetic, products
+            with narrow weights are computed in float32 (:mod:`skillweave.base.precision`).
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; None is the first GPU, or the CPU if there is no GPU.
+        budget: Bytes for the weights, see ``dtype``.
+
     Raises :class:`UserError`, also if a tensor of the model is missing: transformers would initialise it at random.
     """
     # Check the arguments first: a typo is cheap to find, loading a model is not.
@@ -104,12 +114,12 @@ def open_base(
     path = resolve(ref)
     files = Checkpoint(path)
     tokenizer = _tokenizer(path)
-    mark = fingerprint(files)
+    files_fingerprint = fingerprint(files)
     model = load_model(files, wanted)
     if wanted is None:
         nbytes = sum(parameter.nbytes for parameter in model.parameters())
         chosen = automatic_dtype(model.dtype, place, nbytes, budget)
-        if chosen is not model.dtype:  # else what transformers keeps in float32 stays as it is
+        if chosen is not model.dtype:  # a cast to its own dtype would also narrow what transformers keeps in float32
             model = model.to(chosen)
             _restore_wide(model, files)
     try:
@@ -120,13 +130,13 @@ def open_base(
         multiply_in_float32(model)
     _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0], path)
     local = Path(str(ref)).expanduser()
-    known = str(local.resolve()) if local.exists() else str(ref)
-    return Base(model, tokenizer, mark, known, path, files=files)
+    name = str(local.resolve()) if local.exists() else str(ref)
+    return Base(model, tokenizer, files_fingerprint, name, path, files=files)
 
 
 @torch.no_grad()
 def _restore_wide(model: Any, files: Checkpoint) -> None:
-    """Copy what the files hold in more bits than the rest: transformers has rounded it to the dtype of the rest."""
+    """Restore the tensors that the files hold in float32: transformers rounded them to the dtype of the others."""
     state = model.state_dict()
     for name in files.names():
         if name in state and files.dtype(name) is torch.float32:
@@ -134,7 +144,7 @@ def _restore_wide(model: Any, files: Checkpoint) -> None:
 
 
 def _pad_within(tokenizer: Any, rows: int, path: Path) -> None:
-    """Let the end token pad where the tokenizer's pad token was added to it and never to the model."""
+    """Pad with the end token if the tokenizer's pad token was added to the tokenizer and never to the model."""
     if tokenizer.pad_token_id >= rows > tokenizer.eos_token_id:
         say_once(
             f"{path}: the model has no row for the pad token {tokenizer.pad_token!r} (id {tokenizer.pad_token_id} of "
@@ -144,7 +154,7 @@ def _pad_within(tokenizer: Any, rows: int, path: Path) -> None:
 
 
 def open_tokenizer(ref: str | Path) -> Any:
-    """The tokenizer of a base; where it has no pad token, the end token pads."""
+    """The tokenizer of a base. If it has no pad token, the end token is used for padding."""
     return _tokenizer(resolve(ref))
 
 
@@ -160,45 +170,44 @@ def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 
 def as_device(device: str | torch.device | None) -> torch.device:
-    """A device that is there; None is the first GPU, or the CPU."""
+    """A device of this machine; None is the first GPU, or the CPU. Raises :class:`UserError` if it does not exist."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
+        wanted = torch.device(device)
     except RuntimeError:
         raise UserError(f"unknown device '{device}': write cpu, cuda, cuda:0, ... or mps") from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    count = there.get(found.type, 0)
-    if (found.index or 0) >= count:
-        have = ", ".join(f"{kind} ({number})" for kind, number in there.items() if number)
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (wanted.index or 0) >= counts.get(wanted.type, 0):
+        have = ", ".join(f"{kind} ({number})" for kind, number in counts.items() if number)
         raise UserError(f"this machine has no device '{device}'; it has: {have}")
-    return found
+    return wanted
 
 
 def _tokenizer(path: Path) -> Any:
-    from transformers import AutoTokenizer
-
     if path.is_dir():
         check_entries(path)
     for file in (path / "tokenizer_config.json", path / "special_tokens_map.json"):
         if file.is_file():
             _check_keys(read_json(file), file)
-    said = path / "tokenizer_config.json"
-    settings = read_json(said) if said.is_file() else {}
+    config_file = path / "tokenizer_config.json"
+    settings = read_json(config_file) if config_file.is_file() else {}
     if not isinstance(settings, dict):
-        raise UserError(f"{said}: expected a JSON object. Copy the file from the base again.")
+        raise UserError(f"{config_file}: expected a JSON object. Copy the file from the base again.")
     longest = settings.get("model_max_length", 0)
     if not isinstance(longest, int | float | None):
-        raise UserError(f"{said}: model_max_length is {longest!r:.40}, expected a number. Correct it.")
+        raise UserError(f"{config_file}: model_max_length is {longest!r:.40}, expected a number. Correct it.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
-        # Readers of two libraries, one of them in Rust, fail on a foreign file in ways of their own.
+        # Two libraries read the files, one of them in Rust, and each raises errors of its own.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         why = (str(error).splitlines() or [type(error).__name__])[0]
         if settings.get("auto_map"):
-            why = f"it needs code that lies in the folder ('auto_map' in {said.name}), and such code is never run"
+            why = (
+                f"it needs code that lies in the folder ('auto_map' in {config_file.name}), and such code is never run"
+            )
         raise UserError(
             f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
             f"({why})"
@@ -211,7 +220,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 def _check_keys(value: Any, file: Path) -> None:
-    """Raise :class:`UserError` for a key with control characters: the tokenizers library prints keys as they are."""
+    """Raise :class:`UserError` for a key with control characters: the tokenizers library would print it unescaped."""
     if isinstance(value, dict):
         for key, inner in value.items():
             if not key.isprintable():
@@ -225,7 +234,7 @@ def _check_keys(value: Any, file: Path) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    """Download the parts of a hub repository that we open."""
+    """Download those files of a hub repository that SkillWeave opens."""
     parts = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
     offline = f"a folder, a .gguf file or bundled:{next(iter(BUNDLED))}"
     return download(name, parts, what="model", forms=_FORMS, offline=offline)

@@ -1,9 +1,13 @@
-"""Read quantised weights as the numbers they stand for: codes times scales.
+"""Read quantised weights as the numbers that they stand for: codes times scales.
 
-The model that a folder of codes stands for is the one with these numbers: they are hashed, subtracted and handed to
-the model that answers. What is read here needs a product only: FP8 with one scale for a tensor, a row or a block (the
-methods ``fp8``, ``fbgemm_fp8`` and compressed-tensors' ``float-quantized``, ``int-quantized`` and
-``naive-quantized``), and gpt-oss' ``mxfp4``. All else is refused by name.
+A folder of codes stands for the model with these numbers: they are hashed, subtracted and loaded. Only methods that
+need no more than a product are read:
+
+- FP8 with one scale for a tensor, a row or a block: ``fp8``, ``fbgemm_fp8``, and the formats ``float-quantized``,
+  ``int-quantized`` and ``naive-quantized`` of compressed-tensors;
+- gpt-oss' ``mxfp4``.
+
+All other methods are refused by name.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from skillweave.base.folder import CONFIG, ModelFolder
 from skillweave.base.safetensors_io import Spec
@@ -25,7 +30,7 @@ _NARROW = (*_FP8, torch.float8_e8m0fnu)
 _FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
 _SCALES = ("weight_scale_inv", "weight_scale")
 _UNUSED = ("activation_scale", "input_scale", "input_scale_ub", "input_zero_point")
-"""Scales of activations, which only a quantised product uses."""
+"""Suffixes of activation scales, which only a product with quantised activations uses."""
 _ADVICE = "Name the unquantised model as the base (the one that this was quantised from)."
 
 Read = Callable[[str], torch.Tensor]
@@ -33,22 +38,20 @@ Read = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Codes:
-    """One tensor that is stored as codes: the names of its parts in the files, and what it becomes."""
+    """A tensor that is stored as codes: the names of its parts in the files, and the spec of its numbers."""
 
     codes: str
     scales: str
     spec: Spec
     block: tuple[int, int] | None = None
-    """Rows and columns of a block that shares a scale, where the config says them."""
+    """Rows and columns of a block that shares a scale, if the config names them."""
     packed: bool = False
-    """gpt-oss' mxfp4: two four-bit numbers a byte, with a shared exponent for each 32."""
+    """Whether the codes are gpt-oss' mxfp4: two four-bit numbers per byte, with a shared exponent for each 32."""
 
     def read(self, read: Read) -> torch.Tensor:
         """The numbers, computed in float32 and rounded once to the dtype of ``spec``."""
         codes, scales = read(self.codes), read(self.scales)
         if self.packed:
-            from transformers.integrations.mxfp4 import convert_moe_packed_tensors
-
             return convert_moe_packed_tensors(codes, scales, dtype=self.spec[1]).contiguous()
         return dequantised(codes, scales, self.block).to(self.spec[1])
 
@@ -56,10 +59,12 @@ class Codes:
 def dequantised(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
     """codes * scales in float32.
 
-    codes: (..., rows, columns); scales: one for all, (rows,), or (..., a, b) where each stands for a block. Blocks
-    have the size ``block``, and the last ones may be smaller; None: all blocks have one size.
+    Args:
+        codes: (..., rows, columns).
+        scales: One for all, (rows,), or (..., a, b) with one for each block.
+        block: Rows and columns of a block, where the last blocks may be smaller. None: all blocks have one size.
     """
-    wide, grid = codes.float(), _plain(scales)
+    wide, grid = codes.float(), _float_scales(scales)
     if grid.numel() == 1:
         return wide * grid.reshape(())
     grid = grid[:, None] if grid.dim() == 1 else grid
@@ -70,54 +75,54 @@ def dequantised(codes: torch.Tensor, scales: torch.Tensor, block: tuple[int, int
     return wide * grid
 
 
-def _plain(scales: torch.Tensor) -> torch.Tensor:
+def _float_scales(scales: torch.Tensor) -> torch.Tensor:
     """Scales as float32; a byte is an exponent, 2 ** (byte - 127)."""
     return (scales.float() - 127).exp2() if scales.dtype is torch.uint8 else scales.float()
 
 
-def _length(size: int, parts: int, said: int | None) -> int:
-    """The length of the blocks of which ``parts`` cover ``size``; 0 where none fits."""
+def _length(size: int, parts: int, named: int | None) -> int:
+    """The length of a block if ``parts`` blocks cover ``size``; 0 if no length fits. ``named``: the config's."""
     if parts in (1, size):
         return size // parts
-    if said is not None:
-        return said if -(-size // said) == parts else 0
+    if named is not None:
+        return named if -(-size // named) == parts else 0
     return size // parts if parts and size % parts == 0 else 0
 
 
 def find_codes(files: ModelFolder) -> tuple[dict[str, Codes], set[str]]:
     """(tensor -> its codes, names in the files that are parts of such a tensor or scales of activations).
 
-    ``tensor`` is a name as an unquantised file would have it. ({}, set()) where nothing is quantised. Raises
-    :class:`UserError` for a method that is not read, for codes without scales, and for a file of codes that
-    ``config.json`` does not say are codes.
+    ``tensor`` is the name that an unquantised file would have. The result is ({}, set()) if nothing is quantised.
+    Raises :class:`UserError` for a method that is not read, for codes without scales, and for a file of codes whose
+    ``config.json`` does not say so.
     """
     settings = _settings(files)
     headers = files.headers
     if settings is None:
-        _refuse_unsaid(files)
+        _refuse_undeclared(files)
         return {}, set()
     method = _method(settings)
     path = files.path / CONFIG
     if method == "mxfp4":
-        found = _mxfp4(headers, _dtype(files))
+        tensors = _mxfp4(headers, _dtype(files))
     elif method in ("fp8", "fbgemm_fp8") or (method == "compressed-tensors" and _symmetric(settings)):
-        found = _scaled(files, settings, _dtype(files))
+        tensors = _scaled(files, settings, _dtype(files))
     else:
         raise UserError(
-            f"{path}: the weights are quantised by '{method}', which is not read here, because its codes are no plain "
-            f"product with scales. {_ADVICE}"
+            f"{path}: the weights are quantised by '{method}', which is not read here, because its numbers are "
+            f"not codes times scales. {_ADVICE}"
         )
-    if not found:
+    if not tensors:
         raise UserError(
-            f"{path}: quantization_config says '{method}', and the files hold no such codes: the config is of another "
-            f"model. Remove quantization_config if the weights are plain. {_ADVICE}"
+            f"{path}: quantization_config says '{method}', and the files hold no such codes: the config belongs to "
+            f"another model. Remove quantization_config if the weights are plain. {_ADVICE}"
         )
-    parts = {name for codes in found.values() for name in (codes.codes, codes.scales)}
-    return found, parts | {name for name in headers if name.endswith(_UNUSED)}
+    parts = {name for codes in tensors.values() for name in (codes.codes, codes.scales)}
+    return tensors, parts | {name for name in headers if name.endswith(_UNUSED)}
 
 
 def _settings(files: ModelFolder) -> Mapping[str, Any] | None:
-    """What config.json says of quantisation; None where it says nothing."""
+    """What config.json says about quantisation; None if it says nothing."""
     config = files.config
     for key in QUANTISATION:
         for at, inner in [("", config), *((f"{k}.", v) for k, v in config.items() if isinstance(v, dict))]:
@@ -138,7 +143,7 @@ def _method(settings: Mapping[str, Any]) -> str:
 
 
 def _symmetric(settings: Mapping[str, Any]) -> bool:
-    """Whether compressed-tensors says a format that is codes times scales, with no zero points."""
+    """Whether the settings of compressed-tensors mean codes times scales, without zero points."""
     if settings.get("sparsity_config"):
         return False
     groups = settings.get("config_groups")
@@ -152,12 +157,12 @@ def _symmetric(settings: Mapping[str, Any]) -> bool:
 
 
 def _dtype(files: ModelFolder) -> torch.dtype:
-    """The dtype that the numbers get: the config's, which the model was trained and is served in, else float32."""
-    said = files.config.get("dtype") or files.config.get("torch_dtype")
-    if said is None and isinstance(text := files.config.get("text_config"), dict):
-        said = text.get("dtype") or text.get("torch_dtype")
+    """The dtype of the numbers: the config's, in which the model was trained and is served, else float32."""
+    named = files.config.get("dtype") or files.config.get("torch_dtype")
+    if named is None and isinstance(text := files.config.get("text_config"), dict):
+        named = text.get("dtype") or text.get("torch_dtype")
     known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    return known.get(str(said).removeprefix("torch."), torch.float32)
+    return known.get(str(named).removeprefix("torch."), torch.float32)
 
 
 def _scaled(files: ModelFolder, settings: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Codes]:
@@ -175,7 +180,7 @@ def _scaled(files: ModelFolder, settings: Mapping[str, Any], dtype: torch.dtype)
         odd = "zero points" if f"{stem}weight_zero_point" in headers else odd
         if odd or scales is None:
             raise UserError(
-                f"{files.files[name]}: '{name}' is a tensor of codes ({_short(stored)}) with {odd} beside it, and it "
+                f"{files.files[name]}: '{name}' is a tensor of codes ({_short(stored)}) with {odd} beside it, so it "
                 f"is not known which numbers it stands for. {_ADVICE}"
             )
         grid = headers[scales][0]
@@ -189,14 +194,14 @@ def _scaled(files: ModelFolder, settings: Mapping[str, Any], dtype: torch.dtype)
 
 
 def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    said = settings.get("weight_block_size")
-    if isinstance(said, list) and len(said) == 2 and all(type(size) is int and size > 0 for size in said):
-        return said[0], said[1]
+    block = settings.get("weight_block_size")
+    if isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block):
+        return block[0], block[1]
     return None
 
 
 def _fits(shape: tuple[int, ...], grid: tuple[int, ...], block: tuple[int, int] | None) -> bool:
-    """Whether scales of the shape ``grid`` belong on codes of ``shape``: one, a row's each, or a grid of blocks."""
+    """Whether scales of the shape ``grid`` fit codes of ``shape``: one scale, one per row, or one per block."""
     if torch.Size(grid).numel() == 1:
         return True
     grid = (*grid, 1) if len(grid) == 1 else grid
@@ -217,14 +222,14 @@ def _mxfp4(headers: Mapping[str, Spec], dtype: torch.dtype) -> dict[str, Codes]:
     return found
 
 
-def _refuse_unsaid(files: ModelFolder) -> None:
-    """Raise for tensors that look like codes where config.json says nothing of them."""
+def _refuse_undeclared(files: ModelFolder) -> None:
+    """Raise for tensors that look like codes if config.json does not declare them."""
     for name, (_, dtype) in files.headers.items():
         packed = name.endswith((".qweight", ".weight_packed", ".absmax", ".SCB", "_blocks", *_SCALES))
         if dtype in _NARROW or packed:
             raise UserError(
                 f"{files.files[name]}: '{name}' ({_short(dtype)}) is a part of quantised weights, and {CONFIG} has no "
-                f"quantization_config that says how they are read. {_ADVICE}"
+                f"quantization_config that says how to read them. {_ADVICE}"
             )
 
 

@@ -1,8 +1,9 @@
-"""Remember the fingerprint of a folder between runs, for as long as its files are certainly the same ones.
+"""Remember the fingerprint of a folder between runs, for as long as its files are certainly the same.
 
 Size and modification time are not enough: all fine-tunes of a base have one size, and archives, container layers and
-``cp -p`` give old times to new files. A note therefore also holds each file's inode, device and change time (which no
-program can set), and a hash of its header and of pieces spread over its data. In doubt the folder is hashed again.
+``cp -p`` give old times to new files. A note in the cache therefore also holds each file's inode, device and change
+time (which no program can set), and a hash of its header and of pieces spread over its data. In doubt the folder is
+hashed again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from skillweave.artefact import write_json
 from skillweave.base.cache import cache_folder
 from skillweave.base.folder import CONFIG, ModelFolder
@@ -24,29 +27,26 @@ from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 
 _SETTLED = 2.0
-"""Seconds; a younger file could be written again within one tick of its time stamp."""
+"""Seconds. A younger file could be written again within one tick of its time stamp."""
 _PIECES, _PIECE = 64, 4096
 _HEADER = 2**24
 _VERSION = 2
-_TELLING = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "nfs", "nfs4"}
-"""File systems of Linux that note the time of every change of a file. Those in memory (tmpfs) do not note writes
-through a mapping; network and FUSE ones may invent the time."""
+_EXACT_FILE_SYSTEMS = {"ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "nfs", "nfs4"}
+"""File systems of Linux that record the time of every change of a file. Those in memory (tmpfs) do not record writes
+through a mapping, and network and FUSE file systems may invent the time."""
 
 State = list[list[Any]]
 
 
 def state_of(files: ModelFolder) -> State:
-    """What tells the folder's files from others: the state of each file, and what decides how we read them (our version
-    and transformers')."""
-    import transformers
-
+    """The state of a folder's files, which changes with any file, with SkillWeave's reader and with transformers."""
     return [[_VERSION, transformers.__version__], *(file_state(file) for file in (files.path / CONFIG, *files.weights))]
 
 
 def file_state(file: Path) -> list[Any]:
-    """What tells a file from others: its path, size, times, inode and device, and a hash of pieces of its data."""
+    """The state of a file: path, size, times, inode, device and a hash of pieces of its data."""
     with open(file, "rb") as handle:
-        # What was written through a mapping and is not on the disk yet gets its time stamp now.
+        # Data that was written through a mapping and is not on the disk yet gets its time stamp now.
         with contextlib.suppress(OSError):
             os.fsync(handle.fileno())
         about = os.fstat(handle.fileno())
@@ -56,33 +56,35 @@ def file_state(file: Path) -> list[Any]:
 
 
 def recall(folder: Path, state: State) -> str | None:
-    """The fingerprint that was kept for exactly this state; None where there is none, or its note is damaged."""
+    """The fingerprint that was kept for exactly this state; None if there is none, or if its note is damaged."""
     with contextlib.suppress(UserError, OSError):
         note = read_json(_place(folder))
         if isinstance(note, dict) and note.get("files") == state:
-            mark = note.get("fingerprint")
-            whole = note.get("check") == _check(state, mark)
-            if whole and isinstance(mark, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", mark):
-                return mark
+            fingerprint = note.get("fingerprint")
+            intact = note.get("check") == _check(state, fingerprint)
+            if intact and isinstance(fingerprint, str) and re.fullmatch(r"sha256:[0-9a-f]{64}", fingerprint):
+                return fingerprint
     return None
 
 
-def keep(files: ModelFolder, state: State, mark: str) -> None:
-    """Write the note, unless a file is so young, or lies on such a file system, that it could change unseen."""
+def keep(files: ModelFolder, state: State, fingerprint: str) -> None:
+    """Write the note, unless a file is so young, or on such a file system, that it could change unnoticed."""
     newest = max(max(row[2], row[3]) for row in state[1:])
-    if time.time() - newest / 1e9 < _SETTLED or state_of(files) != state or not _tells(state):
+    if time.time() - newest / 1e9 < _SETTLED or state_of(files) != state or not _records_every_change(state):
         return
-    # A home that cannot be written costs time at the next run, nothing else.
+    # If the cache cannot be written, the next run takes longer, and nothing else happens.
     with contextlib.suppress(UserError, OSError):
-        write_json(_place(files.path), {"fingerprint": mark, "files": state, "check": _check(state, mark)})
+        write_json(
+            _place(files.path), {"fingerprint": fingerprint, "files": state, "check": _check(state, fingerprint)}
+        )
 
 
 def _place(folder: Path) -> Path:
     return cache_folder() / "fingerprints" / f"{digest([_VERSION, str(folder.resolve())])}.json"
 
 
-def _check(state: State, mark: Any) -> str:
-    return digest([state, mark])
+def _check(state: State, fingerprint: Any) -> str:
+    return digest([state, fingerprint])
 
 
 def _pieces(handle: Any, size: int) -> str:
@@ -96,8 +98,8 @@ def _pieces(handle: Any, size: int) -> str:
     return sha.hexdigest()
 
 
-def _tells(state: State) -> bool:
-    """Whether the file systems of all files note every change of a file."""
+def _records_every_change(state: State) -> bool:
+    """Whether the file systems of all files record every change of a file."""
     if sys.platform == "darwin":
         return True
     if not sys.platform.startswith("linux"):
@@ -111,9 +113,9 @@ def _tells(state: State) -> bool:
         left, _, right = line.partition(" - ")
         if len(left.split()) > 2 and right:
             kinds[left.split()[2]] = right.split()[0]
-    return all(_kind(kinds, row[5]) in _TELLING for row in state[1:])
+    return all(_kind(kinds, row[5]) in _EXACT_FILE_SYSTEMS for row in state[1:])
 
 
 def _kind(kinds: dict[str, str], device: int) -> str | None:
-    """The file system of a device number; btrfs gives its subvolumes numbers that no mount has."""
+    """The file system of a device number; None if unknown (btrfs gives its subvolumes numbers that no mount has)."""
     return kinds.get(f"{os.major(device)}:{os.minor(device)}")

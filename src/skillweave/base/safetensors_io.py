@@ -1,7 +1,8 @@
-"""Read and write safetensors files one tensor at a time, so that a model of any size needs the memory of its largest.
+"""Read and write safetensors files one tensor at a time: memory is that of the largest tensor.
 
-The library's ``save_file`` wants all tensors of a file at once. The format is short enough to stream: 8 bytes of
-length, a JSON header with offsets, then the bytes in order (https://huggingface.co/docs/safetensors, "Format").
+The library's ``save_file`` needs all tensors of a file at once. The format is simple enough to stream: 8 bytes with the
+length of the header, a JSON header with offsets, then the values in order
+(https://huggingface.co/docs/safetensors, "Format").
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from skillweave.errors import UserError
+from skillweave.files.atomic import atomic_file
 from skillweave.files.read import regular_file
 
 Spec = tuple[tuple[int, ...], torch.dtype]
@@ -39,17 +41,17 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""The dtypes that are read and written, by their names in the format."""
+"""Name of a dtype in the format -> dtype, for all that are read and written."""
 _TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _OPEN_AT_ONCE = 64
 SHARD_BYTES = 5 * 10**9
-"""The customary bound of one file of a Hugging Face model."""
+"""The usual limit for one file of a Hugging Face model."""
 
 
 def open_safetensors(file: Path) -> Any:
-    """``safe_open`` for torch, where a missing or damaged file is a :class:`UserError` that names it."""
+    """``safe_open`` for torch. Raises :class:`UserError`, which names the file, if it is missing or damaged."""
     try:
-        # Read, not mapped: a mapping would count every page that was touched as memory of this process.
+        # pread instead of a mapping: every page of a mapping that was touched counts as memory of this process.
         complete = regular_file(file, "a folder that is complete, or copy this one again")
         return safe_open(complete, framework="pt", backend="pread")
     except (SafetensorError, OSError) as error:
@@ -57,7 +59,7 @@ def open_safetensors(file: Path) -> Any:
 
 
 def read_headers(file: Path) -> dict[str, Spec]:
-    """Name -> (shape, dtype) of every tensor in a safetensors file; no values are read."""
+    """Name -> (shape, dtype) of every tensor in a safetensors file. No values are read."""
     headers = {}
     with open_safetensors(file) as handle:
         for name in handle.keys():  # noqa: SIM118 - not a mapping
@@ -69,10 +71,10 @@ def read_headers(file: Path) -> dict[str, Spec]:
 
 
 class TensorFiles:
-    """Tensors of several safetensors files by their names in the files.
+    """The tensors of several safetensors files, by their names in the files.
 
-    A file is opened at the first read and stays open, so that one which is replaced meanwhile is still read to its
-    end; at most 64 stay open. Reads from several threads are safe.
+    A file is opened at the first read and stays open, so that a file that is replaced meanwhile is still read to its
+    end. At most 64 files stay open. Reads from several threads are safe.
     """
 
     def __init__(self, files: dict[str, Path]) -> None:
@@ -80,7 +82,7 @@ class TensorFiles:
         self._open: dict[Path, Any] = {}
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor as stored. Raises :class:`UserError` where the file is damaged."""
+        """One tensor as stored. Raises :class:`UserError` if the file is damaged."""
         file = self._files[name]
         handle = self._open.get(file)
         if handle is None:
@@ -93,8 +95,15 @@ class TensorFiles:
             raise UserError(f"{file}: the tensor '{name}' cannot be read ({error}): copy the file again") from error
 
 
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of one safetensors file. Raises :class:`UserError` if the file is damaged."""
+    names = list(read_headers(file))
+    stored = TensorFiles(dict.fromkeys(names, file))
+    return {name: stored.read(name) for name in names}
+
+
 def spec_bytes(spec: Spec) -> int:
-    """Bytes of a tensor of this shape and dtype."""
+    """The bytes of a tensor with this shape and dtype."""
     return torch.Size(spec[0]).numel() * spec[1].itemsize
 
 
@@ -117,37 +126,70 @@ def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -
     return {f"{stem}-{at:05d}-of-{len(groups):05d}.safetensors": names for at, names in enumerate(groups, 1)}
 
 
-def write_stream(path: Path, specs: Mapping[str, Spec], read: Callable[[str], torch.Tensor]) -> str:
+def file_bytes(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> int:
+    """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values.
+
+    It is also the size of what the library's ``save_file`` writes with the metadata ``{"format": "pt"} | metadata``.
+    """
+    return len(_header(specs, metadata)) + sum(map(spec_bytes, specs.values()))
+
+
+def write_stream(
+    path: Path,
+    specs: Mapping[str, Spec],
+    read: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
 
-    ``read`` must give the shape and dtype that ``specs`` announces. Not atomic: call it inside ``atomic_folder``.
+    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. ``metadata`` is written
+    into the header, beside ``"format": "pt"``. The write is not atomic: call it inside ``atomic_folder``.
     """
-    # Wide types first keep every tensor aligned to its element size, as the library does.
-    order = sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        shape, dtype = specs[name]
-        start, end = end, end + spec_bytes(specs[name])
-        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    sha = hashlib.sha256()
+    header = _header(specs, metadata)
+    sha = hashlib.sha256(header)
     with open(path, "wb") as file:
-        head = len(text).to_bytes(8, "little") + text
-        file.write(head)
-        sha.update(head)
-        for name in order:
+        file.write(header)
+        for name in _order(specs):
             tensor = read(name)
             if (tuple(tensor.shape), tensor.dtype) != specs[name]:
                 raise ValueError(f"{name}: announced {specs[name]}, got {tensor.dtype} {tuple(tensor.shape)}")
-            piece = tensor_bytes(tensor)
-            file.write(piece)
-            sha.update(piece)
+            values = tensor_bytes(tensor)
+            file.write(values)
+            sha.update(values)
     return sha.hexdigest()
 
 
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors that are in memory into one safetensors file, atomically."""
+    specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        write_stream(temporary, specs, tensors.__getitem__, metadata)
+
+
+def _order(specs: Mapping[str, Spec]) -> list[str]:
+    """The names in the order of their values in the file: wide dtypes first, then by name.
+
+    That keeps every tensor aligned to its element size, as the safetensors library does.
+    """
+    return sorted(specs, key=lambda name: (-specs[name][1].itemsize, name))
+
+
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None) -> bytes:
+    """The first bytes of a file with these tensors: the length of the JSON header, then the header itself."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in _order(specs):
+        shape, dtype = specs[name]
+        start, end = end, end + spec_bytes(specs[name])
+        header[name] = {"dtype": _TYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor as safetensors lays them out: row-major, little-endian; no copy where it lies so."""
+    """The bytes of a tensor as safetensors stores them: row-major, little-endian. Copied only if necessary."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

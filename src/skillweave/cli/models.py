@@ -95,7 +95,7 @@ def generate(
         model_defaults=model_defaults,
     )
     from skillweave.artefact import write_text
-    from skillweave.cli.prompts import pack_of, read_prompts
+    from skillweave.cli.prompts import read_prompts
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
     from skillweave.terminal import harmless_json
@@ -104,13 +104,13 @@ def generate(
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)
         prompts = [text for text, _ in rows]
-        packs = [pack_of(pack if own is None else own, engine.default) for _, own in rows]
+        packs = [engine.pack_named(pack if own is None else own) for _, own in rows]
         if file is None and opened is None:
             show_cut_off([engine.stream(prompt, packs[0], sampling, sys.stdout)])
             return
-        replies = engine.weave.generate(prompts, packs, sampling, opened, label="answer")
-    if file is None and replies[0].conversation is not None:
-        show_conversation(replies[0], replies[0].conversation)
+        replies = engine.weave.generate(prompts, packs, sampling, tools=opened, label="answer")
+    if file is None:  # with tools, because otherwise the answer was streamed
+        show_conversation(replies[0])
         return
     show_cut_off(replies)
     records = [

@@ -1,4 +1,4 @@
-"""Read what a user asks: prompts from a file, and the packs that are to answer them."""
+"""Read prompts from a file, and the packs that are to answer them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,10 @@ from skillweave.errors import UserError
 from skillweave.files.read import read_text
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import ENDINGS, read_rows
-from skillweave.weave import BASE
 
 EXPECTED = (
     'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" to choose who answers'
 )
-
-
-def pack_of(given: str | None, default: str | None) -> str | None:
-    """The pack as :meth:`Weave.generate` takes it (None: the plain base), for what a user gave.
-
-    ``given`` is the value of ``--pack`` or of a row's "pack": a name, ``auto``, ``base`` for the plain base, or None if
-    the user gave nothing; then it is ``default``, that of the engine.
-    """
-    if given is None:
-        return default
-    return None if given == BASE else given
 
 
 def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:

@@ -1,6 +1,7 @@
-"""``adapter_config.json`` of a PEFT adapter: read, checked, and judged: plain LoRA, to be merged, or no delta at all.
+"""Read ``adapter_config.json`` of a PEFT adapter, check it, and decide: plain LoRA, to be merged, or not a delta.
 
-Nothing that the file names is opened, fetched, imported or run: neither its base, nor classes, nor caches of its
+What is accepted are lists of known good kinds and options: what a later PEFT adds is refused until it is listed here.
+Nothing that the file names is opened, downloaded, imported or run: not its base, no classes, no caches of its
 initialisation.
 """
 
@@ -22,28 +23,39 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PICKLE_FILE = "adapter_model.bin"
-_PROMPTS = "it adds virtual tokens to the prompt and changes no weight of the model"
-_ROUTED = "it mixes its parts anew for every input"
-_NO_CHANGE_OF_WEIGHTS = {
+
+# Kinds of adapters whose whole effect is a change of weights, which PEFT can merge.
+_MERGEABLE_KINDS = {
+    "ADALORA", "ADAMSS", "BEFT", "BOFT", "C3A", "DEFT", "DELORA", "FOURIERFT", "FROD", "GLORA", "GRALORA", "HIRA",
+    "HRA", "IA3", "LN_TUNING", "LOHA", "LOKR", "LORA", "MISS", "OFT", "OSF", "PEANUT", "PSOFT", "PVERA", "RANDLORA",
+    "ROAD", "SHIRA", "SUPERTUNING", "TINYLORA", "TRAINABLE_TOKENS", "UNILORA", "VBLORA", "VERA", "WAVEFT",
+}  # fmt: skip
+_PROMPTS = "it adds virtual tokens to the prompt and does not change the model's weights"
+_ROUTED = "it mixes its parts differently for every input"
+# Why other kinds cannot become a delta.
+_OTHER_KINDS = {
     "PROMPT_TUNING": _PROMPTS,
     "MULTITASK_PROMPT_TUNING": _PROMPTS,
     "P_TUNING": _PROMPTS,
     "PREFIX_TUNING": _PROMPTS,
     "CPT": _PROMPTS,
-    "CARTRIDGE": "it adds keys and values to the cache and changes no weight of the model",
-    "ADAPTION_PROMPT": "it adds prompts inside the attention and changes no weight of the model",
+    "CARTRIDGE": "it adds keys and values to the cache and does not change the model's weights",
+    "ADAPTION_PROMPT": "it adds prompts inside the attention and does not change the model's weights",
     "XLORA": _ROUTED,
     "POLY": _ROUTED,
     "LILY": _ROUTED,
     "SHADOW": "it runs a second, small network beside the model",
 }
-_NOT_OF_WEIGHTS_ALONE = {
-    "alora_invocation_tokens": "it acts only after its invocation tokens (aLoRA)",
-    "arrow_config": _ROUTED,
-    "layer_replication": "it repeats layers of the base, which makes another architecture",
-}
-# Options of LoraConfig under which s B A is not the change of W, or not the change of one matrix.
-_MORE_THAN_LORA = (
+# Options of LoraConfig with which the change of a matrix is s B A and nothing else.
+_PLAIN_OPTIONS = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out", "bias", "use_rslora",
+    "modules_to_save", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern",
+    "megatron_config", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "qalora_group_size", "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+# Options of LoraConfig with which it is something else, or changes more than one matrix: PEFT merges these adapters.
+_MERGED_OPTIONS = (
     "use_dora",
     "use_qalora",
     "use_bdlora",
@@ -54,11 +66,17 @@ _MORE_THAN_LORA = (
     "velora_config",
     "monteclora_config",
 )
+# Options of LoraConfig with which the adapter is more than a change of weights, and why.
+_REFUSED_OPTIONS = {
+    "alora_invocation_tokens": "it acts only after its invocation tokens (aLoRA)",
+    "arrow_config": _ROUTED,
+    "layer_replication": "it repeats layers of the base, which makes another architecture",
+}
 # Initialisations that leave the base as it is. The others write into the base's weights before training starts.
 _PLAIN_INITS = (True, False, None, "gaussian", "orthogonal", "eva", "mica")
-# These write what they take from the base's weights alone, so it can be done again; the fast PiSSA draws at random.
-_FROM_THE_WEIGHTS = ("pissa", "olora", "loftq")
-# Keys of very old adapters and of other trainers, without meaning for the weights.
+# These initialisations are computed from the base's weights alone, so PEFT can repeat them. The fast PiSSA is random.
+_REPEATABLE_INITS = ("pissa", "olora", "loftq")
+# Keys of very old adapters and of other trainers, which have no effect on the weights.
 _NEUTRAL = {"merge_weights", "enable_lora", "unsloth_fixed"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "rank_pattern": dict,
@@ -70,13 +88,14 @@ _TYPES: dict[str, type | tuple[type, ...]] = {
     "eva_config": dict,
 }
 _GGUF = re.compile(r"([.-](I?Q\d\w*|BF16|F16|F32))?\.gguf$", re.IGNORECASE)
+_MERGE_IT = "Merge it where it was trained (merge_and_unload, save_pretrained), and zip the result as --tuned."
 _LARGEST = 2**20  # of any size in a config; seeds are exempt
 
 
 def check_adapter_files(folder: Path) -> None:
     """Raise :class:`UserError` unless ``folder`` holds the two files of one PEFT adapter."""
     if not (folder / CONFIG_FILE).is_file():
-        nested = sorted(str(found.parent.relative_to(folder)) for found in folder.glob(f"*/**/{CONFIG_FILE}"))
+        nested = sorted(str(config.parent.relative_to(folder)) for config in folder.glob(f"*/**/{CONFIG_FILE}"))
         if nested:
             raise UserError(
                 f"{folder} holds {len(nested)} adapters in folders of its own ({', '.join(nested[:8])}): "
@@ -99,31 +118,35 @@ def check_adapter_files(folder: Path) -> None:
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """The config of an adapter that changes weights.
+    """The config of an adapter whose whole effect is a change of weights.
 
-    Raises :class:`UserError`, by key, for a kind that changes no weights, a kind or an option that the installed PEFT
-    does not know, and a class of the trainer's own code.
+    Raises :class:`UserError`, which names the key, for
+
+    - a kind or an option that is more than a change of weights;
+    - a kind or an option that the installed PEFT, or this version of SkillWeave, does not know;
+    - a class of the trainer's own code;
+    - a value of the wrong type or of an impossible size.
     """
     path = folder / CONFIG_FILE
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected an object with keys, found {type(config).__name__}. Save the adapter again.")
     if not isinstance(config.get("peft_type"), str):
-        raise UserError(f"{path}: 'peft_type' is missing: this is no PEFT adapter")
+        raise UserError(f"{path}: 'peft_type' is missing: this is not a PEFT adapter")
     kind = config["peft_type"]
-    if kind in _NO_CHANGE_OF_WEIGHTS:
+    if kind in _OTHER_KINDS:
         raise UserError(
-            f"{path}: an adapter of the kind {kind} cannot become a delta: {_NO_CHANGE_OF_WEIGHTS[kind]}. "
+            f"{path}: an adapter of the kind {kind} cannot become a delta: {_OTHER_KINDS[kind]}. "
             f"Serve it with PEFT, or train a LoRA on the same data."
         )
-    for key, reason in _NOT_OF_WEIGHTS_ALONE.items():
+    for key, reason in _REFUSED_OPTIONS.items():
         if config.get(key):
             raise UserError(f"{path}: '{key}' is set: {reason}, so it cannot become a delta of the weights")
     for key, wanted in _TYPES.items():
         if config.get(key) is not None and not isinstance(config[key], wanted):
             raise UserError(f"{path}: '{key}' is a {type(config[key]).__name__}, which PEFT never writes there")
-        held = config[key] if isinstance(config.get(key), list) else []
-        if odd := [one for one in held if not isinstance(one, str)]:
+        names = config[key] if isinstance(config.get(key), list) else []
+        if odd := [name for name in names if not isinstance(name, str)]:
             raise UserError(f"{path}: '{key}' holds {shown_value(odd[0])} where the name of a module is expected")
     if kind == "LORA":  # the rank_pattern of AdaLoRA holds masks
         check_adapter_numbers(config, path)
@@ -137,7 +160,7 @@ def why_merged(config: Mapping[str, Any]) -> str | None:
     """Why an adapter is more than W + s B A, in words; None for plain LoRA."""
     if config["peft_type"] != "LORA":
         return f"its kind is {config['peft_type']}"
-    for key in _MORE_THAN_LORA:
+    for key in _MERGED_OPTIONS:
         if config.get(key):
             return f"'{key}' is set"
     init = config.get("init_lora_weights", True)
@@ -145,10 +168,10 @@ def why_merged(config: Mapping[str, Any]) -> str | None:
 
 
 def other_base(config: Mapping[str, Any], ref: str, folder: Path | None) -> str | None:
-    """A warning where the adapter names another base than the one that it is laid on; None where they agree.
+    """A warning if the adapter names another base than ``ref`` (opened from ``folder``); None if the names agree.
 
-    Names agree if they end alike (``owner/name``, ``.../name``, ``name.Q4_1.gguf``), or if the base's own config names
-    the adapter's base. An adapter that names none is not warned about.
+    Names agree if their last parts are equal (``owner/name``, ``.../name``, ``name.Q4_1.gguf``), or if the base's own
+    config names the adapter's base. An adapter that names no base causes no warning.
     """
     named = config.get("base_model_name_or_path")
     if not isinstance(named, str) or not named.strip():
@@ -165,13 +188,13 @@ def other_base(config: Mapping[str, Any], ref: str, folder: Path | None) -> str 
     if folder is not None and cached in (part.casefold() for part in folder.parts):
         return None
     return (
-        f"The adapter names the base '{named}', and it is laid on '{ref}'. Even where names and "
-        f"shapes fit, an adapter does not do what it learnt on a base that it was not trained on."
+        f"The adapter names the base '{named}', and it is used on '{ref}'. Even if names and shapes fit, an adapter "
+        f"does not do what it learnt on a base that it was not trained on."
     )
 
 
 def _short(name: str) -> str:
-    """The last part of a name, less the quantisation and the ending of a GGUF file."""
+    """The last part of a name, without the quantisation and the ending of a GGUF file."""
     return _GGUF.sub("", name.strip().rstrip("/").rpartition("/")[2]).casefold()
 
 
@@ -187,23 +210,37 @@ def _check_class(mapping: Any, path: Path) -> None:
 
 
 def _check_known(config: Mapping[str, Any], path: Path) -> None:
+    # PEFT takes seconds to import, and only adapters need it.
     from peft import __version__
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    kinds = {kind.value: found for kind, found in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    if config["peft_type"] not in kinds:
+    kinds = {kind.value: config_class for kind, config_class in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    kind = config["peft_type"]
+    if kind not in kinds:
         writer = config.get("peft_version") or "the file does not say which"
         raise UserError(
-            f"{path}: peft_type is '{config['peft_type'][:64]}', which the installed PEFT {__version__} does not know: "
+            f"{path}: peft_type is '{kind[:64]}', which the installed PEFT {__version__} does not know: "
             f"install the one that wrote it ({writer}), or merge the adapter where it was trained "
             f"(merge_and_unload, save_pretrained) and zip the result as --tuned"
         )
-    known = {field.name for field in dataclasses.fields(kinds[config["peft_type"]])} | _NEUTRAL
-    if unknown := sorted(key for key, value in config.items() if key not in known and value):
+    if kind not in _MERGEABLE_KINDS:
+        raise UserError(
+            f"{path}: peft_type is '{kind}'. It is newer than this version of SkillWeave, which does not know whether "
+            f"merging it keeps all that it does. {_MERGE_IT}"
+        )
+    defaults = {field.name: _default(field) for field in dataclasses.fields(kinds[kind])}
+    options = {key: value for key, value in config.items() if value and key not in _NEUTRAL}
+    if unknown := sorted(options.keys() - defaults.keys()):
         raise UserError(
             f"{path}: the installed PEFT {__version__} does not know {', '.join(map(repr, unknown))} "
             f"(written by PEFT {config.get('peft_version', 'of unknown version')}), and the weights may depend on it: "
             f"upgrade peft, or set it to null if you know that it does not matter"
+        )
+    changed = {key for key, value in options.items() if value != defaults[key]}
+    if kind == "LORA" and (newer := sorted(changed - {*_PLAIN_OPTIONS, *_MERGED_OPTIONS})):
+        raise UserError(
+            f"{path}: {', '.join(map(repr, newer))} is set. The option is newer than this version of SkillWeave, which "
+            f"does not know whether the adapter is still a change of weights. {_MERGE_IT}"
         )
     for key, value in config.items():
         if "seed" in key or "key" in key:
@@ -213,8 +250,12 @@ def _check_known(config: Mapping[str, Any], path: Path) -> None:
                 raise UserError(f"{path}: '{key}' is {str(size)[:20]}, more than any adapter has: the file is damaged")
 
 
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def _check_init(init: Any, path: Path) -> None:
-    if init in (*_PLAIN_INITS, *_FROM_THE_WEIGHTS):
+    if init in (*_PLAIN_INITS, *_REPEATABLE_INITS):
         return
     raise UserError(
         f"{path}: init_lora_weights={init!r} changed the base before training, in a way that cannot be done again. "

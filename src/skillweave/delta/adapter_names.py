@@ -1,4 +1,4 @@
-"""The names in an adapter file, brought to those of the base; the patterns of its config, matched within a limit."""
+"""Map the names in an adapter file to those of the base, and match the patterns of its config in limited time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from skillweave.errors import UserError
 from skillweave.patterns import TooSlow, bounded_fullmatch
 
 PREFIX = "base_model.model."
-"""What PEFT puts before the name of every tensor of the base."""
+"""PEFT's prefix for the name of every tensor of the base."""
 
 _LITERAL = re.compile(r"[\w.\-]+")
 
 
 class Names:
-    """Names of a base's tensors and modules, found under the forms that adapters give them.
+    """The names of a base's tensors and modules, looked up by the names that adapters use.
 
-    An adapter may leave out the base model's prefix (``model.``), have it twice, or carry the ``language_model.`` of
-    a model with images around this one. A name that is not found is returned as it is.
+    An adapter may leave out the base model's prefix (``model.``), have it twice, or have the ``language_model.`` of a
+    multimodal model that contains this one. A name that is not found is returned unchanged.
     """
 
     def __init__(self, tensors: Iterable[str], modules: Iterable[str] = (), prefix: str = "model") -> None:
@@ -48,28 +48,28 @@ class Names:
 
     def tensor(self, name: str) -> str:
         """The base's name of a tensor."""
-        return next((form for form in self._forms(name) if form in self._tensors), name)
+        return next((variant for variant in self._variants(name) if variant in self._tensors), name)
 
     def module(self, name: str) -> str:
         """The base's name of a module."""
-        return next((form for form in self._forms(name) if form in self._modules), name)
+        return next((variant for variant in self._variants(name) if variant in self._modules), name)
 
-    def _forms(self, name: str) -> Iterable[str]:
+    def _variants(self, name: str) -> Iterable[str]:
         yield name
         start = f"{self._prefix}."
         bare = name
         while bare.startswith(start):
             bare = bare.removeprefix(start)
-        for form in (bare, bare.removeprefix("language_model."), bare.removeprefix("language_model.model.")):
-            yield f"{start}{form}"
-            yield form
+        for variant in (bare, bare.removeprefix("language_model."), bare.removeprefix("language_model.model.")):
+            yield f"{start}{variant}"
+            yield variant
 
 
 def value_for(module: str, patterns: Mapping[str, Any] | None, default: Any, where: str) -> Any:
-    """The value of the first pattern that matches a module's name, as PEFT finds it in ``rank_pattern`` and its like.
+    """The value of the first pattern that matches a module's name, as in PEFT's ``rank_pattern``; else ``default``.
 
-    A pattern is a regular expression for the end of the name, from a dot on. Raises :class:`UserError` that begins
-    with ``where`` for one that is no expression or takes too long.
+    A pattern is a regular expression for the end of the name, after a dot. Raises :class:`UserError`, which begins with
+    ``where``, for a pattern that is not a valid expression or takes too long.
     """
     for pattern, value in (patterns or {}).items():
         if matches(pattern, module, where, start=r"(.*\.)?"):
@@ -78,7 +78,7 @@ def value_for(module: str, patterns: Mapping[str, Any] | None, default: Any, whe
 
 
 def matches(pattern: str, name: str, where: str, start: str = "") -> bool:
-    """Whether a stranger's pattern matches the whole ``name``, or with ``start`` the end of it, within a time limit."""
+    """Whether a pattern matches the whole ``name``, or with ``start`` its end, within a time limit."""
     if _LITERAL.fullmatch(pattern) and (name == pattern or (start and name.endswith(f".{pattern}"))):
         return True
     try:

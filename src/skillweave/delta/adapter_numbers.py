@@ -1,4 +1,4 @@
-"""The numbers of a PEFT adapter: ranks, alphas and changes that cannot be what anybody trained are refused by name."""
+"""Check the numbers of a PEFT adapter: impossible ranks, alphas and values are refused, and the message names them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FLAGS = ("use_rslora", "fan_in_fan_out")
 
 
 def check_adapter_numbers(config: Mapping[str, Any], path: Path) -> None:
-    """Raise :class:`UserError`, by key, for a rank that is no positive whole number or an alpha that is not positive.
+    """Raise :class:`UserError`, which names the key, unless ranks are positive integers and alphas positive numbers.
 
-    ``config`` is ``adapter_config.json``, which lies at ``path``; a key that is absent has PEFT's default, and with
-    null for one of these two numbers PEFT fails.
+    ``config`` is the content of ``adapter_config.json`` at ``path``. A missing key has PEFT's default; null is refused
+    for these two numbers, as PEFT fails on it.
     """
     for key in _FLAGS:
         if not isinstance(config.get(key, False), bool | None):
@@ -41,7 +41,7 @@ def check_adapter_numbers(config: Mapping[str, Any], path: Path) -> None:
 
 
 def check_rank(rank: int, name: str, config: Mapping[str, Any], file: Path) -> None:
-    """Raise :class:`UserError` unless the config names ``rank``, that of the factors of ``name`` in ``file``."""
+    """Raise :class:`UserError` unless the config names ``rank``, the rank of the factors of ``name`` in ``file``."""
     if rank < 1:
         raise UserError(f"{file}: the factors of '{name}' have the rank 0: the adapter is incomplete, save it again")
     named = {config.get("r"), *(config.get("rank_pattern") or {}).values()} - {None}
@@ -53,7 +53,7 @@ def check_rank(rank: int, name: str, config: Mapping[str, Any], file: Path) -> N
 
 
 def check_finite(tensor: torch.Tensor, name: str, file: Path) -> torch.Tensor:
-    """``tensor``, what ``file`` makes of the tensor ``name``; with NaN or infinity it is a :class:`UserError`."""
+    """Return ``tensor``, the value of ``name`` from ``file``. Raises :class:`UserError` for NaN or infinity."""
     if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
         raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity: training diverged, or the file is damaged")
     return tensor

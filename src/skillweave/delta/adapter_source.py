@@ -1,9 +1,11 @@
-"""Where an adapter lies: a folder, a folder in a folder, or a repository of the hub."""
+"""Find an adapter: in a folder, in a subfolder, or in a repository of the hub."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi
 
 from skillweave.base.hub import download
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
@@ -15,16 +17,23 @@ _FORMS = "a folder with adapter_config.json, or a hub id (owner/name)"
 
 
 def adapter_folder(ref: str | Path, *, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder of an adapter; from the hub, only the adapter's own files and its tokenizer are downloaded.
+    """The folder of an adapter. From the hub, only the adapter's own files and its tokenizer are downloaded.
 
-    ``ref`` is a folder or ``owner/name``; ``revision`` is a branch, tag or commit of the hub; ``subfolder`` lies below
-    either. Raises :class:`UserError`.
+    Args:
+        ref: A folder, or ``owner/name`` on the hub.
+        revision: A branch, tag or commit of the hub.
+        subfolder: The adapter's folder inside ``ref``.
+
+    Raises :class:`UserError` if there is no such folder or repository.
     """
     inner = _inner(subfolder)
     path = Path(ref).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise UserError(f"--revision {revision}: {path} is a folder, and revisions are the hub's: leave it out")
+            raise UserError(
+                f"--revision {revision}: {path} is a folder, and only repositories of the hub have revisions: leave it "
+                f"out"
+            )
         folder = path / inner
         if not folder.is_dir():
             raise UserError(f"--subfolder {subfolder}: {path} has no such folder")
@@ -39,12 +48,12 @@ def adapter_folder(ref: str | Path, *, revision: str | None = None, subfolder: s
 
 
 def _inner(subfolder: str | None) -> PurePosixPath:
-    """A subfolder as a path that stays below."""
+    """The subfolder as a relative path that does not leave its parent."""
     if subfolder is None:
         return PurePosixPath()
     inner = PurePosixPath(subfolder)
     if inner.is_absolute() or ".." in inner.parts or "\\" in subfolder or "\0" in subfolder or not inner.parts:
-        raise UserError(f"--subfolder {subfolder!r}: name a folder inside the adapter's, as 'epoch-3'")
+        raise UserError(f"--subfolder {subfolder!r}: name a folder inside the adapter's, such as 'epoch-3'")
     return inner
 
 
@@ -64,14 +73,12 @@ def _from_hub(name: str, revision: str | None, inner: PurePosixPath) -> Path:
 
 
 def _others(name: str, revision: str | None) -> str:
-    """Where else in a repository adapters lie, for a message; nothing if the hub does not say."""
-    from huggingface_hub import HfApi
-
+    """The end of a message: the subfolders of the repository that do hold adapters, if the hub lists its files."""
     try:
         files = HfApi().list_repo_files(name, revision=revision)
-    except Exception:  # a hint only, and the HTTP library's errors have no common base that we know
+    except Exception:  # only a hint, and the errors of the HTTP library have no documented base class
         return ": name a repository that holds a PEFT adapter"
-    found = sorted(str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG_FILE)
-    if not found:
+    folders = sorted(str(PurePosixPath(file).parent) for file in files if PurePosixPath(file).name == CONFIG_FILE)
+    if not folders:
         return ": name a repository that holds a PEFT adapter"
-    return f"; it has adapters in {', '.join(found[:8])}: name one with --subfolder"
+    return f"; it has adapters in {', '.join(folders[:8])}: name one with --subfolder"

@@ -1,4 +1,4 @@
-"""Tensors that an adapter holds in full: which of them change the base, and what they mean where the base ties."""
+"""Decide which of the tensors that an adapter holds in full change the base, also where the base ties tensors."""
 
 from __future__ import annotations
 
@@ -21,19 +21,23 @@ def settle_whole(
     base: Checkpoint,
     file: Path,
 ) -> dict[str, str]:
-    """Base tensor -> name in the file, of the whole tensors that differ from the base's.
+    """Name of a base tensor -> name in the file, for the whole tensors that differ from the base's.
 
-    PEFT saves embeddings beside the factors whenever it believes that they were resized, so equal ones are common.
-    PEFT loads a saved embedding into the parameter that both ends of a tie share, so either name stands for the
-    pair; one in ``modules_to_save`` is a copy for one end only, which no delta of a tied base can hold.
+    ``whole`` has the same form, with all whole tensors; ``read`` gives a tensor by its name in the file.
+
+    - PEFT saves embeddings beside the factors whenever it believes that they were resized, so many equal the base's.
+    - PEFT loads a saved embedding into the parameter that two tied tensors share, so either name stands for both.
+    - A tensor in ``modules_to_save`` is a copy for one of two tied tensors, which no delta of a tied base can hold.
+
+    Raises :class:`UserError` for such a copy, and for two tied tensors with different values.
     """
     settled = dict(whole)
     for far, near in base.tied.items():
         ends = [end for end in (near, far) if end in settled]
         if len(ends) == 2 and not _equal(read(settled[near]), read(settled[far])):
             raise UserError(
-                f"{file} holds '{near}' and '{far}' with unlike values, and {base.where} ties the two: untie the base "
-                f"(give '{far}' a copy, set tie_word_embeddings=false, save it) and use that as the base"
+                f"{file} holds '{near}' and '{far}' with different values, and {base.where} ties the two: untie the "
+                f"base (give '{far}' a copy, set tie_word_embeddings=false, save it) and use that as the base"
             )
         if len(ends) == 1 and _copied_for_one(ends[0], config) and not _unchanged(read(settled[ends[0]]), base, near):
             other = far if ends[0] == near else near
@@ -49,18 +53,18 @@ def settle_whole(
 
 
 def check_token_rows(specs: Mapping[str, Spec], base: Checkpoint, file: Path) -> None:
-    """Raise :class:`UserError` where the adapter brings another number of token rows to one of embedding and head."""
+    """Raise :class:`UserError` if with the adapter, embedding and head have different numbers of token rows."""
     rows = {
         name: (specs[name][0] if name in specs else base.shape(name))[0]
         for name in sorted(base.vocabulary_names())
         if name in base
     }
     if len(set(rows.values())) > 1:
-        told = " and ".join(f"{count} for '{name}'" for name, count in rows.items())
+        counts = " and ".join(f"{count} for '{name}'" for name, count in rows.items())
         raise UserError(
-            f"{file}: with this adapter the base has unlike numbers of token rows: {told}. The vocabulary was resized, "
-            f"and PEFT saved only one of the two tensors. Merge the adapter where it was trained (merge_and_unload, "
-            f"save_pretrained) and zip the result as --tuned."
+            f"{file}: with this adapter the base has different numbers of token rows: {counts}. The vocabulary was "
+            f"resized, and PEFT saved only one of the two tensors. Merge the adapter where it was trained "
+            f"(merge_and_unload, save_pretrained) and zip the result as --tuned."
         )
 
 
@@ -73,7 +77,7 @@ def _copied_for_one(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _unchanged(stored: torch.Tensor, base: Checkpoint, name: str) -> bool:
-    """Whether a saved tensor is the base's own, rounded to the dtype that it was saved in."""
+    """Whether a saved tensor is the base's tensor, rounded to the dtype that it was saved in."""
     return base.shape(name) == tuple(stored.shape) and _equal(stored, base.tensor(name).cpu().to(stored.dtype))
 
 

@@ -1,4 +1,4 @@
-"""theta - theta_base and back, in float32, a block at a time: memory stays near that of the result."""
+"""Compute theta - theta_base and the sum back, in float32 and in blocks: memory is about that of the result."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-_BLOCK = 2**22  # elements: 16 MB a block in float32
+_BLOCK = 2**22  # elements; 16 MB in float32
 
 
 def difference(base: torch.Tensor, tuned: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -20,10 +20,10 @@ def difference(base: torch.Tensor, tuned: torch.Tensor, dtype: torch.dtype) -> t
 def applied(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """``base + delta`` of two tensors of one shape, computed in float32, rounded once to the dtype of ``base``.
 
-    On the device of ``base``. With ``delta = difference(base, tuned, base.dtype)`` and u the distance of two
-    neighbouring numbers of that dtype at max(abs(base), abs(tuned)), the result is within u of ``tuned`` (2u where
-    the sign changed); where the difference has no more digits than the dtype holds, which is nearly everywhere
-    after fine-tuning, it is ``tuned`` itself. [ours]
+    The result is on the device of ``base``. How exact is it? Let ``delta = difference(base, tuned, base.dtype)``, and
+    let u be the distance of two neighbouring numbers of that dtype at max(abs(base), abs(tuned)). Then the result is
+    within u of ``tuned`` (2u where the sign changed). Where the difference has no more digits than the dtype holds,
+    which is the case nearly everywhere after fine-tuning, the result is ``tuned`` itself. [ours]
     """
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     for out, old, change in _blocks(result, base, delta):

@@ -1,54 +1,47 @@
-"""Which tensors of a tuned model differ from its base, and whether they can be told apart at all."""
+"""Find the tensors of a tuned model that differ from its base, and check that the two models are comparable."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.safetensors_io import Spec
 from skillweave.delta.arithmetic import changed, difference, finite
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
 
-@dataclass(frozen=True)
-class Comparison(Mapping[str, torch.Tensor]):
-    """The differing tensors as a mapping that computes on access: two tensors are read, one is returned.
+class Comparison(TensorSource):
+    """The differing tensors of two checkpoints. Indexing reads a tensor of each and gives their difference."""
 
-    ``specs`` gives the shape and dtype that each will have; names in ``whole`` map to the tuned tensor itself.
-    """
-
-    base: Checkpoint
-    tuned: Checkpoint
-    specs: Mapping[str, Spec]
-    whole: frozenset[str]
+    def __init__(self, base: Checkpoint, tuned: Checkpoint, specs: Mapping[str, Spec], whole: frozenset[str]) -> None:
+        self._base, self._tuned = base, tuned
+        self.specs = specs
+        self.whole = whole
+        self.where = tuned.where
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        _, dtype = self.specs[name]
+        tuned = self._tuned.tensor(name).cpu()
         if name in self.whole:
-            return self.tuned.tensor(name).cpu()
-        return difference(self.base.tensor(name).cpu(), self.tuned.tensor(name).cpu(), dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.specs)
-
-    def __len__(self) -> int:
-        return len(self.specs)
+            return tuned
+        return difference(self._base.tensor(name).cpu(), tuned, self.specs[name][1])
 
 
 def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> Comparison:
-    """Find what changed, reading both sides once, tensor by tensor.
+    """The tensors of ``tuned`` that differ from ``base``. Both sides are read once, tensor by tensor.
 
-    Equal tensors are left out. Whether two ends are tied is judged by their values: a tensor that one side lacks
-    because it repeats another is compared with that other. Tensors whose rows are tokens may have another number of
-    rows (added tokens); these and tensors of integers are kept whole. Differences get ``dtype``, or the narrower of
-    the two sides' dtypes. Tensors of the files that no part of the model reads are named on the console.
+    - Equal tensors are left out.
+    - If one side does not have a tensor because it is tied to another, then that other tensor is compared.
+    - A tensor whose rows are tokens may have another number of rows (added tokens). It is kept whole, and so is a
+      tensor of integers.
+    - Differences get ``dtype`` (None: the narrower of the two sides' dtypes).
+    - Tensors of the files that no part of the model reads are named on the console.
 
-    Raises :class:`UserError`, by name, for a tensor that only one side has, that has another shape, or that holds
-    NaN or infinity.
+    Raises :class:`UserError`, which names the tensor, for a tensor that only one side has, that has another shape, or
+    that holds NaN or infinity.
     """
     for side in (base, tuned):
         side.tell_left_over()
@@ -59,11 +52,11 @@ def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> C
     whole = set()
     with bar("comparing", len(base.names())) as advance:
         for name in base.names():
-            shape, grown = tuned.shape(name), tuned.shape(name) != base.shape(name)
-            if grown and not (name in vocabulary and shape[1:] == base.shape(name)[1:]):
+            shape, resized = tuned.shape(name), tuned.shape(name) != base.shape(name)
+            if resized and not (name in vocabulary and shape[1:] == base.shape(name)[1:]):
                 raise UserError(
                     f"'{name}' has the shape {shape} in {tuned.where} and {base.shape(name)} in {base.where}. "
-                    f"A delta needs a model tuned from this very base: name the right one."
+                    f"A delta needs a model that was tuned from this base: name the right one."
                 )
             old, new = base.tensor(name).cpu(), tuned.tensor(name).cpu()
             for tensor, where in ((new, tuned.where), (old, base.where)):
@@ -73,8 +66,8 @@ def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> C
                         f"Take an earlier checkpoint."
                     )
             numbers = old.is_floating_point() and new.is_floating_point()
-            if grown or (changed(old, new) if numbers else not torch.equal(old, new)):
-                if grown or not numbers:
+            if resized or (changed(old, new) if numbers else not torch.equal(old, new)):
+                if resized or not numbers:
                     whole.add(name)
                     specs[name] = (shape, new.dtype)
                 else:
@@ -84,12 +77,12 @@ def compare(base: Checkpoint, tuned: Checkpoint, dtype: torch.dtype | None) -> C
 
 
 def check_rows_agree(rows: Mapping[str, int], where: str) -> None:
-    """Raise :class:`UserError` unless embedding and head, name -> rows, have as many rows as each other."""
+    """Raise :class:`UserError` unless the embedding and the head (name -> rows) have equally many rows."""
     if len(set(rows.values())) > 1:
-        told = " and ".join(f"'{name}' {count}" for name, count in sorted(rows.items()))
+        counts = " and ".join(f"'{name}' {count}" for name, count in sorted(rows.items()))
         raise UserError(
-            f"the tensors whose rows are tokens have unlike numbers of rows in {where}: {told}. Resize them together "
-            f"(resize_token_embeddings) and save the model again."
+            f"the tensors whose rows are tokens have different numbers of rows in {where}: {counts}. Resize them "
+            f"together (resize_token_embeddings) and save the model again."
         )
 
 
@@ -98,13 +91,13 @@ def _narrower(old: torch.dtype, new: torch.dtype) -> torch.dtype:
 
 
 def _same_names(base: Checkpoint, tuned: Checkpoint) -> None:
-    """Raise unless each side has a value for every tensor of the other, its own or that of the other end of a tie."""
+    """Raise unless each side has a value for every tensor of the other, of its own or through a tie."""
     for name in tuned.names():
         if name not in base and not _repeats(tuned, name, base.tied.get(name)):
-            raise _only(name, tuned, "tuned model", base, "base")
+            raise _one_side_only(name, tuned, "tuned model", base, "base")
     for name in base.names():
         if name not in tuned and name not in tuned.tied:
-            raise _only(name, base, "base", tuned, "tuned model")
+            raise _one_side_only(name, base, "base", tuned, "tuned model")
 
 
 def _repeats(side: Checkpoint, name: str, source: str | None) -> bool:
@@ -115,17 +108,17 @@ def _repeats(side: Checkpoint, name: str, source: str | None) -> bool:
     return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
 
 
-def _only(name: str, long: Checkpoint, having: str, short: Checkpoint, lacking: str) -> UserError:
-    """The error that says that a tensor is on one side only."""
-    if name in short.tied:
+def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpoint, other_role: str) -> UserError:
+    """The error for a tensor that only ``owner`` has. The roles are "base" and "tuned model"."""
+    if name in other.tied:
         return UserError(
-            f"'{name}' has values of its own in the {having} ({long.where}); in the {lacking} ({short.where}) it is "
-            f"tied to '{short.tied[name]}'. Train with tie_word_embeddings as the base has it, or untie the base: open "
-            f"it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
+            f"'{name}' has values of its own in the {owner_role} ({owner.where}); in the {other_role} ({other.where}) "
+            f"it is tied to '{other.tied[name]}'. Train with the tie_word_embeddings of the base, or untie the base: "
+            f"open it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
         )
-    count = sum(one not in short and one not in short.tied for one in long.names())
+    count = sum(one not in other and one not in other.tied for one in owner.names())
     return UserError(
-        f"'{name}' is in the {having} ({long.where}) only, not in the {lacking} ({short.where}); {count} such "
+        f"'{name}' is in the {owner_role} ({owner.where}) only, not in the {other_role} ({other.where}); {count} such "
         f"tensors. A delta needs the same architecture on both sides: name the base that was tuned; a PEFT "
         f"adapter is opened with Delta.from_lora; a model in memory whose layers transformers fused while loading "
         f"must be saved first."

@@ -1,28 +1,31 @@
-"""A PEFT LoRA adapter as a delta: what W + s B A changes, tensor by tensor.
+"""Read a plain LoRA adapter of PEFT as a delta: the change s B A of each W, tensor by tensor.
 
-LoRA (Hu et al., arXiv:2106.09685): s = alpha / r; with rank stabilisation (Kalajdzievski, arXiv:2312.03732)
-s = alpha / sqrt(r). Only adapters for which that sum is the whole truth are read here;
-:mod:`skillweave.delta.peft_merge` reads the others.
+LoRA (Hu et al., arXiv:2106.09685): s = alpha / r. With rank stabilisation (Kalajdzievski, arXiv:2312.03732):
+s = alpha / sqrt(r). Only adapters whose whole effect is W + s B A are read here; :mod:`skillweave.delta.peft_merge`
+reads the others.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from skillweave.base.checkpoint import Checkpoint
-from skillweave.base.safetensors_io import Spec, open_safetensors, read_headers, spec_bytes, write_stream
+from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec_bytes, write_stream
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
 from skillweave.delta.adapter_names import PREFIX, Names, value_for
 from skillweave.delta.adapter_numbers import check_finite, check_rank
 from skillweave.delta.adapter_whole import settle_whole
-from skillweave.delta.schema import TensorEntry
+from skillweave.delta.schema import DeltaCard, TensorEntry, dtype_name
+from skillweave.delta.source import TensorSource
+from skillweave.delta.stored import check_entries
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 
@@ -36,7 +39,7 @@ _FACTORS = {
 
 @dataclass(frozen=True)
 class _Pair:
-    """Names of the factors in the file, the scale s, and how B A lies against W."""
+    """Names of the factors in the file, the scale s, and whether W is stored as the transpose of B A."""
 
     a: str
     b: str
@@ -44,67 +47,48 @@ class _Pair:
     transposed: bool
 
 
-class Adapter(Mapping[str, torch.Tensor]):
-    """An adapter folder as a mapping: name of a base tensor -> its change, float32, computed on access.
+class Adapter(TensorSource):
+    """A plain LoRA adapter in its folder: indexing computes the change s B A of a base tensor, in float32.
 
-    ``whole`` names the tensors that the adapter holds in full (``modules_to_save``, biases, embeddings that PEFT saved
-    beside their factors): they map to the tuned tensor itself. ``transposed(name)`` tells whether W is stored
-    (in, out) like GPT-2's; :func:`orientation` takes it from the base. Raises :class:`UserError` for an adapter that
-    is no plain LoRA.
+    Names in ``whole`` are tensors that the adapter holds in full (``modules_to_save``, biases, embeddings that PEFT
+    saved beside their factors): indexing gives the tuned tensor itself. Made by :meth:`on` or :meth:`saved`. Raises
+    :class:`UserError` for an adapter that is not plain LoRA, and on access for a tensor with NaN or infinity.
     """
 
-    def __init__(self, folder: Path, names: Names, transposed: Callable[[str], bool]) -> None:
+    kind = "lora"
+
+    def __init__(self, folder: Path, names: Names, is_transposed: Callable[[str], bool]) -> None:
         self.folder = folder
+        self.where = str(folder)
         self.config = read_adapter_config(folder)
         self.file = folder / WEIGHTS_FILE
         if reason := why_merged(self.config):
             raise UserError(f"{folder / CONFIG_FILE}: {reason}: this is more than plain LoRA")
-        self.headers = read_headers(self.file)
-        factors, self._whole_names = _sort_names(self.headers, names, self.file)
+        self._headers = read_headers(self.file)
+        self._read = TensorFiles(dict.fromkeys(self._headers, self.file)).read
+        factors, self._whole_names = _sort_names(self._headers, names, self.file)
         self._pairs = {
-            name: _pair(name, parts, self.config, self.headers, transposed(name), folder)
+            name: _pair(name, parts, self.config, self._headers, is_transposed(name), folder)
             for name, parts in factors.items()
         }
+        self._set_specs()
 
     @classmethod
     def on(cls, folder: Path, base: Checkpoint) -> Adapter:
         """The adapter in ``folder`` as a change of ``base``: names, ties and shapes are settled and checked."""
         adapter = cls(folder, Names.of(base), orientation(base))
         adapter._settle_ties(base)
+        adapter._set_specs()
         _check_fits(adapter, base)
         return adapter
 
     @classmethod
-    def saved(cls, folder: Path, entries: Mapping[str, TensorEntry]) -> Adapter:
-        """The adapter in a saved delta, whose card has these entries."""
-        return cls(folder, Names(entries), lambda name: name in entries and entries[name].transposed)
-
-    @property
-    def whole(self) -> frozenset[str]:
-        """Names of the tensors that map to the tuned tensor itself."""
-        return frozenset(self._whole_names)
-
-    @property
-    def transposed(self) -> dict[str, bool]:
-        """For each LoRA tensor: whether its base stores it (in, out)."""
-        return {name: pair.transposed for name, pair in self._pairs.items()}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the adapter's tensors at their stored dtypes."""
-        return sum(spec_bytes(self.headers[raw]) for raw in self._kept())
-
-    @property
-    def specs(self) -> dict[str, Spec]:
-        """Shape and dtype of what each name maps to."""
-        return {name: self._spec(name) for name in self}
-
-    def _spec(self, name: str) -> Spec:
-        if name not in self._pairs:
-            return self.headers[self._whole_names[name]]
-        pair = self._pairs[name]
-        shape = (self.headers[pair.b][0][0], self.headers[pair.a][0][1])
-        return (shape[::-1] if pair.transposed else shape), torch.float32
+    def saved(cls, folder: Path, card: DeltaCard) -> Adapter:
+        """The adapter of a saved delta, checked to hold the tensors that its card describes."""
+        entries = card.entries
+        adapter = cls(folder, Names(entries), lambda name: name in entries and entries[name].transposed)
+        check_entries(card, {WEIGHTS_FILE: adapter.specs}, folder)
+        return adapter
 
     def __getitem__(self, name: str) -> torch.Tensor:
         stored = self._read(self._whole_names[name]) if name in self._whole_names else None
@@ -114,52 +98,69 @@ class Adapter(Mapping[str, torch.Tensor]):
         change = self._change(self._pairs[name])
         return check_finite(change if stored is None else stored.float() + change, name, self.file)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._pairs.keys() | self._whole_names.keys()))
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the adapter's tensors at their stored dtypes."""
+        return sum(spec_bytes(self._headers[raw]) for raw in self._names_to_save())
 
-    def __len__(self) -> int:
-        return len(self._pairs.keys() | self._whole_names.keys())
+    def save(self, folder: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
+        """Copy the two files into ``folder``; see :meth:`TensorSource.save`.
 
-    def save(self, folder: Path) -> dict[str, str]:
-        """Write the two files into ``folder``, as they are, and return their hashes.
-
-        Where tensors were ignored (embeddings equal to the base's) or go by another name than the base's, the weights
-        are written anew without the former and with the latter's names.
+        The weights are written anew where a tensor of the file is ignored (an embedding equal to the base's) or has
+        another name than PEFT gives it on this base.
         """
         shutil.copyfile(self.folder / CONFIG_FILE, folder / CONFIG_FILE)
-        kept = self._kept()
-        if all(raw == name for raw, name in kept.items()) and len(kept) == len(self.headers):
+        names = self._names_to_save()
+        if all(raw == name for raw, name in names.items()) and len(names) == len(self._headers):
             shutil.copyfile(self.file, folder / WEIGHTS_FILE)
         else:
-            raws = {name: raw for raw, name in kept.items()}
-            specs = {name: self.headers[raw] for name, raw in raws.items()}
+            raws = {name: raw for raw, name in names.items()}
+            specs = {name: self._headers[raw] for name, raw in raws.items()}
             write_stream(folder / WEIGHTS_FILE, specs, lambda name: self._read(raws[name]))
-        return {file: sha256_file(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
+        hashes = {file: sha256_file(folder / file) for file in (CONFIG_FILE, WEIGHTS_FILE)}
+        entries = {
+            name: TensorEntry(
+                stored="whole" if name in self.whole else "lora",
+                shape=shape,
+                dtype=dtype_name(dtype),
+                file=WEIGHTS_FILE,
+                transposed=name in self._pairs and self._pairs[name].transposed,
+            )
+            for name, (shape, dtype) in self.specs.items()
+        }
+        return hashes, entries
 
-    def _kept(self) -> dict[str, str]:
-        """Name in this file -> the name that PEFT gives it, of every tensor that is a part of the change."""
-        kept = {}
+    def _set_specs(self) -> None:
+        self.whole = frozenset(self._whole_names)
+        self.specs = {name: self._spec(name) for name in sorted(self._pairs.keys() | self._whole_names.keys())}
+
+    def _spec(self, name: str) -> Spec:
+        if name not in self._pairs:
+            return self._headers[self._whole_names[name]]
+        pair = self._pairs[name]
+        shape = (self._headers[pair.b][0][0], self._headers[pair.a][0][1])
+        return (shape[::-1] if pair.transposed else shape), torch.float32
+
+    def _names_to_save(self) -> dict[str, str]:
+        """Name in this file -> the name that PEFT gives it, for every tensor that is a part of the change."""
+        names = {}
         for name, pair in self._pairs.items():
             module = name.removesuffix(".weight")
             for raw in (pair.a, pair.b):
                 ending = next(ending for ending in _FACTORS if raw.endswith(ending))
-                kept[raw] = f"{PREFIX}{module}{ending}"
+                names[raw] = f"{PREFIX}{module}{ending}"
         for name, raw in self._whole_names.items():
             infix = next((part for part in ("base_layer", "modules_to_save") if f".{part}." in raw), None)
             module, _, leaf = name.rpartition(".")
-            kept[raw] = f"{PREFIX}{module}.{infix}.{leaf}" if infix else f"{PREFIX}{name}"
-        return kept
-
-    def _read(self, raw: str) -> torch.Tensor:
-        with open_safetensors(self.file) as handle:
-            return handle.get_tensor(raw)
+            names[raw] = f"{PREFIX}{module}.{infix}.{leaf}" if infix else f"{PREFIX}{name}"
+        return names
 
     def _change(self, pair: _Pair) -> torch.Tensor:
         change = self._read(pair.b).float() @ self._read(pair.a).float() * pair.scale
         return change.T.contiguous() if pair.transposed else change
 
     def _settle_ties(self, base: Checkpoint) -> None:
-        """One change for both ends of a tie, and none for whole tensors that equal the base's."""
+        """Keep one change for both ends of a tie, and drop whole tensors that equal the base's."""
         for far, near in base.tied.items():
             changed = [end for end in (near, far) if end in self._pairs]
             if len(changed) == 2:
@@ -174,28 +175,26 @@ class Adapter(Mapping[str, torch.Tensor]):
 
 
 def one_end(file: Path, changed: str, other: str, base: Checkpoint) -> UserError:
-    """The error for an adapter that changes one end of a tie."""
+    """The error for an adapter that changes only one of two tied tensors."""
     return UserError(
         f"{file} changes '{changed}', which {base.where} ties to '{other}': the adapter changes one of the two (or "
-        f"both unlike), a delta would change both alike. Untie the base (open it, give '{other}' a copy, set "
-        f"tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
+        f"both differently), and a delta would change both equally. Untie the base (open it, give '{other}' a copy, "
+        f"set tie_word_embeddings=false, save it) and use that as the base, or train without the embeddings."
     )
 
 
 def orientation(base: Checkpoint) -> Callable[[str], bool]:
-    """A function that tells, for the name of a matrix, whether ``base`` stores it (in, out).
+    """A function from the name of a matrix to whether ``base`` stores it as (in, out).
 
-    That is so for transformers' ``Conv1D`` (GPT-2) and for embeddings, whose factors PEFT writes the other way
-    round. The module's class decides: PEFT's own flag ``fan_in_fan_out`` is one for all modules.
+    That is the case for transformers' ``Conv1D`` (GPT-2) and for embeddings, whose factors PEFT writes transposed. The
+    module's class decides, because PEFT's own flag ``fan_in_fan_out`` is the same for all modules.
     """
-    from transformers.pytorch_utils import Conv1D
-
     modules = dict(base.skeleton.named_modules(remove_duplicate=False))
     return lambda name: isinstance(modules.get(name.removesuffix(".weight")), Conv1D | torch.nn.Embedding)
 
 
 def _check_fits(adapter: Adapter, base: Checkpoint) -> None:
-    """Raise :class:`UserError` for a tensor of the adapter that ``base`` lacks or has in another shape."""
+    """Raise :class:`UserError` for a tensor of the adapter that ``base`` does not have, or has in another shape."""
     vocabulary = base.vocabulary_names()
     for name, (shape, _) in adapter.specs.items():
         if name not in base:
@@ -224,7 +223,7 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
             target = f"{names.module(name.removesuffix(ending))}.weight"
             place, part = factors.setdefault(target, {}), _FACTORS[ending]
         elif any(piece.startswith("lora_") for piece in name.split(".")):
-            raise UserError(f"{file}: the tensor '{raw}' is no part of a plain LoRA adapter")
+            raise UserError(f"{file}: the tensor '{raw}' is not a part of a plain LoRA adapter")
         else:
             place, part = whole, names.tensor(name)
         if part in place:
@@ -234,7 +233,7 @@ def _sort_names(raws: Iterable[str], names: Names, file: Path) -> tuple[dict[str
 
 
 def plain_name(raw: str) -> str:
-    """A name in an adapter file without what PEFT puts before and between: its prefix, its wrappers."""
+    """A name in an adapter file without PEFT's prefix and without the names of its wrappers."""
     name = raw.removeprefix(PREFIX).replace(".token_adapter.base_layer.", ".")
     return name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 

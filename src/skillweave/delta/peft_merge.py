@@ -1,8 +1,8 @@
-"""Any adapter that PEFT can merge, as a delta: PEFT builds its layers on the base and merges them, one at a time.
+"""Read any adapter that PEFT can merge as a delta: PEFT builds its layers on the base and merges them, one at a time.
 
-PEFT is given a model, a config and tensors. It opens no file, so it reads no pickle and fetches nothing. Names come
-from the tensors in the adapter file, and patterns of the config are resolved beforehand, so PEFT runs no stranger's
-regular expression.
+PEFT is given a model, a config and tensors. It opens no file, so it reads no pickle and downloads nothing. Names come
+from the tensors in the adapter file, and patterns of the config are resolved beforehand, so PEFT runs no regular
+expression of the adapter.
 """
 
 from __future__ import annotations
@@ -11,59 +11,71 @@ import copy
 import dataclasses
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.peft_types import PeftType
+from peft.utils.save_and_load import set_peft_model_state_dict
 from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.load import load_model
-from skillweave.base.safetensors_io import Spec, open_safetensors, read_headers
+from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX, Names, matches, value_for
 from skillweave.delta.adapter_whole import settle_whole
 from skillweave.delta.arithmetic import changed, difference, finite
 from skillweave.delta.lora import one_end, plain_name
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.progress import bar
 
 _ADAPTER = "default"
-# Options that only matter while an adapter is made: what they name is never opened.
+# Options that only matter while an adapter is created. What they name is never opened.
 _INIT_ONLY = ("auto_mapping", "base_model_name_or_path", "revision", "eva_config", "corda_config", "lora_ga_config")
 _PATTERNS = ("rank_pattern", "alpha_pattern")
 _PLAIN = re.compile(r"[\w.\-]+")
 
 
-class Merged(Mapping[str, torch.Tensor]):
-    """An adapter on a base as a mapping: name of a base tensor -> its change in float32, merged on access.
+class Merged(TensorSource):
+    """An adapter on a base: indexing merges one layer and gives the change of a base tensor in float32.
 
-    Names in ``whole`` map to the tuned tensor itself. Making it merges every layer once, to learn which tensors
-    change and whether all numbers are finite. Memory: the adapter, the base as its files hold it (mapped, so that the
-    system may drop it), and one layer in float32. Raises :class:`UserError` where PEFT cannot merge the adapter, where
-    a tensor of it finds no place in the base, and where it changes one end of a tie.
+    For names in ``whole``, indexing gives the tuned tensor itself. The constructor merges every layer once, to find out
+    which tensors change and whether all numbers are finite. Memory: the adapter, the base as its files hold it, and one
+    layer in float32.
+
+    Raises :class:`UserError` if PEFT cannot merge the adapter, if one of its tensors has no place in the base, and if
+    it changes only one of two tied tensors.
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], base: Checkpoint) -> None:
         self.file = folder / WEIGHTS_FILE
+        self.where = str(folder)
         self._base = base
         self._latest: tuple[str, dict[str, torch.Tensor]] | None = None
         names = Names.of(base)
         headers = read_headers(self.file)
+        self._read = TensorFiles(dict.fromkeys(headers, self.file)).read
         kind = config["peft_type"]
-        found = {raw: names.tensor(plain_name(raw)) for raw in headers}
-        whole = {name: raw for raw, name in found.items() if name in base or name in base.tied}
+        names_of = {raw: names.tensor(plain_name(raw)) for raw in headers}
+        whole = {name: raw for raw, name in names_of.items() if name in base or name in base.tied}
         self._files = settle_whole(whole, self._read, config, base, self.file)
         rest = [raw for raw in headers if raw not in set(whole.values())]
-        tensors = _once({_peft_name(raw, names, kind): self._read(raw) for raw in rest}, base)
+        tensors = _without_repeats({_peft_name(raw, names, kind): self._read(raw) for raw in rest}, base)
         model = _filled(base, {name: self._read(raw) for name, raw in self._files.items()})
         self._peft = _wrapped(model, _resolved(config, tensors, names, folder), tensors, self.file)
         self._modules = _wrappers(self._peft.base_model.model)
-        self.specs, self.whole = self._look(kind)
+        self.specs, self.whole = self._find_changes(kind)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        module = self._home.get(name)
+        module = self._layer_of.get(name)
         if module is None:
             return self._read(self._files[name])
         tuned = self._merge(module)[name]
@@ -71,19 +83,9 @@ class Merged(Mapping[str, torch.Tensor]):
             return tuned
         return difference(self._base.tensor(name).cpu(), tuned, torch.float32)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self.specs))
-
-    def __len__(self) -> int:
-        return len(self.specs)
-
-    def _read(self, raw: str) -> torch.Tensor:
-        with open_safetensors(self.file) as handle:
-            return handle.get_tensor(raw)
-
-    def _look(self, kind: str) -> tuple[dict[str, Spec], frozenset[str]]:
-        """Specs of what changes, and the names of what is whole."""
-        self._home: dict[str, str] = {}
+    def _find_changes(self, kind: str) -> tuple[dict[str, Spec], frozenset[str]]:
+        """(specs of the changed tensors, names of those that are whole). Merges every layer once."""
+        self._layer_of: dict[str, str] = {}
         specs: dict[str, Spec] = {}
         whole = set()
         far_ends: dict[str, torch.Tensor] = {}
@@ -97,7 +99,7 @@ class Merged(Mapping[str, torch.Tensor]):
                             f"{self.file} changes '{name}', which {self._base.where} does not have under that name"
                         )
                     elif self._differs(name, tuned):
-                        self._home[name] = module
+                        self._layer_of[name] = module
                         specs[name] = (tuple(tuned.shape), torch.float32)
                         if tuple(tuned.shape) != self._base.shape(name):
                             whole.add(name)
@@ -106,7 +108,7 @@ class Merged(Mapping[str, torch.Tensor]):
                 advance(note=f"{len(specs)} tensors changed")
         self._check_ties(specs, far_ends)
         for name, raw in self._files.items():
-            if name not in self._home:
+            if name not in self._layer_of:
                 tensor = self._read(raw)
                 specs[name] = (tuple(tensor.shape), tensor.dtype)
                 whole.add(name)
@@ -119,7 +121,7 @@ class Merged(Mapping[str, torch.Tensor]):
     def _check_ties(self, specs: Mapping[str, Spec], far_ends: Mapping[str, torch.Tensor]) -> None:
         for far, near in self._base.tied.items():
             if far in far_ends:
-                near_end = self._merge(self._home[near])[near] if near in specs else None
+                near_end = self._merge(self._layer_of[near])[near] if near in specs else None
                 if near_end is None:
                     near_end = self._read(self._files[near]) if near in self._files else self._base.tensor(near)
                 alike = near_end.shape == far_ends[far].shape
@@ -130,21 +132,19 @@ class Merged(Mapping[str, torch.Tensor]):
                 raise one_end(self.file, near, far, self._base)
 
     def _merge(self, module: str) -> dict[str, torch.Tensor]:
-        """The tensors of one layer after PEFT merged a float32 copy of it, by the base's names.
+        """The tensors of one layer, by the base's names, after PEFT merged a float32 copy of the layer.
 
-        The last layer is kept: the experts of a mixture are many tensors of the files and one of the layer.
+        The last layer is cached: the experts of a mixture are many tensors of the files and one of the layer.
         """
         if self._latest is None or self._latest[0] != module:
             self._latest = None
-            self._latest = (module, self._merge_anew(module))
+            self._latest = (module, self._merge_copy(module))
         return self._latest[1]
 
     @torch.no_grad()
-    def _merge_anew(self, module: str) -> dict[str, torch.Tensor]:
-        from transformers.core_model_loading import revert_weight_conversion
-
+    def _merge_copy(self, module: str) -> dict[str, torch.Tensor]:
         layer: Any = copy.deepcopy(self._modules[module]).float()
-        with _in_words(self.file):
+        with _peft_errors(self.file):
             if hasattr(layer, "unload_and_optionally_merge_module"):
                 merged = layer.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
             else:
@@ -157,10 +157,7 @@ class Merged(Mapping[str, torch.Tensor]):
 
 
 def _peft_name(raw: str, names: Names, kind: str) -> str:
-    """The name in a file as PEFT gives it on this base; what belongs to no module keeps its own."""
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-    from peft.utils.peft_types import PeftType
-
+    """The name that PEFT gives a tensor of the file on this base. A tensor of no module keeps its name."""
     if raw.startswith("base_model.") and not raw.startswith(PREFIX):
         return raw
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftType(kind), "lora_")
@@ -169,10 +166,10 @@ def _peft_name(raw: str, names: Names, kind: str) -> str:
     return PREFIX + ".".join([names.module(".".join(parts[:cut])), *parts[cut:]])
 
 
-def _once(tensors: Mapping[str, torch.Tensor], base: Checkpoint) -> dict[str, torch.Tensor]:
-    """The tensors less trained tokens that repeat those of the other end of a tie: PEFT may write them for both ends.
+def _without_repeats(tensors: Mapping[str, torch.Tensor], base: Checkpoint) -> dict[str, torch.Tensor]:
+    """The tensors without trained tokens that repeat those of a tied tensor.
 
-    It has one tensor for the two when it loads them.
+    PEFT may write them for both of two tied tensors, and has one tensor for the two when it loads them.
     """
     kept = dict(tensors)
     for far, near in base.tied.items():
@@ -189,7 +186,7 @@ def _of_adapter(part: str, prefix: str) -> bool:
 
 
 def _filled(base: Checkpoint, whole: Mapping[str, torch.Tensor]) -> Any:
-    """A model of the base's class that holds its tensors as they are stored, and the ``whole`` ones in their place."""
+    """A model of the base's class with the base's tensors as stored, where the tensors in ``whole`` replace them."""
     model = copy.deepcopy(base.skeleton)
     in_memory = not any(parameter.is_meta for parameter in model.parameters())
     missing = set(model.state_dict()) - set(base.names()) - set(base.tied)
@@ -214,10 +211,7 @@ def _filled(base: Checkpoint, whole: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _resolved(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Names, folder: Path) -> dict[str, Any]:
-    """The config without patterns of its own: modules by their names, and each with its own rank and alpha."""
-    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
-    from peft.utils.peft_types import PeftType
-
+    """The config without regular expressions: modules are listed by name, each with its own rank and alpha."""
     where = str(folder / CONFIG_FILE)
     kind = PeftType(config["peft_type"])
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, "lora_")
@@ -232,21 +226,21 @@ def _resolved(config: Mapping[str, Any], tensors: Mapping[str, Any], names: Name
     forward = config.get("feedforward_modules")
     if not _is_plain(forward):
         resolved["feedforward_modules"] = [name for name in targets if matches(str(forward), name, where)]
-    # A pattern may name a parameter of a module too, such as the stacked experts of a layer.
+    # A pattern may also name a parameter of a module, such as the stacked experts of a layer.
     inside = [f".{name}" for name in config.get("target_parameters") or ()]
     named = targets + sorted(name for name in names.tensors if f".{name}".endswith(tuple(inside)))
     for key in _PATTERNS:
         patterns = config.get(key)
         if patterns and all(isinstance(value, int | float) for value in patterns.values()):
-            found = {name: value_for(name, patterns, None, f"{where}: {key}") for name in named}
-            resolved[key] = {re.escape(name): value for name, value in found.items() if value is not None}
+            values = {name: value_for(name, patterns, None, f"{where}: {key}") for name in named}
+            resolved[key] = {re.escape(name): value for name, value in values.items() if value is not None}
     if config["peft_type"] == "LORA":
         resolved |= _ranks(resolved, tensors, targets)
     return resolved
 
 
 def _ranks(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], targets: list[str]) -> dict[str, Any]:
-    """``r`` and ``rank_pattern`` as the factors in the file have them, which is what counts."""
+    """``r`` and ``rank_pattern`` according to the factors in the file, which decide."""
     ranks = {
         name: tensors[key].shape[0]
         for name in targets
@@ -265,7 +259,7 @@ def _module_of(raw: str, prefix: str) -> str | None:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether an option that PEFT may match as a pattern holds nothing but names (or PEFT's word for all layers)."""
+    """Whether an option that may be a pattern holds only plain names (or PEFT's word for all layers)."""
     if value is None or value == "all-linear":
         return True
     return isinstance(value, list) and all(isinstance(name, str) and _PLAIN.fullmatch(name) for name in value)
@@ -278,16 +272,11 @@ def _matching(pattern: Any, names: Names, where: str) -> list[str]:
 
 
 def _wrapped(model: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], file: Path) -> Any:
-    """The model with the adapter's layers in place and filled: every tensor of the file is used, and none lacks."""
-    from peft import PeftModel
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING
-    from peft.utils.peft_types import PeftType
-    from peft.utils.save_and_load import set_peft_model_state_dict
-
+    """The model with the adapter's layers, filled. Every tensor of the file is used, and none is missing."""
     kind = PeftType(config["peft_type"])
     known = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])}
-    # Some kinds draw numbers while they are built: the caller's draws must stay what they would have been.
-    with _in_words(file), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+    # Some kinds draw random numbers while they are built, which must not change the caller's random state.
+    with _peft_errors(file), warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         settings = PEFT_TYPE_TO_CONFIG_MAPPING[kind](**{key: value for key, value in config.items() if key in known})
@@ -297,37 +286,36 @@ def _wrapped(model: Any, config: Mapping[str, Any], tensors: Mapping[str, torch.
     prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(kind, "lora_")
     if result.unexpected_keys:
         raise UserError(
-            f"{file}: {len(result.unexpected_keys)} tensors find no place in the base, "
-            f"'{result.unexpected_keys[0]}' for one: name the base that the adapter was trained on"
+            f"{file}: {len(result.unexpected_keys)} tensors have no place in the base, "
+            f"'{result.unexpected_keys[0]}' for example: name the base that the adapter was trained on"
         )
-    lacking = [key for key in result.missing_keys if prefix in key and _ADAPTER in key and not _shared(key)]
-    if lacking:
-        raise UserError(f"{file} lacks '{lacking[0]}' ({len(lacking)} tensors in all): the adapter is incomplete")
+    missing = [key for key in result.missing_keys if prefix in key and _ADAPTER in key and not _shared(key)]
+    if missing:
+        raise UserError(
+            f"{file} does not have '{missing[0]}' ({len(missing)} tensors in all): the adapter is incomplete"
+        )
     return peft.eval()
 
 
 def _shared(key: str) -> bool:
-    """Whether a layer's tensor is another name of one that the whole adapter shares."""
+    """Whether a layer's tensor is one that all layers of the adapter share."""
     return any(part in key for part in ("vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d."))
 
 
 def _wrappers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that PEFT put in place of the base's, by the names of those; not the ones inside of others."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    found: dict[str, nn.Module] = {}
+    """The layers with which PEFT replaced the base's, by their names; not those inside of others."""
+    wrappers: dict[str, nn.Module] = {}
     kinds: Any = (BaseTunerLayer, AuxiliaryTrainingWrapper)
     latest = None
     for name, module in model.named_modules():
         if isinstance(module, kinds) and not (latest and name.startswith(latest)):
-            found[name] = module
+            wrappers[name] = module
             latest = f"{name}."
-    return found
+    return wrappers
 
 
-class _in_words:
-    """Turns what PEFT raises into a :class:`UserError` that names the file."""
+class _peft_errors:
+    """Turns an error of PEFT into a :class:`UserError` that names the file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -337,8 +325,8 @@ class _in_words:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, UserError):
-            said = " ".join(str(error).split())[:300] or type(error).__name__
+            message = " ".join(str(error).split())[:300] or type(error).__name__
             raise UserError(
-                f"{self.file}: PEFT cannot merge this adapter into its base ({said}). If it can where the adapter was "
-                f"trained, merge it there (merge_and_unload, save_pretrained) and zip the result as --tuned."
+                f"{self.file}: PEFT cannot merge this adapter into its base ({message}). If it can where the adapter "
+                f"was trained, merge it there (merge_and_unload, save_pretrained) and zip the result as --tuned."
             ) from error

@@ -1,4 +1,4 @@
-"""``delta.json``: what a delta folder holds, and for which base."""
+"""``delta.json``, the card of a delta folder: what the folder holds, and for which base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skillweave.files.read import is_file, read_card_file
 from skillweave.files.recover import settle
 from skillweave.files.values import Flag, Free, Line, Shape, Size, TensorName, Version
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a card is read without waiting for torch
     import torch
 
 SCHEMA_VERSION = 2
@@ -31,16 +31,18 @@ class _Strict(BaseModel):
 
 
 class BaseRef(_Strict):
-    """The base a delta or a pack belongs on: the name it was opened by, and the fingerprint that decides."""
+    """The base that a delta or a pack belongs on: the name it was opened by, and its fingerprint, which decides."""
 
     ref: Annotated[str, Field(max_length=4096)]
     fingerprint: Line
 
 
 class TensorEntry(_Strict):
-    """One changed tensor. ``dtype`` is that of the tensor a reader gets; ``lora`` is computed from two factors.
+    """One changed tensor.
 
-    ``rows``: the leading ``shared`` rows are a difference, those behind are rows of added tokens, as tuned.
+    ``stored`` is what the file holds: a ``difference`` from the base's tensor; the tuned tensor ``whole``; two ``lora``
+    factors; or ``rows``, where the first ``shared`` rows are a difference and the others are added tokens, as tuned.
+    ``shape`` and ``dtype`` are those of the tensor that a reader gets.
     """
 
     stored: Literal["difference", "whole", "lora", "rows"]
@@ -52,10 +54,10 @@ class TensorEntry(_Strict):
 
 
 class DeltaCard(_Strict):
-    """The whole of ``delta.json``. ``files`` gives the SHA-256 of every other file of the delta.
+    """The content of ``delta.json``. ``files`` holds the SHA-256 of every other file of the delta.
 
-    ``from_base`` names files of the base's tokenizer that the carried ones are completed with, and what they must mean
-    (:func:`skillweave.delta.carry.meaning_digest`).
+    ``from_base`` names files of the base's tokenizer that complete the carried ones, with a digest of what they must
+    mean (:func:`skillweave.delta.carry.meaning_digest`).
     """
 
     schema_version: Version = SCHEMA_VERSION
@@ -67,7 +69,7 @@ class DeltaCard(_Strict):
     provenance: Free
 
     def to_values(self) -> dict[str, Any]:
-        """The values of ``delta.json``, with the oldest schema version that can say them all."""
+        """The values of ``delta.json``, with the oldest schema version that can express them."""
         newer = any(entry.stored == "rows" for entry in self.entries.values())
         newer = newer or bool(self.from_base) or any(name.count("/") > 1 for name in self.files)
         values = self.model_dump(mode="json", exclude=set() if self.from_base else {"from_base"})
@@ -89,12 +91,12 @@ def is_delta(folder: str | Path) -> bool:
 
 
 def read_card(folder: Path) -> DeltaCard:
-    """Read and check ``delta.json``; a missing, newer or damaged one is a :class:`UserError`."""
+    """Read and check ``delta.json``. Raises :class:`UserError` if it is missing, newer or damaged."""
     settle(folder)
     path = folder / DELTA_FILE
     if not path.is_file():
         hint = (
-            f"it is a PEFT adapter that names no fingerprint: open it with Delta.from_lora('{folder}', base)"
+            f"it is a PEFT adapter without a fingerprint: open it with Delta.from_lora('{folder}', base)"
             if (folder / "adapter_config.json").is_file()
             else "name the folder that a delta was saved in"
         )

@@ -1,47 +1,50 @@
-"""A delta in its folder: its files are checked against its card, and its tensors are read when they are asked for."""
+"""Read the tensors of a saved delta on access, and check its files against its card."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from skillweave.base.safetensors_io import Spec, open_safetensors
+from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.arithmetic import finite
 from skillweave.delta.carry import FOLDER
 from skillweave.delta.schema import AGAIN, DELTA_FILE, DeltaCard, dtype_name
+from skillweave.delta.source import TensorSource
 from skillweave.errors import UserError
 from skillweave.files.folder import named_shortly
 
 _WEIGHTS = re.compile(r"delta(-\d{5}-of-\d{5})?\.safetensors")
 
 
-class StoredTensors(Mapping[str, torch.Tensor]):
-    """Tensors in the safetensors files of a delta folder, read on access."""
+class StoredTensors(TensorSource):
+    """The tensors of a delta of the kind "full" in its folder, read on access.
 
-    def __init__(self, folder: Path, files: Mapping[str, str]) -> None:
-        self._folder, self._files = folder, files
+    ``files`` maps file names to paths; their hashes are checked already. Raises :class:`UserError` where the files do
+    not hold the tensors that the card describes, and on access for a tensor with NaN or infinity.
+    """
+
+    def __init__(self, folder: Path, card: DeltaCard, files: Mapping[str, Path]) -> None:
+        check_entries(card, {name: read_headers(path) for name, path in files.items()}, folder)
+        self._paths = {name: folder / entry.file for name, entry in card.entries.items()}
+        self._tensors = TensorFiles(self._paths)
+        self.specs = {name: (entry.shape, getattr(torch, entry.dtype)) for name, entry in card.entries.items()}
+        self.whole = frozenset(name for name, entry in card.entries.items() if entry.stored == "whole")
+        self.rows = {name: entry.shared for name, entry in card.entries.items() if entry.shared is not None}
+        self.where = str(folder)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        file = self._folder / self._files[name]
-        with open_safetensors(file) as handle:
-            tensor = handle.get_tensor(name)
+        tensor = self._tensors.read(name)
         if tensor.is_floating_point() and not finite(tensor.float() if tensor.itemsize == 1 else tensor):
-            raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
+            raise UserError(f"{self._paths[name]}: the tensor '{name}' holds NaN or infinity. {AGAIN}")
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
-    """The files of tensors, name -> SHA-256, each of a kind that may lie in a delta, and each named for a reason."""
+    """The files of a delta that hold tensors: name -> SHA-256. Raises :class:`UserError` for any other file."""
     weights = {file for file in card.files if not file.startswith(f"{FOLDER}/")}
     if card.kind == "lora":
         odd = weights ^ {CONFIG_FILE, WEIGHTS_FILE}
@@ -54,8 +57,8 @@ def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
     for name, entry in card.entries.items():
         if entry.file not in weights - {CONFIG_FILE}:
             raise UserError(
-                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is no file of tensors that 'files' names. "
-                f"{AGAIN}"
+                f"{folder / DELTA_FILE}: entries.{name}.file: '{entry.file}' is not a file of tensors that 'files' "
+                f"names. {AGAIN}"
             )
         if (entry.stored == "lora") > (card.kind == "lora") or (card.kind == "full" and entry.transposed):
             raise UserError(f"{folder / DELTA_FILE}: entries.{name}: a delta of the kind 'full' has no LoRA. {AGAIN}")
@@ -63,11 +66,11 @@ def weight_files(card: DeltaCard, folder: Path) -> dict[str, str]:
 
 
 def check_entries(card: DeltaCard, files: Mapping[str, Mapping[str, Spec]], folder: Path) -> None:
-    """Raise unless each of the ``files`` holds the tensors that the card puts there, as it describes them, alone."""
+    """Raise unless each of the ``files`` (name -> specs) holds exactly the tensors that the card describes."""
     for name, entry in card.entries.items():
         file, specs = folder / entry.file, files[entry.file]
         if name not in specs:
-            raise UserError(f"{file} lacks the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
+            raise UserError(f"{file} does not have the tensor '{name}' that {DELTA_FILE} names. {AGAIN}")
         shape, dtype = specs[name]
         if (shape, dtype_name(dtype)) != (entry.shape, entry.dtype):
             raise UserError(

@@ -7,25 +7,31 @@ import shutil
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from skillweave.artefact import atomic_folder
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
+from skillweave.base.folder import CONFIG, INDEX
 from skillweave.base.open import as_dtype, resolve
 from skillweave.base.quantised import QUANTISATION
 from skillweave.base.safetensors_io import SHARD_BYTES, Spec, plan_files, spec_bytes, write_stream
-from skillweave.delta.carry import GENERATION_FILE, TEMPLATES_FOLDER, TOKENIZER_FILES, check_from_base, write_carried
+from skillweave.delta.carry import (
+    GENERATION_FILE,
+    TEMPLATES_FOLDER,
+    TOKENIZER_FILES,
+    Carried,
+    check_from_base,
+    write_carried,
+)
+from skillweave.delta.delta import Delta
 from skillweave.delta.schema import dtype_name
 from skillweave.files.disk import check_room
 from skillweave.files.folder import check_regular
 from skillweave.files.read import read_json
 from skillweave.progress import bar
-
-if TYPE_CHECKING:
-    from skillweave.delta.delta import Delta
 
 _COPIED = {".json", ".jinja", ".txt", ".model"}
 
@@ -40,58 +46,49 @@ def write_tuned(
 ) -> Path:
     """Write the tuned model that ``delta`` makes of its base; return the folder.
 
-    The folder (replaced whole, atomically) opens with ``from_pretrained`` anywhere: weights in ``dtype`` (None: the
-    base's dtypes, to which a small delta on bfloat16 weights is rounded coarsely), in files of at most
-    ``shard_bytes``; config, generation config, tokenizer and chat template of the base, or the tuned
-    ones that the delta carries. Needs the memory of one tensor. Raises :class:`UserError` for another base.
+    The folder (replaced whole, atomically) opens with ``from_pretrained`` anywhere. It holds
+
+    - weights in ``dtype`` (None: the base's dtypes, to which a small delta on bfloat16 weights is rounded coarsely), in
+      files of at most ``shard_bytes``;
+    - config, generation config, tokenizer and chat template of the base, or the tuned ones that the delta carries.
+
+    Needs the memory of one tensor. Raises :class:`UserError` for another base.
     """
     folder, out = resolve(base_ref), Path(out)
     delta.check_base(fingerprint(folder), str(base_ref))
     base = Checkpoint(folder)
-    delta.check_fits(base)
-    wanted = as_dtype(dtype)
-
-    if delta.carried.from_base:  # what is missing is told before anything is written
+    tuned = delta.on(base, as_dtype(dtype))
+    if delta.carried.from_base:  # a file that the base lacks is an error before anything is written
         check_from_base(delta.carried, folder)
 
-    def written(name: str) -> torch.dtype:
-        stored = base.dtype(name)
-        return wanted if wanted is not None and stored.is_floating_point else stored
-
-    specs = {name: (delta.shape(name) if name in delta else base.shape(name), written(name)) for name in base.names()}
+    specs = {tuned.file_name(name): (tuned.shape(name), tuned.dtype(name)) for name in tuned.names()}
+    name_of = {tuned.file_name(name): name for name in tuned.names()}
     total = sum(map(spec_bytes, specs.values()))
     check_room(out, total, f"the model {out.name}")
     files = plan_files(specs, "model", shard_bytes)
-    stored = {name: base.file_name(name) for name in specs}
-    names_of = {there: name for name, there in stored.items()}
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
 
-        def read(there: str) -> torch.Tensor:
+        def read(file_name: str) -> torch.Tensor:
             advance()
-            name = names_of[there]
-            if name not in delta:
-                return base.tensor(name).to(written(name))
-            return delta.laid_on(name, base.tensor(name).to(written(name)))
+            return tuned.tensor(name_of[file_name])
 
         for file, names in files.items():
-            write_stream(temporary / file, {stored[name]: specs[name] for name in names}, read)
+            write_stream(temporary / file, {name: specs[name] for name in names}, read)
         if len(files) > 1:
-            index = {
-                "metadata": {"total_size": total},
-                "weight_map": {stored[name]: file for file, names in files.items() for name in names},
-            }
-            _write(temporary / "model.safetensors.index.json", index)
-        _copy_side_files(folder, temporary, delta)
-        config = read_json(temporary / "config.json")
-        if base.dequantised:  # the tensors are numbers now
+            weight_map = {name: file for file, names in files.items() for name in names}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            _write_json(temporary / INDEX, index)
+        _copy_side_files(folder, temporary, delta.carried)
+        config = read_json(temporary / CONFIG)
+        if base.dequantised:  # codes became plain numbers
             config = {key: value for key, value in config.items() if key not in QUANTISATION}
         config = with_dtype(config, main_dtype(specs))
-        _write(temporary / "config.json", with_vocabulary(config, delta.vocabulary_size(base)))
+        _write_json(temporary / CONFIG, with_vocabulary(config, tuned.token_rows))
     return out
 
 
 def main_dtype(specs: Mapping[str, Spec]) -> torch.dtype | None:
-    """The float dtype in which most numbers are written; None where there is none."""
+    """The floating-point dtype of most numbers; None if there are no floating-point tensors."""
     numbers: Counter[torch.dtype] = Counter()
     for shape, dtype in specs.values():
         if dtype.is_floating_point:
@@ -100,9 +97,9 @@ def main_dtype(specs: Mapping[str, Spec]) -> torch.dtype | None:
 
 
 def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, Any]:
-    """A model's config that names one dtype: ``dtype``, under the keys that it has, in configs inside it too.
+    """A copy of a model's config, and of the configs inside it, with ``dtype`` under the keys that it has.
 
-    Older readers know ``torch_dtype`` and newer ones ``dtype``: two keys that disagree mean two models.
+    Older readers use ``torch_dtype`` and newer ones ``dtype``. If the two disagreed, they would open different models.
     """
     if dtype is None:
         return config
@@ -118,7 +115,7 @@ def with_dtype(config: dict[str, Any], dtype: torch.dtype | None) -> dict[str, A
 
 
 def with_vocabulary(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    """A model's config with that ``vocab_size``, wherever the config has it; None leaves it as it is."""
+    """A copy of a model's config with ``rows`` as ``vocab_size``, wherever the config has it; None changes nothing."""
     if rows is None:
         return config
     inner = config.get("text_config")
@@ -127,21 +124,22 @@ def with_vocabulary(config: dict[str, Any], rows: int | None) -> dict[str, Any]:
     return {**config, "vocab_size": rows} if "vocab_size" in config or inner is None else config
 
 
-def _copy_side_files(base: Path, out: Path, delta: Delta) -> None:
-    replaced: set[str] = {GENERATION_FILE} & set(delta.carried.files)
-    if delta.carried.has_tokenizer:
+def _copy_side_files(base: Path, out: Path, carried: Carried) -> None:
+    """Copy config, generation config, tokenizer and licences of ``base`` to ``out``, replaced by what is carried."""
+    replaced: set[str] = {GENERATION_FILE} & set(carried.files)
+    if carried.has_tokenizer:
         replaced |= set(TOKENIZER_FILES)
     for file in base.iterdir():
         weights = file.name.endswith(".index.json")
         if file.is_file() and file.suffix in _COPIED and not weights and file.name not in replaced:
             check_regular(file, base)
             shutil.copyfile(file, out / file.name)
-    if (base / TEMPLATES_FOLDER).is_dir() and not delta.carried.has_tokenizer:
+    if (base / TEMPLATES_FOLDER).is_dir() and not carried.has_tokenizer:
         (out / TEMPLATES_FOLDER).mkdir()
         for file in (base / TEMPLATES_FOLDER).glob("*.jinja"):
             shutil.copyfile(file, out / TEMPLATES_FOLDER / file.name)
-    write_carried(delta.carried, base, out)
+    write_carried(carried, base, out)
 
 
-def _write(path: Path, value: object) -> None:
+def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Open a weave, a pack, a delta or a plain model by name, and let it answer in this process."""
+"""Engines generate tokens. The local engine opens a weave, a pack, a delta or a plain model in this process."""
 
 from skillweave.engine.local import LocalEngine, open_engine
 

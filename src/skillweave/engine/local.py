@@ -1,11 +1,11 @@
-"""The local engine: opens whatever is named as a weave in this process, and streams answers."""
+"""The local engine: it opens whatever the user names as a weave in this process."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from transformers import TextStreamer
@@ -16,18 +16,18 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
-from skillweave.weave import AUTO, BASE, Reply, Weave, is_weave
+from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave
 
 
-class _FileStreamer(TextStreamer):
-    """Writes the text of an answer to a file as its tokens are generated, without the prompt and the end token."""
+class _ToFile(TextStreamer):
+    """Writes decoded text to a file object while it is generated."""
 
-    def __init__(self, tokenizer: Any, file: TextIO, stops: Collection[int]) -> None:
+    def __init__(self, tokenizer, file: TextIO, stops: Collection[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self._file, self._stops = file, stops
 
     def put(self, value: torch.Tensor) -> None:
-        # Decoding skips special tokens, but an end token may be an ordinary one.
+        # Decoding does not skip every end token.
         if self.next_tokens_are_prompt or value.tolist()[-1] not in self._stops:
             super().put(value)
 
@@ -38,25 +38,31 @@ class _FileStreamer(TextStreamer):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """An opened weave, and the pack that answers if the user names none.
+    """An open weave, and ``default``: the pack that answers when the user names none.
 
-    ``default`` is a pack's name, ``AUTO`` (the router chooses), or None (the plain base).
+    A pack is a name, :data:`~skillweave.weave.AUTO` (the router chooses), or None for the plain base.
     """
 
     weave: Weave
     default: str | None
 
-    def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
-        """Answer one prompt, and write the answer to ``file`` while it is generated.
+    def pack_named(self, name: str | None) -> str | None:
+        """The pack that a user's option means: ``base`` is the plain base, a missing option is :attr:`default`."""
+        if name is None:
+            return self.default
+        return None if name == BASE else name
 
-        ``pack`` is as in :meth:`Weave.generate`. The pack that the router chooses is printed on the console.
+    def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
+        """Answer one prompt and write the text to ``file`` while it is generated.
+
+        If the router chooses the pack, a note on the console says which.
         """
         route = self.weave.choose([prompt], [pack])[0]
         if route.confidence is not None:
             console.print(f"route: {route.pack or BASE} ({100 * route.confidence:.0f}%)", style="dim")
         voice = self.weave.voice(route.pack)
-        streamer = _FileStreamer(voice.tokenizer, file, voice.stops(self.weave.base.model))
-        return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
+        streamer = _ToFile(voice.tokenizer, file, voice.stops(self.weave.base.model))
+        return self.weave.answer([Request(prompt, route.pack, sampling)], streamer=streamer)[0]
 
 
 def open_engine(
@@ -64,9 +70,8 @@ def open_engine(
 ) -> LocalEngine:
     """Open a weave, skillpack or delta folder, or a model by any reference that ``open_base`` takes.
 
-    By default a weave with a router lets the router choose, a skillpack folder answers with its pack, and everything
-    else answers as it is. ``base`` replaces the reference to the base that an artefact holds, for a base that is in
-    another place now. A delta is applied in float32 unless ``dtype`` is given. Raises :class:`UserError`.
+    A weave answers through its router, the folder of a pack with that pack, everything else as it is. ``base`` replaces
+    the base that an artefact names, if that base lies elsewhere. Raises :class:`UserError`.
     """
     folder = Path(target)
     if is_weave(folder):
@@ -86,6 +91,6 @@ def open_engine(
 
 
 def _tuned(delta: Delta, base: str | None, dtype: str | None, device: str | None) -> Base:
-    # In float32 the sum of base and delta is not rounded to the base's dtype.
+    # float32 by default, so that the sum of base and delta is not rounded back to the base's dtype.
     opened = open_base(base or delta.base_ref, dtype=dtype or "float32", device=device)
     return delta.apply(opened, in_place=True)

@@ -9,8 +9,9 @@ from typing import Any, cast
 from skillweave.base.chat import (
     Message,
     Prompt,
+    PromptOrIds,
     as_messages,
-    check_told,
+    check_complete,
     is_token_ids,
     rendered,
     rendered_ids,
@@ -71,14 +72,14 @@ class CallFormat:
         self._end = turn_end(tokenizer)
         self._tool_role = self._writes_tool_role()
 
-    def prompt_ids(self, prompt: Prompt | Sequence[int]) -> list[int]:
+    def prompt_ids(self, prompt: PromptOrIds) -> list[int]:
         """Token ids of the prompt with the description of the tools, up to where the model writes.
 
-        A prompt that is given as token ids is returned as it is. Raises :class:`UserError` if the template refuses the
-        prompt's roles, and for a prompt that brings tools of its own, because these cannot be run.
+        Raises :class:`UserError` if the template refuses the prompt's roles, for a prompt of token ids, to which no
+        description can be added, and for a prompt that brings tools of its own, because these cannot be run.
         """
         if is_token_ids(prompt):
-            return list(prompt)
+            raise UserError("a prompt of token ids cannot be told of tools: give its text or its messages")
         prompt = cast(Prompt, prompt)
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
@@ -88,7 +89,7 @@ class CallFormat:
             described = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [described, *messages[len(system) :]]
         text = self._render(messages, tools=self._tools)
-        check_told(self.tokenizer, messages, self._tools or (), text)
+        check_complete(self.tokenizer, messages, self._tools or (), text)
         return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from skillweave.base.chat import Prompt
+from skillweave.base.chat import PromptOrIds
 from skillweave.base.defaults import HONOURED_WITH_TOOLS
 from skillweave.base.defaults import model_defaults as defaults_of
 from skillweave.base.generate import check_prompt, context_length
@@ -141,7 +141,7 @@ class Episode:
 def begin(
     model: Any,
     call_format: CallFormat,
-    prompts: Sequence[Prompt | Sequence[int]],
+    prompts: Sequence[PromptOrIds],
     *,
     seeds: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,

@@ -4,7 +4,7 @@ It is started as ``python -I -S -B process_child.py IN OUT``. It locks itself in
 file and imports only the standard library. For each JSON line that it reads from the pipe IN, it writes one to the pipe
 OUT, with the token of the request. Code that runs here shares the process with this loop, and with effort it can write
 anything to OUT. That changes only the values that it returns: nothing here knows which values are right, because
-:mod:`skillweave.tasks.verifiers.code_judge` compares them in the parent process.
+:mod:`skillweave.tasks.verifiers.code_run` compares them in the parent process.
 """
 
 from __future__ import annotations

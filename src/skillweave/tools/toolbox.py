@@ -230,7 +230,7 @@ class Session:
         return twin
 
     def _renew(self, name: str) -> None:
-        """Replace the function of a tool that was left behind by a new one in the same state: the old one may still run."""
+        """Replace the function of a tool that was left behind, because it may still run, by one in the same state."""
         done = self._done.pop(name, [])
         self._functions[name] = self._tools[name].make()
         self.replay([done])

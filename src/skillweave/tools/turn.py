@@ -81,9 +81,9 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
     ``<function=name>`` with JSON or with ``<parameter=key>``; GLM's ``<arg_key>``. The end mark may be missing at the
     end of the turn, and the JSON may have small errors (:func:`~skillweave.tools.lenient.read_json`).
 
-    ``tools`` are the schemas of the tools that the model was told about. They give values their types, in the forms that
-    write all values as text. With them, a turn without any mark is also a call if it is only a JSON object with the name
-    of one of these tools and its arguments, as Llama 3.1 writes it.
+    ``tools`` are the schemas of the tools that the model was told about. They give values their types, in the forms
+    that write all values as text. With them, a turn without any mark is also a call if it is only a JSON object with
+    the name of one of these tools and its arguments, as Llama 3.1 writes it.
 
     The thoughts of a reasoning model are not part of the turn: a call that it drafts there is not made. With
     ``thoughts="keep"`` they are read like the rest.

@@ -1,9 +1,9 @@
 """Take values out of the sandbox: they are flattened inside it, within limits, and read here.
 
 A list that holds one text a thousand times is small inside the interpreter, and large as soon as it is written out. A
-tuple that holds the same tuple twice, fifty levels deep, takes forever to hash. So a value never leaves as it is. Code of
-ours (``_SETUP``), under names that the judged code cannot mention, walks the value inside the interpreter, within the
-interpreter's limits, and returns a flat list of plain items of bounded size. :func:`read_value` rebuilds the tree.
+tuple that holds the same tuple twice, fifty levels deep, takes forever to hash. So a value never leaves as it is. Code
+of ours (``_SETUP``), under names that the judged code cannot mention, walks the value inside the interpreter, within
+the interpreter's limits, and returns a flat list of plain items of bounded size. :func:`read_value` rebuilds the tree.
 """
 
 from __future__ import annotations

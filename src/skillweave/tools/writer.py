@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from skillweave.base.batching import by_length, pad_left, pad_right
 from skillweave.base.ends import stop_tokens
-from skillweave.base.generate import check_scores, pad_left
+from skillweave.base.generate import check_scores
 from skillweave.base.voice import padding_id
 
 _ENOUGH_DONE = 0.25
@@ -31,8 +32,8 @@ class Writer:
     - ``top_p``: and of these, among the most probable tokens that reach this probability together
     - ``repetition_penalty``: makes tokens less probable that are already in the context; 1: no penalty
     - ``batch_size``: most rows of one batch
-    - ``share``: compute a context once if it is the beginning of another one, or equal to it. If the model's cache holds
-      more than keys and values (a sliding window, a state), each context is computed by itself.
+    - ``share``: compute a context once if it is the beginning of another one, or equal to it. If the model's cache
+      holds more than keys and values (a sliding window, a state), each context is computed by itself.
     - ``around()``: a context manager that is entered around the model's calls, for example autocast
 
     ``stops`` are the token ids that end a turn.
@@ -69,12 +70,10 @@ class Writer:
 
         Raises :class:`~skillweave.base.generate.NoProbabilities` if the model gives NaN or infinity.
         """
-        order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index]))
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for rows in by_length([len(context) for context in contexts], self.batch_size):
                 turns = self._batch(
                     [contexts[row] for row in rows], [room[row] for row in rows], [seeds[row] for row in rows]
                 )
@@ -143,7 +142,7 @@ class Writer:
         if self.share:
             roots, root_of = longest(heads)
             if len(roots) < len(heads):
-                cache = self._forward(*_pad_right(roots, self._pad, self.model.device))
+                cache = self._forward(*pad_right(roots, self._pad, self.model.device))
                 if all(type(layer) is DynamicLayer for layer in cache.layers):
                     return self._spread(cache, root_of, [len(head) for head in heads])
         ids, mask = pad_left(heads, self._pad, self.model.device)
@@ -184,8 +183,8 @@ def less_likely(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
 def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
     """One token for each row, int64 (N,), from ``logits`` float32 (N, V).
 
-    It is the token at which the cumulative probability exceeds ``chance`` (N,), a number in [0, 1). With ``temperature``
-    0 it is the most probable token.
+    It is the token at which the cumulative probability exceeds ``chance`` (N,), a number in [0, 1). With
+    ``temperature`` 0 it is the most probable token.
     """
     if temperature == 0:
         return logits.argmax(dim=-1)
@@ -219,10 +218,3 @@ def longest(heads: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[i
 
 def _stream(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _pad_right(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in sequences], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences], device=device)
-    return ids, mask

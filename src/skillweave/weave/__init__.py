@@ -1,4 +1,4 @@
-"""The packed model (many packs on one base, each row of a batch with its own), the router, and the weave's folder."""
+"""Many packs on one base: the packed model (each row of a batch has its own pack), the router, the weave folder."""
 
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,10 @@ __getattr__ = lazily(
     __name__,
     {
         "card": "WeaveCard is_weave read_card",
-        "packed_model": "PackedModel",
-        "request": "AUTO Conversation Reply Request",
         "router": "BASE Route Router background_prompts check_layer fit_router",
+        "request": "AUTO Conversation Reply Request",
         "weave": "Weave",
+        "packed_model": "PackedModel",
     },
 )
 

@@ -7,16 +7,14 @@ base's stored dtype first, and only then cast to the dtype in which it is served
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from skillweave.base import Base, Checkpoint, fingerprint, resolve
-from skillweave.base.fingerprint import hash_tensors
 from skillweave.delta import Delta
 from skillweave.delta.schema import AGAIN, DELTA_FILE, is_delta
 from skillweave.delta.schema import read_card as read_delta_card
-from skillweave.delta.voice import carried_generation, carried_tokenizer
+from skillweave.delta.tuned import tuned_base
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.hashes import shortened
@@ -27,37 +25,14 @@ FOLDER = "backbone"
 """The folder of the delta in the weave."""
 
 
-class _Tuned(Checkpoint):
-    """The tensors of base + delta, read one at a time, as :func:`~skillweave.delta.write_tuned` writes them."""
-
-    def __init__(self, base: Path, delta: Delta) -> None:
-        super().__init__(base)
-        self._delta = delta
-        delta.check_fits(self)
-
-    def tensor(self, name: str) -> torch.Tensor:
-        stored = super().tensor(name)
-        if name not in self._delta:
-            return stored
-        return self._delta.laid_on(name, stored)
-
-
-def tuned_fingerprint(base: Path, delta: Delta) -> str:
-    """The fingerprint of the folder that ``write_tuned`` would write. Nothing is written; memory is that of one tensor.
-
-    ``base`` is the Hugging Face folder of the base of ``delta``. Raises :class:`UserError` if the delta does not fit.
-    """
-    return hash_tensors(_Tuned(base, delta))
-
-
 def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
     """The base that ``delta`` names. Raises :class:`UserError` unless base + delta is ``backbone``."""
     path = resolve(delta.base_ref)
     delta.check_base(fingerprint(path), delta.base_ref)
-    if (actual := tuned_fingerprint(path, delta)) != backbone.fingerprint:
-        made, wanted = shortened(actual, backbone.fingerprint)
+    if (made := fingerprint(delta.on(Checkpoint(path)))) != backbone.fingerprint:
+        shown, wanted = shortened(made, backbone.fingerprint)
         raise UserError(
-            f"the backbone's delta makes {made} of {delta.base_ref}, and {backbone.ref} is {wanted}: "
+            f"the backbone's delta makes {shown} of {delta.base_ref}, and {backbone.ref} is {wanted}: "
             "give the model that the delta makes (skillweave.delta.write_tuned writes "
             f"it), or the delta that made this one"
         )
@@ -81,11 +56,10 @@ def read_backbone(weave: Path, card: WeaveCard) -> Delta:
     return Delta.from_pretrained(weave / FOLDER)
 
 
-@torch.no_grad()
 def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
     """Add the weave's delta to ``base`` in place, and return the result: the backbone.
 
-    ``base`` is open in any dtype, with the values of its files. Raises :class:`UserError`, and then changes nothing,
+    ``base`` is open in any dtype, with the values of its files. Raises :class:`UserError`, before anything is changed,
     if the delta belongs on another base, or base + delta does not have the fingerprint ``expected``.
     """
     delta = read_backbone(weave, card)
@@ -94,21 +68,14 @@ def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
             f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was replaced. "
             f"Copy or build the weave again."
         )
-    tuned = _Tuned(base.path, delta)
-    if (actual := hash_tensors(tuned)) != expected:
-        made, wanted = shortened(actual, expected)
+    # The sum uses the files, not the model in memory: each tensor is summed as stored, then cast to the model's dtype.
+    tuned = delta.on(base.checkpoint)
+    if (made := fingerprint(tuned)) != expected:
+        shown, wanted = shortened(made, expected)
         raise UserError(
-            f"{weave / FOLDER} makes {made} of {base.ref}, and weave.json names {wanted}: it is "
+            f"{weave / FOLDER} makes {shown} of {base.ref}, and weave.json names {wanted}: it is "
             f"another backbone than the packs were made on. Copy or build the weave again."
         )
-    model = base.model
-    delta.check_fits(Checkpoint(model))
-    if (rows := delta.vocabulary_size(tuned)) is not None:
-        model.resize_token_embeddings(rows, mean_resizing=False)
-    state = model.state_dict()
-    for name in delta.names():
-        state[name].copy_(tuned.tensor(name))
-    tokenizer, generation = carried_tokenizer(delta.carried, base), carried_generation(delta.carried)
-    if generation is not None:
-        model.generation_config = generation
-    return Base(model, tokenizer, expected, f"{base.ref} with {weave / FOLDER}", base.path, in_memory=True)
+    delta.on(Checkpoint(base.model))  # raises if the model in memory does not have the tensors of its files
+    opened = tuned_base(base, tuned, delta.carried, in_place=True, known_fingerprint=expected)
+    return replace(opened, ref=f"{base.ref} with {weave / FOLDER}")

@@ -63,7 +63,7 @@ def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Pat
         say_once(f"{given}: {named_shortly(left)} is not named by the pack's card and was not copied")
 
 
-def open_backbone(
+def open_base_of(
     folder: Path,
     card: WeaveCard,
     base: Base | str | Path | None,

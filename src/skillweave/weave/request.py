@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from skillweave.base import Prompt, Sampling
+from skillweave.base import Sampling
+from skillweave.base.chat import PromptOrIds
 from skillweave.tools.conversation import Ending, OpenTools
 
 AUTO = "auto"
@@ -17,7 +17,7 @@ AUTO = "auto"
 class Request:
     """One prompt to be answered.
 
-    - ``prompt``: a text, messages, or token ids, which are used as they are
+    - ``prompt``: a text, messages, or (without tools) token ids, which are used as they are
     - ``pack``: the name of a pack, :data:`AUTO`, or None for the plain base
     - ``sampling``: how tokens are chosen, and without tools also the longest answer and the batch size; one sample
     - ``tools``: the tools that may be called, or None; their settings hold the limits and the batch size of
@@ -27,7 +27,7 @@ class Request:
     sampling are drawn batch by batch, so their draws depend on the batch.
     """
 
-    prompt: Prompt | Sequence[int]
+    prompt: PromptOrIds
     pack: str | None = None
     sampling: Sampling = field(default_factory=Sampling)
     tools: OpenTools | None = None

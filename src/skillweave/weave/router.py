@@ -21,17 +21,18 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from skillweave.artefact import atomic_folder, write_json, write_tensors
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Prompt
-from skillweave.base.generate import encode_prompts, pad_left
+from skillweave.base.batching import by_length, pad_left
+from skillweave.base.chat import PromptOrIds
+from skillweave.base.generate import encode_prompts
+from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
-from skillweave.files.read import read_card_file, regular_file
+from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Version
 from skillweave.pack.schema import check_name
 from skillweave.weave.card import ROUTER_FILE
@@ -126,7 +127,7 @@ class Router:
         """Write ``router.json`` and ``router.safetensors`` (the folder is replaced whole)."""
         with atomic_folder(folder) as temporary:
             tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "spread": self.spread}
-            write_tensors(temporary / DATA_FILE, tensors, {})
+            write_tensors(temporary / DATA_FILE, tensors)
             card = RouterCard(
                 classes=self.classes,
                 layer=self.layer,
@@ -150,10 +151,7 @@ class Router:
                 raise UserError(f"{reader.path / ROUTER_FILE}: files: expected the hash of {DATA_FILE} alone. {_AGAIN}")
             reader.verified(card.files)
         data = reader.file(DATA_FILE)
-        try:
-            tensors = load_file(regular_file(data))
-        except SafetensorError as error:
-            raise UserError(f"{data} is damaged ({error}). {_AGAIN}") from error
+        tensors = read_tensors(data)
         _check_tensors(tensors, len(card.classes), data)
         return cls(card.classes, **tensors, layer=card.layer, threshold=card.threshold, figures=card.figures)
 
@@ -214,9 +212,7 @@ def check_layer(base: Base, layer: int | None) -> None:
 
 
 @torch.no_grad()
-def features(
-    base: Base, prompts: Sequence[Prompt | Sequence[int]], layer: int, *, batch_size: int = 16
-) -> torch.Tensor:
+def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_size: int = 16) -> torch.Tensor:
     """The mean hidden state of each prompt at ``layer``, float32 (N, F).
 
     The first token is left out, unless it is the only one. This is a forward pass of the plain base without its head,
@@ -224,10 +220,8 @@ def features(
     """
     model = base.model
     encoded = encode_prompts(model, base.tokenizer, prompts)
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     means: dict[int, torch.Tensor] = {}
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
+    for batch in by_length([len(ids) for ids in encoded], batch_size, shortest_first=True):
         ids, mask = pad_left([encoded[index] for index in batch], 0, model.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         states = model.base_model(

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base import Base, Prompt, Sampling
+from skillweave.base import Base, Sampling
+from skillweave.base.chat import PromptOrIds
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
@@ -22,7 +23,7 @@ from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
 from skillweave.weave.group import Group, group_key
 from skillweave.weave.packed_model import PackedModel
-from skillweave.weave.parts import check_names, open_backbone, put_pack, read_pack
+from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.router import Route, Router, features
 
@@ -129,7 +130,7 @@ class Weave:
         folder = Path(folder)
         card = read_card(folder)
         budget = card.budget if budget is None else budget
-        opened = open_backbone(folder, card, base, dtype, device, budget)
+        opened = open_base_of(folder, card, base, dtype, device, budget)
         router = None
         if card.router:
             check_part(folder, card, f"router/{ROUTER_FILE}")
@@ -231,11 +232,11 @@ class Weave:
 
     def generate(
         self,
-        prompts: Sequence[Prompt | Sequence[int]],
+        prompts: Sequence[PromptOrIds],
         packs: str | Sequence[str | None] | None = None,
         sampling: Sampling | None = None,
-        tools: OpenTools | None = None,
         *,
+        tools: OpenTools | None = None,
         streamer: Any = None,
         label: str | None = None,
     ) -> list[Reply]:
@@ -292,7 +293,7 @@ class Weave:
             replies.update(zip(group.numbers, group.answer(streamer, label), strict=True))
         return [replies[number] for number in range(len(requests))]
 
-    def choose(self, prompts: Sequence[Prompt | Sequence[int]], packs: Sequence[str | None]) -> list[Route]:
+    def choose(self, prompts: Sequence[PromptOrIds], packs: Sequence[str | None]) -> list[Route]:
         """The pack that answers each prompt: the one in ``packs``, or for :data:`AUTO` the router's choice.
 
         Raises :class:`UserError` for a pack that is unknown or not loaded, and for :data:`AUTO` without a router.
@@ -309,7 +310,7 @@ class Weave:
                 routes[number] = route
         return routes
 
-    def route(self, prompts: Sequence[Prompt | Sequence[int]]) -> list[Route]:
+    def route(self, prompts: Sequence[PromptOrIds]) -> list[Route]:
         """Where the router sends each prompt. It may choose a pack that is not loaded.
 
         Raises :class:`UserError` if the weave has no router.

@@ -22,11 +22,11 @@ from skillweave.methods.e3tir.config import E3tirConfig
 from skillweave.methods.training.settings import AnswerSettings
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.skillzip import ZipConfig
-from skillweave.tasks.builtin.tables import Settings as TableSettings
+from skillweave.tasks.builtin.tables import TablesSettings
+from skillweave.tasks.expert_traces import read_traces
 from skillweave.tasks.readers import read_rows
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import FileSpec
-from skillweave.tasks.traces import read_traces
 from skillweave.tools.builtin.search import Search
 
 ROWS = [
@@ -68,7 +68,7 @@ YAMLS: dict[str, tuple[type[Config], str]] = {
         "expert:\n  branch: anchors # or whole\n  lam: .5\nclip: 2e-1\n",
     ),
     "training.yaml": (AnswerSettings, "learning_rate: 1.0e-4\nbatch_size: 4\nsteps: 10\n"),
-    "tables.yaml": (TableSettings, "least: 3\nmost: 5\ncolumns: 2\nquestions: [sum, 'max']\n"),
+    "tables.yaml": (TablesSettings, "least: 3\nmost: 5\ncolumns: 2\nquestions: [sum, 'max']\n"),
     "task.yaml": (
         FileSpec,
         "source: file\npath: rows.jsonl\nverifier: regex\noptions:\n  pattern: '(?i)\\b{answer}\\b'\n"

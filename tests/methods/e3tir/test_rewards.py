@@ -1,4 +1,4 @@
-"""What a conversation is worth: each part by itself, and what takes the place of what."""
+"""The reward of a conversation: each part alone, and which part replaces which."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.methods.e3tir.config import RewardSettings
-from skillweave.methods.e3tir.rewards import reward_parts
+from skillweave.methods.e3tir.group import reward_parts
 from skillweave.tools import Call, CallFormat, Outcome, Toolbox
 from skillweave.tools.builtin import calculator
 from skillweave.tools.conversation import ConversationSettings, Episode, Start, play
@@ -14,7 +14,7 @@ from skillweave.tools.turn import call_text
 
 
 class Says:
-    """In place of a writer: one conversation with these turns."""
+    """Replaces a writer: one conversation with these turns."""
 
     def __init__(self, tokenizer, turns: list[str]):
         self.stops = [tokenizer.eos_token_id]

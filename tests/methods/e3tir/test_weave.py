@@ -1,4 +1,4 @@
-"""A skill that calls tools in a weave: it is scored with them, and so it answers beside packs that know none."""
+"""A skill that calls tools in a weave: it is scored with its tools and answers beside packs without tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skillweave.base import Sampling, open_base
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
-from skillweave.methods.e3tir.judge import success
+from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.pack import Skillpack
 from skillweave.pipeline import build, read_weave_config
 from skillweave.pipeline.config import SkillConfig, WeaveConfig
@@ -30,7 +30,7 @@ USE = get_method("e3tir").config.model_validate(SETTINGS).tool_use
 
 @pytest.fixture(scope="module")
 def roomy(taught, tmp_path_factory):
-    """The taught model with room for the everyday prompts that a router learns from."""
+    """The taught model with a longer context, for the everyday prompts that a router learns from."""
     folder = shutil.copytree(taught, tmp_path_factory.mktemp("roomy") / "micro")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 256}))
@@ -39,7 +39,7 @@ def roomy(taught, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(roomy, tmp_path_factory):
-    """The folder of a weave of an agent and a skill without tools."""
+    """The folder of a weave with an agent and a skill without tools."""
     folder = tmp_path_factory.mktemp("agents")
     config = {
         "base": str(roomy), "dtype": "float32", "zip": {"ratio": 0.5}, "score": {"max_new_tokens": 8},
@@ -80,7 +80,7 @@ def test_a_build_scores_an_agent_with_its_tools_and_others_without(built, arm):
 
 def test_the_score_of_the_base_is_what_the_method_measures(built, roomy, hops):
     base = open_base(roomy, device="cpu")
-    want = success(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
+    want = evaluate_agent(base.model, hops, USE.call_format(base.tokenizer, hops.toolbox), hops.task.split("test"), USE)
     assert read_json(built / "report.json")["skills"]["hops"]["base"] == want["success"]
 
 
@@ -103,10 +103,10 @@ def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
     assert [reply.pack for reply in mixed] == packs
     for prompt, pack, reply in zip(prompts, packs, mixed, strict=True):
         assert weave.generate([prompt], pack, tools=OpenTools(hops.toolbox, USE)) == [reply]
-    call_format = USE.call_format(weave.base.tokenizer, hops.toolbox)
-    plain = converse(weave.base.model, call_format, hops.toolbox, begin(weave.base.model, call_format, prompts), USE)
+    form = USE.call_format(weave.base.tokenizer, hops.toolbox)
+    plain = converse(weave.base.model, form, hops.toolbox, begin(weave.base.model, form, prompts), USE)
     for at in (1, 4):
-        assert call_format.text(plain[at].ids) == mixed[at].record["conversation"]
+        assert form.text(plain[at].ids) == mixed[at].record["conversation"]
     assert len({reply.conversation.last for reply in mixed}) > 1
 
 
@@ -122,7 +122,7 @@ def test_draws_hang_on_the_seed_and_not_on_the_company(weave, hops):
     prompts = [entry.prompt for entry in hops.task.split("train")[:4]]
 
     def drawn(packs, seed):
-        return weave.generate(prompts, packs, Sampling(temperature=1.5, seed=seed), OpenTools(hops.toolbox, USE))
+        return weave.generate(prompts, packs, Sampling(temperature=1.5, seed=seed), tools=OpenTools(hops.toolbox, USE))
 
     assert drawn(None, 1) == drawn(None, 1) != drawn(None, 2)
     assert drawn([None, "hops", None, "sort"], 1)[2] == drawn(None, 1)[2]
@@ -137,7 +137,7 @@ def test_a_pack_whose_weights_diverged_is_named(built, weave, hops, temperature)
     broken = Weave.of(weave.base, {"hops": pack})
     prompt = hops.task.split("test")[0].prompt
     with pytest.raises(UserError, match="the pack 'hops' cannot answer: the model gives nan"):
-        broken.generate([prompt], "hops", Sampling(temperature=temperature), OpenTools(hops.toolbox, USE))
+        broken.generate([prompt], "hops", Sampling(temperature=temperature), tools=OpenTools(hops.toolbox, USE))
     assert broken.generate([prompt], None, tools=OpenTools(hops.toolbox, USE))
 
 
@@ -147,7 +147,7 @@ def test_nothing_is_answered_by_nothing(weave, hops):
 
 def test_no_answer_is_no_empty_answer(hops):
     entry = hops.task.split("test")[0]
-    said = Reply("", None, None, "length", Conversation("", "zz", 0, 0, 0))
+    said = Reply("", None, None, "length", Conversation("", "zz", 0, 0))
     assert (said.answer, replace(said, ended="answer").answer) == (None, "")
     accepting = replace(hops.task, scorer=lambda answer, entry: 1.0)
     assert (accepting.score(None, entry), accepting.score("", entry)) == (0.0, 1.0)
