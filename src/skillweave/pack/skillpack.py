@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save as serialise
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
-from skillweave.base.safetensors_io import read_tensors, write_tensors
+from skillweave.base.safetensors_io import file_bytes, read_tensors, write_tensors
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import FOLDER, Carried, save_files
@@ -89,8 +88,8 @@ class Skillpack:
 
     def weighed(self) -> PackBytes:
         """``card.bytes`` as :meth:`save_pretrained` would write it now."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
-        return self._weigh(len(serialise(tensors, metadata={"format": "pt", **_METADATA})))
+        specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+        return self._weigh(file_bytes(specs, _METADATA))
 
     def _weigh(self, data_bytes: int) -> PackBytes:
         """The card's ``bytes`` for a data file of ``data_bytes``. What travels along counts as metadata."""
