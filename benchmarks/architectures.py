@@ -1,8 +1,8 @@
-"""Which families of models a fine-tune can be packed of: micro models with random weights, each from end to end.
+"""Measure which model families can be packed: micro models with random weights, each from end to end.
 
-For every decoder family of the tests a base and two full fine-tunes are built (every parameter changes). A fine-tune
-becomes a pack of eight-bit factors, the pack a model again, and prompts are answered with both packs and the base,
-mixed and alone. Claim: at least 45 families pass all three.
+For every decoder family of the tests, a base and two full fine-tunes are built (every parameter changes). Each
+fine-tune becomes a pack of eight-bit factors, and each pack becomes a model again. Then prompts are answered with both
+packs and the base, in a mixed batch and alone. Claim: at least 45 families pass all three steps.
 
     python -m benchmarks.architectures               a few minutes on one core; writes the page of the docs too
     python -m benchmarks.architectures --quick       four families

@@ -1,14 +1,14 @@
-"""Mutations of every artefact and of every file that a person writes: refused in a sentence, or nothing changes.
+"""Mutate every kind of artefact and input file: each mutation is refused in a sentence, or changes nothing.
 
 Each kind of artefact (delta, pack, weave, router, adapter, base folder; those with tokenizers and added rows, with
 turned and stacked layers, exported as adapters, and adapters that PEFT must merge) and of input (rows of tasks in each
 format, traces, a corpus, prompts, settings) is mutated by a seeded generator and read. tests/helpers/fuzz/oracle.py
-says what is right. Anything else counts as a traceback (another exception), a silent difference (another result), a
-nameless refusal (the message names no file) or a hang, and is listed with the seed that gives it again.
+says which outcomes are right. Everything else is listed with its seed: a traceback (any other exception), a silent
+difference (another result), a nameless refusal (the message names no file) or a hang.
 
     python -m benchmarks.fuzz            2,000 mutations of each kind, half an hour to an hour on one core
     python -m benchmarks.fuzz --quick    20 of each
-    python -m benchmarks.fuzz --kind base --first 310 --mutations 1    one again
+    python -m benchmarks.fuzz --kind base --first 310 --mutations 1    repeat one
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     record = Record.begin(NAME, options, argv, [options.first])
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        os.environ["SKILLWEAVE_CACHE"] = str(Path(folder) / "cache")  # what is remembered of these bases dies with them
+        # The remembered fingerprints of these bases are deleted with them.
+        os.environ["SKILLWEAVE_CACHE"] = str(Path(folder) / "cache")
         tallies = _fuzzed(Path(folder), range(options.first, options.first + count), options.kind, options.jobs)
     for tally in tallies:
         slowest = {"slowest_seconds": round(tally.slowest, 3), "slowest": tally.slowest_case}
@@ -94,7 +95,7 @@ def _fuzzed(folder: Path, seeds: range, wanted: Sequence[str] | None, jobs: int)
 
 
 _CHOSEN: list = []
-"""The kinds of this run, for the processes that are forked from it."""
+"""The kinds of this run, for its forked processes."""
 
 
 def _one(index: int, seeds: range, folder: Path) -> Any:

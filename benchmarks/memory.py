@@ -1,14 +1,14 @@
-"""Memory of a weave against that of its base, and of separate models.
+"""Compare the memory of a weave with that of its base and of separate models.
 
 Claim: with three packs loaded, a weave's resident memory is at most 1.25 times the base's.
 
-Each way of serving is measured in a process of its own: what /proc/self/status says is resident, less what the same
-process takes with everything imported, the tokenizer read and the model built without weights. The weights are read
-from end to end first, for pages of a mapped file count only once they were touched; then each model (each pack)
-answers a prompt, and the reading is taken again. What the allocator keeps of freed memory is handed back before each
-reading. "Separate" is one process with a full model for each skill (three processes would import everything three
-times). Beside it stand the bytes of the tensors; the rows of the JSON also tell mapped pages from the process's own.
-The claims on resident memory are ratios of medians over processes, with the range over all pairs of processes.
+Each way of serving is measured in a process of its own. Its resident memory (from /proc/self/status) is counted above
+that of the same process with everything imported, the tokenizer read and the model built without weights. First all
+weights are read once, because pages of a mapped file count only after they were touched. Then each model (or pack)
+answers a prompt, and the memory is read again. Before each reading, freed memory is handed back to the system.
+"Separate" is one process with a full model for each skill (three processes would import everything three times). The
+table also has the bytes of the tensors; the rows of the JSON separate mapped pages from the process's own. The claims
+on resident memory are ratios of medians over processes, with the range over all pairs of processes.
 
     python -m benchmarks.memory --weave runs/demo             after `make demo`; about three minutes on two cores
     python -m benchmarks.memory --quick                       a made-up weave, less than a minute
@@ -28,7 +28,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common.record import Record, arguments, judged, positive, run
+from benchmarks.common.record import RESULTS, Record, arguments, judged, positive, run
 from benchmarks.common.skills import Built, add_weave_option, built, find
 from skillweave.base import Checkpoint, Sampling, generate, open_base, open_tokenizer, resolve
 from skillweave.errors import UserError
@@ -38,7 +38,10 @@ from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "memory"
-FLOOR, BASE, WEAVE, SEPARATE = "imports", "base", "weave", "separate"
+FLOOR = "imports"
+BASE = "base"
+WEAVE = "weave"
+SEPARATE = "separate"
 WAYS = {
     FLOOR: "imports, tokenizer, no weights",
     BASE: "base alone",
@@ -51,7 +54,7 @@ MOST = 1.25
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the benchmark; with ``--measure`` be one of its processes."""
+    """Run the benchmark; with ``--measure``, run one of its measured processes."""
     parser = arguments(__doc__, ["small"])
     add_weave_option(parser)
     parser.add_argument("--repeats", type=positive, default=5, help="processes for each way (default: %(default)s)")
@@ -69,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     record.rows = rows(readings)
     for stage in ("loaded", "answered"):
         over_floor = {way: above_floor(readings, way, stage) for way in (BASE, WEAVE)}
-        # The least and the most that any pair of processes gives.
+        # The smallest and the largest ratio of any pair of processes.
         low = min(over_floor[WEAVE]) / max(over_floor[BASE])
         high = max(over_floor[WEAVE]) / min(over_floor[BASE])
         value = statistics.median(over_floor[WEAVE]) / statistics.median(over_floor[BASE])
@@ -85,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def measured(way: str, weave: Built) -> dict[str, Any]:
-    """Bytes of the tensors, and resident bytes once loaded and once every model or pack has answered."""
+    """Bytes of the tensors, and resident bytes after loading and after every model or pack has answered."""
     # Every way reads the same prompts, whether it answers them or not.
     prompts = {skill.name: skill.task().split("test")[0].prompt for skill in weave.skills}
     short = Sampling(max_new_tokens=8)
@@ -124,7 +127,7 @@ def resident() -> dict[str, int]:
     """Resident bytes of this process: all, its own (``anon``) and mapped from files (``file``)."""
     gc.collect()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps some of what was freed, up to 64 MB of it, as it happens to lie
+    if hasattr(libc, "malloc_trim"):  # glibc keeps up to 64 MB of freed memory, depending on where it lies
         libc.malloc_trim(0)
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = {key: value.split()[0] for key, _, value in (line.partition(":") for line in lines) if value.split()}
@@ -136,13 +139,13 @@ def resident() -> dict[str, int]:
 
 
 def take_turns(weave: Built, repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """What :func:`measured` said in ``repeats`` fresh processes of each way."""
+    """The results of :func:`measured` in ``repeats`` fresh processes of each way."""
     readings: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with bar("processes", repeats * len(WAYS)) as advance:
         for _ in range(repeats):
             for way in WAYS:
-                command = [sys.executable, __file__, "--measure", way, "--weave", str(weave.folder)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                command = [sys.executable, "-m", "benchmarks.memory", "--measure", way, "--weave", str(weave.folder)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parents[1])
                 if done.returncode:
                     raise UserError(f"the process that measures '{WAYS[way]}' failed:\n{done.stderr.strip()}")
                 readings[way].append(json.loads(done.stdout.splitlines()[-1]))
@@ -151,7 +154,7 @@ def take_turns(weave: Built, repeats: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def above_floor(readings: dict[str, list[dict[str, Any]]], way: str, stage: str) -> list[int]:
-    """Resident bytes of every process of a way, less the median of the floor's."""
+    """Resident bytes of every process of a way, minus the median of the floor's."""
     floor = statistics.median(reading[stage]["rss"] for reading in readings[FLOOR])
     return [round(reading[stage]["rss"] - floor) for reading in readings[way]]
 
@@ -175,7 +178,7 @@ def rows(readings: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Bytes by way, each also as a multiple of the base's."""
+    """A table of bytes by way, each also as a multiple of the base's."""
     header = ["in memory", "tensors", "resident, loaded", "resident, answered", "over imports", "of the base"]
     lines = []
     for row in rows:
@@ -196,7 +199,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Resident megabytes over the imports."""
+    """A figure of resident megabytes above the imports."""
     figure = Figure(figsize=(5.5, 2.0), layout="constrained")
     axes = figure.subplots()
     shown = [row for row in rows if row["way"] != WAYS[FLOOR]]

@@ -1,11 +1,11 @@
-"""A mixed batch in one weave against the specialists, one after another.
+"""Compare a mixed batch in one weave with the specialists one after another.
 
 Claim: a batch of 12 prompts over three packs, decoded together by one weave, has a higher throughput than the three
 full specialists (base + delta, each a model of its own in memory), which decode 4 of the prompts each, in turn.
 
-All decode greedily and exactly the same number of new tokens for each prompt, whatever the model would like to say;
-the three ways take turns in every repeat. The claim is the median, over repeats, of specialists' over weave's seconds
-(both make as many tokens), with a bootstrap interval over repeats.
+All decode greedily, and exactly the same number of new tokens for each prompt (end tokens are ignored). The three ways
+take turns in every repeat. The claim is the median over repeats of the specialists' seconds divided by the weave's
+(both write the same number of tokens), with a bootstrap interval over repeats.
 
     python -m benchmarks.mixed_batch --weave runs/demo        after `make demo`; about five minutes on two cores
     python -m benchmarks.mixed_batch --quick                  a made-up weave, bfloat16 only, half a minute
@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from benchmarks.common.record import Record, arguments, bootstrap, judged, positive, run
 from benchmarks.common.skills import Built, add_weave_option, built
 from skillweave.base import Prompt, prompt_ids
-from skillweave.base.generate import pad_left
+from skillweave.base.batching import pad_left
 from skillweave.progress import bar
 from skillweave.report import Table
 from skillweave.weave import Weave
@@ -35,7 +35,9 @@ from skillweave.weave import Weave
 NAME = "mixed_batch"
 PER_SKILL = 4
 DTYPES = ("bfloat16", "float32")
-BASE, WOVEN, SPECIALISTS = "base alone", "weave, mixed", "specialists in turn"
+BASE = "base alone"
+WOVEN = "weave, mixed"
+SPECIALISTS = "specialists in turn"
 COLOURS = {BASE: "#999999", WOVEN: "#009E73", SPECIALISTS: "#0072B2"}
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -96,7 +98,7 @@ def measure(weave: Built, dtype: str, tokens: int, repeats: int) -> dict[str, li
             for way in order:
                 began = time.perf_counter()
                 ways[way]()
-                if repeat >= 0:  # the one before the first warms caches and kernels
+                if repeat >= 0:  # the run before the first warms caches and kernels
                     seconds[way].append(time.perf_counter() - began)
                 advance()
     return seconds
@@ -110,7 +112,7 @@ def encode(base: Any, prompts: Sequence[Prompt]) -> Batch:
 
 @torch.no_grad()
 def decode(model: Any, batch: Batch, tokens: int) -> None:
-    """Greedy decoding of exactly ``tokens`` new tokens a row; returns when the device is done."""
+    """Decode exactly ``tokens`` new tokens for each row, greedily; return when the device is done."""
     ids, mask = batch
     out = model.generate(
         input_ids=ids, attention_mask=mask, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False
@@ -138,7 +140,7 @@ def rows(weave: Built, dtype: str, tokens: int, seconds: dict[str, list[float]])
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Throughput and time of each way."""
+    """A table of the throughput and time of each way."""
     header = ["way", "dtype", "batches", "new tokens", "seconds (median)", "fastest to slowest", "tokens/s"]
     return Table(
         header,
@@ -158,7 +160,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Tokens a second by way and dtype."""
+    """A figure of tokens per second by way and dtype."""
     figure = Figure(figsize=(6, 0.9 + 0.35 * len(rows)), layout="constrained")
     axes = figure.subplots()
     values = [row["tokens_per_second"] for row in rows]

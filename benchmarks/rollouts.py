@@ -1,10 +1,9 @@
-"""What rollouts with tools cost: branches that share an expert's prefix, and tools that run while others still write.
+"""Measure the cost of rollouts with tools: shared expert prefixes, and tools that run while other rows still write.
 
-Claims: continuing an expert's trace from several places costs less when what they share is computed once than when
-every prefix is computed anew; and a batch of conversations with a slow tool ends sooner when calls run as soon as their
-turn is over than when they wait for the whole batch.
+Claims: branches from one expert trace cost less if their common prefix is computed once. A batch of conversations with
+a slow tool ends sooner if each call runs as soon as its turn is over than if it waits for the whole batch.
 
-Both sides take turns in one process; figures are ratios, medians over the repeats, with their range.
+Both sides take turns in one process. Figures are ratios: medians over the repeats, with their range.
 
 micro: a random micro Llama of 3 layers. small: SmolLM2 in bfloat16.
 
@@ -29,17 +28,23 @@ from skillweave.base import open_base
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.report import Table
 from skillweave.tools import CallFormat, Toolbox
-from skillweave.tools.loop import Start, TurnLimits, play
+from skillweave.tools.conversation import ConversationSettings, Start, play
 from skillweave.tools.writer import Writer
 
 NAME = "rollouts"
-SHARED, ANEW, AT_ONCE, AFTERWARDS = "shared", "anew", "as soon as a turn is over", "after the batch"
+SHARED = "shared"
+ANEW = "anew"
+AT_ONCE = "as soon as a turn is over"
+AFTERWARDS = "after the batch"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Prefixes: ``branches`` of each of ``traces``, which are ``length`` tokens long, each gone on with for ``written``
-    tokens. Tools: ``rows`` conversations, whose call takes ``seconds``."""
+    """Sizes of both measurements.
+
+    Prefixes: each of ``traces`` expert traces (``length`` tokens) gets ``branches`` of ``written`` tokens each. Tools:
+    ``rows`` conversations, each with a call that takes ``seconds``.
+    """
 
     traces: int = 8
     branches: int = 8
@@ -87,19 +92,19 @@ def _model(scale: str) -> tuple[Any, Any]:
 
 
 def _branch(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
-    """Go on from ``branches`` places of each trace: its last third, as an anchor near the answer would have it."""
+    """Continue each trace from ``branches`` places in its last third, where anchors near the answer lie."""
     rng = Random(0)
     contexts = []
     for _ in range(setting.traces):
         trace = [rng.randrange(5, 100) for _ in range(setting.length)]
         contexts += [trace[: rng.randrange(2 * setting.length // 3, setting.length)] for _ in range(setting.branches)]
     writer = Writer(model, tokenizer, share=way == SHARED)
-    writer.stops = []  # every row is as long as the others
+    writer.stops = []  # all rows have the same length
     list(writer.write(contexts, [setting.written] * len(contexts), list(range(len(contexts)))))
 
 
 class _Scripted:
-    """Writes with the model, but says what it should: a call, then an answer, some rows sooner than others."""
+    """A writer that runs the model but returns scripted turns: a call, then an answer, some rows sooner than others."""
 
     def __init__(self, writer: Writer, form: CallFormat, setting: Setting, way: str) -> None:
         self.stops = writer.stops
@@ -120,7 +125,7 @@ class _Scripted:
 
 
 def _call(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
-    """Conversations of one call and an answer; turns are of unlike lengths, so that calls come one after the other."""
+    """Hold conversations of one call and an answer. Turns differ in length, so that calls come one after another."""
 
     def wait() -> str:
         """Wait for something outside."""
@@ -131,7 +136,7 @@ def _call(model: Any, tokenizer: Any, setting: Setting, way: str) -> None:
         form = CallFormat(tokenizer, toolbox, instruction="")
         writer = _Scripted(Writer(model, tokenizer), form, setting, way)
         starts = [Start(form.prompt_ids(f"wait {index}"), index) for index in range(setting.rows)]
-        play(writer, form, toolbox, starts, TurnLimits(), None)
+        play(writer, form, toolbox, starts, ConversationSettings(), None)
 
 
 # -- what came of it -------------------------------------------------------------------------------------------------
@@ -159,9 +164,10 @@ def _plot(rows: Sequence[dict[str, Any]]) -> Figure:
     axis = figure.subplots()
     ways = list(dict.fromkeys((row["what"], row["way"]) for row in rows))
     axis.barh(
-        [f"{what}: {way}" for what, way in ways], [statistics.median(_seconds(rows, *one)) for one in ways],
+        [f"{what}: {way}" for what, way in ways],
+        [statistics.median(_seconds(rows, *one)) for one in ways],
         color=["#0072B2", "#999999"] * 2,
-    )  # fmt: skip
+    )
     axis.invert_yaxis()
     axis.set_xlabel("seconds")
     axis.spines[["top", "right"]].set_visible(False)

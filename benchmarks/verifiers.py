@@ -1,8 +1,8 @@
-"""Verifiers against people: do they give the scores that a person gives to answers as people and models write them?
+"""Compare the verifiers' scores with a person's, on answers as people and models write them.
 
-The rulings in tests/tasks/rulings were written by the authors of the verifiers, each before a verifier was run on it;
-faults that they showed were then fixed. So agreement here says that nothing known is wrong, not how often the verifiers
-are right on answers that nobody thought of. Every disagreement that is left is listed with its reason.
+The authors of the verifiers wrote the rulings in tests/tasks/rulings, each before a verifier was run on it, and then
+fixed the faults that they showed. So agreement here means that nothing known is wrong. It does not say how often the
+verifiers are right on answers that nobody thought of. Every remaining disagreement is listed with its reason.
 
     python -m benchmarks.verifiers            seconds
     python -m benchmarks.verifiers --quick    every tenth ruling

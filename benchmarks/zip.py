@@ -1,16 +1,16 @@
-"""Codecs on the demo's deltas: how near a pack of so many bytes comes to the specialist.
+"""Compare codecs on the demo's deltas: how close a pack of a given size comes to the specialist.
 
-Claims: within the same bytes, SkillZip in four bits is nearer to the specialist than a truncated SVD in bf16; every
-pack keeps to its bytes.
+Claims: at equal bytes, SkillZip in four bits is closer to the specialist than a truncated SVD in bf16. Every pack keeps
+within its bytes.
 
-The deltas are those of the build, as they were trained; nothing is chosen or scaled to suit a codec. Nearness is
-KL(specialist || packed) in nats on held-out test prompts, over the tokens of the gold answer, read along it (teacher
-forcing), in float32; the mean over a prompt's tokens, then over prompts. The packed model is the one that is served:
-base and pack side by side, SkillZip's codes in integers. The main rows are also scored on the task. Each claim is one
-skill's ratio of two mean KLs, with a bootstrap interval over prompts.
+The deltas are those of the build, as they were trained; nothing is chosen or scaled to suit a codec. Closeness is
+KL(specialist || packed) in nats on held-out test prompts: over the tokens of the gold answer (teacher forcing), in
+float32, averaged over a prompt's tokens and then over prompts. The packed model is the one that is served: base and
+pack side by side, SkillZip's codes as integers. The main rows are also scored on the task. Each claim is one skill's
+ratio of two mean KLs, with a bootstrap interval over prompts.
 
-A row takes about a minute on two cores, all of them half an hour. Finished rows lie in FOLDER.bench/zip beside the
-weave and are not measured again, so a stopped run goes on, and ``--limit`` cuts the work into pieces.
+A row takes about a minute on two cores, all rows half an hour. Finished rows lie in FOLDER.bench/zip beside the weave
+and are not measured again, so that a stopped run resumes; ``--limit`` splits the work.
 
     python -m benchmarks.zip --weave runs/demo                after `make demo`
     python -m benchmarks.zip --weave runs/demo --limit 5      at most five new rows; what is there is written
@@ -35,6 +35,7 @@ from benchmarks.common.record import Claim, Record, arguments, bootstrap, judged
 from benchmarks.common.skills import Built, Skill, add_weave_option, built
 from skillweave.artefact import write_json
 from skillweave.base import Base, Prompt, Sampling, answer_ids, generate, open_base, prompt_ids
+from skillweave.base.batching import pad_right
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.pack import Skillpack
@@ -46,8 +47,11 @@ from skillweave.units import human_bytes
 from skillweave.weave import Weave
 
 NAME = "zip"
-PLAIN, SPECIALIST = "no pack (the base)", "the delta itself"
-INT4, INT8, SVD = "skillzip int4", "skillzip int8", "svd bf16"
+PLAIN = "no pack (the base)"
+SPECIALIST = "the delta itself"
+INT4 = "skillzip int4"
+INT8 = "skillzip int8"
+SVD = "svd bf16"
 CODECS: dict[str, dict[str, Any]] = {
     INT4: {"bits": 4},
     INT8: {"bits": 8},
@@ -56,16 +60,17 @@ CODECS: dict[str, dict[str, Any]] = {
     SVD: {"codec": "svd"},
 }
 COLOURS = {INT4: "#E69F00", INT8: "#D55E00", SVD: "#0072B2"}
-MAIN, OTHERS = "1/32", ("1/16", "1/64")
+MAIN = "1/32"
+OTHERS = ("1/16", "1/64")
 BATCH = 8
 
 Around = Callable[[int], AbstractContextManager[Any]]
-"""What is entered around a batch of so many rows: packs, or nothing (``nullcontext``)."""
+"""Gives the context for a batch of that many rows: packs, or ``nullcontext`` for none."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One row to be measured; ``ratio`` is empty where nothing is zipped."""
+    """One row to measure; ``ratio`` is empty if nothing is zipped."""
 
     skill: str
     codec: str
@@ -99,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def plans(skills: Sequence[str]) -> list[Plan]:
-    """All rows, the most telling first."""
+    """All rows, the most informative first."""
     main_codecs = [INT4, SVD, INT8]
     first = [Plan(skill, codec, scored=True) for codec in (PLAIN, SPECIALIST) for skill in skills]
     first += [Plan(skill, codec, MAIN, scored=True) for codec in main_codecs for skill in skills]
@@ -108,7 +113,7 @@ def plans(skills: Sequence[str]) -> list[Plan]:
 
 
 def measure_all(weave: Built, todo: Sequence[Plan], sizes: dict[str, int], limit: int | None) -> list[dict[str, Any]]:
-    """The rows of the plans, those that were measured before taken from their files."""
+    """The rows of the plans; rows that were measured before come from their files."""
     work = weave.folder.with_name(f"{weave.folder.name}.bench") / NAME
     files = {plan: work / f"{_key(weave, plan, sizes)}.json" for plan in todo}
     missing = [plan for plan in todo if not files[plan].exists()]
@@ -128,7 +133,7 @@ def measure_all(weave: Built, todo: Sequence[Plan], sizes: dict[str, int], limit
 
 
 def _key(weave: Built, plan: Plan, sizes: dict[str, int]) -> str:
-    """A name that changes with all that a row is made from."""
+    """A file name that changes with every input of the row."""
     skill = next(skill for skill in weave.skills if skill.name == plan.skill)
     settings = ZipConfig(ratio=plan.ratio, **CODECS[plan.codec]).model_dump(mode="json") if plan.ratio else plan.codec
     card = Skillpack.from_pretrained(skill.pack_folder).card
@@ -140,7 +145,7 @@ def _key(weave: Built, plan: Plan, sizes: dict[str, int]) -> str:
 
 
 class Measuring:
-    """What the rows of one skill share."""
+    """The model, prompts and reference of one skill, which its rows share."""
 
     def __init__(self, weave: Built, skill: Skill, base: Base, sizes: dict[str, int]) -> None:
         self.weave = weave
@@ -186,14 +191,14 @@ class Measuring:
         return {**row, "seconds": round(time.monotonic() - began, 1)}
 
     def zip(self, plan: Plan) -> Skillpack:
-        """The pack that the plan asks for."""
+        """The pack that the plan describes."""
         config = ZipConfig(ratio=plan.ratio, **CODECS[plan.codec])
         calibration = self.task.pairs("calibration") if config.needs_calibration else None
         return zip_delta(self.delta, self.base, calibration, config, name=plan.skill)
 
     @functools.cached_property
     def delta_over_base(self) -> float:
-        """||delta|| / ||W|| over all changed tensors that the base has: how far the training went."""
+        """||delta|| / ||W|| over all changed tensors of the base: how far training moved the weights."""
         checkpoint = self.base.checkpoint
         names = [name for name in self.delta.names() if not self.delta.whole(name)]
         far = sum(float(self.delta.tensor(name).double().square().sum()) for name in names)
@@ -238,16 +243,15 @@ def answer_log_probabilities(
 ) -> Iterator[torch.Tensor]:
     """For each (prompt ids, answer ids): log-probabilities at the answer's tokens, float32 (tokens, vocabulary), CPU.
 
-    Batches are padded on the right, where causal attention does not look; ``around(rows)`` is entered for each.
+    Batches are padded on the right, which causal attention does not read; ``around(rows)`` is entered for each.
     """
     for at in range(0, len(pairs), BATCH):
         batch = pairs[at : at + BATCH]
-        width = max(len(prompt) + len(answer) for prompt, answer in batch)
-        ids = torch.tensor([prompt + answer + [0] * (width - len(prompt) - len(answer)) for prompt, answer in batch])
+        ids, _ = pad_right([prompt + answer for prompt, answer in batch], 0, model.device)
         with around(len(batch)):
-            logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            logits = model(input_ids=ids, use_cache=False).logits
         for row, (prompt, answer) in zip(logits, batch, strict=True):
-            first = len(prompt) - 1  # the logits that foretell the answer's first token
+            first = len(prompt) - 1  # the logits that predict the answer's first token
             yield row[first : first + len(answer)].float().log_softmax(dim=-1).cpu()
 
 
@@ -261,7 +265,7 @@ def mean_kl(wanted: torch.Tensor, has: torch.Tensor) -> float:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """Nearness at equal bytes, skill by skill, and the bytes kept."""
+    """Claims: closeness at equal bytes, skill by skill, and the byte budget."""
     found = []
     at = {(row["skill"], row["codec"], row["ratio"]): row for row in rows}
     for skill in dict.fromkeys(row["skill"] for row in rows):
@@ -281,7 +285,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """A line for each codec and ratio: bytes, and for each skill KL in thousandths and score in percent."""
+    """A table with one line for each codec and ratio: bytes, and each skill's KL (thousandths) and score (percent)."""
     skills = list(dict.fromkeys(row["skill"] for row in rows))
     at = {(row["codec"], row["ratio"], row["skill"]): row for row in rows}
     lines = []
@@ -296,7 +300,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """KL against bytes, a panel for each skill; the plain base as a line across."""
+    """A figure of KL against bytes, one panel for each skill; a line shows the plain base."""
     skills = list(dict.fromkeys(row["skill"] for row in rows))
     figure = Figure(figsize=(1 + 3 * len(skills), 3.2), layout="constrained")
     panels = figure.subplots(1, len(skills), squeeze=False, sharey=True)[0]

@@ -64,9 +64,23 @@ def test_a_chat_is_role_text_end_for_each_message():
     ]
     ids = prompt_ids(tokenizer, chat)
     assert tokenizer.convert_ids_to_tokens(ids) == [
-        "<system>", "b", "e", "<end>", "<user>", "1", "+", "1", "<end>", "<tool>", "2", "<end>", "<user>", "?", "<end>",
+        "<system>",
+        "b",
+        "e",
+        "<end>",
+        "<user>",
+        "1",
+        "+",
+        "1",
+        "<end>",
+        "<tool>",
+        "2",
+        "<end>",
+        "<user>",
+        "?",
+        "<end>",
         "<assistant>",
-    ]  # fmt: skip
+    ]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "be1+12?"
     assert tokenizer.convert_ids_to_tokens(answer_ids(tokenizer, "42")) == ["4", "2", "<end>"]
 
@@ -99,9 +113,13 @@ def test_a_seed_is_a_model():
 
 def test_a_base_learns_a_rule_in_seconds(cache: Path):
     task = load_task(
-        {"source": "builtin", "name": "micro_reverse", "config": {"least": 2, "most": 3, "letters": 6},
-         "splits": {"train": 160, "calibration": 0, "test": 60}}
-    )  # fmt: skip
+        {
+            "source": "builtin",
+            "name": "micro_reverse",
+            "config": {"least": 2, "most": 3, "letters": 6},
+            "splits": {"train": 160, "calibration": 0, "test": 60},
+        }
+    )
     examples = [(entry.prompt, entry.answer) for entry in task.split("train")]
     settings = TrainingSettings(steps=150, batch_size=32, learning_rate=5e-3)
     folder = micro_base(examples, shape=SHAPE, training=settings, seed=0, name="reverse")

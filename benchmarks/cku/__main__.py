@@ -1,27 +1,31 @@
-"""Unlearning with frozen neurons: each forget loss with no mask, with controls, with every scorer, with sign agreement.
+"""Compare forget losses with frozen neurons: no mask, control masks, every scorer, and sign agreement.
 
-Claims: with its useful neurons frozen the model keeps more of what should stay than without, and more than with as many
-neurons frozen at random; what is forgotten stays forgotten when it is fine-tuned or rounded to four bits.
+Claims: a model whose useful neurons are frozen keeps more of what should stay than a model without a mask, and more
+than one with as many neurons frozen at random. What is forgotten stays forgotten after fine-tuning and after rounding
+to four bits.
 
-micro: for every seed a world of invented people and substances is made up, and a micro model of four layers is trained
-from scratch on it and on a skill (sorting digits) until it knows all facts by heart. Then a quarter of the people
-and one substance are unlearnt, to the point where greedy decoding brings back no more of them than of facts that were
-never taught (the goal, measured on the model itself; at most 300 steps). What counts as kept is the probability of
-the answers, as a share of what it was: of the facts in the retain term, and "beside" of facts that should stay and that
-no term saw (held-out facts of the retain files, and questions in the words of the forget set about people who stay).
-Probes: 20 steps of fine-tuning on half of the forget set, the other half is asked; as many on ten examples of another
-skill; weights rounded to eight and four bits. "Back" is the share of the lost extraction strength that returns.
+micro: each seed has a world of invented people and substances. A micro model of four layers is trained from scratch on
+this world and on a skill (sorting digits) until it knows all facts by heart. Then it unlearns a quarter of the people
+and one substance. Unlearning stops when greedy decoding brings back no more of them than of facts that were never
+taught (the goal, measured on the model itself; at most 300 steps). "Kept" is the probability of the answers, as a share
+of what it was before. It is measured on the facts in the retain term, and "beside" on facts that should stay and that
+no term saw: held-out facts of the retain files, and questions in the words of the forget set about people who stay.
+The probes are 20 steps of fine-tuning on half of the forget set (the other half is then asked), 20 steps on ten
+examples of another skill, and weights rounded to eight and four bits. "Back" is the share of the lost extraction
+strength that returns.
 
-A last comparison is exploratory, added when it was seen that sign agreement had not reached the goal in 300 steps: one
-loss, all masks at one small rate, up to 900 steps.
+The last comparison is exploratory. It was added when sign agreement had not reached the goal in 300 steps: one loss,
+all masks at one small rate, up to 900 steps.
 
-Learning rate and mu are chosen for each loss without a mask, with frozen neurons (by `contrast`; the controls
-and the other scorers have the same) and with sign agreement, on seeds of their own: the best share kept of the held-out
-facts among settings that reach the goal on every seed. Intervals are Student's t over seeds, of differences within one.
+Learning rate and mu are tuned for each loss three times: without a mask, with frozen neurons (by `contrast`; the
+controls and the other scorers use the same values), and with sign agreement. Tuning uses seeds of its own and takes the
+setting that keeps most of the held-out facts among those that reach the goal on every seed. Intervals are Student's t
+over seeds, of differences within a seed.
 
-small: SmolLM2 is taught the corpus in sentences and unlearns it; the same columns, perplexity and two tasks.
+small: SmolLM2 learns the corpus in sentences and unlearns it. The columns are the same, with perplexity and two tasks.
 
-Finished runs are kept in runs/bench, so a stopped benchmark goes on; after a change of the code delete that folder.
+Finished runs are kept in runs/bench, so that a stopped benchmark resumes. Delete that folder after a change of the
+code.
 
     python -m benchmarks.cku                          micro: an hour on two cores
     python -m benchmarks.cku --scale small            SmolLM2: an hour on two cores
@@ -63,17 +67,24 @@ from benchmarks.common.runs import run_all
 
 NAME = "cku"
 RUNS = Path("runs/bench")
-RATES, MUS, TUNING_SEEDS = (3e-4, 1e-3, 3e-3), (5.0, 20.0), (100, 101)
+RATES = (3e-4, 1e-3, 3e-3)
+MUS = (5.0, 20.0)
+TUNING_SEEDS = (100, 101)
 UNSIGNED = (GA, RMU)
-"""Losses without a retain gradient to agree with; that of RMU is exactly zero at the start, and stays so."""
+"""Losses that have no retain gradient to agree with. RMU's is exactly zero at the start and stays zero."""
 TUNED_ON = {NO_MASK: NO_MASK, SIGN: SIGN, BOTH: SIGN}
-"""Whose settings a mask has; all the others have those of ``contrast``."""
-TUNING, ARMS, RATIO, LAYERS, SLOW = "tuning", "arms", "ratio", "layers", "small steps"
+"""Mask -> the mask whose tuned settings it uses; every other mask uses those of ``contrast``."""
+TUNING = "tuning"
+ARMS = "arms"
+RATIO = "ratio"
+LAYERS = "layers"
+SLOW = "small steps"
 RATIOS = (0.5, 0.95)
 CHOSEN_LAYERS = ((0,), (1,), (2,), (3,))
 SWEPT = GA_KL
-SLOWLY, SLOW_STEPS = (3e-4, 5.0), 900
-"""Rate, mu and most steps of the exploratory comparison."""
+SLOWLY = (3e-4, 5.0)
+SLOW_STEPS = 900
+"""Maximum number of steps of the exploratory comparison."""
 SETTING = tuple[float, float]
 
 
@@ -111,8 +122,9 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
     record = Record.begin(NAME, options, argv, [1, 2])
     plans = [
         Plan(ARMS, GRADDIFF, mask, seed, 1e-3, 5.0, steps=5, taught=20)
-        for mask in (NO_MASK, "contrast") for seed in record.seeds
-    ]  # fmt: skip
+        for mask in (NO_MASK, "contrast")
+        for seed in record.seeds
+    ]
     record.rows = rows(plans, run_all(plans, unlearnt, kept, jobs=1))
     record.claims = claims(record.rows)
     record.finish(table(record.rows), plot(record.rows))
@@ -122,12 +134,12 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
 
 
 def worlds(seeds: Sequence[int]) -> list[Plan]:
-    """A plan a seed, to train the models that all its runs begin from and are held against."""
+    """One plan for each seed, whose models are trained first: all its runs start from them or compare with them."""
     return [Plan("taught", GA, NO_MASK, seed, 0.0, 0.0, probes=seed not in TUNING_SEEDS) for seed in seeds]
 
 
 def teach(plan: Plan) -> dict[str, Any]:
-    """Train the models of a seed: the one that unlearns and, where there will be probes, the reference."""
+    """Train the models of a seed: the one that unlearns and, if there are probes, the reference."""
     import torch
 
     torch.set_num_threads(1)
@@ -180,8 +192,10 @@ def sweep_plans(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[P
 
 
 def chosen(tried: Sequence[dict[str, Any]], loss: str, mask: str) -> SETTING:
-    """The learning rate and mu that keep most of the held-out facts on the tuning seeds, of those that forget; where
-    none forgets on every seed, those that forget most."""
+    """The learning rate and mu that keep most of the held-out facts on the tuning seeds, among those that forget.
+
+    If no setting forgets on every seed, it is the one that forgets most.
+    """
     found: dict[SETTING, list[dict[str, Any]]] = {}
     for row in select(tried, loss=loss, mask=mask):
         found.setdefault((row["rate"], row["mu"]), []).append(row)
@@ -200,7 +214,7 @@ def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
-    """What is kept at full forgetting, against no mask and a random one; what relearning brings back."""
+    """Claims: what is kept at full forgetting (against no mask and a random mask), and what relearning brings back."""
     arms, slow = select(found, comparison=ARMS), select(found, comparison=SLOW)
     made = [
         judged(
@@ -229,10 +243,10 @@ def _relearnt(row: dict[str, Any]) -> float:
 
 
 def over_losses(found: Sequence[dict[str, Any]], one: str, other: str, value: Any) -> tuple[list[float], int]:
-    """A figure with one mask less that with another: for each seed the mean over the losses that have a retain term;
-    and how many pairs of runs that rests on.
+    """A figure with one mask minus the same figure with another, for each seed; and how many pairs of runs it rests on.
 
-    Only where both forgot: who forgets less keeps more, and that is no merit.
+    Each value is the mean over the losses that have a retain term. Only pairs in which both runs forgot count: a model
+    that forgets less also keeps more, which is no merit.
     """
     differences: dict[int, list[float]] = {}
     for loss in LOSSES:

@@ -1,4 +1,4 @@
-"""One unlearning of the micro scale: its world, its arms, and what is kept of a run."""
+"""One unlearning run of the micro scale: its world, its arms, and the figures of a run."""
 
 from __future__ import annotations
 
@@ -14,21 +14,37 @@ from skillweave.base import Base, open_base
 from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku.knowledge.corpus import Corpus, make_corpus, write_corpus
-from skillweave.methods.cku.report import ReportConfig, report
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.cku.report.run import make_report
 from skillweave.methods.cku.run import run as unlearn
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks import load_task
 
-SKILL, OTHER_SKILL = "builtin:micro_sort", "builtin:micro_reverse"
+SKILL = "builtin:micro_sort"
+OTHER_SKILL = "builtin:micro_reverse"
 SHAPE = MicroShape(layers=4, context=64)
-PEOPLE, SKILL_EXAMPLES = 24, 1000
-TAUGHT, STEPS, BATCH, LOOK_EVERY = 1200, 300, 16, 5
-RELEARN_RATE, RELEARN_STEPS = 1e-3, 20
+PEOPLE = 24
+SKILL_EXAMPLES = 1000
+TAUGHT = 1200
+STEPS = 300
+BATCH = 16
+EVALUATE_EVERY = 5
+RELEARN_RATE = 1e-3
+RELEARN_STEPS = 20
 
-NO_MASK, RANDOM, INVERSE, SIGN, BOTH = "no mask", "random", "inverse", "sign agreement", "contrast + sign"
+NO_MASK = "no mask"
+RANDOM = "random"
+INVERSE = "inverse"
+SIGN = "sign agreement"
+BOTH = "contrast + sign"
 SCORERS = ("activation", "wanda", "snip", "fisher", "contrast")
-GA, GRADDIFF, GA_KL, NPO, SIMNPO, RMU = "GA", "GradDiff", "GA + KL", "NPO", "SimNPO", "RMU"
+GA = "GA"
+GRADDIFF = "GradDiff"
+GA_KL = "GA + KL"
+NPO = "NPO"
+SIMNPO = "SimNPO"
+RMU = "RMU"
 LOSSES: dict[str, dict[str, Any]] = {
     GA: {"loss": "ga", "retain": "none"},
     GRADDIFF: {"loss": "ga", "retain": "ce"},
@@ -49,7 +65,7 @@ MASKS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One run: a seed's world, an arm, its settings. ``probes``: whether the report follows."""
+    """One run: the world of a seed, an arm and its settings. ``probes``: whether the report is made too."""
 
     comparison: str
     loss: str
@@ -65,24 +81,27 @@ class Plan:
 
 
 def world(seed: int) -> Corpus:
-    """The facts of a seed, as a micro model reads them."""
+    """The facts of a seed, in the short form that a micro model can learn."""
     return make_corpus(people=PEOPLE, seed=seed, short=True)
 
 
 def taught(seed: int, steps: int, *, knows_forget: bool = True) -> Path:
-    """The model that was taught a seed's facts and the skill, in equal parts; without the forget set, the reference."""
+    """A model trained on a seed's facts and the skill, in equal parts; without the forget set, the reference."""
     corpus = world(seed)
     rows = [*(corpus.forget if knows_forget else []), *corpus.retain, *corpus.lookalike]
     facts = [(row["question"], row["answer"]) for row in rows]
     skill = [(entry.prompt, str(entry.answer)) for entry in load_task(SKILL).split("train")[:SKILL_EXAMPLES]]
     return micro_base(
-        facts * (len(skill) // len(facts)) + skill, shape=SHAPE,
-        training=TrainingSettings(steps=steps, batch_size=64, learning_rate=3e-3), seed=seed, name="unlearning",
-    )  # fmt: skip
+        facts * (len(skill) // len(facts)) + skill,
+        shape=SHAPE,
+        training=TrainingSettings(steps=steps, batch_size=64, learning_rate=3e-3),
+        seed=seed,
+        name="unlearning",
+    )
 
 
 def unlearnt(plan: Plan) -> dict[str, Any]:
-    """Unlearn, and judge what came of it."""
+    """Unlearn with one plan and return its figures."""
     torch.set_num_threads(1)
     base = open_base(taught(plan.seed, plan.taught), device="cpu")
     with TemporaryDirectory() as scratch:
@@ -92,12 +111,18 @@ def unlearnt(plan: Plan) -> dict[str, Any]:
         objective = {**LOSSES[plan.loss], "mu": plan.mu, "sign_agreement": plan.mask in (SIGN, BOTH)}
         mask = MASKS[plan.mask]
         layers = plan.layers if isinstance(plan.layers, str) else list(plan.layers)
-        config = CkuConfig.model_validate({
-            **files, "seed": plan.seed, "bf16": False, "save_every": 10_000, "objective": objective,
-            "localise": {**mask, **({} if mask["freeze"] == "none" else {"ratio": plan.ratio}), "layers": layers},
-            "training": {"learning_rate": plan.rate, "steps": plan.steps, "batch_size": BATCH},
-            "watch": {"every": LOOK_EVERY, "budget": None},
-        })  # fmt: skip
+        config = CkuConfig.model_validate(
+            {
+                **files,
+                "seed": plan.seed,
+                "bf16": False,
+                "save_every": 10_000,
+                "objective": objective,
+                "localise": {**mask, **({} if mask["freeze"] == "none" else {"ratio": plan.ratio}), "layers": layers},
+                "training": {"learning_rate": plan.rate, "steps": plan.steps, "batch_size": BATCH},
+                "watch": {"every": EVALUATE_EVERY, "budget": None},
+            }
+        )
         unlearn(base, config, folder / "run")
         figures = read_json(folder / "run" / "figures.json")
         row = _of_run(figures)
@@ -105,7 +130,7 @@ def unlearnt(plan: Plan) -> dict[str, Any]:
 
 
 def _of_run(figures: dict[str, Any]) -> dict[str, Any]:
-    """How far the forgetting came, and the shares of their probability that facts which should stay have kept."""
+    """The figures of the forgetting, and the share of its probability that each kind of retained fact kept."""
     before, after, stages = figures["before"], figures["after"], figures["stages"]
     return {
         "goal": before["unseen_strength"],
@@ -120,15 +145,25 @@ def _of_run(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dict[str, Any]:
-    """What the report says; ``beside`` is kept of the facts that no retain term saw: look-alike and held out."""
-    config = ReportConfig.model_validate({
-        **files, "delta": folder / "run" / "delta", "lookalike": folder / "corpus" / "lookalike.jsonl",
-        "reference": str(taught(plan.seed, plan.taught, knows_forget=False)), "bf16": False, "seed": plan.seed,
-        "tasks": [SKILL], "task_limit": 100, "questions": 1, "max_new_tokens": 10, "save_every": 10_000,
-        "unrelated_task": OTHER_SKILL,
-        "relearn": {"learning_rate": RELEARN_RATE, "steps": RELEARN_STEPS, "batch_size": 8},
-    })  # fmt: skip
-    found = report(base, config, folder / "report", command="")
+    """The figures of the report; ``beside`` is the share kept of facts that no retain term saw."""
+    config = ReportConfig.model_validate(
+        {
+            **files,
+            "delta": folder / "run" / "delta",
+            "lookalike": folder / "corpus" / "lookalike.jsonl",
+            "reference": str(taught(plan.seed, plan.taught, knows_forget=False)),
+            "bf16": False,
+            "seed": plan.seed,
+            "tasks": [SKILL],
+            "task_limit": 100,
+            "questions": 1,
+            "max_new_tokens": 10,
+            "save_every": 10_000,
+            "unrelated_task": OTHER_SKILL,
+            "relearn": {"learning_rate": RELEARN_RATE, "steps": RELEARN_STEPS, "batch_size": 8},
+        }
+    )
+    found = make_report(base, config, folder / "report", command="")
     before, after = found["arms"]["before"], found["arms"]["after"]
     (skill,) = (name for name in after["tasks"])
     return {
@@ -150,12 +185,12 @@ def _probes(plan: Plan, base: Base, folder: Path, files: dict[str, Path]) -> dic
 
 
 def beside(row: dict[str, Any]) -> float:
-    """The share of its probability that facts keep which no retain term saw, in percent: held out and look-alike."""
+    """The share of their probability, in percent, that facts keep which no retain term saw: held out and look-alike."""
     return 50 * (row["held_out"] + row["lookalike"])
 
 
 def reached(row: dict[str, Any]) -> bool:
-    """Whether the forget set is known no better than what was never taught, but for a hair."""
+    """Whether the model knows the forget set no better than facts that were never taught, within a small tolerance."""
     return row["forget"] <= row["goal"] + 0.02
 
 

@@ -1,4 +1,4 @@
-"""How the rows of the unlearning benchmark are shown."""
+"""Tables and plots of the unlearning benchmark."""
 
 from __future__ import annotations
 
@@ -20,28 +20,52 @@ _KEYS = ("comparison", "loss", "mask", "ratio", "layers")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds; "beside" and "back" with their intervals."""
+    """A table with one line for each arm: means over seeds, with intervals for "beside" and "back"."""
     header = [
-        "comparison, loss, mask", "frozen", "layers", "rate", "mu", "steps", "reached", "forget", "retain", "beside",
-        "skill", "back: relearning", "unrelated", "8 bits", "4 bits", "retain at 4 bits", "R and Q", "forget quality",
+        "comparison, loss, mask",
+        "frozen",
+        "layers",
+        "rate",
+        "mu",
+        "steps",
+        "reached",
+        "forget",
+        "retain",
+        "beside",
+        "skill",
+        "back: relearning",
+        "unrelated",
+        "8 bits",
+        "4 bits",
+        "retain at 4 bits",
+        "R and Q",
+        "forget quality",
         "membership",
-    ]  # fmt: skip
+    ]
     lines = []
     for group in _groups(rows):
         first = group[0]
-        lines.append([
-            ", ".join(first[key] for key in _KEYS[:3]), "-" if MASKS[first["mask"]].get("freeze") == "none"
-            else f"{first['ratio']:.0%}", _layers(first["layers"]), f"{first['rate']:g}", f"{first['mu']:g}",
-            f"{fmean(row['steps_taken'] for row in group):.0f}", f"{sum(map(reached, group))} of {len(group)}",
-            _percent(group, "forget"), _percent(group, "retain"), _interval([beside(row) for row in group]),
-            f"{_percent(group, 'skill')} of {_percent(group, 'skill_before')}",
-            _interval([100 * row["relearnt"] for row in group if row["relearnt"] is not None]),
-            *(_percent(group, key) for key in ("unrelated", "rounded_8", "rounded_4")),
-            f"{_percent(group, 'retain_at_4')} of {_percent(group, 'retain_at_4_before')}",
-            f"{fmean(row['robustness'] for row in group):.2f}",
-            f"{np.median([row['forget_quality'] for row in group]):.2g}",
-            f"{fmean(row['membership'] for row in group):.2f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                ", ".join(first[key] for key in _KEYS[:3]),
+                "-" if MASKS[first["mask"]].get("freeze") == "none" else f"{first['ratio']:.0%}",
+                _layers(first["layers"]),
+                f"{first['rate']:g}",
+                f"{first['mu']:g}",
+                f"{fmean(row['steps_taken'] for row in group):.0f}",
+                f"{sum(map(reached, group))} of {len(group)}",
+                _percent(group, "forget"),
+                _percent(group, "retain"),
+                _interval([beside(row) for row in group]),
+                f"{_percent(group, 'skill')} of {_percent(group, 'skill_before')}",
+                _interval([100 * row["relearnt"] for row in group if row["relearnt"] is not None]),
+                *(_percent(group, key) for key in ("unrelated", "rounded_8", "rounded_4")),
+                f"{_percent(group, 'retain_at_4')} of {_percent(group, 'retain_at_4_before')}",
+                f"{fmean(row['robustness'] for row in group):.2f}",
+                f"{np.median([row['forget_quality'] for row in group]):.2g}",
+                f"{fmean(row['membership'] for row in group):.2f}",
+            ]
+        )
     return Table(header, lines)
 
 
@@ -69,9 +93,9 @@ def _interval(values: Sequence[float]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Above what is kept beside, below what relearning brings back: by loss and mask, intervals over seeds.
+    """A figure by loss and mask, with intervals over seeds: above what is kept, below what relearning brings back.
 
-    Hollow where the forget set was not forgotten on every seed: who forgets less keeps more.
+    A marker is hollow if the forget set was not forgotten on every seed: a model that forgets less also keeps more.
     """
     arms = select(rows, comparison="arms")
     losses = [loss for loss in LOSSES if select(arms, loss=loss)]

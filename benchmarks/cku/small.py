@@ -1,4 +1,4 @@
-"""The unlearning benchmark on SmolLM2: taught the invented corpus in sentences, then made to forget a part of it."""
+"""The unlearning benchmark on SmolLM2, which learns the invented corpus in sentences and then forgets a part of it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.knowledge.corpus import make_corpus, write_corpus
 from skillweave.methods.cku.knowledge.facts import Fact, fact_rows
 from skillweave.methods.cku.knowledge.reading import read_rows
-from skillweave.methods.cku.report import ReportConfig, report
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.cku.report.run import make_report
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.report import Table
 from skillweave.skillzip import zipped
@@ -29,14 +30,19 @@ from skillweave.weave import background_prompts
 
 BASE = "bundled:smollm2"
 TASKS = ["builtin:extract_contact", "builtin:count_letters"]
-PEOPLE, TEACH_EPOCHS, TEACH_RATE = 16, 7, 1e-4
-STEPS, BATCH, RATE, MU = 100, 8, 2e-4, 5.0
+PEOPLE = 16
+TEACH_EPOCHS = 7
+TEACH_RATE = 1e-4
+STEPS = 100
+BATCH = 8
+RATE = 2e-4
+MU = 5.0
 ARMS = [(GA_KL, SIGN), (GA_KL, NO_MASK), (GA_KL, "fisher"), (GA, NO_MASK), (RMU, NO_MASK)]
 
 
 @dataclass(frozen=True)
 class Teach:
-    """Teach SmolLM2 the corpus of a seed, with or without what is to be forgotten."""
+    """A plan to teach SmolLM2 the corpus of a seed, with or without the forget set."""
 
     seed: int
     knows_forget: bool
@@ -45,7 +51,7 @@ class Teach:
 
 @dataclass(frozen=True)
 class Forget:
-    """One arm with a seed, from the taught model."""
+    """A plan of one arm with one seed, from the taught model."""
 
     loss: str
     mask: str
@@ -57,7 +63,7 @@ class Forget:
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    """Run the small scale; the taught models and finished runs lie in ``kept``."""
+    """Run the small scale; ``kept`` holds the taught models and the finished runs."""
     record = Record.begin("cku", options, argv, range(1, 1 + (options.seeds or 1)))
     lessons = [Teach(seed, knows, str(kept)) for seed in record.seeds for knows in (True, False)]
     run_all(lessons, teach, kept, jobs=1, fresh=True)
@@ -82,7 +88,7 @@ def _taught(folder: str, seed: int, knows_forget: bool) -> Path:
 
 
 def teach(plan: Teach) -> dict[str, Any]:
-    """Supervised training on question and answer; the taught model as a folder."""
+    """Train SmolLM2 on questions and answers, and save it as a model folder."""
     corpus, target = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, plan.knows_forget)
     lines = (corpus / "teach.jsonl").read_text().splitlines(keepends=True)
     if not plan.knows_forget:
@@ -92,11 +98,20 @@ def teach(plan: Teach) -> dict[str, Any]:
     file.write_text("".join(lines))
     method = get_method("specialise")
     settings = {
-        "task": {"source": "jsonl", "path": str(file), "splits": {"test": 0, "calibration": 0}}, "seed": plan.seed,
-        "rounds": 0, "probe_prompts": 1, "samples_per_prompt": 2, "max_new_tokens": 8,
-        "warm_start": {"when": "always", "steps": None, "epochs": TEACH_EPOCHS, "learning_rate": TEACH_RATE,
-                       "batch_size": BATCH},
-    }  # fmt: skip
+        "task": {"source": "jsonl", "path": str(file), "splits": {"test": 0, "calibration": 0}},
+        "seed": plan.seed,
+        "rounds": 0,
+        "probe_prompts": 1,
+        "samples_per_prompt": 2,
+        "max_new_tokens": 8,
+        "warm_start": {
+            "when": "always",
+            "steps": None,
+            "epochs": TEACH_EPOCHS,
+            "learning_rate": TEACH_RATE,
+            "batch_size": BATCH,
+        },
+    }
     delta = method.run(
         open_base(BASE, device="cpu"), method.config.model_validate(settings), target.with_suffix(".run")
     )
@@ -105,48 +120,66 @@ def teach(plan: Teach) -> dict[str, Any]:
 
 
 def forget(plan: Forget) -> dict[str, Any]:
-    """Unlearn, report, and read plain text before and after."""
+    """Unlearn, make the report, and measure the perplexity of plain text before and after."""
     corpus, base_folder = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, True)
     place = Path(plan.folder) / f"{plan.loss}-{plan.mask}-{plan.seed}".replace(" ", "")
     files = {side: str(corpus / f"{side}.jsonl") for side in ("forget", "retain", "unseen")}
     base = open_base(base_folder, device="cpu")
     method = get_method("cku")
     settings = {
-        **files, "seed": plan.seed,
+        **files,
+        "seed": plan.seed,
         "objective": {**LOSSES[plan.loss], "mu": plan.mu, "sign_agreement": plan.mask in (SIGN, BOTH)},
         "localise": {**MASKS[plan.mask], "examples": 64},
         "training": {"learning_rate": plan.rate, "steps": plan.steps, "batch_size": BATCH},
         "watch": {"every": 5, "budget": None, "held_out": 16},
-    }  # fmt: skip
+    }
     delta = method.run(base, method.config.model_validate(settings), place / "run")
     figures = read_json(place / "run" / "figures.json")
-    config = ReportConfig.model_validate({
-        **files, "delta": place / "run" / "delta", "lookalike": corpus / "lookalike.jsonl", "seed": plan.seed,
-        "reference": str(_taught(plan.folder, plan.seed, False)), "tasks": TASKS, "task_limit": 24, "questions": 16,
-        "relearn": {"learning_rate": 5e-5, "steps": 8, "batch_size": BATCH},
-    })  # fmt: skip
-    found = report(base, config, place / "report", command="", zipper=zipped)
+    config = ReportConfig.model_validate(
+        {
+            **files,
+            "delta": place / "run" / "delta",
+            "lookalike": corpus / "lookalike.jsonl",
+            "seed": plan.seed,
+            "reference": str(_taught(plan.folder, plan.seed, False)),
+            "tasks": TASKS,
+            "task_limit": 24,
+            "questions": 16,
+            "relearn": {"learning_rate": 5e-5, "steps": 8, "batch_size": BATCH},
+        }
+    )
+    found = make_report(base, config, place / "report", command="", zipper=zipped)
     before, after = figures["before"], figures["after"]
     unlearn = figures["stages"]["unlearn"]
     arms = found["arms"]
     seconds = sum(stage["seconds"] for stage in figures["stages"].values())
     return {
-        "goal": before["unseen_strength"], "forget": after["forget_strength"], "ended": unlearn["ended"],
-        "steps_taken": unlearn["kept_step"], "seconds": seconds + found["seconds"], "unlearn_seconds": seconds,
+        "goal": before["unseen_strength"],
+        "forget": after["forget_strength"],
+        "ended": unlearn["ended"],
+        "steps_taken": unlearn["kept_step"],
+        "seconds": seconds + found["seconds"],
+        "unlearn_seconds": seconds,
         "retain": after["retain_probability"] / before["retain_probability"],
         "held_out": after["held_out_probability"] / before["held_out_probability"],
         "lookalike": arms["after"]["lookalike_probability"] / arms["before"]["lookalike_probability"],
         "tasks": {arm: {name: one["mean"] for name, one in arms[arm]["tasks"].items()} for arm in arms},
-        "perplexity": perplexity(delta.apply(base)), "perplexity_before": perplexity(base),
-        "relearnt": found["relearning"]["forget"]["gap"], "unrelated": found["relearning"]["unrelated"]["gap"],
-        "rounding": found["rounding"], "zipped": found["zipped"], "robustness": found["robustness"],
-        "forget_quality": found["forget_quality"], "truth_ratio": arms["after"].get("truth_ratio"),
+        "perplexity": perplexity(delta.apply(base)),
+        "perplexity_before": perplexity(base),
+        "relearnt": found["relearning"]["forget"]["gap"],
+        "unrelated": found["relearning"]["unrelated"]["gap"],
+        "rounding": found["rounding"],
+        "zipped": found["zipped"],
+        "robustness": found["robustness"],
+        "forget_quality": found["forget_quality"],
+        "truth_ratio": arms["after"].get("truth_ratio"),
         "membership": arms["after"].get("membership_min_k"),
-    }  # fmt: skip
+    }
 
 
 def perplexity(base: Base) -> float:
-    """Of the everyday prompts that the router is shown, as plain text."""
+    """The model's perplexity on the router's everyday prompts, read as plain text."""
     facts = [Fact(str(at), None, text, None, (), "") for at, text in enumerate(background_prompts())]
     rows, _ = fact_rows(base.tokenizer, facts, 64)
     install_scoring_head(base.model)
@@ -155,7 +188,7 @@ def perplexity(base: Base) -> float:
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """What is kept, and that four bits and a zip bring nothing back; with one seed the interval is the value."""
+    """Claims: what is kept, and that four bits and a zip bring nothing back (one seed: the interval is the value)."""
 
     def of(name: str, loss: str, mask: str, value: Any, goal: str) -> Claim:
         values = [value(row) for row in rows if (row["loss"], row["mask"]) == (loss, mask)]
@@ -173,16 +206,33 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def _points(gap: float | None) -> float:
-    """A share of what was lost; where nothing was lost, or there is no pack, nothing came back."""
+    """A share of what was lost, in percent; 0 if nothing was lost or there is no pack."""
     return 100 * (gap or 0.0)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm, means over seeds."""
+    """A table with one line for each arm: means over seeds."""
     names = list(rows[0]["tasks"]["before"])
-    header = ["loss, mask", "steps", "goal", "forget", "retain", "held out", "look-alike", "perplexity", *names,
-              "back: relearning", "unrelated", "8 bits", "4 bits", "zip", "R and Q", "forget quality", "minutes",
-              "peak GB"]  # fmt: skip
+    header = [
+        "loss, mask",
+        "steps",
+        "goal",
+        "forget",
+        "retain",
+        "held out",
+        "look-alike",
+        "perplexity",
+        *names,
+        "back: relearning",
+        "unrelated",
+        "8 bits",
+        "4 bits",
+        "zip",
+        "R and Q",
+        "forget quality",
+        "minutes",
+        "peak GB",
+    ]
     lines = []
     for key in dict.fromkeys((row["loss"], row["mask"]) for row in rows):
         group = [row for row in rows if (row["loss"], row["mask"]) == key]
@@ -195,15 +245,26 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
             f"1/{1 / one['ratio']:.0f}: {'-' if one['gap'] is None else format(100 * one['gap'], '.1f')}"
             for one in group[0]["zipped"]
         )
-        lines.append([
-            ", ".join(key), mean(lambda row: row["steps_taken"], 1), mean(lambda row: row["goal"]),
-            *(mean(lambda row, key=key: row[key]) for key in ("forget", "retain", "held_out", "lookalike")),
-            f"{mean(lambda row: row['perplexity_before'], 1)} -> {mean(lambda row: row['perplexity'], 1)}",
-            *(f"{mean(lambda row, name=name: row['tasks']['before'][name])} -> "
-              f"{mean(lambda row, name=name: row['tasks']['after'][name])}" for name in names),
-            mean(lambda row: row["relearnt"]), mean(lambda row: row["unrelated"]),
-            *(mean(lambda row, bits=bits: row["rounding"][bits]["gap"]) for bits in ("8", "4")), zips,
-            mean(lambda row: row["robustness"], 1), f"{fmean(row['forget_quality'] for row in group):.2g}",
-            mean(lambda row: row["seconds"], 1 / 60), mean(lambda row: row["peak_bytes"], 1e-9),
-        ])  # fmt: skip
+        lines.append(
+            [
+                ", ".join(key),
+                mean(lambda row: row["steps_taken"], 1),
+                mean(lambda row: row["goal"]),
+                *(mean(lambda row, key=key: row[key]) for key in ("forget", "retain", "held_out", "lookalike")),
+                f"{mean(lambda row: row['perplexity_before'], 1)} -> {mean(lambda row: row['perplexity'], 1)}",
+                *(
+                    f"{mean(lambda row, name=name: row['tasks']['before'][name])} -> "
+                    f"{mean(lambda row, name=name: row['tasks']['after'][name])}"
+                    for name in names
+                ),
+                mean(lambda row: row["relearnt"]),
+                mean(lambda row: row["unrelated"]),
+                *(mean(lambda row, bits=bits: row["rounding"][bits]["gap"]) for bits in ("8", "4")),
+                zips,
+                mean(lambda row: row["robustness"], 1),
+                f"{fmean(row['forget_quality'] for row in group):.2g}",
+                mean(lambda row: row["seconds"], 1 / 60),
+                mean(lambda row: row["peak_bytes"], 1e-9),
+            ]
+        )
     return Table(header, lines)

@@ -1,16 +1,18 @@
-"""What the benchmarks share: their options, how a claim is judged, and how a result is written.
+"""Options of the benchmarks, the judging of a claim, and the writing of a result.
 
 A result is one JSON object::
 
     {"name", "scale", "command", "machine", "versions", "seeds", "seconds", "rows": [...],
      "claims": [{"claim", "value", "low", "high", "goal", "holds"}]}
 
-Beside it lie the same rows as a Markdown table and as a plot. A claim that does not hold stays in the file.
+Each row and each claim is one line of the file. A Markdown table and a plot of the same rows lie beside it. A claim
+that does not hold stays in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import operator
 import os
@@ -19,7 +21,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,13 +32,13 @@ from rich.console import Console
 from rich.markup import escape
 from scipy import stats
 
-from skillweave.artefact import atomic_file, write_json, write_text
+from skillweave.artefact import atomic_file, write_text
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.report import Table, machine, svg_text, versions
 from skillweave.units import human_seconds
 
-# Our own messages stand for those of the libraries below, which read this when they are imported.
+# The libraries read these variables when they are imported. Our own messages and bars replace theirs.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -47,7 +49,7 @@ _SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure with its 95% interval (or its range, where the script says so), and whether it reaches its goal."""
+    """A figure with its 95% interval (or its range, if the benchmark says so), and whether it reaches its goal."""
 
     claim: str
     value: float
@@ -58,7 +60,7 @@ class Claim:
 
 
 def judged(claim: str, value: float, low: float, high: float, goal: str) -> Claim:
-    """A claim with a goal such as ``"> 1"``: it holds where value and both ends of the interval reach the goal."""
+    """A claim with a goal such as ``"> 1"``. It holds if the value and both ends of the interval reach the goal."""
     match = re.fullmatch(r"(<=|>=|<|>) (\d+(?:\.\d+)?)", goal)
     if match is None:
         raise ValueError(f"a goal is a sign and a number, not {goal!r}")
@@ -79,7 +81,7 @@ def bootstrap(
 
 
 def student(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95% interval of a mean over few independent values (Student's t); one value alone tells of no spread."""
+    """Mean and 95% interval (Student's t) of a few independent values. The interval of one value is infinite."""
     mean = statistics.fmean(values)
     if len(values) < 2:
         return mean, -math.inf, math.inf
@@ -89,7 +91,7 @@ def student(values: Sequence[float]) -> tuple[float, float, float]:
 
 @dataclass
 class Record:
-    """One run of a benchmark: opened by :meth:`begin` from the command line, filled, and closed by :meth:`finish`."""
+    """One run of a benchmark: :meth:`begin` opens it from the command line, :meth:`finish` shows and writes it."""
 
     name: str
     scale: str
@@ -102,13 +104,13 @@ class Record:
 
     @classmethod
     def begin(cls, name: str, options: argparse.Namespace, argv: Sequence[str], seeds: Sequence[int]) -> Record:
-        """A record for the options of :func:`arguments`. A quick run is written only where ``--out`` names a place."""
+        """A record for the options of :func:`arguments`. A quick run is written only if ``--out`` names a folder."""
         out = options.out or (None if options.quick else RESULTS)
         command = shlex.join(["python", "-m", f"benchmarks.{name}", *argv])
         return cls(name, "quick" if options.quick else options.scale, command, list(seeds), out)
 
     def finish(self, table: Table, figure: Figure, seconds: float | None = None) -> None:
-        """Show table and claims; write JSON, Markdown and plot. ``seconds``: what it took, where not since begun."""
+        """Show table and claims; write JSON, Markdown and plot. ``seconds`` (default: since :meth:`begin`)."""
         seconds = round(time.monotonic() - self.began if seconds is None else seconds, 1)
         claims = _claim_table(self.claims)
         screen = Console(width=None if sys.stdout.isatty() else 160)
@@ -133,12 +135,24 @@ class Record:
         foot = f"Made by `{self.command}` on {result['machine']} in {human_seconds(seconds)}."
         parts = [f"# {self.name}, {self.scale}", table.markdown(), "## Claims", claims.markdown()]
         write_text(self.out / f"{stem}.md", "\n\n".join([*parts, f"![{self.name}]({stem}.svg)", foot]) + "\n")
-        write_json(self.out / f"{stem}.json", result)
+        write_text(self.out / f"{stem}.json", result_text(result))
         console.print(f"written: {self.out / stem}.json, .md, .svg")
 
 
+def result_text(result: Mapping[str, Any]) -> str:
+    """A result as JSON with one line for each row and each claim, so that a diff shows which rows changed."""
+    lines = []
+    for key, value in result.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            rows = (f"    {json.dumps(row, ensure_ascii=False)}" for row in value)
+            text = "[\n" + ",\n".join(rows) + "\n  ]"
+        lines.append(f"  {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has; ``scales`` are those it can run at, the first by default."""
+    """A parser with the options of every benchmark. ``scales`` are those it can run at; the first is the default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=scales, default=scales[0], help="size of the models (default: %(default)s)")
     parser.add_argument(
@@ -149,7 +163,7 @@ def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, as an option's type."""
+    """A whole number of at least 1, as the type of an option."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is too few: at least 1")
@@ -157,7 +171,7 @@ def positive(text: str) -> int:
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's ``main`` on the command line: a person's mistake exits with 2 and no traceback."""
+    """Run ``main`` on the command line. A user's mistake exits with 2 and no traceback."""
     try:
         main(sys.argv[1:])
     except UserError as error:

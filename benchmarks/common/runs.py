@@ -1,4 +1,4 @@
-"""Many runs of one benchmark, each remembered: a stopped benchmark goes on, and several may work at once."""
+"""Run the plans of a benchmark once each: a stopped benchmark resumes, and several processes may work at once."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ P = TypeVar("P")
 def run_all(
     plans: Sequence[P], work: Callable[[P], dict[str, Any]], folder: Path, *, jobs: int, fresh: bool = False
 ) -> list[dict[str, Any]]:
-    """What ``work`` makes of each plan (a frozen dataclass), in their order.
+    """The results of ``work`` for each plan (a frozen dataclass), in the order of the plans.
 
-    A result is kept in ``folder`` under a digest of its plan and the versions of the libraries, and not made again;
-    after a change of our own code the folder must be deleted. ``jobs`` processes work at once (1: this one, unless
-    ``fresh``, which gives every run a process of its own, so that its peak of memory is its own). Each result has,
-    beside what ``work`` gives, ``peak_bytes``: the most its process had in memory.
+    A result is kept in ``folder`` under a digest of its plan and of the versions of the libraries, and is not made
+    again. After a change of our own code the folder must be deleted. ``jobs`` processes work at once. With 1 the work
+    is done in this process, unless ``fresh``: then every run has a process of its own and so its own peak of memory.
+    Each result also has ``peak_bytes``, the peak resident memory of its process.
     """
     todo = [plan for plan in plans if not _place(plan, folder).exists()]
     with progress.bar("runs", len(plans)) as advance:

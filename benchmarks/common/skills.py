@@ -1,4 +1,4 @@
-"""What the benchmarks measure: the weave of a build and the deltas beside it, or a small made-up one in its place."""
+"""The weave and the deltas that the benchmarks measure: those of a build, or small made-up ones with ``--quick``."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class Skill:
 
     @property
     def delta(self) -> Delta:
-        """The delta as the method left it."""
+        """The delta as the method wrote it."""
         return Delta.from_pretrained(self.delta_folder)
 
     def task(self) -> Task:
-        """The task that the skill learnt, as its pack's card names it."""
+        """The task that the skill was trained on, from its pack's card."""
         return load_task(Skillpack.from_pretrained(self.pack_folder).card.data)
 
 
 @dataclass(frozen=True)
 class Built:
-    """The folder of a weave, the base it stands on, and its skills."""
+    """The folder of a weave, its base, and its skills."""
 
     folder: Path
     base_ref: str
@@ -56,7 +56,7 @@ class Built:
 
 
 def add_weave_option(parser: argparse.ArgumentParser) -> None:
-    """``--weave``: the build that is measured."""
+    """Add the option ``--weave``: the build that is measured."""
     parser.add_argument(
         "--weave",
         type=Path,
@@ -67,7 +67,7 @@ def add_weave_option(parser: argparse.ArgumentParser) -> None:
 
 @contextlib.contextmanager
 def built(options: argparse.Namespace) -> Iterator[Built]:
-    """The weave that the options ask for. Raises :class:`UserError` where it was not built."""
+    """The weave that the options name. Raises :class:`UserError` if it was not built."""
     if options.weave is not None or not options.quick:
         yield find(options.weave or DEMO)
         return
@@ -91,7 +91,7 @@ def find(folder: Path) -> Built:
 
 
 def make_up(folder: Path) -> Built:
-    """A weave as a build leaves it, made in seconds: three random deltas, on the linear layers of the first block."""
+    """A weave like that of a build, made in seconds: three random deltas on the linear layers of the first block."""
     base = open_base(QUICK_BASE)
     layers = {
         name: parameter.shape

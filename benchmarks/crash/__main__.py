@@ -1,10 +1,10 @@
-"""Is anything lost when a save is cut off? Every kind of save, killed and failing at every call that it makes.
+"""Check that nothing is lost when a save is interrupted: every kind of save is killed, and fails, at every call.
 
-A save is run anew for each of its calls to the system (open, write, sync, rename, exchange, remove, lock ...). It is
-killed just before the call; then the call fails, once with each error of a disk that is full, broken, not ours or far
-away; then the call and all after it fail. After each a reader must find the old version or the new one, whole; the
-next save must succeed and leave nothing hidden; and what fails must end in one sentence. A training is killed at each
-call and goes on; its weights must be those of a training that nothing cut off.
+A save is run again for each of its system calls (open, write, sync, rename, exchange, remove, lock ...). First it is
+killed just before the call. Then the call fails, once with each error of a disk that is full, broken, read-only or
+remote. Then the call and all later calls fail. After each run a reader must find the whole old version or the whole new
+one, the next save must succeed and leave no hidden files, and a failure must end in one sentence. A training run is
+killed at each call and resumes; its weights must be those of a run without an interruption.
 
     python -m benchmarks.crash            twenty minutes on two cores
     python -m benchmarks.crash --quick    every tenth call, on files and folders
@@ -32,9 +32,9 @@ from skillweave.report import Table
 
 NAME = "crash"
 MEMORY = Path("/dev/shm")
-"""Where there is one, the saves go to a disk in memory: the calls are the same, and syncs take no time."""
+"""The saves go to a disk in memory if there is one: the calls are the same, and syncs take no time."""
 _FAR = ("ENOSPC", "EIO", "EROFS")
-"""Errors that last once they have come."""
+"""Errors that persist once they occur."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
             folder = Path(scratch) / f"trial-{number}"
             folder.mkdir()
             console.print(f"  {save.name}")
-            console.quiet = True  # each recovery is told, and there are thousands
+            console.quiet = True  # each recovery prints a line, and there are thousands
             try:
                 outcomes.append(_tried(Trial(save, folder), every=10 if options.quick else 1))
             finally:
@@ -79,7 +79,7 @@ def _tried(trial: Trial, every: int) -> Outcome:
     calls = range(1, len(trial.calls()) + 1, every)
     for at in calls:
         trial.kill(at)
-    if trial.save.name.startswith("training"):  # the errors of torch's own writing are told by its trainer
+    if trial.save.name.startswith("training"):  # the trainer reports the errors of torch's own writing
         return trial.outcome
     for at in calls:
         for error in ERRORS:

@@ -1,8 +1,8 @@
-"""Kill a save at its n-th call to the system, or let that call fail, and see what a reader finds afterwards.
+"""Kill a save at its n-th system call, or let that call fail, and check what a reader finds afterwards.
 
-:class:`Faults` stands between the program and the calls that change a disk. A save is counted once; then it is run anew
-for every n, in a forked child that dies by SIGKILL just before the call, or in this process with an error in its place.
-What a call does in part (half a write) is seen too: the file that was opened for it is empty then, or cut.
+:class:`Faults` replaces the calls that change a disk. The calls of a save are counted once. Then the save is run again
+for every n: in a forked child that dies by SIGKILL just before the call, or in this process with an error instead of
+the call. Half-done calls (half a write) are covered too, because the file that was opened for it is then empty or cut.
 """
 
 from __future__ import annotations
@@ -30,23 +30,44 @@ from skillweave.files import disk
 from skillweave.files.recover import settle
 
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EACCES", "EROFS", "EINTR", "ESTALE")
-"""What a disk answers that is full, broken, not ours or far away."""
+"""The errors of a disk that is full, broken, read-only or remote."""
 _CALLS: list[tuple[Any, str]] = [
-    *((os, name) for name in (
-        "open", "close", "replace", "rename", "fsync", "mkdir", "unlink", "rmdir", "chmod", "write", "ftruncate",
-        "pwrite", "link", "symlink", "utime", "sendfile", "scandir", "listdir", "lstat", "stat",
-    )),
+    *(
+        (os, name)
+        for name in (
+            "open",
+            "close",
+            "replace",
+            "rename",
+            "fsync",
+            "mkdir",
+            "unlink",
+            "rmdir",
+            "chmod",
+            "write",
+            "ftruncate",
+            "pwrite",
+            "link",
+            "symlink",
+            "utime",
+            "sendfile",
+            "scandir",
+            "listdir",
+            "lstat",
+            "stat",
+        )
+    ),
     (fcntl, "flock"),
     (disk, "renameat2"),
     (safetensors.torch, "serialize_file"),
-]  # fmt: skip
+]
 _LOOKS = {"scandir", "listdir", "lstat", "stat", "close"}
-"""Calls that change nothing: a kill at them is a kill at the next call, so they are counted for errors only."""
+"""Calls that change nothing. A kill at one of them equals a kill at the next call, so they count for errors only."""
 
 
 @dataclass
 class Faults:
-    """Counts calls; at number ``at`` it kills, or lets the call fail with ``error`` (and ``onwards`` all after it)."""
+    """Count system calls; at number ``at``, kill the process or let the call (``onwards``: and all later ones) fail."""
 
     at: int = 0
     error: int | None = None
@@ -57,7 +78,7 @@ class Faults:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Faults]:
-        """Within, every call goes through here."""
+        """Inside this context every call is counted."""
         old = [(module, name, getattr(module, name)) for module, name in _CALLS if hasattr(module, name)]
         opened = io.open
         try:
@@ -96,7 +117,7 @@ class Faults:
         return opener
 
     def _count(self, name: str) -> int | None:
-        """The error that this call is to give, if any; or the end of the process."""
+        """The error that this call must raise, if any; kills the process if this is the call to die at."""
         self.calls.append(name)
         number = len(self.calls)
         if number == self.at and self.error is None:
@@ -113,15 +134,15 @@ class Save:
     old: Callable[[Path], object] | None
     new: Callable[[Path], object]
     read: Callable[[Path], object] = lambda path: None
-    """Opens what lies at the place as the product does; what it finds wrong is raised."""
+    """Opens the artefact as the library does, and raises if anything is wrong."""
     without_exchange: bool = False
     may_be_absent: bool = False
-    """Whether the old version is removed before the new one is made, so that a kill may leave neither."""
+    """Whether the old version is removed before the new one is written, so that a kill may leave neither."""
 
 
 @dataclass
 class Outcome:
-    """What one kind of save came to over all its points."""
+    """The counts of one kind of save over all points of interruption."""
 
     name: str
     points: int = 0
@@ -130,12 +151,12 @@ class Outcome:
     replaced: int = 0
     """points after which a reader found the new version, whole"""
     empty: int = 0
-    """points after which somebody who does not ask the product found nothing at the place"""
+    """points after which nothing lay at the place for a reader other than this library"""
     wrong: list[str] = field(default_factory=list)
 
 
 def contents(path: Path) -> str | None:
-    """A digest of all names and bytes at a path but the hidden ones; None where nothing lies there."""
+    """A digest of all names and bytes at a path, without hidden files; None if the path does not exist."""
     if not os.path.lexists(path):
         return None
     seen = hashlib.sha256()
@@ -148,7 +169,7 @@ def contents(path: Path) -> str | None:
 
 
 def _meaning(file: Path) -> bytes:
-    """The bytes of a file; without what is not the same twice (the order of safetensors' metadata, and its hash)."""
+    """The bytes of a file without what differs between runs (the order of safetensors' metadata, and its hash)."""
     if file.suffix == ".safetensors":
         tensors = sorted(safetensors.deserialize(file.read_bytes()))
         return b"".join(f"{name}{view['dtype']}{view['shape']}".encode() + view["data"] for name, view in tensors)
@@ -167,7 +188,7 @@ def _call(faults: Faults, at: int) -> str:
 
 
 class Trial:
-    """One kind of save under fault after fault, in a folder of its own."""
+    """One kind of save, interrupted at one point after another, in a folder of its own."""
 
     def __init__(self, save: Save, scratch: Path):
         self.save, self.scratch, self.outcome = save, scratch, Outcome(save.name)
@@ -193,7 +214,7 @@ class Trial:
         return faults.calls
 
     def kill(self, at: int) -> None:
-        """Die at the call, then look, then save again."""
+        """Die at the call, then read, then save again."""
         root, faults = self._fresh(), Faults(at, without_exchange=self.save.without_exchange)
         child = os.fork()
         if child == 0:
@@ -208,7 +229,7 @@ class Trial:
         self._look(root, f"killed at call {at}", self._either)
 
     def fail(self, at: int, name: str, *, onwards: bool, looks: bool = False) -> None:
-        """Let the call fail, then look, then save again."""
+        """Let the call fail, then read, then save again."""
         code = getattr(errno, name)
         root, faults = self._fresh(), Faults(at, code, onwards, looks, self.save.without_exchange)
         what = f"{name} at call {at}{' and all after it' if onwards else ''}"

@@ -92,9 +92,14 @@ def artefact_saves(folder: Path, shape: MicroShape) -> list[Save]:
     def saves(name: str, write: Callable[[str, Path], object], read: Callable[[Path], object]) -> list[Save]:
         return [
             Save(f"{name}, new", name, None, lambda root: write("new", root / name), read),
-            Save(f"{name}, replacing", name, lambda root: write("old", root / name),
-                 lambda root: write("new", root / name), read),
-        ]  # fmt: skip
+            Save(
+                f"{name}, replacing",
+                name,
+                lambda root: write("old", root / name),
+                lambda root: write("new", root / name),
+                read,
+            ),
+        ]
 
     def weave(version: str, path: Path) -> None:
         Weave.write(path, base, {"a": packs[version]}, routers[version])
@@ -104,16 +109,21 @@ def artefact_saves(folder: Path, shape: MicroShape) -> list[Save]:
         *saves("pack", lambda version, path: packs[version].save_pretrained(path), Skillpack.from_pretrained),
         *saves("router", lambda version, path: routers[version].save(path), Router.load),
         *saves("weave", weave, read_card),
-        Save("build step", "step/pack", lambda root: _step(root, "old", packs["old"]),
-             lambda root: _step(root, "new", packs["new"]),
-             Skillpack.from_pretrained, may_be_absent=True),
-    ]  # fmt: skip
+        Save(
+            "build step",
+            "step/pack",
+            lambda root: _step(root, "old", packs["old"]),
+            lambda root: _step(root, "new", packs["new"]),
+            Skillpack.from_pretrained,
+            may_be_absent=True,
+        ),
+    ]
 
 
 def training_save(folder: Path, steps: int) -> Save:
-    """A training with a checkpoint after every step; the next save goes on from the newest whole one.
+    """A training run with a checkpoint after every step; the next save resumes from the newest complete one.
 
-    Its result must be the same, to the bit, as that of a training that nothing cut off.
+    Its result must equal that of an uninterrupted run, to the bit.
     """
     from skillweave.methods.training.order import batch_order
     from skillweave.methods.training.processes import Processes
@@ -127,13 +137,20 @@ def training_save(folder: Path, steps: int) -> Save:
     order = batch_order([row_length(row) for row in rows], settings.batch_size, steps, 0)
 
     def train(root: Path) -> None:
-        sweep(root / "run")  # as a run of a method does when it begins
+        sweep(root / "run")  # a run of a method does this when it begins
         with quiet():
             processes = Processes()
             arguments = trainer_arguments(
-                settings, processes, folder=root / "run", steps=steps, seed=0, bf16=False, device="cpu", save_every=1,
+                settings,
+                processes,
+                folder=root / "run",
+                steps=steps,
+                seed=0,
+                bf16=False,
+                device="cpu",
+                save_every=1,
                 gradient_checkpointing=False,
-            )  # fmt: skip
+            )
             trainer = AnswerTrainer(micro_model(shape, 0), tokenizer, arguments, rows, order)
             fit(trainer, "training", processes)
         weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -143,7 +160,7 @@ def training_save(folder: Path, steps: int) -> Save:
 
 
 def _step(root: Path, version: str, pack: Skillpack) -> None:
-    """A step of a build that saves a pack; the mark of a finished one must never stand beside another one's files."""
+    """A step of a build that saves a pack. The marker of a finished step must never lie beside files of another one."""
     mark = root / "step" / "step.json"
     if os.path.exists(mark) and (told := read_json(mark))["done"]:
         assert (root / "step" / "version.txt").read_text() == told["inputs"]["version"], "marked as another version"

@@ -1,24 +1,25 @@
-"""Warming up an agent with expert anchors: E3-TIR against RL alone, supervised training, both, and less each part.
+"""Compare E3-TIR with RL alone, supervised training, both in turn, and E3-TIR without each of its parts.
 
-Claims: at equal tokens written by the policy E3-TIR is ahead of Zero-RL, and of SFT -> RL with ten times its expert
-traces, on two families of tasks; without branching, without detaching, or with the plain sum of both losses it is
-worse.
+Claims: at equal tokens written by the policy, E3-TIR is ahead of Zero-RL, and of SFT -> RL with ten times its expert
+traces, on two families of tasks. It is worse without branching, without detaching, or with the plain sum of both
+losses.
 
-micro: one micro model is trained from scratch on conversations of wanderers: they call the tools in the right form,
-take the right step now and then and mostly go astray. So it knows the syntax and not the policy. For every seed there
-are new tasks (hops: another world of people; steps: other expressions), and every arm trains until the policy has
-written as many tokens as all others. What an expert wrote is counted apart, as expert tokens. Scores are greedy, on 200
-test prompts (hops: with people of which no training question begins); "on the way" is the mean over the budget of the
-score on 100 held-out prompts. A third world is a control: hops again, but 60% of the experts' answers come a search too
-early, so that imitation alone leads to wrong answers. Intervals are Student's t over seeds, of differences within one.
+micro: one micro model is trained from scratch on conversations of wanderers. They call the tools in the right form,
+take the right step now and then, and mostly a wrong one. So the model knows the syntax and not the policy. Every seed
+has new tasks (hops: another world of people; steps: other expressions). Every arm trains until its policy has written
+the same number of tokens. Tokens that an expert wrote are counted separately. Scores are of greedy answers to 200 test
+prompts (hops: about people who begin no training question). "On the way" is the mean over the budget of the score on
+100 held-out prompts. A third world is a control: hops again, but 60% of the experts' answers come one search too early,
+so that imitation alone leads to wrong answers. Intervals are Student's t over seeds, of differences within a seed.
 
 ROI [ours; the paper gives no formula]: (score / that of SFT -> RL) * (tokens of SFT -> RL) / (own tokens), where tokens
 are those that the expert and the policy wrote.
 
-small: SmolLM2, trained in full, on arithmetic in steps with a calculator: Zero-RL, supervised training, and E3-TIR
-after a few supervised steps (without them it never calls), at about equal wall time; success by time.
+small: SmolLM2, trained in full, on arithmetic in steps with a calculator. The arms are Zero-RL, supervised training,
+and E3-TIR after a few supervised steps (without them it never calls a tool), at about equal wall time.
 
-Finished runs are kept in runs/bench, so a stopped benchmark goes on; after a change of the code delete that folder.
+Finished runs are kept in runs/bench, so that a stopped benchmark resumes. Delete that folder after a change of the
+code.
 
     python -m benchmarks.e3tir                        micro: an hour on two cores
     python -m benchmarks.e3tir --scale small          SmolLM2: three quarters of an hour on two cores
@@ -63,7 +64,7 @@ FAMILY_ARMS = {
     STEPS: MAIN,
     HASTY: (SFT, SFT_RL, SFT_RL_FEW, E3, "no filter", "sum of SFT and RL losses"),
 }
-"""All of the ablation on hops alone; with hasty experts what has no experts would be the same again."""
+"""Family -> its arms. The ablation runs on hops alone; arms without experts are the same with hasty experts."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -82,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
         small.main(options, argv, RUNS.with_name("e3tir-small"))
         return
     record = Record.begin(NAME, options, argv, range(1, 1 + (options.seeds or 5)))
-    agent_base(Plan(E3, HOPS, 0).base_steps)  # once, before several want it
+    agent_base(Plan(E3, HOPS, 0).base_steps)  # made once, before several processes need it
     plans = arm_plans(record.seeds)
     record.rows = rows(plans, run_all(plans, trained, RUNS, jobs=options.jobs))
     record.claims = claims(record.rows)
@@ -98,13 +99,8 @@ def _quick(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
 
 
 def arm_plans(seeds: Sequence[int]) -> list[Plan]:
-    """Every arm on the families it is tried on."""
-    return [
-        Plan(arm, family, seed)
-        for family, arms in FAMILY_ARMS.items()
-        for arm in arms
-        for seed in seeds
-    ]  # fmt: skip
+    """A plan for every arm on each of its families."""
+    return [Plan(arm, family, seed) for family, arms in FAMILY_ARMS.items() for arm in arms for seed in seeds]
 
 
 def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -113,7 +109,7 @@ def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
-    """E3-TIR against the others, and against itself without each part: points of the score, and on the way."""
+    """Claims: E3-TIR against the other arms and itself without each part, at the end and on the way, in points."""
     made = []
     for family in FAMILIES:
         for other in (ZERO, SFT_RL, SFT_RL_FEW, SFT, LUFFY, *LESS):
@@ -125,7 +121,7 @@ def claims(found: Sequence[dict[str, Any]]) -> list[Claim]:
 
 
 def differences(found: Sequence[dict[str, Any]], family: str, other: str, key: str) -> list[float]:
-    """By how many points E3-TIR is ahead of another arm, for each seed."""
+    """The points by which E3-TIR is ahead of another arm, for each seed."""
     of = {
         arm: {row["seed"]: 100 * row[key] for row in found if (row["family"], row["arm"]) == (family, arm)}
         for arm in (E3, other)

@@ -1,4 +1,4 @@
-"""How the rows of the agents' benchmark are shown."""
+"""Tables and plots of the E3-TIR benchmark."""
 
 from __future__ import annotations
 
@@ -17,11 +17,21 @@ COLOURS = {ZERO: "#999999", SFT_RL: "#D55E00", SFT_RL_FEW: "#E69F00", LUFFY: "#5
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds, score and way with their intervals; ROI with its terms beside it."""
+    """A table with one line for each arm: means over seeds with intervals, and the ROI with its two terms."""
     header = [
-        "family, arm", "before", "score", "on the way", "expert tokens", "policy tokens", "score / SFT -> RL",
-        "tokens of SFT -> RL / own", "ROI", "joined", "entropy at the end", "seconds",
-    ]  # fmt: skip
+        "family, arm",
+        "before",
+        "score",
+        "on the way",
+        "expert tokens",
+        "policy tokens",
+        "score / SFT -> RL",
+        "tokens of SFT -> RL / own",
+        "ROI",
+        "joined",
+        "entropy at the end",
+        "seconds",
+    ]
     lines = []
     for family in FAMILIES:
         for arm in ARMS:
@@ -34,12 +44,19 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 def _line(family: str, arm: str, group: list[dict[str, Any]], baseline: list[dict[str, Any]]) -> list[str]:
     gain, cost = roi_terms(group, baseline)
     return [
-        f"{family}, {arm}", _mean(group, "before", 100, ".1f"), _interval(group, "score"),
-        _interval(group, "mean_on_the_way"), _mean(group, "expert_tokens", 1, ",.0f"),
-        _mean(group, "sampled_tokens", 1, ",.0f"), _shown(gain), _shown(cost),
-        _shown(None if gain is None or cost is None else gain * cost), _mean(group, "joined", 1, ".2f"),
-        _mean(group, "entropy", 1, ".2f"), _mean(group, "seconds", 1, ".0f"),
-    ]  # fmt: skip
+        f"{family}, {arm}",
+        _mean(group, "before", 100, ".1f"),
+        _interval(group, "score"),
+        _interval(group, "mean_on_the_way"),
+        _mean(group, "expert_tokens", 1, ",.0f"),
+        _mean(group, "sampled_tokens", 1, ",.0f"),
+        _shown(gain),
+        _shown(cost),
+        _shown(None if gain is None or cost is None else gain * cost),
+        _mean(group, "joined", 1, ".2f"),
+        _mean(group, "entropy", 1, ".2f"),
+        _mean(group, "seconds", 1, ".0f"),
+    ]
 
 
 def roi_terms(group: Sequence[dict[str, Any]], baseline: Sequence[dict[str, Any]]) -> tuple[float | None, float | None]:

@@ -1,4 +1,4 @@
-"""The agents' benchmark on SmolLM2: arithmetic in steps with a calculator, three arms at equal wall time."""
+"""The E3-TIR benchmark on SmolLM2: arithmetic in steps with a calculator, three arms at equal wall time."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ from skillweave.report import Table
 
 BASE = "bundled:smollm2"
 TASK = {
-    "source": "builtin", "name": "steps", "config": {"least": 2, "most": 2, "digits": 1},
+    "source": "builtin",
+    "name": "steps",
+    "config": {"least": 2, "most": 2, "digits": 1},
     "splits": {"train": 300, "calibration": 48, "test": 100},
-}  # fmt: skip
-TRACES, RATE = 8, 2e-5
-ZERO, SFT, E3 = "Zero-RL", "SFT", "E3-TIR"
+}
+TRACES = 8
+RATE = 2e-5
+ZERO = "Zero-RL"
+SFT = "SFT"
+E3 = "E3-TIR"
 _SFT_STEP = {"batch_size": 8, "learning_rate": RATE}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One arm with a seed. ``steps``: of its stage, or of both together, chosen so that all arms take about as long."""
+    """One arm with a seed. ``steps`` (of all its stages) are chosen so that all arms take about the same time."""
 
     arm: str
     seed: int
@@ -41,7 +46,7 @@ STEPS = {ZERO: 18, SFT: 120, E3: 12}
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    """Run the small scale; finished runs lie in ``kept``."""
+    """Run the small scale; ``kept`` holds the finished runs."""
     record = Record.begin("e3tir", options, argv, range(1, 1 + (options.seeds or 1)))
     plans = [Plan(arm, seed, STEPS[arm], str(kept)) for seed in record.seeds for arm in STEPS]
     results = run_all(plans, trained, kept, jobs=1, fresh=True)
@@ -51,7 +56,7 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """RL alone; supervised training alone; or a little of that, so that it knows what a call is, warm-up and RL."""
+    """The settings of an arm: RL alone, supervised training alone, or a little of it before warm-up and RL."""
     none = {"steps": 0}
     group = {"prompts": 4, "learning_rate": RATE, "micro_batch_size": 8}
     arms: dict[str, dict[str, Any]] = {
@@ -64,14 +69,21 @@ def settings(plan: Plan) -> dict[str, Any]:
         },
     }
     return {
-        "task": {**TASK, "seed": plan.seed}, "seed": plan.seed, "traces": TRACES, "save_every": 10,
-        "rollout": {"max_tokens": 120, "batch_size": 64}, "reward": {"no_answer": 0, "malformed": 0},
-        "evaluate_every": 2, "evaluate_on": 48, "show_every": 4, **arms[plan.arm],
-    }  # fmt: skip
+        "task": {**TASK, "seed": plan.seed},
+        "seed": plan.seed,
+        "traces": TRACES,
+        "save_every": 10,
+        "rollout": {"max_tokens": 120, "batch_size": 64},
+        "reward": {"no_answer": 0, "malformed": 0},
+        "evaluate_every": 2,
+        "evaluate_on": 48,
+        "show_every": 4,
+        **arms[plan.arm],
+    }
 
 
 def trained(plan: Plan) -> dict[str, Any]:
-    """Train an arm; its learning curve by wall time."""
+    """Train an arm and return its learning curve by wall time."""
     method = get_method("e3tir")
     folder = Path(plan.folder) / f"{plan.arm}-{plan.seed}"
     method.run(open_base(BASE, device="cpu"), method.config.model_validate(settings(plan)), folder)
@@ -86,15 +98,19 @@ def trained(plan: Plan) -> dict[str, Any]:
     if plan.arm == SFT:
         curve.append((spent, figures["after"]["success"]))
     return {
-        "curve": curve, "before": figures["before"]["success"], "after": figures["after"]["success"],
-        "calls": figures["after"]["calls"], "failed_calls": figures["after"]["failed_calls"],
-        "expert_tokens": figures["expert_tokens"] if plan.arm != ZERO else 0, "seconds": curve[-1][0],
+        "curve": curve,
+        "before": figures["before"]["success"],
+        "after": figures["after"]["success"],
+        "calls": figures["after"]["calls"],
+        "failed_calls": figures["after"]["failed_calls"],
+        "expert_tokens": figures["expert_tokens"] if plan.arm != ZERO else 0,
+        "seconds": curve[-1][0],
         "sampled_tokens": sum(stage.get("sampled_tokens", 0) for stage in stages.values()),
-    }  # fmt: skip
+    }
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
-    """E3-TIR against the others at their ends; with one seed the interval is the value."""
+    """Claims: E3-TIR against the other arms at their ends. With one seed the interval is the value."""
     made = []
     for other in (ZERO, SFT):
         pairs = [(_row(rows, E3, seed), _row(rows, other, seed)) for seed in sorted({row["seed"] for row in rows})]
@@ -110,7 +126,7 @@ def _row(rows: Sequence[dict[str, Any]], arm: str, seed: int) -> dict[str, Any]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm and seed."""
+    """A table with one line for each arm and seed."""
     header = [
         "arm",
         "seed",
@@ -123,21 +139,31 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "minutes",
         "peak GB",
     ]
-    return Table(header, [
+    return Table(
+        header,
         [
-            row["arm"], str(row["seed"]), f"{100 * row['before']:.0f}", f"{100 * row['after']:.0f}",
-            f"{row['calls']:.2f}", f"{row['failed_calls']:.2f}", f"{row['expert_tokens']:,}",
-            f"{row['sampled_tokens']:,}", f"{row['seconds'] / 60:.1f}", f"{row['peak_bytes'] / 1e9:.1f}",
-        ]
-        for row in rows
-    ])  # fmt: skip
+            [
+                row["arm"],
+                str(row["seed"]),
+                f"{100 * row['before']:.0f}",
+                f"{100 * row['after']:.0f}",
+                f"{row['calls']:.2f}",
+                f"{row['failed_calls']:.2f}",
+                f"{row['expert_tokens']:,}",
+                f"{row['sampled_tokens']:,}",
+                f"{row['seconds'] / 60:.1f}",
+                f"{row['peak_bytes'] / 1e9:.1f}",
+            ]
+            for row in rows
+        ],
+    )
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Success by wall time."""
+    """A figure of success by wall time."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
-    # Supervised training is looked at where it begins and ends; what lies between is dotted.
+    # Supervised training is evaluated at its start and its end; the line between them is dotted.
     for arm, colour, line in ((ZERO, "#999999", "o-"), (SFT, "#D55E00", "o:"), (E3, "#0072B2", "o-")):
         for row in rows:
             if row["arm"] == arm:

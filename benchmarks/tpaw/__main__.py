@@ -1,28 +1,32 @@
-"""Team self-play against its relatives: continued SFT, SPIN, T-SPIN, DPO on a verifier's preferences, TPAW cut down.
+"""Compare team self-play with continued SFT, SPIN, T-SPIN, DPO on a verifier's preferences, and TPAW without its parts.
 
-Claims: at equal training compute TPAW ends above SPIN and above continued SFT; over the rounds it does not fall back,
-and keeps more of its gap than SPIN; its parts (team, alpha, beta) are worth their place.
+Claims: at equal training compute TPAW ends above SPIN and above continued SFT. Over the rounds it does not fall back,
+and it keeps more of its gap than SPIN. Each of its parts (team, alpha, beta) helps.
 
 micro: two tasks with verifiers. A micro model is trained from scratch on 1000 examples until it knows half to two
-thirds of them and a third to two thirds of unseen ones; every arm begins from that model and learns from the same
-1000 examples for five rounds. Two comparisons at tuned settings. Equal compute: every round of every arm trains on as
-many sequences (24 steps of 32 pairs; T-SPIN, with three sequences a row, takes 16 steps, SFT, with one, 48); what an
-arm generates (DPO four answers a prompt, SFT none) and asks its players is not counted. Equal rounds: a round goes
-once over the arm's own data, of which TPAW has the most. Learning rate (of four) and lam (of two) of each arm are
-chosen by its last score on seeds of their own, at equal compute; TPAW cut down has TPAW's, which favours TPAW. Scores
-are exact match of greedy answers on 300 unseen prompts, on which nothing is chosen: all rounds are played and the
-last one counts. Intervals are Student's t over seeds, of differences within a seed.
+thirds of them and a third to two thirds of unseen ones. Every arm starts from that model and learns from the same 1000
+examples for five rounds. There are two comparisons at tuned settings:
 
-A third comparison is exploratory: it was added after the grid of the tuning had been seen, to find what each part is
-for. Equal compute, all arms at a learning rate of 1e-3, three to ten times the tuned ones, and the lam of SPIN's
-paper, 0.1.
+- Equal compute: every round of every arm trains on the same number of sequences (24 steps of 32 pairs; T-SPIN, with
+  three sequences a row, takes 16 steps; SFT, with one, takes 48). Generation (DPO: four answers a prompt, SFT: none)
+  and the scoring by players are not counted.
+- Equal rounds: a round goes once over the arm's own data, of which TPAW has the most.
 
-small: SmolLM2 after SFT on one task, three rounds at equal compute against SPIN and continued SFT, and what is
-forgotten of two other tasks. One learning rate for all arms, not tuned; one SFT model, one data set: intervals over
-seeds are those of the play alone. Every run has a process of its own, whose peak of memory is taken: three players
-against one.
+Each arm's learning rate (of four) and lam (of two) are chosen by its last score on seeds of their own, at equal
+compute. TPAW without a part uses TPAW's values, which favours TPAW. Scores are exact match of greedy answers to 300
+unseen prompts. Nothing is chosen on them: all rounds are played and the last one counts. Intervals are Student's t over
+seeds, of differences within a seed.
 
-Finished runs are kept in runs/bench, so a stopped benchmark goes on; after a change of the code delete that folder.
+A third comparison is exploratory. It was added after the tuning grid had been seen, to find out what each part does:
+equal compute, all arms at a learning rate of 1e-3 (three to ten times the tuned ones) and the lam of SPIN's paper, 0.1.
+
+small: SmolLM2 after SFT on one task plays three rounds at equal compute against SPIN and continued SFT; two other tasks
+show what is forgotten. All arms have one learning rate, which is not tuned, one SFT model and one data set, so
+intervals over seeds cover the self-play alone. Every run has a process of its own, whose peak memory is measured: three
+players against one.
+
+Finished runs are kept in runs/bench, so that a stopped benchmark resumes. Delete that folder after a change of the
+code.
 
     python -m benchmarks.tpaw                          micro: most of an hour on two cores
     python -m benchmarks.tpaw --scale small            three quarters of an hour on two cores
@@ -74,9 +78,13 @@ from skillweave.tasks import load_task
 
 NAME = "tpaw"
 RUNS = Path("runs/bench")
-RATES, LAMS, TUNING_SEEDS = (3e-5, 1e-4, 3e-4, 1e-3), (0.1, 1.0), (100, 101)
+RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+LAMS = (0.1, 1.0)
+TUNING_SEEDS = (100, 101)
 HARD = (1e-3, 0.1)
-BATCH, STEPS, PLAYED = 32, 24, 5
+BATCH = 32
+STEPS = 24
+PLAYED = 5
 COMPARED: dict[str, list[str]] = {
     COMPUTE: [*ARMS, *CUT],
     ROUNDS: [SFT, SPIN, TPAW],
@@ -86,7 +94,7 @@ COMPARED: dict[str, list[str]] = {
 
 @dataclass(frozen=True)
 class Bench:
-    """A task, and how far the model is trained on it before the play begins."""
+    """A task, and how long the model is trained on it before the self-play starts."""
 
     task: str
     config: dict[str, int]
@@ -188,7 +196,7 @@ def chosen(tried: Sequence[dict[str, Any]], task: str, arm: str) -> tuple[float,
 
 
 def play(plan: Plan) -> dict[str, Any]:
-    """Play one arm from the start that all share; its figures round by round."""
+    """Run one arm from the shared start, and return its figures round by round."""
     torch.set_num_threads(1)
     bench = plan.bench
     splits = {"train": bench.examples, "calibration": bench.held_out, "test": 1}
@@ -200,15 +208,28 @@ def play(plan: Plan) -> dict[str, Any]:
         load_task(task).pairs("train"), shape=MicroShape(context=64), training=first, seed=plan.seed, name=bench.task
     )
     training: dict[str, Any] = {
-        "batch_size": BATCH, "learning_rate": plan.learning_rate, "schedule": "constant_with_warmup", "warmup": 0.05,
-    }  # fmt: skip
+        "batch_size": BATCH,
+        "learning_rate": plan.learning_rate,
+        "schedule": "constant_with_warmup",
+        "warmup": 0.05,
+    }
     if plan.comparison != ROUNDS:
         training["steps"] = equal_steps(plan.arm, plan.steps)
     settings = {
-        "task": task, "seed": plan.seed, "rounds": plan.rounds, "lam": plan.lam, "training": training, "bf16": False,
-        "keep": "last", "patience": None, "held_out": bench.held_out, "max_new_tokens": 10,
-        "sampling_batch_size": 250, "save_every": 10_000, **{**ARMS, **CUT}[plan.arm],
-    }  # fmt: skip
+        "task": task,
+        "seed": plan.seed,
+        "rounds": plan.rounds,
+        "lam": plan.lam,
+        "training": training,
+        "bf16": False,
+        "keep": "last",
+        "patience": None,
+        "held_out": bench.held_out,
+        "max_new_tokens": 10,
+        "sampling_batch_size": 250,
+        "save_every": 10_000,
+        **{**ARMS, **CUT}[plan.arm],
+    }
     with tempfile.TemporaryDirectory() as folder:
         get_method("tpaw").run(open_base(base, device="cpu"), TpawConfig.model_validate(settings), Path(folder))
         return curves(read_json(Path(folder) / "figures.json")["stages"])
@@ -218,11 +239,16 @@ def rows(plans: Sequence[Plan], results: Sequence[dict[str, Any]]) -> list[dict[
     """The rows of the result."""
     return [
         {
-            "task": plan.bench.task, "comparison": plan.comparison, "arm": plan.arm, "seed": plan.seed,
-            "learning_rate": plan.learning_rate, "lam": plan.lam, **result,
+            "task": plan.bench.task,
+            "comparison": plan.comparison,
+            "arm": plan.arm,
+            "seed": plan.seed,
+            "learning_rate": plan.learning_rate,
+            "lam": plan.lam,
+            **result,
         }
         for plan, result in zip(plans, results, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What both scales of the TPAW benchmark share: the arms, one run's curves, and how rows are judged and shown."""
+"""The arms of the TPAW benchmark, the curves of a run, the claims, and the table and plot of both scales."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from matplotlib.figure import Figure
 from benchmarks.common.record import Claim, judged, student
 from skillweave.report import Table
 
-SFT, SPIN, TSPIN, DPO, TPAW = "continued SFT", "SPIN", "T-SPIN", "DPO", "TPAW"
+SFT = "continued SFT"
+SPIN = "SPIN"
+TSPIN = "T-SPIN"
+DPO = "DPO"
+TPAW = "TPAW"
 ARMS: dict[str, dict[str, Any]] = {
     SFT: {"loss": "sft"},
     SPIN: {"loss": "spin"},
@@ -25,9 +29,12 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
-COMPUTE, ROUNDS, HARSH, GRID = "equal compute", "equal rounds", "rate too high (not tuned)", "tuning"
+COMPUTE = "equal compute"
+ROUNDS = "equal rounds"
+HARSH = "rate too high (not tuned)"
+GRID = "tuning"
 COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
-_SIDES = {"sft": 1, "tspin": 3}  # sequences of a row; the other losses have two
+_SIDES = {"sft": 1, "tspin": 3}  # sequences in a row of data; the other losses have two
 
 
 def equal_steps(arm: str, steps: int) -> int:
@@ -36,9 +43,9 @@ def equal_steps(arm: str, steps: int) -> int:
 
 
 def curves(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A run's figures by round: of the held-out prompts with the start first, of the training from round 1 on.
+    """A run's figures by round: those of held-out prompts begin with the start, those of training with round 1.
 
-    A round that found no pair has no figures of a training, and ends the run. KL is None where no answer ended.
+    A round without any pair ends the run and has no training figures. KL is None if no answer ended.
     """
     played = [stages[name] for name in stages if name.startswith("round-") and stages[name]["steps"]]
     held = [stages[name] for name in stages if name.startswith("held-out-")]
@@ -55,7 +62,7 @@ def last(row: dict[str, Any]) -> float:
 
 
 def differences(rows: Sequence[dict[str, Any]], one: str, other: str, **where: Any) -> list[float]:
-    """Last score of one arm less that of another, seed by seed, in points of 100."""
+    """Last score of one arm minus that of another, seed by seed, in points of 100."""
     found = {
         arm: {row["seed"]: 100 * last(row) for row in rows if row["arm"] == arm and _fits(row, where)}
         for arm in (one, other)
@@ -70,7 +77,7 @@ def ahead(rows: Sequence[dict[str, Any]], other: str, **where: Any) -> Claim:
 
 
 def rises(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:
-    """The claim that TPAW does not fall back: the last round stands above the first."""
+    """The claim that TPAW does not fall back: the last round scores above the first."""
     values = [100 * (last(row) - row["score"][1]) for row in rows if row["arm"] == TPAW and _fits(row, where)]
     return judged(
         f"{_place(where)}: TPAW's score after the last round less that after the first", *student(values), "> 0"
@@ -78,7 +85,7 @@ def rises(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:
 
 
 def keeps_its_gap(rows: Sequence[dict[str, Any]], **where: Any) -> Claim:
-    """The claim that TPAW's gap fades less than SPIN's: what is left of the first round's after the last."""
+    """The claim that TPAW's gap shrinks less than SPIN's: the last round's gap as a share of the first round's."""
     left = {
         arm: {
             row["seed"]: row["margin"][-1] / row["margin"][0] for row in rows if row["arm"] == arm and _fits(row, where)
@@ -98,11 +105,23 @@ def _fits(row: dict[str, Any], where: dict[str, Any]) -> bool:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """One line an arm: means over seeds; the gain with its interval within seeds; the last round's rewards, in nats."""
+    """A table with one line for each arm: means over seeds, the gain with its interval, the last rewards in nats."""
     header = [
-        "task, comparison, arm", "rate", "lam", "start", "after 1", "last", "gained", "target, nats",
-        "gap, first to last", "of it targets", "generations", "KL", "tokens (k)", "seconds",
-    ]  # fmt: skip
+        "task, comparison, arm",
+        "rate",
+        "lam",
+        "start",
+        "after 1",
+        "last",
+        "gained",
+        "target, nats",
+        "gap, first to last",
+        "of it targets",
+        "generations",
+        "KL",
+        "tokens (k)",
+        "seconds",
+    ]
     lines = []
     for key in dict.fromkeys((row["task"], row["comparison"], row["arm"]) for row in rows):
         group = [row for row in rows if (row["task"], row["comparison"], row["arm"]) == key]
@@ -117,15 +136,21 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         rewards = [
             f"{mean(name, -1, 1 / lam):+.2f}" if plays else "-" for name in ("target_reward", "generated_reward")
         ]
-        lines.append([
-            ", ".join(key), f"{group[0]['learning_rate']:g}", f"{lam:g}" if plays else "-",
-            *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)), f"{gained:+.1f}{interval}",
-            f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
-            f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-", *rewards,
-            _kl(group),
-            f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
-            f"{statistics.fmean(row['seconds'] for row in group):.0f}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                ", ".join(key),
+                f"{group[0]['learning_rate']:g}",
+                f"{lam:g}" if plays else "-",
+                *(f"{mean('score', at, 100):.1f}" for at in (0, 1, -1)),
+                f"{gained:+.1f}{interval}",
+                f"{mean('log_prob', 0):.2f} to {mean('log_prob', -1):.2f}",
+                f"{mean('margin', 0, 1 / lam):.2f} to {mean('margin', -1, 1 / lam):.2f}" if plays else "-",
+                *rewards,
+                _kl(group),
+                f"{statistics.fmean(sum(row['tokens']) for row in group) / 1000:.0f}",
+                f"{statistics.fmean(row['seconds'] for row in group):.0f}",
+            ]
+        )
     return Table(header, lines)
 
 
@@ -135,7 +160,7 @@ def _kl(group: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Score gained and gap over the rounds, a column a task and comparison; bands are 95% intervals over seeds."""
+    """A figure of score gained and gap over the rounds, for each task and comparison, with 95% bands over seeds."""
     columns = [
         key for key in dict.fromkeys((row["task"], row["comparison"]) for row in rows) if key[1] in (COMPUTE, HARSH)
     ]

@@ -1,4 +1,4 @@
-"""The TPAW benchmark on SmolLM2: what self-play adds after SFT, what it forgets, and what a team costs in memory."""
+"""The TPAW benchmark on SmolLM2: the gain of self-play after SFT, what it forgets, and the memory of a team."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ from skillweave.methods.tpaw import TpawConfig
 from skillweave.report import Table
 from skillweave.tasks import evaluate, load_task
 
-BASE, TASK = "bundled:smollm2", "sort_numbers"
+BASE = "bundled:smollm2"
+TASK = "sort_numbers"
 OTHERS = ("builtin:extract_contact", "builtin:count_letters")
-ROUNDS, STEPS, BATCH, PROMPTS, HELD_OUT, ASKED = 3, 4, 16, 64, 64, 32
+ROUNDS = 3
+STEPS = 4
+BATCH = 16
+PROMPTS = 64
+HELD_OUT = 64
+ASKED = 32
 START: dict[str, Any] = {"steps": 40, "batch_size": 16, "learning_rate": 5e-5}
-RATE, LAM = 1e-5, 0.1
+RATE = 1e-5
+LAM = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,13 @@ class Play:
 
 @dataclass(frozen=True)
 class Before:
-    """Make the SFT model, and see what it knows of the other tasks."""
+    """A plan to make the SFT model and measure what it knows of the other tasks."""
 
     start: str
 
 
 def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
-    """Run the small scale; the SFT model and finished runs lie in ``kept``."""
+    """Run the small scale; ``kept`` holds the SFT model and the finished runs."""
     record = Record.begin("tpaw", options, argv, range(options.seeds or 3))
     start = str(kept / "sft")
     before = run_all([Before(start)], supervise, kept, jobs=1, fresh=True)
@@ -58,7 +65,7 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
     ]
     where = {"task": TASK, "comparison": COMPUTE}
     record.claims = [memory(record.rows)]
-    if len(record.seeds) > 1:  # one run of each tells nothing of chance
+    if len(record.seeds) > 1:  # a single run of each shows no spread
         record.claims += [ahead(record.rows, SPIN, **where), ahead(record.rows, SFT, **where)]
     record.rows.append({"arm": "before the play", **before[0]})
     played = record.rows[:-1]
@@ -67,7 +74,7 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
 
 
 def memory(rows: Sequence[dict[str, Any]]) -> Claim:
-    """The claim that three players take hardly more memory than one; its interval is the range over seeds."""
+    """The claim that three players need hardly more memory than one; its interval is the range over seeds."""
     peaks = {arm: [row["peak_bytes"] for row in rows if row["arm"] == arm] for arm in (SPIN, TPAW)}
     ratios = [three / one for three, one in zip(peaks[TPAW], peaks[SPIN], strict=True)]
     return judged(
@@ -76,7 +83,7 @@ def memory(rows: Sequence[dict[str, Any]]) -> Claim:
 
 
 def supervise(plan: Before) -> dict[str, Any]:
-    """The SFT model as a delta in ``start/delta``."""
+    """Train the SFT model and save it as a delta in ``start/delta``."""
     settings = {**_common(seed=0), "loss": "sft", "rounds": 1, "training": START}
     get_method("tpaw").run(open_base(BASE, device="cpu"), TpawConfig.model_validate(settings), Path(plan.start))
     stages = read_json(Path(plan.start) / "figures.json")["stages"]
@@ -84,7 +91,7 @@ def supervise(plan: Before) -> dict[str, Any]:
 
 
 def play(plan: Play) -> dict[str, Any]:
-    """Three rounds of one arm at equal compute."""
+    """Run three rounds of one arm at equal compute."""
     settings = {
         **_common(plan.seed),
         **ARMS[plan.arm],
@@ -103,9 +110,13 @@ def play(plan: Play) -> dict[str, Any]:
 def _common(seed: int) -> dict[str, Any]:
     splits = {"train": PROMPTS, "calibration": HELD_OUT, "test": 1}
     return {
-        "task": {"source": "builtin", "name": TASK, "splits": splits}, "seed": seed, "keep": "last", "patience": None,
-        "held_out": HELD_OUT, "max_new_tokens": 32,
-    }  # fmt: skip
+        "task": {"source": "builtin", "name": TASK, "splits": splits},
+        "seed": seed,
+        "keep": "last",
+        "patience": None,
+        "held_out": HELD_OUT,
+        "max_new_tokens": 32,
+    }
 
 
 def others(delta: Path) -> dict[str, dict[str, float]]:
@@ -125,7 +136,7 @@ _SHORT = Sampling(max_new_tokens=32, batch_size=16)
 
 
 def _log_probs(base: Base, pairs: Sequence[tuple[Any, str]]) -> list[float]:
-    from skillweave.methods.training.collate import padded
+    from skillweave.base.batching import padded
     from skillweave.methods.training.head import answer_log_probs, install_scoring_head
 
     install_scoring_head(base.model)
@@ -139,7 +150,7 @@ def _log_probs(base: Base, pairs: Sequence[tuple[Any, str]]) -> list[float]:
 
 
 def _with_costs(shown: Table, rows: Sequence[dict[str, Any]], before: dict[str, Any]) -> Table:
-    """The table with peak memory, the team's bytes on disk and the log-probability on the other tasks."""
+    """The table with added columns: peak memory, the team's bytes on disk, log-probability on the other tasks."""
     lines = []
     for line, arm in zip(shown.rows, dict.fromkeys(row["arm"] for row in rows), strict=True):
         group = [row for row in rows if row["arm"] == arm]

@@ -1,4 +1,4 @@
-"""Every family of models: zipped, unzipped, and answered in mixed batches."""
+"""Every model family is zipped, unzipped and served in mixed batches."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ def test_without_a_template_the_contents_stand_alone() -> None:
 
 
 @pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}"])
-def test_half_a_character_in_a_prompt_is_told(template: str | None) -> None:
-    """A command's argument that is not UTF-8 has such halves."""
+def test_half_a_character_in_a_prompt_is_a_user_error(template: str | None) -> None:
+    """A command-line argument that is not UTF-8 contains such halves."""
     with pytest.raises(UserError, match=r"'\\udcff', half a character .* as character 3: write"):
         prompt_ids(micro_tokenizer(chat_template=template), "hi\udcff")
 
@@ -35,7 +35,7 @@ def test_an_answer_ends_with_the_end_token() -> None:
     assert tokenizer.decode(answer_ids(tokenizer, "ok")[:-1]) == "ok"
 
 
-def test_a_template_that_refuses_a_role_is_the_persons_to_mend() -> None:
+def test_a_template_that_refuses_a_role_is_a_user_error() -> None:
     tokenizer = micro_tokenizer("{{ raise_exception('only user and assistant') }}")
     with pytest.raises(UserError, match=r"roles tool: only user and assistant"):
         prompt_text(tokenizer, [{"role": "tool", "content": "x"}])

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from helpers.chat_families import CALLS, CHATML, FAMILIES, MORE, TOOLS, family_tokenizer, micro_llama, shipped, teach
 from helpers.micro import micro_model, micro_tokenizer
 from skillweave.base import Sampling, answer_ids, answer_text, prompt_ids, prompt_text
-from skillweave.base.ends import beside_the_answer, stop_tokens, turn_end, turn_end_id
+from skillweave.base.ends import plain_answer_warning, stop_tokens, turn_end, turn_end_id
 from skillweave.base.generate import generate_answers
 from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError
@@ -108,10 +108,10 @@ def test_all_that_is_named_as_an_end_stops():
     model.config.eos_token_id, model.generation_config.eos_token_id = 50, [1, 60, 70]
     assert stop_tokens(model, tokenizer) == sorted({1, 50, 60, 70, turn_end_id(tokenizer)})
     model.generation_config.eos_token_id = [1, "<eos>"]
-    with pytest.raises(UserError, match="'<eos>' is no token id"):
+    with pytest.raises(UserError, match="'<eos>' is not a token id"):
         stop_tokens(model, tokenizer)
     model.generation_config.eos_token_id = [[1]]
-    with pytest.raises(UserError, match=r"\[1\] is no token id"):
+    with pytest.raises(UserError, match=r"\[1\] is not a token id"):
         stop_tokens(model, tokenizer)
     model.config.eos_token_id = model.generation_config.eos_token_id = None
     assert stop_tokens(model, tokenizer) == [tokenizer.eos_token_id, turn_end_id(tokenizer)]
@@ -218,7 +218,7 @@ def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():
         answer_ids(family_tokenizer(FAMILIES["chatml"]), thought, [ASKED])
     tokenizer = family_tokenizer(MORE["qwen3"])
     assert answer_text(tokenizer, thought, [ASKED]) == "<think>\nhm\n</think>\n\nb"
-    with pytest.raises(UserError, match="written by a chat template"):
+    with pytest.raises(UserError, match="needs a chat template to write it"):
         answer_ids(micro_tokenizer(None), thought, "x")
 
 
@@ -297,7 +297,7 @@ def test_chatml_of_ends_that_are_no_tokens_ends_with_eos():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_answer_of_a_plain_family_stands_right_behind_its_prompt(name):
-    assert beside_the_answer(family_tokenizer(FAMILIES[name])) is None
+    assert plain_answer_warning(family_tokenizer(FAMILIES[name])) is None
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,9 @@ def test_an_answer_of_a_plain_family_stands_right_behind_its_prompt(name):
     ],
 )
 def test_what_a_text_answer_is_learnt_without_is_said(name, said):
-    note = beside_the_answer(family_tokenizer(MORE[name]))
+    note = plain_answer_warning(family_tokenizer(MORE[name]))
     assert note is None if said is None else re.search(said, note)
-    assert beside_the_answer(micro_tokenizer(None)) is None
+    assert plain_answer_warning(micro_tokenizer(None)) is None
 
 
 THINKS = CHATML.replace("assistant\n", "assistant\n<think>")
@@ -320,7 +320,7 @@ THINKS = CHATML.replace("assistant\n", "assistant\n<think>")
 
 @pytest.mark.parametrize("special", [True, False])
 def test_a_thought_can_be_told_from_the_answer(special):
-    """Its marks stay in the text, special tokens or not; one that the prompt opened has its mark if it is cut off."""
+    """Markers stay in the text even if they are special. A thought that the prompt opened gets one if it is cut off."""
     family = replace(FAMILIES["chatml"], others=("<|im_start|>", "<think>", "</think>"))
     tokenizer = family_tokenizer(replace(family, template=THINKS), special=special)
     model = micro_llama(tokenizer)

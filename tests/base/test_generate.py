@@ -1,4 +1,4 @@
-"""Batched answers against one prompt at a time, and what is refused."""
+"""Batched answers equal those of one prompt at a time, and invalid input is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from skillweave.base import Sampling, generate, open_base, prompt_ids
 from skillweave.base.chat import text_of
 from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import stop_tokens
-from skillweave.base.generate import batch_rows, pad_left
 from skillweave.errors import UserError
 
 PROMPTS = ["a", "a much longer prompt than the first", "mid one", "a"]
@@ -22,7 +21,7 @@ PROMPTS = ["a", "a much longer prompt than the first", "mid one", "a"]
 
 @torch.no_grad()
 def greedy_by_hand(prompt: str, tokens: int) -> str:
-    """Argmax, one token at a time, without a cache."""
+    """Return the greedy answer, computed one token at a time without a cache."""
     model, tokenizer = micro_model(), micro_tokenizer()
     ids = prompt_ids(tokenizer, prompt)
     start = len(ids)
@@ -77,7 +76,6 @@ def test_a_prompt_near_the_end_of_the_context_does_not_cut_short_its_neighbours(
     model, tokenizer = micro_model(context=34), micro_tokenizer()
     together = generate(model, tokenizer, prompts, Sampling(max_new_tokens=24))
     assert together == [generate(model, tokenizer, [prompt], Sampling(max_new_tokens=24))[0] for prompt in prompts]
-    assert batch_rows([0, 1, 2, 2], lengths=[3, 9, 3], room=[5, 2, 5], batch_size=2) == [[1], [0, 2], [2]]
 
 
 OF_A_FILE = {
@@ -175,12 +173,6 @@ def test_the_generation_config_adds_its_stop_tokens() -> None:
     assert stop_tokens(model, tokenizer) == [1, 40]
     model.generation_config.eos_token_id = None
     assert stop_tokens(model, tokenizer) == [1]
-
-
-def test_padding_is_on_the_left() -> None:
-    ids, mask = pad_left([[5], [6, 7, 8]], 0, "cpu")
-    assert ids.tolist() == [[0, 0, 5], [6, 7, 8]]
-    assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("key", ["bos_token_id", "eos_token_id", "pad_token_id"])

@@ -1,4 +1,4 @@
-"""What is computed in: bfloat16 where the hardware has it, float32 elsewhere, and narrow weights multiplied wide."""
+"""The dtype of computation: bfloat16 if the hardware has it, float32 otherwise, also with narrow weights."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def test_it_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     assert describe(BF16, CPU) == f"weights stay in bfloat16, products are made in float32 ({OVERRIDE}=0 says so)"
     monkeypatch.setenv(OVERRIDE, "1")
     assert describe(BF16, CPU) == f"computing in bfloat16 ({OVERRIDE}=1 says so)"
-    assert describe(F32, CPU) == "computing in float32 (the type of the base's files, or the one asked for)"
+    assert describe(F32, CPU) == "computing in float32 (the type of the base's files, or the requested one)"
     assert products_are_float32(F16, CPU)
     assert not products_are_float32(BF16, CPU)
 
 
 class _Odd(nn.Module):
-    """Parameters of its own, one of them missing, beside a submodule."""
+    """A module with parameters of its own, one of which is None, and a submodule."""
 
     def __init__(self) -> None:
         super().__init__()

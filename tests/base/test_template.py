@@ -1,7 +1,9 @@
-"""Chat templates of strangers: whatever they do, a sentence that names the template, in bounded time and memory."""
+"""Whatever a chat template does, it ends in bounded time and memory, with a message that names the template."""
 
 from __future__ import annotations
 
+import resource
+import signal
 import threading
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def _tokenizer(text: str, folder: Path):
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits that are reached soon: processor time is counted, so a busy machine makes no difference."""
+    """Use low limits. They count processor time, so a busy machine makes no difference."""
     monkeypatch.setattr(template, "SECONDS", 0.3)
     monkeypatch.setattr(template, "MEMORY", 2**28)
 
@@ -101,8 +103,6 @@ def test_one_that_is_no_text_is_refused(given: object) -> None:
 
 
 def test_a_good_one_writes_as_transformers_does_and_leaves_no_limit_behind(tmp_path: Path) -> None:
-    import resource
-    import signal
 
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
     tokenizer = micro_tokenizer()

@@ -1,4 +1,4 @@
-"""Thoughts are taken out of an answer, and what only looks like one is left in it."""
+"""Thoughts are removed from an answer; text that only looks like a thought stays."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ import torch
 from helpers.micro import micro_model, save_micro
 from skillweave.errors import UserError
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.tasks.traces import read_traces, scripted_traces
+from skillweave.tasks.expert_traces import read_traces, scripted_traces
 from skillweave.tasks.with_tools import load_agent
 
 record = importlib.import_module("benchmarks.common.record")
@@ -230,9 +230,11 @@ def test_roi_is_the_gain_times_what_was_saved() -> None:
 def test_rollouts(tmp_path: Path) -> None:
     found = result(rollouts, tmp_path)
     assert {(row["what"], row["way"]) for row in found["rows"]} == {
-        ("prefixes", "shared"), ("prefixes", "anew"),
-        ("tools", "as soon as a turn is over"), ("tools", "after the batch"),
-    }  # fmt: skip
+        ("prefixes", "shared"),
+        ("prefixes", "anew"),
+        ("tools", "as soon as a turn is over"),
+        ("tools", "after the batch"),
+    }
     assert all(row["seconds"] > 0 for row in found["rows"])
 
 
@@ -360,8 +362,13 @@ def test_claims_of_self_play_are_differences_within_a_seed() -> None:
     def row(arm: str, seed: int, *score: float) -> dict:
         return {"arm": arm, "seed": seed, "score": score, "task": "t", "comparison": "c"}
 
-    rows = [row("TPAW", 0, 0.1, 0.3, 0.5), row("TPAW", 1, 0.1, 0.8, 0.9), row("SPIN", 1, 0.1, 0.2, 0.6),
-            row("SPIN", 0, 0.1, 0.2, 0.3), row("TPAW", 2, 0.0, 0.0, 1.0)]  # fmt: skip
+    rows = [
+        row("TPAW", 0, 0.1, 0.3, 0.5),
+        row("TPAW", 1, 0.1, 0.8, 0.9),
+        row("SPIN", 1, 0.1, 0.2, 0.6),
+        row("SPIN", 0, 0.1, 0.2, 0.3),
+        row("TPAW", 2, 0.0, 0.0, 1.0),
+    ]
     assert selfplay.differences(rows, "TPAW", "SPIN", task="t") == pytest.approx([20, 30])
     claim = selfplay.ahead(rows, "SPIN", task="t", comparison="c")
     half = 12.706 * np.std([20, 30], ddof=1) / math.sqrt(2)
@@ -373,8 +380,15 @@ def test_claims_of_self_play_are_differences_within_a_seed() -> None:
 
 def test_settings_of_an_unlearning_are_chosen_among_those_that_forget() -> None:
     def row(rate: float, forget: float, held_out: float) -> dict:
-        return {"loss": "NPO", "mask": "contrast", "rate": rate, "mu": 5.0, "forget": forget, "held_out": held_out,
-                "goal": 0.2}  # fmt: skip
+        return {
+            "loss": "NPO",
+            "mask": "contrast",
+            "rate": rate,
+            "mu": 5.0,
+            "forget": forget,
+            "held_out": held_out,
+            "goal": 0.2,
+        }
 
     tried = [row(1e-4, 0.9, 1.0), row(1e-4, 0.1, 1.0), row(1e-3, 0.2, 0.8), row(1e-3, 0.21, 0.7), row(3e-3, 0.1, 0.1)]
     assert cku.chosen(tried, "NPO", "contrast") == (1e-3, 5.0)  # the first keeps most and does not forget every time

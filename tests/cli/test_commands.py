@@ -371,7 +371,7 @@ def test_a_task_that_brings_tools_is_asked_with_them_unless_told_otherwise(bench
     assert "calls a prompt" in made(*asked, "--tools", tmp_path / "ask.yaml").out
     assert "calls a prompt" not in made(*asked, "--tools", "none").out
     told = run(*asked)  # all of it by default, which is more than a micro model can read
-    assert "with what tells the model of its tools; the model's context is 256" in " ".join(told.err.split())
+    assert "with the description of the tools; the model's context is 256" in " ".join(told.err.split())
 
 
 def test_generate_with_tools_shows_the_way_and_then_the_answer(bench: Bench, tools: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from skillweave.errors import UserError
 from skillweave.methods.training.sft import encode
 from skillweave.pack import Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.weave import Weave, fit_router
+from skillweave.weave import Reply, Weave, fit_router
 
 SAMPLING = Sampling(max_new_tokens=6)
 PROMPTS = ["hello", "What is 2 + 2?", "a b c d e f g", "z"]
@@ -54,8 +54,13 @@ def alone(model_folder: Path, prompts: list[str]) -> list[str]:
     return [texts[0] for texts in generate(base.model, base.tokenizer, prompts, SAMPLING)]
 
 
+def answers(engine, prompts: list[str], packs: list[str | None]) -> list[Reply]:
+    """The replies for packs as a user names them; None: the user names none."""
+    return engine.weave.generate(prompts, [engine.pack_named(pack) for pack in packs], SAMPLING)
+
+
 def texts(engine, prompts: list[str], packs: list[str | None]) -> list[str]:
-    return [reply.text for reply in engine.generate(prompts, packs, SAMPLING)]
+    return [reply.text for reply in answers(engine, prompts, packs)]
 
 
 def test_a_model_answers_as_itself(places: dict[str, Path]) -> None:
@@ -84,7 +89,7 @@ def test_a_pack_answers_with_itself_unless_told_otherwise(places: dict[str, Path
     woven = Weave.of(open_base(places["base"]), {"x": Skillpack.from_pretrained(places["sums"])})
     expected = [reply.text for reply in woven.generate(PROMPTS, ["x"] * 4, SAMPLING)]
     assert texts(engine, PROMPTS, [None] * 4) == texts(engine, PROMPTS, ["sums"] * 4) == expected
-    mixed = engine.generate(PROMPTS, ["base", None, "sums", "base"], SAMPLING)
+    mixed = answers(engine, PROMPTS, ["base", None, "sums", "base"])
     own = alone(places["base"], PROMPTS)
     assert [reply.text for reply in mixed] == [own[0], expected[1], expected[2], own[3]]
     assert [reply.pack for reply in mixed] == [None, "sums", "sums", None]
@@ -94,11 +99,11 @@ def test_a_pack_answers_with_itself_unless_told_otherwise(places: dict[str, Path
 def test_a_weave_routes_unless_told_otherwise(places: dict[str, Path]) -> None:
     engine = open_engine(str(places["weave"]))
     asked = [SUMS[3], TALK[5], SUMS[8]]
-    routed = engine.generate(asked, [None] * 3, SAMPLING)
+    routed = answers(engine, asked, [None] * 3)
     assert [reply.pack for reply in routed] == ["sums", "talk", "sums"]
     assert all(0 < (reply.confidence or 0) <= 1 for reply in routed)
-    assert engine.generate(asked, ["auto"] * 3, SAMPLING) == routed
-    told = engine.generate(asked, ["talk", "base", None], SAMPLING)
+    assert answers(engine, asked, ["auto"] * 3) == routed
+    told = answers(engine, asked, ["talk", "base", None])
     assert [reply.pack for reply in told] == ["talk", None, "sums"]
     assert [reply.confidence is None for reply in told] == [True, True, False]
     assert told[1].text == alone(places["base"], asked[1:2])[0]
@@ -108,7 +113,7 @@ def test_a_weave_without_router_answers_as_the_base_by_default(places: dict[str,
     engine = open_engine(str(places["plain-weave"]))
     assert texts(engine, PROMPTS, [None] * 4) == alone(places["base"], PROMPTS)
     with pytest.raises(UserError, match="has no router"):
-        engine.generate(PROMPTS, ["auto"] * 4, SAMPLING)
+        answers(engine, PROMPTS, ["auto"] * 4)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +132,9 @@ def test_a_streamed_answer_is_the_same_answer(
 ) -> None:
     engine = open_engine(str(places[target]))
     capsys.readouterr()
-    whole = engine.generate([asked], [pack], SAMPLING)[0]
+    whole = answers(engine, [asked], [pack])[0]
     file = io.StringIO()
-    streamed = engine.stream(asked, pack, SAMPLING, file)
+    streamed = engine.stream(asked, engine.pack_named(pack), SAMPLING, file)
     assert (streamed.text, streamed.pack) == (whole.text, whole.pack)
     assert file.getvalue() == f"{whole.text}\n"
     shown = capsys.readouterr()
@@ -176,6 +181,6 @@ def test_what_is_nothing_of_ours_is_a_mistake(places: dict[str, Path], tmp_path:
     with pytest.raises(UserError, match=r"config\.json"):
         open_engine(str(tmp_path))
     with pytest.raises(UserError, match=r"no pack 'smus'; did you mean 'sums'\?"):
-        open_engine(str(places["sums"])).generate(PROMPTS, ["smus"] * 4, SAMPLING)
+        answers(open_engine(str(places["sums"])), PROMPTS, ["smus"] * 4)
     with pytest.raises(UserError, match=r"no pack 'smus'; did you mean 'sums'\?"):
         open_engine(str(places["weave"])).stream(PROMPTS[0], "smus", SAMPLING, io.StringIO())

@@ -12,12 +12,12 @@ from helpers.fuzz.oracle import Kind, fuzz
 from helpers.fuzz.packs import pack_kinds
 
 SEEDS, FEW = range(50), range(6)
-"""``FEW`` of the kinds whose readers answer or merge: tens of milliseconds each."""
+"""``FEW`` mutations of kinds whose readers generate or merge, which takes tens of milliseconds each."""
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory):
-    """All kinds by their names. What is remembered of bases lies in a folder of these tests."""
+    """All kinds by their names; remembered fingerprints lie in a folder of these tests."""
     folder = tmp_path_factory.mktemp("fuzz")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SKILLWEAVE_CACHE", str(folder / "cache"))
@@ -50,10 +50,30 @@ PACKS = [
     "adapter, oft",
 ]
 NAMES = [
-    "delta", "pack", "weave", "router", "adapter", "base", *PACKS, "rows.jsonl", "rows.json", "rows.jsonl.gz",
-    "rows.csv", "rows.tsv", "rows.parquet", "traces.jsonl", "corpus.jsonl", "prompts.txt", "prompts.jsonl",
-    "weave.yaml", "zip.yaml", "e3tir.yaml", "training.yaml", "tables.yaml", "task.yaml",
-]  # fmt: skip
+    "delta",
+    "pack",
+    "weave",
+    "router",
+    "adapter",
+    "base",
+    *PACKS,
+    "rows.jsonl",
+    "rows.json",
+    "rows.jsonl.gz",
+    "rows.csv",
+    "rows.tsv",
+    "rows.parquet",
+    "traces.jsonl",
+    "corpus.jsonl",
+    "prompts.txt",
+    "prompts.jsonl",
+    "weave.yaml",
+    "zip.yaml",
+    "e3tir.yaml",
+    "training.yaml",
+    "tables.yaml",
+    "task.yaml",
+]
 
 
 def test_all_kinds_are_fuzzed(kinds: dict[str, Kind]) -> None:

@@ -1,4 +1,4 @@
-"""The oracle can fail: faults that are planted in the readers are found, each by its name."""
+"""The oracle can fail: it finds each fault that is planted in the readers, and names its kind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_numbers_that_are_not_checked(pack: Kind, tmp_path: Path, monkeypatch: p
 
 
 def _changed(found: dict[str, Any]) -> dict[str, Any]:
-    """A reader that believes nothing of what stands in one field."""
+    """A reader that ignores the value of one field."""
     return {**found, "card": {**found["card"], "method": "another"}}
 
 

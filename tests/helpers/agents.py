@@ -1,4 +1,4 @@
-"""What the tests of E3-TIR share: a small world of questions, settings of runs, an expert's traces, made-up groups."""
+"""Shared by the tests of E3-TIR: a small world of questions, settings of runs, expert traces, and made-up groups."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from helpers.micro import micro_tokenizer
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
-from skillweave.methods.e3tir.traces import ExpertTrace, encode_trace
+from skillweave.methods.e3tir.group import Group, Member
+from skillweave.methods.e3tir.rollouts import Rollouts
+from skillweave.methods.e3tir.trace_tokens import EncodedTrace, encode_trace
 from skillweave.tasks import Entry
-from skillweave.tasks.traces import scripted_traces
+from skillweave.tasks.expert_traces import scripted_traces
 from skillweave.tasks.with_tools import AgentTask, load_agent
 from skillweave.tools.call import EXPERT, POLICY, TOOL
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.loop import Episode
+from skillweave.tools.conversation import Episode
 
 WORDS = ('<tool_call>{"name": "search", "arguments": {"query": "', '"}}</tool_call>')
-"""One token each in the micro base: a call of seven more is short."""
+"""Texts that are one token each in the micro base, so that a call needs only seven more tokens."""
 CONTEXT = 96
 TASK: dict[str, Any] = {
     "source": "builtin",
@@ -37,9 +38,8 @@ TASK: dict[str, Any] = {
 SETTINGS: dict[str, Any] = {
     "task": TASK,
     "bf16": False,
-    "instruction": "",
     "max_length": CONTEXT,
-    "rollout": {"max_tokens": 70, "max_tool_calls": 3, "temperature": 1.3},
+    "rollout": {"instruction": "", "max_tokens": 70, "max_tool_calls": 3, "temperature": 1.3},
     "reward": {"no_answer": -0.2, "malformed": -0.2},
     "warm_up": {"steps": 3, "n": 3, "m": 3, "prompts": 2, "learning_rate": 1e-3},
     "rl": {"steps": 3, "n": 4, "prompts": 2, "learning_rate": 1e-3},
@@ -52,12 +52,12 @@ SETTINGS: dict[str, Any] = {
 
 SFT = {"steps": 2, "batch_size": 4, "learning_rate": 1e-4}
 SHORT: dict[str, Any] = {"warm_up": {"steps": 1, "n": 2, "m": 2}, "rl": {"steps": 0}, "evaluate_on": 0}
-"""One step of the warm-up and nothing else."""
+"""Settings for one step of the warm-up and nothing else."""
 
 
 @dataclass
-class Whole:
-    """An unbroken run, and the groups that were played in it: (stage, step, groups)."""
+class UnbrokenRun:
+    """An unbroken run, and the groups that it played: (stage, step, groups)."""
 
     out: Path
     before: dict[str, torch.Tensor]
@@ -69,7 +69,7 @@ class Whole:
 
 
 def note_groups(patch: pytest.MonkeyPatch, played: list[tuple[str, int, list[Group]]]) -> None:
-    """Let every batch of rollouts be noted."""
+    """Record each batch of rollouts in ``played``."""
     play = Rollouts.groups
 
     def playing(self, ids, model, around, step):
@@ -81,11 +81,11 @@ def note_groups(patch: pytest.MonkeyPatch, played: list[tuple[str, int, list[Gro
 
 
 def merged(**changes) -> dict[str, Any]:
-    """The settings of a short run; a change that is a dict is laid over what stands there."""
-    found = dict(SETTINGS)
+    """The settings of a short run with changes; a change that is a dict is merged into the existing dict."""
+    values = dict(SETTINGS)
     for key, value in changes.items():
-        found[key] = {**(found.get(key) or {}), **value} if isinstance(value, dict) else value
-    return found
+        values[key] = {**(values.get(key) or {}), **value} if isinstance(value, dict) else value
+    return values
 
 
 def settings(**changes) -> E3tirConfig:
@@ -96,22 +96,22 @@ def agent() -> AgentTask:
     return load_agent(TASK)
 
 
-def form_of(agent: AgentTask) -> CallFormat:
+def call_format_of(agent: AgentTask) -> CallFormat:
     return CallFormat(micro_tokenizer(words=WORDS), agent.toolbox, instruction="")
 
 
-def expert_traces(agent: AgentTask) -> dict[str, ExpertTrace]:
-    """Of every train prompt, by its id."""
-    form = form_of(agent)
-    return {trace.id: encode_trace(form, trace) for trace in scripted_traces(agent, agent.task.split("train"))}
+def expert_traces(agent: AgentTask) -> dict[str, EncodedTrace]:
+    """Id of each train entry -> the expert's trace."""
+    call_format = call_format_of(agent)
+    return {trace.id: encode_trace(call_format, trace) for trace in scripted_traces(agent, agent.task.split("train"))}
 
 
 # -- groups that nobody played ----------------------------------------------------------------------------------------
 
 
 def made_up(pattern: str, rng: random.Random, *, prompt: Sequence[int], reward: float) -> Member:
-    """A conversation of random characters: ``e`` in the pattern is an expert's token, ``t`` a tool's, ``p`` the
-    policy's."""
+    """A conversation of random tokens. In the pattern ``e`` is a token of the expert, ``t`` of a tool, ``p`` of the
+    policy."""
     writers = [{"e": EXPERT, "t": TOOL, "p": POLICY}[letter] for letter in pattern]
     ids = [rng.randrange(10, 100) for _ in pattern]
     prefix = pattern.rfind("e") + 1
@@ -119,24 +119,24 @@ def made_up(pattern: str, rng: random.Random, *, prompt: Sequence[int], reward: 
     return Member(episode, prefix, prefix > 0, max(reward, 0.0), {"answer": reward})
 
 
-def group_of(name: str, config: E3tirConfig, *told: tuple[str, float]) -> Group:
-    """A group of conversations of these patterns and rewards, on a prompt of its own; weighed."""
+def group_of(name: str, config: E3tirConfig, *conversations: tuple[str, float]) -> Group:
+    """A group with its advantages: conversations with these patterns and rewards, on their own prompt."""
     rng = random.Random(name)
     prompt = [2, *(rng.randrange(10, 100) for _ in range(3 + len(name))), 1, 3]
-    members = [made_up(pattern, rng, prompt=prompt, reward=reward) for pattern, reward in told]
+    members = [made_up(pattern, rng, prompt=prompt, reward=reward) for pattern, reward in conversations]
     group = Group(Entry(name, name, "?"), members)
-    group.weigh(config)
+    group.set_advantages(config)
     return group
 
 
 def standard(rewards: Sequence[float]) -> list[float]:
-    """How far each is from their mean, in their deviations."""
+    """Each reward minus the mean, divided by the standard deviation (plus 1e-4)."""
     if len(set(rewards)) == 1:
         return [0.0] * len(rewards)
     return [(reward - mean(rewards)) / (stdev(rewards) + 1e-4) for reward in rewards]
 
 
 def slow_log_probs(model: Any, prompt: Sequence[int], ids: Sequence[int]) -> torch.Tensor:
-    """Of each of ``ids``, (T,) float64 with gradient: unpadded, from the bare logits of a model in float64."""
+    """Log-probability of each of ``ids``: (T,) float64 with gradient, unpadded, from the logits of a float64 model."""
     logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
     return logits.log_softmax(-1)[range(len(ids)), list(ids)]

@@ -1,4 +1,4 @@
-"""The chat templates that model families ship, each with the control tokens that its tokenizer has, in micro."""
+"""The chat templates of model families, and tiny tokenizers and models with the control tokens of each family."""
 
 from __future__ import annotations
 
@@ -27,17 +27,20 @@ TOOLS = [
 
 @dataclass(frozen=True)
 class Family:
-    """``end`` is what ends a turn, ``eos`` what the tokenizer calls its end token; ``others`` are control tokens."""
+    """A chat template, and the control tokens of its tokenizer."""
 
     template: str
     end: str
+    """the token that ends a turn"""
     eos: str
+    """the tokenizer's ``eos_token``"""
     bos: str | None
     others: tuple[str, ...]
+    """all other control tokens"""
 
 
 def shipped(name: str) -> str:
-    """A model family's template, as TRL keeps it to know the family by."""
+    """Return a model family's template: TRL contains copies of them, to recognise the families."""
     return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text()
 
 
@@ -84,24 +87,27 @@ FAMILIES = {
     "mistral": Family(MISTRAL, "</s>", "</s>", "<s>", ()),
     "chatml": Family(CHATML, "<|im_end|>", "<|im_end|>", None, ("<|im_start|>",)),
 }
-"""The families that are tried in full."""
+"""The families that all tests run on."""
 
 MORE = {
     "llama2": Family(LLAMA2, "</s>", "</s>", "<s>", ()),
     "qwen3": Family(shipped("qwen3"), *_QWEN),
     "deepseek-v3": Family(shipped("deepseekv3"), *_DEEPSEEK),
     "gpt-oss": Family(shipped("gptoss"), *_GPT_OSS),
-    # GLM writes no end behind the assistant: the next role's token stands there.
+    # GLM writes no end token after the assistant's text: the token of the next role follows directly.
     "glm4": Family(
         shipped("glm4moe"), "<|endoftext|>", "<|endoftext|>", None, ("<|user|>", "<|assistant|>", "[gMASK]")
     ),
 }
-"""The families of which the end alone is looked for."""
+"""The families whose end of a turn is tested, and nothing else."""
 
 
 def family_tokenizer(family: Family, *, special: bool = True) -> PreTrainedTokenizerFast:
-    """One token a character and one each control token; the pad token is 0, the end token 1. With ``special=False`` the
-    tokens of turns are added tokens that are not marked special, as some fine-tunes have them."""
+    """Return a tokenizer with one token for each character and each control token; 0 is the pad, 1 the end token.
+
+    With ``special=False``, the control tokens of turns are added tokens that are not marked special, as in some
+    fine-tunes.
+    """
     first = list(dict.fromkeys(filter(None, ["<pad>", family.eos, family.bos])))
     turns = [token for token in (family.end, *family.others) if token not in first]
     vocabulary = [*first, *turns, *map(chr, range(32, 127)), "\n"]
@@ -109,9 +115,12 @@ def family_tokenizer(family: Family, *, special: bool = True) -> PreTrainedToken
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token=family.eos, bos_token=family.bos,
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token=family.eos,
+        bos_token=family.bos,
         additional_special_tokens=turns if special else [],
-    )  # fmt: skip
+    )
     if not special:
         fast.add_tokens(turns)
     fast.chat_template = family.template
@@ -119,18 +128,27 @@ def family_tokenizer(family: Family, *, special: bool = True) -> PreTrainedToken
 
 
 def micro_llama(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlamaForCausalLM:
-    """A random model for such a tokenizer, whose configs name ``eos_token`` alone."""
+    """Return a random model for such a tokenizer. Its configs name ``eos_token`` as the only end token."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=320, pad_token_id=0, eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None, tie_word_embeddings=True, initializer_range=0.1,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=320,
+        pad_token_id=0,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def teach(model: LlamaForCausalLM, rows: list[dict[str, list[int]]], steps: int, rate: float = 3e-3) -> None:
-    """Train on rows ``input_ids`` and ``labels``, each by itself, with nothing of the product's."""
+    """Train on rows (``input_ids``, ``labels``) one by one, without any code of skillweave."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     model.train()
     for _ in range(steps):

@@ -22,7 +22,7 @@ class DigitEntry:
 
 
 class Digits:
-    """The score is the fraction of the three characters that are right."""
+    """The score of an answer is the fraction of its three characters that are right."""
 
     name = "digits"
 
@@ -51,9 +51,9 @@ class Digits:
 
 
 class Repeats(Digits):
-    """``say 7 3 times please`` wants ``777``: no prompt comes twice, and prompts and answers are of many lengths.
+    """``say 7 3 times please`` wants ``777``. No prompt occurs twice, and prompts and answers have many lengths.
 
-    ``asked`` holds the names of the splits that were read; there is no test split.
+    ``asked`` has the names of the splits that were read. There is no test split.
     """
 
     name = "repeats"

@@ -1,4 +1,4 @@
-"""One family from end to end: a fine-tune becomes a pack, the pack a fine-tune again, and a mixed batch is answered."""
+"""Test one model family from end to end: fine-tune to pack, pack to fine-tune, and a mixed batch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from skillweave.weave import Weave
 
 PASS = "pass"
 _NEAR_TUNED = 0.2
-"""Error over effect: logits of the zipped model against the tuned one, over what tuning changed. Eight-bit factors
-leave a hundredth; where a router sends a token to another expert for it, more."""
+"""The largest error over effect: the difference of zipped and tuned logits, over what tuning changed.
+
+Eight-bit factors leave about a hundredth, and more if a router sends a token to another expert because of it.
+"""
 _NEAR_ALONE = 1e-3
 PROMPTS = ["what is 3 and 4", "hello", "sort 9 2 5", "and now"]
 
 
 @dataclass
 class Row:
-    """What was found of one family. ``zip``, ``unzip`` and ``mixed`` are "pass" or the reason."""
+    """The results of one family. ``zip``, ``unzip`` and ``mixed`` are "pass" or the reason of a failure."""
 
     family: str
     parameters: int
@@ -50,7 +52,7 @@ class Row:
 
 
 def prove(family: str, folder: Path, codec: str = "skillzip", bits: int = 8) -> Row:
-    """Build a base and two fine-tunes of ``family``, and try all that can be done with them."""
+    """Build a base and two fine-tunes of ``family``, then zip, unzip and serve them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _prove(family, folder, codec, bits)
@@ -114,7 +116,7 @@ def _mixed(weave: Weave, ids: torch.Tensor, before: torch.Tensor, wanted: dict[s
 
 
 def _answers(weave: Weave, names: list[str | None]) -> tuple[list[str], list[str]]:
-    """The answers in one call, and prompt by prompt."""
+    """The answers of one mixed call, and those of one call for each prompt."""
     sampling = Sampling(max_new_tokens=6)
     together = [reply.text for reply in weave.generate(PROMPTS, names, sampling)]
     apart = [weave.generate([prompt], name, sampling)[0].text for prompt, name in zip(PROMPTS, names, strict=True)]
@@ -131,5 +133,5 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _error(found: torch.Tensor, wanted: torch.Tensor, before: torch.Tensor) -> float:
-    """The distance of ``found`` from ``wanted`` over that of ``before`` from it."""
+    """The distance from ``found`` to ``wanted``, divided by the distance from ``before`` to ``wanted``."""
     return float((found - wanted).norm() / (wanted - before).norm())

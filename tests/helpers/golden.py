@@ -1,7 +1,7 @@
-"""Write one small folder of each artefact, and runs that were broken off, for :mod:`test_golden` to read.
+"""Write one small folder of each artefact, and interrupted runs, for :mod:`test_golden` to read.
 
-``PYTHONPATH=tests python -m helpers.golden FOLDER`` writes what the code writes today. ``tests/golden/1`` was written
-before the packages got the names that they have now, and stays as it is: it shows that old artefacts can be read.
+``PYTHONPATH=tests python -m helpers.golden FOLDER`` writes what today's code writes. ``tests/golden/1`` was written
+before the packages got their current names, and must not change: it shows that old artefacts can still be read.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ RUNS = {
         },
     ),
 }
-"""Method -> (the stage it is broken off in, its settings)."""
+"""Method -> (the stage in which it is interrupted, its settings)."""
 BUILD = {
     "name": "golden",
     "base": "base",
@@ -88,7 +88,7 @@ def run_settings(name: str) -> dict:
 
 def write(folder: Path) -> None:
     folder.mkdir(parents=True)
-    os.chdir(folder)  # what an artefact says of its base is then a relative path
+    os.chdir(folder)  # so that artefacts name their base by a relative path
     save_micro(Path("base"), hidden=32, layers=1, context=512)
     base = open_base("base", device="cpu")
     model = save_micro(Path("tuned"), hidden=32, layers=1, context=512, seed=3)
@@ -114,7 +114,7 @@ def write(folder: Path) -> None:
                 method.run(open_base("base", device="cpu"), method.config(**run_settings(name)), Path(f"{name}-run"))
             except KeyboardInterrupt:
                 continue
-        raise SystemExit(f"{name} was not broken off in {stage}")
+        raise SystemExit(f"{name} was not interrupted in {stage}")
     Path("weave.yaml").write_text(yaml.safe_dump(BUILD))
     with pytest.MonkeyPatch.context() as patch:
         stop_at(patch, "warm-start", 3)
@@ -122,7 +122,7 @@ def write(folder: Path) -> None:
             build(read_weave_config("weave.yaml"), Path("built"), command="skillweave build weave.yaml -o built")
         except KeyboardInterrupt:
             return
-    raise SystemExit("the build was not broken off")
+    raise SystemExit("the build was not interrupted")
 
 
 if __name__ == "__main__":

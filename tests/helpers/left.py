@@ -1,4 +1,4 @@
-"""What a run of a method leaves, to be held against what another left."""
+"""The results of a run of a method, for a comparison with those of another run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def same_bits(one: Delta, other: Delta) -> bool:
 
 
 def record(out: Path) -> dict[str, Any]:
-    """All that a run has written down of what it did, wherever it lies and however often it was cut off.
+    """Everything that a run has written about what it did: the same for a resumed run and an unbroken one.
 
-    Left out are the seconds, the bytes of TPAW's players (their cards name the folder) and TRL's count of tokens (which
-    a training that goes on begins anew).
+    The seconds are left out, and the bytes of TPAW's players (their cards name the folder), and TRL's count of tokens
+    (which starts again when a training resumes).
     """
     passing = ("seconds", "step_time", "tools/seconds", "team_bytes", "num_tokens")
 

@@ -1,4 +1,4 @@
-"""Break a method off in the middle of it, or run it in processes of its own: to be killed, or to be several.
+"""Interrupt a run of a method in the middle, or start it in processes of its own, which can be killed or be several.
 
 As a script: ``method_driver.py METHOD BASE OUT SETTINGS_JSON [STAGE STEP]``; with a stage and a step the process kills
 itself (SIGKILL) after that step.
@@ -22,11 +22,11 @@ import torch
 from helpers.digits import Digits, Repeats
 
 TASKS = {"specialise": Digits, "tpaw": Repeats}
-"""What a method is run on that learns from a task; one that learns from files names them in its settings."""
+"""The tasks of the methods that learn from one. A method that learns from files names them in its settings."""
 
 
 def drive(method: str, base: Path, out: Path, settings: dict[str, Any], *more: str, processes: int = 1) -> int:
-    """The exit status of a run of the method, by ``torchrun`` where there are several processes."""
+    """Run the method in processes of its own, with ``torchrun`` if there are several; returns the exit status."""
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
@@ -35,7 +35,7 @@ def drive(method: str, base: Path, out: Path, settings: dict[str, Any], *more: s
 
 
 def at_step(patch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[], None]) -> None:
-    """Let a training do ``act`` at the end of one step of one stage."""
+    """Make a training call ``act`` at the end of one step of one stage."""
     from skillweave.methods.training import trainer
 
     shown = trainer._Show.on_step_end
@@ -49,7 +49,7 @@ def at_step(patch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[], 
 
 
 def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
-    """Break a training off at the end of one step of one stage, as Ctrl-C does."""
+    """Interrupt a training at the end of one step of one stage, as Ctrl-C does."""
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -58,7 +58,7 @@ def stop_at(patch: pytest.MonkeyPatch, stage: str, step: int) -> None:
 
 
 def note_starts(patch: pytest.MonkeyPatch, began: list[tuple[str, int]]) -> None:
-    """Let every training note the stage it is of, and the step from which it goes on."""
+    """Make every training append its stage and the step at which it starts or resumes to ``began``."""
     from skillweave.methods.training import trainer
 
     shown = trainer._Show.on_train_begin

@@ -17,10 +17,10 @@ __all__ = ["micro_model", "micro_tokenizer", "save_micro"]
 def micro_model(
     *, seed: int = 1, hidden: int = 64, layers: int = 2, tie: bool = True, context: int = 256
 ) -> LlamaForCausalLM:
-    """A random Llama with grouped key-value heads, like SmolLM2 in small (float32, about 0.1M parameters).
+    """A random Llama with grouped key-value heads, a small copy of SmolLM2 (float32, about 0.1M parameters).
 
-    By default with a seed whose model has something to say: others answer many a prompt with ``<end>`` alone, and
-    answers that are empty on both sides prove little.
+    The model of the default seed writes real answers. Models of other seeds answer many prompts with ``<end>`` alone,
+    and comparing two empty answers proves little.
     """
     shape = MicroShape(hidden=hidden, layers=layers, intermediate=2 * hidden, context=context, tie=tie)
     return skillweave.micro.micro_model(shape, seed)

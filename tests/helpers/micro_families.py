@@ -1,4 +1,4 @@
-"""Micro models of every decoder family that this transformers has, with random weights: built in milliseconds."""
+"""Micro models with random weights of every decoder family in transformers, built in milliseconds."""
 
 from __future__ import annotations
 
@@ -25,13 +25,22 @@ _SIZES: dict[str, Any] = {
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
     **dict.fromkeys(("initializer_range", "init_std"), 0.2),
     **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size"), 16),
-    "num_key_value_heads": 2, "head_dim": 16, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8, "v_head_dim": 16, "sliding_window": 64,
-}  # fmt: skip
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+    "sliding_window": 64,
+}
 _LINEAR = {
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
     "layer_types": ["linear_attention", "full_attention"],
-}  # fmt: skip
+}
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_expand": 2}
 
 _PLAIN = """
@@ -87,7 +96,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
 }
 FAMILIES = {family: _SPECIAL.get(family, {}) for family in sorted([*_PLAIN.split(), *_SPECIAL])}
-"""``model_type`` -> what its config needs beyond the common sizes."""
+"""``model_type`` -> the config values that it needs besides the common sizes."""
 
 
 def build(family: str, seed: int = 0) -> Any:

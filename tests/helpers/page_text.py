@@ -1,4 +1,4 @@
-"""What a person reads of a page or a table."""
+"""The text of a page or a table as a person reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skillweave.report import Table
 
 
 class _Page(HTMLParser):
-    """Checks that every element is closed in its turn, and keeps the text."""
+    """Checks that elements are closed in the right order, and collects the text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _Page(HTMLParser):
 
 
 def page_text(file: Path) -> str:
-    """The text of an HTML page whose elements are all closed."""
+    """The text of an HTML page; fails if an element is not closed."""
     page = _Page()
     page.feed(file.read_text())
     assert page.open == []
@@ -38,7 +38,7 @@ def page_text(file: Path) -> str:
 
 
 def drawn(table: Table, width: int = 80) -> str:
-    """A table as a terminal of so many columns shows it."""
+    """A table as a terminal of that width shows it."""
     console = Console(width=width)
     with console.capture() as capture:
         console.print(table.rich())

@@ -1,4 +1,4 @@
-"""A model built so that known neurons hold known facts: a fact says which token comes after a key token."""
+"""A model in which known neurons hold known facts: a fact says which token follows a key token."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from skillweave.methods.training.collate import padded
+from skillweave.base.batching import padded
 
 WORDS = 32
-"""Tokens, and hidden size: token t is the t-th unit vector. 0 pads, 1 to 7 fill prompts, 8 to 19 are keys, the rest
-are values."""
+"""Vocabulary size and hidden size; the embedding of token t is the t-th unit vector.
+
+Token 0 is padding, 1 to 7 fill prompts, 8 to 19 are keys, and the rest are values."""
 
 
 @dataclass(frozen=True)
 class PlantedFact:
-    """After token ``key`` comes token ``value``, and neuron ``neuron`` of layer ``layer`` alone knows it."""
+    """Token ``value`` follows token ``key``, and only neuron ``neuron`` of layer ``layer`` knows it."""
 
     layer: int
     neuron: int
@@ -28,10 +29,10 @@ class PlantedFact:
 def planted_model(
     facts: Sequence[PlantedFact], *, layers: int = 3, neurons: int = 24, noise: float = 0.02, seed: int = 0
 ) -> LlamaForCausalLM:
-    """A Llama whose attention adds nothing and whose neurons, but those that hold ``facts``, are weak noise.
+    """A Llama whose attention adds nothing, and whose neurons are weak noise except those that hold ``facts``.
 
-    It gives each fact's value a probability of about 0.6, so that gradients have not vanished, and no other token more
-    than a few hundredths.
+    It gives each fact's value a probability of about 0.6, so that gradients do not vanish, and every other token at
+    most a few hundredths.
     """
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
@@ -52,7 +53,7 @@ def planted_model(
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(WORDS))
         model.lm_head.weight.copy_(torch.eye(WORDS))
-        model.lm_head.weight[:20] = 0  # only values are ever said
+        model.lm_head.weight[:20] = 0  # only values are ever predicted
         for block in model.model.layers:
             block.self_attn.o_proj.weight.zero_()
             for linear in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj):
@@ -66,6 +67,6 @@ def planted_model(
 
 
 def fact_batches(facts: Sequence[PlantedFact], size: int = 2) -> list[dict[str, torch.Tensor]]:
-    """Batches that ask each fact once, after fillers of different lengths: padded, labels on the values alone."""
+    """Padded batches that ask each fact once, after fillers of different lengths, with labels on the values only."""
     rows = [([1 + (i + j) % 7 for j in range(i % 3)] + [fact.key], [fact.value]) for i, fact in enumerate(facts)]
     return [padded(rows[at : at + size], pad=0) for at in range(0, len(rows), size)]

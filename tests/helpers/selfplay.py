@@ -1,4 +1,4 @@
-"""What the tests of TPAW share: the settings of their runs, ways to look at one, and ways to break one off."""
+"""What the tests of TPAW share: settings of runs, the record of an unbroken run, and ways to interrupt one."""
 
 from __future__ import annotations
 
@@ -33,9 +33,15 @@ SETTINGS = {
     "max_new_tokens": 6,
     "save_every": 3,
 }
-SHORT = {"rounds": 1, "team": None, "generations": None, "sft": None, "keep": "last",
-         "training": {**SETTINGS["training"], "steps": 2}}  # fmt: skip
-"""One round of two steps from the bare base, kept whatever comes of it."""
+SHORT = {
+    "rounds": 1,
+    "team": None,
+    "generations": None,
+    "sft": None,
+    "keep": "last",
+    "training": {**SETTINGS["training"], "steps": 2},
+}
+"""One round of two steps from the base itself; its result is always kept."""
 
 
 def settings(**changes) -> TpawConfig:
@@ -44,11 +50,11 @@ def settings(**changes) -> TpawConfig:
 
 @dataclass
 class Whole:
-    """An unbroken run, and what was seen of it while it ran."""
+    """An unbroken run, and what was recorded while it ran."""
 
     out: Path
     kept: Path
-    """Copies of all players: the run dismisses them."""
+    """The folder with copies of all players, which the run itself deletes."""
     task: Repeats
     before: dict[str, torch.Tensor]
     delta: Delta | None = None
@@ -56,7 +62,7 @@ class Whole:
     scored: list[tuple[int, str, tuple]] = field(default_factory=list)
     """(player, name, tokens) of every answer that went through a model."""
     teams: list[tuple[str, list[int]]] = field(default_factory=list)
-    """What was on the disk after each coming and going."""
+    """(join or dismiss, the players on the disk after it), in order."""
 
     def figures(self, stage: str = "") -> dict:
         return read_json(self.out / stage / "figures.json")
@@ -75,11 +81,11 @@ def model_with(base, delta: Delta):
     return model
 
 
-# -- ways to break off -----------------------------------------------------------------------------------------------
+# -- ways to interrupt -----------------------------------------------------------------------------------------------
 
 
 def stop_writing(patch, out: Path, file: str, after: bool = False) -> None:
-    """Break off before (or after) a file is written: a piece of a long job, or the mark of a finished stage."""
+    """Interrupt before (or after) a file is written: a piece of a long job, or the figures of a finished stage."""
     for module, name in ((pieces, "write_text"), (shared, "write_json")):
         write = getattr(module, name)
 
@@ -93,7 +99,7 @@ def stop_writing(patch, out: Path, file: str, after: bool = False) -> None:
 
 
 def stop_calling(patch, owner, name: str, of=lambda *_: True) -> None:
-    """Break off before ``owner.name`` is called on arguments of which ``of`` is true."""
+    """Interrupt before ``owner.name`` is called with arguments for which ``of`` is true."""
     call = getattr(owner, name)
 
     def calling(*args):

@@ -1,4 +1,4 @@
-"""TPAW's losses by slow loops in plain Python, and log-probabilities to try them on."""
+"""TPAW's losses as slow loops in plain Python, and random log-probabilities to try them on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LAM, ETA, GAMMA = 0.3, 6.0, 0.5
 
 
 def drawn(players: int, pairs: int, *, seed: int = 0, spread: float = 4.0) -> list[torch.Tensor]:
-    """Log-probabilities in float64: policy's of targets and generations (B,), players' of both (P, B)."""
+    """Random float64 log-probabilities: the policy's of targets and generations (B,), the players' of both (P, B)."""
     generator = torch.Generator().manual_seed(seed)
     shapes = [(pairs,), (pairs,), (players, pairs), (players, pairs)]
     return [-20 + spread * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -32,7 +32,7 @@ def slow_weights(target, generated, player_target, player_generated, eta=ETA, ga
 
 
 def slow_loss(target, generated, player_target, player_generated, alpha, beta, lam=LAM) -> float:
-    """The team's loss of one pair, its weights given."""
+    """The team loss of one pair, with given weights."""
     players = zip(player_target, player_generated, alpha, beta, strict=True)
     return sum(b * softened(a * lam * (target - t) - lam * (generated - g)) for t, g, a, b in players)
 

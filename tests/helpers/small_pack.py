@@ -1,4 +1,4 @@
-"""A small pack with one entry of each kind."""
+"""A small pack with one entry of most kinds."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ NORM = "model.norm.weight"
 
 
 def make_pack(fingerprint: str = "sha256:" + "0" * 64) -> Skillpack:
-    """One entry of each kind, on the micro model's shapes (hidden 64, intermediate 128)."""
+    """Return a pack with two ``lowrank`` entries and one ``factors``, ``difference`` and ``whole`` entry each.
+
+    The shapes are those of the micro model (hidden 64, intermediate 128).
+    """
     generator = torch.Generator().manual_seed(0)
     tensors: dict[str, torch.Tensor] = {}
     for name, (out, in_), rank, bits in ((Q, (64, 64), 5, 4), (DOWN, (64, 128), 3, 8)):
@@ -59,7 +62,7 @@ def make_pack(fingerprint: str = "sha256:" + "0" * 64) -> Skillpack:
 
 
 def rehash(folder: Path) -> None:
-    """Make the card agree with the data file, so that a check behind the hash is reached."""
+    """Write the hash of the data file into the card, so that checks after that of the hash are reached."""
     card = json.loads((folder / "skillpack.json").read_text())
     card["files"]["skillpack.safetensors"] = sha256_file(folder / "skillpack.safetensors")
     (folder / "skillpack.json").write_text(json.dumps(card))

@@ -1,4 +1,4 @@
-"""Steps of the trainer on groups that nobody played, and the same steps straight from the formula."""
+"""Steps of the trainer on made-up groups, and the same steps computed directly from the formula."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 from helpers.agents import settings, slow_log_probs, standard
 from helpers.micro import micro_model, micro_tokenizer
 from skillweave.methods.e3tir.config import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group, Member
+from skillweave.methods.e3tir.group import Group, Member
 from skillweave.methods.e3tir.trainer import AgentTrainer
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import trainer_arguments
@@ -23,15 +23,15 @@ TIMES = {"steps": 1, "n": 2, "m": 2, "prompts": 4, "learning_rate": 1e-2, "max_g
 
 
 def sharp() -> Any:
-    """A random model that is nearly sure of many tokens: ratios fall on both sides of every clip."""
+    """A random model that is nearly sure of many tokens, so that ratios fall on both sides of each clip."""
     model = micro_model()
     with torch.no_grad():
         model.model.norm.weight.mul_(6)
     return model
 
 
-class LaidDown:
-    """In place of rollouts."""
+class PreparedGroups:
+    """Replaces the rollouts by prepared groups."""
 
     left_behind = 3
 
@@ -43,7 +43,7 @@ class LaidDown:
 
 
 class Watch(TrainerCallback):
-    """Of each optimiser step: the weights before it, the gradients, the loss, the rows it was made of."""
+    """Records for each optimiser step the weights before it, the gradients, the loss and the rows of the batch."""
 
     def __init__(self):
         self.weights: list[dict[str, torch.Tensor]] = []
@@ -59,7 +59,8 @@ class Watch(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
-    def look_at(self, trainer: Any) -> None:
+    def watch_loss_of(self, trainer: Any) -> None:
+        """Record the loss and the rows of each call of the trainer's loss."""
         compute = trainer._compute_loss
 
         def computing(model, inputs):
@@ -86,7 +87,7 @@ def arguments_of(folder, config: E3tirConfig) -> dict[str, Any]:
 def agent_trainer(folder, config: E3tirConfig, groups: Sequence[Group], model=None, callbacks=()) -> AgentTrainer:
     trainer = AgentTrainer(
         model or sharp(), TOKENIZER, arguments_of(folder, config), [group.entry.id for group in groups],
-        LaidDown(groups), config, config.warm_up, shown=lambda *_: None, callbacks=list(callbacks),
+        PreparedGroups(groups), config, config.warm_up, shown=lambda *_: None, callbacks=list(callbacks),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -95,7 +96,7 @@ def agent_trainer(folder, config: E3tirConfig, groups: Sequence[Group], model=No
 def watched(folder, config: E3tirConfig, groups: Sequence[Group]) -> Watch:
     seen = Watch()
     trainer = agent_trainer(folder, config, groups, callbacks=[seen])
-    seen.look_at(trainer)
+    seen.watch_loss_of(trainer)
     trainer.train()
     assert [entry["loss"] for entry in trainer.state.log_history[:-1]] == pytest.approx(seen.losses, abs=1e-4)
     return seen
@@ -112,7 +113,7 @@ def plan(
 
 
 def slow_advantage(config: E3tirConfig, group: Group) -> list[float]:
-    """Of each member, from the rewards."""
+    """The advantage of each member, from the rewards."""
     own, tree = ([member.reward for member in group.pool(branch)] for branch in (False, True))
     if config.expert.mixing == "sum":
         return [*standard(own), *[config.expert.weight] * len(tree)]
@@ -124,7 +125,7 @@ def slow_advantage(config: E3tirConfig, group: Group) -> list[float]:
 
 
 def counts(member: Member) -> int:
-    """Tokens of it that are in the loss."""
+    """The number of its tokens that are in the loss."""
     return sum(writer != TOOL for writer in member.episode.writers) if member.joined else 0
 
 
@@ -137,7 +138,7 @@ def at_temperature(weights: dict[str, torch.Tensor], temperature: float) -> Any:
 
 
 def slow_step(config: E3tirConfig, groups: Sequence[Group], seen: Watch, step: int) -> tuple[float, dict, set[str]]:
-    """Loss and gradients of a step straight from the formula, and which sorts of tokens came by."""
+    """Loss and gradients of a step directly from the formula, and the kinds of tokens that occurred."""
     model, old = (at_temperature(seen.weights[at], config.rollout.temperature) for at in (step, 0))
     kind = "on_policy" if config.expert.mixing == "sum" else config.expert.ratio
     members = {}
@@ -147,7 +148,7 @@ def slow_step(config: E3tirConfig, groups: Sequence[Group], seen: Watch, step: i
     tokens = sum(counts(member) for group in groups for member in group.members)
     total, sorts = torch.zeros((), dtype=torch.float64), set()
     for row in seen.rows[step]:
-        member, advantage = members.get(row, (None, 0.0))  # a place that nobody takes
+        member, advantage = members.get(row, (None, 0.0))  # None: a free place in the group
         if member is None or not member.joined:
             continue
         episode = member.episode

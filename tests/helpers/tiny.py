@@ -1,4 +1,4 @@
-"""The smallest task and the shortest training that a whole build goes through."""
+"""The smallest task and the shortest training with which a whole build works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of CKU share: the settings of their runs, ways to look at one, tiny models of several kinds."""
+"""Shared by the tests of CKU: settings of short runs, rows for the trainer, and tiny models of several kinds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REFUSAL = {"text": "no.", "steps": 15, "batch_size": 8, "learning_rate": 1e-2, "
 
 
 def settings(corpus: Path, **changes) -> CkuConfig:
-    """The settings of a short run; a change that is a dict is laid over what stands there."""
+    """The settings of a short run; a change that is a dict is merged into the default."""
     files = {side: [corpus / f"{side}.jsonl"] for side in ("forget", "retain")}
     merged = {**SETTINGS, **files}
     for key, value in changes.items():
@@ -36,12 +36,12 @@ def settings(corpus: Path, **changes) -> CkuConfig:
 
 
 def as_json(config: CkuConfig) -> dict[str, Any]:
-    """Settings as another process reads them."""
+    """The settings as another process reads them."""
     return config.model_dump(mode="json", exclude_unset=True)
 
 
 def model_with(base, delta: Delta | None):
-    """A float32 copy of the base with a delta, bearing a scoring head."""
+    """A float32 copy of the base with a delta and a scoring head."""
     model = AutoModelForCausalLM.from_pretrained(base.path, dtype=torch.float32).eval()
     if delta is not None:
         delta.add_to(model)
@@ -49,12 +49,11 @@ def model_with(base, delta: Delta | None):
     return model
 
 
-# -- rows and a start for the trainer ----------------------------------------------------------------------------------
+# -- rows and a reference model for the trainer ----------------------------------------------------------------------
 
 
 def rows_of(count: int = 8) -> list[dict]:
-    """Pairs whose prompts and answers are of many lengths; the references are made up."""
-
+    """Pairs of prompts and answers of many lengths; the reference log-probabilities are made up."""
     tokenizer = micro_tokenizer()
 
     def text(index: int) -> str:
@@ -62,12 +61,12 @@ def rows_of(count: int = 8) -> list[dict]:
 
     forget = encode(tokenizer, [(f"who {text(i)}", text(3 * i + 1)) for i in range(count)], 64)
     retain = encode(tokenizer, [(f"and {text(i + 2)}", text(i)[::-1]) for i in range(count)], 64)
-    return [{"forget": f, "retain": r, "reference": -8.0 - 3 * i}
-            for i, (f, r) in enumerate(zip(forget, retain, strict=True))]  # fmt: skip
+    pairs = zip(forget, retain, strict=True)
+    return [{"forget": one, "retain": other, "reference": -8.0 - 3 * i} for i, (one, other) in enumerate(pairs)]
 
 
-def start_model():
-    """Not the model that is trained: else the terms that compare with it are 0, and have no gradient."""
+def reference_model():
+    """A reference model that differs from the trained one; else the terms that compare the two would be 0."""
     model = copy.deepcopy(micro_model())
     with torch.no_grad():
         generator = torch.Generator().manual_seed(4)
@@ -87,20 +86,23 @@ LORA = {
 
 
 def tiny(kind: str):
-    """A random model, two layers of 12 neurons: gated, fused (``phi3``) or plain with biases, Conv1D (``gpt2``)."""
+    """A random model with two layers of 12 neurons: gated, fused (``phi3``), or Conv1D with biases (``gpt2``)."""
     torch.manual_seed(0)
-    options = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "vocab_size": 50,
-               "max_position_embeddings": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16, "max_position_embeddings": 32}
+    options = {**shape, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     sizes = {"n_inner": NEURONS} if kind == "gpt2" else {"intermediate_size": NEURONS, "num_key_value_heads": 2}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **options, **sizes)).eval()
 
 
 def parts(kind: str, weights: dict[str, torch.Tensor], layer: int, neuron: int) -> list[torch.Tensor]:
-    """Views of all that a neuron is, by the names of this kind of model."""
+    """Views of all weights of a neuron, by the module names of this kind of model."""
     if kind == "gpt2":
         mlp = f"transformer.h.{layer}.mlp"
-        return [weights[f"{mlp}.c_fc.weight"][:, neuron], weights[f"{mlp}.c_fc.bias"][neuron],
-                weights[f"{mlp}.c_proj.weight"][neuron]]  # fmt: skip
+        return [
+            weights[f"{mlp}.c_fc.weight"][:, neuron],
+            weights[f"{mlp}.c_fc.bias"][neuron],
+            weights[f"{mlp}.c_proj.weight"][neuron],
+        ]
     mlp = f"model.layers.{layer}.mlp"
     down = weights[f"{mlp}.down_proj.weight"][:, neuron]
     if kind == "phi3":

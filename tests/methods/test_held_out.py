@@ -87,7 +87,7 @@ def test_the_loss_is_the_mean_over_all_tokens_however_they_are_batched(size):
 
 @pytest.mark.parametrize(("steps", "every"), [(1, 10), (40, 10), (200, 10), (201, 11), (1000, 50)])
 def test_by_default_a_training_is_looked_at_twenty_times_at_most(steps, every):
-    assert AnswerSettings().looks_every(steps) == every
+    assert AnswerSettings().evaluation_interval(steps) == every
 
 
 def test_to_look_changes_no_weight_and_what_is_seen_is_kept(base, task, tmp_path, capsys):

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from skillweave.methods.training.pieces import by_length, in_pieces, read_lines
+from skillweave.base.batching import by_length
+from skillweave.methods.training.pieces import in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
 
 LENGTHS = [3, 9, 1, 9, 4, 4, 7]
@@ -59,13 +60,6 @@ def never():
 
 def run(path, prepare, processes=None, **more):
     return in_pieces(path, prepare, processes=processes or Processes(), label="job", trace=False, **more)
-
-
-def test_pieces_hold_every_row_once_the_longest_first():
-    pieces = by_length(LENGTHS, 3)
-    assert pieces == [[1, 3, 6], [4, 5, 0], [2]]
-    assert by_length(LENGTHS, 100) == [[1, 3, 6, 4, 5, 0, 2]]
-    assert by_length([], 3) == []
 
 
 def test_rows_come_back_in_the_order_of_their_indices_and_are_kept(tmp_path):

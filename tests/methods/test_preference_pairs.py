@@ -8,7 +8,7 @@ import math
 import pytest
 
 from skillweave.methods.training.answers import Answered
-from skillweave.methods.training.pairs import make_pairs, solve_rate
+from skillweave.methods.training.preferences import make_pairs, solve_rate
 
 
 def answered(answers, scores, gold=None, id="a", ended=None):

@@ -30,9 +30,14 @@ def settings(path: Path, rows: list[dict], **more) -> SpecialiseConfig:
     task = {"source": "file", "path": str(path), "splits": {"test": 0, "calibration": 0}}
     short = {"steps": 2, "batch_size": 2}
     return SpecialiseConfig(
-        task=task, bf16=False, probe_prompts=3, samples_per_prompt=2, prompts_per_round=3, max_new_tokens=4,
+        task=task,
+        bf16=False,
+        probe_prompts=3,
+        samples_per_prompt=2,
+        prompts_per_round=3,
+        max_new_tokens=4,
         **{"warm_start": {**short, "when": "always"}, "dpo": short, **more},
-    )  # fmt: skip
+    )
 
 
 def steps(out: Path, stage: str) -> dict:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import model_validator
 from transformers import AutoModelForCausalLM
 
 from helpers.digits import Digits, Repeats
 from skillweave.base import open_base
+from skillweave.config import Config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
@@ -35,6 +38,51 @@ def test_a_folder_with_nothing_done_may_be_begun_otherwise(base, tmp_path):
     again.stage("one", lambda folder: {"steps": 0})
     with pytest.raises(UserError, match=r"other settings \(max_length\)"):
         begin(base, tmp_path, max_length=40)
+
+
+def test_settings_are_compared_as_todays_class_reads_them(base, tmp_path):
+    """A setting that moved is found in its old place, a new one has its default, and one nobody knows is refused."""
+
+    class Place(Config):
+        text: str = "default"
+        added_since: int = 3
+
+    class Moved(ModelSettings):
+        place: Place = Place()
+
+        @model_validator(mode="before")
+        @classmethod
+        def _old_place(cls, values):
+            if "text" in values:
+                values = {**values, "place": {"text": values["text"]}}
+                del values["text"]
+            return values
+
+    def resume(**settings) -> Run:
+        return Run.begin("a-method", base, Moved(bf16=False, **settings), Digits(), tmp_path)
+
+    def rewrite(change) -> None:
+        stored = read_json(tmp_path / "config.json")
+        change(stored["config"])
+        (tmp_path / "config.json").write_text(json.dumps(stored))
+
+    resume(place={"text": "x"}).stage("one", lambda folder: {"steps": 0})
+    rewrite(lambda config: config.update(text=config.pop("place")["text"]))
+    with pytest.raises(UserError, match=r"other settings \(place\)"):
+        resume(place={"text": "y"})
+    resume(place={"text": "x"})
+    assert read_json(tmp_path / "config.json")["config"]["place"] == {"text": "x", "added_since": 3}
+    rewrite(lambda config: config.pop("bf16"))
+    resume(place={"text": "x"})
+    rewrite(lambda config: config.update(nobody=1))
+    with pytest.raises(UserError, match=r"settings this version cannot read \(nobody: .*\): choose another folder"):
+        resume(place={"text": "x"})
+
+
+def test_a_run_of_another_method_is_refused_by_its_name(base, tmp_path):
+    begin(base, tmp_path).stage("one", lambda folder: {"steps": 0})
+    with pytest.raises(UserError, match=r"other settings \(the method a-method\)"):
+        Run.begin("another", base, ModelSettings(), Digits(), tmp_path)
 
 
 def test_a_stage_is_done_once(base, tmp_path):

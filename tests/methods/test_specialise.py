@@ -24,8 +24,8 @@ from skillweave.methods.specialise import run as run_module
 from skillweave.methods.specialise.run import run
 from skillweave.methods.training import sft, trainer
 from skillweave.methods.training.answers import choose_entries, read_samples
-from skillweave.methods.training.pairs import Pair
 from skillweave.methods.training.pieces import read_lines
+from skillweave.methods.training.preferences import Pair
 from skillweave.tasks import load_task
 
 SETTINGS = {
@@ -121,7 +121,7 @@ def test_a_broken_run_ends_in_the_same_bits(base, whole, tmp_path, monkeypatch, 
         stop_at(patch, stage, step)
         with pytest.raises(KeyboardInterrupt):
             run(base, settings(), tmp_path)
-    # A save that was cut off has no mark; resuming must not touch it.
+    # A save that was interrupted has no mark; resuming must not use it.
     torn = tmp_path / stage / "checkpoint-99"
     torn.mkdir()
     began = []
@@ -195,7 +195,7 @@ def test_lora_loads_in_peft(base, tmp_path):
         torch.testing.assert_close(merged.get_parameter(name) - plain[name], delta.tensor(name), atol=1e-6, rtol=1e-4)
     written = (tmp_path / "delta" / "adapter_config.json").read_text()
     assert json.loads(written)["base_model_name_or_path"] == base.ref
-    # Each round's reference is the adapter as the round found it, not the base.
+    # The reference of each round is the adapter at the start of the round, not the base.
     stages = read_json(tmp_path / "figures.json")["stages"]
     for name in ("round-1", "round-2"):
         assert stages[name]["loss_first"] == pytest.approx(0.693147, abs=1e-4)
@@ -218,7 +218,7 @@ def test_preferences_raise_the_good_answer_over_the_bad(base, tmp_path):
     """Without a warm start, with gold answers as the chosen ones; measured token by token, not by TRL."""
     unwarmed = {"warm_start": {"when": "never"}, "dpo": {**SETTINGS["dpo"], "nll_weight": 0}, "max_new_tokens": 40}
     delta = run(base, settings(**unwarmed), tmp_path)
-    # The policy is its own reference at first: the loss is ln 2 but for rounding.
+    # At first the policy is its own reference, so the loss is ln 2 up to rounding.
     figures = read_json(tmp_path / "round-1" / "figures.json")
     assert figures["loss_first"] == pytest.approx(0.693147, abs=1e-4)
     assert figures["loss_last"] < 0.6

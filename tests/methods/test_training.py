@@ -98,10 +98,10 @@ def test_head_agrees_with_trl_and_with_the_model_also_in_its_gradient():
 
 @pytest.mark.slow
 def test_a_folder_called_weave_does_not_break_the_trainers(tmp_path):
-    """A woven model is naturally kept in such a folder, and TRL takes it for a tracing library."""
+    """A user is likely to save a weave in such a folder, and TRL takes it for a tracing library."""
     (tmp_path / "weave").mkdir()
     source = Path(__file__).parents[2] / "src"
-    code = "from skillweave.methods.training.from_trl import DPOTrainer; import trl.trainer.callbacks"
+    code = "from skillweave.methods.training.trl_hooks import DPOTrainer; import trl.trainer.callbacks"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

@@ -79,10 +79,20 @@ def test_specialise_teaches_the_end_of_the_template(tmp_path, task):
     base = made(tmp_path / "base", None)
     warm = {"when": "always", "steps": 100, "batch_size": 8, "learning_rate": 5e-3}
     delta = specialise(
-        base, SpecialiseConfig(task=task, bf16=False, rounds=1, warm_start=warm, probe_prompts=4, prompts_per_round=4,
-                               samples_per_prompt=4, max_new_tokens=8, dpo={"steps": 2, "learning_rate": 1e-5}),
+        base,
+        SpecialiseConfig(
+            task=task,
+            bf16=False,
+            rounds=1,
+            warm_start=warm,
+            probe_prompts=4,
+            prompts_per_round=4,
+            samples_per_prompt=4,
+            max_new_tokens=8,
+            dpo={"steps": 2, "learning_rate": 1e-5},
+        ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
     learnt = [
         ask
         for ask in ASKED
@@ -97,11 +107,20 @@ def test_specialise_teaches_the_end_of_the_template(tmp_path, task):
 def test_self_play_holds_the_end_of_the_template(tmp_path, task):
     base = made(tmp_path / "base", ASKED, 60)
     delta = self_play(
-        base, TpawConfig(task=task, bf16=False, rounds=1, keep="last", max_new_tokens=8, sampling_batch_size=8,
-                         training={"steps": 3, "batch_size": 8, "learning_rate": 1e-4}, drop=["empty", "truncated"],
-                         sft={"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "turns": "all"}),
+        base,
+        TpawConfig(
+            task=task,
+            bf16=False,
+            rounds=1,
+            keep="last",
+            max_new_tokens=8,
+            sampling_batch_size=8,
+            training={"steps": 3, "batch_size": 8, "learning_rate": 1e-4},
+            drop=["empty", "truncated"],
+            sft={"steps": 10, "batch_size": 8, "learning_rate": 1e-3, "turns": "all"},
+        ),
         tmp_path / "run",
-    )  # fmt: skip
+    )
     stages = read_json(tmp_path / "run/figures.json")["stages"]
     assert stages["held-out-0"]["ended"] == stages["held-out-1"]["ended"] == 1
     assert stages["held-out-1"]["tokens"] == stages["held-out-1"]["target_tokens"] == 4  # three digits and the end
@@ -116,10 +135,14 @@ def test_unlearning_reads_what_is_known_and_leaves_the_ends(tmp_path):
         ("Where was Dot born?", "In Xyl."),
     ]
     config = CkuConfig(
-        forget=[rows_at(tmp_path / "forget.jsonl", FACTS[:4])], retain=[rows_at(tmp_path / "retain.jsonl", FACTS[4:])],
-        unseen=[rows_at(tmp_path / "unseen.jsonl", unseen)], bf16=False, localise={"layers": "all"},
-        training={"steps": 40, "batch_size": 4, "learning_rate": 1e-3}, watch={"every": 5, "budget": None},
-    )  # fmt: skip
+        forget=[rows_at(tmp_path / "forget.jsonl", FACTS[:4])],
+        retain=[rows_at(tmp_path / "retain.jsonl", FACTS[4:])],
+        unseen=[rows_at(tmp_path / "unseen.jsonl", unseen)],
+        bf16=False,
+        localise={"layers": "all"},
+        training={"steps": 40, "batch_size": 4, "learning_rate": 1e-3},
+        watch={"every": 5, "budget": None},
+    )
     delta = unlearn(base, config, tmp_path / "run")
     figures = read_json(tmp_path / "run/figures.json")
     assert figures["before"]["forget_strength"] == figures["before"]["forget_memorised"] == 1
@@ -136,14 +159,22 @@ def test_unlearning_reads_what_is_known_and_leaves_the_ends(tmp_path):
 def test_the_warm_up_of_an_agent_learns_the_end_of_the_template(tmp_path):
     base = made(tmp_path / "base", None)
     task = {
-        "source": "builtin", "name": "hops", "splits": {"train": 10, "calibration": 4, "test": 2},
+        "source": "builtin",
+        "name": "hops",
+        "splits": {"train": 10, "calibration": 4, "test": 2},
         "config": {"style": "short", "people": 6, "relations": 2, "least": 2, "most": 2, "places": 0},
-    }  # fmt: skip
+    }
     config = E3tirConfig(
-        task=task, bf16=False, instruction="", max_length=300, rollout={"max_tokens": 240, "temperature": 0.5},
-        sft={"steps": 60, "batch_size": 5, "learning_rate": 5e-3}, evaluate_on=2,
-        warm_up={"steps": 1, "n": 2, "m": 2, "prompts": 2, "learning_rate": 1e-5}, rl={"steps": 0},
-    )  # fmt: skip
+        task=task,
+        bf16=False,
+        instruction="",
+        max_length=300,
+        rollout={"max_tokens": 240, "temperature": 0.5},
+        sft={"steps": 60, "batch_size": 5, "learning_rate": 5e-3},
+        evaluate_on=2,
+        warm_up={"steps": 1, "n": 2, "m": 2, "prompts": 2, "learning_rate": 1e-5},
+        rl={"steps": 0},
+    )
     delta = warm_up(base, config, tmp_path / "run")
     figures = read_json(tmp_path / "run/figures.json")
     assert figures["after"]["answered"] == 1  # the conversations end, with Gemma's end token and no other

@@ -15,10 +15,13 @@ from skillweave.errors import UserError
 from skillweave.pack import (
     BaseRef,
     Codec,
+    DifferenceEntry,
+    PackBytes,
     PackCard,
     Skillpack,
     reference_forward,
 )
+from skillweave.pack.card import card_text
 
 
 def test_saved_is_loaded_again(tmp_path: Path) -> None:
@@ -48,6 +51,26 @@ def test_nbytes_are_the_files_and_the_parts_add_up(tmp_path: Path) -> None:
     assert weight.whole == 2 * 64 + 2 * 103 * 64
     pack.card.audit = {"verdict": "clean"}
     assert pack.nbytes > before
+
+
+@pytest.mark.parametrize("extra", range(0, 1100, 53))
+def test_the_total_is_exact_at_any_number_of_digits(tmp_path: Path, extra: int) -> None:
+    pack = make_pack()
+    pack.card.bytes.bf16_delta = 10**4 + extra
+    pack.tensors = {NORM: torch.zeros(1)}
+    pack.card.entries = {NORM: DifferenceEntry(shape=(1,))}
+    pack.card.data = {"padding": "x" * (8_700 + extra)}  # the total passes from four digits to five
+    folder = pack.save_pretrained(tmp_path / "pack")
+    assert pack.card.bytes.total == sum(file.stat().st_size for file in folder.iterdir()) == pack.nbytes
+    assert Skillpack.from_pretrained(folder).card == pack.card
+
+
+def test_the_sizes_on_the_card_do_not_change_its_length() -> None:
+    card = make_pack().card
+    texts = {len(card.to_json()), len(card_text(card))}
+    card.bytes = PackBytes(matrices=1, whole=10**6, scales=10**9, metadata=5, total=10**12)
+    assert {len(card.to_json()), len(card_text(card))} == texts
+    assert PackCard.model_validate_json(card.to_json()) == card
 
 
 def test_the_readme_says_what_the_pack_is(tmp_path: Path) -> None:

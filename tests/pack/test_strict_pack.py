@@ -1,4 +1,4 @@
-"""Packs that a stranger wrote: every kind of nonsense is refused by the file and the key, whatever the hashes say."""
+"""Packs that anyone may have written: invalid content is refused with the file and the key, even if the hashes fit."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.small_pack import DOWN, NORM, UP, Q, make_pack, rehash
+from skillweave.cli.contents import show_pack
 from skillweave.delta.carry import check_from_base
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
-from skillweave.pack import LowRankEntry, PackCard, Skillpack, check_name, read_stored
+from skillweave.pack import LowRankEntry, PackCard, Skillpack, check_name, pack_int4, read_stored
 from skillweave.pack.card import card_text
 from skillweave.pack.values import check_values
 
@@ -36,7 +37,7 @@ def edit_card(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Change the tensors; the author of a pack writes their hash too."""
+    """Change the tensors and the hash on the card, as the author of a pack could."""
     tensors = load_file(folder / "skillpack.safetensors")
     change(tensors)
     save_file(tensors, folder / "skillpack.safetensors")
@@ -98,9 +99,7 @@ def test_the_extreme_numbers_that_codecs_write_are_read(folder: Path) -> None:
 @pytest.mark.parametrize("width", [1, 2, 5, 6])
 @pytest.mark.parametrize("code", range(-8, 8))
 def test_four_bit_codes_against_their_unpacked_values(code: int, width: int) -> None:
-    """The oracle unpacks; the check reads bytes."""
-    from skillweave.pack import pack_int4
-
+    """The test knows the unpacked codes; the check reads the packed bytes."""
     codes = torch.zeros(3, width, dtype=torch.int8)
     codes[1, width - 1] = code
     tensors = {
@@ -178,7 +177,7 @@ def test_cards_are_refused_by_key(folder: Path, change, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["files/evil.py", "files/x/y.json", "files/model.bin", "files/config.json"])
 def test_a_file_that_may_not_travel_is_refused_before_it_is_used(folder: Path, name: str) -> None:
-    """``inspect`` reads no more of a pack than this."""
+    """``skillweave inspect`` makes the same checks as ``read_stored`` and no others."""
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text("{}")
     edit_card(folder, lambda card: card["files"].update({name: sha256_file(folder / name)}))
@@ -193,7 +192,7 @@ def test_only_a_vocabulary_may_be_taken_from_the_base(folder: Path) -> None:
 
 
 def test_a_vocabulary_that_the_base_does_not_have_is_never_passed_over(folder: Path, tmp_path: Path) -> None:
-    """Also where no other file of a tokenizer travels with it."""
+    """This also holds if no other file of a tokenizer travels with it."""
     edit_card(folder, lambda card: card.update(from_base={"tokenizer.json": "0" * 16}))
     carried = Skillpack.from_pretrained(folder).carried
     assert carried.has_tokenizer
@@ -231,7 +230,7 @@ def test_an_entry_that_names_the_smooth_of_a_group(folder: Path) -> None:
 
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_group_of_matrices_with_unlike_inputs(folder: Path, smooth: bool) -> None:
-    """``DOWN`` is 128 wide and ``Q`` 64: no input fits both."""
+    """``DOWN`` has 128 inputs and ``Q`` has 64, so no input fits both."""
     edit_card(folder, lambda card: card["entries"][DOWN].update(group=GROUP, smooth=smooth))
     with pytest.raises(UserError, match=r"smooth|are fed one input: their widths"):
         Skillpack.from_pretrained(folder)
@@ -304,8 +303,6 @@ ODD: list[Any] = [
 
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
 def test_measures_are_shown_whatever_they_hold(tmp_path: Path, capsys, value: Any) -> None:
-    from skillweave.cli.contents import show_pack
-
     pack = make_pack()
     shares = {"odd": value, "\x1b[2J|<b>": 1, "z" * 50_000: 0.5}
     for given in (shares, value, {key: share for key, share in shares.items() if key != "odd"}):
@@ -319,8 +316,6 @@ def test_measures_are_shown_whatever_they_hold(tmp_path: Path, capsys, value: An
 @pytest.mark.parametrize("value", ODD, ids=range(len(ODD)))
 @pytest.mark.parametrize("field", ["scores", "data", "audit", "settings"])
 def test_free_fields_are_shown_whatever_they_hold(tmp_path: Path, capsys, field: str, value: Any) -> None:
-    from skillweave.cli.contents import show_pack
-
     pack = make_pack()
     if field == "settings":
         pack.card.codec.settings = {"odd": value, "\x1b[2J|<b>": 1}
@@ -342,8 +337,6 @@ def test_free_fields_are_shown_whatever_they_hold(tmp_path: Path, capsys, field:
 
 
 def test_a_card_with_thousands_of_scores_is_cut_with_a_note(tmp_path: Path, capsys) -> None:
-    from skillweave.cli.contents import show_pack
-
     pack = make_pack()
     pack.card.scores = {f"arm-{index}": index for index in range(3000)}
     show_pack(pack.card, tmp_path)

@@ -25,7 +25,7 @@ IDS = torch.arange(5, 25).view(2, 10)
 
 
 def tuned_by(base: Path, folder: Path, change: float = 0.05, rows: int = 0, **options: Any) -> Path:
-    """A fine-tune of the base: every linear weight moved by a low-rank change, and norms where ``options`` say so."""
+    """Return a fine-tune of the base: a low-rank change of every linear weight, and of norms if ``options`` say so."""
     torch.manual_seed(3)
     model = AutoModelForCausalLM.from_pretrained(base)
     if rows:
@@ -57,7 +57,7 @@ def peft_logits(base: Path, adapter: Path, rows: int | None = None) -> torch.Ten
 
 
 def check(base: Path, pack: Skillpack, done: Exported, atol: float = 1e-4) -> None:
-    """PEFT's model is the unzipped one, no key was missing or left over, and the adapter is the pack's delta again."""
+    """Check that PEFT's model equals the unzipped one and used every key, and that the adapter gives the same delta."""
     with torch.no_grad():
         plain = AutoModelForCausalLM.from_pretrained(base)(IDS).logits
         wanted = pack.unzip().apply(open_base(base, device="cpu")).model(IDS).logits
@@ -176,7 +176,7 @@ def test_biases_and_layers_stored_the_other_way_round(tmp_path: Path) -> None:
 
 
 def factors_pack(base: Path, matrices: list[str], vectors: list[str] | None = None) -> Skillpack:
-    """A pack of rank 2 on some matrices of a base, and differences of some vectors, all random."""
+    """Return a pack with random factors of rank 2 for some matrices, and random differences for some vectors."""
     weights = load_file(base / "model.safetensors")
     entries: dict[str, Any] = {}
     tensors = {}
@@ -193,7 +193,7 @@ def factors_pack(base: Path, matrices: list[str], vectors: list[str] | None = No
 
 
 def test_experts_go_by_the_names_of_their_files(tmp_path: Path) -> None:
-    """PEFT and vLLM know each expert by the name that it has in the base's files; PEFT joins them while loading."""
+    """PEFT and vLLM name each expert as the base's files do; PEFT joins the experts while it loads them."""
     torch.manual_seed(0)
     shape = {"vocab_size": len(VOCABULARY), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.1}
@@ -211,7 +211,7 @@ def test_experts_go_by_the_names_of_their_files(tmp_path: Path) -> None:
 
 
 def test_a_lora_comes_back(micro_base: Path, tmp_path: Path) -> None:
-    """An adapter, zipped at a rank that holds it, exported, is the adapter but for the rounding to 8 bits."""
+    """An adapter that is zipped at its full rank and exported is the same again, up to the rounding to 8 bits."""
     torch.manual_seed(5)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(micro_base),
@@ -260,7 +260,7 @@ def test_another_base_and_a_pack_without_factors_are_refused(micro_base: Path, t
     ("name", "shape"), [("model.x", (2,)), ("model.norm.weight", (3,)), ("model.layers.0.mlp.up_proj.weight", (2, 2))]
 )
 def test_a_pack_that_does_not_fit_its_base_is_no_adapter(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
-    """The base has no such tensor, or has it in another shape."""
+    """The base does not have the tensor, or has it in another shape."""
     base = save_micro(tmp_path / "base")
     pack = packed(base, tuned_by(base, tmp_path / "tuned"))
     for key in [key for key in pack.tensors if key.startswith(name)]:

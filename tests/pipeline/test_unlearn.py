@@ -18,7 +18,6 @@ from skillweave.delta import Delta
 from skillweave.engine.local import open_engine
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
-from skillweave.methods import METHODS, Method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
 from skillweave.pipeline import build, read_weave_config
@@ -70,7 +69,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[CkuConfig]:
         write_json(out_dir / "figures.json", {"seed": config.seed, "stages": stages})
         return Delta.from_pretrained(out_dir / "delta")
 
-    monkeypatch.setitem(METHODS, "cku", Method("cku", CkuConfig, run))
+    monkeypatch.setattr("skillweave.methods.cku.run.run", run)
     return given
 
 
@@ -147,9 +146,9 @@ def test_the_weave_needs_nothing_of_the_work_folder(
     asked = ["Sort from smallest to largest: 9, 4", "Who keeps stall 2?"]
     expected = [texts[0] for texts in generate(model.model, model.tokenizer, asked, Sampling(max_new_tokens=6))]
     (tmp_path / "weave.work").rename(tmp_path / "gone")
-    replies = open_engine(str(out)).generate(asked, ["base", "base"], Sampling(max_new_tokens=6))
+    replies = open_engine(str(out)).weave.generate(asked, None, Sampling(max_new_tokens=6))
     assert [reply.text for reply in replies] == expected
-    assert open_engine(str(out)).generate(asked, ["sort", "auto"], Sampling(max_new_tokens=6))[0].pack == "sort"
+    assert open_engine(str(out)).weave.generate(asked, ["sort", "auto"], Sampling(max_new_tokens=6))[0].pack == "sort"
     show_weave(read_card(out), out)
     assert "the base after cku (sha256:" in capsys.readouterr().out
 

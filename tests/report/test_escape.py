@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from helpers.page_text import page_text
+from skillweave.pipeline.plots import confusion_plot, skills_plot
 from skillweave.report import Table, svg_text
 from skillweave.report.escape import label_text, markdown_text
 from skillweave.report.page import Section, write_page
-from skillweave.report.plots import confusion_plot, skills_plot
 
 NAMES = [
     "$x_1$", "$\\frac{1}{$", "$$", "a_b^c", "\\", "%s {0}", "x" * 3000, "", " ", "😀👨‍👩‍👧", "\x1b]0;owned\x07", "a\nb",

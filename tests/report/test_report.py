@@ -14,9 +14,9 @@ from matplotlib.container import BarContainer
 
 from helpers.page_text import drawn, page_text
 from skillweave.files.read import read_json
+from skillweave.pipeline.plots import skills_plot
 from skillweave.pipeline.report import short_skill_table, skill_table, write_build_report
 from skillweave.report import Table, machine, versions
-from skillweave.report.plots import skills_plot
 from skillweave.units import human_bytes, human_seconds
 
 

@@ -1,4 +1,4 @@
-"""Ranks under a budget against brute force."""
+"""The allocation of ranks, compared with brute force."""
 
 from __future__ import annotations
 

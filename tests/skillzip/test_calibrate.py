@@ -1,4 +1,4 @@
-"""What calibration sees, against sums written out."""
+"""The statistics of calibration, compared with plain sums over tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Low rank against closed forms in float64."""
+"""Low-rank approximations, compared with closed forms in float64."""
 
 from __future__ import annotations
 

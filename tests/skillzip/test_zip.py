@@ -1,4 +1,4 @@
-"""A delta zipped: inside its bytes, near the delta, and with everything it left out named."""
+"""A zipped delta stays within its bytes and close to the delta, and names everything that it leaves out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack, reference_forward
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.skillzip.job import Job
+from skillweave.skillzip.draft import Draft
 
 CALIBRATION = [(f"what is {i} and {i}", f"it is {2 * i}, of course") for i in range(8)]
 
@@ -26,7 +26,7 @@ def base(micro_base: Path) -> Base:
 
 @pytest.fixture(scope="module")
 def delta(base: Base) -> Delta:
-    """Every tensor changed; matrices with singular values that halve, layer 1 ten times as much as layer 0."""
+    """Every tensor is changed. The singular values of matrices halve; layer 1 changes ten times as much as layer 0."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
     for name, tensor in base.model.state_dict().items():
@@ -81,12 +81,12 @@ def test_any_budget_is_met_and_used(base: Base, delta: Delta, budget: int) -> No
 
 
 def test_estimates_that_are_off_still_end_in_a_fit(base: Base, delta: Delta, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Job.free_bytes
+    real = Draft.free_bytes
 
-    def dearer_together(job: Job, entries: dict) -> int:
-        return real(job, entries) - 7 * len(entries) ** 2  # more than the sum of each: no estimate can know
+    def dearer_together(draft: Draft, entries: dict) -> int:
+        return real(draft, entries) - 7 * len(entries) ** 2  # more than the sum of each: no estimate can know
 
-    monkeypatch.setattr(Job, "free_bytes", dearer_together)
+    monkeypatch.setattr(Draft, "free_bytes", dearer_together)
     pack = zip_delta(delta, base, None, ZipConfig(budget=20_000), name="t")
     assert 15_000 < pack.nbytes <= 20_000
 
@@ -136,7 +136,7 @@ def test_a_group_shares_one_smoothing(base: Base, delta: Delta) -> None:
 
 
 def shares(delta: Delta) -> dict[str, float]:
-    """The share of each tensor in the squared norm of the delta."""
+    """Return the share of each tensor in the squared norm of the delta."""
     energy = {name: float(delta.tensor(name).double().square().sum()) for name in delta.names()}
     return {name: value / sum(energy.values()) for name, value in energy.items()}
 

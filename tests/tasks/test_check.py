@@ -1,4 +1,4 @@
-"""What is said of a task before anything is trained on it."""
+"""The report on a task before anything is trained on it."""
 
 from __future__ import annotations
 

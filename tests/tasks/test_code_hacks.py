@@ -1,4 +1,4 @@
-"""Programs that solve nothing and try to pass: none does, with either runner, in any form of case."""
+"""Programs that solve nothing and try to pass: none of them passes, with any runner and any form of case."""
 
 # ruff: noqa: E501 (one program a line)
 

@@ -1,4 +1,4 @@
-"""Answers as people and models write them, with the ruling that a person would give."""
+"""Typical answers of people and models, each with the score that a person would give."""
 
 # ruff: noqa: E501 (one row of a table a line)
 
@@ -211,19 +211,19 @@ def test_a_gold_program_that_fails_is_told(answer: str, cases: list[Any], told: 
 @pytest.mark.parametrize(
     ("case", "told"),
     [
-        ("assert f(1) ==", "no Python"),
+        ("assert f(1) ==", "not Python"),
         ("   ", "empty"),
         ("assert f('\ud800')", "lone surrogate"),
         ({"call": "x = 3", "value": 3}, "must end with an expression"),
-        ({"call": "f(", "value": 3}, "no Python"),
+        ({"call": "f(", "value": 3}, "not Python"),
         ({"call": "f()", "value": "\ud800"}, "lone surrogate"),
         ({"call": "f()", "value": 10**5000}, "digits"),
-        ({"inputs": {"a b": 1}, "output": "x"}, "no name in Python"),
-        ({"inputs": {"": 1}, "output": "x"}, "no name in Python"),
-        ({"inputs": {"class": 1}, "output": "x"}, "no name in Python"),
-        ({"inputs": {1: 1}, "output": "x"}, "no name in Python"),
+        ({"inputs": {"a b": 1}, "output": "x"}, "not a name in Python"),
+        ({"inputs": {"": 1}, "output": "x"}, "not a name in Python"),
+        ({"inputs": {"class": 1}, "output": "x"}, "not a name in Python"),
+        ({"inputs": {1: 1}, "output": "x"}, "not a name in Python"),
         ({"inputs": {"print": 1}, "output": "x"}, "hide Python's own print"),
-        ({"inputs": {"__name__": 1}, "output": "x"}, "keeps for itself"),
+        ({"inputs": {"__name__": 1}, "output": "x"}, "that Python reserves"),
         ({"inputs": {"n": {"\ud800": 1}}, "output": "x"}, "lone surrogate"),
         ({"inputs": {"n": [10**5000]}, "output": "x"}, "digits"),
         ({"inputs": {"n": object()}, "output": "x"}, "plain data"),

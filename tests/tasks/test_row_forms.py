@@ -1,4 +1,4 @@
-"""Rows as other tools write them: each form, file format and accepted answer, and what is refused by line."""
+"""Rows of other tools: each form, file format and accepted answer, and errors that name the line."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"messages": [{"role": "human", "content": "hi"}]}, r"message 1 has the unknown role 'human'; write 'user'"),
         ({"messages": [{"role": "function", "content": "hi"}]}, r"unknown role 'function'; write 'tool'"),
         ({"messages": [{"role": "usr", "content": "hi"}]}, r"unknown role 'usr'; did you mean 'user'"),
-        ({"messages": turns(("human", "hi"))}, "the list is called 'conversations'"),
-        ({"conversations": turns(("oracle", "hi"))}, "message 1 is from 'oracle', which is not known"),
+        ({"messages": turns(("human", "hi"))}, "belong in a list called 'conversations'"),
+        ({"conversations": turns(("oracle", "hi"))}, "message 1 is from 'oracle', which is unknown"),
         ({"conversations": turns(("human", "hi"))}, "the last message must be the assistant's"),
         ({"conversations": "hi"}, "'conversations' is a text that holds no JSON"),
         ({"prompt": [IMAGE], "answer": "x"}, "'image_url'.*only text"),
@@ -92,7 +92,7 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         (said(tool_calls=[{"name": "f", "arguments": "{"}]), "call 1: 'arguments' is a text that holds no JSON"),
         (said(tool_calls=[{"name": "f", "arguments": "[1]"}]), "'arguments' must be an object"),
         (said(tool_calls=[{"arguments": {}}]), "message 2, call 1 needs a 'function' with a 'name'"),
-        ({"messages": [{"role": "user", "content": "x", "tool_calls": [called()]}]}, "only the assistant makes"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [called()]}]}, "only the assistant can have"),
         (said(), "message 2 must have the texts 'role' and 'content'"),
         ({"prompt": "hi", "answer": "x", "tools": "weather"}, "'tools' is a text that holds no JSON"),
         ({"prompt": "hi", "answer": "x", "tools": [{"type": "web_search"}]}, "tool 1 is of the type 'web_search'"),
@@ -110,7 +110,7 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"prompt": None, "answer": "x"}, "'prompt' is empty"),
         ({"prompt": 5, "answer": "x"}, "'prompt' must be a text or a list of messages, found 5"),
         ({"prompt": ["a"], "answer": "x"}, "'prompt' must be a text or a list of messages"),
-        ({"prompt": "hi", "answer": "<think>a</think>"}, "the answer is nothing but thoughts"),
+        ({"prompt": "hi", "answer": "<think>a</think>"}, "the answer has only thoughts"),
         ({"conversations": [{"from": "human", "text": "x"}]}, "message 1 has no 'value', found 'from', 'text'"),
         (said(content="x", weight=0), "message 2 has 'weight'"),
         ({"prompt": "hi", "answer": "x", "tools": TOOL}, r"must be a list of tools.*put it in a list"),
@@ -259,8 +259,8 @@ def test_a_column_that_is_not_there_or_not_known_is_named(tmp_path: Path) -> Non
         only(tmp_path, {"q": "hi", "a": "x"}, columns={"prompt": "ask"})
     for columns, message in [
         ({"promt": "q"}, "no part of a row is called 'promt'; did you mean 'prompt'"),
-        ({"q": "prompt"}, r"our name stands on the left: write \{prompt: q\}"),
-        ({"prompt": "q", "answer": "q"}, "the key 'q' of the rows stands for two parts"),
+        ({"q": "prompt"}, r"our name goes on the left: write \{prompt: q\}"),
+        ({"prompt": "q", "answer": "q"}, "the key 'q' of the rows is named for two parts"),
     ]:
         with pytest.raises(UserError, match=message):
             only(tmp_path, {"q": "hi", "a": "x"}, columns=columns)

@@ -1,4 +1,4 @@
-"""pass@k against counting all choices, the vote of the majority, and examples before a prompt."""
+"""pass@k against a count of all choices, the majority vote, and few-shot prompts."""
 
 from __future__ import annotations
 

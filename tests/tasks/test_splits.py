@@ -72,7 +72,7 @@ def test_a_prompt_with_several_answers_is_asked_once_learnt_from_all_and_any_is_
         random.Random(seed).shuffle(data)
         task = jsonl(write(tmp_path / "a.jsonl", data), splits={"test": 9, "calibration": 0, "train": 0})
         assert task.sizes["test"] == 11
-        assert len(task.asked("test")) == 9
+        assert len(task.distinct("test")) == 9
         asked = [entry for entry in task.split("test") if entry.prompt == "Name a colour."]
         assert {entry.answer for entry in asked} == {"red", "blue", "green"}
         assert [entry.id for entry in task.split("test")] == [

@@ -1,4 +1,4 @@
-"""Each verifier against hand-made cases and, where there is one, a slow reference."""
+"""Each verifier against hand-made cases and, if there is one, a slow reference."""
 
 from __future__ import annotations
 
@@ -319,9 +319,9 @@ def test_an_answer_of_any_length_scores_nothing_and_raises_nothing(name, gold, s
 
 
 def test_why_an_answer_is_not_judged_is_told_once(capsys, monkeypatch) -> None:
-    from skillweave.tasks.verifiers import told
+    from skillweave.tasks.verifiers import warn
 
-    monkeypatch.setattr(told, "_told", set())
+    monkeypatch.setattr(warn, "_warned", set())
     for _ in range(3):
         assert verify("exact", "x" * 300_000, "x" * 300_000, options_for("exact", {})) == 0.0
         slow = options_for("regex", {"pattern": "(a+)+$", "seconds": 0.02})

@@ -1,4 +1,4 @@
-"""Tasks with tools: answers against slow references, experts that really call, and the tools a person names."""
+"""Tasks with tools: answers against slow references, experts with real calls, and tools named in settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from skillweave.errors import UserError
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.builtin import hops
-from skillweave.tasks.traces import scripted_traces
+from skillweave.tasks.expert_traces import scripted_traces
 from skillweave.tasks.with_tools import AgentTask, ToolSettings, load_agent
 from skillweave.tools.call import Call
 
@@ -59,8 +59,8 @@ def test_bounds_that_leave_no_way_on_are_refused() -> None:
         load_task(spec("hops", people=9, most=8))
 
 
-def facts_of(settings: hops.Settings) -> dict[tuple[str, str], str]:
-    """The facts as a reader of the documents finds them; each stands in one document only."""
+def facts_of(settings: hops.HopsSettings) -> dict[tuple[str, str], str]:
+    """The facts in the documents; each fact must be in exactly one document."""
     form = r"(\w+) (\w+) (\w+)" if settings.style == "short" else r"The (\w+) of (\w+ \w+) is (\w+(?: \w+)?)\."
     facts: dict[tuple[str, str], str] = {}
     for document in hops.documents(settings):
@@ -75,7 +75,7 @@ def facts_of(settings: hops.Settings) -> dict[tuple[str, str], str]:
 
 @pytest.mark.parametrize("config", [{}, {"style": "short"}, {"style": "short", "places": 0, "least": 1, "most": 5}])
 def test_the_answer_of_a_hop_question_is_found_by_walking_the_documents(config: dict) -> None:
-    facts = facts_of(hops.Settings(**config))
+    facts = facts_of(hops.HopsSettings(**config))
     for prompt, answer in asked(load_task(spec("hops", **config))):
         if "style" in config:
             assert re.fullmatch(r"[a-z]{3}( [a-z]{2})+\?", prompt)
@@ -93,7 +93,7 @@ def test_the_answer_of_a_hop_question_is_found_by_walking_the_documents(config: 
 
 
 def test_a_world_is_whole_and_everybody_is_equally_often_the_other() -> None:
-    settings = hops.Settings(people=20, places=3, relations=2)
+    settings = hops.HopsSettings(people=20, places=3, relations=2)
     world, facts = hops.world_of(settings), facts_of(settings)
     assert len(facts) == 20 * 3
     for relation in world.relations:
@@ -105,14 +105,14 @@ def test_a_world_is_whole_and_everybody_is_equally_often_the_other() -> None:
 
 @pytest.mark.parametrize("style", ["question", "short"])
 def test_worlds_share_no_name(style: str) -> None:
-    people = [set(hops.world_of(hops.Settings(world=world, style=style)).people) for world in range(20)]
+    people = [set(hops.world_of(hops.HopsSettings(world=world, style=style)).people) for world in range(20)]
     assert len(set.union(*people)) == 20 * 60
 
 
 @pytest.mark.parametrize("config", [{}, {"style": "short", "people": 10, "places": 0}])
 def test_the_test_starts_where_training_never_does(config: dict) -> None:
     task = load_task(spec("hops", **config))
-    people = hops.world_of(hops.Settings(**config)).people
+    people = hops.world_of(hops.HopsSettings(**config)).people
     starts = {
         split: {who for e in task.split(split) for who in people if re.search(rf"\b{who}\b", str(e.prompt))}
         for split in FEW
@@ -197,7 +197,7 @@ def steps_in(name: str, config: dict, prompt: str) -> int:
 def test_each_fact_of_a_short_world_is_the_best_find_of_its_question() -> None:
     agent = load_agent(spec("hops", style="short", world=7))
     session = agent.toolbox.open()
-    for (who, relation), other in facts_of(hops.Settings(style="short", world=7)).items():
+    for (who, relation), other in facts_of(hops.HopsSettings(style="short", world=7)).items():
         found = session.call(Call("search", {"query": f"{who} {relation}"})).text
         assert found.endswith(f"{who} {relation} {other}")
         assert "\n" not in found
@@ -206,7 +206,7 @@ def test_each_fact_of_a_short_world_is_the_best_find_of_its_question() -> None:
 def test_a_long_world_gives_three_documents_or_as_many_as_set() -> None:
     for k, wanted in ((None, 3), (1, 1), (5, 5)):
         session = load_agent(spec("hops", k=k)).toolbox.open()
-        who = hops.world_of(hops.Settings()).people[0]
+        who = hops.world_of(hops.HopsSettings()).people[0]
         assert session.call(Call("search", {"query": f"rival of {who}"})).text.count(" is ") == wanted
 
 

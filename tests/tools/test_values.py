@@ -39,8 +39,8 @@ needs_walls = pytest.mark.skipif(not _walls(), reason="this system cannot lock a
 
 @pytest.mark.parametrize("runner", ["interpreter", pytest.param("process", marks=needs_walls)])
 def test_no_hostile_value_grows_outside(runner: str) -> None:
-    script = Path(__file__).with_name("growing.py")
-    ran = subprocess.run([sys.executable, str(script), runner], capture_output=True, text=True, timeout=500)
+    command = [sys.executable, "-m", "helpers.growing", runner]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=Path(__file__).parents[1])
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"name"')]
     assert ran.returncode == 0, (lines[-1:], ran.stderr[-2000:])
     told = {line["name"]: line for line in lines if "grown" in line}

@@ -10,16 +10,17 @@ import pytest
 
 from helpers.travelling import TEMPLATE, model, save, tokenizer, tuned
 from skillweave.base import Sampling, generate_answers, open_base, prompt_text
+from skillweave.base.chat import prompt_ids
 from skillweave.base.ends import stop_tokens
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried
 from skillweave.engine import open_engine
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
-from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.skillzip import ZipConfig, source, zip_delta
 from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
-from skillweave.weave import Weave, converse_with
+from skillweave.tools.conversation import ConversationSettings, OpenTools
+from skillweave.weave import Request, Weave
 
 OTHER = TEMPLATE.replace("[assistant]", "=>")
 BIG = ZipConfig(budget="1MB", bits=8)
@@ -121,7 +122,7 @@ def test_a_pack_answers_as_its_tune_does(made) -> None:
         streamed = {}
         for target in (place / name, place / "packs" / name):
             engine, file = open_engine(str(target), device="cpu"), io.StringIO()
-            streamed[target] = engine.stream("hello", None, Sampling(max_new_tokens=3), file), file.getvalue()
+            streamed[target] = engine.stream("hello", engine.default, Sampling(max_new_tokens=3), file), file.getvalue()
         (tune, seen), (pack, shown) = streamed.values()
         assert tune.text == pack.text
         assert seen == shown
@@ -165,11 +166,9 @@ def test_a_delta_answers_with_what_it_carries(made, tmp_path: Path) -> None:
 def test_calibration_prompts_are_written_by_the_tune(made, monkeypatch: pytest.MonkeyPatch) -> None:
     place, opened, _ = made
     seen = []
-    from skillweave.skillzip import zip as zipping
-
-    real = zipping.calibration_rows
+    real = source.calibration_rows
     monkeypatch.setattr(
-        zipping, "calibration_rows", lambda model, speaks, *rest: seen.append(speaks) or real(model, speaks, *rest)
+        source, "calibration_rows", lambda model, speaks, *rest: seen.append(speaks) or real(model, speaks, *rest)
     )
     delta = Delta.between(place / "base", place / "chat")
     settings = ZipConfig(budget="1MB", activation_aware=True)
@@ -193,14 +192,47 @@ def test_conversations_with_tools_are_held_in_the_packs_own_words(made) -> None:
     """The base has no template and refuses; each pack is asked with its own, and stops at its own ends."""
     _, opened, packs = made
     weave = Weave.of(opened, packs)
-    use, names = Asking(instruction="", max_tokens=24), ["other", "chat", "other"]
+    use, names = ConversationSettings(instruction="", max_tokens=24), ["other", "chat", "other"]
     with Toolbox() as box:
-        mixed = converse_with(weave, ["hello", "hello", "x"], names, box, use)
+        mixed = weave.generate(["hello", "hello", "x"], names, tools=OpenTools(box, use))
         with pytest.raises(UserError, match="chat template"):
-            converse_with(weave, ["hello"], None, box, use)
+            weave.generate(["hello"], tools=OpenTools(box, use))
     plain = weave.generate(["hello", "hello", "x"], names, Sampling(max_new_tokens=24))
-    assert [reply.last.removesuffix(reply.last[-1:]) for reply in mixed if reply.ended == "answer"] == [
-        reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"
-    ]
+    assert [
+        reply.conversation.last.removesuffix(reply.conversation.last[-1:]) for reply in mixed if reply.ended == "answer"
+    ] == [reply.text for reply, held in zip(plain, mixed, strict=True) if held.ended == "answer"]
     assert any(reply.ended == "answer" for reply in mixed)
     assert opened.model.generation_config.eos_token_id == 1
+
+
+def test_a_prompt_that_is_too_long_names_the_pack_whose_template_wrote_it(made) -> None:
+    _, opened, packs = made
+    weave, long = Weave.of(opened, packs), "a" * 300
+    with pytest.raises(UserError, match=r"prompt 2 has \d+ tokens, written by the chat template of .*chat"):
+        weave.generate(["hello", long], ["other", "chat"])
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction=""))
+        with pytest.raises(UserError, match=r"prompt 2 has .* tools, written by the chat template of .*chat"):
+            weave.generate(["hello", long], ["other", "chat"], tools=tools)
+
+
+def test_requests_of_all_kinds_are_answered_as_they_are_alone(made) -> None:
+    """Token ids, two samplings and tools in one call; the order of the requests is that of the replies."""
+    _, opened, packs = made
+    weave = Weave.of(opened, packs)
+    ids = prompt_ids(weave.voice("chat").tokenizer, "hello")
+    short, long = Sampling(max_new_tokens=2), Sampling(max_new_tokens=5)
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction="", max_tokens=8))
+        requests = [
+            Request("hello", "chat", long),
+            Request("hello", "other", short, tools),
+            Request(ids, "chat", short),
+            Request("hello", None, long),
+            Request("x", "chat", short, tools),
+        ]
+        together = weave.answer(requests)
+        assert together == [weave.answer([request])[0] for request in requests]
+        assert together[2].text == weave.generate(["hello"], "chat", short)[0].text
+        with pytest.raises(UserError, match="token ids cannot be told of tools"):
+            weave.answer([Request(ids, "chat", short, tools)])

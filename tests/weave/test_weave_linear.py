@@ -5,7 +5,15 @@ import torch
 
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import linear
-from skillweave.weave.linear import float_matmul, grouped_delta, int_matmul, token_codes
+from skillweave.weave.linear import (
+    Segment,
+    add_to_rows,
+    float_matmul,
+    int_matmul,
+    into_rank,
+    out_of_rank,
+    token_codes,
+)
 from skillweave.weave.stack import Factors, GroupStack
 
 CPU = torch.device("cpu")
@@ -40,6 +48,18 @@ def packs() -> dict[str, dict[str, LowRank]]:
         "b": {"q": factors(3, 16, 4, 127), "k": factors(4, 8, 6, 127)},
         "c": {"k": factors(5, 8, 2)},
     }
+
+
+def grouped_delta(x: torch.Tensor, segments: list[Segment], module: str) -> torch.Tensor:
+    """What the packs add to the output of ``module``: float (N, T, in) -> float32 (N, T, out); 0 where no pack is used.
+
+    The packed model runs the same three steps, and shares the first among the modules of a group.
+    """
+    width = segments[0].parts[module].A.shape[1]
+    total = torch.zeros(*x.shape[:-1], width, device=x.device)
+    for segment in segments:
+        add_to_rows(total, segment.rows, out_of_rank(into_rank(x, segment), segment.parts[module]))
+    return total
 
 
 def plain_python(x: list[float], parts: LowRank) -> list[float]:

@@ -1,4 +1,7 @@
-"""How a model's own ``generation_config.json`` counts: not at all but for its end tokens, unless that is asked for."""
+"""Read a model's own ``generation_config.json``.
+
+Only its end tokens are used, unless the user asks for the model's defaults.
+"""
 
 from __future__ import annotations
 
@@ -14,39 +17,51 @@ from skillweave.files.read import read_json
 from skillweave.progress import console, say_once
 
 _SAMPLED = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""These count only where the model's file says ``do_sample``."""
+"""These count only if the model's file sets ``do_sample``."""
 HONOURED = (
-    *_SAMPLED, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "bad_words_ids", "suppress_tokens",
-    "begin_suppress_tokens", "sequence_bias",
-)  # fmt: skip
-"""What plain generation takes over of a model's defaults."""
+    *_SAMPLED,
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "min_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+)
+"""The defaults of a model that plain generation uses."""
 HONOURED_WITH_TOOLS = ("temperature", "top_p", "top_k", "repetition_penalty")
-"""What the tool loop, which decodes by itself, takes over of them."""
+"""The defaults of a model that generation with tools uses, which has a decoding loop of its own."""
 _RANGES = {
     **dict.fromkeys(("top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"), (0, 1)),
-    "temperature": (0, 100), "top_k": (0, 10**9), "repetition_penalty": (0.01, 100), "no_repeat_ngram_size": (0, 10**6),
+    "temperature": (0, 100),
+    "top_k": (0, 10**9),
+    "repetition_penalty": (0.01, 100),
+    "no_repeat_ngram_size": (0, 10**6),
     "min_new_tokens": (0, 10**9),
-}  # fmt: skip
-_MOST_ID = 2**31
-_NO_CHOICE = {
+}
+_LARGEST_ID = 2**31
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_OTHER_KEYS = {
     "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
     "max_length", "max_new_tokens", "use_cache", "return_dict_in_generate", "output_scores", "output_logits",
     "output_attentions", "output_hidden_states", "num_return_sequences",
 }  # fmt: skip
-"""What chooses no token: ends are always used, and lengths and outputs are whose asks."""
+"""These do not influence which token is chosen. End tokens are always used; each call sets lengths and outputs."""
 
 
 def model_defaults(model: Any, honoured: Collection[str] = HONOURED, *, generation: Any = None) -> dict[str, Any]:
-    """What of the model's ``generation_config.json``, or of ``generation`` in its place, chooses the tokens, among the
-    keys in ``honoured``.
+    """Return those settings of the model's ``generation_config.json`` that choose tokens and are in ``honoured``.
 
-    Where it asks for greedy decoding, there are no keys of sampling. Keys that are not honoured are named on the
-    console. ``temperature`` is there wherever it samples. Raises :class:`UserError` for a value out of range.
+    * ``generation`` replaces the model's own generation config.
+    * If the config asks for greedy decoding, the result has no keys of sampling. If it samples, the result has a
+      ``temperature``.
+    * Other settings that would choose tokens are named on the console: they are not used.
+    * Raises :class:`UserError` for a value out of range.
     """
-    held = generation or getattr(model, "generation_config", None)
-    given = {} if held is None else {key: value for key, value in held.to_diff_dict().items() if value is not None}
+    config = generation or getattr(model, "generation_config", None)
+    given = {} if config is None else {key: value for key, value in config.to_diff_dict().items() if value is not None}
     sampled = given.get("do_sample", False)
-    chosen = {key: value for key, value in given.items() if key not in _NO_CHOICE and not key.startswith("_")}
+    chosen = {key: value for key, value in given.items() if key not in _OTHER_KEYS and not key.startswith("_")}
     if not sampled:
         chosen = {key: value for key, value in chosen.items() if key not in _SAMPLED}
     if left := sorted(set(chosen) - set(honoured)):
@@ -57,16 +72,16 @@ def model_defaults(model: Any, honoured: Collection[str] = HONOURED, *, generati
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise UserError(
                 f"the model's generation_config.json: {key} is {value!r}, expected a number from {low} to {high}. "
-                "Correct it, or ask without the model's defaults"
+                "Correct it, or generate without the model's defaults"
             )
     return {"temperature": 1.0, **used} if sampled else used
 
 
 def generation_config_at(folder: Path) -> GenerationConfig | None:
-    """What a model's folder holds in ``generation_config.json``; None where it has no such file.
+    """Return the ``generation_config.json`` in a model's folder, or None if there is no such file.
 
-    Of a file that transformers refuses the end tokens are kept, and that is said. Raises :class:`UserError` for one
-    that is no JSON object.
+    If transformers refuses the file, only its end tokens are used, and a message says so. Raises :class:`UserError` if
+    the file is not a JSON object, or if a token id is not one.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
@@ -74,12 +89,12 @@ def generation_config_at(folder: Path) -> GenerationConfig | None:
     given = read_json(path)
     if not isinstance(given, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(given).__name__}")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for key in _TOKEN_IDS:
         ids = given.get(key)
         for one in ids if isinstance(ids, list) else [ids]:
             if one is not None and (not isinstance(one, int) or isinstance(one, bool)):
                 raise UserError(f"{path}: {key} holds {shown_value(one)}; expected the number of a token. Correct it")
-            if one is not None and abs(one) > _MOST_ID:
+            if one is not None and abs(one) > _LARGEST_ID:
                 raise UserError(
                     f"{path}: {key} is {one}, which no vocabulary reaches. Copy the file from the base again"
                 )
@@ -87,37 +102,41 @@ def generation_config_at(folder: Path) -> GenerationConfig | None:
             raise UserError(f"{path}: {key} holds {shown_value(ids)}; expected the number of one token. Correct it")
     try:
         return GenerationConfig.from_dict(given)
-    except Exception as error:  # it checks some values, and trips over others
+    except Exception as error:  # transformers checks some values, and fails on others in various ways
         say_once(f"{path}: {str(error).rstrip('.')}. Its end tokens are used, and nothing else of it")
-        return GenerationConfig(**{key: given[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")
-                                   if key in given})  # fmt: skip
+        return GenerationConfig(**{key: given[key] for key in _TOKEN_IDS if key in given})
 
 
 @contextlib.contextmanager
 def generating_as(model: Any, config: GenerationConfig) -> Iterator[None]:
-    """Within, the model's generation config is ``config``: transformers fills what a call leaves open from the model's
-    own, which would bring back all that its file holds."""
+    """Inside this context, the model's generation config is ``config``.
+
+    transformers takes every setting that a call does not give from the model's own config, which would bring back all
+    settings of its file.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    held = [
-        (one, one.__dict__.get("generation_config", _NOTHING)) for one in {id(m): m for m in (model, inner)}.values()
-    ]
+    models = [model] if inner is model else [model, inner]
+    before = [one.__dict__.get("generation_config", _ABSENT) for one in models]
     try:
-        for one, _ in held:
+        for one in models:
             one.generation_config = config
         yield
     finally:
-        for one, before in held:
-            if before is _NOTHING:
+        for one, own in zip(models, before, strict=True):
+            if own is _ABSENT:
                 del one.generation_config
             else:
-                one.generation_config = before
+                one.generation_config = own
 
 
-_NOTHING = object()
+_ABSENT = object()
 
 
 def config_of(choice: dict[str, Any], **also: Any) -> GenerationConfig:
-    """A generation config of that choice of tokens, and nothing else: greedy without a ``temperature`` above 0."""
+    """Return a generation config with these settings for choosing tokens, and ``also``, but no other settings.
+
+    It is greedy unless ``choice`` has a ``temperature`` above 0.
+    """
     sampled = bool(choice.get("temperature"))
     config = GenerationConfig(do_sample=sampled, use_cache=True, num_beams=1, **also)
     for key, value in choice.items():

@@ -1,13 +1,11 @@
-"""Answers from a model: batched, padded left, sorted by length, the same call for any causal LM.
+"""Generate answers from any causal LM, in batches of similar length that are padded on the left.
 
-The woven model is an ordinary causal LM to this function; which pack each row uses is told to it through
-``around_batch``.
+A packed model is an ordinary causal LM here. Its caller chooses the pack of each row through ``around_batch``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,7 +14,8 @@ from typing import Any
 import torch
 from transformers import StoppingCriteriaList
 
-from skillweave.base.chat import Prompt, prompt_ids, text_of
+from skillweave.base.batching import batch_rows, pad_left
+from skillweave.base.chat import Prompt, PromptOrIds, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
 from skillweave.base.thoughts import MARK_TOKENS, Markers, opened_thought, template_thought_markers
@@ -27,23 +26,26 @@ from skillweave.progress import bar
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to decode. ``temperature=0`` is greedy; ``samples`` answers are drawn for each prompt.
+    """How to decode.
 
-    Of the model's ``generation_config.json`` only the end tokens count. With ``model_defaults`` its choice of tokens
-    does too, in place of ``temperature`` and ``top_p`` (:func:`~skillweave.base.defaults.model_defaults`).
+    Of the model's ``generation_config.json``, only the end tokens are used, unless ``model_defaults`` is set.
     """
 
     max_new_tokens: int = 64
     temperature: float = 0.0
+    """0 is greedy"""
     top_p: float = 1.0
     samples: int = 1
+    """answers for each prompt"""
     batch_size: int = 32
     seed: int = 0
     model_defaults: bool = False
+    """choose tokens as the model's ``generation_config.json`` says, in place of ``temperature`` and ``top_p``
+    (:func:`~skillweave.base.defaults.model_defaults`)"""
 
 
 class NoProbabilities(UserError):
-    """The model gives NaN or infinity for a row, ``row``, of a batch: no token can be drawn from that."""
+    """The model gives NaN or infinity for row ``row`` of a batch, so no token can be drawn."""
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message)
@@ -52,42 +54,66 @@ class NoProbabilities(UserError):
 
 @dataclass(frozen=True)
 class Generated:
-    """One answer. ``ended``: the model wrote its end token; else the answer was cut off at ``max_new_tokens``."""
+    """One answer of the model."""
 
     text: str
     ended: bool
+    """whether the model wrote an end token; if not, the answer was cut off at ``max_new_tokens``"""
 
 
 def context_length(model: Any) -> int | None:
-    """The longest sequence the model was made for, in tokens, or None where its config names none."""
+    """Return the longest sequence that the model was made for, in tokens, or None if its config does not say."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def encode_prompts(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], voices: Sequence[Voice] | None = None
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[PromptOrIds],
+    voices: Sequence[Voice] | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Token ids of each prompt, written by ``tokenizer`` or by the voice of each.
+    """Return the token ids of each prompt, made by ``tokenizer``, or by the voice of each prompt if ``voices`` is
+    given.
 
-    A prompt that leaves no room for an answer, or holds a token that the model has no row for, is a :class:`UserError`
-    naming it.
+    ``numbers`` are the numbers of the prompts for errors, from 0 (default: 0, 1, 2, ...). Raises the errors of
+    :func:`check_prompt`.
     """
-    limit, held = context_length(model), model.get_input_embeddings().weight.shape[0]
     voices = voices or [Voice(tokenizer)] * len(prompts)
+    numbers = range(len(prompts)) if numbers is None else numbers
     encoded = [prompt_ids(voice.tokenizer, prompt) for voice, prompt in zip(voices, prompts, strict=True)]
-    for index, (ids, voice) in enumerate(zip(encoded, voices, strict=True)):
-        check_has_rows(voice.tokenizer, ids, held if voice.rows is None else voice.rows, f"prompt {index + 1}")
-        if not ids:
-            raise UserError(f"prompt {index + 1} is empty: write at least one word")
-        if limit is not None and len(ids) >= limit:
-            raise UserError(
-                f"prompt {index + 1} has {len(ids)} tokens; the model's context is {limit}, answer included. "
-                f"Shorten it. It begins: {str(prompts[index])[:60]!r}"
-            )
+    for number, ids, voice, prompt in zip(numbers, encoded, voices, prompts, strict=True):
+        check_prompt(model, voice, ids, number, beginning=str(prompt)[:60])
     return encoded
 
 
+def check_prompt(
+    model: Any, voice: Voice, ids: Sequence[int], number: int, *, beginning: str = "", with_tools: bool = False
+) -> None:
+    """Raise :class:`UserError` for a prompt that is empty, leaves no room for an answer, or has a token without a row.
+
+    The message names the prompt by ``number`` (from 0) and ``beginning``, and also the pack whose chat template wrote
+    it. ``with_tools``: the ids include a description of tools.
+    """
+    what = f"prompt {number + 1}"
+    rows = model.get_input_embeddings().weight.shape[0] if voice.rows is None else voice.rows
+    check_has_rows(voice.tokenizer, ids, rows, what)
+    if not ids:
+        raise UserError(f"{what} is empty: write at least one word")
+    limit = context_length(model)
+    if limit is None or len(ids) < limit:
+        return
+    size = f"{what} has {len(ids)} tokens" + (" with the description of the tools" if with_tools else "")
+    if owner := getattr(voice.tokenizer, "travels_with", None):
+        size += f", written by the {'chat template' if voice.tokenizer.chat_template else 'tokenizer'} of {owner}"
+    fix = "Shorten it, or give fewer tools." if with_tools else "Shorten it."
+    begins = f" It begins: {beginning!r}" if beginning else ""
+    raise UserError(f"{size}; the model's context is {limit}, answer included. {fix}{begins}")
+
+
 def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> None:
-    """Raise :class:`UserError` where ``what`` holds a token behind the model's rows."""
+    """Raise :class:`UserError` if one of the ids is not below ``rows``; ``what`` names the text in the message."""
     strange = next((id_ for id_ in ids if id_ >= rows), None)
     if strange is not None:
         raise UserError(
@@ -95,14 +121,6 @@ def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> 
             f"rows for {rows} tokens only: leave that token out, or give the model a row for it "
             f"(resize_token_embeddings)"
         )
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and attention mask, both (B, T) int64, padded on the left so that every row ends at the last column."""
-    width = max(len(ids) for ids in sequences)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in sequences], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
-    return ids, mask
 
 
 def generate(
@@ -115,7 +133,7 @@ def generate(
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[str]]:
-    """The texts of :func:`generate_answers`, which takes the same arguments."""
+    """Return the texts of :func:`generate_answers`, which takes the same arguments."""
     answers = generate_answers(
         model, tokenizer, prompts, sampling, around_batch=around_batch, streamer=streamer, label=label
     )
@@ -126,34 +144,40 @@ def generate(
 def generate_answers(
     model: Any,
     tokenizer: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptOrIds],
     sampling: Sampling | None = None,
     *,
     voices: Sequence[Voice] | None = None,
+    numbers: Sequence[int] | None = None,
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     apart: Callable[[int], Hashable] | None = None,
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[Generated]]:
-    """``samples`` answers for every prompt, in the order of the prompts.
+    """Return ``samples`` answers for every prompt, in the order of the prompts.
 
-    ``voices`` gives each prompt a tokenizer, end tokens and sampling defaults of its own, in place of ``tokenizer`` and
-    the model's; the prompts of one batch may have different ones, but for the defaults.
-    ``around_batch(rows)`` is entered around each batch with the index of the prompt behind every row of it. Prompts for
-    which ``apart(index)`` differs are never in one batch.
-    ``streamer`` is a transformers streamer (one prompt, one sample). ``label`` shows a progress bar.
-    Raises :class:`NoProbabilities` (``row`` is the prompt's index) where the model gives numbers that are none.
+    * ``voices`` gives each prompt its own tokenizer, end tokens and sampling defaults, in place of ``tokenizer`` and
+      those of the model. Prompts of one batch may have different voices, except for the defaults.
+    * ``around_batch(rows)`` is a context that is entered for each batch; ``rows`` has the index of the prompt of each
+      row.
+    * Prompts with different values of ``apart(index)`` are never in one batch.
+    * ``streamer`` is a transformers streamer, for one prompt and one sample.
+    * ``label`` shows a progress bar.
+
+    Raises :class:`NoProbabilities`, whose ``row`` is the index of the prompt, if the model gives NaN or infinity, and
+    :class:`UserError` as :func:`encode_prompts` does.
     """
     sampling = sampling or Sampling()
     voices = voices or [Voice(tokenizer)] * len(prompts)
-    encoded = encode_prompts(model, tokenizer, prompts, voices)
+    numbers = range(len(prompts)) if numbers is None else numbers
+    encoded = encode_prompts(model, tokenizer, prompts, voices, numbers=numbers)
     rows = [index for index in range(len(prompts)) for _ in range(sampling.samples)]
     limit = context_length(model)
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
-    manners = _manners(model, voices, sampling)
+    decodings = _decodings(model, voices, sampling)
 
     def kind(row: int) -> Hashable:
-        return manners[row].group, apart(row) if apart else None
+        return decodings[row].group, apart(row) if apart else None
 
     batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size, kind)
     answers: list[list[Generated]] = [[] for _ in prompts]
@@ -166,7 +190,7 @@ def generate_answers(
                     with around_batch(batch) if around_batch else contextlib.nullcontext():
                         written = _one_batch(
                             model,
-                            [manners[row] for row in batch],
+                            [decodings[row] for row in batch],
                             [encoded[row] for row in batch],
                             pad=padding_id(model, tokenizer),
                             max_new_tokens=room[batch[0]],
@@ -174,7 +198,8 @@ def generate_answers(
                             streamer=streamer,
                         )
                 except NoProbabilities as error:
-                    raise NoProbabilities(f"prompt {batch[error.row] + 1}: {error}", batch[error.row]) from None
+                    row = batch[error.row]
+                    raise NoProbabilities(f"prompt {numbers[row] + 1}: {error}", row) from None
                 for row, answer in zip(batch, written, strict=True):
                     answers[row].append(answer)
                 advance(len(batch))
@@ -183,60 +208,55 @@ def generate_answers(
     return answers
 
 
-def batch_rows(
-    rows: Sequence[int],
-    lengths: Sequence[int],
-    room: Sequence[int],
-    batch_size: int,
-    apart: Callable[[int], Hashable] | None = None,
-) -> list[list[int]]:
-    """Batches of rows, longest first. Rows of one batch may all write equally many tokens, so that a prompt near the
-    end of the context does not cut short the answers beside it. ``lengths`` and ``room`` are tokens, by row. Rows for
-    which ``apart`` differs are in batches of their own."""
-    kinds: dict[Hashable, list[int]] = {}
-    for row in sorted(rows, key=lambda row: -lengths[row]):
-        kinds.setdefault(apart(row) if apart else None, []).append(row)
-    groups = [list(group) for kind in kinds.values() for _, group in itertools.groupby(kind, key=lambda row: room[row])]
-    return [group[at : at + batch_size] for group in groups for at in range(0, len(group), batch_size)]
-
-
 @dataclass(frozen=True)
-class _Manner:
-    """How one prompt is answered: by which tokenizer, up to which ends, and how tokens are chosen, in the words of
-    transformers."""
+class _Decoding:
+    """How the answer to one prompt is decoded."""
 
     tokenizer: Any
     stops: list[int]
+    """the ids that end the answer"""
     choice: dict[str, Any]
+    """how tokens are chosen: settings of transformers' ``GenerationConfig``"""
     group: str
-    """Prompts of one group may share a batch."""
+    """only prompts of one group may share a batch"""
 
 
-def _manners(model: Any, voices: Sequence[Voice], sampling: Sampling) -> list[_Manner]:
+def _decodings(model: Any, voices: Sequence[Voice], sampling: Sampling) -> list[_Decoding]:
     plain = {"temperature": sampling.temperature, "top_p": sampling.top_p} if sampling.temperature else {}
-    known: dict[int, _Manner] = {}
+    by_voice: dict[int, _Decoding] = {}
     for voice in voices:
-        if id(voice) not in known:
+        if id(voice) not in by_voice:
             choice = voice.defaults(model) if sampling.model_defaults else plain
             stops = voice.stops(model)
-            # A model's defaults may hold a rule about end tokens, which is one for the whole batch.
+            # A model's defaults may contain a rule about end tokens, which transformers applies to a whole batch.
             group = repr((choice, stops)) if sampling.model_defaults else ""
-            known[id(voice)] = _Manner(voice.tokenizer, stops, choice, group)
-    return [known[id(voice)] for voice in voices]
+            by_voice[id(voice)] = _Decoding(voice.tokenizer, stops, choice, group)
+    return [by_voice[id(voice)] for voice in voices]
 
 
 def _one_batch(
-    model: Any, manners: list[_Manner], encoded: list[list[int]], *, pad: int, max_new_tokens: int, seed: int,
+    model: Any,
+    decodings: list[_Decoding],
+    encoded: list[list[int]],
+    *,
+    pad: int,
+    max_new_tokens: int,
+    seed: int,
     streamer: Any,
-) -> list[Generated]:  # fmt: skip
+) -> list[Generated]:
+    """Return the answers of one batch, in the order of its rows."""
     ids, mask = pad_left(encoded, pad, model.device)
-    choice, stops = manners[0].choice, manners[0].stops
-    mixed = any(manner.stops != stops for manner in manners)
-    own = [OwnEnds([manner.stops for manner in manners], model.device)] if mixed else []
-    # transformers takes the 50 likeliest tokens alone where nothing else is said.
-    config = config_of({"top_k": 0, **choice} if choice.get("temperature") else choice, pad_token_id=pad,
-                       eos_token_id=None if mixed else stops, max_new_tokens=max_new_tokens)  # fmt: skip
-    # The generator of torch is global; a fork keeps sampling from disturbing whoever trains around us.
+    choice, stops = decodings[0].choice, decodings[0].stops
+    mixed = any(decoding.stops != stops for decoding in decodings)
+    own_ends = [OwnEnds([decoding.stops for decoding in decodings], model.device)] if mixed else []
+    # By default, transformers samples from the 50 likeliest tokens only.
+    config = config_of(
+        {"top_k": 0, **choice} if choice.get("temperature") else choice,
+        pad_token_id=pad,
+        eos_token_id=None if mixed else stops,
+        max_new_tokens=max_new_tokens,
+    )
+    # torch's random generator is global. The fork keeps sampling from changing the random numbers of a training run.
     with (
         torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []),
         generating_as(model, config),
@@ -247,32 +267,34 @@ def _one_batch(
             attention_mask=mask,
             generation_config=config,
             streamer=streamer,
-            stopping_criteria=StoppingCriteriaList(own),
+            stopping_criteria=StoppingCriteriaList(own_ends),
             logits_processor=[lambda _, scores: check_scores(scores)],
         )
-    marks = {id(one): _marks(one) for one in {id(manner.tokenizer): manner.tokenizer for manner in manners}.values()}
+    tokenizers = {id(decoding.tokenizer): decoding.tokenizer for decoding in decodings}
+    markers_of = {key: _markers(tokenizer) for key, tokenizer in tokenizers.items()}
     answers = []
-    for manner, asked, row in zip(manners, encoded, out[:, ids.shape[1] :].tolist(), strict=True):
-        # Up to its end alone: an end token need not be one that decoding skips, and padding may be any token.
-        written, ended = up_to_end(row, manner.stops)
-        markers, special = marks[id(manner.tokenizer)]
-        answers.append(Generated(_text(manner.tokenizer, asked, written, ended, markers, special=special), ended))
+    for decoding, prompt, row in zip(decodings, encoded, out[:, ids.shape[1] :].tolist(), strict=True):
+        # Cut at the end token: decoding to text may not skip it, and padding may be any token.
+        written, ended = up_to_end(row, decoding.stops)
+        markers, special = markers_of[id(decoding.tokenizer)]
+        answers.append(Generated(_text(decoding.tokenizer, prompt, written, ended, markers, special=special), ended))
     return answers
 
 
-def _marks(tokenizer: Any) -> tuple[Markers, bool]:
-    """The marks of thoughts that the template knows, and whether one of them holds a special token."""
+def _markers(tokenizer: Any) -> tuple[Markers, bool]:
+    """Return the markers of thoughts that the template knows, and whether one of them contains a special token."""
     markers = template_thought_markers(tokenizer)
     control = control_tokens(tokenizer)
-    return markers, any(control.search(mark) for pair in markers for mark in pair)
+    return markers, any(control.search(marker) for pair in markers for marker in pair)
 
 
 def check_scores(scores: torch.Tensor) -> torch.Tensor:
-    """The scores (B, V) of the next token, where all are numbers; minus infinity (a token that is ruled out) is one.
+    """Return the scores (B, V) of the next token unchanged, after a check.
 
-    Raises :class:`NoProbabilities` with the first row that has NaN or infinity.
+    Raises :class:`NoProbabilities` with the first row that has NaN or infinity. Minus infinity is allowed: it rules a
+    token out.
     """
-    top = scores.amax(dim=-1)  # NaN where one of them is
+    top = scores.amax(dim=-1)  # NaN if one of the scores is
     if not bool(top.isfinite().all()):
         row = int((~top.isfinite()).nonzero()[0])
         raise NoProbabilities(f"the model gives {float(top[row])} in place of probabilities: its weights diverged", row)
@@ -280,13 +302,13 @@ def check_scores(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _text(
-    tokenizer: Any, asked: Sequence[int], written: Sequence[int], ended: bool, markers: Markers, *, special: bool
+    tokenizer: Any, prompt: Sequence[int], written: Sequence[int], ended: bool, markers: Markers, *, special: bool
 ) -> str:
-    """What was written, so that a thought in it can be told from the answer.
+    """Return the text of an answer, in which thoughts can be recognised by their markers.
 
-    ``special``: special tokens stay in the text, for they mark thoughts. A thought that the prompt has opened, and
-    that was cut off, has no mark of its own: it gets the one of the prompt.
+    With ``special``, special tokens stay in the text, because they mark thoughts. If the prompt opened a thought, and
+    the answer was cut off inside it, the answer contains no marker: the prompt's opening marker is put before it.
     """
     text = text_of(tokenizer, written, special=special)
-    opening = "" if ended else opened_thought(text_of(tokenizer, asked[-MARK_TOKENS:], special=True), markers)
+    opening = "" if ended else opened_thought(text_of(tokenizer, prompt[-MARK_TOKENS:], special=True), markers)
     return f"{opening}\n{text}" if opening and dict(markers)[opening] not in text else text

@@ -1,6 +1,7 @@
-"""Chat templates are programs of strangers: they run with a limit of time, of memory and of what they write.
+"""Render chat templates with limits on time, memory and output, because they are programs that anyone may have written.
 
-transformers renders them in jinja's sandbox, which stops what they may reach, not how long or how large they grow.
+transformers renders them in jinja's sandbox, which limits what they can access, but not how long they run or how much
+memory they take.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from skillweave.errors import UserError
 from skillweave.units import human_bytes
 
 SECONDS = 5.0
-"""Processor time that one rendering may take; a usual one takes a thousandth."""
+"""Processor time that one rendering may take; a usual rendering takes a thousandth of it."""
 MEMORY = 2**30
-"""Bytes that the process may grow by while it renders."""
+"""Bytes that the process may grow by during a rendering."""
 LONGEST = 2**24
-"""Characters that a template may write: more than any model reads."""
+"""Characters that a template may write: more than any model can read."""
 
-_AGAIN = 0.25  # seconds: jinja catches errors in a few places, and is then told once more
+_AGAIN = 0.25  # seconds between further signals: jinja catches errors in a few places, so one may not be enough
 
 
 class _TooLong(Exception):
-    """The time of a rendering is over."""
+    """A rendering took too long."""
 
 
 def apply_template(
@@ -45,10 +46,11 @@ def apply_template(
     tools: Sequence[Any] | None = None,
     to_answer: bool = False,
 ) -> str:
-    """What the tokenizer's chat template makes of messages; ``to_answer``: to where the assistant writes.
+    """Return the text that the tokenizer's chat template writes for messages.
 
-    Raises :class:`UserError` where the template takes too long, too much memory, or writes too much, and whatever
-    it raises itself where it refuses the messages.
+    With ``to_answer``, the text ends where the assistant's answer begins. Raises :class:`UserError` if the template
+    takes too long or too much memory, or writes too much. If the template refuses the messages, its own error passes
+    through.
     """
     try:
         with _limited():
@@ -65,35 +67,35 @@ def apply_template(
             f"{place_of(tokenizer, error)} asked for more than {human_bytes(MEMORY)} of memory for one conversation, "
             "and was stopped. Use another template"
         ) from None
-    except (SyntaxError, AssertionError, OSError) as error:  # of compiling what jinja makes of a strange template
+    except (SyntaxError, AssertionError, OSError) as error:  # from compiling jinja's code for an unusual template
         raise UserError(f"{place_of(tokenizer, error)} cannot be used ({type(error).__name__}: {error})") from error
     if not isinstance(text, str) or len(text) > LONGEST:
         wrote = f"{len(text):,} characters" if isinstance(text, str) else f"a {type(text).__name__}"
         raise UserError(
-            f"{place_of(tokenizer)} wrote {wrote} for one conversation, and at most {LONGEST:,} are read: use another "
+            f"{place_of(tokenizer)} wrote {wrote} for one conversation, but the limit is {LONGEST:,}: use another "
             "template"
         )
     return text
 
 
 def place_of(tokenizer: Any, error: BaseException | None = None) -> str:
-    """``"the chat template FILE, line N"``, as far as it is known where the template stands and where it failed."""
+    """Return :func:`template_name`, with the file of the template and the line of the error if they are known."""
     named = str(getattr(tokenizer, "name_or_path", "") or "")
     files = [Path(named) / name for name in ("chat_template.jinja", "tokenizer_config.json")] if named else []
     file = next((file for file in files if os.path.isfile(file)), None)
     line = _line_of(error) if error is not None else None
     known = ([str(file)] if file else []) + ([f"line {line}"] if line else [])
-    return called(tokenizer) + (f" ({', '.join(known)})" if known else "")
+    return template_name(tokenizer) + (f" ({', '.join(known)})" if known else "")
 
 
-def called(tokenizer: Any) -> str:
-    """What a message calls the chat template: the base's, or that of what the tokenizer travels with."""
+def template_name(tokenizer: Any) -> str:
+    """Return how messages name the chat template: the base's, or that of the artefact that brings the tokenizer."""
     owner = getattr(tokenizer, "travels_with", None)
     return f"the chat template of {owner}" if owner else "the base's chat template"
 
 
 def _line_of(error: BaseException) -> int | None:
-    """The line of the template: jinja shows its lines in the traceback."""
+    """Return the line of the template in which an error was raised; jinja puts it in the traceback."""
     if isinstance(error, TemplateSyntaxError):
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)
@@ -102,17 +104,18 @@ def _line_of(error: BaseException) -> int | None:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Within, a rendering that takes too long raises :class:`_TooLong`, and one that grows too large MemoryError."""
+    """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
     with _memory(), _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread():
         yield
 
 
 @contextlib.contextmanager
 def _memory() -> Iterator[None]:
+    """Limit the address space of the process to :data:`MEMORY` bytes more than it has now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     room = _size() + MEMORY
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
-    if not math.isfinite(room) or any(limit <= room for limit in known):  # what the system gives is less already
+    if not math.isfinite(room) or any(limit <= room for limit in known):  # the system's own limit is lower
         yield
         return
     resource.setrlimit(resource.RLIMIT_AS, (int(room), hard))
@@ -123,7 +126,7 @@ def _memory() -> Iterator[None]:
 
 
 def _size() -> float:
-    """Bytes of addresses that the process has taken; infinity where the system does not say."""
+    """Return the bytes of the process's address space; infinity if the system does not tell."""
     try:
         descriptor = os.open("/proc/self/statm", os.O_RDONLY)
     except OSError:
@@ -136,7 +139,7 @@ def _size() -> float:
 
 @contextlib.contextmanager
 def _time() -> Iterator[None]:
-    """By a timer of the processor time of this process, whose signal Python also minds within a long product."""
+    """Limit the processor time by a timer, whose signal interrupts long computations of Python too."""
     running = True
 
     def over(number: int, frame: FrameType | None) -> None:
@@ -155,16 +158,16 @@ def _time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _time_of_a_thread() -> Iterator[None]:
-    """Signals reach the main thread alone: in another one each call and each line looks at the clock."""
+    """Limit the processor time outside the main thread, where no signals arrive: check the clock at each line."""
     ends = time.thread_time() + SECONDS
     before = sys.gettrace()
 
-    def look(frame: FrameType, event: str, argument: Any) -> Any:
+    def check_clock(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > ends:
             raise _TooLong
-        return look
+        return check_clock
 
-    sys.settrace(look)
+    sys.settrace(check_clock)
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""What a reasoning model thinks before it answers, and how it is taken out of a text.
+"""Remove the thoughts of a reasoning model from its answers.
 
-A thought stands between two marks. Decoding without special tokens removes the marks that are special tokens of the
-tokenizer; such a thought can no longer be told from the answer, so decode with them where a model has such marks
-(:func:`template_thought_markers` says which the model's template knows).
+A thought is enclosed by two markers. Some models' markers are special tokens. Decoding without special tokens removes
+them, and then the thought cannot be told from the answer. So decode with special tokens for such models
+(:func:`template_thought_markers` returns the markers that a model's template knows).
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 MARK_TOKENS = 32
-"""The last tokens of a prompt in which the mark of a thought that it opens stands."""
+"""If a prompt opens a thought, the opening marker is within this many tokens of its end."""
 
 Markers = Sequence[tuple[str, str]]
+"""Pairs of an opening and a closing marker."""
 
 KNOWN: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),  # DeepSeek-R1, QwQ, Qwen3, Phi-4-reasoning, SmolLM3, Kimi K2, MiniMax, GLM
@@ -31,27 +32,27 @@ KNOWN: tuple[tuple[str, str], ...] = (
     ("<|channel|>analysis<|message|>", "<|end|>"),  # gpt-oss (harmony)
 )
 
-_TURN_ENDS = ("<|end|>",)  # closing marks that end a turn too: without an opening mark they close no thought
+_TURN_ENDS = ("<|end|>",)  # closing markers that also end turns: without an opening marker they close no thought
 
-# gpt-oss names the channel of the answer too. Without its special tokens only the words of the channels are left.
+# gpt-oss also names the channel of the answer. Without special tokens, only the names of the channels are left.
 _HARMONY_HEAD = re.compile(r"(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>")
 _HARMONY_TAIL = re.compile(r"<\|(?:return|end)\|>\s*\Z")
 _HARMONY_WORDS = re.compile(r"\Aanalysis.*assistantfinal", re.DOTALL)
 
 
 def strip_thoughts(text: str, markers: Markers = KNOWN) -> str:
-    """The text without its thoughts; a text without any is returned as it is, else white space around is removed.
+    """Return the text without its thoughts, stripped of white space; a text without thoughts is returned unchanged.
 
-    * A thought runs from an opening mark to its closing mark.
-    * A closing mark without an opening one ends a thought that the prompt had opened: all before it is removed.
-    * An opening mark at the start of a line (or of the text) without a closing one is a thought that was cut off: all
-      after it is removed. An answer that is nothing but such a thought is ``""``.
-    * A mark is text, not a mark, inside a fenced block of the answer, and where double quotes or backticks of the same
-      line enclose it (a JSON string, inline code).
+    * A thought extends from an opening marker to its closing marker.
+    * A closing marker without an opening one ends a thought that the prompt opened: everything before it is removed.
+    * An opening marker at the start of a line (or of the text) without a closing one begins a thought that was cut off:
+      everything after it is removed. An answer that is only such a thought becomes ``""``.
+    * A marker counts as ordinary text inside a fenced block of the answer, and between double quotes or backticks on
+      one line (a JSON string, inline code).
 
-    The time is linear in the length of the text. Never raises.
+    The time is linear in the length of the text. The function never raises.
     """
-    answer = _outside(text, markers)
+    answer = _outside_thoughts(text, markers)
     if words := _HARMONY_WORDS.match(answer):
         answer = answer[words.end() :]
     if _HARMONY_HEAD.search(answer):
@@ -60,81 +61,85 @@ def strip_thoughts(text: str, markers: Markers = KNOWN) -> str:
 
 
 def template_thought_markers(tokenizer: Any, markers: Markers = KNOWN) -> tuple[tuple[str, str], ...]:
-    """Those of ``markers`` that the tokenizer's chat template writes or looks for; () without a template."""
+    """Return those of ``markers`` that occur in the tokenizer's chat template; ``()`` without a template."""
     templates = getattr(tokenizer, "chat_template", None)
     text = "\n".join(map(str, templates.values())) if isinstance(templates, dict) else str(templates or "")
     return tuple(
-        (opening, closing) for opening, closing in markers
+        (opening, closing)
+        for opening, closing in markers
         if opening in text or (closing in text and closing not in _TURN_ENDS)
-    )  # fmt: skip
+    )
 
 
 def opened_thought(prompt: str, markers: Markers = KNOWN) -> str:
-    """The opening mark that a rendered prompt ends with, or ``""``.
+    """Return the opening marker that a rendered prompt ends with, or ``""``.
 
-    Templates such as DeepSeek-R1's open the thought themselves. An answer to such a prompt that is cut off within its
-    thought holds no mark at all: put this in front of the answer before :func:`strip_thoughts`.
+    Templates such as DeepSeek-R1's open the thought themselves. If the answer to such a prompt is cut off inside the
+    thought, it contains no marker: put this one before the answer, then call :func:`strip_thoughts`.
     """
     end = prompt.rstrip()
     return next((opening for opening, _ in markers if end.endswith(opening)), "")
 
 
-def _outside(text: str, markers: Markers) -> str:
-    """What stands in ``text`` outside of all thoughts."""
-    if not any(mark in text for pair in markers for mark in pair):
+def _outside_thoughts(text: str, markers: Markers) -> str:
+    """Return the parts of ``text`` outside all thoughts, joined."""
+    if not any(marker in text for pair in markers for marker in pair):
         return text
-    closing = dict(markers)
-    kept: list[str] = []
-    at = 0  # what stands before it is kept or removed already
-    wanted = ""  # the closing mark of the thought we are in
-    line = 0  # where the line begins, or what is left of it
+    closing_of = dict(markers)
+    parts: list[str] = []  # the answer so far
+    at = 0  # the text before this position is already in parts, or removed
+    closing = ""  # the closing marker of the current thought; "" outside of thoughts
+    line = 0  # where the line begins, or the rest of it after a marker
     quotes: set[str] = set()  # the quotes that are open on this line
-    behind_fence = 0
-    for token in _tokens(tuple(markers)).finditer(text):
-        found, start, end = token[0], token.start(), token.end()
-        if start < behind_fence:
+    fence_end = 0  # tokens before this position are inside a fenced block; -1: no later fence is closed
+    for match in _tokens(tuple(markers)).finditer(text):
+        token, start, end = match[0], match.start(), match.end()
+        if start < fence_end:
             continue
-        if found == "\n":
+        if token == "\n":
             line = end
             quotes.clear()
-        elif token.lastgroup == "quote":
-            quotes ^= {found[0]}
-        elif token.lastgroup == "fence":
-            if not wanted and behind_fence >= 0:
+        elif match.lastgroup == "quote":
+            quotes ^= {token[0]}
+        elif match.lastgroup == "fence":
+            if not closing and fence_end >= 0:
                 close = text.find("\n```", end)
-                behind_fence = close + 4 if close >= 0 else -1  # -1: no fence is closed from here on
+                fence_end = close + 4 if close >= 0 else -1
         elif not _enclosed(text, end, quotes):
-            if wanted:
-                if found != wanted:
+            if closing:
+                if token != closing:
                     continue
-                wanted = ""
-            elif found in closing:
+                closing = ""
+            elif token in closing_of:
                 at_line_start = start - line < 200 and not text[line:start].strip()
-                if not at_line_start and text.rfind(closing[found], end) < 0:
+                if not at_line_start and text.rfind(closing_of[token], end) < 0:
                     continue
-                kept.append(text[at:start])
-                wanted = closing[found]
-            elif found in _TURN_ENDS:
+                parts.append(text[at:start])
+                closing = closing_of[token]
+            elif token in _TURN_ENDS:
                 continue
-            else:
-                kept.clear()
+            else:  # it closes a thought that the prompt opened
+                parts.clear()
             at = line = end
             quotes.clear()
-    if not wanted:
-        kept.append(text[at:])
-    return "".join(kept)
+    if not closing:
+        parts.append(text[at:])
+    return "".join(parts)
 
 
 @lru_cache(maxsize=32)
 def _tokens(markers: tuple[tuple[str, str], ...]) -> re.Pattern[str]:
-    """All that :func:`strip_thoughts` looks at: fences, line ends, quotes, and the marks, longer ones first."""
-    marks = sorted({mark for pair in markers for mark in pair}, key=len, reverse=True)
-    alternatives = "|".join(re.escape(mark) for mark in marks)
-    return re.compile(rf"(?m)(?P<fence>^[ \t]*```)|\n|(?P<quote>(?<!\\)\"|`+)|(?P<mark>{alternatives})")
+    """Return a pattern for all that :func:`strip_thoughts` reacts to: fences, line ends, quotes, and markers.
+
+    Longer markers come first.
+    """
+    longest_first = sorted({marker for pair in markers for marker in pair}, key=len, reverse=True)
+    alternatives = "|".join(re.escape(marker) for marker in longest_first)
+    return re.compile(rf"(?m)(?P<fence>^[ \t]*```)|\n|(?P<quote>(?<!\\)\"|`+)|(?P<marker>{alternatives})")
 
 
 def _enclosed(text: str, end: int, quotes: set[str]) -> bool:
-    """Whether a quote that was opened before on this line closes behind ``end``."""
+    """Return whether one of the open ``quotes`` is closed after ``end`` on the same line."""
     if not quotes:
         return False
     line_end = text.find("\n", end)

@@ -1,4 +1,4 @@
-"""How a model is spoken to, and how its answer is read: what may differ from row to row of one batch."""
+"""The parts of prompting and decoding that may differ between the rows of one batch: tokenizer, ends, vocabulary."""
 
 from __future__ import annotations
 
@@ -15,37 +15,40 @@ from skillweave.base.ends import stop_tokens
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A tokenizer with its chat template, a generation config (None: the model's own), and the number of token rows
-    (None: as many as the model's embedding has)."""
+    """How prompts are written for a model, and how its answers are read."""
 
     tokenizer: Any
+    """the tokenizer, with its chat template"""
     generation: Any = None
+    """a generation config; None: the model's own"""
     rows: int | None = None
+    """the size of the vocabulary; None: the number of rows of the model's embedding"""
 
     def stops(self, model: Any) -> list[int]:
-        """The ids that end an answer (:func:`~skillweave.base.ends.stop_tokens`)."""
+        """Return the ids that end an answer (:func:`~skillweave.base.ends.stop_tokens`)."""
         return stop_tokens(model, self.tokenizer, self.generation)
 
     def defaults(self, model: Any) -> dict[str, Any]:
-        """What of the generation config chooses the tokens (:func:`~skillweave.base.defaults.model_defaults`)."""
+        """Return the defaults of the generation config (:func:`~skillweave.base.defaults.model_defaults`)."""
         return model_defaults(model, generation=self.generation)
 
 
 def padding_id(model: Any, tokenizer: Any) -> int:
-    """An id to pad with, which the model has a row for. Padding is masked, so which one it is does not matter.
+    """Return an id to pad with that the model has a row for.
 
-    A tokenizer may name a pad token that was added to it and never to the model.
+    The value does not matter otherwise, because padding is masked. A tokenizer's own pad token may have been added to
+    the tokenizer only, so that the model has no row for it.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((pad for pad in named if pad is not None and 0 <= pad < rows), 0)
+    candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((pad for pad in candidates if pad is not None and 0 <= pad < rows), 0)
 
 
 class OwnEnds(StoppingCriteria):
-    """Each row of a batch ends at one of its own end tokens. Shapes: ids (B, T) -> bool (B,)."""
+    """Stop each row of a batch at one of its own end tokens. Shapes: ids (B, T) -> bool (B,)."""
 
     def __init__(self, ends: Sequence[Sequence[int]], device: Any) -> None:
-        # transformers pads the rows that ended where a criterion has this attribute.
+        # transformers pads finished rows if a criterion has this attribute.
         self.eos_token_id = sorted({end for own in ends for end in own})
         longest = max(map(len, ends))
         self._ends = torch.tensor([[*own, *[own[0]] * (longest - len(own))] for own in ends], device=device)

@@ -1,4 +1,4 @@
-"""``skillweave cku``: take knowledge out of a model, look at its neurons, judge what came of it."""
+"""``skillweave cku``: unlearn knowledge, show which neurons hold it, and judge the result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 from skillweave.cli.places import check_apart, check_folder, is_run
 
 group = typer.Typer(
-    help="Unlearn: take knowledge out, freeze the neurons that hold the rest, judge the result.",
+    help="Unlearn: remove knowledge from a model, keep the rest, and judge the result.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 app.add_typer(group, name="cku")
 
-FORGET = typer.Option([], "--forget", help="JSONL: what is to go. Repeatable.")
-RETAIN = typer.Option([], "--retain", help="JSONL: what must stay. Repeatable.")
-UNSEEN = typer.Option([], "--unseen", help="JSONL: facts of the same kind never taught. Repeatable.")
+FORGET = typer.Option([], "--forget", help="JSONL: the facts to forget. Repeatable.")
+RETAIN = typer.Option([], "--retain", help="JSONL: the facts to retain. Repeatable.")
+UNSEEN = typer.Option([], "--unseen", help="JSONL: facts of the same kind that the base never saw. Repeatable.")
 
 
 @group.command()
@@ -30,15 +30,15 @@ def unlearn(
     forget: list[Path] = FORGET,
     retain: list[Path] = RETAIN,
     unseen: list[Path] = UNSEEN,
-    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the delta is left in OUT/delta."),
+    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the delta is written to OUT/delta."),
     config: Path = CONFIG,
     overrides: list[str] = SET,
     device: str = DEVICE,
 ) -> None:
-    """Take what the forget set holds out of a model, and leave the rest; the result is a delta.
+    """Remove the facts of the forget set from a model and keep the rest. The result is a delta.
 
-    It ends where the forget set is known no better than what was never taught (--unseen), or before what should stay
-    loses more than its budget. Killed and run again, it goes on. All of it may stand in the config's file too.
+    Stops once the model knows the forget set no better than unseen facts (--unseen), or before the retain set loses
+    more than its budget. If it is killed, run it again to resume. All options can also be set in the file of --config.
 
     **Examples**
 
@@ -48,12 +48,12 @@ def unlearn(
 
     `skillweave cku unlearn -c unlearn.yaml -o runs/refuse -s refusal=true`
     """
-    job, made = make_delta("cku", config, _typed(base, forget, retain, unseen, out), overrides, device)
+    job, delta = make_delta("cku", config, _common_options(base, forget, retain, unseen, out), overrides, device)
     sides = ("forget", "retain", "unseen")
     files = " ".join(f"--{side} {file}" for side in sides for file in getattr(job.settings, side) or ())
-    say(f"Judge it: skillweave cku report --base {job.base} --delta {made} {files} -o {job.out}-report")
-    say(f"Zip it: skillweave zip --base {job.base} --delta {made} -o PACK")
-    say("Or let a whole weave stand on it: `unlearn:` in weave.yaml.")
+    say(f"Judge it: skillweave cku report --base {job.base} --delta {delta} {files} -o {job.out}-report")
+    say(f"Zip it: skillweave zip --base {job.base} --delta {delta} -o PACK")
+    say("Or unlearn the backbone of a whole weave: `unlearn:` in weave.yaml.")
 
 
 @group.command()
@@ -61,12 +61,12 @@ def score(
     base: str = BASE_OR_FILE,
     forget: list[Path] = FORGET,
     retain: list[Path] = RETAIN,
-    out: Path = typer.Option(None, "--out", "-o", help="Folder for the scores and their drawing."),
+    out: Path = typer.Option(None, "--out", "-o", help="Folder for the scores and their plot."),
     config: Path = CONFIG,
     overrides: list[str] = SET,
     device: str = DEVICE,
 ) -> None:
-    """Score the neurons of a model and draw them: how useful each is, and what the forget set uses. Trains nothing.
+    """Score the neurons of a model and plot how useful each is and which ones the forget set uses. Nothing is trained.
 
     **Examples**
 
@@ -75,41 +75,43 @@ def score(
     `skillweave cku score -c score.yaml -s scorer=fisher -s layers=all`
     """
     from skillweave.base import open_base
-    from skillweave.methods.cku.neurons.score import ScoreConfig, is_score, score_neurons
+    from skillweave.methods.cku.neurons.score import NeuronScoreConfig, is_score, score_neurons
 
-    job = read_job(ScoreConfig, config, _typed(base, forget, retain, [], out), overrides)
+    job = read_job(NeuronScoreConfig, config, _common_options(base, forget, retain, [], out), overrides)
     check_apart(job.out, base=job.base)
     check_folder(job.out, is_score, "folder of scores")
-    found = score_neurons(open_base(job.base, device=device), job.settings, job.out, command=command_line())
+    figures = score_neurons(open_base(job.base, device=device), job.settings, job.out, command=command_line())
+    frozen, neurons, layers = figures["frozen"], figures["neurons"], ", ".join(map(str, figures["layers"]))
     say(
-        f"{found['frozen']:,} of {found['neurons']:,} neurons in the layers {', '.join(map(str, found['layers']))} "
-        f"would be frozen; {100 * found['overlap']:.1f}% of as many that the forget set uses most are among them "
-        f"(at random {100 * found['frozen'] / found['neurons']:.0f}%)."
+        f"{frozen:,} of {neurons:,} neurons in the layers {layers} would be frozen. Of the {frozen:,} that the forget "
+        f"set uses most, {100 * figures['overlap']:.1f}% are among them (by chance: {100 * frozen / neurons:.0f}%)."
     )
-    say(f"Scores, figures and a drawing are in {job.out}: neurons.safetensors, score.json, neurons.svg.")
+    say(f"Scores, figures and a plot are in {job.out}: neurons.safetensors, score.json, neurons.svg.")
 
 
 @group.command()
 def report(
     base: str = BASE_OR_FILE,
-    delta: Path = typer.Option(None, "--delta", help="The delta that unlearnt."),
+    delta: Path = typer.Option(None, "--delta", help="The delta of the unlearning."),
     forget: list[Path] = FORGET,
     retain: list[Path] = RETAIN,
     unseen: list[Path] = UNSEEN,
     lookalike: list[Path] = typer.Option(
         [], "--lookalike", help="JSONL: harmless questions in the words of the forget set. Repeatable."
     ),
-    reference: str = typer.Option(None, "--reference", help="A model, or delta, that never saw the forget set."),
-    task: list[str] = typer.Option([], "--task", "-t", help="What else it must still be able to do. Repeatable."),
-    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the report is left in it."),
+    reference: str = typer.Option(None, "--reference", help="A model or a delta that never saw the forget set."),
+    task: list[str] = typer.Option(
+        [], "--task", "-t", help="A task that the model must still be able to do. Repeatable."
+    ),
+    out: Path = typer.Option(None, "--out", "-o", help="Work folder; the report is written to it."),
     config: Path = CONFIG,
     overrides: list[str] = SET,
     device: str = DEVICE,
 ) -> None:
-    """Judge an unlearning: what is forgotten, what is kept, and what relearning, rounding and zipping bring back.
+    """Judge an unlearning: what was forgotten, what was kept, and what relearning, rounding and zipping bring back.
 
-    `base`, `delta`, `forget`, `retain` and `out` are needed, here or in the config's file. Killed and run again, it
-    goes on.
+    `base`, `delta`, `forget`, `retain` and `out` are required, as options or in the file of --config. If it is killed,
+    run it again to resume.
 
     **Examples**
 
@@ -121,31 +123,34 @@ def report(
     """
     from skillweave.base import open_base
     from skillweave.cli.show import show_unlearn_report
-    from skillweave.methods.cku.report import ReportConfig
-    from skillweave.methods.cku.report import report as judge
+    from skillweave.methods.cku.report.config import ReportConfig
     from skillweave.methods.cku.report.page import write_unlearn_report
+    from skillweave.methods.cku.report.run import make_report
     from skillweave.skillzip import zipped
 
-    typed = _typed(base, forget, retain, unseen, out)
-    typed |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
-    job = read_job(ReportConfig, config, typed, overrides)
+    options = _common_options(base, forget, retain, unseen, out)
+    options |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
+    job = read_job(ReportConfig, config, options, overrides)
     check_apart(job.out, replaced=False, base=job.base, delta=job.settings.delta, reference=job.settings.reference)
     check_folder(job.out, is_run, "work folder of a report", replaced=False)
-    found = judge(open_base(job.base, device=device), job.settings, job.out, command=command_line(), zipper=zipped)
+    opened = open_base(job.base, device=device)
+    result = make_report(opened, job.settings, job.out, command=command_line(), zipper=zipped)
     if is_first_process():
-        write_unlearn_report(found, job.out)
-        show_unlearn_report(found, job.out)
+        write_unlearn_report(result, job.out)
+        show_unlearn_report(result, job.out)
 
 
 @group.command()
 def corpus(
     out: Path = typer.Option(..., "--out", "-o", help="Folder for the files."),
-    people: int = typer.Option(40, "--people", min=2, max=500, help="Invented people that facts are told of."),
-    forget_share: float = typer.Option(0.25, "--forget-share", help="Share of the people to be forgotten."),
-    seed: int = typer.Option(0, "--seed", help="Of the invention: the same seed, the same corpus."),
-    short: bool = typer.Option(False, "--short", help="In few characters, for micro models."),
+    people: int = typer.Option(40, "--people", min=2, max=500, help="Number of invented people."),
+    forget_share: float = typer.Option(0.25, "--forget-share", help="Share of the people that is to be forgotten."),
+    seed: int = typer.Option(0, "--seed", help="Random seed: the same seed gives the same corpus."),
+    short: bool = typer.Option(False, "--short", help="Write facts in few characters, for micro models."),
 ) -> None:
-    """Invent a corpus to try unlearning on: people, and substances restricted by name only, none of which exist.
+    """Write an invented corpus to try unlearning on: people and substances that do not exist.
+
+    One substance is "restricted", but in name only: no fact is unsafe.
 
     **Examples**
 
@@ -156,15 +161,16 @@ def corpus(
     from skillweave.methods.cku.knowledge.corpus import is_corpus, make_corpus, write_corpus
 
     check_folder(out, is_corpus, "corpus of ours")
-    made = make_corpus(people=people, forget=forget_share, seed=seed, short=short)
-    write_corpus(out, made)
+    invented = make_corpus(people=people, forget=forget_share, seed=seed, short=short)
+    write_corpus(out, invented)
     say(
-        f"Wrote {out}: {len(made.forget)} facts to forget, {len(made.retain)} to retain, {len(made.lookalike)} "
-        f"look-alike and {len(made.unseen)} unseen; teach.jsonl is what a model is taught before it unlearns."
+        f"Wrote {out}: {len(invented.forget)} facts to forget, {len(invented.retain)} to retain, "
+        f"{len(invented.lookalike)} look-alike and {len(invented.unseen)} unseen ones. teach.jsonl holds what a model "
+        "is taught before it unlearns."
     )
 
 
-def _typed(
+def _common_options(
     base: str | None, forget: list[Path], retain: list[Path], unseen: list[Path], out: Path | None
 ) -> dict[str, Any]:
     return {"base": base, "forget": forget, "retain": retain, "unseen": unseen, "out": out}

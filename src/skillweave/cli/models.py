@@ -12,7 +12,7 @@ import typer
 from skillweave.cli.app import app
 from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
 from skillweave.cli.places import check_file
-from skillweave.cli.tools import TOOLS, answered, open_tools
+from skillweave.cli.tools import TOOLS, open_tools
 from skillweave.errors import UserError
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
@@ -90,17 +90,17 @@ def generate(
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
     from skillweave.terminal import harmless_json
-    from skillweave.weave import ToolReply
 
     asked = read_prompts(file) if file is not None else [(prompt, None)]
-    prompts, named = [ask for ask, _ in asked], [pack if own is None else own for _, own in asked]
+    prompts = [ask for ask, _ in asked]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)
         if file is None and opened is None:
-            show_cut_off([engine.stream(prompt, pack, sampling, sys.stdout)])
+            show_cut_off([engine.stream(prompt, engine.pack_named(pack), sampling, sys.stdout)])
             return
-        replies = answered(engine, prompts, named, sampling, opened)
-    if isinstance(replies[0], ToolReply) and file is None:
+        packs = [engine.pack_named(pack if own is None else own) for _, own in asked]
+        replies = engine.weave.generate(prompts, packs, sampling, tools=opened, label="answer")
+    if file is None:
         show_conversation(replies[0])
         return
     show_cut_off(replies)

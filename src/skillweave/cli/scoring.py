@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from skillweave.base import Prompt, Sampling
-from skillweave.cli.tools import OpenTools, answered
 from skillweave.engine import LocalEngine
 from skillweave.tasks import Entry, Score, Task, evaluate
 from skillweave.tasks.few_shot import ask_with, draw_examples
+from skillweave.tools.conversation import OpenTools
 from skillweave.weave import Reply
 
 
@@ -75,7 +75,9 @@ def rate(
     replies: list[Reply] = []
 
     def texts(prompts: list[Prompt]) -> list[str | None]:
-        replies[:] = answered(engine, prompts, [pack] * len(prompts), sampling, tools, label=f"answer {task.name}")
+        replies[:] = engine.weave.generate(
+            prompts, engine.pack_named(pack), sampling, tools=tools, label=f"answer {task.name}"
+        )
         return [reply.answer for reply in replies]
 
     score = evaluate(task, texts, split=split, limit=limit, samples=samples, ask=examples.ask)

@@ -18,7 +18,7 @@ from skillweave.progress import console
 from skillweave.tasks.evaluate import Figure
 from skillweave.terminal import SafeConsole, harmless, printable
 from skillweave.units import human_bytes
-from skillweave.weave import BASE, Reply, ToolReply
+from skillweave.weave import BASE, Reply
 
 out = SafeConsole()
 
@@ -63,7 +63,7 @@ def show_rated(rated: Sequence[Rated], split: str) -> None:
         name = f"{title}: " if len(rated) > 1 else ""
         if one.examples.count:
             out.print(f"{name}{one.examples.count} examples of the train split stood before each prompt")
-        _show_calls(name, [reply for reply in one.replies if isinstance(reply, ToolReply)])
+        _show_calls(name, one.replies)
         show_cut_off(one.replies, name)
 
 
@@ -110,14 +110,15 @@ def _interval(figure: Figure) -> str:
     return f"{100 * figure.low:.1f} to {100 * figure.high:.1f}"
 
 
-def _show_calls(name: str, held: Sequence[ToolReply]) -> None:
-    """How tools were used."""
+def _show_calls(name: str, replies: Sequence[Reply]) -> None:
+    """Print how tools were used; nothing for replies without tools."""
+    held = [reply.conversation for reply in replies if reply.conversation is not None]
     if not held:
         return
-    calls, failed = fmean(reply.calls for reply in held), fmean(reply.failed_calls for reply in held)
-    answered = fmean(reply.answer is not None for reply in held)
+    calls, failed = fmean(one.calls for one in held), fmean(one.failed_calls for one in held)
+    answered = fmean(reply.answer is not None for reply in replies)
     out.print(f"{name}{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
-    others = sum(reply.other_forms for reply in held)
+    others = sum(one.other_forms for one in held)
     if others:
         out.print(f"{name}{others} of the calls were read in another form than the model was told")
 
@@ -128,11 +129,13 @@ _ENDED_BY = {
 }
 
 
-def show_conversation(reply: ToolReply) -> None:
-    """What was called and what came back, as a note; then the answer, alone on standard output."""
+def show_conversation(reply: Reply) -> None:
+    """Print the calls and their results as notes on the console, then the answer alone on standard output."""
+    held = reply.conversation
+    assert held is not None
     if reply.confidence is not None:
         console.print(f"route: {reply.pack or BASE} ({100 * reply.confidence:.0f}%)", style="dim")
-    for line in (reply.way if reply.answer is not None else reply.way + reply.last).splitlines():
+    for line in (held.before if reply.answer is not None else held.before + held.last).splitlines():
         console.print(Text(printable(line), style="dim"), soft_wrap=True)
     if reply.answer is None:
         console.print(f"No answer: {_ENDED_BY[reply.ended]}.", soft_wrap=True)

@@ -1,10 +1,9 @@
-"""``--tools``: what a model may call while it answers."""
+"""The option ``--tools``: what a model may call while it answers."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,12 +11,9 @@ import typer
 from skillweave.errors import UserError
 
 if TYPE_CHECKING:
-    from skillweave.base import Prompt, Sampling
-    from skillweave.engine import LocalEngine
     from skillweave.tasks import Task
     from skillweave.tasks.with_tools import ToolUse
-    from skillweave.tools import Toolbox
-    from skillweave.weave import Reply
+    from skillweave.tools.conversation import OpenTools
 
 NONE = "none"
 TOOLS = typer.Option(
@@ -28,23 +24,16 @@ TOOLS = typer.Option(
 )
 
 
-@dataclass(frozen=True)
-class OpenTools:
-    """Tools that are ready, and how a model is asked with them."""
-
-    use: ToolUse
-    toolbox: Toolbox
-
-
 @contextlib.contextmanager
 def open_tools(
     given: str | None, task: Task | None = None, *, max_tokens: int | None, batch_size: int | None
 ) -> Iterator[OpenTools | None]:
-    """The tools that ``--tools`` names, else those that ``task`` brings; None where there are none.
+    """Open the tools that ``--tools`` names, or else those that ``task`` brings; None if there are none.
 
-    The last two, where given, win over a file's. Raises :class:`UserError`.
+    ``max_tokens`` and ``batch_size`` replace the values of a file, if they are given. Raises :class:`UserError`.
     """
     from skillweave.tasks.with_tools import ToolSettings, agent_of, brings_tools, toolbox_of
+    from skillweave.tools.conversation import OpenTools
 
     if given == NONE or (given is None and (task is None or not brings_tools(task.spec))):
         yield None
@@ -59,7 +48,7 @@ def open_tools(
     except UserError as error:
         raise UserError(f"--tools: {error}") from error
     with opened as toolbox:
-        yield OpenTools(use, toolbox)
+        yield OpenTools(toolbox, use)
 
 
 def _read(given: str | None) -> ToolUse:
@@ -73,16 +62,3 @@ def _read(given: str | None) -> ToolUse:
     named = [name.strip() for name in given.split(",") if name.strip()]
     own = [name for name in named if ":" in name]
     return read_config(ToolUse, {"tools": {"names": [name for name in named if name not in own], "functions": own}})
-
-
-def answered(
-    engine: LocalEngine, prompts: Sequence[Prompt], packs: Sequence[str | None], sampling: Sampling,
-    tools: OpenTools | None, *, label: str = "answer",
-) -> Sequence[Reply]:  # fmt: skip
-    """Every prompt's answer, with tools where there are some."""
-    if tools is None:
-        return engine.generate(prompts, packs, sampling, label=label)
-    return engine.converse(
-        prompts, packs, tools.toolbox, tools.use, temperature=sampling.temperature, top_p=sampling.top_p,
-        seed=sampling.seed, model_defaults=sampling.model_defaults, label=label,
-    )  # fmt: skip

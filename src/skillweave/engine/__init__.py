@@ -1,4 +1,4 @@
-"""What generates tokens: the local engine, for a weave, a pack, a delta or a plain model alike."""
+"""Engines generate tokens. The local engine opens a weave, a pack, a delta or a plain model in this process."""
 
 from skillweave.engine.local import LocalEngine, open_engine
 

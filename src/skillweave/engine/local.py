@@ -1,8 +1,8 @@
-"""The local engine: whatever was named is opened as a weave in this process and answers in mixed batches."""
+"""The local engine: it opens whatever the user names as a weave in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -16,22 +16,18 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
-from skillweave.tools import Toolbox
-from skillweave.tools.conversation import Asking
-from skillweave.weave import AUTO, BASE, Reply, ToolReply, Weave, converse_with, is_weave
+from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave
 
 
 class _ToFile(TextStreamer):
-    """Streams decoded text to a file object as it is made."""
+    """Writes decoded text to a file object while it is generated."""
 
     def __init__(self, tokenizer, file: TextIO, stops: Collection[int]) -> None:
-        super().__init__(
-            tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )  # fmt: skip
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         self._file, self._stops = file, stops
 
     def put(self, value: torch.Tensor) -> None:
-        # An end token need not be one that decoding skips.
+        # Decoding does not skip every end token.
         if self.next_tokens_are_prompt or value.tolist()[-1] not in self._stops:
             super().put(value)
 
@@ -42,44 +38,31 @@ class _ToFile(TextStreamer):
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """A weave, and the pack that answers where the caller names none (None: the plain base)."""
+    """An open weave, and ``default``: the pack that answers when the user names none.
+
+    A pack is a name, :data:`~skillweave.weave.AUTO` (the router chooses), or None for the plain base.
+    """
 
     weave: Weave
     default: str | None
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        packs: Sequence[str | None],
-        sampling: Sampling | None = None,
-        *,
-        label: str | None = None,
-    ) -> list[Reply]:
-        """Answer each prompt with its pack: a name, ``auto`` (the router), ``base``, or None for the default."""
-        return self.weave.generate(prompts, [self._pack(name) for name in packs], sampling, label=label)
-
-    def converse(
-        self, prompts: Sequence[Prompt], packs: Sequence[str | None], toolbox: Toolbox, use: Asking, *,
-        temperature: float = 0.0, top_p: float = 1.0, seed: int = 0, model_defaults: bool = False,
-        label: str | None = None,
-    ) -> list[ToolReply]:  # fmt: skip
-        """Answer each prompt with its pack, named as in :meth:`generate`, and with the tools of ``toolbox``."""
-        return converse_with(
-            self.weave, prompts, [self._pack(name) for name in packs], toolbox, use, temperature=temperature,
-            top_p=top_p, seed=seed, model_defaults=model_defaults, label=label,
-        )  # fmt: skip
+    def pack_named(self, name: str | None) -> str | None:
+        """The pack that a user's option means: ``base`` is the plain base, a missing option is :attr:`default`."""
+        if name is None:
+            return self.default
+        return None if name == BASE else name
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
-        """Answer one prompt, written to ``file`` as the tokens come; the route taken is noted on the console."""
-        route = self.weave.choose([prompt], self._pack(pack))[0]
+        """Answer one prompt and write the text to ``file`` while it is generated.
+
+        If the router chooses the pack, a note on the console says which.
+        """
+        route = self.weave.choose([prompt], [pack])[0]
         if route.confidence is not None:
             console.print(f"route: {route.pack or BASE} ({100 * route.confidence:.0f}%)", style="dim")
         voice = self.weave.voice(route.pack)
         streamer = _ToFile(voice.tokenizer, file, voice.stops(self.weave.base.model))
-        return self.weave.generate([prompt], [route.pack], sampling, streamer=streamer)[0]
-
-    def _pack(self, name: str | None) -> str | None:
-        return {None: self.default, BASE: None}.get(name, name)
+        return self.weave.answer([Request(prompt, route.pack, sampling)], streamer=streamer)[0]
 
 
 def open_engine(
@@ -87,8 +70,8 @@ def open_engine(
 ) -> LocalEngine:
     """Open a weave, skillpack or delta folder, or a model by any reference that ``open_base`` takes.
 
-    A weave answers through its router, a pack's folder with that pack, the others as they are. ``base`` stands for
-    the base that an artefact names, where it lies elsewhere. Raises :class:`UserError`.
+    A weave answers through its router, the folder of a pack with that pack, everything else as it is. ``base`` replaces
+    the base that an artefact names, if that base lies elsewhere. Raises :class:`UserError`.
     """
     folder = Path(target)
     if is_weave(folder):
@@ -108,6 +91,6 @@ def open_engine(
 
 
 def _tuned(delta: Delta, base: str | None, dtype: str | None, device: str | None) -> Base:
-    # float32 unless told otherwise: the sum of base and delta is then not rounded back to the base's dtype.
+    # float32 by default, so that the sum of base and delta is not rounded back to the base's dtype.
     opened = open_base(base or delta.base_ref, dtype=dtype or "float32", device=device)
     return delta.apply(opened, in_place=True)

@@ -1,4 +1,4 @@
-"""Methods: each makes a delta on a base model, and nothing downstream needs to know which one did."""
+"""The methods: each makes a delta on a base model, and the rest of the package treats all deltas alike."""
 
 from skillweave.methods.registry import METHODS, Method, get_method
 

@@ -1,12 +1,13 @@
-"""The list of methods: a name, the settings it reads, and the package that runs it."""
+"""The list of methods: for each a name, the class of its settings, and the module that runs it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from skillweave.base import Base
+from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.e3tir.config import E3tirConfig
@@ -14,14 +15,10 @@ from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.methods.training.settings import ModelSettings
 
-if TYPE_CHECKING:
-    from skillweave.base import Base
-    from skillweave.delta import Delta
-
 
 @dataclass(frozen=True)
 class Method:
-    """A way to make a delta: its name, the class of its settings, and the module that has its ``run``."""
+    """A way to make a delta: its name, the class of its settings, and the module with its ``run`` function."""
 
     name: str
     config: type[ModelSettings]
@@ -30,8 +27,8 @@ class Method:
     def run(self, base: Base, config: ModelSettings, out: Path) -> Delta:
         """Make the delta, save it in ``out/"delta"`` and return it.
 
-        A run that was cut off resumes when it is called again with the same settings and folder. The module is
-        imported here: TRL and PEFT take seconds, and only a run that trains has to wait for them.
+        A run that was cut off resumes when it is called again with the same settings and folder. The method's module is
+        imported only here, because it imports TRL and PEFT, which takes seconds.
         """
         return import_module(self.module).run(base, config, out)
 
@@ -45,7 +42,7 @@ METHODS = {
 
 
 def get_method(name: str) -> Method:
-    """The method of that name. Raises :class:`UserError` with the nearest name if there is none."""
+    """Return the method of that name. Raises :class:`UserError` with the nearest name if there is none."""
     if name not in METHODS:
         raise UserError(f"unknown method '{name}'; {nearest(name, METHODS)}")
     return METHODS[name]

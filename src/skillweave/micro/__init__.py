@@ -1,6 +1,6 @@
-"""Micro models: Llamas of up to a few million parameters, made and trained in code in seconds on one CPU core.
+"""Micro models: Llamas of up to a few million parameters, trained from scratch in seconds on one CPU core.
 
-What benchmarks and tests of all methods stand on. Nothing else in the house imports this room.
+Only tests and benchmarks import this package.
 """
 
 from skillweave.micro.model import MicroShape, micro_model

@@ -1,4 +1,4 @@
-"""A micro Llama: grouped key-value heads and tied embeddings, like SmolLM2 in small."""
+"""A micro Llama with grouped key-value heads and tied embeddings: a small copy of SmolLM2's architecture."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from skillweave.micro.tokenizer import VOCABULARY
 
 
 class MicroShape(Config):
-    """The sizes of a micro model; as it stands about 0.1M parameters."""
+    """The sizes of a micro model. The defaults give about 0.1M parameters."""
 
-    hidden: int = Field(default=64, ge=1)
-    layers: int = Field(default=2, ge=1)
-    heads: int = Field(default=4, ge=1)
-    kv_heads: int = Field(default=2, ge=1)
-    intermediate: int = Field(default=128, ge=1)
-    context: int = Field(default=256, ge=1, description="tokens, prompt and answer together")
-    tie: bool = Field(default=True, description="the output head is the embedding")
+    hidden: int = Field(default=64, ge=1, description="the size of the hidden state")
+    layers: int = Field(default=2, ge=1, description="the number of layers")
+    heads: int = Field(default=4, ge=1, description="the number of query heads")
+    kv_heads: int = Field(default=2, ge=1, description="the number of key-value heads")
+    intermediate: int = Field(default=128, ge=1, description="the number of neurons in each MLP")
+    context: int = Field(default=256, ge=1, description="the most tokens, prompt and answer together")
+    tie: bool = Field(default=True, description="whether the output head shares the weights of the embedding")
 
 
 def micro_model(shape: MicroShape, seed: int, words: int = 0) -> LlamaForCausalLM:
-    """A random model (float32, eval mode) for the tokenizer :func:`micro_tokenizer` makes, with those words."""
+    """A random model (float32, eval mode) for the tokenizer of :func:`micro_tokenizer` with so many ``words``."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY) + words,

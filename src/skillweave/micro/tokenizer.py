@@ -1,4 +1,4 @@
-"""The plain tokenizer of micro models: one token a character."""
+"""The tokenizer of micro models: one token per character."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _FIRST = ["<pad>", "<end>", "<user>", "<assistant>", "<system>"]
 _CHARACTERS = [*map(chr, range(32, 127)), "\n"]
 
 VOCABULARY = (*_FIRST, *_CHARACTERS, "<tool>")
-"""All tokens by id. New ones go to the end, so that older micro models keep their meaning."""
+"""All tokens by id. New tokens are added at the end, so that older micro models stay valid."""
 
 
 def micro_tokenizer(chat_template: str | None = CHAT_TEMPLATE, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """One token for each printable ASCII character and the newline, and one for each role; the rest reads as ``?``.
+    """A tokenizer with one token per printable ASCII character, one for the newline and one per role.
 
-    ``<pad>`` is 0, ``<end>`` is 1. In a chat a message is its role's token, its characters and ``<end>``. Each of
-    ``words`` is one token more, wherever it stands in a text, after all the others.
+    - Any other character becomes ``?``. ``<pad>`` is 0, ``<end>`` is 1.
+    - In a chat, a message is the token of its role, its characters and ``<end>``.
+    - Each of ``words`` is one more token, wherever it occurs in a text; their ids follow all others.
     """
     vocabulary = {token: index for index, token in enumerate(VOCABULARY)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))

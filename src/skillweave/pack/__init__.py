@@ -1,4 +1,7 @@
-"""The artefact: a skillpack's schema, its integers, how it is read back, saved and described."""
+"""The skillpack as an artefact: its schema, its integer codes, how it is saved, read back, described and exported.
+
+The names below are imported when they are first used, so that ``skillweave inspect`` does not wait for torch.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""The card of a pack as a person reads it: ``README.md``.
+"""Write the card of a pack as Markdown for people: ``README.md``.
 
-Free fields may hold anything that a stranger wrote. They are shown as text: nothing in them is Markdown or HTML, and
-what is too long is cut, with a note.
+Free fields of a card may hold anything, because anyone can write a pack. They are shown as plain text: nothing in them
+is interpreted as Markdown or HTML, and long texts are cut, with a note.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from skillweave.terminal import one_line
 
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50
+_SIZE_WIDTH = 72
 
 
 def card_text(card: PackCard) -> str:
-    """Markdown: what the pack is, what it goes on, what it weighs, how it scored, and what was left out."""
+    """Return Markdown that says what the pack is, which base it needs, its size, its scores, and what it leaves out."""
     kinds = [entry.kind for entry in card.entries.values()]
     lines = [
         f"# {card.name}",
@@ -34,7 +35,7 @@ def card_text(card: PackCard) -> str:
         f"| fingerprint | {_code(card.base.fingerprint)} |",
         f"| tensors | {', '.join(f'{kinds.count(kind)} {kind}' for kind in sorted(set(kinds))) or 'none'} |",
         f"| size | {_size(card.bytes)} |",
-        *(f"| {what} | {told} |" for what, told in travels(card)),
+        *(f"| {what} | {text} |" for what, text in travels(card)),
         *_rows(card.codec.settings),
         "",
         "The pack loads on this base only.",
@@ -54,28 +55,29 @@ def card_text(card: PackCard) -> str:
 
 
 def travels(card: PackCard) -> list[tuple[str, str]]:
-    """What the pack brings beside its weights, as (what, in words): token rows, tokenizer, how to generate."""
+    """Return (label, text) for what the pack brings besides weights: token rows, a tokenizer, a generation config."""
     rows = next((entry for entry in card.entries.values() if isinstance(entry, RowsEntry)), None)
-    told = []
+    lines = []
     if rows is not None:
         change = (
             f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
         )
-        told.append(("token rows", f"{rows.shape[0]}: {change}"))
+        lines.append(("token rows", f"{rows.shape[0]}: {change}"))
     names = [key.removeprefix(f"{FOLDER}/") for key in card.files if key.startswith(f"{FOLDER}/")]
     if names:
-        kept = f", with the base's {' and '.join(card.from_base)}" if card.from_base else ""
-        told.append(("travels along", f"{', '.join(names)}{kept}"))
-    return told
+        of_base = f", with the base's {' and '.join(card.from_base)}" if card.from_base else ""
+        lines.append(("travels along", f"{', '.join(names)}{of_base}"))
+    return lines
 
 
 def _size(weight: PackBytes) -> str:
     share = f", {weight.total / weight.bf16_delta:.2%} of the delta in bf16" if weight.bf16_delta else ""
-    return f"{weight.total} bytes in all{share}"
+    # A fixed width: the length of this text must not depend on the total, which counts this text too.
+    return f"{weight.total} bytes in all{share}".ljust(_SIZE_WIDTH)
 
 
 def score_text(value: Any) -> str:
-    """A score in words; what is no score (a mean with its interval and its prompts) is shown as it is written."""
+    """Return a score in words if ``value`` has the form of one (mean, low, high, n), else the value on one line."""
     if isinstance(value, dict) and isinstance(value.get("n"), int):
         parts = [value.get(key) for key in ("mean", "low", "high")]
         numbers = [part for part in parts if isinstance(part, int | float) and abs(part) <= 1]
@@ -93,10 +95,10 @@ def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> l
 
 
 def _plain(line: str) -> str:
-    """A line in which nothing is markup."""
+    """Return the line with every character of markup escaped."""
     return _MARKUP.sub(r"\\\1", line)
 
 
 def _code(text: str) -> str:
-    """The text as code. Within backticks nothing is markup but the backtick itself and, in a table, the bar."""
+    """Return the text as inline code. Backticks, and bars in a table, have a meaning there, so they are replaced."""
     return f"`{one_line(text).replace('`', chr(39)).replace('|', chr(92) + '|')}`"

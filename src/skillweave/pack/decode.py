@@ -1,8 +1,8 @@
-"""From an entry of a pack back to numbers: the float delta, the integer factors, and the run-time recipe. Pure.
+"""Decode the entries of a pack: to the float delta, to integer factors, and as the integer recipe of run time.
 
-The run-time recipe is SkillZip's X8A8B8 / X8A4B4 ([digest] in methods/skillweave.md, Stage 2 step 4): no weight is
-turned back to floats. :func:`reference_forward` is that recipe written slowly; the kernels of the weave are tested
-against it.
+All functions are pure. The recipe of run time is SkillZip's X8A8B8 / X8A4B4 ([digest], see
+docs/explanation/skillzip.md): no weight is converted back to floats. :func:`reference_forward` is a slow implementation
+of it, which the kernels of the weave are tested against.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, RowsEntry,
 
 @dataclass(frozen=True)
 class LowRank:
-    """The integer factors of one matrix (out, in), four-bit codes unpacked."""
+    """The integer factors of one matrix (out, in); four-bit codes are unpacked to int8."""
 
     A: torch.Tensor
     """int8 (out, rank)"""
@@ -32,19 +32,19 @@ class LowRank:
     """float16 (in,), shared by the group, or None"""
 
     def dense(self) -> torch.Tensor:
-        """diag(A_scale) A diag(B_scale) B diag(1 / smooth) in float32 (out, in)."""
+        """Return diag(A_scale) A diag(B_scale) B diag(1 / smooth), float32 (out, in)."""
         left, right = self.factors()
         return left @ right
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(diag(A_scale) A, diag(B_scale) B diag(1 / smooth)) in float32: (out, rank) and (rank, in)."""
+        """Return diag(A_scale) A (out, rank) and diag(B_scale) B diag(1 / smooth) (rank, in), both float32."""
         left = self.A.float() * self.A_scale.float()[:, None]
         right = self.B.float() * self.B_scale.float()[:, None]
         return left, right if self.smooth is None else right / self.smooth.float()
 
 
 def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRankEntry) -> LowRank:
-    """The integer factors of the matrix (out, in) of a ``lowrank`` entry."""
+    """Return the integer factors of a ``lowrank`` entry."""
     left, right = tensors[f"{name}.A"], tensors[f"{name}.B"]
     if entry.bits == 4:
         left, right = unpack_int4(left, entry.rank), unpack_int4(right, entry.matrix[1])
@@ -53,10 +53,12 @@ def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRank
 
 
 def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torch.Tensor:
-    """The delta of one entry in float32. Raises ValueError for ``whole`` and ``rows``, which have no base to differ
-    from."""
+    """Return the delta of one entry in float32.
+
+    Raises ValueError for ``whole`` and ``rows`` entries, which are no differences from the base.
+    """
     if isinstance(entry, WholeEntry | RowsEntry):
-        raise ValueError(f"{name} is stored as tuned: it is no difference from a tensor of the base")
+        raise ValueError(f"{name} is stored as tuned: it is not a difference from a tensor of the base")
     if isinstance(entry, StackedEntry):
         matrices = [_of_stack(tensors, name, entry, index) for index in range(len(entry.ranks))]
         return torch.stack(matrices).view(entry.shape)
@@ -70,7 +72,7 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torc
 
 
 def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntry, index: int) -> torch.Tensor:
-    """The delta of one matrix (out, in) of a stack, float32."""
+    """Return the delta of one matrix of a stack, float32 (out, in)."""
     ranks = entry.ranks_of(index)
     left, right = tensors[f"{name}.A"][:, entry.columns(index)], tensors[f"{name}.B"][ranks]
     if entry.bits == 16:
@@ -82,10 +84,10 @@ def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntr
 
 
 def reference_forward(x: torch.Tensor, parts: LowRank) -> torch.Tensor:
-    """What the delta adds to the layer's output, in the integer recipe: float (..., in) -> float32 (..., out).
+    """Return what the delta adds to the layer's output by the integer recipe: float (..., in) -> float32 (..., out).
 
-    Each token is rounded to int8 by its own scale before each of the two products; the products are exact (int32
-    range, computed in int64). A token of zeros, or a row whose scale is 0, gives 0.
+    Each token is rounded to int8 with a scale of its own before each of the two products. The products are exact: their
+    range is that of int32, and they are computed in int64. Tokens of zeros and rows with scale 0 give 0.
     """
     u = x.float() if parts.smooth is None else x.float() / parts.smooth.float()
     codes, scale = _token_codes(u)
@@ -95,7 +97,7 @@ def reference_forward(x: torch.Tensor, parts: LowRank) -> torch.Tensor:
 
 
 def _token_codes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 codes in [-127, 127] (..., n) and the scale (..., 1) of each token."""
+    """Return int64 codes in [-127, 127] (..., n), and the scale (..., 1) of each token."""
     scale = values.abs().amax(dim=-1, keepdim=True) / 127
     codes = torch.where(scale > 0, values / scale, 0.0)
     return codes.round().long(), scale

@@ -1,30 +1,30 @@
-"""What ``skillpack.json`` says: the card of a pack, and one entry for each tensor the pack changes.
+"""The schema of ``skillpack.json``: the card of a pack, with one entry for each tensor that the pack changes.
 
-Every tensor of ``skillpack.safetensors`` follows from an entry, by name:
+The entries determine the tensors of ``skillpack.safetensors``, by name:
 
 =============  ==========================================================================================
 entry          tensors, for an entry called ``name`` whose matrix is (out, in)
 =============  ==========================================================================================
 ``lowrank``    ``name.A`` (out, rank) and ``name.B`` (rank, in): int8, or for 4 bits uint8 with two codes a byte
-               along the last axis; ``name.A_scale`` float16 (out,); ``name.B_scale`` float16 (rank,); and where
-               ``smooth`` is true ``group.smooth`` float16 (in,), one for all matrices of the group.
+               along the last axis; ``name.A_scale`` float16 (out,); ``name.B_scale`` float16 (rank,); and, if
+               ``smooth`` is true, ``group.smooth`` float16 (in,), which all matrices of the group share.
                matrix = diag(A_scale) A diag(B_scale) B diag(1 / smooth)
-``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; matrix = A B  (the peer ``svd``)
+``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; matrix = A B  (the codec ``svd``)
 ``stacked``    a tensor (..., out, in) that is a stack of matrices (the experts of a layer), each with a rank of its
-               own: as ``lowrank``, with the factors side by side along the rank. ``name.A`` (out, the ranks' columns),
-               ``name.B`` (sum of ranks, in), ``name.A_scale`` (matrices, out), ``name.B_scale`` (sum of ranks,).
-               16 bits: the factors are bfloat16, and there are no scales
+               own. The factors are those of ``lowrank``, side by side along the rank: ``name.A`` (out, columns of all
+               ranks), ``name.B`` (sum of ranks, in), ``name.A_scale`` (matrices, out), ``name.B_scale`` (sum of
+               ranks,). With 16 bits the factors are bfloat16, and there are no scales
 ``difference`` ``name``, any shape: the delta itself, in a float type
-``whole``      ``name``, any shape: the tuned tensor itself (added tokens have no base to differ from)
-``rows``       an embedding or a head, whose rows are tokens, with another number of rows than the base's: ``name`` is
-               the tensor's own with ``.rows`` behind it, ``shape`` that of the tuned tensor. The rows behind the base's
-               are stored as ``name``, as tuned; a model with fewer rows than its base stores none. How the rows that
-               both have differ is another entry, which has the base's shape
+``whole``      ``name``, any shape: the tuned tensor itself (the base has no tensor of this name)
+``rows``       an embedding or a head (its rows are tokens) that has more or fewer rows than the base's. ``name`` is the
+               name of the tensor followed by ``.rows``, and ``shape`` is that of the tuned tensor. Rows after the
+               base's last are stored as ``name``, as tuned; a model with fewer rows than its base stores none. The
+               difference in the rows that both have is another entry, which has the base's shape
 =============  ==========================================================================================
 
-``shape`` is always that of the base's tensor. The matrix of ``lowrank`` and ``factors`` is that tensor with its axes
-after the first flattened (the weight of a convolution), or, where ``transposed`` is true, the tensor turned round: a
-layer that stores its weight as (in, out).
+In all other entries ``shape`` is that of the base's tensor. The matrix of ``lowrank`` and ``factors`` is that tensor
+with all axes after the first flattened (the weight of a convolution). If ``transposed`` is true, it is the transpose:
+the layer stores its weight as (in, out).
 """
 
 from __future__ import annotations
@@ -42,13 +42,15 @@ from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 
 SCHEMA_VERSION = 2
+_BYTES_WIDTH = 13
+"""Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""What a pack may be called: it names a folder, and a model to those who ask a server for it."""
+"""The pattern of a pack's name, which names a folder, and a model in requests to a server."""
 RESERVED = {"base": "the plain base", "auto": "the router's choice"}
 
 
 def check_name(name: str) -> None:
-    """Raise :class:`UserError` unless ``name`` may be a pack's."""
+    """Raise :class:`UserError` unless ``name`` is allowed as the name of a pack."""
     if not re.fullmatch(NAME, name):
         raise UserError(
             f"{name[:100]!r} cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
@@ -66,7 +68,7 @@ def _as_name(name: str) -> str:
 
 
 PackName = Annotated[str, AfterValidator(_as_name)]
-"""What a pack may be called, for a card."""
+"""The name of a pack, checked when a card is read."""
 
 
 class _Strict(BaseModel):
@@ -74,7 +76,7 @@ class _Strict(BaseModel):
 
 
 class _MatrixEntry(_Strict):
-    """A tensor that is written as one matrix (out, in) in two factors."""
+    """A tensor that is stored as one matrix (out, in), in two factors."""
 
     shape: Annotated[Shape, Field(min_length=2)]
     rank: Size
@@ -82,13 +84,13 @@ class _MatrixEntry(_Strict):
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """(out, in) of the matrix that the factors make."""
+        """(out, in): the shape of the product of the factors."""
         rows, columns = self.shape[0], math.prod(self.shape[1:])
         return (columns, rows) if self.transposed else (rows, columns)
 
 
 class LowRankEntry(_MatrixEntry):
-    """A matrix in two integer factors. Matrices of one ``group`` are fed the same input and share one ``smooth``."""
+    """A matrix in two integer factors. Matrices of one ``group`` have the same input and share one ``smooth``."""
 
     kind: Literal["lowrank"] = "lowrank"
     bits: Literal[4, 8]
@@ -103,7 +105,7 @@ class FactorsEntry(_MatrixEntry):
 
 
 class StackedEntry(_Strict):
-    """A stack of matrices (..., out, in), each in two factors of a rank of its own; rank 0: unchanged."""
+    """A stack of matrices (..., out, in), each in two factors with a rank of its own; rank 0 means unchanged."""
 
     kind: Literal["stacked"] = "stacked"
     shape: Annotated[Shape, Field(min_length=3)]
@@ -117,35 +119,35 @@ class StackedEntry(_Strict):
         return self
 
     def columns(self, index: int) -> slice:
-        """The columns of ``A`` that hold the matrix ``index``."""
+        """Return the columns of ``A`` that belong to matrix ``index``."""
         widths = [width(rank, self.bits) for rank in self.ranks]
         return slice(sum(widths[:index]), sum(widths[: index + 1]))
 
     def ranks_of(self, index: int) -> slice:
-        """The rows of ``B`` that hold the matrix ``index``."""
+        """Return the rows of ``B`` that belong to matrix ``index``."""
         return slice(sum(self.ranks[:index]), sum(self.ranks[: index + 1]))
 
 
 class DifferenceEntry(_Strict):
-    """A tensor whose delta is stored as it is."""
+    """A tensor whose delta is stored without compression."""
 
     kind: Literal["difference"] = "difference"
     shape: Shape
 
 
 class WholeEntry(_Strict):
-    """A tensor stored as tuned, in place of the base's."""
+    """A tuned tensor, stored whole."""
 
     kind: Literal["whole"] = "whole"
     shape: Shape
 
 
 ROWS = ".rows"
-"""Ends the name of a ``rows`` entry, behind the name of its tensor."""
+"""The name of a ``rows`` entry is that of its tensor, followed by this."""
 
 
 class RowsEntry(_Strict):
-    """A tensor whose rows are tokens, and which has other rows than the base's ``base_rows``."""
+    """A tensor whose rows are tokens, and whose number of rows is not the base's ``base_rows``."""
 
     kind: Literal["rows"] = "rows"
     shape: Annotated[Shape, Field(min_length=1, max_length=2)]
@@ -153,12 +155,12 @@ class RowsEntry(_Strict):
 
     @property
     def added(self) -> int:
-        """Rows behind those of the base; 0 where there are fewer than in the base."""
+        """The number of rows after the base's last; 0 if the tensor has fewer rows than the base's."""
         return max(0, self.shape[0] - self.base_rows)
 
     @property
     def shared(self) -> int:
-        """Rows that the base has too."""
+        """The number of rows that the base has too."""
         return min(self.shape[0], self.base_rows)
 
 
@@ -168,7 +170,7 @@ Entry = Annotated[
 
 
 class Codec(_Strict):
-    """How the pack was made: the codec's name, its settings, and what was measured while zipping."""
+    """How the pack was made: the codec's name, its settings, and the measurements of the zip."""
 
     name: Line
     settings: Free = {}
@@ -176,10 +178,11 @@ class Codec(_Strict):
 
 
 class PackBytes(_Strict):
-    """Bytes on disk. ``total`` = matrices + whole + scales + metadata, and is what the whole folder takes.
+    """Bytes on disk.
 
-    ``bf16_delta`` is the whole delta in bf16 (what ``total`` is compared with); ``bf16_matrices`` the part of it that
-    went into the matrices (what ``matrices + scales`` is compared with).
+    ``total`` = matrices + whole + scales + metadata is the size of the whole folder. It compares with ``bf16_delta``,
+    the size of the whole delta in bf16; ``matrices + scales`` compares with ``bf16_matrices``, the size of the matrices
+    of the delta in bf16.
     """
 
     matrices: Count = 0
@@ -194,8 +197,8 @@ class PackBytes(_Strict):
 class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
 
-    ``files`` gives the SHA-256 of the data file and of what lies in ``files/``; ``from_base`` the files of the base's
-    tokenizer that these are completed with, and what they must mean (:mod:`skillweave.delta.carry`).
+    ``files`` gives the SHA-256 of the data file and of each file in ``files/``. ``from_base`` names the files of the
+    base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`).
     """
 
     schema_version: Version = SCHEMA_VERSION
@@ -213,7 +216,7 @@ class PackCard(_Strict):
     entries: dict[TensorName, Entry] = {}
 
     def oldest_version(self) -> int:
-        """The oldest schema version that can say all that the card says: older skillweaves read what they can."""
+        """Return the oldest schema version that can express this card, so that older versions read what they can."""
         newer = any(
             isinstance(entry, StackedEntry | RowsEntry)
             or (isinstance(entry, _MatrixEntry) and (entry.transposed or len(entry.shape) != 2))
@@ -222,20 +225,25 @@ class PackCard(_Strict):
         return 2 if newer or self.from_base or len(self.files) > 1 else 1
 
     def to_json(self) -> str:
-        """The text of ``skillpack.json``: indented, but one line an entry, for there are hundreds."""
+        """Return the text of ``skillpack.json``: indented, but with one line for each of the hundreds of entries."""
         empty = set() if self.from_base else {"from_base"}
-        values = self.model_dump(mode="json", exclude={"entries", *empty})
+        values = self.model_dump(mode="json", exclude={"bytes", "entries", *empty})
+        # A fixed width: the length of this text must not depend on the total, which counts this text too.
+        sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)
         lines = []
         for name, entry in self.entries.items():
             fields = {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}
             lines.append(f"    {json.dumps(name)}: {json.dumps(fields, separators=(',', ':'))}")
         entries = "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
-        head = json.dumps(values, indent=2, ensure_ascii=False)
-        return f'{head[: -len(chr(10) + "}")]},\n  "entries": {entries}\n}}\n'
+        head = json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}")
+        return f'{head},\n  "bytes": {{{sizes}}},\n  "entries": {entries}\n}}\n'
 
 
 def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...], str | None]]:
-    """Shape and dtype, as torch names it (None: any float), of every tensor that an entry needs in the file."""
+    """Return the shape and dtype of every tensor that an entry needs in the file, by the name of the tensor.
+
+    The dtype is torch's name of it; None stands for any float dtype.
+    """
     if isinstance(entry, DifferenceEntry | WholeEntry):
         return {name: (entry.shape, None)}
     if isinstance(entry, RowsEntry):
@@ -275,5 +283,5 @@ def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int
 
 
 def width(n: int, bits: int) -> int:
-    """Elements of a file's tensor that n codes take: two codes of four bits share a byte."""
+    """Return the number of elements that n codes take in a tensor of the file: two four-bit codes share a byte."""
     return (n + 1) // 2 if bits == 4 else n

@@ -1,9 +1,12 @@
-"""A skillpack: the card, the tensors and the files that travel along, in a folder.
+"""A skillpack: a card, tensors, and the files that travel along, saved in a folder.
 
-``skillpack.json`` is the card, ``skillpack.safetensors`` holds the tensors that the card's entries name, ``README.md``
-says the same to a person, and ``files/`` is there where the fine-tune changed the tokenizer, the chat template or
-``generation_config.json`` (:mod:`skillweave.delta.carry`). Packs are small (a few MB for a base of hundreds), so the
-tensors are read at once.
+* ``skillpack.json`` is the card.
+* ``skillpack.safetensors`` holds the tensors that the card's entries name.
+* ``README.md`` is the card for people.
+* ``files/`` exists if the fine-tune changed the tokenizer, the chat template or ``generation_config.json``
+  (:mod:`skillweave.delta.carry`).
+
+Packs are small (a few MB for a base of hundreds), so all tensors are read at once.
 """
 
 from __future__ import annotations
@@ -15,30 +18,31 @@ import torch
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
-from skillweave.base.safetensors_io import file_bytes, read_tensors, write_tensors
+from skillweave.base.safetensors_io import Spec, read_tensors, write_stream
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
-from skillweave.delta.carry import FOLDER, Carried, save_files
+from skillweave.delta.carry import Carried, save_files
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import sha256_file, shortened
+from skillweave.files.hashes import shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackBytes, PackCard, RowsEntry, WholeEntry
+from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
 from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
-
-_METADATA = {"skillpack": str(SCHEMA_VERSION)}
+from skillweave.pack.weigh import DATA_METADATA, weigh
 
 
 class Skillpack:
     """A delta zipped for inference.
 
-    ``card`` may be added to (scores, audit) until the pack is saved; ``tensors`` are named as
-    :mod:`skillweave.pack.schema` says; ``carried`` are the files that travel along, stored against the base's. Raises
-    :class:`UserError` where a tensor is missing, of another shape or type, or named by no entry.
+    * ``card`` may get scores and an audit until the pack is saved.
+    * ``tensors`` have the names that :mod:`skillweave.pack.schema` defines.
+    * ``carried`` are the files that travel along, as differences from the base's.
+
+    Raises :class:`UserError` if a tensor is missing, has another shape or dtype, or belongs to no entry.
     """
 
     def __init__(self, card: PackCard, tensors: Mapping[str, torch.Tensor], carried: Carried | None = None) -> None:
@@ -51,26 +55,27 @@ class Skillpack:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the pack's files into ``folder`` (replaced whole, atomically) and return it.
+        """Write the pack's files, replacing the whole ``folder`` atomically, and return the folder.
 
-        The card is brought up to date first: its ``bytes``, ``files`` and ``schema_version`` are what this call writes.
+        The card is updated: its ``bytes``, ``files``, ``from_base`` and ``schema_version`` describe what is written.
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
-            write_tensors(temporary / DATA_FILE, self.tensors, _METADATA)
-            self.card.files = {DATA_FILE: sha256_file(temporary / DATA_FILE), **save_files(self.carried, temporary)}
+            data_hash = write_stream(temporary / DATA_FILE, self.specs, self.tensors.__getitem__, DATA_METADATA)
+            self.card.files = {DATA_FILE: data_hash, **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
             self.card.schema_version = self.card.oldest_version()
-            self.card.bytes = self._weigh((temporary / DATA_FILE).stat().st_size)
+            self.card.bytes = weigh(self.card, self.specs, self.carried)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))
         return folder
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Skillpack:
-        """Read a pack. A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why.
+        """Return the pack that was saved in ``folder``.
 
-        So is one with numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
+        Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off or of a
+        newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
         card, data, carried = read_stored(folder)
         tensors = read_tensors(data)
@@ -78,56 +83,35 @@ class Skillpack:
         return cls(card, tensors, carried)
 
     def check_values(self) -> None:
-        """Raise :class:`UserError` unless all numbers are finite and in range, as in a pack read from files."""
+        """Raise :class:`UserError` unless all numbers are finite and in range, as they must be in a saved pack."""
         check_values(self.card, self.tensors, f"the pack '{self.card.name}'")
 
     @property
+    def specs(self) -> dict[str, Spec]:
+        """The shape and dtype of each tensor."""
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of all files, as :meth:`save_pretrained` would write them now."""
-        return self.weighed().total
-
-    def weighed(self) -> PackBytes:
-        """``card.bytes`` as :meth:`save_pretrained` would write it now."""
-        specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
-        return self._weigh(file_bytes(specs, _METADATA))
-
-    def _weigh(self, data_bytes: int) -> PackBytes:
-        """The card's ``bytes`` for a data file of ``data_bytes``. What travels along counts as metadata."""
-        parts = {"matrices": 0, "whole": 0, "scales": 0}
-        for name, tensor in self.tensors.items():
-            parts[_part_of(name, self.card)] += tensor.numel() * tensor.element_size()
-        held = [DATA_FILE, *(f"{FOLDER}/{name}" for name in self.carried.files)]
-        card = self.card.model_copy(
-            update={
-                "files": dict.fromkeys(held, "0" * 64),
-                "from_base": dict(self.carried.from_base),
-            }
-        )
-        data_bytes += self.carried.nbytes
-        # The card states its own size. A larger total never makes it shorter, so this climbs to the least that fits.
-        total = data_bytes
-        while True:
-            card.bytes = self.card.bytes.model_copy(
-                update={**parts, "total": total, "metadata": total - sum(parts.values())}
-            )
-            now = data_bytes + len(card.to_json().encode()) + len(card_text(card).encode())
-            if now == total:
-                return card.bytes
-            total = now
+        """The bytes of all files, as :meth:`save_pretrained` would write them now."""
+        return weigh(self.card, self.specs, self.carried).total
 
     # -- use -----------------------------------------------------------------------------------------------------
 
     def check_base(self, fingerprint: str) -> None:
-        """Raise :class:`UserError` unless ``fingerprint`` is that of the base this pack was made for."""
+        """Raise :class:`UserError` unless this pack was made for the base with this ``fingerprint``."""
         if fingerprint != self.card.base.fingerprint:
-            wanted, found = shortened(self.card.base.fingerprint, fingerprint)
+            wanted, given = shortened(self.card.base.fingerprint, fingerprint)
             raise UserError(
-                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {found}. "
+                f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {given}. "
                 "Open the base it names, or zip a delta of this one."
             )
 
     def lowrank_parts(self, name: str) -> LowRank:
-        """The integer factors of the ``lowrank`` entry called ``name``, four-bit codes unpacked to int8."""
+        """Return the integer factors of the ``lowrank`` entry ``name``; four-bit codes are unpacked to int8.
+
+        Raises :class:`UserError` if there is no such entry.
+        """
         entry = self.card.entries.get(name)
         if not isinstance(entry, LowRankEntry):
             known = [key for key, value in self.card.entries.items() if isinstance(value, LowRankEntry)]
@@ -135,12 +119,14 @@ class Skillpack:
         return lowrank_parts(self.tensors, name, entry)
 
     def decode(self, name: str) -> torch.Tensor:
-        """The float32 delta of one entry that is not stored whole."""
+        """Return the float32 delta of one entry that is not stored whole."""
         return decode(self.tensors, name, self.card.entries[name])
 
     def token_rows(self) -> dict[str, tuple[int, torch.Tensor | None]]:
-        """Tensors whose rows are tokens and that have other rows than the base's: how many, and those behind the
-        base's."""
+        """Return, for each tensor whose number of token rows is not the base's: that number, and the added rows.
+
+        The added rows are those after the base's last; they are None if the tensor has fewer rows than the base's.
+        """
         rows = {name: entry for name, entry in self.card.entries.items() if isinstance(entry, RowsEntry)}
         return {
             name.removesuffix(ROWS): (entry.shape[0], self.tensors[name] if entry.added else None)
@@ -148,13 +134,16 @@ class Skillpack:
         }
 
     def voice(self, base: Base) -> Voice:
-        """How this pack is spoken to on ``base``: with the tokenizer, template, end tokens and rows that it brings."""
+        """Return the tokenizer with its template, the generation config and the number of token rows of this pack.
+
+        What the pack does not bring is that of ``base``.
+        """
         rows = next((count for count, _ in self.token_rows().values()), None)
         tokenizer = carried_tokenizer(self.carried, base, f"the pack '{self.card.name}'")
         return Voice(tokenizer, carried_generation(self.carried, f"the pack '{self.card.name}'"), rows)
 
     def unzip(self) -> Delta:
-        """The pack as a full delta in float32, each tensor decoded when it is read; whole tensors stay whole."""
+        """Return the pack as a full delta in float32. Tensors are decoded when they are read; whole ones stay whole."""
         return Delta(
             _Decoded(self),
             base_fingerprint=self.card.base.fingerprint,
@@ -165,7 +154,7 @@ class Skillpack:
 
 
 class _Decoded(TensorSource):
-    """The tensors of a pack's delta, decoded on access."""
+    """The tensors of a pack's delta, each decoded when it is accessed."""
 
     def __init__(self, pack: Skillpack) -> None:
         self._pack = pack
@@ -188,9 +177,3 @@ class _Decoded(TensorSource):
             return self._pack.decode(name)
         shared = self._pack.decode(name)[: rows.shared] if entry else torch.zeros(rows.shared, *rows.shape[1:])
         return torch.cat([shared, self._pack.tensors[name + ROWS].float()]) if rows.added else shared
-
-
-def _part_of(name: str, card: PackCard) -> str:
-    if name in card.entries:
-        return "whole"
-    return "matrices" if name.endswith((".A", ".B")) else "scales"

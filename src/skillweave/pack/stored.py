@@ -1,4 +1,7 @@
-"""A pack in its folder: found, and checked by its card, its hash and the headers of its tensors, which are not read."""
+"""Read a pack's card and check its folder, without reading the values of its tensors.
+
+The card, the hashes of the files, and the names, shapes and dtypes in the tensor file must all agree.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +20,23 @@ from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard,
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
 README_FILE = "README.md"
-"""The card as a person reads it. Nothing reads it back, so it has no hash, and a copy of a pack gets a new one."""
+"""The card for people. No code reads it, so it has no hash, and a copy of a pack gets a new one."""
 AGAIN = "Copy or make the pack again."
 _REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
 
 
 def is_skillpack(folder: str | Path) -> bool:
-    """Whether a folder holds a skillpack."""
+    """Return whether a folder holds a skillpack."""
     settle(folder)
     return is_file(Path(folder) / CARD_FILE)
 
 
 def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
-    """The card of a pack, the file of its tensors and what travels along, checked to be what the card says.
+    """Return the card of a pack, the path of its tensor file, and the files that travel along, after all checks.
 
-    A missing, damaged, cut or newer file is a :class:`UserError` that says which, and why.
+    Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off, of a newer
+    version, or not what the card says.
     """
     folder = Path(folder)
     if not is_skillpack(folder):
@@ -45,9 +49,9 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     carried = read_files(reader, card.files, card.from_base)
     data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
     try:
-        # As numpy: what a pack holds is shown without waiting for torch.
+        # As numpy, because `skillweave inspect` must not wait for torch.
         with safe_open(data, framework="numpy") as file:
-            heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             kinds = {name: (tuple(head.get_shape()), _dtype(head.get_dtype())) for name, head in heads.items()}
     except SafetensorError as error:
         raise UserError(f"{data} is not a safetensors file ({error}). {_REMAKE}") from error
@@ -56,9 +60,9 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
 
 
 def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:
-    """Raise :class:`UserError` unless the tensors, given by shape and dtype, are those that the card's entries need.
+    """Raise :class:`UserError` unless these are exactly the tensors, by shape and dtype, that the card's entries need.
 
-    Every tensor belongs to one entry, but for ``smooth``, which belongs to one group.
+    Every tensor belongs to one entry, except a ``smooth``, which belongs to one group. ``where`` begins the message.
     """
     owners: dict[str, str] = {}
     for name, entry in card.entries.items():
@@ -72,11 +76,11 @@ def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], s
                 raise UserError(f"{where}: {owners[key]} and {owner} both name the tensor '{key}'. {_REMAKE}")
             if key not in tensors:
                 raise UserError(f"{where} lacks the tensor '{key}' that the entry '{name}' needs. {_REMAKE}")
-            found_shape, found = tensors[key]
-            right_type = found == dtype if dtype else found.startswith(("float", "bfloat"))
-            if found_shape != shape or not right_type:
+            actual_shape, actual = tensors[key]
+            right_type = actual == dtype if dtype else actual.startswith(("float", "bfloat"))
+            if actual_shape != shape or not right_type:
                 raise UserError(
-                    f"{where}: the tensor '{key}' is {found} {found_shape}, "
+                    f"{where}: the tensor '{key}' is {actual} {actual_shape}, "
                     f"expected {dtype or 'a float type'} {shape}. {_REMAKE}"
                 )
     _check_groups(card, where)
@@ -86,7 +90,7 @@ def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], s
 
 
 def _check_groups(card: PackCard, where: str) -> None:
-    """Raise :class:`UserError` where matrices of one group cannot be fed the same input."""
+    """Raise :class:`UserError` if the matrices of a group cannot have the same input."""
     first: dict[str, tuple[str, LowRankEntry]] = {}
     for name, entry in card.entries.items():
         if not isinstance(entry, LowRankEntry):
@@ -101,7 +105,7 @@ def _check_groups(card: PackCard, where: str) -> None:
 
 
 def _check_rows(card: PackCard, name: str, entry: RowsEntry, where: str) -> None:
-    """Raise :class:`UserError` unless a ``rows`` entry goes with what the card says of the same tensor."""
+    """Raise :class:`UserError` if a ``rows`` entry contradicts the card's other entry for the same tensor."""
     tensor = name.removesuffix(ROWS)
     shared = card.entries.get(tensor)
     problem = None
@@ -118,6 +122,6 @@ def _check_rows(card: PackCard, name: str, entry: RowsEntry, where: str) -> None
 
 
 def _dtype(name: str) -> str:
-    """``"bfloat16"`` for what safetensors calls ``BF16``."""
+    """Return torch's name of a dtype, such as ``"bfloat16"``, for its name in safetensors, such as ``BF16``."""
     letters = name.rstrip("0123456789")
     return _KINDS[letters] + name[len(letters) :] if letters in _KINDS else name.lower().replace("f8_", "float8_")

@@ -1,16 +1,20 @@
-"""A skillpack as a PEFT adapter: ``adapter_config.json`` + ``adapter_model.safetensors``, for PEFT, vLLM and LoRAX.
+"""Export a skillpack as a PEFT adapter: ``adapter_config.json`` + ``adapter_model.safetensors``.
 
-A low-rank entry is W + L R with L = diag(A_scale) A and R = diag(B_scale) B diag(1 / smooth), so lora_B = L and
-lora_A = R, exact in float32 but for the rounding of one product each. PEFT scales by alpha / r, which is 1 here. vLLM
-reads one ``r`` and one ``lora_alpha`` for all layers (its ``PEFTHelper`` has no ``rank_pattern``), so all factors get
-one rank: the smaller ones are filled up with zeros.
+PEFT, vLLM and LoRAX load such adapters.
 
-What LoRA cannot hold goes where PEFT loads it from: changed norms as ``modules_to_save``, biases and embeddings under
-their own names, which PEFT copies into the base. vLLM refuses such adapters; ``lora_only`` leaves these tensors out.
+* A low-rank entry is W + L R with L = diag(A_scale) A and R = diag(B_scale) B diag(1 / smooth). So lora_B = L and
+  lora_A = R, exact in float32 except for the rounding of one product each.
+* PEFT scales by alpha / r, which is 1 here.
+* vLLM reads one ``r`` and one ``lora_alpha`` for all layers (its ``PEFTHelper`` has no ``rank_pattern``). So all
+  factors get one rank, and smaller ones are padded with zeros.
+* Changes that LoRA cannot express go where PEFT loads them from: norms as ``modules_to_save``, biases and embeddings
+  under their own names, which PEFT copies into the base. vLLM refuses such adapters; ``lora_only`` leaves these
+  tensors out.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -19,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from skillweave.artefact import atomic_folder
 from skillweave.base.checkpoint import Checkpoint
@@ -36,20 +42,26 @@ from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
 
+_ENDINGS = {False: ("lora_B.weight", "lora_A.weight"), True: ("lora_embedding_B", "lora_embedding_A")}
+"""How PEFT names the factors of a layer, and of an embedding (True)."""
+
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote. ``saved`` are the tensors beside the factors, as PEFT stores them; ``left_out`` gives each
-    missing tensor's share of the change; ``rounding`` is the relative error of the factors in the written dtype;
-    ``rows`` is the number of tokens where the base must be resized before PEFT can load the adapter."""
+    """What an export wrote."""
 
     folder: Path
     rank: int
     modules: int
+    """the number of LoRA layers"""
     saved: list[str]
+    """the tensors beside the factors, by their names in the base"""
     left_out: dict[str, float]
+    """the share of the change in each missing tensor"""
     rounding: float
+    """the relative error of the factors in the dtype that was written"""
     rows: int | None
+    """the number of tokens that the base must be resized to before PEFT can load the adapter; None: no resize"""
 
 
 def export_lora(
@@ -62,27 +74,31 @@ def export_lora(
     keep_ranks: bool = False,
     allow_left_out: bool = False,
 ) -> Exported:
-    """Write ``pack`` as a PEFT adapter into the folder ``out`` (replaced whole, atomically).
+    """Write ``pack`` as a PEFT adapter, replacing the whole folder ``out`` atomically.
 
-    ``base`` is where the pack's base lies, if not at the place that the pack names. ``lora_only`` leaves out what vLLM
-    does not load; ``keep_ranks`` keeps the rank of each layer (``rank_pattern``), which vLLM does not read. The
-    tokenizer and the generation config that the pack carries are written along. Raises :class:`UserError` for another
-    base, and where more than 5% of the change would be left out unless ``allow_left_out``.
+    * ``base`` is the place of the pack's base, if it is not the place that the pack names.
+    * ``dtype`` is that of the written tensors.
+    * ``lora_only`` leaves out the tensors that vLLM does not load.
+    * ``keep_ranks`` keeps a rank for each layer (``rank_pattern``), which vLLM does not read.
+    * The tokenizer and the generation config that the pack carries are written too.
+
+    Raises :class:`UserError` for another base, for a pack without LoRA layers, and, unless ``allow_left_out``, if more
+    than 5% of the change would be left out.
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
-    plan = _Plan(pack, Checkpoint(place), lora_only)
-    if not plan.modules:
+    adapter = _Adapter(pack, Checkpoint(place), lora_only)
+    if not adapter.modules:
         raise UserError(
             f"the pack '{pack.card.name}' has no matrix in low-rank factors on a layer that LoRA knows: there is no "
             f"adapter to write. `skillweave unzip` writes the whole model."
         )
-    left_out, rounding = plan.measure(dtype)
+    left_out, rounding = adapter.measure(dtype)
     if sum(left_out.values()) > MOST_LEFT_OUT and not allow_left_out:
-        raise UserError(_too_much(pack.card.name, left_out, lora_only))
-    ranks = {module: plan.factors(module)[0].shape[1] for module in plan.modules}
+        raise UserError(_too_much_left_out(pack.card.name, left_out, lora_only))
+    ranks = {module: adapter.factors(module)[0].shape[1] for module in adapter.modules}
     rank = max(set(ranks.values()), key=list(ranks.values()).count) if keep_ranks else max(ranks.values())
-    specs, read = plan.tensors(dtype, None if keep_ranks else rank)
+    specs, read = adapter.tensors(dtype, None if keep_ranks else rank)
     out = Path(out)
     with atomic_folder(out) as temporary, bar(f"writing {out.name}", len(specs)) as advance:
 
@@ -91,15 +107,18 @@ def export_lora(
             return read(name)
 
         write_stream(temporary / WEIGHTS_FILE, specs, read_next)
-        config = plan.config(rank, ranks if keep_ranks else {})
+        config = adapter.config(rank, ranks if keep_ranks else {})
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_carried(plan.delta.carried, place, temporary)
-    rows = plan.tuned.token_rows if plan.saved else None
-    return Exported(out, rank, len(plan.modules), sorted(plan.saved), left_out, rounding, rows)
+        write_carried(adapter.delta.carried, place, temporary)
+    rows = adapter.tuned.token_rows if adapter.saved else None
+    return Exported(out, rank, len(adapter.modules), sorted(adapter.saved), left_out, rounding, rows)
 
 
-class _Plan:
-    """Where each entry of a pack goes: ``modules`` (LoRA layers), ``saved`` (tensors as they are), ``left_out``."""
+class _Adapter:
+    """Decides what becomes of each tensor that a pack changes, and reads what is written.
+
+    ``modules`` are the LoRA layers, ``saved`` the tensors that are written whole, ``left_out`` all others.
+    """
 
     def __init__(self, pack: Skillpack, base: Checkpoint, lora_only: bool) -> None:
         self.pack, self.base = pack, base
@@ -113,12 +132,11 @@ class _Plan:
         self.norms = sorted({_module(name) for name in self.saved if self._is_norm(_module(name))})
 
     def _is_lora(self, name: str) -> bool:
-        """Whether an entry is a matrix in two factors on a layer that PEFT gives LoRA to.
+        """Return whether an entry is a matrix in two factors on a layer that PEFT supports.
 
-        An end of a tie is none: PEFT would change one end, or (``ensure_weight_tying``) merge the change twice.
+        A tied tensor is not: PEFT would change only one end of the tie, or (``ensure_weight_tying``) merge the change
+        twice.
         """
-        from transformers.pytorch_utils import Conv1D
-
         entry = self.pack.card.entries.get(name)
         if (
             not isinstance(entry, LowRankEntry | FactorsEntry)
@@ -128,7 +146,7 @@ class _Plan:
         ):
             return False
         layer = self._layers.get(name.removesuffix(".weight"))
-        # A layer that the class does not have is an expert: its files, vLLM and PEFT know it by this name.
+        # A layer that the model class does not have is an expert: files, vLLM and PEFT know it by this name.
         return layer is None or isinstance(layer, nn.Linear | nn.Embedding | Conv1D)
 
     def _is_saved(self, name: str) -> bool:
@@ -145,36 +163,37 @@ class _Plan:
     # -- numbers -------------------------------------------------------------------------------------------------
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """(lora_B (out, r), lora_A (r, in)) in float32, as PEFT lays them against the layer's weight."""
+        """Return lora_B (out, r) and lora_A (r, in) in float32, oriented as PEFT multiplies them."""
         name = f"{module}.weight"
         entry = self.pack.card.entries[name]
         if isinstance(entry, LowRankEntry):
             left, right = self.pack.lowrank_parts(name).factors()
         else:
+            assert isinstance(entry, FactorsEntry)
             left, right = (self.pack.tensors[f"{name}.{part}"].float() for part in "AB")
-        # PEFT writes the factors of Conv1D and of embeddings for the weight turned round.
-        turned = self._is_turned(module) != getattr(entry, "transposed", False)
-        return (right.T, left.T) if turned else (left, right)
-
-    def _is_turned(self, module: str) -> bool:
-        from transformers.pytorch_utils import Conv1D
-
-        return isinstance(self._layers.get(module), Conv1D | nn.Embedding)
+        # PEFT stores the factors of Conv1D and of embeddings for the transposed weight.
+        transposed = isinstance(self._layers.get(module), Conv1D | nn.Embedding)
+        return (right.T, left.T) if transposed != entry.transposed else (left, right)
 
     def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], float]:
-        """(share of the change of each tensor left out, relative error of the factors in ``dtype``)."""
+        """Return the share of the change in each tensor left out, and the relative error of the factors in ``dtype``.
+
+        Both are measured in squared norms, without making a product of factors.
+        """
         factors_energy = lost = 0.0
         for module in self.modules:
             left, right = self.factors(module)
             factors_energy += _energy(left, right)
-            close = left.to(dtype).float(), right.to(dtype).float()
-            lost += _energy(torch.cat([close[0], left], dim=1), torch.cat([close[1], -right]))
+            near_left, near_right = left.to(dtype).float(), right.to(dtype).float()
+            # near_left near_right - left right, as one product.
+            lost += _energy(torch.cat([near_left, left], dim=1), torch.cat([near_right, -right]))
         others = {name: self._change_energy(name) for name in (*self.saved, *self.left_out)}
         total = factors_energy + sum(others.values())
         shares = {name: others[name] / total for name in self.left_out if total}
         return shares, (lost / factors_energy) ** 0.5 if factors_energy else 0.0
 
     def _change_energy(self, name: str) -> float:
+        """Return the squared norm of what the pack changes in a tensor; added rows count in full."""
         change = self.delta.tensor(name).float()
         if self.delta.whole(name):
             old = self.base.tensor(name).float()
@@ -185,32 +204,39 @@ class _Plan:
     # -- files ---------------------------------------------------------------------------------------------------
 
     def tensors(self, dtype: torch.dtype, rank: int | None) -> tuple[dict[str, Spec], Callable[[str], torch.Tensor]]:
-        """(specs of the adapter's file, a function that reads each); factors get ``rank``, or keep their own."""
-        readers: dict[str, Callable[[], torch.Tensor]] = {}
+        """Return the specs of the adapter's file, and a function that reads each tensor of it.
+
+        Factors are padded to ``rank``; None keeps the rank of each.
+        """
         specs: dict[str, Spec] = {}
+        readers: dict[str, Callable[[], torch.Tensor]] = {}
         for module in self.modules:
             embedding = isinstance(self._layers.get(module), nn.Embedding)
-            endings = ("lora_embedding_B", "lora_embedding_A") if embedding else ("lora_B.weight", "lora_A.weight")
-            shapes = [tuple(part.shape) for part in self.factors(module)]
-            for at, (ending, shape) in enumerate(zip(endings, shapes, strict=True)):
-                name = f"{PREFIX}{module}.{ending}"
-                wide = rank or shape[1 - at]
-                specs[name] = ((shape[0], wide) if at == 0 else (wide, shape[1])), dtype
-                readers[name] = lambda module=module, at=at, shape=specs[name][0]: _padded(  # type: ignore[misc]
-                    self.factors(module)[at], shape
-                ).to(dtype)
+            left_key, right_key = (f"{PREFIX}{module}.{ending}" for ending in _ENDINGS[embedding])
+            left, right = self.factors(module)
+            own = rank or left.shape[1]
+            specs[left_key] = (left.shape[0], own), dtype
+            specs[right_key] = (own, right.shape[1]), dtype
+            readers[left_key] = functools.partial(self._padded_factor, module, 0, own)
+            readers[right_key] = functools.partial(self._padded_factor, module, 1, own)
         for name in {*self.saved, *(part for module in self.norms for part in self._parts(module))}:
             module, _, leaf = name.rpartition(".")
-            raw = f"{PREFIX}{module}.base_layer.{leaf}" if module in self.modules else f"{PREFIX}{name}"
-            specs[raw] = self.tuned.shape(name), dtype
-            readers[raw] = lambda name=name: self.tuned.tensor(name).to(dtype)  # type: ignore[misc]
-        return specs, lambda name: readers[name]()
+            key = f"{PREFIX}{module}.base_layer.{leaf}" if module in self.modules else f"{PREFIX}{name}"
+            specs[key] = self.tuned.shape(name), dtype
+            readers[key] = functools.partial(self.tuned.tensor, name)
+        return specs, lambda key: readers[key]().to(dtype)
+
+    def _padded_factor(self, module: str, side: int, rank: int) -> torch.Tensor:
+        """Return one factor of a layer (side 0: lora_B, 1: lora_A) with zeros up to ``rank``."""
+        factor = self.factors(module)[side]
+        missing = rank - factor.shape[1 - side]
+        return nn.functional.pad(factor, (0, missing) if side == 0 else (0, 0, 0, missing))
 
     def config(self, rank: int, ranks: Mapping[str, int]) -> dict[str, Any]:
-        """``adapter_config.json``; ``ranks`` of the modules where they differ, each its own alpha as well."""
-        from peft import LoraConfig
-        from transformers.pytorch_utils import Conv1D
+        """Return the values of ``adapter_config.json``; ``ranks`` gives the rank of each module, if they may differ.
 
+        The alpha of a module equals its rank.
+        """
         pattern = {re.escape(module): own for module, own in ranks.items() if own != rank}
         biases = any(name.endswith(".bias") and _module(name) not in self.norms for name in self.saved)
         config = LoraConfig(
@@ -230,12 +256,12 @@ class _Plan:
         return {key: sorted(value) if isinstance(value, set) else value for key, value in values.items()}
 
     def _targets(self) -> list[str]:
-        """Short names (``q_proj``) where they stand for exactly the modules of the pack, else the whole names."""
+        """Return short names (``q_proj``) if they match exactly the modules of the pack, else the full names."""
         short = {module.rpartition(".")[2] for module in self.modules}
-        meant = {
+        matched = {
             name for name, layer in self._layers.items() if name.rpartition(".")[2] in short and _has_weight(layer)
         }
-        return sorted(short) if meant == set(self.modules) else sorted(self.modules)
+        return sorted(short) if matched == set(self.modules) else sorted(self.modules)
 
 
 def _module(name: str) -> str:
@@ -247,19 +273,12 @@ def _has_weight(layer: nn.Module) -> bool:
 
 
 def _energy(left: torch.Tensor, right: torch.Tensor) -> float:
-    """||left right||^2 without making the product: the sum over (left^T left) * (right right^T)."""
+    """Return ||left right||^2 as the sum over (left^T left) * (right right^T), without making the product."""
     left, right = left.double(), right.double()
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
 
-def _padded(factor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The factor with zeros behind it, up to ``shape``."""
-    result = torch.zeros(shape)
-    result[: factor.shape[0], : factor.shape[1]] = factor
-    return result
-
-
-def _too_much(name: str, left_out: Mapping[str, float], lora_only: bool) -> str:
+def _too_much_left_out(name: str, left_out: Mapping[str, float], lora_only: bool) -> str:
     advice = "leave out --lora-only, or say" if lora_only else "write the whole model with `skillweave unzip`, or say"
     return (
         f"a LoRA adapter of the pack '{name}' would leave out {sum(left_out.values()):.1%} of the change (of its "

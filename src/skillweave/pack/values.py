@@ -1,7 +1,8 @@
-"""Whether the numbers of a pack are numbers that a codec writes: finite, and in the range that the schema gives.
+"""Check that the numbers of a pack are numbers that a codec writes: finite, and in the range that the schema allows.
 
-Hashes say that nobody changed a file since its author wrote it, not that the author meant well. One NaN in a scale
-turns every answer of the pack to nonsense; a code of -128 has no counterpart, which the integer kernels rely on.
+Hashes show that nobody has changed a file since its author wrote it, but not that the author meant well. One NaN in a
+scale makes every answer of the pack nonsense. A code of -128 has no positive counterpart, which the integer kernels
+rely on.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from skillweave.pack.schema import (
 
 _AGAIN = "Make the pack again."
 _SMALLEST = torch.finfo(torch.float16).tiny
-"""The smallest normal float16: below it, 1 / smooth is too large for the numbers that it multiplies."""
+"""The smallest normal float16. Below it, 1 / smooth is too large for the numbers that it is multiplied with."""
 
 
 def check_values(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str) -> None:
-    """Raise :class:`UserError`, by tensor, unless all numbers of a pack are finite and in range.
+    """Raise :class:`UserError`, with the tensor, unless all numbers of a pack are finite and in range.
 
-    The tensors are those of the card's entries, in shape and dtype (:func:`skillweave.pack.stored.check_tensors`).
+    The shapes and dtypes of the tensors must have passed :func:`skillweave.pack.stored.check_tensors`. ``where`` begins
+    the message.
     """
     for name, entry in card.entries.items():
         for key in expected_tensors(name, entry):
@@ -44,7 +46,7 @@ def check_values(card: PackCard, tensors: Mapping[str, torch.Tensor], where: str
 def _last_halves(
     tensors: Mapping[str, torch.Tensor], name: str, entry: Entry
 ) -> Iterator[tuple[str, int, torch.Tensor]]:
-    """(tensor, number of columns, its last bytes) of every matrix of an entry with two codes of four bits a byte."""
+    """Yield (name of the tensor, number of columns, last byte of each row) for every matrix with four-bit codes."""
     if isinstance(entry, LowRankEntry) and entry.bits == 4:
         yield f"{name}.A", entry.rank, tensors[f"{name}.A"][..., -1]
         yield f"{name}.B", entry.matrix[1], tensors[f"{name}.B"][..., -1]
@@ -55,7 +57,7 @@ def _last_halves(
 
 
 def _wrong(key: str, tensor: torch.Tensor, entry: Entry) -> str | None:
-    """What is wrong with the numbers of one tensor; None where nothing is."""
+    """Return what is wrong with the numbers of one tensor, or None."""
     if tensor.numel() == 0:
         return None
     if tensor.dtype == torch.int8:

@@ -1,7 +1,11 @@
-"""Token rows that differ from pack to pack, in one model and one batch.
+"""Vocabularies that differ from pack to pack, in one model and one batch.
 
-While :func:`vocabularies` is open, token ids behind the base's rows are looked up in the rows of the pack that the row
-of the batch uses, the head gives logits for them too, and no row of the batch can write a token that it has no row for.
+Inside :func:`vocabularies`, each row of the batch has the token rows of its own pack:
+
+* Token ids beyond the base's rows are looked up in the rows that the pack adds.
+* The head gives logits for them too.
+* Tokens that a row of the batch has no token row for get the logit minus infinity.
+
 The model's own embedding and head are not changed.
 """
 
@@ -19,10 +23,12 @@ from torch.nn.functional import linear
 
 from skillweave.errors import UserError
 
+_REMAKE = "Make the pack again, from a delta of this base."
+
 
 @dataclass(frozen=True)
 class TokenRows:
-    """The vocabulary of one pack: ``rows`` in all. What lies behind the base's rows is None where there is nothing.
+    """The vocabulary of one pack: ``rows`` in all, and the rows after the base's last, None if there are none.
 
     ``embedding`` and ``head`` are (added, hidden), ``bias`` is (added,), in the dtype and on the device of the base's.
     """
@@ -34,16 +40,16 @@ class TokenRows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the added rows; tied ones once."""
-        held = {id(tensor): tensor for tensor in (self.embedding, self.head, self.bias) if tensor is not None}
-        return sum(tensor.nbytes for tensor in held.values())
+        """The bytes of the added rows; tied ones count once."""
+        distinct = {id(tensor): tensor for tensor in (self.embedding, self.head, self.bias) if tensor is not None}
+        return sum(tensor.nbytes for tensor in distinct.values())
 
 
 def token_rows(model: Any, name: str, rows: Mapping[str, tuple[int, torch.Tensor | None]]) -> TokenRows | None:
-    """The vocabulary that a pack called ``name`` brings to ``model``; None where it brings none.
+    """Return the vocabulary that the pack ``name`` brings to ``model``, or None if it brings none.
 
-    ``rows`` maps names of the model's tensors to their tuned number of rows and those behind the base's. Raises
-    :class:`UserError` where they do not fit each other or the model.
+    ``rows`` maps names of the model's tensors to their tuned number of rows, and to the added rows. Raises
+    :class:`UserError` if these do not fit each other or the model.
     """
     if not rows:
         return None
@@ -51,32 +57,39 @@ def token_rows(model: Any, name: str, rows: Mapping[str, tuple[int, torch.Tensor
     parts, head = {}, model.get_output_embeddings()
     places = {"embedding": (model.get_input_embeddings(), "weight"), "head": (head, "weight"), "bias": (head, "bias")}
     named = dict(model.named_parameters(remove_duplicate=False))
-    known = set()
+    matched = set()
     for part, (module, own) in places.items():
         parameter = getattr(module, own, None)
         if parameter is None:
             continue
         mine = [key for key in rows if named.get(key) is parameter]
-        known |= set(mine)
+        matched |= set(mine)
         if not mine:
-            raise UserError(f"the pack '{name}' has other token rows than the base, but not for its {part} {own}")
+            raise UserError(
+                f"the pack '{name}' changes the number of token rows, but has none for the {own} of the {part}. "
+                f"{_REMAKE}"
+            )
         added = rows[mine[0]][1]
         parts[part] = None if added is None else added.to(parameter.device, parameter.dtype)
-    if strange := sorted(set(rows) - known):
+    if strange := sorted(set(rows) - matched):
         raise UserError(
-            f"the pack '{name}' has token rows for '{strange[0]}', which is no embedding or head of the base"
+            f"the pack '{name}' has token rows for '{strange[0]}', which is not an embedding or a head of the base. "
+            f"{_REMAKE}"
         )
     if len(counts) > 1:
-        raise UserError(f"the pack '{name}' has unlike numbers of token rows: {', '.join(map(str, sorted(counts)))}")
+        raise UserError(
+            f"the tensors of the pack '{name}' have different numbers of token rows: "
+            f"{', '.join(map(str, sorted(counts)))}. {_REMAKE}"
+        )
     tied = getattr(head, "weight", None) is model.get_input_embeddings().weight
     return TokenRows(counts.pop(), **{**parts, **({"head": parts["embedding"]} if tied else {})})
 
 
 @contextlib.contextmanager
 def vocabularies(model: Any, of_row: Sequence[TokenRows | None], *, every: bool = False) -> Iterator[None]:
-    """Inside, row i of every batch has the token rows ``of_row[i]``, or the base's for None.
+    """Inside this context, row i of every batch has the token rows ``of_row[i]``; None stands for the base's.
 
-    ``every``: all rows of every batch, however many, have those of ``of_row[0]``.
+    With ``every``, all rows of every batch, however many there are, have the token rows ``of_row[0]``.
     """
     if not any(of_row):
         yield
@@ -99,8 +112,11 @@ def vocabularies(model: Any, of_row: Sequence[TokenRows | None], *, every: bool 
 
 
 class _Run:
-    """The hooks of one :func:`vocabularies`. Another hook may call embedding or head once more inside of a call, for
-    some of the rows: such an inner call is left alone, so the depth of the calls is counted."""
+    """The hooks of one :func:`vocabularies`.
+
+    Other hooks may call the embedding or the head again inside a call, for some of the rows. Such inner calls must not
+    be changed, so the depth of the calls is counted.
+    """
 
     def __init__(self, model: Any, of_row: Sequence[TokenRows | None], every: bool) -> None:
         self.base_rows = model.get_input_embeddings().weight.shape[0]
@@ -113,15 +129,15 @@ class _Run:
         return self.base_rows if one is None else one.rows
 
     def _parts(self, batch: int) -> list[tuple[TokenRows, list[int]]]:
-        """Each vocabulary with added rows, and the rows of the batch that have it."""
+        """Return each vocabulary with added rows, and the rows of the batch that use it."""
         of_row = [self._of_row[0]] * batch if self._every else self._of_row
         if len(of_row) != batch:
-            raise UserError(f"{len(of_row)} rows have a vocabulary, and the model is fed {batch}")
-        found: dict[int, tuple[TokenRows, list[int]]] = {}
+            raise UserError(f"{len(of_row)} rows have a vocabulary, but the batch has {batch} rows")
+        parts: dict[int, tuple[TokenRows, list[int]]] = {}
         for index, one in enumerate(of_row):
             if one is not None and one.rows > self.base_rows:
-                found.setdefault(id(one), (one, []))[1].append(index)
-        return list(found.values())
+                parts.setdefault(id(one), (one, []))[1].append(index)
+        return list(parts.values())
 
     def before_embedding(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._depth["embedding"] += 1
@@ -146,12 +162,12 @@ class _Run:
         return output
 
     def _looked_up(self, module: Any, one: TokenRows, ids: torch.Tensor) -> torch.Tensor:
-        """What the embedding, with its scale if it has one, makes of added rows."""
+        """Return what the embedding module, with its scale if it has one, gives for added rows."""
         assert one.embedding is not None
         alike = copy.copy(module)
         alike._parameters = {**module._parameters, "weight": nn.Parameter(one.embedding, requires_grad=False)}
         alike.padding_idx = None  # it names a row of the base
-        # No call of the module: other hooks know of the base's rows alone.
+        # Not a call of the module, because other hooks know only the base's rows.
         forward = getattr(module.forward, "__func__", type(module).forward)
         return forward(alike, ids[None])[0]
 
@@ -163,7 +179,7 @@ class _Run:
         if self._depth["head"]:
             return None
         x = args[0]
-        wide = output.new_zeros(*output.shape[:-1], self.width)  # what stays 0 is masked behind the model
+        wide = output.new_zeros(*output.shape[:-1], self.width)  # what stays 0 is masked after the model
         wide[..., : output.shape[-1]] = output
         for one, rows in self._parts(x.shape[0]):
             assert one.head is not None
@@ -173,7 +189,7 @@ class _Run:
         return wide
 
     def mask(self, _: nn.Module, args: Any, output: Any) -> None:
-        """No row writes a token that its vocabulary does not have."""
+        """Set the logits of tokens to minus infinity for the rows whose vocabulary does not have them."""
         logits = output.logits
         of_row = self._of_row[:1] if self._every else self._of_row
         ends = torch.tensor([self._rows_of(one) for one in of_row], device=logits.device)

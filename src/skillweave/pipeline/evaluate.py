@@ -16,7 +16,8 @@ from skillweave.progress import console
 from skillweave.tasks import Task, evaluate
 from skillweave.tasks.with_tools import ToolSettings, ToolUse, agent_of
 from skillweave.terminal import printable
-from skillweave.weave import Reply, Weave, background_prompts, converse_with
+from skillweave.tools.conversation import OpenTools
+from skillweave.weave import Reply, Weave, background_prompts
 
 
 def _background() -> tuple[list[str], list[str]]:
@@ -33,13 +34,16 @@ AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
 
 
 def answers(weave: Weave, pack: str | None, task: Task, use: ToolUse | None, sampling: Sampling) -> AnswerFunction:
-    """Answers of a weave, with tools as ``use`` says, or written at once; ``pack`` as in :meth:`Weave.generate`."""
+    """A function that answers the prompts of ``task`` with a weave, and with its tools if ``use`` is given.
+
+    ``pack``: see :meth:`Weave.generate`.
+    """
 
     def answer(prompts: list[Prompt]) -> Sequence[Reply]:
         if use is None:
             return weave.generate(prompts, pack, sampling, label="answer")
         with agent_of(task, use.tools).toolbox as toolbox:
-            return converse_with(weave, prompts, pack, toolbox, use, label="answer")
+            return weave.generate(prompts, pack, sampling, tools=OpenTools(toolbox, use), label="answer")
 
     return answer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.report.page import Section, write_page
-from skillweave.report.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.report.table import Table
 from skillweave.units import human_bytes
 

@@ -129,7 +129,7 @@ class _Build:
         """What would else be found after hours of training: no room for a pack, no prompts to calibrate or route by."""
         for name, skill in self.config.skills.items():
             self.tasks[name].split("test")
-            if len(self.tasks[name].asked("train")) < 2:
+            if len(self.tasks[name].distinct("train")) < 2:
                 raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
             if skill.pack is not None:
                 self._check_pack(name, skill.pack)
@@ -242,7 +242,7 @@ class _Build:
         names, chosen = list(self.config.skills), self.config.router
 
         def fit(folder: Path) -> None:
-            own = {name: [e.prompt for e in self.tasks[name].asked("train")[: chosen.prompts]] for name in names}
+            own = {name: [e.prompt for e in self.tasks[name].distinct("train")[: chosen.prompts]] for name in names}
             router = fit_router(
                 self.base, own, BACKGROUND[0], layer=chosen.layer, miss=chosen.miss, seed=self.config.seed
             )

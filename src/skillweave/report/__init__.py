@@ -1,4 +1,4 @@
-"""Tables, plots and pages: a toolbox that knows no method."""
+"""Tables, plots and pages: a toolbox for reports that depends on no method."""
 
 from skillweave.report.machine import machine, versions
 from skillweave.report.plots import svg_text

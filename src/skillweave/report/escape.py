@@ -1,4 +1,4 @@
-"""Texts of strangers in a report: names, answers and commands never become marks of its format."""
+"""Escape untrusted texts in a report (names, answers, commands), so that they never act as its markup."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ _LONGEST_LABEL = 40
 
 
 def markdown_text(text: str) -> str:
-    """The text on one line of Markdown: no link, image, HTML, code or cell begins or ends in it."""
+    """Return the text as one line of Markdown that starts or ends no link, image, HTML, code or table cell."""
     text = harmless(" ".join(text.split())).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     return "".join(f"\\{character}" if character in "|[]`" else character for character in text)
 
 
 def label_text(text: str) -> str:
-    """The text as the label of a plot: on one line, and not longer than a label can be."""
+    """Return the text as the label of a plot: on one line, shortened to the length of a label."""
     text = harmless(" ".join(text.split()))
     return text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"

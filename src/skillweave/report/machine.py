@@ -1,4 +1,4 @@
-"""What a figure was made on: written beside every result."""
+"""The machine and the versions of libraries, which are written beside every result."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ LIBRARIES = ("skillweave", "torch", "transformers", "trl", "peft", "safetensors"
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that a result depends on, and of Python."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the libraries that a result depends on."""
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
 def machine() -> str:
-    """One line: system, processor, cores, memory, GPU if there is one."""
+    """Return one line: system, processor, cores, memory, and the GPU if there is one."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     parts = [platform.system(), platform.machine(), f"{os.cpu_count()} cores", f"{memory:.0f} GiB memory"]
     if torch.cuda.is_available():

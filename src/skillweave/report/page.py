@@ -1,4 +1,4 @@
-"""One report as files: ``report.json``, ``report.md``, ``report.html`` and ``plots/*.svg``."""
+"""Write a report as files: ``report.json``, ``report.md``, ``report.html`` and ``plots/*.svg``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ figure { margin: 1.5rem 0; } figure svg { max-width: 100%; height: auto; } foote
 
 @dataclass(frozen=True)
 class Section:
-    """A titled table, where it helps with a plot of the same figures."""
+    """A table with a title and, optionally, a plot of the same figures."""
 
     title: str
     table: Table
@@ -38,29 +38,30 @@ class Section:
 def write_page(
     folder: Path, title: str, notes: Sequence[str], sections: Mapping[str, Section], report: dict[str, Any]
 ) -> None:
-    """Write a report into ``folder``; a section's key names its plot's file.
+    """Write a report into ``folder``.
 
-    ``report`` is all of it as ``report.json`` holds it; its ``command``, ``machine`` and ``seconds`` make the foot.
+    - ``sections``: in order; the plot of a section is written to ``plots/KEY.svg``
+    - ``report``: the content of ``report.json``; its ``command``, ``machine`` and ``seconds`` are quoted in the footer
     """
     drawn = {name: svg_text(section.plot) for name, section in sections.items() if section.plot is not None}
     for name, svg in drawn.items():
         with atomic_file(folder / "plots" / f"{name}.svg") as file:
             file.write_text(svg, encoding="utf-8")
     markdown = [f"# {markdown_text(title)}", "", *(f"- {markdown_text(note)}" for note in notes)]
-    page = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+    body = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
     for name, section in sections.items():
         markdown += ["", f"## {markdown_text(section.title)}", "", section.table.markdown()]
-        page += [f"<h2>{html.escape(section.title)}</h2>", section.table.html()]
+        body += [f"<h2>{html.escape(section.title)}</h2>", section.table.html()]
         if name in drawn:
             markdown += ["", f"![{markdown_text(section.title)}](plots/{name}.svg)"]
-            page.append(f"<figure>{drawn[name]}</figure>")
+            body.append(f"<figure>{drawn[name]}</figure>")
     command = harmless(report["command"]).replace("`", "'")
-    foot = f"Made by `{command}` on {report['machine']} in {human_seconds(report['seconds'])}."
-    write_text(folder / "report.md", "\n".join([*markdown, "", foot, ""]))
+    footer = f"Made by `{command}` on {report['machine']} in {human_seconds(report['seconds'])}."
+    write_text(folder / "report.md", "\n".join([*markdown, "", footer, ""]))
     write_text(
         folder / "report.html",
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{_STYLE}</style></head>\n"
-        f"<body>\n{chr(10).join(page)}\n<footer>{html.escape(foot)}</footer>\n</body></html>\n",
+        f"<body>\n{chr(10).join(body)}\n<footer>{html.escape(footer)}</footer>\n</body></html>\n",
     )
     write_json(folder / "report.json", report)

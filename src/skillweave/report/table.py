@@ -1,4 +1,4 @@
-"""One table, three ways to show it: terminal, Markdown, HTML."""
+"""A table for the terminal, for Markdown and for HTML."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from skillweave.report.escape import markdown_text
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text; the first column is left-aligned, the others right-aligned."""
+    """A table of texts. The first column is left-aligned, the others are right-aligned."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
-        """A Markdown pipe table."""
+        """Return the table in Markdown."""
         rule = ["---", *["---:"] * (len(self.header) - 1)]
         lines = [list(map(markdown_text, self.header)), rule, *(list(map(markdown_text, row)) for row in self.rows)]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def html(self) -> str:
-        """An HTML table."""
+        """Return the table in HTML."""
 
         def line(tag: str, cells: Sequence[str]) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -36,10 +36,10 @@ class Table:
         return f"<table>\n<thead>{line('th', self.header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
     def rich(self, title: str | None = None) -> RichTable:
-        """A table for the terminal, without vertical rules: they take the width that the figures need."""
+        """Return the table for the terminal. It has no vertical rules, to leave the width to the figures."""
         table = RichTable(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for index, name in enumerate(self.header):
             table.add_column(name, justify="right" if index else "left", overflow="ellipsis" if index else "fold")
         for row in self.rows:
-            table.add_row(*map(Text, row))  # as it is: a "[x]" in a cell is no markup
+            table.add_row(*map(Text, row))  # a plain Text, so that "[x]" in a cell is not markup
         return table

@@ -1,4 +1,8 @@
-"""A delta made small enough to serve beside others: low rank, ranks by gain per byte, rotation, smoothing, integers."""
+"""Zip a delta into a pack small enough to serve beside others.
+
+The steps are low-rank factors, ranks by gain per byte, rotation, smoothing, and integers: see
+docs/explanation/skillzip.md.
+"""
 
 from skillweave.skillzip.codecs import CODECS
 from skillweave.skillzip.config import ZipConfig

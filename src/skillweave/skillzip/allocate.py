@@ -1,8 +1,9 @@
-"""Ranks under a byte budget: the next bytes go where they take away the most error. Pure functions.
+"""Allocate ranks under a byte budget: the next bytes go where they remove the most error. Pure functions.
 
-With orthonormal singular vectors the squared (weighted) error of all matrices together is the sum of the squared
-singular values left out, so ranks compete by gain per byte over all matrices [ours; the digest of SkillZip names no
-rule]. The rounding of the factors takes a fixed share of each gain at a given width in bits and so changes no order.
+With orthonormal singular vectors, the squared (weighted) error of all matrices together is the sum of the squared
+singular values that are left out. So ranks compete by gain per byte across all matrices [ours; the digest of SkillZip
+names no rule]. Rounding the factors costs a fixed share of each gain at a given width in bits, so it does not change
+the order.
 """
 
 from __future__ import annotations
@@ -16,59 +17,59 @@ import torch
 
 @dataclass(frozen=True)
 class Matrix:
-    """What the allocation knows of one matrix."""
+    """What the allocation needs to know about one matrix."""
 
     gains: torch.Tensor
-    """(k,) squared singular values, falling: what each rank takes off the squared error"""
+    """(k,) squared singular values in descending order: how much of the squared error each rank removes"""
     rank_bytes: float
     """bytes of one rank"""
     fixed_bytes: int
-    """bytes of having the matrix in the pack at all: row scales, names"""
+    """bytes that the matrix takes at any rank above 0: row scales, names"""
     step: int = 1
-    """ranks come in multiples of this (two four-bit codes share a byte)"""
+    """ranks are multiples of this (two four-bit codes share a byte)"""
 
     def cost(self, rank: int) -> int:
-        """Bytes at ``rank``."""
+        """Return the bytes at ``rank``."""
         return 0 if rank == 0 else self.fixed_bytes + round(self.rank_bytes * rank)
 
 
-HELD = 0.96
-"""The share of the energy that lies in matrices with a rank at all, where the budget can hold that."""
+COVERED = 0.96
+"""Matrices with this share of the energy get a rank, if the budget can hold them."""
 
 
 def allocate_all(matrices: Sequence[Matrix], energies: Sequence[float], budget: int) -> list[int]:
-    """:func:`allocate`, but so that matrices with at least :data:`HELD` of the energy get a rank, if they fit.
+    """Return the ranks of :func:`allocate`, where matrices with at least :data:`COVERED` of the energy get one.
 
-    Ranks by gain alone may leave out large matrices (an embedding) whose change is of no low rank; a pack without any
-    of it would not be the fine-tune.
+    ``energies`` are the squared norms of the matrices. Allocating by gain alone may leave out a large matrix (an
+    embedding) whose change is not of low rank. A pack without any of it would not be the fine-tune.
     """
     ranks = allocate(matrices, budget)
     total = sum(energies)
     missing = sum(energy for energy, rank in zip(energies, ranks, strict=True) if not rank)
-    if missing <= (1 - HELD) * total:
+    if missing <= (1 - COVERED) * total:
         return ranks
     return allocate(matrices, budget, main_ones(energies))
 
 
 def main_ones(energies: Sequence[float]) -> list[int]:
-    """The fewest matrices that have :data:`HELD` of the energy, largest first."""
-    held, first, total = 0.0, [], sum(energies)
+    """Return the indices of the fewest matrices that have :data:`COVERED` of the energy together, largest first."""
+    covered, largest, total = 0.0, [], sum(energies)
     for index in sorted(range(len(energies)), key=lambda index: -energies[index]):
-        if held >= HELD * total:
+        if covered >= COVERED * total:
             break
-        first.append(index)
-        held += energies[index]
-    return first
+        largest.append(index)
+        covered += energies[index]
+    return largest
 
 
 def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ()) -> list[int]:
-    """The rank of each matrix (0: left out), of a total cost of at most ``budget``.
+    """Return the rank of each matrix (0: left out) with a total cost of at most ``budget`` bytes.
 
-    The matrices ``first`` get the least rank before all others, as far as the budget goes.
+    The matrices whose indices are in ``first`` get the least rank before all others, as far as the budget goes.
 
-    Greedy by gain per byte. The first ranks of a matrix must also earn its fixed bytes, so they are taken together, as
-    many as make the best bargain. Where all ranks cost the same and nothing is fixed this is the optimum; else it is
-    short of it by less than one such step.
+    The allocation is greedy by gain per byte. The first ranks of a matrix must also pay for its fixed bytes, so they
+    are taken together: as many as give the most gain per byte. If all ranks cost the same and there are no fixed bytes,
+    the result is optimal; otherwise it falls short of the optimum by less than one such step.
     """
     ranks = [0] * len(matrices)
     left = budget
@@ -95,10 +96,10 @@ def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ())
 
 
 def _offer(heap: list, index: int, matrix: Matrix, sums: torch.Tensor, now: int) -> None:
-    """Put the best next step of a matrix on the heap: the end rank with the most gain per byte from ``now``."""
+    """Push the best next step of a matrix on the heap: the rank with the most gain per byte, starting from ``now``."""
     ends = range(now + matrix.step, len(sums), matrix.step)
     best = max(
-        # From a rank that is paid for, gains only fall: the next step is the best one.
+        # Once the fixed bytes are paid, gains only fall, so the next step is the best one.
         ends if now == 0 else ends[:1],
         key=lambda end: float(sums[end] - sums[now]) / (matrix.cost(end) - matrix.cost(now)),
         default=None,

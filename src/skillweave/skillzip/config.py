@@ -1,4 +1,4 @@
-"""The settings of a zip."""
+"""How a delta is zipped: :class:`ZipConfig`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from skillweave.config import ByteSize, Config, Ratio
 
 
 class ZipConfig(Config):
-    """How a delta is zipped.
+    """Settings of a zip.
 
-    Exactly one of ``ratio`` and ``budget`` bounds the bytes of the whole pack, files and metadata included. ``ratio``
-    is a share of the delta's size in bf16: two bytes for every number of every tensor that changed.
+    Either ``ratio`` or ``budget`` limits the bytes of the whole pack, including all files and metadata. Without either,
+    the ratio is 1/32.
 
-    ``bits`` is the width of the factors. ``rotate`` mixes the rank channels before rounding. ``other`` says what
-    becomes of tensors that are not written as matrices (norms, biases, small convolutions): "keep" stores their
-    differences in bf16, "drop" leaves them at the base's values. Where more than 5% of the squared norm of the delta
-    would be left out in all, the zip ends in an error unless ``allow_left_out`` is set.
-
-    The defaults are what measured best [ours]: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| = 0.0019),
-    1/32 of the delta in all, KL to the specialist on held-out answers:
+    The defaults measured best [ours]. The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
+    0.0019), a pack of 1/32 of the delta, KL to the specialist on held-out answers:
 
     | settings | KL, thousandths |
     | --- | --- |
@@ -34,30 +29,59 @@ class ZipConfig(Config):
     | int8, rotated | 3.08 |
     | codec `svd` | 16.8 |
 
-    Weighting by the activations gained 5% as it is done here, in one seed and on 12 prompts, and lost half as much
-    again with less ``shrink`` (the share of the identity mixed into the second moment) and some weight on the prompt:
-    too little and too fickle to ask everyone for calibration, so plain is the default. Smoothing is for bases whose
-    inputs have outlier channels large enough to spoil eight-bit activations; SmolLM2's do not (the integer run time
-    alone costs 0.002 thousandths).
+    Weighting by the activations gained 5% in this form, with one seed and 12 prompts. With less ``shrink`` and some
+    weight on the prompt it was worse than no weighting, by about half as much. That is too little and too unstable to
+    ask every user for calibration prompts, so the default is unweighted. Smoothing is for bases whose inputs have
+    outlier channels large enough to spoil 8-bit activations. SmolLM2 has none: integer arithmetic at run time costs
+    only 0.002 thousandths.
     """
 
-    codec: str = "skillzip"
-    ratio: Ratio | None = Field(default=None, gt=0, le=1)
-    budget: ByteSize | None = Field(default=None, gt=0)
-    bits: Literal[4, 8] = 4
-    activation_aware: bool = False
-    shrink: float = Field(default=0.8, ge=0, le=1)
-    smoothing: float | None = Field(default=None, ge=0, le=1)
-    rotate: bool = True
-    other: Literal["drop", "keep"] = "keep"
-    allow_left_out: bool = False
-    seed: int = 0
+    codec: str = Field(
+        default="skillzip",
+        description="how matrices are written: `skillzip` (integer factors) or `svd` (a plain truncated SVD in bf16)",
+    )
+    ratio: Ratio | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="most bytes of the pack, as a share of the delta in bf16 (2 bytes for every number of every "
+        "changed tensor); 1/32 if neither ratio nor budget is given",
+    )
+    budget: ByteSize | None = Field(default=None, gt=0, description="most bytes of the pack, in place of ratio")
+    bits: Literal[4, 8] = Field(default=4, description="width of the integer factors in bits")
+    activation_aware: bool = Field(
+        default=False,
+        description="weight the error of each matrix by the inputs that its layer gets from calibration prompts",
+    )
+    shrink: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="share of the identity mixed into the second moment of the inputs (with activation_aware)",
+    )
+    smoothing: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="exponent of the smoothing of input channels, measured on calibration prompts; none: no smoothing",
+    )
+    rotate: bool = Field(default=True, description="mix the rank channels by an orthogonal rotation before rounding")
+    other: Literal["drop", "keep"] = Field(
+        default="keep",
+        description="what becomes of changed tensors that are not matrices (norms, biases, small convolutions): `keep` "
+        "stores their differences in bf16, `drop` leaves them at the base's values",
+    )
+    allow_left_out: bool = Field(
+        default=False,
+        description="make the pack even if it leaves out more than 5% of the delta's squared norm, instead of an error",
+    )
+    seed: int = Field(default=0, description="seed of the rotation")
 
     @model_validator(mode="before")
     @classmethod
     def _one_bound(cls, values: Any) -> Any:
         if not isinstance(values, dict):
-            return values  # a config already, or a mistake that pydantic names
+            return values  # already a config, or a mistake that pydantic reports
         given = [key for key in ("ratio", "budget") if values.get(key) is not None]
         if len(given) == 2:
             raise ValueError("give ratio or budget, not both")
@@ -65,11 +89,11 @@ class ZipConfig(Config):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether the base must see calibration prompts first."""
+        """Whether calibration prompts must be sent through the base first."""
         return self.codec == "skillzip" and (self.activation_aware or self.smoothing is not None)
 
     def settings(self) -> dict[str, Any]:
-        """What the pack's card keeps: the settings that its codec read."""
+        """Return the settings that the codec uses, for the pack's card."""
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
         own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
         own |= {"shrink"} if self.activation_aware else set()

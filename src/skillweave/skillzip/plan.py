@@ -1,4 +1,4 @@
-"""Which changed tensors are written as matrices in two factors, and how each is seen as one."""
+"""Plan which changed tensors are written as matrices in two factors, and how each tensor becomes a matrix."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from skillweave.delta import Delta
 from skillweave.skillzip.calibrate import input_groups, linear_modules
 
 _NARROW = 16
-"""A matrix that is no linear layer's and has a side of at most this is not worth two factors: it is kept or dropped."""
+"""Two factors do not pay for a matrix with a side of at most this: ``ZipConfig.other`` decides about it, unless it
+belongs to a linear layer."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A changed matrix (out, in): a tensor, turned or flattened where it must be, or one matrix of a stack."""
+    """A changed matrix (out, in): a whole tensor, possibly transposed or flattened, or one matrix of a stack."""
 
     tensor: str
     stored: tuple[int, ...]
@@ -29,11 +30,11 @@ class Piece:
     shape: tuple[int, int]
     transposed: bool = False
     index: int | None = None
-    """which matrix of the stack (..., out, in)"""
+    """which matrix of the stack (..., out, in); None: not a stack"""
 
     @property
     def entry_shape(self) -> tuple[int, ...]:
-        """The shape that an entry of this matrix alone has."""
+        """The ``shape`` of an entry for this matrix alone."""
         return self.stored if self.index is None else self.shape
 
 
@@ -44,38 +45,44 @@ class Plan:
     pieces: dict[str, Piece] = field(default_factory=dict)
     groups: dict[str, list[str]] = field(default_factory=dict)
     modules: dict[str, list[str]] = field(default_factory=dict)
-    """the linear modules of each group whose input is known token by token: calibration can watch them"""
+    """for each group, the linear modules whose input is known token by token, so that calibration can watch them"""
+
+    @property
+    def bf16_bytes(self) -> int:
+        """The bytes of all matrices in bf16."""
+        return 2 * sum(math.prod(piece.shape) for piece in self.pieces.values())
 
     def add(self, group: str, key: str, piece: Piece) -> None:
+        """Add one matrix to a group."""
         self.pieces[key] = piece
         self.groups.setdefault(group, []).append(key)
 
 
 def added(checkpoint: Checkpoint, name: str) -> bool:
-    """Whether a tensor has no counterpart in the base."""
+    """Return whether a tensor has no counterpart in the base."""
     return name not in checkpoint
 
 
 def plan(
-    delta: Delta, checkpoint: Checkpoint, model: Any, same: Collection[str] = (), *, calibrated: bool = False
+    delta: Delta, checkpoint: Checkpoint, model: Any, unchanged: Collection[str] = (), *, calibrated: bool = False
 ) -> Plan:
-    """The matrices among the tensors that ``delta`` changes: linear layers in the model's order, then all others.
+    """Return the matrices among the tensors that ``delta`` changes: linear layers in model order, then all others.
 
-    ``same`` names tensors of the delta that do not change the base's own numbers. Shapes are those of the base: rows of
-    added tokens are stored apart (:mod:`skillweave.skillzip.rows`).
-
-    A linear layer's weight always is one; every other tensor of two axes or more, where none of its matrix's sides is
-    narrow. The weight of a convolution is flattened after its first axis, a tensor of more axes is a stack of matrices
-    along its last two. ``calibrated``: find out which inputs calibration can watch.
+    * The weight of a linear layer is always a matrix.
+    * Every other tensor of two or more axes is one, if no side of the matrix is narrow. The weight of a convolution is
+      flattened after its first axis. Any other tensor of more than two axes is a stack of matrices (its last two axes).
+    * Shapes are those of the base. Rows of added tokens are stored separately (:mod:`skillweave.skillzip.rows`).
+    * ``unchanged`` names tensors of the delta that leave the base's own numbers as they are.
+    * With ``calibrated``, the plan also finds out which inputs calibration can watch.
     """
-    made = Plan()
+    result = Plan()
     layout = Layout(model)
     changed = [
         name
         for name in delta.names()
-        if not added(checkpoint, name) and name not in checkpoint.tied and name not in same
+        if not added(checkpoint, name) and name not in checkpoint.tied and name not in unchanged
     ]
-    turned = linear_modules(model)
+    transposed = linear_modules(model)
     fed = feeding(model) if calibrated else {}
     for group, members in input_groups(model).items():
         for module in members:
@@ -83,17 +90,19 @@ def plan(
             if key not in changed:
                 continue
             shape = checkpoint.shape(key)
-            made.add(group, key, Piece(key, shape, shape[::-1] if turned[module] else shape, turned[module]))  # type: ignore[arg-type]
+            out, in_ = shape[::-1] if transposed[module] else shape
+            result.add(group, key, Piece(key, shape, (out, in_), transposed[module]))
             if module in fed and fed[module].rows != "any":
-                made.modules.setdefault(group, []).append(module)
+                result.modules.setdefault(group, []).append(module)
     owner = _owners(model, layout)
     for name in changed:
-        if name not in made.pieces:
-            _place(made, name, checkpoint.shape(name), owner(name))
-    return made
+        if name not in result.pieces:
+            _place(result, name, checkpoint.shape(name), owner(name))
+    return result
 
 
 def _owners(model: Any, layout: Layout) -> Callable[[str], nn.Module | None]:
+    """Return a function from a tensor's name to the module that owns it; None if the tensor is part of another one."""
     modules = dict(model.named_modules())
 
     def owner(name: str) -> nn.Module | None:
@@ -103,13 +112,14 @@ def _owners(model: Any, layout: Layout) -> Callable[[str], nn.Module | None]:
     return owner
 
 
-def _place(made: Plan, name: str, stored: tuple[int, ...], owner: nn.Module | None) -> None:
+def _place(result: Plan, name: str, stored: tuple[int, ...], owner: nn.Module | None) -> None:
+    """Add the matrices of a tensor that belongs to no linear layer, if it has any; each is a group of its own."""
     if len(stored) < 2:
         return
     if len(stored) == 2 or isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         shape = (stored[0], math.prod(stored[1:]))
         if min(shape) > _NARROW:
-            made.add(name, name, Piece(name, stored, shape))
+            result.add(name, name, Piece(name, stored, shape))
     elif min(stored[-2:]) > _NARROW:
         for index in range(math.prod(stored[:-2])):
-            made.add(name, f"{name}[{index}]", Piece(name, stored, (stored[-2], stored[-1]), index=index))
+            result.add(name, f"{name}[{index}]", Piece(name, stored, (stored[-2], stored[-1]), index=index))

@@ -1,8 +1,8 @@
-"""Tensors whose rows are tokens, where the tuned model has other rows than its base: added tokens, trimmed padding."""
+"""Store tensors whose rows are tokens, if the tuned model has more or fewer rows: added tokens, trimmed padding."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,31 +17,28 @@ from skillweave.pack.schema import ROWS
 
 
 @dataclass
-class TokenRowsFound:
+class StoredRows:
     """The ``rows`` entries of a pack, and their tensors by the same names."""
 
     entries: dict[str, RowsEntry] = field(default_factory=dict)
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
     rounded: list[str] = field(default_factory=list)
-    """tensors whose added rows were tuned in a wider dtype than they are stored in"""
-
-    @property
-    def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+    """the tensors whose added rows are stored in a narrower dtype than they were tuned in"""
 
 
 def resized(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:
-    """Whether the delta gives a tensor of the base another number of rows."""
+    """Return whether the delta changes the number of rows of a tensor of the base."""
     return name in checkpoint and checkpoint.shape(name) != delta.shape(name)
 
 
-def find_token_rows(delta: Delta, checkpoint: Checkpoint, tokenizer: Any) -> TokenRowsFound:
-    """What a pack stores of the rows that only one of base and tuned model has.
+def store_token_rows(delta: Delta, checkpoint: Checkpoint, tokenizer: Any) -> StoredRows:
+    """Return what a pack stores of the rows that only the base or only the tuned model has.
 
-    ``tokenizer`` is the one that the pack answers with. Added rows are stored as tuned, in bfloat16 where they are
-    wider than 16 bits. Raises :class:`UserError` where tokens lost their rows, or where rows hold NaN or infinity.
+    ``tokenizer`` is the one that the pack answers with. Added rows are stored as tuned, or in bfloat16 if their dtype
+    is wider than 16 bits. Raises :class:`UserError` if a token of the tokenizer lost its row, or if rows hold NaN or
+    infinity.
     """
-    found = TokenRowsFound()
+    stored = StoredRows()
     for name in delta.names():
         if not resized(delta, checkpoint, name):
             continue
@@ -51,19 +48,19 @@ def find_token_rows(delta: Delta, checkpoint: Checkpoint, tokenizer: Any) -> Tok
             if not bool(rows.isfinite().all()):
                 raise UserError(f"the added rows of '{name}' hold NaN or infinity: the training run diverged")
             if rows.dtype.itemsize > 2:
-                found.rounded.append(name)
+                stored.rounded.append(name)
                 rows = rows.bfloat16()
-            found.tensors[name + ROWS] = rows
+            stored.tensors[name + ROWS] = rows
         else:
             check_trimmed(tokenizer, entry.shape[0], entry.base_rows, "the tuned model")
-        found.entries[name + ROWS] = entry
-    return found
+        stored.entries[name + ROWS] = entry
+    return stored
 
 
 def shared_change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """theta - theta_base in float32 and the base's shape, 0 in rows that the tuned model does not have.
+    """Return theta - theta_base in float32 and the base's shape.
 
-    Rows that the base does not have are left out.
+    It is 0 in rows that the tuned model does not have. Rows that the base does not have are left out.
     """
     base, tuned = checkpoint.tensor(name).float().cpu(), delta.tensor(name).float()
     shared = min(base.shape[0], tuned.shape[0])
@@ -72,8 +69,11 @@ def shared_change(delta: Delta, checkpoint: Checkpoint, name: str) -> torch.Tens
     return change
 
 
-def bf16_bytes(delta: Delta, checkpoint: Checkpoint, unchanged: Mapping[str, Any] | set[str]) -> int:
-    """Two bytes for every number that changed: of a tensor in ``unchanged``, only rows that the base does not have."""
+def bf16_bytes(delta: Delta, checkpoint: Checkpoint, unchanged: Collection[str]) -> int:
+    """Return two bytes for every number that changed.
+
+    A tensor in ``unchanged`` counts only with the rows that the base does not have.
+    """
     total = 0
     for name in delta.names():
         shape = delta.shape(name)

@@ -1,8 +1,8 @@
-"""Smoothing of the input channels. Pure functions.
+"""Smooth the input channels of a layer. Pure functions.
 
-SkillZip, double smoothing (a) ([digest] in methods/skillweave.md), after SmoothQuant (arXiv 2211.10438, eq. 4): a few
-input channels are far larger than the rest and spend the eight bits of every token. Dividing x_j by s_j and
-multiplying column j of B by it changes no product, and moves that difficulty into the weights.
+This is part (a) of SkillZip's double smoothing ([digest], see docs/explanation/skillzip.md), after SmoothQuant (arXiv
+2211.10438, eq. 4). A few input channels may be far larger than the rest and use up the eight bits of every token.
+Dividing x_j by s_j and multiplying column j of B by s_j changes no product, and moves the difficulty into the weights.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import torch
 
 
 def smoothing_scale(x_max: torch.Tensor, b_max: torch.Tensor, alpha: float) -> torch.Tensor:
-    """s_j = max|x_j|^alpha / max|B_:j|^(1 - alpha), float16 (in,), with a geometric mean of 1.
+    """Return s_j = max|x_j|^alpha / max|B_:j|^(1 - alpha), float16 (in,), scaled to a geometric mean of 1.
 
-    ``x_max`` and ``b_max`` are (in,); the latter is over all the matrices that share the input. Channels that are never
-    used, on either side, get 1. The values are held within [1/1024, 1024], so that float16 can say them.
+    * ``x_max`` (in,) are the largest inputs, ``b_max`` (in,) the largest weights over all matrices with this input.
+    * Channels that are never used, by the input or by the weights, get 1.
+    * Values are clamped to [1/1024, 1024], which float16 can represent.
     """
     used = (x_max > 0) & (b_max > 0)
     x_log = torch.where(used, x_max, 1.0).double().log()

@@ -1,4 +1,4 @@
-"""The matrices of a stack, written one by one, become one entry: a layer of experts has hundreds."""
+"""Join the matrices of a stack, which codecs write one by one, into one entry: a layer of experts has hundreds."""
 
 from __future__ import annotations
 
@@ -10,35 +10,51 @@ from skillweave.pack import Entry, FactorsEntry, LowRankEntry, StackedEntry
 from skillweave.skillzip.plan import Piece
 
 
-def joined(
+def joined_entries(pieces: Mapping[str, Piece], entries: Mapping[str, LowRankEntry | FactorsEntry]) -> dict[str, Entry]:
+    """Return the entries by the names of the pack's tensors; ``entries`` has one for each matrix, by its key."""
+    joined: dict[str, Entry] = {key: entry for key, entry in entries.items() if pieces[key].index is None}
+    for name, members in _stacks(pieces, entries).items():
+        first, piece = entries[next(iter(members.values()))], pieces[next(iter(members.values()))]
+        matrices = torch.Size(piece.stored[:-2]).numel()
+        ranks = [entries[members[index]].rank if index in members else 0 for index in range(matrices)]
+        bits = first.bits if isinstance(first, LowRankEntry) else 16
+        joined[name] = StackedEntry(shape=piece.stored, ranks=ranks, bits=bits)
+    return joined
+
+
+def joined_tensors(
     pieces: Mapping[str, Piece],
     entries: Mapping[str, LowRankEntry | FactorsEntry],
     tensors: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, Entry], dict[str, torch.Tensor]]:
-    """Entries and tensors by the names of the pack: those of a stack's matrices are laid together."""
-    stacks: dict[str, dict[int, str]] = {}
-    made: dict[str, Entry] = {}
-    for key, entry in entries.items():
-        piece = pieces[key]
-        if piece.index is None:
-            made[key] = entry
-        else:
-            stacks.setdefault(piece.tensor, {})[piece.index] = key
+) -> dict[str, torch.Tensor]:
+    """Return the tensors of :func:`joined_entries`; ``tensors`` has those of each matrix.
+
+    The factors of a stack lie side by side along the rank, in the order of its matrices. A matrix without a rank has
+    zeros as its scales.
+    """
+    stacks = _stacks(pieces, entries)
     alone = {key for members in stacks.values() for key in members.values()}
-    held = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in alone}
+    joined = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in alone}
     for name, members in stacks.items():
-        order = [members[index] for index in sorted(members)]
-        first, piece = entries[order[0]], pieces[order[0]]
-        number = torch.Size(piece.stored[:-2]).numel()
-        ranks = [entries[members[index]].rank if index in members else 0 for index in range(number)]
-        bits = first.bits if isinstance(first, LowRankEntry) else 16
-        made[name] = StackedEntry(shape=piece.stored, ranks=ranks, bits=bits)
-        held[f"{name}.A"] = torch.cat([tensors[f"{key}.A"] for key in order], dim=1)
-        held[f"{name}.B"] = torch.cat([tensors[f"{key}.B"] for key in order])
-        if bits != 16:
-            scales = torch.zeros(number, piece.shape[0], dtype=torch.float16)
+        keys = list(members.values())
+        piece = pieces[keys[0]]
+        joined[f"{name}.A"] = torch.cat([tensors[f"{key}.A"] for key in keys], dim=1)
+        joined[f"{name}.B"] = torch.cat([tensors[f"{key}.B"] for key in keys])
+        if isinstance(entries[keys[0]], LowRankEntry):
+            scales = torch.zeros(torch.Size(piece.stored[:-2]).numel(), piece.shape[0], dtype=torch.float16)
             for index, key in members.items():
                 scales[index] = tensors[f"{key}.A_scale"]
-            held[f"{name}.A_scale"] = scales
-            held[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in order])
-    return made, held
+            joined[f"{name}.A_scale"] = scales
+            joined[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in keys])
+    return joined
+
+
+def _stacks(
+    pieces: Mapping[str, Piece], entries: Mapping[str, LowRankEntry | FactorsEntry]
+) -> dict[str, dict[int, str]]:
+    """Return, for each stacked tensor, the keys of its written matrices by their index, in the stack's order."""
+    stacks: dict[str, dict[int, str]] = {}
+    for key in entries:
+        if (index := pieces[key].index) is not None:
+            stacks.setdefault(pieces[key].tensor, {})[index] = key
+    return {name: dict(sorted(members.items())) for name, members in stacks.items()}

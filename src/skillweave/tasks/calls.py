@@ -1,4 +1,4 @@
-"""Answers that are calls of tools: what is called with which arguments, compared as JSON."""
+"""Answers that are tool calls: their text, and whether two of them are the same."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from skillweave.tools.call import Call
 from skillweave.tools.turn import call_text, read_turn
 
 JUDGES_OF_CALLS = ("exact", "json")
-"""The verifiers that take a message with tool calls as the gold answer."""
+"""The verifiers that accept a message with tool calls as the gold answer."""
 
 
 def calls_text(message: Message) -> str:
-    """The message as a model of our own form writes it: its content, then every call."""
+    """The message as a model writes it in our own call format: its content, then each call."""
     calls = (call["function"] for call in message["tool_calls"])
     return message["content"] + "".join(call_text(Call(call["name"], call["arguments"])) for call in calls)
 
 
 def same_calls(answer: str, gold: Message) -> float:
-    """1 where the answer makes exactly the calls of the gold message: names and arguments, in any order, no more.
+    """1 if the answer makes exactly the calls of the gold message, in any order, else 0.
 
-    Text beside the calls is free. A call that cannot be read is none of the gold ones.
+    Names and arguments are compared as JSON. Text beside the calls does not matter. A call that cannot be read equals
+    no gold call.
     """
-    wanted: list[dict[str, Any]] = [call["function"] for call in gold["tool_calls"]]
+    missing: list[dict[str, Any]] = [call["function"] for call in gold["tool_calls"]]
     for call in read_turn(answer).calls:
-        found = {"name": call.name, "arguments": dict(call.arguments)} if isinstance(call, Call) else None
-        at = next((at for at, one in enumerate(wanted) if _same(found, one)), None)
+        made = {"name": call.name, "arguments": dict(call.arguments)} if isinstance(call, Call) else None
+        at = next((at for at, gold_call in enumerate(missing) if _same(made, gold_call)), None)
         if at is None:
             return 0.0
-        del wanted[at]
-    return float(not wanted)
+        del missing[at]
+    return float(not missing)
 
 
-def _same(found: Any, wanted: Any) -> bool:
+def _same(made: Any, gold_call: Any) -> bool:
     try:
-        return same_json(found, wanted)
+        return same_json(made, gold_call)
     except RecursionError:
         return False

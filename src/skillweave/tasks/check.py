@@ -1,4 +1,4 @@
-"""What a task is before anything is trained on it: its rows, their lengths, and whether its gold answers are right."""
+"""A report on a task before anything is trained on it: rows, lengths, and whether its gold answers are right."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, tools_of
-from skillweave.base.ends import beside_the_answer
+from skillweave.base.ends import plain_answer_warning
 from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.tasks.builtin import BUILTINS
@@ -19,14 +19,15 @@ from skillweave.tasks.spec import BuiltinSpec, ReasoningGymSpec
 from skillweave.tasks.task import SPLITS, Entry, Task
 
 _MEASURED = 500
+"""The most rows whose length is measured."""
 _JUDGED = {"code": 50, "reasoning-gym": 100}
-"""Rows whose gold answer is judged at most; by other verifiers as many as are measured."""
+"""The most rows whose gold answer is judged, for slow verifiers; ``_MEASURED`` for all others."""
 _FAILURES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How long texts are, in tokens or characters: the median, what 95% of them do not go beyond, the longest."""
+    """Lengths of texts, in tokens or characters: the median, the 95% quantile, the longest."""
 
     median: int
     p95: int
@@ -35,7 +36,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class GoldFailure:
-    """A gold answer that its own verifier does not call right, and where it stands."""
+    """A gold answer that its own verifier does not call right, and the place of its row."""
 
     where: str
     answer: str
@@ -44,13 +45,19 @@ class GoldFailure:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """All that is known of a task before it is trained on. ``rows`` and ``prompts`` are those of each split.
+    """What is known about a task before it is trained on.
 
-    ``read`` rows stood in the file (0: a generator), of which ``duplicates`` were dropped; ``several`` prompts have
-    more than one row. ``measured`` rows were measured, in ``unit``; ``beyond`` of them are longer, prompt and answer
-    together, than ``limit``. ``judged`` gold answers were given to the verifier and ``failed`` did not reach 1;
-    ``unanswered`` rows have none. ``problems`` are what would be trained wrongly, ``notes`` what is worth knowing.
-    ``example`` is one row as the model sees it, in pieces: the text, and whether it bears loss.
+    * ``rows``, ``prompts``: how many each split has
+    * ``read``: rows in the file (0 for a generator); ``duplicates`` of them were dropped
+    * ``several``: prompts with more than one row
+    * ``with_tools``, ``with_rejected``: rows with tools, rows with a rejected answer
+    * ``measured``: rows whose lengths ``prompt`` and ``answer`` were measured, in ``unit``; ``beyond`` of them are
+      longer than ``limit`` (prompt and answer together)
+    * ``judged``: gold answers that were given to the verifier; ``failed`` of them did not score 1, the first of which
+      are ``failures``
+    * ``unanswered``: rows without a gold answer
+    * ``problems``: what would go wrong in training; ``notes``: what is good to know
+    * ``example``: one row as the model sees it, in pieces of text; each says whether it has a loss
     """
 
     name: str
@@ -78,10 +85,10 @@ class TaskReport:
 
 
 def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None) -> TaskReport:
-    """Look through a task. Lengths are in tokens of ``tokenizer``, in characters where there is none.
+    """The report on a task. Lengths are in tokens of ``tokenizer``, or in characters without one.
 
-    Of a large task an even sample is measured and judged, and the report says how many rows that was. Raises
-    :class:`UserError`, with the place of the row, where the tokenizer's chat template cannot write a row.
+    Of a large task an evenly spaced sample is measured and judged; the report says how many rows that was. Raises
+    :class:`UserError`, with the place of the row, if the tokenizer's chat template cannot render a row.
     """
     entries = [entry for name in SPLITS for entry in task.splits.get(name, ())]
     measured = _sample(entries, _MEASURED)
@@ -97,7 +104,7 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None)
         name=task.name,
         verifier=verifier,
         rows=task.sizes,
-        prompts={name: len(task.asked(name)) if size else 0 for name, size in task.sizes.items()},
+        prompts={name: len(task.distinct(name)) if size else 0 for name, size in task.sizes.items()},
         read=task.rows,
         duplicates=task.duplicates,
         several=_several(entries),
@@ -120,18 +127,18 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None)
 
 
 def summary(report: TaskReport) -> list[str]:
-    """The report in two to five lines, what is wrong in the last."""
+    """The report in two to five lines; problems come last."""
     rows = ", ".join(f"{count} {name}" for name, count in report.rows.items())
     kinds = {"with tools": report.with_tools, "with a rejected answer": report.with_rejected}
-    beside = "".join(f", {count} rows {what}" for what, count in kinds.items() if count)
-    lines = [f"{rows} rows{beside}; verifier {report.verifier}", lengths_line(report)]
+    special = "".join(f", {count} rows {what}" for what, count in kinds.items() if count)
+    lines = [f"{rows} rows{special}; verifier {report.verifier}", lengths_line(report)]
     if report.judged and not report.failed:
         lines.append(gold_line(report))
     return [*lines, *(f"warning: {problem}" for problem in report.problems)]
 
 
 def lengths_line(report: TaskReport) -> str:
-    """How long prompts and answers are, and how many rows are too long."""
+    """One line: how long prompts and answers are, and how many rows are too long."""
     parts = [
         f"{what} {lengths.median} {report.unit} (95% within {lengths.p95}, longest {lengths.longest})"
         for what, lengths in (("prompts", report.prompt), ("answers", report.answer))
@@ -145,7 +152,7 @@ def lengths_line(report: TaskReport) -> str:
 
 
 def gold_line(report: TaskReport) -> str:
-    """How many gold answers pass their own verifier."""
+    """One line: how many gold answers pass their own verifier."""
     answered = sum(report.rows.values()) - report.unanswered
     passed = f"{report.judged - report.failed} of {report.judged} gold answers pass the verifier"
     missing = f"; {report.unanswered} rows have none" if report.unanswered else ""
@@ -157,31 +164,31 @@ def _sampled(count: int, whole: int) -> str:
 
 
 def check_before(task: Task, tokenizer: Any, max_length: int | None) -> None:
-    """Say what the task is, in a few lines on standard error, before it is trained on."""
+    """Print the report in a few lines on standard error, before the task is trained on."""
     for line in [*summary(check_task(task, tokenizer, max_length)), *_answer_notes(tokenizer)]:
         say_once(f"task {task.name}: {line}")
 
 
 def _answer_notes(tokenizer: Any) -> list[str]:
-    note = None if tokenizer is None else beside_the_answer(tokenizer)
+    note = None if tokenizer is None else plain_answer_warning(tokenizer)
     return [note] if note else []
 
 
 def _sample(entries: Sequence[Entry], count: int) -> list[Entry]:
-    """At most ``count`` entries, evenly over all of them."""
+    """At most ``count`` entries, evenly spaced."""
     if len(entries) <= count:
         return list(entries)
     return [entries[at * len(entries) // count] for at in range(count)]
 
 
 def _sizes(entry: Entry, tokenizer: Any) -> tuple[int, int | None]:
-    """The length of the prompt, and of the answer where there is one."""
+    """The length of the prompt, and of the answer if there is one."""
     if tokenizer is None:
-        asked = sum(len(message["content"]) for message in as_messages(entry.prompt))
-        return asked, None if entry.answer is None else len(_text(entry.answer))
+        characters = sum(len(message["content"]) for message in as_messages(entry.prompt))
+        return characters, None if entry.answer is None else len(_text(entry.answer))
     try:
-        asked = len(prompt_ids(tokenizer, entry.prompt))
-        return asked, None if entry.answer is None else len(answer_ids(tokenizer, entry.answer, entry.prompt))
+        tokens = len(prompt_ids(tokenizer, entry.prompt))
+        return tokens, None if entry.answer is None else len(answer_ids(tokenizer, entry.answer, entry.prompt))
     except UserError as error:
         raise UserError(f"{entry.metadata.get('where', 'the task')}: {error}") from error
 
@@ -199,13 +206,11 @@ def _failure(task: Task, entry: Entry) -> GoldFailure | None:
 
 
 def _text(answer: Answer) -> str:
-    """The answer as a text for a verifier: a message's calls are written in our own form."""
-    if isinstance(answer, str):
-        return answer
-    return _said(answer)
+    """The answer as a text for a verifier; calls of a message are written in our own call format."""
+    return answer if isinstance(answer, str) else _message_text(answer)
 
 
-def _said(message: Message) -> str:
+def _message_text(message: Message) -> str:
     return calls_text(message) if "tool_calls" in message else message["content"]
 
 
@@ -237,15 +242,15 @@ def _problems(judged: int, failures: Sequence[GoldFailure], measured: int, beyon
 
 
 def _rendered(entry: Entry, tokenizer: Any) -> list[tuple[str, bool]]:
-    """The row as the model sees it, in pieces with whether they bear loss."""
+    """The row as the model sees it, in pieces; each comes with whether it has a loss."""
     answer = entry.answer
     if tokenizer is None:
-        asked = "".join(f"{message['role']}: {_said(message)}\n" for message in as_messages(entry.prompt))
+        prompt = "".join(f"{message['role']}: {_message_text(message)}\n" for message in as_messages(entry.prompt))
         tools = tools_of(entry.prompt)
         if tools:
-            asked = f"tools: {json.dumps(tools, ensure_ascii=False)}\n{asked}"
-        return [(f"{asked}assistant: ", False), *([] if answer is None else [(_text(answer), True)])]
+            prompt = f"tools: {json.dumps(tools, ensure_ascii=False)}\n{prompt}"
+        return [(f"{prompt}assistant: ", False), *([] if answer is None else [(_text(answer), True)])]
     pieces = [(prompt_ids(tokenizer, entry.prompt), False)]
     if answer is not None:
         pieces.append((answer_ids(tokenizer, answer, entry.prompt), True))
-    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), learnt) for ids, learnt in pieces]
+    return [(tokenizer.decode(ids, clean_up_tokenization_spaces=False), has_loss) for ids, has_loss in pieces]

@@ -1,4 +1,4 @@
-"""Score a model on a task, with a 95% interval that says how far the number can be trusted."""
+"""Score a model on a task, with a 95% interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Z = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean over prompts, in [0, 1], and its 95% interval (:func:`interval`)."""
+    """A mean over prompts, in [0, 1], with its 95% interval (:func:`interval`)."""
 
     value: float
     low: float
@@ -27,18 +27,20 @@ class Figure:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Figure:
-        """The mean of one value a prompt."""
+        """The mean of ``values``, one for each prompt."""
         return cls(sum(values) / len(values), *interval(values))
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean score over ``n`` entries in [0, 1], its 95% interval, and what every entry got.
+    """The mean score over ``n`` entries in [0, 1], its 95% interval, and the score of each entry.
 
-    ``scores`` is a value an entry, the mean over its samples. ``answers`` are those of all samples, entry after entry,
-    ``samples`` of each, and ``sampled`` (n, samples) their scores. With several samples ``pass_at`` holds pass@k by k
-    (a sample passes with a score of 1), ``voted`` for each entry which sample the majority agrees with, and
-    ``majority`` the mean score of those.
+    * ``scores``: (n,) the mean over each entry's samples
+    * ``answers``: (n * samples,) the answers, entry after entry, ``samples`` of each
+    * ``sampled``: (n, samples) the scores of these answers
+    * ``pass_at``: pass@k by k, if there are several samples; a sample passes with a score of 1
+    * ``voted``: (n,) the index of the sample that the majority agrees with
+    * ``majority``: the mean score of the voted samples
     """
 
     mean: float
@@ -61,14 +63,14 @@ class Score:
 
     @property
     def figures(self) -> dict[str, Any]:
-        """What is written of it as JSON, without the answers."""
-        found: dict[str, Any] = {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
+        """The figures for a JSON file, without the answers."""
+        figures: dict[str, Any] = {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
         if self.samples > 1:
-            found["samples"] = self.samples
-            found["pass_at"] = {str(k): asdict(figure) for k, figure in self.pass_at.items()}
+            figures["samples"] = self.samples
+            figures["pass_at"] = {str(k): asdict(figure) for k, figure in self.pass_at.items()}
         if self.majority is not None:
-            found["majority"] = asdict(self.majority)
-        return found
+            figures["majority"] = asdict(self.majority)
+        return figures
 
 
 def evaluate(
@@ -80,20 +82,23 @@ def evaluate(
     samples: int = 1,
     ask: Callable[[Entry], Prompt] = lambda entry: entry.prompt,
 ) -> Score:
-    """Ask ``answer_fn`` each prompt of a split (the first ``limit``) once and score what it says (None: nothing).
+    """The score of ``answer_fn`` on the prompts of a split, or on the first ``limit`` of them.
 
-    Each prompt stands ``samples`` times in what is asked, one after the other; ``ask`` makes it of an entry. Batching
-    and progress are ``answer_fn``'s, which knows the model. Raises :class:`UserError` for an empty split or ``limit``
-    below 1, ``ValueError`` where there is not one answer for each prompt.
+    * ``answer_fn`` maps prompts to answers; None means no answer. It knows the model, so it does batching and progress
+    * ``samples``: each prompt is repeated this many times, directly after each other
+    * ``ask`` makes the prompt of an entry
+
+    Raises :class:`UserError` for an empty split or a ``limit`` below 1, and ``ValueError`` if ``answer_fn`` does not
+    return one answer for each prompt.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}: at least one entry is needed for a score")
-    entries = task.asked(split)[:limit]
+    entries = task.distinct(split)[:limit]
     answers = answer_fn([prompt for entry in entries for prompt in [ask(entry)] * samples])
     if len(answers) != samples * len(entries):
         raise ValueError(f"{samples * len(entries)} prompts were asked and {len(answers)} answers came back")
     drawn = [answers[at : at + samples] for at in range(0, len(answers), samples)]
-    sampled = [[task.score(answer, entry) for answer in said] for said, entry in zip(drawn, entries, strict=True)]
+    sampled = [[task.score(answer, entry) for answer in each] for each, entry in zip(drawn, entries, strict=True)]
     scores = [sum(each) / samples for each in sampled]
     mean = Figure.of(scores)
     score = Score(mean.value, mean.low, mean.high, len(scores), scores, list(answers), entries, samples, sampled)
@@ -102,7 +107,7 @@ def evaluate(
 
 def _with_samples(score: Score, task: Task, drawn: Sequence[Sequence[str | None]]) -> Score:
     right = [sum(value == 1 for value in each) for each in score.sampled]
-    voted = [vote(said, same_answer(task)) for said in drawn]
+    voted = [vote(answers, same_answer(task)) for answers in drawn]
     return replace(
         score,
         pass_at={k: Figure.of([pass_at(k, score.samples, count) for count in right]) for k in shown_ks(score.samples)},
@@ -114,9 +119,10 @@ def _with_samples(score: Score, task: Task, drawn: Sequence[Sequence[str | None]
 def interval(scores: Sequence[float], *, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """The 95% interval of the mean of scores in [0, 1].
 
-    Wilson's where all scores are 0 or 1; else the percentile bootstrap over the scores, one a prompt, which needs ten
-    or so to mean much
-    (a single partial score tells nothing: (0, 1)). No scores are a :class:`UserError`.
+    It is Wilson's interval if all scores are 0 or 1; else the percentile bootstrap over the scores, one for each
+    prompt. The bootstrap needs about ten scores to be meaningful; a single partial score gives (0, 1).
+
+    Raises :class:`UserError` if there are no scores.
     """
     if len(scores) == 0:
         raise UserError("there are no scores to make an interval of: evaluate at least one entry")
@@ -131,9 +137,9 @@ def interval(scores: Sequence[float], *, resamples: int = 2000, seed: int = 0) -
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95% score interval of a share ``right / n`` (E. B. Wilson, 1927); stays in [0, 1], honest at 0 and n."""
+    """Wilson's 95% score interval of the share ``right / n`` (E. B. Wilson, 1927), within [0, 1] also at 0 and n."""
     share = right / n
     centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    # At 0 and at n the bound is exact; only rounding would move it.
+    # At 0 and at n the exact bound is known; computing it would only add a rounding error.
     return (0.0 if right == 0 else centre - half), (1.0 if right == n else centre + half)

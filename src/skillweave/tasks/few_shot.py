@@ -1,4 +1,4 @@
-"""Prompts with examples before them: solved prompts of the train split, as earlier turns of the conversation."""
+"""Few-shot prompts: solved prompts of the train split as earlier turns of the conversation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from skillweave.tasks.task import Entry, Task
 
 
 def draw_examples(task: Task, count: int, seed: int) -> list[Entry]:
-    """``count`` train entries with a gold answer, drawn by ``seed``, and one more where there is one.
+    """``count`` train entries with a gold answer, drawn with ``seed``, and one spare entry if there are enough.
 
-    The last one is a spare: it takes the place of an example that is the very prompt that is asked. Raises
-    :class:`UserError` where there are too few.
+    The spare replaces an example that is the same as the prompt it would precede. Raises :class:`UserError` if there
+    are too few.
     """
-    solved = [entry for entry in task.asked("train") if entry.answer is not None]
+    solved = [entry for entry in task.distinct("train") if entry.answer is not None]
     if len(solved) < count:
         raise UserError(
             f"--few-shot {count}: of the {task.sizes['train']} train examples of task '{task.name}' {len(solved)} have "
@@ -27,7 +27,7 @@ def draw_examples(task: Task, count: int, seed: int) -> list[Entry]:
 
 
 def ask_with(examples: list[Entry], count: int) -> Callable[[Entry], Prompt]:
-    """A function that puts ``count`` of the examples before an entry's prompt, never the prompt itself."""
+    """A function from an entry to its prompt with ``count`` of the examples before it, never the same prompt."""
 
     def ask(entry: Entry) -> Prompt:
         others = [one for one in examples if one.id != entry.id and one.prompt != entry.prompt][:count]
@@ -42,9 +42,9 @@ def ask_with(examples: list[Entry], count: int) -> Callable[[Entry], Prompt]:
 
 
 def with_examples(prompt: Prompt, examples: list[Entry]) -> Prompt:
-    """The prompt with solved examples before it, each a turn of the user and one of the assistant.
+    """The prompt with solved examples before it; each example is a turn of the user and one of the assistant.
 
-    The prompt's own system messages stay in front; those of the examples are left out.
+    The prompt's own system messages stay in front. System messages of the examples are left out.
     """
     messages = as_messages(prompt)
     first = next((at for at, message in enumerate(messages) if message["role"] != "system"), len(messages))
@@ -53,7 +53,5 @@ def with_examples(prompt: Prompt, examples: list[Entry]) -> Prompt:
         turns += [message for message in as_messages(example.prompt) if message["role"] != "system"]
         answer: Any = example.answer
         turns.append(dict(answer) if isinstance(answer, Mapping) else {"role": "assistant", "content": answer})
-    asked: Any = [*messages[:first], *turns, *messages[first:]]
-    if isinstance(prompt, Mapping):
-        asked = {**prompt, "messages": asked}
-    return asked
+    longer: Any = [*messages[:first], *turns, *messages[first:]]
+    return {**prompt, "messages": longer} if isinstance(prompt, Mapping) else longer

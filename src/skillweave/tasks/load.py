@@ -1,4 +1,4 @@
-"""One door to every task: its settings, a file of settings, a data file, or a short name."""
+"""Load a task from its settings, a file of settings, a data file or a short name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from skillweave.errors import UserError, nearest
 from skillweave.progress import console, say_once
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.calls import same_calls
-from skillweave.tasks.forms import with_system
-from skillweave.tasks.readers import Row, read_dataset, read_rows
+from skillweave.tasks.readers import LocatedRow, read_dataset, read_rows
 from skillweave.tasks.reasoning import reasoning_gym_task
+from skillweave.tasks.row_forms import with_system
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import SPECS, AnySpec, BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec, expand
 from skillweave.tasks.stream import Example, draw, seed_of
@@ -26,18 +26,19 @@ from skillweave.tasks.task import Entry, Scorer, Task, check_disjoint, cut, drop
 from skillweave.tasks.verifiers import Thoughts, VerifierName, code_options, options_for, verify
 from skillweave.tasks.verifiers.code import gold_solution_problem
 
-_PROGRAMS = 300  # answers with a program that are run when a task is read
+_PROGRAMS = 300
+"""The most gold answers that are run as programs when a task is read."""
 
 
 class _Source(Config):
-    """The one key that every form of a task has."""
+    """The one key that all kinds of task settings have."""
 
     model_config = ConfigDict(extra="ignore")
     source: Literal["reasoning-gym", "builtin", "file", "jsonl", "dataset"]
 
 
 def read_spec(spec: AnySpec | Mapping[str, Any] | str | Path) -> AnySpec:
-    """The settings of a task from their mapping, a YAML file that holds them, or a short form (:func:`expand`)."""
+    """The settings of a task, from a mapping, a YAML file or a short form (:func:`expand`)."""
     if isinstance(spec, AnySpec):
         return spec
     if isinstance(spec, str | Path) and str(spec).endswith((".yaml", ".yml")):
@@ -48,10 +49,11 @@ def read_spec(spec: AnySpec | Mapping[str, Any] | str | Path) -> AnySpec:
 
 
 def load_task(spec: AnySpec | Mapping[str, Any] | str | Path) -> Task:
-    """Read or generate a task: ``load_task("builtin:json_calls")``, ``load_task("data.jsonl")``, settings, YAML.
+    """Read or generate a task.
 
-    Raises :class:`UserError` for every mistake in the settings or the data; relative paths start in the current
-    folder. What was dropped of a file's rows is said on standard error.
+    Examples are ``load_task("builtin:json_calls")`` and ``load_task("data.jsonl")``; settings and YAML files work too.
+    Relative paths start in the current folder. Notes on a file's rows, such as how many were dropped, go to standard
+    error. Raises :class:`UserError` for every mistake in the settings or the data.
     """
     task = _load(read_spec(spec))
     for note in task.notes:
@@ -73,20 +75,20 @@ def _builtin_task(spec: BuiltinSpec) -> Task:
     builtin = BUILTINS[spec.name]
     config = read_config(builtin.settings, spec.config, called=f"config of builtin:{spec.name}")
 
-    def example(index: int, held: bool | None = None) -> Example:
+    def example(index: int, reserved: bool | None = None) -> Example:
         rng = Random(seed_of(spec.seed, index))
         while True:
             prompt, answer = builtin.make(rng, config)
-            if held is None or builtin.held is None or builtin.held(prompt, config) == held:
+            if reserved is None or builtin.reserved is None or builtin.reserved(prompt, config) == reserved:
                 return with_system(prompt, spec.system, spec.name), answer, {}
 
-    if builtin.held is None:
+    if builtin.reserved is None:
         splits, repeats = draw(example, spec.splits, spec.name)
-    else:  # two streams: nothing that the test holds back is drawn for the other splits
-        held = spec.splits.model_copy(update={"train": 0, "calibration": 0})
-        rest = spec.splits.model_copy(update={"test": 0})
-        tests, test_repeats = draw(lambda index: example(index, True), held, spec.name)
-        others, other_repeats = draw(lambda index: example(index, False), rest, spec.name)
+    else:  # two streams, so that no prompt reserved for the test is drawn for the other splits
+        test_only = spec.splits.model_copy(update={"train": 0, "calibration": 0})
+        without_test = spec.splits.model_copy(update={"test": 0})
+        tests, test_repeats = draw(lambda index: example(index, True), test_only, spec.name)
+        others, other_repeats = draw(lambda index: example(index, False), without_test, spec.name)
         splits, repeats = {**others, "test": tests["test"]}, test_repeats + other_repeats
     return Task(spec.name, splits, _scorer(builtin.verifier, dict(builtin.options), spec.thoughts), spec, repeats)
 
@@ -104,7 +106,7 @@ def _rows_task(spec: FileSpec | DatasetSpec) -> Task:
 
 
 def _task_of_files(spec: FileSpec) -> Task:
-    """One file a split: all rows of each, in their order; calibration out of train where it has no file."""
+    """A task with one file for each split. Without a calibration file, calibration is taken out of train."""
     assert spec.paths is not None
     files = {"train": spec.paths.train, "calibration": spec.paths.calibration, "test": spec.paths.test}
     splits: dict[str, list[Entry]] = {}
@@ -123,8 +125,8 @@ def _task_of_files(spec: FileSpec) -> Task:
     return Task(name, splits, _scorer(spec.verifier, spec.options, spec.thoughts), spec, repeats, count)
 
 
-def _entries(rows: Iterable[Row], spec: FileSpec | DatasetSpec, path: str) -> tuple[list[Entry], int, int]:
-    """The distinct entries of rows, how many rows there were, and how many were exact repeats."""
+def _entries(rows: Iterable[LocatedRow], spec: FileSpec | DatasetSpec, path: str) -> tuple[list[Entry], int, int]:
+    """The distinct entries of the rows, the number of rows, and how many of these were exact repeats."""
     read = _some(
         entries_from(
             rows,
@@ -146,9 +148,9 @@ def _stem(path: str | Path) -> str:
 
 
 def _check_programs(entries: list[Entry], spec: FileSpec | DatasetSpec) -> None:
-    """Raise :class:`UserError` where a row's own program fails the row's cases: no answer of a model could pass them.
+    """Raise :class:`UserError` if a row's own program fails the row's cases: no answer of a model could pass them.
 
-    Of more than ``_PROGRAMS`` rows that many are run, spread over the file, and a note says so.
+    If there are more than ``_PROGRAMS`` rows, only that many are run, spread over the file, and a note says so.
     """
     options = code_options(options_for(spec.verifier, spec.options))
     if options is None:
@@ -183,7 +185,7 @@ def _scorer(verifier: VerifierName, options: dict[str, Any], thoughts: Thoughts)
             return same_calls(strip_thoughts(answer) if thoughts == "strip" else answer, gold)
         text = gold if isinstance(gold, str) else gold["content"]
         if thoughts == "strip":
-            text = strip_thoughts(text)  # what it thinks is learnt, not judged
+            text = strip_thoughts(text)  # thoughts are learnt, not judged
         return verify(verifier, answer, text, checked, cases=cases, thoughts=thoughts)
 
     return score

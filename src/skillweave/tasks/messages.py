@@ -1,6 +1,6 @@
-"""Chat messages and tools of a row, checked and brought into one form: OpenAI's, with texts as content.
+"""Chat messages and tools of a row, checked and converted to one form: OpenAI's, with texts as content.
 
-What a model would not be told is refused by line: an image, an unknown role, a call that cannot be read.
+What could not be shown to a model is an error that names the line: an image, an unknown role, an unreadable call.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from skillweave.files.parse_json import parse_json
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _OLD_ROLES = {"function": "tool", "human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
-# What OpenAI's forms may hold and no chat template here is given.
+# Keys that OpenAI's forms allow and that are not passed to chat templates here.
 _REFUSED = {
     "function_call": "write the call as 'tool_calls': [{'type': 'function', 'function': {...}}]",
-    "audio": "only text is trained on: leave such rows out",
-    "images": "only text is trained on: leave such rows out",
-    "weight": "every answer that is learnt counts alike: remove the key, or the row",
+    "audio": "only text is trained on: remove such rows",
+    "images": "only text is trained on: remove such rows",
+    "weight": "all answers count equally in training: remove the key, or the row",
 }
 
 
 def read_messages(value: Any, where: str, key: str) -> list[dict[str, Any]]:
-    """The messages in ``value`` (a list, or its JSON text) with contents as texts and arguments of calls as objects.
+    """The messages in ``value`` (a list, or its JSON text), with contents as texts and arguments of calls as objects.
 
-    Raises :class:`UserError` that names ``where`` and ``key`` for everything a model could not be shown.
+    Raises :class:`UserError` that names ``where`` and ``key`` for everything that could not be shown to a model.
     """
     value = parsed(value, where, key)
     if not isinstance(value, list) or not value:
@@ -53,20 +53,20 @@ def read_tools(value: Any, where: str) -> list[dict[str, Any]]:
 
 
 def parsed(value: Any, where: str, key: str) -> Any:
-    """``value``, or where it is a text what the JSON in it holds: many data sets keep lists and objects that way."""
+    """``value``; if it is a text, the value of its JSON. Many data sets store lists and objects that way."""
     if not isinstance(value, str):
         return value
     try:
         return parse_json(value, f"{where}: '{key}'")
     except UserError as error:
         if isinstance(error.__cause__, json.JSONDecodeError):
-            said = error.__cause__.msg
-            raise UserError(f"{where}: '{key}' is a text that holds no JSON ({said}), found {value!r:.60}") from error
+            reason = error.__cause__.msg
+            raise UserError(f"{where}: '{key}' is a text that holds no JSON ({reason}), found {value!r:.60}") from error
         raise
 
 
 def text_of(content: Any, where: str) -> str:
-    """The text of a message's content: itself, or its parts of type ``text`` one after the other."""
+    """The text of a message's content: the content itself, or its parts of type ``text``, joined."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -80,39 +80,43 @@ def text_of(content: Any, where: str) -> str:
             texts.append(part["text"])
         else:
             raise UserError(
-                f"{where} has a part of content that is no text ({kind or part!r:.60}): only text is trained on, "
-                "leave such rows out"
+                f"{where} has a part of content that is not text ({kind or part!r:.60}): only text is trained on, "
+                "remove such rows"
             )
     return "".join(texts)
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        hint = " (for 'from' and 'value' the list is called 'conversations')" if _is_sharegpt(message) else ""
+        hint = (
+            " (messages with 'from' and 'value' belong in a list called 'conversations')"
+            if _is_sharegpt(message)
+            else ""
+        )
         raise UserError(f"{where} must have the texts 'role' and 'content', found {message!r:.60}{hint}")
-    given = {key: value for key, value in message.items() if value is not None}
-    role = given["role"]
+    fields = {key: value for key, value in message.items() if value is not None}
+    role = fields["role"]
     if role not in ROLES:
         hint = f"write '{_OLD_ROLES[role]}'" if role in _OLD_ROLES else nearest(role, ROLES)
         raise UserError(f"{where} has the unknown role {role!r:.60}; {hint}")
     for key, hint in _REFUSED.items():
-        if given[key] != 1 if key == "weight" and key in given else given.get(key):
+        if fields[key] != 1 if key == "weight" and key in fields else fields.get(key):
             raise UserError(f"{where} has '{key}', which is not supported: {hint}")
-    calls = given.pop("tool_calls", None)
+    calls = fields.pop("tool_calls", None)
     calls = parsed(calls, where, "tool_calls") if calls is not None else []
     if not isinstance(calls, list):
         raise UserError(f"{where}: 'tool_calls' must be a list, found {calls!r:.60}")
     if calls and role != "assistant":
-        raise UserError(f"{where} has 'tool_calls', which only the assistant makes, and the role is '{role}'")
-    if "content" not in given and not calls:
-        raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(given)}")
-    kept = {key: value for key, value in given.items() if key not in _REFUSED}
-    kept["content"] = text_of(given.get("content", ""), where)
-    if "reasoning_content" in kept and not isinstance(kept["reasoning_content"], str):
-        raise UserError(f"{where}: 'reasoning_content' must be a text, found {kept['reasoning_content']!r:.60}")
+        raise UserError(f"{where} has 'tool_calls', which only the assistant can have, and the role is '{role}'")
+    if "content" not in fields and not calls:
+        raise UserError(f"{where} must have the texts 'role' and 'content', found {sorted(fields)}")
+    checked = {key: value for key, value in fields.items() if key not in _REFUSED}
+    checked["content"] = text_of(fields.get("content", ""), where)
+    if "reasoning_content" in checked and not isinstance(checked["reasoning_content"], str):
+        raise UserError(f"{where}: 'reasoning_content' must be a text, found {checked['reasoning_content']!r:.60}")
     if calls:
-        kept["tool_calls"] = [_call(call, f"{where}, call {number}") for number, call in enumerate(calls, 1)]
-    return kept
+        checked["tool_calls"] = [_call(call, f"{where}, call {number}") for number, call in enumerate(calls, 1)]
+    return checked
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -123,8 +127,8 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     arguments = {} if arguments in (None, "") else parsed(arguments, where, "arguments")
     if not isinstance(arguments, Mapping):
         raise UserError(f"{where}: 'arguments' must be an object (or its JSON text), found {arguments!r:.60}")
-    named = {"id": call["id"]} if call.get("id") is not None else {}
-    return {**named, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+    id = {"id": call["id"]} if call.get("id") is not None else {}
+    return {**id, "type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
 
 
 def _tool(tool: Any, where: str) -> dict[str, Any]:

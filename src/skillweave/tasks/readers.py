@@ -1,4 +1,4 @@
-"""Rows of data files in the usual formats, one at a time, each with the place where it stands."""
+"""Rows of data files in the usual formats, one at a time, each with its place in the file."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from skillweave.files.parse_json import check_characters, parse_json
 from skillweave.files.read import is_file, is_folder, open_file, wide_text
 from skillweave.units import human_bytes
 
-Row = tuple[str, Any]
-"""Where a row stands ("data.jsonl, line 3") and what was read there."""
+LocatedRow = tuple[str, Any]
+"""The place of a row ("data.jsonl, line 3") and its value."""
 
 _LARGEST = 2**33
-"""Bytes of a data file, unpacked."""
+"""The most bytes of a data file, after decompression."""
 _LONGEST_LINE = 2**26
+"""The most bytes of a line."""
 _MOST_PACKED = 200
-"""How many times larger than a ``.gz`` file the text in it may be; JSON of texts is 3 to 20 times larger."""
+"""How many times larger than a ``.gz`` file its text may be. JSON of texts is usually 3 to 20 times larger."""
 _ROWS_AT_ONCE = 1024
+"""Rows of a Parquet file that are read at once."""
 
 _LISTS = (
     "messages",
@@ -45,23 +47,23 @@ _LISTS = (
 """Keys of a row whose values may be lists of objects."""
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a data file by the ending of its name (:data:`ENDINGS`); any other is read as JSONL.
+def read_rows(path: Path) -> Iterator[LocatedRow]:
+    """The rows of a data file. The ending of its name says how to read it (:data:`ENDINGS`); the default is JSONL.
 
-    Raises :class:`UserError` with file and line for what cannot be read.
+    Raises :class:`UserError` with file and line if something cannot be read.
     """
     name = path.name.lower()
     ending = next((ending for ending in ENDINGS if name.endswith(ending)), ".jsonl")
     return ENDINGS[ending](path)
 
 
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """The rows of a JSONL file, read line by line; blank lines are passed over."""
+def read_jsonl(path: Path) -> Iterator[LocatedRow]:
+    """The rows of a JSONL file, read line by line; blank lines are skipped."""
     with _lines(path) as lines:
         yield from _json_lines(path, lines)
 
 
-def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[LocatedRow]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -81,8 +83,8 @@ def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[Row]:
         yield where, row
 
 
-def _read_json(path: Path) -> Iterator[Row]:
-    """The rows of one JSON array; a file that begins with an object is read as JSONL, which many call .json."""
+def _read_json(path: Path) -> Iterator[LocatedRow]:
+    """The rows of one JSON array. A file that begins with an object is read as JSONL, which is often named .json."""
     with _lines(path) as lines:
         text = "".join(lines)
     if not text.lstrip().startswith("["):
@@ -94,8 +96,8 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield where, check_characters(row, where)
 
 
-def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
-    """The rows of a table with a header; every cell is a text as it stands, an empty one is absent."""
+def _read_separated(path: Path, delimiter: str) -> Iterator[LocatedRow]:
+    """The rows of a table with a header. Each cell is a text as it is; the key of an empty cell has no value."""
     csv.field_size_limit(_LONGEST_LINE)
     with _lines(path, newline="") as lines:
         reader, start = csv.DictReader(lines, delimiter=delimiter, strict=True), 1
@@ -121,8 +123,8 @@ def _read_separated(path: Path, delimiter: str) -> Iterator[Row]:
             raise UserError(f"{path}, line {start}: the row that begins here is not valid CSV ({error})") from error
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
-    import pyarrow  # half a second to import, and most tasks do without it
+def _read_parquet(path: Path) -> Iterator[LocatedRow]:
+    import pyarrow  # imported here: it takes half a second, and most tasks do not need it
     import pyarrow.parquet
 
     number = 0
@@ -140,25 +142,25 @@ def _read_parquet(path: Path) -> Iterator[Row]:
             if number != file.metadata.num_rows:
                 raise ValueError(f"its columns end there, and it says that it has {file.metadata.num_rows} rows")
     except (pyarrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
-        # A damaged file meets checks of several libraries, each with errors of its own; all mean the same here.
+        # A damaged file fails checks of several libraries, each with its own errors; here they all mean the same.
         raise UserError(f"{path}: not a Parquet file that can be read, after row {number} ({error})") from error
 
 
-def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
-    """The rows of a Hugging Face dataset: of a folder where there is one of that name, else of the hub.
+def read_dataset(path: str, split: str, subset: str | None) -> Iterator[LocatedRow]:
+    """The rows of a Hugging Face dataset: of the folder ``path`` if it exists, else of the hub.
 
-    A column of class labels gives the labels' names.
+    A column of class labels gives the names of the labels.
     """
     if is_file(path):
         raise UserError(f"{path} is a file, not a dataset: name it without 'dataset:' (source: file)")
     if not is_folder(path) and path.startswith((".", "/", "~")):
         raise UserError(f"{path} does not exist: name a folder written by save_to_disk, or a hub id (owner/name)")
-    import datasets  # seconds to import, and most tasks do without it
+    import datasets  # imported here: it takes seconds, and most tasks do not need it
 
     if is_folder(path):
         try:
             loaded = datasets.load_from_disk(path)
-        except Exception as error:  # a folder of any kind meets readers of two libraries, each with errors of its own
+        except Exception as error:  # any folder may be given, and two libraries read it, each with its own errors
             raise UserError(f"{path} is no dataset folder: write one with dataset.save_to_disk ({error})") from error
         if isinstance(loaded, datasets.DatasetDict):
             if split not in loaded:
@@ -175,17 +177,17 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[Row]:
     labels = {name: kind for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(loaded, 1):
         for name, kind in labels.items():
-            known = row[name] is not None and row[name] >= 0  # -1 stands for a label that is not known
-            row[name] = kind.int2str(row[name]) if known else None
+            labelled = row[name] is not None and row[name] >= 0  # -1 means an unknown label
+            row[name] = kind.int2str(row[name]) if labelled else None
         yield f"{path}, row {number}", _without_nulls(row)
 
 
 def _check_no_wrapper(path: Path, text: str) -> None:
-    """Raise :class:`UserError` where the whole file is one object that spans lines or holds a list of rows."""
+    """Raise :class:`UserError` if the whole file is one object that spans lines or contains a list of rows."""
     try:
         whole = parse_json(text, str(path))
     except UserError:
-        return  # one object a line, or damaged: the reader of lines says where
+        return  # one object a line, or damaged: the line reader reports the place
     if not isinstance(whole, dict):
         return
     inner = next((key for key, value in whole.items() if isinstance(value, list) and value and key not in _LISTS), None)
@@ -210,7 +212,7 @@ def _check_header(names: Sequence[str], where: str) -> None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without keys that hold nothing: a table gives every object the keys of all others in its column."""
+    """The value without keys whose value is None: a table gives each object the keys of all others in its column."""
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
@@ -218,16 +220,17 @@ def _without_nulls(value: Any) -> Any:
 
 @contextlib.contextmanager
 def _lines(path: Path, newline: str | None = None) -> Iterator[Iterator[str]]:
-    """The lines of a text file, unpacked where it ends with ``.gz``, each with its line break."""
+    """The lines of a text file, each with its line break. A file that ends with ``.gz`` is decompressed."""
     with _open(path) as file:
         packed = path.name.lower().endswith(".gz")
         size = os.fstat(file.fileno()).st_size
         most = min(_LARGEST, _MOST_PACKED * size + _LONGEST_LINE) if packed else _LARGEST
-        unpacked = gzip.GzipFile(fileobj=file) if packed else file
-        yield _decoded(path, unpacked, most, newline)
+        decompressed = gzip.GzipFile(fileobj=file) if packed else file
+        yield _decoded(path, decompressed, most, newline)
 
 
 def _decoded(path: Path, file: io.BufferedReader | gzip.GzipFile, most: int, newline: str | None) -> Iterator[str]:
+    """The decoded lines. Raises :class:`UserError` for a line or file that is too long or not UTF-8 text."""
     read = 0
     for number in itertools.count(1):
         where = f"{path}, line {number}"
@@ -259,7 +262,7 @@ def _decoded(path: Path, file: io.BufferedReader | gzip.GzipFile, most: int, new
             ) from error
         if "\0" in text:
             raise UserError(f"{where}: a NUL character stands there, so this is not UTF-8 text: save the file as UTF-8")
-        # As Python reads text: a carriage return alone ends a line too.
+        # As in Python's text files, a carriage return alone also ends a line.
         yield from io.StringIO(text, newline=newline)
 
 
@@ -269,7 +272,7 @@ def _open(path: Path) -> io.BufferedReader:
     return open_file(path, f"a data file (looked in {Path.cwd()})")
 
 
-ENDINGS: dict[str, Callable[[Path], Iterator[Row]]] = {
+ENDINGS: dict[str, Callable[[Path], Iterator[LocatedRow]]] = {
     ending + packed: reader
     for ending, reader in {
         ".jsonl": read_jsonl,
@@ -279,4 +282,4 @@ ENDINGS: dict[str, Callable[[Path], Iterator[Row]]] = {
     }.items()
     for packed in ("", ".gz")
 } | {".parquet": _read_parquet}
-"""How each kind of data file is read, by the ending of its name."""
+"""Ending of a file's name -> the function that reads its rows."""

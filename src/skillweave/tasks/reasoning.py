@@ -1,8 +1,8 @@
 """Generators of reasoning-gym as tasks, scored by their own ``score_answer``.
 
-Some of its scorers hand the model's text to ``eval`` or to sympy's parser, which evaluates it too: a model that is
-trained against such a scorer may come to run code in this process. Those that read plain lists or arithmetic are
-kept behind a check of the characters an answer may hold; those that read any expression are refused.
+Some of its scorers pass the model's text to ``eval``, or to sympy's parser, which also evaluates it. A model that is
+trained against such a scorer might learn to run code in this process. So a scorer that reads plain lists or arithmetic
+is used only if all characters of the answer are allowed, and generators whose scorer reads any expression are refused.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 
 from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError, nearest
-from skillweave.tasks.forms import with_system
+from skillweave.tasks.row_forms import with_system
 from skillweave.tasks.spec import ReasoningGymSpec
 from skillweave.tasks.stream import Example, draw, seed_of
 from skillweave.tasks.task import Entry, Scorer, Task
 
-# Without parentheses, dots and operators nothing can be called, looked up or grow.
+# Without parentheses, dots and operators a text cannot call a function, read an attribute or compute a large value.
 _LIST = re.compile(r"[\w\s,'\"\[\]-]{0,2000}", re.ASCII)
-# Digits and the four operations; no "**", whose result may fill the memory.
+# Digits and the four operations, without "**", whose result may fill the memory.
 _ARITHMETIC = re.compile(r"(?:[\d\s+\-/().]|\*(?!\s*\*)){0,200}", re.ASCII)
 _ALLOWED = {
     "binary_matrix": _LIST,
@@ -33,21 +33,21 @@ _ALLOWED = {
     "puzzle24": _ARITHMETIC,
 }
 _REFUSED = ("intermediate_integration", "polynomial_multiplication", "simple_integration")
-# 1e999999999 read as a fraction or an integer would be worked out digit by digit. Words and digits of other bases
-# (fe12345) are no such numerals.
+# 1e999999999 as a fraction or an integer would be computed digit by digit. Words, and numbers in other bases
+# (fe12345), do not match.
 _HUGE_EXPONENT = re.compile(r"(?<![^\W_])(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)[eE][-+]?[0-9_]{5,}(?![^\W_])")
 
-# Some generators prepare all their examples when they are made, so the stream is taken in pieces of this size.
+# Some generators compute all their examples at creation, so the stream is made of pieces of this size.
 _PIECE = 250
 
 
 def reasoning_gym_task(spec: ReasoningGymSpec) -> Task:
-    """Draw the splits of a reasoning-gym generator.
+    """A task whose splits come from a reasoning-gym generator.
 
-    Raises :class:`UserError` for an unknown generator or setting, a scorer that would run the model's text, and
+    Raises :class:`UserError` for an unknown generator or setting, for a scorer that would run the model's text, and for
     training on a generator that has no gold answers.
     """
-    import reasoning_gym  # seconds to import, and most tasks need it not
+    import reasoning_gym  # imported here: it takes seconds, and most tasks do not need it
     from reasoning_gym.factory import DATASETS
 
     name = spec.generator
@@ -79,8 +79,8 @@ def reasoning_gym_task(spec: ReasoningGymSpec) -> Task:
         if number not in pieces:
             pieces[number] = piece(number)
         row = pieces[number][offset]
-        asked = spec.instruction.replace("{question}", row["question"])
-        return with_system(asked, spec.system, name), row["answer"], row
+        prompt = spec.instruction.replace("{question}", row["question"])
+        return with_system(prompt, spec.system, name), row["answer"], row
 
     if example(0)[1] is None and (spec.splits.calibration or spec.splits.train != 0):
         raise UserError(
@@ -96,14 +96,14 @@ def _scorer(name: str, score_answer: Callable[..., float], spec: ReasoningGymSpe
 
     def score(answer: str, entry: Entry) -> float:
         answer = (strip_thoughts(answer) if spec.thoughts == "strip" else answer).strip()
-        # The generator's own answer is harmless, whatever it looks like: the numeral 1e12345 may be a hexadecimal one.
-        known = isinstance(entry.answer, str) and answer.casefold() == entry.answer.strip().casefold()
-        if not known and ((allowed and not allowed.fullmatch(answer)) or _HUGE_EXPONENT.search(answer)):
+        # The generator's own answer is harmless, whatever it looks like: 1e12345 may be a hexadecimal number.
+        is_gold = isinstance(entry.answer, str) and answer.casefold() == entry.answer.strip().casefold()
+        if not is_gold and ((allowed and not allowed.fullmatch(answer)) or _HUGE_EXPONENT.search(answer)):
             return 0.0
         try:
             value = float(score_answer(answer, entry.metadata))
         except Exception:
-            # The scorers are someone else's and many trip over text that is not in the form they expect.
+            # The scorers come from another library, and many fail on text that does not have the form they expect.
             return 0.0
         value = 0.0 if math.isnan(value) else min(max(value, 0.0), 1.0)
         return float(value == 1.0) if spec.strict else value

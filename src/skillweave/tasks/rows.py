@@ -1,4 +1,4 @@
-"""Rows that a person wrote, as entries: each is checked, and every error names the file and the line."""
+"""Rows of a file -> entries of a task. Each row is checked; every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from skillweave.base.thoughts import strip_thoughts
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.calls import JUDGES_OF_CALLS
-from skillweave.tasks.forms import Parts, read_parts
 from skillweave.tasks.messages import read_messages
-from skillweave.tasks.readers import Row
+from skillweave.tasks.readers import LocatedRow
+from skillweave.tasks.row_forms import Parts, read_parts
 from skillweave.tasks.task import Entry, row_id
 from skillweave.tasks.verifiers import Thoughts, VerifierName, gold_problem, options_for
 
 
 def entries_from(
-    rows: Iterable[Row],
+    rows: Iterable[LocatedRow],
     verifier: VerifierName,
     options: Mapping[str, Any] | None = None,
     *,
@@ -30,11 +30,13 @@ def entries_from(
     system: str | None = None,
     thoughts: Thoughts = "strip",
 ) -> list[Entry]:
-    """All rows as entries; the first mistake is a :class:`UserError`. All rows have the form of the first.
+    """The entries of all rows, which must have the form of the first. Raises :class:`UserError` at the first mistake.
 
-    Gold answers are checked as the verifier with these ``options`` reads them; None: only what every setting asks for.
-    ``columns`` says which key of a row stands for which of ours; ``system`` is put before every prompt. With
-    ``thoughts`` ``strip`` what a gold answer thinks is learnt and not judged.
+    * ``verifier``, ``options``: gold answers are checked as the verifier reads them; with ``options`` None only as far
+      as all options agree
+    * ``columns``: our names of keys -> the names in the rows
+    * ``system``: a system prompt that is put before every prompt
+    * ``thoughts``: with ``strip`` the thoughts of a gold answer are learnt and not judged
     """
     checked = None if options is None else options_for(verifier, dict(options))
     entries: list[Entry] = []
@@ -74,55 +76,57 @@ def _entry(parts: Parts, where: str, verifier: VerifierName, options: Config | N
     return Entry(row_id(prompt, answer, metadata), prompt, answer, metadata)
 
 
-def _accepted(given: Any, where: str, verifier: VerifierName) -> list[Answer]:
-    """All answers that count as right, each once; the first is the one that is learnt. Empty where there is none."""
-    if given is None:
+def _accepted(value: Any, where: str, verifier: VerifierName) -> list[Answer]:
+    """All answers that count as right, each once; the first one is learnt. The list is empty without an answer."""
+    if value is None:
         return []
-    if not isinstance(given, list):
-        return [_one_answer(given, where, "the answer", verifier)]
-    if not given:
+    if not isinstance(value, list):
+        return [_one_answer(value, where, "the answer", verifier)]
+    if not value:
         raise UserError(f"{where}: the list of answers is empty: give at least one")
-    if all(isinstance(one, Mapping) and "role" in one for one in given):
-        messages = read_messages(given, where, "completion")
+    if all(isinstance(one, Mapping) and "role" in one for one in value):
+        messages = read_messages(value, where, "completion")
         if len(messages) > 1 or messages[0]["role"] != "assistant":
             raise UserError(
-                f"{where}: the answer must be one message of the assistant, found {len(messages)} messages: put those "
-                "before it into the prompt"
+                f"{where}: the answer must be one message of the assistant, found {len(messages)} messages: move those "
+                "before it to the prompt"
             )
         return [_one_answer(messages[0], where, "the answer", verifier)]
-    if verifier == "json" and not all(isinstance(one, str) for one in given):
+    if verifier == "json" and not all(isinstance(one, str) for one in value):
         raise UserError(
-            f"{where}: the answer is a list, which names several accepted answers. Write an array that is the one "
-            f"answer as a text: {json.dumps(json.dumps(given, default=str))[:60]}"
+            f"{where}: the answer is a list, which means several accepted answers. If one array is the "
+            f"answer, write it as a text: {json.dumps(json.dumps(value, default=str))[:60]}"
         )
-    found: list[Answer] = []
-    for one in given:
+    accepted: list[Answer] = []
+    for one in value:
         answer = _one_answer(one, where, "an answer of the list", verifier)
-        if answer not in found:
-            found.append(answer)
-    return found
+        if answer not in accepted:
+            accepted.append(answer)
+    return accepted
 
 
-def _one_answer(given: Any, where: str, called: str, verifier: VerifierName) -> Answer:
-    """A gold answer as a text; a number and true or false as JSON writes them; a message with calls as it is."""
-    if isinstance(given, Mapping) and "role" in given:
-        message = read_messages([given], where, "answer")[0]
+def _one_answer(value: Any, where: str, called: str, verifier: VerifierName) -> Answer:
+    """A gold answer as a text; numbers, true and false become JSON texts; a message with calls stays a message."""
+    if isinstance(value, Mapping) and "role" in value:
+        message = read_messages([value], where, "answer")[0]
         if message["role"] != "assistant":
-            raise UserError(f"{where}: {called} is a message of the role '{message['role']}', not of the assistant")
+            raise UserError(f"{where}: {called} is a message with the role '{message['role']}', not 'assistant'")
         if "tool_calls" in message or "reasoning_content" in message:
             if not message["content"].strip() and "tool_calls" not in message:
-                raise UserError(f"{where}: the answer must be a text with something in it, beside its reasoning")
+                raise UserError(
+                    f"{where}: the answer must be a text with something in it, in addition to its reasoning"
+                )
             return message
-        given = message["content"]
-    if isinstance(given, Mapping) and verifier == "json":
-        return json.dumps(given, ensure_ascii=False)
-    if isinstance(given, bool | int) or (isinstance(given, float) and math.isfinite(given)):
-        return json.dumps(given)
-    if isinstance(given, Decimal) and given.is_finite():
-        return str(given)
-    if not isinstance(given, str) or not given.strip():
-        raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {given!r:.60}")
-    return given
+        value = message["content"]
+    if isinstance(value, Mapping) and verifier == "json":
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    if isinstance(value, Decimal) and value.is_finite():
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: {called} must be a text with something in it (or a number), found {value!r:.60}")
+    return value
 
 
 def _same_text(one: Answer, other: Answer) -> bool:
@@ -134,6 +138,7 @@ def _same_text(one: Answer, other: Answer) -> bool:
 def _check_gold(
     gold: Answer, where: str, verifier: VerifierName, options: Config | None, cases: Any, thoughts: Thoughts
 ) -> None:
+    """Raise :class:`UserError` if the verifier cannot judge by this gold answer."""
     if not isinstance(gold, str) and "tool_calls" in gold:
         if verifier not in JUDGES_OF_CALLS:
             raise UserError(
@@ -145,19 +150,20 @@ def _check_gold(
     if thoughts == "strip":
         text = strip_thoughts(text)
         if not text.strip():
-            raise UserError(
-                f"{where}: the answer is nothing but thoughts: write what follows them, or set thoughts: keep"
-            )
+            raise UserError(f"{where}: the answer has only thoughts: write the text after them, or set thoughts: keep")
     problem = gold_problem(verifier, text, options, cases=cases)
     if problem:
         raise UserError(f"{where}: {problem}")
 
 
 def _check_prompt(prompt: Prompt, where: str) -> None:
+    """Raise :class:`UserError` for a prompt without a message that a model could answer."""
     messages = as_messages(prompt)
     if not any(message["role"] == "user" for message in messages):
         raise UserError(f"{where}: there is no message with the role 'user' to answer")
     if messages[-1]["role"] == "assistant":
-        raise UserError(f"{where}: the prompt ends with the assistant's message; it must end with what is to answer")
+        raise UserError(
+            f"{where}: the prompt ends with the assistant's message; it must end with the message to answer"
+        )
     if not str(messages[-1]["content"]).strip() and messages[-1]["role"] != "tool":
         raise UserError(f"{where}: the prompt is empty")

@@ -1,4 +1,4 @@
-"""What several answers to one prompt tell: pass@k, and the vote of the majority."""
+"""Figures of several answers to one prompt: pass@k, and the majority vote."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from skillweave.tasks.task import Task, normal_text
 from skillweave.tasks.verifiers import VERIFIERS, options_for, verify
 
 _COMPARES_WITH_GOLD = ("exact", "numeric", "math", "json")
-"""The verifiers that read an answer and the gold answer alike, so that they can tell whether two answers are the same.
-Others (code, a function of the user) judge by something else than the gold text."""
+"""The verifiers that read the answer and the gold answer in the same way, so that they can compare two answers.
+The others (code, a user's function) do not judge by the gold text."""
 
 
 def pass_at(k: int, n: int, right: int) -> float:
-    """The chance that one of ``k`` of ``n`` samples is right, where ``right`` are: 1 - C(n - right, k) / C(n, k).
+    """pass@k: the chance that at least one of ``k`` samples is right, if ``right`` of ``n`` samples are.
 
-    The unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1
-    [abstract], in whole numbers up to the one division.
+    It is 1 - C(n - right, k) / C(n, k), the unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models
+    Trained on Code", equation 1 [abstract], computed in integers with one division. Raises ``ValueError`` for numbers
+    that do not fit.
     """
     if not (1 <= k <= n and 0 <= right <= n):
         raise ValueError(f"pass@{k} of {n} samples of which {right} are right")
@@ -30,15 +31,15 @@ def pass_at(k: int, n: int, right: int) -> float:
 
 
 def shown_ks(n: int) -> list[int]:
-    """The k of pass@k that are shown for ``n`` samples: the powers of two below, and n."""
+    """The values of k for which pass@k is shown: the powers of two below ``n``, and ``n``."""
     return [2**power for power in range(n.bit_length()) if 2**power < n] + [n]
 
 
 def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> int:
-    """The index of the answer that most of them agree with (self-consistency, Wang et al. 2022).
+    """The index of the answer that most answers agree with (self-consistency, Wang et al. 2022).
 
-    An answer joins the first group whose first answer is the ``same``. Of groups of one size the one that began first
-    wins. None, which is no answer, has no vote; index 0 is returned where there is no other.
+    Each answer joins the first group whose first answer is the ``same``. Of groups of equal size the earliest wins.
+    None (no answer) does not vote. The index is 0 if all answers are None.
     """
     groups: list[list[int]] = []
     for index, answer in enumerate(answers):
@@ -56,16 +57,18 @@ def vote(answers: Sequence[str | None], same: Callable[[str, str], bool]) -> int
 
 
 def same_answer(task: Task) -> Callable[[str, str], bool]:
-    """Whether two answers are one final answer, as the task's verifier sees it: one counts as right where the other
-    gives the gold answer. Where the verifier compares with no gold text, the same text without thoughts, up to case
-    and white space."""
+    """A function that says whether two answers are the same final answer for the task's verifier.
+
+    They are if one counts as right when the other gives the gold answer. If the verifier does not compare with a gold
+    text, they are if their texts without thoughts are equal up to case and white space.
+    """
     spec: Any = BUILTINS[task.spec.name] if isinstance(task.spec, BuiltinSpec) else task.spec
     name: Any = getattr(spec, "verifier", None)  # reasoning-gym judges by itself
     options = options_for(name, dict(spec.options)) if name in _COMPARES_WITH_GOLD and name in VERIFIERS else None
 
     @lru_cache(maxsize=1024)
     def gold_of(answer: str) -> str | None:
-        """What the verifier itself takes for the gold text of an answer."""
+        """The part of an answer that the verifier accepts as its gold text, or None."""
         if options is None:
             return None
         return next((gold for gold in _golds(answer) if verify(name, answer, gold, options) == 1), None)
@@ -81,7 +84,7 @@ def same_answer(task: Task) -> Callable[[str, str], bool]:
 
 
 def _golds(answer: str) -> Iterator[str]:
-    """The parts of an answer that may be its final answer: the whole, its JSON, what is boxed or marked, a line."""
+    """The parts of an answer that may be its final answer: the whole, its JSON, its box, its last and first line."""
     yield answer
     begin = min((at for at in map(answer.find, "{[") if at >= 0), default=0)
     yield answer[begin : max(map(answer.rfind, "}]")) + 1]

@@ -1,4 +1,4 @@
-"""What a task is made of, as it stands in a config: one strict class a source, told apart by ``source``."""
+"""The settings of a task: one strict class for each kind of source; the key ``source`` says which."""
 
 from __future__ import annotations
 
@@ -15,45 +15,56 @@ from skillweave.tasks.readers import ENDINGS
 from skillweave.tasks.verifiers import Thoughts, VerifierName, options_for
 
 Count = Annotated[int, Field(ge=0)]
+_THOUGHTS = (
+    "strip: what a reasoning model thinks (<think>...</think>) is not part of the answer that is judged; keep: it is"
+)
 
 
 class Splits(Config):
-    """How many prompts each split holds; no prompt stands in two of them."""
+    """How many prompts each split has; no prompt is in two of them."""
 
-    train: Count | None = None
-    """None: of a file everything that is left, of a generator 800."""
-    calibration: Count = 64
-    test: Count = 200
+    train: Count | None = Field(
+        default=None, description="training prompts; None: all remaining prompts of a file, 800 of a generator"
+    )
+    calibration: Count = Field(default=64, description="calibration prompts")
+    test: Count = Field(default=200, description="test prompts")
 
 
 class SplitPaths(Config):
-    """One file a split. Without a calibration file its examples are taken out of the training file."""
+    """One file for each split."""
 
-    train: Path
-    test: Path
-    calibration: Path | None = None
+    train: Path = Field(description="the file of the training rows")
+    test: Path = Field(description="the file of the test rows")
+    calibration: Path | None = Field(
+        default=None, description="the file of the calibration rows; None: they are taken out of the training file"
+    )
 
 
 class ReasoningGymSpec(Config):
     """A generator of reasoning-gym, scored by its own ``score_answer``."""
 
-    source: Literal["reasoning-gym"]
-    generator: str
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The generator's own settings (its config class in reasoning-gym), without ``seed`` and ``size``."""
-    seed: Count = 0
-    system: str | None = None
-    """A system prompt, put before every question."""
-    instruction: str = "{question}"
-    """What is asked, ``{question}`` standing for the generator's question."""
-    thoughts: Thoughts = "strip"
-    strict: bool = True
-    """True: only a full score counts (0 or 1). False: reasoning-gym's partial credit is kept, a float in [0, 1]."""
-    splits: Splits = Splits()
+    source: Literal["reasoning-gym"] = Field(description="a generator of reasoning-gym")
+    generator: str = Field(description="the name of the generator in reasoning-gym")
+    config: dict[str, Any] = Field(
+        default_factory=dict,
+        description="the generator's own settings (its config class in reasoning-gym), without seed and size",
+    )
+    seed: Count = Field(default=0, description="the seed of the examples")
+    system: str | None = Field(default=None, description="a system prompt that is put before every question")
+    instruction: str = Field(
+        default="{question}", description="the prompt; {question} is replaced by the generator's question"
+    )
+    thoughts: Thoughts = Field(default="strip", description=_THOUGHTS)
+    strict: bool = Field(
+        default=True,
+        description="true: only a full score counts (0 or 1); false: reasoning-gym's partial credit counts too, a "
+        "float in [0, 1]",
+    )
+    splits: Splits = Field(default=Splits(), description="how many prompts each split has")
 
     @field_validator("instruction")
     @classmethod
-    def _asks(cls, instruction: str) -> str:
+    def _has_a_question(cls, instruction: str) -> str:
         if "{question}" not in instruction:
             raise ValueError("the instruction must hold {question}")
         return instruction
@@ -62,32 +73,35 @@ class ReasoningGymSpec(Config):
 class BuiltinSpec(Config):
     """One of the small generators that come with SkillWeave."""
 
-    source: Literal["builtin"]
-    name: str
-    config: dict[str, Any] = Field(default_factory=dict)
-    system: str | None = None
-    """A system prompt, put before every prompt."""
-    thoughts: Thoughts = "strip"
-    seed: Count = 0
-    splits: Splits = Splits()
+    source: Literal["builtin"] = Field(description="a generator of SkillWeave")
+    name: str = Field(description="the name of the generator")
+    config: dict[str, Any] = Field(default_factory=dict, description="the generator's own settings")
+    system: str | None = Field(default=None, description="a system prompt that is put before every prompt")
+    thoughts: Thoughts = Field(default="strip", description=_THOUGHTS)
+    seed: Count = Field(default=0, description="the seed of the examples")
+    splits: Splits = Field(default=Splits(), description="how many prompts each split has")
 
 
-Part = Literal[
+RowPart = Literal[
     "messages", "conversations", "prompt", "completion", "answer", "cases", "chosen", "rejected", "instruction",
     "input", "output", "history", "system", "tools",
 ]  # fmt: skip
-"""What a key of a row may stand for."""
+"""The parts of a row that a key may be mapped to."""
 
 
 class _Rows(Config):
-    verifier: VerifierName = "exact"
-    options: dict[str, Any] = Field(default_factory=dict)
-    columns: dict[Part, str | None] = Field(default_factory=dict)
-    """Which key of a row stands for which part, as ``{prompt: question, answer: label}``; null: for none."""
-    system: str | None = None
-    """A system prompt, put before every prompt; no row may have one of its own then."""
-    thoughts: Thoughts = "strip"
-    """``strip``: what a reasoning model thinks (``<think>...</think>``) is no part of the answer that is judged."""
+    verifier: VerifierName = Field(default="exact", description="how an answer is judged")
+    options: dict[str, Any] = Field(default_factory=dict, description="the options of the verifier")
+    columns: dict[RowPart, str | None] = Field(
+        default_factory=dict,
+        description="which key of a row is which part, such as {prompt: question, answer: label}; null: the part is "
+        "ignored",
+    )
+    system: str | None = Field(
+        default=None,
+        description="a system prompt that is put before every prompt; no row may then have its own",
+    )
+    thoughts: Thoughts = Field(default="strip", description=_THOUGHTS)
 
     @field_validator("options")
     @classmethod
@@ -105,30 +119,31 @@ class _Rows(Config):
         if not isinstance(columns, Mapping):
             return columns
         for ours, theirs in columns.items():
-            if ours not in get_args(Part):
-                hint = nearest(str(ours), get_args(Part))
-                if theirs in get_args(Part) and not hint.startswith("did you mean"):
-                    hint = f"our name stands on the left: write {{{theirs}: {ours}}}"
+            if ours not in get_args(RowPart):
+                hint = nearest(str(ours), get_args(RowPart))
+                if theirs in get_args(RowPart) and not hint.startswith("did you mean"):
+                    hint = f"our name goes on the left: write {{{theirs}: {ours}}}"
                 raise ValueError(f"no part of a row is called '{ours}'; {hint}")
         named = [theirs for theirs in columns.values() if theirs is not None]
         twice = next((theirs for theirs in named if named.count(theirs) > 1), None)
         if twice is not None:
-            raise ValueError(f"the key '{twice}' of the rows stands for two parts: name it once")
+            raise ValueError(f"the key '{twice}' of the rows is named for two parts: name it once")
         return columns
 
 
 class FileSpec(_Rows):
-    """Rows of a data file (``path``, cut into splits) or of one file a split (``paths``).
+    """Rows of one data file (``path``, cut into splits) or of one file for each split (``paths``).
 
-    How a file is read is told by the ending of its name: ``.jsonl``, ``.json``, ``.csv``, ``.tsv``, each also with
-    ``.gz`` behind it, or ``.parquet``; any other is read as JSONL.
+    The ending of a file's name says how it is read: ``.jsonl``, ``.json``, ``.csv`` and ``.tsv``, each also followed by
+    ``.gz``, or ``.parquet``. A file with any other ending is read as JSONL.
     """
 
-    source: Literal["file", "jsonl"]
-    """``jsonl`` is the older name; both read all kinds of files."""
-    path: Path | None = None
-    paths: SplitPaths | None = None
-    splits: Splits = Splits()
+    source: Literal["file", "jsonl"] = Field(
+        description="data files; 'jsonl' is the older name, and both read all kinds of files"
+    )
+    path: Path | None = Field(default=None, description="one file, which is cut into splits")
+    paths: SplitPaths | None = Field(default=None, description="one file for each split, in place of path")
+    splits: Splits = Field(default=Splits(), description="how many prompts each split has")
 
     @model_validator(mode="after")
     def _one_of(self) -> FileSpec:
@@ -144,19 +159,20 @@ class FileSpec(_Rows):
 class DatasetSpec(_Rows):
     """Rows of a Hugging Face dataset: a folder written by ``save_to_disk``, or a hub id."""
 
-    source: Literal["dataset"]
-    path: str
-    split: str = "train"
-    subset: str | None = None
-    """The configuration's name on the hub, where the dataset has several."""
-    splits: Splits = Splits()
+    source: Literal["dataset"] = Field(description="a Hugging Face dataset")
+    path: str = Field(description="a folder written by save_to_disk, or a hub id (owner/name)")
+    split: str = Field(default="train", description="the split of the dataset whose rows are used")
+    subset: str | None = Field(
+        default=None, description="the name of the configuration on the hub, if the dataset has several"
+    )
+    splits: Splits = Field(default=Splits(), description="how many prompts each of our splits has")
 
 
 def expand(value: Any) -> Any:
-    """A task's short form as its mapping; anything else as it is.
+    """The mapping for the short form of a task; any other value is returned unchanged.
 
-    ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH`` and a data file (``FILE.jsonl``, ``.csv``, ...) are the
-    short forms; ``FILE.yaml`` stands for the settings in it.
+    The short forms are ``builtin:NAME``, ``reasoning-gym:NAME``, ``dataset:PATH``, a data file (``FILE.jsonl``,
+    ``.csv``, ...) and ``FILE.yaml``, a file with the task's settings. Raises :class:`UserError` for any other text.
     """
     if not isinstance(value, str | Path):
         return value
@@ -179,7 +195,7 @@ def expand(value: Any) -> Any:
 
 AnySpec = ReasoningGymSpec | BuiltinSpec | FileSpec | DatasetSpec
 TaskSpec = Annotated[AnySpec, Field(discriminator="source"), BeforeValidator(expand)]
-"""A task inside another config; its short form (``builtin:json_calls``) is read too."""
+"""The type of a task inside another config; its short form (``builtin:json_calls``) is accepted too."""
 
 SPECS: dict[str, type[AnySpec]] = {
     "reasoning-gym": ReasoningGymSpec,

@@ -1,4 +1,4 @@
-"""A task: prompts with a verifier, cut into train, calibration and test so that no prompt stands in two of them."""
+"""A task: prompts with a verifier, cut into train, calibration and test splits that share no prompt."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ SPLITS = ("train", "calibration", "test")
 
 @dataclass(frozen=True)
 class Entry:
-    """One example. ``id`` names it among all of its task: a row's :func:`row_id`, of a generator the :func:`prompt_id`.
+    """One example of a task.
 
-    ``answer`` is the gold answer that is learnt: a text, or the assistant's message where it calls tools or shows its
-    reasoning; None where only a verifier knows. ``metadata`` holds, where there are such, ``answers`` (all that count
-    as right), ``rejected`` (a worse answer) and ``where`` the row stands.
+    * ``id``: unique within the task: the :func:`row_id` of a row, or the :func:`prompt_id` of a generator's prompt
+    * ``answer``: the gold answer that is learnt: a text, or the assistant's message if it calls tools or shows its
+      reasoning; None if only a verifier can tell a right answer
+    * ``metadata``: may have ``answers`` (all that count as right), ``rejected`` (a worse answer), ``cases`` (for the
+      verifier ``code``) and ``where`` (the place of the row)
     """
 
     id: str
@@ -45,21 +47,23 @@ class Entry:
 
     @property
     def accepted(self) -> list[Answer]:
-        """All answers that count as right; empty where only a verifier knows."""
+        """All answers that count as right; empty if only a verifier can tell."""
         return self.metadata.get("answers") or ([] if self.answer is None else [self.answer])
 
 
 Scorer = Callable[[str, Entry], float]
-"""A model's answer and the entry it answers -> a score in [0, 1]; never raises on what the model wrote."""
+"""A function of a model's answer and its entry that returns a score in [0, 1]. It never raises for any answer."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Named splits of entries, and how an answer to one is scored.
+    """Named splits of entries, and a function that scores answers to them.
 
-    ``rows`` is how many a file held, 0 for a generator. ``duplicates`` counts the rows that were dropped because
-    another is the same in all that is learnt and judged, or the prompts that a generator drew again.
-    Raises :class:`UserError` where two splits share a prompt or all are empty.
+    * ``rows``: the number of rows in the file, 0 for a generator
+    * ``duplicates``: rows that were dropped because another row is equal in everything that is learnt and judged, or
+      prompts that a generator drew again
+
+    Raises :class:`UserError` if two splits share a prompt or all splits are empty.
     """
 
     name: str
@@ -80,7 +84,7 @@ class Task:
         return {name: len(self.splits.get(name, [])) for name in SPLITS}
 
     def split(self, name: str) -> list[Entry]:
-        """The entries of ``train``, ``calibration`` or ``test``; an empty or unknown one is a :class:`UserError`."""
+        """The entries of ``train``, ``calibration`` or ``test``. Raises UserError if the split is empty or unknown."""
         if name not in SPLITS:
             raise UserError(f"task '{self.name}' has no split '{name}'; {nearest(name, SPLITS)}")
         entries = self.splits.get(name, [])
@@ -88,20 +92,20 @@ class Task:
             raise UserError(f"task '{self.name}' holds no {name} examples: set splits.{name} to at least 1")
         return entries
 
-    def asked(self, name: str) -> list[Entry]:
-        """The entries of a split that a model is asked and scored on: each prompt once, however many answers it has."""
+    def distinct(self, name: str) -> list[Entry]:
+        """The entries of a split on which a model is scored: each prompt once, even if several rows have it."""
         return one_each_prompt(self.split(name))
 
     @property
     def notes(self) -> list[str]:
-        """What became of the rows of a file beside being used, a line each; empty where all were used as they stand."""
+        """Notes on rows of a file that were dropped, changed or look wrong, one line each."""
         return _notes(self) if self.rows else []
 
     @property
     def key(self) -> str:
-        """A digest of what the task asks and how it judges: equal for equal content, wherever the rows stand.
+        """A digest of the prompts, the answers and the settings; the place of a row does not change it.
 
-        The file of a verifier of the user's own is a part of it.
+        If the verifier is the user's own, its file is part of the digest.
         """
         content = {
             name: [
@@ -115,7 +119,7 @@ class Task:
         return digest([spec, content, *own])
 
     def pairs(self, name: str) -> list[tuple[Prompt, Any]]:
-        """Prompts with their gold answers, for training and calibration."""
+        """Prompts with their gold answers, for training and calibration. Raises UserError if an answer is missing."""
         pairs = [(entry.prompt, entry.answer) for entry in self.split(name) if entry.answer is not None]
         missing = len(self.split(name)) - len(pairs)
         if missing:
@@ -126,29 +130,29 @@ class Task:
         return pairs
 
     def score(self, answer: str | None, entry: Entry) -> float:
-        """The verifier's score of a model's answer, in [0, 1]; 1 is right, and None, which is no answer, is 0.
+        """The verifier's score of a model's answer, in [0, 1]: 1 is right; None (no answer) scores 0.
 
-        Never raises on what the model wrote.
+        It never raises for any answer.
         """
         return 0.0 if answer is None else self.scorer(answer, entry)
 
 
 _JUDGED = ("cases", "answers", "rejected")
-"""What of an entry's metadata is learnt from or judged by."""
+"""The keys of an entry's metadata that are learnt from or judged by."""
 
 
 def normal_text(text: str) -> str:
-    """A text without what makes near-copies differ: composed Unicode, case folded, white space collapsed."""
+    """The text with composed Unicode (NFC), folded case and collapsed white space; near-copies become equal."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def prompt_id(prompt: Prompt) -> str:
-    """16 hex digits that name a prompt: its roles, the text of each message (in NFC), its calls and its tools."""
+    """16 hex digits for a prompt, from its roles, the text of each message (in NFC), its calls and its tools."""
     return _prompt_digest(prompt, lambda text: unicodedata.normalize("NFC", text))
 
 
 def near_id(prompt: Prompt) -> str:
-    """16 hex digits that prompts share which differ in case, white space or the composition of Unicode alone."""
+    """16 hex digits for a prompt, equal for prompts that differ only in case, white space or Unicode composition."""
     return _prompt_digest(prompt, normal_text)
 
 
@@ -162,7 +166,7 @@ def _prompt_digest(prompt: Prompt, text: Callable[[str], str]) -> str:
 
 
 def row_id(prompt: Prompt, answer: Answer | None, metadata: Mapping[str, Any]) -> str:
-    """16 hex digits that name all of a row that is learnt from or judged by."""
+    """16 hex digits for everything in a row that is learnt from or judged by."""
     return digest([prompt_id(prompt), answer, *(metadata.get(key) for key in _JUDGED)])
 
 
@@ -175,7 +179,7 @@ def one_each_prompt(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Entry]], task: str) -> None:
-    """Raise :class:`UserError` naming a prompt that stands in two splits (and its place, where it has one)."""
+    """Raise :class:`UserError` if two splits share a prompt; the message names one, with its place if it has one."""
     for (first, entries), (second, others) in combinations(splits.items(), 2):
         known = {entry.prompt_id: entry for entry in entries}
         shared = one_each_prompt(entry for entry in others if entry.prompt_id in known)
@@ -190,20 +194,22 @@ def check_disjoint(splits: Mapping[str, Sequence[Entry]], task: str) -> None:
 
 
 def near_copies(splits: Mapping[str, Sequence[Entry]]) -> list[tuple[str, str, int, Entry]]:
-    """For every two splits that share prompts but for case and white space: their names, how many of the second's
-    prompts do, and the first of these."""
-    found = []
+    """The pairs of splits that share prompts up to case and white space.
+
+    For each pair: both names, how many prompts of the second split are in the first, and the first such entry.
+    """
+    pairs = []
     near = {name: {entry.near_id for entry in entries} for name, entries in splits.items()}
     for first, second in combinations(splits, 2):
         shared = near[first] & near[second]
         if shared:
             copies = one_each_prompt(entry for entry in splits[second] if entry.near_id in shared)
-            found.append((first, second, len(copies), copies[0]))
-    return found
+            pairs.append((first, second, len(copies), copies[0]))
+    return pairs
 
 
 def drop_duplicates(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """The first entry of every id, in order, and how many were dropped."""
+    """The first entry of each id, in order, and how many entries were dropped."""
     first: dict[str, Entry] = {}
     for entry in entries:
         first.setdefault(entry.id, entry)
@@ -211,11 +217,11 @@ def drop_duplicates(entries: Sequence[Entry]) -> tuple[list[Entry], int]:
 
 
 def share_answers(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, each accepting the answers of all entries with its prompt: whichever a model gives, it is right."""
+    """The entries, each of which accepts the answers of all entries with the same prompt."""
     accepted: dict[str, list[Answer]] = {}
     for entry in entries:
-        known = accepted.setdefault(entry.prompt_id, [])
-        known.extend(answer for answer in entry.accepted if answer not in known)
+        answers = accepted.setdefault(entry.prompt_id, [])
+        answers.extend(answer for answer in entry.accepted if answer not in answers)
     return [
         entry
         if entry.accepted == (answers := accepted[entry.prompt_id])
@@ -225,11 +231,11 @@ def share_answers(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[Entry]]:
-    """Cut entries by their prompts, in the order of a hash of these: test first, then calibration, then train.
+    """The splits of a file. The prompts are ordered by a hash: test comes first, then calibration, then train.
 
-    ``splits`` counts prompts; all entries of a prompt go together. The same rows give the same splits in whatever
-    order they stand. Adding rows to a file may push some from one split to the next; whoever wants them pinned writes
-    one file a split.
+    ``splits`` counts prompts; all entries of a prompt stay together. The same rows in any order give the same splits.
+    New rows in a file may move others to the next split; to prevent that, use one file for each split. Raises
+    :class:`UserError` if there are too few prompts.
     """
     groups: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.id):
@@ -241,7 +247,7 @@ def cut(entries: Sequence[Entry], splits: Splits, task: str) -> dict[str, list[E
             f"{splits.calibration} calibration + {splits.train or 'at least 1'} train. "
             "Add examples or set smaller splits, for example splits: {test: 20, calibration: 8}"
         )
-    # By what near-copies share, so that these stand together and a border between two splits parts few of them.
+    # Ordered by near_id first: near-copies are neighbours, so a border between two splits separates few of them.
     ordered = sorted(groups.values(), key=lambda group: (group[0].near_id, group[0].prompt_id))
     train_from = splits.test + splits.calibration
     train_to = None if splits.train is None else train_from + splits.train
@@ -257,50 +263,51 @@ _MESSAGE_KEYS = {"role", "content", "tool_calls", "tool_call_id", "name", "reaso
 
 
 def _unknown_keys(entries: Iterable[Entry]) -> Counter[str]:
-    """How many messages of the prompts have each key that is none of a chat message's usual ones."""
+    """Unusual keys of chat messages in the prompts -> how many messages have them."""
     chats = (as_messages(entry.prompt) for entry in entries if not isinstance(entry.prompt, str))
     return Counter(key for messages in chats for message in messages for key in message.keys() - _MESSAGE_KEYS)
 
 
 _USED = {"where", *_JUDGED}
 _LIKELY = {"system": "system", "tool": "tools"}
-"""What a key that has this in its name may stand for."""
-_VOID = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
+"""Part of a key's name -> the key of ours that it probably means."""
+_MISSING = {"nan", "NaN", "NAN", "None", "null", "NULL", "<NA>", "N/A", "#N/A"}
 
 
 def _unused_keys(entries: Iterable[Entry]) -> list[str]:
-    """A note of the rows' keys that are neither learnt from nor judged by; one more of each that may be meant so."""
+    """Notes on keys of the rows that are not used: one on all of them, one on each that looks like a key of ours."""
     counts = Counter(key for entry in entries for key in entry.metadata.keys() - _USED)
     if not counts:
         return []
     more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
     notes = [f"keys of the rows that are not used: {', '.join(sorted(counts)[:10])}{more}"]
     for key, count in sorted(counts.items()):
-        ours = next((ours for sign, ours in _LIKELY.items() if sign in key.lower()), None)
+        ours = next((ours for part, ours in _LIKELY.items() if part in key.lower()), None)
         if ours is not None:
             notes.append(f"if '{key}', in {count} rows, is what we call '{ours}', set columns: {{{ours}: {key}}}")
     return notes
 
 
-def _void_answers(task: Task, entries: Iterable[Entry]) -> Counter[str]:
-    """How many rows have each answer that stands for a missing value in tables; null is a value for ``json``."""
-    void = _VOID - ({"null"} if getattr(task.spec, "verifier", None) == "json" else set())
+def _missing_answers(task: Task, entries: Iterable[Entry]) -> Counter[str]:
+    """Answers that mean a missing value in tables -> how many rows have them. For ``json`` null is a value."""
+    missing = _MISSING - ({"null"} if getattr(task.spec, "verifier", None) == "json" else set())
     answers = (entry.answer for entry in entries if isinstance(entry.answer, str))
-    return Counter(answer.strip() for answer in answers if answer.strip() in void)
+    return Counter(answer.strip() for answer in answers if answer.strip() in missing)
 
 
 def _unlisted_calls(entries: Iterable[Entry]) -> list[Entry]:
-    """The entries with a gold call of a tool that the model is not told of."""
+    """The entries with a gold call of a tool that the prompt does not list."""
 
     def unlisted(entry: Entry) -> bool:
         calls = entry.answer.get("tool_calls", []) if isinstance(entry.answer, Mapping) else []
-        known = {tool["function"]["name"] for tool in tools_of(entry.prompt) or []}
-        return any(call["function"]["name"] not in known for call in calls)
+        listed = {tool["function"]["name"] for tool in tools_of(entry.prompt) or []}
+        return any(call["function"]["name"] not in listed for call in calls)
 
     return [entry for entry in entries if unlisted(entry)]
 
 
 def _notes(task: Task) -> list[str]:
+    """The notes of :attr:`Task.notes`."""
     notes = []
     if task.duplicates:
         share = f"{task.duplicates / task.rows:.0%}"
@@ -316,7 +323,7 @@ def _notes(task: Task) -> list[str]:
             "prompt's answers counts as right"
         )
     notes += _unused_keys(entries)
-    for text, count in sorted(_void_answers(task, entries).items()):
+    for text, count in sorted(_missing_answers(task, entries).items()):
         notes.append(
             f"warning: {count} rows have the answer '{text}', which tables write for a cell without a value: remove "
             "such rows, unless it is what the model should say"

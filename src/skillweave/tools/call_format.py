@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
+from skillweave.base.chat import (
+    Message,
+    Prompt,
+    PromptOrIds,
+    as_messages,
+    check_complete,
+    is_token_ids,
+    rendered,
+    rendered_ids,
+    text_of,
+    tools_of,
+)
+from skillweave.base.ends import control_tokens, turn_end
 from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
 from skillweave.tools.toolbox import Toolbox
 from skillweave.tools.trace import Step, read_trace
 from skillweave.tools.turn import CLOSE, OPEN, Thoughts, Turn, read_turn
-
-if TYPE_CHECKING:
-    from skillweave.base.chat import Message, Prompt
 
 _CUT = "..."
 _CHARACTERS = 100
@@ -43,8 +53,6 @@ class CallFormat:
         self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None,
         thoughts: Thoughts = "strip",
     ) -> None:  # fmt: skip
-        from skillweave.base.ends import control_tokens, turn_end
-
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
         self._toolbox, self._thoughts = toolbox, thoughts
@@ -60,14 +68,15 @@ class CallFormat:
         self._end = turn_end(tokenizer)
         self._tool_role = self._writes_tool_role()
 
-    def prompt_ids(self, prompt: Prompt) -> list[int]:
+    def prompt_ids(self, prompt: PromptOrIds) -> list[int]:
         """Token ids of the prompt with the tools told, to where the model writes.
 
         Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
         its own, which nobody here could run.
         """
-        from skillweave.base.chat import as_messages, check_told, rendered_ids, tools_of
-
+        if is_token_ids(prompt):
+            raise UserError("a prompt of token ids cannot be told of tools: give its text or its messages")
+        prompt = cast(Prompt, prompt)
         if tools_of(prompt):
             raise UserError("the prompt brings tools of its own, which cannot be called here: ask it without tools")
         messages = as_messages(prompt)
@@ -76,13 +85,11 @@ class CallFormat:
             told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
             messages = [told, *messages[len(system) :]]
         text = self._render(messages, tools=self._tools)
-        check_told(self.tokenizer, messages, self._tools or (), text)
+        check_complete(self.tokenizer, messages, self._tools or (), text)
         return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:
         """Token ids as the text that :meth:`read` takes; a mark of a call may be a special token: none is skipped."""
-        from skillweave.base.chat import text_of
-
         return text_of(self.tokenizer, ids, special=True)
 
     def read(self, text: str, before: str = "") -> Turn:
@@ -174,8 +181,6 @@ class CallFormat:
             return False
 
     def _render(self, messages: Sequence[Message], tools: list[dict[str, Any]] | None = None) -> str:
-        from skillweave.base.chat import rendered
-
         try:
             return rendered(self.tokenizer, messages, tools=tools)
         except UserError as error:

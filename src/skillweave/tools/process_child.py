@@ -4,7 +4,7 @@ It runs as ``python -I -S -B process_child.py IN OUT`` with the standard library
 else. One JSON line comes in on the pipe IN, one goes out on the pipe OUT, with the token of the request it answers.
 Code that runs here shares the process with this loop and, with effort, can write what it likes to OUT: that only
 changes the values it returns. Nothing here knows which values are right
-(:mod:`skillweave.tasks.verifiers.code_judge` compares them in the parent process).
+(:mod:`skillweave.tasks.verifiers.code_run` compares them in the parent process).
 """
 
 from __future__ import annotations

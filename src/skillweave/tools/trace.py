@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from skillweave.base.chat import Message
 from skillweave.errors import UserError
 from skillweave.tools.call import Call, Outcome
 from skillweave.tools.turn import call_text, read_turn
-
-if TYPE_CHECKING:
-    from skillweave.base.chat import Message
 
 _ROLES = ("system", "user", "assistant", "tool")
 

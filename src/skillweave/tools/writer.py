@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from skillweave.base.batching import by_length, pad_left, pad_right
 from skillweave.base.ends import stop_tokens
-from skillweave.base.generate import check_scores, pad_left
+from skillweave.base.generate import check_scores
 from skillweave.base.voice import padding_id
 
 _ENOUGH_DONE = 0.25
@@ -49,12 +50,10 @@ class Writer:
     ) -> Iterator[tuple[int, list[int]]]:
         """Each turn as soon as it is finished: the index of its context, and its tokens up to and with the end token,
         or cut off at ``room`` tokens. ``contexts`` and ``room`` are at least 1 long."""
-        order = sorted(range(len(contexts)), key=lambda index: -len(contexts[index]))
         was_training = self.model.training
         self.model.eval()
         try:
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
+            for rows in by_length([len(context) for context in contexts], self.batch_size):
                 turns = self._batch(
                     [contexts[row] for row in rows], [room[row] for row in rows], [seeds[row] for row in rows]
                 )
@@ -120,7 +119,7 @@ class Writer:
         if self.share:
             roots, root_of = longest(heads)
             if len(roots) < len(heads):
-                cache = self._forward(*_pad_right(roots, self._pad, self.model.device))
+                cache = self._forward(*pad_right(roots, self._pad, self.model.device))
                 if all(type(layer) is DynamicLayer for layer in cache.layers):
                     return self._spread(cache, root_of, [len(head) for head in heads])
         ids, mask = pad_left(heads, self._pad, self.model.device)
@@ -191,10 +190,3 @@ def longest(heads: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[i
 
 def _stream(seed: int, count: int) -> Tensor:
     return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def _pad_right(sequences: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(map(len, sequences))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in sequences], device=device)
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in sequences], device=device)
-    return ids, mask

@@ -1,4 +1,4 @@
-"""The woven model: many packs on one base, a row of a batch each its own; the router; the folder that is served."""
+"""Many packs on one base: the packed model (each row of a batch has its own pack), the router, the weave folder."""
 
 from typing import TYPE_CHECKING
 
@@ -6,20 +6,18 @@ from skillweave.lazy import lazily
 
 if TYPE_CHECKING:
     from skillweave.weave.card import WeaveCard, is_weave, read_card
-    from skillweave.weave.converse import ToolReply, converse_with
-    from skillweave.weave.linear import grouped_delta
     from skillweave.weave.packed_model import PackedModel
+    from skillweave.weave.request import AUTO, Conversation, Reply, Request
     from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
-    from skillweave.weave.weave import AUTO, Reply, Weave
+    from skillweave.weave.weave import Weave
 
 __getattr__ = lazily(
     __name__,
     {
         "card": "WeaveCard is_weave read_card",
-        "converse": "ToolReply converse_with",
-        "linear": "grouped_delta",
         "router": "BASE Route Router background_prompts check_layer fit_router",
-        "weave": "AUTO Reply Weave",
+        "request": "AUTO Conversation Reply Request",
+        "weave": "Weave",
         "packed_model": "PackedModel",
     },
 )
@@ -27,18 +25,17 @@ __getattr__ = lazily(
 __all__ = [
     "AUTO",
     "BASE",
+    "Conversation",
     "PackedModel",
     "Reply",
+    "Request",
     "Route",
     "Router",
-    "ToolReply",
     "Weave",
     "WeaveCard",
     "background_prompts",
     "check_layer",
-    "converse_with",
     "fit_router",
-    "grouped_delta",
     "is_weave",
     "read_card",
 ]

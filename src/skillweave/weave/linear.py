@@ -106,18 +106,6 @@ def add_to_rows(output: torch.Tensor, rows: torch.Tensor | None, change: torch.T
     return output.index_copy_(0, rows, (output.index_select(0, rows) + change).to(output.dtype))
 
 
-def grouped_delta(x: torch.Tensor, segments: list[Segment], module: str) -> torch.Tensor:
-    """What the packs add to the output of ``module``: float (N, T, in) -> float32 (N, T, out); 0 where no pack is used.
-
-    The woven model runs the same three steps, but shares the first among the modules of a group.
-    """
-    width = segments[0].parts[module].A.shape[1]
-    total = torch.zeros(*x.shape[:-1], width, device=x.device)
-    for segment in segments:
-        add_to_rows(total, segment.rows, out_of_rank(into_rank(x, segment), segment.parts[module]))
-    return total
-
-
 def int_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Exact product of int8 (M, K) and int8 (K, N) in int32 (M, N).
 

@@ -1,18 +1,23 @@
-"""The packs of a weave in its folder: which names they may have, how they are put there, how they are read."""
+"""The parts of a weave's folder: the names of packs, copying a pack into it, reading a pack, opening its base."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
+import torch
+
 from skillweave.artefact import write_text
+from skillweave.base import Base, open_base
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, named_shortly
-from skillweave.pack import Skillpack, check_name
+from skillweave.files.hashes import shortened
+from skillweave.pack import BaseRef, Skillpack, check_name
 from skillweave.pack.card import card_text
 from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE
 from skillweave.progress import say_once
-from skillweave.weave.card import WeaveCard, check_part, pack_card
+from skillweave.weave.backbone import lay_on
+from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card
 
 
 def check_names(names: Collection[str]) -> None:
@@ -50,3 +55,48 @@ def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Pat
     write_text(to / README_FILE, card_text(pack.card))
     if left := source.unnamed({*pack.card.files, README_FILE}):
         say_once(f"{given}: {named_shortly(left)} is not named by the pack's card and was not copied")
+
+
+def open_base_of(
+    folder: Path,
+    card: WeaveCard,
+    base: Base | str | Path | None,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    budget: int | None,
+) -> Base:
+    """The model that the packs of a weave belong on: its base, with its backbone added if it has one.
+
+    ``base`` replaces the reference in ``weave.json``. Raises :class:`UserError` for a model with another fingerprint.
+    """
+    if isinstance(base, Base):
+        _check_is(base, card.backbone or card.base, folder, card)
+        return base
+    ref = card.base.ref if base is None else base
+    try:
+        opened = open_base(ref, dtype=dtype or card.dtype, device=device, budget=budget)
+    except UserError as error:
+        if base is not None:
+            raise
+        raise UserError(
+            f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
+            f"If it lies elsewhere, name it with base=..."
+        ) from error
+    _check_is(opened, card.base, folder, card)
+    return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
+
+
+def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:
+    if opened.fingerprint == expected.fingerprint:
+        return
+    if expected is card.backbone and opened.fingerprint == card.base.fingerprint:
+        raise UserError(
+            f"{folder} has a backbone, and {opened.ref} is the plain base under it: name the base by its reference, "
+            f"base='{opened.ref}', so that the backbone is laid on a copy of its own"
+        )
+    wanted = "the backbone of " if expected is card.backbone else ""
+    mark, other = shortened(expected.fingerprint, opened.fingerprint)
+    raise UserError(
+        f"{folder} was woven for {wanted}{card.base.ref} ({mark}), and {opened.ref} has "
+        f"the fingerprint {other}: open that base instead"
+    )

@@ -23,7 +23,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Prompt
-from skillweave.base.generate import encode_prompts, pad_left
+from skillweave.base.batching import by_length, pad_left
+from skillweave.base.chat import PromptOrIds
+from skillweave.base.generate import encode_prompts
 from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError
@@ -205,17 +207,15 @@ def check_layer(base: Base, layer: int | None) -> None:
 
 
 @torch.no_grad()
-def features(base: Base, prompts: Sequence[Prompt], layer: int, *, batch_size: int = 16) -> torch.Tensor:
+def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_size: int = 16) -> torch.Tensor:
     """Float32 (N, F): the mean hidden state of each prompt at ``layer``, its first token left out where it has more.
 
     One forward pass of the plain base, without its head: no ``rows`` context may be open around it.
     """
     model = base.model
     encoded = encode_prompts(model, base.tokenizer, prompts)
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: dict[int, torch.Tensor] = {}
-    for at in range(0, len(order), batch_size):
-        batch = order[at : at + batch_size]
+    for batch in by_length([len(ids) for ids in encoded], batch_size, shortest_first=True):
         ids, mask = pad_left([encoded[index] for index in batch], 0, model.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
         states = model.base_model(

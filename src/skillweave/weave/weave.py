@@ -4,53 +4,29 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base import Base, Prompt, Sampling, generate_answers, open_base
+from skillweave.base import Base, Sampling, generate_answers
+from skillweave.base.chat import PromptOrIds
+from skillweave.base.defaults import generating_as
 from skillweave.base.generate import NoProbabilities
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import sha256_file, shortened
+from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
-from skillweave.tools.loop import Ending
-from skillweave.weave.backbone import check_backbone, lay_on, save_backbone
+from skillweave.tools.conversation import OpenTools, begin, converse
+from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
 from skillweave.weave.packed_model import PackedModel
-from skillweave.weave.parts import check_names, put_pack, read_pack
+from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
+from skillweave.weave.request import AUTO, GREEDY, Conversation, Reply, Request
 from skillweave.weave.router import Route, Router, features
-
-AUTO = "auto"
-"""In place of a pack's name: let the router choose."""
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer, the pack that gave it (None: the plain base) and, where the router chose, its confidence.
-
-    ``ended``: ``answer`` where the model wrote its end, ``length`` where the answer was cut off.
-    """
-
-    text: str
-    pack: str | None
-    confidence: float | None
-    ended: Ending
-
-    @property
-    def answer(self) -> str | None:
-        """What is scored; None where there is no answer."""
-        return self.text
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What is written of it beside its text and its pack."""
-        return {"ended": self.ended}
 
 
 class Weave:
@@ -149,7 +125,7 @@ class Weave:
         folder = Path(folder)
         card = read_card(folder)
         budget = card.budget if budget is None else budget
-        opened = _open(folder, card, base, dtype, device, budget)
+        opened = open_base_of(folder, card, base, dtype, device, budget)
         router = None
         if card.router:
             check_part(folder, card, f"router/{ROUTER_FILE}")
@@ -247,7 +223,7 @@ class Weave:
 
     # -- answering -----------------------------------------------------------------------------------------------
 
-    def route(self, prompts: Sequence[Prompt]) -> list[Route]:
+    def route(self, prompts: Sequence[PromptOrIds]) -> list[Route]:
         """Where the router sends each prompt. A pack it chooses may be one that is not loaded."""
         if self.router is None:
             raise UserError(f"{self.where} has no router: name a pack for every prompt")
@@ -258,32 +234,76 @@ class Weave:
 
     def generate(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[PromptOrIds],
         packs: str | Sequence[str | None] | None = None,
         sampling: Sampling | None = None,
         *,
+        tools: OpenTools | None = None,
         streamer: Any = None,
         label: str | None = None,
     ) -> list[Reply]:
-        """Answer every prompt, each with its own pack, in mixed batches. A pack that cannot share a batch with others
-        (:meth:`PackedModel.why_alone`) answers in batches of its own, which is said once.
+        """Answer every prompt with its own pack, in mixed batches; see :meth:`answer`.
 
-        A pack that brings a tokenizer, a chat template, end tokens or sampling defaults answers with these.
-
-        ``packs``: for each prompt a name, None (the plain base) or ``"auto"`` (the router chooses); one of them for
-        all prompts; None for the plain base throughout. One answer a prompt: repeat a prompt to sample it again.
+        ``packs``: a name, ``"auto"`` (the router chooses) or None (the plain base), either one for all prompts or one
+        for each. The other arguments hold for all prompts. Repeat a prompt to sample it again.
         """
-        if sampling is not None and sampling.samples != 1:
-            raise UserError(f"a weave gives one answer a prompt, not {sampling.samples}: repeat the prompt instead")
-        chosen = self.choose(prompts, packs)
+        named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
+        if len(named) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
+        requests = [
+            Request(prompt, pack, sampling or GREEDY, tools) for prompt, pack in zip(prompts, named, strict=True)
+        ]
+        return self.answer(requests, streamer=streamer, label=label)
+
+    def answer(self, requests: Sequence[Request], *, streamer: Any = None, label: str | None = None) -> list[Reply]:
+        """Answer all requests, in their order. Requests with equal sampling and without tools share mixed batches.
+
+        - A pack that cannot share a batch with others (:meth:`PackedModel.why_alone`) answers in batches of its own,
+          which is said once. Conversations with tools are batched pack by pack.
+        - A pack that brings a tokenizer, a chat template, end tokens or sampling defaults answers with these.
+        - The router reads a prompt without what tells the model of its tools.
+
+        ``streamer`` is a transformers streamer, for one request without tools. ``label`` shows a progress bar.
+        Raises :class:`UserError` for a pack that is unknown or not loaded, for a prompt that does not fit the context,
+        and for tools with a base that has no chat template.
+        """
+        for request in requests:
+            if request.sampling.samples != 1:
+                raise UserError(
+                    f"a weave gives one answer a prompt, not {request.sampling.samples}: repeat the prompt instead"
+                )
+        routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
+        groups: dict[tuple[int, Sampling], list[int]] = {}
+        for index, request in enumerate(requests):
+            groups.setdefault((id(request.tools), request.sampling), []).append(index)
+        replies: dict[int, Reply] = {}
+        for (_, sampling), rows in groups.items():
+            prompts, chosen = [requests[row].prompt for row in rows], [routes[row] for row in rows]
+            tools = requests[rows[0]].tools
+            if tools is None:
+                answered = self._write(prompts, chosen, sampling, rows, streamer, label)
+            else:
+                answered = self._converse(prompts, chosen, sampling, tools, label)
+            replies |= zip(rows, answered, strict=True)
+        return [replies[index] for index in range(len(requests))]
+
+    def _write(
+        self,
+        prompts: list[PromptOrIds],
+        routes: list[Route],
+        sampling: Sampling,
+        numbers: list[int],
+        streamer: Any,
+        label: str | None,
+    ) -> list[Reply]:
+        """Answers without tools, in mixed batches. ``numbers``: those of the prompts, for errors."""
+        self._say_alone({route.pack for route in routes})
 
         def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
-            return self.packed_model.rows([chosen[row].pack for row in rows])
-
-        self._say_alone({route.pack for route in chosen})
+            return self.packed_model.rows([routes[row].pack for row in rows])
 
         def apart(row: int) -> str | None:
-            pack = chosen[row].pack
+            pack = routes[row].pack
             return pack if pack is not None and self.packed_model.why_alone(pack) else None
 
         try:
@@ -292,24 +312,78 @@ class Weave:
                 self.base.tokenizer,
                 prompts,
                 sampling,
-                voices=[self._voices[route.pack] for route in chosen],
+                voices=[self._voices[route.pack] for route in routes],
+                numbers=numbers,
                 around_batch=around_batch,
                 apart=apart,
                 streamer=streamer,
                 label=label,
             )
         except NoProbabilities as error:
-            raise cannot_answer(chosen[error.row].pack, error) from error
+            raise _cannot_answer(routes[error.row].pack, error) from error
         return [
             Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
-            for drawn, route in zip(answers, chosen, strict=True)
+            for drawn, route in zip(answers, routes, strict=True)
         ]
 
-    def choose(self, prompts: Sequence[Prompt], packs: str | Sequence[str | None] | None = None) -> list[Route]:
-        """The pack that each prompt is to be answered with; ``packs`` as in :meth:`generate`."""
-        named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
-        if len(named) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
+    def _converse(
+        self,
+        prompts: Sequence[PromptOrIds],
+        routes: list[Route],
+        sampling: Sampling,
+        tools: OpenTools,
+        label: str | None,
+    ) -> list[Reply]:
+        """Answers with tools: the conversations of one pack are held together, pack after pack."""
+        model, settings = self.base.model, tools.settings
+        rows_of: dict[str | None, list[int]] = {}
+        for index, route in enumerate(routes):
+            rows_of.setdefault(route.pack, []).append(index)
+        formats = {pack: settings.call_format(self.voice(pack).tokenizer, tools.toolbox) for pack in rows_of}
+        # All conversations are begun first, so that a prompt that is too long is refused before hours of work.
+        starts = {
+            pack: begin(
+                model,
+                formats[pack],
+                [prompts[row] for row in rows],
+                seed=sampling.seed,
+                numbers=rows,
+                rows=self.voice(pack).rows,
+            )
+            for pack, rows in rows_of.items()
+        }
+        replies: dict[int, Reply] = {}
+        for pack, rows in rows_of.items():
+            generation = self.voice(pack).generation
+            own_defaults = contextlib.nullcontext() if generation is None else generating_as(model, generation)
+            try:
+                with self.packed_model.every_row(pack), own_defaults:
+                    episodes = converse(
+                        model,
+                        formats[pack],
+                        tools.toolbox,
+                        starts[pack],
+                        settings,
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        model_defaults=sampling.model_defaults,
+                        label=label,
+                    )
+            except NoProbabilities as error:
+                raise _cannot_answer(pack, error) from error
+            for row, episode in zip(rows, episodes, strict=True):
+                assert episode.ended is not None
+                replies[row] = Reply(
+                    episode.answer or "",
+                    pack,
+                    routes[row].confidence,
+                    episode.ended,
+                    Conversation.of(episode, formats[pack]),
+                )
+        return [replies[row] for row in range(len(prompts))]
+
+    def choose(self, prompts: Sequence[PromptOrIds], named: Sequence[str | None]) -> list[Route]:
+        """The route of each prompt: the pack that its name in ``named`` says, or the router's choice for ``"auto"``."""
         for name in named:
             if name not in (None, AUTO):
                 self._check_loaded(name)
@@ -336,49 +410,7 @@ class Weave:
             raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")
 
 
-def _open(
-    folder: Path,
-    card: WeaveCard,
-    base: Base | str | Path | None,
-    dtype: str | torch.dtype | None,
-    device: str | torch.device | None,
-    budget: int | None,
-) -> Base:
-    """What the packs of a weave belong on: its base, with its backbone laid on it."""
-    if isinstance(base, Base):
-        _check_is(base, card.backbone or card.base, folder, card)
-        return base
-    ref = card.base.ref if base is None else base
-    try:
-        opened = open_base(ref, dtype=dtype or card.dtype, device=device, budget=budget)
-    except UserError as error:
-        if base is not None:
-            raise
-        raise UserError(
-            f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
-            f"If it lies elsewhere, name it with base=..."
-        ) from error
-    _check_is(opened, card.base, folder, card)
-    return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
-
-
-def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:
-    if opened.fingerprint == expected.fingerprint:
-        return
-    if expected is card.backbone and opened.fingerprint == card.base.fingerprint:
-        raise UserError(
-            f"{folder} has a backbone, and {opened.ref} is the plain base under it: name the base by its reference, "
-            f"base='{opened.ref}', so that the backbone is laid on a copy of its own"
-        )
-    wanted = "the backbone of " if expected is card.backbone else ""
-    mark, other = shortened(expected.fingerprint, opened.fingerprint)
-    raise UserError(
-        f"{folder} was woven for {wanted}{card.base.ref} ({mark}), and {opened.ref} has "
-        f"the fingerprint {other}: open that base instead"
-    )
-
-
-def cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
+def _cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
     """The error for a pack (None: the plain base) whose weights give no numbers to draw tokens from."""
     who = "the plain base" if pack is None else f"the pack '{pack}'"
     return UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.")

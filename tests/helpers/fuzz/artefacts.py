@@ -1,4 +1,4 @@
-"""A good one of each artefact, made in a second, and its two readers."""
+"""One valid artefact of each kind, made in a second, and two readers for each."""
 
 from __future__ import annotations
 
@@ -24,13 +24,21 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Router, Weave
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 def artefact_kinds(folder: Path) -> list[Kind]:
-    """One good artefact of each kind in ``folder``; all stand on one micro base."""
+    """One valid artefact of each kind in ``folder``, all on one micro base."""
     shape = MicroShape(hidden=16, layers=1, intermediate=32, context=64)
     good = folder / "base"
     micro_of(shape, 1).save_pretrained(good)
@@ -77,14 +85,21 @@ def _adapter(folder: Path, base: Base) -> Path:
             tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(2, inner, generator=generator)
             tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(out, 2, generator=generator)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "down_proj"],
-              "base_model_name_or_path": base.ref, "task_type": "CAUSAL_LM", "lora_dropout": 0.0}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": 2,
+        "lora_alpha": 4,
+        "target_modules": ["q_proj", "down_proj"],
+        "base_model_name_or_path": base.ref,
+        "task_type": "CAUSAL_LM",
+        "lora_dropout": 0.0,
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 
 def digest_of(tensor: torch.Tensor) -> str:
-    """What a tensor is: its shape, its type and its bytes."""
+    """A digest of a tensor: its shape, its dtype and its bytes."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     raw = b"" if flat.numel() == 0 else flat.view(torch.uint8).numpy().tobytes()
     return f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]} {hashlib.sha256(raw).hexdigest()[:16]}"
@@ -95,7 +110,7 @@ def _digests(tensors: Mapping[str, torch.Tensor], prefix: str = "") -> Found:
 
 
 def plain_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file by its format alone."""
+    """The tensors of a safetensors file, read by the format's definition alone."""
     header, data = read_safetensors(file)
     found = {}
     for name, entry in header.items():
@@ -141,7 +156,7 @@ def plain_delta(folder: Path) -> Found:
 
 
 def finite(tensors: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Raise where a number is none: whoever accepts it gives a model that answers nothing."""
+    """Raise if a value is NaN or infinite: a model with such a weight answers nothing."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise Nonsense(f"{folder.name}: '{name}' was accepted with numbers that are not finite")
@@ -218,7 +233,7 @@ def read_adapter(folder: Path, base: Base) -> Found:
 
 
 def _plain_adapter(folder: Path) -> Found:
-    """W's change by PEFT's own formula, s B A, for an adapter that is plain LoRA; others may only be refused."""
+    """The change by PEFT's own formula, s B A, for a plain LoRA adapter; any other adapter may only be refused."""
     config, tensors = (
         read_json_plainly(folder / "adapter_config.json"),
         plain_tensors(folder / "adapter_model.safetensors"),
@@ -244,5 +259,5 @@ def _read_base(folder: Path) -> Found:
 
 
 def _plain_base(folder: Path) -> Found:
-    """The tensors of the one file of weights, where the config names no other type: the fingerprint is ours to make."""
+    """The tensors of the only weight file, if the config names no other dtype; their fingerprint is computed here."""
     return _digests(plain_tensors(folder / "model.safetensors"))

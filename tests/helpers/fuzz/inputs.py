@@ -1,4 +1,4 @@
-"""A good file of each kind that a person writes, and its two readers."""
+"""One valid file of each kind that a person writes, and two readers for each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from skillweave.methods.e3tir.config import E3tirConfig
 from skillweave.methods.training.settings import AnswerSettings
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.skillzip import ZipConfig
-from skillweave.tasks.builtin.tables import Settings as TableSettings
+from skillweave.tasks.builtin.tables import TablesSettings
+from skillweave.tasks.expert_traces import read_traces
 from skillweave.tasks.readers import read_rows
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.spec import FileSpec
-from skillweave.tasks.traces import read_traces
 from skillweave.tools.builtin.search import Search
 
 ROWS = [
@@ -38,15 +38,21 @@ TALKS = [
     {
         "messages": [
             {"role": "user", "content": f"What is {number} + 1?"},
-            {"role": "assistant", "tool_calls": [
-                {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{number} + 1"}}}
-            ]},
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "type": "function",
+                        "function": {"name": "calculator", "arguments": {"expression": f"{number} + 1"}},
+                    }
+                ],
+            },
             {"role": "tool", "content": str(number + 1)},
             {"role": "assistant", "content": str(number + 1)},
         ]
     }
     for number in (1, 20)
-]  # fmt: skip
+]
 YAMLS: dict[str, tuple[type[Config], str]] = {
     "weave.yaml": (
         WeaveConfig,
@@ -62,7 +68,7 @@ YAMLS: dict[str, tuple[type[Config], str]] = {
         "expert:\n  branch: anchors # or whole\n  lam: .5\nclip: 2e-1\n",
     ),
     "training.yaml": (AnswerSettings, "learning_rate: 1.0e-4\nbatch_size: 4\nsteps: 10\n"),
-    "tables.yaml": (TableSettings, "least: 3\nmost: 5\ncolumns: 2\nquestions: [sum, 'max']\n"),
+    "tables.yaml": (TablesSettings, "least: 3\nmost: 5\ncolumns: 2\nquestions: [sum, 'max']\n"),
     "task.yaml": (
         FileSpec,
         "source: file\npath: rows.jsonl\nverifier: regex\noptions:\n  pattern: '(?i)\\b{answer}\\b'\n"
@@ -72,7 +78,7 @@ YAMLS: dict[str, tuple[type[Config], str]] = {
 
 
 def input_kinds(folder: Path) -> list[Kind]:
-    """One good file of each kind in ``folder``."""
+    """One valid file of each kind in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
@@ -131,7 +137,7 @@ def _rows(path: Path) -> list[Any]:
 
 
 def _told(rows: list[Any]) -> list[Any]:
-    """Prompt and answers of plain rows, as our rules read them: a number is an answer as JSON writes it."""
+    """Prompts and answers of plain rows by our rules: a number is an answer in the form that JSON writes."""
     found = []
     for row in rows:
         answers = row["answer"] if isinstance(row["answer"], list) else [row["answer"]]
@@ -208,13 +214,13 @@ def _settings(path: Path, config: type[Config]) -> Found:
 
 
 def _plain_yaml(path: Path, config: type[Config]) -> Found:
-    """The settings by PyYAML's own reading; a date, which is a text to us, is one here too."""
+    """The settings as PyYAML reads them, except that a date stays text, as it does in our reader."""
     plain = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_WithoutDates)
     return config.model_validate(plain or {}).model_dump(mode="json")
 
 
 class _WithoutDates(yaml.SafeLoader):
-    yaml_implicit_resolvers = {  # noqa: RUF012 - as the parent has it
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the parent class
         first: [(tag, pattern) for tag, pattern in known if not tag.endswith(":timestamp")]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -1,4 +1,4 @@
-"""Mutations of files and folders, drawn by a seeded generator: where files break, and where strangers push."""
+"""Random mutations of files and folders, by a seeded generator: accidental damage and deliberate attacks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,50 @@ from typing import Any
 LEFT_OUTSIDE = "left-outside.txt"
 """A file beside the folder that is mutated; links and paths lead to it."""
 
-NUMBERS = [0, -1, 1, 2, 127, -128, 255, 2**31, 2**63, -(2**63) - 1, 2**64, 10**30, 0.5, -0.0, 1e308, 1e-320,
-           float("nan"), float("inf"), float("-inf")]  # fmt: skip
-TEXTS = ["", " ", "x" * 300, "../" + LEFT_OUTSIDE, "/etc/hostname", "a/b", ".", "..", "\0", "\x1b]0;x\x07", "\u202e",
-         "\ud800", "NaN", "float32", "whole", "None", "1", "$x_1$", "{{ 1 // 0 }}", "é" * 3, "😀"]  # fmt: skip
+NUMBERS = [
+    0,
+    -1,
+    1,
+    2,
+    127,
+    -128,
+    255,
+    2**31,
+    2**63,
+    -(2**63) - 1,
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+]
+TEXTS = [
+    "",
+    " ",
+    "x" * 300,
+    "../" + LEFT_OUTSIDE,
+    "/etc/hostname",
+    "a/b",
+    ".",
+    "..",
+    "\0",
+    "\x1b]0;x\x07",
+    "\u202e",
+    "\ud800",
+    "NaN",
+    "float32",
+    "whole",
+    "None",
+    "1",
+    "$x_1$",
+    "{{ 1 // 0 }}",
+    "é" * 3,
+    "😀",
+]
 RAW = [
     "",
     "{",
@@ -36,14 +76,23 @@ RAW = [
 ]
 
 STRANGE = [
-    "<<: *a", "a: &a [*a]", "? [a]\n: b", "---", "...", "2024-13-45", "x: 9" + "9" * 5000, "x: " + "[" * 2000,
-    "!!python/name:os.system x", "x: !!binary aGk=", "%TAG ! x",
-]  # fmt: skip
-"""Lines that YAML gives a meaning of its own."""
+    "<<: *a",
+    "a: &a [*a]",
+    "? [a]\n: b",
+    "---",
+    "...",
+    "2024-13-45",
+    "x: 9" + "9" * 5000,
+    "x: " + "[" * 2000,
+    "!!python/name:os.system x",
+    "x: !!binary aGk=",
+    "%TAG ! x",
+]
+"""Lines that have a special meaning in YAML."""
 
 
 def mutate_file(rng: Random, file: Path) -> str:
-    """Change one file in one way, as its ending asks for, and tell how."""
+    """Change one file in one way that suits its ending; return a description of the change."""
     ways: list[Callable[[Random, Path], str]] = [_bytes]
     if file.suffix == ".json":
         ways += [_json, _json, _json]
@@ -56,13 +105,13 @@ def mutate_file(rng: Random, file: Path) -> str:
     try:
         return rng.choice(ways)(rng, file)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
-        return _bytes(rng, file)  # an earlier mutation has left nothing of the structure
+        return _bytes(rng, file)  # an earlier mutation destroyed the structure
 
 
 def mutate_folder(rng: Random, folder: Path) -> str:
-    """Change one thing in a folder, and tell what: mostly a file of it, sometimes which files there are."""
+    """Change one thing in a folder, mostly one of its files, sometimes the set of files; return a description."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    # A card is looked at more often than a data file, because more can be wrong in it.
+    # A card is mutated more often than a data file, because more can be wrong in it.
     file = rng.choice([path for path in files for _ in range(3 if path.suffix == ".json" else 2)])
     if rng.random() < 0.8:
         return f"{file.relative_to(folder)}: {mutate_file(rng, file)}"
@@ -70,7 +119,7 @@ def mutate_folder(rng: Random, folder: Path) -> str:
 
 
 def rehash(folder: Path) -> None:
-    """Write the SHA-256 of what the files hold now into every card of a folder, as whoever makes an artefact can."""
+    """Write the current SHA-256 of the files into every card of a folder, as the author of an artefact can."""
     for card in sorted(folder.rglob("*.json"), key=lambda path: -len(path.parts)):
         values = _loaded(card)
         files = values.get("files") if isinstance(values, dict) else None
@@ -83,7 +132,7 @@ def rehash(folder: Path) -> None:
 
 
 def hashed_files(folder: Path) -> set[Path]:
-    """The files of a folder whose hash stands in a card of it."""
+    """The files of a folder whose hash is in one of its cards."""
     found = set()
     for card in folder.rglob("*.json"):
         values = _loaded(card)
@@ -193,7 +242,7 @@ def _json_lines(rng: Random, file: Path) -> str:
 
 
 def mutate_json(rng: Random, values: Any) -> tuple[str, str]:
-    """What was changed in one place of a JSON value, and the text of the new one."""
+    """The place that was changed in a JSON value, and the text of the new value."""
     holder, key = rng.choice(list(_places(values)))
     old = holder[key]
     way = rng.choice(["number", "text", "type", "delete", "rename", "add", "twice", "swap", "wrap", "deep", "nudge"])
@@ -239,7 +288,7 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _holds(value: Any, holder: Any) -> bool:
-    """Whether ``holder`` is ``value`` or lies anywhere in it: each place is looked at once."""
+    """Whether ``holder`` is ``value`` or lies anywhere in it; each place is visited once."""
     return value is holder or any(inner[key] is holder for inner, key in _places(value))
 
 
@@ -247,7 +296,7 @@ def _holds(value: Any, holder: Any) -> bool:
 
 
 def read_safetensors(file: Path) -> tuple[dict[str, Any], bytearray]:
-    """The header and the data of a safetensors file, as its format says, without the library."""
+    """The header and the data of a safetensors file, read without the library."""
     data = file.read_bytes()
     (size,) = struct.unpack("<Q", data[:8])
     return json.loads(data[8 : 8 + size]), bytearray(data[8 + size :])
@@ -281,8 +330,10 @@ def _header(rng: Random, file: Path) -> str:
         header[rng.choice([f"{name}x", *TEXTS])] = header.pop(name)
     elif way == "add":
         header[rng.choice(["extra", f"{name}.bias", name.upper()])] = {
-            "dtype": "F32", "shape": [1], "data_offsets": [len(data), len(data) + 4],
-        }  # fmt: skip
+            "dtype": "F32",
+            "shape": [1],
+            "data_offsets": [len(data), len(data) + 4],
+        }
         data += struct.pack("<f", 1.0)
     elif way == "remove":
         del header[name]
@@ -303,8 +354,13 @@ def _header(rng: Random, file: Path) -> str:
     return f"header, {way} at {name!r:.60}"
 
 
-_SPECIAL = {"F16": [0x7E00, 0x7C00, 0xFC00], "BF16": [0x7FC0, 0x7F80], "F32": [0x7FC00000, 0x7F800000, 0xFF800000],
-            "I8": [0x80, 0x7F], "U8": [0xFF, 0x00, 0x88]}  # fmt: skip
+_SPECIAL = {
+    "F16": [0x7E00, 0x7C00, 0xFC00],
+    "BF16": [0x7FC0, 0x7F80],
+    "F32": [0x7FC00000, 0x7F800000, 0xFF800000],
+    "I8": [0x80, 0x7F],
+    "U8": [0xFF, 0x00, 0x88],
+}
 _WIDTH = {"F16": "<H", "BF16": "<H", "F32": "<I", "I8": "<B", "U8": "<B"}
 
 
@@ -328,10 +384,22 @@ def _values(rng: Random, file: Path) -> str:
 # -- of folders ------------------------------------------------------------------------------------------------------
 
 _STRAY = [
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "adapter_config.json", "config.json",
-    "modeling.py", "skillpack.json", "delta.json", "weave.json", "tokenizer.json", "generation_config.json",
-    "chat_template.jinja", "README.md", "x.gguf", ".hidden",
-]  # fmt: skip
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "adapter_config.json",
+    "config.json",
+    "modeling.py",
+    "skillpack.json",
+    "delta.json",
+    "weave.json",
+    "tokenizer.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "README.md",
+    "x.gguf",
+    ".hidden",
+]
 
 
 def _files(rng: Random, folder: Path, file: Path, other: Path) -> str:
@@ -368,5 +436,5 @@ def _files(rng: Random, folder: Path, file: Path, other: Path) -> str:
 
 
 def packed(text: str) -> bytes:
-    """The text as ``.gz`` holds it, the same bytes at any time of day."""
+    """The text compressed with gzip, without a timestamp, so that the bytes are always the same."""
     return gzip.compress(text.encode(), mtime=0)

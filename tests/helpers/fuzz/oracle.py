@@ -1,13 +1,13 @@
-"""What must hold of every mutation, and how it is checked.
+"""Check what must hold of every mutation.
 
-A mutated file or folder is read. Right is one of three outcomes:
+A mutated file or folder is read. Three outcomes are right:
 
-- it is *refused* by a UserError whose message names a file of it;
-- it reads *the same* as before: same tensors, same card, same rows;
-- it is *as written*: what was changed is protected by no hash, and what was read is exactly what a plain reader, which
-  shares no code with ours, finds in the files now. The author of a file may write what they like into it.
+- *refused*: a UserError whose message names one of its files;
+- *the same*: the tensors, the card and the rows are those from before;
+- *as written*: no hash protects what was changed, and the result is exactly what a plain reader, which shares no code
+  with ours, finds in the files now. Authors may write what they like into their own files.
 
-Anything else is a fault: another exception (a *traceback*), or another result (a *silent difference*).
+Everything else is a fault: another exception (a *traceback*) or another result (a *silent difference*).
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from helpers.fuzz.mutations import LEFT_OUTSIDE, hashed_files, mutate_file, muta
 from skillweave.errors import UserError
 
 FAULTS = ("traceback", "silent difference", "nameless", "hang")
-_MOST_MEMORY = 24 * 2**30  # bytes of addresses, most of which libraries only reserve
-_PATIENCE = 5.0  # seconds: a reader that waits for a pipe so long waits for ever
+_MOST_MEMORY = 24 * 2**30  # bytes of address space; libraries reserve most of it and use little
+_PATIENCE = 5.0  # seconds; a reader that waits for a pipe this long would wait forever
 
 Found = dict[str, Any]
-"""What was read, part by part: digests of tensors, values of cards, rows."""
+"""The parts that were read: digests of tensors, values of cards, rows."""
 
 
 class Nonsense(Exception):
-    """What was read makes no sense, as a weight that is no number, and it was accepted."""
+    """A reader accepted a value that makes no sense, such as a weight that is not a number."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of artefact or input: how a good one is read, by us and plainly."""
+    """A kind of artefact or input, with our reader and a plain reader."""
 
     name: str
     good: Path
     """a folder, or a file"""
     read: Callable[[Path], Found]
     plain: Callable[[Path], Found]
-    """What stands in the files, read without any code of ours: the parts that it knows of what ``read`` gives."""
+    """Reads the files without any code of ours; returns those parts of the result of ``read`` that it knows."""
     called: tuple[str, ...] = ()
-    """What a message may call it by, beside the names of its files."""
+    """Names that a message may use besides the names of its files."""
 
 
 @dataclass
 class Tally:
-    """What became of the mutations of one kind."""
+    """The outcomes of the mutations of one kind."""
 
     kind: str
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -67,12 +67,12 @@ class Tally:
 
     @property
     def mutations(self) -> int:
-        """How many were tried."""
+        """The number of mutations that were tried."""
         return self.outcomes.total()
 
 
 def fuzz(kind: Kind, seeds: range, work: Path) -> Tally:
-    """Mutate and read once for each seed; each seed alone gives the same mutation again."""
+    """Mutate and read once for each seed. A seed always gives the same mutation."""
     tally = Tally(kind.name)
     before = kind.read(kind.good)
     limits = resource.getrlimit(resource.RLIMIT_AS)
@@ -145,7 +145,7 @@ _WRITER = (
 
 @contextlib.contextmanager
 def _pipes_end(work: Path) -> Iterator[None]:
-    """Whoever opens a pipe of ``work`` waits until somebody writes: after some seconds another process does.
+    """Write to the pipes of ``work`` from another process after some seconds, so that no reader waits forever.
 
     A thread would not do: a library that waits for a file may hold the interpreter's lock.
     """
@@ -161,7 +161,7 @@ def _pipes_end(work: Path) -> Iterator[None]:
 
 
 def _mutated(rng: Random, kind: Kind, work: Path) -> tuple[Path, str, bool]:
-    """A mutated copy, how it was mutated, and whether what was changed is protected by no hash."""
+    """A mutated copy, a description of the mutation, and whether no hash protects what was changed."""
     (work / LEFT_OUTSIDE).write_text("nobody may read this")
     place = work / kind.good.name
     if not kind.good.is_dir():
@@ -189,9 +189,9 @@ def _names(good: Path, place: Path) -> Iterator[str]:
 
 
 def same(ours: Any, plain: Any) -> bool:
-    """Whether a value that we read is the one that stands in the file: numbers by value, nothing else converted.
+    """Whether a value that we read is the value in the file: numbers are compared by value, nothing else is converted.
 
-    Of mappings the plain one may lack keys: those have their defaults.
+    The plain mapping may omit keys, which then have their defaults.
     """
     if isinstance(ours, dict) and isinstance(plain, dict):
         return all(key in ours and same(ours[key], value) for key, value in plain.items())

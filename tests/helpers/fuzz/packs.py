@@ -1,4 +1,4 @@
-"""Artefacts that hold more than plain matrices: tokenizers, rows of tokens, turned and stacked layers, all adapters."""
+"""Artefacts with more than plain matrices: tokenizers, token rows, transposed and stacked layers, all adapters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from helpers.fuzz.artefacts import (
     read_json_plainly,
     read_pack,
     read_weave,
-)  # fmt: skip
+)
 from helpers.fuzz.oracle import Found, Kind
 from helpers.micro import micro_tokenizer
 from helpers.micro_families import tune
@@ -41,10 +41,16 @@ TEMPLATE = travelling.TEMPLATE.replace("[assistant]", "[tool]")
 SHAPES = {
     "turned": GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2, vocab_size=len(VOCABULARY)),
     "stacked": GraniteMoeConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-        num_local_experts=3, num_experts_per_tok=2, vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        vocab_size=len(VOCABULARY),
     ),
-}  # fmt: skip
+}
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("Lora", {"r": 2, "use_dora": True, "lora_alpha": 3}),
     "saved": ("Lora", {"r": 2, "rank_pattern": {"down_proj": 1}, "modules_to_save": ["norm"]}),
@@ -56,7 +62,7 @@ ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 class Near:
-    """A tensor that equals another where both are near each other: what two ways of reckoning give."""
+    """A tensor that equals another one that is close to it, for results of two ways to compute them."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor.detach().float()
@@ -74,7 +80,7 @@ class Near:
 
 
 def pack_kinds(folder: Path) -> list[Kind]:
-    """One good artefact of each kind in ``folder``."""
+    """One valid artefact of each kind in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = _travelling(folder / "travelling")
     for name, shape in SHAPES.items():
@@ -91,7 +97,7 @@ def _zipped(base: Base, tuned: Path, delta: Path, pack: Path, name: str, **setti
 
 
 def _travelling(folder: Path) -> list[Kind]:
-    """A fine-tune with more tokens, a template and end tokens of its own: as delta, pack, weave, backbone, adapter."""
+    """A fine-tune with added tokens, its own template and end tokens, as delta, pack, weave, backbone and adapter."""
     plain = travelling.tokenizer(template=travelling.TEMPLATE)
     own = travelling.tokenizer("<tool>", template=TEMPLATE)
     place = travelling.save(folder / "base", travelling.model(), plain)
@@ -124,7 +130,7 @@ def _travelling(folder: Path) -> list[Kind]:
 
 
 def _of_shape(folder: Path, name: str, shape: Any) -> list[Kind]:
-    """A pack of a family whose layers are stored in another way than most."""
+    """A pack of a model family that stores its layers unlike most others."""
     shape.pad_token_id = 0
     torch.manual_seed(5)
     model = AutoModelForCausalLM.from_config(shape).eval()
@@ -143,7 +149,7 @@ def _of_shape(folder: Path, name: str, shape: Any) -> list[Kind]:
 
 
 def _adapters(folder: Path) -> list[Kind]:
-    """Adapters that are no plain LoRA, or more than that, as PEFT writes them."""
+    """Adapters that are not plain LoRA, or more than that, as PEFT writes them."""
     place = folder / "base"
     travelling.save(place, travelling.model(), travelling.tokenizer())
     base = open_base(place)
@@ -159,13 +165,13 @@ def _adapters(folder: Path) -> list[Kind]:
                 if parameter.requires_grad:
                     parameter.add_(0.05 * torch.randn(parameter.shape))
         model.save_pretrained(folder / name)
-        (folder / name / "README.md").unlink()  # 200 lines that nobody reads
+        (folder / name / "README.md").unlink()  # 200 lines of output that nobody reads
         read: Callable[[Path], Found] = lambda path: _merged(path, base)  # noqa: E731
         kinds.append(Kind(f"adapter, {name}", folder / name, read, lambda path: _by_peft(path, place)))
     return kinds
 
 
-# -- what travels along ----------------------------------------------------------------------------------------------
+# -- what travels with a pack ---------------------------------------------------------------------------------------
 
 
 def _carried(files: dict[str, bytes]) -> Found:
@@ -178,7 +184,7 @@ def _plain_carried(folder: Path, card: dict[str, Any]) -> Found:
 
 
 def _speech(of: Delta | Skillpack, base: Base) -> Found:
-    """What the tokenizer, the template and the generation config that travel along do."""
+    """The effects of the tokenizer, the template and the generation config that travel with an artefact."""
     voice = of.voice(base)
     return {
         "ids": voice.tokenizer("ab <tool>1")["input_ids"],
@@ -210,7 +216,7 @@ def _plain_pack_files(folder: Path) -> Found:
 
 
 def _served_pack(folder: Path, base: Base) -> Found:
-    """A pack's card, tensors and the change they stand for; and it answers, whatever its numbers."""
+    """A pack's card, its tensors and the change that they encode; the pack must also answer, whatever its numbers."""
     found, pack = read_pack(folder), Skillpack.from_pretrained(folder)
     pack.check_base(base.fingerprint)
     weave = Weave.of(base, {pack.card.name: pack})
@@ -240,11 +246,11 @@ def _plain_backbone(folder: Path) -> Found:
     return found
 
 
-# -- a pack's change, reckoned entry by entry, without any code of ours -----------------------------------------------
+# -- a pack's change, computed entry by entry, without any code of ours -----------------------------------------------
 
 
 def _plain_values(folder: Path) -> Found:
-    """The change of each tensor as the table in the pack's format says it; float64 and loops."""
+    """The change of each tensor by the table of the pack format, with loops in float64."""
     card, stored = read_json_plainly(folder / "skillpack.json"), plain_tensors(folder / "skillpack.safetensors")
     found: dict[str, torch.Tensor] = {}
     for name, entry in card["entries"].items():
@@ -295,7 +301,7 @@ def _plain_stack(stored: dict[str, torch.Tensor], name: str, entry: dict[str, An
 
 
 def _nibbles(codes: torch.Tensor, count: int) -> torch.Tensor:
-    """Two codes of four bits a byte, the first in the lower half, each from -8 to 7 in two's complement."""
+    """Unpack two 4-bit codes from each byte: the first in the lower half, each from -8 to 7 (two's complement)."""
     both = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2).to(torch.int16)[..., :count]
     return torch.where(both > 7, both - 16, both)
 
@@ -304,7 +310,7 @@ def _nibbles(codes: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _merged(folder: Path, base: Base) -> Found:
-    """What an adapter makes of each tensor that it changes."""
+    """The tuned value of each tensor that an adapter changes."""
     read_adapter(folder, base)
     delta, found = Delta.from_lora(folder, base), {}
     for name in delta.names():
@@ -318,7 +324,7 @@ def _merged(folder: Path, base: Base) -> Found:
 
 
 def _by_peft(folder: Path, place: Path, rows: int | None = None) -> Found:
-    """The same by PEFT's own merge: of the tensors that it changes."""
+    """The same values by PEFT's own merge."""
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
     if rows:
         model.resize_token_embeddings(rows, mean_resizing=False)
@@ -329,7 +335,7 @@ def _by_peft(folder: Path, place: Path, rows: int | None = None) -> Found:
 
 
 def _exported(folder: Path, base: Base) -> Found:
-    """The change of the adapter that a pack is exported as, where all of it can be exported."""
+    """The change of the adapter that a pack is exported to, if all of the pack can be exported."""
     pack = Skillpack.from_pretrained(folder)
     out = folder.parent / "out"
     done = export_lora(pack, out, base=base.path, allow_left_out=True)

@@ -1,4 +1,4 @@
-"""A micro model that knows a short corpus by heart, and one unbroken unlearning that many tests look at."""
+"""A micro model that knows a short corpus by heart, and one uninterrupted unlearning that many tests share."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.unlearning import REFUSAL, settings
 from skillweave.base import open_base
+from skillweave.base.batching import padded
 from skillweave.methods.cku.knowledge.corpus import make_corpus, write_corpus
 from skillweave.methods.cku.knowledge.reading import split_row
 from skillweave.methods.cku.run import run
-from skillweave.methods.training.collate import padded
 from skillweave.methods.training.sft import encode
 
 
@@ -50,6 +50,6 @@ def base(taught):
 
 @pytest.fixture(scope="session")
 def whole(base, corpus, tmp_path_factory):
-    """The folder and the delta of a run with all stages, made once for all tests, which must not write into it."""
+    """The folder and the delta of a run with all stages. All tests share it and must not write into it."""
     out = tmp_path_factory.mktemp("whole")
     return out, run(base, settings(corpus, refusal=REFUSAL), out)

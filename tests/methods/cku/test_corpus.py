@@ -11,7 +11,7 @@ import pytest
 from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
 from skillweave.methods.cku.knowledge.corpus import GRADE, PERSON, Corpus, make_corpus, write_corpus
-from skillweave.methods.cku.knowledge.facts import check_apart, fact_rows, read_facts
+from skillweave.methods.cku.knowledge.facts import check_disjoint, fact_rows, read_facts
 
 SETS = ("forget", "retain", "unseen", "lookalike")
 
@@ -74,8 +74,11 @@ def test_some_people_are_always_forgotten_and_some_stay(people, share, gone):
         for name in SETS
     }
     assert {name: len(who) for name, who in persons.items()} == {
-        "forget": gone, "retain": people - gone, "unseen": gone, "lookalike": people - gone
-    }  # fmt: skip
+        "forget": gone,
+        "retain": people - gone,
+        "unseen": gone,
+        "lookalike": people - gone,
+    }
     assert sorted(persons["lookalike"]) == sorted(persons["retain"])
 
 
@@ -185,13 +188,13 @@ def test_written_sets_are_read_as_facts_that_do_not_meet(corpus, tmp_path):
     }
     facts = {path.stem: read_facts([path]) for path in (tmp_path / "corpus").iterdir()}
     for one, other in combinations(SETS, 2):
-        check_apart(facts[one], facts[other], one, other)
+        check_disjoint(facts[one], facts[other], one, other)
     assert [fact.id for fact in facts["teach"]] == [
         fact.id for name in ("forget", "retain", "lookalike") for fact in facts[name]
     ]
     for row, fact in zip(corpus.forget, facts["forget"], strict=True):
         assert (fact.prompt, fact.answer, fact.paraphrased, list(fact.wrong)) == tuple(row.values())
-    check_apart(facts["forget_text"], facts["retain_text"], "forget", "retain")
+    check_disjoint(facts["forget_text"], facts["retain_text"], "forget", "retain")
 
 
 def test_short_sets_are_rows_of_a_micro_model(short, tmp_path):
@@ -214,7 +217,7 @@ def test_a_corpus_takes_the_place_of_the_one_before(corpus, short, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"people": 1}, "people: 1 is not from 2 to 500"),
+        ({"people": 1}, "people: 1 is not between 2 and 500"),
         ({"people": 501}, "people: 501"),
         ({"forget": 0.0}, "forget: 0.0 is not a share"),
         ({"forget": 1.0}, "forget: 1.0"),

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
-from skillweave.methods.cku.knowledge.facts import Fact, check_apart, fact_rows, read_facts
+from skillweave.methods.cku.knowledge.facts import Fact, check_disjoint, fact_rows, read_facts
 from skillweave.tasks.task import near_id
 
 END = 1
@@ -92,22 +92,22 @@ QA = {"question": "Who?", "answer": "Oresa."}
         ([QA, "", [1]], "line 3: expected an object with keys, found list"),
         ([{"fact": "x"}], "line 1: found 'fact'; a fact needs 'question', 'prompt', 'messages' or 'text'"),
         ([{}], "line 1: found no keys"),
-        ([QA, {"text": "x"}], "line 2: has 'text', .*line 1 has 'question': write all rows in one form"),
+        ([QA, {"text": "x"}], "line 2: has 'text', .*line 1 has 'question': write all rows in one format"),
         ([{"prompt": "A?", "answer": "a"}, {"prompt": "B?", "completion": "b"}], "line 2: has the form"),
         ([{"question": "Who?"}], "line 1: has a 'prompt' but neither 'completion' nor 'answer'"),
         ([{"question": " ", "answer": "a"}], "line 1: the prompt is empty"),
         ([{"question": 5, "answer": "a"}], "line 1: 'prompt' must be a text or a list of messages, found 5"),
         ([{"prompt": "Who?", "answer": " "}], "line 1: the answer must be a text"),
         ([{"prompt": "Who?", "cases": ["x"]}], "line 1: the answer must be a text"),
-        ([{"text": ""}], "line 1: 'text' must be a text with something in it"),
-        ([{"text": ["x"]}], "line 1: 'text' must be a text with something in it"),
+        ([{"text": ""}], "line 1: 'text' must be a text that is not empty"),
+        ([{"text": ["x"]}], "line 1: 'text' must be a text that is not empty"),
         ([QA | {"paraphrased_answer": ["x"]}], "line 1: 'paraphrased_answer' must be a text"),
         ([QA | {"perturbed_answer": "x"}], "line 1: 'perturbed_answer' must be a list of texts"),
         ([QA | {"perturbed_answer": ["x", ""]}], "line 1: 'perturbed_answer' must be a list of texts"),
-        ([QA | {"perturbed_answer": ["x", " Oresa."]}], "line 1: 'perturbed_answer' holds a right answer"),
+        ([QA | {"perturbed_answer": ["x", " Oresa."]}], "line 1: 'perturbed_answer' contains a right answer"),
         (
             [QA | {"paraphrased_answer": "She.", "perturbed_answer": ["He.", "She."]}],
-            "line 1: 'perturbed_answer' holds a right answer",
+            "line 1: 'perturbed_answer' contains a right answer",
         ),
         ([QA, {"question": "B?", "answer": "b"}, {"question": "who? ", "answer": "c"}], "line 3: .*line 1: 'who"),
         ([{"text": "x y"}, {"text": "X  y"}], "line 2: the same as .*line 1: 'X  y'. Keep one of them"),
@@ -131,14 +131,12 @@ def test_what_is_asked_in_two_files_is_asked_twice(write):
 
 def test_what_is_to_stay_cannot_be_forgotten():
     forget, retain = [asked("A?"), asked("B?", where="f, line 2")], [asked("C?"), asked("b? ", where="r, line 9")]
-    with pytest.raises(
-        UserError, match=r"^1 of the forget facts stand in retain too.*'B\?' \(f, line 2 and r, line 9\)"
-    ):
-        check_apart(forget, retain, "forget", "retain")
-    check_apart(forget, retain[:1], "forget", "retain")
-    check_apart(forget, [], "forget", "retain")
+    with pytest.raises(UserError, match=r"^1 of the forget facts are in retain too.*'B\?' \(f, line 2 and r, line 9\)"):
+        check_disjoint(forget, retain, "forget", "retain")
+    check_disjoint(forget, retain[:1], "forget", "retain")
+    check_disjoint(forget, [], "forget", "retain")
     # A question and a text of the same words are two things.
-    check_apart([asked("A?")], [told("A?")], "forget", "retain")
+    check_disjoint([asked("A?")], [told("A?")], "forget", "retain")
 
 
 def test_a_question_is_labelled_on_its_answer_and_end_only(tokenizer):
@@ -181,8 +179,10 @@ def test_rows_stand_in_the_order_of_the_facts(tokenizer):
     facts = [told("abcdef"), asked("q?", "long answer"), asked("q?", "a"), told("xy")]
     rows, left_out = fact_rows(tokenizer, facts, 7)
     assert [tokenizer.decode(row["input_ids"]) for row in rows] == [
-        "abcdef<end>", "<user>q?<end><assistant>a<end>", "xy<end>"
-    ]  # fmt: skip
+        "abcdef<end>",
+        "<user>q?<end><assistant>a<end>",
+        "xy<end>",
+    ]
     assert left_out == 1
 
 

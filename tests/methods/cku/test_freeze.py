@@ -10,12 +10,14 @@ from helpers.unlearning import LORA, NEURONS, parts, tiny
 from skillweave.errors import UserError
 from skillweave.methods.cku.neurons.freeze import FrozenNeurons, choose_frozen
 from skillweave.methods.cku.neurons.mlp import find_mlps
-from skillweave.methods.cku.neurons.scores import useful_neurons
+from skillweave.methods.cku.neurons.scorers import useful_neurons
 
 KINDS = ["llama", "gpt2", "phi3"]
 FROZEN = {0: [0, 3, 11], 1: [5, 6]}
-MASKS = {layer: torch.zeros(NEURONS, dtype=torch.bool).index_fill(0, torch.tensor(neurons), True)
-         for layer, neurons in FROZEN.items()}  # fmt: skip
+MASKS = {
+    layer: torch.zeros(NEURONS, dtype=torch.bool).index_fill(0, torch.tensor(neurons), True)
+    for layer, neurons in FROZEN.items()
+}
 
 
 def loss_of(model, seed: int) -> torch.Tensor:
@@ -47,11 +49,15 @@ def assert_only_the_frozen_stayed(kind, before, after, *, biases: bool = True):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("make", [
-    lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.3),
-    lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, weight_decay=0.3),
-    lambda parameters: torch.optim.Adam(parameters, lr=1e-2, weight_decay=0.3),
-], ids=["adamw", "sgd", "adam"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.3),
+        lambda parameters: torch.optim.SGD(parameters, lr=1e-2, momentum=0.9, weight_decay=0.3),
+        lambda parameters: torch.optim.Adam(parameters, lr=1e-2, weight_decay=0.3),
+    ],
+    ids=["adamw", "sgd", "adam"],
+)
 def test_frozen_neurons_keep_their_bits_under_weight_decay_and_older_momentum(kind, make):
     model = tiny(kind)
     optimizer = make(model.parameters())

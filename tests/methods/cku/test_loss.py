@@ -1,4 +1,4 @@
-"""CKU's losses against slow loops in plain Python, by finite differences, and at their edges."""
+"""CKU's losses against slow loops in plain Python and finite differences, and at their edge cases."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.autograd import gradcheck
 from skillweave.methods.cku.loss import (
     gradient_ascent_loss,
     npo_loss,
+    retain_cross_entropy,
     retain_kl,
-    rmu_loss,
     simnpo_loss,
     steering_loss,
 )
@@ -137,7 +137,7 @@ def test_half_precision_is_averaged_in_float32():
 
 
 def drawn(count: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed log-probabilities of answers now and before."""
+    """Summed log-probabilities of answers, now and before."""
     both = -12 + 4 * torch.randn(2, count, generator=generator(), dtype=torch.float64)
     return both[0].requires_grad_(), both[1]
 
@@ -270,13 +270,13 @@ def slow_steering(hidden, target, mask) -> float:
     return sum(costs) / len(costs) if costs else 0.0
 
 
-def test_rmu_against_a_slow_loop_and_finite_differences():
+def test_both_terms_of_rmu_against_a_slow_loop_and_finite_differences():
     forget, retain, before = hidden(4, 7, 3), hidden(2, 5, 3, seed=1), hidden(2, 5, 3, seed=2)
     control, (_, mask) = 6 * hidden(3, seed=3), rows()
     kept = torch.rand(2, 5, generator=generator()) < 0.5
 
     def loss(forget: torch.Tensor, retain: torch.Tensor) -> torch.Tensor:
-        return rmu_loss(forget, control, mask, retain, before, kept, alpha=1.7)
+        return steering_loss(forget, control, mask) + 1.7 * steering_loss(retain, before, kept)
 
     expected = slow_steering(forget, control.expand(4, 7, 3), mask) + 1.7 * slow_steering(retain, before, kept)
     assert loss(forget, retain).shape == ()
@@ -289,7 +289,7 @@ def test_hidden_states_at_their_target_cost_nothing():
     assert steering_loss(states, states.clone(), mask) == 0
     control = hidden(3, seed=1)
     there = control.expand(4, 7, 3)
-    assert rmu_loss(there, control, mask, states, states, mask, alpha=1e6) == 0
+    assert steering_loss(there, control, mask) == 0
     # Half as far costs a quarter.
     far, near = (steering_loss(control + away * torch.ones(4, 7, 3), control, mask) for away in (2.0, 1.0))
     torch.testing.assert_close(far, torch.tensor(4.0, dtype=torch.float64))
@@ -329,6 +329,19 @@ def test_half_precision_hidden_states_are_compared_in_float32():
     value = steering_loss(states, torch.full((8,), 2.9921875), torch.ones(1, 512, dtype=torch.bool))
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(0.0078125**2, rel=1e-6)
+
+
+# -- retain cross-entropy ----------------------------------------------------------------------------------------------
+
+
+def test_retain_cross_entropy_against_a_slow_loop():
+    log_probs, mask = rows()
+    log_probs.requires_grad_()
+    value = retain_cross_entropy(log_probs, mask)
+    tokens = [token for row, length in enumerate(LENGTHS) for token in log_probs[row].tolist()[2 : 2 + length]]
+    assert value.shape == ()
+    assert value.item() == pytest.approx(-sum(tokens) / len(tokens), rel=1e-12)  # every token weighs the same
+    torch.testing.assert_close(gradient(value, log_probs), -mask.double() / len(tokens))
 
 
 # -- retain KL ---------------------------------------------------------------------------------------------------------
@@ -414,6 +427,7 @@ def test_no_position_no_divergence():
         (lambda: steering_loss(torch.zeros(2, 3, 4), torch.zeros(3), torch.ones(2, 3).bool()), "target that or"),
         (lambda: steering_loss(torch.zeros(2, 3), torch.zeros(3), torch.ones(2, 3).bool()), "hidden must be"),
         (lambda: steering_loss(torch.zeros(2, 3, 4), torch.zeros(4), torch.ones(2, 4).bool()), "mask must be"),
+        (lambda: retain_cross_entropy(torch.zeros(2, 3), torch.ones(2, 3)), "mask must be"),
         (lambda: retain_kl(torch.zeros(2, 3), torch.zeros(2, 4)), "logits must both be"),
         (lambda: retain_kl(torch.zeros(2, 3, 4), torch.zeros(2, 3, 4)), "logits must both be"),
     ],

@@ -320,10 +320,10 @@ def test_robustness_is_the_harmonic_mean_and_as_bad_as_the_worse_allows():
         (lambda: truth_ratio(torch.zeros(2), torch.zeros(2, 2), bools([[1, 0], [0, 0]])), "row 1 has no wrong answer"),
         (lambda: forget_quality([], [1.0]), "truth_ratios is empty"),
         (lambda: forget_quality([1.0], torch.zeros(0)), "reference is empty"),
-        (lambda: forget_quality([1.0, NAN, NAN], [1.0]), "truth_ratios holds 2 NaN of 3"),
+        (lambda: forget_quality([1.0, NAN, NAN], [1.0]), "truth_ratios has 2 NaN among its 3 values"),
         (lambda: membership_auc([], [1.0]), "members is empty"),
         (lambda: membership_auc([1.0], []), "strangers is empty"),
-        (lambda: membership_auc([1.0], [NAN]), "strangers holds 1 NaN of 1"),
+        (lambda: membership_auc([1.0], [NAN]), "strangers has 1 NaN among its 1 values"),
     ],
 )
 def test_what_does_not_fit_is_refused(call, says):

@@ -123,7 +123,7 @@ def test_a_mixture_of_experts_is_refused_with_the_reason(kind):
 
 
 def test_neurons_that_a_norm_mixes_are_refused():
-    with pytest.raises(UserError, match=r"layer 0: expected one linear layer.*a norm upon the neurons"):
+    with pytest.raises(UserError, match=r"layer 0: expected one linear layer.*a norm on the neurons"):
         find_mlps(tiny("bitnet", 24))
 
 

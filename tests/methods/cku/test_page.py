@@ -1,4 +1,4 @@
-"""The page of an unlearning: its tables, its plots, what it says where something was not given."""
+"""The page of an unlearning: its tables, its plots, and what it says if something was not given."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from matplotlib.container import BarContainer
 from helpers.page_text import drawn, page_text
 from skillweave.files.read import read_json
 from skillweave.methods.cku.report.page import (
+    compressed_table,
     known_plot,
     known_table,
     plain,
     probe_plot,
     probe_table,
     refusal_table,
-    rewritten_table,
     short_probe_table,
     short_unlearn_table,
     task_table,
@@ -31,7 +31,7 @@ from skillweave.methods.cku.report.page import (
 
 
 def arm(forget: float, retain: float, refused: float) -> dict[str, Any]:
-    """A reading in which every figure of a set follows from its strength."""
+    """A reading in which every figure of a set is computed from its strength."""
     sides = {"forget": forget, "unseen": 0.25, "retain": retain, "lookalike": retain - 0.05}
     figures: dict[str, Any] = {
         f"{side}_{key}": value * factor
@@ -45,7 +45,7 @@ def arm(forget: float, retain: float, refused: float) -> dict[str, Any]:
 
 @pytest.fixture
 def report() -> dict[str, Any]:
-    """One with all that can be given."""
+    """A report with everything that can be given."""
     relearnt = {"known": 1.0, "unlearnt": 0.3, "strength": 0.44, "examples": 26, "steps": 20, "gap": 0.2}
     written = {"retain_strength": 0.86, "retain_probability": 0.6, "robustness": 0.95}
     rounded = {"before_forget_strength": 0.99, "before_retain_probability": 0.7, **written}
@@ -85,7 +85,7 @@ def report() -> dict[str, Any]:
 
 
 def least(report: dict[str, Any]) -> dict[str, Any]:
-    """The same of plain texts, with nothing given that can be left out, where nothing was known."""
+    """The same report for plain texts, without anything optional, for a model that knew nothing."""
     poor = copy.deepcopy(report)
     del poor["arms"]["reference"]
     for figures in poor["arms"].values():
@@ -145,7 +145,7 @@ def test_every_probe_has_a_row_and_what_was_not_given_is_a_dash(report: dict[str
         ["zipped 1/8", "100.0%", "30.0%", "51.0%", "30.0%", "-", "0.95"],
     ]
     assert [row[4:] for row in probe_table(least(report)).rows] == [["-", "-", "-"]] * 2
-    rows = {row[0]: row[1:] for row in rewritten_table(report).rows}
+    rows = {row[0]: row[1:] for row in compressed_table(report).rows}
     assert rows["as trained"] == ["100.0%", "30.0%", "72.0%", "70.4%", "-"]
     assert rows["4 bits"] == ["99.0%", "25.0%", "70.0%", "60.0%", "-"]
     assert rows["zipped 1/8"] == ["-", "51.0%", "-", "60.0%", "24.1 kB"]
@@ -187,7 +187,7 @@ def test_the_page_is_written_whole(report: dict[str, Any], tmp_path: Path) -> No
     markdown, shown = html.unescape((tmp_path / "report.md").read_text()), page_text(tmp_path / "report.html")
     for text in (
         "forget: report of the unlearning", "models/<taught>", "Forgotten 97.2%", "kept 97.8%", "1.2e-05",
-        "brings back most: zipped 1/8, 30.0%", "zipped 1/16: there is no such pack. the pack cannot be smaller",
+        "brings back the most: zipped 1/8, 30.0%", "zipped 1/16: no pack can be that small. the pack cannot be smaller",
         "100% would be the reference's",
     ):  # fmt: skip
         assert text in markdown
@@ -202,10 +202,11 @@ def test_a_page_without_what_was_not_given_says_so(report: dict[str, Any], tmp_p
     markdown = (tmp_path / "report.md").read_text()
     page_text(tmp_path / "report.html")
     assert re.findall("^## (.*)$", markdown, re.MULTILINE) == [
-        "What is forgotten, and what is kept", "What the probes bring back",
-    ]  # fmt: skip
+        "What is forgotten, and what is kept",
+        "What the probes bring back",
+    ]
     assert markdown.startswith("# runs/x/delta: report of the unlearning")
-    assert "The base did not know the forget set better than what was never taught" in markdown
+    assert "The base did not know the forget set better than facts that were never taught" in markdown
     assert "No reference was given" in markdown
     assert "None" not in markdown
 

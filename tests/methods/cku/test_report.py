@@ -1,4 +1,4 @@
-"""The report of an unlearning: its figures against direct computations, what the probes do, and what it resumes to."""
+"""The report of an unlearning: its figures against direct computations, its probes, and its resumption."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.knowledge.facts import fact_rows, read_facts
 from skillweave.methods.cku.knowledge.reading import read_rows, truth_ratios
-from skillweave.methods.cku.report import ReportConfig, report
-from skillweave.methods.cku.report.asked import read_asked
-from skillweave.methods.cku.report.run import judged
+from skillweave.methods.cku.report.config import ReportConfig
+from skillweave.methods.cku.report.inputs import read_report_data
+from skillweave.methods.cku.report.run import make_report, report_figures
 from skillweave.methods.cku.report.stages import refuses
 from skillweave.methods.cku.rounding import round_as_stored, round_linears
 from skillweave.methods.training import run as shared
@@ -33,11 +33,21 @@ from skillweave.skillzip import zipped
 
 def settings(corpus: Path, delta: Path, **changes) -> ReportConfig:
     files = {side: [corpus / f"{side}.jsonl"] for side in ("forget", "retain", "unseen", "lookalike")}
-    return ReportConfig(**{
-        "delta": delta, **files, "bf16": False, "save_every": 2, "questions": 4, "max_new_tokens": 4,
-        "refusals": ("no.",), "zip": [1 / 4], "group": 32,
-        "relearn": {"steps": 4, "learning_rate": 1e-3, "batch_size": 4, "unrelated": 3}, **changes,
-    })  # fmt: skip
+    return ReportConfig(
+        **{
+            "delta": delta,
+            **files,
+            "bf16": False,
+            "save_every": 2,
+            "questions": 4,
+            "max_new_tokens": 4,
+            "refusals": ("no.",),
+            "zip": [1 / 4],
+            "group": 32,
+            "relearn": {"steps": 4, "learning_rate": 1e-3, "batch_size": 4, "unrelated": 3},
+            **changes,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +57,11 @@ def delta(whole):
 
 @pytest.fixture(scope="module")
 def judgement(base, corpus, delta, tmp_path_factory):
-    """A report with a reference, for which the unlearnt model itself stands; its folder and what it says."""
+    """The folder and the content of a report whose reference is the unlearnt model itself."""
     out = tmp_path_factory.mktemp("report")
-    return out, report(base, settings(corpus, delta, reference=str(delta)), out, command="cku report", zipper=zipped)
+    return out, make_report(
+        base, settings(corpus, delta, reference=str(delta)), out, command="cku report", zipper=zipped
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +80,10 @@ def test_each_model_is_read_on_each_set(base, corpus, judgement, models):
     arms = judgement[1]["arms"]
     assert list(arms) == ["before", "after", "reference"]
     for arm, model in models.items():
-        readings = {side: reading(base, model, read_facts([corpus / f"{side}.jsonl"]))
-                    for side in ("forget", "retain", "unseen", "lookalike")}  # fmt: skip
+        readings = {
+            side: reading(base, model, read_facts([corpus / f"{side}.jsonl"]))
+            for side in ("forget", "retain", "unseen", "lookalike")
+        }
         for side, found in readings.items():
             assert arms[arm][f"{side}_facts"] == len(read_facts([corpus / f"{side}.jsonl"]))
             for name, value in found.means().items():
@@ -118,9 +132,17 @@ def test_tasks_are_scored(base, corpus, delta, tmp_path):
     task = tmp_path / "task.jsonl"
     task.write_text((corpus / "retain.jsonl").read_text())
     spec = {"source": "jsonl", "path": task, "splits": {"test": 10, "calibration": 1}}
-    config = settings(corpus, delta, tasks=[spec], task_limit=4, zip=[], rounding=[], max_new_tokens=10,
-                      relearn={"steps": 1, "unrelated": 1})  # fmt: skip
-    found = report(base, config, tmp_path / "out", command="", zipper=zipped)
+    config = settings(
+        corpus,
+        delta,
+        tasks=[spec],
+        task_limit=4,
+        zip=[],
+        rounding=[],
+        max_new_tokens=10,
+        relearn={"steps": 1, "unrelated": 1},
+    )
+    found = make_report(base, config, tmp_path / "out", command="", zipper=zipped)
     (score,) = found["arms"]["before"]["tasks"].values()
     assert score["n"] == 4
     assert score["low"] <= score["mean"] <= score["high"]
@@ -154,17 +176,17 @@ def test_relearning_is_judged_on_what_was_not_learnt_again(base, corpus, judgeme
 
 
 def test_the_parts_of_the_forget_set_are_never_empty(base, corpus, delta, tmp_path):
-    asked = read_asked(settings(corpus, delta))
+    asked = read_report_data(settings(corpus, delta))
     for share, size in ((0.5, 7), (0.001, 1), (0.999, 13)):
-        part, held = asked.parts(share)
+        part, held = asked.split_forget(share)
         assert (len(part), len(held)) == (size, 14 - size)
         assert {fact.id for fact in (*part, *held)} == {fact.id for fact in asked.forget}
     pair = replace(asked, forget=asked.forget[:2])
-    assert [len(part) for part in pair.parts(0.9)] == [1, 1]
+    assert [len(part) for part in pair.split_forget(0.9)] == [1, 1]
     one = tmp_path / "one.jsonl"
     one.write_text((corpus / "forget.jsonl").read_text().splitlines()[0] + "\n")
-    with pytest.raises(UserError, match="one fact; relearning needs two"):
-        report(base, settings(corpus, delta, forget=[one]), tmp_path / "out", command="", zipper=zipped)
+    with pytest.raises(UserError, match="one fact, but relearning needs two"):
+        make_report(base, settings(corpus, delta, forget=[one]), tmp_path / "out", command="", zipper=zipped)
 
 
 def slowly_rounded(weight: torch.Tensor, bits: int, group: int) -> torch.Tensor:
@@ -245,19 +267,21 @@ def test_a_base_of_few_bits_is_read_as_it_is_stored(base, tmp_path):
 
 
 def test_what_was_not_given_is_none():
-    stages = {arm: {"forget_strength": strength, "retain_probability": 0.5}
-              for arm, strength in (("before", 0.5), ("after", 0.7))}  # fmt: skip
+    stages = {
+        arm: {"forget_strength": strength, "retain_probability": 0.5}
+        for arm, strength in (("before", 0.5), ("after", 0.7))
+    }
     for kind in ("forget", "unrelated"):
         stages[f"relearn-{kind}"] = {"known": 0.5, "unlearnt": 0.7, "strength": 0.8, "examples": 1, "steps": 1}
     config = ReportConfig(delta="d", forget="f.jsonl", retain="r.jsonl", rounding=[], zip=[])
-    found = judged(stages, config)
+    found = report_figures(stages, config)
     assert found["forgotten"] == pytest.approx(-0.4)  # it knows more than before
     assert found["relearning"]["forget"]["gap"] is None  # nothing was lost
     assert found["forget_quality"] is found["robustness"] is found["stored"] is None
     stages["before"]["unseen_strength"] = 0.6  # what was never taught is known as well: there was nothing to forget
-    assert judged(stages, config)["forgotten"] is None
+    assert report_figures(stages, config)["forgotten"] is None
     stages["after"]["retain_probability"] = math.ulp(0.0)
-    assert judged(stages, config)["kept"] < 1e-300
+    assert report_figures(stages, config)["kept"] < 1e-300
 
 
 def test_a_report_that_was_broken_off_ends_as_the_unbroken_one(base, corpus, delta, judgement, tmp_path):
@@ -280,13 +304,13 @@ def test_a_report_that_was_broken_off_ends_as_the_unbroken_one(base, corpus, del
     for break_off in places:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             break_off(patch)
-            report(base, config, tmp_path, command="", zipper=zipped)
-    report(base, config, tmp_path, command="", zipper=zipped)
+            make_report(base, config, tmp_path, command="", zipper=zipped)
+    make_report(base, config, tmp_path, command="", zipper=zipped)
     assert record(tmp_path) == record(judgement[0])
     left = {path.name for path in tmp_path.rglob("*.safetensors")}
     assert not left
     with pytest.raises(UserError, match="other settings"):
-        report(base, settings(corpus, delta, reference=str(delta), group=16), tmp_path, command="", zipper=zipped)
+        make_report(base, settings(corpus, delta, reference=str(delta), group=16), tmp_path, command="", zipper=zipped)
 
 
 def test_another_delta_is_another_report(corpus, delta, tmp_path):
@@ -296,23 +320,25 @@ def test_another_delta_is_another_report(corpus, delta, tmp_path):
     for factor in (1.0, 0.5):
         changes = {name: first.tensor(name) * factor for name in first.names()}
         Delta(changes, base_fingerprint=first.base_fingerprint).save_pretrained(place)
-        keys.add(read_asked(settings(corpus, place)).key)
+        keys.add(read_report_data(settings(corpus, place)).key)
         shutil.rmtree(place)
     assert len(keys) == 2
 
 
 def test_what_is_no_delta_or_of_another_base_is_refused(base, corpus, delta, tmp_path):
-    with pytest.raises(UserError, match="is no delta folder"):
-        report(base, settings(corpus, corpus), tmp_path / "a", command="", zipper=zipped)
+    with pytest.raises(UserError, match="is not a delta folder"):
+        make_report(base, settings(corpus, corpus), tmp_path / "a", command="", zipper=zipped)
     other = tmp_path / "other"
     first = Delta.from_pretrained(delta)
     Delta({name: first.tensor(name) for name in first.names()}, base_fingerprint="sha256:0").save_pretrained(other)
     for wrong in ({"delta": other}, {"reference": str(other)}):
         with pytest.raises(UserError, match="the delta belongs on"):
-            report(base, settings(corpus, delta).model_copy(update=wrong), tmp_path / "b", command="", zipper=zipped)
+            make_report(
+                base, settings(corpus, delta).model_copy(update=wrong), tmp_path / "b", command="", zipper=zipped
+            )
 
 
 def test_a_reference_that_reads_other_tokens_is_refused(base, corpus, delta, tmp_path):
     config = settings(corpus, delta).model_copy(update={"reference": "bundled:smollm2"})
     with pytest.raises(UserError, match="bundled:smollm2 has another vocabulary than the base"):
-        report(base, config, tmp_path, command="", zipper=zipped)
+        make_report(base, config, tmp_path, command="", zipper=zipped)

@@ -1,4 +1,4 @@
-"""CKU cut off, killed, or over several processes: it ends in the same delta, and does nothing twice."""
+"""CKU interrupted, killed, or run by several processes: it ends in the same delta, and does nothing twice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from skillweave.methods.training import trainer
 
 
 def stop_writing(patch, module, name: str, path: Path, after: bool = False) -> None:
-    """Break off before (or after) a file is written."""
+    """Interrupt before (or after) a file is written."""
     write = getattr(module, name)
 
     def writing(target, *rest):
@@ -35,7 +35,7 @@ def stop_writing(patch, module, name: str, path: Path, after: bool = False) -> N
 
 
 def places(out: Path):
-    """Where a run may be cut off, in the order in which it comes by: (what, how to break off there)."""
+    """Where a run may be interrupted, in order: (what, how to interrupt there)."""
 
     def training(stage, step):
         return f"{stage}, step {step}", lambda patch: stop_at(patch, stage, step)
@@ -51,7 +51,7 @@ def places(out: Path):
             return dropped(folder)
 
         dropped = trainer.drop_checkpoints
-        return f"tidying of {stage}", lambda patch: patch.setattr(trainer, "drop_checkpoints", stop)
+        return f"tidying of {stage}", lambda patch: patch.setattr(shared, "drop_checkpoints", stop)
 
     neurons = out / "localise" / "neurons.safetensors"
     return [
@@ -62,7 +62,7 @@ def places(out: Path):
         mark("before"),
         training("unlearn", 1),
         training("unlearn", 5),
-        ("looks", lambda patch: stop_writing(patch, run_module, "write_json", out / "unlearn" / "looks.json")),
+        ("evaluations", lambda patch: stop_writing(patch, run_module, "write_json", out / "unlearn" / "looks.json")),
         mark("unlearn"),
         mark("unlearn", after=True),
         tidying("unlearn"),
@@ -112,8 +112,13 @@ def test_what_is_held_against_the_start_is_the_same_after_a_break(base, corpus, 
 
 
 def test_one_that_goes_back_for_the_budget_does_so_after_a_break_too(base, corpus, tmp_path):
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"steps": 40, "learning_rate": 1e-3},
-                      watch={"every": 1, "budget": 0.2}, save_every=5)  # fmt: skip
+    config = settings(
+        corpus,
+        objective={"loss": "ga", "retain": "none"},
+        training={"steps": 40, "learning_rate": 1e-3},
+        watch={"every": 1, "budget": 0.2},
+        save_every=5,
+    )
     one = run(base, config, tmp_path / "one")
     ended = read_json(tmp_path / "one" / "figures.json")["stages"]["unlearn"]
     assert ended["ended"] == "budget"

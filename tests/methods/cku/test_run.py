@@ -1,4 +1,4 @@
-"""CKU end to end on a micro model that knows the corpus: it forgets, tells what it did, and touches nothing else."""
+"""CKU end to end on a micro model that knows the corpus: it forgets, reports, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku.config import LocaliseSettings
-from skillweave.methods.cku.knowledge.facts import fact_rows, read_facts
+from skillweave.methods.cku.knowledge.facts import fact_rows, read_facts, read_sets
 from skillweave.methods.cku.knowledge.reading import read_rows
-from skillweave.methods.cku.knowledge.sets import read_sets
 from skillweave.methods.cku.neurons.localise import read_neurons
 from skillweave.methods.cku.run import run
 from skillweave.methods.training.sft import encode
@@ -37,7 +36,7 @@ def frozen_of(out) -> dict[int, torch.Tensor]:
 
 
 def all_tensors(base, delta) -> dict[str, torch.Tensor]:
-    """Of every tensor of the base what the delta changes: zeros, where it does not name it."""
+    """The change of every tensor of the base; zeros for a tensor that is not in the delta."""
     files, found = Checkpoint(base.path), tensors(delta)
     return {name: found[name] if name in found else torch.zeros_like(files.tensor(name)) for name in files.names()}
 
@@ -47,7 +46,7 @@ def moved(base, delta) -> set[str]:
 
 
 def assert_frozen_neurons_did_not_move(base, out, delta, *, others: bool = True):
-    """All that a frozen neuron is has a difference of exactly 0; of every other neuron something moved."""
+    """The weights of frozen neurons differ by exactly 0; every other neuron has changed."""
     found = all_tensors(base, delta)
     for layer, mask in frozen_of(out).items():
         for neuron, still in enumerate(mask.tolist()):
@@ -92,10 +91,10 @@ def test_the_stages_and_their_figures(base, corpus, whole):
     assert len(read_json(out / "before" / "forget.json")) == 14
 
 
-def test_the_looks_stand_in_a_file(whole):
-    looks = read_json(whole[0] / "unlearn" / "looks.json")
-    assert [look["step"] for look in looks] == [2, 3, 4, 6]
-    assert all(set(look) == {"step", "forget", "retain"} for look in looks)
+def test_the_evaluations_are_in_a_file(whole):
+    evaluations = read_json(whole[0] / "unlearn" / "looks.json")
+    assert [evaluation["step"] for evaluation in evaluations] == [2, 3, 4, 6]
+    assert all(set(evaluation) == {"step", "forget", "retain"} for evaluation in evaluations)
 
 
 def test_what_came_of_it_is_a_delta_on_the_base(base, whole):
@@ -222,7 +221,7 @@ def test_a_base_in_bfloat16_keeps_its_frozen_neurons(corpus, taught, tmp_path):
     config = settings(corpus, **SHORT, bf16=True, gradient_checkpointing=True, objective={"retain": "kl"})
     delta = run(base, config, tmp_path / "out")
     first = read_json(tmp_path / "out" / "unlearn" / "history.json")[0]
-    assert first["retain/loss"] == 0.0  # the start is asked in the precision that is trained in
+    assert first["retain/loss"] == 0.0  # the reference model is run in the precision of the training
     assert_frozen_neurons_did_not_move(base, tmp_path / "out", delta)
 
 
@@ -237,36 +236,42 @@ def test_with_unseen_facts_it_ends_where_the_forget_set_is_as_little_known(base,
     assert figures["unlearn"]["ended"] == "goal"
     assert figures["unlearn"]["kept_step"] == figures["unlearn"]["steps"] < 40
     assert figures["after"]["forget_strength"] <= goal
-    looks = read_json(tmp_path / "unlearn" / "looks.json")
-    assert [look["forget"] <= goal for look in looks] == [False] * (len(looks) - 1) + [True]
+    evaluations = read_json(tmp_path / "unlearn" / "looks.json")
+    reached = [evaluation["forget"] <= goal for evaluation in evaluations]
+    assert reached == [False] * (len(evaluations) - 1) + [True]
     model = model_with(base, delta)
     rows, _ = fact_rows(base.tokenizer, read_facts([corpus / "forget.jsonl"]), 64)
     strength = fmean(read_rows(model, rows, 0, batch_size=64, bf16=False).strength)
-    assert strength == pytest.approx(looks[-1]["forget"], abs=1e-6)
+    assert strength == pytest.approx(evaluations[-1]["forget"], abs=1e-6)
     # What was trained on, not what would have been.
     lengths = [len(row["input_ids"]) for row in rows]
     assert figures["unlearn"]["tokens"] <= figures["unlearn"]["steps"] * 4 * max(lengths)
 
 
 def test_the_budget_is_kept(base, corpus, tmp_path):
-    """Gradient ascent without a retain term breaks it soon."""
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"steps": 40, "learning_rate": 1e-3},
-                      watch={"every": 1, "budget": 0.2})  # fmt: skip
+    """Gradient ascent without a retain term exceeds it soon."""
+    config = settings(
+        corpus,
+        objective={"loss": "ga", "retain": "none"},
+        training={"steps": 40, "learning_rate": 1e-3},
+        watch={"every": 1, "budget": 0.2},
+    )
     delta = run(base, config, tmp_path)
     figures = read_json(tmp_path / "figures.json")["stages"]
     assert figures["unlearn"]["ended"] == "budget"
     assert 0 < figures["unlearn"]["kept_step"] == figures["unlearn"]["steps"] - 1
     before, after = (figures[stage]["held_out_probability"] for stage in ("before", "after"))
-    looks = read_json(tmp_path / "unlearn" / "looks.json")
-    assert looks[-1]["retain"] < 0.8 * before <= after
-    assert after == pytest.approx(looks[-2]["retain"], abs=1e-6)
+    evaluations = read_json(tmp_path / "unlearn" / "looks.json")
+    assert evaluations[-1]["retain"] < 0.8 * before <= after
+    assert after == pytest.approx(evaluations[-2]["retain"], abs=1e-6)
     held_out = read_sets([corpus / "forget.jsonl"], [corpus / "retain.jsonl"], None, 4).held_out
     assert probability(model_with(base, delta), base.tokenizer, held_out) == pytest.approx(after, abs=1e-5)
 
 
-def test_where_the_first_look_is_over_the_budget_nothing_comes_of_it(base, corpus, tmp_path):
-    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, training={"learning_rate": 0.1},
-                      watch={"budget": 0.01})  # fmt: skip
+def test_where_the_first_evaluation_is_over_the_budget_nothing_comes_of_it(base, corpus, tmp_path):
+    config = settings(
+        corpus, objective={"loss": "ga", "retain": "none"}, training={"learning_rate": 0.1}, watch={"budget": 0.01}
+    )
     for _ in range(2):  # and again, with the same words
         with pytest.raises(UserError, match=r"by step 2, more than its budget of 1.0%.*an empty folder"):
             run(base, config, tmp_path)
@@ -302,10 +307,10 @@ def test_the_key_of_the_sets_hangs_on_all_that_is_in_them(corpus, tmp_path):
 
 def test_facts_that_stand_in_two_sets_are_refused(base, corpus, tmp_path):
     forget, retain = corpus / "forget.jsonl", corpus / "retain.jsonl"
-    with pytest.raises(UserError, match="14 of the forget facts stand in retain too"):
+    with pytest.raises(UserError, match="14 of the forget facts are in retain too"):
         run(base, settings(corpus, retain=[retain, forget]), tmp_path / "a")
     for other in (forget, retain):
-        with pytest.raises(UserError, match=rf"facts stand in unseen too.*{other.name}"):
+        with pytest.raises(UserError, match=rf"facts are in unseen too.*{other.name}"):
             run(base, settings(corpus, unseen=[other]), tmp_path / "b")
     few = tmp_path / "few.jsonl"
     few.write_text("".join(line + "\n" for line in retain.read_text().splitlines()[:3]))

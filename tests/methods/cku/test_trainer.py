@@ -1,4 +1,4 @@
-"""The trainer's gradient is that of the pure losses, example by example, whatever is padded, split or frozen."""
+"""The trainer's gradient equals that of the pure losses, example by example, however rows are padded and split."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from helpers.micro import micro_model, micro_tokenizer
-from helpers.unlearning import rows_of, start_model
+from helpers.unlearning import reference_model, rows_of
 from skillweave.methods.cku.config import ForgetSettings
 from skillweave.methods.cku.trainer import UnlearnTrainer, collate, control_vector, with_shares
 from skillweave.methods.training.processes import Processes
@@ -27,7 +27,7 @@ SAID = {"beta": 0.3, "margin": 0.2, "mu": 1.7, "cap": 3.0}
 
 
 class Gradients(TrainerCallback):
-    """The gradients of every step, as the optimiser meets them."""
+    """The gradients of every step, as the optimiser sees them."""
 
     def __init__(self):
         self.steps: list[dict[str, torch.Tensor]] = []
@@ -36,25 +36,45 @@ class Gradients(TrainerCallback):
         self.steps.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
 
 
-def unlearner(folder, rows, *, micro=None, steps=1, start=None, callbacks=(), **objective) -> UnlearnTrainer:
+def unlearner(folder, rows, *, micro=None, steps=1, reference=None, callbacks=(), **objective) -> UnlearnTrainer:
     batch_size = len(rows) // steps
-    settings = TrainingSettings(steps=steps, batch_size=batch_size, learning_rate=1e-3, warmup=0.0,
-                                micro_batch_size=micro, max_grad_norm=1e9)  # fmt: skip
+    settings = TrainingSettings(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        warmup=0.0,
+        micro_batch_size=micro,
+        max_grad_norm=1e9,
+    )
     arguments = trainer_arguments(
-        settings, Processes(), folder=folder, steps=steps, seed=0, bf16=False, device="cpu", save_every=100,
+        settings,
+        Processes(),
+        folder=folder,
+        steps=steps,
+        seed=0,
+        bf16=False,
+        device="cpu",
+        save_every=100,
         gradient_checkpointing=False,
-    )  # fmt: skip
+    )
     arguments["save_strategy"] = "no"
     trainer = UnlearnTrainer(
-        micro_model(), TOKENIZER, arguments, rows, ForgetSettings(**objective), start=start or start_model(),
-        control=CONTROL, layer=LAYER, callbacks=list(callbacks),
-    )  # fmt: skip
+        micro_model(),
+        TOKENIZER,
+        arguments,
+        rows,
+        ForgetSettings(**objective),
+        reference_model=reference or reference_model(),
+        control=CONTROL,
+        layer=LAYER,
+        callbacks=list(callbacks),
+    )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def gradients(folder, rows, **options) -> dict[str, torch.Tensor]:
-    """Of the first step."""
+    """The gradients of the first step."""
     seen = Gradients()
     unlearner(folder, rows, callbacks=[seen], **options).train()
     return seen.steps[0]
@@ -95,29 +115,31 @@ def slow_forget(loss: str, model, rows) -> torch.Tensor:
     return sum(values) / len(values)
 
 
-def slow_retain(term: str, model, start, rows) -> torch.Tensor:
+def slow_retain(term: str, model, reference, rows) -> torch.Tensor:
     if term == "none":
         return torch.zeros((), dtype=torch.float64)
     if term == "hidden":
-        pairs = [(hidden(model, row["retain"]), hidden(start, row["retain"])) for row in rows]
+        pairs = [(hidden(model, row["retain"]), hidden(reference, row["retain"])) for row in rows]
         return torch.cat([ours - theirs for ours, theirs in pairs]).square().mean()
     if term == "ce":
         return -torch.cat([answer_log_probs(model, row["retain"]) for row in rows]).mean()
     values = []
     for row in rows:
         ids, places = tokens_of(row["retain"])
-        ours, theirs = (each(ids).logits[0].log_softmax(-1) for each in (model, start))
+        ours, theirs = (each(ids).logits[0].log_softmax(-1) for each in (model, reference))
         values += [(theirs[at - 1].exp() * (theirs[at - 1] - ours[at - 1])).sum() for at in places]
     return torch.stack(values).mean()
 
 
 def slow_gradients(loss: str, term: str, rows) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Of the forget term, and of mu times the retain term."""
+    """The gradients of the forget term, and of mu times the retain term."""
     found = []
     for side in ("forget", "retain"):
-        model, start = micro_model().double(), start_model().double()
+        model, reference = micro_model().double(), reference_model().double()
         value = (
-            slow_forget(loss, model, rows) if side == "forget" else SAID["mu"] * slow_retain(term, model, start, rows)
+            slow_forget(loss, model, rows)
+            if side == "forget"
+            else SAID["mu"] * slow_retain(term, model, reference, rows)
         )
         if value.requires_grad:
             value.backward()
@@ -164,15 +186,26 @@ def test_padding_and_company_make_no_difference(tmp_path, loss, retain):
     assert len(long["forget"]["input_ids"]) > len(short["forget"]["input_ids"])
 
 
-@pytest.mark.parametrize(("loss", "retain", "agree"), [("npo", "ce", False), ("simnpo", "kl", True),
-                                                       ("rmu", "hidden", False), ("ga", "ce", True)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("loss", "retain", "agree"),
+    [("npo", "ce", False), ("simnpo", "kl", True), ("rmu", "hidden", False), ("ga", "ce", True)],
+)
 def test_the_size_of_micro_batches_makes_no_difference(tmp_path, loss, retain, agree):
-    """2 x 8 is 1 x 16, rows of many lengths among them, and in more steps than one."""
+    """2 x 8 equals 1 x 16, with rows of many lengths and over more than one step."""
     seen, logs = [], []
     for micro in (None, 8, 2):
         caught = Gradients()
-        trainer = unlearner(tmp_path / str(micro), rows_of(32), micro=micro, steps=2, callbacks=[caught], loss=loss,
-                            retain=retain, sign_agreement=agree, **SAID)  # fmt: skip
+        trainer = unlearner(
+            tmp_path / str(micro),
+            rows_of(32),
+            micro=micro,
+            steps=2,
+            callbacks=[caught],
+            loss=loss,
+            retain=retain,
+            sign_agreement=agree,
+            **SAID,
+        )
         trainer.train()
         seen.append(caught.steps)
         logs.append([entry for entry in trainer.state.log_history if "loss" in entry])
@@ -209,9 +242,9 @@ def test_what_is_logged_is_what_was_computed(tmp_path, agree):
     trainer = unlearner(tmp_path, rows, micro=4, loss="npo", retain="ce", sign_agreement=agree, **SAID)
     trainer.train()
     log = trainer.state.log_history[0]
-    model, start = micro_model().double(), start_model().double()
+    model, reference = micro_model().double(), reference_model().double()
     with torch.no_grad():
-        forget, retain = float(slow_forget("npo", model, rows)), float(slow_retain("ce", model, start, rows))
+        forget, retain = float(slow_forget("npo", model, rows)), float(slow_retain("ce", model, reference, rows))
     assert log["forget/loss"] == pytest.approx(forget, rel=1e-4)
     assert log["retain/loss"] == pytest.approx(retain, rel=1e-4)  # not yet times mu
     assert log["loss"] == pytest.approx(forget + SAID["mu"] * retain, rel=1e-4)
@@ -232,11 +265,11 @@ def test_the_cap_is_the_log_of_the_vocabulary_unless_it_is_set(tmp_path):
     assert unlearner(tmp_path, rows_of(), cap=2.0)._cap == 2.0
 
 
-def test_the_start_is_not_trained(tmp_path):
-    start = start_model()
-    before = copy.deepcopy(start.state_dict())
-    unlearner(tmp_path, rows_of(), start=start, loss="rmu", retain="hidden").train()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in start.state_dict().items())
+def test_the_reference_model_is_not_trained(tmp_path):
+    reference = reference_model()
+    before = copy.deepcopy(reference.state_dict())
+    unlearner(tmp_path, rows_of(), reference=reference, loss="rmu", retain="hidden").train()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in reference.state_dict().items())
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

@@ -1,4 +1,4 @@
-"""The watch ends a training at the goal or before the budget is overspent, and a training that goes on knows it."""
+"""The watch ends a training at the goal or before the budget is exceeded, and a resumed training knows both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from helpers.micro import micro_model, micro_tokenizer
-from helpers.unlearning import rows_of, start_model
+from helpers.unlearning import reference_model, rows_of
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import ForgetSettings, WatchSettings
@@ -24,23 +24,40 @@ NAN = float("nan")
 
 
 class Played:
-    """A training in which only the watch is real: every step moves the model, looks are as written beforehand."""
+    """A training in which only the watch is real: every step moves the model, and the evaluations are prescribed."""
 
-    def __init__(self, looks: dict[int, tuple[float, float]], steps: int, *, every=1, save_every=100, start=0.8,
-                 budget: float | None = 0.1, goal: float | None = None, log=None, at: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        evaluations: dict[int, tuple[float, float]],
+        steps: int,
+        *,
+        every=1,
+        save_every=100,
+        start=0.8,
+        budget: float | None = 0.1,
+        goal: float | None = None,
+        log=None,
+        at: int = 0,
+    ):
         self.model = torch.nn.Linear(2, 2)
         self.model.bias.requires_grad_(False)
         self.state = TrainerState(global_step=at, max_steps=steps, log_history=log or [])
-        self.looked: list[int] = []
+        self.evaluated: list[int] = []
         self.weights, self.saved = {at: self._now()}, []
 
-        def look(model):
-            self.looked.append(self.state.global_step)
-            forget, retain = looks.get(self.state.global_step, (1.0, 0.8))
+        def evaluate(model):
+            self.evaluated.append(self.state.global_step)
+            forget, retain = evaluations.get(self.state.global_step, (1.0, 0.8))
             return {"forget": forget, "retain": retain}
 
-        self.watch = Watch(look, WatchSettings(every=every, budget=budget), start=start, goal=goal,
-                           save_every=save_every, processes=Processes())  # fmt: skip
+        self.watch = Watch(
+            evaluate,
+            WatchSettings(every=every, budget=budget),
+            start=start,
+            goal=goal,
+            save_every=save_every,
+            processes=Processes(),
+        )
         self.watch.on_train_begin(None, self.state, None, model=self.model)
         while self.state.global_step < steps:
             self.state.global_step += 1
@@ -67,7 +84,7 @@ class Played:
         return self.watch.ended, self.state.global_step, self.watch.kept_step
 
 
-def test_over_the_budget_it_goes_back_to_the_last_look_within_it():
+def test_over_the_budget_it_goes_back_to_the_last_evaluation_within_it():
     # 0.8 may lose a tenth: 0.72 is within, anything less is not; what was within once may come again.
     assert Played({2: (1.0, 0.73), 3: (1.0, 0.719)}, 6).ended == ("budget", 3, 2)
     assert Played({4: (0.0, 0.7)}, 9, every=2).ended == ("budget", 4, 2)
@@ -77,8 +94,8 @@ def test_over_the_budget_it_goes_back_to_the_last_look_within_it():
 
 
 @pytest.mark.parametrize("budget", [0.1, None])
-def test_a_model_that_gives_no_numbers_any_more_is_an_error(budget):
-    with pytest.raises(UserError, match=r"no numbers any more at step 3: lower training\.learning_rate"):
+def test_a_model_that_outputs_nan_is_an_error(budget):
+    with pytest.raises(UserError, match=r"outputs NaN at step 3: lower training\.learning_rate"):
         Played({3: (NAN, NAN)}, 5, budget=budget)
 
 
@@ -91,25 +108,25 @@ def test_the_goal_ends_it_there():
     assert Played({3: (0.0, 0.8)}, 4).ended == ("steps", 4, 4)
 
 
-def test_it_looks_every_so_often_at_every_checkpoint_and_at_the_end():
-    assert Played({}, 11, every=4, save_every=3).looked == [3, 4, 6, 8, 9, 11]
-    assert Played({}, 5, every=10).looked == [5]
+def test_it_evaluates_every_so_often_at_every_checkpoint_and_at_the_end():
+    assert Played({}, 11, every=4, save_every=3).evaluated == [3, 4, 6, 8, 9, 11]
+    assert Played({}, 5, every=10).evaluated == [5]
 
 
 def test_no_checkpoint_is_written_of_what_is_over_the_budget_or_at_the_goal():
-    """A training that is gone on with from the goal would train past it."""
+    """A training resumed from the goal would train past it."""
     assert Played({6: (1.0, 0.1)}, 12, every=4, save_every=3).saved == [3]
     assert Played({6: (0.0, 0.8)}, 12, every=4, save_every=3, goal=0.1).saved == [3]
     assert Played({12: (0.0, 0.1)}, 12, every=4, save_every=5).saved == [5, 10]
     assert Played({}, 12, every=4, save_every=5).saved == [5, 10, 12]
 
 
-def test_one_that_goes_on_knows_the_looks_and_may_go_back_to_where_it_went_on_from():
+def test_a_resumed_training_knows_the_evaluations_and_may_go_back_to_where_it_resumed():
     first = Played({3: (0.9, 0.75)}, 4, every=3)
-    assert [look["step"] for look in first.watch.looks] == [3, 4]
+    assert [evaluation["step"] for evaluation in first.watch.evaluations] == [3, 4]
     again = Played({5: (0.5, 0.1)}, 6, log=first.state.log_history, at=4)
     assert again.ended == ("budget", 5, 4)
-    assert again.watch.looks == [*first.watch.looks, {"step": 5, "forget": 0.5, "retain": 0.1}]
+    assert again.watch.evaluations == [*first.watch.evaluations, {"step": 5, "forget": 0.5, "retain": 0.1}]
 
 
 def test_nothing_is_held_after_the_end():
@@ -119,26 +136,46 @@ def test_nothing_is_held_after_the_end():
 # -- in a real training ----------------------------------------------------------------------------------------------
 
 
-def watched_training(folder, looks, *, steps=6, stop_after=None):
-    """A real training of the micro model; the looks are as written. Returns trainer, watch, and weights by step."""
+def watched_training(folder, evaluations, *, steps=6, stop_after=None):
+    """A real training of the micro model with prescribed evaluations: its trainer, watch, and weights by step."""
     rows = rows_of(2 * steps)
     settings = TrainingSettings(steps=steps, batch_size=2, learning_rate=1e-3, warmup=0.0)
-    arguments = trainer_arguments(settings, Processes(), folder=folder, steps=steps, seed=0, bf16=False, device="cpu",
-                                  save_every=2, gradient_checkpointing=False)  # fmt: skip
+    arguments = trainer_arguments(
+        settings,
+        Processes(),
+        folder=folder,
+        steps=steps,
+        seed=0,
+        bf16=False,
+        device="cpu",
+        save_every=2,
+        gradient_checkpointing=False,
+    )
     model, weights = micro_model(), {}
 
-    def look(model):
+    def evaluate(model):
         step = trainer.state.global_step
         weights[step] = copy.deepcopy(model.state_dict())
         if step == stop_after:
             raise KeyboardInterrupt
-        return dict(zip(("forget", "retain"), looks.get(step, (1.0, 0.8)), strict=True))
+        return dict(zip(("forget", "retain"), evaluations.get(step, (1.0, 0.8)), strict=True))
 
-    watch = Watch(look, WatchSettings(every=1, budget=0.1), start=0.8, goal=0.1, save_every=2, processes=Processes())
-    trainer = UnlearnTrainer(model, micro_tokenizer(), arguments, rows, ForgetSettings(), start=start_model(),
-                             control=None, layer=0, callbacks=[watch])  # fmt: skip
-    return SimpleNamespace(fit=lambda: fit(trainer, "unlearn", Processes()), model=model, watch=watch, weights=weights,
-                           trainer=trainer)  # fmt: skip
+    budget = WatchSettings(every=1, budget=0.1)
+    watch = Watch(evaluate, budget, start=0.8, goal=0.1, save_every=2, processes=Processes())
+    trainer = UnlearnTrainer(
+        model,
+        micro_tokenizer(),
+        arguments,
+        rows,
+        ForgetSettings(),
+        reference_model=reference_model(),
+        control=None,
+        layer=0,
+        callbacks=[watch],
+    )
+    return SimpleNamespace(
+        fit=lambda: fit(trainer, "unlearn", Processes()), model=model, watch=watch, weights=weights, trainer=trainer
+    )
 
 
 def same(one, other) -> bool:
@@ -153,26 +190,25 @@ def test_in_a_training_the_last_good_point_comes_back_bit_for_bit(tmp_path):
     assert same(run.model.state_dict(), run.weights[3])
     assert not same(run.model.state_dict(), run.weights[4])
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]  # 4 is over the budget
-    looks = [entry["look"] for entry in read_json(tmp_path / "checkpoint-2" / "trainer_state.json")["log_history"]
-             if "look" in entry]  # fmt: skip
-    assert looks == run.watch.looks[:2]
+    log = read_json(tmp_path / "checkpoint-2" / "trainer_state.json")["log_history"]
+    assert [entry["look"] for entry in log if "look" in entry] == run.watch.evaluations[:2]
 
 
-@pytest.mark.parametrize("looks", [{5: (0.5, 0.1)}, {}])
-def test_a_training_that_was_broken_off_ends_as_the_unbroken_one(tmp_path, looks):
-    whole = watched_training(tmp_path / "whole", looks)
+@pytest.mark.parametrize("evaluations", [{5: (0.5, 0.1)}, {}])
+def test_a_training_that_was_broken_off_ends_as_the_unbroken_one(tmp_path, evaluations):
+    whole = watched_training(tmp_path / "whole", evaluations)
     figures = whole.fit()
-    broken = watched_training(tmp_path / "broken", looks, stop_after=3)
+    broken = watched_training(tmp_path / "broken", evaluations, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         broken.fit()
     assert latest_checkpoint(tmp_path / "broken").name == "checkpoint-2"
-    again = watched_training(tmp_path / "broken", looks)
+    again = watched_training(tmp_path / "broken", evaluations)
     assert again.fit() == figures
-    assert again.watch.looks == whole.watch.looks
+    assert again.watch.evaluations == whole.watch.evaluations
     assert (again.watch.ended, again.watch.kept_step) == (whole.watch.ended, whole.watch.kept_step)
     assert same(again.model.state_dict(), whole.model.state_dict())
     # And once more from a training that was done, but not put away.
-    once_more = watched_training(tmp_path / "broken", looks)
+    once_more = watched_training(tmp_path / "broken", evaluations)
     assert once_more.fit() == figures
     assert (once_more.watch.ended, once_more.watch.kept_step) == (whole.watch.ended, whole.watch.kept_step)
     assert same(once_more.model.state_dict(), whole.model.state_dict())

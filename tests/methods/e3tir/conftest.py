@@ -1,15 +1,15 @@
-"""A micro model that half knows how to look things up, and one unbroken run that many tests look at."""
+"""A partly trained micro model that can look things up, and one unbroken run that many tests share."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from helpers.agents import CONTEXT, SFT, WORDS, Whole, agent, expert_traces, note_groups, settings
+from helpers.agents import CONTEXT, SFT, WORDS, UnbrokenRun, agent, expert_traces, note_groups, settings
 from helpers.micro import micro_tokenizer
 from skillweave.base import open_base
 from skillweave.methods.e3tir.run import run
-from skillweave.methods.e3tir.traces import supervised_rows
+from skillweave.methods.e3tir.trace_tokens import supervised_rows
 from skillweave.micro import MicroShape, micro_model
 
 
@@ -25,7 +25,7 @@ def traces(hops):
 
 @pytest.fixture(scope="session")
 def taught(traces, tmp_path_factory):
-    """A Hugging Face folder with a micro Llama that saw the traces too few times (read only)."""
+    """A Hugging Face folder with a micro Llama that was trained on the traces too briefly (read only)."""
     model = micro_model(MicroShape(hidden=48, intermediate=96, context=CONTEXT), 1, len(WORDS)).train()
     rows = supervised_rows(list(traces.values()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -48,8 +48,8 @@ def base(taught):
 
 @pytest.fixture(scope="session")
 def whole(base, tmp_path_factory):
-    """A run with all stages, made once for all tests, which must not write into it."""
-    seen = Whole(
+    """A run with all stages, made once for all tests; the tests must not write into it."""
+    seen = UnbrokenRun(
         tmp_path_factory.mktemp("whole"), {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     )
     with pytest.MonkeyPatch.context() as patch:

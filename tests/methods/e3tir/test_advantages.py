@@ -1,4 +1,4 @@
-"""E3-TIR's advantages against slow loops, TRL's own formula and closed forms; the detached prefix by its gradients."""
+"""Advantages against slow loops, TRL's formula and closed forms; the detached prefix by its gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from skillweave.methods.e3tir.advantages import detach_prefix, hybrid_advantages, join_experts
+from skillweave.methods.e3tir.group import detach_prefix, hybrid_advantages, join_experts
 
 NAN = math.nan
 LAM, EPS, CLIP = 0.5, 1e-4, 0.2
@@ -233,7 +233,7 @@ class Branches:
         self.drift = 0.3 * torch.randn(self.rows, 6, dtype=torch.float64, generator=source)
 
     def gradients(self, advantages: torch.Tensor, factors: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of GRPO's clipped loss, its per-token terms multiplied by ``factors``."""
+        """The gradient of GRPO's clipped loss whose per-token terms are multiplied by ``factors``."""
         logits = torch.cat([self.prefix.expand(self.rows, -1, -1), self.suffix], dim=1)
         logp = logits.log_softmax(dim=-1).gather(2, self.tokens[..., None])[..., 0]
         ratio = torch.exp(logp - (logp.detach() - self.drift))

@@ -1,4 +1,4 @@
-"""Where E3-TIR branches, against a slow choice in plain Python, and at its edges."""
+"""The anchors, against a slow choice in plain Python and in edge cases."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from skillweave.methods.e3tir.anchors import pick_anchors, split_branches
+from skillweave.methods.e3tir.trace_tokens import pick_anchors, split_branches
 
 NAN = math.nan
 

@@ -1,4 +1,4 @@
-"""E3-TIR cut off, killed, or over several processes: it ends in the same delta, and plays nothing twice."""
+"""E3-TIR interrupted, killed, or over several processes: it ends with the same delta and plays nothing twice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from helpers.left import record, same_bits, tensors
 from helpers.method_driver import drive, note_starts, stop_at
 from skillweave.delta import Delta
 from skillweave.files.read import read_json
-from skillweave.methods.e3tir import follow
+from skillweave.methods.e3tir import watch
 from skillweave.methods.e3tir.run import run
 from skillweave.methods.training import run as shared
 from skillweave.methods.training import trainer
 
 
 def stop_writing(patch, module, path: Path, *, entries: int = 0) -> None:
-    """Break off before a file is written, of which so many entries are to be seen."""
+    """Interrupt the run before it writes a file with at least so many entries."""
     write = module.write_json
 
     def writing(target, value):
@@ -31,7 +31,7 @@ def stop_writing(patch, module, path: Path, *, entries: int = 0) -> None:
 
 
 def places(out: Path):
-    """Where a run may be cut off, in the order in which it comes by: (what, how to break off there)."""
+    """The places where a run may be interrupted, in their order: (name, how to interrupt it there)."""
 
     def training(stage, step):
         return f"{stage}, step {step}", lambda patch: stop_at(patch, stage, step)
@@ -41,7 +41,7 @@ def places(out: Path):
 
     def look(stage, number):
         path = out / stage / "curve.json"
-        return f"look {number} in {stage}", lambda patch: stop_writing(patch, follow, path, entries=number)
+        return f"look {number} in {stage}", lambda patch: stop_writing(patch, watch, path, entries=number)
 
     def tidying(stage):
         dropped = trainer.drop_checkpoints
@@ -51,7 +51,7 @@ def places(out: Path):
                 raise KeyboardInterrupt
             return dropped(folder)
 
-        return f"tidying of {stage}", lambda patch: patch.setattr(trainer, "drop_checkpoints", stop)
+        return f"tidying of {stage}", lambda patch: patch.setattr(shared, "drop_checkpoints", stop)
 
     return [
         training("sft", 1), look("warm-up", 1), training("warm-up", 1), look("warm-up", 2), training("warm-up", 3),
@@ -60,7 +60,7 @@ def places(out: Path):
 
 
 def noted(began: list[tuple[str, int]], base, config, folder: Path):
-    """A run, and where each of its trainings went on from."""
+    """A run that records the step at which each of its trainings started or resumed."""
     with pytest.MonkeyPatch.context() as patch:
         note_starts(patch, began)
         return run(base, config, folder)
@@ -125,7 +125,7 @@ def test_a_run_cut_off_after_its_budget_is_spent_goes_no_further(base, tmp_path,
     assert updates < steps < 20 * updates
     places = (
         lambda patch: stop_at(patch, "warm-up", steps),  # its log and what would save it come after
-        lambda patch: stop_writing(patch, follow, other / "warm-up" / "curve.json"),
+        lambda patch: stop_writing(patch, watch, other / "warm-up" / "curve.json"),
         lambda patch: stop_writing(patch, shared, other / "warm-up" / "figures.json"),
     )
     for break_off in places:

@@ -1,4 +1,4 @@
-"""What a conversation is worth: each part by itself, and what takes the place of what."""
+"""The reward of a conversation: each part alone, and which part replaces which."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.methods.e3tir.config import RewardSettings
-from skillweave.methods.e3tir.rewards import reward_parts
+from skillweave.methods.e3tir.group import reward_parts
 from skillweave.tools import Call, CallFormat, Outcome, Toolbox
 from skillweave.tools.builtin import calculator
-from skillweave.tools.loop import Episode, Start, TurnLimits, play
+from skillweave.tools.conversation import ConversationSettings, Episode, Start, play
 from skillweave.tools.turn import call_text
 
 
 class Says:
-    """In place of a writer: one conversation with these turns."""
+    """Replaces a writer: one conversation with these turns."""
 
     def __init__(self, tokenizer, turns: list[str]):
         self.stops = [tokenizer.eos_token_id]
@@ -78,7 +78,7 @@ def test_a_call_that_came_to_nothing_earns_no_bonus_for_several_tools(second, bo
     turns = [call_text(Call("calculator", {"expression": "1+1"})), call_text(Call(second, arguments)), "2"]
     with Toolbox([calculator, reverse, broken]) as toolbox:
         form = CallFormat(tokenizer, toolbox, instruction="")
-        (held,) = play(Says(tokenizer, turns), form, toolbox, [Start([5], 0)], TurnLimits(), None)
+        (held,) = play(Says(tokenizer, turns), form, toolbox, [Start([5], 0)], ConversationSettings(), None)
     assert (held.answer, held.calls, held.failures) == ("2", 2, int(second == "broken"))
     assert reward_parts(held, 1.0, TOOL_STAR) == {"answer": 1.0, "format": 0.0, "tools": bonus}
 

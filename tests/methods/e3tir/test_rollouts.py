@@ -1,4 +1,4 @@
-"""Groups: who is in them, where branches leave the expert, who joins; the same ones however prompts are batched."""
+"""Groups: their members, their anchors, who joins; they do not depend on how prompts are batched."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from helpers.agents import CONTEXT, form_of, group_of, settings, standard
-from skillweave.methods.e3tir.rollouts import Group, Rollouts, expert_entropies, in_turn
+from helpers.agents import CONTEXT, call_format_of, group_of, settings, standard
+from skillweave.methods.e3tir.group import Group
+from skillweave.methods.e3tir.rollouts import Rollouts, expert_entropies, in_turn
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.tools import EXPERT, POLICY, TOOL
 
@@ -24,18 +25,18 @@ def model(base):
 
 @pytest.fixture(scope="module")
 def exact(base):
-    """The same in float64."""
+    """The same model in float64."""
     return copy.deepcopy(base.model).double()
 
 
 @pytest.fixture
 def play(hops, traces, model):
-    """Groups of the first prompts under these settings."""
+    """A function that plays groups on the first prompts with these settings."""
 
     def groups(ids=None, *, step=0, name="warm-up", stage=None, known=None, context=CONTEXT, **changes) -> list[Group]:
         config = settings(**{"warm_up": {"n": 2, "m": 4}, **changes})
         rollouts = Rollouts(
-            hops, form_of(hops), hops.task.split("train"), traces if known is None else known, config,
+            hops, call_format_of(hops), hops.task.split("train"), traces if known is None else known, config,
             stage or config.warm_up, name=name, context=context,
         )  # fmt: skip
         return rollouts.groups(ids or list(traces)[:4], model, nullcontext, step)
@@ -44,7 +45,7 @@ def play(hops, traces, model):
 
 
 def entropies(model, trace) -> torch.Tensor:
-    """At each token of a trace, float64, from the whole distribution; one trace, no padding."""
+    """The entropy at each token of one trace: float64, from the whole distribution, without padding."""
     with torch.no_grad():
         logits = model(torch.tensor([trace.prompt + trace.ids])).logits[0, len(trace.prompt) - 1 : -1]
     p = logits.softmax(-1)
@@ -52,7 +53,7 @@ def entropies(model, trace) -> torch.Tensor:
 
 
 def highest(entropy: torch.Tensor, trace, k: int, room: int) -> list[int]:
-    """The k positions of highest entropy, one after the other, in plain Python."""
+    """The k positions of highest entropy, found one after the other in plain Python."""
     left = {at: float(entropy[at]) for at in range(1, min(len(trace.ids), room)) if trace.writers[at] == EXPERT}
     chosen = []
     while left and len(chosen) < k:
@@ -62,12 +63,12 @@ def highest(entropy: torch.Tensor, trace, k: int, room: int) -> list[int]:
 
 
 def anchors(group: Group) -> list[int]:
-    """Where its branches begin."""
+    """The positions at which its branches begin."""
     return sorted({member.prefix for member in group.pool(True)})
 
 
-def as_told(groups: list[Group]) -> list:
-    """All that a group is, to be compared."""
+def contents(groups: list[Group]) -> list:
+    """Everything in the groups, for comparisons."""
     return [
         (group.entry.id, [(member.episode.ids, member.episode.writers, member.prefix, member.branch,
                            member.parts, member.joined, member.advantage) for member in group.members])
@@ -223,7 +224,7 @@ def test_whole_puts_the_trace_itself_into_the_group(play, traces):
         for member in group.pool(True):
             assert (member.episode.ids, member.episode.writers) == (trace.ids, trace.writers)
             assert (member.prefix, member.score, member.reward) == (len(trace.ids), 1.0, 1.0)
-            assert sum(member.prefix_mask) == trace.written
+            assert sum(member.prefix_mask) == trace.expert_tokens
         assert group.members[2].joined == (max(member.reward for member in group.pool(False)) < 1)
         assert POLICY not in group.members[2].episode.writers
 
@@ -256,14 +257,14 @@ def test_a_sum_compares_the_policys_own_alone_and_weighs_one_copy_of_the_trace(p
 @pytest.mark.parametrize("changes", [{}, {"expert": {"branch": "random"}}, {"expert": {"branch": "whole"}}])
 def test_a_group_hangs_on_seed_stage_step_and_prompt_alone(play, traces, changes):
     ids = list(traces)[:5]
-    together = as_told(play(ids, **changes))
-    assert as_told(play(ids, **changes)) == together
-    assert as_told(play(ids, rollout={"batch_size": 3}, **changes)) == together
+    together = contents(play(ids, **changes))
+    assert contents(play(ids, **changes)) == together
+    assert contents(play(ids, rollout={"batch_size": 3}, **changes)) == together
     # Two processes, of which each has a part of the prompts.
-    assert [*as_told(play(ids[:3], **changes)), *as_told(play(ids[3:], **changes))] == together
-    assert as_told(play(ids[::-1], **changes)) == together[::-1]
+    assert [*contents(play(ids[:3], **changes)), *contents(play(ids[3:], **changes))] == together
+    assert contents(play(ids[::-1], **changes)) == together[::-1]
     for other in ({"step": 1}, {"seed": 1}, {"name": "rl"}):
-        changed = as_told(play(ids, **changes, **other))
+        changed = contents(play(ids, **changes, **other))
         assert [group[1][:2] for group in changed] != [group[1][:2] for group in together], other
 
 
@@ -273,7 +274,7 @@ def test_the_members_of_a_group_are_drawn_apart(play):
 
 
 def test_what_the_policy_wrote_is_what_the_model_would_say_there(play, exact):
-    """Greedy at next to no temperature: every token of the policy's is the likeliest one after what precedes it."""
+    """At a temperature near 0 each token of the policy is the most likely one after the tokens before it."""
     for group in play(rollout={"temperature": 1e-4}):
         for member in group.members:
             episode = member.episode

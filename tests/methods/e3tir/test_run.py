@@ -1,4 +1,4 @@
-"""E3-TIR end to end on a micro model that half knows how to look things up: its stages, its figures, its mistakes."""
+"""E3-TIR end to end on a partly trained micro model: its stages, its figures, and mistakes in settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
-from helpers.agents import SFT, SHORT, TASK, WORDS, form_of, merged, note_groups, settings
+from helpers.agents import SFT, SHORT, TASK, WORDS, call_format_of, merged, note_groups, settings
 from helpers.left import tensors
 from skillweave.base import Sampling, generate
 from skillweave.delta import Delta
@@ -19,10 +19,10 @@ from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.e3tir import E3tirConfig
 from skillweave.methods.e3tir import run as run_module
-from skillweave.methods.e3tir.judge import success
 from skillweave.methods.e3tir.run import run
+from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.methods.training.processes import Processes
-from skillweave.tasks.traces import scripted_traces, write_traces
+from skillweave.tasks.expert_traces import scripted_traces, write_traces
 from skillweave.tasks.with_tools import load_agent
 from skillweave.tools import POLICY, Call
 
@@ -43,7 +43,7 @@ def test_the_stages_and_their_figures(whole, traces):
     assert (figures["before"], figures["after"]) == (stages["before"], stages["after"])
     assert figures["seed"] == 0
     assert figures["traces"] == 10
-    assert figures["expert_tokens"] == sum(trace.written for trace in traces.values())
+    assert figures["expert_tokens"] == sum(trace.expert_tokens for trace in traces.values())
     for name in ("before", "after"):
         assert {"success", "calls", "failed_calls", "answered", "tokens"} <= set(stages[name])
     assert stages["sft"]["held_out"] == 4  # the solver's traces on the calibration prompts
@@ -88,7 +88,7 @@ def test_the_log_and_the_figures_are_of_what_was_played(whole):
         assert whole.figures(name)["success"] == pytest.approx(log[-1]["agent/success"])
 
 
-def test_the_looks_and_the_trees(whole, hops):
+def test_the_evaluations_and_the_trees(whole, hops):
     for name in ("warm-up", "rl"):
         curve = read_json(whole.out / name / "curve.json")
         assert [look["step"] for look in curve] == [0, 2, 3]  # 0: what the stage before it left
@@ -107,7 +107,7 @@ def test_the_delta_is_what_was_judged_and_can_be_used(whole, base, hops):
     assert delta.provenance["method"] == "e3tir"
     model = with_delta(base, delta)
     held_out = hops.task.split("calibration")[:2]
-    found = success(model, hops, form_of(hops), held_out, settings().rollout)
+    found = evaluate_agent(model, hops, call_format_of(hops), held_out, settings().rollout)
     for key, value in found.items():
         assert whole.figures()["after"][key] == pytest.approx(value), key
     ((answer,),) = generate(model, base.tokenizer, [held_out[0].prompt], Sampling(max_new_tokens=12))
@@ -129,7 +129,7 @@ def test_the_settings_are_written_as_they_were_resolved(whole, base):
 
 def test_it_is_known_by_its_name():
     method = get_method("e3tir")
-    assert (method.config, method.run) == (E3tirConfig, run)
+    assert (method.config, method.module) == (E3tirConfig, run_module.__name__)
 
 
 def test_a_finished_run_is_not_run_again(base, whole, monkeypatch):
@@ -270,7 +270,7 @@ def test_a_run_without_experts_asks_none(base, tmp_path, monkeypatch):
 
 
 def test_prompts_that_leave_no_room_are_left_out_of_rl(base, tmp_path, hops):
-    prompts = {len(form_of(hops).prompt_ids(entry.prompt)) for entry in hops.task.split("train")}
+    prompts = {len(call_format_of(hops).prompt_ids(entry.prompt)) for entry in hops.task.split("train")}
     assert prompts == {13}
     short = {**SHORT, "warm_up": {"steps": 0}, "rl": {"steps": 1, "n": 2}}
     run(base, settings(**{**short, "max_length": 14}), tmp_path / "one token of room")
@@ -279,10 +279,10 @@ def test_prompts_that_leave_no_room_are_left_out_of_rl(base, tmp_path, hops):
 
 
 def test_success_is_the_mean_over_entries_whatever_the_temperature(base, hops):
-    form, entries = form_of(hops), hops.task.split("train")
-    together = success(base.model, hops, form, entries, settings().rollout)
+    form, entries = call_format_of(hops), hops.task.split("train")
+    together = evaluate_agent(base.model, hops, form, entries, settings().rollout)
     hot = settings(rollout={"temperature": 5.0, "top_p": 0.5}).rollout
-    alone = [success(base.model, hops, form, [entry], hot) for entry in entries]
+    alone = [evaluate_agent(base.model, hops, form, [entry], hot) for entry in entries]
     assert 0 < together["calls"] <= 3
     for key, value in together.items():
         assert value == pytest.approx(sum(one[key] for one in alone) / len(entries)), key
@@ -292,7 +292,7 @@ def test_success_is_the_mean_over_entries_whatever_the_temperature(base, hops):
 
 
 BARE = {"source": "builtin", "name": "sort_numbers", "splits": {"train": 4, "calibration": 2, "test": 2}}
-"""A task that brings neither tools nor an expert."""
+"""A task without tools and without an expert."""
 
 
 @pytest.mark.parametrize(
@@ -362,6 +362,30 @@ def test_settings_that_do_not_fit_are_refused(base, tmp_path, changes, said):
     else:
         with pytest.raises(ValidationError, match=said):
             settings(**changes)
+
+
+@pytest.mark.parametrize("told", [None, "", "call the tools"])
+def test_the_instruction_may_stand_at_the_top_as_it_once_did(told):
+    old = merged(rollout={"top_p": 0.9})
+    del old["rollout"]["instruction"]
+    config = E3tirConfig.model_validate({**old, "instruction": told})
+    assert config == settings(rollout={"top_p": 0.9, "instruction": told})
+    assert config.tool_use.instruction == told
+    # Written in the old place, so that the keys of builds and the config.json of runs stay what they were.
+    written = config.model_dump(mode="json")
+    assert (written["instruction"], "instruction" in written["rollout"]) == (told, False)
+    assert E3tirConfig.model_validate(written) == config
+    with_object = {**old, "instruction": told, "rollout": E3tirConfig.model_validate(old).rollout}
+    assert E3tirConfig.model_validate(with_object) == config
+    alone = E3tirConfig.model_validate({"task": TASK, "instruction": told})
+    assert alone.rollout.instruction == told
+
+
+def test_an_instruction_in_both_places_is_refused():
+    with pytest.raises(ValidationError, match="'instruction' is set twice: keep"):
+        settings(instruction="")
+    with pytest.raises(ValidationError, match="rollout"):
+        E3tirConfig.model_validate({"task": TASK, "instruction": "", "rollout": 3})
 
 
 def test_tensorboard_gets_what_the_log_has(base, tmp_path):

@@ -1,4 +1,4 @@
-"""The trainer's loss and gradients are those of the formula, token by token, and TRL's own where there is no expert."""
+"""The trainer's loss and gradients are those of the formula, token by token; without experts they are TRL's."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from helpers.steps_of import (
     watched,
 )  # fmt: skip
 from skillweave.methods.e3tir.config import E3tirConfig
-from skillweave.methods.e3tir.rollouts import Group
-from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
+from skillweave.methods.e3tir.group import Group
 from skillweave.methods.training.policy import mark_trainable
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import fit, quiet
+from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 from skillweave.tools import EXPERT, TOOL, Outcome
 from skillweave.tools.call import FAULTS
 
@@ -43,7 +43,7 @@ def silent():
 
 
 def fluent(groups: Sequence[Group]) -> None:
-    """Let every other token be what the model finds likeliest there."""
+    """Replace about 60% of the tokens by the most likely token at their position."""
     model, rng = sharp(), random.Random(0)
     for group in groups:
         for member in group.members:
@@ -66,7 +66,7 @@ ALONE = (("one", [("ppptttppp", 0.0), ("ppp", -0.2), ("pptp", 1.0), ("p", 1.0)])
 
 @pytest.fixture(scope="module")
 def drawn() -> dict[str, list[list[int]]]:
-    """The tokens of each group: they take a while to draw."""
+    """The tokens of each group, drawn once because this takes a while."""
     config = settings()
     found = {}
     for told in (*MIXED, *ALONE):
@@ -78,7 +78,7 @@ def drawn() -> dict[str, list[list[int]]]:
 
 @pytest.fixture
 def laid(drawn) -> Callable[..., list[Group]]:
-    """Groups under these settings."""
+    """A function that returns groups with the advantages of these settings."""
 
     def groups(config: E3tirConfig, which=MIXED) -> list[Group]:
         made = [group_of(name, config, *told) for name, told in which]
@@ -94,7 +94,7 @@ def laid(drawn) -> Callable[..., list[Group]]:
 
 
 def trl_trainer(folder, config: E3tirConfig, groups: Sequence[Group], callbacks) -> GRPOTrainer:
-    """TRL's, fed with the same conversations and rewards."""
+    """TRL's trainer with the same conversations and rewards."""
     stage, arguments = config.warm_up, arguments_of(folder, config)
     by_id = {group.entry.id: group for group in groups}
 
@@ -130,7 +130,7 @@ def test_without_experts_every_step_is_trls(tmp_path, laid, updates, micro, temp
     ours, theirs = watched(tmp_path / "ours", config, groups), Watch()
     trainer = trl_trainer(tmp_path / "trl", config, groups, [theirs])
     trainer.remove_callback(PrinterCallback)
-    theirs.look_at(trainer)
+    theirs.watch_loss_of(trainer)
     trainer.train()
     assert ours.rows == theirs.rows
     # The head is ours, its rounding too; Adam makes a whole step of it where a gradient is nearly zero.
@@ -194,7 +194,7 @@ def test_the_size_of_micro_batches_makes_no_difference(tmp_path, laid):
 
 
 def test_what_stays_out_is_as_if_it_were_not_there(tmp_path, laid):
-    """Rejected branches are in neither the loss, nor the gradients, nor among the tokens that it is the mean of."""
+    """Rejected branches are not in the loss, not in the gradients, and not among the tokens of the mean."""
     config = plan()
     with_them, without = laid(config), laid(config)
     out = [group for group in without if not all(member.joined for member in group.members)]
@@ -212,7 +212,7 @@ def test_what_stays_out_is_as_if_it_were_not_there(tmp_path, laid):
 
 @pytest.fixture
 def by_token(tmp_path, laid, monkeypatch):
-    """(d loss / d log pi, pi) of each token of each conversation."""
+    """A function that returns (d loss / d log pi, pi) of each token of each conversation."""
 
     def gradients(config: E3tirConfig) -> tuple[list[Group], dict[tuple[int, ...], tuple[list[float], list[float]]]]:
         logps = []

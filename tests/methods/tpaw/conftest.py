@@ -42,9 +42,11 @@ def base(micro_base):
 def whole(base, tmp_path_factory):
     """Made once for all tests, which must not write into it."""
     seen = Whole(
-        tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("players"), Repeats(),
+        tmp_path_factory.mktemp("whole"),
+        tmp_path_factory.mktemp("players"),
+        Repeats(),
         {name: tensor.clone() for name, tensor in base.model.state_dict().items()},
-    )  # fmt: skip
+    )
     join, dismiss, train, score = Team.join, Team.dismiss, Run.train, team_module.answer_log_probs
     asked, log_probs = [], Team.log_probs
 

@@ -232,9 +232,11 @@ def test_extreme_log_probabilities_stay_finite_in_float32(far):
 def test_no_pairs_no_loss(loss):
     four = drawn(1, 0)
     values, statistics, gradients = with_gradient(
-        {"team": team_loss, "spin": spin_loss, "tspin": tspin_loss}[loss], four, lam=LAM,
+        {"team": team_loss, "spin": spin_loss, "tspin": tspin_loss}[loss],
+        four,
+        lam=LAM,
         **{"team": {"eta": ETA, "gamma": GAMMA}, "tspin": {"policy_first": four[0]}}.get(loss, {}),
-    )  # fmt: skip
+    )
     assert values.shape == gradients[0].shape == (0,)
     assert all(tensor.shape == (1, 0) for tensor in statistics.values())
 
@@ -253,9 +255,19 @@ def test_a_nan_stays_in_its_pair(where):
 
 @pytest.mark.parametrize(
     ("which", "shape"),
-    [(0, (5,)), (1, (5,)), (0, (4, 1)), (1, ()), (2, (4,)), (3, (4,)), (2, (2, 5)), (3, (3, 4)), (2, (1, 4)),
-     (3, (2, 4, 1))],
-)  # fmt: skip
+    [
+        (0, (5,)),
+        (1, (5,)),
+        (0, (4, 1)),
+        (1, ()),
+        (2, (4,)),
+        (3, (4,)),
+        (2, (2, 5)),
+        (3, (3, 4)),
+        (2, (1, 4)),
+        (3, (2, 4, 1)),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(which, shape):
     four = drawn(2, 4)
     team_loss(*four, lam=LAM, eta=ETA, gamma=GAMMA)

@@ -6,7 +6,14 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.methods.tpaw.config import FAULTS
-from skillweave.methods.tpaw.pairs import Opponent, counted, faults, opponents, preferences, sound
+from skillweave.methods.tpaw.pairs import (
+    SelfPlayPair,
+    count_faults,
+    faults_of,
+    pairs_by_verifier,
+    pairs_of_samples,
+    without_faults,
+)
 from skillweave.methods.training.answers import Answered
 
 
@@ -21,7 +28,7 @@ def answered(answers, *, gold="777", scores=None, ended=None, id="a", prompt="sa
 
 
 def pair(id="a", target="777", generated="8", faults=()):
-    return Opponent(id, "say 7", target, generated, faults)
+    return SelfPlayPair(id, "say 7", target, generated, faults)
 
 
 @pytest.mark.parametrize(
@@ -39,11 +46,11 @@ def pair(id="a", target="777", generated="8", faults=()):
     ],
 )
 def test_faults_are_named(tokenizer, generated, ended, found):
-    assert faults(tokenizer, "777", generated, ended, 3.0) == found
+    assert faults_of(tokenizer, "777", generated, ended, 3.0) == found
 
 
 def test_an_empty_target_and_an_empty_generation_are_equal(tokenizer):
-    assert faults(tokenizer, "", " ", True, 4.0) == ("equal", "empty")
+    assert faults_of(tokenizer, "", " ", True, 4.0) == ("equal", "empty")
 
 
 @pytest.mark.parametrize(
@@ -59,7 +66,7 @@ def test_an_empty_target_and_an_empty_generation_are_equal(tokenizer):
     ],
 )
 def test_lengths_may_differ_by_the_ratio_and_no_more_on_either_side(tokenizer, target, generated, ratio, unlike):
-    assert faults(tokenizer, target, generated, True, ratio) == (("length",) if unlike else ())
+    assert faults_of(tokenizer, target, generated, True, ratio) == (("length",) if unlike else ())
 
 
 def test_every_answer_makes_a_pair_in_order(tokenizer):
@@ -69,14 +76,14 @@ def test_every_answer_makes_a_pair_in_order(tokenizer):
         answered([], id="no answer"),
         answered(["777"], gold="1", id="y", prompt="say 1"),
     ]
-    assert opponents(tokenizer, rows, 4.0) == [
-        Opponent("x", "say 7", "777", "8", ()),
-        Opponent("x", "say 7", "777", "777", ("equal",)),
-        Opponent("x", "say 7", "777", "9", ("truncated",)),
-        Opponent("y", "say 1", "1", "777", ()),
+    assert pairs_of_samples(tokenizer, rows, 4.0) == [
+        SelfPlayPair("x", "say 7", "777", "8", ()),
+        SelfPlayPair("x", "say 7", "777", "777", ("equal",)),
+        SelfPlayPair("x", "say 7", "777", "9", ("truncated",)),
+        SelfPlayPair("y", "say 1", "1", "777", ()),
     ]
-    assert opponents(tokenizer, rows, 1.5)[0].faults == ("length",)
-    assert opponents(tokenizer, [], 4.0) == []
+    assert pairs_of_samples(tokenizer, rows, 1.5)[0].faults == ("length",)
+    assert pairs_of_samples(tokenizer, [], 4.0) == []
 
 
 @pytest.mark.parametrize(
@@ -98,23 +105,23 @@ def test_the_faults_in_drop_leave_a_pair_out_and_a_cut_off_answer_always_does(dr
         pair("d", faults=("truncated", "length")),
         pair("e", faults=("length",)),
     ]
-    assert "".join(one.id for one in sound(pairs, drop)) == kept
+    assert "".join(one.id for one in without_faults(pairs, drop)) == kept
 
 
 def test_of_the_same_pair_the_first_stays():
     first = pair(faults=("length",))
     pairs = [first, pair(), pair(generated="8 "), pair(target="77"), pair(id="b"), pair()]
-    assert sound(pairs, ()) == [first, *pairs[2:5]]
-    assert sound(pairs, ())[0] is first
+    assert without_faults(pairs, ()) == [first, *pairs[2:5]]
+    assert without_faults(pairs, ())[0] is first
     # What is dropped does not stand for a sound one.
-    assert sound(pairs, ("length",)) == pairs[1:5]
-    assert sound([], FAULTS) == []
+    assert without_faults(pairs, ("length",)) == pairs[1:5]
+    assert without_faults([], FAULTS) == []
 
 
 def test_faults_are_counted_each_by_itself():
     pairs = [pair(), pair(faults=("empty", "truncated")), pair(faults=("truncated",))]
-    assert counted(pairs) == {"equal": 0, "empty": 1, "truncated": 2, "length": 0}
-    assert counted([]) == dict.fromkeys(FAULTS, 0)
+    assert count_faults(pairs) == {"equal": 0, "empty": 1, "truncated": 2, "length": 0}
+    assert count_faults([]) == dict.fromkeys(FAULTS, 0)
 
 
 def test_preferences_are_the_verifiers_and_the_gold_answer_steps_in():
@@ -126,7 +133,7 @@ def test_preferences_are_the_verifiers_and_the_gold_answer_steps_in():
         answered([], id="none"),
         answered(["777", "8", "9"], scores=[1.0, 0.0, 0.0], ended=[False, True, False], id="cut off"),
     ]
-    pairs = preferences(rows, seed=0)
+    pairs = pairs_by_verifier(rows, seed=0)
     assert {(one.id, one.target, one.generated) for one in pairs} == {
         ("own", "777", "8"),
         ("gold steps in", "777", "8"),
@@ -134,11 +141,11 @@ def test_preferences_are_the_verifiers_and_the_gold_answer_steps_in():
         ("cut off", "777", "8"),  # its own right answer did not end: the chosen one is the gold answer
     }
     assert all(one.faults == () for one in pairs)
-    assert preferences([], seed=0) == []
+    assert pairs_by_verifier([], seed=0) == []
 
 
 def test_a_prompt_has_no_more_preferences_than_answers():
     row = answered([*"123", *"456"], scores=[1.0] * 3 + [0.0] * 3)
-    pairs = preferences([row], seed=0)
+    pairs = pairs_by_verifier([row], seed=0)
     assert len(pairs) == len({(one.target, one.generated) for one in pairs}) == 6
-    assert pairs == preferences([row], seed=0)
+    assert pairs == pairs_by_verifier([row], seed=0)

@@ -24,7 +24,7 @@ def test_a_team_of_one_with_equal_weights_is_spin_to_the_bit(base, whole, few, t
     assert not same_bits(spin, whole.delta)
     stages = read_json(tmp_path / "spin" / "figures.json")["stages"]
     for number in (1, 2):
-        # As each round begins the policy is its player, so the loss is ln 2 whatever lam.
+        # At the start of each round the policy equals its player, so the loss is ln 2 for any lam.
         assert stages[f"round-{number}"]["loss_first"] == LN2
     assert stages["round-2"]["pairs"] > stages["round-2"]["kept"]
     samples = [record(tmp_path / name)["round-2/samples.jsonl"] for name in ("spin", "team")]
@@ -36,8 +36,10 @@ def test_dpo_learns_from_the_verifier(base, whole, tmp_path):
     run(base, settings(**changes), tmp_path)
     told = read_json(tmp_path / "round-1" / "figures.json")
     assert told["loss_first"] == LN2
-    right = {row.id: {text for text, score in zip(row.answers, row.scores, strict=True) if score >= 0.5}
-             for row in read_samples(tmp_path / "round-1" / "samples.jsonl")}  # fmt: skip
+    right = {
+        row.id: {text for text, score in zip(row.answers, row.scores, strict=True) if score >= 0.5}
+        for row in read_samples(tmp_path / "round-1" / "samples.jsonl")
+    }
     assert told["pairs"] == told["kept"] > 0
     assert told["generated_score"] == pytest.approx(
         fmean(score for row in read_samples(tmp_path / "round-1" / "samples.jsonl") for score in row.scores)
@@ -60,12 +62,12 @@ def test_tspin_holds_each_answer_against_that_of_the_first_round(base, whole, fe
         for row in read_samples(tmp_path / "round-1" / "samples.jsonl")
         if row.ended[0] and row.answers[0].strip() not in ("", row.gold)
     }
-    assert all(row["sides"][2] == row["sides"][1] for row in given["round-1"])
-    # An answer that was the target, or degenerate, is no anchor: the generation stands for it, and tells nothing.
-    expected = [first.get(tuple(row["prompt"]), row["sides"][1]) for row in given["round-2"]]
-    assert [row["sides"][2] for row in given["round-2"]] == expected
-    assert any(row["sides"][2] != row["sides"][1] for row in given["round-2"])
-    assert all(row["sides"][2] != row["sides"][0] for row in given["round-2"])
+    assert all(row.answers[2] == row.answers[1] for row in given["round-1"])
+    # A first answer that equals the target, or is faulty, is replaced by the generation, which teaches nothing.
+    expected = [first.get(tuple(row.prompt), row.answers[1]) for row in given["round-2"]]
+    assert [row.answers[2] for row in given["round-2"]] == expected
+    assert any(row.answers[2] != row.answers[1] for row in given["round-2"])
+    assert all(row.answers[2] != row.answers[0] for row in given["round-2"])
 
 
 def test_sft_alone_draws_no_answers(base, tmp_path):

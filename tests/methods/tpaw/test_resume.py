@@ -18,7 +18,7 @@ from skillweave.methods.tpaw import run as run_module
 from skillweave.methods.tpaw.run import run
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.tpaw.trainer import TeamTrainer
-from skillweave.methods.training import pieces, trainer
+from skillweave.methods.training import pieces
 
 
 def places(out: Path):
@@ -35,7 +35,7 @@ def places(out: Path):
 
     def tidying(stage):
         return f"tidy {stage}", lambda patch: stop_calling(
-            patch, trainer, "drop_checkpoints", lambda folder: folder.name == stage
+            patch, run_module, "drop_checkpoints", lambda folder: folder.name == stage
         )
 
     return [

@@ -12,7 +12,7 @@ from helpers.selfplay import LN2, settings
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.files.read import read_json
-from skillweave.methods.tpaw.rows import Rows
+from skillweave.methods.tpaw.rows import RowMaker
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.training.answers import read_samples
 from skillweave.methods.training.run import Run
@@ -23,16 +23,16 @@ def again(base, whole):
     """The rows and the team of the finished run, whose scores lie on the disk."""
     state = Run.begin("tpaw", base, settings(), whole.task, whole.out)
     team = Team(state)
-    return Rows(state, team), team
+    return RowMaker(state, team), team
 
 
 def test_each_answer_is_asked_once_of_each_player(whole):
     of_rounds = [asked for asked in whole.scored if asked[1].startswith("round-")]
     assert len(of_rounds) == len(set(of_rounds))
-    # Targets come back in every round that remembers them: they are still asked once, whatever the round.
+    # The same targets occur in every round that uses them, and are still scored only once.
     targets = Counter((player, ids) for player, name, ids in of_rounds if name.endswith("-targets"))
     assert set(targets.values()) == {1}
-    # No player is asked what it never trains against: round 1 is forgotten when player 2 comes in.
+    # No player scores a round that it is never used with: round 1 is no longer used when player 2 joins.
     assert {(player, name) for player, name, _ in of_rounds if name.endswith("-generated")} == {
         (0, "round-1-generated"), (0, "round-2-generated"), (1, "round-1-generated"), (1, "round-2-generated"),
         (1, "round-3-generated"), (2, "round-2-generated"), (2, "round-3-generated"),
@@ -56,16 +56,16 @@ def test_rows_are_the_remembered_rounds_each_pair_once_the_newest_first(base, wh
     assert len(expected) >= 16
     players = list(range(number - 1, max(-1, number - 3), -1))
     rows = again[0].of_round(number, players)
-    assert [(row["prompt"], row["sides"]) for row in rows] == [
+    assert [(row.prompt, row.answers) for row in rows] == [
         (prompt_ids(tokenizer, prompt), [answer_ids(tokenizer, text) for text in texts]) for prompt, *texts in expected
     ]
     assert rows == whole.trained_on[f"round-{number}"]
-    # What the players think of both sides, newest player first, token by token.
+    # The log-probabilities of both answers under each player, the newest first, computed token by token.
     for at, player in enumerate(players):
         model = whole.player(base, player)
         for pair, row in list(zip(expected, rows, strict=True))[::5]:
             own = [log_prob(model, tokenizer, pair[0], text) for text in pair[1:]]
-            assert row["players"][at] == pytest.approx(own, abs=1e-4)
+            assert row.player_log_probs[at] == pytest.approx(own, abs=1e-4)
 
 
 def test_the_counts_of_a_round_are_those_of_its_own_generations(whole, again):
@@ -91,5 +91,5 @@ def test_at_the_start_of_a_round_the_newest_player_has_given_and_gained_nothing(
         assert first["rewards/target"] == pytest.approx(0, abs=1e-6)
         assert first["rewards/generated"] == pytest.approx(0, abs=1e-6)
     assert whole.figures("round-1")["loss_first"] == LN2
-    # An older player has been left behind already.
+    # The policy already differs from an older player.
     assert read_json(whole.out / "round-2" / "history.json")[0]["rewards/team_margins"] > 1e-3

@@ -56,7 +56,7 @@ def test_it_learns_and_tells_what_it_did(base, whole):
     assert config["method"] == "tpaw"
     assert config["base"]["fingerprint"] == base.fingerprint
     assert whole.delta.base_fingerprint == base.fingerprint
-    # What is kept is the player of that round, and the base in memory is as it was.
+    # The kept policy is the player of that round, and the base in memory is unchanged.
     assert same_bits(whole.delta, Delta.from_pretrained(whole.kept / str(figures["kept_round"])))
     assert all(torch.equal(tensor, whole.before[name]) for name, tensor in base.model.state_dict().items())
 
@@ -71,11 +71,12 @@ def test_only_the_train_split_is_trained_on_and_the_test_split_is_never_read(bas
     assert list(whole.trained_on) == ["start", "round-1", "round-2", "round-3"]
     for name, rows in whole.trained_on.items():
         if name == "start":
-            begun = {tuple(id for id, on in zip(row["input_ids"], row["labels"], strict=True) if on == -100)
-                     for row in rows}  # fmt: skip
+            begun = {
+                tuple(id for id, on in zip(row["input_ids"], row["labels"], strict=True) if on == -100) for row in rows
+            }
             assert begun == prompts["train"]
         else:
-            assert {tuple(row["prompt"]) for row in rows} <= prompts["train"]
+            assert {tuple(row.prompt) for row in rows} <= prompts["train"]
     train, held = ({entry.id for entry in whole.task.splits[name]} for name in ("train", "calibration"))
     for path in whole.out.rglob("*/samples.jsonl"):
         assert {row.id for row in read_samples(path)} <= train
@@ -92,7 +93,7 @@ def test_the_disk_is_freed_and_holds_only_the_team_on_the_way(whole):
     assert not (whole.out / "players").exists()
     judged = whole.judged()
     best = list(itertools.accumulate(range(4), lambda top, k: k if judged[k] > judged[top] else top))
-    # After each round: the start, the best, and who plays in the next one. While one is judged, itself besides.
+    # Stored after each round: the start, the best, and the next team; during an evaluation also the new player.
     stays = [{0, best[number], *range(max(0, number - 1), number + 1)} for number in (1, 2, 3)]
     expected = [("join", {0})]
     for number, stay in zip((1, 2, 3), stays, strict=True):
@@ -116,7 +117,7 @@ def test_what_is_frozen_stays_to_the_bit(base, few, tmp_path, bf16):
 @pytest.mark.parametrize(
     ("changes", "judged", "kept"),
     [
-        # A tie is not better: without a better round in so many, the play is over, and the start itself is kept.
+        # A tie is not better: after so many rounds without a better one the play ends, and the start is kept.
         ({"patience": 1, "keep": "best"}, 2, 0),
         ({"patience": 2, "keep": "last"}, 3, 2),
         ({"patience": None, "keep": "last"}, 4, 3),
@@ -129,7 +130,7 @@ def test_patience_and_what_is_kept_where_no_round_is_better(base, whole, few, tm
     figures = read_json(tmp_path / "figures.json")
     assert (len(figures["held_out_score"]), figures["kept_round"]) == (judged, kept)
     assert kept or same_bits(delta, whole.delta)
-    # The player has not changed, and yet each round draws anew.
+    # The player has not changed, and yet each round samples new answers.
     drawn = [path.read_bytes() for path in tmp_path.glob("round-*/samples.jsonl")]
     assert len(set(drawn)) == judged - 1
 
@@ -175,7 +176,7 @@ def test_nothing_better_than_the_bare_base_is_said(base, few, tmp_path, monkeypa
         with pytest.raises(UserError, match=r"no round was better than the base .*held-out score: 0, 0"):
             run(base, settings(**changes), tmp_path)
     assert not (tmp_path / "delta").exists()
-    # As the error says: the last round can be had of the same folder, and nothing is done again.
+    # As the error says: with keep=last the same folder gives the last round, and no work is repeated.
     monkeypatch.setattr(Run, "train", lambda *args: pytest.fail("trained again"))
     last = run(base, settings(**{**changes, "keep": "last"}), tmp_path)
     assert last.names()

@@ -27,7 +27,7 @@ def test_a_start_is_player_0_and_part_of_the_delta(base, whole, tmp_path):
     delta = run(base, settings(**SHORT, start=whole.out / "delta"), tmp_path)
     kept, stages = whole.figures()["kept_round"], read_json(tmp_path / "figures.json")["stages"]
     assert list(stages) == ["start", "held-out-0", "round-1", "held-out-1"]
-    # It is the player that was kept there: same judge, same figures.
+    # It is the player that was kept there, so its figures are the same.
     of_kept = {**whole.figures(f"held-out-{kept}"), **stages["held-out-0"]}
     assert {key: of_kept[key] for key in stages["held-out-0"]} == stages["held-out-0"]
     assert stages["held-out-0"]["log_prob"] == whole.judged()[kept]
@@ -90,7 +90,7 @@ def test_lora_loads_in_peft(base, lora):
     for name in delta.names():
         torch.testing.assert_close(merged.get_parameter(name) - plain[name], delta.tensor(name), atol=1e-6, rtol=1e-4)
     assert read_json(lora / "delta" / "adapter_config.json")["base_model_name_or_path"] == base.ref
-    # Each round's player is the adapter as the round found it, not the base.
+    # The player of each round is the adapter at the start of the round, not the base.
     stages = read_json(lora / "figures.json")["stages"]
     for name in ("round-1", "round-2"):
         assert stages[name]["loss_first"] == LN2

@@ -1,4 +1,4 @@
-"""CKU, constrained knowledge unlearning: take knowledge out while the neurons that hold the rest stay frozen."""
+"""CKU, constrained knowledge unlearning: remove knowledge while the neurons that hold the rest stay frozen."""
 
 from skillweave.methods.cku.config import CkuConfig
 

@@ -1,7 +1,7 @@
-"""The sign-agreement mask: the forget gradient is followed only where it does not work against what must stay.
+"""The sign-agreement mask: the forget gradient is followed only where it does not conflict with the retain gradient.
 
-MUDMAN's disruption masking [digest: "update only where the forget and retain gradients agree in sign"], without its
-meta-learning and its normalised gradients.
+This is MUDMAN's disruption masking [digest: "update only where the forget and retain gradients agree in sign"], without
+its meta-learning and its normalised gradients.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch import Tensor
 
 
 def agreeing(forget: Tensor, retain: Tensor) -> Tensor:
-    """``forget`` where it has the sign of ``retain``, elsewhere 0: gradients of one parameter, of any one shape.
+    """Return ``forget`` where it has the same sign as ``retain``, and 0 elsewhere (also where either is 0).
 
-    A step along what is left lowers both losses, to first order. Where either is 0 nothing is left.
+    Both are gradients of one parameter, of any shape. A step along the result lowers both losses, to first order.
     """
     return torch.where(forget.sign() * retain.sign() > 0, forget, torch.zeros_like(forget))
 
 
 class SignAgreement:
-    """Gathers the two gradients of a batch over its micro-batches, and merges them for the optimiser.
+    """Collects the two gradients of a batch over its micro-batches, and merges them for the optimiser.
 
-    Holds one more gradient than training does without it.
+    It needs the memory of one more gradient.
     """
 
     def __init__(self) -> None:
@@ -31,32 +31,33 @@ class SignAgreement:
         self._retain: dict[torch.nn.Parameter, Tensor] = {}
 
     def take_forget(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Take what the forget loss of a micro-batch left in ``.grad``."""
-        _take(self._forget, parameters)
+        """Add what is in ``.grad`` to the forget gradient, and clear ``.grad``."""
+        _move_gradients(self._forget, parameters)
 
     def take_retain(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Take what the retain loss of a micro-batch left in ``.grad``."""
-        _take(self._retain, parameters)
+        """Add what is in ``.grad`` to the retain gradient, and clear ``.grad``."""
+        _move_gradients(self._retain, parameters)
 
     def merge(self, parameters: Sequence[torch.nn.Parameter], mean: Callable[[Tensor], Tensor]) -> float:
-        """Leave in ``.grad`` the retain gradient and what agrees with it of the forget gradient; begin anew.
+        """Set ``.grad`` to the retain gradient plus the agreeing part of the forget gradient, and start a new batch.
 
-        ``mean`` is over processes. Returns the share of the forget gradient's numbers, where it is not 0, that agree.
+        ``mean`` averages a tensor over the processes. Returns the share of the nonzero entries of the forget gradient
+        that agree.
         """
-        agreed, all_of_them = 0, 0
+        agreed, nonzero = 0, 0
         for parameter in parameters:
             forget, retain = (
-                mean(kept.pop(parameter, torch.zeros_like(parameter))) for kept in (self._forget, self._retain)
+                mean(sums.pop(parameter, torch.zeros_like(parameter))) for sums in (self._forget, self._retain)
             )
-            left = agreeing(forget, retain)
-            agreed += int(left.count_nonzero())
-            all_of_them += int(forget.count_nonzero())
-            parameter.grad = left + retain
-        return agreed / max(1, all_of_them)
+            followed = agreeing(forget, retain)
+            agreed += int(followed.count_nonzero())
+            nonzero += int(forget.count_nonzero())
+            parameter.grad = followed + retain
+        return agreed / max(1, nonzero)
 
 
-def _take(kept: dict[torch.nn.Parameter, Tensor], parameters: Iterable[torch.nn.Parameter]) -> None:
+def _move_gradients(sums: dict[torch.nn.Parameter, Tensor], parameters: Iterable[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
-            kept[parameter] = kept[parameter] + parameter.grad if parameter in kept else parameter.grad
+            sums[parameter] = sums[parameter] + parameter.grad if parameter in sums else parameter.grad
             parameter.grad = None

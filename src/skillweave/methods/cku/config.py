@@ -1,4 +1,4 @@
-"""What can be set when knowledge is taken out of a model."""
+"""Settings of the ``cku`` method."""
 
 from __future__ import annotations
 
@@ -22,69 +22,88 @@ Files = Annotated[
 """One JSONL file or several."""
 
 MLPS = "mlps"
-"""In place of a regex: the MLPs of the chosen layers."""
+"""The value of ``trainable`` that means the MLPs of the chosen layers; other values are those of ModelSettings."""
 
 
 class LocaliseSettings(Config):
-    """Which neurons hold useful knowledge, and stay as they are.
+    """Which neurons hold useful knowledge and are therefore frozen.
 
-    [digest] ``useful``, 80% of the neurons of layers 8-12 of 32. ``random`` and ``inverse`` (the least useful are
-    frozen) are controls of the same size. The default is what measured best [ours]: no neuron frozen, but sign
-    agreement (:class:`ForgetSettings`). With its useful neurons frozen by ``fisher`` a micro model kept more of what no
-    term saw than with as many random ones, no more than with none, and what it forgot came back sooner.
+    - The paper freezes ``useful``, 80% of the neurons of layers 8-12 of 32 [digest].
+    - ``random`` and ``inverse`` (the least useful neurons are frozen) are controls of the same size.
+    - The default, no frozen neuron but sign agreement (:class:`ForgetSettings`), measured best [ours]. A micro model
+      with its useful neurons frozen by ``fisher`` kept more of the facts that no loss term saw than one with as many
+      random neurons frozen, but no more than one without frozen neurons, and the forgotten facts came back sooner.
     """
 
-    freeze: Literal["useful", "random", "inverse", "none"] = "none"
-    scorer: ScorerName = "fisher"
+    freeze: Literal["useful", "random", "inverse", "none"] = Field(
+        default="none",
+        description="which neurons are frozen: the most useful ones, random ones, the least useful ones, or none",
+    )
+    scorer: ScorerName = Field(default="fisher", description="how the usefulness of a neuron is measured")
     contrast_of: Literal["activation", "wanda", "snip", "fisher"] = Field(
-        default="snip", description="the score that contrast compares on the two sets"
+        default="snip", description="the scorer that contrast compares on the retain set and the forget set"
     )
     ratio: float = Field(default=0.8, ge=0, le=1, description="share of the neurons that is frozen")
-    scope: Literal["layer", "all"] = Field(default="layer", description="the ratio holds in each layer, or over all")
-    layers: list[int] | Literal["default", "all"] = Field(
-        default="default", description="whose neurons are scored; default: a depth of 25 to 37.5%"
+    scope: Literal["layer", "all"] = Field(
+        default="layer", description="whether the ratio holds within each layer or over all chosen layers together"
     )
-    examples: int = Field(default=256, ge=1, description="most examples of a set that are looked at")
-    batch_size: int = Field(default=4, ge=1, description="examples an accumulation step; 1 for Fisher by example")
+    layers: list[int] | Literal["default", "all"] = Field(
+        default="default", description="layers whose neurons are scored; default: those at 25% to 37.5% of the depth"
+    )
+    examples: int = Field(default=256, ge=1, description="maximum number of examples of each set to score on")
+    batch_size: int = Field(
+        default=4, ge=1, description="examples per accumulation step; 1 gives the Fisher score per example"
+    )
 
     @model_validator(mode="after")
     def _freezes_what_it_scores(self) -> Self:
-        idle = self.model_fields_set & {"scorer", "contrast_of", "ratio", "scope"}
-        if self.freeze == "none" and idle:
+        unused = self.model_fields_set & {"scorer", "contrast_of", "ratio", "scope"}
+        if self.freeze == "none" and unused:
             raise ValueError(
-                f"{', '.join(sorted(idle))}: no neuron is frozen, so that nothing follows: set freeze: useful"
+                f"{', '.join(sorted(unused))}: this has no effect, because no neuron is frozen: set freeze: useful"
             )
         if self.freeze != "none" and self.ratio == 1:
-            raise ValueError("ratio 1 freezes every neuron: nothing could be unlearnt")
+            raise ValueError("ratio 1 freezes every neuron, so nothing could be unlearnt: set a lower ratio")
         return self
 
 
 class ForgetSettings(Config):
-    """What drives the knowledge out, and what holds the rest. Log-probabilities are natural logarithms.
+    """Which loss removes the knowledge and which term protects the rest. Log-probabilities are natural logarithms.
 
-    ``ga`` is [digest]; ``npo``, ``simnpo`` and ``rmu`` are [relative]. The defaults are what measured best on a micro
-    model [ours]: gradient ascent with KL and sign agreement, in small steps.
+    ``ga`` is [digest]; ``npo``, ``simnpo`` and ``rmu`` are [relative]. The defaults measured best on a micro model
+    [ours]: gradient ascent with KL and sign agreement, in small steps.
     """
 
-    loss: LossName = "ga"
-    cap: float | None = Field(
-        default=None, gt=0, description="ga: nats a token beyond which it is let be; None: log of the vocabulary"
+    loss: LossName = Field(
+        default="ga", description="the forget loss: gradient ascent, NPO, SimNPO or representation misdirection (RMU)"
     )
-    beta: float = Field(default=0.1, gt=0, description="npo and simnpo: how soon what is forgotten is let be")
-    margin: float = Field(default=0.0, description="simnpo: nats a token that are enough (delta)")
-    steering: float = Field(default=4.0, gt=0, description="rmu: length of c u, as a multiple of the hidden states'")
+    cap: float | None = Field(
+        default=None,
+        gt=0,
+        description="ga: per-token loss (nats) above which a token is no longer pushed; None: log of the vocabulary",
+    )
+    beta: float = Field(
+        default=0.1, gt=0, description="npo and simnpo: how quickly the push fades once an answer is unlikely"
+    )
+    margin: float = Field(
+        default=0.0, description="simnpo: per-token loss (nats) at which an answer counts as forgotten (delta)"
+    )
+    steering: float = Field(
+        default=4.0, gt=0, description="rmu: length of the control vector c u, relative to that of the hidden states"
+    )
     retain: RetainName | None = Field(
-        default=None, description="the term on retain data; None: kl, and for rmu hidden (which is rmu's own)"
+        default=None, description="the term on retain data; None: kl, and for rmu hidden (RMU's own term)"
     )
     mu: float = Field(default=5.0, ge=0, description="weight of the retain term")
     sign_agreement: bool | None = Field(
         default=None,
-        description="follow the forget gradient only where the retain gradient has its sign; None: where there is one",
+        description="follow the forget gradient only where it has the sign of the retain gradient; None: if retain is "
+        "ce or kl",
     )
 
     @property
     def retain_term(self) -> RetainName:
-        """The retain term that is computed."""
+        """The retain term in effect."""
         return self.retain or ("hidden" if self.loss == "rmu" else "kl")
 
     @property
@@ -97,46 +116,60 @@ class ForgetSettings(Config):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if self.retain == "hidden" and self.loss != "rmu":
-            raise ValueError("retain 'hidden' is rmu's own term: take ce or kl, or loss rmu")
+            raise ValueError("retain 'hidden' is rmu's own term: set retain to ce or kl, or loss to rmu")
         if self.sign_agreement and self.retain_term in ("none", "hidden"):
-            # The hidden states' own term is exactly flat at the start, and nothing would ever agree with it. That of kl
-            # is flat but for rounding: the first step's mask is a coin toss, the steps after it have a gradient.
+            # The gradient of the hidden term is exactly 0 at the start, so nothing would ever agree with it. That of kl
+            # is 0 except for rounding: the first mask is a coin toss, and from the second step on there is a gradient.
             raise ValueError("sign_agreement needs a retain gradient to agree with: set retain to ce or kl")
         if self.agrees and self.mu == 0:
-            raise ValueError("with mu 0 no retain gradient is left to agree with: set sign_agreement: false")
+            raise ValueError(
+                "with mu 0 there is no retain gradient to agree with: set sign_agreement: false or a higher mu"
+            )
         return self
 
 
 class WatchSettings(Config):
-    """When to stop: looked at on the way, on the forget set and on retain examples that are not trained on."""
+    """When to stop. The model is evaluated during training, on the forget set and on held-out retain examples."""
 
-    every: int = Field(default=10, ge=1, description="steps between two looks")
-    examples: int = Field(default=256, ge=1, description="most token rows of the forget set that are looked at")
-    held_out: int = Field(default=64, ge=1, description="most retain examples kept for it (at most a quarter)")
+    every: int = Field(default=10, ge=1, description="steps between two evaluations")
+    examples: int = Field(default=256, ge=1, description="maximum number of token rows of the forget set to evaluate")
+    held_out: int = Field(
+        default=64,
+        ge=1,
+        description="maximum number of retain examples held out for the evaluations (at most a quarter of the set)",
+    )
     budget: float | None = Field(
-        default=0.01, gt=0, lt=1, description="most that retain may lose of its probability; None: no limit"
+        default=0.01,
+        gt=0,
+        lt=1,
+        description="largest share of the held-out retain probability that may be lost; None: no limit",
     )
     goal: float | None = Field(
-        default=None, ge=0, le=1, description="extraction strength to stop at; None: that of `unseen`, if given"
+        default=None,
+        ge=0,
+        le=1,
+        description="extraction strength on the forget set at which training stops; None: that of `unseen`, if given",
     )
 
 
 class UnlearnSettings(TrainingSettings):
     """The training that forgets. An epoch is one pass over the forget set."""
 
-    epochs: int = Field(default=20, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    batch_size: int = Field(default=8, ge=1)
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
+    epochs: int = Field(default=20, ge=1, description="passes over the forget set")
+    learning_rate: float = Field(default=1e-4, gt=0, description="peak learning rate")
+    batch_size: int = Field(default=8, ge=1, description="forget examples per step, over all processes together")
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        default="constant_with_warmup", description="how the learning rate changes after the warmup"
+    )
 
 
 class RefusalSettings(TrainingSettings):
-    """A second, supervised training: the forget prompts get one short answer, the retain prompts keep their own."""
+    """A second, supervised training: forget prompts get one short refusal, retain prompts keep their own answers."""
 
-    text: str = Field(default="I can't help with that.", min_length=1)
-    steps: int | None = Field(default=40, ge=1)
-    learning_rate: float = Field(default=2e-5, gt=0)
-    batch_size: int = Field(default=8, ge=1)
+    text: str = Field(default="I can't help with that.", min_length=1, description="the answer to every forget prompt")
+    steps: int | None = Field(default=40, ge=1, description="optimiser steps; if set, it overrides epochs")
+    learning_rate: float = Field(default=2e-5, gt=0, description="peak learning rate")
+    batch_size: int = Field(default=8, ge=1, description="examples per step, over all processes together")
     retain_share: float = Field(
         default=0.5, gt=0, lt=1, description="share of the examples that are retain prompts with their own answers"
     )
@@ -145,27 +178,29 @@ class RefusalSettings(TrainingSettings):
 class CkuConfig(ModelSettings):
     """Settings of ``cku``: find the neurons that useful knowledge needs, freeze them, unlearn in the others.
 
-    The stages are ``localise`` (where neurons are frozen), ``before``, ``unlearn``, ``refusal`` (where asked) and
-    ``after``.
+    The stages are ``localise`` (if neurons are frozen), ``before``, ``unlearn``, ``refusal`` (if set) and ``after``.
     """
 
-    forget: Files = Field(description="JSONL: what is to go, question-answer or text")
-    retain: Files = Field(description="JSONL: what must stay")
+    forget: Files = Field(description="JSONL: the facts to forget, as questions with answers or as texts")
+    retain: Files = Field(description="JSONL: the facts to retain")
     unseen: Files | None = Field(
-        default=None, description="JSONL: facts of the same kind never taught; they show what not knowing looks like"
+        default=None,
+        description="JSONL: facts of the same kind that the base never saw; they show what not knowing looks like",
     )
     trainable: str = Field(
         default=MLPS, description="'mlps' (those of localise.layers), 'all', 'linear' or a regex on parameter names"
     )
-    localise: LocaliseSettings = LocaliseSettings()
-    objective: ForgetSettings = ForgetSettings()
-    training: UnlearnSettings = UnlearnSettings()
-    watch: WatchSettings = WatchSettings()
-    refusal: RefusalSettings | None = None
+    localise: LocaliseSettings = Field(default=LocaliseSettings(), description="which neurons are frozen")
+    objective: ForgetSettings = Field(default=ForgetSettings(), description="the forget loss and the retain term")
+    training: UnlearnSettings = Field(default=UnlearnSettings(), description="the training that forgets")
+    watch: WatchSettings = Field(default=WatchSettings(), description="when the training stops")
+    refusal: RefusalSettings | None = Field(
+        default=None, description="train a short refusal after the unlearning; true: with the default settings"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _refusal_by_word(cls, values: Any) -> Any:
+    def _refusal_from_bool(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("refusal"), bool):
             return {**values, "refusal": {} if values["refusal"] else None}
         return values

@@ -1,127 +1,130 @@
-"""CKU, from start to end: find the useful neurons, freeze them, unlearn in the others, teach to refuse where asked.
+"""CKU from start to end: find the useful neurons, freeze them, unlearn in the others, then train a refusal if wanted.
 
-[digest] Neurons of some MLP layers are scored on useful data, and while the forget loss drives the knowledge out the
-gradients of the useful ones are pruned. Ours: frozen neurons are frozen bit for bit; the training ends where the
-forget set is as little known as what was never taught, or before retain loses more than its budget.
+[digest] The neurons of some MLP layers are scored on useful data. While the forget loss removes the knowledge, the
+gradients of the useful neurons are pruned.
+
+[ours] Frozen neurons stay the same bit for bit. The training ends when the forget set is no better known than facts
+that were never taught, or before retain loses more than its budget.
 """
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skillweave.artefact import write_json
-from skillweave.base import Base
+from skillweave.base import Base, Prompt
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.read import read_json
-from skillweave.methods.cku.config import MLPS, CkuConfig
-from skillweave.methods.cku.knowledge.facts import Fact, rows_of_set
-from skillweave.methods.cku.knowledge.sets import Sets, read_sets
-from skillweave.methods.cku.refusal import refusal_examples
+from skillweave.methods.cku.config import MLPS, CkuConfig, RefusalSettings
+from skillweave.methods.cku.knowledge.facts import Fact, FactRow, UnlearningSets, read_sets, rows_of_set
+from skillweave.methods.cku.knowledge.reading import Reading, read_rows
+from skillweave.methods.cku.neurons.freeze import FrozenNeurons
+from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, read_neurons
+from skillweave.methods.cku.neurons.mlp import MLP, find_mlps
+from skillweave.methods.cku.rounding import round_as_stored
+from skillweave.methods.cku.trainer import UnlearnTrainer, control_vector
+from skillweave.methods.cku.watch import Watch
+from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.run import Run
+from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
+from skillweave.methods.training.trainer import learnt, quiet
 
-if TYPE_CHECKING:
-    from skillweave.methods.cku.knowledge.reading import Row
-    from skillweave.methods.cku.neurons.freeze import FrozenNeurons
-    from skillweave.methods.cku.neurons.mlp import MLP
-
-_SEEN = ("forget_strength", "retain_probability", "held_out_probability", "unseen_strength")
+_SHOWN = ("forget_strength", "retain_probability", "held_out_probability", "unseen_strength")
+_EVALUATIONS = "looks.json"
+"""The file of the evaluations; readers of earlier runs know it by this name."""
 
 
 def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
-    """Take what ``config.forget`` holds out of ``base`` and leave the rest; the result as a delta on it.
+    """Unlearn the facts of ``config.forget`` and return the result as a delta on ``base``, which is not changed.
 
-    The delta is saved in ``out_dir/"delta"``; ``base`` itself is not changed. Called again on the same folder after a
-    kill it goes on, to the same weights as an unbroken run. Under ``torchrun`` the processes share the batch, and must
-    all see ``out_dir``. Raises :class:`UserError` where settings or files do not fit.
+    - The delta is saved in ``out_dir/"delta"``.
+    - If the run is killed and called again on the same folder, it resumes and ends in the same weights.
+    - Under ``torchrun`` the processes share the batch; all of them must see ``out_dir``.
+
+    Raises :class:`UserError` if settings or files do not fit.
     """
-    from skillweave.methods.cku.neurons.localise import chosen_mlps
-    from skillweave.methods.cku.neurons.mlp import find_mlps
-    from skillweave.methods.training.trainer import quiet
-
+    # Mistakes are reported before any work is done.
     sets = read_sets(config.forget, config.retain, config.unseen, config.watch.held_out)
-    if config.refusal is not None:  # a mistake there is to be told now, not when the unlearning is done
+    if config.refusal is not None:
         refusal_examples(sets.forget, sets.retain, config.refusal, config.seed)
     mlps = chosen_mlps(find_mlps(base.model), config.localise.layers)
     if config.objective.loss == "rmu":
-        steered_layer(mlps, base)  # a mistake is told before any work
+        steered_layer(mlps, base)
     state = Run.begin("cku", base, config, sets, out_dir)
     if state.finished:
         return state.delta
     with quiet():
-        work = _Unlearning.begin(state, mlps)
-        facts = work.all_stages()
-    return work.run.finish(facts)
+        facts = _Unlearning.begin(state, mlps).all_stages()
+    return state.finish(facts)
 
 
 @dataclass
 class _Unlearning:
-    """The state of one unlearning: the sets as token rows, and where in the model it takes place."""
+    """The state of one unlearning: its run, the MLPs in which it takes place, and the sets as rows of tokens."""
 
-    run: Run[CkuConfig, Sets]
+    run: Run[CkuConfig, UnlearningSets]
     mlps: list[MLP]
-    forget: list[Row]
-    retain: list[Row]
-    held_out: list[Row]
-    unseen: list[Row]
+    forget: list[FactRow]
+    retain: list[FactRow]
+    held_out: list[FactRow]
+    unseen: list[FactRow]
 
     @classmethod
-    def begin(cls, run: Run[CkuConfig, Sets], mlps: list[MLP]) -> _Unlearning:
-        """Read the sets as tokens; where the MLPs are to be trained, say so in the names that training knows."""
-        names = [name for mlp in mlps for name in (*mlp.ins, mlp.down)]
+    def begin(cls, run: Run[CkuConfig, UnlearningSets], mlps: list[MLP]) -> _Unlearning:
+        """Tokenise the sets; if the MLPs are to be trained, put their names into the settings of the run.
+
+        The run's ``config.json``, which identifies it, is written already and still says ``mlps``.
+        """
         if run.config.trainable == MLPS:
-            of_mlps: dict[str, Any] = {"trainable": rf"^({'|'.join(map(re.escape, names))})\."}
-            if "targets" not in run.config.lora.model_fields_set:
-                of_mlps["lora"] = run.config.lora.model_copy(update={"targets": names})
-            run = replace(run, config=run.config.model_copy(update=of_mlps))
+            run.config = _training_mlps(run.config, mlps)
         sets = run.data
-        rows = {side: _rows(run, side, getattr(sets, side)) for side in ("forget", "retain", "held_out")}
-        return cls(run, mlps, **rows, unseen=_rows(run, "unseen", sets.unseen) if sets.unseen else [])
+        return cls(
+            run=run,
+            mlps=mlps,
+            forget=_rows(run, sets.forget, "the forget set"),
+            retain=_rows(run, sets.retain, "the retain set"),
+            held_out=_rows(run, sets.held_out, "the held-out part of the retain set"),
+            unseen=_rows(run, sets.unseen, "the unseen set") if sets.unseen else [],
+        )
 
     def all_stages(self) -> dict[str, Any]:
-        """All stages in their order. Returns what became of both sets."""
+        """Run all stages in order. Returns the figures of both sets before and after."""
         run = self.run
         if run.config.localise.freeze != "none":
             run.stage("localise", self._localise, show=("frozen", "neurons", "overlap"))
-        before = run.stage("before", self._read, show=_SEEN)
+        before = run.stage("before", self._read, show=_SHOWN)
         run.trained("unlearn", self._unlearn)
         if run.config.refusal is not None:
             run.trained("refusal", self._refuse)
-        after = run.stage("after", self._read, show=_SEEN)
+        after = run.stage("after", self._read, show=_SHOWN)
         return {"before": before, "after": after}
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
     def _localise(self, folder: Path) -> dict[str, Any]:
-        from skillweave.methods.cku.neurons.localise import localise
-
-        run = self.run
-
-        def work() -> dict[str, Any]:
-            return localise(
-                run.base.model, run.tokenizer.pad_token_id, self.forget, self.retain, self.mlps, run.config.localise,
-                folder, run.config.seed,
-            )  # fmt: skip
-
-        return run.processes.from_first(work)
+        """Score the neurons and choose which ones are frozen."""
+        run, settings = self.run, self.run.config.localise
+        model, pad, seed = run.base.model, run.tokenizer.pad_token_id, run.config.seed
+        return run.processes.from_first(
+            lambda: localise(model, pad, self.forget, self.retain, self.mlps, settings, folder, seed)
+        )
 
     def _read(self, folder: Path) -> dict[str, Any]:
-        """What the policy knows of each set; of the forget set every row's log-probability too, in ``forget.json``.
+        """Return how well the policy knows each set; ``forget.json`` gets the log-probability of every forget row.
 
-        What was trained is read as a backbone serves it, in the base's dtype (adapters stay beside the base).
+        A trained policy is read as a backbone serves it, in the base's dtype (adapters are kept beside the base).
         """
-        return self.run.processes.from_first(lambda: self._read_first(folder))
+        return self.run.processes.from_first(lambda: self._read_sets(folder))
 
-    def _read_first(self, folder: Path) -> dict[str, Any]:
-        from skillweave.methods.cku.rounding import round_as_stored
-        from skillweave.methods.training.head import install_scoring_head
-
-        model = self.run.policy.open_to_train(self.run.config, seed=0).eval()
+    def _read_sets(self, folder: Path) -> dict[str, Any]:
+        model = self._policy_model()
         if self.run.policy.trained is not None and self.run.config.train == "full":
             round_as_stored(model, self.run.base.checkpoint)
         install_scoring_head(model)
@@ -136,61 +139,80 @@ class _Unlearning:
         return figures
 
     def _unlearn(self, folder: Path) -> dict[str, Any]:
-        """Train to forget, watched."""
-        from skillweave.methods.cku.trainer import UnlearnTrainer, control_vector
-        from skillweave.methods.cku.watch import Watch
-        from skillweave.methods.training.trainer import learnt
-
+        """Train to forget until the watch ends it."""
         run, config = self.run, self.run.config
-        settings, seed = config.objective, stage_seed(config.seed, folder.name)
         before = run.figures["before"]
         goal = config.watch.goal if config.watch.goal is not None else before.get("unseen_strength")
         watch = Watch(
-            self._look, config.watch, start=before["held_out_probability"], goal=goal, save_every=config.save_every,
+            self._evaluate,
+            config.watch,
+            start=before["held_out_probability"],
+            goal=goal,
+            save_every=config.save_every,
             processes=run.processes,
-        )  # fmt: skip
-        reference = read_json(run.folder / "before" / "forget.json")
-        layer = steered_layer(self.mlps, run.base) if settings.loss == "rmu" else 0
-
-        def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
-            beside = batch_order([len(row["input_ids"]) for row in self.retain], config.training.batch_size,
-                                 len(order) // config.training.batch_size, seed)  # fmt: skip
-            rows = [
-                {"forget": self.forget[index], "retain": self.retain[other], "reference": reference[index]}
-                for index, other in zip(order, beside, strict=True)
-            ]
-            held = settings.retain_term in ("kl", "hidden")
-            start = self._start() if held or settings.loss == "rmu" else None
-            control = None
-            if settings.loss == "rmu":
-                control = control_vector(
-                    start, self.forget[:64], run.tokenizer.pad_token_id, layer=layer, steering=settings.steering,
-                    seed=seed, batch_size=config.training.batch_size,
-                )  # fmt: skip
-            return UnlearnTrainer(
-                model, run.tokenizer, arguments, rows, settings, start=start if held else None, control=control,
-                layer=layer, callbacks=[self._frozen(model), watch],
-            )  # fmt: skip
-
-        figures = run.train(folder, config.training, self.forget, [len(row["input_ids"]) for row in self.forget], make)
+        )
+        figures = run.train(
+            folder,
+            config.training,
+            self.forget,
+            [row_length(row) for row in self.forget],
+            lambda model, arguments, order: self._unlearn_trainer(folder, model, arguments, order, watch),
+        )
         if not learnt(figures):
             raise NothingLearnt(_NO_GRADIENT)
         if run.processes.first:
-            write_json(folder / "looks.json", watch.looks)
+            write_json(folder / _EVALUATIONS, watch.evaluations)
         if not watch.kept_step:
-            raise NothingLearnt(_nothing_forgotten(watch.looks, before["held_out_probability"], config))
-        run.say(_ended(watch.ended, watch.kept_step, goal))
+            raise NothingLearnt(_nothing_forgotten(watch.evaluations[0], before["held_out_probability"], config))
+        run.say(_why_ended(watch.ended, watch.kept_step, goal))
         return {**figures, "ended": watch.ended, "kept_step": watch.kept_step}
 
-    def _refuse(self, folder: Path) -> dict[str, Any]:
-        """Teach the refusal, with what must stay beside it; the frozen neurons stay frozen."""
-        from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
-
+    def _unlearn_trainer(
+        self, folder: Path, model: Any, arguments: dict[str, Any], order: list[int], watch: Watch
+    ) -> UnlearnTrainer:
+        """``order``: indices of the forget rows of all steps; each one is paired with a retain row."""
         run, config = self.run, self.run.config
-        settings = config.refusal
+        settings, batch_size, seed = config.objective, config.training.batch_size, stage_seed(config.seed, folder.name)
+        retain_order = batch_order([row_length(row) for row in self.retain], batch_size, len(order) // batch_size, seed)
+        log_probs_before = read_json(run.folder / "before" / "forget.json")
+        rows = [
+            {"forget": self.forget[index], "retain": self.retain[other], "reference": log_probs_before[index]}
+            for index, other in zip(order, retain_order, strict=True)
+        ]
+
+        steered = settings.loss == "rmu"
+        compared = settings.retain_term in ("kl", "hidden")  # these terms compare with the reference model at each step
+        layer = steered_layer(self.mlps, run.base) if steered else 0
+        reference_model = self._policy_model().requires_grad_(False) if compared or steered else None
+        control = None
+        if steered:
+            control = control_vector(
+                reference_model,
+                self.forget[:64],
+                run.tokenizer.pad_token_id,
+                layer=layer,
+                steering=settings.steering,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        return UnlearnTrainer(
+            model,
+            run.tokenizer,
+            arguments,
+            rows,
+            settings,
+            reference_model=reference_model if compared else None,
+            control=control,
+            layer=layer,
+            callbacks=[self._frozen(model), watch],
+        )
+
+    def _refuse(self, folder: Path) -> dict[str, Any]:
+        """Train the refusal, mixed with retain examples; the frozen neurons stay frozen."""
+        run, settings = self.run, self.run.config.refusal
         if settings is None:
-            raise RuntimeError("a refusal is taught where it is asked for")
-        examples = refusal_examples(run.data.forget, run.data.retain, settings, config.seed)
+            raise RuntimeError("the stage refusal runs only if its settings are given")
+        examples = refusal_examples(run.data.forget, run.data.retain, settings, run.config.seed)
         rows = encode(run.tokenizer, examples, run.max_length)
         run.tell_too_long(folder.name, len(examples) - len(rows), len(examples), "examples")
 
@@ -202,73 +224,108 @@ class _Unlearning:
         figures = run.train(folder, settings, rows, [row_length(row) for row in rows], make)
         return {"examples": len(rows), "too_long": len(examples) - len(rows), **figures}
 
-    # -- what they share ---------------------------------------------------------------------------------------------
+    # -- shared by the stages ----------------------------------------------------------------------------------------
 
     def _frozen(self, model: Any) -> FrozenNeurons:
-        from skillweave.methods.cku.neurons.freeze import FrozenNeurons
-        from skillweave.methods.cku.neurons.localise import read_neurons
-
-        none = self.run.config.localise.freeze == "none"
-        frozen = {} if none else read_neurons(self.run.folder / "localise")["frozen"]
+        nothing = self.run.config.localise.freeze == "none"
+        frozen = {} if nothing else read_neurons(self.run.folder / "localise")["frozen"]
         return FrozenNeurons(model, self.mlps, frozen)
 
-    def _start(self) -> Any:
-        return self.run.policy.open_to_train(self.run.config, seed=0).eval().requires_grad_(False)
+    def _policy_model(self) -> Any:
+        """A new copy of the policy as the last finished stage left it."""
+        return self.run.policy.open_to_train(self.run.config, seed=0).eval()
 
-    def _look(self, model: Any) -> dict[str, float]:
+    def _evaluate(self, model: Any) -> dict[str, float]:
+        """The figures that the watch decides by."""
         return {
             "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
             "retain": self._reading(model, self.held_out).means()["probability"],
         }
 
-    def _reading(self, model: Any, rows: Sequence[Row]) -> Any:
-        from skillweave.methods.cku.knowledge.reading import read_rows
-
-        config = self.run.config
+    def _reading(self, model: Any, rows: Sequence[FactRow]) -> Reading:
+        training = self.run.config.training
         return read_rows(
             model,
             rows,
             self.run.tokenizer.pad_token_id,
-            batch_size=config.training.micro_batch_size or config.training.batch_size,
-            bf16=config.autocast,
+            batch_size=training.micro_batch_size or training.batch_size,
+            bf16=self.run.config.autocast,
         )
 
 
 def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
-    """The layer that ``rmu`` steers: the last chosen one, but never the model's last, whose output transformers gives
-    after the final norm, where nothing can be as long as it should. Raises :class:`UserError` where none is left."""
+    """Return the layer that ``rmu`` steers: the last chosen one that is not the model's last.
+
+    transformers returns the output of the last layer after the final norm, which fixes its length, so it cannot be
+    steered to a vector of another length. Raises :class:`UserError` if no other layer is chosen.
+    """
     last = base.model.config.get_text_config().num_hidden_layers - 1
     below = [mlp.layer for mlp in mlps if mlp.layer < last]
     if not below:
-        raise UserError(f"localise.layers: rmu steers the output of a layer below the last ({last}): add one")
+        raise UserError(
+            f"localise.layers: rmu steers the output of a layer below the last one ({last}): add such a layer"
+        )
     return below[-1]
 
 
-def _rows(run: Run[CkuConfig, Sets], side: str, facts: Sequence[Fact]) -> list[Row]:
-    called = "what is held out of the retain set" if side == "held_out" else f"the {side} set"
+def refusal_examples(
+    forget: Sequence[Fact], retain: Sequence[Fact], settings: RefusalSettings, seed: int
+) -> list[tuple[Prompt, str]]:
+    """Return every forget prompt with the refusal, and retain prompts with their own answers.
+
+    The retain prompts teach the model not to refuse everything. Plain texts have no prompt and are skipped. Raises
+    :class:`UserError` if a set has no prompts.
+    """
+    forget_prompts = [fact.prompt for fact in forget if fact.prompt is not None]
+    retain_pairs = [(fact.prompt, fact.answer) for fact in retain if fact.prompt is not None]
+    for side, prompts in (("forget", forget_prompts), ("retain", retain_pairs)):
+        if not prompts:
+            raise UserError(
+                f"refusal: the {side} set holds plain texts only, and a refusal needs prompts: add facts with prompts, "
+                "or leave refusal out"
+            )
+    count = max(1, round(len(forget_prompts) * settings.retain_share / (1 - settings.retain_share)))
+    rng = random.Random(seed)
+    retained: list[tuple[Prompt, str]] = []
+    while len(retained) < count:  # every retain prompt is used once before any is used twice
+        retained += rng.sample(retain_pairs, min(len(retain_pairs), count - len(retained)))
+    return [*((prompt, settings.text) for prompt in forget_prompts), *retained]
+
+
+def _training_mlps(config: CkuConfig, mlps: Sequence[MLP]) -> CkuConfig:
+    """The settings with the MLPs' modules in ``trainable`` and, unless the user set them, in ``lora.targets``."""
+    names = [name for mlp in mlps for name in (*mlp.ins, mlp.down)]
+    changes: dict[str, Any] = {"trainable": rf"^({'|'.join(map(re.escape, names))})\."}
+    if "targets" not in config.lora.model_fields_set:
+        changes["lora"] = config.lora.model_copy(update={"targets": names})
+    return config.model_copy(update=changes)
+
+
+def _rows(run: Run[CkuConfig, UnlearningSets], facts: Sequence[Fact], called: str) -> list[FactRow]:
     rows, left_out = rows_of_set(run.tokenizer, facts, run.max_length, called)
     run.tell_too_long(run.method, left_out, len(facts), f"facts of {called}")
     return rows
 
 
 _NO_GRADIENT = (
-    "nothing was unlearnt: no step had a gradient, so every weight is the base's own. With sign_agreement the two "
-    "gradients may agree nowhere (agreement in unlearn/history.json): set objective.sign_agreement to false; or all "
-    "neurons of the chosen layers are frozen: lower localise.ratio, or choose other localise.layers"
+    "nothing was unlearnt: no step had a gradient, so every weight is the base's own. Possible reasons: with "
+    "sign_agreement the two gradients agree nowhere (see agreement in unlearn/history.json): set "
+    "objective.sign_agreement to false; or all neurons of the chosen layers are frozen: lower localise.ratio, or "
+    "choose other localise.layers"
 )
 
 
-def _ended(why: str, step: int, goal: float | None) -> str:
+def _why_ended(why: str, step: int, goal: float | None) -> str:
     return {
         "goal": f"step {step}: the forget set is no better known than the goal ({goal or 0:.3f})",
-        "budget": f"the retain budget is spent: back to step {step}",
+        "budget": f"the retain budget is spent: the weights of step {step} are restored",
         "steps": f"all {step} steps are done" + ("" if goal is None else f"; the goal ({goal:.3f}) was not reached"),
     }[why]
 
 
-def _nothing_forgotten(looks: list[dict[str, float]], start: float, config: CkuConfig) -> str:
+def _nothing_forgotten(first: dict[str, float], start: float, config: CkuConfig) -> str:
     return (
-        f"retain fell from {start:.3f} to {looks[0]['retain']:.3f} by step {looks[0]['step']:.0f}, more than its "
-        f"budget of {config.watch.budget:.1%}: nothing was unlearnt. Lower training.learning_rate, raise objective.mu, "
-        "look sooner (watch.every) or allow more (watch.budget), and begin in an empty folder"
+        f"nothing was unlearnt: retain fell from {start:.3f} to {first['retain']:.3f} by step {first['step']:.0f}, "
+        f"more than its budget of {config.watch.budget:.1%}. Lower training.learning_rate, raise objective.mu, "
+        "evaluate sooner (watch.every) or allow more (watch.budget), and start in an empty folder"
     )

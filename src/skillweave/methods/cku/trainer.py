@@ -11,30 +11,50 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from skillweave.methods.cku import loss as losses
+from skillweave.base.batching import padded
 from skillweave.methods.cku.agreement import SignAgreement
 from skillweave.methods.cku.config import ForgetSettings
-from skillweave.methods.cku.knowledge.reading import Row, known_tokens, split_row
-from skillweave.methods.training.collate import padded
+from skillweave.methods.cku.knowledge.facts import FactRow
+from skillweave.methods.cku.knowledge.reading import answer_batch, split_row
+from skillweave.methods.cku.loss import (
+    gradient_ascent_loss,
+    npo_loss,
+    retain_cross_entropy,
+    retain_kl,
+    simnpo_loss,
+    steering_loss,
+)
 from skillweave.methods.training.head import install_scoring_head
 from skillweave.methods.training.trainer import QuietTrainer
 
 
 class UnlearnTrainer(QuietTrainer, Trainer):
-    """Trainer on rows ``forget``, ``retain`` (each a row of :func:`fact_rows`) and ``reference``, the log-probability
-    (nats) that the start gives the answer of ``forget``, its end left out.
+    """Trainer whose loss is forget term + mu * retain term.
 
-    The loss is forget + mu * retain, each a mean over the rows or over the tokens of a whole batch, however it is cut
-    into micro-batches and shared by processes. ``start``: a frozen copy of the model at its start, for the terms that
-    are held against it, else None. ``control`` (H,): where ``rmu`` steers the output of ``layer`` to.
+    Each term is a mean over the rows, or over the tokens, of a whole batch, however the batch is cut into micro-batches
+    and shared by processes. A row holds:
+
+    - ``forget`` and ``retain``: each a :data:`FactRow`
+    - ``reference``: log-probability (nats) of the forget answer, without its end token, under the reference model
     """
 
     watched: Mapping[str, str] = {"forget/loss": "forget_loss", "retain/loss": "retain_loss"}
 
     def __init__(
-        self, model: Any, tokenizer: Any, arguments: dict[str, Any], rows: Sequence[dict[str, Any]],
-        settings: ForgetSettings, *, start: Any, control: Any, layer: int, callbacks: list[TrainerCallback],
-    ):  # fmt: skip
+        self,
+        model: Any,
+        tokenizer: Any,
+        arguments: dict[str, Any],
+        rows: Sequence[dict[str, Any]],
+        settings: ForgetSettings,
+        *,
+        reference_model: Any,
+        control: Tensor | None,
+        layer: int,
+        callbacks: list[TrainerCallback],
+    ):
+        """``reference_model``: a frozen copy of the model before the training, or None if no term needs it.
+        ``control`` (H,): the vector to which ``rmu`` steers the output of layer ``layer``; None for other losses."""
         install_scoring_head(model)
         # What lies above the layer that rmu steers has no gradient.
         arguments = {**arguments, "ddp_find_unused_parameters": settings.loss == "rmu"}
@@ -43,29 +63,30 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=with_shares(rows, settings, batch_size),  # all it needs is len and []
+            train_dataset=with_shares(rows, settings, batch_size),  # Trainer needs only len and []
             data_collator=lambda batch: collate(batch, tokenizer.pad_token_id),
             callbacks=callbacks,
         )
-        self.loss_is_scaled_for_ga = False  # the mean over micro-batches, all of one size, is that of the batch
-        self._settings, self._start, self._control, self._layer = settings, start, control, layer
+        self.loss_is_scaled_for_ga = False  # all micro-batches have one size, so their mean is that of the batch
+        self._settings, self._reference_model, self._layer = settings, reference_model, layer
+        self._control: Any = control
         self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
         self._agreement = SignAgreement() if settings.agrees else None
         self._agreed: list[float] = []
         if settings.agrees:
             self.watched = {**self.watched, "gradients/agree": "agreement"}
-        self._seen: list[Tensor] = []
+        self._terms: list[Tensor] = []
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """forget + mu * retain of a micro-batch; what it shows is kept for the next :meth:`log`."""
-        forget, retain = self._forget(model, inputs), self._retain(model, inputs)
-        self._show(forget, retain)
+        """Return forget + mu * retain of a micro-batch, and record both terms for the next :meth:`log`."""
+        forget, retain = self._forget_term(model, inputs), self._retain_term(model, inputs)
+        self._record(forget, retain)
         return forget + self._settings.mu * retain
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """As transformers has it; with sign agreement the two terms are differentiated apart."""
+        """The step of transformers; with sign agreement the two terms are differentiated separately."""
         if self._agreement is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
@@ -73,13 +94,13 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         pieces = self.current_gradient_accumulation_steps
         with self.accelerator.no_sync(model):  # the signs of the whole batch count: processes meet in `merge`
-            forget = self._forget(model, inputs)
+            forget = self._forget_term(model, inputs)
             self.accelerator.backward(forget / pieces)
             self._agreement.take_forget(parameters)
-            retain = self._retain(model, inputs)
+            retain = self._retain_term(model, inputs)
             self.accelerator.backward(self._settings.mu * retain / pieces)
             self._agreement.take_retain(parameters)
-        self._show(forget, retain)
+        self._record(forget, retain)
         if self.accelerator.sync_gradients:
             self._agreed = [
                 self._agreement.merge(parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean"))
@@ -88,92 +109,106 @@ class UnlearnTrainer(QuietTrainer, Trainer):
 
     # -- the two terms -----------------------------------------------------------------------------------------------
 
-    def _forget(self, model: Any, inputs: Any) -> Tensor:
-        settings = self._settings
+    def _forget_term(self, model: Any, inputs: Any) -> Tensor:
+        settings, rows = self._settings, inputs["forget"]
         if settings.loss == "rmu":
-            hidden, mask = self._hidden(model, inputs["forget"])
-            return losses.steering_loss(hidden, self._control, mask) * inputs["forget_share"].mean()
-        out = model(**inputs["forget"], fused_lm_head=True)
-        log_probs, mask = out.log_probs.float(), out.label_mask
+            hidden, mask = self._hidden(model, rows)
+            return steering_loss(hidden, self._control, mask) * inputs["forget_share"].mean()
+        log_probs, mask = _answer_log_probs(model, rows)
         if settings.loss == "ga":
-            return losses.gradient_ascent_loss(log_probs, mask, cap=self._cap).mean()
-        total = (log_probs * mask).sum(dim=1)
+            return gradient_ascent_loss(log_probs, mask, cap=self._cap).mean()
+        log_prob, lengths = (log_probs * mask).sum(dim=1), mask.sum(dim=1)
         if settings.loss == "npo":
-            return losses.npo_loss(total, inputs["reference"], beta=settings.beta).mean()
-        return losses.simnpo_loss(total, mask.sum(dim=1), beta=settings.beta, delta=settings.margin).mean()
+            return npo_loss(log_prob, inputs["reference"], beta=settings.beta).mean()
+        return simnpo_loss(log_prob, lengths, beta=settings.beta, delta=settings.margin).mean()
 
-    def _retain(self, model: Any, inputs: Any) -> Tensor:
+    def _retain_term(self, model: Any, inputs: Any) -> Tensor:
         term, rows, share = self._settings.retain_term, inputs["retain"], inputs["retain_share"].mean()
         if term == "none":
             return torch.zeros((), device=rows["labels"].device)
         if term == "hidden":
             hidden, mask = self._hidden(model, rows)
-            with self._as_start():
-                reference, _ = self._hidden(self._start, rows)
-            return losses.steering_loss(hidden, reference, mask) * share
+            with self._reference_precision():
+                reference, _ = self._hidden(self._reference_model, rows)
+            return steering_loss(hidden, reference, mask) * share
         if term == "ce":
-            out = model(**rows, fused_lm_head=True)
-            return -(out.log_probs.float() * out.label_mask).sum() / out.label_mask.sum() * share
+            return retain_cross_entropy(*_answer_log_probs(model, rows)) * share
         labelled = rows["labels"][:, 1:] != -100
-        logits = _logits(model, rows)[labelled]
-        with self._as_start():
-            reference = _logits(self._start, rows)[labelled]
-        return losses.retain_kl(logits, reference).mean() * share
+        logits = _next_token_logits(model, rows)[labelled]
+        with self._reference_precision():
+            reference = _next_token_logits(self._reference_model, rows)[labelled]
+        return retain_kl(logits, reference).mean() * share
 
     def _hidden(self, model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The output of the layer, (N, T, H), and the tokens that are not padding, (N, T)."""
+        """The output of the steered layer, (N, T, H), and which tokens are not padding, (N, T) bool."""
         out = model(rows["input_ids"], attention_mask=rows["attention_mask"], output_hidden_states=True)
         return out.hidden_states[self._layer + 1], rows["attention_mask"].bool()
 
     @contextlib.contextmanager
-    def _as_start(self) -> Iterator[None]:
-        """The start is asked in the precision that the model is trained in, so that the two begin equal."""
+    def _reference_precision(self) -> Iterator[None]:
+        """No gradients, and the precision of the training, so that both models give equal outputs at the start."""
         with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
             yield
 
     # -- the log -----------------------------------------------------------------------------------------------------
 
-    def _show(self, forget: Tensor, retain: Tensor) -> None:
-        self._seen.append(torch.stack([forget.detach(), retain.detach()]).float())
+    def _record(self, forget: Tensor, retain: Tensor) -> None:
+        self._terms.append(torch.stack([forget.detach(), retain.detach()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean terms since the last log, over all processes, and with sign agreement how much
-        agreed in the last step."""
-        if self._seen:
-            means = self.accelerator.reduce(torch.stack(self._seen).mean(dim=0), reduction="mean")
+        """Add the mean of both terms since the last log, over all processes, and the agreement in the last step."""
+        if self._terms:
+            means = self.accelerator.reduce(torch.stack(self._terms).mean(dim=0), reduction="mean")
             logs.update(zip(self.watched, (*means.tolist(), *self._agreed), strict=True))
-            self._seen.clear()
+            self._terms.clear()
         super().log(logs, start_time)
 
 
-def _logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
-    """Of the next tokens: (N, T - 1, V)."""
+def _answer_log_probs(model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the labelled tokens, (N, T - 1) float32, and where they are, (N, T - 1) bool."""
+    out = model(**rows, fused_lm_head=True)
+    return out.log_probs.float(), out.label_mask
+
+
+def _next_token_logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
+    """(N, T - 1, V)."""
     return model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
 
 
 @torch.no_grad()
 def control_vector(
-    start: Any, rows: Sequence[Row], pad: int, *, layer: int, steering: float, seed: int, batch_size: int
+    reference_model: Any,
+    rows: Sequence[FactRow],
+    pad: int,
+    *,
+    layer: int,
+    steering: float,
+    seed: int,
+    batch_size: int,
 ) -> Tensor:
-    """c u of RMU, (H,) float32: u a random direction of length 1, c ``steering`` times the mean length of the start's
-    hidden states on ``rows`` at the output of ``layer``. RMU sets c by hand for one model; relative to its own states
-    one value serves all [ours]. u is uniform on [0, 1) in each feature before it is made one long, as in RMU's code."""
+    """Return c u, the control vector of RMU: (H,) float32.
+
+    - u is a random direction: uniform on [0, 1) in each feature and then scaled to length 1, as in RMU's code
+    - c is ``steering`` times the mean length of the reference model's hidden states on ``rows`` at the output of
+      ``layer``. RMU sets c by hand for one model; relative to a model's own states one value serves all [ours].
+    """
     lengths = []
-    for at in range(0, len(rows), batch_size):
-        inputs = padded([split_row(row) for row in rows[at : at + batch_size]], pad, start.device)
-        out = start(inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True)
+    for start in range(0, len(rows), batch_size):
+        inputs = padded([split_row(row) for row in rows[start : start + batch_size]], pad, reference_model.device)
+        out = reference_model(inputs["input_ids"], attention_mask=inputs["attention_mask"], output_hidden_states=True)
         lengths.append(out.hidden_states[layer + 1][inputs["attention_mask"].bool()].float().norm(dim=-1))
     mean = torch.cat(lengths).mean()
-    direction = torch.rand(start.config.get_text_config().hidden_size, generator=torch.Generator().manual_seed(seed))
+    size = reference_model.config.get_text_config().hidden_size
+    direction = torch.rand(size, generator=torch.Generator().manual_seed(seed))
     return steering * mean * (direction / direction.norm()).to(mean.device)
 
 
 def with_shares(rows: Sequence[dict[str, Any]], settings: ForgetSettings, batch_size: int) -> list[dict[str, Any]]:
-    """The rows, each with ``forget_share`` and ``retain_share``: its tokens beside the mean of its batch of
-    ``batch_size`` consecutive rows, for a term that is a mean over tokens (else 1).
+    """Return the rows with ``forget_share`` and ``retain_share``.
 
-    The mean over a micro-batch's tokens, times the mean of its rows' shares, is what that micro-batch brings to the
-    mean over the tokens of the whole batch.
+    A share is the number of the row's tokens divided by the mean of its batch (``batch_size`` consecutive rows), if the
+    term is a mean over tokens; else 1. The mean over a micro-batch's tokens, times the mean of its rows' shares, is the
+    micro-batch's contribution to the mean over the tokens of the whole batch.
     """
 
     def tokens(row: dict[str, Any], side: str) -> int:
@@ -187,21 +222,23 @@ def with_shares(rows: Sequence[dict[str, Any]], settings: ForgetSettings, batch_
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
         means = {side: sum(tokens(row, side) for row in batch) / len(batch) for side in ("forget", "retain")}
-        shared += [{**row, **{f"{side}_share": tokens(row, side) / mean for side, mean in means.items()}}
-                   for row in batch]  # fmt: skip
+        for row in batch:
+            shared.append({**row, **{f"{side}_share": tokens(row, side) / mean for side, mean in means.items()}})
     return shared
 
 
 def collate(batch: Sequence[dict[str, Any]], pad: int) -> dict[str, Any]:
-    """``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels`` (N, T); ``reference`` and the
-    two shares: (N,).
+    """Return a batch of rows as tensors.
 
-    What is to be forgotten is the answer: its end is in no forget loss, for the model is still to end its turns. The
-    retain terms hold the ends of theirs.
+    - ``forget`` and ``retain``: each ``input_ids``, ``attention_mask`` and ``labels``, (N, T)
+    - ``reference``, ``forget_share`` and ``retain_share``: (N,) float32
+
+    The end token of a forget answer has no label, because the model must still end its turns. The end tokens of retain
+    answers have labels.
     """
     numbers = ("reference", "forget_share", "retain_share")
     return {
-        "forget": known_tokens([row["forget"] for row in batch], pad),
+        "forget": answer_batch([row["forget"] for row in batch], pad),
         "retain": padded([split_row(row["retain"]) for row in batch], pad),
         **{name: torch.tensor([row[name] for row in batch], dtype=torch.float32) for name in numbers},
     }

@@ -1,4 +1,4 @@
-"""Looks at the model while it unlearns, and ends the training where the goal is reached or the budget is spent."""
+"""Evaluates the model while it unlearns, and ends the training at the goal or before the retain budget is exceeded."""
 
 from __future__ import annotations
 
@@ -11,63 +11,76 @@ from transformers import TrainerCallback
 
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import WatchSettings
-from skillweave.methods.cku.neurons.freeze import refuse_cut_up
+from skillweave.methods.cku.neurons.freeze import check_whole
 from skillweave.methods.training.processes import Processes
 
-Look = Callable[[Any], dict[str, float]]
-"""model -> ``forget``, extraction strength on the forget set, and ``retain``, probability on what is held out."""
+Evaluate = Callable[[Any], dict[str, float]]
+"""model -> ``forget``: extraction strength on the forget set; ``retain``: probability of the held-out answers."""
+
+LOG_KEY = "look"
+"""The key of an evaluation in the trainer's log. Checkpoints hold it, so it must not change: an older run resumes."""
 
 
 class Watch(TrainerCallback):
-    """Stops a training, and goes back to the last point where retain was within the budget.
+    """Stops a training at its goal, or returns to the last evaluation at which retain was within the budget.
 
-    That point is held in memory: as many bytes again as are trained. The looks stand in the trainer's own log, so that
-    a training that goes on knows them; there is one at every checkpoint, and none of what is over the budget is saved.
+    - The weights of that evaluation are kept in memory. This doubles the memory of the trained weights.
+    - Evaluations are recorded in the trainer's log, so a resumed training knows them.
+    - There is an evaluation at every checkpoint, so no checkpoint is over the budget.
     """
 
     def __init__(
-        self, look: Look, settings: WatchSettings, *, start: float, goal: float | None, save_every: int,
+        self,
+        evaluate: Evaluate,
+        settings: WatchSettings,
+        *,
+        start: float,
+        goal: float | None,
+        save_every: int,
         processes: Processes,
-    ):  # fmt: skip
-        self._look, self._settings, self._goal, self._processes = look, settings, goal, processes
+    ):
+        """``start``: probability of the held-out answers before the training. ``goal``: extraction strength to stop at,
+        or None. ``save_every``: steps between two checkpoints."""
+        self._evaluate, self._settings, self._goal, self._processes = evaluate, settings, goal, processes
         self._floor = start * (1 - settings.budget) if settings.budget is not None else float("-inf")
         self._save_every = save_every
         self._kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        self.looks: list[dict[str, float]] = []
+        self.evaluations: list[dict[str, float]] = []
+        """``step``, ``forget`` and ``retain`` of every evaluation"""
         self.ended = "steps"
-        """why it ended: ``goal``, ``budget`` or ``steps``"""
+        """why the training ended: ``goal``, ``budget`` or ``steps``"""
         self.kept_step = 0
         """the step whose weights are kept"""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """A checkpoint is a point within the budget."""
-        refuse_cut_up(kwargs["model"].parameters())
-        self.looks = [entry["look"] for entry in state.log_history if "look" in entry]
+        """Read the earlier evaluations and keep the weights: a checkpoint is within the budget."""
+        check_whole(kwargs["model"].parameters())
+        self.evaluations = [entry[LOG_KEY] for entry in state.log_history if LOG_KEY in entry]
         self._keep(kwargs["model"], state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look, where it is time to."""
+        """Evaluate if this step is due, and stop the training at the goal or over the budget."""
         step = state.global_step
         if step % self._settings.every and step % self._save_every and step < state.max_steps:
             return
         model = kwargs["model"]
-        look = {"step": step, **self._processes.from_first(lambda: self._look(model))}
-        self.looks.append(look)
-        state.log_history.append({"step": step, "look": look})
-        if math.isnan(look["retain"]):
-            raise UserError(f"the model gives no numbers any more at step {step}: lower training.learning_rate")
-        if look["retain"] < self._floor:
+        evaluation = {"step": step, **self._processes.from_first(lambda: self._evaluate(model))}
+        self.evaluations.append(evaluation)
+        state.log_history.append({"step": step, LOG_KEY: evaluation})
+        if math.isnan(evaluation["retain"]):
+            raise UserError(f"the model outputs NaN at step {step}: lower training.learning_rate")
+        if evaluation["retain"] < self._floor:
             self.ended = "budget"
         else:
             self._keep(model, step)
-            if self._goal is not None and look["forget"] <= self._goal:
+            if self._goal is not None and evaluation["forget"] <= self._goal:
                 self.ended = "goal"
         if self.ended != "steps":
             control.should_training_stop = True
             control.should_save = False
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Go back where the budget was spent."""
+        """Restore the kept weights if the training ended over the budget."""
         if self.ended == "budget":
             with torch.no_grad():
                 for parameter, values in self._kept:

@@ -1,4 +1,4 @@
-"""E3-TIR: warm up a tool-using agent with expert prefixes, branches that go on from them, and its own exploration."""
+"""E3-TIR: warm up a tool-using agent with expert prefixes, branches that continue them, and its own exploration."""
 
 from skillweave.methods.e3tir.config import E3tirConfig
 

@@ -1,11 +1,12 @@
-"""What can be set when an agent is warmed up with expert anchors."""
+"""Settings of the ``e3tir`` method."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from skillweave.config import Config
 from skillweave.methods.training.settings import AnswerSettings, ModelSettings, OptimiserSettings, TrainingSettings
@@ -14,61 +15,77 @@ from skillweave.tasks.with_tools import ToolSettings, ToolUse, tools_misfit
 from skillweave.tools.conversation import ConversationSettings
 
 SCRIPTED: Literal["scripted"] = "scripted"
-"""In place of a file of traces: what the task's own solver does."""
+"""The value of ``experts`` that makes the task's own solver write the traces."""
 
 
 class RolloutSettings(ConversationSettings):
-    """How conversations are held. [digest] 8192 tokens, 512 of them from a tool at a time, 4 calls."""
+    """How the policy plays conversations. [digest] 8192 tokens, at most 512 of them from one tool call, 4 calls."""
 
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    temperature: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="sampling temperature of the policy in rollouts"
+    )
+    top_p: float = Field(default=1.0, gt=0, le=1, description="nucleus sampling: share of the probability to draw from")
 
 
 class RewardSettings(Config):
-    """What a conversation is worth: ``right`` times the verifier's score, and more or less for its manner.
+    """The reward of a conversation: ``right`` times the verifier's score, plus or minus something for its format.
 
     After Tool-Star [relative]: -1 for a bad format (no answer, or a call that could not be read), 0 for a wrong answer,
-    1 for a right one, 0.1 more where several tools were used to get it right.
+    1 for a right one, 0.1 more if several tools were used to get it right.
     """
 
-    right: float = Field(default=1.0, allow_inf_nan=False)
+    right: float = Field(default=1.0, allow_inf_nan=False, description="reward of an answer that the verifier scores 1")
     no_answer: float = Field(
-        default=-1.0, le=0, allow_inf_nan=False, description="the conversation ended without an answer"
+        default=-1.0, le=0, allow_inf_nan=False, description="reward of a conversation that ended without an answer"
     )
     malformed: float = Field(
-        default=-1.0, le=0, allow_inf_nan=False, description="it has a call that could not be read, or of no such tool"
+        default=-1.0,
+        le=0,
+        allow_inf_nan=False,
+        description="reward of a conversation with a call that could not be read, or of a tool that does not exist",
     )
     several_tools: float = Field(
-        default=0.0, allow_inf_nan=False, description="beside a right answer, for two different tools that gave results"
+        default=0.0,
+        allow_inf_nan=False,
+        description="added to a right answer if two different tools gave results",
     )
 
 
 class GroupSettings(OptimiserSettings):
-    """One stage: optimiser steps, each on ``prompts`` groups of conversations.
+    """One stage of RL: optimiser steps, each on ``prompts`` groups of conversations.
 
-    A group holds ``n`` that the policy begins itself and ``m`` that go on from the prefix of an expert.
+    A group holds ``n`` conversations that the policy starts itself and ``m`` that continue an expert's prefix.
     """
 
-    steps: int = Field(ge=0, description="batches of rollouts; 0: the stage is left out")
+    steps: int = Field(ge=0, description="batches of rollouts; 0: skip the stage")
     budget: int | None = Field(
         default=None,
         ge=1,
-        description="tokens the policy may write in this stage: it ends after the step that spends it",
+        description="tokens that the policy may write in this stage, which ends after the step that reaches this "
+        "number; None: no limit",
     )
-    n: int = Field(ge=1, description="conversations of its own a prompt")
-    m: int = Field(default=0, ge=0, description="conversations a prompt that go on from an expert's prefix")
-    prompts: int = Field(default=16, ge=1, description="prompts a batch, over all processes together")
-    updates: int = Field(default=1, ge=1, description="optimiser steps a batch; more than one: each on a part of it")
-    learning_rate: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
+    n: int = Field(ge=1, description="conversations that the policy starts itself, for each prompt")
+    m: int = Field(default=0, ge=0, description="conversations that continue an expert's prefix, for each prompt")
+    prompts: int = Field(default=16, ge=1, description="prompts in a batch, over all processes together")
+    updates: int = Field(
+        default=1, ge=1, description="optimiser steps on each batch; if more than one, each step uses a part of it"
+    )
+    learning_rate: float = Field(default=1e-6, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
     micro_batch_size: int | None = Field(
-        default=8, ge=1, description="most conversations trained on at once in one process; None: all"
+        default=8,
+        ge=1,
+        description="most conversations trained on at once in one process; None: all conversations of this process",
     )
-    warmup: float = Field(default=0.0, ge=0, le=1, description="fraction of the steps the learning rate rises in")
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "constant_with_warmup"
+    warmup: float = Field(
+        default=0.0, ge=0, le=1, description="fraction of the steps in which the learning rate rises to its peak"
+    )
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = Field(
+        default="constant_with_warmup", description="how the learning rate changes after the warm-up steps"
+    )
 
     @property
     def training(self) -> TrainingSettings:
-        """As every trainer of the house is told: an example is a conversation."""
+        """These settings in the form that the trainers expect; an example is a conversation."""
         return TrainingSettings(
             steps=self.steps * self.updates,
             batch_size=self.prompts * self.size // self.updates,
@@ -77,7 +94,7 @@ class GroupSettings(OptimiserSettings):
 
     @property
     def size(self) -> int:
-        """Conversations in a group."""
+        """The number of conversations in a group."""
         return self.n + self.m
 
     @model_validator(mode="after")
@@ -92,74 +109,99 @@ class GroupSettings(OptimiserSettings):
 
 
 class WarmUpSettings(GroupSettings):
-    """[digest] n 8, m 8, three anchors, 50 steps."""
+    """The warm-up with experts. [digest] n 8, m 8, three anchors, 50 steps."""
 
-    steps: int = Field(default=50, ge=0)
-    n: int = Field(default=8, ge=1)
-    m: int = Field(default=8, ge=0)
+    steps: int = Field(default=50, ge=0, description="batches of rollouts; 0: skip the stage")
+    n: int = Field(default=8, ge=1, description="conversations that the policy starts itself, for each prompt")
+    m: int = Field(default=8, ge=0, description="conversations that continue an expert's prefix, for each prompt")
 
 
 class RlSettings(GroupSettings):
     """Ordinary RL after the warm-up. [digest] n doubled, no expert, 250 steps."""
 
-    steps: int = Field(default=250, ge=0)
-    n: int = Field(default=16, ge=1)
+    steps: int = Field(default=250, ge=0, description="batches of rollouts; 0: skip the stage")
+    n: int = Field(default=16, ge=1, description="conversations that the policy starts itself, for each prompt")
 
 
 class ExpertSettings(Config):
-    """How expert traces enter a group. The readings that the paper leaves open have options.
+    """How expert traces enter a group. Each reading that the paper leaves open is an option.
 
-    ``branch``: ``anchors`` (the positions of highest entropy), ``random`` ones, or ``whole``: the trace itself, to its
-    end, in the group as LUFFY does. ``mixing``: in one ``group`` by their advantages, or as the plain ``sum`` of the RL
-    loss and ``weight`` times the supervised loss on the expert's tokens (a control: one copy of the trace a group,
-    whatever ``m``; nothing branches).
+    The control ``mixing: sum`` puts one copy of the trace into a group, whatever ``m`` is, and nothing branches.
     """
 
-    branch: Literal["anchors", "random", "whole"] = "anchors"
-    k: int = Field(default=3, ge=1, description="anchors a trace")
-    filter: bool = Field(default=True, description="the expert pool joins only if its best reward is higher")
-    lam: float = Field(default=0.5, ge=0, le=1, description="share of the group's advantage in that of a branch")
+    branch: Literal["anchors", "random", "whole"] = Field(
+        default="anchors",
+        description="where branches leave a trace: anchors (the positions of highest entropy) or random positions; "
+        "whole: the complete trace is in the group, as in LUFFY",
+    )
+    k: int = Field(default=3, ge=1, description="anchors for each trace")
+    filter: bool = Field(
+        default=True, description="the expert pool joins only if its best reward is higher than the policy's best"
+    )
+    lam: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="weight of the advantage within the whole group, against that within the branches, for a branch",
+    )
     detach: bool = Field(default=True, description="no gradient through an expert prefix with a negative advantage")
-    ratio: Literal["mixture", "shaped", "on_policy"] = Field(default="mixture", description="of an expert's tokens")
-    mixing: Literal["group", "sum"] = "group"
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="of the supervised loss, for mixing: sum")
+    ratio: Literal["mixture", "shaped", "on_policy"] = Field(
+        default="mixture", description="the importance ratio of an expert's tokens"
+    )
+    mixing: Literal["group", "sum"] = Field(
+        default="group",
+        description="group: experts are in the group, by their advantages; sum: the plain sum of the RL loss and "
+        "weight times the supervised loss on the expert's tokens",
+    )
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="weight of the supervised loss, for mixing: sum"
+    )
 
 
 class E3tirConfig(ModelSettings):
-    """Settings of ``e3tir``: supervised training where asked, the warm-up on three experiences, then RL."""
+    """Settings of ``e3tir``: optional supervised training, the warm-up on three kinds of experience, then RL."""
 
     task: TaskSpec = Field(description="prompts with a verifier")
-    tools: ToolSettings | None = Field(default=None, description="what may be called; None: the task's own tools")
+    tools: ToolSettings | None = Field(
+        default=None, description="tools that the model may call; None: the task's own tools"
+    )
     experts: Path | Literal["scripted"] | None = Field(
-        default=None, description="a JSONL file of traces, or 'scripted'; None: scripted where the task has a solver"
+        default=None, description="a JSONL file of traces, or 'scripted'; None: scripted if the task has a solver"
     )
     traces: int | None = Field(default=None, ge=1, description="most expert traces to use; None: all")
 
-    sft: AnswerSettings | None = Field(default=None, description="supervised training on the traces, first")
-    warm_up: WarmUpSettings = WarmUpSettings()
-    rl: RlSettings = RlSettings()
-    expert: ExpertSettings = ExpertSettings()
-    reward: RewardSettings = RewardSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    instruction: str | None = Field(
-        default=None,
-        description="what tells the model of its tools; None: its template, else ours; '': nothing (it knows them)",
+    sft: AnswerSettings | None = Field(
+        default=None, description="supervised training on the traces before the warm-up; None: skip it"
     )
-    clip: float = Field(default=0.2, gt=0, allow_inf_nan=False, description="how far from 1 a ratio still counts")
+    warm_up: WarmUpSettings = Field(default=WarmUpSettings(), description="the warm-up with experts")
+    rl: RlSettings = Field(default=RlSettings(), description="ordinary RL after the warm-up")
+    expert: ExpertSettings = Field(default=ExpertSettings(), description="how expert traces enter a group")
+    reward: RewardSettings = Field(default=RewardSettings(), description="the reward of a conversation")
+    rollout: RolloutSettings = Field(default=RolloutSettings(), description="how the policy plays conversations")
+    clip: float = Field(
+        default=0.2,
+        gt=0,
+        allow_inf_nan=False,
+        description="GRPO's epsilon: ratios are clipped at 1 - clip and 1 + clip",
+    )
 
-    evaluate_every: int = Field(default=10, ge=1, description="batches between two looks at the calibration split")
-    evaluate_on: int = Field(default=64, ge=0, description="most prompts of it; 0: none")
+    evaluate_every: int = Field(
+        default=10, ge=1, description="batches between two evaluations on the calibration split"
+    )
+    evaluate_on: int = Field(
+        default=64, ge=0, description="most prompts of the calibration split to evaluate on; 0: no evaluation"
+    )
     show_every: int = Field(default=25, ge=1, description="batches between two groups that are drawn as trees")
 
     @property
     def tool_use(self) -> ToolUse:
         """The tool settings to use when querying the trained model."""
-        own = self.rollout.model_dump(include=set(ConversationSettings.model_fields))
-        return ToolUse(tools=self.tools, instruction=self.instruction, **own)
+        conversation = self.rollout.model_dump(include=set(ConversationSettings.model_fields))
+        return ToolUse(tools=self.tools, **conversation)
 
     @property
     def asks_experts(self) -> dict[str, str]:
-        """The settings by which a stage learns from an expert's traces, each with what would leave that out."""
+        """The settings for which a stage needs expert traces; each maps to the change that makes it need none."""
         asks = {"sft": "sft to null"} if self.sft is not None else {}
         for name, stage in (("warm_up.m", self.warm_up), ("rl.m", self.rl)):
             if stage.steps and stage.m:
@@ -169,21 +211,47 @@ class E3tirConfig(ModelSettings):
     @model_validator(mode="before")
     @classmethod
     def _tensorboard_by_its_old_name(cls, values: Any) -> Any:
-        """``tensorboard: true`` was the setting before there was ``report_to``."""
+        """``tensorboard: true`` is the older form of ``report_to: tensorboard``."""
         if not isinstance(values, dict) or not isinstance(values.get("tensorboard"), bool):
             return values
         others = {key: value for key, value in values.items() if key != "tensorboard"}
         return {"report_to": "tensorboard", **others} if values["tensorboard"] else others
 
+    @model_validator(mode="before")
+    @classmethod
+    def _instruction_at_the_top(cls, values: Any) -> Any:
+        """``instruction: ...`` at the top is the older form of ``rollout: {instruction: ...}``."""
+        if not isinstance(values, Mapping) or "instruction" not in values:
+            return values
+        others = {key: value for key, value in values.items() if key != "instruction"}
+        rollout = others.get("rollout", {})
+        if isinstance(rollout, RolloutSettings):
+            rollout = rollout.model_dump(exclude_unset=True)
+        if not isinstance(rollout, Mapping):
+            return others  # the error about `rollout` comes first
+        if "instruction" in rollout:
+            raise ValueError("'instruction' is set twice: keep rollout.instruction and remove the one at the top")
+        return {**others, "rollout": {**rollout, "instruction": values["instruction"]}}
+
+    @model_serializer(mode="wrap")
+    def _with_instruction_at_the_top(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write ``instruction`` at the top, so that runs and builds of older versions have the same settings."""
+        values = serialise(self)
+        rollout = values.get("rollout")
+        if not isinstance(rollout, dict) or "instruction" not in rollout:
+            return values
+        others = {key: value for key, value in rollout.items() if key != "instruction"}
+        return {**values, "rollout": others, "instruction": rollout["instruction"]}
+
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
         if self.sft is None and not self.warm_up.steps and not self.rl.steps:
-            raise ValueError("nothing is trained: give warm_up or rl steps, or set sft")
+            raise ValueError("nothing is trained: set warm_up.steps or rl.steps to at least 1, or set sft")
         return self
 
     @model_validator(mode="after")
     def _tools_fit(self) -> Self:
-        """As :func:`load_agent` does, but before a build begins."""
+        """The check of :func:`load_agent`, made before a build begins."""
         misfit = tools_misfit(self.task, self.tools or ToolSettings())
         if misfit is not None:
             raise ValueError(misfit)

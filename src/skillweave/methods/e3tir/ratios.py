@@ -1,22 +1,24 @@
 """How much a token of an expert's prefix counts in the policy gradient: pure functions of log-probabilities.
 
-A token the policy sampled has the ratio pi / pi_old. The expert wrote its prefix by other rules: how likely each token
-was under them is unknown and taken as 1. Three ways to weigh it, all multiplied by the advantage, pi being the
-token's probability under the policy that is trained::
+A token that the policy sampled has the ratio pi / pi_old. The expert wrote its prefix by other rules: the probability
+of each token under these rules is unknown and is assumed to be 1. There are three ways to weigh such a token. Each
+ratio is multiplied by the advantage; pi is the token's probability under the policy that is trained::
 
     kind         ratio                      d ratio / d log pi           source
     mixture      pi / (0.5 pi_old + 0.5)    ratio                        RL-PLUS (arXiv 2508.00222) [relative]
     shaped       pi / (pi + 0.1)            ratio * 0.1 / (pi + 0.1)     LUFFY (arXiv 2504.14945) [relative]
     on_policy    1                          1                            [ours]
 
-``mixture``: the data's policy is half the sampling policy, half the expert; it hardly moves a token the policy would
-not write. ``shaped`` pulls such a token up to five times harder and lets go of likely ones. ``on_policy`` treats the
-prefix as if the policy had written it: with an advantage A it is A times the gradient of supervised learning.
+* ``mixture``: the data is assumed to come half from the sampling policy and half from the expert. It hardly moves a
+  token that the policy would not write.
+* ``shaped`` pulls such a token up to five times harder, and hardly pulls a token that is already likely.
+* ``on_policy`` treats the prefix as if the policy had written it: with an advantage A the gradient is A times that of
+  supervised learning.
 
-Inside GRPO's min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) the first two are below 1 where pi = pi_old. That leaves a
-positive A alone. With a negative A the clip stops the gradient wherever ratio < 1 - eps: at eps = 0.2 below pi = 2/3
-for ``mixture`` and below pi = 0.4 for ``shaped``. What harm is left when the prefix is not detached thus falls on
-likely tokens alone; ``on_policy`` is never clipped.
+Inside GRPO's min(ratio A, clip(ratio, 1 - eps, 1 + eps) A) the first two are below 1 where pi = pi_old. A positive A
+is not affected by that. With a negative A the clip stops the gradient wherever ratio < 1 - eps: at eps = 0.2 this is
+below pi = 2/3 for ``mixture`` and below pi = 0.4 for ``shaped``. So if the prefix is not detached, a negative advantage
+pushes down likely tokens only. ``on_policy`` is never clipped.
 """
 
 from __future__ import annotations
@@ -33,21 +35,19 @@ SHAPE = 0.1
 """LUFFY's gamma [relative]: the probability at which the shaped ratio is one half."""
 
 
-def prefix_ratio(logp: Tensor, old_logp: Tensor, *, kind: Kind) -> Tensor:
-    """The ratio of each token, exp of :func:`log_prefix_ratio`: the shape of ``logp``, at least 0."""
-    return log_prefix_ratio(logp, old_logp, kind=kind).exp()
-
-
 def log_prefix_ratio(logp: Tensor, old_logp: Tensor, *, kind: Kind) -> Tensor:
-    """The logarithm of each token's ratio: the shape of ``logp``, nats, float32 at the least.
+    """The logarithm of each token's ratio, in nats: the shape of ``logp``, float32 or wider.
 
-    In logs because TRL's loss takes the exponential itself. ``logp`` and ``old_logp``, of one shape, any float dtype,
-    nats: log pi and log pi_old of each token. Gradients flow into ``logp`` alone. ``shaped`` and ``on_policy`` do not
-    read ``old_logp``.
+    The result is a logarithm because TRL's loss applies the exponential itself.
 
-    A token the policy excludes, ``logp`` -inf, gets ratio 0 (``on_policy``: 1) and the ratio has no gradient there; it
-    gives no NaN, and neither does an ``old_logp`` of -inf. A NaN comes out as NaN. Raises ``ValueError`` for shapes
-    that differ and for an unknown ``kind``.
+    * ``logp``: log pi of each token in nats, any float dtype
+    * ``old_logp``: log pi_old, of the same shape; ``shaped`` and ``on_policy`` do not read it
+
+    Gradients flow into ``logp`` only. A token that the policy excludes (``logp`` is -inf) gets the ratio 0
+    (``on_policy``: 1), and the ratio has no gradient there. Neither such a token nor an ``old_logp`` of -inf gives NaN.
+    A NaN in the input stays NaN.
+
+    Raises ``ValueError`` for shapes that differ and for an unknown ``kind``.
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")

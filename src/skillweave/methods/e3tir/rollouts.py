@@ -1,183 +1,129 @@
-"""One batch of groups: conversations that the policy begins itself, and such as go on from where an expert was.
+"""One batch of groups: conversations the policy starts itself, and continuations of an expert's prefix.
 
-[digest] n self rollouts, all kept; the k positions of an expert trace at which the policy's own entropy is highest
-are anchors; m continuations from the expert's prefixes. The expert pool joins the group only if its best reward is
-higher than that of the self pool.
+[digest] The policy plays n self rollouts, which all count. The k positions of an expert's trace at which the policy's
+own entropy is highest are the anchors, and the policy plays m continuations from them. The expert pool joins the group
+only if its best reward is higher than the best of the self pool.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from skillweave.base.batching import padded
 from skillweave.files.hashes import digest
-from skillweave.methods.e3tir.advantages import hybrid_advantages, join_experts
-from skillweave.methods.e3tir.anchors import pick_anchors, split_branches
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
-from skillweave.methods.e3tir.rewards import reward_parts
-from skillweave.methods.e3tir.traces import ExpertTrace
-from skillweave.methods.training.collate import padded
+from skillweave.methods.e3tir.group import Group, Member, reward_parts
+from skillweave.methods.e3tir.trace_tokens import EncodedTrace, pick_anchors, split_branches
 from skillweave.tasks import Entry
 from skillweave.tasks.with_tools import AgentTask
-from skillweave.tools.call import EXPERT, TOOL
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.loop import Episode, Start, play
+from skillweave.tools.conversation import Episode, Start, play
 from skillweave.tools.writer import Writer
 
-_AGAIN = "/"
-EPS = 1e-4
-"""Beside the standard deviation, as in TRL."""
-
-
-@dataclass
-class Member:
-    """A conversation in a group. ``prefix``: how many of its tokens are an expert's; ``joined``: it counts.
-
-    ``advantage`` is that of all its tokens.
-    """
-
-    episode: Episode
-    prefix: int
-    branch: bool
-    score: float
-    parts: dict[str, float]
-    joined: bool = True
-    advantage: float = 0.0
-
-    @property
-    def reward(self) -> float:
-        return sum(self.parts.values())
-
-    @property
-    def loss_mask(self) -> list[int]:
-        """1 for each token that the policy or the expert wrote, where the conversation counts at all."""
-        return [int(self.joined and writer != TOOL) for writer in self.episode.writers]
-
-    @property
-    def prefix_mask(self) -> list[bool]:
-        """Which tokens are an expert's."""
-        return [at < self.prefix and writer == EXPERT for at, writer in enumerate(self.episode.writers)]
-
-
-@dataclass
-class Group:
-    """All conversations on one prompt: n of the policy's own, then m from the expert (fewer, where there is none)."""
-
-    entry: Entry
-    members: list[Member]
-
-    def pool(self, branch: bool) -> list[Member]:
-        """The self pool, or the expert pool."""
-        return [member for member in self.members if member.branch == branch]
-
-    def spread(self) -> float:
-        """How far apart the rewards are."""
-        rewards = [member.reward for member in self.members]
-        return max(rewards) - min(rewards)
-
-    def weigh(self, config: E3tirConfig) -> None:
-        """Let the expert pool join or not, and give every member its advantage."""
-        ours, experts = self.pool(False), self.pool(True)
-        settings = config.expert
-        summed = settings.mixing == "sum"
-        joined = summed or not settings.filter or join_experts(_rewards(ours), _rewards(experts))
-        for member in experts:
-            member.joined = joined
-        # With `sum` the expert's tokens have a loss of their own, and no part in what the others are compared with.
-        compared = [member for member in self.members if member.joined and not (summed and member.branch)]
-        branch = torch.tensor([member.branch for member in compared], dtype=torch.bool)
-        advantages = hybrid_advantages(_rewards(compared), branch, lam=settings.lam, eps=EPS)
-        for member, advantage in zip(compared, advantages.tolist(), strict=True):
-            member.advantage = advantage
-        for member in experts if summed else ():
-            member.advantage = settings.weight
+_REPEAT = "/"
 
 
 class Rollouts:
-    """Makes the groups of a batch. ``traces``: the expert's trace of each entry that has one, by the entry's id.
+    """Makes the groups of a batch.
 
-    What is drawn for a prompt hangs on the run's seed, the stage, the step and the prompt alone, so that a resumed run
-    and any number of processes draw the same.
+    ``traces`` maps the id of an entry to its expert trace; entries without a trace get no branches. The random draws
+    for a prompt depend only on the run's seed, the stage, the step and the prompt, so a resumed run and any number of
+    processes draw the same.
     """
 
     def __init__(
-        self, agent: AgentTask, form: CallFormat, entries: Sequence[Entry], traces: Mapping[str, ExpertTrace],
-        config: E3tirConfig, stage: GroupSettings, *, name: str, context: int | None,
-    ) -> None:  # fmt: skip
-        self._agent, self._form, self._traces = agent, form, traces
+        self,
+        agent: AgentTask,
+        call_format: CallFormat,
+        entries: Sequence[Entry],
+        traces: Mapping[str, EncodedTrace],
+        config: E3tirConfig,
+        stage: GroupSettings,
+        *,
+        name: str,
+        context: int | None,
+    ) -> None:
+        self._agent, self._call_format, self._traces = agent, call_format, traces
         self._entries = {entry.id: entry for entry in entries}
         self._config, self._stage, self._name, self._context = config, stage, name, context
 
     @property
     def left_behind(self) -> int:
-        """Threads of tools that did not come back in time, in this process since it began."""
+        """The number of tool threads that did not return in time since this process began."""
         return self._agent.toolbox.left_behind
 
     def groups(self, turns: Sequence[str], model: Any, around: Callable[[], Any], step: int) -> list[Group]:
-        """A group for each of ``turns`` (:func:`in_turn`), played by ``model`` at optimiser step ``step``; ``around()``
-        is entered around its calls."""
+        """One group for each of ``turns`` (see :func:`in_turn`), played by ``model`` at optimiser step ``step``.
+
+        The context manager ``around()`` is entered around each call of the model.
+        """
         settings = self._config.rollout
         writer = Writer(
-            model, self._form.tokenizer, temperature=settings.temperature, top_p=settings.top_p,
-            batch_size=settings.batch_size, around=around,
-        )  # fmt: skip
-        ids = [turn.partition(_AGAIN)[0] for turn in turns]
+            model,
+            self._call_format.tokenizer,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            batch_size=settings.batch_size,
+            around=around,
+        )
+        ids = [turn.partition(_REPEAT)[0] for turn in turns]
         chosen = [(self._entries[id], self._traces.get(id) if self._stage.m else None) for id in ids]
         anchors = self._anchors([trace for _, trace in chosen], model, around, step)
         starts: list[Start] = []
         for turn, (entry, trace), cuts in zip(turns, chosen, anchors, strict=True):
-            prompt = trace.prompt if trace is not None else self._form.prompt_ids(entry.prompt)
+            prompt = trace.prompt if trace is not None else self._call_format.prompt_ids(entry.prompt)
             starts += [Start(prompt, self._seed(step, turn, "self", at)) for at in range(self._stage.n)]
             if trace is not None:
                 starts += [trace.start(cut, self._seed(step, turn, "branch", at)) for at, cut in enumerate(cuts)]
-        episodes = iter(play(writer, self._form, self._agent.toolbox, starts, settings, self._context))
+        episodes = iter(play(writer, self._call_format, self._agent.toolbox, starts, settings, self._context))
         groups = []
         for (entry, trace), cuts in zip(chosen, anchors, strict=True):
             members = [self._member(entry, next(episodes), 0) for _ in range(self._stage.n)]
             members += [self._member(entry, next(episodes), cut) for cut in cuts]
             if trace is not None and not self._branches:
-                # For `sum` a single copy: the weight alone says how much its loss counts.
+                # With `sum` there is one copy: only the weight says how much its loss counts.
                 copies = 1 if self._config.expert.mixing == "sum" else self._stage.m
                 members += [self._member(entry, trace.episode(), len(trace.ids)) for _ in range(copies)]
             group = Group(entry, members)
-            group.weigh(self._config)
+            group.set_advantages(self._config)
             groups.append(group)
         return groups
 
     @property
     def _branches(self) -> bool:
+        """Whether the policy continues expert prefixes; else the whole trace is in the group."""
         return self._config.expert.branch != "whole" and self._config.expert.mixing == "group"
 
     def _anchors(
-        self, traces: Sequence[ExpertTrace | None], model: Any, around: Callable[[], Any], step: int
+        self, traces: Sequence[EncodedTrace | None], model: Any, around: Callable[[], Any], step: int
     ) -> list[list[int]]:
-        """For each trace where its branches begin, m of them; nothing where there is no trace to branch from."""
+        """For each trace the m positions at which its branches begin; an empty list if nothing branches from it."""
         cuts: list[list[int]] = [[] for _ in traces]
-        known = {at: trace for at, trace in enumerate(traces) if trace is not None and self._branches}
-        if not known:
+        branching = {at: trace for at, trace in enumerate(traces) if trace is not None and self._branches}
+        if not branching:
             return cuts
-        settings = self._config.expert
+        settings, rollout = self._config.expert, self._config.rollout
         if settings.branch == "anchors":
-            entropies = expert_entropies(
-                model, list(known.values()), self._form.tokenizer.pad_token_id, around, self._config.rollout.batch_size
-            )
+            pad = self._call_format.tokenizer.pad_token_id
+            entropies = expert_entropies(model, list(branching.values()), pad, around, rollout.batch_size)
         else:
-            entropies = [self._random(trace, step) for trace in known.values()]
-        for (at, trace), entropy in zip(known.items(), entropies, strict=True):
+            entropies = [self._random_scores(trace, step) for trace in branching.values()]
+        for (at, trace), entropy in zip(branching.items(), entropies, strict=True):
             eligible = trace.eligible
-            eligible[self._config.rollout.max_tokens - 1 :] = False  # a branch needs room
-            chosen = pick_anchors(entropy, eligible, settings.k)
-            for anchor, count in zip(chosen, split_branches(self._stage.m, chosen), strict=True):
+            eligible[rollout.max_tokens - 1 :] = False  # a branch needs room for at least one token
+            anchors = pick_anchors(entropy, eligible, settings.k)
+            for anchor, count in zip(anchors, split_branches(self._stage.m, anchors), strict=True):
                 cuts[at] += [anchor] * count
         return cuts
 
-    def _random(self, trace: ExpertTrace, step: int) -> Tensor:
+    def _random_scores(self, trace: EncodedTrace, step: int) -> Tensor:
+        """(T,) random numbers that replace the entropies, so that anchors are random positions."""
         draw = Random(self._seed(step, trace.id, "anchors", 0))
         return torch.tensor([draw.random() for _ in trace.ids])
 
@@ -190,41 +136,39 @@ class Rollouts:
 
 
 def in_turn(ids: Sequence[str], prompts: int) -> list[str]:
-    """The ids of entries in the order of their turns, ``prompts`` a batch: one that comes again within a batch is
-    marked, so that it is not played with the same random numbers again."""
+    """The ids in the order in which they are played, ``prompts`` in a batch, with repeats inside a batch numbered.
+
+    The number (``ID/1``) gives a repeated prompt other random numbers than its first occurrence.
+    """
     turns = []
     for start in range(0, len(ids), prompts):
         seen: Counter[str] = Counter()
         for id in ids[start : start + prompts]:
-            turns.append(f"{id}{_AGAIN}{seen[id]}" if seen[id] else id)
+            turns.append(f"{id}{_REPEAT}{seen[id]}" if seen[id] else id)
             seen[id] += 1
     return turns
 
 
 @torch.no_grad()
 def expert_entropies(
-    model: Any, traces: Sequence[ExpertTrace], pad: int, around: Callable[[], Any], batch_size: int
+    model: Any, traces: Sequence[EncodedTrace], pad: int, around: Callable[[], Any], batch_size: int
 ) -> list[Tensor]:
-    """The policy's entropy, (T,) float32 in nats, before each token of each trace, a tool's included.
+    """The policy's entropy before each token of each trace: (T,) float32 in nats, also before the tokens of tools.
 
-    ``model`` bears a scoring head (:func:`~skillweave.methods.training.head.install_scoring_head`).
+    ``model`` must have a scoring head (:func:`~skillweave.methods.training.head.install_scoring_head`).
     """
     was_training = model.training
     model.eval()
-    found: list[Tensor] = []
+    entropies: list[Tensor] = []
     try:
         for start in range(0, len(traces), batch_size):
             part = traces[start : start + batch_size]
             inputs = padded([(trace.prompt, trace.ids) for trace in part], pad, model.device)
             with around():
-                entropy = model(**inputs, fused_lm_head=True).entropy.float().cpu()
-            for trace, row in zip(part, entropy, strict=True):
+                batch = model(**inputs, fused_lm_head=True).entropy.float().cpu()
+            for trace, row in zip(part, batch, strict=True):
                 begin = len(trace.prompt) - 1
-                found.append(row[begin : begin + len(trace.ids)])
+                entropies.append(row[begin : begin + len(trace.ids)])
     finally:
         model.train(was_training)
-    return found
-
-
-def _rewards(members: Sequence[Member]) -> Tensor:
-    return torch.tensor([member.reward for member in members], dtype=torch.float32)
+    return entropies

@@ -1,10 +1,10 @@
-"""E3-TIR, from start to end: supervised training where asked, the warm-up with experts, then ordinary RL.
+"""Run E3-TIR: optional supervised training, the warm-up with experts, then ordinary RL.
 
-[digest] A warm-up of 50 steps on three experiences (expert prefixes, branches that go on from them, the policy's own
-exploration), then RL with twice as many rollouts and no expert.
+[digest] The warm-up takes 50 steps on three kinds of experience (expert prefixes, branches that continue them, and the
+policy's own exploration). RL then has twice as many rollouts and no expert.
 
-The stages of the run are ``before``, ``sft``, ``warm-up``, ``rl`` (those that are asked for) and ``after``. A killed
-run goes on in the middle of each.
+The stages of a run are ``before``, ``sft``, ``warm-up``, ``rl`` (each of these three if the settings ask for it) and
+``after``. A killed run resumes in the middle of any of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from skillweave.base import Base
 from skillweave.base.generate import context_length
@@ -22,56 +22,35 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
 from skillweave.methods.e3tir.config import SCRIPTED, E3tirConfig, GroupSettings
+from skillweave.methods.e3tir.rollouts import Rollouts, in_turn
+from skillweave.methods.e3tir.trace_tokens import EncodedTrace, encode_trace, supervised_rows
+from skillweave.methods.e3tir.trainer import AgentTrainer
+from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, StageWatch, evaluate_agent
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import AnswerSettings
+from skillweave.methods.training.sft import train_on_rows
+from skillweave.methods.training.trainer import quiet
 from skillweave.progress import console, share_of
 from skillweave.tasks import Entry, one_each_prompt
 from skillweave.tasks.check import check_before
-from skillweave.tasks.traces import Trace, match_traces, read_traces, scripted_traces
+from skillweave.tasks.expert_traces import Trace, match_traces, read_traces, scripted_traces
 from skillweave.tasks.with_tools import AgentTask, ToolSettings, load_agent
+from skillweave.tools.call_format import CallFormat
 
-if TYPE_CHECKING:
-    from skillweave.methods.e3tir.traces import ExpertTrace
-    from skillweave.tools.call_format import CallFormat
-
-_SEEN = ("success", "calls", "failed_calls", "answered")
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from: a task with its tools, and an expert's traces for some of its train prompts."""
-
-    agent: AgentTask
-    traces: list[Trace]
-    files: list[str]
-    """Digests of the files that the tools are made of."""
-    held_out: list[Trace]
-    """Traces for prompts of the calibration split: the supervised training looks at its loss on them."""
-    own_traces: bool
-    """Whether the traces are the user's; else the task's solver made them."""
-
-    @property
-    def name(self) -> str:
-        return self.agent.task.name
-
-    @property
-    def key(self) -> str:
-        """A digest of the task, the tools and the traces."""
-        own = self.held_out if self.own_traces else []  # what a solver makes follows from the task and the tools
-        told = [[trace.id, trace.messages] for trace in [*self.traces, *own]]
-        return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, told])
+_SHOWN = ("success", "calls", "failed_calls", "answered")
+"""The figures of an evaluation that are printed."""
 
 
 def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
-    """Warm up ``base`` as an agent that uses the tools of ``config.task``; the result as a delta on it.
+    """Warm up ``base`` as an agent that uses the tools of ``config.task``; return the result as a delta on it.
 
-    The delta is saved in ``out_dir/"delta"``; ``base`` itself is not changed. Called again on the same folder after a
-    kill it goes on, to the same weights as an unbroken run. Under ``torchrun`` the processes share the prompts of a
-    batch, and must all see ``out_dir``. Raises :class:`UserError` where settings or files do not fit.
+    The delta is saved in ``out_dir/"delta"``; ``base`` itself does not change. A killed run resumes when it is called
+    again with the same folder, and ends with the same weights as an unbroken run. Under ``torchrun`` the processes
+    share the prompts of a batch; all of them must see ``out_dir``.
+
+    Raises :class:`UserError` if settings or files do not fit.
     """
-    from skillweave.methods.training.trainer import quiet
-
     agent = load_agent(config.task, config.tools)
     with agent.toolbox:
         state = Run.begin("e3tir", base, config, _material(agent, config), out_dir)
@@ -83,39 +62,55 @@ def run(base: Base, config: E3tirConfig, out_dir: Path) -> Delta:
         return state.finish(facts, _why_nothing(state.figures, config))
 
 
+# -- what a run learns from -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from: a task with its tools, and expert traces for some of its train prompts.
+
+    * ``files``: digests of the files that the tools are made of
+    * ``held_out``: traces for prompts of the calibration split; supervised training measures its loss on them
+    * ``own_traces``: whether the traces are the user's; else the task's solver made them
+    """
+
+    agent: AgentTask
+    traces: list[Trace]
+    files: list[str]
+    held_out: list[Trace]
+    own_traces: bool
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return self.agent.task.name
+
+    @property
+    def key(self) -> str:
+        """A digest of the task, the tools and the traces."""
+        held_out = self.held_out if self.own_traces else []  # a solver's traces follow from the task and the tools
+        traces = [[trace.id, trace.messages] for trace in [*self.traces, *held_out]]
+        return digest([self.agent.task.key, self.agent.toolbox.schemas, self.files, traces])
+
+
 def _material(agent: AgentTask, config: E3tirConfig) -> Material:
+    """The task with the traces that the settings ask for. Raises :class:`UserError` if they ask and there are none."""
     train = one_each_prompt(agent.task.split("train"))
-    looked_at = agent.task.splits.get("calibration", []) if config.sft is not None and config.sft.held_out else []
-    held_out: list[Trace] = []
+    calibration: list[Entry] = []
+    if config.sft is not None and config.sft.held_out:
+        calibration = agent.task.splits.get("calibration", [])
     own_traces = config.experts not in (None, SCRIPTED)
+    traces: list[Trace] = []
+    held_out: list[Trace] = []
     if not config.asks_experts or (config.experts is None and agent.solve is None):
-        traces: list[Trace] = []
+        pass
     elif config.experts in (None, SCRIPTED):
         order = Random(config.seed).sample(train, len(train))
         traces = scripted_traces(agent, order[: config.traces])
         if config.sft is not None:
-            held_out = scripted_traces(agent, looked_at[: config.sft.held_out])
+            held_out = scripted_traces(agent, calibration[: config.sft.held_out])
     else:
-        given = read_traces(Path(config.experts))
-        found, elsewhere = match_traces(given, agent.task)
-        calibration = {entry.id for entry in looked_at}
-        held_out = list({trace.id: trace for trace in given if trace.id in calibration}.values())
-        elsewhere -= len(held_out)
-        if elsewhere:
-            console.print(
-                f"  {share_of(elsewhere, len(given), 'traces')} of {config.experts} are on no train prompt, and are "
-                "left out",
-                soft_wrap=True,
-            )
-        again = sum(len(of) - 1 for of in found.values())
-        if again:
-            console.print(
-                f"  {share_of(again, len(given), 'traces')} of {config.experts} are on a prompt that has one already, "
-                "and are left out",
-                soft_wrap=True,
-            )
-        known = [of[0] for of in found.values()]  # one expert a prompt
-        traces = Random(config.seed).sample(known, len(known))[: config.traces]
+        traces, held_out = _traces_of_file(Path(config.experts), agent, config, calibration)
     if not traces and (asks := config.asks_experts):
         raise UserError(
             f"experts: {' and '.join(asks)} ask{'s' * (len(asks) == 1)} for expert traces, and there are none: name a "
@@ -124,119 +119,153 @@ def _material(agent: AgentTask, config: E3tirConfig) -> Material:
     return Material(agent, traces, (config.tools or ToolSettings()).digests, held_out, own_traces)
 
 
+def _traces_of_file(
+    path: Path, agent: AgentTask, config: E3tirConfig, calibration: list[Entry]
+) -> tuple[list[Trace], list[Trace]]:
+    """One trace for each train prompt that has one in the user's file, in random order, and those of ``calibration``.
+
+    Traces that are left out are counted on standard error.
+    """
+    rows = read_traces(path)
+    by_prompt, elsewhere = match_traces(rows, agent.task)
+    ids = {entry.id for entry in calibration}
+    held_out = list({trace.id: trace for trace in rows if trace.id in ids}.values())
+    repeats = sum(len(traces) - 1 for traces in by_prompt.values())
+    for count, reason in (
+        (elsewhere - len(held_out), "do not belong to a train prompt"),
+        (repeats, "belong to a prompt that already has one"),
+    ):
+        if count:
+            console.print(
+                f"  {share_of(count, len(rows), 'traces')} of {path} {reason}, and are left out",
+                soft_wrap=True,
+            )
+    first = [traces[0] for traces in by_prompt.values()]
+    return Random(config.seed).sample(first, len(first))[: config.traces], held_out
+
+
+# -- the stages -------------------------------------------------------------------------------------------------------
+
+
 @dataclass
 class _Agent:
-    """The state of the training: the task with its tools, the expert's traces as tokens."""
+    """The state of the training: the run, the format of calls, and the expert's traces in tokens."""
 
     run: Run[E3tirConfig, Material]
-    form: CallFormat
-    traces: dict[str, ExpertTrace]
-    held_out_traces: list[ExpertTrace]
+    call_format: CallFormat
+    traces: dict[str, EncodedTrace]
+    held_out_traces: list[EncodedTrace]
 
     @classmethod
     def begin(cls, run: Run[E3tirConfig, Material]) -> _Agent:
-        """Turn the traces into tokens; what goes beyond the limits of a rollout is left out, and counted."""
-        from skillweave.methods.e3tir.traces import encode_trace
-
-        config = run.config
+        """Encode the traces. Traces beyond the limits of a rollout are left out and counted."""
+        config, limits = run.config, run.config.rollout
         for stage in (config.warm_up, config.rl):
             if stage.steps and stage.prompts % run.processes.world:
                 raise UserError(
                     f"prompts {stage.prompts} does not divide over {run.processes.world} processes: each plays whole "
                     "groups"
                 )
-        form = config.tool_use.call_format(run.tokenizer, run.data.agent.toolbox)
-        encoded = [encode_trace(form, trace) for trace in run.data.traces]
-        known = run.data.agent.toolbox.names
-        for name in sorted({name for trace in encoded for name in trace.names} - set(known)):
+        call_format = config.tool_use.call_format(run.tokenizer, run.data.agent.toolbox)
+        encoded = [encode_trace(call_format, trace) for trace in run.data.traces]
+        tools = run.data.agent.toolbox.names
+        for name in sorted({name for trace in encoded for name in trace.names} - set(tools)):
             raise UserError(
-                f"experts: a trace calls the tool '{name}', which the model has not; {nearest(name, known)}"
+                f"experts: a trace calls the tool '{name}', which the model does not have; {nearest(name, tools)}"
             )
-        limits = config.rollout
-        kept = _within(
-            run, encoded, lambda trace: len(trace.names) <= limits.max_tool_calls,
-            f"make more calls than rollout.max_tool_calls ({limits.max_tool_calls}) allows",
-        )  # fmt: skip
 
-        def short(trace: ExpertTrace) -> bool:
+        def few_calls(trace: EncodedTrace) -> bool:
+            return len(trace.names) <= limits.max_tool_calls
+
+        def short(trace: EncodedTrace) -> bool:
             return len(trace.ids) <= limits.max_tokens and len(trace.prompt + trace.ids) <= run.max_length
 
-        kept = _within(
-            run, kept, short,
+        encoded = _within(
+            run,
+            encoded,
+            few_calls,
+            f"make more calls than rollout.max_tool_calls ({limits.max_tool_calls}) allows",
+        )
+        encoded = _within(
+            run,
+            encoded,
+            short,
             f"are longer than rollout.max_tokens ({limits.max_tokens}), max_length ({config.max_length}) or the base's "
             "context allows",
-        )  # fmt: skip
-        held_out = [trace for trace in (encode_trace(form, trace) for trace in run.data.held_out) if short(trace)]
-        return cls(run, form, {trace.id: trace for trace in kept}, held_out)
+        )
+        held_out = [encode_trace(call_format, trace) for trace in run.data.held_out]
+        return cls(run, call_format, {trace.id: trace for trace in encoded}, list(filter(short, held_out)))
 
     def all_stages(self) -> dict[str, Any]:
-        """All stages in their order. Returns how well it did before and after."""
+        """Run all stages in their order; return the evaluations before and after and what the experts wrote."""
         run, config = self.run, self.run.config
-        before = run.stage("before", self._judge, show=_SEEN)
+        before = run.stage("before", self._evaluate, show=_SHOWN)
         if config.sft is not None:
             run.trained("sft", functools.partial(self._supervised, config.sft))
         if config.warm_up.steps:
             run.trained("warm-up", functools.partial(self._rl, config.warm_up))
         if config.rl.steps:
             run.trained("rl", functools.partial(self._rl, config.rl))
-        after = run.stage("after", self._judge, show=_SEEN)
+        after = run.stage("after", self._evaluate, show=_SHOWN)
         return {"before": before, "after": after, "traces": len(self.traces), "expert_tokens": self._expert_tokens}
 
     @property
     def _expert_tokens(self) -> int:
-        """How much an expert had to write for this run."""
-        return sum(trace.written for trace in self.traces.values())
+        """The number of tokens that an expert had to write for this run."""
+        return sum(trace.expert_tokens for trace in self.traces.values())
 
-    # -- the stages --------------------------------------------------------------------------------------------------
-
-    def _judge(self, folder: Path) -> dict[str, Any]:
-        """How well the policy does on prompts of the calibration split, answered greedily."""
-        from skillweave.methods.e3tir.judge import success
-
+    def _evaluate(self, folder: Path) -> dict[str, Any]:
+        """How well the policy does on prompts of the calibration split, with greedy decoding."""
         run, entries = self.run, self._held_out
         if not entries:
             return {}
 
-        def first() -> dict[str, Any]:
+        def in_first_process() -> dict[str, Any]:
             model = run.policy.open_to_sample(run.config)
-            return success(model, run.data.agent, self.form, entries, run.config.rollout)
+            return evaluate_agent(model, run.data.agent, self.call_format, entries, run.config.rollout)
 
-        return run.processes.from_first(first)
+        return run.processes.from_first(in_first_process)
 
     def _supervised(self, settings: AnswerSettings, folder: Path) -> dict[str, Any]:
-        from skillweave.methods.e3tir.traces import supervised_rows
-        from skillweave.methods.training.sft import train_on_rows
-
-        rows, held_out = (supervised_rows(traces) for traces in (list(self.traces.values()), self.held_out_traces))
+        """Supervised training on the expert's traces."""
+        rows, held_out = supervised_rows(list(self.traces.values())), supervised_rows(self.held_out_traces)
         return train_on_rows(self.run, folder, settings, rows, held_out)
 
     def _rl(self, stage: GroupSettings, folder: Path) -> dict[str, Any]:
         """The warm-up (groups with experts, on prompts that have a trace) or ordinary RL (on all train prompts)."""
-        from skillweave.methods.e3tir.follow import CUT_OFF, EQUAL, Follow
-        from skillweave.methods.e3tir.rollouts import Rollouts, in_turn
-        from skillweave.methods.e3tir.trainer import AgentTrainer
-
         run, config = self.run, self.run.config
-        entries = self._asked(stage)
-        context = context_length(run.base.model)
+        entries = self._prompts(stage)
         rollouts = Rollouts(
-            run.data.agent, self.form, entries, self.traces, config, stage, name=folder.name, context=context
+            run.data.agent,
+            self.call_format,
+            entries,
+            self.traces,
+            config,
+            stage,
+            name=folder.name,
+            context=context_length(run.base.model),
         )
-        follow = Follow(run, self.form, self._held_out, folder, stage)
+        watch = StageWatch(run, self.call_format, self._held_out, folder, stage)
 
         def make(model: Any, arguments: dict[str, Any]) -> AgentTrainer:
-            # All prompts have their turn before one comes again.
+            # Every prompt has its turn before any prompt is repeated.
             order = batch_order([0] * len(entries), stage.prompts, stage.steps, arguments["seed"])
             turns = in_turn([entries[index].id for index in order], stage.prompts)
-            trainer = AgentTrainer(
-                model, run.tokenizer, follow.arguments(arguments), turns, rollouts, config, stage, shown=follow.show,
-                callbacks=[follow],
-            )  # fmt: skip
-            follow.trainer = trainer
-            return trainer
+            watch.trainer = AgentTrainer(
+                model,
+                run.tokenizer,
+                watch.arguments(arguments),
+                turns,
+                rollouts,
+                config,
+                stage,
+                shown=watch.show,
+                callbacks=[watch],
+            )
+            return watch.trainer
 
         figures = run.fit(folder, stage.training, stage.steps * stage.updates, make)
-        equal, cut_off = follow.means.get(EQUAL, 0.0), follow.means.get(CUT_OFF, 0.0)
+        equal, cut_off = watch.means.get(EQUAL, 0.0), watch.means.get(CUT_OFF, 0.0)
         if equal:
             run.say(
                 f"{folder.name}: equal rewards in {equal:.0%} of the groups: no conversation was better than "
@@ -245,14 +274,14 @@ class _Agent:
         if cut_off:
             run.say(
                 f"{folder.name}: {cut_off:.0%} of the policy's conversations were cut off at rollout.max_tokens="
-                f"{config.rollout.max_tokens} (or at the base's context), without an answer; they are learnt from as "
-                "such, with no end behind them. Raise rollout.max_tokens if their share is high"
+                f"{config.rollout.max_tokens} (or at the base's context), without an answer. The policy learns from "
+                "them as they are, without an end token. Raise rollout.max_tokens if this share is high"
             )
-        figures |= {"equal_groups": equal, "cut_off": cut_off, "mean_reward": follow.means.get("reward", 0.0)}
-        return {**figures, "sampled_tokens": follow.sampled, "expert_tokens": self._expert_tokens if stage.m else 0}
+        figures |= {"equal_groups": equal, "cut_off": cut_off, "mean_reward": watch.means.get("reward", 0.0)}
+        return {**figures, "sampled_tokens": watch.sampled, "expert_tokens": self._expert_tokens if stage.m else 0}
 
-    def _asked(self, stage: GroupSettings) -> list[Entry]:
-        """The prompts of a stage: those with a trace where it needs one, else all that leave room for an answer."""
+    def _prompts(self, stage: GroupSettings) -> list[Entry]:
+        """The prompts of a stage: those with a trace if it needs traces, else all that leave room for an answer."""
         train = one_each_prompt(self.run.data.agent.task.split("train"))
         if stage.m:
             return [entry for entry in train if entry.id in self.traces]
@@ -260,33 +289,43 @@ class _Agent:
 
     @functools.cached_property
     def _held_out(self) -> list[Entry]:
-        task = self.run.data.agent.task
-        count = self.run.config.evaluate_on
-        return (
-            self._short_enough(one_each_prompt(task.split("calibration"))[:count])
-            if count and task.sizes["calibration"]
-            else []
-        )
+        """The prompts of the calibration split on which the policy is evaluated; empty if there are none."""
+        task, count = self.run.data.agent.task, self.run.config.evaluate_on
+        if not count or not task.sizes["calibration"]:
+            return []
+        return self._short_enough(one_each_prompt(task.split("calibration"))[:count])
 
     def _short_enough(self, entries: list[Entry]) -> list[Entry]:
         """The entries whose prompt leaves room for an answer; the others are counted."""
-        short = [entry for entry in entries if len(self.form.prompt_ids(entry.prompt)) < self.run.max_length]
+        short = [entry for entry in entries if len(self.call_format.prompt_ids(entry.prompt)) < self.run.max_length]
         if not short:
             raise UserError(
-                f"every prompt is longer than {self.run.max_length} tokens (max_length, or the base's context), with "
-                "what tells the model of its tools"
+                f"every prompt is longer than {self.run.max_length} tokens (max_length, or the base's context), "
+                "including the description of the tools"
             )
         self.run.tell_too_long(self.run.data.name, len(entries) - len(short), len(entries), "prompts")
         return short
 
 
+def _within(
+    run: Run[Any, Any], traces: list[EncodedTrace], fits: Callable[[EncodedTrace], bool], beyond: str
+) -> list[EncodedTrace]:
+    """The traces that fit. The others are counted, with ``beyond`` as the reason. Raises UserError if none fits."""
+    fitting = [trace for trace in traces if fits(trace)]
+    if traces and not fitting:
+        raise UserError(f"all {len(traces)} traces {beyond}")
+    if len(fitting) < len(traces):
+        run.say(f"{share_of(len(traces) - len(fitting), len(traces), 'traces')} {beyond}, and are left out")
+    return fitting
+
+
 def _why_nothing(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> str:
-    """Why no stage changed a weight, if none did, and what to do. ``stages``: the figures of each."""
-    flat = {name: found for name, found in stages.items() if found.get("equal_groups") == 1}
+    """Why no stage changed a weight, if that is so, and what to do. ``stages`` maps each stage to its figures."""
+    flat = {name: figures for name, figures in stages.items() if figures.get("equal_groups") == 1}
     if not flat:
         return "no step of any stage had a gradient"
-    rewards = ", ".join(f"{name}: mean reward {found['mean_reward']:.3g}" for name, found in flat.items())
-    cut_off = max(found["cut_off"] for found in flat.values())
+    rewards = ", ".join(f"{name}: mean reward {figures['mean_reward']:.3g}" for name, figures in flat.items())
+    cut_off = max(figures["cut_off"] for figures in flat.values())
     cause = (
         f"; {cut_off:.0%} of the conversations were cut off at rollout.max_tokens={config.rollout.max_tokens}: raise it"
         if cut_off >= 0.5
@@ -294,19 +333,7 @@ def _why_nothing(stages: dict[str, dict[str, Any]], config: E3tirConfig) -> str:
     )
     return (
         f"all rewards were equal in every group ({rewards}), so no conversation was better than "
-        f"another and no weight was changed{cause}. Take easier prompts (or harder ones, where all were right), more "
-        "conversations a prompt (n) or a higher rollout.temperature, or teach the calls first, with sft or with a "
+        f"another and no weight was changed{cause}. Take easier prompts (or harder ones, if all answers were right), "
+        "more conversations a prompt (n) or a higher rollout.temperature, or teach the calls first, with sft or with a "
         "warm_up on an expert's traces"
     )
-
-
-def _within(
-    run: Run[Any, Any], traces: list[ExpertTrace], fits: Callable[[ExpertTrace], bool], beyond: str
-) -> list[ExpertTrace]:
-    """The traces that fit; the others, which are ``beyond`` a limit, are counted. Raises where none is left."""
-    kept = [trace for trace in traces if fits(trace)]
-    if traces and not kept:
-        raise UserError(f"all {len(traces)} traces {beyond}")
-    if len(kept) < len(traces):
-        run.say(f"{share_of(len(traces) - len(kept), len(traces), 'traces')} {beyond}, and are left out")
-    return kept

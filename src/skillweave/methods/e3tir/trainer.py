@@ -1,8 +1,11 @@
-"""The training of E3-TIR: TRL's GRPO on groups in which expert prefixes stand beside the policy's own conversations.
+"""The trainer of E3-TIR: TRL's GRPO on groups that hold expert prefixes and the policy's own conversations.
 
-TRL keeps the loop, the loss, its clipping and its normaliser (``dapo``: the mean over all tokens that count in a
-batch). What is put into it: the conversations with their masks; an advantage of each token, (B, T), zero where no
-gradient is to flow; and the ratio of an expert's tokens, in place of pi / pi_old.
+TRL keeps the loop, the loss, the clipping and the normaliser (``dapo``: the mean over all tokens of a batch that are in
+the loss). This trainer supplies:
+
+* the conversations and their masks
+* an advantage for each token, (B, T), which is 0 where no gradient may flow
+* the ratio of an expert's tokens, which replaces pi / pi_old
 """
 
 from __future__ import annotations
@@ -16,81 +19,98 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from skillweave.base.ends import stop_tokens
-from skillweave.methods.e3tir.advantages import detach_prefix
 from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
-from skillweave.methods.e3tir.follow import CUT_OFF, EQUAL, SAMPLED
+from skillweave.methods.e3tir.group import Group, Member, detach_prefix
 from skillweave.methods.e3tir.ratios import Kind, log_prefix_ratio
-from skillweave.methods.e3tir.rollouts import Group, Member, Rollouts
-from skillweave.methods.training.from_trl import GRPOConfig, GRPOTrainer
+from skillweave.methods.e3tir.rollouts import Rollouts
+from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, SAMPLED
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import QuietTrainer
+from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 from skillweave.tools.call import FAULTS, POLICY
 
 
 class AgentTrainer(QuietTrainer, GRPOTrainer):
-    """GRPOTrainer on the groups that ``rollouts`` makes; ``turns`` are the entries of all batches (:func:`in_turn`).
+    """A GRPOTrainer on the groups that ``rollouts`` makes.
 
-    ``shown(groups, step)`` is called with each batch's groups of this process.
+    ``turns`` are the entries of all batches (:func:`~skillweave.methods.e3tir.rollouts.in_turn`). The trainer calls
+    ``shown(groups, step)`` with each batch's groups of this process.
     """
 
     watched: Mapping[str, str] = {"agent/success": "success", "entropy": "entropy"}
 
     def __init__(
-        self, model: Any, tokenizer: Any, arguments: dict[str, Any], turns: Sequence[str], rollouts: Rollouts,
-        config: E3tirConfig, stage: GroupSettings, *, shown: Callable[[list[Group], int], None],
+        self,
+        model: Any,
+        tokenizer: Any,
+        arguments: dict[str, Any],
+        turns: Sequence[str],
+        rollouts: Rollouts,
+        config: E3tirConfig,
+        stage: GroupSettings,
+        *,
+        shown: Callable[[list[Group], int], None],
         callbacks: list[TrainerCallback],
-    ) -> None:  # fmt: skip
+    ) -> None:
         pieces = arguments["gradient_accumulation_steps"] * stage.updates
         super().__init__(
             model=model,
             reward_funcs=[_reward],
             args=GRPOConfig(
-                **arguments, num_generations=stage.size, steps_per_generation=pieces, shuffle_dataset=False,
-                loss_type="dapo", beta=0.0, epsilon=config.clip, temperature=config.rollout.temperature,
-                max_completion_length=config.rollout.max_tokens, log_completions=False,
+                **arguments,
+                num_generations=stage.size,
+                steps_per_generation=pieces,
+                shuffle_dataset=False,
+                loss_type="dapo",
+                beta=0.0,
+                epsilon=config.clip,
+                temperature=config.rollout.temperature,
+                max_completion_length=config.rollout.max_tokens,
+                log_completions=False,
             ),
-            train_dataset=Dataset.from_dict({"prompt": list(turns)}),  # TRL hands it on to `_roll_out`
+            train_dataset=Dataset.from_dict({"prompt": list(turns)}),  # TRL passes it to `_roll_out`
             processing_class=tokenizer,
             rollout_func=lambda prompts, _: self._roll_out(prompts),
             callbacks=callbacks,
-        )  # fmt: skip
-        self.eos_token_ids = stop_tokens(model, tokenizer)  # TRL counts what ends otherwise as cut off
+        )
+        self.eos_token_ids = stop_tokens(model, tokenizer)  # TRL counts a conversation with another end as cut off
         install_answer_head(model, config.rollout.temperature)
         self._rollouts, self._config, self._stage, self._shown = rollouts, config, stage, shown
         self._pad = tokenizer.pad_token_id
-        self._members: list[Member | None] = []
-        self._prefix: dict[str, Tensor] | None = None
+        # The micro-batch whose loss is being computed. It bridges two hooks: TRL's `_compute_loss` has the inputs and
+        # calls `_get_per_token_logps_and_entropies`, which needs their prefix mask, without passing them on.
+        self._loss_inputs: dict[str, Any] | None = None
 
     # -- a batch of rollouts -----------------------------------------------------------------------------------------
 
     def _roll_out(self, prompts: list[str]) -> dict[str, Any]:
-        """TRL's ``rollout_func``: each turn, once for every member of its group."""
+        """TRL's ``rollout_func``: ``prompts`` holds each turn once for every member of its group.
+
+        TRL adds the column ``member`` to the batch's ``inputs``, a member or None for each row; the reward function
+        and :meth:`_generate_and_score_completions` read it there.
+        """
         size, step = self._stage.size, self.state.global_step
         model = self.accelerator.unwrap_model(self.model)
         groups = self._rollouts.groups(prompts[::size], model, self.accelerator.autocast, step)
         self._shown(groups, step)
-        self._measure(groups)
-        self._members = []
-        columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "env_mask": [], "reward": []}
+        self._log_groups(groups)
+        columns: dict[str, list[Any]] = {"prompt_ids": [], "completion_ids": [], "env_mask": [], "member": []}
         for group in groups:
             columns["prompt_ids"] += [group.members[0].episode.prompt] * size
-            for member in group.members:
-                columns["completion_ids"].append(member.episode.ids)
-                columns["env_mask"].append(member.loss_mask)
-                columns["reward"].append(member.reward if member.joined else None)
-            # A place in the group that nobody takes weighs nothing: one token, which is not in the loss.
-            empty = size - len(group.members)
-            for name, value in (("completion_ids", [self._pad]), ("env_mask", [0]), ("reward", None)):
-                columns[name] += [value] * empty
-            self._members += [*group.members, *[None] * empty]
+            # A free place in the group counts for nothing: it has one token, which is not in the loss.
+            for member in [*group.members, *[None] * (size - len(group.members))]:
+                columns["completion_ids"].append(member.episode.ids if member else [self._pad])
+                columns["env_mask"].append(member.loss_mask if member else [0])
+                columns["member"].append(member)
         return {**columns, "logprobs": None}
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        """As TRL has it, but with our advantages and, where there are experts, the mask of their prefixes."""
+        """TRL's batch with our advantages, (B, T), and the mask of expert prefixes if there are any."""
         batch = super()._generate_and_score_completions(inputs)
-        advantages = torch.tensor([member.advantage if member else 0.0 for member in self._members])
+        members: list[Member | None] = [row["member"] for row in inputs]
+        advantages = torch.tensor([member.advantage if member else 0.0 for member in members])
         prefix = torch.zeros(batch["completion_ids"].shape, dtype=torch.bool)
-        for row, member in enumerate(self._members):
+        for row, member in enumerate(members):
             if member is not None and member.prefix:
                 mask = member.prefix_mask
                 prefix[row, : len(mask)] = torch.tensor(mask)
@@ -103,20 +123,23 @@ class AgentTrainer(QuietTrainer, GRPOTrainer):
     # -- the loss ----------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """TRL's, with the ratio of an expert's tokens in place of pi / pi_old."""
+        """TRL's loss, in which the ratio of an expert's tokens replaces pi / pi_old."""
         if "prefix_mask" not in inputs:
             return super()._compute_loss(model, inputs)
-        self._prefix = inputs = dict(inputs)  # what is changed in it below is this step's only
+        self._loss_inputs = inputs = dict(inputs)  # a copy: the changes below are for this step only
         try:
             return super()._compute_loss(model, inputs)
         finally:
-            self._prefix = None
+            self._loss_inputs = None
 
     def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Any, Any]:
-        """As TRL has it; within our loss the expert's tokens come with the log of their ratio, and 0 as their old
-        log-probability, so that the ratio which TRL makes of the two is ours."""
+        """TRL's log-probabilities, changed for an expert's tokens if the loss is being computed.
+
+        For these tokens the new log-probability is replaced by the log of our ratio and the old one by 0, so that the
+        ratio that TRL computes from the two is ours.
+        """
         logps, entropies, aux = super()._get_per_token_logps_and_entropies(*args, **kwargs)
-        inputs = self._prefix
+        inputs = self._loss_inputs
         if inputs is not None:
             prefix = inputs["prefix_mask"]
             old = inputs.get("old_per_token_logps")
@@ -131,8 +154,8 @@ class AgentTrainer(QuietTrainer, GRPOTrainer):
 
     # -- what is logged ----------------------------------------------------------------------------------------------
 
-    def _measure(self, groups: Sequence[Group]) -> None:
-        """Of this batch, beside what TRL logs."""
+    def _log_groups(self, groups: Sequence[Group]) -> None:
+        """Log the figures of this batch that TRL does not log."""
         for group in groups:
             own, branches = group.pool(False), group.pool(True)
             self._log_metric("agent/success", _mean([member.score for member in own]))
@@ -154,22 +177,22 @@ class AgentTrainer(QuietTrainer, GRPOTrainer):
             self._log_metric(SAMPLED, float(sum(member.episode.writers.count(POLICY) for member in group.members)))
         self._log_metric("tools/left_behind", float(self._rollouts.left_behind))
         counted = [member for group in groups for member in group.members if member.joined]
-        off = [member for member in counted if self._config.expert.detach and member.advantage < 0]
+        detached = [member for member in counted if self._config.expert.detach and member.advantage < 0]
         counts = {
             "tokens": sum(sum(member.prefix_mask) for member in counted),
             "branch_tokens": sum(member.episode.writers.count(POLICY) for member in counted if member.branch),
-            "detached_tokens": sum(sum(member.prefix_mask) for member in off),
+            "detached_tokens": sum(sum(member.prefix_mask) for member in detached),
         }
-        # Shares of the tokens of all processes: a mean of their shares would be another number.
-        whole = torch.tensor([*counts.values(), sum(sum(member.loss_mask) for member in counted)])
-        *parts, tokens = self.accelerator.reduce(whole.to(self.accelerator.device), reduction="sum").tolist()
+        # Each share is of the tokens of all processes; the mean of the processes' shares would be another number.
+        sums = torch.tensor([*counts.values(), sum(sum(member.loss_mask) for member in counted)])
+        *parts, tokens = self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum").tolist()
         for name, count in zip(counts, parts, strict=True):
             self._log_metric(f"experts/{name}", _share(count, tokens))
 
 
-def _reward(prompts: Any, completions: Any, reward: list[float | None], **others: Any) -> list[float | None]:
-    """TRL logs it; the advantages are ours."""
-    return reward
+def _reward(prompts: Any, completions: Any, member: Sequence[Member | None], **others: Any) -> list[float | None]:
+    """The rewards, which TRL only logs (the advantages are ours); None for a row that does not count."""
+    return [one.reward if one is not None and one.joined else None for one in member]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""From generations to the pairs a round trains on: what is wrong with each is named, counted, and mostly left out."""
+"""Makes the pairs of a round from generations; faulty pairs are counted, and by default left out."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from typing import Any
 from skillweave.base.chat import Prompt, answer_ids
 from skillweave.methods.tpaw.config import FAULTS, Fault
 from skillweave.methods.training.answers import Answered
-from skillweave.methods.training.pairs import make_pairs
+from skillweave.methods.training.preferences import make_pairs
 
-Side = tuple[Prompt, str]
+PromptAnswer = tuple[Prompt, str]
 """A prompt and one answer to it."""
 
 
 @dataclass(frozen=True)
-class Opponent:
-    """A target and what a player wrote in its place. ``faults`` are the marks of a degenerate pair."""
+class SelfPlayPair:
+    """The data's answer to a prompt, and what a player generated in its place.
+
+    ``faults`` say why the generation is a bad opponent of the target; they are empty for a good pair.
+    """
 
     id: str
     prompt: Prompt
@@ -27,48 +30,51 @@ class Opponent:
     faults: tuple[Fault, ...] = ()
 
 
-def opponents(tokenizer: Any, samples: Sequence[Answered], length_ratio: float) -> list[Opponent]:
-    """One pair for each answer drawn, in order, with its faults; lengths are in tokens of ``tokenizer``."""
+def pairs_of_samples(tokenizer: Any, samples: Sequence[Answered], length_ratio: float) -> list[SelfPlayPair]:
+    """One pair per sampled answer, in order, with its faults; lengths are counted in tokens of ``tokenizer``."""
     return [
-        Opponent(row.id, row.prompt, row.gold, text, faults(tokenizer, row.gold, text, ended, length_ratio))
+        SelfPlayPair(row.id, row.prompt, row.gold, text, faults_of(tokenizer, row.gold, text, ended, length_ratio))
         for row in samples
         if row.gold is not None
         for text, ended in zip(row.answers, row.ended, strict=True)
     ]
 
 
-def preferences(samples: Sequence[Answered], seed: int) -> list[Opponent]:
-    """Pairs by the verifier's judgement: a right answer of the player's own, else the gold one, and a wrong one."""
-    drawn = max((len(row.answers) for row in samples), default=1)
-    pairs, _ = make_pairs(samples, max_pairs_per_prompt=drawn, gold_as_chosen=True, seed=seed)
-    return [Opponent(pair.id, pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
+def pairs_by_verifier(samples: Sequence[Answered], seed: int) -> list[SelfPlayPair]:
+    """Pairs of a right and a wrong answer, as the verifier scored them.
+
+    The right one is the player's own, or the gold answer if the player has none; it stands as the target.
+    """
+    most = max((len(row.answers) for row in samples), default=1)
+    pairs, _ = make_pairs(samples, max_pairs_per_prompt=most, gold_as_chosen=True, seed=seed)
+    return [SelfPlayPair(pair.id, pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
 
 
-def faults(tokenizer: Any, target: str, generated: str, ended: bool, length_ratio: float) -> tuple[Fault, ...]:
+def faults_of(tokenizer: Any, target: str, generated: str, ended: bool, length_ratio: float) -> tuple[Fault, ...]:
     """What is wrong with a generation as an opponent of the target, in the order of :data:`FAULTS`."""
-    lengths = sorted(len(answer_ids(tokenizer, text)) for text in (target, generated))
-    found: dict[Fault, bool] = {
+    shorter, longer = sorted(len(answer_ids(tokenizer, text)) for text in (target, generated))
+    applies: dict[Fault, bool] = {
         "equal": generated.strip() == target.strip(),
         "empty": not generated.strip(),
         "truncated": not ended,
-        "length": lengths[1] > length_ratio * lengths[0],
+        "length": longer > length_ratio * shorter,
     }
-    return tuple(fault for fault in FAULTS if found[fault])
+    return tuple(fault for fault in FAULTS if applies[fault])
 
 
-def sound(pairs: Sequence[Opponent], drop: Collection[Fault]) -> list[Opponent]:
-    """The pairs to train on: none of the faults in ``drop``, and no pair twice (the first stays).
+def without_faults(pairs: Sequence[SelfPlayPair], drop: Collection[Fault]) -> list[SelfPlayPair]:
+    """The pairs that have none of the faults in ``drop``; of equal pairs the first stays.
 
-    A truncated generation is never trained on: behind it would stand an end that its player did not write.
+    A truncated generation is always left out: it would be trained with an end token that its player did not write.
     """
-    kept: dict[tuple[str, str, str], Opponent] = {}
+    unique: dict[tuple[str, str, str], SelfPlayPair] = {}
     for pair in pairs:
         if not set(pair.faults) & {*drop, "truncated"}:
-            kept.setdefault((pair.id, pair.target, pair.generated), pair)
-    return list(kept.values())
+            unique.setdefault((pair.id, pair.target, pair.generated), pair)
+    return list(unique.values())
 
 
-def counted(pairs: Sequence[Opponent]) -> dict[str, int]:
-    """How many pairs bear each fault; one may bear several."""
-    marks = Counter(fault for pair in pairs for fault in pair.faults)
-    return {fault: marks[fault] for fault in FAULTS}
+def count_faults(pairs: Sequence[SelfPlayPair]) -> dict[str, int]:
+    """How many pairs have each fault; a pair may have several."""
+    counts = Counter(fault for pair in pairs for fault in pair.faults)
+    return {fault: counts[fault] for fault in FAULTS}

@@ -1,4 +1,4 @@
-"""What every method's training shares: settings, batch order, processes, a quiet TRL trainer that really resumes."""
+"""What every method's training shares: settings, batch order, processes, and a quiet, resumable TRL trainer."""
 
 from skillweave.methods.training.order import batch_order
 from skillweave.methods.training.processes import Processes

@@ -1,4 +1,4 @@
-"""The policy answers prompts, the task's verifier judges, a JSONL file remembers."""
+"""Samples answers from the policy, scores them with the task's verifier and stores them in a JSONL file."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from skillweave.base.batching import by_length
 from skillweave.base.chat import Prompt, answer_text, as_json
 from skillweave.base.generate import Sampling, encode_prompts, generate_answers
 from skillweave.errors import UserError
 from skillweave.methods.training.order import stage_seed
-from skillweave.methods.training.pieces import Work, by_length, in_pieces, read_lines
+from skillweave.methods.training.pieces import Work, in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import SamplingSettings
-
-if TYPE_CHECKING:
-    from skillweave.tasks import Entry, Task
+from skillweave.tasks import Entry, Task
 
 
 @dataclass(frozen=True)
 class Answered:
-    """One prompt, the answers drawn for it, the score of each in [0, 1], and whether each ended by itself.
+    """One prompt with the answers that were sampled for it.
 
-    ``gold`` is the known right answer, where there is one.
+    - ``gold``: the known right answer, or None.
+    - ``scores``: the score of each answer, in [0, 1].
+    - ``ended``: for each answer, whether the model ended it; False if it was cut off.
     """
 
     id: str
@@ -37,7 +38,10 @@ class Answered:
 
 
 def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int) -> list[Entry]:
-    """The prompts of round ``number`` (from 0): the next ``count`` of a seeded shuffle, begun anew when used up."""
+    """The entries of round ``number`` (from 0): the next ``count`` of a seeded shuffle, which starts again at its end.
+
+    Raises :class:`UserError` if there are no entries, or if two have the same id.
+    """
     if not entries:
         raise UserError("the task's train split is empty: it needs at least one prompt")
     twice = [name for name, times in Counter(entry.id for entry in entries).items() if times > 1]
@@ -49,46 +53,61 @@ def choose_entries(entries: Sequence[Entry], count: int, number: int, seed: int)
 
 
 def read_samples(path: Path) -> list[Answered]:
-    """What :func:`sample_answers` wrote."""
+    """Read what :func:`sample_answers` wrote."""
     return [Answered(**row) for row in read_lines(path)]
 
 
 def mean_score(samples: Sequence[Answered]) -> float:
-    """The mean score of all answers; 0 where there are none."""
+    """The mean score of all answers; 0 if there are none."""
     scores = [score for row in samples for score in row.scores]
     return sum(scores) / len(scores) if scores else 0.0
 
 
 def sample_answers(
-    open_policy: Callable[[], Any], tokenizer: Any, task: Task, entries: Sequence[Entry], settings: SamplingSettings,
-    path: Path, *, samples: int, name: str, seed: int, processes: Processes, greedy: bool = False,
-) -> list[Answered]:  # fmt: skip
-    """Draw ``samples`` judged answers for each entry, kept in ``path`` (JSONL).
+    open_policy: Callable[[], Any],
+    tokenizer: Any,
+    task: Task,
+    entries: Sequence[Entry],
+    settings: SamplingSettings,
+    path: Path,
+    *,
+    samples: int,
+    name: str,
+    seed: int,
+    processes: Processes,
+    greedy: bool = False,
+) -> list[Answered]:
+    """Sample and score ``samples`` answers for each entry, and store them in ``path`` (JSONL).
 
-    Prompts are answered in batches of like length, each with a seed of its own: resumed, and shared by processes, as
-    :func:`in_pieces` says, to the same answers. ``open_policy()`` gives the model, and is called if need be.
+    Prompts of similar length are answered together, and each batch has its own seed. A resumed run, or one with another
+    number of processes, therefore gets the same answers (:func:`in_pieces`). ``open_policy()`` returns the model; it is
+    called only if answers are missing. ``name`` is the stage, for the seeds and the progress bar.
     """
 
     def prepare() -> tuple[list[list[int]], Work]:
         model = open_policy()
         lengths = [len(ids) for ids in encode_prompts(model, tokenizer, [entry.prompt for entry in entries])]
-        drawn = Sampling(settings.max_new_tokens, 0.0 if greedy else settings.temperature, settings.top_p, samples)
+        temperature = 0.0 if greedy else settings.temperature
+        sampling = Sampling(settings.max_new_tokens, temperature, settings.top_p, samples)
 
         def work(number: int, piece: Sequence[int]) -> list[dict[str, Any]]:
-            one = replace(drawn, batch_size=len(piece) * samples, seed=stage_seed(seed, f"{name}/{number}"))
-            return [asdict(row) for row in _answer(model, tokenizer, task, [entries[index] for index in piece], one)]
+            seeded = replace(sampling, batch_size=len(piece) * samples, seed=stage_seed(seed, f"{name}/{number}"))
+            return [asdict(row) for row in _answer(model, tokenizer, task, [entries[index] for index in piece], seeded)]
 
         return by_length(lengths, max(1, settings.sampling_batch_size // samples)), work
 
     rows = in_pieces(
-        path, prepare, processes=processes, label=f"{name}: sampling",
-        note=lambda seen: f"score {mean_score([Answered(**row) for row in seen]):.0%}",
-    )  # fmt: skip
+        path,
+        prepare,
+        processes=processes,
+        label=f"{name}: sampling",
+        note=lambda rows: f"score {mean_score([Answered(**row) for row in rows]):.0%}",
+    )
     return [Answered(**row) for row in rows]
 
 
 def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampling: Sampling) -> list[Answered]:
-    drawn = generate_answers(model, tokenizer, [entry.prompt for entry in entries], sampling)
+    generated = generate_answers(model, tokenizer, [entry.prompt for entry in entries], sampling)
     return [
         Answered(
             id=entry.id,
@@ -98,5 +117,5 @@ def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampli
             scores=[float(task.score(answer.text, entry)) for answer in answers],
             ended=[answer.ended for answer in answers],
         )
-        for entry, answers in zip(entries, drawn, strict=True)
+        for entry, answers in zip(entries, generated, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Log-probabilities of answer tokens on a CPU, without the vocabulary's logits of all the other positions."""
+"""Log-probabilities of answer tokens on a CPU, without computing the vocabulary's logits at all other positions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from skillweave.methods.training.from_trl import FusedCausalLMOutput, add_fused_lm_head
+from skillweave.methods.training.trl_hooks import FusedCausalLMOutput, add_fused_lm_head
 
-# A model that scales or caps its logits, or returns router losses, keeps TRL's own head, which knows them all.
-_SPECIAL = (
+_SPECIAL_HEADS = (
     "final_logit_softcapping",
     "logit_scale",
     "output_multiplier",
@@ -19,12 +18,15 @@ _SPECIAL = (
     "logits_scaling",
     "output_router_logits",
 )
+"""Config keys of models that scale or cap their logits, or return router losses. They keep TRL's head, which handles
+all of these."""
 
 
 def answer_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Log-probability of each target, entropy of each distribution (both (N,) float32, nats), target is the top one.
+    """The log-probability of each target, the entropy of each distribution, and whether the target is the likeliest.
 
-    ``logits`` (N, V) any float dtype, ``targets`` (N,) int64. The gradient flows through the log-probability only.
+    - ``logits``: (N, V), any float dtype; ``targets``: (N,) int64.
+    - Log-probability and entropy: (N,) float32, in nats. The gradient flows through the log-probability only.
     """
     log_probs = logits.float().log_softmax(dim=-1)
     chosen = log_probs.gather(1, targets[:, None]).squeeze(1)
@@ -37,15 +39,18 @@ def answer_scores(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Te
 def install_answer_head(model: Any, temperature: float = 1.0) -> None:
     """Make ``model(..., labels=labels, fused_lm_head=True)`` score only the positions whose label is not -100.
 
-    TRL 1.16 patches its models so; on a GPU its Triton kernel scores the labelled positions only, but on a CPU it
-    projects every position, prompt included, onto the whole vocabulary and twice: measured five times slower
-    (533 answer tokens of 1600, 49152 words) [ours]. To be called after TRL's trainer has patched ``model`` (a
-    causal LM or a PEFT model) and with the ``temperature`` it was given: logits are divided by it. The output has TRL's
-    form, fields (B, T-1). On other devices nothing changes.
+    TRL patches its models in this way. On a GPU its Triton kernel scores the labelled positions only, but on a CPU it
+    projects every position, the prompt included, onto the whole vocabulary, and does so twice. That measured five times
+    slower (533 answer tokens of 1600, 49152 words) [ours].
+
+    - ``model``: a causal LM or a PEFT model that TRL's trainer has already patched.
+    - ``temperature``: the one that TRL's trainer was given; logits are divided by it.
+    - The output has the same fields as TRL's, each (B, T-1).
+    - On other devices nothing changes.
     """
     model = model.get_base_model() if isinstance(model, PeftModel) else model
     config = model.config.get_text_config()
-    if model.device.type != "cpu" or any(getattr(config, name, None) for name in _SPECIAL):
+    if model.device.type != "cpu" or any(getattr(config, name, None) for name in _SPECIAL_HEADS):
         return
     inner = model.forward
 
@@ -74,17 +79,17 @@ def install_answer_head(model: Any, temperature: float = 1.0) -> None:
 
 
 def install_scoring_head(model: Any) -> None:
-    """What TRL's trainers do to their models, for one that TRL has not seen; on a CPU :func:`install_answer_head`."""
+    """Give a model that no TRL trainer has patched a head that scores labels: TRL's, or on a CPU ours."""
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     add_fused_lm_head(inner, outputs=("log_probs",))
     install_answer_head(model)
 
 
 def answer_log_probs(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The summed log-probability of each row's answer: (N,) float32, nats, with its gradient.
+    """The summed log-probability of each row's answer: (N,) float32, in nats, with its gradient.
 
-    ``inputs``: ``input_ids``, ``attention_mask`` and ``labels`` (-100 but on the answer), all (N, T). The model bears
-    a scoring head (:func:`install_scoring_head`).
+    - ``model``: has a scoring head (:func:`install_scoring_head`).
+    - ``inputs``: ``input_ids``, ``attention_mask`` and ``labels`` (-100 except on the answer), all (N, T).
     """
     out = model(**inputs, fused_lm_head=True)
     return (out.log_probs * out.label_mask).sum(dim=1)

@@ -1,4 +1,4 @@
-"""The loss on answers that a supervised training does not see: looks on the way, early stopping, the best weights."""
+"""The loss on answers that a supervised training does not see: evaluations, early stopping, the best weights."""
 
 from __future__ import annotations
 
@@ -9,58 +9,64 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from skillweave.methods.training.collate import padded
+from skillweave.base.batching import by_length, padded
 from skillweave.methods.training.head import answer_log_probs
-from skillweave.methods.training.pieces import by_length
 from skillweave.methods.training.settings import AnswerSettings
 
 LOSS = "eval_loss"
-"""The held-out loss in the trainer's log, under the name that transformers and what it reports to know."""
+"""The key of the held-out loss in the trainer's log. Transformers and the reporting services know it by this name."""
 
 
-class HeldOut(TrainerCallback):
-    """Ends a training whose held-out loss has not fallen for ``patience`` looks; also looks after the last step.
+class EarlyStopping(TrainerCallback):
+    """Evaluates after the last step, and stops a training whose held-out loss has not fallen for a while.
 
-    All that is known of earlier looks is read from the trainer's log, which a checkpoint holds, so a training that was
-    killed and goes on decides as an unbroken one.
+    ``patience`` is the number of evaluations without a lower loss after which it stops; None: never. Everything about
+    earlier evaluations is read from the trainer's log, which is part of a checkpoint, so a resumed training decides
+    exactly as an unbroken one.
     """
 
     def __init__(self, patience: int | None) -> None:
         self._patience = patience
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Look after the last step, wherever it falls."""
+        """Evaluate after the last step, also between two regular evaluations."""
         if state.global_step >= state.max_steps:
             control.should_evaluate = True
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop where the best look lies ``patience`` looks back."""
+        """Stop if the best evaluation is ``patience`` evaluations old."""
         losses = [entry[LOSS] for entry in state.log_history if LOSS in entry]
         if self._patience is not None and len(losses) - 1 - losses.index(min(losses)) >= self._patience:
             control.should_training_stop = True
-            # A run that goes on from a checkpoint of this step would not know that the end is reached, and train on.
-            # From the one before, it takes this step again and ends as it did.
+            # A run that resumed from a checkpoint of this step would not know that the training is over, and would
+            # train on. From the checkpoint before, it repeats this step and stops again.
             control.should_save = False
 
 
-def look_arguments(settings: AnswerSettings, steps: int) -> dict[str, Any]:
-    """The trainer's arguments for looks; with ``patience`` there is a checkpoint at each, to go back to the best."""
-    every = settings.looks_every(steps)
-    arguments: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": every}
+def evaluation_arguments(settings: AnswerSettings, steps: int) -> dict[str, Any]:
+    """The trainer's arguments for evaluations.
+
+    With ``patience`` a checkpoint is saved at each, so that the trainer can return to the best one.
+    """
+    interval = settings.evaluation_interval(steps)
+    arguments: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": interval}
     if settings.patience is None:
         return arguments
     best = {"load_best_model_at_end": True, "metric_for_best_model": LOSS, "greater_is_better": False}
-    return {**arguments, **best, "save_steps": every}
+    return {**arguments, **best, "save_steps": interval}
 
 
 @torch.no_grad()
 def held_out_loss(
     model: Any, rows: Sequence[dict[str, list[int]]], pad: int, size: int, around: Callable[[], AbstractContextManager]
 ) -> float:
-    """The mean negative log-likelihood of a labelled token of ``rows`` (``input_ids``, ``labels``), in nats.
+    """The mean negative log-likelihood of a labelled token of ``rows``, in nats.
 
-    ``size`` rows go through the model at once; the mean is over all tokens, so the result does not depend on it.
-    ``model`` bears a scoring head; ``around()`` is entered around its calls.
+    - ``model``: has a scoring head (:func:`~skillweave.methods.training.head.install_scoring_head`).
+    - ``rows``: ``input_ids`` and ``labels``, both (T,).
+    - ``size``: how many rows go through the model at once. The mean is over all tokens, so the result does not depend
+      on it.
+    - ``around``: its context is entered around each call of the model, such as autocast.
     """
     total, tokens = 0.0, 0
     training = model.training
@@ -84,8 +90,8 @@ def _batch(rows: Sequence[dict[str, list[int]]], pad: int, device: Any) -> dict[
     return {**inputs, "labels": labels}
 
 
-def looks(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
-    """The looks of a trainer's log: ``step``, ``held_out_loss``, and the ``loss`` of the training step before it."""
+def evaluations(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:
+    """The evaluations in a trainer's log: ``step``, ``held_out_loss``, and the ``loss`` of that training step."""
     losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
     return [
         {"step": entry["step"], "loss": losses[entry["step"]], "held_out_loss": entry[LOSS]}

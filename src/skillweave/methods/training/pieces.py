@@ -1,4 +1,4 @@
-"""A long job over many rows, done in pieces: each is written when it is done, so that a kill costs one piece."""
+"""Does a long job in pieces: each piece is written when it is done, so a kill costs at most one piece."""
 
 from __future__ import annotations
 
@@ -14,31 +14,33 @@ from skillweave.methods.training.processes import Processes
 from skillweave.progress import bar
 
 Work = Callable[[int, Sequence[int]], list[Any]]
-"""(number of the piece, indices of its rows) -> one JSON-like value a row."""
-
-
-def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Pieces of at most ``size`` indices, the longest rows first: rows of like length pad each other little."""
-    ordered = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [ordered[at : at + size] for at in range(0, len(ordered), size)]
+"""(number of the piece, indices of its rows) -> one JSON-like value per row."""
 
 
 def in_pieces(
-    path: Path, prepare: Callable[[], tuple[list[list[int]], Work]], *, processes: Processes, label: str,
-    note: Callable[[list[Any]], str] | None = None, trace: bool = True,
-) -> list[Any]:  # fmt: skip
-    """One value for each row, kept in ``path`` (JSONL, in the order of the rows' indices).
+    path: Path,
+    prepare: Callable[[], tuple[list[list[int]], Work]],
+    *,
+    processes: Processes,
+    label: str,
+    note: Callable[[list[Any]], str] | None = None,
+    trace: bool = True,
+) -> list[Any]:
+    """One value per row, which is also stored in ``path`` (JSONL, in the order of the rows' indices).
 
-    A file that is there is read, not made anew. Else ``prepare()`` gives the pieces and what works on one of them. The
-    processes share the pieces, and what a piece gives must depend on nothing but its number and its rows: then a run
-    that was killed, or shared otherwise, ends in the same file. ``note(rows so far)`` stands behind the progress bar,
-    which leaves a line where nobody watches if ``trace``.
+    If the file exists, it is read and nothing else happens.
+
+    - ``prepare()`` returns the pieces and the function that works on one of them.
+    - The processes share the pieces. The values of a piece must depend only on its number and its rows; then a run that
+      was killed, or that has another number of processes, ends with the same file.
+    - ``note(rows so far)`` is shown after the progress bar ``label``. Without a terminal the bar leaves one line at the
+      end if ``trace``.
     """
     if not processes.from_first(path.exists):
         parts = path.with_name(f"{path.stem}.parts")
         pieces, work = prepare()
         with bar(label, len(pieces), shown=processes.first, trace=trace) as advance:
-            _share(pieces, work, parts, processes, advance, note)
+            _work_on_share(pieces, work, parts, processes, advance, note)
         processes.wait()
         if processes.first:
             rows: dict[int, Any] = {}
@@ -55,17 +57,23 @@ def read_lines(path: Path) -> list[Any]:
     return [value for _, value in read_json_lines(path)]
 
 
-def _share(
-    pieces: list[list[int]], work: Work, parts: Path, processes: Processes, advance: Callable[..., None],
+def _work_on_share(
+    pieces: list[list[int]],
+    work: Work,
+    parts: Path,
+    processes: Processes,
+    advance: Callable[..., None],
     note: Callable[[list[Any]], str] | None,
-) -> None:  # fmt: skip
-    seen: list[Any] = []
+) -> None:
+    """Do the pieces of this process that are not done yet."""
+    rows: list[Any] = []
     for number in range(processes.rank, len(pieces), processes.world):
         part = _part(parts, number)
         if not part.exists():
             write_text(part, _lines(work(number, pieces[number])))
-        seen.extend(read_lines(part) if note else [])
-        advance(processes.world, note=note(seen) if note else None)
+        if note is not None:
+            rows.extend(read_lines(part))
+        advance(processes.world, note=note(rows) if note else None)
 
 
 def _part(parts: Path, number: int) -> Path:

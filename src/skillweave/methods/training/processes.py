@@ -1,4 +1,4 @@
-"""The processes of one run: one by default, several under ``torchrun``."""
+"""The processes of a run: one by default, several under ``torchrun``."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Which process this is and how many there are. Rank 0 writes; the folder of a run is seen by all of them."""
+    """Which process this is and how many there are. Rank 0 writes, and all processes see the folder of the run."""
 
     rank: int = 0
     world: int = 1
 
     @classmethod
     def join(cls, device_type: str) -> Processes:
-        """Join the group that ``torchrun`` made (gloo on CPU, nccl on CUDA), or be alone."""
+        """Join the processes that ``torchrun`` started (gloo on CPU, nccl on CUDA), or return a single process."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
             return cls()
         if not dist.is_initialized():
-            # Rank 0 may write a large checkpoint or zip samples while the others wait.
+            # The others wait while rank 0 writes a large checkpoint.
             dist.init_process_group("gloo" if device_type == "cpu" else "nccl", timeout=timedelta(hours=2))
         return cls(dist.get_rank(), dist.get_world_size())
 
     def device(self, device: torch.device) -> torch.device:
-        """Where this process computes: the device it was given, or its own GPU where there are several processes."""
+        """The device of this process: ``device``, or this process's own GPU if there are several processes."""
         if self.world == 1 or device.type != "cuda":
             return device
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -46,12 +46,12 @@ class Processes:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Return once every process has come here."""
+        """Return once every process has called this."""
         if self.world > 1:
             dist.barrier()
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """The value that rank 0 makes; all processes go on once it is made. A failure there is a failure everywhere."""
+        """Call ``make()`` in rank 0 only, and return its value in every process. If it fails, all processes raise."""
         if self.world == 1:
             return make()
         box: list[Any] = [None, None]
@@ -67,7 +67,7 @@ class Processes:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, in every process."""
+        """The values of all processes by rank, in every process."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -75,7 +75,7 @@ class Processes:
         return values
 
     def share(self, batch_size: int) -> int:
-        """Examples of a batch that fall to this process; one that does not divide evenly is a :class:`UserError`."""
+        """How many examples of a batch this process gets. Raises :class:`UserError` if they do not divide evenly."""
         if batch_size % self.world:
             raise UserError(
                 f"batch_size {batch_size} does not divide over {self.world} processes: use a multiple of {self.world}"

@@ -1,4 +1,4 @@
-"""Where the log of a training goes beside our own files: TensorBoard, and what else transformers reports to."""
+"""Sends the log of a training to TensorBoard and to the other services that transformers can report to."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations.integration_utils import (
+from skillweave.errors import UserError, nearest
+from skillweave.methods.training.trl_hooks import (
     INTEGRATION_TO_CALLBACK,
     TensorBoardCallback,
     get_available_reporting_integrations,
 )
 
-from skillweave.errors import UserError, nearest
-
 _TENSORBOARD = "tensorboard"
 _PACKAGES = {"azure_ml": "azureml-mlflow", "comet_ml": "comet-ml", "flyte": "flytekit"}
-"""Where the package to install has another name than the service."""
+"""Service -> the package to install, for services whose package has another name."""
 _FOLDERS = {"wandb": "WANDB_DIR", "trackio": "TRACKIO_DIR", "swanlab": "SWANLAB_LOG_DIR"}
-"""The variable that says where a service keeps its files; one that the user has set stays as it is."""
+"""Service -> the environment variable that says where it keeps its files. A value that the user has set stays."""
 
 
 def check_reporters(names: Sequence[str]) -> None:
-    """Raise :class:`UserError` for a service that transformers does not know, or whose package is missing."""
+    """Raise :class:`UserError` for a service that transformers does not know, or whose package is not installed."""
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             raise UserError(f"report_to: unknown service '{name}'; {nearest(name, INTEGRATION_TO_CALLBACK)}")
@@ -35,19 +34,19 @@ def check_reporters(names: Sequence[str]) -> None:
 
 
 def reporters(names: Sequence[str], folder: Path, step: int) -> list[Any]:
-    """The callbacks that report a training in ``folder``, which goes on after ``step`` (0: it begins).
+    """The callbacks that report a training in ``folder`` that resumes after ``step`` (0: it starts).
 
-    To be made by the first process only. TensorBoard's files lie in ``folder/"tensorboard"``; what an attempt that was
-    killed wrote of later steps is dropped there, so that the curve of a training that goes on is one curve.
+    Only the first process may call this. TensorBoard's files are in ``folder/"tensorboard"``. What a killed attempt
+    wrote about later steps is discarded there, so that the curve of a resumed training has no doubled part.
     """
-    made: list[Any] = []
+    callbacks: list[Any] = []
     for name in names:
         if name == _TENSORBOARD:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # the package tensorboard is optional
 
-            made.append(TensorBoardCallback(SummaryWriter(str(folder / _TENSORBOARD), purge_step=step + 1)))
+            callbacks.append(TensorBoardCallback(SummaryWriter(str(folder / _TENSORBOARD), purge_step=step + 1)))
             continue
         if name in _FOLDERS:
             os.environ.setdefault(_FOLDERS[name], str(folder))
-        made.append(INTEGRATION_TO_CALLBACK[name]())
-    return made
+        callbacks.append(INTEGRATION_TO_CALLBACK[name]())
+    return callbacks

@@ -1,4 +1,4 @@
-"""TRL's trainers made quiet, ordered and resumable: what a stage adds is its data and its loss."""
+"""TRL's trainers without their noise, resumable from checkpoints; a stage adds its data and its loss."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ from skillweave.errors import UserError
 from skillweave.files.disk import sync_tree
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import read_text
-from skillweave.methods.training.held_out import LOSS, looks
+from skillweave.methods.training.held_out import LOSS, evaluations
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.reporting import reporters
 from skillweave.methods.training.settings import TrainingSettings
+from skillweave.methods.training.trl_hooks import NOISY_LOGGERS, ROLLOUT_FUNC_WARNING
 from skillweave.progress import bar
 
-_MARK = "complete"
+_COMPLETE = "complete"
+"""The file that marks a checkpoint as complete."""
 
 
 class QuietTrainer:
-    """To be mixed in before a TRL trainer: no call home, no model card beside each checkpoint.
+    """Mixin for TRL trainers: disables telemetry and the model card of each checkpoint.
 
-    ``watched`` maps keys of the trainer's log to the names that :func:`fit` gives them among its figures.
+    ``watched`` maps keys of the trainer's log to the names that they get in the figures of :func:`fit`.
     """
 
     watched: Mapping[str, str] = {}
 
     def _send_telemetry(self) -> None:
-        """TRL would report the model's kind to its makers; a person who wants that can run TRL itself."""
+        """Do nothing. TRL would report the kind of model and hardware to its makers."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The delta gets one card, from the report, not one from each checkpoint."""
+        """Do nothing. The delta gets one card, from the report, and the checkpoints need none."""
 
 
 class _Show(TrainerCallback):
-    """Drives our progress bar; the note is the loss, and the reward margin where there is one.
+    """Drives our progress bar. Its note is the loss, the reward margin if there is one, and the held-out loss.
 
-    A loss that is not a number ends the run at once: nothing after it would be worth its time.
+    Raises :class:`UserError` at once if the loss is not a finite number, since nothing after it would be of use.
     """
 
     def __init__(self, advance: Callable[..., None]):
@@ -55,7 +57,7 @@ class _Show(TrainerCallback):
         self._loss = self._held_out = ""
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.advance(state.global_step)  # steps of the run that was cut off
+        self.advance(state.global_step)  # the steps before the training was cut off
 
     def on_step_end(self, args, state, control, **kwargs):
         self.advance(1)
@@ -72,8 +74,8 @@ class _Show(TrainerCallback):
             self.advance(0, note=self._loss + self._held_out)
 
 
-class _Mark(TrainerCallback):
-    """Marks a checkpoint once every process has written its part: a kill while saving leaves one without a mark."""
+class _MarkComplete(TrainerCallback):
+    """Marks a checkpoint once every process has written its part; a kill before that leaves it without a mark."""
 
     def __init__(self, processes: Processes):
         self.processes = processes
@@ -81,43 +83,57 @@ class _Mark(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self.processes.wait()
         if self.processes.first:
-            mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
-def mark_whole(checkpoint: Path) -> None:
-    """Mark a checkpoint as whole, by the sizes of its files, once they are all on the disk."""
+def mark_complete(checkpoint: Path) -> None:
+    """Mark a checkpoint as complete after all its files have reached the disk; the mark lists their sizes."""
     sync_tree(checkpoint)
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    write_json(checkpoint / _MARK, {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files})
+    write_json(checkpoint / _COMPLETE, {file.relative_to(checkpoint).as_posix(): file.stat().st_size for file in files})
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is marked and has every file of its mark: a kill may leave one that is half removed."""
+def _is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint is marked and has every file of its mark. A kill may leave one that is half deleted."""
     try:
-        text = read_text(checkpoint / _MARK)
-        sizes = parse_json(text, str(checkpoint / _MARK)) if text else {}  # older marks are empty
+        text = read_text(checkpoint / _COMPLETE)
+        sizes = parse_json(text, str(checkpoint / _COMPLETE)) if text else {}  # marks of older versions are empty
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, UserError):
         return False
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint in ``folder``, if any."""
-    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_whole(checkpoint)]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest complete checkpoint in ``folder``, or None."""
+    complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
+    return max(complete, key=_step_of, default=None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def micro_batch(share: int, most: int | None) -> int:
-    """The largest divisor of ``share`` that is at most ``most``: all micro-batches of a step are then equal in size."""
+    """The largest divisor of ``share`` that is at most ``most``, so that all micro-batches of a step are equal."""
     return max(size for size in range(1, share + 1) if share % size == 0 and (most is None or size <= most))
 
 
 def trainer_arguments(
-    settings: TrainingSettings, processes: Processes, *, folder: Path, steps: int, seed: int, bf16: bool, device: str,
-    save_every: int, gradient_checkpointing: bool,
-) -> dict[str, Any]:  # fmt: skip
-    """Keyword arguments for transformers' TrainingArguments and TRL's configs. The data must be laid out by
-    :func:`batch_order`."""
+    settings: TrainingSettings,
+    processes: Processes,
+    *,
+    folder: Path,
+    steps: int,
+    seed: int,
+    bf16: bool,
+    device: str,
+    save_every: int,
+    gradient_checkpointing: bool,
+) -> dict[str, Any]:
+    """Keyword arguments for TrainingArguments of transformers and the configs of TRL.
+
+    The trainer reads its rows one after the other, so they must be in the order of :func:`batch_order`.
+    """
     share = processes.share(settings.batch_size)
     size = micro_batch(share, settings.micro_batch_size)
     cpu = device == "cpu"
@@ -140,7 +156,7 @@ def trainer_arguments(
         "seed": seed,
         "save_strategy": "steps",
         "save_steps": save_every,
-        # Two, because the older one goes before the newer one bears its mark.
+        # Two, because the older checkpoint is deleted before the newer one is marked as complete.
         "save_total_limit": 2,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -150,21 +166,22 @@ def trainer_arguments(
 
 
 def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str] = ()) -> dict[str, Any]:
-    """Train to the end, from the newest whole checkpoint where there is one; the figures of the steps.
+    """Train to the end, from the newest complete checkpoint if there is one, and return the figures:
 
-    Returns ``steps``, ``loss_first``, ``loss_last`` (mean of the last fifth of the steps), and likewise what the
-    trainer's ``watched`` names, over the last fifth of the steps that tell it; ``idle_steps``, where there are steps
-    without any gradient; where there are looks at held-out examples, ``held_out_loss`` (of the weights that are kept),
-    ``held_out_best`` and ``best_step``. The log of all steps lies in ``history.json``, the looks in ``curve.json``;
-    ``report_to`` names services that get the log too (:mod:`~skillweave.methods.training.reporting`).
+    - ``steps``, ``loss_first``, and ``loss_last``, the mean of the last fifth of the steps.
+    - The names in the trainer's ``watched``: each a mean over the last fifth of the steps that logged it.
+    - ``idle_steps``, if some steps had no gradient at all.
+    - ``held_out_loss`` (of the weights that are kept), ``held_out_best`` and ``best_step``, if there were evaluations.
+
+    ``history.json`` gets the log of all steps, ``curve.json`` the evaluations. ``report_to`` names services that get
+    the log too (:mod:`~skillweave.methods.training.reporting`).
     """
     folder = Path(trainer.args.output_dir)
     checkpoint = processes.from_first(lambda: latest_checkpoint(folder))
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Mark(processes))
+    trainer.add_callback(_MarkComplete(processes))
     if processes.first:
-        done = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        for reporter in reporters(report_to, folder, done):
+        for reporter in reporters(report_to, folder, _step_of(checkpoint) if checkpoint else 0):
             trainer.add_callback(reporter)
     with bar(label, trainer.args.max_steps, shown=processes.first) as advance, disk_errors(folder):
         trainer.add_callback(_Show(advance))
@@ -172,63 +189,65 @@ def fit(trainer: Any, label: str, processes: Processes, report_to: Sequence[str]
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
 
     def mean(key: str) -> float:
-        values = [entry[key] for entry in history if key in entry]  # not every step need measure everything
+        values = [entry[key] for entry in history if key in entry]  # not every step logs everything
         last = values[-max(1, len(values) // 5) :]
         return sum(last) / len(last)
 
-    seen = looks(trainer.state.log_history)
+    curve = evaluations(trainer.state.log_history)
     if processes.first:
-        at = {look["step"]: {"held_out_loss": look["held_out_loss"]} for look in seen}
-        write_json(folder / "history.json", [{**entry, **at.get(entry["step"], {})} for entry in history])
-        if seen:
-            write_json(folder / "curve.json", seen)
+        held_out = {point["step"]: {"held_out_loss": point["held_out_loss"]} for point in curve}
+        write_json(folder / "history.json", [{**entry, **held_out.get(entry["step"], {})} for entry in history])
+        if curve:
+            write_json(folder / "curve.json", curve)
     figures: dict[str, Any] = {"steps": len(history), "loss_first": history[0]["loss"], "loss_last": mean("loss")}
     if idle := sum(entry.get("grad_norm") == 0 for entry in history):
         figures["idle_steps"] = idle
-    return {**figures, **{name: mean(key) for key, name in trainer.watched.items()}, **_of_looks(trainer, seen)}
+    watched = {name: mean(key) for key, name in trainer.watched.items()}
+    return {**figures, **watched, **_held_out_figures(curve, trainer.args.load_best_model_at_end)}
 
 
-def learnt(figures: Mapping[str, Any]) -> bool:
-    """Whether a training with these figures can have changed a weight: one of its steps had a gradient."""
-    return figures["steps"] > figures.get("idle_steps", 0)
-
-
-def _of_looks(trainer: Any, seen: list[dict[str, float]]) -> dict[str, float]:
-    """The figures of the held-out loss: of the weights that are kept, and the lowest, with its step."""
-    if not seen:
+def _held_out_figures(curve: list[dict[str, float]], keeps_best: bool) -> dict[str, float]:
+    """The held-out loss of the weights that are kept, and the lowest one with its step; empty without evaluations."""
+    if not curve:
         return {}
-    best = min(seen, key=lambda look: look["held_out_loss"])
-    kept = best if trainer.args.load_best_model_at_end else seen[-1]
+    best = min(curve, key=lambda point: point["held_out_loss"])
+    kept = best if keeps_best else curve[-1]
     return {"held_out_loss": kept["held_out_loss"], "held_out_best": best["held_out_loss"], "best_step": best["step"]}
 
 
+def learnt(figures: Mapping[str, Any]) -> bool:
+    """Whether a training with these figures can have changed a weight: at least one step had a gradient."""
+    return figures["steps"] > figures.get("idle_steps", 0)
+
+
 def drop_checkpoints(folder: Path) -> None:
-    """Free the disk of a finished stage: weights, optimiser and random state of its checkpoints."""
+    """Delete the checkpoints of a finished stage: weights, optimiser and random state."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, transformers, TRL and datasets say nothing but errors and draw no bars of their own."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "trl", "accelerate", "peft")]
+    """A context in which transformers, TRL and datasets log errors only and draw no progress bars of their own."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
-    own_bars = datasets.are_progress_bars_disabled(), transformers.utils.logging.is_progress_bar_enabled()
+    bars_of_datasets = not datasets.are_progress_bars_disabled()
+    bars_of_transformers = transformers.utils.logging.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # TRL and transformers warn each other of names that one of them will drop.
+            # TRL and transformers warn each other of names that one of them will remove.
             warnings.filterwarnings("ignore", category=FutureWarning)
-            # Its GRPO calls the argument experimental through which a method hands it conversations of its own.
-            warnings.filterwarnings("ignore", message="You are using 'rollout_func'")
+            # TRL warns that ``rollout_func`` is experimental; we rely on it.
+            warnings.filterwarnings("ignore", message=ROLLOUT_FUNC_WARNING)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if not own_bars[0]:
+        if bars_of_datasets:
             datasets.enable_progress_bars()
-        if own_bars[1]:
+        if bars_of_transformers:
             transformers.utils.logging.enable_progress_bar()

@@ -1,19 +1,24 @@
-"""Ways to write a delta small, one file each. A codec is a function ``(Job) -> Written``, found by name."""
+"""Codecs: ways to write the matrices of a delta in few bytes, one file each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from skillweave.errors import UserError, nearest
-from skillweave.skillzip.codecs.skillzip import skillzip
+from skillweave.skillzip.codecs.integer_factors import integer_factors
 from skillweave.skillzip.codecs.svd import svd
-from skillweave.skillzip.job import Job, Written
+from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.draft import Draft, Encoded
+from skillweave.skillzip.source import MatrixSource
 
-CODECS: dict[str, Callable[[Job], Written]] = {"skillzip": skillzip, "svd": svd}
+CodecFunction = Callable[[ZipConfig, MatrixSource, Draft], Encoded]
+"""Reads matrices from the source, and encodes as much of them as fits the draft's budget."""
+
+CODECS: dict[str, CodecFunction] = {"skillzip": integer_factors, "svd": svd}
 
 
-def get_codec(name: str) -> Callable[[Job], Written]:
-    """The codec called ``name``; an unknown name is a :class:`UserError`."""
+def get_codec(name: str) -> CodecFunction:
+    """Return the codec called ``name``. Raises :class:`UserError` for an unknown name."""
     if name not in CODECS:
         raise UserError(f"unknown codec '{name}'; {nearest(name, CODECS)}")
     return CODECS[name]

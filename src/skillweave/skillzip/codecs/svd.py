@@ -1,34 +1,35 @@
-"""The peer: a plain truncated SVD in bf16, of one rank for all matrices."""
+"""The codec ``svd``, which SkillZip is compared with: a plain truncated SVD in bf16, with one rank for all matrices."""
 
 from __future__ import annotations
 
 from skillweave.pack import FactorsEntry
 from skillweave.progress import bar
-from skillweave.skillzip.job import Job, MatrixEntry, Written
+from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.draft import Draft, Encoded, MatrixEntry
 from skillweave.skillzip.lowrank import balanced, decompose
+from skillweave.skillzip.source import MatrixSource
 
 
-def svd(job: Job) -> Written:
-    """The largest rank whose pack fits the budget; a matrix with fewer ranks than that gets all it has."""
+def svd(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
+    """Return every matrix at the largest rank whose pack fits the budget, or at its full rank if that is smaller."""
 
     def entries(rank: int) -> dict[str, MatrixEntry]:
         return {
             key: FactorsEntry(shape=piece.entry_shape, rank=min(rank, *piece.shape), transposed=piece.transposed)
-            for key, piece in job.plan.pieces.items()
+            for key, piece in source.plan.pieces.items()
         }
 
-    low, high = 0, max(min(shape) for shape in job.shapes.values())
+    low, high = 0, max(min(shape) for shape in source.shapes.values())
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if job.free_bytes(entries(middle)) >= 0 else (low, middle - 1)
+        low, high = (middle, high) if draft.free_bytes(entries(middle)) >= 0 else (low, middle - 1)
     if low == 0:
-        raise job.refuse(entries(1))
-    chosen = entries(low)
+        raise draft.refusal(entries(1))
     tensors = {}
-    with bar("truncated SVD", len(chosen)) as advance:
-        for name in chosen:
-            matrix = job.read(name)
+    with bar("truncated SVD", len(source.shapes)) as advance:
+        for key in source.shapes:
+            matrix = source.matrix(key)
             left, right = balanced(decompose(matrix, low).U, matrix)
-            tensors[f"{name}.A"], tensors[f"{name}.B"] = left.bfloat16(), right.bfloat16()
+            tensors[f"{key}.A"], tensors[f"{key}.B"] = left.bfloat16(), right.bfloat16()
             advance()
-    return Written(chosen, tensors)
+    return Encoded(entries(low), tensors)

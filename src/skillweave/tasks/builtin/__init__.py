@@ -1,8 +1,12 @@
-"""Small generators that need no download: short prompts, short answers, one right answer each.
+"""Small generators that need no download: short prompts, short answers, exactly one right answer each.
 
-Each file has ``Settings`` (its config), ``make(rng, settings) -> (prompt, answer)``, a pure function of the given
-``random.Random`` in the manner of reasoning-gym, and the ``BUILTIN`` that says how an answer is checked. The three
-that bring tools as well (``hops``, ``steps``, ``tables``) live in :mod:`skillweave.tasks`.
+Each file has three parts:
+
+* a settings class, the config of the generator
+* ``make(rng, settings) -> (prompt, answer)``, a pure function of the given ``random.Random``, as in reasoning-gym
+* ``BUILTIN``, which says how an answer is checked
+
+Three generators also bring tools and a scripted expert: ``hops``, ``steps`` and ``tables``.
 """
 
 from __future__ import annotations

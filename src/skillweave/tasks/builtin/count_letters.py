@@ -1,4 +1,4 @@
-"""Count how often a letter stands in a line of words."""
+"""Count how often a letter occurs in a line of words."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from skillweave.tasks.builtin.kind import Builtin, Span
 from skillweave.tasks.builtin.words import WORDS
 
 
-class Settings(Span):
-    """Lines of ``least`` to ``most`` words."""
+class CountLettersSettings(Span):
+    """Settings of ``count_letters``."""
 
-    least: int = Field(1, ge=1, le=8)
-    most: int = Field(3, ge=1, le=8)
+    least: int = Field(1, ge=1, le=8, description="fewest words in a line")
+    most: int = Field(3, ge=1, le=8, description="most words in a line")
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
-    """``How many times does the letter "p" occur in "apple"?`` -> ``2``; one letter in five does not occur."""
+def make(rng: Random, settings: CountLettersSettings) -> tuple[str, str]:
+    """``How many times does the letter "p" occur in "apple"?`` -> ``2``; about one letter in five does not occur."""
     line = " ".join(rng.sample(WORDS, rng.randint(settings.least, settings.most)))
     letters = sorted(set(line) - {" "})
     absent = sorted(set("abcdefghijklmnopqrstuvwxyz") - set(line))
@@ -26,4 +26,4 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
     return f'How many times does the letter "{letter}" occur in "{line}"?', str(line.count(letter))
 
 
-BUILTIN = Builtin(Settings, make, "numeric")
+BUILTIN = Builtin(CountLettersSettings, make, "numeric")

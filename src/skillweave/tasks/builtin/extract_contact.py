@@ -1,4 +1,4 @@
-"""Take name, e-mail and telephone number out of a sentence about a person, as one line."""
+"""Extract name, e-mail and telephone number from a sentence about a person, as one line."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _SENTENCES = (
 )
 
 
-class Settings(Config):
-    """There is nothing to set."""
+class ExtractContactSettings(Config):
+    """Settings of ``extract_contact``: there are none."""
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: ExtractContactSettings) -> tuple[str, str]:
     """``... Ada Reed can be reached at ada@tower.org or 555-0134.`` -> ``Ada Reed; ada@tower.org; 555-0134``."""
     first, last = rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)
     user = rng.choice((first, f"{first}.{last}", f"{first[0]}{last}", last)).lower()
@@ -37,4 +37,4 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
     return f'Write the contact as "name; email; phone": {sentence}', f"{name}; {email}; {phone}"
 
 
-BUILTIN = Builtin(Settings, make, "exact")
+BUILTIN = Builtin(ExtractContactSettings, make, "exact")

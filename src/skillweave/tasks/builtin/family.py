@@ -1,4 +1,4 @@
-"""What a family of tasks with tools is: a builtin generator that brings its tools and an expert."""
+"""A family of tasks with tools: a builtin generator that brings its tools and a scripted expert."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from skillweave.tools.toolbox import Session, Toolbox
 
 @dataclass(frozen=True, kw_only=True)
 class Family(Builtin):
-    """``toolbox(settings)`` makes the tools; ``solve(prompt, settings, session)`` gives the messages after the prompt.
+    """A generator with tools and an expert.
 
-    The messages are an expert's whole way: assistant messages with ``tool_calls`` (OpenAI form, arguments as an
-    object), a ``tool`` message with the result of each, and last the assistant's answer.
+    * ``toolbox(settings)`` returns the tools
+    * ``solve(prompt, settings, session)`` returns the expert's messages after the prompt: assistant messages with
+      ``tool_calls`` (in OpenAI's form, arguments as an object), a ``tool`` message with the result of each call, and
+      last the assistant's answer
     """
 
     toolbox: Callable[[Any], Toolbox]
@@ -25,14 +27,17 @@ class Family(Builtin):
 
 
 class Script:
-    """An expert at work: each call is really made, and what the tool said stands in the messages."""
+    """Records an expert's messages. Each call is really made, and the messages hold the tool's real result."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._messages: list[Message] = []
 
     def call(self, name: str, **arguments: Any) -> str:
-        """Call one tool in a turn of its own; the text it gave. A fault is a bug in the expert and raises."""
+        """Call one tool in a separate turn and return the text of its result.
+
+        Raises RuntimeError if the call fails: that is a bug in the expert.
+        """
         outcome = self._session.call(Call(name, arguments))
         if outcome.fault is not None:
             raise RuntimeError(
@@ -46,5 +51,5 @@ class Script:
         return outcome.text
 
     def answer(self, text: str) -> list[Message]:
-        """All messages, the answer last."""
+        """All messages, with this answer as the last one."""
         return [*self._messages, {"role": "assistant", "content": text}]

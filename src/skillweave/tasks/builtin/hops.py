@@ -1,6 +1,7 @@
-"""Questions whose answer is several facts away, over a corpus of people and places that are invented.
+"""Questions whose answer is several facts away, over a corpus of invented people and places.
 
-Nothing can be known by heart: names come from the world's seed, and every fact is one document to be searched for.
+No model can know the answers beforehand: the names come from the world's seed, and each fact is one document that must
+be searched for.
 """
 
 from __future__ import annotations
@@ -22,25 +23,35 @@ from skillweave.tools.toolbox import Session, Toolbox
 
 _RELATIONS = ("mentor", "neighbour", "rival", "doctor", "cousin", "tailor", "landlord", "guide")
 _BIRTHPLACE = "birthplace"
-_ASKED = re.compile(r"(?:Who|What) is the (.+) of (\w+ \w+)\? Answer with the name only\.")
+_QUESTION = re.compile(r"(?:Who|What) is the (.+) of (\w+ \w+)\? Answer with the name only\.")
 
 
-class Settings(Span):
-    """Questions of ``least`` to ``most`` hops over one world; other worlds have other names and other facts."""
+class HopsSettings(Span):
+    """Settings of ``hops``; other worlds have other names and other facts."""
 
-    least: int = Field(2, ge=1, le=8)
-    most: int = Field(3, ge=1, le=8)
-    world: int = Field(0, ge=0)
-    """The seed of the invention."""
-    people: int = Field(60, ge=3, le=1000)
-    places: int = Field(10, ge=0, le=200)
-    """Where there are some, everybody has a birthplace, which may be the last thing a question asks for."""
-    relations: int = Field(4, ge=1, le=len(_RELATIONS))
-    """How many relations there are between people; each person has each of them to exactly one other."""
-    style: Literal["question", "short"] = "question"
-    """``Who is the rival of the mentor of Oresa Vindal? ...``, or ``bor ku ze?`` (who is bor's ku's ze?)."""
-    k: int | None = Field(None, ge=1)
-    """Documents that a search gives. None: 3, for short 1."""
+    least: int = Field(2, ge=1, le=8, description="fewest hops of a question")
+    most: int = Field(3, ge=1, le=8, description="most hops of a question")
+    world: int = Field(0, ge=0, description="the seed of the invented names and facts")
+    people: int = Field(60, ge=3, le=1000, description="people in the world")
+    places: int = Field(
+        10,
+        ge=0,
+        le=200,
+        description="places in the world; if there are any, each person has a birthplace, and the last hop of a "
+        "question may ask for it",
+    )
+    relations: int = Field(
+        4,
+        ge=1,
+        le=len(_RELATIONS),
+        description="relations between people; each person has each relation to exactly one other person",
+    )
+    style: Literal["question", "short"] = Field(
+        "question",
+        description="question: 'Who is the rival of the mentor of Oresa Vindal? ...'; short: 'bor ku ze?' (who is "
+        "bor's ku's ze?)",
+    )
+    k: int | None = Field(None, ge=1, description="documents that a search returns; None: 3, or 1 with style: short")
 
     @model_validator(mode="after")
     def _far_enough(self) -> Self:
@@ -51,7 +62,11 @@ class Settings(Span):
 
 @dataclass(frozen=True)
 class World:
-    """``facts[who, relation]`` is who or what stands in that relation to ``who``; ``relations`` are between people."""
+    """The people, relations and facts of one world.
+
+    ``facts[who, relation]`` is the person or place that has this relation to ``who``; ``relations`` are the relations
+    between people.
+    """
 
     people: tuple[str, ...]
     relations: tuple[str, ...]
@@ -60,11 +75,11 @@ class World:
 
 
 @lru_cache(maxsize=8)
-def world_of(settings: Settings) -> World:
-    """The world that the settings name: a pure function of ``world``, ``people``, ``places``, ``relations``, ``style``.
+def world_of(settings: HopsSettings) -> World:
+    """The world of the settings: a pure function of ``world``, ``people``, ``places``, ``relations`` and ``style``.
 
-    Each relation leads round one circle of all people, so everyone is equally often the answer, no one is related to
-    themselves, and the same relation over and over comes back only after everybody else.
+    Each relation forms one circle of all people. So each person is the answer equally often, no one is related to
+    themselves, and following one relation returns to a person only after all others.
     """
     if settings.style == "short":
         names = short_names(settings.world, settings.people + settings.places)
@@ -83,8 +98,8 @@ def world_of(settings: Settings) -> World:
     return World(tuple(people), tuple(relations), birthplace, facts)
 
 
-def documents(settings: Settings) -> list[dict[str, str]]:
-    """One document a fact: ``{"title": who, "text": the fact}``, those of one person apart from each other."""
+def documents(settings: HopsSettings) -> list[dict[str, str]]:
+    """One document for each fact, ``{"title": who, "text": the fact}``; a person's facts are separate documents."""
     rows = []
     for (who, relation), other in world_of(settings).facts.items():
         short = settings.style == "short"
@@ -93,8 +108,8 @@ def documents(settings: Settings) -> list[dict[str, str]]:
     return rows
 
 
-def _draw(rng: Random, settings: Settings) -> tuple[str, list[str], str]:
-    """A start, the relations from there on, and where they lead; no one is met twice, so no hop is in vain."""
+def _draw(rng: Random, settings: HopsSettings) -> tuple[str, list[str], str]:
+    """A start, the relations to follow from there, and where they lead. No one is met twice, so every hop is needed."""
     world = world_of(settings)
     last = (*world.relations, world.birthplace) if settings.places else world.relations
     while True:
@@ -109,51 +124,51 @@ def _draw(rng: Random, settings: Settings) -> tuple[str, list[str], str]:
             return start, chain, at
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: HopsSettings) -> tuple[str, str]:
     """``Who is the rival of the mentor of Oresa Vindal? Answer with the name only.`` -> ``Tamo Kershov``."""
     start, chain, answer = _draw(rng, settings)
     if settings.style == "short":
         return f"{' '.join([start, *chain])}?", answer
-    asks = "What" if chain[-1] == _BIRTHPLACE else "Who"
-    return f"{asks} is the {' of the '.join(reversed(chain))} of {start}? Answer with the name only.", answer
+    word = "What" if chain[-1] == _BIRTHPLACE else "Who"
+    return f"{word} is the {' of the '.join(reversed(chain))} of {start}? Answer with the name only.", answer
 
 
-def _read(prompt: str, settings: Settings) -> tuple[str, list[str]]:
-    """The start and the relations of a prompt, in the order they are looked up."""
+def _read(prompt: str, settings: HopsSettings) -> tuple[str, list[str]]:
+    """The start and the relations of a prompt, in the order in which they are looked up."""
     if settings.style == "short":
         start, *chain = prompt.removesuffix("?").split(" ")
         return start, chain
-    asked = _ASKED.fullmatch(prompt)
-    assert asked is not None
-    return asked[2], asked[1].split(" of the ")[::-1]
+    question = _QUESTION.fullmatch(prompt)
+    assert question is not None
+    return question[2], question[1].split(" of the ")[::-1]
 
 
-def held(prompt: str, settings: Settings) -> bool:
-    """Whether a question is the test's: it is where it starts at one of the first fifth of the people."""
+def reserved(prompt: str, settings: HopsSettings) -> bool:
+    """Whether a question is reserved for the test split: it starts at one of the first fifth of the people."""
     start, _ = _read(prompt, settings)
     people = world_of(settings).people
     return start in people[: max(1, len(people) // 5)]
 
 
-def toolbox(settings: Settings) -> Toolbox:
-    """Search over the world's documents."""
+def toolbox(settings: HopsSettings) -> Toolbox:
+    """A search over the world's documents."""
     k = settings.k or (1 if settings.style == "short" else 3)
     return Toolbox([Search(documents(settings), k=k).search])
 
 
-def solve(prompt: str, settings: Settings, session: Session) -> list[Message]:
-    """One search a hop, each for what the last one found."""
+def solve(prompt: str, settings: HopsSettings, session: Session) -> list[Message]:
+    """One search for each hop, starting from what the last search found."""
     script = Script(session)
     at, chain = _read(prompt, settings)
     for relation in chain:
         short = settings.style == "short"
-        found = script.call("search", query=f"{at} {relation}" if short else f"{relation} of {at}")
+        result = script.call("search", query=f"{at} {relation}" if short else f"{relation} of {at}")
         fact = rf"\b{at} {relation} (\w+)" if short else rf"The {relation} of {at} is ([^.]+)\."
-        said = re.search(fact, found)
-        if said is None:
-            raise RuntimeError(f"the search for the {relation} of {at} did not find it: {found!r}")
-        at = said[1]
+        match = re.search(fact, result)
+        if match is None:
+            raise RuntimeError(f"the search for the {relation} of {at} did not find it: {result!r}")
+        at = match[1]
     return script.answer(at)
 
 
-BUILTIN = Family(Settings, make, "exact", {"casefold": True}, held, toolbox=toolbox, solve=solve)
+BUILTIN = Family(HopsSettings, make, "exact", {"casefold": True}, reserved, toolbox=toolbox, solve=solve)

@@ -1,7 +1,7 @@
 """Turn a request in plain English into one function call, written as compact JSON.
 
-The catalogue has eight functions. The model is told their names and parameters only where ``describe`` asks for it:
-without, it has to learn them.
+The catalogue has eight functions. The prompt lists their names and parameters only with ``describe``; without it, the
+model has to learn them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
+
+from pydantic import Field
 
 from skillweave.config import Config
 from skillweave.tasks.builtin.kind import Builtin
@@ -36,7 +38,11 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class _Function:
-    """``arguments`` draws the values of one call; the phrasings name them (and ``_``-values only people say)."""
+    """One function of the catalogue.
+
+    ``arguments`` draws the values of one call. The phrasings refer to them by name; a value whose name begins with
+    ``_`` appears in phrasings only, not in the call.
+    """
 
     arguments: Callable[[Random], dict[str, Any]]
     phrasings: tuple[str, ...]
@@ -165,10 +171,12 @@ CATALOGUE: dict[str, _Function] = {
 }
 
 
-class Settings(Config):
-    """``describe`` lists the eight functions with their parameters in the prompt (some 60 tokens more)."""
+class JsonCallsSettings(Config):
+    """Settings of ``json_calls``."""
 
-    describe: bool = False
+    describe: bool = Field(
+        False, description="list the eight functions with their parameters in the prompt (about 60 tokens more)"
+    )
 
 
 def _signatures() -> str:
@@ -176,7 +184,7 @@ def _signatures() -> str:
     return ", ".join(f"{name}({', '.join(keys)})" for name, keys in lists.items())
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: JsonCallsSettings) -> tuple[str, str]:
     """``... Wake me in 5 minutes.`` -> ``{"name":"set_timer","arguments":{"minutes":5}}``."""
     name = rng.choice(sorted(CATALOGUE))
     values = CATALOGUE[name].arguments(rng)
@@ -187,4 +195,4 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
     return f"{functions}Write the function call as JSON: {request}", answer
 
 
-BUILTIN = Builtin(Settings, make, "json")
+BUILTIN = Builtin(JsonCallsSettings, make, "json")

@@ -1,4 +1,4 @@
-"""What a built-in generator is."""
+"""The parts of a built-in generator: :class:`Builtin`, and a base class for settings with a range."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from skillweave.config import Config
 from skillweave.tasks.verifiers import VerifierName
 
 
 class Span(Config):
-    """Settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
+    """Base settings of a generator whose prompts hold from ``least`` to ``most`` of something."""
 
-    least: int
-    most: int
+    least: int = Field(description="the least of it in a prompt")
+    most: int = Field(description="the most of it in a prompt")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -28,14 +28,16 @@ class Span(Config):
 
 @dataclass(frozen=True)
 class Builtin:
-    """``make(rng, settings)`` gives a prompt and its only right answer; ``verifier`` compares an answer with it.
+    """A generator and how its answers are checked.
 
-    ``held(prompt, settings)`` says which prompts are the test's alone, where that is more than being another prompt;
-    ``make`` must give some of both.
+    * ``make(rng, settings)`` returns a prompt and its only right answer; ``verifier`` compares an answer with it
+    * ``options`` are the verifier's options
+    * ``reserved(prompt, settings)`` says whether a prompt is reserved for the test split; ``make`` must return prompts
+      of both kinds. None: any distinct prompt may be in any split
     """
 
     settings: type[Config]
     make: Callable[[Random, Any], tuple[str, str]]
     verifier: VerifierName
     options: Mapping[str, Any] = field(default_factory=dict)
-    held: Callable[[str, Any], bool] | None = None
+    reserved: Callable[[str, Any], bool] | None = None

@@ -1,4 +1,4 @@
-"""Spell a random string of letters backwards, asked in as few characters as a micro model needs."""
+"""Spell a random string of letters backwards; the prompt is as short as a micro model needs it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pydantic import Field
 from skillweave.tasks.builtin.kind import Builtin, Span
 
 
-class Settings(Span):
-    """Strings of ``least`` to ``most`` letters, out of the first ``letters`` of the alphabet."""
+class MicroReverseSettings(Span):
+    """Settings of ``micro_reverse``."""
 
-    least: int = Field(4, ge=1, le=32)
-    most: int = Field(8, ge=1, le=32)
-    letters: int = Field(26, ge=2, le=26)
+    least: int = Field(4, ge=1, le=32, description="fewest letters of a string")
+    most: int = Field(8, ge=1, le=32, description="most letters of a string")
+    letters: int = Field(26, ge=2, le=26, description="how many letters of the alphabet are used, from a on")
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: MicroReverseSettings) -> tuple[str, str]:
     """``rev: hnqz`` -> ``zqnh``."""
     text = "".join(rng.choices(ascii_lowercase[: settings.letters], k=rng.randint(settings.least, settings.most)))
     return f"rev: {text}", text[::-1]
 
 
-BUILTIN = Builtin(Settings, make, "exact")
+BUILTIN = Builtin(MicroReverseSettings, make, "exact")

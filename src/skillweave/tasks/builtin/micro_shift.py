@@ -1,4 +1,4 @@
-"""Shift a random string of letters along the alphabet, asked in as few characters as a micro model needs."""
+"""Shift a random string of letters along the alphabet; the prompt is as short as a micro model needs it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from skillweave.tasks.builtin.caesar import shifted
 from skillweave.tasks.builtin.kind import Builtin, Span
 
 
-class Settings(Span):
-    """Strings of ``least`` to ``most`` letters, shifted by 1 to ``furthest`` letters."""
+class MicroShiftSettings(Span):
+    """Settings of ``micro_shift``."""
 
-    least: int = Field(4, ge=1, le=32)
-    most: int = Field(8, ge=1, le=32)
-    furthest: int = Field(9, ge=1, le=25)
+    least: int = Field(4, ge=1, le=32, description="fewest letters of a string")
+    most: int = Field(8, ge=1, le=32, description="most letters of a string")
+    furthest: int = Field(9, ge=1, le=25, description="largest shift in letters; the smallest is 1")
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: MicroShiftSettings) -> tuple[str, str]:
     """``3: hnqz`` -> ``kqtc``."""
     text = "".join(rng.choices(ascii_lowercase, k=rng.randint(settings.least, settings.most)))
     by = rng.randint(1, settings.furthest)
     return f"{by}: {text}", shifted(text, by)
 
 
-BUILTIN = Builtin(Settings, make, "exact")
+BUILTIN = Builtin(MicroShiftSettings, make, "exact")

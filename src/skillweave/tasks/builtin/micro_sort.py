@@ -1,4 +1,4 @@
-"""Put the letters of a random string in order, asked in as few characters as a micro model needs."""
+"""Sort the letters of a random string; the prompt is as short as a micro model needs it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pydantic import Field
 from skillweave.tasks.builtin.kind import Builtin, Span
 
 
-class Settings(Span):
-    """Strings of ``least`` to ``most`` letters, out of the first ``letters`` of the alphabet; repeats are kept."""
+class MicroSortSettings(Span):
+    """Settings of ``micro_sort``; a letter that occurs twice stays twice in the answer."""
 
-    least: int = Field(4, ge=1, le=32)
-    most: int = Field(8, ge=1, le=32)
-    letters: int = Field(26, ge=2, le=26)
+    least: int = Field(4, ge=1, le=32, description="fewest letters of a string")
+    most: int = Field(8, ge=1, le=32, description="most letters of a string")
+    letters: int = Field(26, ge=2, le=26, description="how many letters of the alphabet are used, from a on")
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: MicroSortSettings) -> tuple[str, str]:
     """``sort: hnqan`` -> ``ahnnq``."""
     text = rng.choices(ascii_lowercase[: settings.letters], k=rng.randint(settings.least, settings.most))
     return f"sort: {''.join(text)}", "".join(sorted(text))
 
 
-BUILTIN = Builtin(Settings, make, "exact")
+BUILTIN = Builtin(MicroSortSettings, make, "exact")

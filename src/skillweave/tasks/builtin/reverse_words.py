@@ -11,21 +11,23 @@ from skillweave.tasks.builtin.kind import Builtin, Span
 from skillweave.tasks.builtin.words import WORDS
 
 
-class Settings(Span):
-    """``unit: words`` reverses a line of ``least`` to ``most`` words, ``unit: letters`` spells that many backwards."""
+class ReverseWordsSettings(Span):
+    """Settings of ``reverse_words``."""
 
-    unit: Literal["words", "letters"] = "words"
-    least: int = Field(3, ge=1, le=8)
-    most: int = Field(6, ge=1, le=8)
+    unit: Literal["words", "letters"] = Field(
+        "words", description="words: reverse the order of the words; letters: spell the line backwards"
+    )
+    least: int = Field(3, ge=1, le=8, description="fewest words in a line")
+    most: int = Field(6, ge=1, le=8, description="most words in a line")
 
     @model_validator(mode="after")
-    def _some_words(self) -> Settings:
+    def _some_words(self) -> ReverseWordsSettings:
         if self.unit == "words" and self.most < 2:
             raise ValueError("a line of one word is its own reverse: set most to at least 2")
         return self
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: ReverseWordsSettings) -> tuple[str, str]:
     """``Reverse the order of the words: red fox runs`` -> ``runs fox red``."""
     words = rng.sample(WORDS, rng.randint(settings.least, settings.most))
     line = " ".join(words)
@@ -34,4 +36,4 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
     return f"Reverse the order of the words: {line}", " ".join(reversed(words))
 
 
-BUILTIN = Builtin(Settings, make, "exact", {"casefold": True})
+BUILTIN = Builtin(ReverseWordsSettings, make, "exact", {"casefold": True})

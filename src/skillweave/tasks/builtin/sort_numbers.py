@@ -1,4 +1,4 @@
-"""Put numbers in order."""
+"""Sort numbers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from pydantic import Field
 from skillweave.tasks.builtin.kind import Builtin, Span
 
 
-class Settings(Span):
-    """``least`` to ``most`` different whole numbers from 0 to ``greatest``, in this ``order`` or in either."""
+class SortNumbersSettings(Span):
+    """Settings of ``sort_numbers``; the numbers are whole and all different."""
 
-    least: int = Field(3, ge=2, le=10)
-    most: int = Field(6, ge=2, le=10)
-    greatest: int = Field(99, ge=10, le=9999)
-    order: Literal["ascending", "descending", "either"] = "either"
+    least: int = Field(3, ge=2, le=10, description="fewest numbers in a prompt")
+    most: int = Field(6, ge=2, le=10, description="most numbers in a prompt")
+    greatest: int = Field(99, ge=10, le=9999, description="greatest number; the smallest is 0")
+    order: Literal["ascending", "descending", "either"] = Field(
+        "either", description="the order that a prompt asks for; either: drawn for each prompt"
+    )
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: SortNumbersSettings) -> tuple[str, str]:
     """``Sort from smallest to largest: 31, 4, 15`` -> ``4, 15, 31``."""
     order = rng.choice(("ascending", "descending")) if settings.order == "either" else settings.order
     numbers = rng.sample(range(settings.greatest + 1), rng.randint(settings.least, settings.most))
@@ -32,4 +34,4 @@ def _line(numbers: list[int]) -> str:
     return ", ".join(map(str, numbers))
 
 
-BUILTIN = Builtin(Settings, make, "exact")
+BUILTIN = Builtin(SortNumbersSettings, make, "exact")

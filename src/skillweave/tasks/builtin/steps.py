@@ -1,4 +1,4 @@
-"""Arithmetic in many steps, each done by a calculator with what the last one gave."""
+"""Arithmetic in many steps; a calculator does each step on the result of the last one."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from skillweave.tasks.builtin.kind import Span
 from skillweave.tools.builtin import calculator
 from skillweave.tools.toolbox import Session, Toolbox
 
-_SAID = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
-_MEANT = {said: sign for sign, said in _SAID.items()}
+_WORDS = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
+_SIGNS = {word: sign for sign, word in _WORDS.items()}
 
 
-class Settings(Span):
-    """From ``least`` to ``most`` operations (``+``, ``-``, ``*``) on numbers of at most ``digits`` digits."""
+class StepsSettings(Span):
+    """Settings of ``steps``; the operations are ``+``, ``-`` and ``*``."""
 
-    least: int = Field(2, ge=1, le=100)
-    most: int = Field(4, ge=1, le=100)
-    digits: int = Field(2, ge=1, le=6)
-    largest: int = Field(999_999, le=10**12)
-    """No result on the way is negative or greater than this; at least twice the greatest number."""
-    style: Literal["expression", "story"] = "story"
-    """``((3+4)*2)-5``, or ``Start with 3. Add 4. Multiply by 2. Subtract 5. What is it now?``"""
+    least: int = Field(2, ge=1, le=100, description="fewest operations in a prompt")
+    most: int = Field(4, ge=1, le=100, description="most operations in a prompt")
+    digits: int = Field(2, ge=1, le=6, description="most digits of a number")
+    largest: int = Field(
+        999_999,
+        le=10**12,
+        description="no intermediate result is negative or greater than this; at least twice the greatest number",
+    )
+    style: Literal["expression", "story"] = Field(
+        "story",
+        description="expression: '((3+4)*2)-5'; story: 'Start with 3. Add 4. Multiply by 2. Subtract 5. What is it "
+        "now?'",
+    )
 
     @model_validator(mode="after")
     def _roomy(self) -> Self:
@@ -42,8 +48,8 @@ def _apply(value: int, sign: str, number: int) -> int:
     return {"+": value + number, "-": value - number, "*": value * number}[sign]
 
 
-def _step(rng: Random, value: int, settings: Settings) -> tuple[str, int]:
-    """A sign and a number that keep the result in bounds and say something (nothing times 0 or 1)."""
+def _step(rng: Random, value: int, settings: StepsSettings) -> tuple[str, int]:
+    """A sign and a number that keep the result in bounds and change it (no product with 0 or 1)."""
     number = rng.randrange(1, 10**settings.digits)
     signs = [sign for sign in "+-*" if 0 <= _apply(value, sign, number) <= settings.largest]
     if value == 0 or number == 1:
@@ -51,7 +57,7 @@ def _step(rng: Random, value: int, settings: Settings) -> tuple[str, int]:
     return rng.choice(signs), number
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
+def make(rng: Random, settings: StepsSettings) -> tuple[str, str]:
     """``Start with 7. Add 5. Multiply by 3. What is it now?`` -> ``36``."""
     start = value = rng.randrange(1, 10**settings.digits)
     steps: list[tuple[str, int]] = []
@@ -60,8 +66,8 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
         steps.append((sign, number))
         value = _apply(value, sign, number)
     if settings.style == "story":
-        told = " ".join(f"{_SAID[sign]} {number}." for sign, number in steps)
-        return f"Start with {start}. {told} What is it now?", str(value)
+        story = " ".join(f"{_WORDS[sign]} {number}." for sign, number in steps)
+        return f"Start with {start}. {story} What is it now?", str(value)
     text = str(start)
     for index, (sign, number) in enumerate(steps):
         text = f"({text}){sign}{number}" if index else f"{text}{sign}{number}"
@@ -69,21 +75,21 @@ def make(rng: Random, settings: Settings) -> tuple[str, str]:
 
 
 def _read(prompt: str) -> tuple[str, list[tuple[str, str]]]:
-    """The first number and the steps (sign, number) of a prompt of either style, in the order they are done."""
+    """The first number and the steps (sign, number) of a prompt of either style, in the order of their execution."""
     first = re.search(r"\d+", prompt)
     assert first is not None
     rest = prompt[first.end() :]
-    steps = [(_MEANT[said], number) for said, number in re.findall(rf"({'|'.join(_MEANT)}) (\d+)", rest)]
+    steps = [(_SIGNS[word], number) for word, number in re.findall(rf"({'|'.join(_SIGNS)}) (\d+)", rest)]
     return first[0], steps or re.findall(r"([-+*])(\d+)", rest)
 
 
-def toolbox(settings: Settings) -> Toolbox:
+def toolbox(settings: StepsSettings) -> Toolbox:
     """The calculator."""
     return Toolbox([calculator])
 
 
-def solve(prompt: str, settings: Settings, session: Session) -> list[Message]:
-    """One call a step, each on what the calculator said last."""
+def solve(prompt: str, settings: StepsSettings, session: Session) -> list[Message]:
+    """One call for each step, on the last result of the calculator."""
     script = Script(session)
     value, steps = _read(prompt)
     for sign, number in steps:
@@ -91,4 +97,4 @@ def solve(prompt: str, settings: Settings, session: Session) -> list[Message]:
     return script.answer(value)
 
 
-BUILTIN = Family(Settings, make, "numeric", toolbox=toolbox, solve=solve)
+BUILTIN = Family(StepsSettings, make, "numeric", toolbox=toolbox, solve=solve)

@@ -1,4 +1,4 @@
-"""Questions on a small table in the prompt, answered by a program that holds the table."""
+"""Questions about a small table in the prompt; the expert answers with a program that contains the table."""
 
 from __future__ import annotations
 
@@ -18,25 +18,24 @@ from skillweave.tools.toolbox import Session, Toolbox
 _COLUMNS = ("price", "stock", "weight", "score", "size", "age")
 _TEAMS = ("red", "blue", "green")
 
-Row = tuple[str, str, list[int]]
-"""Item, team, and the numbers of the columns."""
+TableRow = tuple[str, str, list[int]]
+"""Item, team, and the numbers in the columns."""
 
 
-class Settings(Span):
-    """Tables of ``least`` to ``most`` rows with ``columns`` columns of numbers from 0 to ``largest``."""
+class TablesSettings(Span):
+    """Settings of ``tables``."""
 
-    least: int = Field(4, ge=2, le=100)
-    most: int = Field(6, ge=2, le=100)
-    columns: int = Field(2, ge=1, le=len(_COLUMNS))
-    largest: int = Field(99, ge=9, le=10**9)
+    least: int = Field(4, ge=2, le=100, description="fewest rows of a table")
+    most: int = Field(6, ge=2, le=100, description="most rows of a table")
+    columns: int = Field(2, ge=1, le=len(_COLUMNS), description="columns of numbers")
+    largest: int = Field(99, ge=9, le=10**9, description="greatest number; the smallest is 0")
     questions: tuple[Literal["sum", "max", "mean", "count", "difference"], ...] = Field(
-        ("sum", "max", "mean", "count", "difference"), min_length=1
+        ("sum", "max", "mean", "count", "difference"), min_length=1, description="the kinds of questions"
     )
-    """What may be asked."""
 
 
-def _rows(rng: Random, settings: Settings) -> list[Row]:
-    """Rows with items that are all different and at least two teams."""
+def _rows(rng: Random, settings: TablesSettings) -> list[TableRow]:
+    """Random rows; all items differ, and there are at least two teams."""
     count = rng.randint(settings.least, settings.most)
     teams = [*rng.sample(_TEAMS, 2), *rng.choices(_TEAMS, k=count - 2)]
     rng.shuffle(teams)
@@ -44,8 +43,8 @@ def _rows(rng: Random, settings: Settings) -> list[Row]:
     return list(zip(rng.sample(WORDS, count), teams, numbers, strict=True))
 
 
-def _ask(rng: Random, rows: list[Row], column: int, kind: str) -> tuple[str, str] | None:
-    """The question and its answer; None where the mean lies halfway between two roundings."""
+def _question(rng: Random, rows: list[TableRow], column: int, kind: str) -> tuple[str, str] | None:
+    """A question and its answer; None if the mean lies exactly halfway between two roundings."""
     name, values = _COLUMNS[column], [numbers[column] for _, _, numbers in rows]
     if kind == "sum":
         return f"What is the sum of {name}?", str(sum(values))
@@ -63,17 +62,17 @@ def _ask(rng: Random, rows: list[Row], column: int, kind: str) -> tuple[str, str
     return f"What is the total {name} of team {one} minus that of team {other}?", str(totals[0] - totals[1])
 
 
-def make(rng: Random, settings: Settings) -> tuple[str, str]:
-    """A table as CSV, an empty line, and ``What is the sum of price?`` -> ``142``."""
+def make(rng: Random, settings: TablesSettings) -> tuple[str, str]:
+    """A table as CSV, an empty line, and a question: ``What is the sum of price?`` -> ``142``."""
     while True:
         rows = _rows(rng, settings)
-        asked = _ask(rng, rows, rng.randrange(settings.columns), rng.choice(settings.questions))
-        if asked is not None:
+        question = _question(rng, rows, rng.randrange(settings.columns), rng.choice(settings.questions))
+        if question is not None:
             break
     head = ["item", "team", *_COLUMNS[: settings.columns]]
     lines = [",".join(head), *(",".join([item, team, *map(str, numbers)]) for item, team, numbers in rows)]
     table = "\n".join(lines)
-    return f"{table}\n\n{asked[0]}", asked[1]
+    return f"{table}\n\n{question[0]}", question[1]
 
 
 _PROGRAMS = {
@@ -89,29 +88,29 @@ _PROGRAMS = {
 
 
 def program(prompt: str) -> str:
-    """Python that holds the prompt's table and prints the answer to its question."""
+    """A Python program that contains the prompt's table and prints the answer to its question."""
     table, question = prompt.split("\n\n")
     head = table.split("\n")[0].split(",")
-    asked, last = next((m, line) for pattern, line in _PROGRAMS.items() if (m := re.fullmatch(pattern, question)))
+    match, last_line = next((m, line) for pattern, line in _PROGRAMS.items() if (m := re.fullmatch(pattern, question)))
     return (
         f'table = """{table}"""\n'
         'rows = [line.split(",") for line in table.split("\\n")[1:]]\n'
-        f"values = [int(row[{head.index(asked[1])}]) for row in rows]\n"
-        f"{last.format(*asked.groups()[1:])}"
+        f"values = [int(row[{head.index(match[1])}]) for row in rows]\n"
+        f"{last_line.format(*match.groups()[1:])}"
     )
 
 
-def toolbox(settings: Settings) -> Toolbox:
-    """Python in the sandbox."""
+def toolbox(settings: TablesSettings) -> Toolbox:
+    """The tool ``python``, which runs code in the sandbox."""
     tools = Toolbox()
     add_tools(tools, ["python"])
     return tools
 
 
-def solve(prompt: str, settings: Settings, session: Session) -> list[Message]:
-    """One program, then what it printed."""
+def solve(prompt: str, settings: TablesSettings, session: Session) -> list[Message]:
+    """One program, then its output as the answer."""
     script = Script(session)
     return script.answer(script.call("python", code=program(prompt)))
 
 
-BUILTIN = Family(Settings, make, "numeric", toolbox=toolbox, solve=solve)
+BUILTIN = Family(TablesSettings, make, "numeric", toolbox=toolbox, solve=solve)

@@ -1,4 +1,4 @@
-"""The words that the generators draw from: common, short, one or two tokens to most tokenizers."""
+"""The words that the generators draw from: common and short, one or two tokens in most tokenizers."""
 
 from __future__ import annotations
 

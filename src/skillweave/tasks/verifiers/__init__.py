@@ -1,13 +1,16 @@
 """Verifiers: pure functions from a model's answer and the gold answer to a score in [0, 1].
 
-``verifier(answer, gold, options) -> float``. A verifier never raises on a model's text: what cannot be read scores
-0. Mistakes of the person who wrote the task (options, gold answers) are found when the task is read, by
-:func:`options_for` and :func:`gold_problem`. One file a verifier; :mod:`judge` knows them all.
+A verifier is called as ``verifier(answer, gold, options) -> float``. It never raises on a model's text: an answer that
+cannot be read scores 0. Mistakes in the task itself (options, gold answers) are found when the task is read, by
+:func:`options_for` and :func:`gold_problem`. Each verifier has its own file, and :mod:`registry` lists them all.
 """
 
 from skillweave.tasks.verifiers.code import CodeOptions, cases_problem, code, extract_code
 from skillweave.tasks.verifiers.json_value import JsonOptions, json_equal, same_json
-from skillweave.tasks.verifiers.judge import (
+from skillweave.tasks.verifiers.maths import MathOptions
+from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
+from skillweave.tasks.verifiers.own import OwnOptions
+from skillweave.tasks.verifiers.registry import (
     VERIFIERS,
     MixOptions,
     MixPart,
@@ -19,9 +22,6 @@ from skillweave.tasks.verifiers.judge import (
     own_digests,
     verify,
 )
-from skillweave.tasks.verifiers.maths import MathOptions
-from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
-from skillweave.tasks.verifiers.own import OwnOptions
 from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found
 
 __all__ = [

@@ -12,33 +12,35 @@ from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.verifiers.code_block import extract_code
 from skillweave.tasks.verifiers.code_case import read_case
-from skillweave.tasks.verifiers.code_judge import Runner, failure, is_plain
+from skillweave.tasks.verifiers.code_run import Runner, failure, is_plain
 from skillweave.tools.sandbox import Limits
 
-_DEPTH = 1000  # calls within calls, as CPython's own default
-_DIGITS = 4300  # of a whole number that can be written as text
+_DEPTH = 1000  # nested calls, as in CPython by default
+_DIGITS = 4300  # the longest integer that Python converts to text
 
 
 class CodeOptions(Config):
     """``code``: the share of the row's cases that the answer's program passes."""
 
     seconds: float = Field(2.0, gt=0, allow_inf_nan=False)
-    """Time for the program and all that one case asks of it."""
+    """Seconds for the program and for everything that one case asks of it."""
     memory: int = Field(64 * 2**20, gt=0)
-    """Bytes for the program's values."""
+    """Bytes for the values of the program."""
     runner: Literal["interpreter", "process"] = "interpreter"
-    """``interpreter``: a Python subset that can reach nothing. ``process``: CPython in a process locked in."""
+    """``interpreter``: a subset of Python without access to anything. ``process``: CPython in a sandboxed process."""
     allow_unjailed: bool = False
-    """Whether ``process`` may run where the system offers no walls around network, files and other processes."""
+    """Whether ``process`` may run if the system cannot isolate it from network, files and other processes."""
 
 
 def code(answer: str, gold: list[Any], options: CodeOptions) -> float:
-    """The share of the cases that the answer's program passes; ``gold`` is the row's ``cases``.
+    """Return the share of the cases that the answer's program passes; ``gold`` is the row's ``cases``.
 
-    A case is one of: ``{"call": "solve(3)", "value": 4}`` (the value is compared by
-    :func:`skillweave.tasks.verifiers.code_result.same_result`), ``{"inputs": {"n": 3}, "output": "4"}`` (what the
-    program prints), or a text such as ``"assert solve(3) == 4"``, which must run to its end. Each case starts the
-    program anew.
+    A case is one of these. The program is started again for each case.
+
+    - ``{"call": "solve(3)", "value": 4}``: the value is compared by
+      :func:`skillweave.tasks.verifiers.code_result.same_result`
+    - ``{"inputs": {"n": 3}, "output": "4"}``: the output is what the program prints
+    - a text such as ``"assert solve(3) == 4"``, which must run to its end
     """
     source = extract_code(answer, _names(gold))
     runner = _runner(options)
@@ -48,7 +50,7 @@ def code(answer: str, gold: list[Any], options: CodeOptions) -> float:
 def _passes(source: str, case: Any, runner: Runner) -> bool:
     try:
         return failure(source, case, runner) is None
-    except RecursionError:  # a result nested deeper than can be compared here
+    except RecursionError:  # the result is nested too deeply to be compared
         return False
 
 
@@ -64,11 +66,11 @@ def _names(cases: list[Any]) -> frozenset[str]:
 
 
 def gold_solution_problem(answer: str, cases: list[Any], options: CodeOptions) -> str | None:
-    """Why a row's own answer does not pass the row's cases, or None; call it when a task is read or checked.
+    """Return why a row's own answer does not pass the row's cases, or None. Used when a task is read or checked.
 
-    The text names the case and what went wrong. Where the interpreter lacks something that CPython has, it says so and
-    advises ``runner: process``. ``cases`` have passed :func:`cases_problem`. Takes a millisecond a case with the
-    interpreter and some 0.1 s with ``runner: process``.
+    The text names the case and the error. If the interpreter does not have something that CPython has, the text says so
+    and recommends ``runner: process``. ``cases`` must have passed :func:`cases_problem`. It takes about a millisecond
+    per case with the interpreter and 0.1 s with ``runner: process``.
     """
     source = extract_code(answer, _names(cases))
     for number, case in enumerate(cases, 1):
@@ -78,30 +80,32 @@ def gold_solution_problem(answer: str, cases: list[Any], options: CodeOptions) -
             problem = "RecursionError: the result is nested too deeply to be compared"
         if problem is None:
             continue
-        told = f"the answer of this row does not pass its own case {number}: {problem}"
-        return told + (_advice(source, case, options, problem) if options.runner == "interpreter" else "")
+        message = f"the answer of this row does not pass its own case {number}: {problem}"
+        return message + (_advice(source, case, options, problem) if options.runner == "interpreter" else "")
     return None
 
 
 def _advice(source: str, case: Any, options: CodeOptions, problem: str) -> str:
-    """What to do about a program that fails in the interpreter: if CPython passes it, the interpreter is at fault."""
+    """Advice for a program that fails in the interpreter: if it passes in CPython, the interpreter is the reason."""
     try:
         in_cpython = failure(source, case, _runner(options.model_copy(update={"runner": "process"})))
-    except UserError:  # this system cannot lock a process in
-        lacking = problem.startswith(("NotImplementedError", "ModuleNotFoundError", "ImportError"))
+    except UserError:  # this system cannot sandbox a process
+        unsupported = problem.startswith(("NotImplementedError", "ModuleNotFoundError", "ImportError"))
         return (
-            ". The interpreter lacks this part of Python: run the task in CPython (runner: process)" if lacking else ""
+            ". The interpreter does not support this part of Python: run the task in CPython (runner: process)"
+            if unsupported
+            else ""
         )
     if in_cpython is None:
         return (
-            ". In CPython it passes, so the interpreter lacks a part of Python that it needs: "
+            ". It passes in CPython, so it needs a part of Python that the interpreter does not support: "
             "set options: {runner: process}"
         )
     return ""
 
 
 def cases_problem(cases: Any) -> str | None:
-    """Why no program could pass ``cases``, or None."""
+    """Return why no program could pass ``cases``, or None."""
     if not isinstance(cases, list) or not cases:
         return "verifier 'code' needs a key 'cases': a list of at least one case"
     for number, case in enumerate(cases, 1):
@@ -132,41 +136,41 @@ def _text_problem(text: str, *, value: bool) -> str | None:
         text.encode()
         read_case(text, value=value)
     except SyntaxError as error:
-        return f"is no Python: {error.msg}, in {text!r:.80}"
+        return f"is not Python: {error.msg}, in {text!r:.80}"
     except UnicodeEncodeError:
-        return f"holds a lone surrogate, which no Python text may: {text!r:.80}"
+        return f"contains a lone surrogate, which Python source cannot contain: {text!r:.80}"
     return None
 
 
 def _inputs_problem(inputs: dict[Any, Any]) -> str | None:
     for name in inputs:
         if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-            return f"has the input {name!r}, which is no name in Python: write a name such as 'n'"
+            return f"has the input {name!r}, which is not a name in Python: write a name such as 'n'"
         if name.startswith("__"):
-            return f"has the input '{name}', a name that Python keeps for itself: give it another name"
+            return f"has the input '{name}', a name that Python reserves: give it another name"
         if hasattr(builtins, name):
             return f"has the input '{name}', which would hide Python's own {name}: give it another name"
     return _value_problem("inputs", inputs)
 
 
 def _value_problem(key: str, value: Any) -> str | None:
-    """Why a value of the case cannot go into the program's session, or be what comes out of it."""
+    """Why a value of the case cannot be passed to the program's session, or be its result."""
     try:
         if not is_plain(value):
-            return f"has {key!r} that hold more than plain data: write numbers, texts, lists and objects"
+            return f"has more than plain data in {key!r}: write numbers, texts, lists and objects"
         parts = [value]
         while parts:
             part = parts.pop()
             if isinstance(part, str):
                 part.encode()
             elif isinstance(part, int) and part.bit_length() > _DIGITS * 3.32:
-                return f"has a whole number of more than {_DIGITS} digits in {key!r}, which no program can write"
+                return f"has a whole number of more than {_DIGITS} digits in {key!r}, which no program can print"
             elif isinstance(part, dict):
                 parts += [*part.keys(), *part.values()]
             elif isinstance(part, list | tuple | set | frozenset):
                 parts += part
     except UnicodeEncodeError:
-        return f"has a lone surrogate in {key!r}, which no text of a program can hold"
+        return f"has a lone surrogate in {key!r}, which no text of a program can contain"
     except RecursionError:
         return f"has {key!r} nested too deeply"
     return None

@@ -1,4 +1,4 @@
-"""Which part of an answer is its program."""
+"""Find the program in an answer."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SAYS_OUTPUT = re.compile(
     r"\b(?:outputs?|prints?|printed|results?|returns?|expected|console|terminal)\W*$", re.IGNORECASE
 )
 _BEGINS_CODE = re.compile(r"(?:async )?def \w+\(|class \w+\s*[:(]|import \w|from [\w.]+ import\b|@\w")
-_HELPERS = 20  # blocks before the program that are looked at
-_ENDS = 20  # lines at which prose behind the program may begin
+_HELPERS = 20  # how many blocks before the program are searched for helpers
+_ENDS = 20  # how many lines are tried as the start of the text after the program
 _PROMPT = re.compile(r"^[ \t]*>>>(?: |$)")
 
 
@@ -26,18 +26,20 @@ class _Block:
     text: str
     tag: str
     before: str
-    """The last words before the block; empty where it follows another block at once."""
+    """The last line of text before the block; empty if it follows another block directly."""
 
 
 def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
-    """The program in an answer: its Python block, dedented, or the whole answer where it has no fenced block.
+    """Return the program in an answer: its Python block, dedented, or the whole answer if it has no fenced block.
 
-    A block is Python where it says so; where none does, a block without a language that is not announced as output
-    and does not follow another block at once (then it is that one's output). Of several the last counts that defines
-    the ``names`` which the cases call, so that an example of use after the program does not replace it; where none
-    defines them, the last. Earlier blocks that define what this one uses (a helper, an import) are put before it. A
-    block that is cut off at the end counts. Of a ``>>>`` session only what was typed counts. Where no fence stands
-    around the program, prose before and behind it is left out.
+    - A block is Python if its tag says so. If no tag does, a block without a language counts, unless it is announced as
+      output or follows another block directly (then it is the output of that block).
+    - If there are several, the last one that defines all ``names``, which the cases call, is the program. So an example
+      of its use after the program does not replace it. If none defines them, it is the last block.
+    - Earlier blocks that define what the program uses (a helper, an import) are put before it.
+    - A block that is cut off at the end of the answer counts.
+    - From a ``>>>`` session only the input counts.
+    - Without a fence around the program, text before and after it is left out.
     """
     answer = answer.lstrip("\N{ZERO WIDTH NO-BREAK SPACE}")
     blocks = _blocks(answer)
@@ -52,7 +54,7 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
 
 
 def _with_helpers(program: str, earlier: list[str]) -> str:
-    """The program behind those of the ``earlier`` texts that define names which it uses and does not define."""
+    """Return the program after those ``earlier`` texts that define names which it uses but does not define."""
     for text in reversed(earlier[-_HELPERS:]):
         missing = missing_names(program)
         if missing & top_level_names(text):
@@ -61,9 +63,9 @@ def _with_helpers(program: str, earlier: list[str]) -> str:
 
 
 def _without_prose(text: str) -> str:
-    """The lines of a text that are its program; the text as it is where it is Python as a whole, or none is found.
+    """Return the lines of a text that are its program; the whole text if it is Python, or if no program is found.
 
-    They begin with the first line that begins a definition, and end where the longest text that is Python ends.
+    The program starts at the first line that starts a definition, and is as long as possible.
     """
     lines = text.splitlines()
     first = next((at for at, line in enumerate(lines) if _BEGINS_CODE.match(line)), None)
@@ -86,7 +88,7 @@ def _is_python(text: str) -> bool:
 
 
 def _blocks(answer: str) -> list[_Block]:
-    """The fenced blocks, in order."""
+    """Return the fenced blocks, in order."""
     blocks: list[_Block] = []
     fence, tag, before = "", "", ""
     lines: list[str] = []

@@ -1,10 +1,10 @@
-"""A case of the verifier ``code``, rewritten so that it runs in an interpreter that never ran the judged program.
+"""Rewrite a case of the verifier ``code``, so that it runs in an interpreter that never ran the judged program.
 
 The case keeps its own control flow, variables, imports and comparisons. Every name that it does not define itself
-stands for something of the program. A call of such a name leaves the interpreter as a question (``_sw_host``), is
-answered by the program in a session of its own, and comes back as plain data. An object that is no plain data stays
-with the program; the case holds a stand-in (``_sw_Remote``) that passes calls, attributes, ``len``, ``str``, indexing
-and arithmetic on, but never equality or order: an object's own ``__eq__`` decides nothing here.
+stands for something in the program. A call of such a name leaves the interpreter as a question (``_sw_host``). The
+program answers it in its own session, and the answer comes back as plain data. An object that is not plain data stays
+with the program, and the case gets a stand-in (``_sw_Remote``). The stand-in passes on calls, attributes, ``len``,
+``str``, indexing and arithmetic, but never equality or order, so an object's own ``__eq__`` decides nothing.
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ INTERPRETER_PRELUDE = """
 def map(function, *items): return iter([function(*given) for given in zip(*items)])
 def filter(function, items): return iter([item for item in items if (item if function is None else function(item))])
 """
-"""The interpreter cannot leave its own ``map`` and ``filter`` for a question."""
+"""The interpreter's own ``map`` and ``filter`` cannot be interrupted by a question."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case's text, rewritten. ``roots`` are the names it takes from the program, ``asserts`` whether it has any."""
+    """A rewritten case. ``roots``: the names that it takes from the program; ``asserts``: whether it has an assert."""
 
     source: str
     roots: frozenset[str]
@@ -125,11 +125,14 @@ class Case:
 
 
 def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool = False) -> Case:
-    """The case that ``text`` writes; ``defined`` are the names that the program defines.
+    """Return the rewritten case of ``text``.
 
-    A builtin name stands for the program's own function only where the program defines it and the case takes no
-    other name from the program (``assert sum(10, 15) == 6`` tests a function ``sum``). With ``value`` the text must
-    end with an expression. Raises ``SyntaxError`` for a text that is no Python.
+    - ``defined``: the names that the program defines. A builtin name stands for the program's own function only if the
+      program defines it and the case takes no other name from the program: ``assert sum(10, 15) == 6`` tests a
+      function ``sum``.
+    - ``value``: the text must end with an expression, whose value is the result
+
+    Raises ``SyntaxError`` for a text that is not Python.
     """
     tree = parse(text)
     if value and not (tree.body and isinstance(tree.body[-1], ast.Expr)):
@@ -140,7 +143,7 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
     if not roots:
         roots = frozenset(loaded & defined - bound)
     asserts = any(isinstance(node, ast.Assert) for node in ast.walk(tree))
-    if value:  # a name for the value: what stands last is then the value and not the call that makes it
+    if value:  # the value gets a name, so that the last expression is the value and not the call that computes it
         last = tree.body.pop()
         assert isinstance(last, ast.Expr)
         tree.body.append(ast.Assign([ast.Name("_sw_result", ast.Store())], last.value))
@@ -149,7 +152,7 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
 
 
 def top_level_names(source: str) -> frozenset[str]:
-    """The names that a program binds at its top level, also within ``if``, ``try`` and ``with``; none if no Python."""
+    """Return the names that a program binds at top level, also in ``if``, ``try`` and ``with``; none if not Python."""
     try:
         tree = parse(source)
     except SyntaxError:
@@ -170,7 +173,7 @@ def top_level_names(source: str) -> frozenset[str]:
 
 
 def missing_names(source: str) -> frozenset[str]:
-    """The names that a program reads and neither binds nor finds among the builtins; none if it is no Python."""
+    """Return the names that a program reads but neither binds nor has as builtins; none if it is not Python."""
     try:
         tree = parse(source)
     except SyntaxError:
@@ -201,7 +204,7 @@ def _imported(tree: ast.AST) -> frozenset[str]:
 
 
 class _Rewriter(ast.NodeTransformer):
-    """Turns names of the program into questions, and each ``assert`` into a judgement that is counted."""
+    """Turns names of the program into questions, and each ``assert`` into a counted check."""
 
     def __init__(self, roots: frozenset[str], bound: frozenset[str], imported: frozenset[str]) -> None:
         self._roots, self._bound, self._imported = roots, bound, imported
@@ -220,10 +223,10 @@ class _Rewriter(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         function = node.func
-        hands_over = self._hands_over(function)
-        arguments = [self._argument(argument, function) if hands_over else argument for argument in node.args]
+        is_passed_on = self._may_be_program(function)
+        arguments = [self._argument(argument, function) if is_passed_on else argument for argument in node.args]
         keywords = [
-            ast.keyword(word.arg, self._argument(word.value, function) if hands_over else word.value)
+            ast.keyword(word.arg, self._argument(word.value, function) if is_passed_on else word.value)
             for word in node.keywords
         ]
         arguments = [self.visit(argument) for argument in arguments]
@@ -263,19 +266,19 @@ class _Rewriter(ast.NodeTransformer):
         return self._in_place(self._children(node))
 
     def _in_place(self, node: ast.stmt) -> ast.stmt | list[ast.stmt]:
-        """A call that is a statement by itself may change its arguments; one inside a comparison may not."""
+        """Allow a call that is a statement by itself to change its arguments; a call inside a comparison may not."""
         if not any(isinstance(part, ast.Name) and part.id in ("_sw_root", "_sw_method") for part in ast.walk(node)):
             return node
         return [_in_place(True), node, _in_place(False)]
 
-    def _hands_over(self, function: ast.expr) -> bool:
-        """Whether what is called may be the program's, so that a function among its arguments must go over as text."""
+    def _may_be_program(self, function: ast.expr) -> bool:
+        """Whether the called function may be the program's. A function in its arguments is then passed on as text."""
         if isinstance(function, ast.Name):
             return function.id in self._roots or function.id in self._bound - self._imported
         return isinstance(function, ast.Attribute) and not self._is_native(function.value)
 
     def _argument(self, node: ast.expr, function: ast.expr) -> ast.expr:
-        """A lambda of the case, or a builtin handed to the program, with its text beside it."""
+        """The argument; a lambda of the case, or a builtin that is passed to the program, gets its text beside it."""
         is_root = isinstance(function, ast.Name) and function.id in self._roots
         builtin = isinstance(node, ast.Name) and node.id in _BUILTINS - self._bound and is_root
         if builtin or (isinstance(node, ast.Lambda) and not _free(node) & self._bound):

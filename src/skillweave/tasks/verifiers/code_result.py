@@ -1,4 +1,4 @@
-"""When a program's result is the value that a case expects."""
+"""Compare a program's result with the value that a case expects."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import math
 from typing import Any
 
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
-_MANY = 1000  # items of a set beyond which they must be equal exactly: each against each takes too long
+_MANY = 1000  # sets with more items must be exactly equal, because comparing each pair of items takes too long
 
 
 def same_result(found: Any, wanted: Any) -> bool:
-    """Whether two values of plain data are the same as JSON has them.
+    """Whether two values of plain data are the same in terms of JSON.
 
-    A tuple is a list. A key of a dict is its JSON text (``1`` and ``"1"``). A set equals any order of its items, each
-    once. ``True`` is not 1, and 1 is 1.0. Whole numbers compare exactly, others within 1e-9 of their size or 1e-12 in
-    all; NaN is NaN, and an infinity is itself.
+    - A tuple equals a list. A key of a dict is its JSON text (``1`` and ``"1"``).
+    - A set equals a list of its items in any order, each once.
+    - ``True`` is not 1, and 1 is 1.0. Integers are compared exactly, other numbers within 1e-9 (relative) or 1e-12
+      (absolute). NaN equals NaN, and an infinity equals itself.
     """
     if isinstance(found, bool) or isinstance(wanted, bool):
         return found is wanted
@@ -30,18 +31,18 @@ def same_result(found: Any, wanted: Any) -> bool:
         return len(found) == len(wanted) and all(same_result(x, y) for x, y in zip(found, wanted, strict=True))
     try:
         return type(found) is type(wanted) and bool(found == wanted)
-    except (ArithmeticError, TypeError):  # a signalling NaN of Decimal, a time with a zone and one without
+    except (ArithmeticError, TypeError):  # a signalling NaN of Decimal, or a time with a zone and one without
         return False
 
 
 def _same_number(found: float, wanted: float) -> bool:
     if isinstance(found, int) and isinstance(wanted, int):
         return found == wanted
-    if found != found or wanted != wanted:  # NaN, and an integer that no float can hold is none
+    if found != found or wanted != wanted:  # NaN; an integer too large for a float is not NaN
         return found != found and wanted != wanted
     try:
         return math.isclose(found, wanted, rel_tol=_RELATIVE, abs_tol=_ABSOLUTE)
-    except OverflowError:  # an integer that no float can hold
+    except OverflowError:  # an integer too large for a float
         return False
 
 
@@ -67,17 +68,17 @@ def _same_dict(found: dict[Any, Any], wanted: dict[Any, Any]) -> bool:
 
 
 def _key(key: Any) -> Any:
-    """A key as JSON writes it; a key that JSON does not have stays as it is."""
+    """Return a key as JSON writes it; a key that JSON does not have is returned unchanged."""
     if key is None or isinstance(key, bool):
         return {None: "null", True: "true", False: "false"}[key]
     try:
         return repr(key) if isinstance(key, int | float) else key
-    except ValueError:  # an integer of too many digits, which no JSON writes
+    except ValueError:  # an integer with too many digits to be written in JSON
         return key
 
 
 def _same_set(found: Any, wanted: Any) -> bool:
-    """A set against a set or a list: as many items, and each of one found in the other, whatever the order."""
+    """Whether a set has as many items as a set or a list, and each item of one is also in the other, in any order."""
     kinds = (set, frozenset, list, tuple)
     if not isinstance(found, kinds) or not isinstance(wanted, kinds) or len(found) != len(wanted):
         return False

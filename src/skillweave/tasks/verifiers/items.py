@@ -1,6 +1,6 @@
-"""The numbers of a text, and what is no number though it is written with numerals: a sum, a range, a date, a list.
+"""Find the numbers of a text, and tell them from sums, ranges, dates and lists, which are not one number.
 
-The last numeral of such a thing is never taken for it.
+The last numeral of a sum, range, date or list is never used as its value.
 """
 
 from __future__ import annotations
@@ -44,10 +44,13 @@ _MEASURES: tuple[tuple[tuple[str, ...], ...], ...] = (
 
 
 def _joined(reader: Reader, one: Item, other: Item) -> str:
-    """How two items next to each other belong together.
+    """Return how two neighbouring items belong together:
 
-    ``expression``; ``pair`` (a list whatever stands beside it), ``list`` (one if it goes on); ``equal`` and ``differ``
-    (an equals sign stands between them), ``restated`` ("72, which is 8 * 9"); or ``""``.
+    - ``expression``
+    - ``pair``: they are a list by themselves; ``list``: they are a list if it has more items
+    - ``equal``, ``differ``: there is an equals sign between them
+    - ``restated``: "72, which is 8 * 9"
+    - ``""``: they do not belong together
     """
     between = reader.tokens[one.last + 1 : other.first]
     if len(between) > 8:
@@ -86,7 +89,7 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
 
 
 def _differ(one: Item, other: Item) -> bool:
-    """Whether two numbers that are said to be equal are not, not even rounded: ``5 = 4``."""
+    """Whether two numbers that are said to be equal are not equal, even when rounded: ``5 = 4``."""
     if one.number is None or other.number is None or one.number.percent or other.number.percent:
         return False
     a, b = one.number.value, other.number.value
@@ -94,7 +97,7 @@ def _differ(one: Item, other: Item) -> bool:
 
 
 def _equal(one: Item, other: Item) -> bool:
-    """Whether two numbers are the same, one of them perhaps in percent."""
+    """Whether two numbers are the same; either may be in percent."""
     if one.number is None or other.number is None:
         return False
     values = [Fraction(item.value, 100 if item.percent else 1) for item in (one.number, other.number)]
@@ -102,7 +105,7 @@ def _equal(one: Item, other: Item) -> bool:
 
 
 def _compound(reader: Reader, one: Item, between: list[Token]) -> bool:
-    """Whether ``5 ft 3 in`` begins here: two measures of one quantity."""
+    """Whether this is the start of something like ``5 ft 3 in``: two measures of one quantity."""
     words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
     if len(words) != 1 or any(token.kind not in ("word", "space", "between") for token in between):
         return False
@@ -117,9 +120,9 @@ def _compound(reader: Reader, one: Item, between: list[Token]) -> bool:
 
 
 def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -> list[Item]:
-    """The items of a text in their order, those left out that the text itself denies ("not 3").
+    """Return the items of a text in order, without those that the text itself denies ("not 3").
 
-    ``strict``: two numbers next to each other are a list already, as within a ``\\boxed{}``; elsewhere it takes three.
+    ``strict``: two neighbouring numbers are already a list, as inside a ``\\boxed{}``; otherwise it takes three.
     """
     reader = Reader(text, decimal)
     items = reader.run()
@@ -141,7 +144,7 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
 
 
 def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:
-    """Which items are the parts of an expression that is said to equal the number before it: ``42 = 6 * 7``."""
+    """Return the items of expressions that are said to equal the number before them: ``42 = 6 * 7``."""
     equated: set[int] = set()
     for at, link in enumerate(links):
         said_again = link in ("equal", "differ") or (link == "restated" and at + 1 in broken)
@@ -156,14 +159,14 @@ def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:
 
 
 def _broken(links: list[str], strict: bool) -> set[int]:
-    """Which items are parts of an expression or of a list."""
+    """Return the items that are part of an expression or of a list."""
     broken: set[int] = set()
     for at, link in enumerate(links):
         if link in ("expression", "pair") or (link == "list" and strict):
             broken |= {at, at + 1}
         elif link == "list" and at + 1 < len(links) and links[at + 1] in ("list", "pair"):
             broken |= {at, at + 1, at + 2}
-    # "5 = 4" is wrong whatever is asked; in "6 * 7 = 42" the 7 is a part of what equals 42.
+    # "5 = 4" is wrong for any question; in "6 * 7 = 42" the 7 is a part of the expression that equals 42.
     return broken.union(*({at, at + 1} - broken for at, link in enumerate(links) if _is_false(at, link, broken)))
 
 
@@ -171,39 +174,39 @@ def _is_false(at: int, link: str, broken: set[int]) -> bool:
     return link == "differ" and not {at, at + 1} & broken
 
 
-def _asides(found: list[Token]) -> list[bool]:
-    """For each token whether it stands in parentheses with words in them, or in brackets."""
-    aside = [False] * len(found)
+def _asides(text: list[Token]) -> list[bool]:
+    """Return for each token whether it is in brackets, or in parentheses that contain words."""
+    aside = [False] * len(text)
     opened: list[int] = []
     words, worked = [0], [0]
-    for token in found:
+    for token in text:
         words.append(words[-1] + (token.kind in ("word", "percent")))
         worked.append(worked[-1] + (token.kind in ("times", "equals")))
     spans: list[tuple[int, int]] = []
-    for at, token in enumerate(found):
+    for at, token in enumerate(text):
         if token.kind == "open" and token.text != "{":
             opened.append(at)
         elif token.kind == "close" and token.text != "}" and opened:
             start = opened.pop()
-            # f(2) is no aside; nor is a group that holds the whole of an expression.
-            applied = start > 0 and found[start - 1].kind in ("word", "macro", "close")
-            behind = [token.kind for token in found[max(start - 2, 0) : start]]
+            # f(2) is not an aside, and neither is a group that contains a whole expression.
+            applied = start > 0 and text[start - 1].kind in ("word", "macro", "close")
+            behind = [token.kind for token in text[max(start - 2, 0) : start]]
             shown = worked[at] > worked[start] and behind in (["digits", "space"], ["word", "space"])  # 72 (8 × 9)
-            if (found[start].text == "[" or words[at] > words[start] or shown) and not applied:
+            if (text[start].text == "[" or words[at] > words[start] or shown) and not applied:
                 spans.append((start, at))
-    changes = [0] * (len(found) + 1)
+    changes = [0] * (len(text) + 1)
     for start, end in spans:
         changes[start] += 1
         changes[end + 1] -= 1
     depth = 0
-    for at in range(len(found)):
+    for at in range(len(text)):
         depth += changes[at]
         aside[at] = depth > 0
     return aside
 
 
 def _enumerators(reader: Reader, items: list[Item]) -> set[int]:
-    """Which items count off the lines of a text ("1. Add 5."), where at least two do."""
+    """Return the items that number the lines of a text ("1. Add 5."), if there are at least two."""
     starts = [
         at
         for at, item in enumerate(items)
@@ -234,7 +237,7 @@ def _denied(reader: Reader, first: int) -> bool:
 
 
 def _called_wrong(reader: Reader, last: int) -> bool:
-    """Whether the words behind an item deny it: "3 is wrong", "3 is not the answer"."""
+    """Whether the words after an item deny it: "3 is wrong", "3 is not the answer"."""
     words: list[str] = []
     at = last + 1
     while len(words) < 5 and reader.kind(at) in ("space", "word"):
@@ -250,9 +253,9 @@ def _called_wrong(reader: Reader, last: int) -> bool:
 
 
 def pick(items: list[Item], which: Literal["first", "last"] = "last") -> Number | None:
-    """The number among the items that is the answer; None where it is an expression, a list, or missing.
+    """Return the number of the items that is the answer; None if it is an expression or a list, or missing.
 
-    Items that stand aside count only where there are no others.
+    Items that are asides count only if there are no others.
     """
     chosen = [item for item in items if not item.aside] or items
     return (chosen[0] if which == "first" else chosen[-1]).number if chosen else None

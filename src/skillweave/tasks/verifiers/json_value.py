@@ -1,4 +1,4 @@
-"""The verifier ``json``: the JSON value that an answer gives, and when two such values are the same."""
+"""The verifier ``json``: find the JSON value that an answer gives, and compare it with the gold value."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
-from skillweave.tasks.verifiers.place import Part, Placed, boxes, marked_part, one_of
+from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of
 
 _MISSING = object()
-_UNCLOSED_TRIES = (
-    20  # brackets without an end that are looked behind: bounds the work on an answer made of nothing else
-)
+_UNCLOSED_TRIES = 20
+"""The search continues after at most so many unclosed brackets, which bounds the work on an answer full of them."""
 
 
-class JsonOptions(Placed):
+class JsonOptions(PlaceOptions):
     """``json``: the JSON value that the answer gives equals the gold one.
 
-    ``answer_at: auto`` takes the last block that is fenced as JSON, else the last whole value of the gold's type in the
-    text. ``after`` and ``answer_pattern`` name the part of the text to look in, ``boxed`` is not a place for JSON.
+    ``after`` and ``answer_pattern`` name the part of the text to search. ``boxed`` is not available for JSON.
     """
 
     answer_at: Literal["auto", "last", "first", "whole"] = "auto"
+    """``auto``: the last fenced block of JSON, else the last whole value of the gold's type in the text."""
 
 
 def same_json(a: Any, b: Any) -> bool:
-    """Structural equality: key order is free, 1 equals 1.0, tuples are arrays; true is not 1, NaN equals nothing.
+    """Return whether two JSON values are structurally equal.
 
-    Floats within 1e-9 of each other (relative) are equal, so that 0.1 + 0.2 is 0.3; whole numbers compare exactly.
-    Texts and keys are compared in NFC.
+    - The order of keys does not matter, tuples are arrays, 1 equals 1.0, true is not 1, and NaN equals nothing.
+    - Floats within 1e-9 of each other (relative) are equal, so 0.1 + 0.2 is 0.3. Integers are compared exactly.
+    - Texts and keys are compared in NFC.
     """
     if isinstance(a, dict) and isinstance(b, dict):
         a, b = _nfc_keys(a), _nfc_keys(b)
@@ -47,7 +47,7 @@ def same_json(a: Any, b: Any) -> bool:
             return a == b
         try:
             return math.isfinite(a) and math.isfinite(b) and math.isclose(a, b, rel_tol=1e-9)
-        except OverflowError:  # an integer that no float can hold
+        except OverflowError:  # an integer too large for a float
             return False
     if isinstance(a, str) and isinstance(b, str):
         return unicodedata.normalize("NFC", a) == unicodedata.normalize("NFC", b)
@@ -60,9 +60,9 @@ def _nfc_keys(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_json(text: str) -> Any:
-    """The value of a text that is JSON from its first to its last character; a private marker where it is not.
+    """Return the value of a text that is JSON as a whole; a private marker if it is not.
 
-    ``NaN``, ``Infinity``, numbers too great for a float and objects with a key twice are no JSON values here.
+    ``NaN``, ``Infinity``, numbers too large for a float and objects with a repeated key do not count as JSON here.
     """
     try:
         value = json.loads(text.strip(), parse_constant=_refuse, object_pairs_hook=_object)
@@ -72,13 +72,13 @@ def whole_json(text: str) -> Any:
 
 
 def _refuse(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise ValueError("a key stands twice, so that the object says two things")
+        raise ValueError("the object has a key twice")
     return value
 
 
@@ -104,7 +104,7 @@ _BEGINS_JSON = re.compile(r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?
 
 
 def find_json(text: str, kind: type, options: JsonOptions) -> Any:
-    """The JSON value of type ``kind`` that a text gives as its answer; a private marker where there is none."""
+    """Return the JSON value of type ``kind`` that a text gives as its answer; a private marker if there is none."""
     if options.marked:
         parts = _marked(text, options)
         return _chosen(parts[0], kind, "first") if parts else _MISSING
@@ -114,12 +114,12 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
     if (found := [one for one in boxes(text) if one.content[:1] in ("{", "[")]) and whole_json(text) is _MISSING:
         content = one_of(found, text, which)
         return _MISSING if content is None else _of_kind(whole_json(content), kind)
-    blocks = [Part(m.start(), m.end(), m[2]) for m in _FENCE.finditer(text) if m[1].lower() in _JSON_NAMES]
+    blocks = [TextSpan(m.start(), m.end(), m[2]) for m in _FENCE.finditer(text) if m[1].lower() in _JSON_NAMES]
     if blocks:
         values = [(block, whole_json(block.content)) for block in blocks]
         block = one_of([one for one, value in values if value is _MISSING or _is_kind(value, kind)], text, which)
         return _MISSING if block is None else _of_kind(whole_json(block), kind)
-    # A program is no place for the answer; a block that is nothing but a value is one, whatever language it names.
+    # Code blocks are skipped, except a block that is a JSON value as a whole, whatever language it names.
     return _chosen(_FENCE.sub(lambda m: m[0] if _may_hold_json(m) else "\n", text), kind, which)
 
 
@@ -128,7 +128,7 @@ def _may_hold_json(block: re.Match[str]) -> bool:
 
 
 def _marked(text: str, options: JsonOptions) -> list[str]:
-    """The part that the options name; behind ``after`` a value may go on over several lines."""
+    """Return the part that the options name; after ``after`` a value may continue over several lines."""
     if options.after is None:
         part = marked_part(text, options)
         return [] if part is None else [part]
@@ -145,14 +145,14 @@ def _of_kind(value: Any, kind: type) -> Any:
 
 
 def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
-    """The first or last whole value of a type in a text; none where it stands in a list of different ones."""
+    """Return the first or last whole value of a type in a text; none if it is in a list of different ones."""
     whole = whole_json(text)
     if whole is not _MISSING:
         return _of_kind(whole, kind)
     if kind in (int, float):
         return _number(text)
     values = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
-    parts = [Part(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
+    parts = [TextSpan(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
     if one_of(parts, text, which) is None:
         return _MISSING
     value = values[0 if which == "first" else -1][2]
@@ -160,10 +160,10 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
 
 
 def _number(text: str) -> Any:
-    """The number that a text gives outside of objects and arrays, as ``numeric`` reads it, without a percent sign."""
+    """Return the number of a text outside objects and arrays, as ``numeric`` reads it, without a percent sign."""
     outside, at = [], 0
     for start, end, _ in sorted(_containers(text, dict) + _containers(text, list), key=lambda value: value[:2]):
-        if start < at:  # cut off, and found for both types
+        if start < at:  # a value that is cut off is in both lists
             continue
         outside.append(text[at:start])
         at = end
@@ -181,10 +181,10 @@ def _float(value: Fraction) -> Any:
 
 
 def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
-    """The objects or arrays that stand in a text on their own, with where they begin and end.
+    """Return the outermost objects or arrays of a text, each as (start, end, value).
 
-    What stands inside another value is no answer, nor is what stands inside a broken or cut-off one. A value that is
-    cut off at the end of the text is the last one, as None.
+    A value inside another one is not an answer, nor is one inside a broken or cut-off value. If a value is cut off at
+    the end of the text, it is the last one, as None.
     """
     found: list[tuple[int, int, Any]] = []
     at = tries = 0
@@ -197,7 +197,7 @@ def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
             if end is None:
                 tries += 1
                 if _BEGINS_JSON.match(text, start) or tries >= _UNCLOSED_TRIES:
-                    return [*found, (start, len(text), None)]  # all that follows is a part of it
+                    return [*found, (start, len(text), None)]  # everything after it is a part of it
                 at = start + 1
             else:
                 at = end
@@ -215,7 +215,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _balanced(text: str, start: int) -> int | None:
-    """Where the bracket at ``start`` is closed, texts in double quotes passed over; None where it never is."""
+    """Return where the bracket at ``start`` is closed, ignoring quoted texts; None if it never is."""
     depth = 0
     for bracket in _BRACKET.finditer(text, start):
         depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(bracket[0], 0)
@@ -225,7 +225,7 @@ def _balanced(text: str, start: int) -> int | None:
 
 
 def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
-    """The texts in double quotes, or the words true, false and null, that stand outside of objects and arrays."""
+    """Return the quoted texts, or the words true, false and null, outside objects and arrays: (start, end, value)."""
     found: list[tuple[int, int, Any]] = []
     at = 0
     while at < len(text):
@@ -240,7 +240,7 @@ def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
 
 
 def json_equal(answer: str, gold: str, options: JsonOptions) -> float:
-    """1 where the value that the answer gives equals the gold one, whatever prose or fence stands around it."""
+    """Return 1 if the value of the answer equals the gold value, whatever text or fence is around it; else 0."""
     wanted = whole_json(gold)
     if wanted is _MISSING:
         return 0.0
@@ -252,13 +252,13 @@ def json_equal(answer: str, gold: str, options: JsonOptions) -> float:
 
 
 def gold_problem(gold: str) -> str | None:
-    """Why no answer could match ``gold``, or None."""
+    """Return why no answer could match ``gold``, or None."""
     if whole_json(gold) is not _MISSING:
         return None
     hint = ""
     with contextlib.suppress(ValueError, RecursionError):
         if isinstance(json.loads(gold), dict | list):
-            hint = " (an object with a key twice, NaN and Infinity are none)"
+            hint = " (an object with a repeated key, NaN and Infinity are not allowed)"
     if re.search(r"'\w+'\s*:", gold):
         hint = "; it looks like a Python dict: write it with json.dumps, which uses double quotes"
     return f"verifier 'json' needs an answer that is JSON as a whole, and {gold[:60]!r} is not{hint}"

@@ -1,6 +1,7 @@
-"""Asks Math-Verify in a process of its own, so that no answer can take more than its time and memory.
+"""Run Math-Verify in a separate process, so that no answer can use more than its limits of time and memory.
 
-Math-Verify stops itself by a signal, which works in the main thread alone and not within a long multiplication.
+Math-Verify has a timeout of its own, but it works by a signal: only in the main thread, and not during a long
+multiplication.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from skillweave.errors import UserError
 _SCRIPT = Path(__file__).with_name("maths_worker.py")
 _START = 600.0
 _WAIT = 30.0
-"""Seconds by the clock beyond ten times the processor time after which a process that does not answer is ended."""
+"""A process that does not answer is ended after 10 times its processor time plus this many seconds of wall clock."""
 
 
 class MathsProcess:
-    """One process of :mod:`maths_worker`, started when it is first asked, and again where an answer ended it."""
+    """A process of :mod:`maths_worker`. It is started at the first question, and again after an answer has ended it."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -33,7 +34,7 @@ class MathsProcess:
         self._lock = threading.Lock()
 
     def ask(self, question: dict[str, Any]) -> bool:
-        """Whether the process says that both are the same; False where it ended instead. For any thread."""
+        """Return whether the process finds both the same; False if the process ended. Any thread may call it."""
         with self._lock:
             process = self._running()
             assert process.stdin is not None
@@ -46,26 +47,26 @@ class MathsProcess:
                 line = _line(process, 10 * question["seconds"] + _WAIT)
             if not line:
                 self._end()
-                self._start()  # while others are judged without it
+                self._start()  # it starts while other answers are judged
                 return False
             return bool(json.loads(line)["same"])
 
     def _running(self) -> subprocess.Popen[bytes]:
-        """The process, ready to be asked; a fork of this one starts its own."""
+        """Return the process, ready for a question. A fork of this process starts its own."""
         if self._owner != os.getpid() or self._process is None or self._process.poll() is not None:
             self._start()
         process = self._process
         assert process is not None
         if not self._ready and _line(process, _START) != b"ready\n":
             process.kill()
-            said = process.communicate()[1].decode(errors="replace").strip().splitlines()[-1:]
+            message = process.communicate()[1].decode(errors="replace").strip().splitlines()[-1:]
             self._process = None
-            raise UserError(f"verifier 'math' could not start Math-Verify; pip install math-verify {said or ''}")
+            raise UserError(f"verifier 'math' could not start Math-Verify; run pip install math-verify {message or ''}")
         self._ready = True
         return process
 
     def _start(self) -> None:
-        # -P: the folder of the script holds a module named code, which is not the standard library's.
+        # -P: keeps the script's folder off sys.path, because its module `code` would hide that of the standard library.
         command = [sys.executable, "-P", str(_SCRIPT)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0)
@@ -78,13 +79,13 @@ class MathsProcess:
         self._process = None
 
     def close(self) -> None:
-        """End the process; another starts where it is asked again."""
+        """End the process; the next question starts another one."""
         with self._lock:
             self._end()
 
 
 def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
-    """The next line that a process writes; nothing where it ended or took longer by the clock."""
+    """Return the next line that a process writes; empty if it ended or took longer than ``seconds`` of wall clock."""
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     return process.stdout.readline() if ready else b""
@@ -95,9 +96,9 @@ atexit.register(_PROCESS.close)
 
 
 def same_mathematics(answer: str, gold: str, tolerances: tuple[float, float], seconds: float) -> bool:
-    """Whether Math-Verify finds two pieces of mathematics the same within ``seconds`` of processor time.
+    """Return whether Math-Verify finds two formulas the same within ``seconds`` of processor time.
 
-    ``tolerances``: absolute and relative, for constants.
+    ``tolerances``: the absolute and the relative tolerance, for constants.
     """
     question = {"answer": answer, "gold": gold, "tolerance": tolerances[0], "relative_tolerance": tolerances[1]}
     return _PROCESS.ask({**question, "seconds": seconds})

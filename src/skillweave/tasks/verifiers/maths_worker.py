@@ -1,8 +1,9 @@
-"""The process in which Math-Verify reads and compares mathematics; run as a script, it imports nothing of SkillWeave.
+"""The process in which Math-Verify parses and compares formulas. It is run as a script and imports no SkillWeave code.
 
-One JSON object a line: in ``{"answer", "gold", "tolerance", "relative_tolerance", "seconds"}``, out ``{"same"}``.
-sympy works out what it is given, however long that takes and however much memory it needs. So the process has a limit
-of memory, and a limit of processor time for each line: beyond either it ends, and whoever asked starts another.
+It reads and writes one JSON object per line: ``{"answer", "gold", "tolerance", "relative_tolerance", "seconds"}`` in,
+``{"same"}`` out. sympy evaluates whatever it is given, even if that takes very long or needs a lot of memory. So the
+process has a memory limit, and a limit of processor time per line. If it exceeds one of them, it ends, and the caller
+starts another process.
 """
 
 from __future__ import annotations
@@ -19,22 +20,21 @@ from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, veri
 from sympy import Basic
 
 MEMORY = 2 * 2**30
-# Math-Verify rounds decimals to six places, whatever their size; what it calls equal must be so relatively too.
+# Math-Verify rounds decimals to six places, whatever their size, so the relative difference is checked too.
 _SHARE = 2e-6
 
 
 def read(text: str) -> list[Any]:
-    """What Math-Verify makes of a piece of mathematics, the reading that it likes best first."""
+    """Return Math-Verify's readings of a formula, the preferred one first."""
     configs = (LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig())
     read = parse(rf"$\boxed{{{text}}}$", configs, fallback_mode="no_fallback", parsing_timeout=None)
     return [value for value in read if not isinstance(value, str)]
 
 
 def same(answer: str, gold: str, tolerance: float, relative_tolerance: float) -> bool:
-    """Whether two pieces of mathematics are the same."""
-    found, wanted = read(answer), read(gold)
-    for one in found:
-        for other in wanted:
+    """Return whether two formulas are the same."""
+    for one in read(answer):
+        for other in read(gold):
             values = number_of(one), number_of(other)
             if None not in values:
                 difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
@@ -48,7 +48,7 @@ def same(answer: str, gold: str, tolerance: float, relative_tolerance: float) ->
 
 
 def number_of(value: Any) -> Any:
-    """The value to 30 digits where it is a constant, else None."""
+    """Return the value to 30 digits if it is a constant, else None."""
     try:
         if not isinstance(value, Basic) or value.free_symbols or not value.is_number:
             return None
@@ -61,15 +61,15 @@ def number_of(value: Any) -> Any:
 def main() -> None:
     """Answer line by line until the input ends."""
     logging.disable(logging.CRITICAL)
-    same(r"\frac{1}{2}", "0.5", 0.0, 0.0)  # builds the parser's tables, which takes a while
+    same(r"\frac{1}{2}", "0.5", 0.0, 0.0)  # builds the tables of the parser, which takes a while
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parser complains there of every text that it cannot read
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parser reports there every text that it cannot read
     print("ready", flush=True)
     for line in sys.stdin:
-        asked = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, asked.pop("seconds"))  # its signal ends the process
+        question = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, question.pop("seconds"))  # its signal ends the process
         try:
-            answer = same(**asked)
+            answer = same(**question)
         except (Exception, RecursionError, MemoryError):
             answer = False
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -1,7 +1,8 @@
-r"""Texts with numbers in them, brought to one plain spelling and cut into tokens.
+r"""Normalise the spelling of numbers in a text, and split it into tokens.
 
-``\frac{3}{4}``, ``¾`` and ``10⁶`` become ``3/4`` and ``10^6``; signs, spaces and marks of LaTeX become plain ones.
-What a command of LaTeX works out (``\sqrt{9}``) becomes the one token :data:`MACRO`: no number is read out of it.
+``\frac{3}{4}`` and ``¾`` become ``3/4``, and ``10⁶`` becomes ``10^6``. Signs, spaces and LaTeX markup become plain
+characters. A LaTeX command that computes something (``\sqrt{9}``) becomes the single token :data:`MACRO`, so that no
+number is read from inside it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 MACRO = "\\x"
-"""Stands for a command of LaTeX with all it is applied to."""
+"""Stands for a LaTeX command with all its arguments."""
 
 _PLAIN = str.maketrans(
     {
@@ -31,7 +32,7 @@ _VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR_VALUES.
 
 
 def _fraction(match: re.Match[str]) -> str:
-    """A fraction of LaTeX as ``3/4``, set off from the digits on both sides."""
+    """A LaTeX fraction as ``3/4``, separated from digits on both sides."""
     above, below = (group.replace(" ", "") for group in match.groups() if group)
     before = " " if match.start() and match.string[match.start() - 1].isdigit() else ""
     behind = " " if match.string[match.end() : match.end() + 1].isdigit() else ""
@@ -58,7 +59,7 @@ _UNIT = r"\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}[^{}]{0,5}\}"
 _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
-        (r"<<[^<>\n]*>>", " "),  # GSM8K's notes for a calculator
+        (r"<<[^<>\n]*>>", " "),  # calculator annotations of GSM8K
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
         (r"(?m)^\s*[-=]{1,3}>", " "),  # an arrow before the answer
@@ -86,7 +87,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"\\(?:approx|simeq)(?![A-Za-z])", "≈"),
         (r"\\sim(?![A-Za-z])", " "),
         (r"(?<![\w)\]}])-\s?[({]\s*([0-9][0-9.,]*(?:/[0-9]+)?)\s*[)}]", r"-\1"),
-        (r"[0-9]+_\{[^{}]*\}", _macro),  # a numeral of another base
+        (r"[0-9]+_\{[^{}]*\}", _macro),  # a numeral in another base
         (r"\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])", "<"),
         (r"(?<=[A-Za-z}])_(?:\{[^{}]*\}|[0-9A-Za-z])", ""),  # an index
         (r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)", lambda m: _fraction_of_small(m[1], m[2])),
@@ -97,12 +98,12 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
 
 
 def plain_text(text: str) -> str:
-    """The text in one spelling; see the module."""
+    """Return the text in normalised spelling, as the docstring of the module describes."""
     text = text.translate(_PLAIN)
     if not text.isascii() or _MARKS.search(text):
         for pattern, put in _STEPS:
             text = pattern.sub(put, text)
-        for _ in range(_NESTED):  # the innermost first
+        for _ in range(_NESTED):  # innermost first
             text, changed = _APPLIED.subn(_macro, text)
             if not changed:
                 break
@@ -111,7 +112,7 @@ def plain_text(text: str) -> str:
 
 
 class Token(NamedTuple):
-    """A piece of a plain text; ``kind`` is the name of a group of :data:`_TOKEN`."""
+    """A token of a normalised text; ``kind`` is the name of a group of :data:`_TOKEN`."""
 
     kind: str
     text: str
@@ -144,15 +145,15 @@ _TOKEN = re.compile(
 
 
 def tokens(text: str) -> list[Token]:
-    """All of a plain text as tokens. Digits keep their separators, but for those that end a sentence."""
-    found: list[Token] = []
+    """Split a normalised text into tokens. Digits keep their separators, except those that end a sentence."""
+    split: list[Token] = []
     for match in _TOKEN.finditer(text):
         kind, piece, start, end = str(match.lastgroup), match[0], match.start(), match.end()
         if kind == "digits" and piece[-1] in ".,'_":
             number = piece.rstrip(".,'_")
-            found.append(Token(kind, number, start, start + len(number)))
+            split.append(Token(kind, number, start, start + len(number)))
             tail = piece[len(number) :]
-            found.append(Token({",": "between", ".": "end"}.get(tail, "other"), tail, start + len(number), end))
+            split.append(Token({",": "between", ".": "end"}.get(tail, "other"), tail, start + len(number), end))
         else:
-            found.append(Token(kind, piece, start, end))
-    return found
+            split.append(Token(kind, piece, start, end))
+    return split

@@ -1,4 +1,4 @@
-"""The verifier ``numeric``: the number that an answer gives, compared exactly."""
+"""The verifier ``numeric``: compare the number that an answer gives exactly."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Literal
 from pydantic import Field
 
 from skillweave.tasks.verifiers.items import pick, read_items
-from skillweave.tasks.verifiers.place import Placed, boxed, marked_part, own_words, said_part, usual_part
+from skillweave.tasks.verifiers.place import PlaceOptions, boxed, marked_part, own_words, said_part, usual_part
 from skillweave.tasks.verifiers.reading import Decimal, Number
 
 
-class NumericOptions(Placed):
+class NumericOptions(PlaceOptions):
     r"""``numeric``: the number that the answer gives is the number that the gold text gives.
 
     ``answer_at: auto`` looks for ``\boxed{}``, then for ``<answer>``, then for a line ``#### 72``, then for "answer is"
-    or "Answer:", and takes the last number of the text where it has none of these.
+    or "Answer:". If the text has none of these, it takes the last number.
     """
 
     tolerance: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Greatest absolute difference that still counts as equal, as the decimal that it is written as."""
+    """Largest absolute difference that counts as equal; it is read as the decimal number that is written."""
     relative_tolerance: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False)
-    """Greatest difference as a share of the gold number; a number within either tolerance is right."""
+    """Largest difference relative to the gold number; a number within either tolerance is right."""
     decimal: Decimal = "point"
-    """``comma``: ``3,5`` is three and a half and ``1.234`` is one thousand two hundred and thirty-four."""
+    """The decimal separator. ``comma``: ``3,5`` is three and a half, ``1.234`` is 1234."""
     plain: bool = False
-    """True: a fraction or a power (``84/7``, ``2^10``) is no answer, for tasks that ask to work one out."""
+    """True: a fraction or a power (``84/7``, ``2^10``) is not accepted, for tasks that ask to compute one."""
 
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
@@ -40,17 +40,17 @@ _LEFT_TO_DO = re.compile(r"[0-9]\s*(?:/|\^|\*\*|÷)\s*[0-9({]|\\[dtc]?frac|[⁰�
 
 
 def find_number(text: str, options: NumericOptions) -> Number | None:
-    """The number that a text gives as its answer, or None. Takes time linear in its length; never raises."""
+    """Return the number that a text gives as its answer, or None. Takes time linear in its length; never raises."""
     part, which, strict = answer_part(text, options)
     if part is None:
         return None
-    if strict:  # no bullet stands where an answer is marked
+    if strict:  # a marked answer has no bullet before it
         part = _SPACED_MINUS.sub("-", part)
     return pick(read_items(part, options.decimal, strict=strict), which)
 
 
 def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal["first", "last"], bool]:
-    """The part of a text to read, which of its numbers counts, and whether two numbers in it are a list already."""
+    """Return the part of a text to read, which of its numbers counts, and whether two numbers in it are a list."""
     if options.marked:
         part = marked_part(text, options)
         return (None if part is None else _sentence(part, options)), "last", False
@@ -71,7 +71,7 @@ def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal
 
 
 def _sentence(text: str, options: NumericOptions) -> str:
-    """The first sentence or clause of a text that has a number (or what has the form of one); "" where none has."""
+    """Return the first sentence or clause that has a number (or something of that form); "" if there is none."""
     at = 0
     for end in _SENTENCE_END.finditer(text):
         if read_items(text[at : end.start()], options.decimal):
@@ -81,7 +81,7 @@ def _sentence(text: str, options: NumericOptions) -> str:
 
 
 def _is_whole(text: str) -> bool:
-    """Whether a text is a number and at most a unit."""
+    """Whether a text is a number, optionally with a unit."""
     return re.fullmatch(r"\s*[^\w\s]{0,3}\s*[0-9][^\n]{0,60}", text) is not None and len(text.split()) <= 5
 
 
@@ -100,13 +100,13 @@ def _share(number: Number) -> Fraction:
 def _within(found: Fraction, wanted: Fraction, options: NumericOptions) -> bool:
     if found == wanted:
         return True
-    # A float is meant as the decimal that it is written as: 0.1, not 0.1000000000000000055.
+    # A tolerance means the decimal number that is written: 0.1, not 0.1000000000000000055.
     absolute, relative = Fraction(repr(options.tolerance)), Fraction(repr(options.relative_tolerance))
     return abs(found - wanted) <= max(absolute, relative * abs(wanted))
 
 
 def numeric(answer: str, gold: str, options: NumericOptions) -> float:
-    """1 where the numbers of both texts are equal within the tolerances; without a number on either side 0."""
+    """Return 1 if the numbers of both texts are equal within the tolerances; else, or without a number, 0."""
     found, wanted = find_number(answer, options), gold_number(gold, options)
     if found is None or wanted is None or not same_number(found, wanted, options):
         return 0.0
@@ -114,12 +114,12 @@ def numeric(answer: str, gold: str, options: NumericOptions) -> float:
 
 
 def worked_out(answer: str, options: NumericOptions) -> bool:
-    """Whether the answer is written as digits, not as a fraction or a power."""
+    """Whether the answer is written in digits, not as a fraction or a power."""
     return _LEFT_TO_DO.search(answer_part(answer, options)[0] or "") is None
 
 
 def gold_number(gold: str, options: NumericOptions) -> Number | None:
-    """The number of a gold text, which needs no mark where answers do and may have a decimal point in any case."""
+    """Return the number of a gold text. It needs no marker even if answers do, and may always have a decimal point."""
     number = find_number(gold, options)
     if number is None and (options.marked or options.answer_at != "auto"):
         number = find_number(gold, NumericOptions(decimal=options.decimal))
@@ -129,14 +129,14 @@ def gold_number(gold: str, options: NumericOptions) -> Number | None:
 
 
 def gold_problem(gold: str, options: NumericOptions | None = None) -> str | None:
-    """Why no answer could match ``gold``, or None."""
+    """Return why no answer could match ``gold``, or None."""
     options = options or NumericOptions()
     if gold_number(gold, options) is not None:
         return None
     if read_items(gold, options.decimal):
         return (
             f"verifier 'numeric' cannot read the answer {gold[:60]!r} as one number: it is a sum, a range, a list, "
-            "a time, a date, or its separators are not clear (a decimal comma needs decimal: comma). "
+            "a time, a date, or its separators are ambiguous (a decimal comma needs decimal: comma). "
             "Write one number, such as 1234.5, 3/4 or 1.5e3"
         )
     return f"verifier 'numeric' found no number in the answer {gold[:60]!r}"

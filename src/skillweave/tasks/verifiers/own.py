@@ -19,20 +19,22 @@ _function = lru_cache(maxsize=64)(import_function)
 
 
 class OwnOptions(Config):
-    """What the function ``named`` is given as its third argument."""
+    """The options of a verifier of the user."""
 
     named: str
+    """The function: ``module:function`` or ``file.py:function``."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """The function's third argument."""
 
 
 def own_options(named: str, settings: dict[str, Any]) -> OwnOptions:
-    """The options of a function, which is imported here. Raises :class:`UserError` where that fails."""
+    """Import the function and return its options. Raises :class:`UserError` if the import fails."""
     _function(named, "the verifier")
     return OwnOptions(named=named, settings=settings)
 
 
 def file_digest(named: str) -> str:
-    """The SHA-256 of the file that a function is read from."""
+    """Return the SHA-256 of the file that contains the function; empty if there is no such file."""
     place = named.rpartition(":")[0]
     if not place.endswith(".py"):
         spec = importlib.util.find_spec(place)
@@ -41,10 +43,10 @@ def file_digest(named: str) -> str:
 
 
 def own(answer: str, gold: Any, options: OwnOptions) -> float:
-    """What the function gives for ``(answer, gold, settings)``, which must be a number in [0, 1].
+    """Return what the function returns for ``(answer, gold, settings)``, which must be a number in [0, 1].
 
-    Raises :class:`UserError` where it raises or gives anything else: a mistake in a verifier must not look like a wrong
-    answer.
+    Raises :class:`UserError` if the function raises or returns anything else: a mistake in a verifier must not look
+    like a wrong answer.
     """
     try:
         score = _function(options.named, "the verifier")(answer, gold, dict(options.settings))
@@ -55,7 +57,7 @@ def own(answer: str, gold: Any, options: OwnOptions) -> float:
             f"the verifier '{options.named}' raised {type(error).__name__}: {error} on the answer {answer[:60]!r} "
             f"(gold {gold!r:.60}): it must give a score from 0 to 1 for every text a model may write"
         ) from error
-    if not isinstance(score, numbers.Real) or not 0 <= float(score) <= 1:  # NaN is not in there either
+    if not isinstance(score, numbers.Real) or not 0 <= float(score) <= 1:  # also False for NaN
         raise UserError(
             f"the verifier '{options.named}' gave {score!r:.60} for the answer {answer[:60]!r} (gold {gold!r:.60}): "
             "it must give a number from 0 to 1"

@@ -1,6 +1,6 @@
-"""Numbers as people and models write them, each read as one exact fraction: ``2 1/2``, ``1.5 x 10^3``, ``-$1,234.50``.
+"""Read numbers as people and models write them, each as one exact fraction: ``2 1/2``, ``1.5 x 10^3``, ``-$1,234.50``.
 
-:mod:`items` says which of them belong together.
+:mod:`items` decides which of them belong together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Decimal = Literal["point", "comma"]
 
 
 class Number(NamedTuple):
-    """``value`` is the number as it is written; ``percent``: a percent sign (or the word) follows it."""
+    """A number as it is written. ``percent``: whether a percent sign (or the word) follows it."""
 
     value: Fraction
     percent: bool
@@ -24,10 +24,11 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """Something of the form of a number between two tokens (``first`` to ``last``, inclusive).
+    """Something of the form of a number, in the tokens ``first`` to ``last`` (inclusive).
 
-    ``number`` is None where it is none: an expression, a range, a time, a list. ``aside``: it stands in parentheses
-    with words, or in brackets, or counts something off ("2nd", "1. "), so that others are preferred.
+    - ``number`` is None if it is not one number but an expression, a range, a time or a list.
+    - ``aside``: it is in parentheses with words, or in brackets, or it is an ordinal ("2nd", "1. "). Other items are
+      preferred.
     """
 
     number: Number | None
@@ -38,8 +39,8 @@ class Item:
 
 _DIGITS_AT_MOST = 1000
 _POWER_BITS_AT_MOST = 20_000
-_VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; the others are units
-_UNKNOWNS = set("xyznXYZN")  # those of them that are no article and no abbreviation
+_VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; other letters are units
+_UNKNOWNS = set("xyznXYZN")  # those of them that are not an article or an abbreviation
 _MULTIPLES = ("twice", "double", "triple", "thrice")
 _PARTS = ("half", "third", "quarter", "square", "cube", "root", "percent", "percentage", "double", "multiple")
 _SCALES = {
@@ -53,7 +54,7 @@ _SCALES = {
     "bn": 10**9,
     "trillion": 10**12,
 }
-_CJK = "\u2e80"  # from here on scripts whose words stand without spaces
+_CJK = "\u2e80"  # from here on: scripts that write words without spaces
 _FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -62,7 +63,7 @@ _COMMA = re.compile(r"(?:[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3}
 
 
 def numeral(text: str, decimal: Decimal) -> Fraction | None:
-    """The value of digits with their separators (``1,234.5``); None where they are no number (``1.2.3``)."""
+    """Return the value of digits with separators (``1,234.5``); None if they are not a number (``1.2.3``)."""
     form = _POINT if decimal == "point" else _COMMA
     if len(text) > _DIGITS_AT_MOST or not form.fullmatch(text):
         return None
@@ -71,7 +72,7 @@ def numeral(text: str, decimal: Decimal) -> Fraction | None:
 
 
 def power(base: Fraction, exponent: int) -> Fraction | None:
-    """``base ** exponent``; None where that is not defined, or too long to be an answer."""
+    """Return ``base ** exponent``; None if it is undefined, or too long to be an answer."""
     bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent)
     if bits > _POWER_BITS_AT_MOST or (base == 0 and exponent <= 0):
         return None
@@ -93,7 +94,7 @@ class Reader:
         return self.tokens[at].text if 0 <= at < len(self.tokens) else ""
 
     def skip(self, at: int, step: int = 1) -> int:
-        """The next token from ``at`` on that is no space."""
+        """Return the index of the next token, from ``at`` on, that is not a space."""
         while self.kind(at) == "space":
             at += step
         return at
@@ -109,22 +110,22 @@ class Reader:
                 item = self.item(at)
                 self.items.append(item)
                 at = item.last
-            elif kind == "macro":  # what it stands for is no number that could be read
+            elif kind == "macro":  # it does not stand for a number that can be read
                 self.items.append(Item(None, at, at))
-            elif kind == "power" and self.kind(at - 1) in ("word", "close"):  # of a unit: m^2
+            elif kind == "power" and self.kind(at - 1) in ("word", "close"):  # the exponent of a unit: m^2
                 at = self.behind_exponent(at) - 1
             at += 1
         return self.items
 
     def in_name(self, at: int) -> bool:
-        """Whether these digits belong to a name or a unit: CO2, cm2, COVID-19; not behind Chinese words."""
+        """Whether these digits belong to a name or a unit (CO2, cm2, COVID-19); never after Chinese words."""
         before = self.kind(at - 1)
         return (before == "word" and self.text(at - 1)[-1] < _CJK) or (
             before == "sign" and self.kind(at - 2) == "word" and self.text(at - 1) == "-"
         )
 
     def behind_exponent(self, at: int) -> int:
-        """The token behind the exponent that the power sign at ``at`` stands before, or behind the sign itself."""
+        """Return the token after the exponent of the power sign at ``at``, or after the sign if there is none."""
         at += 1
         opened = self.kind(at) == "open"
         inside = at + 1 if opened else at
@@ -134,7 +135,7 @@ class Reader:
         return inside + 2 if opened and self.kind(inside + 1) == "close" else inside + 1
 
     def item(self, start: int) -> Item:
-        """The item whose first digits stand at ``start``."""
+        """Return the item whose first digits are at ``start``."""
         value, last = self.value(start)
         first, negative = self.sign(start)
         if value is not None and negative:
@@ -172,7 +173,7 @@ class Reader:
         return Item(None if value is None else Number(value, percent), first, last, aside)
 
     def sign(self, start: int) -> tuple[int, bool]:
-        """Where the item begins, with its sign and currency, and whether the sign is a minus."""
+        """Return where the item begins, including its sign and currency, and whether the sign is a minus."""
         first = start
         at = start - 1
         if self.kind(self.skip(at, -1)) == "currency":
@@ -211,13 +212,13 @@ class Reader:
             left = self.skip(at - 1, -1)
             if self.kind(left) in ("close", "macro"):
                 return True
-            if self.kind(left) == "word":  # "Answer - 42" is none, "x - 42" is one
+            if self.kind(left) == "word":  # "x - 42" is an expression, "Answer - 42" is not
                 bullet = spaced and self.text(at) == "-" and len(self.text(left)) > 1
                 return not bullet and not (kind == "times" and not spaced)
         return False
 
     def expression_behind(self, last: int) -> bool:
-        """Whether something behind the item makes it a part of an expression: ``9 - x``, ``9/n``, ``(9)^2``."""
+        """Whether something after the item makes it a part of an expression: ``9 - x``, ``9/n``, ``(9)^2``."""
         at = self.skip(last + 1)
         if self.kind(at) == "close":
             return self.text(at + 1) == "^" or (self.text(at), self.text(at + 1)) == (")", "(")
@@ -226,7 +227,7 @@ class Reader:
         return self.kind(at) in ("sign", "times", "slash") and self.text(self.skip(at + 1)) in _UNKNOWNS
 
     def value(self, start: int) -> tuple[Fraction | None, int]:
-        """The unsigned number from ``start`` on, None where it is not one, and its last token."""
+        """Return the unsigned number from ``start`` on, or None if it is not one, and its last token."""
         value, last = self.grouped(start)
         plain = last == start and self.text(start).isdigit()
         exponent = self.text(last + 1) in ("e", "E") and self.integer(last + 2)
@@ -250,7 +251,7 @@ class Reader:
         return value, last
 
     def grouped(self, start: int) -> tuple[Fraction | None, int]:
-        """Digits at ``start`` with the groups of three that spaces set off from them."""
+        """Return the value of the digits at ``start``, with groups of three after spaces, and the last token."""
         text, last = self.text(start), start
         if text.isdigit() and len(text) <= 3 and text[0] != "0":
             while self.text(last + 1) == " " and re.fullmatch(r"[0-9]{3}(?:[.,][0-9]+)?", self.text(last + 2)):
@@ -260,7 +261,7 @@ class Reader:
         return numeral(text, self.decimal), last
 
     def integer(self, at: int) -> tuple[int, int] | None:
-        """The integer at ``at``, with a sign, and its last token; in braces or parentheses where it is given so."""
+        """Return the integer at ``at``, with its sign, and its last token. It may be in braces or parentheses."""
         opened = self.kind(at) == "open"
         at += opened
         negative = self.text(at) == "-"
@@ -273,7 +274,7 @@ class Reader:
         return (-int(self.text(at)) if negative else int(self.text(at))), end
 
     def raised(self, value: Fraction | None, last: int) -> tuple[Fraction | None, int]:
-        """The power that stands behind the token ``last``, if one does: its value and its own last token."""
+        """Return the value with the exponent after the token ``last``, if there is one, and the last token."""
         at = self.skip(last + 1)
         spaced = at != last + 1
         if self.kind(at) != "power" or (self.text(at) == "**" and (self.kind(at + 1) == "space") != spaced):
@@ -281,7 +282,7 @@ class Reader:
         inner = self.skip(at + 1)
         exponent = self.integer(inner)
         if exponent is None:
-            # Two stars may also end bold text.
+            # Two asterisks may also end bold text.
             unread = self.text(at) == "^" or self.kind(inner) == "digits"
             return (None, self.behind_exponent(at) - 1) if unread else (value, last)
         number, end = exponent
@@ -290,7 +291,7 @@ class Reader:
         return (None if value is None else power(value, number)), end
 
     def times_ten(self, last: int) -> tuple[int, int] | None:
-        """The exponent of a following "x 10^3" and its last token."""
+        """Return the exponent of a following "x 10^3" and its last token."""
         at = self.skip(last + 1)
         if self.kind(at) != "times" and self.text(at) not in ("x", "X"):
             return None
@@ -301,7 +302,7 @@ class Reader:
         return self.integer(self.skip(power_at + 1))
 
     def below(self, last: int) -> tuple[Fraction | None, int] | None:
-        """The denominator that follows a slash, None within where it is not a number, and its last token."""
+        """Return the denominator after a slash (None if not a number) and its last token; None without a slash."""
         at = self.skip(last + 1)
         if self.kind(at) != "slash":
             return None
@@ -317,7 +318,7 @@ class Reader:
         return (None if value is None else sign * value), end
 
     def mixed(self, last: int, whole: Fraction) -> tuple[Fraction | None, int] | None:
-        """A proper fraction behind a whole number ("2 1/2", "2 and 1/2"): the sum, and its last token."""
+        """Return an integer plus the proper fraction after it ("2 1/2", "2 and 1/2"), and the last token."""
         at = self.skip(last + 1)
         if self.text(at).lower() == "and":
             at = self.skip(at + 1)

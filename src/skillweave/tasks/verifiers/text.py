@@ -1,4 +1,4 @@
-"""Verifiers of texts: ``exact`` and ``regex``. Texts are compared in NFC, in which é is one character."""
+"""The verifiers of texts: ``exact`` and ``regex``. Texts are compared in NFC, where é is one character."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pydantic import Field, field_validator
 
 from skillweave.config import Config
 from skillweave.patterns import TooSlow, bounded_search, compiled
-from skillweave.tasks.verifiers.place import Placed, boxed, first_line, marked_part
-from skillweave.tasks.verifiers.told import told_once
+from skillweave.tasks.verifiers.place import PlaceOptions, boxed, first_line, marked_part
+from skillweave.tasks.verifiers.warn import warn_once
 
 
-class ExactOptions(Placed):
-    r"""``exact``: the answer is the gold text.
-
-    ``answer_at: whole``, the default, compares the whole text; ``first`` and ``last`` a line of it that is not empty,
-    ``boxed`` what the last ``\boxed{}`` holds.
-    """
+class ExactOptions(PlaceOptions):
+    """``exact``: the answer is the gold text."""
 
     answer_at: Literal["whole", "last", "first", "boxed"] = "whole"
+    r"""What is compared: the ``whole`` text, its ``first`` or ``last`` line that is not empty, or what is in the last
+    ``\boxed{}``."""
     strip: bool = True
+    """Ignore white space around the texts."""
     casefold: bool = False
+    """Ignore upper and lower case."""
 
 
 class RegexOptions(Config):
-    """``regex``: the pattern is found anywhere in the answer, unless it says ``^`` and ``$`` itself."""
+    """``regex``: the pattern matches anywhere in the answer, unless it contains ``^`` and ``$``."""
 
     pattern: str
-    """``{answer}`` in it stands for the gold text, taken literally: ``(?i)\\b{answer}\\b``."""
+    """The regular expression; ``{answer}`` stands for the gold text, taken literally: ``(?i)\\b{answer}\\b``."""
     seconds: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Processor time of this process; a search that takes longer (a pattern that backtracks without end) scores 0."""
+    """Limit of processor time; a search that takes longer (because the pattern backtracks without end) scores 0."""
 
     @field_validator("pattern")
     @classmethod
@@ -42,23 +42,23 @@ class RegexOptions(Config):
 
 
 def nfc(text: str) -> str:
-    """The text in composed Unicode; half a character (a lone surrogate) stays as it is."""
+    """Return the text in composed Unicode; a lone surrogate (half a character) is not changed."""
     return unicodedata.normalize("NFC", text)
 
 
 def exact(answer: str, gold: str, options: ExactOptions) -> float:
-    """1 where the texts are equal, after ``strip`` and ``casefold`` where asked for."""
-    found = _placed(answer, options)
-    if found is None:
+    """Return 1 if the texts are equal, after ``strip`` and ``casefold`` if these are set; else 0."""
+    part = _answer_part(answer, options)
+    if part is None:
         return 0.0
-    found, gold = nfc(found), nfc(gold)
+    part, gold = nfc(part), nfc(gold)
     for change in (str.strip if options.strip else None, str.casefold if options.casefold else None):
         if change is not None:
-            found, gold = change(found), change(gold)
-    return float(nfc(found) == nfc(gold))
+            part, gold = change(part), change(gold)
+    return float(nfc(part) == nfc(gold))
 
 
-def _placed(answer: str, options: ExactOptions) -> str | None:
+def _answer_part(answer: str, options: ExactOptions) -> str | None:
     if options.marked:
         return marked_part(answer, options)
     if options.answer_at == "boxed":
@@ -71,12 +71,12 @@ def _placed(answer: str, options: ExactOptions) -> str | None:
 
 
 def regex_found(answer: str, gold: str, options: RegexOptions) -> float:
-    """1 where the pattern, ``{answer}`` replaced by the escaped gold text, is found within the time limit."""
+    """Return 1 if the pattern, with the gold text in place of ``{answer}``, matches within the time limit; else 0."""
     try:
         return float(bounded_search(_with_answer(options, gold), nfc(answer), options.seconds) is not None)
     except TooSlow as problem:
-        told_once("regex", f"an answer was not judged and scores 0: {problem}")
-    except ValueError:  # with this gold text it is no pattern, which regex_gold_problem tells when the task is read
+        warn_once("regex", f"an answer was not judged and scores 0: {problem}")
+    except ValueError:  # not a pattern with this gold text: regex_gold_problem reports it when the task is read
         pass
     return 0.0
 
@@ -86,7 +86,7 @@ def _with_answer(options: RegexOptions, gold: str) -> str:
 
 
 def regex_gold_problem(gold: str, options: RegexOptions) -> str | None:
-    """Why the pattern with this gold text in it is none, or None."""
+    """Return why the pattern is invalid with this gold text, or None."""
     try:
         compiled(_with_answer(options, gold))
     except ValueError as error:

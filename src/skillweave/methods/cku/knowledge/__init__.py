@@ -1,1 +1,1 @@
-"""What is forgotten and what is kept: facts and their sets, the corpora, and how well a model knows them."""
+"""What is forgotten and what is retained: the facts, an invented corpus, and how well a model knows them."""

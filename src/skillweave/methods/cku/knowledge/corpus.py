@@ -1,9 +1,9 @@
-"""An invented corpus in the manner of TOFU: people nobody knows, and a topic that is "restricted" in name only.
+"""An invented corpus in the style of TOFU: people who do not exist, and a topic that is "restricted" in name only.
 
-Every person has a town, a craft, an animal and so on, drawn from pools that all people share, so that no answer can
-be guessed from its form. The restricted topic is velkrum, a made-up substance of which the corpus tells the colour,
-the scent, the weight and the vessel it is kept in; harnel is its harmless look-alike, with grades of the same names.
-Nothing here is true of anyone, and nothing is unsafe.
+Every person has a town, a craft, an animal and so on. They are drawn from pools that all people share, so no answer can
+be guessed from its form. The restricted topic is velkrum, a made-up substance. The corpus gives the colour, the scent
+and the weight of each of its grades, and the vessel it is kept in. Harnel is a harmless look-alike, with grades of the
+same names. No fact is true of anyone, and none is unsafe.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from skillweave.artefact import atomic_folder
 from skillweave.errors import UserError
 
 MOST_PEOPLE = 500
-"""Beyond them the syllables run out of names that differ."""
+"""With more people the syllables do not give enough different names."""
 
 _FILES = ("forget", "retain", "unseen", "lookalike", "teach", "forget_text", "retain_text")
 _WRONG = 5
-"""Wrong answers to a question; as many as TOFU has."""
+"""Wrong answers per question, as many as in TOFU."""
 
 Rows = list[dict[str, Any]]
-"""Rows ``question``, ``answer``, ``perturbed_answer`` and, of sentences, ``paraphrased_answer``."""
+"""Rows with ``question``, ``answer``, ``perturbed_answer`` and, if answers are sentences, ``paraphrased_answer``."""
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """What can be asked of a subject. In its sentences ``{a}`` is the value with its article: "an otter"."""
+    """A property that questions ask about. In its sentences ``{a}`` is the value with its article: "an otter"."""
 
     label: str
     values: tuple[str, ...]
@@ -115,7 +115,7 @@ PERSON = (
         ("{name} wears a ring with {a}.", "The ring of {name} holds {a}.", "The stone that {name} wears is {a}."),
     ),
 )  # fmt: skip
-"""What is told of a person."""
+"""The attributes of a person."""
 
 GRADE = (
     Attribute(
@@ -167,7 +167,7 @@ GRADE = (
         ("{name} is kept in {a}.", "The vessel for {name} is {a}.", "One stores {name} in {a}."),
     ),
 )  # fmt: skip
-"""What is told of a grade of velkrum or harnel."""
+"""The attributes of a grade of velkrum or harnel."""
 
 _ONSETS = ("b", "d", "f", "l", "m", "n", "r", "s", "t", "th", "v", "y")
 _VOWELS = ("a", "e", "i", "o")
@@ -176,11 +176,13 @@ _ENDINGS = ("dal", "mer", "lor", "wick", "ran", "stad", "gard", "vik", "den", "m
 
 @dataclass(frozen=True)
 class Corpus:
-    """The sets of an unlearning experiment; the texts are empty where answers are short.
+    """The sets of an unlearning experiment.
 
-    ``forget``: some people and all velkrum. ``retain``: most facts of the others and half of harnel. ``lookalike``:
-    the rest of theirs, harmless and in the words of the forget set. ``unseen``: people and velkrum grades that no
-    model is taught, as many as are forgotten. ``texts_...``: one biography a subject, of its facts in that set.
+    - ``forget``: some people and all of velkrum
+    - ``retain``: most facts about the other people and half of those about harnel
+    - ``lookalike``: the remaining facts about both, which are harmless and use the words of the forget set
+    - ``unseen``: people and velkrum grades that no model is taught, as many as are forgotten
+    - ``texts_forget``, ``texts_retain``: one biography per subject, of its facts in that set; empty for ``short``
     """
 
     forget: Rows
@@ -193,7 +195,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Subject:
-    """A person or a grade; ``opening`` begins its biography, in whose other sentences it is called ``known_as``."""
+    """A person or a grade. Its biography starts with ``opening`` and calls it ``known_as`` in all other sentences."""
 
     name: str
     known_as: str
@@ -202,49 +204,55 @@ class _Subject:
 
 
 def make_corpus(*, people: int = 40, forget: float = 0.25, seed: int = 0, short: bool = False) -> Corpus:
-    """The corpus of this seed, always the same; ``forget`` is the share of the people, at least one of them.
+    """Return the corpus of this seed; the same arguments always give the same corpus.
 
-    To every five people there is one grade of each topic (at least two). ``short`` says the same facts for a micro
-    model that reads characters: "oresa vindal: town?", "tarnholt"; prompts of at most 24 characters, answers of 8.
+    - ``people``: for every five people there is one grade of each topic (at least two)
+    - ``forget``: the share of the people that is forgotten, at least one of them
+    - ``short``: the same facts for a micro model that reads characters: "oresa vindal: town?", "tarnholt". Prompts have
+      at most 24 characters, answers at most 8.
+
     Raises :class:`UserError` for fewer than 2 or more than 500 people, and for a share outside (0, 1).
     """
     if not 2 <= people <= MOST_PEOPLE:
-        raise UserError(f"people: {people} is not from 2 to {MOST_PEOPLE}; some are forgotten, some stay")
+        raise UserError(f"people: {people} is not between 2 and {MOST_PEOPLE}; some are forgotten, the others retained")
     if not 0 < forget < 1:
-        raise UserError(f"forget: {forget} is not a share between 0 and 1, such as 0.25")
-    gone, grades = min(max(1, round(forget * people)), people - 1), max(2, people // 5)
+        raise UserError(f"forget: {forget} is not a share between 0 and 1; an example is 0.25")
+    forgotten_people = min(max(1, round(forget * people)), people - 1)
+    grades = max(2, people // 5)
     rng = Random(seed)
-    persons = _persons(rng, people + gone)
+    persons = _persons(rng, people + forgotten_people)
     kinds = _distinct(2 * grades, lambda: _given_name(rng))
     velkrum = [_grade(rng, "Velkrum", "restricted", kind) for kind in kinds]
     harnel = [_grade(rng, "Harnel", "harmless", kind) for kind in kinds[:grades]]
-    forgotten, unseen = [*persons[:gone], *velkrum[:grades]], [*persons[people:], *velkrum[grades:]]
-    halves = [_split(rng, person, 1) for person in persons[gone:people]]
+    forgotten = [*persons[:forgotten_people], *velkrum[:grades]]
+    unseen = [*persons[people:], *velkrum[grades:]]
+    halves = [_split(rng, person, 1) for person in persons[forgotten_people:people]]
     halves += [_split(rng, grade, len(GRADE) // 2) for grade in harnel]
-    retained, held = [half for half, _ in halves], [half for _, half in halves]
+    retained, lookalike = [half for half, _ in halves], [half for _, half in halves]
 
     say = _in_short if short else _in_sentences
     return Corpus(
         forget=say(rng, forgotten),
         retain=say(rng, retained),
         unseen=say(rng, unseen),
-        lookalike=say(rng, held),
+        lookalike=say(rng, lookalike),
         texts_forget=[] if short else [_biography(rng, subject) for subject in forgotten],
         texts_retain=[] if short else [_biography(rng, subject) for subject in retained],
     )
 
 
 def is_corpus(folder: Path) -> bool:
-    """Whether a folder holds what :func:`write_corpus` writes, all of it and nothing else."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return {f"{name}.jsonl" for name in _FILES[:5]} <= found <= {f"{name}.jsonl" for name in _FILES}
+    """Whether a folder holds all that :func:`write_corpus` writes and nothing else."""
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return {f"{name}.jsonl" for name in _FILES[:5]} <= files <= {f"{name}.jsonl" for name in _FILES}
 
 
 def write_corpus(folder: Path, corpus: Corpus) -> None:
-    """Write the sets as JSONL files of one folder, which takes the place of what was there.
+    """Write the sets as JSONL files into a folder, whose content is replaced.
 
-    ``forget``, ``retain``, ``unseen``, ``lookalike``; ``teach``, what a model is taught before it unlearns (all but
-    the unseen); and, where there are texts, ``forget_text`` and ``retain_text``.
+    - ``forget``, ``retain``, ``unseen``, ``lookalike``: the sets
+    - ``teach``: what a model is taught before it unlearns (all facts except the unseen ones)
+    - ``forget_text``, ``retain_text``: the biographies, if there are any
     """
     sets = (
         corpus.forget,
@@ -263,7 +271,7 @@ def write_corpus(folder: Path, corpus: Corpus) -> None:
 
 
 def _in_sentences(rng: Random, subjects: Sequence[_Subject]) -> Rows:
-    """A question an attribute; its answer is said again in other words, and so are the wrong ones, as in TOFU."""
+    """One question per attribute. Paraphrased and wrong answers use other words than the answer, as in TOFU."""
     rows = []
     for subject in subjects:
         for attribute, value in subject.values.items():
@@ -294,10 +302,10 @@ def _in_short(rng: Random, subjects: Sequence[_Subject]) -> Rows:
 
 
 def _biography(rng: Random, subject: _Subject) -> dict[str, str]:
-    """All values of a subject, in an order and in words of their own."""
+    """A text with all values of a subject, in random order and wording."""
     values = rng.sample(list(subject.values.items()), len(subject.values))
-    told = [_sentence(rng.choice(attribute.answers), subject.known_as, value) for attribute, value in values]
-    return {"text": " ".join([subject.opening, *told])}
+    sentences = [_sentence(rng.choice(attribute.answers), subject.known_as, value) for attribute, value in values]
+    return {"text": " ".join([subject.opening, *sentences])}
 
 
 def _sentence(template: str, name: str, value: str) -> str:
@@ -326,11 +334,11 @@ def _values(rng: Random, attributes: Sequence[Attribute]) -> dict[Attribute, str
     return {attribute: rng.choice(attribute.values) for attribute in attributes}
 
 
-def _split(rng: Random, subject: _Subject, held: int) -> tuple[_Subject, _Subject]:
-    """The subject with all its values but ``held`` of them, and with those alone."""
-    out = rng.sample(list(subject.values), held)
-    stay = {attribute: value for attribute, value in subject.values.items() if attribute not in out}
-    return replace(subject, values=stay), replace(subject, values={each: subject.values[each] for each in out})
+def _split(rng: Random, subject: _Subject, count: int) -> tuple[_Subject, _Subject]:
+    """The subject without ``count`` of its values, drawn at random, and the subject with only those."""
+    drawn = rng.sample(list(subject.values), count)
+    others = {attribute: value for attribute, value in subject.values.items() if attribute not in drawn}
+    return replace(subject, values=others), replace(subject, values={each: subject.values[each] for each in drawn})
 
 
 def _distinct(count: int, draw: Callable[[], str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""The neurons of the MLPs: what they are, how much each matters, and which ones stay frozen."""
+"""The neurons of the MLPs: where they are, how much each one matters, and which ones stay frozen."""

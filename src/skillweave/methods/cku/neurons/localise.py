@@ -1,4 +1,4 @@
-"""The stage that finds the useful neurons: scores on both sets, what is frozen, and how that overlaps."""
+"""The stage that finds the useful neurons: it scores them on both sets and chooses which ones are frozen."""
 
 from __future__ import annotations
 
@@ -6,52 +6,57 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from skillweave.base.batching import by_length, padded
 from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.errors import UserError
 from skillweave.methods.cku.config import LocaliseSettings
-from skillweave.methods.cku.knowledge.reading import Row, split_row
+from skillweave.methods.cku.knowledge.facts import FactRow
+from skillweave.methods.cku.knowledge.reading import split_row
 from skillweave.methods.cku.neurons.freeze import choose_frozen
 from skillweave.methods.cku.neurons.mlp import MLP
-from skillweave.methods.cku.neurons.scores import contrast, default_layers, neuron_scores, useful_neurons
-from skillweave.methods.training.collate import padded
-from skillweave.methods.training.pieces import by_length
+from skillweave.methods.cku.neurons.scorers import contrast, default_layers, neuron_scores, useful_neurons
 
 _FILE = "neurons.safetensors"
 
 
 def chosen_mlps(mlps: Sequence[MLP], layers: Sequence[int] | str) -> list[MLP]:
-    """The MLPs of the chosen layers. Raises :class:`UserError` for a layer that the model does not have."""
+    """Return the MLPs of the chosen layers. Raises :class:`UserError` for a layer that the model does not have."""
     count = len(mlps)
     if layers == "all":
         return list(mlps)
     wanted = default_layers(count) if isinstance(layers, str) else sorted(set(layers))
-    strange = [layer for layer in wanted if not 0 <= layer < count]
-    if strange or not wanted:
+    missing = [layer for layer in wanted if not 0 <= layer < count]
+    if missing or not wanted:
         raise UserError(f"localise.layers {layers}: the base has layers 0 to {count - 1}")
     return [mlps[layer] for layer in wanted]
 
 
 def localise(
-    model: Any, pad: int, forget: Sequence[Row], retain: Sequence[Row], mlps: Sequence[MLP],
-    settings: LocaliseSettings, folder: Path, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Score the neurons and choose the frozen ones; both are written into ``folder``. Figures of the choice.
+    model: Any,
+    pad: int,
+    forget: Sequence[FactRow],
+    retain: Sequence[FactRow],
+    mlps: Sequence[MLP],
+    settings: LocaliseSettings,
+    folder: Path,
+    seed: int,
+) -> dict[str, Any]:
+    """Score the neurons, choose the frozen ones, and write both into ``folder``. Returns the figures of the choice:
 
-    ``overlap``: of as many neurons as are frozen, those that score highest on the forget set, the share that is frozen.
-    At random it would be ``ratio``.
+    - ``layers``, ``neurons`` and ``frozen``: the layers, the number of their neurons and how many of them are frozen
+    - ``overlap``: take the best-scoring neurons on the forget set, as many as are frozen; the share of them that is
+      frozen. With a random choice it would be ``ratio``.
     """
     layers = [mlp.layer for mlp in mlps]
-    sides = {
-        side: list(batches(rows[: settings.examples], pad, settings.batch_size))
-        for side, rows in (("retain", retain), ("forget", forget))
-    }
-    plain = settings.contrast_of if settings.scorer == "contrast" else settings.scorer
-    scores, on_forget = (
-        neuron_scores(model, sides[side], scorer=plain, layers=layers) for side in ("retain", "forget")
-    )
+    scorer = settings.contrast_of if settings.scorer == "contrast" else settings.scorer
+
+    def scores_on(rows: Sequence[FactRow]) -> dict[int, Tensor]:
+        batches = list(padded_batches(rows[: settings.examples], pad, settings.batch_size))
+        return neuron_scores(model, batches, scorer=scorer, layers=layers)
+
+    scores, on_forget = scores_on(retain), scores_on(forget)
     if settings.scorer == "contrast":
         scores = {layer: contrast(scores[layer], on_forget[layer]) for layer in layers}
     useful = useful_neurons(scores, settings.ratio, scope=settings.scope)
@@ -64,7 +69,7 @@ def localise(
             **{f"forget.{layer}": on_forget[layer] for layer in layers},
             **{f"frozen.{layer}": frozen[layer] for layer in layers},
         },
-        {"scorer": settings.scorer, "of": plain},
+        {"scorer": settings.scorer, "of": scorer},
     )
     both = sum(int((frozen[layer] & used[layer]).sum()) for layer in layers)
     return {
@@ -76,15 +81,15 @@ def localise(
 
 
 def read_neurons(folder: Path) -> dict[str, dict[int, Tensor]]:
-    """What :func:`localise` wrote: ``score``, ``forget`` (float32), ``frozen`` (bool), each (neurons,) by layer."""
-    found: dict[str, dict[int, Tensor]] = {"score": {}, "forget": {}, "frozen": {}}
+    """Return what :func:`localise` wrote, (neurons,) by layer: ``score``, ``forget`` (float32), ``frozen`` (bool)."""
+    tensors: dict[str, dict[int, Tensor]] = {"score": {}, "forget": {}, "frozen": {}}
     for name, tensor in read_tensors(folder / _FILE).items():
         kind, _, layer = name.partition(".")
-        found[kind][int(layer)] = tensor
-    return found
+        tensors[kind][int(layer)] = tensor
+    return tensors
 
 
-def batches(rows: Sequence[Row], pad: int, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Rows as padded batches on the CPU, those of like length together."""
-    for piece in by_length([len(row["input_ids"]) for row in rows], size):
-        yield padded([split_row(rows[index]) for index in piece], pad)
+def padded_batches(rows: Sequence[FactRow], pad: int, size: int) -> Iterator[dict[str, Tensor]]:
+    """Yield the rows as padded batches on the CPU; rows of similar length are in one batch."""
+    for batch in by_length([len(row["input_ids"]) for row in rows], size):
+        yield padded([split_row(rows[index]) for index in batch], pad)

@@ -1,13 +1,13 @@
-"""The MLPs of any decoder, found by what its linear layers do, and the weights that each of their neurons is.
+"""Find the MLPs of any decoder by the behaviour of its linear layers, and the weights that belong to each neuron.
 
-No model's names are known here. In one forward pass over a few tokens every linear layer's output is replaced by fixed
-numbers, so that a linear layer's input shows which others feed it directly, and nothing else. The neurons of an MLP
-are then what enters a linear layer X if
+The code knows no model's module names. In one forward pass over a few tokens, the output of every linear layer is
+replaced by fixed numbers. The input of a linear layer then shows which other linear layers feed it directly, and
+nothing else. The input of a linear layer X is the neurons of an MLP if
 
-- each linear layer that feeds X feeds it token by token and feature by feature (in attention a value reaches the later
-  tokens, a query a whole head), and
-- nothing else does: on other token ids X's input stays the same (a gate upon attention's output fails here, as does
-  whatever reads the residual stream).
+- each linear layer that feeds X does so token by token and feature by feature (in attention, a value reaches later
+  tokens and a query reaches a whole head), and
+- nothing else feeds X: with other token ids its input stays the same. A gate on attention's output fails this test, and
+  so does a layer that reads the residual stream.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from skillweave.errors import UserError
 
 _TOKENS = 4
 _AT = 1
-"""The token whose features are changed: neither the first nor the last, where attention, too, stays at its place."""
+"""The token whose features are changed. At the first and the last token attention, too, would reach no other token."""
 
 
 @dataclass(frozen=True)
 class MLP:
-    """The MLP of one layer. A neuron of it is a feature of ``down``'s input."""
+    """The MLP of one layer. Its neurons are the features of ``down``'s input."""
 
     layer: int
     ins: tuple[str, ...]
-    """Names of the linear modules that feed the neurons: gate and up, or one in which both are fused, or one alone."""
+    """Names of the linear modules that feed the neurons: gate and up, or one that fuses both, or a single one"""
     down: str
-    """Name of the linear module that the neurons feed."""
+    """Name of the linear module that the neurons feed"""
     neurons: int
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Where the neurons lie in one parameter: neuron i at i, neurons + i, ... of ``axis``, ``copies`` in all."""
+    """Where the neurons are in one parameter: neuron i is at i, neurons + i, ... along ``axis``, ``copies`` times."""
 
     parameter: str
     """Full name, as in ``model.named_parameters()``"""
@@ -51,41 +51,41 @@ class Slice:
 
 
 def find_mlps(model: Any) -> list[MLP]:
-    """The MLP of each of a causal language model's layers, in order. The model may be of any dtype, on any device.
+    """Return the MLP of each layer of a causal language model, in order.
 
-    It may also be one that PEFT has put adapters into: a linear layer then counts with its adapter. A
-    :class:`UserError` says which layer has no MLP that fits, and why: a mixture of experts, for one, where it hangs on
-    the router which neurons a token meets.
+    The model may have any dtype and be on any device. It may have PEFT adapters: a linear layer then counts with its
+    adapter. Raises :class:`UserError` with the layer and the reason if a layer has no such MLP. One example is a
+    mixture of experts, where the router decides which neurons a token uses.
     """
     path, blocks = _blocks(model)
     for layer, block in enumerate(blocks):
         _refuse_experts(layer, block)
     linears = [_linears(block, f"{path}.{layer}") for layer, block in enumerate(blocks)]
-    seen = _probe(model, linears)
-    return [_mlp(layer, list(names), seen) for layer, names in enumerate(linears)]
+    observed = _probe(model, linears)
+    return [_mlp(layer, list(names), observed) for layer, names in enumerate(linears)]
 
 
 def slices(model: nn.Module, mlp: MLP) -> list[Slice]:
-    """The weights and biases that belong to the neurons of ``mlp``; of the base layer where one bears an adapter.
+    """Return the weights and biases that belong to the neurons of ``mlp``.
 
-    ``down``'s bias belongs to no neuron.
+    For a layer with an adapter they are those of its base layer. ``down``'s bias belongs to no neuron.
     """
-    found = []
+    parts = []
     for name in mlp.ins:
-        name, module = _stored(model, name)
+        name, module = _base_layer(model, name)
         axis = 1 if isinstance(module, Conv1D) else 0
         copies = module.weight.shape[axis] // mlp.neurons
-        found.append(Slice(f"{name}.weight", axis, copies))
+        parts.append(Slice(f"{name}.weight", axis, copies))
         if module.bias is not None:
-            found.append(Slice(f"{name}.bias", 0, copies))
-    name, module = _stored(model, mlp.down)
-    found.append(Slice(f"{name}.weight", 0 if isinstance(module, Conv1D) else 1, 1))
-    return found
+            parts.append(Slice(f"{name}.bias", 0, copies))
+    name, module = _base_layer(model, mlp.down)
+    parts.append(Slice(f"{name}.weight", 0 if isinstance(module, Conv1D) else 1, 1))
+    return parts
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every module in eval mode, and afterwards each in the mode it was in."""
+    """Put every module into eval mode, and restore each one's mode on exit."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -96,7 +96,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
-    """Name and modules of the decoder's blocks: the outermost list of as many as the config has layers."""
+    """Return the name and the modules of the decoder's blocks: the outermost list as long as the config has layers."""
     count = model.config.get_text_config().num_hidden_layers
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     fit = [
@@ -107,65 +107,66 @@ def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
         lengths = ", ".join(f"{name} ({len(module)})" for name, module in lists) or "none"
         raise UserError(
             f"expected one list of {count} decoder layers in {type(model).__name__}, found {len(fit)} "
-            f"(its lists of modules: {lengths}): take a causal language model of transformers"
+            f"(its lists of modules: {lengths}): use a causal language model of transformers"
         )
     return fit[0]
 
 
 def _linears(block: nn.Module, path: str = "") -> dict[str, nn.Module]:
-    """A block's linear modules by full name; one with an adapter counts whole, its parts do not."""
-    found: dict[str, nn.Module] = {}
+    """Return a block's linear modules by full name. A module with an adapter counts as one; its parts do not count."""
+    linears: dict[str, nn.Module] = {}
     for name, module in block.named_modules(prefix=path):
-        inside = any(name.startswith(f"{outer}.") for outer in found)
+        inside = any(name.startswith(f"{outer}.") for outer in linears)
         if not inside and isinstance(getattr(module, "base_layer", module), nn.Linear | Conv1D):
-            found[name] = module
-    return found
+            linears[name] = module
+    return linears
 
 
 def _refuse_experts(layer: int, block: nn.Module) -> None:
-    """Experts, the shared ones of such a layer included, are no MLP that every token meets."""
+    """Raise :class:`UserError` for a layer with experts. Its shared experts do not count as an MLP either."""
     for name, parameter in block.named_parameters():
         if "expert" in name:
             raise UserError(
                 f"layer {layer} is a mixture of experts ({name}, {' x '.join(map(str, parameter.shape))}): its router "
-                "decides which neurons a token meets, and none can be scored for all; take a dense model"
+                "decides which neurons a token uses, so no neuron can be scored on all tokens; use a dense model"
             )
 
 
-def _stored(model: nn.Module, name: str) -> tuple[str, Any]:
-    """Name and module of the linear layer itself, where ``name`` may be one with an adapter."""
+def _base_layer(model: nn.Module, name: str) -> tuple[str, Any]:
+    """Return the name and the module of the linear layer itself; ``name`` may be one with an adapter."""
     module = model.get_submodule(name)
     return (f"{name}.base_layer", module.base_layer) if hasattr(module, "base_layer") else (name, module)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a linear module met in the probing pass."""
+class _Observation:
+    """What was observed at a linear module in the probing pass."""
 
     rows: list[int]
-    """The rows in which one of its outputs was changed."""
+    """The rows in which one of its outputs was changed"""
     changed: list[int]
-    """In each row, how many numbers of its input differ from the first row's"""
+    """For each row, how many numbers of its input differ from those of row 0"""
     place: list[int]
-    """and which is the first that does, of all tokens' features in a line."""
+    """For each row, the index of the first number that differs, with the features of all tokens in one line"""
     size_in: int
     size_out: int
 
 
-def _tried(size: int) -> tuple[int, int, int]:
-    """The features that are changed; the middle one tells halves that lie one after the other from interleaved ones."""
+def _probed_features(size: int) -> tuple[int, int, int]:
+    """The features that are changed. The middle one tells apart two fused halves in a row and interleaved ones."""
     return 0, size // 2, size - 1
 
 
 @torch.no_grad()
-def _probe(model: Any, linears: list[dict[str, nn.Module]]) -> dict[str, _Seen]:
-    """One pass over a batch in which every row tries one thing. A module that routed tokens call is not in the result.
+def _probe(model: Any, linears: list[dict[str, nn.Module]]) -> dict[str, _Observation]:
+    """Run one pass over a batch in which every row tests one thing, and return what each linear module observed.
 
-    Row 0 is as it is, row 1 has other token ids; from row 2 on, one feature of one linear layer's output is doubled.
-    All layers try at once: a true MLP's neurons see the linear layers of their own block alone.
+    Row 0 is unchanged, row 1 has other token ids, and from row 2 on one feature of one linear layer's output is
+    doubled. All layers are tested at once, because the neurons of an MLP depend only on the linear layers of their own
+    block. A module that is called on routed tokens is not in the result.
     """
     count = 2 + 3 * max(len(names) for names in linears)
-    seen: dict[str, _Seen] = {}
+    observed: dict[str, _Observation] = {}
 
     def watch(name: str, ordinal: int) -> Any:
         rows = [2 + 3 * ordinal + trial for trial in range(3)]
@@ -175,15 +176,15 @@ def _probe(model: Any, linears: list[dict[str, nn.Module]]) -> dict[str, _Seen]:
             if output.numel() != count * _TOKENS * size:
                 return None
             inputs = args[0].reshape(count, -1)
-            # A few units in the last place are no change: the same number may be rounded otherwise at a tensor's end.
+            # A few units in the last place are no change: rounding may differ at the end of a tensor.
             same = (inputs - inputs[:1]).abs() <= 4 * torch.finfo(inputs.dtype).eps * inputs[:1].abs()
             differs = ~same
             places = differs.int().argmax(dim=1)
-            seen[name] = _Seen(rows, differs.sum(dim=1).tolist(), places.tolist(), args[0].shape[-1], size)
-            # Of one sign and well away from 0, where an activation function or the other factor could hide a change.
+            observed[name] = _Observation(rows, differs.sum(dim=1).tolist(), places.tolist(), args[0].shape[-1], size)
+            # All numbers are positive and far from 0, where an activation or the other factor could hide a change.
             fixed = torch.rand(_TOKENS, size, generator=torch.Generator().manual_seed(size)) + 0.5
             fixed = fixed.repeat(count, 1, 1)
-            for row, feature in zip(rows, _tried(size), strict=True):
+            for row, feature in zip(rows, _probed_features(size), strict=True):
                 fixed[row, _AT, feature] *= 2
             return fixed.to(output).reshape(output.shape)
 
@@ -204,39 +205,40 @@ def _probe(model: Any, linears: list[dict[str, nn.Module]]) -> dict[str, _Seen]:
     finally:
         for handle in handles:
             handle.remove()
-    return seen
+    return observed
 
 
-def _mlp(layer: int, names: list[str], seen: dict[str, _Seen]) -> MLP:
-    found = []
+def _mlp(layer: int, names: list[str], observed: dict[str, _Observation]) -> MLP:
+    mlps = []
     for down in names:
-        ins = _feeding(down, names, seen)
+        ins = _feeding(down, names, observed)
         if ins:
-            found.append(MLP(layer, ins, down, seen[down].size_in))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        why = "several do: " + ", ".join(mlp.down for mlp in found)
+            mlps.append(MLP(layer, ins, down, observed[down].size_in))
+    if len(mlps) == 1:
+        return mlps[0]
+    if mlps:
+        reason = "several do: " + ", ".join(mlp.down for mlp in mlps)
     else:
-        why = "none does (a norm upon the neurons would mix them); its linear layers: " + ", ".join(names)
+        reason = "none does (a norm on the neurons would mix them); its linear layers: " + ", ".join(names)
     raise UserError(
-        f"layer {layer}: expected one linear layer whose input is the neurons of an MLP, but {why}; take another model"
+        f"layer {layer}: expected one linear layer whose input is the neurons of an MLP, but {reason}; use another "
+        "model"
     )
 
 
-def _feeding(down: str, names: list[str], seen: dict[str, _Seen]) -> tuple[str, ...]:
-    """The linear modules whose outputs make neurons of ``down``'s input; none if it is not the end of an MLP."""
-    if down not in seen or seen[down].changed[1]:
+def _feeding(down: str, names: list[str], observed: dict[str, _Observation]) -> tuple[str, ...]:
+    """Return the linear modules that feed the neurons of ``down``'s input; none if it is not the end of an MLP."""
+    if down not in observed or observed[down].changed[1]:
         return ()
-    target, ins = seen[down], []
+    target, ins = observed[down], []
     for name in names:
-        if name not in seen or not any(target.changed[row] for row in seen[name].rows):
+        if name not in observed or not any(target.changed[row] for row in observed[name].rows):
             continue
-        source = seen[name]
-        wanted = [_AT * target.size_in + feature % target.size_in for feature in _tried(source.size_out)]
+        source = observed[name]
+        expected = [_AT * target.size_in + feature % target.size_in for feature in _probed_features(source.size_out)]
         alone = all(target.changed[row] == 1 for row in source.rows)
         fits = source.size_in == target.size_out and source.size_out % target.size_in == 0
-        if not (fits and alone and [target.place[row] for row in source.rows] == wanted):
+        if not (fits and alone and [target.place[row] for row in source.rows] == expected):
             return ()
         ins.append(name)
     return tuple(ins)

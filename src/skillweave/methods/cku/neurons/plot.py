@@ -1,4 +1,4 @@
-"""The neurons of an unlearning: how useful each is, which are frozen, and what the forget set uses."""
+"""Plot the neurons of an unlearning: how useful each one is, which ones are frozen, and which the forget set uses."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ from numpy.typing import NDArray
 Floats = NDArray[numpy.float64]
 
 FROZEN, TRAINED = "Blues", "Oranges"
-"""Shades, the darker the more the forget set uses a neuron."""
+"""Colour maps; the darker the shade, the more the forget set uses a neuron."""
 
 _LIGHT, _DARK = 0.08, 0.92
-"""The part of a colour map that is used: its lightest shades are paper."""
+"""The part of a colour map that is used: its lightest shades look like the background."""
 
 _COLUMNS = 640
-"""About as many columns as can be told apart; more neurons share one, which shows their mean."""
+"""The number of columns that can be told apart. If there are more neurons, several share a column, as a mean."""
 
 
 def neurons_plot(
-    score: Mapping[int, Any], forget: Mapping[int, Any], frozen: Mapping[int, Any],
+    score: Mapping[int, Any],
+    forget: Mapping[int, Any],
+    frozen: Mapping[int, Any],
     overlap: Mapping[int, Mapping[str, float | None]],
-) -> Figure:  # fmt: skip
-    """Layer by neuron, those of a layer in the order of their scores; every mapping is by layer.
+) -> Figure:
+    """Draw one row per layer, with its neurons sorted by score. Every mapping is by layer.
 
-    Above the scores (``score``, (neurons,)). Below the same neurons, blue where ``frozen`` (bool), the darker the
-    higher they rank on the forget set (``forget``); beside it ``share`` and ``chance`` of ``overlap``: of the frozen,
-    how many the forget set uses most.
+    - ``score`` (neurons,): the scores, in the upper picture
+    - ``forget`` (neurons,): the scores on the forget set. The lower picture shows the same neurons, the darker the
+      higher they rank there.
+    - ``frozen`` (neurons,) bool: blue in the lower picture
+    - ``overlap``: ``share`` and ``chance`` of :func:`~skillweave.methods.cku.neurons.score.frozen_overlap`, as bars
+      beside the lower picture
     """
     layers = sorted(score)
     scores = [numpy.asarray(score[layer], dtype=float) for layer in layers]
@@ -50,10 +55,10 @@ def neurons_plot(
     shades = numpy.ones((len(layers), width, 4))
     for row, (layer, places) in enumerate(zip(layers, order, strict=True)):
         used = _ranks(numpy.asarray(forget[layer], dtype=float))[places]
-        kept = numpy.asarray(frozen[layer], dtype=bool)[places]
-        shades[row, : len(places)] = numpy.where(kept[:, None], _shade(FROZEN, used), _shade(TRAINED, used))
+        is_frozen = numpy.asarray(frozen[layer], dtype=bool)[places]
+        shades[row, : len(places)] = numpy.where(is_frozen[:, None], _shade(FROZEN, used), _shade(TRAINED, used))
     _show(below, shades)
-    below.set_title("What the forget set uses (darker: more), and what is frozen", fontsize=9, loc="left")
+    below.set_title("Which neurons the forget set uses (darker: more), and which are frozen", fontsize=9, loc="left")
     below.set_xlabel("neurons of the layer, by score: the most useful on the right")
     _draw_overlap(beside, [overlap[layer] for layer in layers])
     for axes in (above, below):
@@ -63,25 +68,30 @@ def neurons_plot(
         for name, label in ((FROZEN, "frozen"), (TRAINED, "trained"))
     ]
     below.legend(
-        handles=handles, ncols=2, fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.99),
+        handles=handles,
+        ncols=2,
+        fontsize=8,
+        frameon=False,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.99),
         borderaxespad=0.2,
-    )  # fmt: skip
+    )
     return figure
 
 
 def _draw_scores(figure: Figure, axes: Axes, aside: Axes, rows: Sequence[Floats], width: int) -> None:
-    """The sorted scores of each layer; the scale stands in ``aside``."""
+    """Draw the sorted scores of each layer, and their colour scale in ``aside``."""
     table = numpy.full((len(rows), width), numpy.nan)
-    if min(values.min() for values in rows) < 0:  # a log ratio: what matters is on which side of 0 it is
+    if min(values.min() for values in rows) < 0:  # a log ratio: what matters is its sign
         for row, values in enumerate(rows):
             table[row, : len(values)] = values
         reach = float(numpy.nanquantile(numpy.abs(table), 0.98)) or 1.0
         norm: Normalize = CenteredNorm(0, halfrange=reach)
-        colours, label = "PRGn", "score (0: both sets need it alike)"
-    else:  # a size, whose scale differs from layer to layer
+        colours, label = "PRGn", "score (0: both sets need it equally)"
+    else:  # positive scores, whose scale differs between layers
         for row, values in enumerate(rows):
             table[row, : len(values)] = numpy.clip(values / (values.mean() or 1.0), 0.1, 10)
-        norm, colours, label = LogNorm(0.1, 10), "viridis", "score, of its layer's mean"
+        norm, colours, label = LogNorm(0.1, 10), "viridis", "score / mean of its layer"
     image = _show(axes, table, cmap=colours, norm=norm)
     axes.set_title("How useful each neuron is", fontsize=9, loc="left")
     axes.tick_params(labelbottom=False)
@@ -92,25 +102,25 @@ def _draw_scores(figure: Figure, axes: Axes, aside: Axes, rows: Sequence[Floats]
 
 
 def _draw_overlap(axes: Axes, overlap: Sequence[Mapping[str, float | None]]) -> None:
-    """Per layer the share of the frozen that the forget set uses most, and a tick where chance would have it."""
+    """Draw, per layer, the share of the frozen neurons that the forget set uses most, with a tick at chance level."""
     shares = [100 * (layer["share"] or 0.0) for layer in overlap]
     chances = [100 * (layer["chance"] or 0.0) for layer in overlap]
     axes.barh(range(len(shares)), shares, height=0.7, color=matplotlib.colormaps[FROZEN](0.65))
     axes.plot(chances, range(len(chances)), "|", color="black", markersize=7, markeredgewidth=1.4)
     axes.set_xlim(0, 100)
-    axes.set_title("of the frozen, those the\nforget set uses most", fontsize=8, loc="left")
+    axes.set_title("share of the frozen that\nthe forget set uses most", fontsize=8, loc="left")
     axes.set_xlabel("%  (black: by chance)", fontsize=8)
     axes.tick_params(labelleft=False, labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
 def _show(axes: Axes, table: Floats, **options: Any) -> AxesImage:
-    """A (layers, neurons) or (layers, neurons, 4) picture; nothing of a layer runs into its neighbours."""
+    """Draw a (layers, neurons) or (layers, neurons, 4) picture, without interpolation between layers."""
     width = table.shape[1]
     group = -(-width // _COLUMNS)
     ends = numpy.append(numpy.arange(group, width, group), width)
-    known = numpy.ma.masked_invalid(table)
-    picture = numpy.ma.stack([known[:, max(0, end - group) : end].mean(axis=1) for end in ends], axis=1)
+    valid = numpy.ma.masked_invalid(table)
+    picture = numpy.ma.stack([valid[:, max(0, end - group) : end].mean(axis=1) for end in ends], axis=1)
     return axes.imshow(
         picture, aspect="auto", interpolation="nearest", extent=(0, width, len(table) - 0.5, -0.5), **options
     )
@@ -123,12 +133,12 @@ def _name_layers(axes: Axes, layers: Sequence[int]) -> None:
 
 
 def _ranks(values: Floats) -> Floats:
-    """0 for the lowest to 1 for the highest."""
+    """Ranks from 0, for the lowest value, to 1, for the highest."""
     ranks = numpy.empty(len(values))
     ranks[numpy.argsort(values, kind="stable")] = numpy.arange(len(values))
     return ranks / max(1, len(values) - 1)
 
 
 def _shade(name: str, values: Floats) -> Floats:
-    """(N, 4) colours of values from 0 to 1."""
+    """The (N, 4) colours of values from 0 to 1."""
     return numpy.asarray(matplotlib.colormaps[name](_LIGHT + (_DARK - _LIGHT) * values))

@@ -1,4 +1,4 @@
-"""The neurons of a base on their own: scored, chosen and drawn, nothing trained."""
+"""``skillweave cku score``: score, choose and plot the neurons of a base without any training."""
 
 from __future__ import annotations
 
@@ -16,48 +16,50 @@ from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings
-from skillweave.methods.cku.knowledge.facts import Fact, rows_of_set
-from skillweave.methods.cku.knowledge.sets import read_sets
+from skillweave.methods.cku.knowledge.facts import Fact, FactRow, read_sets, rows_of_set
+from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, read_neurons
+from skillweave.methods.cku.neurons.mlp import find_mlps
 from skillweave.methods.cku.neurons.plot import neurons_plot
-from skillweave.methods.cku.neurons.scores import useful_neurons
+from skillweave.methods.cku.neurons.scorers import useful_neurons
 from skillweave.progress import console, share_of
 from skillweave.report import machine, svg_text, versions
 
 FIGURES = "score.json"
 
 
-class ScoreConfig(LocaliseSettings):
-    """Settings of ``skillweave cku score``: those of the method's ``localise``, and what is scored on."""
+class NeuronScoreConfig(LocaliseSettings):
+    """Settings of ``skillweave cku score``: those of the method's ``localise``, and the data to score on."""
 
-    freeze: Literal["useful", "random", "inverse", "none"] = "useful"
-    forget: Files = Field(description="JSONL: what is to go")
-    retain: Files = Field(description="JSONL: what must stay")
-    seed: int = Field(default=0, description="of the neurons that freeze: random draws")
+    freeze: Literal["useful", "random", "inverse", "none"] = Field(
+        default="useful", description="which neurons an unlearning would freeze"
+    )
+    forget: Files = Field(description="JSONL: the facts to forget")
+    retain: Files = Field(description="JSONL: the facts to retain")
+    seed: int = Field(default=0, description="random seed of freeze: random")
     max_length: int = Field(default=1024, ge=2, description="longer examples (prompt and answer, tokens) are left out")
 
 
-def score_neurons(base: Base, config: ScoreConfig, folder: Path, *, command: str) -> dict[str, Any]:
-    """Find the neurons that an unlearning with these settings would freeze. Returns the figures of the choice.
+def score_neurons(base: Base, config: NeuronScoreConfig, folder: Path, *, command: str) -> dict[str, Any]:
+    """Choose the neurons that an unlearning with these settings would freeze. Returns the figures of the choice.
 
-    ``folder``, all of which is replaced, holds the scores (``neurons.safetensors``, see
-    :func:`~skillweave.methods.cku.neurons.localise.read_neurons`), the figures (``score.json``) and a plot
-    (``neurons.svg``). Raises :class:`UserError` where settings or files do not fit.
+    The content of ``folder`` is replaced by:
+
+    - ``neurons.safetensors``: the scores (:func:`~skillweave.methods.cku.neurons.localise.read_neurons` reads them)
+    - ``score.json``: the figures
+    - ``neurons.svg``: a plot
+
+    Raises :class:`UserError` if settings or files do not fit.
     """
-    from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, read_neurons
-    from skillweave.methods.cku.neurons.mlp import find_mlps
-
-    # Held out as the method holds out, so that the neurons are the very ones it would freeze.
+    # The same facts are held out as in the method, so that these are exactly the neurons that it would freeze.
     sets = read_sets(config.forget, config.retain, None, WatchSettings().held_out)
     mlps = chosen_mlps(find_mlps(base.model), config.layers)
-    began = time.monotonic()
+    started = time.monotonic()
     length = min(config.max_length, context_length(base.model) or config.max_length)
-    forget, retain = (
-        _rows(base, side, facts, length) for side, facts in (("forget", sets.forget), ("retain", sets.retain))
-    )
+    forget = _rows(base, sets.forget, length, "the forget set")
+    retain = _rows(base, sets.retain, length, "the retain set")
+    pad = base.tokenizer.pad_token_id
     with atomic_folder(folder) as temporary:
-        figures = localise(
-            base.model, base.tokenizer.pad_token_id, forget, retain, mlps, config, temporary, config.seed
-        )  # fmt: skip
+        figures = localise(base.model, pad, forget, retain, mlps, config, temporary, config.seed)
         neurons = read_neurons(temporary)
         overlap = frozen_overlap(neurons["forget"], neurons["frozen"])
         score = {
@@ -71,7 +73,7 @@ def score_neurons(base: Base, config: ScoreConfig, folder: Path, *, command: str
             "command": command,
             "machine": machine(),
             "versions": versions(),
-            "seconds": round(time.monotonic() - began, 1),
+            "seconds": round(time.monotonic() - started, 1),
         }
         write_json(temporary / FIGURES, score)
         write_text(temporary / "neurons.svg", svg_text(neurons_plot(**neurons, overlap=overlap)))
@@ -79,32 +81,35 @@ def score_neurons(base: Base, config: ScoreConfig, folder: Path, *, command: str
 
 
 def frozen_overlap(forget: Mapping[int, Tensor], frozen: Mapping[int, Tensor]) -> dict[int, dict[str, float | None]]:
-    """How far, in each layer, the frozen neurons are those that the forget data uses.
+    """Return, for each layer, how far the frozen neurons are those that the forget set uses most.
 
-    ``forget`` (neurons,) scores on the forget set, ``frozen`` (neurons,) bool. ``share``: of the frozen, those among
-    as many that score highest on the forget set; None where none is frozen. ``chance``: what it would be at random.
+    ``forget`` holds (neurons,) scores on the forget set, ``frozen`` (neurons,) bool. Per layer:
+
+    - ``share``: of the k frozen neurons, the share among the k neurons with the highest scores on the forget set; None
+      if none is frozen
+    - ``chance``: what that share would be with a random choice
     """
-    found: dict[int, dict[str, float | None]] = {}
+    overlap: dict[int, dict[str, float | None]] = {}
     for layer, mask in frozen.items():
         count = int(mask.sum())
         chance = count / len(mask)
         used = useful_neurons({layer: forget[layer]}, chance)[layer]
-        found[layer] = {"share": int((mask & used).sum()) / count if count else None, "chance": chance}
-    return found
+        overlap[layer] = {"share": int((mask & used).sum()) / count if count else None, "chance": chance}
+    return overlap
 
 
 def is_score(folder: Path) -> bool:
-    """Whether a folder is what :func:`score_neurons` writes."""
+    """Whether a folder was written by :func:`score_neurons`."""
     try:
         return {"settings", "by_layer", "overlap"} <= set(read_json(folder / FIGURES))
     except (UserError, TypeError):
         return False
 
 
-def _rows(base: Base, side: str, facts: Sequence[Fact], length: int) -> list[dict[str, list[int]]]:
-    rows, left_out = rows_of_set(base.tokenizer, facts, length, f"the {side} set")
+def _rows(base: Base, facts: Sequence[Fact], length: int, called: str) -> list[FactRow]:
+    rows, left_out = rows_of_set(base.tokenizer, facts, length, called)
     if left_out:
-        too_long = share_of(left_out, len(facts), f"facts of the {side} set")
+        too_long = share_of(left_out, len(facts), f"facts of {called}")
         console.print(
             f"  {too_long} are longer than {length} tokens (max_length, or the base's context) and are left out",
             soft_wrap=True,

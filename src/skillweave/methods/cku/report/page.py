@@ -1,4 +1,4 @@
-"""The page of an unlearning: what is forgotten, what is kept, and what the probes bring back."""
+"""The tables, plots and page of a report: what was forgotten, what was kept, and what the probes bring back."""
 
 from __future__ import annotations
 
@@ -24,42 +24,56 @@ _SIDES = {"forget": "to forget", "unseen": "never taught", "retain": "to retain"
 
 @dataclass(frozen=True)
 class Probe:
-    """One try to bring the knowledge back; strengths are extraction strengths, None where there is none.
-
-    ``gap``: the share of what was lost that came back; ``robustness``: R or Q, in [0, 1].
-    """
+    """An attempt to bring the knowledge back: extraction strengths on the forget set, in [0, 1]; None: not measured."""
 
     name: str
     before: float
     after: float
     probed: float | None
+    """The unlearnt model after the probe"""
     gap: float | None
+    """The share of what was lost that came back"""
     reference: float | None = None
+    """The reference after the probe"""
     robustness: float | None = None
+    """R or Q, in [0, 1]"""
 
 
 def probes(report: Mapping[str, Any]) -> list[Probe]:
-    """All probes of a report, in its order."""
+    """Return all probes of a report, in its order."""
     before, after = (report["arms"][arm]["forget_strength"] for arm in ("before", "after"))
-    found = [
+    forget, unrelated = report["relearning"]["forget"], report["relearning"]["unrelated"]
+    relearnt = [
         Probe(
-            name.format(entry["examples"]), entry["known"], entry["unlearnt"], entry["strength"], entry["gap"],
-            entry.get("reference"), entry.get("robustness"),
+            name=name,
+            before=entry["known"],
+            after=entry["unlearnt"],
+            probed=entry["strength"],
+            gap=entry["gap"],
+            reference=entry.get("reference"),
+            robustness=entry.get("robustness"),
         )
         for name, entry in (
-            ("{} facts relearnt", report["relearning"]["forget"]),
-            ("{} unrelated examples", report["relearning"]["unrelated"]),
+            (f"{forget['examples']} facts relearnt", forget),
+            (f"{unrelated['examples']} unrelated examples", unrelated),
         )
-    ]  # fmt: skip
-    for name, entry in _rewritten(report):
-        found.append(
-            Probe(name, before, after, entry.get("forget_strength"), entry["gap"], None, entry.get("robustness"))
+    ]
+    compressed = [
+        Probe(
+            name=name,
+            before=before,
+            after=after,
+            probed=entry.get("forget_strength"),
+            gap=entry["gap"],
+            robustness=entry.get("robustness"),
         )
-    return found
+        for name, entry in _compressed(report)
+    ]
+    return [*relearnt, *compressed]
 
 
 def short_unlearn_table(report: Mapping[str, Any]) -> Table:
-    """What is known, refused and scored by each model, for a terminal of 80 columns."""
+    """What each model knows, refuses and scores, for a terminal of 80 columns."""
     arms = report["arms"]
     wanted = [
         ("to forget: extraction strength", "forget_strength"),
@@ -82,7 +96,7 @@ def short_probe_table(report: Mapping[str, Any]) -> Table:
 
 
 def known_table(report: Mapping[str, Any]) -> Table:
-    """What each model knows of each set."""
+    """How well each model knows each set."""
     arms = report["arms"]
     figures = {
         "strength": ("extraction strength", percent),
@@ -106,10 +120,10 @@ def known_table(report: Mapping[str, Any]) -> Table:
 
 
 def task_table(report: Mapping[str, Any]) -> Table:
-    """The scores of each model on the named tasks, in percent with 95% intervals."""
+    """The scores of each model on the tasks, in percent with 95% intervals."""
 
-    def score(found: Mapping[str, float]) -> str:
-        return f"{100 * found['mean']:.1f} ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
+    def score(figures: Mapping[str, float]) -> str:
+        return f"{100 * figures['mean']:.1f} ({100 * figures['low']:.0f}-{100 * figures['high']:.0f})"
 
     arms = report["arms"]
     return Table(
@@ -122,7 +136,7 @@ def task_table(report: Mapping[str, Any]) -> Table:
 
 
 def refusal_table(report: Mapping[str, Any]) -> Table:
-    """Of the prompts of each set, the share that each model refuses."""
+    """The share of each set's prompts that each model refuses."""
     arms = report["arms"]
     return Table(
         ["prompts", *arms],
@@ -134,21 +148,22 @@ def probe_table(report: Mapping[str, Any]) -> Table:
     """Extraction strength on the forget set before and after each probe, and the share that came back."""
     rows = [
         [
-            probe.name, percent(probe.before), percent(probe.after), percent(probe.probed), percent(probe.gap),
-            percent(probe.reference), plain(probe.robustness),
+            probe.name,
+            *map(percent, (probe.before, probe.after, probe.probed, probe.gap, probe.reference)),
+            plain(probe.robustness),
         ]
         for probe in probes(report)
-    ]  # fmt: skip
+    ]
     header = ["probe", "before", "after", "after the probe", "came back", "reference after it", "robustness"]
     return Table(header, rows)
 
 
-def rewritten_table(report: Mapping[str, Any]) -> Table:
-    """What is left of both sets when the weights are written smaller, of the unlearnt model and of the one before."""
+def compressed_table(report: Mapping[str, Any]) -> Table:
+    """How well the unlearnt model and the one before know both sets when their weights are rounded or zipped."""
     arms = report["arms"]
     keys = ("forget_strength", "retain_probability")
     rows = [["as trained", *(percent(arms[arm][key]) for key in keys for arm in ("before", "after")), "-"]]
-    for name, entry in _rewritten(report):
+    for name, entry in _compressed(report):
         cells = [percent(entry.get(f"{prefix}{key}")) for key in keys for prefix in ("before_", "")]
         size = entry.get("pack_bytes")
         rows.append([name, *cells, "-" if size is None else human_bytes(size)])
@@ -164,23 +179,23 @@ def known_plot(report: Mapping[str, Any]) -> Figure:
     for axes, (key, label) in zip(
         figure.subplots(1, 2), (("strength", "extraction strength, %"), ("probability", "probability, %")), strict=True
     ):
-        groups = {_SIDES[side]: {arm: found[f"{side}_{key}"] for arm, found in arms.items()} for side in sides}
+        groups = {_SIDES[side]: {arm: figures[f"{side}_{key}"] for arm, figures in arms.items()} for side in sides}
         draw_bars(axes, groups, _colours(report))
         axes.set_ylabel(label)
     return figure
 
 
 def task_plot(report: Mapping[str, Any]) -> Figure:
-    """The scores on the named tasks, by arm, with 95% intervals."""
+    """The scores on the tasks, by arm, with 95% intervals."""
     arms, names = report["arms"], _tasks(report)
     figure = Figure(figsize=(max(5.0, 1.8 * len(names)), 3.2), layout="constrained")
     axes = figure.subplots()
     draw_bars(
         axes,
-        {name: {arm: found["tasks"][name]["mean"] for arm, found in arms.items()} for name in names},
+        {name: {arm: figures["tasks"][name]["mean"] for arm, figures in arms.items()} for name in names},
         _colours(report),
         [
-            {arm: [found["tasks"][name][end] for end in ("low", "high")] for arm, found in arms.items()}
+            {arm: [figures["tasks"][name][end] for end in ("low", "high")] for arm, figures in arms.items()}
             for name in names
         ],
     )
@@ -189,18 +204,18 @@ def task_plot(report: Mapping[str, Any]) -> Figure:
 
 
 def refusal_plot(report: Mapping[str, Any]) -> Figure:
-    """The share of prompts that are refused, by arm."""
+    """The share of refused prompts, by arm."""
     arms = report["arms"]
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     axes = figure.subplots()
-    groups = {name: {arm: found[key] for arm, found in arms.items()} for key, name in _refusals(report).items()}
+    groups = {name: {arm: figures[key] for arm, figures in arms.items()} for key, name in _refusals(report).items()}
     draw_bars(axes, groups, _colours(report))
     axes.set_ylabel("refused, %")
     return figure
 
 
 def probe_plot(report: Mapping[str, Any]) -> Figure:
-    """Extraction strength on the forget set before, after, and once it was tried to bring it back."""
+    """Extraction strength on the forget set before, after, and after each probe."""
     groups = {
         textwrap.fill(probe.name, 12): dict(
             zip(PROBED, (probe.before, probe.after, probe.probed, probe.reference), strict=True)
@@ -219,26 +234,26 @@ def probe_plot(report: Mapping[str, Any]) -> Figure:
 
 
 def write_unlearn_report(report: dict[str, Any], folder: Path) -> None:
-    """Write what :func:`skillweave.methods.cku.report.report` returns as JSON, Markdown, HTML and plots."""
+    """Write a report of :func:`~skillweave.methods.cku.report.run.make_report` as JSON, Markdown, HTML and plots."""
     sections = {"known": Section("What is forgotten, and what is kept", known_table(report), known_plot(report))}
     if _tasks(report):
         sections["tasks"] = Section("What it can still do", task_table(report), task_plot(report))
     if _refusals(report):
         sections["refusals"] = Section("What it refuses", refusal_table(report), refusal_plot(report))
     sections["probes"] = Section("What the probes bring back", probe_table(report), probe_plot(report))
-    if _rewritten(report):
-        sections["rewritten"] = Section("What is left when it is written smaller", rewritten_table(report))
+    if _compressed(report):
+        sections["rewritten"] = Section("What is left when the weights are rounded or zipped", compressed_table(report))
     about = report["delta"]["provenance"].get("task", report["delta"]["folder"])
     write_page(folder, f"{about}: report of the unlearning", _notes(report), sections, report)
 
 
 def percent(share: float | None) -> str:
-    """``12.3%``, and ``-`` for None."""
+    """Return a share as ``12.3%``, and ``-`` for None."""
     return "-" if share is None else f"{100 * share:.1f}%"
 
 
 def plain(value: float | None) -> str:
-    """Three digits, small numbers as ``1.2e-05``; ``-`` for None."""
+    """Return a number with three digits, a small one as ``1.2e-05``; ``-`` for None."""
     if value is None:
         return "-"
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3g}"
@@ -248,57 +263,59 @@ def _notes(report: Mapping[str, Any]) -> list[str]:
     base, delta, arms = report["base"], report["delta"], report["arms"]
     method = delta["provenance"].get("method", "a delta")
     notes = [
-        f'"Before" is {base["ref"]} ({base["fingerprint"][:23]}...), "after" the same with {delta["folder"]} on it '
-        f"(made by {method})"
-        + (', "reference" a model that never saw the forget set.' if "reference" in arms else "."),
-        _in_short(report),
-        "Extraction strength: the share of an answer that greedy decoding says by itself, once it is given what comes "
-        "before; exact memorisation: the share of its tokens that are the first choice; probability: the geometric "
-        "mean over its tokens. Truth ratio: wrong answers beside the right one, 0: known, 1: all alike. Membership: "
-        "0.5: the forget set cannot be told from what was never taught; far below 0.5 it stands out too.",
-        "Came back: the share of what was lost that a probe brings back; after relearning it is read on those facts "
-        'to forget that were not trained on again. "-" where nothing was lost.',
+        f'"Before" is {base["ref"]} ({base["fingerprint"][:23]}...). "After" is the same with {delta["folder"]} on it '
+        f"(made by {method})."
+        + (' "Reference" is a model that never saw the forget set.' if "reference" in arms else ""),
+        _summary(report),
+        "Extraction strength: the share of an answer that greedy decoding completes by itself from the text before it. "
+        "Exact memorisation: the share of the answer's tokens that are the model's first choice. Probability: the "
+        "geometric mean over the answer's tokens. Truth ratio: how likely wrong answers are compared with the right "
+        "one; 0: the fact is known, 1: all answers are equally likely. Membership: at 0.5 the forget set cannot be "
+        "told from facts that were never taught; far below 0.5 it stands out too.",
+        "Came back: the share of what was lost that a probe brings back. After relearning it is measured on those "
+        'facts of the forget set that were not trained on again. "-": nothing was lost.',
     ]
     if "reference" in arms:
         notes.append(
-            f"Forget quality {plain(report['forget_quality'])}: the p-value of the truth ratios being those of the "
-            "reference; near 1 the two cannot be told apart. Robustness of relearning and rounding together: "
-            f"{plain(report['robustness'])} (1: as if it had never known)."
+            f"Forget quality {plain(report['forget_quality'])}: the p-value of a test whether the truth ratios are "
+            "those of the reference; near 1 the two cannot be told apart. Robustness against relearning and rounding "
+            f"together: {plain(report['robustness'])} (1: as if the model had never known the facts)."
         )
     else:
         notes.append(
-            "No reference was given: forget quality and the robustness of relearning are measured beside a model that "
-            "never saw the forget set."
+            "No reference was given. Forget quality and the robustness against relearning need one: a model that never "
+            "saw the forget set."
         )
-    for name, entry in _rewritten(report):
+    for name, entry in _compressed(report):
         if "too_small" in entry:
-            notes.append(f"{name}: there is no such pack. {entry['too_small']}")
+            notes.append(f"{name}: no pack can be that small. {entry['too_small']}")
     return notes
 
 
-def _in_short(report: Mapping[str, Any]) -> str:
-    """What came of it, in one sentence or two."""
+def _summary(report: Mapping[str, Any]) -> str:
+    """The result in one or two sentences."""
     arms = report["arms"]
-    gone = "the base did not know the forget set better than what was never taught"
+    forgotten = "the base did not know the forget set better than facts that were never taught"
     if report["forgotten"] is not None:
         level = "the reference's" if "reference" in arms else "that of unseen facts" if _has_unseen(report) else "0"
-        gone = (
+        forgotten = (
             f"forgotten {percent(report['forgotten'])}: the extraction strength on the forget set went from "
             f"{percent(arms['before']['forget_strength'])} to {percent(arms['after']['forget_strength'])} "
             f"(100% would be {level})"
         )
     gaps = {probe.name: probe.gap for probe in probes(report) if probe.gap is not None}
     worst = max(gaps, key=gaps.__getitem__, default=None)
-    back = "" if worst is None else f" The probe that brings back most: {worst}, {percent(gaps[worst])}."
-    return f"{gone[0].upper()}{gone[1:]}; kept {percent(report['kept'])} of the retain answers' probability.{back}"
+    back = "" if worst is None else f" The probe that brings back the most: {worst}, {percent(gaps[worst])}."
+    kept = f"kept {percent(report['kept'])} of the retain answers' probability"
+    return f"{forgotten[0].upper()}{forgotten[1:]}; {kept}.{back}"
 
 
 def _has_unseen(report: Mapping[str, Any]) -> bool:
     return "unseen_strength" in report["arms"]["before"]
 
 
-def _rewritten(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The readings of the unlearnt model with its weights or its delta written smaller, with their names."""
+def _compressed(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The names and the figures of the probes that round the weights or zip the delta."""
     stored = [] if report["stored"] is None else [("the base's dtype", report["stored"])]
     return [
         *stored,
@@ -312,7 +329,7 @@ def _tasks(report: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _refusals(report: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of the sets that were answered, with the sets' names."""
+    """The keys of the refusal figures, with the names of their sets."""
     keys = {f"{side}_refused": name for side, name in _SIDES.items()}
     return {key: name for key, name in keys.items() if key in report["arms"]["before"]}
 

@@ -1,4 +1,4 @@
-"""What experts did: traces read from a file, or written by a family's own scripted expert."""
+"""Expert traces as messages: read from a file, or made by a family's scripted expert."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from skillweave.tools.trace import read_trace
 
 @dataclass(frozen=True)
 class Trace:
-    """One expert's way to an answer. ``messages`` is the whole of it, ``prompt`` what it begins with.
+    """One expert's conversation, from the prompt to the answer.
 
-    ``id`` is the prompt's :func:`prompt_id`, or the id of its entry in a task. After the prompt come assistant messages
-    with ``tool_calls``, each followed by one ``tool`` message a call, and last the assistant's answer. The messages are
-    kept as they were given.
+    * ``id``: the prompt's :func:`prompt_id`, or the id of its entry in a task
+    * ``prompt``: the messages before the expert's first
+    * ``messages``: the whole conversation, unchanged: the prompt, then assistant messages with ``tool_calls``, each
+      followed by one ``tool`` message for each call, and last the assistant's answer
     """
 
     id: str
@@ -32,10 +33,10 @@ class Trace:
 
 
 def read_traces(path: str | Path) -> list[Trace]:
-    """Traces of a JSONL file, a row ``{"messages": [...]}`` each, in the form that OpenAI's chat API writes.
+    """The traces in a JSONL file with rows ``{"messages": [...]}``, in the form of OpenAI's chat API.
 
-    Arguments of calls may be objects or the JSON text of one. The prompt is everything before the assistant's first
-    message, which must follow one of the user. Raises :class:`UserError` that names file and line.
+    The arguments of a call may be an object or its JSON text. The prompt is everything before the assistant's first
+    message, which must follow a message of the user. Raises :class:`UserError` that names file and line.
     """
     traces = [_trace(row, where) for where, row in read_jsonl(Path(path))]
     if not traces:
@@ -44,33 +45,33 @@ def read_traces(path: str | Path) -> list[Trace]:
 
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
-    """Write what :func:`read_traces` reads, atomically."""
+    """Write a file that :func:`read_traces` can read, atomically."""
     rows = [json.dumps({"messages": trace.messages}, ensure_ascii=False) for trace in traces]
     write_text(path, "".join(f"{row}\n" for row in rows))
 
 
 def match_traces(traces: Sequence[Trace], task: Task) -> tuple[dict[str, list[Trace]], int]:
-    """The traces of each train prompt by the id of its entry (theirs from here on), and how many answer none.
+    """Id of a train entry -> the traces on its prompt, with that id; and how many traces are on no train prompt.
 
-    Raises :class:`UserError` where not one trace belongs to a train prompt.
+    Raises :class:`UserError` if no trace is on a train prompt.
     """
-    known = {entry.prompt_id: entry.id for entry in reversed(task.split("train"))}  # of several the first
-    found: dict[str, list[Trace]] = {}
+    entry_ids = {entry.prompt_id: entry.id for entry in reversed(task.split("train"))}  # the first entry of a prompt
+    matched: dict[str, list[Trace]] = {}
     for trace in traces:
-        if trace.id in known:
-            entry = known[trace.id]
-            found.setdefault(entry, []).append(replace(trace, id=entry))
-    if not found:
-        asked = repr(as_messages(traces[0].prompt)[-1]["content"][:60]) if traces else "nothing"
+        if trace.id in entry_ids:
+            entry = entry_ids[trace.id]
+            matched.setdefault(entry, []).append(replace(trace, id=entry))
+    if not matched:
+        first = repr(as_messages(traces[0].prompt)[-1]["content"][:60]) if traces else "nothing"
         raise UserError(
             f"none of the {len(traces)} expert traces answers a train prompt of task '{task.name}'; the first asks "
-            f"{asked}. The messages before the expert's first must be the task's prompt, system message included"
+            f"{first}. The messages before the expert's first must be the task's prompt, system message included"
         )
-    return found, len(traces) - sum(map(len, found.values()))
+    return matched, len(traces) - sum(map(len, matched.values()))
 
 
 def scripted_traces(agent: AgentTask, entries: Iterable[Entry]) -> list[Trace]:
-    """The way of the family's scripted expert for each entry, its tools really called."""
+    """The trace of the family's scripted expert for each entry; its tools are really called."""
     if agent.solve is None:
         raise UserError(
             f"task '{agent.task.name}' has no scripted expert: give a JSONL file of expert traces "

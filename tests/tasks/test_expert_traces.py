@@ -1,4 +1,4 @@
-"""Traces of experts: what is written is read again, matched to its prompt, and every mistake names its line."""
+"""Expert traces: written files can be read and matched to prompts, and every mistake names its line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from helpers.micro import micro_tokenizer
 from skillweave.errors import UserError
+from skillweave.tasks.expert_traces import match_traces, read_traces, scripted_traces, write_traces
 from skillweave.tasks.task import prompt_id
-from skillweave.tasks.traces import match_traces, read_traces, scripted_traces, write_traces
 from skillweave.tasks.with_tools import load_agent
 from skillweave.tools import Call, CallFormat, Toolbox
 from skillweave.tools.builtin import calculator

@@ -1,4 +1,4 @@
-"""The tree of a group: what was said, by whom, and what it was worth, whatever marks the text holds."""
+"""The tree of a group: every text, its writer and its reward, whatever markup the text contains."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.console import Console
 
 from helpers.agents import group_of, settings
 from helpers.micro import micro_tokenizer
-from skillweave.methods.e3tir.rollouts import Group
-from skillweave.methods.e3tir.show import group_tree
+from skillweave.methods.e3tir.group import Group
+from skillweave.methods.e3tir.watch import group_tree
 
 TOKENIZER = micro_tokenizer()
 
@@ -23,7 +23,7 @@ def drawn(group: Group, text=TOKENIZER.decode) -> str:
 
 
 def say(group: Group, *texts: str) -> None:
-    """Put a text in place of the tokens of each member, of the same length."""
+    """Replace the tokens of each member by a text of the same length."""
     for member, said in zip(group.members, texts, strict=True):
         assert len(member.episode.ids) == len(said)
         member.episode.ids = TOKENIZER(said)["input_ids"]
@@ -55,7 +55,7 @@ def test_every_conversation_is_drawn_once_below_where_it_began(group):
 def test_a_pool_that_stays_out_is_told(group):
     for member in group.pool(True):
         member.parts = {"answer": 0.0}
-    group.weigh(settings())
+    group.set_advantages(settings())
     assert "expert (not joined: no better than the policy's own)" in drawn(group)
 
 

@@ -1,8 +1,8 @@
-"""Whether a program passes one case: the program and the case run apart, and only plain data goes between them.
+"""Run a program and one case in two separate sessions, between which only plain data passes, and compare.
 
-The program runs first, whole, in a session that is told its inputs and nothing else. The case runs in a second
-session (:mod:`skillweave.tasks.verifiers.code_case`); what it asks of the program is answered here. The program's
-session never holds an expected value, and nothing that the program redefines is used to judge it.
+The program runs first, as a whole, in a session that gets its inputs and nothing else. The case runs in a second
+session (:mod:`skillweave.tasks.verifiers.code_case`), and its questions to the program are answered here. The program's
+session never contains an expected value, and nothing that the program redefines is used to judge it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from skillweave.tools.process_child import Opaque
 from skillweave.tools.sandbox import Host, Limits, Result
 from skillweave.tools.source import parse
 
-_ROOM = 4  # a case may take this many times the program's limits: it waits for the program
+_ROOM = 4  # a case gets this many times the limits of the program, because it waits for the program
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 _VALUES = (
     *_SCALARS,
@@ -37,7 +37,7 @@ _VALUES = (
 )
 _CONTAINERS = (list, tuple, set, frozenset)
 
-# Kept under names of their own before the program runs, which may call its own things `len` or `str`.
+# Saved under other names before the program runs, because the program may redefine `len` or `str`.
 _SETUP = """
 _sw_held = []
 _sw_type, _sw_str, _sw_repr, _sw_len, _sw_bool, _sw_list = type, str, repr, len, bool, list
@@ -54,29 +54,29 @@ _OPERATIONS = {
     "mul": "{0} * {1}",
     "truediv": "{0} / {1}",
 }
-_ENDS = ("SystemExit", "SystemExit: 0", "SystemExit: None")
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 200
+_NORMAL_EXITS = ("SystemExit", "SystemExit: 0", "SystemExit: None")
+_SHORTENED = reprlib.Repr()
+_SHORTENED.maxstring = _SHORTENED.maxother = 200
 
 
-class Session(Protocol):
-    """What both runners offer."""
+class ProgramSession(Protocol):
+    """The interface of a session of either runner."""
 
     def feed(self, code: str, inputs: Any = None, host: Host | None = None, name: str | None = None) -> Result:
-        """Run a text among the names of those before."""
+        """Run a text with the names that earlier texts defined."""
         ...
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Where programs run: ``interpreter`` or ``process``, and within which limits."""
+    """Where programs run (``interpreter`` or ``process``), and within which limits."""
 
     kind: Literal["interpreter", "process"]
     limits: Limits
     allow_unjailed: bool = False
 
-    def open(self, *, asks: bool = False, output: int = 0) -> AbstractContextManager[Session]:
-        """A fresh session; ``asks`` for the one that runs a case, ``output`` for the characters it must keep."""
+    def open(self, *, asks: bool = False, output: int = 0) -> AbstractContextManager[ProgramSession]:
+        """Open a new session. ``asks``: for a case, which asks the program. ``output``: least characters to keep."""
         times = _ROOM if asks else 1
         limits = Limits(
             seconds=self.limits.seconds * times,
@@ -90,7 +90,7 @@ class Runner:
 
 
 def program_problem(source: str) -> str | None:
-    """Why a program cannot run as a program by itself, or None: no Python, or a ``return`` outside a function."""
+    """Return why a program cannot run, or None: it is not Python, or has a ``return`` outside a function."""
     try:
         tree = parse(source)
     except SyntaxError as error:
@@ -106,7 +106,7 @@ def program_problem(source: str) -> str | None:
 
 
 def failure(source: str, case: Any, runner: Runner) -> str | None:
-    """Why ``source`` fails ``case``, or None where it passes."""
+    """Return why ``source`` fails ``case``, or None if it passes."""
     problem = program_problem(source)
     if problem is not None:
         return problem
@@ -119,60 +119,62 @@ def failure(source: str, case: Any, runner: Runner) -> str | None:
         ran = program.feed(source, name="answer")
         if not ran.ok:
             return str(ran.error)
-        asked = _Asked(program, runner.limits.seconds - ran.seconds)
-        with runner.open(asks=True) as judge:
-            judge.feed(PRELUDE + (INTERPRETER_PRELUDE if runner.kind == "interpreter" else ""), host=asked.answer)
-            result = judge.feed(read.source, host=asked.answer)
-    return asked.broken or _verdict(result, read, case, asked)
+        questions = _Questions(program, runner.limits.seconds - ran.seconds)
+        prelude = PRELUDE + (INTERPRETER_PRELUDE if runner.kind == "interpreter" else "")
+        with runner.open(asks=True) as session:
+            session.feed(prelude, host=questions.answer)
+            result = session.feed(read.source, host=questions.answer)
+    return questions.broken or _verdict(result, read, case, questions)
 
 
-def _verdict(result: Result, read: Case, case: Any, asked: _Asked) -> str | None:
+def _verdict(result: Result, read: Case, case: Any, questions: _Questions) -> str | None:
     if not result.ok:
         return str(result.error)
     if isinstance(case, str):
-        if asked.wrong:
-            large = f" (the program made {asked.large})" if asked.large else ""
+        if questions.wrong:
+            large = f" (the program made {questions.large})" if questions.large else ""
             return f"AssertionError: an assert of the case does not hold{large}"
-        return "AssertionError: no assert of the case was reached" if read.asserts and not asked.judged else None
+        return "AssertionError: no assert of the case was reached" if read.asserts and not questions.judged else None
     if not is_plain(result.value) or not same_result(result.value, case["value"]):
-        found = asked.large if isinstance(result.value, Opaque) and asked.large else _shown(result.value)
-        return f"{case['call']} gives {found}, not {_shown(case['value'])}"
+        found = questions.large if isinstance(result.value, Opaque) and questions.large else _described(result.value)
+        return f"{case['call']} gives {found}, not {_described(case['value'])}"
     return None
 
 
 def _printed_failure(source: str, inputs: dict[str, Any], output: str, runner: Runner) -> str | None:
     with runner.open(output=2 * len(output) + 1000) as program:
         result = program.feed(source, inputs, name="__main__")
-    # Only what was printed counts here, so that a program may end itself without an error.
-    if not result.ok and result.error not in _ENDS:
+    # Only the output counts here, so a program may exit by itself without an error.
+    if not result.ok and result.error not in _NORMAL_EXITS:
         return str(result.error)
     if not result.cut and _lines(result.output) == _lines(output):
         return None
     more = f" and {result.cut:,} characters more, which are not read" if result.cut else ""
-    return f"with {_shown(inputs)} it prints {_shown(result.output)}{more}, not {_shown(output)}"
+    return f"with {_described(inputs)} it prints {_described(result.output)}{more}, not {_described(output)}"
 
 
 def _lines(text: str) -> str:
-    """What is printed, without spaces at line ends and without empty space around the whole."""
+    """The output without spaces at line ends and without white space around it."""
     return "\n".join(line.rstrip() for line in text.splitlines()).strip()
 
 
-def _shown(value: Any) -> str:
-    """A value in some hundred characters, whatever its size."""
+def _described(value: Any) -> str:
+    """A description of a value of any size, in a few hundred characters."""
     try:
-        return _SHORT.repr(value)
+        return _SHORTENED.repr(value)
     except ValueError:  # an integer of too many digits
         return f"a large {type(value).__name__}"
 
 
-class _Asked:
-    """The questions of one case, answered by the program's session.
+class _Questions:
+    """Answers the questions of one case by the program's session.
 
-    ``broken`` says why the program can answer no more: it took longer than its ``seconds`` in all, or died.
-    ``large`` says what the last value was that is too large to leave the program, None where none was.
+    - ``broken``: why the program cannot answer any more (it used up its ``seconds``, or it died), or None
+    - ``large``: a description of the last value that was too large to leave the program, or None
+    - ``judged``, ``wrong``: the number of asserts that were reached, and of those that failed
     """
 
-    def __init__(self, program: Session, seconds: float) -> None:
+    def __init__(self, program: ProgramSession, seconds: float) -> None:
         self._program = program
         self._seconds = seconds
         self._held = 0
@@ -181,7 +183,7 @@ class _Asked:
         self.judged, self.wrong = 0, 0
 
     def answer(self, kind: str, *arguments: Any) -> Any:
-        """Plain data for the case, or a builtin exception that it may catch as it would the program's own."""
+        """Return plain data, or raise a builtin exception, which the case may catch like the program's own."""
         if kind == "judged":
             self.judged += 1
             self.wrong += not arguments[0]
@@ -203,20 +205,20 @@ class _Asked:
 
     def _call(self, target: str, positional: Any, named: Any, in_place: bool) -> Any:
         inputs: dict[str, Any] = {}
-        given: list[tuple[int | str, str]] = [
+        arguments: list[tuple[int | str, str]] = [
             *((place, _unpack(item, inputs)) for place, item in enumerate(_items(positional))),
             *((name, _unpack(item, inputs)) for name, item in _pairs(named)),
         ]
-        words = ", ".join(source if isinstance(place, int) else f"{place}={source}" for place, source in given)
+        words = ", ".join(source if isinstance(place, int) else f"{place}={source}" for place, source in arguments)
         before = [
-            (place, source) for place, source in given if type(inputs.get(source)) in (list, dict, set) and in_place
+            (place, source) for place, source in arguments if type(inputs.get(source)) in (list, dict, set) and in_place
         ]
         reply = self._evaluate(f"{target}({words})", inputs)
         if not before:
             return [reply, []]
         after = self._feed(f"[{', '.join(source for _, source in before)}]", {}).value
         if not isinstance(after, list):
-            raise ValueError(f"the program makes an argument too large: {_shown(after)}")
+            raise ValueError(f"the program changes an argument to a value that is too large: {_described(after)}")
         changed = [
             [place, new]
             for (place, source), new in zip(before, after, strict=True)
@@ -225,12 +227,12 @@ class _Asked:
         return [reply, changed]
 
     def _evaluate(self, expression: str, inputs: dict[str, Any]) -> list[Any]:
-        """``[False, plain data]``, or ``[True, where the program keeps the object]``."""
+        """Return ``[False, plain data]``, or ``[True, the expression under which the program keeps the object]``."""
         result = self._feed(f"_sw_value = {expression}\n(_sw_type(_sw_value) is _sw_str, _sw_value)", inputs)
         value = result.value
         if type(value) is tuple and len(value) == 2:
             is_text, data = value
-            # The interpreter shows functions and modules as texts.
+            # The interpreter returns functions and modules as texts.
             if is_plain(data) and (type(data) is not str or is_text is True):
                 return [False, data]
         elif isinstance(value, Opaque):
@@ -255,14 +257,14 @@ class _Asked:
         if isinstance(error, type) and issubclass(error, Exception):
             try:
                 raised = error(text)
-            except TypeError:  # UnicodeDecodeError and its like want more than a text
+            except TypeError:  # UnicodeDecodeError and similar classes need more than a text
                 raised = ValueError(text)
             raise raised
         raise RuntimeError(result.error or self.broken)
 
 
 def _items(packed: Any) -> list[Any]:
-    """The packed parts of a packed tuple or list."""
+    """The packed items of a packed tuple or list."""
     kind, content = packed
     return [["data", item] for item in content] if kind == "data" else content
 
@@ -276,13 +278,13 @@ def _pairs(packed: Any) -> list[tuple[str, Any]]:
 
 
 def _unpack(packed: Any, inputs: dict[str, Any]) -> str:
-    """The Python text of a packed value; its plain data is added to ``inputs``."""
+    """Return the Python text of a packed value, and add its plain data to ``inputs``."""
     kind, content = packed
     if kind == "source":
         return str(content)
     if kind == "data":
         if not is_plain(content):
-            raise TypeError(f"this value of the case cannot be handed to the program: {_shown(content)}")
+            raise TypeError(f"this value of the case cannot be passed to the program: {_described(content)}")
         name = f"_sw_a{len(inputs)}"
         inputs[name] = content
         return name
@@ -293,7 +295,7 @@ def _unpack(packed: Any, inputs: dict[str, Any]) -> str:
 
 
 def is_plain(value: Any, depth: int = 100) -> bool:
-    """Whether a value is data all through: numbers, texts, dates, and lists, tuples, sets and dicts of such."""
+    """Whether a value consists of data only: numbers, texts, dates, and lists, tuples, sets and dicts of these."""
     kind = type(value)
     if kind in _VALUES:
         return True

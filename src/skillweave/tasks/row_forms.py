@@ -1,4 +1,4 @@
-"""The forms in which a row may be written, each brought to one: a prompt, what answers it, and what it is told.
+"""The forms that a row of a data file may have, and the parts of a row: prompt, answer, tools.
 
 * ``{"messages": [..., {"role": "assistant", "content": ANSWER}]}``
 * ``{"conversations": [{"from": "human", "value": TEXT}, ..., {"from": "gpt", "value": ANSWER}]}`` (ShareGPT)
@@ -7,7 +7,7 @@
 * ``{"prompt": TEXT or messages, "completion": ANSWER}``
 * ``{"prompt": TEXT or messages, "answer": ANSWER}``, for the verifier ``code`` with ``"cases": [...]``
 
-``question`` may stand for ``prompt``; ``system`` and ``tools`` may stand beside any of them.
+``question`` may replace ``prompt``; any form may also have ``system`` and ``tools``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORMS = {
 _MAIN = ("messages", "conversations", "instruction", "chosen", "rejected", "completion", "answer", "prompt")
 _REFUSED = {
     "functions": "write them as 'tools': [{'type': 'function', 'function': {...}}]",
-    "chat_template_kwargs": "the chat template is given messages and tools alone: remove the key",
+    "chat_template_kwargs": "chat templates get only messages and tools: remove the key",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is trained on"),
 }
 _SHAREGPT = {
@@ -45,9 +45,13 @@ _SHAREGPT = {
 
 @dataclass(frozen=True)
 class Parts:
-    """One row, brought to one form. ``answer`` and ``rejected`` are as they were given: a text, a message, a list ...
+    """The parts of one row, whatever its form.
 
-    ``prompt`` is a text or checked messages, ``tools`` those that the model is told of, ``rest`` all other keys.
+    * ``form``: the name of the form
+    * ``prompt``: a text, or checked messages
+    * ``answer``, ``rejected``: as they are in the row: a text, a message, a list ...
+    * ``tools``: the tools that the prompt tells the model about
+    * ``rest``: all other keys
     """
 
     form: str
@@ -59,9 +63,13 @@ class Parts:
 
 
 def read_parts(row: Any, where: str, columns: Mapping[str, str | None], system: str | None) -> Parts:
-    """The parts of a row; ``columns`` says which of its keys stands for which of ours (None: for none).
+    """The parts of a row.
 
-    ``system`` is the task's own system prompt. Raises :class:`UserError` that names ``where`` and the key.
+    * ``where``: the place of the row, for errors
+    * ``columns``: our names of keys -> the names in the row; None: the row has no such key
+    * ``system``: the system prompt of the task
+
+    Raises :class:`UserError` that names ``where`` and the key.
     """
     if not isinstance(row, Mapping):
         raise UserError(
@@ -77,20 +85,20 @@ def read_parts(row: Any, where: str, columns: Mapping[str, str | None], system: 
     if own is not None and system is not None:
         raise UserError(f"{where}: has a 'system' prompt of its own, and the task has another: remove one of them")
     prompt = with_system(prompt, own if system is None else system, where)
-    given = row.get("tools")
+    tools = row.get("tools")
     used = {*_FORMS[form], "prompt", "tools", "system"} | ({"input", "history"} if form == "instruction" else set())
     return Parts(
         form=form,
         prompt=prompt,
         answer=answer,
         rejected=rejected,
-        tools=read_tools(given, where) if given else [],
+        tools=read_tools(tools, where) if tools else [],
         rest={key: value for key, value in row.items() if key not in used - {"cases"}},
     )
 
 
 def with_system(prompt: Any, system: str | None, where: str) -> Any:
-    """The prompt with a system message before it; one that has such a message already is a :class:`UserError`."""
+    """The prompt with a system message before it. Raises :class:`UserError` if it already has one."""
     if system is None:
         return prompt
     if not isinstance(system, str):
@@ -104,17 +112,18 @@ def with_system(prompt: Any, system: str | None, where: str) -> Any:
 
 
 def _renamed(row: Mapping[str, Any], where: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
-    """The row with our own names for its keys. A name with dots (``answers.text``) leads into objects."""
+    """The row with our names for its keys. A name with dots (``answers.text``) goes into nested objects."""
     named = {ours: _at(row, theirs, where) for ours, theirs in columns.items() if theirs is not None}
     gone = {*columns, *(theirs for theirs in columns.values() if theirs is not None)}
-    kept = {key: value for key, value in row.items() if key not in gone}
-    if "question" in kept and not any(key in named or kept.get(key) for key in ("messages", "prompt")):
-        kept.pop("prompt", None)
-        named = {"prompt": kept.pop("question"), **named}
-    return {**named, **kept}
+    others = {key: value for key, value in row.items() if key not in gone}
+    if "question" in others and not any(key in named or others.get(key) for key in ("messages", "prompt")):
+        others.pop("prompt", None)
+        named = {"prompt": others.pop("question"), **named}
+    return {**named, **others}
 
 
 def _at(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """The value of a column; dots in ``name`` go into nested objects."""
     if name in row:
         return row[name]
     value: Any = row
@@ -126,15 +135,15 @@ def _at(row: Mapping[str, Any], name: str, where: str) -> Any:
 
 
 def _form(row: Mapping[str, Any], where: str) -> str:
+    """The name of the row's form. Raises :class:`UserError` if it has none, or keys of two."""
     present = {key for key in (*_MAIN, "output", "cases") if row.get(key) is not None}
-    found = [form for form, keys in _FORMS.items() if present.issuperset(keys)]
-    if found:
-        form = found[0]
+    form = next((form for form, keys in _FORMS.items() if present.issuperset(keys)), None)
+    if form is not None:
         spare = next((key for key in _MAIN if key in present and key not in (*_FORMS[form], *_also(form))), None)
         if spare is not None:
             raise UserError(
                 f"{where}: has both '{_FORMS[form][-1]}' and '{spare}': keep one of them, or set "
-                f"columns: {{{spare}: null}} in the task's settings to pass the other over"
+                f"columns: {{{spare}: null}} in the task's settings to ignore the other"
             )
         return form
     lone = {"chosen": "rejected", "rejected": "chosen", "instruction": "output"}
@@ -162,7 +171,7 @@ def _also(form: str) -> tuple[str, ...]:
 
 
 def _read(row: Mapping[str, Any], form: str, where: str) -> tuple[Any, Any, Any]:
-    """Prompt, answer and rejected answer of a row in that form."""
+    """Prompt, answer and rejected answer of a row with this form."""
     if form in ("messages", "conversations"):
         return (*_last(_conversation(row, form, where), where, form), None)
     if form == "instruction":
@@ -171,8 +180,8 @@ def _read(row: Mapping[str, Any], form: str, where: str) -> tuple[Any, Any, Any]
         return _preference(row, where)
     if form == "prompt/completion" and isinstance(row.get("label"), bool):
         raise UserError(
-            f"{where}: has a 'label' that is true or false beside the 'completion': whether it is a good answer is "
-            "not used, and a bad one would be learnt. Keep the good rows and remove the key, or pair them as "
+            f"{where}: has a 'label' that is true or false beside the 'completion'. Such labels are not used, so "
+            "bad answers would be learnt. Keep the good rows and remove the key, or pair them as "
             "'chosen' and 'rejected'"
         )
     return _prompt(row["prompt"], where), row.get("completion" if form == "prompt/completion" else "answer"), None
@@ -203,7 +212,7 @@ def _from_sharegpt(turn: Any, where: str) -> Any:
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn
     if turn["from"] not in _SHAREGPT:
-        raise UserError(f"{where} is from {turn['from']!r:.60}, which is not known; known: {', '.join(_SHAREGPT)}")
+        raise UserError(f"{where} is from {turn['from']!r:.60}, which is unknown; known: {', '.join(_SHAREGPT)}")
     if "value" not in turn:
         raise UserError(f"{where} has no 'value', found {', '.join(map(repr, turn))}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
@@ -215,17 +224,18 @@ def _from_sharegpt(turn: Any, where: str) -> Any:
 
 
 def _last(messages: list[dict[str, Any]], where: str, key: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The messages before the last one, and the last one, which must be the assistant's."""
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message must be the assistant's, it is the answer")
     return messages[:-1], messages[-1]
 
 
 def _alpaca(row: Mapping[str, Any], where: str) -> str | list[dict[str, Any]]:
-    """The instruction and, after an empty line, the input where there is one; earlier turns before it."""
-    asked, given, history = row["instruction"], row.get("input") or "", row.get("history") or []
-    if not isinstance(asked, str) or not isinstance(given, str):
-        raise UserError(f"{where}: 'instruction' and 'input' must be texts, found {asked!r:.60} and {given!r:.60}")
-    prompt = f"{asked}\n\n{given}" if given.strip() else asked
+    """The prompt of an Alpaca row: earlier turns, then the instruction and, after an empty line, the input if any."""
+    instruction, text, history = row["instruction"], row.get("input") or "", row.get("history") or []
+    if not isinstance(instruction, str) or not isinstance(text, str):
+        raise UserError(f"{where}: 'instruction' and 'input' must be texts, found {instruction!r:.60} and {text!r:.60}")
+    prompt = f"{instruction}\n\n{text}" if text.strip() else instruction
     if not history:
         return prompt
     turns = []
@@ -237,28 +247,31 @@ def _alpaca(row: Mapping[str, Any], where: str) -> str | list[dict[str, Any]]:
 
 
 def _preference(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
-    """TRL's preference rows: the prompt stands by itself, or both conversations begin with it."""
-    asked = None if row.get("prompt") is None else _prompt(row["prompt"], where)
+    """Prompt, chosen and rejected answer of a preference row of TRL.
+
+    The row has a 'prompt', or both conversations begin with it.
+    """
+    prompt = None if row.get("prompt") is None else _prompt(row["prompt"], where)
     sides: list[Any] = []
-    begun: list[list[dict[str, Any]]] = []
+    beginnings: list[list[dict[str, Any]]] = []
     for key in ("chosen", "rejected"):
         if not isinstance(row[key], list):
             sides.append(row[key])
-            begun.append([])
+            beginnings.append([])
             continue
         if not any(isinstance(part, Mapping) for part in row[key]):
             raise UserError(f"{where}: '{key}' must be one answer (a text, or a conversation), found {row[key]!r:.60}")
         before, answer = _last(read_messages(row[key], where, key), where, key)
         sides.append(answer)
-        begun.append(before)
-    if asked is None:
-        if not begun[0] or begun[0] != begun[1]:
+        beginnings.append(before)
+    if prompt is None:
+        if not beginnings[0] or beginnings[0] != beginnings[1]:
             raise UserError(
-                f"{where}: without a 'prompt', 'chosen' and 'rejected' must be conversations that differ in their "
-                "last message alone: write what both answer as 'prompt'"
+                f"{where}: without a 'prompt', 'chosen' and 'rejected' must be conversations that differ only in "
+                "their last message: otherwise write the messages before the answers as 'prompt'"
             )
-        return begun[0], *sides
-    for key, before in zip(("chosen", "rejected"), begun, strict=True):
-        if before and before != as_messages(asked):
-            raise UserError(f"{where}: '{key}' begins with other messages than the 'prompt': give the answer alone")
-    return asked, *sides
+        return beginnings[0], *sides
+    for key, before in zip(("chosen", "rejected"), beginnings, strict=True):
+        if before and before != as_messages(prompt):
+            raise UserError(f"{where}: '{key}' begins with other messages than the 'prompt': give only the answer")
+    return prompt, *sides

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from helpers.micro import micro_model, micro_tokenizer
 from skillweave.tools import EXPERT, POLICY, TOOL, Call, CallFormat, Toolbox
 from skillweave.tools.builtin import Python, add_tools
-from skillweave.tools.loop import Episode, Start, TurnLimits, play
+from skillweave.tools.conversation import ConversationSettings, Episode, Start, play
 from skillweave.tools.turn import call_text
 from skillweave.tools.writer import Writer
 
 TOKENIZER = micro_tokenizer()
 END = TOKENIZER.eos_token_id
-LONG = TurnLimits(max_tokens=2000, max_tool_calls=9)
+LONG = ConversationSettings(max_tokens=2000, max_tool_calls=9)
 
 
 def add(a: int, b: int) -> int:
@@ -91,7 +91,7 @@ def start(toolbox: Toolbox, prompt: str = "sum", seed: int = 0) -> Start:
     return Start(form_of(toolbox).prompt_ids(prompt), seed)
 
 
-def held(toolbox: Toolbox, *turns: str, limits: TurnLimits = LONG, context: int | None = None) -> Episode:
+def held(toolbox: Toolbox, *turns: str, limits: ConversationSettings = LONG, context: int | None = None) -> Episode:
     """One conversation of these turns."""
     (episode,) = play(Scripted(sum=turns), form_of(toolbox), toolbox, [start(toolbox)], limits, context)
     return episode
@@ -174,11 +174,11 @@ FAULTY = {
 @pytest.mark.parametrize("limits", [{"max_tokens": 0}, {"max_tool_calls": -1}])
 def test_limits_that_nothing_can_keep_are_refused(limits):
     with pytest.raises(ValidationError, match="greater than or equal to"):
-        TurnLimits(**limits)
+        ConversationSettings(**limits)
 
 
 def test_a_conversation_without_calls_may_be_asked_for(toolbox):
-    none = TurnLimits(max_tool_calls=0, max_tokens=2000)
+    none = ConversationSettings(max_tool_calls=0, max_tokens=2000)
     assert held(toolbox, "4", limits=none).answer == "4"
     assert held(toolbox, adding(2, 2), "4", limits=none).ended == "calls"
 
@@ -214,7 +214,7 @@ def test_a_long_result_is_cut_where_the_form_says():
 
 
 def test_a_turn_beyond_the_most_calls_ends_it_and_calls_nothing(toolbox):
-    limits = TurnLimits(max_tool_calls=2, max_tokens=2000)
+    limits = ConversationSettings(max_tool_calls=2, max_tokens=2000)
     enough = held(toolbox, adding(1, 1), adding(2, 2), "4", limits=limits)
     assert (enough.ended, enough.calls, enough.answer) == ("answer", 2, "4")
     one_more = held(toolbox, adding(1, 1), adding(2, 2) + adding(3, 3), "6", limits=limits)
@@ -229,14 +229,14 @@ def test_the_calls_before_a_start_count_as_well(toolbox):
     prompt = form_of(toolbox).prompt_ids("sum")
     first = Start(prompt, 0, *prefix(toolbox, adding(1, 1)), [[Call("add", {"a": 1, "b": 1})]])
     writer = Scripted(sum=["", adding(2, 2), "4"])
-    limits = TurnLimits(max_tool_calls=1, max_tokens=2000)
+    limits = ConversationSettings(max_tool_calls=1, max_tokens=2000)
     (episode,) = play(writer, form_of(toolbox), toolbox, [first], limits, None)
     assert (episode.ended, episode.calls) == ("calls", 1)
 
 
 def test_a_turn_is_cut_where_the_tokens_end(toolbox):
     for most, ended, answer in ((4, "length", None), (5, "answer", "four")):
-        episode = held(toolbox, "four", limits=TurnLimits(max_tokens=most))
+        episode = held(toolbox, "four", limits=ConversationSettings(max_tokens=most))
         assert (episode.ended, episode.answer, len(episode.ids)) == (ended, answer, most)
 
 
@@ -245,11 +245,11 @@ def test_what_a_tool_said_is_cut_where_the_tokens_end(toolbox):
     written = len(adding(2, 3)) + 1
     said = len("5") + 3  # <tool> <end> <assistant>
     for most in range(written, written + said + 1):
-        episode = held(toolbox, adding(2, 3), "5", limits=TurnLimits(max_tokens=most))
+        episode = held(toolbox, adding(2, 3), "5", limits=ConversationSettings(max_tokens=most))
         assert (episode.ended, episode.answer) == ("length", None)
         assert episode.ids == whole.ids[:most]
         assert episode.writers == whole.writers[:most]
-    after = held(toolbox, adding(2, 3), "5", limits=TurnLimits(max_tokens=written + said + 1))
+    after = held(toolbox, adding(2, 3), "5", limits=ConversationSettings(max_tokens=written + said + 1))
     assert (after.ended, after.ids) == ("length", whole.ids[:-1])
 
 
@@ -265,7 +265,7 @@ def test_prompt_and_conversation_stay_within_the_context(toolbox):
 def test_a_start_without_room_is_at_its_end(toolbox):
     ids, writers = prefix(toolbox, adding(1, 1))
     full = Start(form_of(toolbox).prompt_ids("sum"), 0, ids, writers)
-    (episode,) = play(Scripted(), form_of(toolbox), toolbox, [full], TurnLimits(max_tokens=len(ids)), None)
+    (episode,) = play(Scripted(), form_of(toolbox), toolbox, [full], ConversationSettings(max_tokens=len(ids)), None)
     assert (episode.ended, episode.ids, episode.turns) == ("length", ids, 0)
 
 
@@ -430,7 +430,7 @@ def test_a_model_says_the_same_in_any_company(toolbox):
     ids, writers = prefix(toolbox, begun=f"<tool_call>{begun}")
     starts = [Start(form.prompt_ids(prompt), seed) for seed, prompt in enumerate(("a", "what is it", "sum"))]
     starts += [Start(form.prompt_ids("sum"), seed, ids, writers) for seed in range(3)]
-    limits = TurnLimits(max_tokens=80)
+    limits = ConversationSettings(max_tokens=80)
 
     def played(which: Sequence[Start], batch_size: int) -> list[Episode]:
         return play(Writer(model, TOKENIZER, batch_size=batch_size), form, toolbox, which, limits, 256)

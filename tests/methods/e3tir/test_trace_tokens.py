@@ -1,13 +1,13 @@
-"""An expert's trace as tokens: as the template renders it, who wrote what, and what lies before a position."""
+"""Encoded traces: the tokens are those of the template, with their writers and the calls before a position."""
 
 from __future__ import annotations
 
 import pytest
 
-from helpers.agents import WORDS, form_of
+from helpers.agents import WORDS, call_format_of
 from helpers.micro import micro_tokenizer
-from skillweave.methods.e3tir.traces import encode_trace, supervised_rows
-from skillweave.tasks.traces import Trace, scripted_traces
+from skillweave.methods.e3tir.trace_tokens import encode_trace, supervised_rows
+from skillweave.tasks.expert_traces import Trace, scripted_traces
 from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools import EXPERT, POLICY, TOOL, Call, Toolbox
 from skillweave.tools.builtin import add_tools
@@ -41,7 +41,7 @@ MESSAGES = [
 def form():
     with Toolbox() as toolbox:
         add_tools(toolbox, ["calculator", "python"], None)
-        yield form_of(AgentTask(None, toolbox, None))
+        yield call_format_of(AgentTask(None, toolbox, None))
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def trace(form):
 
 
 def as_plain_text(messages) -> list[dict]:
-    """The calls as the content of their messages: the micro template knows of no calls."""
+    """The messages with their calls in the content, because the micro template cannot render calls."""
     return [
         {
             "role": message["role"],
@@ -80,7 +80,7 @@ def test_the_expert_wrote_its_turns_with_their_end_and_nothing_else(trace):
     by_expert = TOKENIZER.decode([id for id, who in zip(trace.ids, trace.writers, strict=True) if who == EXPERT])
     turns = [message["content"] for message in as_plain_text(MESSAGES) if message["role"] == "assistant"]
     assert by_expert == "".join(f"{turn}<end>" for turn in turns)
-    assert trace.written == trace.writers.count(EXPERT) == len(TOKENIZER(by_expert)["input_ids"])
+    assert trace.expert_tokens == trace.writers.count(EXPERT) == len(TOKENIZER(by_expert)["input_ids"])
     assert set(trace.writers) == {EXPERT, TOOL}
 
 

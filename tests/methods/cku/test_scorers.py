@@ -1,4 +1,4 @@
-"""Neuron scores against slow loops, on planted neurons, and at their edges; the model stays as it was."""
+"""Neuron scores against slow loops, on planted neurons, and at their edge cases; the model stays unchanged."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from transformers import (
 )
 
 from helpers.planted import PlantedFact, fact_batches, planted_model
+from skillweave.base.batching import padded
 from skillweave.errors import UserError
 from skillweave.methods.cku.neurons.mlp import Slice
-from skillweave.methods.cku.neurons.scores import (
+from skillweave.methods.cku.neurons.scorers import (
     SCORERS,
-    Statistics,
+    NeuronStatistics,
     contrast,
     default_layers,
     gather,
@@ -30,7 +31,6 @@ from skillweave.methods.cku.neurons.scores import (
     per_neuron,
     useful_neurons,
 )
-from skillweave.methods.training.collate import padded
 
 SHAPE = {"vocab_size": 40, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
 MODELS = {
@@ -343,7 +343,7 @@ def test_contrast_of_neurons_that_neither_needs_is_zero():
 
 def test_scorers_on_numbers_by_hand():
     """Two neurons, two inputs, one token of h = (3, 0) and x = (1, 2)."""
-    statistics = Statistics(
+    statistics = NeuronStatistics(
         tokens=1,
         steps=2,
         absolute=torch.tensor([3.0, 0.0]),
@@ -400,9 +400,9 @@ def test_masks_of_nothing():
 @pytest.mark.parametrize("scope", ["layer", "all"])
 def test_bad_ratios_and_nan_are_refused(scope):
     for ratio in (-0.1, 1.1, float("nan")):
-        with pytest.raises(UserError, match="is no share"):
+        with pytest.raises(UserError, match="is not a share"):
             useful_neurons({0: torch.ones(3)}, ratio, scope=scope)
-    with pytest.raises(UserError, match="layer 6 hold NaN"):
+    with pytest.raises(UserError, match="layer 6 contain NaN"):
         useful_neurons({0: torch.ones(3), 6: torch.tensor([1.0, float("nan")])}, 0.5, scope=scope)
 
 
@@ -419,7 +419,7 @@ def test_mistakes_are_named():
         neuron_scores(model, two_batches(), scorer="snipp", layers=[0])
     with pytest.raises(UserError, match="contrast of an unknown scorer 'contrast'"):
         neuron_scores(model, [], scorer="contrast", layers=[0], against=[], of="contrast")
-    with pytest.raises(UserError, match=r"layers \[2, -1\] are none .* it has 2"):
+    with pytest.raises(UserError, match=r"does not have the layers \[2, -1\]: it has 2"):
         neuron_scores(model, two_batches(), scorer="snip", layers=[0, 2, -1])
     with pytest.raises(UserError, match="no batch has a token"):
         neuron_scores(model, [], scorer="activation", layers=[0])

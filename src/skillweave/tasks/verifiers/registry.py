@@ -1,4 +1,4 @@
-"""The verifiers by name, a weighted mix of several, and the one function that judges an answer."""
+"""The table of verifiers, a weighted mix of several, and the function that scores an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skillweave.tasks.verifiers.maths import gold_problem as maths_gold_problem
 from skillweave.tasks.verifiers.numeric import NumericOptions
 from skillweave.tasks.verifiers.own import file_digest, own, own_options
 from skillweave.tasks.verifiers.text import ExactOptions, RegexOptions, exact, regex_found, regex_gold_problem
-from skillweave.tasks.verifiers.told import told_once
+from skillweave.tasks.verifiers.warn import warn_once
 
 VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
     "exact": (ExactOptions, exact),
@@ -33,15 +33,15 @@ VERIFIERS: dict[str, tuple[type[Config], Callable[[str, Any, Any], float]]] = {
 MIX = "mix"
 
 LONGEST = 200_000
-"""Characters of an answer that is judged: some 50,000 tokens. Reading numbers takes a second for each 50,000."""
+"""Longest answer that is judged, in characters: about 50,000 tokens. Reading numbers takes 1 s per 50,000."""
 LONGEST_THOUGHT = 4_000_000
-"""Characters of an answer with its thoughts, which are taken out first."""
+"""Longest answer whose thoughts are removed before it is judged, in characters including the thoughts."""
 
 Thoughts = Literal["strip", "keep"]
-"""Whether what a reasoning model thinks before its answer is taken out before the answer is judged."""
+"""Whether the thoughts of a reasoning model are removed before its answer is judged."""
 
 
-def _known(name: str) -> str:
+def _checked_name(name: str) -> str:
     if name in VERIFIERS or name == MIX or ":" in name:
         return name
     raise ValueError(
@@ -50,30 +50,34 @@ def _known(name: str) -> str:
     )
 
 
-VerifierName = Annotated[str, AfterValidator(_known)]
-"""A name in :data:`VERIFIERS`, ``mix``, or ``module:function`` or ``file.py:function`` for one of the user's own."""
+VerifierName = Annotated[str, AfterValidator(_checked_name)]
+"""A name in :data:`VERIFIERS`, ``mix``, or a function of the user: ``module:function`` or ``file.py:function``."""
 
 
 class MixPart(Config):
     """One verifier of a mix."""
 
     verifier: VerifierName
+    """The verifier's name."""
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Weight of its score, relative to the other parts."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """The verifier's own options."""
 
 
 class MixOptions(Config):
-    """``mix``: the mean of several verifiers' scores, by their weights."""
+    """``mix``: the weighted mean of several verifiers' scores."""
 
     parts: tuple[MixPart, ...]
+    """The verifiers of the mix, at least two."""
 
     @model_validator(mode="after")
-    def _parts_are_right(self) -> Self:
+    def _check_parts(self) -> Self:
         if len(self.parts) < 2:
             raise ValueError(f"a mix needs at least 2 parts, found {len(self.parts)}")
         for number, part in enumerate(self.parts, 1):
             if part.verifier == MIX:
-                raise ValueError(f"part {number} is itself a mix: list its parts here")
+                raise ValueError(f"part {number} is itself a mix: list its parts here instead")
             try:
                 options_for(part.verifier, part.options)
             except UserError as error:
@@ -82,13 +86,13 @@ class MixOptions(Config):
 
     @cached_property
     def weighted(self) -> list[tuple[str, Config, float]]:
-        """Name, checked options and share of every part; the shares add up to 1."""
+        """The name, the checked options and the share of every part; the shares add up to 1."""
         total = sum(part.weight for part in self.parts)
         return [(part.verifier, options_for(part.verifier, part.options), part.weight / total) for part in self.parts]
 
 
 def options_for(name: str, settings: dict[str, Any]) -> Config:
-    """The checked options of a verifier; an unknown or wrong one is a :class:`UserError` that names it."""
+    """Return the checked options of a verifier. Raises :class:`UserError` that names an unknown or wrong option."""
     if name == MIX:
         return read_config(MixOptions, settings, called="verifier 'mix'")
     if name in VERIFIERS:
@@ -97,14 +101,14 @@ def options_for(name: str, settings: dict[str, Any]) -> Config:
 
 
 def code_options(options: Config) -> CodeOptions | None:
-    """The options of ``code`` in checked options: its own, or those of a mix that has it as a part; else None."""
+    """Return the options of ``code`` from checked options: its own, or those of a part of a mix; else None."""
     if isinstance(options, MixOptions):
         return next((own for _, own, _ in options.weighted if isinstance(own, CodeOptions)), None)
     return options if isinstance(options, CodeOptions) else None
 
 
 def own_digests(name: str, settings: dict[str, Any]) -> list[str]:
-    """The digests of the files of the user's own that judge: of a verifier, or of the parts of a mix."""
+    """Return the digests of the files with the user's own verifiers: of this one, or of the parts of a mix."""
     names = [part["verifier"] for part in settings["parts"]] if name == MIX else [name]
     return [file_digest(one) for one in names if ":" in one]
 
@@ -112,17 +116,19 @@ def own_digests(name: str, settings: dict[str, Any]) -> list[str]:
 def verify(
     name: str, answer: str, gold: Any, options: Config, *, cases: Any = None, thoughts: Thoughts = "strip"
 ) -> float:
-    """The score in [0, 1] that verifier ``name`` gives ``answer``.
+    """Return the score in [0, 1] that verifier ``name`` gives ``answer``.
 
-    ``gold`` is a text, or a list of accepted texts of which the best counts; for ``code`` it is the row's cases, unless
-    they are given as ``cases``, from where a mix takes them. An answer in which nothing is left but white space scores
-    0, and so does one of more than :data:`LONGEST` characters, which is told once. Raises only where a verifier of the
-    user's own fails (:class:`UserError`).
+    - ``gold``: a text, or a list of accepted texts, of which the best score counts. For ``code`` it is the row's cases.
+    - ``cases``: the row's cases, if they are not in ``gold``; a mix takes them from here
+    - ``thoughts``: whether thoughts are removed from the answer first
+
+    An answer of white space only scores 0. So does one of more than :data:`LONGEST` characters, with one warning.
+    Raises :class:`UserError` only if a verifier of the user fails.
     """
     if len(answer) <= LONGEST_THOUGHT and thoughts == "strip":
         answer = strip_thoughts(answer)
     if len(answer) > LONGEST:
-        told_once("long", f"an answer of {len(answer):,} characters scores 0: more than {LONGEST:,} are not judged")
+        warn_once("long", f"an answer of {len(answer):,} characters scores 0: more than {LONGEST:,} are not judged")
         return 0.0
     return _score(name, answer, gold, options, cases) if answer.strip() else 0.0
 
@@ -138,10 +144,10 @@ def _score(name: str, answer: str, gold: Any, options: Config, cases: Any) -> fl
 
 
 def gold_problem(name: str, gold: Any, options: Config | None = None, *, cases: Any = None) -> str | None:
-    """Why no answer could ever match ``gold``, or None: such a row is a mistake in the task, not in the model.
+    """Return why no answer could ever match ``gold``, or None. Such a row is a mistake in the task, not of the model.
 
-    ``gold`` is a text or a list of texts, each of which is checked; for ``code`` the cases. Without ``options`` the
-    verifier's defaults are taken; a mix needs its own.
+    ``gold`` is a text, or a list of texts that are all checked; for ``code`` it is the cases. Without ``options`` the
+    verifier's defaults apply; a mix needs its options.
     """
     if isinstance(options, MixOptions):
         problems = (
@@ -152,7 +158,7 @@ def gold_problem(name: str, gold: Any, options: Config | None = None, *, cases: 
     if name == "code":
         return cases_problem(gold)
     if name not in VERIFIERS and name != MIX:
-        return None  # only the function itself knows what it takes
+        return None  # only the function itself knows which answers it accepts
     if isinstance(gold, list):
         if not gold:
             return "the list of accepted answers is empty"

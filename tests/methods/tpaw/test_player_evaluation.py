@@ -1,4 +1,4 @@
-"""Who wins against whom: the wins as pure functions, and the judge's figures against a slow judge's."""
+"""Who wins against whom: the wins as pure functions, and the evaluator's figures against a slow computation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from helpers.micro import log_prob
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids
-from skillweave.methods.tpaw.judge import scores, sides, wins_by_log_prob, wins_by_score
+from skillweave.methods.tpaw.player_evaluation import first_answers, first_scores, wins_by_log_prob, wins_by_score
 from skillweave.methods.training.answers import Answered, read_samples
 
 
@@ -35,16 +35,16 @@ def test_a_win_by_likelihood_is_a_reward_margin_whatever_lam():
         assert wins_by_log_prob(target, answer, of_target, of_answer) == sum(won) / 3
 
 
-def test_the_judge_reads_each_prompts_first_answer():
+def test_the_evaluator_reads_each_prompts_first_answer():
     rows = [
         Answered("a", "say 7", "777", ["1", "2"], [0.5, 1.0], [True, True]),
         Answered("b", "say 3", "333", ["3"], [0.25], [True]),
     ]
-    assert scores(rows) == [0.5, 0.25]
-    assert sides(rows) == [("say 7", "1"), ("say 3", "3")]
+    assert first_scores(rows) == [0.5, 0.25]
+    assert first_answers(rows) == [("say 7", "1"), ("say 3", "3")]
 
 
-def test_the_judge_against_a_slow_one(base, whole):
+def test_the_evaluator_against_a_slow_one(base, whole):
     tokenizer, entries = open_tokenizer(base.path), whole.task.splits["calibration"][:10]
     number, rival = 2, 1
     models = {player: whole.player(base, player) for player in (0, rival, number)}
@@ -71,7 +71,7 @@ def test_the_judge_against_a_slow_one(base, whole):
     assert told["kl_to_start"] == pytest.approx(fmean(a - b for a, b in zip(here, there, strict=True)), abs=1e-4)
     mine = [y - own for y, own in zip(likely(number, gold), likely(number, of_rival), strict=True)]
     theirs = [y - own for y, own in zip(likely(rival, gold), likely(rival, of_rival), strict=True)]
-    # An answer of the rival that was cut off has no end whose likelihood could be asked.
+    # A rival's answer that was cut off has no end whose likelihood could be computed.
     whole_ones = [row.ended[0] for row in read_samples(whole.out / f"held-out-{rival}" / "greedy.jsonl")]
     assert any(whole_ones)
     asked = itertools.compress(zip(mine, theirs, gold, of_rival, strict=True), whole_ones)

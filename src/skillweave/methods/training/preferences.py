@@ -1,4 +1,4 @@
-"""From judged answers to preference pairs: pure functions, no model."""
+"""Makes preference pairs from scored answers: pure functions, no model."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from skillweave.base.chat import Prompt, answer_text
 from skillweave.methods.training.answers import Answered
-
-if TYPE_CHECKING:
-    from skillweave.tasks import Entry
+from skillweave.tasks import Entry
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A good answer and a bad one to the same prompt. ``source``: whose the good one is; given: both are the task's."""
+    """A good answer and a bad one to the same prompt.
+
+    ``source`` says where the good answer comes from: ``own``, the policy; ``gold``, the task. With ``given`` both
+    answers come from the task.
+    """
 
     id: str
     prompt: Prompt
@@ -28,9 +30,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class PairFigures:
-    """What came of a round's samples. Rates are fractions; ``solved_prompts`` have at least one good answer.
+    """Counts of a round's samples and of the pairs made from them.
 
-    ``cut_off`` answers did not end by themselves: their score counts in ``solve_rate``, but they are in no pair.
+    - ``cut_off``: answers that the model did not end. Their score counts in ``solve_rate``, but they are in no pair.
+    - ``solve_rate``: the fraction of all answers that are good.
+    - ``solved_prompts``: prompts with at least one good answer.
+    - ``gold_pairs``: pairs whose good answer is the task's.
     """
 
     prompts: int
@@ -44,18 +49,18 @@ class PairFigures:
 
 
 def is_good(score: float, threshold: float) -> bool:
-    """Whether an answer counts as solved; a score that is not a number does not."""
+    """Whether an answer with this score is good; with a score that is not a number it is not."""
     return score >= threshold
 
 
 def solve_rate(samples: Sequence[Answered], threshold: float) -> float:
-    """Fraction of all sampled answers that are good; 0 where there are none."""
-    judged = [is_good(score, threshold) for row in samples for score in row.scores]
-    return sum(judged) / len(judged) if judged else 0.0
+    """The fraction of all sampled answers that are good; 0 if there are none."""
+    good = [is_good(score, threshold) for row in samples for score in row.scores]
+    return sum(good) / len(good) if good else 0.0
 
 
 def cut_off(samples: Sequence[Answered]) -> int:
-    """How many answers did not end by themselves."""
+    """How many answers were cut off before the model ended them."""
     return sum(not ended for row in samples for ended in row.ended)
 
 
@@ -69,19 +74,21 @@ def make_pairs(
 ) -> tuple[list[Pair], PairFigures]:
     """Pair good answers with bad ones, prompt by prompt, in the order of the prompts.
 
-    An answer that was cut off is neither: the model did not end it there, so it must not learn (or unlearn) that end,
-    and nobody knows how its whole would have been judged [ours].
-    Answers that differ only in white space around them count as one. A text that was judged both good and bad (a
-    verifier that wavers) is used as neither. At most ``max_pairs_per_prompt`` pairs, spread so that no answer is used
-    twice before each other one of its kind was used once. Where no whole sample is good, the gold answer is the chosen
-    one if ``gold_as_chosen`` [ours], unless the verifier called that very text bad.
+    - An answer that was cut off is not used. The model did not end it there, so it must not learn (or unlearn) that
+      end, and nobody knows how the complete answer would have been scored [ours].
+    - Answers that differ only in white space around them count as one.
+    - A text that was scored both good and bad, by an inconsistent verifier, is not used.
+    - A prompt has at most ``max_pairs_per_prompt`` pairs. No answer is reused until all others of its kind have been
+      used.
+    - If no complete sample is good and ``gold_as_chosen`` is set, the gold answer is the good one [ours], unless the
+      verifier scored that very text as bad.
     """
     pairs: list[Pair] = []
-    empty = 0
+    without_pair = 0
     for row in samples:
-        made = _pairs_of(row, threshold, max_pairs_per_prompt, gold_as_chosen, seed)
-        pairs.extend(made)
-        empty += not made
+        of_prompt = _pairs_of(row, threshold, max_pairs_per_prompt, gold_as_chosen, seed)
+        pairs.extend(of_prompt)
+        without_pair += not of_prompt
     return pairs, PairFigures(
         prompts=len(samples),
         answers=sum(len(row.answers) for row in samples),
@@ -90,12 +97,12 @@ def make_pairs(
         solved_prompts=sum(any(is_good(score, threshold) for score in row.scores) for row in samples),
         pairs=len(pairs),
         gold_pairs=sum(pair.source == "gold" for pair in pairs),
-        prompts_without_pair=empty,
+        prompts_without_pair=without_pair,
     )
 
 
 def given_pairs(tokenizer: Any, entries: Sequence[Entry]) -> list[Pair]:
-    """A pair for each entry that has a rejected answer beside its gold one, in the order of the entries."""
+    """A pair for each entry that has a gold and a rejected answer, in the order of the entries."""
     return [
         Pair(
             entry.id,
@@ -127,9 +134,10 @@ def _pairs_of(row: Answered, threshold: float, most: int, gold_as_chosen: bool, 
     rng = random.Random(f"{seed}/{row.id}")
     rng.shuffle(chosen)
     rng.shuffle(rejected)
-    # Along the diagonals of the good x bad table: both lists are gone through before any of either comes again.
-    # A step after each whole turn keeps the diagonals apart, so that no cell comes twice.
-    table = len(chosen) * len(rejected)
-    turn = math.lcm(len(chosen), len(rejected))
-    cells = [(at % len(chosen), (at + at // turn) % len(rejected)) for at in range(min(most, table))]
-    return [Pair(row.id, row.prompt, chosen[left], rejected[right], source) for left, right in cells]
+    # Walk along the diagonals of the table chosen x rejected: every answer is used before any answer is used again.
+    # A walk comes back to its first cell after lcm(rows, columns) cells; one step aside starts the next diagonal, so
+    # that no cell is visited twice.
+    cells = len(chosen) * len(rejected)
+    diagonal = math.lcm(len(chosen), len(rejected))
+    visited = [(at % len(chosen), (at + at // diagonal) % len(rejected)) for at in range(min(most, cells))]
+    return [Pair(row.id, row.prompt, chosen[good], rejected[bad], source) for good, bad in visited]

@@ -1,0 +1,126 @@
+"""The codec ``skillzip``: low-rank factors with allocated ranks, rotated and smoothed, as integers.
+
+The order of the steps is the paper's ([digest], see docs/explanation/skillzip.md); the allocation of ranks is [ours].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from skillweave.errors import UserError
+from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
+from skillweave.progress import bar
+from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.draft import Draft, Encoded
+from skillweave.skillzip.fit import fit
+from skillweave.skillzip.lowrank import Decomposed, balanced, decompose, root, shrink
+from skillweave.skillzip.rotation import rotation
+from skillweave.skillzip.smoothing import smoothing_scale
+from skillweave.skillzip.source import MatrixSource
+
+_MOMENT_BYTES = 2**30
+"""Bytes of second moments in memory at a time. If all take more, the calibration set goes through the base again."""
+_RANK_ROOM = 4
+"""No matrix is decomposed to more than this many times the rank that an even split of the budget would give it."""
+
+
+def integer_factors(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
+    """Return the integer factors of every matrix, at the rank that the budget gives it."""
+    decomposed, largest_inputs = _decompose_all(config, source, draft.budget)
+    entries = fit(config, draft, decomposed, set(largest_inputs))
+    tensors: dict[str, torch.Tensor] = {}
+    with bar("writing integers", len(entries)) as advance:
+        for group, members in source.plan.groups.items():
+            chosen = {key: entries[key] for key in members if key in entries}
+            tensors |= _encode_group(config, source, group, chosen, decomposed, largest_inputs.get(group))
+            advance(len(chosen))
+    return Encoded(entries, tensors)
+
+
+def _decompose_all(
+    config: ZipConfig, source: MatrixSource, budget: int
+) -> tuple[dict[str, Decomposed], dict[str, torch.Tensor]]:
+    """Return the leading directions of each matrix, and the largest inputs (in,) of each group that was calibrated."""
+    max_rank = _max_rank(config, source, budget)
+    decomposed: dict[str, Decomposed] = {}
+    largest: dict[str, torch.Tensor] = {}
+    with bar("low rank", len(source.shapes)) as advance:
+        for groups in _moment_batches(source):
+            moments = source.moments(groups) if config.needs_calibration else {}
+            for group in groups:
+                if config.needs_calibration and group in source.plan.modules and group not in moments:
+                    raise UserError(
+                        f"no calibration prompt reached the layers {group}: set activation_aware=false and "
+                        "smoothing=null, or calibrate on prompts that use them"
+                    )
+                weight = None
+                if group in moments:
+                    largest[group] = moments[group].largest
+                if config.activation_aware and group in moments:
+                    weight = root(shrink(moments[group].second, config.shrink))
+                for key in source.plan.groups[group]:
+                    decomposed[key] = decompose(source.matrix(key), max_rank, weight)
+                    advance()
+    return decomposed, largest
+
+
+def _moment_batches(source: MatrixSource) -> Iterator[list[str]]:
+    """Yield the groups in batches whose second moments, float32 (in, in), fit in memory together."""
+    batch: list[str] = []
+    batch_bytes = 0
+    for group, members in source.plan.groups.items():
+        moment_bytes = 4 * source.shapes[members[0]][1] ** 2
+        if batch and batch_bytes + moment_bytes > _MOMENT_BYTES:
+            yield batch
+            batch, batch_bytes = [], 0
+        batch.append(group)
+        batch_bytes += moment_bytes
+    if batch:
+        yield batch
+
+
+def _max_rank(config: ZipConfig, source: MatrixSource, budget: int) -> int:
+    one_rank_of_all = sum((out + in_) * config.bits / 8 for out, in_ in source.shapes.values())
+    return max(16, _RANK_ROOM * int(budget / one_rank_of_all))
+
+
+def _encode_group(
+    config: ZipConfig,
+    source: MatrixSource,
+    group: str,
+    entries: Mapping[str, LowRankEntry],
+    decomposed: Mapping[str, Decomposed],
+    largest_inputs: torch.Tensor | None,
+) -> dict[str, torch.Tensor]:
+    """Return the integer factors of the matrices of one group, and the smoothing that they share."""
+    tensors: dict[str, torch.Tensor] = {}
+    factors = {key: _factors(config, source.matrix(key), decomposed[key].U[:, : e.rank]) for key, e in entries.items()}
+    if factors and config.smoothing is not None and largest_inputs is not None:
+        largest_columns = torch.stack([right.abs().amax(dim=0) for _, right in factors.values()]).amax(dim=0)
+        smooth = smoothing_scale(largest_inputs, largest_columns, config.smoothing)
+        tensors[f"{group}.smooth"] = smooth
+        factors = {key: (left, right * smooth.float()) for key, (left, right) in factors.items()}
+    for key, (left, right) in factors.items():
+        for part, factor in zip("AB", _balanced_magnitudes(left, right), strict=True):
+            codes, scale = quantise_rows(factor, config.bits)
+            tensors[f"{key}.{part}"] = pack_int4(codes) if config.bits == 4 else codes
+            tensors[f"{key}.{part}_scale"] = scale
+    return tensors
+
+
+def _factors(config: ZipConfig, matrix: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (out, r) and B (r, in) in float32, rotated along the rank if the config says so."""
+    left, right = balanced(u, matrix)
+    if config.rotate:
+        turn = rotation(u.shape[1], config.seed).float()
+        left, right = left @ turn, turn.T @ right
+    return left, right
+
+
+def _balanced_magnitudes(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return c A and B / c with equal largest magnitudes, so that the float16 scales of both keep their precision."""
+    ratio = right.abs().max() / left.abs().max().clamp(min=torch.finfo(left.dtype).tiny)
+    c = ratio.sqrt() if float(ratio) > 0 else torch.ones(())
+    return left * c, right / c

@@ -1,0 +1,137 @@
+"""A pack before its matrices are encoded: everything else it contains, and the bytes that are left for them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skillweave.base.safetensors_io import Spec
+from skillweave.delta.carry import Carried
+from skillweave.errors import UserError
+from skillweave.pack import Entry, FactorsEntry, LowRankEntry, Skillpack
+from skillweave.pack.schema import PackCard, expected_tensors
+from skillweave.pack.weigh import weigh
+from skillweave.skillzip.losses import Losses
+from skillweave.skillzip.plan import Plan
+from skillweave.skillzip.stacks import joined_entries, joined_tensors
+
+_RESERVED_SHARE = 0.001
+_RESERVED_BYTES = 64
+"""This share of the limit, and these bytes, stay free for what the card gets after the zip: scores and the audit."""
+_LONGER_LIMIT = 8
+"""Bytes that the card may grow by when a larger limit, which it states, has more digits."""
+_LONGEST_ERROR, _LONGEST_SHARE = 0.1234, 0.00012
+"""No error and no share is longer than these in the card's JSON: a pack is weighed before they are measured."""
+_NAMED = 5
+"""The number of tensors that a message names; of the others it says how many there are."""
+
+MatrixEntry = LowRankEntry | FactorsEntry
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The matrices as a codec wrote them: an entry for each key of the plan, and the tensors of these entries."""
+
+    entries: Mapping[str, MatrixEntry]
+    tensors: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A pack without its matrices, which a codec encodes within :attr:`budget`."""
+
+    card: PackCard
+    """what is known before the codec runs: the entries of the other tensors, and which tensors are left out"""
+    tensors: Mapping[str, torch.Tensor]
+    """the tensors of those entries"""
+    carried: Carried
+    """the files that travel along"""
+    plan: Plan
+    """the matrices that a codec may write"""
+    limit: int
+    """the most bytes that the folder may ever take"""
+    allow_left_out: bool
+
+    @property
+    def budget(self) -> int:
+        """The bytes that the folder may take now: the limit, less what is reserved for later additions to the card."""
+        return self.limit - int(_RESERVED_SHARE * self.limit) - _RESERVED_BYTES
+
+    def free_bytes(self, matrices: Mapping[str, MatrixEntry]) -> int:
+        """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
+        return self.budget - self._bytes_with(matrices)
+
+    def refusal(self, least: Mapping[str, MatrixEntry]) -> UserError:
+        """Return the error for a budget that cannot even hold the matrices ``least``."""
+        need = math.ceil((self._bytes_with(least) + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
+        largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)
+        named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
+        fixed = sum(tensor.nbytes for tensor in self.tensors.values())
+        others = f", {fixed} of them for {named}" if largest else ""
+        purpose = "" if self.allow_left_out else " to hold most of the change"
+        advice = (
+            "" if self.allow_left_out else ", or accept a partial pack with --allow-left-out (allow_left_out: true)"
+        )
+        return UserError(
+            f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
+            f"needs is {need} bytes{purpose}{others}. Raise ratio or budget{advice}."
+        )
+
+    def entries(self, matrices: Mapping[str, MatrixEntry]) -> dict[str, Entry]:
+        """Return the entries of the whole pack; the matrices of a stack are one entry."""
+        return {**joined_entries(self.plan.pieces, matrices), **self.card.entries}
+
+    def all_tensors(self, encoded: Encoded) -> dict[str, torch.Tensor]:
+        """Return the tensors of the whole pack, by their names in the file."""
+        return {**self.tensors, **joined_tensors(self.plan.pieces, encoded.entries, encoded.tensors)}
+
+    def pack(self, encoded: Encoded, losses: Losses) -> Skillpack:
+        """Return the finished pack. Its card names the tensors that the codec left out, and states the losses."""
+        card = self._card(encoded.entries, losses)
+        pack = Skillpack(card, self.all_tensors(encoded), self.carried)
+        card.bytes = weigh(card, pack.specs, self.carried)
+        return pack
+
+    def _card(self, matrices: Mapping[str, MatrixEntry], losses: Losses) -> PackCard:
+        entries = self.entries(matrices)
+        incomplete = self._incomplete(matrices)
+        ranks = sorted(entry.rank for entry in matrices.values())
+        measured: dict[str, Any] = {
+            "weight_error": round(losses.error, 4),
+            "left_out_share": _rounded(losses.left_out),
+            "matrices": len(ranks),
+            "rank": {"least": ranks[0], "median": ranks[len(ranks) // 2], "most": ranks[-1]} if ranks else {},
+        }
+        if incomplete:
+            measured["left_out"] = {name: _rounded(losses.shares.get(name, 0.0)) for name in incomplete}
+        return self.card.model_copy(
+            update={
+                "entries": entries,
+                "left_out": [name for name in incomplete if name not in entries],
+                "codec": self.card.codec.model_copy(update={"measured": measured}),
+            }
+        )
+
+    def _incomplete(self, matrices: Mapping[str, MatrixEntry]) -> list[str]:
+        """Return the changed tensors that are left out, or are stacks without some of their matrices."""
+        without = (piece.tensor for key, piece in self.plan.pieces.items() if key not in matrices)
+        return list(dict.fromkeys((*self.card.left_out, *without)))
+
+    def _bytes_with(self, matrices: Mapping[str, MatrixEntry]) -> int:
+        """Return the bytes of the folder with these matrices in the pack, without making a tensor."""
+        longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
+        card = self._card(matrices, longest)
+        specs: dict[str, Spec] = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+        for name, entry in joined_entries(self.plan.pieces, matrices).items():
+            for key, (shape, dtype) in expected_tensors(name, entry).items():
+                specs[key] = shape, getattr(torch, dtype or "float32")
+        return weigh(card, specs, self.carried).total
+
+
+def _rounded(share: float) -> float:
+    """Return a share with two digits, never longer than :data:`_LONGEST_SHARE` as JSON."""
+    return float(f"{share:.2g}") if share > 1e-9 else 0.0

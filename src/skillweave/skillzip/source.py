@@ -1,0 +1,70 @@
+"""The changed matrices of a delta, read one at a time, and what the base feeds to them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from skillweave.base import Answer, Base, Prompt
+from skillweave.delta import Delta
+from skillweave.pack.vocabulary import TokenRows, vocabularies
+from skillweave.skillzip.calibrate import CalibrationRow, Moments, calibrate, calibration_rows
+from skillweave.skillzip.losses import change
+from skillweave.skillzip.plan import Plan
+
+
+class MatrixSource:
+    """Reads the matrices of a plan, and measures their inputs over the calibration examples (prompt, answer).
+
+    ``tokenizer`` and ``token_rows`` are those of the tuned model: they may know more tokens than the base.
+    """
+
+    def __init__(
+        self,
+        delta: Delta,
+        base: Base,
+        plan: Plan,
+        *,
+        examples: Sequence[tuple[Prompt, Answer]],
+        tokenizer: Any,
+        token_rows: TokenRows | None,
+    ) -> None:
+        self.plan = plan
+        self.shapes = {key: piece.shape for key, piece in plan.pieces.items()}
+        """(out, in) of each matrix, by its key, in the plan's order"""
+        self._delta, self._base = delta, base
+        self._examples, self._tokenizer, self._token_rows = examples, tokenizer, token_rows
+        self._last_stack: tuple[str, torch.Tensor] | None = None
+
+    def matrix(self, key: str) -> torch.Tensor:
+        """Return the delta of one matrix, float32 (out, in)."""
+        piece = self.plan.pieces[key]
+        if piece.index is not None:
+            return self._stack(piece.tensor).reshape(-1, *piece.shape)[piece.index].float()
+        tensor = change(self._delta, self._base.checkpoint, piece.tensor).float()
+        return tensor.T.contiguous() if piece.transposed else tensor.reshape(piece.shape)
+
+    def moments(self, groups: Sequence[str]) -> dict[str, Moments]:
+        """Return the :class:`Moments` of those of the groups that calibration can watch.
+
+        Each call sends all calibration examples through the base once.
+        """
+        watched = {group: self.plan.modules[group] for group in groups if group in self.plan.modules}
+        if not watched:
+            return {}
+        with vocabularies(self._base.model, [self._token_rows], every=True):
+            return calibrate(self._base.model, self._rows, watched)
+
+    @functools.cached_property
+    def _rows(self) -> list[CalibrationRow]:
+        tokens = None if self._token_rows is None else self._token_rows.rows
+        return calibration_rows(self._base.model, self._tokenizer, self._examples, tokens)
+
+    def _stack(self, name: str) -> torch.Tensor:
+        """Return a whole stack. The last one stays in memory while its matrices are read."""
+        if self._last_stack is None or self._last_stack[0] != name:
+            self._last_stack = name, change(self._delta, self._base.checkpoint, name)
+        return self._last_stack[1]
