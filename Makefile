@@ -40,12 +40,14 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: demo $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 docs: $(VENV)/docs.stamp
+	$(BIN)/python docs/.site/settings.py
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean:

@@ -28,18 +28,21 @@ NAME = "architectures"
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
 _INTRODUCTION = """# Architectures
 
-Micro models with random weights, each built, fine-tuned (every parameter changes), zipped, unzipped and served. The
-table is written by the benchmark that runs them; the same runs are tests (`tests/architectures`).
+This table shows for which model families SkillWeave works. Each family is a micro model with random weights that is
+built, fine-tuned (every parameter changes), zipped, unzipped and served. The benchmark that runs the models writes the
+table; the same runs are tests (`tests/architectures`).
 
 - **zip**: the fine-tune became a pack of eight-bit factors.
-- **unzip**: the unzipped model's logits are near the fine-tune's; in brackets their error over the effect of tuning.
-- **mixed batch against alone**: two packs and the base, asked together, answer as each does alone.
+- **unzip**: the unzipped model's logits are close to the fine-tune's. In brackets is their error divided by the effect
+  of tuning.
+- **mixed batch against alone**: two packs and the base, asked together, answer as each of them does alone.
 - **left out**: the share of the delta's squared norm that is not in the pack.
-- **its tensors are served**: `row by row`, all packs in one batch; or `alone`: a pack that changes such a tensor
-  answers in batches of its own, which `generate` sorts out by itself. The first such tensor is named, and why.
+- **its tensors are served**: `row by row` means that all packs share one batch. `alone` means that a pack which changes
+  such a tensor answers in batches of its own; `generate` sorts prompts into such batches by itself. The first such
+  tensor is named, with the reason.
 
-A pack that changes only tensors which can differ from row to row (a LoRA on the attention of a mixture of experts, say)
-shares batches in every family.
+In every family, a pack shares batches if it changes only tensors that can differ from row to row, for example a LoRA on
+the attention of a mixture of experts.
 
 """
 QUICK = ("gpt2", "llama", "mamba", "mixtral")

@@ -1,4 +1,4 @@
-"""Configs: strict, with the place and the nearest key in every error."""
+"""Settings are strict, and every error has the place and the nearest key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regular expressions of strangers: read, searched within limits, and refused in a sentence."""
+"""Regular expressions of strangers: compiled, searched with limits, or refused with a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed cannot steer the terminal, wherever it comes from and however it is printed."""
+"""Printed text cannot control the terminal, wherever it comes from and however it is printed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _table() -> Table:
 )
 @pytest.mark.parametrize("live", [False, True])
 def test_nothing_printed_steers(shown: object, live: bool) -> None:
-    """The console's own sequences (colours) are those that it writes for a harmless text; there are no others."""
+    """The console writes the same sequences (colours) as for a harmless text, and no others."""
     file = io.StringIO()
     SafeConsole(file=file, force_terminal=live, width=500, color_system="truecolor").print(shown)
     said = file.getvalue()

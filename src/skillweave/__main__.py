@@ -1,4 +1,4 @@
-"""``python -m skillweave``: the command line, for ``torchrun -m`` too."""
+"""``python -m skillweave`` runs the command line; so does ``torchrun -m skillweave``."""
 
 from skillweave.cli import main
 

@@ -1,4 +1,4 @@
-"""Write artefacts: a kill or a full disk leaves the old file or folder or the new one, never a half."""
+"""Write artefacts atomically: a kill or a full disk leaves the old version or the new one, never half of one."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write indented JSON atomically; keys keep their order, so that a diff of two runs reads well."""
+    """Write indented JSON atomically. Keys keep their order, so a diff of two runs is easy to read."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,6 +1,6 @@
-"""Configs: one strict pydantic class each, read from YAML, overridden with ``key.sub=value``.
+"""Settings: strict pydantic classes, read from YAML and overridden with ``key.sub=value``.
 
-An unknown key is an error that names the file, the line and the nearest key there is.
+An error for an unknown key names the file, the line and the nearest known key.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_yaml import parse_yaml, yaml_nodes
-from skillweave.files.read import LARGEST_YAML, read_text, read_yaml
+from skillweave.files.read import LARGEST_YAML, read_text
 
 
 class Config(BaseModel):
-    """A base for every config: unknown keys and numbers that are not finite are refused, values cannot change."""
+    """The base class of all settings: unknown keys and numbers that are not finite are errors; values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -50,10 +50,10 @@ def _parse_ratio(value: Any) -> Any:
 
 
 ByteSize = Annotated[int, BeforeValidator(_parse_bytes)]
-"""A number of bytes; ``"800MB"`` (10^6) and ``"1.5GiB"`` (2^30) are read too."""
+"""A number of bytes; texts such as ``"800MB"`` (10^6) and ``"1.5GiB"`` (2^30) are accepted too."""
 
 Ratio = Annotated[float, BeforeValidator(_parse_ratio), PlainSerializer(lambda value: value)]
-"""A fraction; ``"1/32"`` is read too."""
+"""A fraction; a text such as ``"1/32"`` is accepted too."""
 
 
 def read_config(
@@ -63,11 +63,12 @@ def read_config(
     *,
     called: str = "the given settings",
 ) -> C:
-    """Read ``cls`` from a YAML file (or a mapping), then lay ``key.sub=value`` overrides over it.
+    """Settings of the class ``cls``, read from a YAML file or a mapping.
 
-    ``called`` names the settings of a mapping in errors.
+    - ``overrides`` are texts ``key.sub=value``, which replace what the source says.
+    - ``called`` is the name of a mapping in errors.
 
-    Raises :class:`UserError` naming file, line, key and the nearest known key.
+    Raises :class:`UserError` with file, line, key and the nearest known key.
     """
     text, where = "", called
     if source is None or isinstance(source, Mapping):
@@ -85,17 +86,17 @@ def read_config(
         return cls.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error, cls, where, text, overrides)) from error
-    except UserError as error:  # a part of the settings that names itself, and not the file that it stands in
+    except UserError as error:  # a part of the settings that names itself, but not its file
         if source is None or isinstance(source, Mapping) or where in str(error):
             raise
         raise UserError(f"{where}: {error}") from error
-    except RecursionError:  # a regular expression or another text that a library reads by calling itself
-        raise UserError(f"{where}: a value is nested too deep to be read: write a simpler one") from None
+    except RecursionError:  # a regular expression, or another text that a library parses recursively
+        raise UserError(f"{where}: a value is nested too deeply: write a simpler one") from None
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file, unchecked. Raises :class:`UserError`."""
-    values = read_yaml(path)
+    """The keys and values of a YAML file, without checking the keys. Raises :class:`UserError`."""
+    values = parse_yaml(read_text(path, "a YAML file", largest=LARGEST_YAML), str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected keys and values, found {type(values).__name__}")
     return values
@@ -110,7 +111,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         step: Any = values.get(parent, {})
         if not isinstance(step, dict):
             raise UserError(f"--set {override}: '{parent}' holds a value, not keys of its own")
-        # A copy: with a YAML anchor several keys hold one and the same mapping, and only this one is overridden.
+        # A copy: with a YAML anchor, several keys have the same mapping, and only this one is overridden.
         values[parent] = dict(step)
         values = values[parent]
     values[last] = parse_yaml(raw, f"--set {override:.200}")
@@ -122,8 +123,8 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path)
         line = _line_of(text, path)
-        said = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
-        place = f"--set {said}" if said else f"{where}, line {line}" if line else where
+        override = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
+        place = f"--set {override}" if override else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             known = _fields_at(cls, path[:-1])
             lines.append(f"{place}: unknown key '{key}'; {nearest(path[-1], known)}")
@@ -132,19 +133,19 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         else:
             message = problem["msg"].removeprefix("Value error, ")
             shown = f" (found {shown_value(problem['input'])})" if key and "(found " not in message else ""
-            # What is wrong with settings that do not go together, or inside a value, says so itself.
+            # Without a key, several settings do not fit together, and the message itself names them.
             lines.append(f"{place}: {': '.join(part for part in (key, message) if part)}{shown}")
     return "\n".join(lines)
 
 
 def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
-    """The field names of the model found by walking ``path`` (field names, mapping keys, indices) from ``cls``."""
+    """The field names of the class at ``path`` (field names, mapping keys and indices) below ``cls``."""
     models = [cls]
     for part in path:
         models = [
-            found
+            inner
             for model in models
-            for found in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
+            for inner in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
         ]
     return {name for model in models for name in model.model_fields}
 
@@ -156,7 +157,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _line_of(text: str, path: Sequence[str]) -> int | None:
-    """The 1-based line of the YAML node at ``path``, as near as the file goes along it."""
+    """The line (from 1) of the YAML node at ``path``, or of the nearest node above it that the file has."""
     node = yaml_nodes(text, "") if text else None
     line = None
     for part in path:

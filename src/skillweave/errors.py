@@ -1,4 +1,4 @@
-"""The exception that means "the person can fix this"."""
+"""Errors that a person can fix, and parts of their messages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake in the input, the files or the machine that the person who runs us can fix.
+    """A mistake in the input, the files or the machine that the user can fix.
 
-    The message names what was wrong (file, line, key or tensor), what was expected, and what to do.
-    The command line prints it without a traceback and exits with 2; any other exception is a bug and
-    keeps its traceback.
+    The message says what is wrong (file, line, key or tensor), what was expected, and what to do. The command line
+    prints it without a traceback and exits with 2. Any other exception is a bug and keeps its traceback.
     """
 
 
 class NothingLearnt(UserError):
-    """A training that changed no weight: there is no delta. The message says why, and what to do."""
+    """A training changed no weight, so there is no delta. The message says why, and what to do."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: ``did you mean 'x'?`` where one is near, else the list of what there is."""
+    """A hint for an unknown name: ``did you mean 'x'?`` if a known name is similar, else the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     if close:
@@ -35,6 +34,6 @@ _SHORT.maxstring = _SHORT.maxother = 80
 
 
 def shown_value(value: Any) -> str:
-    """What was found instead of what was expected, in at most about 80 characters, however large or deep it is."""
+    """A value as text for an error message, in at most 80 characters, however large or deep the value is."""
     shown = _SHORT.repr(value)
     return shown if len(shown) <= 80 else f"{shown[:77]}..."

@@ -1,6 +1,6 @@
-"""Packages whose parts are imported when they are first asked for, so that a small part does not cost all of them.
+"""Packages whose modules are imported when one of their names is first used, so using a small part stays fast.
 
-``skillweave inspect`` reads JSON and headers: it need not wait for torch.
+``skillweave inspect`` reads JSON and headers, for example, and does not have to wait for torch.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from typing import Any
 
 
 def lazily(package: str, parts: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` (PEP 562) of a package that offers names of its modules.
+    """The ``__getattr__`` (PEP 562) of a package that offers names from its modules.
 
-    ``parts``: for each module the names that it holds, with spaces between. No name may be that of a module.
+    ``parts`` maps each module to its names, separated by spaces. A name must not equal the name of a module.
     """
     module_of = {name: module for module, names in parts.items() for name in names.split()}
 
-    def found(name: str) -> Any:
+    def get_name(name: str) -> Any:
         if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{module_of[name]}"), name)
 
-    return found
+    return get_name

@@ -1,7 +1,7 @@
-"""Regular expressions that people and files bring: checked, and searched within limits of time and memory.
+"""Regular expressions from users and files: they are checked, and searches have limits of time and memory.
 
-Python's own ``re`` has no limit: ``(a+)+$`` on forty letters runs for years and holds the interpreter's lock meanwhile.
-The ``regex`` library reads the same syntax and more, and ends a search that takes too long.
+Python's own ``re`` has no limit: ``(a+)+$`` on forty letters runs for years and holds the interpreter's lock all the
+time. The ``regex`` library accepts the same syntax and more, and stops a search that takes too long.
 """
 
 from __future__ import annotations
@@ -13,32 +13,34 @@ from functools import lru_cache
 import regex
 
 LONGEST = 20_000
-"""Characters of a pattern: compiling one takes time that grows with the square of its length."""
+"""Most characters of a pattern: the time for compiling it grows with the square of its length."""
 MOST_UNROLLED = 100_000
-"""Characters and classes of a pattern when its repeats are written out, as compiling does: the tenth of a second."""
+"""Most characters and classes of a pattern with its repeats written out, as compiling does: takes 0.1 seconds."""
 SECONDS = 0.5
-"""Processor time of this process that one search may take."""
+"""Most seconds of this process's processor time for one search."""
 
-# (?R), (?1), (?+1), (?&name), (?P>name): a pattern within itself, whose search can take a gigabyte a second.
+# (?R), (?1), (?+1), (?&name), (?P>name): a pattern that contains itself. Its search can take a gigabyte a second.
 _RECURSIVE = re.compile(r"\(\?(?:R|[+-]?[0-9]|&|P>)")
 
 
-# A class, an escaped character, a counted repeat, or one other character; "]" right behind "[" or "[^" belongs to the
+# A class, an escaped character, a counted repeat, or one other character. A "]" right after "[" or "[^" is part of the
 # class.
 _PIECES = re.compile(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\.|\{(?P<least>[0-9]+)(?:,[0-9]*)?\}|.", re.DOTALL)
 
 
 class TooSlow(Exception):
-    """A search took longer than it may, or more memory than there is."""
+    """A search took longer than its limit, or more memory than there is."""
 
 
 @lru_cache(maxsize=256)
 def compiled(pattern: str) -> regex.Pattern[str]:
-    """The compiled pattern. Raises ``ValueError``, whose message says what is wrong with it, where it is none."""
+    """The compiled pattern. Raises ``ValueError``, which says what is wrong, if it is not a valid pattern."""
     if len(pattern) > LONGEST:
         raise ValueError(f"the regular expression has {len(pattern):,} characters, more than {LONGEST:,}")
     if _RECURSIVE.search(pattern):
-        raise ValueError("a regular expression that contains itself, as (?R), has no limit of memory: write it without")
+        raise ValueError(
+            "a regular expression that contains itself, such as (?R), has no memory limit: write it without that"
+        )
     if (size := _unrolled(pattern)) > MOST_UNROLLED:
         raise ValueError(
             f"the regular expression repeats too often: with its repeats written out it has "
@@ -53,9 +55,9 @@ def compiled(pattern: str) -> regex.Pattern[str]:
 
 
 def _unrolled(pattern: str) -> int:
-    """How many characters and classes a pattern has when its repeats are written out as often as they are needed.
+    """The number of characters and classes of a pattern with its repeats written out, each as often as its minimum.
 
-    ``(ab{3}){2}`` has 8. An upper bound: what stands in a comment of the pattern counts too.
+    ``(ab{3}){2}`` has 8. The result is an upper bound: comments in the pattern count too.
     """
     open_groups, total, last = [], 0, 0
     for piece in _PIECES.finditer(pattern):
@@ -75,9 +77,9 @@ def _unrolled(pattern: str) -> int:
 
 
 def bounded_search(pattern: str, text: str, seconds: float = SECONDS) -> regex.Match[str] | None:
-    """Where the pattern matches in the text first, None where it does not.
+    """The first match of the pattern in the text, or None.
 
-    Raises ``ValueError`` for what :func:`compiled` refuses, and :class:`TooSlow`.
+    Raises ``ValueError`` for a pattern that :func:`compiled` refuses, and :class:`TooSlow`.
     """
     try:
         return compiled(pattern).search(text, timeout=seconds)
@@ -86,7 +88,7 @@ def bounded_search(pattern: str, text: str, seconds: float = SECONDS) -> regex.M
 
 
 def bounded_fullmatch(pattern: str, text: str, seconds: float = SECONDS) -> regex.Match[str] | None:
-    """The match of the pattern with the whole text, None where it does not match; raises as :func:`bounded_search`."""
+    """The match of the pattern with the whole text, or None. Raises the errors of :func:`bounded_search`."""
     try:
         return compiled(pattern).fullmatch(text, timeout=seconds)
     except (TimeoutError, MemoryError) as error:
@@ -94,7 +96,7 @@ def bounded_fullmatch(pattern: str, text: str, seconds: float = SECONDS) -> rege
 
 
 def bounded_finditer(pattern: str, text: str, seconds: float = SECONDS) -> Iterator[regex.Match[str]]:
-    """All matches from left to right, within ``seconds`` together; raises as :func:`bounded_search`."""
+    """All matches from left to right, in ``seconds`` for all together. Raises the errors of :func:`bounded_search`."""
     try:
         yield from compiled(pattern).finditer(text, timeout=seconds)
     except (TimeoutError, MemoryError) as error:

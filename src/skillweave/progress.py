@@ -1,4 +1,4 @@
-"""One console and one way to show that long work goes on."""
+"""The console for notes, and progress bars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from skillweave.terminal import SafeConsole
 
 console = SafeConsole(stderr=True)
-"""Where progress and notes go: standard error, so that standard output holds only what was asked for."""
+"""The console on standard error for progress and notes; standard output has only the result of a command."""
 
 
 def share_of(count: int, total: int, what: str) -> str:
@@ -23,9 +23,9 @@ _SAID: set[str] = set()
 
 
 def say_once(text: str) -> None:
-    """A note on standard error, once in this process however often it is asked for; of several processes by one.
+    """Print a note on standard error, but only once in this process; of several processes only the first prints.
 
-    A task is read by the build and again by each method that learns it, and all would tell of the same rows.
+    A task, for example, is read by the build and again by each method, and each would report the same rows.
     """
     if text not in _SAID and os.environ.get("RANK", "0") == "0":
         _SAID.add(text)
@@ -36,7 +36,7 @@ def say_once(text: str) -> None:
 def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True) -> Iterator[Callable[..., None]]:
     """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``.
 
-    Where nobody watches, one line is left at the end, if ``trace``. Nothing is ever seen unless ``shown``.
+    Without a terminal only one line is printed, at the end (if ``trace``). ``shown=False`` prints nothing.
     """
     if not shown:
         yield lambda n=1, note=None: None
@@ -49,7 +49,7 @@ def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    # Where nobody watches (a log file, CI) a redrawn bar is noise: the label and the final note are enough.
+    # In a log file or CI a redrawn bar is noise: the label and the final note are enough.
     live = console.is_terminal
     with Progress(*columns, console=console, disable=not live) as progress:
         task = progress.add_task(label, total=total, note="")

@@ -1,4 +1,4 @@
-"""A micro base and what the commands make of it, once for all tests here (read only)."""
+"""A micro base and the results of commands on it, made once for all tests here (read only)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPELL = {**TASK, "name": "reverse_words", "config": {"unit": "letters", "least":
 
 @pytest.fixture(scope="session", autouse=True)
 def no_bars() -> Iterator[None]:
-    """What a command asks of a fresh process comes too late where transformers was imported before."""
+    """Switch off the progress bars: the commands do so only before transformers is imported."""
     transformers_logging.disable_progress_bar()
     yield
     transformers_logging.enable_progress_bar()
@@ -29,7 +29,7 @@ def no_bars() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def bench(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """Base, delta, adapter and pack; the delta made by ``specialise``, the pack by ``zip``."""
+    """Base, delta, adapter and pack; ``specialise`` made the delta, and ``zip`` the pack."""
     folder = tmp_path_factory.mktemp("bench")
     task, settings = folder / "task.yaml", folder / "settings.yaml"
     task.write_text(yaml.safe_dump(TASK))
@@ -49,7 +49,7 @@ def bench(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 def _adapter(base: Path, folder: Path) -> Path:
-    """A PEFT adapter that changes something (PEFT itself starts them at zero)."""
+    """A PEFT adapter that changes the weights (a new adapter of PEFT is zero)."""
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules="all-linear"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def _adapter(base: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def built(bench: Bench) -> tuple[Path, Ran]:
-    """A weave of two skills that ``build`` made, and what it said in a terminal of 80 columns."""
+    """A weave of two skills that ``build`` made, and its output in a terminal of 80 columns."""
     config = {
         "name": "micro",
         "base": str(bench.base),

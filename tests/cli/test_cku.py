@@ -1,4 +1,4 @@
-"""``skillweave cku``: its four commands on a micro base, and what a person may do wrong."""
+"""``skillweave cku``: its four commands on a micro base, and mistakes of users."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUICK_REPORT = [
 
 @dataclass(frozen=True)
 class Room:
-    """Where everything lies: a base, another one, a corpus, and an unlearning of the base with what it said."""
+    """Paths: a base, another base, a corpus, and an unlearning of the base with its output."""
 
     base: Path
     other: Path
@@ -44,7 +44,7 @@ class Room:
     said: Ran
 
     def sets(self, *sides: str) -> list[object]:
-        """The options that name these files."""
+        """The options for these files."""
         return [word for side in sides for word in (f"--{side}", self.corpus / f"{side}.jsonl")]
 
     def report(self, *more: object) -> list[object]:
@@ -91,7 +91,7 @@ def test_a_folder_that_holds_a_persons_own_sets_is_no_corpus_of_ours(room: Room,
         (tmp_path / "own" / f"{side}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
     for name in ("more", "own"):
         before = sorted(os.listdir(tmp_path / name))
-        assert "holds something that is no corpus of ours" in refused("cku", "corpus", "-o", tmp_path / name)
+        assert "holds something that is not a corpus of ours" in refused("cku", "corpus", "-o", tmp_path / name)
         assert sorted(os.listdir(tmp_path / name)) == before
 
 

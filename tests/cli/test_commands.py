@@ -1,4 +1,4 @@
-"""Every command end to end on a micro base, held against transformers where it can be."""
+"""Every command end to end on a micro base, compared with transformers if possible."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ASKED = ["Sort from smallest to largest: 9, 4", "hello", "What is [bold]2 + 2[/b
 
 
 def greedy(model_folder: Path, prompts: list[str], new: int) -> list[str]:
-    """What transformers answers, one prompt at a time."""
+    """The answers of transformers, one prompt at a time."""
     model = AutoModelForCausalLM.from_pretrained(model_folder)
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     answers = []
@@ -264,7 +264,7 @@ def test_an_artefact_that_was_moved_with_its_base_opens_with_base(bench: Bench, 
 
 @pytest.fixture(scope="module")
 def echo(bench: Bench) -> Path:
-    """A task whose gold answers are what the base says: the base scores 100%, by construction."""
+    """A task whose gold answers are those of the base, so the base scores 100% by construction."""
     prompts = [f"{'please ' * (n % 3)}say {chr(97 + n)}{n}" for n in range(20)]
     answers = greedy(bench.base, prompts, 6)
     spoken = [{"prompt": asked, "answer": said} for asked, said in zip(prompts, answers, strict=True) if said.strip()]
@@ -309,7 +309,7 @@ def test_eval_of_several_tasks_with_samples_and_examples(bench: Bench, echo: Pat
     def written(*more: object, out: str = "score.json") -> dict:
         shown = made("eval", bench.base, "-t", own, "-t", echo, *asked, *more, "-o", tmp_path / out)
         assert all(name in shown.out for name in ("micro_add", "echo", "pass@2", "pass@3", "majority"))
-        assert "echo: 2 examples of the train split stood before each prompt" in shown.out
+        assert "echo: 2 examples of the train split were put before each prompt" in shown.out
         assert re.search(r"micro_add: \d+% of the answers were cut off", shown.err)
         return json.loads((tmp_path / out).read_text())
 
@@ -341,7 +341,7 @@ def test_eval_reads_one_task_or_several_from_a_file(bench: Bench, echo: Path, tm
 
 @pytest.fixture(scope="module")
 def tools(bench: Bench) -> Path:
-    """A file for ``--tools``: one tool, of which the model is not told, so that it says what it says without."""
+    """A file for ``--tools`` with one tool that the prompt does not mention, so the answers stay the same."""
     file = bench.folder / "ask.yaml"
     file.write_text(yaml.safe_dump({"tools": {"names": ["calculator"]}, "instruction": "", "max_tokens": 30}))
     return file
@@ -384,7 +384,7 @@ def test_generate_with_tools_shows_the_way_and_then_the_answer(bench: Bench, too
             assert shown.out == row["answer"] + "\n"
         else:
             assert shown.out == ""
-            assert "No answer: it grew to its longest" in shown.err
+            assert "No answer: it reached its longest length" in shown.err
     tokenizer = AutoTokenizer.from_pretrained(bench.base)
     for row in rows(made("generate", bench.base, "--file", tmp_path / "asked.txt", "--tools", tools, "-n", "3").out):
         assert len(tokenizer(row["conversation"], add_special_tokens=False)["input_ids"]) <= 3
@@ -422,7 +422,7 @@ def test_build_again_skips_everything_and_shows_the_same(built: tuple[Path, Ran]
 
 
 def test_in_a_process_of_its_own_stdout_holds_the_answer_and_nothing_else(bench: Bench) -> None:
-    """The libraries' bars and warnings depend on what was imported when: only a fresh process tells."""
+    """The libraries' bars and warnings depend on the order of imports, so this needs a fresh process."""
     command = [sys.executable, "-c", "from skillweave.cli import main; main()"]
     shown = subprocess.run([*command, "generate", bench.delta, "hello", "-n", "4"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr

@@ -1,4 +1,4 @@
-"""What can be read before anything is done: help, version, and how soon."""
+"""Help and version: they are complete, and come without waiting for slow libraries."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_no_command_at_all_shows_the_help() -> None:
 
 
 def test_help_and_version_come_without_the_heavy_libraries() -> None:
-    """A second of torch before a word of help is too long: told by what was imported, for clocks vary."""
+    """Help must not wait for torch. The test looks at what was imported, because times vary."""
     code = (
         "import sys\nfrom skillweave.cli import main\n"
         "sys.argv[1:] = [{argument!r}]\n"

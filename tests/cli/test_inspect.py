@@ -16,7 +16,7 @@ from skillweave.skillzip import ZipConfig, zip_delta
 
 
 def inspected(*arguments: object) -> dict:
-    """What ``inspect --json`` says."""
+    """The output of ``inspect --json``."""
     return json.loads(made("inspect", *arguments, "--json").out)
 
 
@@ -48,7 +48,7 @@ def test_a_delta_is_described_against_its_base(place: Path) -> None:
     assert set(found["travels"]) >= {"chat_template.jinja", "generation_config.json", "tokenizer.json"}
     told = made("inspect", place / "delta", "--tensors").out
     assert "114, the base has 112" in " ".join(told.split())
-    assert "no matrix: model.norm.weight" in told
+    assert "not a matrix: model.norm.weight" in told
 
 
 def test_what_is_said_to_be_no_matrix_is_what_zip_drops(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""What needs no model does not wait for torch: help, mistakes on the command line, and what is in a pack or a weave."""
+"""Commands that need no model do not import torch: help, mistakes on the command line, inspecting a pack or a weave."""
 
 from __future__ import annotations
 

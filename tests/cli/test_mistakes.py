@@ -51,7 +51,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("tools", lambda b: ["eval", b.base, "-t", "builtin:steps", "--tools", "python"], "brings its own tools"),
     # what to zip, and how
     ("nothing", lambda b: ["zip", "-b", b.base, "-o", "z"], "one of --tuned MODEL, --lora ADAPTER and --delta FOLDER"),
-    ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "name one of --tuned"),
+    ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "give one of --tuned"),
     ("no delta", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.base], "has no delta.json"),
     ("no such adapter", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", "adaptr"],
      "no adapter is found at 'adaptr'"),
@@ -95,7 +95,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("no file", lambda b: ["eval", b.base, "-t", "no.jsonl"], "no.jsonl does not exist"),
     ("no file", lambda b: ["specialise", "-b", b.base, "-t", "no.yaml", "-o", "r"], "no.yaml does not exist"),
     ("samples", lambda b: ["eval", b.base, "-t", b.task, "--samples", "4"], "set --temperature, for example"),
-    ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "--temperature inf is no finite number"),
+    ("inf", lambda b: ["eval", b.base, "-t", b.task, "--temperature", "inf"], "inf is not a finite number"),
     ("twice", lambda b: ["eval", b.base, "-t", b.task, "-t", b.task], "is given twice: name each task once"),
     ("top-p", lambda b: ["eval", b.base, "-t", b.task, "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
     ("top-p", lambda b: ["generate", b.base, "x", "--top-p", "0.9"], "--top-p has no effect at temperature 0"),
@@ -113,7 +113,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # folders that are something else
     ("nowhere", lambda b: ["inspect", "nowhere"], "nowhere does not exist: name the folder of"),
     ("any folder", lambda b: ["inspect", b.folder], "is neither a weave nor a skillpack"),
-    ("a base", lambda b: ["inspect", b.pack, "--base", b.base], "--base goes with a delta folder"),
+    ("a base", lambda b: ["inspect", b.pack, "--base", b.base], "--base belongs to a delta folder"),
     ("a model", lambda b: ["unzip", b.base, "-o", "m"], "is not a skillpack"),
     ("no pack there", lambda b: ["unzip", "nowhere", "-o", "m"], "nowhere does not exist: name"),
 ]  # fmt: skip
@@ -140,7 +140,7 @@ def test_a_key_in_a_file_is_named_with_its_line(bench: Bench, tmp_path: Path) ->
 
 
 def test_the_message_is_shown_letter_by_letter(bench: Bench, tmp_path: Path) -> None:
-    """Nothing in a path or a pattern is taken for the terminal's markup."""
+    """Nothing in a path or a pattern is read as markup of the terminal."""
     odd = tmp_path / r"[red]:smile:\[x]"
     assert f"{odd}.yaml does not exist" in refused("build", f"{odd}.yaml", "-o", tmp_path / "w")
     file = tmp_path / "[b]asked.txt"
@@ -266,14 +266,15 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(bench: Bench, tmp
 
 
 def test_a_run_with_other_settings_is_not_gone_on_with(bench: Bench) -> None:
-    said = refused("specialise", "-b", bench.base, "-t", bench.task, "-c", bench.settings, "-s", "seed=4", "-o",
-                   bench.delta.parent)  # fmt: skip
+    said = refused(
+        "specialise", "-b", bench.base, "-t", bench.task, "-c", bench.settings, "-s", "seed=4", "-o", bench.delta.parent
+    )
     assert "holds a run with other settings (seed)" in said
 
 
 @pytest.fixture
 def small_disk(disk_of: Callable[[str], Path]) -> Path:
-    """A file system of 200 kB: room for a pack of 74 kB, twice, and not for the model of 330 kB."""
+    """A file system of 200 kB: there is room for two packs of 74 kB, but not for the model of 330 kB."""
     return disk_of("200k")
 
 
@@ -348,4 +349,4 @@ def test_a_mistake_told_by_the_library_is_printed(monkeypatch: pytest.MonkeyPatc
 def test_control_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = _with_engine(monkeypatch, KeyboardInterrupt())
     assert ran.code == 130
-    assert ran.err.strip() == "Stopped. Run the same command again to go on."
+    assert ran.err.strip() == "Stopped. Run the same command again to resume."

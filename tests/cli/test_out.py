@@ -1,4 +1,4 @@
-"""``--out``: what can be no place for a result is told before any work, and one that is written is claimed."""
+"""``--out``: a bad place for a result is reported before any work, and a place is claimed while it is written."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 from helpers.terminal import Bench, made, refused, run
 
 NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
-"""Opened after the place is looked at: a message about them would mean that the place was passed."""
+"""These are opened after --out is checked: a message about them would mean that --out was accepted."""
 
 
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        (".", "the one you stand in"),
-        ("..", "the one you stand in"),
-        ("/", "the one you stand in"),
-        ("{here}", "the folder you stand in"),
-        ("{here}/../{name}", "the folder you stand in"),
-        ("{above}", "the folder you stand in, or above it"),
+        (".", "the current folder, or one above it"),
+        ("..", "the current folder, or one above it"),
+        ("/", "the current folder, or one above it"),
+        ("{here}", "the current folder"),
+        ("{here}/../{name}", "the current folder"),
+        ("{above}", "the current folder, or above it"),
         ("x" * 256, "ame too long"),
         ("sub/" + "x" * 256 + "/p", "ame too long"),
         ("file/p", "is a file"),
@@ -46,7 +46,7 @@ def test_a_place_that_is_none_is_told_before_the_work(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     ("out", "relation"),
-    [("{delta}", "is"), ("{delta}/pack", "lies in"), ("{delta}/..", "holds"), ("{base}/pack", "lies in")],
+    [("{delta}", "is"), ("{delta}/pack", "is inside"), ("{delta}/..", "contains"), ("{base}/pack", "is inside")],
 )
 def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, relation: str) -> None:
     delta, base = tmp_path / "run" / "delta", tmp_path / "base"

@@ -1,4 +1,4 @@
-"""Prompts from a file, with the tools that a row brings."""
+"""Prompts from a file, with the tools of each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and its like end in one sentence and the right exit code, at any moment; so does a full memory."""
+"""Ctrl-C and other signals end with one sentence and the right exit code, at any moment; so does a full memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 import skillweave.engine
 from helpers.terminal import run
 
-SENTENCE = "Stopped. Run the same command again to go on."
+SENTENCE = "Stopped. Run the same command again to resume."
 
 
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored() -> Iterator[None]:
-    """Tests that run in the background of a shell inherit an ignored Ctrl-C, and so would the processes they start."""
+    """Restore Ctrl-C: tests in the background of a shell inherit an ignored one, and pass it on to their processes."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     for number, handler in before.items():
         if handler is signal.SIG_IGN:
@@ -30,7 +30,7 @@ def signals_are_not_ignored() -> Iterator[None]:
 
 
 def _program(body: str, *, before: str = "") -> subprocess.CompletedProcess[str]:
-    """A process whose command is ``body``; ``press`` is a Ctrl-C."""
+    """A process that runs ``body``; ``press`` sends it a Ctrl-C."""
     code = (
         "import os, signal, sys, threading, time\n"
         "def press(number=signal.SIGINT): os.kill(os.getpid(), number); time.sleep(0.01)\n"
@@ -118,7 +118,7 @@ MACHINE = [
     (RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you"), "not enough"),
     (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "CUDA out of memory"),
     (OSError(28, os.strerror(28), "/data/x"), "/data/x could not be read"),
-    (PermissionError(13, os.strerror(13), "/data/x"), "/data/x: you may not read it"),
+    (PermissionError(13, os.strerror(13), "/data/x"), "/data/x: no permission to read it"),
     (OSError(36, os.strerror(36), "x" * 300), "is too long for a path"),
 ]
 

@@ -1,11 +1,11 @@
-"""The bundled weave.yaml: valid, and what it promises. The build itself on the real model is `make demo`."""
+"""The bundled weave.yaml is valid and keeps its promises. `make demo` builds it on the real model."""
 
 from __future__ import annotations
 
 from skillweave.config import read_config
 from skillweave.demo.run import PER_SKILL, STEP_SECONDS, demo_config
 from skillweave.methods import get_method
-from skillweave.pipeline.run import ARMS
+from skillweave.pipeline.steps import ARMS
 from skillweave.tasks import load_task
 
 

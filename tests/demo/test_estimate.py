@@ -1,4 +1,4 @@
-"""What is left of the demo: guessed at first, measured as it goes."""
+"""The time that is left of the demo: guessed at first, then measured."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ def reader(folder: Path) -> Folder:
     ],
 )  # fmt: skip
 def test_names_that_are_paths_or_worse(folder: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="is no plain file name"):
+    with pytest.raises(ValueError, match="is not a plain file name"):
         check_plain_name(name)
-    with pytest.raises(UserError, match=r"artefact: .*is no plain file name.*Again\."):
+    with pytest.raises(UserError, match=r"artefact: .*is not a plain file name.*Again\."):
         reader(folder).file(name)
 
 
@@ -62,12 +62,12 @@ def test_what_is_no_regular_file(folder: Path, tmp_path: Path) -> None:
     for name, message in {
         "absolute": "is a link", "relative": "is a link", "inside": "is a link", "broken": "is a link",
         "loop": "is a link", "folder": "is a folder", "pipe": "is a pipe", "socket": "is a pipe, a device or a socket",
-        "gone": "is missing: the folder is incomplete", "data/x": "is no folder of its own",
+        "gone": "is missing: the folder is incomplete", "data/x": "is not a folder of its own",
     }.items():  # fmt: skip
         with pytest.raises(UserError, match=rf"{name.split('/')[0]} {message}"):
             reader(folder).file(name)
     (folder / "linked").symlink_to(tmp_path, target_is_directory=True)
-    with pytest.raises(UserError, match="linked is no folder of its own"):
+    with pytest.raises(UserError, match="linked is not a folder of its own"):
         reader(folder).file("linked/private")
 
 
@@ -152,15 +152,15 @@ def nested(levels: int) -> object:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"x": float("nan")}, "nan stands where a finite number"),
-        ({"x": [{"y": float("-inf")}]}, "-inf stands where"),
+        ({"x": float("nan")}, "a finite number is expected, not nan"),
+        ({"x": [{"y": float("-inf")}]}, "a finite number is expected, not -inf"),
         ({"x": 2**64}, r"2\*\*64"),
         ({"x": nested(33)}, "more than 32 deep"),
         ({"x": nested(100_000)}, "more than 32 deep"),
         ({"x": "y" * LARGEST}, "more than 1,048,576"),
         ({"y" * LARGEST: 1}, "more than 1,048,576"),
         ({"x": [0] * LARGEST}, "more than 1,048,576"),
-        ({"x": object()}, "no JSON"),
+        ({"x": object()}, "not JSON"),
         ({1: "x"}, "a key is not a text"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every save, killed or failing at every call to the system: the old version or the new one, and nothing left behind.
+"""Every save, killed or failing at every system call: the old or the new version stays, and nothing else is left.
 
 ``python -m benchmarks.crash`` tries all errors at all calls; here each call, of artefacts every third one, is killed
 once and fails once.
@@ -30,7 +30,7 @@ def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Save]:
 
 @pytest.fixture
 def scratch(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: thousands of syncs of a real disk take minutes and prove nothing more."""
+    """A folder in memory if possible: thousands of syncs to a real disk take minutes and prove nothing more."""
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else tmp_path) as folder:
         yield Path(folder)

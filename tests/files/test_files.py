@@ -1,4 +1,4 @@
-"""Atomic writes: the old artefact or the new one, never a half."""
+"""Atomic writes: the old artefact or the new one, never half of one."""
 
 from __future__ import annotations
 

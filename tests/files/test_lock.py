@@ -1,4 +1,4 @@
-"""One writer for a place: who else comes is told who holds it, and a process that died holds nothing."""
+"""One writer for each place: other writers are told who holds it, and a dead process holds nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from skillweave.files.lock import Claim, claim, take
 from skillweave.files.place import place_of
 
 KEPT: list[Claim] = []
-"""What a child claims until it is killed."""
+"""The place that a child claims until it is killed."""
 
 
 def in_child(work: Callable[[], object], ready: Callable[[], bool]) -> int:
-    """Fork a child that does ``work`` and then waits for its end; return its pid once ``ready``."""
+    """Fork a child that does ``work`` and then waits to be killed; return its pid once it is ``ready``."""
     child = os.fork()
     if child == 0:
         try:

@@ -1,4 +1,4 @@
-"""Where is written: links, mount points, devices, long names, permissions, and what killed writes left there."""
+"""Places to write to: links, mount points, devices, long names, permissions, and leftovers of killed writes."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_any_name_that_the_file_system_takes(tmp_path: Path, name: str) -> None:
 def test_a_name_that_is_too_long_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="File name too long"):
         write(tmp_path / ("x" * 256), "x")
-    with pytest.raises(UserError, match="is a file, and nothing can lie in it"):
+    with pytest.raises(UserError, match="is a file, so nothing can be in it"):
         (tmp_path / "file").touch()
         write(tmp_path / "file" / "sub" / "x", "x")
 
@@ -250,7 +250,7 @@ def test_a_reader_finishes_a_swap_inside_a_folder(tmp_path: Path, stage: str) ->
 @pytest.mark.parametrize("kind", ["ready", "in", "old", "new", "del"])
 @pytest.mark.parametrize("linked", [True, False])
 def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind: str, linked: bool, capsys) -> None:
-    """An archive unpacked into a person's folder holds hidden entries that are named like ours, or lead elsewhere."""
+    """An unpacked archive has hidden entries in a user's folder, with names like ours or as links out of the folder."""
     make(tmp_path, {"docs": "mine", "p": "mine"})
     for hidden in (tmp_path / "p" / f".skillweave.{kind}-aaaaaaaa", tmp_path / f".p.{kind}-aaaaaaaa"):
         if linked:
@@ -269,7 +269,7 @@ def test_hidden_names_of_a_stranger_cost_the_person_nothing(tmp_path: Path, kind
 
 
 def test_a_path_with_a_nul_is_told() -> None:
-    with pytest.raises(UserError, match="no path can hold"):
+    with pytest.raises(UserError, match="no path can have"):
         settle("a\0b")
 
 

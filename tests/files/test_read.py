@@ -1,4 +1,4 @@
-"""What cannot be read ends in a sentence that names the file: in bounded time, whatever kind of file it is."""
+"""A file that cannot be read gives a sentence with its name, in limited time, whatever kind of file it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import skillweave
 from skillweave.config import Config, read_config, read_mapping
 from skillweave.errors import UserError
-from skillweave.files import read
 from skillweave.files.parse_json import parse_json
 from skillweave.files.parse_yaml import parse_yaml
 from skillweave.files.read import home_path, is_file, is_folder, read_json, read_json_lines, read_text, read_versioned
@@ -60,8 +59,8 @@ PLACES: list[tuple[Callable[[Path], Path], str]] = [
     (_link_to_itself, r"x\.json is a link that leads back to itself"),
     (lambda folder: folder / ("x" * 300), "xxx.* is too long for a path"),
     (lambda folder: Path("/dev/zero"), "/dev/zero is a device"),
-    (lambda folder: folder / "a\0b", "holds a character that no path can hold"),
-    (lambda folder: folder / "\ud800", "holds a character that no path can hold"),
+    (lambda folder: folder / "a\0b", "contains a character that no path can have"),
+    (lambda folder: folder / "\ud800", "contains a character that no path can have"),
 ]
 
 
@@ -86,7 +85,7 @@ def test_a_path_that_cannot_exist_is_no_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
-    """As another user, in a process of its own where this one may read everything."""
+    """Run as another user, in a process of its own, because root may read everything."""
     (tmp_path / "x.json").write_text("{}")
     (tmp_path / "x.json").chmod(0)
     code = (
@@ -98,7 +97,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
         folder.chmod(folder.stat().st_mode | 0o111)
     ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.json")], capture_output=True, text=True)
     assert ran.stdout.startswith(f"UserError {tmp_path}"), ran
-    assert "you may not read it" in ran.stdout
+    assert "no permission to read it" in ran.stdout
 
 
 # -- what is in a file -----------------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def test_a_file_that_may_not_be_read_is_told(tmp_path: Path) -> None:
 TEXTS = [
     (b"\xff\xfea\x00", "not UTF-8 text .*UTF-16.*save the file as UTF-8"),
     (b"a\nb\xe9", r"line 2: not UTF-8 text \(.* at byte 3\)"),
-    (b"a\nb\0c", "line 2: a NUL character"),
+    (b"a\nb\0c", "line 2: there is a NUL character"),
     (b"xxxxxxxxxxxxxxxx", "is larger than 8 B"),
 ]
 
@@ -127,7 +126,7 @@ JSONS = [
     ("[" * 100_000 + "]" * 100_000, "more than 100 deep"),
     ("[" * 150 + "]" * 150, "more than 100 deep"),
     ("9" * 5000, "too many digits"),
-    ('{"a": 1,\n"a": 2}', "the key 'a' stands twice"),
+    ('{"a": 1,\n"a": 2}', "the key 'a' appears twice"),
     ('{"a": "\\ud800"}', "'a' holds half a character"),
     ('{"\\udc00": 1}', "holds half a character"),
     ('{\n"a" 1}', "x, line 2: not valid JSON"),
@@ -170,13 +169,13 @@ def _merges(levels: int) -> str:
 
 
 YAMLS = [
-    (_bomb(9), "with its aliases filled in, this has more than"),
-    (_merges(9), "with its aliases filled in"),
-    ("a: &a [*a]", r"\*a stands in itself"),
+    (_bomb(9), "with its aliases written out, this has more than"),
+    (_merges(9), "with its aliases written out"),
+    ("a: &a [*a]", r"\*a contains itself"),
     ("a: " + "[" * 100_000, "more than 100 deep"),
     ("a:\n" + "".join(" " * n + "- \n" for n in range(1, 200)) + " " * 300 + "x", "more than 100 deep"),
     ("a: " + "9" * 5000, "a value in this YAML cannot be read"),
-    ("a: 1\nb: 2\na: 3", "line 3: .*the key 'a' stands twice"),
+    ("a: 1\nb: 2\na: 3", "line 3: .*the key 'a' appears twice"),
     ('a: "\\ud800"', "'a' holds half a character"),
     ('a: "\\U00110000"', "cannot be read|not valid YAML"),
     ("a: !!python/object/apply:os.system [x]", "could not determine a constructor"),
@@ -267,7 +266,7 @@ def _calls(tree: ast.AST) -> set[str]:
 
 
 def test_files_are_read_in_one_place() -> None:
-    """No module but those of skillweave.files opens a file, or reads JSON or YAML by itself."""
+    """Only modules of skillweave.files open files, or read JSON or YAML."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         name = path.relative_to(SOURCE).as_posix()
@@ -294,7 +293,7 @@ def test_rows_are_read_with_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_limits_are_told_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "LARGEST_YAML", 10)
+    monkeypatch.setattr("skillweave.config.LARGEST_YAML", 10)
     (tmp_path / "s.yaml").write_text("text: more than ten")
-    with pytest.raises(UserError, match=r"s\.yaml is larger than 10 B, which is the most that is read"):
-        read.read_yaml(tmp_path / "s.yaml")
+    with pytest.raises(UserError, match=r"s\.yaml is larger than 10 B, the limit for such a file"):
+        read_mapping(tmp_path / "s.yaml")

@@ -1,4 +1,4 @@
-"""The command line in this process: what a person would see, and the exit code."""
+"""Run the command line in this process, and return what a user would see and the exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from skillweave.cli import main
 
 @dataclass(frozen=True)
 class Ran:
-    """One command that ended: exit code, standard output, standard error."""
+    """A finished command: exit code, standard output, standard error."""
 
     code: int
     out: str
@@ -26,7 +26,7 @@ class Ran:
 
 
 def run(*arguments: object, columns: int = 80, environment: Mapping[str, str] | None = None) -> Ran:
-    """``skillweave ARGUMENTS`` in a terminal of so many columns. A bug comes through as the exception it is."""
+    """Run ``skillweave ARGUMENTS`` in a terminal with that many columns. A bug raises its own exception."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         mock.patch.object(sys, "argv", ["skillweave", *map(str, arguments)]),
@@ -46,7 +46,7 @@ def run(*arguments: object, columns: int = 80, environment: Mapping[str, str] | 
 
 @contextlib.contextmanager
 def _hooks_of_ours() -> Iterator[None]:
-    """What a command does with signals and bugs is over when it has ended."""
+    """Restore the handlers of signals and exceptions that a command replaces."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
     try:
@@ -68,7 +68,7 @@ def made(*arguments: object, columns: int = 80) -> Ran:
 
 
 def refused(*arguments: object) -> str:
-    """The message of a command that is refused; all the rules of such a message are checked here."""
+    """The error message of a command that must fail; the rules for all such messages are checked here."""
     ran = run(*arguments)
     assert ran.code == 2, (ran.out, ran.err)
     assert ran.out == ""
@@ -79,17 +79,17 @@ def refused(*arguments: object) -> str:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where everything lies."""
+    """The paths of a base and of what was made on it."""
 
     folder: Path
     base: Path
     other_base: Path
 
     task: Path
-    """six prompts, two numbers each"""
+    """A task of six test prompts, two numbers each."""
     settings: Path
-    """of a specialist made in a second"""
+    """Settings of a specialist that is made in a second."""
     delta: Path
     adapter: Path
     pack: Path
-    """of the delta, called ``sort``"""
+    """The pack of the delta, called ``sort``."""

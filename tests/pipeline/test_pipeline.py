@@ -1,4 +1,4 @@
-"""The build on a micro base: what it writes, what it skips, and that a kill anywhere changes nothing in the end."""
+"""The build on a micro base: what it writes and skips; a kill at any point does not change the result."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def build_in(config_file: Path, out: Path) -> dict[str, Any]:
 
 
 def deltas(out: Path) -> dict[str, str]:
-    """The hash of the data of every delta behind the weave."""
+    """Delta file below the work folder -> its SHA-256."""
     work = out.with_name(f"{out.name}.work")
     return {str(file.relative_to(work)): sha256_file(file) for file in work.glob("*/delta/delta/*.safetensors")}
 
 
 def assert_packs_alike(out: Path, other: Path) -> None:
-    """LAPACK may round the last digit otherwise from run to run, and an integer code with it: not to the bit."""
+    """Compare packs with a tolerance: LAPACK may round the last digit differently in each run, and change a code."""
     for folder in (out / "packs").iterdir():
         one, two = (Skillpack.from_pretrained(weave / "packs" / folder.name).unzip() for weave in (out, other))
         assert one.names() == two.names()
@@ -147,7 +147,7 @@ def test_the_card_never_shows_scores_of_another_run(config_file: Path, tmp_path:
 
 
 def _build_and_die(config_file: Path, out: Path, at: str) -> None:
-    """In a child: build, and be killed as by a power cut once the step ``at`` has done half of its atomic writes."""
+    """Build in a child process that kills itself when the step ``at`` has done half of its atomic writes."""
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     rename, step = os.replace, run.run_step
@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_weave_is_not_replaced(config_file: Path, tmp_path: 
     out = tmp_path / "precious"
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="holds something that is no weave"):
+    with pytest.raises(UserError, match="holds something that is not a weave"):
         build_in(config_file, out)
     assert (out / "thesis.txt").read_text() == "years of work"
 

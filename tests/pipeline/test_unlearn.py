@@ -1,4 +1,4 @@
-"""``unlearn:`` in weave.yaml: the base is unlearnt first, and everything after stands on what is left."""
+"""``unlearn:`` in weave.yaml: the base is unlearnt first, and all later steps use the unlearnt base."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save_facts(file: Path, rows: list[dict[str, str]]) -> Path:
 
 @pytest.fixture
 def config(micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What stands in weave.yaml; its files are named as a person would, from where the command is given."""
+    """The contents of weave.yaml; its files are named relative to the current folder."""
     monkeypatch.chdir(tmp_path)
     save_facts(tmp_path / "forget.jsonl", FACTS[:4])
     save_facts(tmp_path / "retain.jsonl", FACTS[4:])
@@ -51,7 +51,7 @@ def config(micro_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[CkuConfig]:
-    """Put a quick change of one matrix, drawn by the seed, in the place of the training; the settings it was given."""
+    """Replace the training by a quick random change of one matrix; the list collects the settings of each run."""
     given: list[CkuConfig] = []
 
     def run(base: Base, config: CkuConfig, out_dir: Path) -> Delta:
@@ -205,7 +205,7 @@ def test_a_ready_pack_must_belong_on_the_backbone(
     plain = {key: value for key, value in config.items() if key != "unlearn"}
     build_in(plain, tmp_path / "plain")
     taken["skills"]["sort"]["pack"] = str(tmp_path / "plain" / "packs" / "sort")
-    with pytest.raises(UserError, match=r"skills\.sort\.pack: .* was made on .* as it came"):
+    with pytest.raises(UserError, match=r"skills\.sort\.pack: .* was made on the unchanged base"):
         build_in(taken, tmp_path / "three")
     assert not (tmp_path / "three.work").exists()
     other = {**taken, "unlearn": {**config["unlearn"], "seed": 9}}

@@ -381,7 +381,7 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
             '[{"prompt": "x", "answer": "y"}]',
             "line 1: expected an object with keys, found list .* is named .json",
         ),
-        ("a.jsonl", '{"prompt": "x", "prompt": "z", "answer": "y"}', "line 1: the key 'prompt' stands twice"),
+        ("a.jsonl", '{"prompt": "x", "prompt": "z", "answer": "y"}', "line 1: the key 'prompt' appears twice"),
         ("a.csv", "prompt;answer\nx;y\n", "line 1: the header is one column, 'prompt;answer', that holds ';'"),
         ("a.tsv", "prompt,answer\nx,y\n", "line 1: the header is one column"),
         ("a.csv", "prompt, answer\nx, y\n", "line 1: the column ' answer' begins or ends with white space"),

@@ -86,7 +86,7 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "names that differ in case": (lambda c: c.update(packs=["sums", "SUMS"]), "would lie in one folder"),
     "a pack nobody hashed": (lambda c: c.update(packs=["sums", "other", "c"]), r"files: 'packs/c/skillpack\.json'"),
     "a hash of no part": (lambda c: c["files"].update({"report.json": "0" * 64}), r"files: 'report\.json'"),
-    "a hash of a file above": (lambda c: c["files"].update({"../x": "0" * 64}), "is no plain file name"),
+    "a hash of a file above": (lambda c: c["files"].update({"../x": "0" * 64}), "is not a plain file name"),
     "a part without its hash": (lambda c: c["files"].pop("router/router.json"), r"files: 'router/router\.json'"),
     "a router of 1": (lambda c: c.update(router=1), "router: .*valid boolean"),
     "a budget of nothing": (lambda c: c.update(budget=0), "budget"),
@@ -159,10 +159,10 @@ def test_links_in_place_of_parts(folder: Path, base: Base, tmp_path: Path, part:
         edit(folder / "weave.json", lambda card: (card.update(schema_version=1), card.pop("files")))
     shutil.move(folder / part, tmp_path / "moved")
     (folder / part).symlink_to(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"is no folder of its own|is a link"):
+    with pytest.raises(UserError, match=r"is not a folder of its own|is a link"):
         Weave.from_pretrained(folder, base=base)
     if part.startswith("packs"):
-        with pytest.raises(UserError, match=r"is no folder of its own|is a link"):
+        with pytest.raises(UserError, match=r"is not a folder of its own|is a link"):
             show_weave(read_card(folder), folder)
 
 

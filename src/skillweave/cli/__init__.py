@@ -1,7 +1,7 @@
 """The commands. Each is thin: it reads its settings, calls one function of the library and prints the result.
 
-What a command works with (torch, transformers) takes seconds to import: it is imported inside the command, so that
-``--help``, ``--version`` and a mistyped option answer at once.
+torch and transformers take seconds to import. Commands import them inside their functions, so that ``--help``,
+``--version`` and a mistyped option answer at once.
 """
 
 from skillweave.cli.start import main

@@ -1,4 +1,4 @@
-"""The command line's frame: the app, its commands, and what a person sees when something is wrong."""
+"""The app of the command line, and what a user sees if something goes wrong."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def _version(wanted: bool) -> None:
 def _frame(
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """The options that stand before any command."""
+    """The options before the name of a command."""
 
 
 def main() -> None:
-    """Run the command that was typed: a :class:`UserError` is printed and exits with 2, a bug keeps its traceback."""
-    import skillweave.cli.commands  # noqa: F401 - the commands stand on this module
+    """Run the typed command. A :class:`UserError` is printed and exits with 2; a bug keeps its traceback."""
+    import skillweave.cli.commands  # noqa: F401 - the commands import this module
 
     _quiet_libraries()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not know all characters
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may not be able to show all characters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
@@ -56,7 +56,7 @@ def main() -> None:
     except BrokenPipeError:
         _end_of_pipe()
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # typer's own way to say it
+        if isinstance(stop.__context__, BrokenPipeError):  # typer reports it in this way
             _end_of_pipe()
         raise
     except (MemoryError, RuntimeError) as error:
@@ -78,7 +78,7 @@ _OF_THE_MACHINE = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EFBIG,
     errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
 )  # fmt: skip
-"""What the system refuses however right the program is. That a file is missing may be a bug, and is not among them."""
+"""Errors of the system that are no bug of the program. A missing file may be a bug, so ENOENT is not among them."""
 
 
 def _refuse(message: str) -> NoReturn:
@@ -88,27 +88,27 @@ def _refuse(message: str) -> NoReturn:
 
 
 def _end_of_pipe() -> NoReturn:
-    """End without a word, as whoever read the output has gone (``skillweave ... | head``). Shells call it 141."""
+    """End silently with exit code 141: the reader of the output is gone (``skillweave ... | head``)."""
     nothing = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
-        os.dup2(nothing, number)  # Python writes what is left when it ends
+        os.dup2(nothing, number)  # Python writes the rest of its buffers when it ends
     sys.exit(141)
 
 
 def _is_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, as Python, torch or a device says it."""
-    said = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+    """Whether an error of Python, torch or a device means that memory ran out."""
+    phrases = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+        isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
     )
 
 
 def _quiet_libraries() -> None:
-    """Our own progress and messages stand for those of the libraries below; set SKILLWEAVE_DEBUG to see theirs."""
+    """Silence the progress and warnings of libraries, in favour of our own; SKILLWEAVE_DEBUG=1 shows them."""
     if os.environ.get("SKILLWEAVE_DEBUG"):
         return
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    # The bars of transformers ("Loading weights", "Writing model shards") and gguf. Those of a hub download stay.
+    # The bars of transformers ("Loading weights", "Writing model shards") and gguf. The bars of hub downloads stay.
     os.environ.setdefault("TQDM_DISABLE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")

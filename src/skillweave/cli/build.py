@@ -11,42 +11,49 @@ from skillweave.cli.jobs import command_line
 from skillweave.cli.options import SET
 from skillweave.cli.places import check_place
 
-OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. What is done there already is kept.")
+OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. Steps that are done there already are kept.")
 
 
 @app.command()
 def build(
-    config: Path = typer.Argument(..., metavar="WEAVE.YAML", help="Base, skills, zip and router."),
+    config: Path = typer.Argument(..., metavar="WEAVE.YAML", help="The settings: base, skills, zip, router."),
     out: Path = OUT,
+    plan: bool = typer.Option(False, "--plan", help="Print which steps are done and which are not; run nothing."),
     overrides: list[str] = SET,
 ) -> None:
     """Grow every skill of a weave.yaml, zip them, fit the router, and write a folder that can be served.
 
-    Steps that are done and unchanged are skipped; a killed build goes on where it stopped.
+    Steps that are done and unchanged are skipped; a killed build resumes where it stopped. With --plan the steps are
+    only listed: done, to do, begun, or to be done again because an input changed, and how long each took last time.
 
     **Examples**
 
     `skillweave build weave.yaml -o weaves/mine`
 
+    `skillweave build weave.yaml -o weaves/mine --plan`
+
     `skillweave build weave.yaml -o weaves/mine --set zip.ratio=1/64 --set seed=1`
     """
-    from skillweave.cli.show import show_report
+    from skillweave.cli.show import show_plan, show_report
     from skillweave.pipeline import build as run_build
-    from skillweave.pipeline import read_weave_config
+    from skillweave.pipeline import plan_build, read_weave_config
 
+    if plan:
+        show_plan(plan_build(read_weave_config(str(config), overrides), out))
+        return
     check_place(out)
     show_report(run_build(read_weave_config(str(config), overrides), out, command=command_line()), out)
 
 
 @app.command()
 def demo(
-    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="Where to leave the weave."),
+    out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="The weave folder to write."),
     overrides: list[str] = SET,
 ) -> None:
-    """The main job on a real model: three skills for SmolLM2-135M, five to ten minutes on two CPU cores.
+    """Run the main job on a real model: three skills for SmolLM2-135M, in five to ten minutes on two CPU cores.
 
-    Grows the specialists, zips them, routes a mixed batch, and shows base and weave side by side. Interrupted and
-    started again, it goes on.
+    Grows the specialists, zips them, routes a mixed batch, and shows base and weave side by side. Run it
+    again after an interruption, and it resumes.
 
     **Examples**
 

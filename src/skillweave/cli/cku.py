@@ -8,8 +8,9 @@ from typing import Any
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.jobs import command_line, is_first_process, make_delta, read_job, say
+from skillweave.cli.jobs import command_line, make_delta, read_job
 from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
+from skillweave.cli.output import is_first_process, say
 from skillweave.cli.places import check_apart, check_folder, is_run
 
 group = typer.Typer(

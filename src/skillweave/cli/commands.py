@@ -1,4 +1,4 @@
-"""The app with all its commands: each module adds its own when it is imported."""
+"""The app with all its commands: each module adds its commands when it is imported."""
 
 from skillweave.cli import build, cku, export, methods, models, packs, tasks  # noqa: F401
 from skillweave.cli.app import app

@@ -1,32 +1,31 @@
-"""What is in a pack or a weave, as ``skillweave inspect`` shows it: cards and headers, no tensor is read.
+"""Print what is in a pack or a weave, for ``skillweave inspect``. Only cards and headers are read, no tensors.
 
-Deltas, adapters and bases are in :mod:`skillweave.cli.described`.
+Deltas, adapters and models are in :mod:`skillweave.cli.described`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from skillweave.cli.output import out, show_facts
 from skillweave.pack.card import score_text, travels
 from skillweave.pack.schema import ROWS, PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
-from skillweave.terminal import SafeConsole, one_line, printable
+from skillweave.terminal import one_line
 from skillweave.units import human_bytes
 from skillweave.weave.card import WeaveCard, check_part, pack_card
 
-out = SafeConsole()
 _MOST_SCORES = 50
 _NAMED = 8
-"""Tensors left out that are shown by name."""
+"""Most left-out tensors that are shown by name."""
 
 
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
-    """What is in a pack: identity, codec, bytes by part, scores; every tensor where asked."""
+    """Print identity, codec, bytes by part and scores of a pack, and with ``tensors`` also every tensor."""
     size = card.bytes
     settings = one_line(", ".join(f"{key} {_setting(value)}" for key, value in card.codec.settings.items()))
     facts = [
@@ -69,7 +68,7 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
 
 
 def _changed(card: PackCard) -> int:
-    """How many tensors of the base a pack changes; an embedding and the rows added to it are one."""
+    """The number of base tensors that a pack changes; an embedding and the rows added to it count as one."""
     return len({name.removesuffix(ROWS) if entry.kind == "rows" else name for name, entry in card.entries.items()})
 
 
@@ -78,11 +77,11 @@ def _setting(value: object) -> str:
 
 
 def _left_out_facts(card: PackCard) -> list[tuple[str, str]]:
-    """What is not in the pack, with its share of the change: the largest by name, and the number of the others."""
+    """The left-out tensors with their share of the change: the largest by name, and the number of the others."""
     measured = card.codec.measured
     total, shares = measured.get("left_out_share"), measured.get("left_out")
     facts = []
-    # A stranger's card may hold anything in these fields: what is no list of shares is not shown as one.
+    # A stranger's card may have anything in these fields: only a list of shares is shown as one.
     if not isinstance(shares, dict) or not all(isinstance(share, int | float) for share in shares.values()):
         shares = {}
     if shares and isinstance(total, int | float):
@@ -105,7 +104,7 @@ def _carried_bytes(card: PackCard, folder: Path) -> str:
 
 
 def show_weave(card: WeaveCard, folder: Path) -> None:
-    """What is in a weave: base, router, and each pack's bytes on disk, by part."""
+    """Print the base and the router of a weave, and each pack's bytes on disk by part."""
     table = RichTable(box=SIMPLE_HEAD)
     table.add_column("pack", overflow="fold")
     for column in ("matrices", "scales", "whole", "metadata", "total", "of bf16"):
@@ -130,7 +129,7 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
 
 
 def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
-    """What is laid on the base before any pack is: how it was made, what it changes; nothing where there is none."""
+    """How the backbone's delta was made and what it changes; an empty list for a weave without one."""
     if card.backbone is None:
         return []
     from skillweave.weave.backbone import read_backbone
@@ -141,13 +140,3 @@ def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
         ("backbone", f"the base after {method} ({card.backbone.fingerprint[:23]}...)"),
         ("", f"{len(delta.names())} tensors changed, {human_bytes(delta.nbytes)} on disk; every pack stands on it"),
     ]
-
-
-def show_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Two columns. What a card, a file or a model says is shown without control characters."""
-    table = RichTable.grid(padding=(0, 2))
-    table.add_column(overflow="fold")
-    table.add_column(overflow="fold")  # a fingerprint is one long word
-    for name, value in facts:
-        table.add_row(Text(printable(name), style="bold"), Text(printable(value)))
-    out.print(table)

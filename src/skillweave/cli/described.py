@@ -1,4 +1,7 @@
-"""What is in a delta, a PEFT adapter or a model folder, as ``skillweave inspect`` shows it."""
+"""Read and print what is in a delta, a PEFT adapter or a model folder, for ``skillweave inspect``.
+
+First the facts of each kind as JSON, then the functions that print them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import turn_end
 from skillweave.base.open import resolve
 from skillweave.base.safetensors_io import read_headers
-from skillweave.cli.contents import out, show_facts
+from skillweave.cli.output import out, show_facts
 from skillweave.delta import Delta
 from skillweave.delta.carry import may_travel
 from skillweave.delta.schema import dtype_name, is_delta
@@ -29,19 +32,21 @@ from skillweave.skillzip.plan import plan
 from skillweave.terminal import printable
 from skillweave.units import human_bytes
 
-# Options of an adapter that say nothing unusual of what it does to the weights.
+# Options of an adapter that are not unusual, whatever their value.
 _USUAL = {
     "peft_type", "r", "lora_alpha", "lora_dropout", "target_modules", "task_type", "inference_mode",
     "base_model_name_or_path", "peft_version", "revision", "auto_mapping", "megatron_core", "loftq_config",
     "runtime_config", "qalora_group_size",
 }  # fmt: skip
+# Options of an adapter that are unusual only with another value.
 _PLAIN = {"bias": "none", "init_lora_weights": True, "init_weights": True, "ensure_weight_tying": False}
 
 
 def described(folder: Path, base: str | None = None) -> dict[str, Any]:
-    """What is in a delta, adapter or model folder, as JSON holds it. ``base`` is another place of a delta's base.
+    """The contents of a delta, adapter or model folder, ready for JSON.
 
-    Raises :class:`UserError` for a damaged folder.
+    ``base`` is the place of a delta's base, if it is not where the delta says. Raises :class:`UserError` for a damaged
+    folder.
     """
     if is_delta(folder):
         return _delta(folder, base)
@@ -55,40 +60,40 @@ def described(folder: Path, base: str | None = None) -> dict[str, Any]:
 
 def _delta(folder: Path, base: str | None) -> dict[str, Any]:
     delta = Delta.from_pretrained(folder)
-    ours = _base_of(delta, base)
-    kept = _kept(delta, ours) if ours is not None else None
+    checkpoint = _base_of(delta, base)
+    kept = _kept(delta, checkpoint) if checkpoint is not None else None
     groups: dict[str, dict[str, Any]] = {}
     with bar("reading", len(delta.names())) as advance:
         for name in delta.names():
-            held = groups.setdefault(
+            group = groups.setdefault(
                 _group(name), {"tensors": 0, "numbers": 0, "delta": 0.0, "base": 0.0, "kept": kept and False}
             )
-            held["tensors"] += 1
-            held["numbers"] += math.prod(delta.shape(name))
-            change, norm = _norms(delta, ours, name)
-            held["delta"] = None if change is None or held["delta"] is None else held["delta"] + change**2
-            held["base"] += norm**2
-            held["kept"] = None if kept is None else bool(held["kept"]) or name in kept
+            group["tensors"] += 1
+            group["numbers"] += math.prod(delta.shape(name))
+            change, norm = _norms(delta, checkpoint, name)
+            group["delta"] = None if change is None or group["delta"] is None else group["delta"] + change**2
+            group["base"] += norm**2
+            group["kept"] = None if kept is None else bool(group["kept"]) or name in kept
             advance()
-    for held in groups.values():
-        change, norm = held.pop("delta"), held.pop("base")
-        held["norm"] = None if change is None else float(f"{change**0.5:.4g}")
-        held["relative"] = float(f"{(change / norm) ** 0.5:.3g}") if norm and change is not None else None
-    total = sum((held["norm"] or 0.0) ** 2 for held in groups.values())
-    apart = sum((held["norm"] or 0.0) ** 2 for held in groups.values() if held["kept"])
+    for group in groups.values():
+        change, norm = group.pop("delta"), group.pop("base")
+        group["norm"] = None if change is None else float(f"{change**0.5:.4g}")
+        group["relative"] = float(f"{(change / norm) ** 0.5:.3g}") if norm and change is not None else None
+    total = sum((group["norm"] or 0.0) ** 2 for group in groups.values())
+    apart = sum((group["norm"] or 0.0) ** 2 for group in groups.values() if group["kept"])
     return {
         "kind": "delta",
         "folder": str(folder),
         "form": delta.kind,
         "base": delta.base_ref,
         "base_fingerprint": delta.base_fingerprint,
-        "base_at_hand": ours is not None,
+        "base_at_hand": checkpoint is not None,
         "provenance": delta.provenance,
         "tensors": len(delta.names()),
-        "numbers": sum(held["numbers"] for held in groups.values()),
+        "numbers": sum(group["numbers"] for group in groups.values()),
         "bytes": delta.nbytes,
-        "token_rows": None if ours is None else delta.on(ours).token_rows,
-        "base_token_rows": None if ours is None else _rows(ours),
+        "token_rows": None if checkpoint is None else delta.on(checkpoint).token_rows,
+        "base_token_rows": None if checkpoint is None else _rows(checkpoint),
         "travels": {name: len(data) for name, data in delta.carried.files.items()},
         "kept": None if kept is None else sorted(kept),
         "kept_share": None if kept is None or not total else float(f"{apart / total:.3g}"),
@@ -97,7 +102,7 @@ def _delta(folder: Path, base: str | None) -> dict[str, Any]:
 
 
 def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
-    """The base of a delta, where it is at hand: named, or a folder at the place that the delta names."""
+    """The base of a delta, or None if it is not available. It is at ``base``, or in the folder that the delta names."""
     if base is None and not Path(delta.base_ref).expanduser().is_dir():
         return None
     folder = resolve(base or delta.base_ref)
@@ -113,30 +118,30 @@ def _base_of(delta: Delta, base: str | None) -> Checkpoint | None:
 
 
 def _kept(delta: Delta, base: Checkpoint) -> set[str]:
-    """Changed tensors that a pack does not write as matrices: it keeps them as they are, or leaves them out."""
+    """The changed tensors that a pack does not write as matrices: it keeps them as they are or leaves them out."""
     return set(delta.names()) - {piece.tensor for piece in plan(delta, base, base.skeleton).pieces.values()}
 
 
 def _norms(delta: Delta, base: Checkpoint | None, name: str) -> tuple[float | None, float]:
-    """The norm of one tensor's change (None: not known without the base) and of the base's tensor (0: not known).
+    """The norm of a tensor's change (None if it is not known without the base) and of the base's tensor (0 if unknown).
 
-    Added rows count as a change from nothing.
+    Added rows count as a change from zero.
     """
     change = delta.tensor(name).float()
     if base is None:
         return (None if delta.whole(name) else float(change.norm())), 0.0
-    ours = base.tensor(name).float().cpu()
+    before = base.tensor(name).float().cpu()
     if delta.whole(name):
-        shared = min(len(ours), len(change)) if ours.dim() else None
+        shared = min(len(before), len(change)) if before.dim() else None
         if shared is None:
-            change = change - ours
+            change = change - before
         else:
-            change[:shared] -= ours[:shared]
-    return float(change.norm()), float(ours.norm())
+            change[:shared] -= before[:shared]
+    return float(change.norm()), float(before.norm())
 
 
 def _group(name: str) -> str:
-    """A tensor's name with a star for each number in it: the layers of a model are one group."""
+    """A tensor's name with a star for each number in it, so the layers of a model form one group."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
@@ -160,9 +165,9 @@ def _adapter(folder: Path) -> dict[str, Any]:
         for key, value in config.items()
         if key not in _USUAL and value not in (None, False, {}, [], "") and value != _PLAIN.get(key)
     }
-    strange = [] if file.is_file() else [f"{file.name} is missing: pickle is not read"]
+    strange = [] if file.is_file() else [f"{file.name} is missing; a pickle file is not read"]
     if rest:
-        strange.append(f"{len(rest)} tensors are stored beside the factors, whole: {', '.join(rest[:3])}")
+        strange.append(f"{len(rest)} tensors are stored complete, beside the factors: {', '.join(rest[:3])}")
     layers = Counter(_layer(name) for name in factors)
     return {
         "kind": "adapter",
@@ -187,7 +192,7 @@ def _adapter(folder: Path) -> dict[str, Any]:
 
 
 def _layer(name: str) -> str:
-    """The kind of module that a factor belongs to: the last part of its name before the factor's own."""
+    """The kind of module that a factor belongs to: the last part of the name before the factor's own part."""
     parts = re.split(r"\.(?:lora|hada|lokr|oft|boft|vera|ia3)_", name)[0].split(".")
     return parts[-1]
 
@@ -213,7 +218,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "generation_config.json": None if generation is None else generation.eos_token_id,
     }
     rows, strange = _rows(checkpoint), []
-    spoken: dict[str, Any] = {"tokenizer": None}
+    language: dict[str, Any] = {"tokenizer": None}
     try:
         tokenizer = open_tokenizer(folder)
     except UserError as error:
@@ -221,10 +226,12 @@ def _model(folder: Path) -> dict[str, Any]:
     else:
         templates = getattr(tokenizer, "chat_template", None)
         names = sorted(templates) if isinstance(templates, dict) else ["default"] if templates else []
-        spoken = {
-            "tokenizer": type(tokenizer).__name__, "tokens": len(tokenizer), "chat_templates": names,
+        language = {
+            "tokenizer": type(tokenizer).__name__,
+            "tokens": len(tokenizer),
+            "chat_templates": names,
             "turn_end": turn_end(tokenizer),
-        }  # fmt: skip
+        }
         ends["tokenizer"] = tokenizer.eos_token_id
         strange += _without_rows(tokenizer, rows)
     strange += [*_unlike_dtypes(config, numbers), *_beside(folder)]
@@ -239,7 +246,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "tied": dict(checkpoint.tied),
         "token_rows": rows,
         "context": getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None),
-        **spoken,
+        **language,
         "end_tokens": ends,
         "strange": strange,
     }
@@ -255,56 +262,56 @@ def _without_rows(tokenizer: Any, rows: int) -> list[str]:
 
 def _unlike_dtypes(config: Mapping[str, Any], numbers: Mapping[str, int]) -> list[str]:
     named = {key: config[key] for key in ("dtype", "torch_dtype") if config.get(key)}
-    told = []
+    notes = []
     if len(set(named.values())) > 1:
-        told.append(f"config.json names two dtypes: {named}")
+        notes.append(f"config.json names two dtypes: {named}")
     if named and not set(named.values()) & set(numbers):
-        told.append(f"config.json says {', '.join(map(str, named.values()))}, the files hold {', '.join(numbers)}")
-    return told
+        notes.append(f"config.json says {', '.join(map(str, named.values()))}, the files hold {', '.join(numbers)}")
+    return notes
 
 
 def _beside(folder: Path) -> list[str]:
-    told = []
+    notes = []
     if pickles := sorted(file.name for file in folder.glob("*.bin")):
-        told.append(f"weights as pickle are not read: {pickles[0]}")
-    return told
+        notes.append(f"weights in pickle files are not read: {pickles[0]}")
+    return notes
 
 
 # -- on the screen -----------------------------------------------------------------------------------------------------
 
 
-def show_described(found: Mapping[str, Any], *, tensors: bool = False) -> None:
-    """Print what :func:`described` found."""
-    {"delta": _show_delta, "adapter": _show_adapter, "model": _show_model}[found["kind"]](found)
-    if tensors and found["kind"] == "delta":
-        for name in found["kept"] or []:
-            out.print(Text(printable(f"no matrix: {name}")))
+def show_described(facts: Mapping[str, Any], *, tensors: bool = False) -> None:
+    """Print the result of :func:`described`, and with ``tensors`` also a delta's tensors that are not matrices."""
+    {"delta": _show_delta, "adapter": _show_adapter, "model": _show_model}[facts["kind"]](facts)
+    if tensors and facts["kind"] == "delta":
+        for name in facts["kept"] or []:
+            out.print(Text(printable(f"not a matrix: {name}")))
 
 
-def _show_delta(found: Mapping[str, Any]) -> None:
-    at_hand = "" if found["base_at_hand"] else "; not at hand: name it with --base to see shares"
-    rows = found["token_rows"]
-    kept = found["kept"]
-    share = found["kept_share"]
+def _show_delta(facts: Mapping[str, Any]) -> None:
+    at_hand = "" if facts["base_at_hand"] else "; not found: name it with --base to see shares"
+    rows = facts["token_rows"]
+    kept = facts["kept"]
+    share = facts["kept_share"]
     show_facts(
         [
-            ("delta", f"{found['folder']} ({found['form']})"),
-            ("base", f"{found['base']} ({found['base_fingerprint'][:23]}...){at_hand}"),
-            *((key, _short(value)) for key, value in found["provenance"].items()),
-            ("changed", f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}"),
-            *([("token rows", f"{rows}, the base has {found['base_token_rows']}")] if rows else []),
-            *_travel_facts(found["travels"]),
-            *([("no matrices", _kept_words(kept, share))] if kept else []),
+            ("delta", f"{facts['folder']} ({facts['form']})"),
+            ("base", f"{facts['base']} ({facts['base_fingerprint'][:23]}...){at_hand}"),
+            *((key, _short(value)) for key, value in facts["provenance"].items()),
+            ("changed", f"{facts['tensors']} tensors, {facts['numbers']:,} numbers, {human_bytes(facts['bytes'])}"),
+            *([("token rows", f"{rows}, the base has {facts['base_token_rows']}")] if rows else []),
+            *_travel_facts(facts["travels"]),
+            *([("not matrices", _kept_words(kept, share))] if kept else []),
         ]
     )
     table = RichTable(box=SIMPLE_HEAD)
     table.add_column("tensors", overflow="fold")
     for column in ("number", "numbers", "norm", "of the base's", "in a pack"):
         table.add_column(column, justify="right")
-    for name, held in found["groups"].items():
-        place = {None: "?", True: "as they are", False: "low rank"}[held["kept"]]
-        norm, share = ("?" if held[key] is None else f"{held[key]:.3g}" for key in ("norm", "relative"))
-        table.add_row(Text(printable(name)), str(held["tensors"]), f"{held['numbers']:,}", norm, share, place)
+    for name, group in facts["groups"].items():
+        place = {None: "?", True: "as they are", False: "low rank"}[group["kept"]]
+        norm, share = ("?" if group[key] is None else f"{group[key]:.3g}" for key in ("norm", "relative"))
+        table.add_row(Text(printable(name)), str(group["tensors"]), f"{group['numbers']:,}", norm, share, place)
     out.print(table)
 
 
@@ -313,50 +320,53 @@ def _kept_words(kept: list[str], share: float | None) -> str:
     return f"{len(kept)} tensors{size}: a pack keeps them as they are (other=keep) or leaves them out (other=drop)"
 
 
-def _show_adapter(found: Mapping[str, Any]) -> None:
-    ranks = found["ranks_stored"] or [found["rank"]]
-    layers = ", ".join(f"{name} ({count} tensors)" for name, count in found["layers"].items()) or "none found"
+def _show_adapter(facts: Mapping[str, Any]) -> None:
+    ranks = facts["ranks_stored"] or [facts["rank"]]
+    layers = ", ".join(f"{name} ({count} tensors)" for name, count in facts["layers"].items()) or "none found"
     show_facts(
         [
-            ("adapter", f"{found['folder']} ({found['form']})"),
-            ("base", f"{found['base']} (a name only: an adapter does not know its base's fingerprint)"),
-            ("rank", f"{', '.join(map(str, ranks))}; alpha {found['alpha']}"),
+            ("adapter", f"{facts['folder']} ({facts['form']})"),
+            ("base", f"{facts['base']} (only a name: an adapter does not have its base's fingerprint)"),
+            ("rank", f"{', '.join(map(str, ranks))}; alpha {facts['alpha']}"),
             ("layers", layers),
-            ("stored", f"{found['tensors']} tensors, {found['numbers']:,} numbers, {human_bytes(found['bytes'])}, "
-             f"{', '.join(found['dtypes'])}"),
-            *_travel_facts(found["travels"]),
-            *(("unusual", f"{key}: {_short(value)}") for key, value in found["unusual"].items()),
-            *(("note", told) for told in found["strange"]),
+            (
+                "stored",
+                f"{facts['tensors']} tensors, {facts['numbers']:,} numbers, {human_bytes(facts['bytes'])}, "
+                f"{', '.join(facts['dtypes'])}",
+            ),
+            *_travel_facts(facts["travels"]),
+            *(("unusual", f"{key}: {_short(value)}") for key, value in facts["unusual"].items()),
+            *(("note", note) for note in facts["strange"]),
         ]
-    )  # fmt: skip
+    )
 
 
-def _show_model(found: Mapping[str, Any]) -> None:
-    held = ", ".join(f"{count:,} in {dtype}" for dtype, count in found["dtypes"].items())
-    speaks = "none that opens"
-    if found["tokenizer"]:
-        templates = ", ".join(found["chat_templates"]) or "no chat template"
-        speaks = (
-            f"{found['tokenizer']}, {found['tokens']:,} tokens; {templates}; a turn ends with {found['turn_end']!r}"
+def _show_model(facts: Mapping[str, Any]) -> None:
+    dtypes = ", ".join(f"{count:,} in {dtype}" for dtype, count in facts["dtypes"].items())
+    tokenizer = "none that can be opened"
+    if facts["tokenizer"]:
+        templates = ", ".join(facts["chat_templates"]) or "no chat template"
+        tokenizer = (
+            f"{facts['tokenizer']}, {facts['tokens']:,} tokens; {templates}; a turn ends with {facts['turn_end']!r}"
         )
-    ends = "; ".join(f"{place}: {value}" for place, value in found["end_tokens"].items())
+    ends = "; ".join(f"{place}: {value}" for place, value in facts["end_tokens"].items())
     show_facts(
         [
-            ("model", str(found["folder"])),
-            ("architecture", f"{found['architecture']}, context {found['context']}"),
-            ("numbers", f"{found['numbers']:,} in {found['tensors']} tensors ({held})"),
-            ("fingerprint", found["fingerprint"]),
-            ("token rows", f"{found['token_rows']:,}" + (", tied to the head" if found["tied"] else "")),
-            ("tokenizer", speaks),
+            ("model", str(facts["folder"])),
+            ("architecture", f"{facts['architecture']}, context {facts['context']}"),
+            ("numbers", f"{facts['numbers']:,} in {facts['tensors']} tensors ({dtypes})"),
+            ("fingerprint", facts["fingerprint"]),
+            ("token rows", f"{facts['token_rows']:,}" + (", tied to the head" if facts["tied"] else "")),
+            ("tokenizer", tokenizer),
             ("end tokens", ends),
-            *(("note", told) for told in found["strange"]),
+            *(("note", note) for note in facts["strange"]),
         ]
     )
 
 
 def _travel_facts(files: Mapping[str, int]) -> Iterable[tuple[str, str]]:
     if files:
-        yield "travels along", f"{', '.join(files)} ({human_bytes(sum(files.values()))})"
+        yield "files with it", f"{', '.join(files)} ({human_bytes(sum(files.values()))})"
 
 
 def _short(value: Any) -> str:

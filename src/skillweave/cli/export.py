@@ -1,4 +1,4 @@
-"""``skillweave export``: packs in the forms of other tools."""
+"""``skillweave export``: write packs in the formats of other tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from skillweave.cli.app import app
 from skillweave.cli.places import check_new_folder
 
-export = typer.Typer(name="export", help="Write a pack in the form of another tool.", no_args_is_help=True)
+export = typer.Typer(name="export", help="Write a pack in the format of another tool.", no_args_is_help=True)
 app.add_typer(export)
 
 _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -19,10 +19,10 @@ _VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 def lora(
     pack: Path = typer.Argument(..., help="A skillpack folder."),
     out: Path = typer.Argument(..., help="The adapter folder to write."),
-    base: str = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the pack names."),
+    base: str = typer.Option(None, "--base", "-b", help="The base, if it is not at the place that the pack names."),
     dtype: str = typer.Option("float32", "--dtype", help="Type of the factors: float32 (exact), bfloat16, float16."),
     lora_only: bool = typer.Option(
-        False, "--lora-only", help="Leave out norms, biases and embeddings: vLLM loads factors alone."
+        False, "--lora-only", help="Leave out norms, biases and embeddings: vLLM loads only factors."
     ),
     keep_ranks: bool = typer.Option(
         False, "--keep-ranks", help="Give each layer its own rank: smaller, but vLLM reads one rank for all."
@@ -33,8 +33,8 @@ def lora(
 ) -> None:
     """Write a pack as a PEFT LoRA adapter, which PEFT, vLLM and LoRAX load.
 
-    The factors of the pack become the factors of the adapter, at scale 1. What LoRA cannot hold is stored as PEFT
-    stores it; what no adapter can hold is named, with its share of the change.
+    The factors of the pack become the factors of the adapter, at scale 1. Tensors that LoRA cannot express are stored
+    as PEFT stores them; those that no adapter can have are named, with their share of the change.
 
     **Examples**
 
@@ -43,13 +43,13 @@ def lora(
     `skillweave export lora packs/mine adapters/mine --lora-only --dtype bfloat16`
     """
     from skillweave.base.open import as_dtype
-    from skillweave.cli.contents import out as terminal
+    from skillweave.cli.output import say
     from skillweave.errors import UserError
     from skillweave.pack import Skillpack, export_lora
 
     check_new_folder(out)
     if (wanted := as_dtype(dtype)) is None:
-        raise UserError("--dtype auto has no meaning here: name float32, bfloat16 or float16")
+        raise UserError("--dtype auto has no meaning here: choose float32, bfloat16 or float16")
     done = export_lora(
         Skillpack.from_pretrained(pack),
         out,
@@ -80,7 +80,7 @@ def lora(
         share = sum(done.left_out.values())
         lines.append(f"Left out: {_listed(sorted(done.left_out))}, {share:.2%} of the change (of its squared norm).")
     for line in lines:
-        terminal.print(line, soft_wrap=True)
+        say(line)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,9 +1,8 @@
-"""Jobs of several settings: what was typed laid over the file of --config, and what is said of the result."""
+"""Commands with many settings: read them from the file of --config and from typed options, then run a method."""
 
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, get_type_hints
 
+from skillweave.cli.output import say
 from skillweave.cli.places import check_apart, check_folder, is_run
 from skillweave.errors import UserError
 
@@ -21,18 +21,19 @@ C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True)
-class Job(Generic[C]):
-    """What a command is to do: on which base, with which settings, and where to leave it."""
+class CommandJob(Generic[C]):
+    """What a command works on: a base, settings, and the folder for the result."""
 
     base: str
     settings: C
     out: Path
 
 
-def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str]) -> Job[C]:
-    """Settings ``cls``, ``base`` and ``out`` from a YAML file, under what was ``typed``, under each ``--set``.
+def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str]) -> CommandJob[C]:
+    """Read ``base``, ``out`` and settings of the class ``cls`` from a YAML file, ``typed`` options and ``--set``.
 
-    What is None or empty in ``typed`` was not. Raises :class:`UserError`, also for what is needed and stands nowhere.
+    Typed options replace what the file says, and ``overrides`` (``KEY=VALUE`` of --set) replace both. ``typed`` values
+    that are None or empty count as not given. Raises :class:`UserError`, also if a required setting is missing.
     """
     from pydantic import create_model
 
@@ -41,27 +42,27 @@ def read_job(cls: type[C], file: Path | None, typed: Mapping[str, Any], override
     hints = get_type_hints(cls, include_extras=True)
     needed = {"base": str, **{key: hints[key] for key, field in cls.model_fields.items() if field.is_required()}}
     needed["out"] = Path
-    # What is needed may be missing while it is read: the message about it names the option that gives it.
+    # Required settings may be missing while the file is read: the message below names the option for each.
     fields: dict[str, Any] = {key: (hint | None, None) for key, hint in needed.items()}
-    with_places = cast("type[Config]", create_model("Job", __base__=cls, **fields))
-    laid_over = [
+    with_places = cast("type[Config]", create_model("CommandJob", __base__=cls, **fields))
+    typed_overrides = [
         f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"
         for key, value in typed.items()
         if value is not None and value != []
     ]
-    found: Any = read_config(with_places, file, [*laid_over, *overrides])
+    read: Any = read_config(with_places, file, [*typed_overrides, *overrides])
     for key in needed:
-        if getattr(found, key) is None:
+        if getattr(read, key) is None:
             raise UserError(f"{key} is missing: give --{key}, or write `{key}:` in the file of --config")
-    # What was not set stays unset: a method may choose a default by what else there is.
-    settings = cls.model_validate(found.model_dump(exclude={"base", "out"}, exclude_unset=True))
-    return Job(found.base, settings, found.out)
+    # Settings that were not given stay unset: a method may choose a default that depends on the others.
+    settings = cls.model_validate(read.model_dump(exclude={"base", "out"}, exclude_unset=True))
+    return CommandJob(read.base, settings, read.out)
 
 
 def make_delta(
     name: str, file: Path | None, typed: Mapping[str, Any], overrides: Sequence[str], device: str | None
-) -> tuple[Job[Any], Path]:
-    """Run the method of that name, say where its delta is, and return the job and that place."""
+) -> tuple[CommandJob[Any], Path]:
+    """Run the method of that name and print where its delta is; return the job and the delta's folder."""
     from skillweave.base import open_base
     from skillweave.methods import get_method
 
@@ -75,19 +76,6 @@ def make_delta(
     return job, made
 
 
-def is_first_process() -> bool:
-    """Under torchrun the first process writes and speaks for all."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def say(text: str) -> None:
-    """One line of a result, on standard output."""
-    from skillweave.cli.show import out as terminal
-
-    if is_first_process():
-        terminal.print(text, soft_wrap=True)
-
-
 def command_line() -> str:
-    """The command as it was typed, for the report."""
+    """The command line as it was typed, for a report."""
     return shlex.join(["skillweave", *sys.argv[1:]])

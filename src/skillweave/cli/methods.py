@@ -1,4 +1,4 @@
-"""``skillweave specialise``, ``tpaw`` and ``e3tir``: the ways to make a delta."""
+"""``skillweave specialise``, ``tpaw`` and ``e3tir``: the methods that make the delta of a skill."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from skillweave.cli.jobs import make_delta, say
 from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 
 TASK = typer.Option(None, "--task", "-t", help="A task: YAML or data file, `builtin:...`, `reasoning-gym:...`.")
-OUT = typer.Option(None, "--out", "-o", help="Work folder; the delta is left in OUT/delta.")
+OUT = typer.Option(None, "--out", "-o", help="The work folder; the delta is written to OUT/delta.")
 
 
 @app.command()
@@ -25,9 +25,9 @@ def specialise(
 ) -> None:
     """Grow one specialist: the base samples its own answers, the verifier judges, online DPO trains a delta.
 
-    Where the base never succeeds it is first warmed up on the task's answers. Killed and run again, it goes on.
-    Where nothing is learnt there is no delta: the command says why, and exits with 2.
-    `base`, `task` and `out` may stand in the config's file too.
+    If the base never succeeds, it is first trained on the task's answers. A killed run resumes with the same command.
+    If nothing is learnt, there is no delta: the command says why, and exits with 2.
+    `base`, `task` and `out` may be in the file of --config too.
 
     **Examples**
 
@@ -53,9 +53,9 @@ def tpaw(
 ) -> None:
     """Align on supervised data alone: the model plays, round by round, against a team of its past selves.
 
-    The task's answers are preferred to what the last players wrote; nobody labels preferences. The round that does
-    best on held-out prompts is kept. Killed and run again, it goes on.
-    `base`, `task` and `out` may stand in the config's file too.
+    The model learns to prefer the task's answers to those of the last players; nobody labels preferences. The round
+    with the best score on held-out prompts is kept. A killed run resumes with the same command.
+    `base`, `task` and `out` may be in the file of --config too.
 
     **Examples**
 
@@ -77,11 +77,11 @@ def e3tir(
     overrides: list[str] = SET,
     device: str = DEVICE,
 ) -> None:
-    """Warm up an agent that calls tools: branches from an expert's traces and its own exploration, then RL.
+    """Warm up a model that calls tools with an expert's traces and its own exploration, then train it with RL.
 
-    Few traces are enough: the policy goes on from where it is least sure of what the expert did, and a verifier judges.
-    Killed and run again, it goes on.
-    `base`, `task` and `out` may stand in the config's file too.
+    Few traces are enough: the model continues them from where it is least sure of what the expert did, and a verifier
+    judges the result. A killed run resumes with the same command.
+    `base`, `task` and `out` may be in the file of --config too.
 
     **Examples**
 
@@ -95,8 +95,13 @@ def e3tir(
 
 
 def _run(
-    name: str, base: str | None, task: str | None, out: Path | None, config: Path | None, overrides: list[str],
+    name: str,
+    base: str | None,
+    task: str | None,
+    out: Path | None,
+    config: Path | None,
+    overrides: list[str],
     device: str | None,
-) -> None:  # fmt: skip
+) -> None:
     job, made = make_delta(name, config, {"base": base, "task": task, "out": out}, overrides, device)
     say(f"Zip it: skillweave zip --base {job.base} --delta {made} --task {task or 'TASK'} -o PACK")

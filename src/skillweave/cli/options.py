@@ -1,4 +1,4 @@
-"""Options that several commands share, so that they read and work alike."""
+"""Options that several commands share, so that they have the same words and the same effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
-    """Take the command's defaults from a YAML file; what is typed wins over them."""
+    """Take the command's defaults from a YAML file; typed options replace them."""
     if file is None:
         return None
     from skillweave.config import read_mapping
@@ -25,7 +25,7 @@ def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
     for key in values:
         if key not in known:
             raise UserError(f"{file}: unknown key '{key}'; {nearest(str(key), known)}")
-    for option in context.command.params:  # of an option that is repeatable one value may stand alone
+    for option in context.command.params:  # a repeatable option may have a single value in the file
         value = values.get(str(option.name))
         if getattr(option, "multiple", False) and value is not None and not isinstance(value, list):
             values[str(option.name)] = [value]
@@ -42,34 +42,40 @@ DEFAULTS = typer.Option(
     "-c",
     callback=_defaults_from,
     is_eager=True,
-    help="A YAML file with these arguments and options, as `max_new_tokens: 64`.",
+    help="A YAML file with these arguments and options, for example `max_new_tokens: 64`.",
 )
-SET = typer.Option([], "--set", "-s", metavar="KEY=VALUE", help="Override one setting, as `seed=1`. Repeatable.")
-DEVICE = typer.Option(None, "--device", help="Where to compute, as cpu or cuda:0.")
+SET = typer.Option([], "--set", "-s", metavar="KEY=VALUE", help="Override one setting: `seed=1`. Repeatable.")
+DEVICE = typer.Option(None, "--device", help="Where to compute, for example cpu or cuda:0.")
 DTYPE = typer.Option(
     None,
     "--dtype",
-    help="Type of the weights in memory: bfloat16, float32, float16, or auto: as the files hold them where the device "
-    "computes that, else float32.",
+    help="Dtype of the weights in memory: bfloat16, float32, float16, or auto: the dtype of the files if the device "
+    "computes it, else float32.",
 )
-TEMPERATURE = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy: always the likeliest token.")
+TEMPERATURE = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy: always the most likely token.")
 TOP_P = typer.Option(
-    None, "--top-p", min=0.0, max=1.0, help="Draw among the likeliest tokens that reach this probability together [1]."
+    None, "--top-p", min=0.0, max=1.0, help="Draw from the most likely tokens that together reach this probability [1]."
 )
 SEED = typer.Option(
-    0, "--seed", min=0, max=2**63 - 1, help="Of all random draws: the same seed gives the same answers."
+    0, "--seed", min=0, max=2**63 - 1, help="The seed of all random draws: the same seed gives the same answers."
 )
 
 
 def read_sampling(
-    *, max_new_tokens: int | None, temperature: float, top_p: float | None, seed: int, batch_size: int | None,
-    samples: int = 1, model_defaults: bool = False,
-) -> Sampling:  # fmt: skip
-    """How answers are drawn. Raises :class:`UserError` where an option would have no effect."""
+    *,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float | None,
+    seed: int,
+    batch_size: int | None,
+    samples: int = 1,
+    model_defaults: bool = False,
+) -> Sampling:
+    """The sampling settings from typed options. Raises :class:`UserError` if an option would have no effect."""
     if not math.isfinite(temperature):
-        raise UserError(f"--temperature {temperature} is no finite number: set one from 0 to about 2")
+        raise UserError(f"--temperature {temperature} is not a finite number: set one from 0 to about 2")
     if model_defaults and (temperature or top_p is not None):
-        raise UserError("--model-defaults takes both from the model's file: leave out --temperature and --top-p")
+        raise UserError("--model-defaults takes both from the model's own file: leave out --temperature and --top-p")
     if temperature == 0 and samples > 1 and not model_defaults:
         raise UserError(
             f"--samples {samples} at temperature 0 would give the same answer {samples} times: set --temperature, for "
@@ -78,7 +84,7 @@ def read_sampling(
     if temperature == 0 and top_p is not None:
         raise UserError("--top-p has no effect at temperature 0: set --temperature, for example --temperature 0.8")
     if top_p == 0:
-        raise UserError("--top-p 0 leaves no token to draw: set more than 0, or leave --temperature out (greedy)")
+        raise UserError("--top-p 0 leaves no token to draw: set more than 0, or leave out --temperature (greedy)")
     from skillweave.base import Sampling
 
     return Sampling(

@@ -1,4 +1,4 @@
-"""``skillweave zip``, ``unzip`` and ``inspect``: deltas into packs, packs into models, and what is in them."""
+"""``skillweave zip``, ``unzip`` and ``inspect``: deltas to packs, packs to models, and what is in a folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def zip_(
     base: str = BASE,
     tuned: str = typer.Option(None, "--tuned", "-t", help="A fine-tune of the base: folder, hub id or GGUF file."),
     lora: str = typer.Option(None, "--lora", help="A PEFT adapter of the base: folder or hub id."),
-    revision: str = typer.Option(None, "--revision", help="With --lora and a hub id: a branch, tag or commit."),
-    subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder inside that holds the adapter."),
-    delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` leaves one."),
-    task: str = typer.Option(None, "--task", help="For settings that need calibration: prompts with answers."),
-    ratio: str = typer.Option(None, "--ratio", help="Pack bytes over bf16 delta bytes, as 1/32."),
-    budget: str = typer.Option(None, "--budget", help="Pack bytes, as 8MB."),
-    name: str = typer.Option(None, "--name", help="The pack's name (the folder's by default)."),
+    revision: str = typer.Option(None, "--revision", help="With --lora and a hub id: the branch, tag or commit."),
+    subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder inside it that has the adapter."),
+    delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` writes it."),
+    task: str = typer.Option(None, "--task", help="Prompts with answers, for settings that need calibration."),
+    ratio: str = typer.Option(None, "--ratio", help="Size of the pack as a share of the bf16 delta: 1/32."),
+    budget: str = typer.Option(None, "--budget", help="Size of the pack in bytes: 8MB."),
+    name: str = typer.Option(None, "--name", help="The pack's name (default: the name of its folder)."),
     allow_left_out: bool = typer.Option(
-        False, "--allow-left-out", help="Make the pack even if more than 5% of the change is left out of it."
+        False, "--allow-left-out", help="Make the pack even if more than 5% of the change is left out."
     ),
     config: Path = CONFIG,
     overrides: list[str] = SET,
@@ -57,7 +57,7 @@ def zip_(
     from skillweave.tasks import load_task
 
     if sum(source is not None for source in (tuned, lora, delta)) != 1:
-        raise UserError("name one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
+        raise UserError("give one of --tuned MODEL, --lora ADAPTER and --delta FOLDER")
     if lora is None and (revision or subfolder):
         raise UserError("--revision and --subfolder belong to --lora: name an adapter, or leave them out")
     check_apart(out, base=base, tuned=tuned, lora=lora, delta=delta)
@@ -93,12 +93,12 @@ def zip_(
 def unzip(
     pack: Path = typer.Argument(..., help="A skillpack folder."),
     out: Path = typer.Option(..., "--out", "-o", metavar="MODEL", help="The Hugging Face folder to write."),
-    base: str = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the pack names."),
+    base: str = typer.Option(None, "--base", "-b", help="The base, if it is not at the place that the pack names."),
     dtype: str = typer.Option(
-        None, "--dtype", help="Type of the written weights (float32: not rounded to the base's)."
+        None, "--dtype", help="Dtype of the written weights (default: that of the base; float32 is not rounded)."
     ),
 ) -> None:
-    """Lay a pack on its base and write an ordinary Hugging Face model.
+    """Add a pack to its base and write an ordinary Hugging Face model.
 
     **Examples**
 
@@ -106,7 +106,7 @@ def unzip(
 
     `skillweave unzip packs/mine --base ./SmolLM2 --dtype float32 -o models/mine`
     """
-    from skillweave.cli.contents import out as terminal
+    from skillweave.cli.output import say
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
 
@@ -114,25 +114,25 @@ def unzip(
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
-    terminal.print(f"Wrote {out}: open it with transformers' from_pretrained.", soft_wrap=True)
+    say(f"Wrote {out}: open it with transformers' from_pretrained.")
 
 
 @app.command()
 def inspect(
     folder: Path = typer.Argument(
-        ..., help="A skillpack, weave, delta, PEFT adapter or model folder; a GGUF file or bundled:... too."
+        ..., help="A folder: skillpack, weave, delta, PEFT adapter or model. Or a GGUF file or bundled:..."
     ),
     tensors: bool = typer.Option(
-        False, "--tensors", help="List every tensor of a pack; of a delta, those that are no matrices."
+        False, "--tensors", help="Also list every tensor of a pack, or the tensors of a delta that are not matrices."
     ),
-    base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, where it lies elsewhere."),
-    as_json: bool = typer.Option(False, "--json", help="Write JSON instead."),
+    base: str = typer.Option(None, "--base", "-b", help="For a delta: its base, if it is not where the delta says."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON, for programs."),
 ) -> None:
     """Show what is in a folder: a pack, a weave, a delta, a PEFT adapter or a model.
 
-    Of a delta: what changed, how much against the base, and what a pack would leave out. Of an adapter: its kind, rank
-    and layers, and what is unusual. Of a model: architecture, size, fingerprint, tokenizer, end tokens, and what in the
-    folder contradicts itself.
+    For a delta: what changed, how much compared with the base, and what a pack would leave out. For an adapter: its
+    kind, rank and layers, and unusual options. For a model: architecture, size, fingerprint, tokenizer, end tokens, and
+    contradictions between its files.
 
     **Examples**
 
@@ -153,12 +153,12 @@ def inspect(
     from skillweave.weave import is_weave, read_card
 
     if str(folder).startswith("bundled:") or (folder.suffix == ".gguf" and folder.is_file()):
-        from skillweave.base import resolve  # needs torch, for which showing a pack does not wait
+        from skillweave.base import resolve  # needs torch, which a pack does not
 
         folder = resolve(str(folder))
     check_folder(folder, "the folder of a weave, a skillpack, a delta, a PEFT adapter or a model")
     if base is not None and not is_delta(folder):
-        raise UserError(f"--base goes with a delta folder; {folder} is none")
+        raise UserError(f"--base belongs to a delta folder, and {folder} is not one: leave it out")
     if is_weave(folder):
         weave = read_card(folder)
         _as_json({"kind": "weave", **weave.model_dump(mode="json")}) if as_json else show_weave(weave, folder)
@@ -171,15 +171,15 @@ def inspect(
     elif is_delta(folder) or any((folder / name).is_file() for name in ("adapter_config.json", "config.json")):
         from skillweave.cli.described import described, show_described
 
-        found = described(folder, base)
-        _as_json(found) if as_json else show_described(found, tensors=tensors)
+        facts = described(folder, base)
+        _as_json(facts) if as_json else show_described(facts, tensors=tensors)
     else:
         raise UserError(
-            f"{folder} is neither a weave nor a skillpack, a delta, a PEFT adapter or a model: it has no weave.json, "
-            f"skillpack.json, delta.json, adapter_config.json or config.json"
+            f"{folder} is neither a weave nor a skillpack, a delta, a PEFT adapter or a model: it does not have a "
+            f"weave.json, skillpack.json, delta.json, adapter_config.json or config.json"
         )
 
 
 def _as_json(values: object) -> None:
-    """Print JSON in plain ASCII: nothing in it can steer a terminal."""
+    """Print JSON in plain ASCII, which cannot control a terminal."""
     print(json.dumps(values, indent=2))

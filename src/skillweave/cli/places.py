@@ -1,4 +1,4 @@
-"""Where a command may write: told, and claimed, before the work and not after it."""
+"""Check and claim the places that a command writes to, before its work begins and not after it."""
 
 from __future__ import annotations
 
@@ -18,59 +18,61 @@ _CLAIMS = ExitStack()
 
 
 def release_places() -> None:
-    """Give back what the checks of this module claimed: called when a command ends."""
+    """Release all places that the checks of this module claimed; called when a command ends."""
     _CLAIMS.close()
 
 
 def check_place(out: Path, *, replaced: bool = True) -> Place:
-    """The place behind ``out``; :class:`UserError` unless it can be made, or where it is ``replaced`` be replaced."""
+    """The place behind ``out``. Raises :class:`UserError` if it cannot be made or, with ``replaced``, be replaced."""
     from skillweave.files.disk import existing
     from skillweave.files.place import place_of
 
     if out.name in ("", "..") or "\0" in str(out):
-        raise UserError(f"--out {out}: name a folder to make; the one you stand in, or above, cannot be replaced")
+        raise UserError(f"--out {out}: name a new folder; the current folder, or one above it, cannot be replaced")
     try:
         place, there = place_of(out), existing(out)
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}: choose another place") from error
     if replaced and Path.cwd().is_relative_to(place.path):
-        raise UserError(f"--out {out} is the folder you stand in, or above it, and cannot be replaced: choose another")
+        raise UserError(f"--out {out} is the current folder, or above it, and cannot be replaced: choose another")
     if there != place.path and not there.is_dir():
-        raise UserError(f"--out {out}: {there} is a file, nothing can lie in it: choose another place")
+        raise UserError(f"--out {out}: {there} is a file, so nothing can be in it: choose another place")
     writable = place.path if place.inside else there if there != place.path else place.path.parent
     if not os.access(writable, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: you may not write in {writable}: choose another place")
+        raise UserError(f"--out {out}: no permission to write in {writable}: choose another place")
     return place
 
 
 def check_file(out: Path) -> None:
-    """Raise :class:`UserError` unless a file can be written to ``out``; an old one is replaced.
+    """Raise :class:`UserError` unless a file can be written to ``out``; an old file is replaced.
 
-    A device or a pipe (``/dev/stdout``, ``/dev/null``) is one too.
+    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too.
     """
     from skillweave.files.place import is_special, stream_of
 
     if stream_of(out) is not None or is_special(out):
         return
     if os.path.isfile(out) and os.access(out, os.W_OK):
-        return  # where its folder may not be written it is overwritten in place
+        return  # if its folder is not writable, it is overwritten in place
     check_place(out, replaced=False)
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file in it")
 
 
 def check_folder(out: Path, ours: Callable[[Path], bool], kind: str, *, replaced: bool = True) -> None:
-    """Claim ``out`` for this command. Raises :class:`UserError` where it holds anything but an older ``kind``: a
-    person's files are not ours. ``replaced``: what is there goes as a whole, and is not a folder to go on in."""
+    """Claim the folder ``out`` for this command.
+
+    ``ours`` says whether a folder is an older result of the same ``kind``. ``replaced`` is True if an older result is
+    replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else.
+    """
     check_place(out, replaced=replaced)
     _claim(out)
     if _occupied(out) and not ours(out):
-        raise UserError(f"--out {out} holds something that is no {kind}: choose another place")
+        raise UserError(f"--out {out} holds something that is not a {kind}: choose another place")
 
 
 def check_new_folder(out: Path) -> None:
-    """Claim ``out``. Raises :class:`UserError` where something lies there: a whole model is too dear to be replaced
-    unasked."""
+    """Claim the folder ``out``. Raises :class:`UserError` if it is not empty: a model is never replaced unasked."""
     check_place(out)
     _claim(out)
     if _occupied(out):
@@ -78,29 +80,34 @@ def check_new_folder(out: Path) -> None:
 
 
 def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | None) -> None:
-    """Raise :class:`UserError` where ``out`` lies in a folder that the command reads, or where it is ``replaced`` and
-    the folder lies in it."""
+    """Raise :class:`UserError` if ``out`` is inside a folder that the command reads.
+
+    With ``replaced``, also if such a folder is inside ``out``, because it would be deleted. ``sources`` has the name of
+    each folder for the message.
+    """
     target = Path(os.path.realpath(out))
     for name, source in sources.items():
         if source is None or not os.path.exists(os.path.expanduser(source)):
-            continue  # a hub id, or told where it is opened
+            continue  # a hub id, or a mistake that is reported when it is opened
         real = Path(os.path.realpath(os.path.expanduser(source)))
         if target.is_relative_to(real) or (replaced and real.is_relative_to(target)):
-            relation = "is" if target == real else "lies in" if target.is_relative_to(real) else "holds"
-            raise UserError(f"--out {out} {relation} the {name} {source}, which is only read: choose another place")
+            relation = "is" if target == real else "is inside" if target.is_relative_to(real) else "contains"
+            raise UserError(
+                f"--out {out} {relation} the {name} {source}, which this command only reads: choose another place"
+            )
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is the work folder of a method, also of one killed before it wrote more than a hidden file."""
+    """Whether a folder is a method's work folder, also of a method that was killed before it wrote a visible file."""
     if not folder.is_dir():
         return False
     if all(path.name.startswith(".") or path.name == "lost+found" for path in folder.iterdir()):
         return True
     try:
-        found = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
     except UserError:
         return False
-    return isinstance(found, dict) and {"method", "base", "config"} <= set(found)
+    return isinstance(config, dict) and {"method", "base", "config"} <= set(config)
 
 
 def _occupied(out: Path) -> bool:
@@ -113,7 +120,7 @@ def _occupied(out: Path) -> bool:
 
 
 def _claim(out: Path) -> None:
-    """Hold the lock of ``out`` until the command ends, and see that files there can be renamed."""
+    """Hold the lock of ``out`` until the command ends, and check that folders there can be renamed."""
     from skillweave.files.atomic import try_rename
     from skillweave.files.lock import claim
 

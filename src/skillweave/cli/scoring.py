@@ -1,4 +1,4 @@
-"""``skillweave eval``: one task asked and scored, and what is written of it."""
+"""Score one task for ``skillweave eval``, and make the record that is written of it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from skillweave.weave import Reply
 
 @dataclass(frozen=True)
 class Examples:
-    """The solved examples that stand before each prompt of a task; ``drawn`` may hold one more, a spare."""
+    """The solved examples before each prompt of a task. ``drawn`` may have one more, as a spare."""
 
     count: int
     drawn: list[Entry]
 
     @classmethod
     def of(cls, task: Task, count: int, seed: int) -> Examples:
-        """``count`` examples of the task's train split. Raises :class:`UserError` where there are too few."""
+        """``count`` examples of the task's train split. Raises :class:`UserError` if there are too few."""
         return cls(count, draw_examples(task, count, seed) if count else [])
 
     def ask(self, entry: Entry) -> Prompt:
@@ -33,7 +33,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Rated:
-    """A task, its score, and the replies that were scored: ``score.samples`` of each entry, one after the other."""
+    """A task, its score, and the scored replies: ``score.samples`` replies for each entry, in the order of entries."""
 
     given: str
     task: Task
@@ -43,11 +43,11 @@ class Rated:
 
     @property
     def cut_off(self) -> int:
-        """How many replies ran into a limit before the model ended them."""
+        """The number of replies that ran into a limit before the model ended them."""
         return sum(reply.ended != "answer" for reply in self.replies)
 
     def record(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """What is written of it as JSON: the figures, the examples that were shown, and every answer."""
+        """The record for the JSON file: figures, the examples that were shown, and every answer."""
         size = self.score.samples
         drawn = [self.replies[at : at + size] for at in range(0, len(self.replies), size)]
         examples = [{"prompt": one.prompt, "answer": one.answer} for one in self.examples.drawn[: self.examples.count]]
@@ -71,7 +71,7 @@ def rate(
     engine: LocalEngine, pack: str | None, given: str, task: Task, tools: OpenTools | None, examples: Examples,
     sampling: Sampling, *, split: str, limit: int | None, samples: int,
 ) -> Rated:  # fmt: skip
-    """Ask a task's prompts and score the answers; ``given`` is what the user called the task."""
+    """Answer a task's prompts and score the answers; ``given`` is the task as the user wrote it."""
     replies: list[Reply] = []
 
     def texts(prompts: list[Prompt]) -> list[str | None]:

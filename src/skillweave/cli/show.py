@@ -1,4 +1,4 @@
-"""What the commands print on standard output."""
+"""Print the results of commands: reports, scores, conversations."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from skillweave.cli.output import out
 from skillweave.cli.scoring import Rated
 from skillweave.methods.cku.report.page import short_probe_table, short_unlearn_table
+from skillweave.pipeline.plan import PlannedStep
 from skillweave.pipeline.report import short_skill_table
 from skillweave.progress import console
 from skillweave.tasks.evaluate import Figure
-from skillweave.terminal import SafeConsole, harmless, printable
-from skillweave.units import human_bytes
+from skillweave.terminal import harmless, printable
+from skillweave.units import human_bytes, human_seconds
 from skillweave.weave import BASE, Reply
-
-out = SafeConsole()
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
-    """The table of a build, what it costs in memory, and where the rest lies."""
+    """Print the scores of a build, its memory, and where the weave and the report are."""
     memory, router = report["memory"], report["router"]
     out.print()
     out.print(short_skill_table(report).rich(title="Mean scores on the test prompts, in percent"))
@@ -41,8 +41,30 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
     out.print(f'Ask it something: skillweave generate {folder} "your prompt"', soft_wrap=True)
 
 
+def show_plan(steps: Sequence[PlannedStep]) -> None:
+    """Print the steps of a build with their states, and the totals."""
+    table = RichTable(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("step", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("last time", justify="right", no_wrap=True)
+    table.add_column("because of", overflow="fold")
+    for step in steps:
+        took = "-" if step.seconds is None else human_seconds(step.seconds)
+        table.add_row(*map(Text, (step.name, step.state, took, ", ".join(step.because))))
+    out.print(table)
+    totals = []
+    for state in dict.fromkeys(step.state for step in steps):
+        group = [step for step in steps if step.state == state]
+        seconds = [step.seconds for step in group if step.seconds is not None]
+        took = f" (last time {human_seconds(sum(seconds))})" if seconds else ""
+        totals.append(f"{len(group)} {state}{took}")
+    out.print(f"{len(steps)} steps: {', '.join(totals)}.", soft_wrap=True)
+    if any(step.state == "perhaps again" for step in steps):
+        out.print("Perhaps again: only if the steps named beside it make something else than last time.")
+
+
 def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
-    """What became of both sets, what the probes brought back, and where the rest lies."""
+    """Print the figures of both sets, what the probes brought back, and where the report is."""
     out.print()
     out.print(short_unlearn_table(report).rich(title="What is forgotten, and what is kept"))
     out.print()
@@ -51,7 +73,7 @@ def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
 
 
 def show_rated(rated: Sequence[Rated], split: str) -> None:
-    """The scores with their intervals: a line for one task, a table for several; then what to know of them."""
+    """Print scores with intervals, as a line for one task or a table for several, and then notes on the answers."""
     if len(rated) == 1:
         score = rated[0].score
         out.print(f"{rated[0].task.name}, {split}: {_with_interval(score.figure, f'{score.n} prompts')}")
@@ -62,13 +84,13 @@ def show_rated(rated: Sequence[Rated], split: str) -> None:
     for one, title in zip(rated, _titles(rated), strict=True):
         name = f"{title}: " if len(rated) > 1 else ""
         if one.examples.count:
-            out.print(f"{name}{one.examples.count} examples of the train split stood before each prompt")
+            out.print(f"{name}{one.examples.count} examples of the train split were put before each prompt")
         _show_calls(name, one.replies)
         show_cut_off(one.replies, name)
 
 
 def show_cut_off(replies: Sequence[Reply], name: str = "") -> None:
-    """A note of the answers that ran into a limit; nothing where there are none."""
+    """Print how many answers ran into a limit, if any did."""
     cut = sum(reply.ended != "answer" for reply in replies)
     if cut:
         which = "The answer was" if len(replies) == 1 else f"{cut / len(replies):.0%} of the answers were"
@@ -91,15 +113,15 @@ def _show_table(rated: Sequence[Rated], split: str) -> None:
 
 
 def _titles(rated: Sequence[Rated]) -> list[str]:
-    """The tasks' names; of those that share one, what the user called them."""
+    """The name of each task; for tasks with the same name, what the user called them."""
     names = [one.task.name for one in rated]
     return [one.given if names.count(name) > 1 else name for one, name in zip(rated, names, strict=True)]
 
 
 def _of_samples(rated: Rated) -> dict[str, Figure]:
-    """What several samples a prompt give beside their mean."""
-    found = {f"pass@{k}": figure for k, figure in rated.score.pass_at.items()}
-    return found | ({"majority": rated.score.majority} if rated.score.majority is not None else {})
+    """pass@k and the majority's score, if each prompt has several samples."""
+    figures = {f"pass@{k}": figure for k, figure in rated.score.pass_at.items()}
+    return figures | ({"majority": rated.score.majority} if rated.score.majority is not None else {})
 
 
 def _with_interval(figure: Figure, of: str) -> str:
@@ -120,12 +142,12 @@ def _show_calls(name: str, replies: Sequence[Reply]) -> None:
     out.print(f"{name}{calls:.2f} calls a prompt, {failed:.2f} of them failed; {answered:.0%} ended with an answer")
     others = sum(one.other_forms for one in held)
     if others:
-        out.print(f"{name}{others} of the calls were read in another form than the model was told")
+        out.print(f"{name}{others} of the calls were in another form than the model was told to use")
 
 
 _ENDED_BY = {
     "calls": "it would have made more calls than max_tool_calls allows: allow more in the file of --tools",
-    "length": "it grew to its longest: give more --max-new-tokens, unless that is the base's context",
+    "length": "it reached its longest length: give more --max-new-tokens, unless the base's context is full",
 }
 
 
@@ -144,7 +166,7 @@ def show_conversation(reply: Reply) -> None:
 
 
 def show_side_by_side(rows: Sequence[Any]) -> None:
-    """One mixed batch: the prompt, the route taken, what the base says and what the weave says."""
+    """Print a mixed batch: each prompt, its route, the answer of the base and the answer of the weave."""
     table = RichTable(title="One mixed batch, one process", title_justify="left", show_lines=True)
     table.add_column("prompt", ratio=4, overflow="fold")
     table.add_column("route", ratio=1, overflow="fold")

@@ -1,7 +1,7 @@
-"""Where the program starts, and how it stops: nothing is imported here that takes time.
+"""The start and the stop of the program. Nothing slow is imported here.
 
-Ctrl-C (SIGINT), SIGTERM and SIGHUP end the program by one sentence and the exit code that shells expect, at any moment:
-while modules are imported, in the middle of a bar, while it is already stopping.
+Ctrl-C (SIGINT), SIGTERM and SIGHUP end the program with one sentence and the exit code that shells expect, at any
+moment: while modules are imported, in the middle of a progress bar, or while it is already stopping.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-_SENTENCE = "Stopped. Run the same command again to go on."
+_SENTENCE = "Stopped. Run the same command again to resume."
 _SHOW_CURSOR = "\x1b[?25h"
-_GRACE = 2.0  # seconds that a stop may take before a second Ctrl-C ends the process at once
+_GRACE = 2.0  # seconds for a clean stop; after that, a second Ctrl-C ends the process at once
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0, 1 for a bug, 2 for a person's mistake, 130 and its like where stopped."""
+    """Run the command line. Exit codes: 0, 1 for a bug, 2 for a user's mistake, 128 + the signal if it was stopped."""
     stops = _Stops()
     stops.listen()
     sys.excepthook = _show_bug
@@ -29,7 +29,7 @@ def main() -> None:
 
         app.main()
     except BaseException as error:
-        # Libraries turn a Ctrl-C into errors of their own, so what was raised does not matter once one was pressed.
+        # Libraries turn a Ctrl-C into their own errors, so after one was pressed the kind of the error does not matter.
         if stops.number is None and not _is_stop(error):
             raise
         stops.number = stops.number or signal.SIGINT
@@ -41,18 +41,18 @@ def main() -> None:
 
 
 class _Stops:
-    """The signals that stop the program: the first is raised as KeyboardInterrupt, so that files are cleaned up."""
+    """The signals that stop the program. The first one is raised as KeyboardInterrupt, so files are cleaned up."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        """of the signal that stopped the program"""
+        """The number of the signal that stopped the program, or None."""
         self.over = False
-        """the command has ended, and Python is shutting down"""
+        """Whether the command has ended and Python is shutting down."""
         self._since = 0.0
         self._process = os.getpid()
 
     def listen(self) -> None:
-        """Take over the signals, unless the parent ignores one for us (``nohup``, a job in the background)."""
+        """Handle the signals, except those that the parent process ignores for us (``nohup``, a background job)."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -61,7 +61,7 @@ class _Stops:
         sys.unraisablehook = self._in_a_callback
 
     def _received(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process or self.over:  # a worker that was forked off: its parent says it for both
+        if os.getpid() != self._process or self.over:  # a forked worker: its parent prints the sentence
             os._exit(128 + number)
         if self.number is None:
             self.number, self._since = number, time.monotonic()
@@ -71,10 +71,10 @@ class _Stops:
             os._exit(128 + self.number)
 
     def _in_a_callback(self, ignored: Any) -> None:
-        """Python passes over what is raised while it frees an object: there a Ctrl-C has to be raised once more."""
+        """Raise a Ctrl-C again if it came while Python freed an object, because Python ignores errors there."""
         if self.number is not None and issubclass(ignored.exc_type, KeyboardInterrupt):
             number, self.number = self.number, None
-            # Not from here: what is raised within this function is passed over too.
+            # Not from here: errors in this function are ignored too.
             threading.Timer(0.01, os.kill, (self._process, number)).start()
         elif self.number is None:
             sys.__unraisablehook__(ignored)
@@ -92,11 +92,11 @@ def _say_stopped() -> None:
         sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{_SENTENCE}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
-        pass  # nobody listens any more
+        pass  # standard error is closed
 
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show the traceback of a bug; texts of strangers in it cannot steer the terminal."""
+    """Print the traceback of a bug; texts in it cannot control the terminal."""
     import traceback
 
     from skillweave.terminal import for_file

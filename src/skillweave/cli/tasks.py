@@ -1,4 +1,4 @@
-"""``skillweave tasks``: look through a task before training on it, and list those that are built in."""
+"""``skillweave tasks``: check a task before training on it, and list the built-in tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from skillweave.tasks.check import TaskReport
 
 group = typer.Typer(
-    help="Tasks: look through one before training on it, list those that are built in.",
+    help="Tasks: check one before training on it, or list the built-in ones.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -30,17 +30,20 @@ def check(
         ..., metavar="TASK", help="A data file, YAML file, `builtin:...`, `reasoning-gym:...` or `dataset:...`."
     ),
     base: str = typer.Option(
-        None, "--base", "-b", help="Count tokens as this base does: folder, hub id, GGUF file or bundled:smollm2."
+        None,
+        "--base",
+        "-b",
+        help="Count tokens as this base does: folder, hub id, GGUF file or bundled:smollm2.",
     ),
     max_length: int = typer.Option(
-        None, "--max-length", min=1, help="Longest row in tokens, as in training; by default the base's context."
+        None, "--max-length", min=1, help="Longest row in tokens, as in training (default: the base's context)."
     ),
     as_json: bool = JSON,
 ) -> None:
     """Show rows, splits, repeats and lengths of a task, whether its gold answers pass its own verifier, and one row.
 
-    In the row that is shown, what is learnt (what bears loss) is marked. Exit code 0: all is well. 1: something would
-    be trained wrongly, as a gold answer that fails its verifier. 2: the task cannot be read.
+    In the row, the part that is learnt (that has a loss) is marked. Exit code 0: all is well. 1: something would be
+    trained wrongly, for example a gold answer that fails its verifier. 2: the task cannot be read.
 
     **Examples**
 
@@ -55,7 +58,7 @@ def check(
     from skillweave.tasks.check import check_task
 
     if base is None and max_length is not None:
-        raise UserError("--max-length counts tokens, and every base has its own: name one with --base")
+        raise UserError("--max-length counts tokens, and every base counts its own: name one with --base")
     tokenizer = None if base is None else open_tokenizer(base)
     limits = [limit for limit in (max_length, None if base is None else _context(base)) if limit is not None]
     report = check_task(load_task(task), tokenizer, min(limits, default=None))
@@ -85,7 +88,7 @@ def list_(as_json: bool = JSON) -> None:
 
     from rich.table import Table
 
-    from skillweave.cli.show import out
+    from skillweave.cli.output import out
     from skillweave.tasks.builtin import BUILTINS
 
     rows = []
@@ -101,7 +104,7 @@ def list_(as_json: bool = JSON) -> None:
     for row in rows:
         table.add_row(*row.values())
     out.print(table)
-    out.print("Any generator of reasoning-gym is a task too: reasoning-gym:NAME, as reasoning-gym:chain_sum.")
+    out.print("Any generator of reasoning-gym is a task too: reasoning-gym:NAME, for example reasoning-gym:chain_sum.")
 
 
 def _context(base: str) -> int | None:
@@ -115,7 +118,7 @@ def _context(base: str) -> int | None:
 def _show(report: TaskReport) -> None:
     from rich.text import Text
 
-    from skillweave.cli.show import out
+    from skillweave.cli.output import out
     from skillweave.tasks.check import gold_line, lengths_line
     from skillweave.terminal import printable
 
@@ -137,7 +140,7 @@ def _show(report: TaskReport) -> None:
         out.print(f"Note: {note}", soft_wrap=True)
     for problem in report.problems:
         out.print(f"Wrong: {problem}", soft_wrap=True)
-    out.print(f"One row; what is learnt {'is green' if out.is_terminal else 'stands between ⟦ and ⟧'}:")
+    out.print(f"One row; what is learnt {'is green' if out.is_terminal else 'is between ⟦ and ⟧'}:")
     shown = Text()
     for text, learnt in report.example:
         lines = "\n".join(printable(line) for line in _shortened(text).split("\n"))
@@ -150,4 +153,4 @@ def _shortened(text: str) -> str:
     if len(text) <= _LONGEST_SHOWN:
         return text
     half = _LONGEST_SHOWN // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters more ...]\n{text[-half:]}"
+    return f"{text[:half]}\n[... {len(text) - 2 * half} more characters ...]\n{text[-half:]}"

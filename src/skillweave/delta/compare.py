@@ -113,9 +113,8 @@ def _one_side_only(name: str, owner: Checkpoint, owner_role: str, other: Checkpo
     if name in other.tied:
         return UserError(
             f"'{name}' has values of its own in the {owner_role} ({owner.where}); in the {other_role} ({other.where}) "
-            f"it is tied to '{other.tied[name]}'. Train with tie_word_embeddings as the base has it, or untie the "
-            f"base: open it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the "
-            f"base."
+            f"it is tied to '{other.tied[name]}'. Train with the tie_word_embeddings of the base, or untie the base: "
+            f"open it, give '{name}' a copy, set tie_word_embeddings=false, save it and use that as the base."
         )
     count = sum(one not in other and one not in other.tied for one in owner.names())
     return UserError(

@@ -1,4 +1,4 @@
-"""Build the bundled ``weave.yaml``, then answer six mixed prompts in one batch, base and weave side by side."""
+"""Build the bundled ``weave.yaml``, then answer six mixed prompts in one batch with the base and with the weave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skillweave.tasks import load_task
 from skillweave.weave import Weave
 
 PER_SKILL = 2
-"""Mixed prompts taken from each skill's test split: three skills make a batch of six."""
+"""Prompts from each skill's test split in the mixed batch: with three skills it has six."""
 
 STEP_SECONDS = {
     "json_calls/score-base": 6.5,
@@ -44,15 +44,15 @@ STEP_SECONDS = {
     "sort_numbers/score-routed": 7.0,
     "weave/confusion": 1.2,
 }
-"""What each step took, in its order, when `make demo` ran on two CPU cores with bfloat16 instructions (AMD EPYC)."""
+"""Step -> its seconds when `make demo` ran on two CPU cores with bfloat16 instructions (AMD EPYC), in order."""
 
 PRODUCT_SECONDS = 0.0021
-"""What :func:`product_seconds` gave on that machine, in bfloat16."""
+"""The result of :func:`product_seconds` on that machine, in bfloat16."""
 
 
 @dataclass(frozen=True)
 class MixedAnswer:
-    """One prompt of the mixed batch, where the router sent it, and both answers."""
+    """One prompt of the mixed batch, the pack that the router chose, and both answers."""
 
     prompt: str
     route: str
@@ -61,15 +61,15 @@ class MixedAnswer:
 
 
 def demo_config(overrides: Sequence[str] = ()) -> WeaveConfig:
-    """The bundled ``weave.yaml``, with overrides laid over it."""
+    """The settings of the bundled ``weave.yaml``, with ``key.sub=value`` overrides."""
     with as_file(files("skillweave.demo") / "weave.yaml") as path:
         return read_weave_config(str(path), list(overrides))
 
 
 def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dict[str, Any]:
-    """Build the demo's weave in ``out`` and return its report; what is done there already is kept.
+    """Build the demo's weave in ``out`` and return its report. Steps that are done there already are kept.
 
-    Before each step it is said how long the rest will take.
+    Before each step, the time that is left is printed.
     """
     config = demo_config(overrides)
     device = as_device(config.device)
@@ -79,14 +79,14 @@ def build_demo(out: Path, overrides: Sequence[str] = (), *, command: str) -> dic
 
 
 def mixed_answers(folder: Path, overrides: Sequence[str] = ()) -> list[MixedAnswer]:
-    """The first test prompts of every skill, interleaved into one batch: the base's answers and the weave's."""
+    """The answers of the base and of the weave to one batch: the first test prompts of all skills, interleaved."""
     config = demo_config(overrides)
-    woven = Weave.from_pretrained(folder, device=config.device)
+    weave = Weave.from_pretrained(folder, device=config.device)
     by_skill = [load_task(skill.task).split("test")[:PER_SKILL] for skill in config.skills.values()]
     prompts = [entry.prompt for turn in zip(*by_skill, strict=True) for entry in turn]
     sampling = Sampling(max_new_tokens=config.score.max_new_tokens)
-    plain = woven.generate(prompts, [None] * len(prompts), sampling)
-    routed = woven.generate(prompts, ["auto"] * len(prompts), sampling)
+    plain = weave.generate(prompts, [None] * len(prompts), sampling)
+    routed = weave.generate(prompts, ["auto"] * len(prompts), sampling)
     return [
         MixedAnswer(str(prompt), reply.pack or "base", before.text, reply.text)
         for prompt, before, reply in zip(prompts, plain, routed, strict=True)

@@ -1,10 +1,10 @@
 """Write a file or a folder so that a reader finds the old one or the new one, whenever the writer is killed.
 
-A new version is written under a hidden name beside its place and brought to the disk whole: every file, every folder.
-Then it takes the place in one step: a file by ``rename``, a folder by ``renameat2`` (exchange), so that there is no
-moment without a version. Where a system cannot exchange, the old folder is moved aside first; where the folder itself
-cannot be renamed (a mount point), its contents are. Both can be cut off at any call:
-:mod:`~skillweave.files.recover` finishes them or takes them back, at the next write or read.
+A new version is written under a hidden name beside its place, and every file and folder of it is synced to the disk.
+Then it takes the place in one step: a file by ``rename``, a folder by ``renameat2`` (exchange), so there is always a
+whole version. Two cases need several steps: a system that cannot exchange (the old folder is moved aside first), and a
+folder that cannot be renamed because it is a mount point (its contents are moved). A kill can interrupt both at any
+call; the next write or read then finishes them or undoes them (:mod:`~skillweave.files.recover`).
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ from skillweave.files.recover import discard, finish_inside, recover
 from skillweave.progress import console, say_once
 
 _CANNOT_RENAME = {errno.EXDEV, errno.EBUSY, errno.EPERM, errno.EACCES}
-"""What a system answers where a folder cannot be renamed but may be written into: a mount point, a layer of a container
-image, a folder of ours in another user's."""
+"""Error numbers for a folder that cannot be renamed but may be written into: a mount point, a layer of a container
+image, or our own folder inside another user's."""
 _TRIES = 50
-"""How often a place is looked at anew that others, who take no lock, change under our hands."""
+"""How often a write is tried again when other programs, which take no lock, change the place meanwhile."""
 _PATIENCE = 60.0
-"""Seconds that the write of a file waits for another one to the same place."""
+"""Seconds that the write of a file waits for another write to the same place."""
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; on a clean exit it is synced and takes the place of ``path``.
+    """Yield a temporary path; on a clean exit the file there is synced and takes the place of ``path``.
 
-    A link is followed and stays. An old file's permissions are kept, a new one has those of the umask. What is no file
-    (``/dev/stdout``, a pipe) is written when all is there.
+    - A link is followed, and stays a link.
+    - The permissions of an old file are kept; a new file gets those of the umask.
+    - If ``path`` is a device or a pipe (``/dev/stdout``), the bytes are written to it at the end.
     """
     with disk_errors(Path(path)):
         if stream_of(path) is not None or is_special(path) or _in_place_only(path):
@@ -68,14 +69,14 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
             return
         place = place_of(path)
         if place.path.is_dir():
-            raise UserError(f"{path} is a folder, and a file is to be written there: name a file in it")
+            raise UserError(f"{path} is a folder, but a file is written there: name a file in it")
         if is_private(place.path):
             with _beside(place) as temporary:
                 yield temporary
                 os.replace(temporary, place.path)
             return
-        with claim(path, patience=_PATIENCE) as held:
-            recover(held)
+        with claim(path, patience=_PATIENCE) as claimed:
+            recover(claimed)
             with _beside(place) as temporary:
                 yield temporary
                 with contextlib.suppress(FileNotFoundError):
@@ -87,7 +88,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _beside(place: Place) -> Iterator[Path]:
-    """An empty hidden file beside a place, with the permissions of the umask; it is gone at the end."""
+    """Yield an empty hidden file beside a place, with the permissions of the umask; it is removed at the end."""
     make_folders(place.path.parent)
     temporary = place.beside("new", new_token())
     try:
@@ -103,13 +104,15 @@ def _in_place_only(path: str | Path) -> bool:
     if not real.is_file() or not (is_mount(real) or not os.access(real.parent, os.W_OK | os.X_OK)):
         return False
     if os.access(real, os.W_OK):
-        say_once(f"{path} cannot be replaced in one step where it lies: it is overwritten, and a kill may leave a half")
+        say_once(
+            f"{path} cannot be replaced in one step where it is: it is overwritten, and a kill may leave half of it"
+        )
     return True
 
 
 @contextlib.contextmanager
 def _into(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary file; on a clean exit its bytes are written into what is open, or lies, at ``path``."""
+    """Yield a temporary file; on a clean exit its bytes are written to the stream, device or file at ``path``."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "out"
         temporary.touch()
@@ -129,38 +132,39 @@ def _into(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; on a clean exit it takes the place of ``path``, and the old one is removed.
+    """Yield an empty temporary folder; on a clean exit it takes the place of ``path``, and the old folder is removed.
 
-    A link to a folder is followed and stays. An old folder's permissions are kept, a new one has those of the umask.
-    While another process writes there, it is a :class:`UserError` that names it.
+    - A link to a folder is followed, and stays a link.
+    - The permissions of an old folder are kept; a new folder gets those of the umask.
+    - If another process writes there, a :class:`UserError` names that process.
     """
     with disk_errors(Path(path)):
         place = place_of(path)
         if os.path.lexists(place.path) and not place.path.is_dir():
-            raise UserError(f"{path} is a file, and a folder is to be written there: choose another place")
+            raise UserError(f"{path} is a file, but a folder is written there: choose another place")
         if is_private(place.path) and not (place.path.is_dir() and any(place.path.iterdir())):
             place.path.mkdir(parents=True, exist_ok=True)
-            yield place.path  # a part of what is written under a temporary name already
+            yield place.path  # it is inside a folder that already has a temporary name
             return
-        with claim(path) as held:
-            recover(held)
+        with claim(path) as claimed:
+            recover(claimed)
             token = new_token()
             try:
                 with _hidden_folder(place, token) as temporary:
                     yield temporary
-                _put(held, temporary, token)
+                _put(claimed, temporary, token)
             finally:
-                _tidy(held, token)
+                _tidy(claimed, token)
 
 
 @contextlib.contextmanager
 def _hidden_folder(place: Place, token: str) -> Iterator[Path]:
-    """Yield an empty hidden folder; on a clean exit it is synced and has the permissions that are wanted."""
+    """Yield an empty hidden folder; on a clean exit it is synced and gets its final permissions."""
     temporary = place.hidden("new", token)
     make_folders(place.path.parent)
-    os.mkdir(temporary, 0o777)  # the umask and the folder's own rules make of it what they should
+    os.mkdir(temporary, 0o777)  # the umask and the parent folder's rules reduce this
     mode = stat.S_IMODE(os.stat(temporary).st_mode)
-    os.chmod(temporary, mode & ~0o077)  # until it is whole, nobody else can put a link into it
+    os.chmod(temporary, mode & ~0o077)  # while it is incomplete, nobody else can put a link into it
     with private(temporary, place.shown):
         yield temporary
     if not temporary.is_dir():
@@ -171,21 +175,21 @@ def _hidden_folder(place: Place, token: str) -> Iterator[Path]:
     os.chmod(temporary, mode)
 
 
-def _tidy(held: Claim, token: str) -> None:
+def _tidy(claimed: Claim, token: str) -> None:
     try:
-        recover(held, only=token)
+        recover(claimed, only=token)
     except OSError as error:
         console.print(
-            f"{held.place.shown} could not be tidied up ({error.strerror}): its next write or read does so",
+            f"{claimed.place.shown} could not be tidied up ({error.strerror}): its next write or read tries again",
             markup=False,
         )
 
 
-def try_rename(held: Claim) -> None:
-    """Raise :class:`UserError` unless a folder can be made and renamed where a claimed place is."""
+def try_rename(claimed: Claim) -> None:
+    """Raise :class:`UserError` unless a folder can be made and renamed beside a claimed place."""
     token = new_token()
-    one, other = held.place.hidden("new", token), held.place.hidden("del", token)
-    with disk_errors(held.place.shown):
+    one, other = claimed.place.hidden("new", token), claimed.place.hidden("del", token)
+    with disk_errors(claimed.place.shown):
         try:
             os.mkdir(one)
             os.replace(one, other)
@@ -195,9 +199,9 @@ def try_rename(held: Claim) -> None:
                     os.rmdir(folder)
 
 
-def _put(held: Claim, temporary: Path, token: str) -> None:
-    """Let the temporary folder, which is whole and synced, take the place; on an error the old one has it."""
-    place = held.place
+def _put(claimed: Claim, temporary: Path, token: str) -> None:
+    """Move the temporary folder, which is complete and synced, to the place; on an error the old one stays there."""
+    place = claimed.place
     if place.inside:
         _put_inside(place, temporary)
         return
@@ -207,7 +211,7 @@ def _put(held: Claim, temporary: Path, token: str) -> None:
             _put_once(place, temporary, token)
             return
         except (FileExistsError, FileNotFoundError) as error:
-            last = error  # somebody who takes no lock came in between: look again
+            last = error  # another program, which takes no lock, changed the place meanwhile: try again
         except OSError as error:
             if error.errno == errno.ENOTEMPTY:
                 last = error
@@ -218,7 +222,7 @@ def _put(held: Claim, temporary: Path, token: str) -> None:
                 raise
         if not temporary.is_dir():
             break
-    raise UserError(f"{place.shown} changes while it is replaced ({last}): see to it that nothing else writes there")
+    raise UserError(f"{place.shown} changes while it is replaced ({last}): make sure that nothing else writes there")
 
 
 def _put_once(place: Place, temporary: Path, token: str) -> None:
@@ -227,7 +231,7 @@ def _put_once(place: Place, temporary: Path, token: str) -> None:
         _synced(place, lambda: os.replace(place.path, temporary))
         return
     if not stat.S_ISDIR(os.lstat(place.path).st_mode):
-        raise UserError(f"{place.shown} is a file by now, and a folder is to be written there: choose another place")
+        raise UserError(f"{place.shown} has become a file, but a folder is written there: choose another place")
     try:
         exchange(temporary, place.path)
     except Unsupported:
@@ -237,7 +241,7 @@ def _put_once(place: Place, temporary: Path, token: str) -> None:
 
 
 def _put_in_two_steps(place: Place, temporary: Path, token: str) -> None:
-    """Move the old version aside, then the new one in: between the two the place is empty, and can be recovered."""
+    """Move the old version aside, then the new one in. In between the place is empty, but it can be recovered."""
     old = place.beside("old", token)
     os.replace(place.path, old)
     try:
@@ -247,7 +251,7 @@ def _put_in_two_steps(place: Place, temporary: Path, token: str) -> None:
     except BaseException:
         if not temporary.exists():
             os.replace(place.path, temporary)
-        if os.path.lexists(place.path):  # another process has put its own there
+        if os.path.lexists(place.path):  # another process has put its own version there
             discard(old, place.beside("del", token))
         else:
             os.replace(old, place.path)
@@ -255,7 +259,7 @@ def _put_in_two_steps(place: Place, temporary: Path, token: str) -> None:
 
 
 def _synced(place: Place, undo: Callable[[], object]) -> None:
-    """Bring the names beside the place to the disk; where that fails, the step before is undone."""
+    """Sync the folder that holds the place; if that fails, call ``undo`` to take the rename back."""
     try:
         sync_folder(place.path.parent)
     except OSError:
@@ -265,7 +269,10 @@ def _synced(place: Place, undo: Callable[[], object]) -> None:
 
 
 def _put_inside(place: Place, temporary: Path) -> None:
-    """Exchange what a folder holds that cannot be renamed itself: from the name ``ready`` on, the new version wins."""
+    """Exchange the contents of a folder that cannot be renamed itself.
+
+    Once the new version has the name ``ready``, it wins: recovery finishes the exchange.
+    """
     os.chmod(temporary, 0o700)
     sealed = seal(place.path, temporary)
     try:
@@ -277,8 +284,8 @@ def _put_inside(place: Place, temporary: Path) -> None:
             finish_inside(place, sealed)
         except OSError as error:
             raise UserError(
-                f"{place.shown} could not be replaced whole ({error}). Its new files are in {place.path} under hidden "
-                f"names; the next command that opens it puts them in place."
+                f"{place.shown} could not be replaced completely ({error}). Its new files are in {place.path} under "
+                f"hidden names; the next command that opens it puts them in place."
             ) from error
         if temporary.is_dir() or not isinstance(first, OSError):
             raise

@@ -1,4 +1,4 @@
-"""What writing asks of the disk: sync, exchange two folders in one step, remove; and its errors as sentences."""
+"""Disk operations for safe writing: sync, exchange two folders in one step, remove; and disk errors as sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skillweave.files.place import shown_of
 from skillweave.units import human_bytes
 
 _FULL = 2**20
-"""A disk with fewer free bytes is full: what torch raises when it cannot write a checkpoint does not say so."""
+"""A disk with fewer free bytes counts as full. When torch cannot write a checkpoint, its error does not say so."""
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EROFS, errno.EPERM}
 _BROKEN = {
@@ -27,14 +27,14 @@ _BROKEN = {
     errno.EUCLEAN, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.ENOLCK, errno.EBUSY, errno.EXDEV, errno.EINTR,
     errno.ENOTCONN,
 }  # fmt: skip
-"""Errors that come from the disk or the system, whatever the program does."""
+"""Errors of the disk or the system that the program cannot avoid."""
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS, errno.EACCES}
-"""What a file system answers that cannot sync a folder."""
+"""Error numbers of file systems that cannot sync a folder."""
 
 _AT_FDCWD = -100
 _NOREPLACE, _EXCHANGE = 1, 2
 _UNKNOWN = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
-"""What a system or a file system answers that does not know a flag of renameat2."""
+"""Error numbers of systems and file systems that do not know a flag of renameat2."""
 
 
 class Unsupported(Exception):
@@ -43,7 +43,7 @@ class Unsupported(Exception):
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors of the disk (full, read-only, broken) into a :class:`UserError` that names the place."""
+    """Turn disk errors (full, read-only, broken) into a :class:`UserError` that names ``path``."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -55,7 +55,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"nothing was replaced. Free some space or choose another folder."
             ) from error
         if code in _NOT_ALLOWED:
-            raise UserError(f"may not write {shown}: {error}. Choose a folder you may write to.") from error
+            raise UserError(f"no permission to write {shown}: {error}. Choose a folder you may write to.") from error
         if code in _BROKEN:
             raise UserError(
                 f"could not write {shown}: {error}; nothing was replaced. Check the disk, or choose another place."
@@ -64,7 +64,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _code(error: BaseException) -> int | None:
-    """The number of a system's error; safetensors writes it into its text."""
+    """The error number of the system, or None; safetensors writes it into the error's text."""
     if isinstance(error, OSError):
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error))
@@ -79,22 +79,22 @@ def _is_full(path: Path) -> bool:
 
 
 def free_bytes(path: Path) -> int:
-    """The free bytes where ``path`` is, or would be made."""
+    """The free bytes on the disk where ``path`` is or would be created."""
     return shutil.disk_usage(existing(path)).free
 
 
 def existing(path: Path) -> Path:
-    """The path, or the nearest one above it that is there."""
+    """The path, or the nearest folder above it that exists."""
     path = Path(os.path.realpath(path))
     return next(place for place in (path, *path.parents) if os.path.lexists(place))
 
 
 def check_room(path: Path, needed: int, what: str) -> None:
-    """Raise :class:`UserError` where ``needed`` bytes for ``what`` are more than the disk of ``path`` has free."""
+    """Raise :class:`UserError` if the disk of ``path`` has fewer than ``needed`` free bytes for ``what``."""
     try:
         free = free_bytes(path)
     except OSError:
-        return  # some file systems do not tell
+        return  # some file systems do not report it
     if free < needed:
         raise UserError(
             f"no space left on the disk for {what}: {shown_of(path)} needs at least {human_bytes(needed)}, and "
@@ -103,7 +103,7 @@ def check_room(path: Path, needed: int, what: str) -> None:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder and those above it that are missing, synced; those that were made, the uppermost first."""
+    """Create a folder and its missing parents, each synced; return the created ones, the uppermost first."""
     made: list[Path] = []
     missing = [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
     try:
@@ -117,7 +117,7 @@ def make_folders(path: Path) -> list[Path]:
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
         if isinstance(error, NotADirectoryError):
-            raise UserError(f"{folder.parent} is a file, and nothing can lie in it: choose another place") from None
+            raise UserError(f"{folder.parent} is a file, so nothing can be in it: choose another place") from None
         if isinstance(error, FileNotFoundError) and folder.parent.is_dir():
             raise no_place(folder.parent) from None
         raise
@@ -125,12 +125,12 @@ def make_folders(path: Path) -> list[Path]:
 
 
 def no_place(folder: Path) -> PermissionError:
-    """What it means that a file cannot be found that is to be made in ``folder``: so /proc answers."""
+    """The error for a folder in which nothing can be created: /proc reports "not found" there, which misleads."""
     return PermissionError(errno.EPERM, "nothing can be made there", str(folder))
 
 
 def sync_file(path: Path) -> None:
-    """Bring a regular file to the disk. A link is not followed, and nothing but a file is opened."""
+    """Sync a regular file to the disk. Links are not followed; anything else is not opened."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
@@ -145,7 +145,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Bring the names in a folder to the disk, where the file system can."""
+    """Sync the names in a folder to the disk, if the file system can do that."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -162,7 +162,7 @@ def sync_folder(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Bring a folder, all files in it and all names in it to the disk."""
+    """Sync a folder, all files in it and all names in it to the disk."""
     for root, _, files in os.walk(folder, topdown=False, onerror=_raise):
         for name in files:
             sync_file(Path(root) / name)
@@ -174,12 +174,12 @@ def _raise(error: OSError) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """Let two paths change places in one step, or raise :class:`Unsupported`. There is no moment without either."""
+    """Swap two paths in one step, so that both exist at every moment. Raises :class:`Unsupported`."""
     _renameat2(one, other, _EXCHANGE)
 
 
 def move_new(source: Path, target: Path) -> None:
-    """Rename to a path where nothing lies yet; a ``FileExistsError`` where something does."""
+    """Rename ``source`` to ``target``; raises ``FileExistsError`` if something exists there."""
     try:
         _renameat2(source, target, _NOREPLACE)
     except Unsupported:
@@ -197,7 +197,7 @@ def _renameat2(source: Path, target: Path, flags: int) -> None:
 
 
 def renameat2(source: bytes, target: bytes, flags: int) -> int:
-    """Linux's system call of that name; 0, or the number of its error (ENOSYS where there is no such call)."""
+    """Linux's system call of that name: returns 0 or an error number (ENOSYS if the system does not have the call)."""
     call = _find_renameat2()
     if call is None:
         return errno.ENOSYS
@@ -215,7 +215,7 @@ def _find_renameat2() -> Callable[..., int] | None:
 
 
 def remove(path: Path) -> OSError | None:
-    """Remove a file, a link or a whole folder; the first error, if something of it is still there.
+    """Remove a file, a link or a whole folder; return the first error if something of it is left, else None.
 
     A folder that its owner made read-only is made writable first.
     """

@@ -1,14 +1,14 @@
-"""The one reader of an artefact's folder: what may lie there, and that it is what the card says.
+"""The only reader of an artefact's folder: it checks what the folder contains against the card.
 
 A delta, a pack, a router and a weave are folders that people send each other. Their author may be a stranger, so every
 name is checked before it becomes a path, and every file before it is opened:
 
-- a name is plain: no absolute path, no ``..``, no separator but ``/``, no control character, bounded in length;
-- a file is a regular file inside the folder. A link, a pipe, a device and a folder in its place are refused. One kind
-  of link is followed: where the folder lies in the cache of the Hugging Face hub
-  (``models--NAME/snapshots/COMMIT``), files may be links into ``models--NAME/blobs``, as the hub's client lays them;
-- the SHA-256 of every file is the one that the card names;
-- what the card does not name is never opened and never copied.
+- A name is plain: no absolute path, no ``..``, no separator but ``/``, no control character, bounded in length.
+- A file is a regular file inside the folder. Links, pipes, devices and folders in its place are refused. One kind of
+  link is followed: in the cache of the Hugging Face hub (``models--NAME/snapshots/COMMIT``), files may be links into
+  ``models--NAME/blobs``, as the hub's client creates them.
+- The SHA-256 of every file is the one that the card names.
+- Files that the card does not name are never opened and never copied.
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_bytes
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
-_DEEPEST = 4  # packs/NAME/files/...: no artefact has folders deeper in each other
+_DEEPEST = 4  # packs/NAME/files/FILE: no artefact has deeper folders
 _HUB_FOLDERS = ("models--", "datasets--", "spaces--")
 _MOST_SHOWN = 3
 
 
 def check_plain_name(name: str) -> str:
-    """``name``, where it is a plain name of a file below a folder; else ValueError."""
+    """Return ``name`` if it is a plain file name below a folder. Raises ``ValueError`` if not."""
     parts = name.split("/")
     if len(parts) > _DEEPEST or not all(_PART.fullmatch(part) and ".." not in part for part in parts):
         raise ValueError(
-            f"{name[:100]!a} is no plain file name (letters, digits, '.', '_', '-', '+'; no link, no '..', no absolute "
-            f"path)"
+            f"{name[:100]!a} is not a plain file name (letters, digits, '.', '_', '-', '+'; no link, no '..', no "
+            f"absolute path)"
         )
     return name
 
 
 def _check_apart(files: dict[str, str]) -> dict[str, str]:
-    """``files``, where no two names are one on a file system that ignores case."""
+    """Return ``files`` if all names stay different on a file system that ignores case. Raises ``ValueError`` if not."""
     seen: dict[str, str] = {}
     for name in files:
         if (other := seen.setdefault(name.casefold(), name)) != name:
-            raise ValueError(f"'{other}' and '{name}' differ in case alone: many file systems hold one of them only")
+            raise ValueError(f"'{other}' and '{name}' differ in case only: many file systems can hold only one of them")
     return files
 
 
@@ -66,8 +66,8 @@ FileMeanings = Annotated[dict[FileName, Annotated[str, Field(pattern=r"^[0-9a-f]
 class Folder:
     """The folder of one artefact.
 
-    ``card`` is the file in it that names the others; ``fix`` says what a person can do where something is wrong
-    ("Copy or make the pack again.").
+    ``card`` is the file in it that names the other files. ``fix`` tells a person what to do if something is wrong
+    ("Copy or make the pack again."); it ends every error message.
     """
 
     def __init__(self, path: str | Path, card: str, fix: str) -> None:
@@ -76,7 +76,7 @@ class Folder:
         self.fix = fix
 
     def file(self, name: str) -> Path:
-        """The path of a file, checked to be a regular file inside the folder; else :class:`UserError`."""
+        """The path of a regular file inside the folder. Raises :class:`UserError` for anything else."""
         try:
             parts = check_plain_name(name).split("/")
         except ValueError as error:
@@ -85,7 +85,7 @@ class Folder:
         for part in parts[:-1]:
             place = place / part
             if not stat.S_ISDIR(self._mode(place)):
-                raise UserError(f"{place} is no folder of its own (a link, or a file): {self.fix}")
+                raise UserError(f"{place} is not a folder of its own (a link, or a file): {self.fix}")
         place = place / parts[-1]
         check_regular(place, self.path, self._mode(place), self.fix)
         return place
@@ -95,29 +95,29 @@ class Folder:
         return {name: self.matches(name, expected) for name, expected in files.items()}
 
     def matches(self, name: str, expected: str | None) -> Path:
-        """The path of a file whose SHA-256 is ``expected``; else :class:`UserError`."""
+        """The path of a file, checked to have the SHA-256 ``expected``. Raises :class:`UserError` if it differs."""
         path = self.file(name)
         self._check_hash(path, sha256_file(path), expected)
         return path
 
     def read(self, name: str, expected: str) -> bytes:
-        """The bytes of a file whose SHA-256 is ``expected``, read once; else :class:`UserError`."""
+        """The bytes of a file, read once and checked to have the SHA-256 ``expected``. Raises :class:`UserError`."""
         path = self.file(name)
         data = read_bytes(path)
         self._check_hash(path, hashlib.sha256(data).hexdigest(), expected)
         return data
 
-    def _check_hash(self, path: Path, found: str, expected: str | None) -> None:
-        if found != expected:
+    def _check_hash(self, path: Path, actual: str, expected: str | None) -> None:
+        if actual != expected:
             raise UserError(
-                f"{path} is damaged: its SHA-256 is {found[:12]}..., and {self.card} names "
+                f"{path} is damaged: its SHA-256 is {actual[:12]}..., and {self.card} names "
                 f"{f'{expected[:12]}...' if expected else 'none.'} {self.fix}"
             )
 
     def copy(self, files: Mapping[str, str], to: Path) -> None:
-        """Copy the card and the files that it names into ``to``, byte for byte, and nothing else.
+        """Copy the card and the ``files`` (name -> SHA-256) into ``to``, byte for byte, and nothing else.
 
-        What was copied is checked against ``files`` (name -> SHA-256), so that a file that changes meanwhile is told.
+        The copies are checked against the hashes, so a file that changes meanwhile raises :class:`UserError`.
         """
         for name in (self.card, *files):
             target = to / name
@@ -126,19 +126,19 @@ class Folder:
         Folder(to, self.card, self.fix).verified(files)
 
     def unnamed(self, files: Collection[str]) -> list[str]:
-        """What lies in the folder and is neither the card nor among ``files``, sorted, as names to show.
+        """The names in the folder that are neither the card nor among ``files``, sorted.
 
-        A subfolder of which nothing is named counts as one.
+        A subfolder that contains no named file counts as one name.
         """
         named = {self.card, *files}
         folders = {name[: name.rindex("/")] for name in named if "/" in name}
-        found = []
+        names = []
         for inside in ("", *sorted(folders)):
             for entry in os.scandir(self.path / inside):
                 name = f"{inside}/{entry.name}" if inside else entry.name
                 if name not in named and not any(f"{folder}/".startswith(f"{name}/") for folder in folders):
-                    found.append(name)
-        return sorted(found)
+                    names.append(name)
+        return sorted(names)
 
     def _mode(self, place: Path) -> int:
         try:
@@ -152,7 +152,7 @@ class Folder:
 def check_regular(place: Path, root: Path, mode: int | None = None, fix: str = "Copy the folder again.") -> None:
     """Raise :class:`UserError` unless ``place`` is a regular file of the folder ``root``.
 
-    ``mode`` is that of ``os.lstat``, where it is known. A link passes only where the hub's client has laid it: from a
+    ``mode`` is the one of ``os.lstat``, if it is known. A link is accepted only if the hub's client created it, from a
     snapshot to a regular file in ``blobs`` of the same repository.
     """
     mode = os.lstat(place).st_mode if mode is None else mode
@@ -160,27 +160,27 @@ def check_regular(place: Path, root: Path, mode: int | None = None, fix: str = "
         return
     if not stat.S_ISLNK(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, a device or a socket"
-        raise UserError(f"{place} is {kind}, where a regular file is expected. {fix}")
+        raise UserError(f"{place} is {kind}, but a regular file is expected. {fix}")
     target = Path(os.path.realpath(place))
     blobs = _blobs(root)
     if blobs is None or target.parent != blobs or not target.is_file():
         raise UserError(
-            f"{place} is a link. What it points to may lie outside the folder, so it is not followed: put a copy of "
-            f"the file itself there. {fix}"
+            f"{place} is a link. Its target may be outside the folder, so it is not followed: put a copy of the file "
+            f"itself there. {fix}"
         )
 
 
 def _blobs(root: Path) -> Path | None:
-    """The folder ``blobs`` of the hub's cache in which ``root`` lies, or None."""
+    """The folder ``blobs`` of the hub's cache that contains ``root``, or None."""
     real = Path(os.path.realpath(root))
     for snapshots in real.parents:
         if snapshots.name == "snapshots" and snapshots.parent.name.startswith(_HUB_FOLDERS):
             blobs = snapshots.parent / "blobs"
-            return None if blobs.is_symlink() else blobs  # the hub's client lays no link there
+            return None if blobs.is_symlink() else blobs  # the hub's client creates no link there
     return None
 
 
 def named_shortly(names: list[str]) -> str:
-    """The first names of a list, and how many more there are: "'a', 'b', 'c' and 4 more"."""
+    """The first names of a list and the number of the others: "'a', 'b', 'c' and 4 more"."""
     shown = ", ".join(ascii(name[:60]) for name in names[:_MOST_SHOWN])
     return f"{shown} and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else shown

@@ -1,6 +1,6 @@
-"""One writer for a place: a lock that the system releases when its process ends, however it ends.
+"""One writer for each place: a lock that the system releases when the process ends, however it ends.
 
-filelock is not used: it leaves its files in place, and does not tell who holds them.
+The package filelock is not used: it leaves its lock files in place, and does not say who holds them.
 """
 
 from __future__ import annotations
@@ -26,38 +26,38 @@ from skillweave.progress import console, say_once
 from skillweave.terminal import one_line
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
-"""What a file system answers that has no locks."""
+"""Error numbers of file systems that have no locks."""
 _MARK = b'{"pid": '
-"""How the text in a lock begins; a lock that was just made is empty."""
+"""The beginning of the text in a lock file. A lock that was just created is empty."""
 _PAUSE = 0.05
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two tries to get a lock that another process holds."""
 
 
 @dataclass
-class Held:
-    """A lock that this process holds. ``sure`` is False where the file system has no locks."""
+class HeldLock:
+    """A lock that this process holds. ``sure`` is False if the file system has no locks."""
 
     path: Path
     descriptor: int
     thread: int
     sure: bool
     made: list[Path]
-    """Folders that were made to put the lock in: removed again if nothing comes to lie in them."""
+    """Folders that were created for the lock; they are removed with it if they are still empty."""
     count: int = 1
 
 
-_HELD: dict[str, Held] = {}
+_HELD_LOCKS: dict[str, HeldLock] = {}
 _GUARD = threading.RLock()  # a claim may be released by the garbage collector while this thread takes another
 
 
 def _forget_in_child() -> None:
-    """A forked process holds no lock: else a lock would live on with a worker of a process that was killed."""
+    """Drop all locks in a forked process: otherwise a lock would outlive a killed process in one of its workers."""
     global _GUARD
     _GUARD = threading.RLock()
-    for held in _HELD.values():
+    for lock in _HELD_LOCKS.values():
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)  # closed, not unlocked: the lock is still the parent's
-    _HELD.clear()
+            os.close(lock.descriptor)  # closed, not unlocked: the lock is still the parent's
+    _HELD_LOCKS.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
@@ -68,31 +68,31 @@ class Claim:
     """The right to write a place, from :func:`take` until :meth:`release`."""
 
     place: Place
-    _held: Held | None = field(repr=False)
+    _held: HeldLock | None = field(repr=False)
 
     @property
     def sure(self) -> bool:
-        """Whether no other process can be writing there: False where the file system has no locks."""
+        """Whether certainly no other process writes there; False if the file system has no locks."""
         return self._held is not None and self._held.sure
 
     def release(self) -> None:
-        """Give the place back; a second call does nothing."""
-        held, self._held = self._held, None
-        if held is None:
+        """Release the place; a second call does nothing."""
+        lock, self._held = self._held, None
+        if lock is None:
             return
         with _GUARD:
-            held.count -= 1
-            if held.count or _HELD.get(str(held.path)) is not held:
+            lock.count -= 1
+            if lock.count or _HELD_LOCKS.get(str(lock.path)) is not lock:
                 return
-            del _HELD[str(held.path)]
-        # Removed while it is locked: who opened it before and gets it now sees that it is no longer there.
-        for _ in range(2):  # a far file system may answer once that the file has changed
+            del _HELD_LOCKS[str(lock.path)]
+        # Removed while it is locked: a process that opened it before, and gets the lock now, sees that it is gone.
+        for _ in range(2):  # a network file system may once report that the file has changed
             with contextlib.suppress(OSError):
-                if _is_at(held.descriptor, held.path):
-                    os.unlink(held.path)
+                if _is_at(lock.descriptor, lock.path):
+                    os.unlink(lock.path)
         with contextlib.suppress(OSError):
-            os.close(held.descriptor)
-        for folder in reversed(held.made):
+            os.close(lock.descriptor)
+        for folder in reversed(lock.made):
             try:
                 os.rmdir(folder)
             except OSError:
@@ -101,7 +101,7 @@ class Claim:
 
 @contextlib.contextmanager
 def claim(path: str | Path, *, waiting: str | None = None, patience: float = 0) -> Iterator[Claim]:
-    """Within, no other process and no other thread writes ``path`` (see :func:`take`)."""
+    """A context in which no other process and no other thread writes ``path`` (see :func:`take`)."""
     taken = take(place_of(path), waiting=waiting, patience=patience)
     try:
         yield taken
@@ -112,37 +112,41 @@ def claim(path: str | Path, *, waiting: str | None = None, patience: float = 0) 
 def take(place: Place, *, waiting: str | None = None, patience: float = 0) -> Claim:
     """Claim a place for this thread, which may claim it several times.
 
-    While another holds it: :class:`UserError` that names it after ``patience`` seconds; where there is a message for
-    ``waiting``, it is said and the wait has no end. A process that was killed holds nothing.
+    While another process or thread holds the place:
+
+    - Without ``waiting``, a :class:`UserError` names the holder after ``patience`` seconds.
+    - With ``waiting``, that message is printed, and the wait has no limit.
+
+    A process that was killed holds nothing.
     """
-    ends, told = time.monotonic() + patience, False
+    ends, announced = time.monotonic() + patience, False
     while True:
         with _GUARD:
-            held = _HELD.get(str(place.lock))
-            if held is not None and held.thread == threading.get_ident():
-                held.count += 1
-                return Claim(place, held)
-            if held is None:
+            lock = _HELD_LOCKS.get(str(place.lock))
+            if lock is not None and lock.thread == threading.get_ident():
+                lock.count += 1
+                return Claim(place, lock)
+            if lock is None:
                 with disk_errors(place.shown):
-                    got = _try(place)
-                if isinstance(got, Held):
-                    _HELD[str(place.lock)] = got
-                    return Claim(place, got)
-                holder = got
+                    result = _try(place)
+                if isinstance(result, HeldLock):
+                    _HELD_LOCKS[str(place.lock)] = result
+                    return Claim(place, result)
+                holder = result
             else:
                 holder = f"another thread of this process (pid {os.getpid()})"
         if waiting is None and time.monotonic() >= ends:
             raise UserError(
                 f"{place.shown} is being written by {holder}: wait until it has ended, or choose another place"
             )
-        if waiting is not None and not told:
+        if waiting is not None and not announced:
             console.print(f"{waiting} ({holder})", markup=False, soft_wrap=True)
-            told = True
+            announced = True
         time.sleep(_PAUSE)
 
 
-def _try(place: Place) -> Held | str:
-    """The lock of a place, or who holds it."""
+def _try(place: Place) -> HeldLock | str:
+    """Try to get the lock of a place; return the lock, or a description of its holder."""
     made: list[Path] = []
     while True:
         try:
@@ -158,17 +162,17 @@ def _try(place: Place) -> Held | str:
                 holder = _who(_read(descriptor))
                 os.close(descriptor)
                 return holder
-            if not _is_at(descriptor, place.lock):  # removed by who held it, after we opened it
+            if not _is_at(descriptor, place.lock):  # its holder removed it after we opened it
                 os.close(descriptor)
                 continue
             if not sure:
-                say_once(f"the file system of {place.shown} has no locks: see to it that only one process writes there")
+                say_once(f"the file system of {place.shown} has no locks: make sure that only one process writes there")
             _write_holder(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
             raise
-        return Held(place.lock, descriptor, threading.get_ident(), sure, made)
+        return HeldLock(place.lock, descriptor, threading.get_ident(), sure, made)
 
 
 def _open(path: Path) -> int:
@@ -183,22 +187,22 @@ def _open(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
             raise
-        raise UserError(f"{path} is not a file, and our lock is to lie there: remove it") from error
+        raise UserError(f"{path} is not a file, but the lock of this program belongs there: remove it") from error
     state = os.fstat(descriptor)
     if not stat.S_ISREG(state.st_mode):
         why = "is not a file"
     elif state.st_nlink > 1:
         why = "is another name of some other file"  # a hard link: to write the lock would overwrite that file
     elif state.st_size and not os.pread(descriptor, len(_MARK), 0).startswith(_MARK):
-        why = "is a file that is not ours"
+        why = "is a file of another program"
     else:
         return descriptor
     os.close(descriptor)
-    raise UserError(f"{path} {why}, and our lock is to lie there: remove it or choose another place")
+    raise UserError(f"{path} {why}, but the lock of this program belongs there: remove it or choose another place")
 
 
 def _lock(descriptor: int) -> bool | None:
-    """True: locked; None: another process holds it; False: there are no locks on this file system."""
+    """Lock an open file: True if it worked, None if another process holds it, False if there are no locks here."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -211,7 +215,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is the one that lies at the path now."""
+    """Whether the open file is the one that is at the path now."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -220,7 +224,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _write_holder(descriptor: int) -> None:
     text = json.dumps({"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
-    # A message to others without effect on the lock: a full disk does not matter here.
+    # This is only a message for others, so a full disk does not matter here.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
@@ -242,7 +246,7 @@ def _who(holder: dict[str, Any]) -> str:
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the process that a lock file names runs on this machine, where the system has no lock that tells."""
+    """Whether the process that a lock file names runs on this machine, for file systems that have no locks."""
     pid = holder.get("pid")
     if holder.get("host") != platform.node() or not isinstance(pid, int) or pid in (0, os.getpid()) or pid < 0:
         return False

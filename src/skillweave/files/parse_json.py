@@ -1,4 +1,4 @@
-"""JSON from strangers, read with bounds: what is too deep, too large a number or said twice is refused by name."""
+"""Read JSON from strangers with limits: deep nesting, huge numbers and repeated keys are refused, with their place."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any, NoReturn
 from skillweave.errors import UserError
 
 DEEPEST = 100
-"""Lists and objects within each other. Whatever walks a value may then call itself."""
+"""Most lists and objects inside each other. Code that walks a value may then be recursive."""
 _LARGEST_WHOLE = 2**64
-"""Nothing that a card counts, and no seed, reaches this."""
+"""No count in a card and no seed is this large."""
 
 
 def parse_json(text: str, where: str, *, bounded: bool = False, characters: bool = True) -> Any:
-    """What the JSON text holds; ``where`` names its place in errors.
+    """The value of a JSON text; ``where`` names its place in errors.
 
-    A key that an object has twice is refused, because one of the values would be lost; so is half a character (a lone
-    surrogate), which nothing can write. ``bounded``: numbers must be finite, and whole numbers below 2**64.
-    ``characters``: False leaves half characters to the caller, who knows a better name for their place.
+    - A key that an object has twice is refused, because one of the values would be lost.
+    - Half a character (a lone surrogate) is refused, because no file can hold it. ``characters=False`` leaves this
+      check to a caller that knows a better name for the place.
+    - ``bounded=True``: numbers must be finite, and whole numbers below 2**64.
+
     Raises :class:`UserError`.
     """
     hooks: dict[str, Any] = {"object_pairs_hook": lambda pairs: _object(pairs, where)}
@@ -41,15 +43,15 @@ def parse_json(text: str, where: str, *, bounded: bool = False, characters: bool
         raise UserError(f"{where}: this JSON cannot be read: a number has too many digits ({error})") from error
     if text.count("[") + text.count("{") > DEEPEST:
         _check_depth(value, where)
-    # Only an escape can say half a character.
+    # Only an escape can express half a character.
     return check_characters(value, where) if characters and ("\\ud" in text or "\\uD" in text) else value
 
 
 def check_characters(value: Any, where: str) -> Any:
-    """``value``, a JSON value, as it is. Half a character in a text or a key of it is a :class:`UserError`.
+    """Return a JSON value unchanged. Raises :class:`UserError` if a text or a key in it has half a character.
 
-    JSON can say half of a character beyond the 16-bit range (a lone surrogate, as in a cut emoji), and no tokenizer
-    and no file takes it.
+    JSON can express half of a character beyond the 16-bit range (a lone surrogate, as in a cut emoji), but no tokenizer
+    and no file accepts it.
     """
     for place, text in _texts(value, ""):
         try:
@@ -63,7 +65,7 @@ def check_characters(value: Any, where: str) -> Any:
 
 
 def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value, keys included, with the way to it."""
+    """Every text in a JSON value, keys included, each with its place."""
     if isinstance(value, str):
         yield place, value
     elif isinstance(value, dict):
@@ -76,12 +78,12 @@ def _texts(value: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _object(pairs: list[tuple[str, Any]], where: str) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise UserError(f"{where}: the key {twice!r:.60} stands twice in one object: remove one of them")
-    return found
+        raise UserError(f"{where}: the key {twice!r:.60} appears twice in one object: remove one of them")
+    return values
 
 
 def _check_depth(value: Any, where: str) -> None:
@@ -99,7 +101,7 @@ def _check_depth(value: Any, where: str) -> None:
 
 
 def _too_deep(where: str) -> UserError:
-    return UserError(f"{where}: this JSON cannot be read: lists or objects lie more than {DEEPEST} deep in each other")
+    return UserError(f"{where}: this JSON cannot be read: lists or objects are nested more than {DEEPEST} deep")
 
 
 def _whole(digits: str, where: str) -> int:
@@ -118,4 +120,4 @@ def _finite(digits: str, where: str) -> float:
 
 
 def _no_number(name: str, where: str) -> NoReturn:
-    raise UserError(f"{where}: {name} stands where a finite number is expected")
+    raise UserError(f"{where}: a finite number is expected, not {name}")

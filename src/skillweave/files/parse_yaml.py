@@ -1,4 +1,4 @@
-"""YAML from strangers, read with bounds: plain values alone, each alias counted as what it stands for."""
+"""Read YAML from strangers with limits: only plain values, and each alias counts as much as what it refers to."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from skillweave.errors import UserError
 from skillweave.files.parse_json import DEEPEST, check_characters
 
 _LARGEST = 2**21
-"""Characters of all texts and keys together, each alias counted in full. A file of settings has at most 2**20."""
+"""Most characters of all texts and keys together, with aliases written out. A settings file has at most 2**20."""
 _DATE = "tag:yaml.org,2002:timestamp"
 
 
 class _Plain(yaml.SafeLoader):
-    """A loader of texts, numbers, true, false, nothing, lists and mappings. A date is a text, as it is in JSON."""
+    """A loader of texts, numbers, true, false, null, lists and mappings. A date stays a text, as in JSON."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as the parent has it
         first: [(tag, pattern) for tag, pattern in resolvers if tag != _DATE]
@@ -33,18 +33,18 @@ class _Plain(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """The next node; one that is too deep, or too large once its aliases are filled in, is refused."""
+        """The next node. Raises ``ComposerError`` if it is too deep, or too large with its aliases written out."""
         mark, before = self.peek_event().start_mark, self._size
         if self.check_event(yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise yaml.composer.ComposerError(None, None, f"*{self._name_of(node)} stands in itself", mark)
+                raise yaml.composer.ComposerError(None, None, f"*{self._name_of(node)} contains itself", mark)
             self._size += self._sizes[id(node)]
         else:
             self._depth += 1
             if self._depth > DEEPEST:
                 raise yaml.composer.ComposerError(
-                    None, None, f"lists or mappings lie more than {DEEPEST} deep in each other", mark
+                    None, None, f"lists or mappings are nested more than {DEEPEST} deep", mark
                 )
             node = super().compose_node(parent, index)
             self._depth -= 1
@@ -52,18 +52,18 @@ class _Plain(yaml.SafeLoader):
             self._sizes[id(node)] = self._size - before
         if self._size > _LARGEST:
             raise yaml.composer.ComposerError(
-                None, None, f"with its aliases filled in, this has more than {_LARGEST:,} characters", mark
+                None, None, f"with its aliases written out, this has more than {_LARGEST:,} characters", mark
             )
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """The next mapping; a key that stands in it twice is refused, because one of the values would be lost."""
+        """The next mapping. Raises ``ComposerError`` for a repeated key, because one of the values would be lost."""
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
-                    problem = f"the key '{key.value:.60}' stands twice in one mapping: remove one of them"
+                    problem = f"the key '{key.value:.60}' appears twice in one mapping: remove one of them"
                     raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
                 seen.add((key.tag, key.value))
         return node
@@ -73,12 +73,12 @@ class _Plain(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """What a YAML text holds; ``where`` names its place in errors. Raises :class:`UserError`."""
+    """The value of a YAML text; ``where`` names its place in errors. Raises :class:`UserError`."""
     return _read(text, where, "get_single_data")
 
 
 def yaml_nodes(text: str, where: str) -> Any:
-    """The nodes of a YAML text, which know their lines; None where it holds nothing."""
+    """The root node of a YAML text, whose nodes know their lines; None for an empty text."""
     return _read(text, where, "get_single_node")
 
 
@@ -97,7 +97,7 @@ def _read(text: str, where: str, wanted: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: this YAML cannot be read: it is nested too deep") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        # PyYAML looks at a number or a tag once, and does not check what its own constructors then raise.
+        # PyYAML does not catch what its own constructors raise for a number or a tag that is not valid.
         raise UserError(f"{where}: a value in this YAML cannot be read ({error})") from error
-    # Only an escape, as "\\ud800", can say half a character.
+    # Only an escape, for example "\\ud800", can express half a character.
     return check_characters(value, where) if wanted == "get_single_data" and "\\" in text else value

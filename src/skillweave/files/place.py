@@ -1,4 +1,4 @@
-"""Where something is written: the path behind links, the hidden names beside it, and what kind of place it is."""
+"""Places that are written to: the path behind links, the hidden names beside it, and the kind of the place."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from skillweave.errors import UserError
 
 _LONGEST = 100
-"""Bytes of a name that a hidden name repeats: a file system allows 255, and some allow 143."""
+"""Most bytes of a name that a hidden name repeats. A file system allows 255 bytes in all, some only 143."""
 _INSIDE = "skillweave"
-"""Stands for the name in hidden entries inside the place itself."""
+"""Replaces the name of the place in hidden entries inside the place."""
 LOST_AND_FOUND = "lost+found"
-"""A file system's own folder, at the top of one that is mounted."""
+"""A file system's own folder, at the root of a mounted file system."""
 _HIDDEN = re.compile(r"\.(?P<stem>.+)\.(?:(?P<kind>new|old|del|ready|in)-(?P<token>[0-9a-z_]{8})|lock)", re.DOTALL)
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|\d+|thread-self))/fd/(\d+)")
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
@@ -27,10 +27,10 @@ _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 @dataclass(frozen=True)
 class Place:
-    """Where a file or folder is to lie. ``path`` is absolute and follows links; ``shown`` is what the person named.
+    """Where a file or folder is written. ``path`` is absolute, with links followed; ``shown`` is what the person named.
 
-    ``inside``: the folder itself cannot be renamed (it is a mount point, or its parent may not be written), so what it
-    holds is exchanged instead.
+    ``inside`` is True if the folder itself cannot be renamed (it is a mount point, or its parent is not writable); then
+    its contents are exchanged instead.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Place:
     inside: bool = False
 
     def hidden(self, kind: str, token: str) -> Path:
-        """The hidden path of that kind: inside the place where only that can be written, else beside it."""
+        """The hidden path of that kind: inside the place if only the place itself is writable, else beside it."""
         return self.within(kind, token) if self.inside else self.beside(kind, token)
 
     def beside(self, kind: str, token: str) -> Path:
@@ -56,11 +56,13 @@ class Place:
 
 
 def place_of(path: str | Path) -> Place:
-    """The place behind a path. A loop of links, and a path with a NUL, is a :class:`UserError`."""
+    """The place behind a path. Raises :class:`UserError` for a loop of links and for a path with a NUL."""
     try:
         shown, real = Path(path), Path(os.path.realpath(path))
     except ValueError:
-        raise UserError(f"{str(path)!a:.200} holds a character that no path can hold: choose another place") from None
+        raise UserError(
+            f"{str(path)!a:.200} contains a character that no path can have: choose another place"
+        ) from None
     if real.is_symlink():
         raise UserError(f"{shown} is a link that leads back to itself: choose another place")
     return Place(
@@ -69,61 +71,62 @@ def place_of(path: str | Path) -> Place:
 
 
 def new_token() -> str:
-    """A name for one write that no other write has."""
+    """A token that no other write has."""
     return secrets.token_hex(4)
 
 
 def leftovers(folder: Path, name: str) -> list[tuple[str, str, Path]]:
-    """(kind, token, path) of the hidden entries in ``folder`` that belong to ``name``, in the order of their names.
+    """(kind, token, path) of the hidden entries in ``folder`` that belong to ``name``, sorted.
 
-    What a write within a write left is garbage whatever its kind was, and has the kind ``"new"``; so has its lock.
+    An entry that a write inside another write left is garbage whatever its kind was, and so is its lock: both get the
+    kind ``"new"``.
     """
-    found = []
+    hidden = []
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _HIDDEN.fullmatch(entry.name)
             if match is None:
                 continue
             if match["stem"] == name:
-                if match["kind"] is not None:  # the lock of the place is removed by whoever holds it
-                    # A version is a folder. A link under such a name is not ours: what it leads to is never touched.
+                if match["kind"] is not None:  # its holder removes the lock of the place
+                    # A version is a folder. A link with such a name is not ours, so its target is never touched.
                     kind = match["kind"] if entry.is_dir(follow_symlinks=False) else "del"
-                    found.append((kind, match["token"], Path(entry.path)))
+                    hidden.append((kind, match["token"], Path(entry.path)))
             elif (outer := _outermost(match["stem"])) is not None and outer["stem"] == name:
-                found.append(("new", outer["token"] or "", Path(entry.path)))
-    return sorted(found)
+                hidden.append(("new", outer["token"] or "", Path(entry.path)))
+    return sorted(hidden)
 
 
 def _outermost(name: str) -> re.Match[str] | None:
-    """How a hidden name within hidden names begins; None for a name that is not hidden."""
-    found = None
+    """The outermost match of a hidden name that is made of hidden names; None for a name that is not hidden."""
+    outermost = None
     while (match := _HIDDEN.fullmatch(name)) is not None:
-        found, name = match, match["stem"]
-    return found
+        outermost, name = match, match["stem"]
+    return outermost
 
 
 def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
-    """The hidden entries of a place that lie beside it."""
+    """The hidden entries of a place that are beside it."""
     return leftovers(place.path.parent, _stem(place.path.name))
 
 
 def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
-    """The hidden entries of a place that lie inside it; none where it is no folder.
+    """The hidden entries of a place that are inside it; an empty list if the place is not a folder.
 
-    A version under the name ``ready`` or ``in`` that was not made here (its token is not its :func:`seal`) has the kind
-    ``"foreign"``: it came in an archive or was copied, and must not take the place of what lies there.
+    A version with the name ``ready`` or ``in`` that was not made here (its token is not its :func:`seal`) gets the kind
+    ``"foreign"``: it came in an archive or was copied, and must not replace what is there.
     """
-    found = leftovers(place.path, _INSIDE) if place.path.is_dir() else []
+    entries = leftovers(place.path, _INSIDE) if place.path.is_dir() else []
     return [
         ("foreign" if kind in ("ready", "in") and token != seal(place.path, path) else kind, token, path)
-        for kind, token, path in found
+        for kind, token, path in entries
     ]
 
 
 def seal(place: Path, hidden: Path) -> str:
-    """The token of a version that lies ready inside a place: a digest of the inodes of both.
+    """The token of a version that is ready inside a place: a digest of the inodes of both; "" if one does not exist.
 
-    A rename keeps it. Who packs an archive cannot know which inodes it will be unpacked to. Empty where one is gone.
+    A rename keeps inodes. The author of an archive cannot know them: the unpacked files get new ones.
     """
     try:
         numbers = [os.lstat(path).st_ino for path in (place, hidden)]
@@ -133,7 +136,7 @@ def seal(place: Path, hidden: Path) -> str:
 
 
 def owner_of(hidden: Path) -> Path | None:
-    """The place that a hidden entry or a lock belongs to, by its name; None where it is nothing of ours."""
+    """The place that a hidden entry or a lock belongs to, from its name; None if it is not one of ours."""
     match = _HIDDEN.fullmatch(hidden.name)
     if match is None:
         return None
@@ -143,17 +146,17 @@ def owner_of(hidden: Path) -> Path | None:
 
 
 def _stem(name: str) -> str:
-    """The name as hidden names repeat it: a long one is cut, and a digest keeps it apart from its like."""
+    """The name as hidden names repeat it. A long name is cut, and a digest distinguishes it from similar names."""
     encoded = os.fsencode(name)
     if len(encoded) <= _LONGEST:
         return name
-    # Without regard to case: on some file systems two spellings are one name, and must share one lock.
+    # Case is ignored: on some file systems two spellings are one name, and must share one lock.
     key = hashlib.sha256(os.fsencode(name.casefold())).hexdigest()[:12]
     return f"{encoded[: _LONGEST - 20].decode(errors='ignore')}~{key}"
 
 
 def is_mount(path: Path) -> bool:
-    """Whether something is mounted at an absolute path, also a folder of the same file system (``mount --bind``)."""
+    """Whether an absolute path is a mount point, also of a folder of the same file system (``mount --bind``)."""
     if os.path.ismount(path):
         return True
     try:
@@ -168,7 +171,7 @@ def _unescaped(field: bytes) -> bytes:
 
 
 def stream_of(path: str | Path) -> int | None:
-    """The open descriptor that a path stands for (``/dev/stdout``, ``/dev/fd/63``), also behind links; else None."""
+    """The open file descriptor that a path means (``/dev/stdout``, ``/dev/fd/63``), also behind links; else None."""
     path = os.path.abspath(path)
     for _ in range(40):
         if path in _STREAMS:
@@ -182,7 +185,7 @@ def stream_of(path: str | Path) -> int | None:
 
 
 def is_occupied(path: Path) -> bool:
-    """Whether a file lies at the path, or a folder with anything in it that is not ours or the file system's own."""
+    """Whether the path is a file, or a folder with anything in it besides our hidden entries and ``lost+found``."""
     if not path.is_dir():
         return os.path.lexists(path) and not path.is_symlink()
     ours = f".{_INSIDE}."
@@ -190,7 +193,7 @@ def is_occupied(path: Path) -> bool:
 
 
 def is_special(path: str | Path) -> bool:
-    """Whether something other than a file or a folder lies at the path: a device, a pipe or a socket."""
+    """Whether the path is something other than a file or a folder: a device, a pipe or a socket."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -199,12 +202,12 @@ def is_special(path: str | Path) -> bool:
 
 
 _PRIVATE: dict[str, Path] = {}
-"""Folders that this process is writing under a temporary name -> what the person calls them."""
+"""Folder that this process is writing under a temporary name -> its path as the person knows it."""
 
 
 @contextlib.contextmanager
 def private(temporary: Path, shown: Path) -> Iterator[None]:
-    """Within, writes into ``temporary`` need no care of their own: all of it is put in place or removed as one."""
+    """A context in which files in ``temporary`` are written directly: the folder is put in place or removed as one."""
     _PRIVATE[str(temporary)] = shown
     try:
         yield
@@ -213,12 +216,12 @@ def private(temporary: Path, shown: Path) -> Iterator[None]:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a path lies in, or is, a folder that this process is writing under a temporary name."""
+    """Whether a path is, or is inside, a folder that this process is writing under a temporary name."""
     return _private_root(path) is not None
 
 
 def shown_of(path: Path) -> Path:
-    """The path as the person knows it, without the temporary name of a folder that is being written."""
+    """The path as the person knows it: the temporary name of a folder that is being written is replaced."""
     root = _private_root(path)
     return path if root is None else shown_of(_PRIVATE[str(root)] / path.relative_to(root))
 

@@ -1,7 +1,7 @@
-"""The one place where files are opened for reading.
+"""The only place where files are opened for reading.
 
-Every bound stands here, in :mod:`skillweave.files.parse_json` and in :mod:`skillweave.files.parse_yaml`. What cannot be
-read is a :class:`UserError` that names the file, the place in it where there is one, and what to do.
+All limits are here, in :mod:`skillweave.files.parse_json` and in :mod:`skillweave.files.parse_yaml`. If something
+cannot be read, a :class:`UserError` names the file, the place in it if there is one, and what to do.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.units import human_bytes
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # see read_card_file
     from pydantic import BaseModel
 
 M = TypeVar("M", bound="BaseModel")
 
 LARGEST_TEXT = 2**28
-"""Bytes of a text or JSON file. The largest that are known, tokenizers and indexes of shards, have some 2**25."""
+"""Most bytes of a text or JSON file. The largest known ones, tokenizers and shard indexes, have about 2**25."""
 LARGEST_YAML = 2**20
-"""Bytes of a file of settings."""
+"""Most bytes of a settings file."""
 
 _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LONGEST_PATH_SHOWN = 200
 
 
 def open_file(path: str | Path, wanted: str = "a file") -> io.BufferedReader:
-    """The file, opened for reading bytes; errors ask the person to name ``wanted``.
+    """Open a file for reading bytes; errors ask the person to name ``wanted``.
 
-    Only a regular file (or a link to one) is opened: a pipe could hang, a device has no end.
+    Only a regular file (or a link to one) is opened: a pipe could hang, and a device has no end.
     """
     try:
-        # Without O_NONBLOCK, to open a pipe that nobody writes to would wait for ever.
+        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise unreadable(path, error, wanted) from error
     except ValueError:
-        raise UserError(f"{str(path)!a:.200} holds a character that no path can hold: name {wanted}") from None
+        raise UserError(f"{str(path)!a:.200} contains a character that no path can have: name {wanted}") from None
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         if stat.S_ISDIR(mode):
             raise UserError(f"{path} is a folder: name {wanted}")
         kind = "a pipe" if stat.S_ISFIFO(mode) else "a device or a socket"
-        raise UserError(f"{path} is {kind}, not a regular file: copy what it holds into a file, and name that")
+        raise UserError(f"{path} is {kind}, not a regular file: copy its contents into a file, and name that")
     return open(descriptor, "rb")
 
 
 def regular_file(path: str | Path, wanted: str = "a file") -> Path:
-    """The path, after :func:`open_file` has opened it: for libraries that open files themselves, and wait for pipes."""
+    """The path, checked by :func:`open_file`; for libraries that open files themselves, and would wait for pipes."""
     open_file(path, wanted).close()
     return Path(path)
 
 
 def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> UserError:
-    """The error of a path that the system does not open, with what the person can do about it."""
+    """The error for a path that the system does not open, with what the person can do."""
     shown = str(path)
     if len(shown) > _LONGEST_PATH_SHOWN:
         shown = f"{shown[:100]}...{shown[-40:]}"
@@ -73,7 +73,9 @@ def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> User
     if error.errno == errno.ENOTDIR:
         return UserError(f"{shown} does not exist, because a part of the path is a file: name {wanted}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return UserError(f"{shown}: you may not read it ({error.strerror}): change its permissions, or name {wanted}")
+        return UserError(
+            f"{shown}: no permission to read it ({error.strerror}): change its permissions, or name {wanted}"
+        )
     if error.errno == errno.ENAMETOOLONG:
         return UserError(f"{shown} is too long for a path ({len(str(path)):,} characters): name {wanted}")
     if error.errno == errno.ELOOP:
@@ -82,23 +84,23 @@ def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> User
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether there is a file; a path that cannot exist (too long, with a NUL) is none."""
+    """Whether the path is a file; False for a path that cannot exist (too long, or with a NUL)."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether there is a folder; a path that cannot exist (too long, with a NUL) is none."""
+    """Whether the path is a folder; False for a path that cannot exist (too long, or with a NUL)."""
     return stat.S_ISDIR(_mode(path))
 
 
 def check_folder(path: str | Path, wanted: str) -> None:
-    """Raise :class:`UserError`, which asks for ``wanted``, where there is no folder."""
+    """Raise :class:`UserError`, which asks for ``wanted``, if the path is not a folder."""
     if not is_folder(path):
         raise UserError(f"{path} {'is a file' if is_file(path) else 'does not exist'}: name {wanted}")
 
 
 def _mode(path: str | Path) -> int:
-    """The kind of what lies at ``path``, 0 for nothing. Raises :class:`UserError` where the person may not look."""
+    """The mode of the file at ``path``, 0 if there is none. Raises :class:`UserError` without permission to look."""
     try:
         return os.stat(path).st_mode
     except ValueError:
@@ -110,7 +112,7 @@ def _mode(path: str | Path) -> int:
 
 
 def home_path(path: str | Path) -> Path:
-    """The path with ``~`` and ``~name`` replaced. Raises :class:`UserError` for a user that there is not."""
+    """The path with ``~`` and ``~name`` replaced. Raises :class:`UserError` for a user who does not exist."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -125,12 +127,12 @@ def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGE
         except OSError as error:
             raise unreadable(path, error, wanted) from error
     if len(data) > largest:
-        raise UserError(f"{path} is larger than {human_bytes(largest)}, which is the most that is read: name {wanted}")
+        raise UserError(f"{path} is larger than {human_bytes(largest)}, the limit for such a file: name {wanted}")
     return data
 
 
 def read_text(path: str | Path, wanted: str = "a file", *, largest: int = LARGEST_TEXT) -> str:
-    """The text of a UTF-8 file (a byte order mark is dropped); errors ask the person to name ``wanted``."""
+    """The text of a UTF-8 file, without a byte order mark; errors ask the person to name ``wanted``."""
     return decode_text(read_bytes(path, wanted, largest=largest), path, wanted)
 
 
@@ -147,12 +149,12 @@ def decode_text(data: bytes, path: str | Path, wanted: str = "a file") -> str:
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{path}, line {line}: a NUL character stands there, so this is not UTF-8 text: name {wanted}")
+        raise UserError(f"{path}, line {line}: there is a NUL character, so this is not a text file: name {wanted}")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def wide_text(start: bytes) -> str | None:
-    """What is wrong with a text that begins with the mark of UTF-16 or UTF-32; None for any other."""
+    """What is wrong with a text that begins with the byte order mark of UTF-16 or UTF-32; None for other texts."""
     return (
         "not UTF-8 text (it begins as UTF-16 or UTF-32 does): save the file as UTF-8"
         if start.startswith(_WIDE)
@@ -161,33 +163,27 @@ def wide_text(start: bytes) -> str | None:
 
 
 def read_json(path: str | Path, wanted: str = "a file") -> Any:
-    """Read a JSON file; a missing or damaged one is a :class:`UserError` that names the file and the line."""
+    """The value of a JSON file. Raises :class:`UserError`, with file and line, if it is missing or damaged."""
     return parse_json(read_text(path, wanted), str(path))
 
 
 def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[tuple[str, Any]]:
-    """Where each line of a JSONL file stands, and what it holds; blank lines are passed over."""
+    """Yield the place ("FILE, line 3") and the value of each line of a JSONL file; blank lines are skipped."""
     for number, line in enumerate(read_text(path, wanted).split("\n"), 1):
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where)
 
 
-def read_yaml(path: str | Path, wanted: str = "a YAML file") -> Any:
-    """What a YAML file of settings holds: texts, numbers, true, false, nothing, lists and mappings."""
-    from skillweave.files.parse_yaml import parse_yaml
-
-    return parse_yaml(read_text(path, wanted, largest=LARGEST_YAML), str(path))
-
-
 def read_versioned(path: str | Path, newest: int) -> Any:
-    """Read JSON whose ``schema_version`` is from 1 to ``newest``; what a newer skillweave wrote is refused.
+    """The value of a JSON file whose ``schema_version`` is from 1 to ``newest``.
 
-    Numbers are those that a card can mean: finite, and whole numbers below 2**64.
+    Numbers must be finite, and whole numbers below 2**64. Raises :class:`UserError`, also for a file that a newer
+    skillweave wrote.
     """
     values = parse_json(read_text(path), str(path), bounded=True)
     if not isinstance(values, dict):
-        raise UserError(f"{path}: the whole is no object with keys, as a card is. Copy or make the artefact again.")
+        raise UserError(f"{path}: expected a JSON object with keys. Copy or make the artefact again.")
     version = values.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         found = f"is {version!a:.40}" if "schema_version" in values else "is missing"
@@ -203,8 +199,8 @@ def read_versioned(path: str | Path, newest: int) -> Any:
 
 
 def read_card_file(path: str | Path, card: type[M], newest: int, fix: str) -> M:
-    """Read the card of an artefact; a field that does not fit is named, and ``fix`` says what to do."""
-    from pydantic import ValidationError
+    """The card of an artefact. Raises :class:`UserError`, with the wrong field; ``fix`` tells a person what to do."""
+    from pydantic import ValidationError  # late: `--help` opens files and need not wait for pydantic
 
     try:
         return card.model_validate(read_versioned(path, newest))

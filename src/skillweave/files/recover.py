@@ -1,15 +1,15 @@
-"""Finish, take back or remove what writes that were killed left beside or inside their place.
+"""Finish, undo or remove what killed writes left beside or inside their place.
 
 The hidden entries of a place, and what each means when no process writes there:
 
-``new``     a version that was not finished, or an old one that was exchanged for a finished one: garbage
-``old``     the version before, moved aside whole because the system cannot exchange; beside it its ``new`` is whole too
-``ready``   inside the place: the new version, whole, and the old one is being removed
-``in``      inside the place: what of the new version has not been moved to the place yet
+``new``     a version that is not finished, or an old one that was exchanged for a finished one: garbage
+``old``     the previous version, moved aside complete because the system cannot exchange; its ``new`` is complete too
+``ready``   inside the place: the new version, complete, while the old one is being removed
+``in``      inside the place: the part of the new version that has not been moved to the place yet
 ``del``     garbage
 
-A link under such a name is garbage: it is removed, and what it leads to is not touched. A ``ready`` or ``in`` that this
-system did not make (a stranger's archive may hold one) is left alone, and named.
+A link with such a name is garbage: it is removed, and its target is not touched. A ``ready`` or ``in`` that this system
+did not make (a stranger's archive may contain one) is left alone, and a note names it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from skillweave.files.place import (
 from skillweave.progress import console, say_once
 
 _PATIENCE = 60.0
-"""Seconds that a reader waits for a writer that is exchanging two versions: it takes a moment, unless it hangs."""
+"""Seconds that a reader waits for a writer that exchanges two versions, which takes a moment unless it hangs."""
 
 
 def settle(path: str | Path) -> None:
-    """Bring back or finish what a killed write left hidden at a place that is to be read; say so.
+    """Finish or undo what a killed write left at a place that will be read, and print a note about it.
 
-    Nothing is touched where the place is whole. Raises :class:`UserError` with the commands to type where this user
-    may not rename there.
+    Nothing is touched if the place is complete. Raises :class:`UserError`, with the commands to type, if this user has
+    no permission to rename there.
     """
     with disk_errors(Path(path)):
         place = place_of(path)
@@ -50,14 +50,14 @@ def settle(path: str | Path) -> None:
         for kind, _, foreign in leftovers_within(place):
             if kind == "foreign":
                 say_once(
-                    f"{foreign} is named as a version whose write was cut off, but it was not written here: it is left "
-                    f"alone. If it is yours, move what it holds to {place.shown}; else delete it."
+                    f"{foreign} has the name of a version whose write was cut off, but it was not written here: it is "
+                    f"left alone. If it is yours, move its contents to {place.shown}; otherwise delete it."
                 )
         if not _unsettled(place):
             return
     try:
-        with disk_errors(place.shown), claim(path, patience=_PATIENCE) as held:
-            recover(held)
+        with disk_errors(place.shown), claim(path, patience=_PATIENCE) as claimed:
+            recover(claimed)
     except UserError as error:
         if _unsettled(place):
             raise UserError(f"{error}. A write of {place.shown} was cut off: {_by_hand(place)}") from error
@@ -79,49 +79,49 @@ def _by_hand(place: Place) -> str:
     return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{place.path}'"
 
 
-def recover(held: Claim, only: str | None = None) -> None:
-    """Settle a place that is claimed, remove the garbage of killed writes, and say so.
+def recover(claimed: Claim, only: str | None = None) -> None:
+    """Finish or undo the killed writes of a claimed place, remove their garbage, and print what was done.
 
-    ``only`` names the one write to settle, without a word: its own writer does so. Where the file system has no locks,
-    a hidden folder may belong to a living writer, and is left unless ``only`` names it.
+    ``only`` is the token of the one write to settle, without a message: a writer settles its own write so. On a file
+    system without locks, a hidden folder may belong to a running writer, so it stays unless ``only`` names it.
     """
-    place = held.place
-    if only is None and not held.sure:
+    place = claimed.place
+    if only is None and not claimed.sure:
         return
-    told = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
-    told += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
-    for line in dict.fromkeys(told if only is None else []):
+    messages = _settle_beside(place, [left for left in leftovers_beside(place) if only in (None, left[1])])
+    messages += _settle_within(place, [left for left in leftovers_within(place) if only in (None, left[1])])
+    for line in dict.fromkeys(messages if only is None else []):
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _settle_beside(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
-    told = []
-    old = [(token, path) for kind, token, path in found if kind == "old"]
+def _settle_beside(place: Place, entries: list[tuple[str, str, Path]]) -> list[str]:
+    messages = []
+    old = [(token, path) for kind, token, path in entries if kind == "old"]
     if old and not os.path.lexists(place.path):
-        new = {token: path for kind, token, path in found if kind == "new"}
-        # The version before is moved aside only when the new one is whole: so the new one is what the person wants.
+        new = {token: path for kind, token, path in entries if kind == "new"}
+        # The old version is moved aside only when the new one is complete, so the new one is what the person wants.
         token, aside = max(old, key=lambda one: (one[0] in new, _time(one[1])))
         os.replace(new.get(token, aside), place.path)
         sync_folder(place.path.parent)
-        told.append(
+        messages.append(
             f"finished the write of {place.shown} that was cut off"
             if token in new
             else f"brought back {place.shown}, which a write that was cut off had moved aside"
         )
-    for kind, token, path in found:
-        told += discard(path, place.beside("del", token)) if kind == "old" else _removed(path)
-    return told
+    for kind, token, path in entries:
+        messages += discard(path, place.beside("del", token)) if kind == "old" else _removed(path)
+    return messages
 
 
-def _settle_within(place: Place, found: list[tuple[str, str, Path]]) -> list[str]:
-    told = []
-    for kind, token, path in found:
+def _settle_within(place: Place, entries: list[tuple[str, str, Path]]) -> list[str]:
+    messages = []
+    for kind, token, path in entries:
         if kind in ("ready", "in"):
             finish_inside(place, token)
-            told.append(f"finished the write of {place.shown} that was cut off")
+            messages.append(f"finished the write of {place.shown} that was cut off")
         elif kind != "foreign":
-            told += _removed(path)
-    return told
+            messages += _removed(path)
+    return messages
 
 
 def _time(path: Path) -> float:
@@ -132,13 +132,16 @@ def _time(path: Path) -> float:
 
 
 def discard(path: Path, name: Path) -> list[str]:
-    """Remove a whole version under another name first, so that a half removed one is never taken for a whole one."""
+    """Rename a complete version and then remove it, so that a partly removed one never looks complete.
+
+    Returns the lines to print.
+    """
     if not os.path.lexists(path):
         return []
     try:
         os.replace(path, name)
     except OSError as error:
-        _tell_left(path, error)
+        _print_left(path, error)
         return []
     return _removed(name)
 
@@ -147,17 +150,17 @@ def _removed(path: Path) -> list[str]:
     if not os.path.lexists(path):
         return []
     if (error := remove(path)) is not None:
-        _tell_left(path, error)
+        _print_left(path, error)
         return []
     return [f"removed {path}, left by a write that was cut off"]
 
 
-def _tell_left(path: Path, error: OSError) -> None:
+def _print_left(path: Path, error: OSError) -> None:
     console.print(f"{path} is not needed and could not be removed ({error.strerror}): delete it", markup=False)
 
 
 def finish_inside(place: Place, token: str) -> None:
-    """Put the new version that lies ready inside a place where the old one is; can be cut off and called again."""
+    """Replace the contents of a place by the new version that is ready inside it; can be interrupted and repeated."""
     ready, moving = place.within("ready", token), place.within("in", token)
     if ready.is_dir() and not ready.is_symlink():
         names = set(os.listdir(ready))
@@ -179,27 +182,27 @@ def finish_inside(place: Place, token: str) -> None:
 
 
 def _cards_first(name: str) -> tuple[bool, str]:
-    """JSON goes first and comes last: without its card a folder is not taken for an artefact."""
+    """Sort key: JSON files are removed first and added last, because a folder without its card is not an artefact."""
     return not name.endswith(".json"), name
 
 
 def sweep(folder: Path) -> None:
-    """Settle everything that killed writes left anywhere in ``folder``, which the caller has claimed; say so."""
+    """Settle all killed writes anywhere in ``folder``, which the caller has claimed, and print what was done."""
     for root, folders, files in os.walk(folder):
         owners = {owner_of(Path(root) / name) for name in (*folders, *files)} - {None}
         folders[:] = [name for name in folders if owner_of(Path(root) / name) is None]
         for owner in sorted(owner for owner in owners if owner is not None):
-            # A name that was cut does not tell which place it belongs to: the next write of that place settles it.
+            # A shortened name does not tell which place it belongs to: the next write of that place settles it.
             if owner != Path(root) and not re.search(r"~[0-9a-f]{12}$", owner.name):
-                with claim(owner) as held:
-                    recover(held)
+                with claim(owner) as claimed:
+                    recover(claimed)
                 folders += [owner.name] * (owner.is_dir() and owner.name not in folders)
         if leftovers(Path(root), "skillweave"):
             settle(root)
 
 
 def drop(folder: Path) -> None:
-    """Remove a folder so that a kill leaves it whole or gone, never half; what cannot be removed is an ``OSError``."""
+    """Remove a folder so that a kill leaves it complete or gone. Raises ``OSError`` if something cannot be removed."""
     place = place_of(folder)
     aside = place.beside("del", "00000000")
     for path in (aside, place.path):

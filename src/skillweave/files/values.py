@@ -1,4 +1,4 @@
-"""Values that a stranger may have written into an artefact's card: bounded when they are read."""
+"""Types of values in an artefact's card: a stranger may have written them, so their size is limited when read."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 DEEPEST = 32
-"""Lists and objects within each other in a free field."""
+"""Most lists and objects inside each other in a free field."""
 LARGEST = 2**20
-"""Values, and characters of all keys and texts together, in a free field. The largest we write, lists of tensors that
-were left out, have a tenth of it."""
+"""Most values, keys and characters together in a free field. The largest that this program writes, lists of tensors
+that were left out, have a tenth of it."""
 _LARGEST_WHOLE = 2**64
 
 
 def check_free(value: Any) -> Any:
-    """``value``, where it is JSON of bounded depth and size with finite numbers; else ValueError."""
+    """Return ``value`` if it is JSON of limited depth and size with finite numbers. Raises ``ValueError`` if not."""
     room = LARGEST
     level = [value]
     for _ in range(DEEPEST + 1):
@@ -37,16 +37,16 @@ def check_free(value: Any) -> Any:
         if not inner:
             return value
         level = inner
-    raise ValueError(f"its lists or objects lie more than {DEEPEST} deep in each other")
+    raise ValueError(f"its lists or objects are nested more than {DEEPEST} deep")
 
 
 def _check_plain(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{value} stands where a finite number is expected")
+        raise ValueError(f"a finite number is expected, not {value}")
     if isinstance(value, int) and abs(value) >= _LARGEST_WHOLE:
         raise ValueError("a whole number is 2**64 or more")
     if value is not None and not isinstance(value, str | int | float | bool):
-        raise ValueError(f"a value of the type {type(value).__name__} is no JSON")
+        raise ValueError(f"a value of the type {type(value).__name__} is not JSON")
 
 
 def _check_line(text: str) -> str:
@@ -56,13 +56,13 @@ def _check_line(text: str) -> str:
 
 
 Free = Annotated[dict[str, Any], AfterValidator(check_free)]
-"""An object whose keys are up to whoever writes it."""
+"""An object with any keys."""
 Line = Annotated[str, Field(max_length=4096), AfterValidator(_check_line)]
-"""A text that is shown in one line."""
+"""A text that is shown on one line."""
 Version = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Size = Annotated[int, Field(strict=True, gt=0, lt=2**48)]
 Flag = Annotated[bool, Field(strict=True)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=8)]
 TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:+\-/@#=\[\],]{1,500}$")]
-"""The name of a tensor: no space, no quote, nothing that a terminal or Markdown reads as more than text."""
+"""The name of a tensor: no space, no quote, and nothing that a terminal or Markdown would interpret."""

@@ -1,4 +1,4 @@
-"""``weave.yaml``: one readable file from which a whole weave is built."""
+"""The settings of ``weave.yaml``, the one file from which a whole weave is built."""
 
 from __future__ import annotations
 
@@ -12,30 +12,36 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.training.settings import ModelSettings
 from skillweave.pack import check_name
-from skillweave.pipeline.backbone import METHOD
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs import get_codec
 from skillweave.tasks import TaskSpec
 from skillweave.tasks.with_tools import ToolUse
 
+UNLEARNING = "cku"
+"""The method behind ``unlearn:``, which takes knowledge out of the base."""
+
 
 class SkillConfig(Config):
-    """One skill: what it must do, and where its delta comes from."""
+    """One skill: its task, and the method that makes its delta or the ready pack that is used."""
 
-    task: TaskSpec = Field(description="Prompts and verifier; the specialist learns its train split.")
-    method: str = Field("specialise", description="How the delta is made: a registered method.")
-    settings: dict[str, Any] = Field(default_factory=dict, description="The method's own settings.")
-    pack: str | None = Field(None, description="A skillpack folder that already exists, instead of a method.")
-    tools: ToolUse | None = Field(None, description="What a ready pack may call while it answers, and how it is asked.")
-    zip: dict[str, Any] = Field(default_factory=dict, description="Settings of the zip for this skill alone.")
+    task: TaskSpec = Field(description="Prompts and their verifier. The specialist learns the train split.")
+    method: str = Field("specialise", description="The method that makes the delta: specialise, tpaw or e3tir.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="The settings of the method, without its task.")
+    pack: str | None = Field(None, description="A skillpack folder that already exists, in place of a method.")
+    tools: ToolUse | None = Field(
+        None, description="The tools that a ready pack may call, and the limits of its conversations."
+    )
+    zip: dict[str, Any] = Field(
+        default_factory=dict, description="Zip settings for this skill only; they replace those of the weave's `zip`."
+    )
 
     @field_validator("method")
     @classmethod
     def _makes_a_skill(cls, method: str) -> str:
-        if method == METHOD:
+        if method == UNLEARNING:
             raise ValueError(
-                f"{METHOD} takes knowledge out of the base and makes no skill: write its settings under `unlearn:`, "
-                "beside `skills:`, and every skill inherits it"
+                f"{UNLEARNING} takes knowledge out of the base and makes no skill: write its settings under "
+                "`unlearn:`, beside `skills:`, and every skill inherits it"
             )
         return method
 
@@ -44,46 +50,57 @@ class SkillConfig(Config):
         if self.pack is not None and (self.settings or self.zip):
             raise ValueError("a skill with `pack` is taken as it is: remove `settings` and `zip`")
         if self.pack is None and self.tools is not None:
-            raise ValueError("`tools` goes with `pack`: a method has its tools among its `settings`")
+            raise ValueError("`tools` belongs to `pack`: with a method, write the tools in its `settings`")
         if "task" in self.settings:
-            raise ValueError("the task stands beside `settings`, not in it")
+            raise ValueError("write `task` beside `settings`, not in it")
         return self
 
 
-class ScoreConfig(Config):
-    """How the report's figures are made."""
+class EvaluationConfig(Config):
+    """How the scores in the report are measured."""
 
-    limit: int | None = Field(None, ge=1, description="Test prompts of each skill (all of the split by default).")
-    batch_size: int = Field(32, ge=1)
-    max_new_tokens: int = Field(64, ge=1)
+    limit: int | None = Field(None, ge=1, description="Test prompts of each skill (default: the whole test split).")
+    batch_size: int = Field(32, ge=1, description="Prompts that are answered together.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer, in tokens.")
 
 
 class RouterConfig(Config):
-    """How the router is fitted: see :func:`skillweave.weave.fit_router`."""
+    """How the router is fitted (:func:`skillweave.weave.fit_router`)."""
 
-    prompts: int = Field(128, ge=2, description="Train prompts of each skill that it learns from.")
-    layer: int | None = Field(None, ge=0, description="The layer whose hidden states it reads (half way up).")
-    miss: float = Field(0.01, ge=0, lt=1, description="Share of a skill's own prompts that may fall to the base.")
+    prompts: int = Field(128, ge=2, description="Train prompts of each skill that the router learns from.")
+    layer: int | None = Field(
+        None, ge=0, description="The layer whose hidden states the router reads (default: the middle one)."
+    )
+    miss: float = Field(0.01, ge=0, lt=1, description="Share of a skill's own prompts that may go to the base.")
 
 
 class WeaveConfig(Config):
-    """The whole of ``weave.yaml``."""
+    """All settings of ``weave.yaml``."""
 
-    name: str = "weave"
+    name: str = Field("weave", description="The name of the weave, shown in its report.")
     base: str = Field(description="A Hugging Face folder, a hub id, a GGUF file or bundled:smollm2.")
     dtype: str = Field(
         "auto",
-        description="Of the base's weights in memory, in the build and when served. auto: the files' own where the "
-        "device computes it, else float32, or the files' own again where float32 would not fit the budget.",
+        description="The dtype of the base's weights in memory, in the build and when the weave is served. auto: the "
+        "dtype of the files if the device computes it, else float32; if float32 would not fit the budget, the dtype of "
+        "the files.",
     )
-    device: str | None = None
-    budget: ByteSize | None = Field(None, description="Most bytes in memory, base and packs together.")
-    seed: int = 0
-    unlearn: CkuConfig | None = Field(None, description="What to take out of the base before any skill is grown on it.")
-    skills: dict[str, SkillConfig] = Field(min_length=1)
-    zip: ZipConfig = Field(default_factory=ZipConfig)
-    router: RouterConfig = Field(default_factory=RouterConfig)
-    score: ScoreConfig = Field(default_factory=ScoreConfig)
+    device: str | None = Field(
+        None, description="Where to compute: cpu, cuda, cuda:1 (default: the first GPU, or the CPU)."
+    )
+    budget: ByteSize | None = Field(None, description="Most bytes in memory, for base and packs together.")
+    seed: int = Field(0, description="The seed of all random draws: of methods, unlearning and router.")
+    unlearn: CkuConfig | None = Field(
+        None, description="What to unlearn from the base before skills are made on it: settings of the cku method."
+    )
+    skills: dict[str, SkillConfig] = Field(
+        min_length=1, description="The skills by name; a name is also a pack's name."
+    )
+    zip: ZipConfig = Field(default_factory=ZipConfig, description="How every delta is zipped.")
+    router: RouterConfig = Field(default_factory=RouterConfig, description="How the router is fitted.")
+    score: EvaluationConfig = Field(
+        default_factory=EvaluationConfig, description="How the report's scores are measured."
+    )
 
     @field_validator("skills")
     @classmethod
@@ -96,13 +113,13 @@ class WeaveConfig(Config):
         return skills
 
     def unlearning(self) -> CkuConfig | None:
-        """The unlearning, if any; its seed is the weave's unless it names its own."""
+        """The settings of the unlearning, or None. The seed is the weave's unless ``unlearn`` has its own."""
         if self.unlearn is None or "seed" in self.unlearn.model_fields_set:
             return self.unlearn
         return self.unlearn.model_copy(update={"seed": self.seed})
 
     def method_config(self, skill: str) -> ModelSettings:
-        """The config of the skill's method, checked: its settings plus the task and the seed of the weave."""
+        """The checked settings of a skill's method: the skill's ``settings``, its task, and the seed of the weave."""
         chosen = self.skills[skill]
         method = get_method(chosen.method)
         values = {"task": chosen.task.model_dump(mode="json"), "seed": self.seed, **chosen.settings}
@@ -112,28 +129,28 @@ class WeaveConfig(Config):
             raise UserError(f"skills.{skill}.settings: {error}") from error
 
     def tool_use(self, skill: str) -> ToolUse | None:
-        """How a skill is asked that calls tools: as its method says, or its own ``tools``."""
+        """The tool settings of a skill, from its method's settings or its own ``tools``; None if it uses no tools."""
         chosen = self.skills[skill]
         if chosen.pack is not None:
             return chosen.tools
         return self.method_config(skill).tool_use
 
     def zip_config(self, skill: str) -> ZipConfig:
-        """The zip of one skill: the weave's own, with the skill's settings laid over it."""
+        """The zip settings of one skill: those of the weave, with the skill's own settings on top."""
         own = self.skills[skill].zip
         common = self.zip.model_dump(mode="json", exclude_defaults=True)
         if "ratio" in own or "budget" in own:
             common = {key: value for key, value in common.items() if key not in ("ratio", "budget")}
         try:
             chosen = read_config(ZipConfig, {**common, **own})
-            get_codec(chosen.codec)  # a mistyped name, told now and not after the training
+            get_codec(chosen.codec)  # finds a mistyped name now, not after the training
         except UserError as error:
             raise UserError(f"skills.{skill}.zip: {error}") from error
         return chosen
 
 
 def read_weave_config(source: str, overrides: list[str] | None = None) -> WeaveConfig:
-    """Read ``weave.yaml`` and check all of it, every method's settings included, before any work begins."""
+    """The settings of ``weave.yaml``, all checked before any work begins, also those of every method."""
     config = read_config(WeaveConfig, source, overrides or [])
     for skill in config.skills:
         if config.skills[skill].pack is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import write_json, write_text
-from skillweave.base import Base, Prompt, Sampling
+from skillweave.base import Prompt, Sampling
 from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json, read_json_lines
@@ -48,13 +48,13 @@ def answers(weave: Weave, pack: str | None, task: Task, use: ToolUse | None, sam
     return answer
 
 
-def tools_key(base: Base, task: Task, use: ToolUse) -> str:
+def tools_key(tokenizer: Any, task: Task, use: ToolUse) -> str:
     """A digest of what the tools are: their schemas, the code and the texts that they are made of.
 
-    Raises :class:`UserError` where they cannot be opened, or ``base`` cannot be told of them.
+    Raises :class:`UserError` where they cannot be opened, or the base of ``tokenizer`` cannot be told of them.
     """
     with agent_of(task, use.tools).toolbox as toolbox:
-        use.call_format(base.tokenizer, toolbox)
+        use.call_format(tokenizer, toolbox)
         return digest([toolbox.schemas, (use.tools or ToolSettings()).digests])
 
 

@@ -1,18 +1,103 @@
-"""The report of a build: ``report.json``, ``report.md``, ``report.html`` and the plots, in the weave folder."""
+"""The report of a build: its figures, and ``report.json``, ``report.md``, ``report.html`` and plots in the weave."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from skillweave.delta import Delta
+from skillweave.files.read import read_json
+from skillweave.pipeline.config import UNLEARNING
+from skillweave.pipeline.evaluate import read_score
+from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
+from skillweave.pipeline.step import BACKBONE, BASE, step_seconds
+from skillweave.pipeline.steps import ARMS
+from skillweave.report import machine, versions
 from skillweave.report.page import Section, write_page
 from skillweave.report.table import Table
 from skillweave.units import human_bytes
 
 
+def build_report(inputs: BuildInputs, models: BuildModels, keys: Mapping[str, str], command: str) -> dict[str, Any]:
+    """The report of a finished build, as ``report.json`` holds it.
+
+    ``keys`` has the key of every input and of every step; ``command`` is the way to make the weave again.
+    """
+    config, work = inputs.config, inputs.work
+    confusion = read_json(work.step("weave/confusion") / "confusion.json")
+    skills = {skill: _skill_figures(inputs, skill) for skill in config.skills}
+    routed = confusion["counts"][: len(skills)]  # of the skills' own prompts; the row after them is of everyday ones
+    prompts = sum(map(sum, routed))
+    base_bytes = models.backbone.nbytes
+    return {
+        "name": config.name,
+        "base": {
+            "ref": config.base,
+            "fingerprint": keys[BASE],
+            "unlearnt": _unlearning_figures(inputs, keys[BACKBONE]),
+        },
+        "dtype": config.dtype,
+        "skills": skills,
+        "memory": {
+            "base_bytes": base_bytes,
+            "weave_bytes": base_bytes + models.weave.resident_bytes,
+            "separate_bytes": base_bytes * len(skills),
+        },
+        "router": {
+            "accuracy": sum(row[index] for index, row in enumerate(routed)) / prompts,
+            "abstained": sum(row[-1] for row in routed) / prompts,
+            "confusion": confusion,
+        },
+        "command": command,
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": sum(step_seconds(work.step(name)) for name in keys),
+    }
+
+
+def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
+    """Scores with intervals, the gain kept, and bytes of one skill. A ready pack has no specialist and no delta."""
+    work = inputs.work
+    ready = skill in inputs.packs
+    arms = [arm for arm in ARMS if arm != "specialist" or not ready]
+    scores = {arm: read_score(work.step(f"{skill}/score-{arm}")) for arm in arms}
+    gain = 0.0 if ready else scores["specialist"]["mean"] - scores["base"]["mean"]
+    return {
+        **{arm: scores[arm]["mean"] if arm in scores else None for arm in ARMS},
+        "gain_kept": (scores["pack"]["mean"] - scores["base"]["mean"]) / gain if gain > 0 else None,
+        "pack_bytes": sum(file.stat().st_size for file in work.pack(skill).iterdir()),
+        "delta_bytes": None if ready else Delta.from_pretrained(work.delta(skill)).bf16_nbytes,
+        "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
+        "prompts": scores["base"]["n"],
+    }
+
+
+def _unlearning_figures(inputs: BuildInputs, backbone: str) -> dict[str, Any] | None:
+    """The unlearning's files, the fingerprint of the backbone, and figures from before and after; None without it.
+
+    The figures are those of the run's stages ``before`` and ``after`` that both have, and whose names end in
+    ``strength`` (how much can be extracted) or ``probability`` (how likely the answers are).
+    """
+    settings = inputs.config.unlearn
+    if settings is None:
+        return None
+    stages = read_json(inputs.work.unlearning / "figures.json")["stages"]
+    before, after = stages["before"], stages["after"]
+    names = [name for name in before if name in after and name.endswith(("strength", "probability"))]
+    return {
+        "method": UNLEARNING,
+        "fingerprint": backbone,
+        "forget": [str(file) for file in settings.forget],
+        "retain": [str(file) for file in settings.retain],
+        "before": {name: before[name] for name in names},
+        "after": {name: after[name] for name in names},
+    }
+
+
 def skill_table(report: dict[str, Any]) -> Table:
-    """Per skill: scores in percent with 95% intervals, the gain kept, bytes of pack and delta."""
+    """A row for each skill: scores in percent with 95% intervals, the gain kept, bytes of pack and delta."""
 
     def score(skill: dict[str, Any], arm: str) -> str:
         if skill.get(arm) is None:
@@ -32,7 +117,7 @@ def skill_table(report: dict[str, Any]) -> Table:
 
 
 def short_skill_table(report: dict[str, Any]) -> Table:
-    """:func:`skill_table` for a terminal of 80 columns: no intervals, the pack as a share of its bf16 delta."""
+    """:func:`skill_table` for a terminal of 80 columns: without intervals, the pack as a share of its bf16 delta."""
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{100 * share:.1f}"
@@ -48,7 +133,7 @@ def short_skill_table(report: dict[str, Any]) -> Table:
 
 
 def memory_table(report: dict[str, Any]) -> Table:
-    """Bytes of weights: base, weave, separate models; each also as a multiple of the base."""
+    """Bytes of weights of base, weave and separate models; each also as a multiple of the base."""
     memory = report["memory"]
     names = {
         "base alone": "base_bytes",
@@ -62,7 +147,7 @@ def memory_table(report: dict[str, Any]) -> Table:
 
 
 def confusion_table(report: dict[str, Any]) -> Table:
-    """Where the router sent the test prompts of each skill."""
+    """How many test prompts of each skill the router sent to each pack."""
     confusion = report["router"]["confusion"]
     rows = [[name, *map(str, counts)] for name, counts in zip(confusion["rows"], confusion["counts"], strict=True)]
     return Table(["prompts of", *(f"to {name}" for name in confusion["columns"])], rows)
@@ -94,7 +179,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
 
 
 def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
-    """What was taken out of the base, and the figures of it before and after."""
+    """One sentence on what was unlearnt, with the figures before and after."""
     figures = [
         f"{name.replace('_', ' ')} {value:.3g} before, {unlearnt['after'][name]:.3g} after"
         for name, value in unlearnt["before"].items()

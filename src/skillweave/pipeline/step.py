@@ -1,9 +1,11 @@
-"""A build step: done once for given inputs, resumed after a kill, done anew when an input changed."""
+"""A step of the build: done once for given inputs, resumed after a kill, and done again when an input changed."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,39 +19,126 @@ from skillweave.files.recover import drop
 from skillweave.progress import console
 
 MARKER = "step.json"
+"""The file in a step's folder that holds the inputs, their key, whether the step is done, and its seconds."""
+
+BASE, BACKBONE = "base", "backbone"
+"""Names of two inputs: the base that weave.yaml names, and the model that every skill stands on. They are one model
+where nothing is unlearnt."""
+
+_LABELS = {BACKBONE: "base"}
+"""Input -> the label that step.json gives it. The key of a step is a digest of the labels too, so they cannot change:
+a build that was begun earlier would start again."""
+
+
+@dataclass(frozen=True)
+class BuildStep:
+    """One line in the list of steps (:func:`skillweave.pipeline.steps.steps`)."""
+
+    name: str
+    """The step's folder below the work folder, for example ``sort/delta``."""
+    title: str
+    """What the step does, for a person: "zip the delta"."""
+    needs: tuple[str, ...]
+    """Names of what the step builds on: earlier steps, and inputs that exist before any step."""
+    settings: Mapping[str, Any]
+    """The settings that change the result, as JSON holds them."""
+    work: Callable[[Path], object]
+    """Does the step in its folder, and resumes there what a kill cut off."""
+    makes: Mapping[str, Callable[[], str]] = field(default_factory=dict)
+    """Inputs that are known only once this step is done: name -> function that returns the input's key."""
+
+    def inputs(self, keys: Mapping[str, str]) -> dict[str, Any]:
+        """All inputs of the step, as step.json holds them.
+
+        ``keys`` maps the names of inputs and of earlier steps to their keys. A need without a key is left out: see
+        :func:`skillweave.pipeline.plan.plan_build`.
+        """
+        built_on = {_LABELS.get(name, name): keys[name] for name in self.needs if name in keys}
+        return {"built_on": built_on, **self.settings}
+
+    def changes(self, recorded: Mapping[str, Any], keys: Mapping[str, str]) -> list[str]:
+        """The inputs that differ from the ``recorded`` ones of step.json, for a person.
+
+        An input that was built on is shown by its name (``sort/delta``), a setting with both values
+        (``zip.ratio (0.5, now 0.25)``). Needs that have no key yet do not count.
+        """
+        before = dict(recorded["built_on"])
+        changed = []
+        for name in self.needs:
+            key = before.pop(_LABELS.get(name, name), None)
+            if name in keys and keys[name] != key:
+                changed.append(BASE if keys[name] == keys[BASE] else name)
+        changed += [f"{name} (no longer used)" for name in before]
+        settings = {name: value for name, value in recorded.items() if name != "built_on"}
+        return changed + _differences(settings, dict(self.settings), "")
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """The contents of a step's marker file; an empty dict if the step was never begun."""
+    marker = folder / MARKER
+    return read_json(marker) if marker.exists() else {}
 
 
 def step_seconds(folder: Path) -> float:
-    """What a finished step took, the part before a kill not counted; 0 where the folder is no step's."""
-    marker = folder / MARKER
-    return read_json(marker)["seconds"] if marker.exists() else 0.0
+    """The seconds that a finished step took, without the part before a kill; 0 if no finished step is there."""
+    return read_marker(folder).get("seconds", 0.0)
+
+
+def step_key(inputs: Mapping[str, Any]) -> str:
+    """The key of a step's inputs, which also names its result: equal inputs give equal keys."""
+    return digest(inputs)
 
 
 def run_step(title: str, folder: Path, inputs: Mapping[str, Any], work: Callable[[Path], object]) -> str:
     """Run ``work(folder)`` unless it finished for equal ``inputs`` before; return the key of those inputs.
 
-    A step that was begun for equal inputs and not finished is entered again with its folder as the kill left it,
-    so that ``work`` goes on from what it saved. Other inputs empty the folder first. The key names the step's
-    result: hand it to the steps that build on it as one of their inputs.
+    - Done for equal inputs: nothing is run.
+    - Begun for equal inputs, and not finished: ``work`` gets the folder as the kill left it, and resumes what it saved.
+    - Any other inputs: the folder is emptied first.
+
+    The key names the step's result: pass it on as an input of the steps that build on this one.
     """
-    key = digest(inputs)
-    marker = folder / MARKER
+    key = step_key(inputs)
     with disk_errors(folder):
         sweep(folder)
-        state = read_json(marker) if marker.exists() else {}
+        state = read_marker(folder)
     if state.get("key") == key and state.get("done"):
         console.print(f"- {title}: done before, unchanged", style="dim")
         return key
     if state.get("key") == key:
-        console.print(Text.assemble((title, "bold"), " (goes on from where it stopped)"))
+        console.print(Text.assemble((title, "bold"), " (resumes where it stopped)"))
     else:
         console.print(title, style="bold")
-        # As one: a kill must not leave the mark of a finished step beside files that are gone.
+        # In one move: a kill must not leave the marker of a finished step beside files that are gone.
         with disk_errors(folder):
             drop(folder)
             make_folders(folder)
-        write_json(marker, {"key": key, "done": False, "inputs": inputs})
+        write_json(folder / MARKER, {"key": key, "done": False, "inputs": inputs})
     began = time.monotonic()
     work(folder)
-    write_json(marker, {"key": key, "done": True, "seconds": round(time.monotonic() - began, 1), "inputs": inputs})
+    seconds = round(time.monotonic() - began, 1)
+    write_json(folder / MARKER, {"key": key, "done": True, "seconds": seconds, "inputs": inputs})
     return key
+
+
+def _differences(old: Any, new: Any, at: str) -> list[str]:
+    """The places below ``at`` where two JSON values differ, each with both values."""
+    if old == new:
+        return []
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return [f"{at} ({_short(old)}, now {_short(new)})"]
+    changed = []
+    for key in dict.fromkeys([*old, *new]):
+        place = f"{at}.{key}" if at else str(key)
+        if key not in new:
+            changed.append(f"{place} (was {_short(old[key])}, now not set)")
+        elif key not in old:
+            changed.append(f"{place} (new: {_short(new[key])})")
+        else:
+            changed += _differences(old[key], new[key], place)
+    return changed
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,4 +1,4 @@
-"""For the site: Sphinx roles of our docstrings, as :func:`name`, become plain code, which Markdown knows."""
+"""A griffe extension: turns the Sphinx roles in docstrings (:func:`name`) into plain code, which Markdown can show."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _ROLE = re.compile(r":(?:func|class|meth|attr|mod|data|exc):(?=`)")
 
 
 class Roles(griffe.Extension):
-    """Rewrites every docstring as it is loaded."""
+    """Removes the roles from every docstring when it is loaded."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Strip the roles of one object's docstring."""
+        """Remove the roles from the docstring of one object."""
         if obj.docstring:
             obj.docstring.value = _ROLE.sub("", obj.docstring.value)

@@ -1,0 +1,182 @@
+"""The inputs of a build: what is known before its first step, and the models that its steps open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from skillweave.base import Base, open_base
+from skillweave.base.generate import context_length
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.pack import Skillpack
+from skillweave.pipeline.config import WeaveConfig
+from skillweave.pipeline.evaluate import tools_key
+from skillweave.pipeline.step import BACKBONE, BASE
+from skillweave.tasks import Task, load_task
+from skillweave.tasks.check import check_before
+from skillweave.units import human_bytes
+from skillweave.weave import Weave, check_layer
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """``NAME.work`` beside the weave: a folder for each step, and in them what the steps hand on."""
+
+    path: Path
+
+    def step(self, name: str) -> Path:
+        """The folder of a step, for example of ``sort/delta``."""
+        return self.path / name
+
+    def delta(self, skill: str) -> Path:
+        """The delta that a skill's method made."""
+        return self.step(f"{skill}/delta") / "delta"
+
+    def pack(self, skill: str) -> Path:
+        """The pack of a skill, zipped or taken ready."""
+        return self.step(f"{skill}/pack") / "pack"
+
+    @property
+    def unlearning(self) -> Path:
+        """The run that made the backbone's delta, which is in its folder ``delta``."""
+        return self.step("backbone/unlearn")
+
+    @property
+    def backbone(self) -> Path:
+        """The unlearnt base, as a model folder."""
+        return self.step("backbone/model") / "model"
+
+    @property
+    def router(self) -> Path:
+        """The fitted router."""
+        return self.step("weave/router") / "router"
+
+    @property
+    def weave(self) -> Path:
+        """The weave as its step puts it together, without the report."""
+        return self.step("weave/woven") / "weave"
+
+
+@dataclass(frozen=True)
+class BuildInputs:
+    """What a build knows before its first step."""
+
+    config: WeaveConfig
+    """The settings of weave.yaml, with the ``dtype`` that the base has in memory in place of ``auto``."""
+    work: WorkFolder
+    tasks: Mapping[str, Task]
+    """Skill -> its prompts and verifier."""
+    packs: Mapping[str, Skillpack]
+    """Skill -> its ready pack, for the skills that have one."""
+    keys: Mapping[str, str]
+    """Input -> its key: the fingerprints of ``base`` and ``backbone``, and of each skill ``SKILL/task`` and
+    ``SKILL/tools``. If weave.yaml has ``unlearn``, ``backbone`` is missing: a step makes it."""
+
+    def prompt_inputs(self, skill: str) -> tuple[str, ...]:
+        """The names of the inputs that define a skill's prompts: its task, and its tools if it has any."""
+        return tuple(name for name in (f"{skill}/task", f"{skill}/tools") if name in self.keys)
+
+    def check_packs(self, backbone: str) -> None:
+        """Raise :class:`UserError` if a ready pack was not made on the backbone with that fingerprint."""
+        for pack in self.packs.values():
+            pack.check_base(backbone)
+
+
+def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str, tokenizer: Any) -> BuildInputs:
+    """Read the tasks, tools and ready packs that ``config`` names; no model is opened.
+
+    ``fingerprint`` and ``tokenizer`` are the base's, ``dtype`` is the one that it has in memory.
+    Raises :class:`UserError` for what cannot be read, and for a ready pack of another base.
+    """
+    tasks = {name: load_task(skill.task) for name, skill in config.skills.items()}
+    keys = {BASE: fingerprint}
+    for name, task in tasks.items():
+        keys[f"{name}/task"] = task.key
+        use = config.tool_use(name)
+        if use is not None:
+            try:
+                keys[f"{name}/tools"] = tools_key(tokenizer, task, use)
+            except UserError as error:
+                raise UserError(f"skills.{name}: {error}") from error
+    ready = {name: skill.pack for name, skill in config.skills.items() if skill.pack is not None}
+    packs = {name: Skillpack.from_pretrained(folder) for name, folder in ready.items()}
+    inputs = BuildInputs(config.model_copy(update={"dtype": dtype}), WorkFolder(work), tasks, packs, keys)
+    if config.unlearn is None:
+        keys[BACKBONE] = fingerprint
+        inputs.check_packs(fingerprint)
+        return inputs
+    for name, pack in packs.items():
+        if pack.card.base.fingerprint == fingerprint:
+            raise UserError(
+                f"skills.{name}.pack: {ready[name]} was made on the unchanged base {config.base}, but the skills of "
+                f"this weave are made on what `unlearn` leaves of it: give the skill a method instead, or remove "
+                f"`unlearn`"
+            )
+    return inputs
+
+
+def check_inputs(inputs: BuildInputs, base: Base) -> None:
+    """Raise :class:`UserError` for mistakes that would otherwise appear after hours of training.
+
+    Examples: a split without prompts, too few prompts for the router or the calibration, or no room for a pack.
+    """
+    config = inputs.config
+    for task in inputs.tasks.values():
+        check_before(task, base.tokenizer, context_length(base.model))
+    for name, task in inputs.tasks.items():
+        task.split("test")
+        if len(task.distinct("train")) < 2:
+            raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
+        if name not in inputs.packs and config.zip_config(name).needs_calibration:
+            task.pairs("calibration")
+    check_layer(base, config.router.layer)
+    taken, budget = base.nbytes, config.budget
+    if budget is not None and taken >= budget:
+        raise UserError(
+            f"the base alone takes {human_bytes(taken)} in {config.dtype}; the budget of "
+            f"{human_bytes(budget)} is for base and packs together: raise it"
+        )
+
+
+class BuildModels:
+    """The models of a build. Each is opened once, when it is first needed."""
+
+    def __init__(self, config: WeaveConfig, work: Path) -> None:
+        self._config = config
+        self._work = WorkFolder(work)
+
+    @cached_property
+    def base(self) -> Base:
+        """The base that weave.yaml names."""
+        config = self._config
+        return open_base(config.base, dtype=config.dtype, device=config.device, budget=config.budget)
+
+    @cached_property
+    def backbone(self) -> Base:
+        """The model that every skill stands on: the base, or what ``unlearn`` left of it, opened from its folder."""
+        config = self._config
+        if config.unlearn is None:
+            return self.base
+        dtype = self.base.model.dtype
+        del self.base  # no later step needs it, and two models would take twice the memory
+        unlearnt = open_base(self._work.backbone, dtype=dtype, device=config.device)
+        # Artefacts write this name down: it says what the model is, while the work folder may be gone.
+        return replace(unlearnt, ref=f"{config.base}, unlearnt (the backbone of {config.name})")
+
+    @cached_property
+    def weave(self) -> Weave:
+        """The weave that the steps put together."""
+        return Weave.from_pretrained(self._work.weave, base=self.backbone)
+
+    def specialist(self, skill: str) -> Weave:
+        """The backbone with a skill's whole delta, in float32: a new model at each call.
+
+        It was trained in float32. The pack, which runs beside the base, must be compared with that model and not with
+        one whose weights were rounded to the base's dtype.
+        """
+        base = open_base(self.backbone.path, dtype="float32", device=self._config.device)
+        return Weave.of(Delta.from_pretrained(self._work.delta(skill)).apply(base, in_place=True))

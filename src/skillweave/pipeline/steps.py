@@ -1,0 +1,259 @@
+"""The steps of a build, in the order in which they run: unlearn, specialise, zip, route, weave, score.
+
+:func:`steps` is the list. The functions below it make its lines, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skillweave.artefact import write_json
+from skillweave.base import Sampling, fingerprint
+from skillweave.delta import Delta, write_tuned
+from skillweave.errors import UserError
+from skillweave.files.hashes import sha256_file
+from skillweave.methods import get_method
+from skillweave.methods.cku.config import CkuConfig
+from skillweave.pipeline.config import UNLEARNING
+from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example
+from skillweave.pipeline.inputs import BuildInputs, BuildModels
+from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
+from skillweave.skillzip import zip_delta
+from skillweave.weave import AUTO, Router, Weave, fit_router
+from skillweave.weave import BASE as TO_BASE
+
+ARMS = {"base": "plain base", "specialist": "full specialist", "pack": "pack", "routed": "routed weave"}
+"""What is scored on every skill: the arm's name, and what it is for a person."""
+
+
+def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
+    """All steps of a build, in their order; nothing is run.
+
+    A step's name is also its folder below the work folder. ``needs`` names what it builds on, so the list can be
+    printed as a plan (:mod:`skillweave.pipeline.plan`). A model is opened only by the ``work`` of a step.
+
+    Raises :class:`UserError` if a file that ``unlearn`` names does not exist.
+    """
+    skills = list(inputs.config.skills)
+    listed: list[BuildStep] = []
+    if inputs.config.unlearn is not None:
+        listed += [unlearn(inputs, models), write_backbone(inputs, models)]
+    for skill in skills:
+        listed.append(score_base(inputs, models, skill))
+        if skill in inputs.packs:
+            listed.append(take_pack(inputs, skill))
+        else:
+            listed.append(specialise(inputs, models, skill))
+            listed.append(score_specialist(inputs, models, skill))
+            listed.append(zip_skill(inputs, models, skill))
+    listed += [fit_weave_router(inputs, models), put_together(inputs, models)]
+    listed += [score_pack(inputs, models, skill) for skill in skills]
+    listed += [score_routed(inputs, models, skill) for skill in skills]
+    listed.append(confusion(inputs, models))
+    return listed
+
+
+# -- the backbone ------------------------------------------------------------------------------------------------------
+
+
+def unlearn(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Make the delta that takes knowledge out of the base."""
+    settings, method = inputs.config.unlearning(), get_method(UNLEARNING)
+    assert settings is not None
+
+    def work(folder: Path) -> None:
+        method.run(models.base, settings, folder)
+
+    title = f"backbone: {UNLEARNING}: take knowledge out of the base"
+    return BuildStep("backbone/unlearn", title, (BASE,), unlearning_inputs(settings), work)
+
+
+def unlearning_inputs(settings: CkuConfig) -> dict[str, Any]:
+    """The inputs of the unlearning besides the base: its settings, and the SHA-256 of each file that they name.
+
+    Where the training log goes (``report_to``) does not count. Raises :class:`UserError` for a missing file.
+    """
+    named = {"forget": settings.forget, "retain": settings.retain, "unseen": settings.unseen or []}
+    hashes: dict[str, list[str]] = {}
+    for key, files in named.items():
+        for file in files:
+            if not file.is_file():
+                raise UserError(f"unlearn.{key}: {file} does not exist: name a JSONL file (looked in {Path.cwd()})")
+        hashes[key] = [sha256_file(file) for file in files]
+    return {"unlearn": settings.model_dump(mode="json", exclude={"report_to"}), "files": hashes}
+
+
+def write_backbone(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Write the unlearnt base as a model folder. Its fingerprint, which this step makes, is an input of the skills."""
+
+    def work(folder: Path) -> None:
+        write_tuned(models.base.path, Delta.from_pretrained(inputs.work.unlearning / "delta"), folder / "model")
+
+    def fingerprint_of_backbone() -> str:
+        key = fingerprint(inputs.work.backbone)
+        inputs.check_packs(key)
+        return key
+
+    makes = {BACKBONE: fingerprint_of_backbone}
+    return BuildStep("backbone/model", "backbone: write the unlearnt base", ("backbone/unlearn",), {}, work, makes)
+
+
+# -- one skill ---------------------------------------------------------------------------------------------------------
+
+
+def score_base(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the backbone before anything is learnt."""
+    return score(inputs, skill, "base", (BACKBONE,), lambda: Weave.of(models.backbone))
+
+
+def specialise(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Make the skill's delta by its method."""
+    name, settings = inputs.config.skills[skill].method, inputs.config.method_config(skill)
+    method = get_method(name)
+
+    def work(folder: Path) -> None:
+        method.run(models.backbone, settings, folder)
+
+    inputs_of_method = {"method": name, "settings": settings.model_dump(mode="json", exclude={"report_to"})}
+    title = f"{skill}: {name}: grow the specialist"
+    return BuildStep(f"{skill}/delta", title, (BACKBONE, *inputs.prompt_inputs(skill)), inputs_of_method, work)
+
+
+def score_specialist(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the base with the skill's whole delta, and print one prompt with the answers of base and specialist."""
+    scored = score(inputs, skill, "specialist", (f"{skill}/delta",), lambda: models.specialist(skill))
+
+    def work(folder: Path) -> None:
+        scored.work(folder)
+        show_example(inputs.work.step(f"{skill}/score-base"), folder)
+
+    return replace(scored, work=work)
+
+
+def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Zip the skill's delta into a pack."""
+    settings, chosen = inputs.config.zip_config(skill), inputs.config.skills[skill]
+
+    def work(folder: Path) -> None:
+        pack = zip_delta(
+            Delta.from_pretrained(inputs.work.delta(skill)),
+            models.backbone,
+            inputs.tasks[skill].pairs("calibration") if settings.needs_calibration else None,
+            settings,
+            name=skill,
+            method=chosen.method,
+            data=chosen.task.model_dump(mode="json"),
+            scores={arm: read_score(inputs.work.step(f"{skill}/score-{arm}")) for arm in ("base", "specialist")},
+        )
+        pack.save_pretrained(folder / "pack")
+
+    # The pack's card shows both scores, so the pack is written again when they change.
+    needs = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")
+    return BuildStep(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": settings.model_dump(mode="json")}, work)
+
+
+def take_pack(inputs: BuildInputs, skill: str) -> BuildStep:
+    """Copy a ready pack."""
+    ready = inputs.packs[skill]
+
+    def work(folder: Path) -> None:
+        ready.save_pretrained(folder / "pack")
+
+    return BuildStep(f"{skill}/pack", f"{skill}: take the ready pack", (), {"files": ready.card.files}, work)
+
+
+# -- the weave ---------------------------------------------------------------------------------------------------------
+
+
+def fit_weave_router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Fit the router on train prompts of every skill and on everyday prompts."""
+    config, chosen = inputs.config, inputs.config.router
+
+    def work(folder: Path) -> None:
+        own = {
+            skill: [entry.prompt for entry in task.distinct("train")[: chosen.prompts]]
+            for skill, task in inputs.tasks.items()
+        }
+        fitted = fit_router(models.backbone, own, BACKGROUND[0], layer=chosen.layer, miss=chosen.miss, seed=config.seed)
+        fitted.save(folder / "router")
+
+    settings = {"router": chosen.model_dump(mode="json"), "seed": config.seed, "dtype": config.dtype}
+    needs = (BACKBONE, *(f"{skill}/task" for skill in config.skills))
+    return BuildStep("weave/router", "weave: fit the router", needs, settings, work)
+
+
+def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Write the weave: packs, router, and the backbone's delta if there is one."""
+    config, place = inputs.config, inputs.work
+
+    def work(folder: Path) -> None:
+        Weave.write(
+            place.weave,
+            models.backbone,
+            {skill: place.pack(skill) for skill in config.skills},
+            Router.load(place.router),
+            backbone=None if config.unlearn is None else place.unlearning / "delta",
+            dtype=config.dtype,
+            budget=config.budget,
+        )
+
+    needs = ("weave/router", *(f"{skill}/pack" for skill in config.skills))
+    if config.unlearn is not None:
+        needs = (*needs, "backbone/unlearn")
+    settings = {"dtype": config.dtype, "budget": config.budget}
+    return BuildStep("weave/woven", "weave: put packs and router together", needs, settings, work)
+
+
+def score_pack(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the skill's pack in the weave, named by the caller (oracle routing)."""
+    return score(inputs, skill, "pack", (BACKBONE, f"{skill}/pack"), lambda: models.weave, skill)
+
+
+def score_routed(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Score the weave on the skill's prompts while the router chooses among all packs."""
+    packs = (f"{name}/pack" for name in inputs.config.skills)
+    return score(inputs, skill, "routed", ("weave/router", *packs), lambda: models.weave, AUTO)
+
+
+def confusion(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Count to which pack the router sent the test prompts of each skill, and everyday prompts."""
+    skills = list(inputs.config.skills)
+
+    def work(folder: Path) -> None:
+        rows = {skill: read_packs(inputs.work.step(f"{skill}/score-routed")) for skill in skills}
+        rows["(anything else)"] = [route.pack for route in models.weave.route(BACKGROUND[1])]
+        columns: list[str | None] = [*skills, None]
+        counts = [[packs.count(column) for column in columns] for packs in rows.values()]
+        names = [column or TO_BASE for column in columns]
+        write_json(folder / "confusion.json", {"rows": list(rows), "columns": names, "counts": counts})
+
+    needs = tuple(f"{skill}/score-routed" for skill in skills)
+    return BuildStep("weave/confusion", "weave: where the router sends each prompt", needs, {}, work)
+
+
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+def score(
+    inputs: BuildInputs,
+    skill: str,
+    arm: str,
+    needs: tuple[str, ...],
+    open_weave: Callable[[], Weave],
+    pack: str | None = None,
+) -> BuildStep:
+    """Score one arm on the skill's test prompts. ``pack`` is the pack that answers, as in :meth:`Weave.generate`."""
+    config, task, use = inputs.config, inputs.tasks[skill], inputs.config.tool_use(skill)
+
+    def work(folder: Path) -> None:
+        sampling = Sampling(max_new_tokens=config.score.max_new_tokens, batch_size=config.score.batch_size)
+        score_once(folder, task, answers(open_weave(), pack, task, use, sampling), limit=config.score.limit)
+
+    settings = {"score": config.score.model_dump(mode="json"), "dtype": config.dtype}
+    if use is not None:
+        settings["tools"] = use.model_dump(mode="json")
+    title = f"{skill}: score the {ARMS[arm]}"
+    return BuildStep(f"{skill}/score-{arm}", title, (*inputs.prompt_inputs(skill), *needs), settings, work)
