@@ -1,8 +1,8 @@
 """The backbone of a weave: the base plus a delta that all its packs share, so that every skill inherits it.
 
-A weave keeps the delta and the name of the base, not the tuned model. What is opened from them is, to the bit, what
-:func:`skillweave.delta.write_tuned` writes and ``open_base`` then opens: each changed tensor is summed in the base's
-stored dtype first, and only then cast to the dtype it is served in. [ours]
+A weave stores the delta and the name of the base, not the tuned model. The model that is opened from them equals, to
+the bit, the one that :func:`skillweave.delta.write_tuned` writes and ``open_base`` then opens: each changed tensor is
+summed in the base's stored dtype first, and only then cast to the dtype in which it is served. [ours]
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from skillweave.pack import BaseRef
 from skillweave.weave.card import WeaveCard, check_part
 
 FOLDER = "backbone"
-"""Where the delta lies in the weave."""
+"""The subfolder of a weave for the delta."""
 
 
 def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
-    """The base that ``delta`` names, once it is sure that base + delta is ``backbone``. Raises :class:`UserError`."""
+    """The base that ``delta`` names. Raises :class:`UserError` unless that base + delta is ``backbone``."""
     path = resolve(delta.base_ref)
     delta.check_base(fingerprint(path), delta.base_ref)
     if (made := fingerprint(delta.on(Checkpoint(path)))) != backbone.fingerprint:
@@ -41,7 +41,7 @@ def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
 
 
 def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
-    """Put the delta into the weave: of a folder the files that its card names, byte for byte."""
+    """Write the delta into the weave. From a folder, the files that its card names are copied byte for byte."""
     if isinstance(backbone, Delta):
         backbone.save_pretrained(weave / FOLDER)
     else:
@@ -49,7 +49,7 @@ def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
 
 
 def read_backbone(weave: Path, card: WeaveCard) -> Delta:
-    """The delta of a weave that has a backbone. Raises :class:`UserError` where it is not the one it was woven with."""
+    """The delta of a weave that has a backbone. Raises :class:`UserError` if it was exchanged or is missing."""
     if not is_delta(weave / FOLDER):
         raise UserError(f"{weave / FOLDER} is missing: the weave is incomplete. Copy or build it again.")
     check_part(weave, card, f"{FOLDER}/{DELTA_FILE}")
