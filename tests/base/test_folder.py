@@ -227,9 +227,13 @@ def test_tables_far_larger_than_the_weights_are_refused(tmp_path: Path) -> None:
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     config = GPTNeoConfig(
-        vocab_size=32, hidden_size=8, num_layers=1, num_heads=2, attention_types=[[["global"], 1]],
+        vocab_size=32,
+        hidden_size=8,
+        num_layers=1,
+        num_heads=2,
+        attention_types=[[["global"], 1]],
         max_position_embeddings=16,
-    )  # fmt: skip
+    )
     GPTNeoForCausalLM(config).save_pretrained(tmp_path)
     assert Checkpoint(tmp_path).names()
     edit(tmp_path / "config.json", max_position_embeddings=10**6)

@@ -180,10 +180,19 @@ def test_codes_without_their_scales_are_named(micro_base: Path, tmp_path: Path, 
 def test_four_bit_blocks_of_gpt_oss(tmp_path: Path) -> None:
     """The table of E2M1 is that of the OCP specification of microscaling formats, section 5.3.3."""
     config = GptOssConfig(
-        vocab_size=110, hidden_size=64, intermediate_size=32, num_hidden_layers=1, num_local_experts=2,
-        num_experts_per_tok=1, num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=1,
-        pad_token_id=0, layer_types=["full_attention"],
-    )  # fmt: skip
+        vocab_size=110,
+        hidden_size=64,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        eos_token_id=1,
+        pad_token_id=0,
+        layer_types=["full_attention"],
+    )
     folder = tmp_path / "oss"
     GptOssForCausalLM(config).bfloat16().save_pretrained(folder)
     micro_tokenizer().save_pretrained(folder)

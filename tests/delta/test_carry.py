@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from skillweave.delta.carry import (
 )
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
+from skillweave.files.read import open_file
 
 
 def folder(place: Path, speaks: PreTrainedTokenizerFast | None = None, **files: object) -> Path:
@@ -213,3 +215,19 @@ def test_damage_is_told(tmp_path: Path) -> None:
         read_files(folder, hashes, {})
     with pytest.raises(UserError, match="may take from the base"):
         read_files(folder, {}, {"config.json": "x"})
+
+
+def test_each_file_that_travels_is_opened_once(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = folder(tmp_path / "tuned", tokenizer("<a>", template=TEMPLATE))
+    artefact = tmp_path / "artefact"
+    hashes = save_files(changed_files(base, tuned), artefact)
+    opened: list[str] = []
+
+    def counted(path: str | Path, *arguments: str) -> io.BufferedReader:
+        opened.append(str(Path(path).relative_to(artefact)))
+        return open_file(path, *arguments)
+
+    monkeypatch.setattr("skillweave.files.read.open_file", counted)
+    monkeypatch.setattr("skillweave.files.hashes.open_file", counted)
+    read_files(Folder(artefact, "delta.json", "Again."), hashes, {})
+    assert sorted(opened) == sorted(hashes)

@@ -54,7 +54,7 @@ CARDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "an adapter's file": (lambda c: c["files"].update({"adapter_config.json": "0" * 64}), "does not fit"),
     "names that differ in case": (
         lambda c: c["files"].update({"DELTA.safetensors": "0" * 64}), "differ in case only"),
-    "weights nobody hashed": (lambda c: c["files"].clear(), r"entries\..*\.file: .* no file of tensors"),
+    "weights nobody hashed": (lambda c: c["files"].clear(), r"entries\..*\.file: .* not a file of tensors"),
     "a tensor in another file": (lambda c: c["entries"][NORM].update(file="x"), rf"entries\.{NORM}\.file: 'x'"),
     "a tensor in a path": (lambda c: c["entries"][NORM].update(file="../x"), "is not a plain file name"),
     "lora in a full delta": (lambda c: c["entries"][NORM].update(stored="lora"), "has no LoRA"),

@@ -73,9 +73,12 @@ def test_a_delta_with_added_rows_is_saved_opened_and_applied_alike(tmp_path: Pat
     tensors[name] = tensors[name].clone()
     tensors[name][:112] -= model().lm_head.weight.detach()
     made = Delta(
-        tensors, base_fingerprint=whole.base_fingerprint, whole={k for k in tensors if whole.whole(k)} - {name},
-        rows={name: 112}, carried=whole.carried,
-    )  # fmt: skip
+        tensors,
+        base_fingerprint=whole.base_fingerprint,
+        whole={k for k in tensors if whole.whole(k)} - {name},
+        rows={name: 112},
+        carried=whole.carried,
+    )
     opened = Delta.from_pretrained(made.save_pretrained(tmp_path / "delta"))
     assert opened.shared_rows(name) == 112
     assert opened.carried == made.carried

@@ -1,4 +1,4 @@
-"""A hub of one repository on this machine: what ``huggingface_hub`` asks for when it downloads a snapshot."""
+"""A local server that answers as the Hugging Face hub does when ``huggingface_hub`` downloads a snapshot."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @contextlib.contextmanager
 def fake_hub(name: str, folder: Path, revisions: tuple[str, ...] = ("main",)) -> Iterator[tuple[str, list[str]]]:
-    """(the hub's address, files that were downloaded from it so far) while the block runs."""
-    asked: list[str] = []
+    """Serve ``folder`` as the repository ``name``; yield (address, files that were downloaded so far)."""
+    downloaded: list[str] = []
 
     class Hub(BaseHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
@@ -54,7 +54,7 @@ def fake_hub(name: str, folder: Path, revisions: tuple[str, ...] = ("main",)) ->
                 if not file.is_file():
                     return self._refuse("EntryNotFound", "no such file")
                 if body:
-                    asked.append(str(file.relative_to(folder)))
+                    downloaded.append(str(file.relative_to(folder)))
                 return self._send(200, file.read_bytes(), body, {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT})
             return self._refuse("RepoNotFound", "no such repository")
 
@@ -73,7 +73,7 @@ def fake_hub(name: str, folder: Path, revisions: tuple[str, ...] = ("main",)) ->
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", downloaded
     finally:
         server.shutdown()
         server.server_close()

@@ -14,7 +14,7 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>
 def write_tiny_gguf(
     path: Path, *, hidden: int = 32, heads: int = 4, feed: int = 64, kind: str = "F32"
 ) -> dict[str, np.ndarray]:
-    """Write the file; return its tensors as stored, by their GGUF names (matrices of the type ``kind``, norms one)."""
+    """Write the file; return its tensors as stored, by their GGUF names. Matrices have the type ``kind``."""
     alphabet = sorted(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
     writer = GGUFWriter(path, "llama")

@@ -1,4 +1,4 @@
-"""Bases and fine-tunes of a few thousand numbers whose vocabulary, templates and end tokens differ."""
+"""Tiny bases and fine-tunes whose vocabulary, chat templates and end tokens differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 LETTERS = ["<pad>", "<eos>", "<unk>", *map(chr, range(32, 127))]
-"""98 tokens: a letter each."""
+"""98 tokens, one for each character."""
 TEMPLATE = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '|' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -18,7 +18,7 @@ TEMPLATE = (
 
 
 def tokenizer(*added: str, template: str | dict[str, str] | None = None, **special: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of letters, with ``added`` special tokens behind them."""
+    """A tokenizer of single characters, with the special tokens ``added`` after them."""
     letters = Tokenizer(models.WordLevel({one: at for at, one in enumerate(LETTERS)}, unk_token="<unk>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     letters.decoder = decoders.Fuse()
@@ -32,7 +32,7 @@ def tokenizer(*added: str, template: str | dict[str, str] | None = None, **speci
 
 
 def model(rows: int = 112, *, tie: bool = False, bias: bool = False, seed: int = 0) -> Any:
-    """A random model; ``bias``: one whose head has a bias."""
+    """A random model with ``rows`` token rows. With ``bias``, its head has a bias."""
     torch.manual_seed(seed)
     shape = {
         "vocab_size": rows, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -44,7 +44,8 @@ def model(rows: int = 112, *, tie: bool = False, bias: bool = False, seed: int =
 
 @torch.no_grad()
 def tuned(base: Any, rows: int | None = None, *, seed: int = 1, vocabulary: bool = False) -> Any:
-    """A fine-tune: the layers moved along a few directions, the vocabulary resized, its shared rows moved if asked."""
+    """Fine-tune ``base`` in place: a low-rank change of each matrix, a resized vocabulary, and with ``vocabulary``
+    a change of the rows that both share."""
     source = torch.Generator().manual_seed(seed)
     for name, weight in base.named_parameters():
         if ".layers." in name and weight.dim() == 2:
@@ -63,14 +64,14 @@ def tuned(base: Any, rows: int | None = None, *, seed: int = 1, vocabulary: bool
 
 
 def vocabulary_of(base: Any) -> list[torch.Tensor]:
-    """Embedding, head and the head's bias."""
+    """The embedding, the head and the head's bias."""
     head = base.get_output_embeddings()
     found = [base.get_input_embeddings().weight, head.weight]
     return [*found, head.bias] if getattr(head, "bias", None) is not None else found
 
 
 def save(folder: Path, made: Any, speaks: PreTrainedTokenizerFast, ends: int | list[int] = 1) -> Path:
-    """A Hugging Face folder."""
+    """Save a model and its tokenizer as a Hugging Face folder; return ``folder``."""
     made.generation_config.eos_token_id = ends
     made.save_pretrained(folder)
     speaks.save_pretrained(folder)

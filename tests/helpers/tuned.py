@@ -15,7 +15,7 @@ LINEAR = ["q_proj", "v_proj", "down_proj"]
 
 
 def save_tuned(base: Path, folder: Path, *, dtype: torch.dtype = torch.float32, step: float = 0.05) -> Path:
-    """The base with every tensor moved a little, but for one."""
+    """Save the base with a small random change of every tensor except ``FROZEN``; return ``folder``."""
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     torch.manual_seed(7)
     with torch.no_grad():
@@ -28,7 +28,7 @@ def save_tuned(base: Path, folder: Path, *, dtype: torch.dtype = torch.float32, 
 
 
 def save_lora(base: Path, folder: Path, **options) -> Path:
-    """A LoRA with random, not zero, factors."""
+    """Save a LoRA with random factors, none of them zero; return ``folder``."""
     torch.manual_seed(5)
     config = LoraConfig(**{"r": 4, "target_modules": LINEAR, "task_type": "CAUSAL_LM", **options})
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
@@ -41,7 +41,7 @@ def save_lora(base: Path, folder: Path, **options) -> Path:
 
 
 def save_adapter(base: Path, folder: Path, kind: str = "Lora", **options: Any) -> Path:
-    """An adapter whose every trainable number was moved away from its start."""
+    """Save an adapter with a random change of every trainable number; return ``folder``."""
     torch.manual_seed(5)
     config = getattr(peft, f"{kind}Config")(task_type="CAUSAL_LM", **options)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)

@@ -1,4 +1,4 @@
-"""Open a base model, read its tensors one at a time, know it by its fingerprint, and let it answer."""
+"""Open a base model, read its tensors one at a time, compute its fingerprint, and generate answers."""
 
 from skillweave.base.chat import Answer, Message, Prompt, answer_ids, answer_text, prompt_ids, prompt_text
 from skillweave.base.checkpoint import Checkpoint

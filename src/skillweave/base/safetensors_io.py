@@ -129,7 +129,7 @@ def plan_files(specs: Mapping[str, Spec], stem: str, limit: int = SHARD_BYTES) -
 def file_bytes(specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None) -> int:
     """The exact size in bytes of the file that :func:`write_stream` writes for these tensors: header and values.
 
-    It is also the size of what the library's ``save_file`` writes with the metadata ``{"format": "pt"} | metadata``.
+    The library's ``save_file`` may order the tensors otherwise, so that its header has a few bytes more or fewer.
     """
     return len(_header(specs, metadata)) + sum(map(spec_bytes, specs.values()))
 

@@ -58,7 +58,7 @@ def write_tuned(
     delta.check_base(fingerprint(folder), str(base_ref))
     base = Checkpoint(folder)
     tuned = delta.on(base, as_dtype(dtype))
-    if delta.carried.from_base:  # a file that the base lacks is an error before anything is written
+    if delta.carried.from_base:  # raises before anything is written
         check_from_base(delta.carried, folder)
 
     specs = {tuned.file_name(name): (tuned.shape(name), tuned.dtype(name)) for name in tuned.names()}

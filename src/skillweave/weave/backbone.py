@@ -1,8 +1,8 @@
-"""The backbone of a weave: the base plus a delta that all packs share, so that every skill inherits its changes.
+"""The backbone of a weave: the base plus a delta that all its packs share, so that every skill inherits it.
 
-A weave stores the delta and the name of the base, not the tuned model. The model opened from them is bit for bit the
-one that :func:`skillweave.delta.write_tuned` writes and ``open_base`` opens: each changed tensor is summed in the
-base's stored dtype first, and only then cast to the dtype in which it is served. [ours]
+A weave stores the delta and the name of the base, not the tuned model. The model that is opened from them equals, to
+the bit, the one that :func:`skillweave.delta.write_tuned` writes and ``open_base`` then opens: each changed tensor is
+summed in the base's stored dtype first, and only then cast to the dtype in which it is served. [ours]
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from skillweave.pack import BaseRef
 from skillweave.weave.card import WeaveCard, check_part
 
 FOLDER = "backbone"
-"""The folder of the delta in the weave."""
+"""The subfolder of a weave for the delta."""
 
 
 def check_backbone(delta: Delta, backbone: Base) -> BaseRef:
-    """The base that ``delta`` names. Raises :class:`UserError` unless base + delta is ``backbone``."""
+    """The base that ``delta`` names. Raises :class:`UserError` unless that base + delta is ``backbone``."""
     path = resolve(delta.base_ref)
     delta.check_base(fingerprint(path), delta.base_ref)
     if (made := fingerprint(delta.on(Checkpoint(path)))) != backbone.fingerprint:
@@ -49,7 +49,7 @@ def save_backbone(backbone: Delta | str | Path, weave: Path) -> None:
 
 
 def read_backbone(weave: Path, card: WeaveCard) -> Delta:
-    """The delta of a weave with a backbone. Raises :class:`UserError` if it is not the delta that the weave names."""
+    """The delta of a weave that has a backbone. Raises :class:`UserError` if it was exchanged or is missing."""
     if not is_delta(weave / FOLDER):
         raise UserError(f"{weave / FOLDER} is missing: the weave is incomplete. Copy or build it again.")
     check_part(weave, card, f"{FOLDER}/{DELTA_FILE}")
@@ -57,18 +57,18 @@ def read_backbone(weave: Path, card: WeaveCard) -> Delta:
 
 
 def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
-    """Add the weave's delta to ``base`` in place, and return the result: the backbone.
+    """The backbone of the weave: ``base``, open as its files hold it in any dtype, with the delta added in place.
 
-    ``base`` is open in any dtype, with the values of its files. Raises :class:`UserError`, before anything is changed,
-    if the delta belongs on another base, or base + delta does not have the fingerprint ``expected``.
+    Raises :class:`UserError`, before anything is changed, unless the delta belongs on ``base`` and makes the
+    fingerprint ``expected`` of its files.
     """
     delta = read_backbone(weave, card)
     if delta.base_fingerprint != base.fingerprint:
         raise UserError(
-            f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was replaced. "
+            f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was exchanged. "
             f"Copy or build the weave again."
         )
-    # The sum uses the files, not the model in memory: each tensor is summed as stored, then cast to the model's dtype.
+    # Of the files, not of the model in memory: each tensor is summed as stored, then cast to the model's dtype.
     tuned = delta.on(base.checkpoint)
     if (made := fingerprint(tuned)) != expected:
         shown, wanted = shortened(made, expected)
@@ -76,6 +76,6 @@ def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
             f"{weave / FOLDER} makes {shown} of {base.ref}, and weave.json names {wanted}: it is "
             f"another backbone than the packs were made on. Copy or build the weave again."
         )
-    delta.on(Checkpoint(base.model))  # raises if the model in memory does not have the tensors of its files
+    delta.on(Checkpoint(base.model))  # raises where the model in memory does not have the tensors of its files
     opened = tuned_base(base, tuned, delta.carried, in_place=True, known_fingerprint=expected)
     return replace(opened, ref=f"{base.ref} with {weave / FOLDER}")

@@ -22,14 +22,22 @@ _DIGITS = 4300  # the longest integer that Python converts to text
 class CodeOptions(Config):
     """``code``: the share of the row's cases that the answer's program passes."""
 
-    seconds: float = Field(2.0, gt=0, allow_inf_nan=False)
-    """Seconds for the program and for everything that one case asks of it."""
-    memory: int = Field(64 * 2**20, gt=0)
-    """Bytes for the values of the program."""
-    runner: Literal["interpreter", "process"] = "interpreter"
-    """``interpreter``: a subset of Python without access to anything. ``process``: CPython in a sandboxed process."""
-    allow_unjailed: bool = False
-    """Whether ``process`` may run if the system cannot isolate it from network, files and other processes."""
+    seconds: float = Field(
+        default=2.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds for the program and for everything that one case asks of it",
+    )
+    memory: int = Field(default=64 * 2**20, gt=0, description="Bytes for the values of the program.")
+    runner: Literal["interpreter", "process"] = Field(
+        default="interpreter",
+        description="`interpreter`: a subset of Python without access to anything. `process`: CPython in a "
+        "sandboxed process.",
+    )
+    allow_unjailed: bool = Field(
+        default=False,
+        description="whether `process` may run if the system cannot isolate it from network, files and other processes",
+    )
 
 
 def code(answer: str, gold: list[Any], options: CodeOptions) -> float:

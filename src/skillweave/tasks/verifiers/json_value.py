@@ -10,6 +10,8 @@ import unicodedata
 from fractions import Fraction
 from typing import Any, Literal
 
+from pydantic import Field
+
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
 from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of
 
@@ -24,8 +26,10 @@ class JsonOptions(PlaceOptions):
     ``after`` and ``answer_pattern`` name the part of the text to search. ``boxed`` is not available for JSON.
     """
 
-    answer_at: Literal["auto", "last", "first", "whole"] = "auto"
-    """``auto``: the last fenced block of JSON, else the last whole value of the gold's type in the text."""
+    answer_at: Literal["auto", "last", "first", "whole"] = Field(
+        default="auto",
+        description="`auto`: the last fenced block of JSON, else the last whole value of the gold's type in the text",
+    )
 
 
 def same_json(a: Any, b: Any) -> bool:

@@ -28,8 +28,13 @@ class MathOptions(NumericOptions):
     ``\[...\]``.
     """
 
-    seconds: float = Field(2.0, gt=0, le=60, allow_inf_nan=False)
-    """Limit of processor time for one comparison; a longer one scores 0."""
+    seconds: float = Field(
+        default=2.0,
+        gt=0,
+        le=60,
+        allow_inf_nan=False,
+        description="limit of processor time for one comparison; a longer one scores 0",
+    )
 
 
 _LENGTH = 1000

@@ -20,14 +20,27 @@ class NumericOptions(PlaceOptions):
     or "Answer:". If the text has none of these, it takes the last number.
     """
 
-    tolerance: float = Field(0.0, ge=0, allow_inf_nan=False)
-    """Largest absolute difference that counts as equal; it is read as the decimal number that is written."""
-    relative_tolerance: float = Field(0.0, ge=0, lt=1, allow_inf_nan=False)
-    """Largest difference relative to the gold number; a number within either tolerance is right."""
-    decimal: Decimal = "point"
-    """The decimal separator. ``comma``: ``3,5`` is three and a half, ``1.234`` is 1234."""
-    plain: bool = False
-    """True: a fraction or a power (``84/7``, ``2^10``) is not accepted, for tasks that ask to compute one."""
+    tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="largest absolute difference that counts as equal; it is read as the decimal number that is "
+        "written",
+    )
+    relative_tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        allow_inf_nan=False,
+        description="largest difference relative to the gold number; a number within either tolerance is right",
+    )
+    decimal: Decimal = Field(
+        default="point", description="The decimal separator. ``comma``: ``3,5`` is three and a half, ``1.234`` is 1234."
+    )
+    plain: bool = Field(
+        default=False,
+        description="True: a fraction or a power (`84/7`, `2^10`) is not accepted, for tasks that ask to compute one",
+    )
 
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from skillweave.config import Config
 from skillweave.patterns import TooSlow, bounded_finditer, compiled
@@ -20,14 +20,20 @@ Where = Literal["auto", "last", "first", "boxed", "whole"]
 class PlaceOptions(Config):
     """Options for the place of the answer in a text. Each verifier documents what ``auto``, the default, means."""
 
-    answer_at: Where = "auto"
-    r"""``first``, ``last``, ``boxed`` (the last ``\boxed{}``) or ``whole`` (the text is only the answer).
-
-    With ``after`` or ``answer_pattern`` it says which match counts: ``first`` or ``last`` (``auto`` means ``last``)."""
-    after: str | None = None
-    """The answer follows this text, in upper or lower case, to the end of the line (or of the next line with text)."""
-    answer_pattern: str | None = None
-    """The answer is what the only group of this regular expression matches."""
+    answer_at: Where = Field(
+        default="auto",
+        description="`first`, `last`, `boxed` (the last `\\boxed{}`) or `whole` (the text is only the answer). "
+        "With `after` or `answer_pattern` it says which match counts: `first` or `last` (`auto` means "
+        "`last`).",
+    )
+    after: str | None = Field(
+        default=None,
+        description="the answer follows this text, in upper or lower case, to the end of the line (or of the next "
+        "line with text)",
+    )
+    answer_pattern: str | None = Field(
+        default=None, description="The answer is what the only group of this regular expression matches."
+    )
 
     @field_validator("after")
     @classmethod

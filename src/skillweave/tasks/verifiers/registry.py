@@ -57,19 +57,17 @@ VerifierName = Annotated[str, AfterValidator(_checked_name)]
 class MixPart(Config):
     """One verifier of a mix."""
 
-    verifier: VerifierName
-    """The verifier's name."""
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Weight of its score, relative to the other parts."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """The verifier's own options."""
+    verifier: VerifierName = Field(description="The verifier's name.")
+    weight: float = Field(
+        default=1.0, gt=0, allow_inf_nan=False, description="Weight of its score, relative to the other parts."
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="The verifier's own options.")
 
 
 class MixOptions(Config):
     """``mix``: the weighted mean of several verifiers' scores."""
 
-    parts: tuple[MixPart, ...]
-    """The verifiers of the mix, at least two."""
+    parts: tuple[MixPart, ...] = Field(description="The verifiers of the mix, at least two.")
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:

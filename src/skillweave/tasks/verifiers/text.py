@@ -17,22 +17,28 @@ from skillweave.tasks.verifiers.warn import warn_once
 class ExactOptions(PlaceOptions):
     """``exact``: the answer is the gold text."""
 
-    answer_at: Literal["whole", "last", "first", "boxed"] = "whole"
-    r"""What is compared: the ``whole`` text, its ``first`` or ``last`` line that is not empty, or what is in the last
-    ``\boxed{}``."""
-    strip: bool = True
-    """Ignore white space around the texts."""
-    casefold: bool = False
-    """Ignore upper and lower case."""
+    answer_at: Literal["whole", "last", "first", "boxed"] = Field(
+        default="whole",
+        description="what is compared: the `whole` text, its `first` or `last` line that is not empty, or what is "
+        "in the last `\\boxed{}`",
+    )
+    strip: bool = Field(default=True, description="Ignore white space around the texts.")
+    casefold: bool = Field(default=False, description="Ignore upper and lower case.")
 
 
 class RegexOptions(Config):
     """``regex``: the pattern matches anywhere in the answer, unless it contains ``^`` and ``$``."""
 
-    pattern: str
-    """The regular expression; ``{answer}`` stands for the gold text, taken literally: ``(?i)\\b{answer}\\b``."""
-    seconds: float = Field(0.5, gt=0, allow_inf_nan=False)
-    """Limit of processor time; a search that takes longer (because the pattern backtracks without end) scores 0."""
+    pattern: str = Field(
+        description="the regular expression; `{answer}` stands for the gold text, taken literally: `(?i)\\b{answer}\\b`"
+    )
+    seconds: float = Field(
+        default=0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="limit of processor time; a search that takes longer (because the pattern backtracks without "
+        "end) scores 0",
+    )
 
     @field_validator("pattern")
     @classmethod
