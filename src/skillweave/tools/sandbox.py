@@ -129,8 +129,8 @@ class Session:
         self._session = pool("asks" if self._asks else "runs").checkout(limits=bounds, os_policy=POLICY)
         self._session.__enter__()
         try:
-            asked = {"items": self._limits.items, "characters": self._limits.characters} if self._asks else {}
-            values.prepare(self._session, **asked)
+            question_limits = {"items": self._limits.items, "characters": self._limits.characters}
+            values.prepare(self._session, **(question_limits if self._asks else {}))
         except monty.MontyError as problem:
             self._session.__exit__(None, None, None)
             raise UserError(

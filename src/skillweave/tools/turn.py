@@ -88,25 +88,25 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
     The thoughts of a reasoning model are not part of the turn: a call that it drafts there is not made. With
     ``thoughts="keep"`` they are read like the rest.
     """
-    said = strip_thoughts(text) if thoughts == "strip" else text
+    visible = strip_thoughts(text) if thoughts == "strip" else text
     # An end token may still be in the text, because special tokens are kept if marks of calls are special tokens.
-    if end := _TURN_END.search(said, max(0, len(said) - _END_LENGTH)):
-        said = said[: end.start()]
+    if end := _TURN_END.search(visible, max(0, len(visible) - _END_LENGTH)):
+        visible = visible[: end.start()]
     calls: list[Call | Outcome] = []
     other_forms = at = 0
-    end_of_text = len(said.rstrip())
-    while begin := _BEGIN.search(said, at):
-        if calls and begin[0] == OPEN and begin.end() >= end_of_text and not said[:at].rstrip().endswith(CLOSE):
+    end_of_text = len(visible.rstrip())
+    while begin := _BEGIN.search(visible, at):
+        if calls and begin[0] == OPEN and begin.end() >= end_of_text and not visible[:at].rstrip().endswith(CLOSE):
             break  # small models write the opening mark instead of the closing one
-        read, plain, at = _read_at(said, begin, tools)
+        read, plain, at = _read_at(visible, begin, tools)
         calls += read
         other_forms += 0 if plain else sum(isinstance(call, Call) for call in read)
     if not calls:
-        calls = _bare_calls(said, names_of(tools))
+        calls = _bare_calls(visible, names_of(tools))
         other_forms = len(calls)
-    if not calls and CLOSE in said:
+    if not calls and CLOSE in visible:
         calls = [malformed(f"{CLOSE} without {OPEN}")]
-    return Turn(text, tuple(calls), None if calls else said.strip(), other_forms)
+    return Turn(text, tuple(calls), None if calls else visible.strip(), other_forms)
 
 
 def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:

@@ -129,7 +129,7 @@ def _sb_show(value, room):
 _HOST = """
 def _sw_host(*arguments):
     taken = _sb_take(arguments, {items}, {characters}, {levels})
-    if taken is None: raise _sb_Error('{said}')
+    if taken is None: raise _sb_Error('{refusal}')
     return _sb_host(taken)
 """
 
@@ -139,8 +139,8 @@ KEPT = "_sb_value"
 
 def prepare(session: Any, *, items: int = 0, characters: int = 0) -> None:
     """Define in a new session the functions that flatten values, and with ``items`` also ``_sw_host``."""
-    said = f"the program is asked with {too_large(items, characters).kind}"
-    host = _HOST.format(items=items, characters=characters, levels=LEVELS, said=said) if items else ""
+    refusal = f"the program is asked with {too_large(items, characters).kind}"
+    host = _HOST.format(items=items, characters=characters, levels=LEVELS, refusal=refusal) if items else ""
     session.feed_run(_SETUP + host + f"\n{KEPT} = None")
 
 
