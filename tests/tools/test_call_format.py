@@ -388,7 +388,7 @@ def test_a_long_result_is_cut_in_a_trace_as_it_is_in_life() -> None:
         ([USER, ANSWER, ANSWER], "message 3: .* it was the answer"),
         ([USER, ANSWER, USER], "message 3: the role is 'user'"),
         ([USER, asked(), TOLD, USER, ANSWER], "message 4: the role is 'user'"),
-        ([USER, asked(arguments="{"), TOLD, ANSWER], "message 2: the arguments of 'calculator' are no JSON"),
+        ([USER, asked(arguments="{"), TOLD, ANSWER], "message 2: the arguments of 'calculator' are not JSON"),
         ([USER, asked(arguments="[1]"), TOLD, ANSWER], "message 2: the arguments of 'calculator' must be an object"),
         ([USER, asked(arguments=None), TOLD, ANSWER], "message 2: the arguments of 'calculator' must be an object"),
         ([USER, asked(name=None), TOLD, ANSWER], "message 2: a tool call needs a 'function' with a 'name'"),
@@ -400,10 +400,10 @@ def test_a_long_result_is_cut_in_a_trace_as_it_is_in_life() -> None:
         ([USER, {"role": "assistant", "content": "", "tool_calls": 3}, ANSWER], "'tool_calls' must be a list, found 3"),
         ([USER, asked(id=["a"]), TOLD, ANSWER], "message 2: 'id' must be a text"),
         ([USER, asked(id="a"), {**TOLD, "tool_call_id": 1}, ANSWER], "message 3: 'tool_call_id' must be a text"),
-        ([{"role": "user", "content": "\ud83d"}, ANSWER], r"message 1: '\\ud83d' is no whole character of Unicode"),
-        ([USER, asked(), {"role": "tool", "content": "\udc00"}, ANSWER], r"message 3: '\\udc00' is no whole"),
-        ([USER, asked(arguments='{"x": "\\ud83d"}'), TOLD, ANSWER], r"message 2: '\\ud83d' is no whole"),
-        ([USER, {**ANSWER, "refusal": "\ud83d"}], r"message 2: '\\ud83d' is no whole"),
+        ([{"role": "user", "content": "\ud83d"}, ANSWER], r"message 1: '\\ud83d' is not a whole character of Unicode"),
+        ([USER, asked(), {"role": "tool", "content": "\udc00"}, ANSWER], r"message 3: '\\udc00' is not a whole"),
+        ([USER, asked(arguments='{"x": "\\ud83d"}'), TOLD, ANSWER], r"message 2: '\\ud83d' is not a whole"),
+        ([USER, {**ANSWER, "refusal": "\ud83d"}], r"message 2: '\\ud83d' is not a whole"),
 
         (
             [USER, asked(id="a"), {**TOLD, "tool_call_id": "b"}, ANSWER],

@@ -258,7 +258,7 @@ ALL = {"network": True, "files": True, "calls": True, "user": True}
 
 @pytest.mark.parametrize("missing", ["network", "files", "other processes"])
 def test_a_system_without_a_wall_needs_consent(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_runner, "_told", True)
+    monkeypatch.setattr(process_runner, "_said_missing", True)
     walls = {**ALL, "calls" if missing == "other processes" else missing: False}
     with pytest.raises(UserError, match=f"no wall around (the )?{missing}.*allow_unjailed: true"):
         check_walls(walls, allow_unjailed=False)
@@ -266,7 +266,7 @@ def test_a_system_without_a_wall_needs_consent(missing: str, monkeypatch: pytest
 
 
 def test_what_is_missing_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(process_runner, "_told", False)
+    monkeypatch.setattr(process_runner, "_said_missing", False)
     for _ in range(2):
         check_walls({**ALL, "user": False}, allow_unjailed=False)
     assert capsys.readouterr().err.count("user of their own") == 1

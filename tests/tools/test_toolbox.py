@@ -499,7 +499,7 @@ async def later() -> int:
     [
         (no_docstring, "no_docstring"),
         (no_type, r"'no_type': the parameter 'a' has no type: write one, a: str$"),
-        (of_a_thing, r"has a type that JSON has not: of_a_thing\(a: '?Thing'?\) -> '?int'?\. There are int, .*these$"),
+        (of_a_thing, r"has a type that JSON does not have: of_a_thing\(a: '?Thing'?\) -> '?int'?\. Use int, .*these$"),
         (no_description, "no_description"),
         (any_number, r"\*numbers"),
         (by_place, "come by name"),

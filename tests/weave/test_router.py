@@ -121,7 +121,7 @@ def saved(tmp_path: Path) -> Path:
         ({"surprise": 1}, "surprise"),
         ({"schema_version": None}, "schema_version is None"),
         ({"files": {}}, "expected the hash of router.safetensors alone"),
-        ({"files": {"../router.safetensors": "0" * 64}}, "no plain file name"),
+        ({"files": {"../router.safetensors": "0" * 64}}, "not a plain file name"),
         ({"files": {"router.safetensors": "0" * 64}}, "is damaged"),
     ],
 )

@@ -157,7 +157,7 @@ def test_damaged_and_newer_and_missing_cards(folder, base, tmp_path):
         (text[:20], "not valid JSON"),
         (text.replace('"schema_version": 2', '"schema_version": 3'), "schema version 3"),
         (text.replace('"packs"', '"pakcs"'), "packs: Field required"),
-        ("[]", "the whole"),
+        ("[]", "expected a JSON object with keys"),
     ):
         (copy / "weave.json").write_text(broken)
         with pytest.raises(UserError, match=message):

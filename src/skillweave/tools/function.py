@@ -77,7 +77,7 @@ def checker_of(function: Callable[..., Any]) -> Callable[[Mapping[str, Any]], di
         except ValidationError as problem:
             raise ValueError("; ".join(map(_message, problem.errors()[:_NAMED]))) from None
         except (TypeError, ValueError, RecursionError) as problem:
-            raise ValueError(f"they are not JSON: {problem}") from None
+            raise ValueError(f"they are no JSON: {problem}") from None
 
     return check
 
