@@ -1,4 +1,4 @@
-"""Code that tries to get out of the sandbox: run by itself, and as a cell of the tool ``python``."""
+"""Code that tries to escape from the sandbox. It is run by itself, and as a cell of the tool ``python``."""
 
 OUTSIDE = [
     "open('/etc/passwd').read()",
@@ -32,7 +32,7 @@ OUTSIDE = [
     "raise KeyboardInterrupt",
     "__import__('os').system('true')",
 ]
-"""Files, processes, the network: none of it is there."""
+"""Code that uses files, processes or the network, none of which the sandbox has."""
 
 TRICKS = [
     "().__class__.__bases__[0].__subclasses__()",
@@ -67,7 +67,7 @@ TRICKS = [
     "import pickle",
     "import types",
 ]
-"""Ways through Python's own objects; each ends with an attribute, a name or a module that there is not."""
+"""Code that goes through Python's own objects; each ends at an attribute, name or module that does not exist."""
 
 GROWING = {
     "one text a thousand times": "['x' * 10**6] * 1000",
@@ -114,4 +114,4 @@ GROWING = {
     "not a number": "[float('nan')] * 10**6",
     "a file with a shared name": "open(('x' * 10**6,) * 1000)",
 }
-"""Values that are small inside and grow, or take for ever, where somebody writes, compares or hashes them outside."""
+"""Code whose value is small inside, but huge or endless when it is written, compared or hashed outside."""

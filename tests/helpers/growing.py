@@ -1,4 +1,4 @@
-"""Run by test_values: every hostile program within a limit of memory; a JSON line for each that says what it took."""
+"""A program that test_values starts: it runs each hostile program with limited memory, and prints its use as JSON."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ CASES: list[Any] = [{"call": "solve()", "value": [1]}, "assert sorted(solve()) =
 
 
 def peak() -> int:
-    """The most memory that this process has had, in MB."""
+    """The peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def use(value: Any) -> None:
-    """What the library, or anybody, does with a value."""
+    """Do with a value what the library, or a caller, may do with it."""
     for attempt in (repr, str, lambda v: json.dumps(v, default=str), copy.deepcopy, lambda v: v == copy.copy(v)):
         try:
             attempt(value)
@@ -47,7 +47,7 @@ def as_answer(program: str) -> float:
 
 
 def main() -> None:
-    run("1"), as_answer("[1]"), as_tool("1")  # what is loaded once
+    run("1"), as_answer("[1]"), as_tool("1")  # load what is loaded only once, so that it does not count
     resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30,) * 2)
     for name, program in GROWING.items():
         print(json.dumps({"name": name}), flush=True)
@@ -55,13 +55,13 @@ def main() -> None:
         if sys.argv[1] == "process":
             result = process_runner.run(program, limits=LIMITS)
             use(result.value)
-            told = {"error": len(result.error or ""), "output": len(result.output)}
+            figures = {"error": len(result.error or ""), "output": len(result.output)}
         else:
             result = run(program, limits=LIMITS)
             use(result.value)
-            told = {"error": len(result.error or ""), "output": len(result.output), "tool": as_tool(program)}
-            told["score"] = as_answer(program)
-        print(json.dumps({"name": name, "grown": peak() - before, **told}), flush=True)
+            figures = {"error": len(result.error or ""), "output": len(result.output), "tool": as_tool(program)}
+            figures["score"] = as_answer(program)
+        print(json.dumps({"name": name, "grown": peak() - before, **figures}), flush=True)
 
 
 if __name__ == "__main__":

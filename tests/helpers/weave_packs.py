@@ -1,4 +1,4 @@
-"""Packs with random integer factors for the micro model, made without any zipping."""
+"""Make packs with random integer factors for the micro model, without zipping."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def random_pack(
     difference: Sequence[str] = (),
     whole: Sequence[str] = (),
 ) -> Skillpack:
-    """Low-rank entries for the linear layers in ``only`` (ranks rank .. rank + 3), others as they are named."""
+    """A pack with random low-rank entries for the linear layers in ``only``, of ranks from ``rank`` to ``rank`` + 3.
+
+    ``difference`` and ``whole`` are names of tensors that get an entry of that kind instead. ``bits``: 4 or 8.
+    """
     source = torch.Generator().manual_seed(seed)
     entries, tensors = {}, {}
     largest = 7 if bits == 4 else 127

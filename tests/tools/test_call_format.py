@@ -170,7 +170,7 @@ def test_the_bundled_template_ends_as_its_tokenizer_does(smollm2: Any) -> None:
 
 def test_a_template_that_refuses_the_system_role_is_told_of_with_the_way_out() -> None:
     tokenizer = micro_tokenizer(TWO_ROLES.replace(", 'system'", ""))
-    with pytest.raises(UserError, match=r"roles system, user: no such role; .* pass instruction=''"):
+    with pytest.raises(UserError, match=r"roles system, user: no such role; .* set instruction: ''"):
         CallFormat(tokenizer, BOX).prompt_ids("hi")
     assert CallFormat(tokenizer, BOX, instruction="").prompt_ids("hi")
 

@@ -85,7 +85,7 @@ def test_it_shares_no_batch_and_says_why(weave: Weave) -> None:
 def test_mixed_prompts_are_answered_in_batches_of_their_own(weave: Weave, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = ["one and two", "three", "four and five and six", "seven", "eight and nine"]
     names = ["experts", None, "attention", "experts", "attention"]
-    weave._told.clear()
+    weave._said_alone.clear()
     for _ in range(2):
         replies = weave.generate(prompts, names, Sampling(max_new_tokens=5))
     told = " ".join(capsys.readouterr().err.split())

@@ -180,7 +180,7 @@ def test_an_open_base_is_the_backbone_itself_and_a_reference_the_base_under_it(f
     assert weave.base is base
     moved = shutil.copytree(plain, tmp_path / "moved")
     assert_same_model(Weave.from_pretrained(folder, base=moved).base.model, base.model)
-    with pytest.raises(UserError, match="the plain base under it: name the base by its reference"):
+    with pytest.raises(UserError, match="the plain base without it: name the base by its reference"):
         Weave.from_pretrained(folder, base=open_base(plain))
     other = save_micro(tmp_path / "other", seed=5)
     for wrong, message in (

@@ -236,3 +236,43 @@ def test_requests_of_all_kinds_are_answered_as_they_are_alone(made) -> None:
         assert together[2].text == weave.generate(["hello"], "chat", short)[0].text
         with pytest.raises(UserError, match="token ids cannot be told of tools"):
             weave.answer([Request(ids, "chat", short, tools)])
+
+
+def test_a_conversation_draws_from_the_seed_of_its_request_alone(made) -> None:
+    """Neither its place in the list nor the other requests change its draws."""
+    _, opened, packs = made
+    weave = Weave.of(opened, packs)
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction="", max_tokens=8))
+        drawn = [Request("hello", "chat", Sampling(temperature=2.0, seed=seed), tools) for seed in (5, 6, 7)]
+        replies = weave.answer(drawn)
+        assert len({reply.record["conversation"] for reply in replies}) > 1
+        assert weave.answer(drawn[::-1]) == replies[::-1]
+        assert weave.answer(drawn[1:2]) == replies[1:2]
+        # generate() gives prompt number i the seed of its sampling + i.
+        sampling = Sampling(temperature=2.0, seed=5)
+        assert weave.generate(["hello"] * 3, "chat", sampling, tools=tools) == replies
+
+
+def test_every_prompt_is_checked_before_any_is_answered_and_named_by_its_place(made, tmp_path: Path) -> None:
+    place, opened, packs = made
+    folder = Weave.write(tmp_path / "w", opened, {"chat": place / "packs" / "chat", "plain": packs["plain"]})
+    weave = Weave.from_pretrained(folder, base=opened)
+    long = "x" * opened.model.config.max_position_embeddings
+    with Toolbox() as box:
+        tools = OpenTools(box, ConversationSettings(instruction=""))
+        plain, conversation = Request("hello", None), Request("hello", "chat", tools=tools)
+        for last in (Request(long, "chat"), Request(long, "chat", tools=tools)):
+            where = f"by the chat template of the pack 'chat' of the weave in {folder};"
+            with pytest.raises(UserError, match=rf"prompt 3 has \d+ tokens.*{where}"):
+                weave.answer([plain, conversation, last], streamer=_Refusing())
+
+
+class _Refusing:
+    """A streamer for an answer that must not begin."""
+
+    def put(self, value: object) -> None:
+        raise AssertionError("an answer was begun")
+
+    def end(self) -> None:
+        raise AssertionError("an answer was ended")

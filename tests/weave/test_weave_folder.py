@@ -149,7 +149,7 @@ def test_a_base_that_moved_is_named_with_the_way_out(folder, tmp_path, micro_bas
 
 
 def test_damaged_and_newer_and_missing_cards(folder, base, tmp_path):
-    with pytest.raises(UserError, match=r"no weave: it has no weave\.json"):
+    with pytest.raises(UserError, match=r"not a weave: it has no weave\.json"):
         Weave.from_pretrained(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "w")
     text = (copy / "weave.json").read_text()
@@ -183,7 +183,7 @@ def test_names_that_cannot_be(base, packs, router, tmp_path):
     for name in ("auto", "base"):
         with pytest.raises(UserError, match="cannot name a pack: it stands for"):
             Weave.write(tmp_path / "w", base, {name: packs["b"]})
-    with pytest.raises(UserError, match="would be one folder where case is ignored"):
+    with pytest.raises(UserError, match="would be one folder on a system that ignores case"):
         Weave.write(tmp_path / "w", base, {"b": packs["b"], "B": packs["b"]})
     with pytest.raises(UserError, match="cannot name a pack: use 1 to 64 letters"):
         Weave.write(tmp_path / "w", base, {"../up": packs["b"]})

@@ -1,4 +1,4 @@
-"""``skillweave generate`` and ``eval``: ask, score."""
+"""``skillweave generate`` answers prompts, ``skillweave eval`` scores answers on tasks."""
 
 from __future__ import annotations
 
@@ -17,31 +17,33 @@ from skillweave.errors import UserError
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
 PACK = typer.Option(None, "--pack", "-p", help="A pack's name, `auto` (the router chooses) or `base`.")
-OTHER_BASE = typer.Option(None, "--base", "-b", help="The base, where it is not at the place the artefact names.")
+OTHER_BASE = typer.Option(
+    None, "--base", "-b", help="The base model, if it is not in the place that the artefact names."
+)
 MAX_NEW_TOKENS = typer.Option(
     None,
     "--max-new-tokens",
     "-n",
     min=1,
-    help="Longest answer, in tokens [128]; with tools all that comes after the prompt, what they say included [1024].",
+    help="Longest answer, in tokens [128]; with tools all tokens after the prompt, results of tools included [1024].",
 )
 BATCH_SIZE = typer.Option(None, "--batch-size", min=1, help="Prompts answered together [32; with tools 64].")
 MODEL_DEFAULTS = typer.Option(
     False,
     "--model-defaults",
-    help="Sample as the model's own generation_config.json says, in place of --temperature.",
+    help="Choose tokens as the model's own generation_config.json says, instead of --temperature.",
 )
 
 
 @app.command()
 def generate(
     target: str = TARGET,
-    prompt: str = typer.Argument(None, help="What to ask. Or --file."),
+    prompt: str = typer.Argument(None, help="The prompt. Or use --file."),
     file: Path = typer.Option(
         None,
         "--file",
         "-f",
-        help="One prompt a line; `.jsonl`, `.csv`, ...: rows with `prompt` or `messages`, and `pack`.",
+        help="One prompt in each line; `.jsonl`, `.csv`, ...: rows with `prompt` or `messages`, and optionally `pack`.",
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
@@ -52,14 +54,17 @@ def generate(
     model_defaults: bool = MODEL_DEFAULTS,
     seed: int = SEED,
     batch_size: int = BATCH_SIZE,
-    out: Path = typer.Option(None, "--out", "-o", help="Write JSONL here instead of standard output."),
+    out: Path = typer.Option(
+        None, "--out", "-o", help="Write the answers here as JSONL, instead of to standard output."
+    ),
     dtype: str = DTYPE,
     device: str = DEVICE,
     config: Path = DEFAULTS,
 ) -> None:
-    """Answer a prompt (streamed to the terminal) or a file of prompts (JSONL out, one batch for all packs).
+    """Answer one prompt (streamed to the terminal), or a file of prompts (written as JSONL).
 
-    A weave routes by itself unless --pack names one; a skillpack folder answers with its pack.
+    The prompts of a file are answered in batches that all packs share. Without --pack, the router of a weave chooses
+    the pack for each prompt, and a skillpack folder answers with its pack.
 
     **Examples**
 
@@ -82,33 +87,37 @@ def generate(
             raise UserError("--out goes with --file; one answer is written to standard output")
         check_file(out)
     sampling = read_sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
         model_defaults=model_defaults,
-    )  # fmt: skip
+    )
     from skillweave.artefact import write_text
     from skillweave.cli.prompts import read_prompts
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
     from skillweave.terminal import harmless_json
 
-    asked = read_prompts(file) if file is not None else [(prompt, None)]
-    prompts = [ask for ask, _ in asked]
+    rows = read_prompts(file) if file is not None else [(prompt, None)]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(target, base=base, dtype=dtype, device=device)
+        prompts = [text for text, _ in rows]
+        packs = [engine.pack_named(pack if own is None else own) for _, own in rows]
         if file is None and opened is None:
-            show_cut_off([engine.stream(prompt, engine.pack_named(pack), sampling, sys.stdout)])
+            show_cut_off([engine.stream(prompt, packs[0], sampling, sys.stdout)])
             return
-        packs = [engine.pack_named(pack if own is None else own) for _, own in asked]
         replies = engine.weave.generate(prompts, packs, sampling, tools=opened, label="answer")
-    if file is None:
+    if file is None:  # with tools, because otherwise the answer was streamed
         show_conversation(replies[0])
         return
     show_cut_off(replies)
-    rows = [
-        {"prompt": ask, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
-        for ask, reply in zip(prompts, replies, strict=True)
+    records = [
+        {"prompt": text, "pack": reply.pack or "base", "answer": reply.text, **reply.record}
+        for text, reply in zip(prompts, replies, strict=True)
     ]
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in records]
     if out is None:
         sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
     else:
@@ -122,17 +131,20 @@ def eval_(
         ...,
         "--task",
         "-t",
-        help="A data file, YAML file, `builtin:...`, `reasoning-gym:...` or `dataset:...`. Repeatable.",
+        help="A data file, YAML file, `builtin:...`, `reasoning-gym:...` or `dataset:...`. May be repeated.",
     ),
     pack: str = PACK,
     base: str = OTHER_BASE,
     split: str = typer.Option("test", "--split", help="train, calibration or test."),
-    limit: int = typer.Option(None, "--limit", min=1, help="The first so many prompts only."),
+    limit: int = typer.Option(None, "--limit", min=1, help="Score only this many prompts, the first ones."),
     few_shot: int = typer.Option(
-        0, "--few-shot", min=0, help="Solved examples of the train split before each prompt, drawn by --seed."
+        0, "--few-shot", min=0, help="Number of solved examples of the train split before each prompt, drawn by --seed."
     ),
     samples: int = typer.Option(
-        1, "--samples", min=1, help="Answers drawn for each prompt: gives pass@k and the vote of the majority."
+        1,
+        "--samples",
+        min=1,
+        help="Answers drawn for each prompt; more than 1 also gives pass@k and the majority vote.",
     ),
     temperature: float = TEMPERATURE,
     top_p: float = TOP_P,
@@ -141,15 +153,16 @@ def eval_(
     max_new_tokens: int = MAX_NEW_TOKENS,
     model_defaults: bool = MODEL_DEFAULTS,
     batch_size: int = BATCH_SIZE,
-    out: Path = typer.Option(None, "--out", "-o", help="Write the scores and every answer as JSON here."),
+    out: Path = typer.Option(None, "--out", "-o", help="Write the scores and every answer here, as JSON."),
     dtype: str = DTYPE,
     device: str = DEVICE,
     config: Path = DEFAULTS,
 ) -> None:
     """Score a model, a delta, a pack or a weave on tasks, with 95% intervals over the prompts.
 
-    Several --samples of each prompt give pass@k, the chance that one of k is right, and the score of the answer that
-    most of them agree with. A task that brings tools is asked with them; to another one they are given by --tools.
+    With several --samples for each prompt, the command also reports pass@k, the chance that one of k answers is right,
+    and the score of the answer that most samples agree on. If a task brings tools, the model may call them; for other
+    tasks --tools gives them.
 
     **Examples**
 
@@ -170,36 +183,50 @@ def eval_(
     if out is not None:
         check_file(out)
     sampling = read_sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, batch_size=batch_size,
-        samples=samples, model_defaults=model_defaults,
-    )  # fmt: skip
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+        samples=samples,
+        model_defaults=model_defaults,
+    )
     from skillweave.artefact import write_json
     from skillweave.cli.scoring import Examples, rate
     from skillweave.cli.show import show_rated
     from skillweave.engine import open_engine
     from skillweave.tasks import load_task
 
-    twice = next((one for one in task if task.count(one) > 1), None)
-    if twice is not None:
-        raise UserError(f"--task {twice} is given twice: name each task once")
-    loaded = [load_task(one) for one in task]
-    for one in loaded:
-        one.split(split)  # an empty one is told before the model is opened
-    shown = [Examples.of(one, few_shot, seed) for one in loaded]
-    asked = {"target": target, "pack": pack, "split": split, "few_shot": few_shot, "samples": samples}
-    asked |= {"temperature": temperature, "top_p": sampling.top_p, "model_defaults": model_defaults, "seed": seed}
+    repeated = next((one for one in task if task.count(one) > 1), None)
+    if repeated is not None:
+        raise UserError(f"--task {repeated} is given twice: name each task once")
+    tasks = [load_task(one) for one in task]
+    for one in tasks:
+        one.split(split)  # raises for an empty split, before the model is opened
+    few_shot_examples = [Examples.of(one, few_shot, seed) for one in tasks]
+    settings = {
+        "target": target,
+        "pack": pack,
+        "split": split,
+        "few_shot": few_shot,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": sampling.top_p,
+        "model_defaults": model_defaults,
+        "seed": seed,
+    }
     rated = []
-    with ExitStack() as opened:
-        boxes = [
-            opened.enter_context(open_tools(tools, one, max_tokens=max_new_tokens, batch_size=batch_size))
-            for one in loaded
+    with ExitStack() as stack:
+        opened = [
+            stack.enter_context(open_tools(tools, one, max_tokens=max_new_tokens, batch_size=batch_size))
+            for one in tasks
         ]
         engine = open_engine(target, base=base, dtype=dtype, device=device)
-        for name, one, examples, box in zip(task, loaded, shown, boxes, strict=True):
+        for name, one, examples, own_tools in zip(task, tasks, few_shot_examples, opened, strict=True):
             rated.append(
-                rate(engine, pack, name, one, box, examples, sampling, split=split, limit=limit, samples=samples)
+                rate(engine, pack, name, one, own_tools, examples, sampling, split=split, limit=limit, samples=samples)
             )
-            if out is not None:  # after each, for a later one may take hours
-                records = [done.record(asked) for done in rated]
-                write_json(out, records[0] if len(task) == 1 else {**asked, "tasks": records})
+            if out is not None:  # written after each task, because the next one may take hours
+                records = [done.record(settings) for done in rated]
+                write_json(out, records[0] if len(task) == 1 else {**settings, "tasks": records})
     show_rated(rated, split)

@@ -1,4 +1,4 @@
-"""Prompts from a file: one a line, as text or as JSON objects."""
+"""Read prompts from a file, and the packs that are to answer them."""
 
 from __future__ import annotations
 
@@ -12,43 +12,48 @@ from skillweave.files.read import read_text
 from skillweave.tasks.messages import read_messages
 from skillweave.tasks.readers import ENDINGS, read_rows
 
-EXPECTED = 'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" where wanted'
+EXPECTED = (
+    'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" to choose who answers'
+)
 
 
 def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:
-    """Prompts and the packs they name (None: none): lines of text, or the rows of a data file (:data:`ENDINGS`).
+    """The prompts of a file and the pack that each row names, or None.
 
-    Blank lines are passed over. Raises :class:`UserError` naming file and line.
+    A data file (:data:`ENDINGS`) holds one prompt in a row, any other file one in a line; blank lines are skipped.
+    Raises :class:`UserError` that names the file and the line.
     """
     if file.name.lower().endswith(tuple(ENDINGS)):
-        found = [_asked(row, where) for where, row in read_rows(file)]
+        prompts = [_prompt_of(row, where) for where, row in read_rows(file)]
     else:
-        # Not splitlines(): it would cut a prompt at a form feed or a Unicode line separator too.
+        # str.splitlines() would also split a prompt at a form feed or a Unicode line separator.
         lines = read_text(file, "a text file with one prompt a line").split("\n")
-        found = [(line, None) for line in lines if line.strip()]
-    if not found:
-        raise UserError(f"{file} holds no prompt: write one a line")
-    return found
+        prompts = [(line, None) for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"{file} holds no prompt: write one in each line")
+    return prompts
 
 
-def _asked(row: Any, where: str) -> tuple[Prompt, str | None]:
+def _prompt_of(row: Any, where: str) -> tuple[Prompt, str | None]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {row!r:.60}: {EXPECTED}")
     if ("messages" in row) == ("prompt" in row):
         raise UserError(f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}")
-    asked: Any = row.get("messages", row.get("prompt"))
-    if not (isinstance(asked, str) and "prompt" in row):
-        if not isinstance(asked, list | str):
-            raise UserError(f"{where}: {asked!r:.60} is no prompt: {EXPECTED}")
-        asked = read_messages(asked, where, "messages" if "messages" in row else "prompt")
-        if asked[-1]["role"] == "assistant":
-            raise UserError(f"{where}: the last message is the assistant's; it must be what is to answer")
+    prompt: Any = row.get("messages", row.get("prompt"))
+    if not (isinstance(prompt, str) and "prompt" in row):
+        if not isinstance(prompt, list | str):
+            raise UserError(f"{where}: {prompt!r:.60} is no prompt: {EXPECTED}")
+        prompt = read_messages(prompt, where, "messages" if "messages" in row else "prompt")
+        if prompt[-1]["role"] == "assistant":
+            raise UserError(
+                f"{where}: the last message is the assistant's: end with the message that is to be answered"
+            )
     pack = row.get("pack")
     if pack is not None and not isinstance(pack, str):
         raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")
     tools = row.get("tools")
     if tools is None:
-        return asked, pack
+        return prompt, pack
     if not (isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools)):
         raise UserError(f"{where}: 'tools' must be a list of tools in OpenAI's form, found {tools!r:.60}")
-    return {"messages": as_messages(asked), "tools": tools}, pack
+    return {"messages": as_messages(prompt), "tools": tools}, pack

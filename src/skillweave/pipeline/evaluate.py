@@ -1,4 +1,4 @@
-"""Scores for a build: who answers, on which skill, kept with every answer so that a figure can be traced."""
+"""Score a model, a pack or a weave on a skill, and write every answer beside the score."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from skillweave.weave import Reply, Weave, background_prompts
 
 
 def _background() -> tuple[list[str], list[str]]:
-    """The everyday prompts in two parts: what the router learns from, and what it is then shown."""
+    """The everyday prompts in two parts: three quarters to fit the router on, one quarter to test it on."""
     prompts = background_prompts()
     return [prompt for index, prompt in enumerate(prompts) if index % 4], prompts[::4]
 
 
 BACKGROUND = _background()
 
-_SHOWN = 200  # characters of a text in an example
+_EXAMPLE_LENGTH = 200  # most characters of a text that is printed as an example
 
 AnswerFunction = Callable[[list[Prompt]], Sequence[Reply]]
 
@@ -49,9 +49,9 @@ def answers(weave: Weave, pack: str | None, task: Task, use: ToolUse | None, sam
 
 
 def tools_key(tokenizer: Any, task: Task, use: ToolUse) -> str:
-    """A digest of what the tools are: their schemas, the code and the texts that they are made of.
+    """A digest of the tools: of their schemas, and of the user's own files and the corpus that they use.
 
-    Raises :class:`UserError` where they cannot be opened, or the base of ``tokenizer`` cannot be told of them.
+    Raises :class:`UserError` if the tools cannot be opened, or if ``tokenizer`` has no chat template to describe them.
     """
     with agent_of(task, use.tools).toolbox as toolbox:
         use.call_format(tokenizer, toolbox)
@@ -59,7 +59,11 @@ def tools_key(tokenizer: Any, task: Task, use: ToolUse) -> str:
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
-    """Score ``answer`` on the task's test split; write ``score.json`` and ``answers.jsonl`` into ``folder``."""
+    """Score the answers of ``answer`` on the task's test split. Writes ``score.json`` and ``answers.jsonl`` to
+    ``folder``.
+
+    ``limit``: score at most this many prompts; None: all.
+    """
     replies: list[Reply] = []
 
     def texts(prompts: list[Prompt]) -> list[str | None]:
@@ -68,9 +72,16 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
 
     score = evaluate(task, texts, split="test", limit=limit)
     lines = [
-        {"id": entry.id, "prompt": entry.prompt, "gold": entry.answer, "answer": r.text, "pack": r.pack, "score": value}
-        | r.record
-        for entry, r, value in zip(score.entries, replies, score.scores, strict=True)
+        {
+            "id": entry.id,
+            "prompt": entry.prompt,
+            "gold": entry.answer,
+            "answer": reply.text,
+            "pack": reply.pack,
+            "score": value,
+            **reply.record,
+        }
+        for entry, reply, value in zip(score.entries, replies, score.scores, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})
@@ -82,23 +93,24 @@ def read_answers(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_packs(folder: Path) -> list[str | None]:
-    """Which pack gave each answer of :func:`score_once`; None is the plain base."""
+    """The pack that gave each answer of :func:`score_once`; None is the plain base."""
     return [row["pack"] for row in read_answers(folder)]
 
 
 def show_example(base: Path, specialist: Path) -> None:
-    """Print a test prompt with both answers: the first that the specialist solves and the base does not.
+    """Print one test prompt with the answers of the base and the specialist.
 
-    Where there is none it is the first prompt. Both folders are those of :func:`score_once`, on the same prompts.
+    It is the first prompt that the specialist solves and the base does not, or the first of all if there is none. Both
+    folders were written by :func:`score_once`, for the same prompts.
     """
     both = list(zip(read_answers(base), read_answers(specialist), strict=True))
     before, after = next((pair for pair in both if pair[0]["score"] < 1 <= pair[1]["score"]), both[0])
-    asked = as_messages(before["prompt"])[-1]["content"]
-    for title, text in (("asked", asked), ("base", before["answer"]), ("specialist", after["answer"])):
+    prompt = as_messages(before["prompt"])[-1]["content"]
+    for title, text in (("asked", prompt), ("base", before["answer"]), ("specialist", after["answer"])):
         line = printable(" ".join(str(text).split()))
-        console.print(f"  {title:<10} {line[:_SHOWN]}{'...' * (len(line) > _SHOWN)}", soft_wrap=True)
+        console.print(f"  {title:<10} {line[:_EXAMPLE_LENGTH]}{'...' * (len(line) > _EXAMPLE_LENGTH)}", soft_wrap=True)
 
 
 def read_score(folder: Path) -> dict[str, Any]:
-    """What :func:`score_once` wrote."""
+    """The ``score.json`` that :func:`score_once` wrote."""
     return read_json(folder / "score.json")

@@ -1,4 +1,4 @@
-"""Tools a model may call, how it calls them, and the sandbox that runs the code it writes."""
+"""Tools that a model may call, the conversations in which it calls them, and sandboxes for the code it writes."""
 
 from skillweave.tools.call import EXPERT, FAULTS, POLICY, TOOL, Call, Outcome
 from skillweave.tools.call_format import CallFormat, Turn

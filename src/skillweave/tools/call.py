@@ -1,4 +1,4 @@
-"""What goes between a model and its tools: a call, what came of it, and who wrote which token."""
+"""What passes between a model and its tools: calls, their outcomes, and the writer of each token."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 POLICY, EXPERT, TOOL = 1, 2, 0
-"""Who wrote a token. What a tool wrote is never in a loss, hence 0."""
+"""The writer of a token. Tokens of a tool are never in a loss, hence 0."""
 
 FAULTS = ("malformed", "unknown tool", "wrong arguments", "exception", "timeout")
-"""What can be wrong with a call, in the order in which it is looked for."""
+"""What can be wrong with a call, in the order in which it is checked."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A call as it was asked for: nothing is checked yet."""
+    """A call as the model wrote it; nothing in it is checked yet."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -23,9 +23,9 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What goes back to the model: the result, or in one line what was wrong; never a traceback.
+    """What the model is told about a call: the result, or one line that says what was wrong, never a traceback.
 
-    ``fault`` is one of :data:`FAULTS`, None where the call succeeded. ``seconds``: the time the tool ran.
+    ``fault`` is one of :data:`FAULTS`, or None if the call succeeded. ``seconds`` is the time for which the tool ran.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""How a model is told of its tools, writes calls and reads results: all of it as token ids, through its template."""
+"""How a model is told about its tools, writes calls and reads results: all as token ids, through its chat template."""
 
 from __future__ import annotations
 
@@ -27,32 +27,36 @@ from skillweave.tools.trace import Step, read_trace
 from skillweave.tools.turn import CLOSE, OPEN, Thoughts, Turn, read_turn
 
 _CUT = "..."
-_CHARACTERS = 100
-"""Of a tool's text so many characters a token are looked at: what is cut away need not be tokenized."""
+_CHARACTERS_PER_TOKEN = 100
+"""A result is cut to this many characters for each allowed token before it is tokenized, which would take long."""
 _CALLED, _RESULT = "the-assistant-wrote-this", "the-tool-wrote-this"
 
 
 class CallFormat:
     """How one model uses the tools of one toolbox.
 
-    A call is text, ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``, any number of them a turn; other forms
-    are read too (:func:`~skillweave.tools.turn.read_turn`, which takes ``thoughts``). A turn ends
-    with the end token of the chat template (:func:`~skillweave.base.ends.turn_end`). A turn without a call is the
-    answer.
-
-    The tools are told by the chat template where it takes ``tools``, else by a short system message; ``instruction``
-    is told in place of either, and with ``""`` nothing is told at all, for a model that was trained on the form.
-    A result is a message of the role "tool", and of the role "user" in ``<tool_response>`` where the template does not
-    write that role. It is cut at ``max_tool_tokens``, and a control token in its text is broken up, so that no tool can
-    end a turn or speak in another role.
+    - **A call** is the text ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``; a turn may hold any number.
+      Other forms are read too (:func:`~skillweave.tools.turn.read_turn`, which also takes ``thoughts``).
+    - **A turn** ends with the end token of the chat template (:func:`~skillweave.base.ends.turn_end`). A turn without a
+      call is the answer.
+    - **The tools** are described by the chat template if it takes ``tools``, else by a short system message.
+      ``instruction`` replaces both. With ``""`` nothing is described, for a model that was trained on the tools.
+    - **A result** is a message of the role "tool". If the template does not write that role, it is a message of the
+      role "user" in ``<tool_response>``. It is cut at ``max_tool_tokens``, and control tokens in its text are broken
+      up, so that no tool can end a turn or speak in another role.
 
     Raises :class:`UserError` for a tokenizer without a chat template.
     """
 
     def __init__(
-        self, tokenizer: Any, toolbox: Toolbox, *, max_tool_tokens: int = 512, instruction: str | None = None,
+        self,
+        tokenizer: Any,
+        toolbox: Toolbox,
+        *,
+        max_tool_tokens: int = 512,
+        instruction: str | None = None,
         thoughts: Thoughts = "strip",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
         self._toolbox, self._thoughts = toolbox, thoughts
@@ -61,7 +65,7 @@ class CallFormat:
         if max_tool_tokens <= len(self._encode(_CUT)):
             raise UserError(f"max_tool_tokens is {max_tool_tokens}: a result needs more to say anything")
         self._tools: list[dict[str, Any]] | None = None
-        if instruction is None and self._template_tells(toolbox):
+        if instruction is None and self._template_describes(toolbox):
             self._tools = toolbox.schemas
         self._instruction = _instruction(toolbox.schemas) if instruction is None else instruction
         self._control = control_tokens(tokenizer)
@@ -69,10 +73,10 @@ class CallFormat:
         self._tool_role = self._writes_tool_role()
 
     def prompt_ids(self, prompt: PromptOrIds) -> list[int]:
-        """Token ids of the prompt with the tools told, to where the model writes.
+        """Token ids of the prompt with the description of the tools, up to where the model writes.
 
-        Raises :class:`UserError` where the template refuses the prompt's roles, and for a prompt that brings tools of
-        its own, which nobody here could run.
+        Raises :class:`UserError` if the template refuses the prompt's roles, for a prompt of token ids, to which no
+        description can be added, and for a prompt that brings tools of its own, because these cannot be run.
         """
         if is_token_ids(prompt):
             raise UserError("a prompt of token ids cannot be told of tools: give its text or its messages")
@@ -82,55 +86,56 @@ class CallFormat:
         messages = as_messages(prompt)
         if self._tools is None and self._instruction:
             system = [message["content"] for message in messages[:1] if message["role"] == "system"]
-            told = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
-            messages = [told, *messages[len(system) :]]
+            described = {"role": "system", "content": "\n\n".join([*system, self._instruction])}
+            messages = [described, *messages[len(system) :]]
         text = self._render(messages, tools=self._tools)
         check_complete(self.tokenizer, messages, self._tools or (), text)
         return rendered_ids(self.tokenizer, text)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Token ids as the text that :meth:`read` takes; a mark of a call may be a special token: none is skipped."""
+        """Token ids as the text that :meth:`read` takes. Special tokens are kept: the mark of a call may be one."""
         return text_of(self.tokenizer, ids, special=True)
 
     def read(self, text: str, before: str = "") -> Turn:
-        """What the model wrote in one turn, ``text`` being without its end token. Never raises.
+        """The calls or the answer in one turn of the model. Never raises.
 
-        ``before`` is the end of what stands before it: the template itself may have opened a thought there.
+        ``text`` is the turn without its end token. ``before`` is the end of the text before the turn: the template
+        itself may have opened a thought there.
         """
         turn = read_turn(opened_thought(before) + text, self._toolbox.schemas, thoughts=self._thoughts)
         return replace(turn, text=text)
 
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
-        """Token ids of a turn's results: from after the model's end token to where it writes again."""
-        texts = [self._fitted(outcome.text) for outcome in outcomes]
+        """Token ids of a turn's results, from after the model's end token up to where it writes again."""
+        texts = [self._shortened(outcome.text) for outcome in outcomes]
         after = self._render(_asked_and_called(self._result_messages(texts))).split(_CALLED, 1)[1]
-        # Template text between the answer and the end token, if any, is white space that the model did not write.
+        # Between the answer and the end token a template may write white space, which the model did not write.
         before, end, rest = after.partition(self._end)
         if not end or before.strip():
             return self._encode(after)
-        # Tokenized behind the end token, as it stands in the conversation.
+        # The results are tokenized after the end token, as in the conversation; the end token itself is left out.
         return self._encode(end + rest)[1:]
 
     def trace(self, messages: Sequence[Message]) -> tuple[list[int], list[int], list[int]]:
-        """An expert's conversation as the model would have lived it: prompt ids, the ids after it, who wrote each.
+        """An expert's conversation as tokens of this model: the prompt's ids, the ids after it, and who wrote each.
 
         ``messages`` are in OpenAI's form: the prompt, then turns of the assistant with ``tool_calls``, each followed by
-        the ``tool`` messages that answer them, and the assistant's answer. A writer is ``EXPERT`` for what the
+        the ``tool`` messages that answer them, and last the assistant's answer. The writer is ``EXPERT`` for what the
         assistant wrote, end tokens included, and ``TOOL`` for the rest. Raises :class:`UserError` for other messages.
         """
         prompt, steps = read_trace(messages)
         ids: list[int] = []
         writers: list[int] = []
         for step in steps:
-            for writer, piece in ((EXPERT, self._written(step)), (TOOL, self._results(step))):
+            for writer, piece in ((EXPERT, self._turn_ids(step)), (TOOL, self._step_result_ids(step))):
                 ids += piece
                 writers += [writer] * len(piece)
         return self.prompt_ids(prompt), ids, writers
 
-    def _written(self, step: Step) -> list[int]:
+    def _turn_ids(self, step: Step) -> list[int]:
         return [*self._encode(step.text), self.tokenizer.convert_tokens_to_ids(self._end)]
 
-    def _results(self, step: Step) -> list[int]:
+    def _step_result_ids(self, step: Step) -> list[int]:
         return self.result_ids([Outcome(text) for text in step.results]) if step.results else []
 
     def _result_messages(self, texts: Sequence[str]) -> list[dict[str, str]]:
@@ -139,40 +144,40 @@ class CallFormat:
         wrapped = "\n".join(f"<tool_response>{text}</tool_response>" for text in texts)
         return [{"role": "user", "content": wrapped}]
 
-    def _fitted(self, text: str) -> str:
-        """A tool's text as the model may see it: valid, without control tokens, of at most ``max_tool_tokens``.
+    def _shortened(self, text: str) -> str:
+        """A result as the model may see it: valid Unicode, without control tokens, at most ``max_tool_tokens`` long.
 
-        A text that is cut says how much is left out, where that takes a small part of the room.
+        A text that is cut ends with the number of characters left out, if that takes only a small part of the room.
         """
         whole = text.encode("utf-8", "replace").decode()
         text = self._control.sub(
-            lambda found: f"{found[0][0]} {found[0][1:]}", whole[: _CHARACTERS * self.max_tool_tokens]
+            lambda found: f"{found[0][0]} {found[0][1:]}", whole[: _CHARACTERS_PER_TOKEN * self.max_tool_tokens]
         )
-        # Not verbose: a text longer than the model's context is cut here, nobody needs to be warned of it.
+        # verbose=False: the text is cut here, so nobody needs the warning that it is longer than the model's context.
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ends = [end for _, end in encoded.offset_mapping]
         if len(text) >= len(whole) and len(ends) <= self.max_tool_tokens:
             return text
-        keep = min(len(ends), self.max_tool_tokens)
-        # A cut can change how the last word is split: shorten until it fits.
+        count = min(len(ends), self.max_tool_tokens)
+        # A cut can change how the last word is tokenized: shorten until the text fits.
         while True:
-            kept = text[: ends[keep - 1] if keep else 0]
-            cut = kept + self._cut_off(len(whole) - len(kept))
+            beginning = text[: ends[count - 1] if count else 0]
+            cut = beginning + self._cut_note(len(whole) - len(beginning))
             if len(self._encode(cut)) <= self.max_tool_tokens:
                 return cut
-            keep -= 1
+            count -= 1
 
-    def _cut_off(self, more: int) -> str:
-        said = f"{_CUT} ({more:,} more characters were cut off)"
-        return said if len(self._encode(said)) <= self.max_tool_tokens // 8 else _CUT
+    def _cut_note(self, characters: int) -> str:
+        note = f"{_CUT} ({characters:,} more characters were cut off)"
+        return note if len(self._encode(note)) <= self.max_tool_tokens // 8 else _CUT
 
-    def _template_tells(self, toolbox: Toolbox) -> bool:
+    def _template_describes(self, toolbox: Toolbox) -> bool:
         """Whether the template takes ``tools`` and writes their names."""
         if not toolbox.names:
             return False
-        asked = [{"role": "user", "content": "?"}]
-        told = self._render(asked, tools=toolbox.schemas)
-        return told != self._render(asked) and all(name in told for name in toolbox.names)
+        question = [{"role": "user", "content": "?"}]
+        with_tools = self._render(question, tools=toolbox.schemas)
+        return with_tools != self._render(question) and all(name in with_tools for name in toolbox.names)
 
     def _writes_tool_role(self) -> bool:
         try:
@@ -184,8 +189,8 @@ class CallFormat:
         try:
             return rendered(self.tokenizer, messages, tools=tools)
         except UserError as error:
-            refused = any(message.get("role") == "system" for message in messages)
-            hint = "; where it takes no system message, pass instruction=''" if refused else ""
+            has_system = any(message.get("role") == "system" for message in messages)
+            hint = "; if it takes no system message, set instruction: ''" if has_system else ""
             raise UserError(f"{error}{hint}") from error
 
     def _encode(self, text: str) -> list[int]:
@@ -193,29 +198,31 @@ class CallFormat:
 
 
 def _asked_and_called(results: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """A conversation in which the assistant has just called: a question, its turn, and the results."""
     return [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CALLED}, *results]
 
 
 def _instruction(schemas: Sequence[Mapping[str, Any]]) -> str:
-    """The tools and the form of a call, in few words; empty where there are no tools."""
+    """The tools and the form of a call, in few words; empty if there are no tools."""
     if not schemas:
         return ""
     form = f'{OPEN}{{"name": ..., "arguments": {{...}}}}{CLOSE}'
-    return "\n".join([f"To call a tool write {form}", "Tools:", *(_told(schema["function"]) for schema in schemas)])
+    signatures = [_signature(schema["function"]) for schema in schemas]
+    return "\n".join([f"To call a tool write {form}", "Tools:", *signatures])
 
 
-def _told(function: Mapping[str, Any]) -> str:
-    """``search(query: string): Find ... query: words to look for``"""
+def _signature(function: Mapping[str, Any]) -> str:
+    """One line for a tool, as ``search(query: string): Find ... query: words to look for``."""
     properties = function["parameters"]["properties"]
     required = function["parameters"].get("required", [])
-    named = [f"{name}{'' if name in required else '?'}: {_kind(about)}" for name, about in properties.items()]
-    about = [f"{name}: {about['description']}" for name, about in properties.items() if about.get("description")]
+    named = [f"{name}{'' if name in required else '?'}: {_type(schema)}" for name, schema in properties.items()]
+    about = [f"{name}: {schema['description']}" for name, schema in properties.items() if schema.get("description")]
     text = " ".join([function["description"], "; ".join(about)])
     return f"{function['name']}({', '.join(named)}): {' '.join(text.split())}"
 
 
-def _kind(about: Mapping[str, Any]) -> str:
-    if "enum" in about:
-        return " or ".join(map(repr, about["enum"]))
-    kind = about.get("type", "any")
+def _type(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " or ".join(map(repr, schema["enum"]))
+    kind = schema.get("type", "any")
     return kind if isinstance(kind, str) else " or ".join(kind)

@@ -1,12 +1,13 @@
-"""Conversations with tools: the model writes a turn, its calls run, their results come back, until it answers.
+"""The turn loop: the model writes until it calls tools or answers, the calls are run, and it reads the results.
 
-Many conversations are held side by side. While some are still being written, the calls of those whose turn is over
-already run.
+From top to bottom: the settings, :func:`begin` (prompts become tokens), :func:`converse` (the model is prepared to
+write), :func:`play` (the loop over turns), and :class:`_Live` (the state of one conversation). All conversations run
+side by side: while some are still being written, the calls of those whose turn has ended already run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -30,17 +31,18 @@ from skillweave.tools.turn import Thoughts
 from skillweave.tools.writer import Writer
 
 Ending = Literal["answer", "calls", "length"]
-"""Why a conversation ended: an answer, too many calls, or too many tokens."""
+"""Why a conversation ended: it has an answer, it would have exceeded its calls, or it reached its longest length."""
+
+# -- settings --------------------------------------------------------------------------------------------------------
 
 
 class ConversationSettings(Config):
-    """Settings of a conversation with tools: its limits, and how the model is told of the tools."""
+    """Settings of a conversation with tools: its limits, and how the model is told of its tools."""
 
     max_tool_calls: int = Field(
         default=4,
         ge=0,
-        description="most tool calls of one conversation; a turn that would exceed it ends the conversation without "
-        "an answer",
+        description="most calls of one conversation; a turn that would exceed them ends it without an answer",
     )
     max_tokens: int = Field(
         default=1024, ge=1, description="most tokens after the prompt, the results of tools included"
@@ -49,16 +51,20 @@ class ConversationSettings(Config):
     batch_size: int = Field(default=64, ge=1, description="conversations that one process writes at the same time")
     thoughts: Thoughts = Field(
         default="strip",
-        description="what happens to text in <think>...</think>: 'strip' removes it from the turn, 'keep' keeps it",
+        description="'strip': calls inside <think>...</think> are not made and thoughts are not part of the answer; "
+        "'keep': thoughts are read like other text",
     )
     instruction: str | None = Field(
         default=None,
-        description="text that tells the model of its tools; default: its chat template, or else a short system "
-        "message; '': nothing, for a model that was trained with these tools",
+        description="text that tells the model about its tools; null: its chat template does, or a built-in text if "
+        "the template does not take tools; '': nothing, for a model that was trained on the tools",
     )
 
     def call_format(self, tokenizer: Any, toolbox: Toolbox) -> CallFormat:
-        """The call format of a model with this tokenizer. Raises :class:`UserError` if it has no chat template."""
+        """How a model with this tokenizer uses the tools of ``toolbox``.
+
+        Raises :class:`UserError` if the tokenizer has no chat template.
+        """
         return CallFormat(
             tokenizer,
             toolbox,
@@ -68,22 +74,26 @@ class ConversationSettings(Config):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenTools:
-    """An open toolbox, and the settings of the conversations in which a model may use it."""
+    """Tools that are ready to be called, and the settings of the conversations that use them."""
 
     toolbox: Toolbox
     settings: ConversationSettings
 
 
+# -- the two ends of a conversation ---------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Start:
-    """The start of a conversation: a prompt, or a point in a conversation that somebody else began.
+    """Where a conversation begins: at a prompt, or at a point in the middle of a conversation.
 
-    - ``prompt``: token ids of the prompt.
-    - ``seed``: the seed of everything that is sampled.
-    - ``ids``, ``writers``: the tokens after the prompt so far, and who wrote each of them.
-    - ``calls``: the calls in these tokens, turn by turn; they run again, so that stateful tools reach the same state.
+    - ``prompt``: its token ids
+    - ``seed``: for everything that is sampled in this conversation
+    - ``ids``, ``writers``: the tokens after the prompt so far, and who wrote each (``POLICY``, ``EXPERT`` or ``TOOL``)
+    - ``calls``: the calls in ``ids``, one sequence for each turn; they are run again, so that stateful tools are in the
+      state in which these turns left them
     """
 
     prompt: Sequence[int]
@@ -95,13 +105,15 @@ class Start:
 
 @dataclass
 class Episode:
-    """A conversation that has ended, or is being held.
+    """A conversation that was played.
 
-    - ``ids`` (T,): the tokens after the prompt; ``writers`` (T,): who wrote each (``POLICY``, ``EXPERT`` or ``TOOL``).
-    - ``calls``: the number of all calls, those of its start included; ``turns``: the number of the model's turns.
-    - ``outcomes``: the results of its own calls (not of those in its start).
-    - ``other_forms``: how many of its own calls had another form than the model was told.
-    - ``names``: the tools of all calls, without its own calls that failed.
+    - ``ids`` (T,): the tokens after the prompt; ``writers`` (T,): who wrote each (``POLICY``, ``EXPERT`` or ``TOOL``)
+    - ``calls``: the number of all calls, those of its start included
+    - ``turns``: the number of turns that the model wrote in it
+    - ``other_forms``: the number of its own calls that were written in another form than the model was told to use
+    - ``outcomes``: of the calls that it made itself
+    - ``names``: the tool of each call, without its own calls that failed
+    - ``answer``: the text of its last turn, or None if it ended without an answer
     """
 
     prompt: list[int]
@@ -122,16 +134,8 @@ class Episode:
 
     @property
     def last_turn(self) -> int:
-        """The index in ``ids`` at which the last turn begins: behind the last result of a tool."""
-        return next((at + 1 for at in range(len(self.writers) - 1, -1, -1) if self.writers[at] == TOOL), 0)
-
-
-class TurnWriter(Protocol):
-    """Writes turns, like :class:`~skillweave.tools.writer.Writer`."""
-
-    stops: list[int]
-
-    def write(self, contexts: Any, room: Any, seeds: Any) -> Any: ...
+        """The index in ``ids`` where its last turn begins: after the last result of a tool."""
+        return _after_last_result(self.writers)
 
 
 def begin(
@@ -139,22 +143,28 @@ def begin(
     call_format: CallFormat,
     prompts: Sequence[PromptOrIds],
     *,
-    seed: int = 0,
+    seeds: Sequence[int] | None = None,
     numbers: Sequence[int] | None = None,
     rows: int | None = None,
 ) -> list[Start]:
-    """The starts of conversations on these prompts. The draws of prompt number i depend only on ``seed`` + i.
+    """The start of a conversation for each prompt.
 
-    ``numbers``: the numbers of the prompts, if they are a part of a larger list (default: 0, 1, 2, ...).
-    ``rows``: the number of tokens that the model has rows for (default: the rows of its embedding).
-    Raises :class:`UserError` if a prompt leaves no room in the model's context, or has a token without a row.
+    - ``seeds``: the seed of each conversation; None: 0, 1, 2, ...
+    - ``numbers``: the numbers of the prompts, from 0, for errors; None: 0, 1, 2, ...
+    - ``rows``: the number of tokens that the model has embeddings for; None: as its embedding has
+
+    Raises :class:`UserError` for a prompt that leaves no room in the model's context, and for a token without a row.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
-    starts = [Start(call_format.prompt_ids(prompt), seed + at) for at, prompt in zip(numbers, prompts, strict=True)]
+    seeds = range(len(prompts)) if seeds is None else seeds
+    starts = [Start(call_format.prompt_ids(prompt), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
     voice = Voice(call_format.tokenizer, rows=rows)
     for number, start in zip(numbers, starts, strict=True):
         check_prompt(model, voice, start.prompt, number, with_tools=True)
     return starts
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
 
 
 def converse(
@@ -170,17 +180,31 @@ def converse(
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
     label: str | None = None,
 ) -> list[Episode]:
-    """Hold all conversations with ``model`` side by side; return them in the order of ``starts``.
+    """Play all conversations with ``model``, side by side, and return them in the order of ``starts``.
 
-    Decoding is greedy by default; with ``model_defaults`` the model's own ``generation_config.json`` decides.
-    ``around()`` is entered around the model's calls (for example autocast). ``label`` shows a progress bar.
+    - ``temperature``, ``top_p``: 0 is greedy; with ``model_defaults`` the model's ``generation_config.json`` decides
+    - ``around()``: a context manager that is entered around the model's calls, for example autocast
+    - ``label``: the label of a progress bar; None: no bar
     """
-    choice: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
     if model_defaults:
-        choice = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
-    writer = Writer(model, call_format.tokenizer, **choice, batch_size=settings.batch_size, around=around)
+        sampling = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
+    writer = Writer(model, call_format.tokenizer, **sampling, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
         return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=advance)
+
+
+class TurnWriter(Protocol):
+    """What :func:`play` needs to write turns; :class:`~skillweave.tools.writer.Writer` is one."""
+
+    @property
+    def stops(self) -> Sequence[int]:
+        """The token ids that end a turn."""
+
+    def write(
+        self, contexts: Sequence[Sequence[int]], room: Sequence[int], seeds: Sequence[int]
+    ) -> Iterable[tuple[int, list[int]]]:
+        """Each turn as soon as it is finished: the index of its context, and its tokens."""
 
 
 def play(
@@ -188,60 +212,58 @@ def play(
     call_format: CallFormat,
     toolbox: Toolbox,
     starts: Sequence[Start],
-    limits: ConversationSettings,
+    settings: ConversationSettings,
     context: int | None,
     *,
     ended: Callable[[int], object] = lambda count: None,
 ) -> list[Episode]:
-    """Hold all conversations with any writer of turns.
+    """Play all conversations to their ends, side by side, and return them in the order of ``starts``.
 
-    ``context``: the model's context in tokens, or None if it has no limit. ``ended(count)`` is called each time that
-    all have written a turn, with the number of conversations that ended in it.
+    - ``context``: the most tokens that the model reads; None: any number
+    - ``ended(count)``: called after each round of turns with the number of conversations that ended in it
     """
     sessions = toolbox.open_after([start.calls for start in starts])
-    live = [
-        _Live(start, call_format, session, limits, context) for start, session in zip(starts, sessions, strict=True)
+    conversations = [
+        _Live(start, call_format, session, settings, context) for start, session in zip(starts, sessions, strict=True)
     ]
-    while going := [index for index, one in enumerate(live) if one.episode.ended is None]:
+    while running := [one for one in conversations if one.episode.ended is None]:
         turns = writer.write(
-            [live[index].context for index in going],
-            [live[index].room for index in going],
-            [live[index].turn_seed for index in going],
+            [one.context for one in running], [one.room for one in running], [one.turn_seed for one in running]
         )
         waiting: list[tuple[_Live, Future[list[Outcome]]]] = []
-        for at, ids in turns:
-            one = live[going[at]]
-            calls = one.add_turn(ids, writer.stops)
+        for index, ids in turns:
+            calls = running[index].add_turn(ids, writer.stops)
             if calls is not None:
-                waiting.append((one, calls))
-        for one, future in waiting:
-            one.add_results(future.result())
-        ended(sum(live[index].episode.ended is not None for index in going))
-    return [one.episode for one in live]
+                waiting.append((running[index], calls))
+        for one, outcomes in waiting:
+            one.add_results(outcomes.result())
+        ended(sum(one.episode.ended is not None for one in running))
+    return [one.episode for one in conversations]
 
 
 class _Live:
-    """A conversation that is being held."""
+    """The state of one conversation while it is played."""
 
     def __init__(
         self,
         start: Start,
         call_format: CallFormat,
         session: Session,
-        limits: ConversationSettings,
+        settings: ConversationSettings,
         context: int | None,
     ) -> None:
-        self._call_format, self._session, self._limits, self._seed = call_format, session, limits, start.seed
+        self._call_format, self._session = call_format, session
+        self._seed, self._max_calls = start.seed, settings.max_tool_calls
         self._calls: Sequence[Call | Outcome] = ()
-        """The calls of the last turn."""
+        """The calls of its last turn."""
         self.episode = Episode(list(start.prompt), list(start.ids), list(start.writers))
         self.episode.names = [call.name for calls in start.calls for call in calls]
         self.episode.calls = len(self.episode.names)
-        self._longest = limits.max_tokens
+        self._longest = settings.max_tokens
         if context is not None:
             self._longest = min(self._longest, context - len(start.prompt))
         self._turn = self.episode.last_turn
-        """The index at which the current turn begins."""
+        """The index where the turn that is being written begins."""
         if self.room < 1:
             self.episode.ended = "length"
 
@@ -252,16 +274,16 @@ class _Live:
 
     @property
     def room(self) -> int:
-        """The number of tokens that may still be added."""
+        """The number of tokens by which it may still grow."""
         return self._longest - len(self.episode.ids)
 
     @property
     def turn_seed(self) -> int:
-        """The seed of the next turn, which depends only on the conversation's seed and the number of the turn."""
+        """The seed of the next turn. It depends only on the conversation's seed and the number of the turn."""
         return int(digest([self._seed, self.episode.turns])[:15], 16)
 
     def add_turn(self, ids: Sequence[int], stops: Sequence[int]) -> Future[list[Outcome]] | None:
-        """Add a turn of the model and start its calls; return their future, or None if the conversation is over."""
+        """Append a turn and start its calls. Returns their outcomes to come, or None if the conversation has ended."""
         episode = self.episode
         episode.ids += ids
         episode.writers += [POLICY] * len(ids)
@@ -269,12 +291,13 @@ class _Live:
         if not ids or ids[-1] not in stops:
             episode.ended = "length"
             return None
+        # The template may have opened a thought just before the turn.
         before = self._call_format.text(episode.ids[max(0, self._turn - MARK_TOKENS) : self._turn])
         turn = self._call_format.read(self._call_format.text(episode.ids[self._turn : -1]), before)
         if not turn.calls:
             episode.answer, episode.ended = turn.answer, "answer"
             return None
-        if episode.calls + len(turn.calls) > self._limits.max_tool_calls:
+        if episode.calls + len(turn.calls) > self._max_calls:
             episode.ended = "calls"
             return None
         episode.calls += len(turn.calls)
@@ -283,7 +306,7 @@ class _Live:
         return self._session.start(turn.calls)
 
     def add_results(self, outcomes: list[Outcome]) -> None:
-        """Add the results of the last turn's calls."""
+        """Append the results of the last turn's calls."""
         episode = self.episode
         episode.outcomes += outcomes
         succeeded = [call for call, outcome in zip(self._calls, outcomes, strict=True) if outcome.fault is None]
@@ -293,6 +316,11 @@ class _Live:
         episode.writers += [TOOL] * len(ids)
         self._turn = len(episode.ids)
         if self.room < 1:
-            # The model never read the results that do not fit: the conversation ends where the room ends.
+            # The model never reads what exceeds the limit: the conversation ends exactly there.
             del episode.ids[self._longest :], episode.writers[self._longest :]
             episode.ended = "length"
+
+
+def _after_last_result(writers: Sequence[int]) -> int:
+    """The index after the last token of a tool; 0 if there is none."""
+    return next((at + 1 for at in range(len(writers) - 1, -1, -1) if writers[at] == TOOL), 0)

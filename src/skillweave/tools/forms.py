@@ -1,4 +1,4 @@
-"""What a call says, in the forms that models are trained on: JSON objects and lists of them, and XML-like marks."""
+"""Read a call in the forms that models are trained on: JSON objects, lists of them, and XML-like marks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Schemas = Sequence[Mapping[str, Any]]
 _NAMES = ("name", "function", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _BESIDE = {"type", "id", "index", "call_id", "tool_call_id"}
-"""Keys that say nothing which running the call needs."""
+"""Keys that are not needed to run the call."""
 
 _PARAMETER = re.compile(r"\s*+<parameter=([^<>\n]{1,200})>")
 _KEY = re.compile(r"\s*+<arg_key>")
@@ -23,11 +23,11 @@ _BETWEEN = re.compile(r"</arg_key>\s*+<arg_value>")
 
 
 class Unreadable(ValueError):
-    """A call cannot be read; the message says why, in words for the model."""
+    """A call cannot be read. The message is written for the model and says why."""
 
 
 def malformed(what: object) -> Outcome:
-    """What a call comes to that could not be read."""
+    """The outcome of a call that could not be read."""
     return Outcome(f"malformed call: {what}", "malformed")
 
 
@@ -47,7 +47,8 @@ def calls_of(body: Any) -> list[Call | Outcome]:
     ``{"tool_calls": [...]}``, ``{"function_call": {...}}``       a whole message of OpenAI's
     ============================================================  ==============================
 
-    The arguments may be a JSON text that holds the object; null, an empty text and no key at all mean none.
+    The arguments may also be a JSON text that holds the object. null, an empty text and a missing key mean no
+    arguments.
     """
     body = _inside(body)
     if not isinstance(body, list):
@@ -56,21 +57,23 @@ def calls_of(body: Any) -> list[Call | Outcome]:
 
 
 def _inside(body: Any) -> Any:
-    """The calls of an object that has nothing but a key for them; any other value as it is."""
+    """The calls of an object that has only a key for them; any other value as it is."""
     keys = set(body) if isinstance(body, dict) else set()
     return body[keys.pop()] if keys in ({"tool_calls"}, {"function_call"}) else body
 
 
 def is_plain(body: Any) -> bool:
-    """Whether a JSON value is a call in the form that models are told: a name, and its arguments as an object."""
+    """Whether a JSON value is a call in the form that models are told to use: a name, and an object of arguments."""
     return (
         isinstance(body, dict) and body.keys() <= {"name", "arguments"} and isinstance(body.get("arguments", {}), dict)
     )
 
 
 def is_bare_call(body: Any, known: set[str]) -> bool:
-    """Whether a JSON value without any mark is a call of a tool in ``known``: it holds that name, its arguments, and
-    nothing else, so that an answer which happens to be JSON stays an answer."""
+    """Whether a JSON value without any mark is a call of a tool in ``known``.
+
+    It must hold that name, the arguments, and nothing else, so that an answer that happens to be JSON stays an answer.
+    """
     body = _inside(body)
     if isinstance(body, list):
         return bool(body) and all(is_bare_call(one, known) and isinstance(one, dict) for one in body)
@@ -94,7 +97,7 @@ def _call_of(body: Any) -> Call | Outcome:
     if named is None:
         return malformed('it needs a "name"')
     given = next((key for key in _ARGUMENTS if key in body), None)
-    # Arguments under another key must not be lost: the tool would run without them.
+    # Arguments under another key are an error: without them the tool would run with none.
     lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE}]
     if given is None and lost:
         return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
@@ -105,8 +108,8 @@ def _call_of(body: Any) -> Call | Outcome:
 
 
 def arguments_of(given: Any) -> Mapping[str, Any]:
-    """The arguments of a call: an object, or a JSON text that holds one. Raises :class:`Unreadable`."""
-    for _ in range(2):  # a text within a text, too
+    """The arguments of a call, from an object or a JSON text that holds one. Raises :class:`Unreadable`."""
+    for _ in range(2):  # a JSON text inside a JSON text is read too
         if not isinstance(given, str) or not given.strip():
             break
         try:
@@ -122,10 +125,10 @@ def arguments_of(given: Any) -> Mapping[str, Any]:
 
 
 def read_parameters(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int]:
-    """The call of Qwen3-Coder whose ``<parameter=key>value</parameter>`` begin at ``at``, and where they end.
+    """Read a call of Qwen3-Coder, whose ``<parameter=key>value</parameter>`` begin at ``at``; return it and its end.
 
-    A value is text; where the tool's schema asks for something else than a text, it is read as JSON if it can be.
-    Raises :class:`Unreadable`.
+    A value is text. If the tool's schema asks for another type, the value is read as JSON if that is possible. Raises
+    :class:`Unreadable`.
     """
     types = _types(name, tools)
     arguments: dict[str, Any] = {}
@@ -140,7 +143,7 @@ def read_parameters(text: str, at: int, name: str, tools: Schemas) -> tuple[Call
 
 
 def read_pairs(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int]:
-    """The call of GLM whose ``<arg_key>key</arg_key><arg_value>value</arg_value>`` begin at ``at``; else as above."""
+    """Read a call of GLM, ``<arg_key>key</arg_key><arg_value>value</arg_value>``, else as :func:`read_parameters`."""
     types = _types(name, tools)
     arguments: dict[str, Any] = {}
     while found := _KEY.match(text, at):
@@ -156,7 +159,7 @@ def read_pairs(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int
 
 
 def _types(name: str, tools: Schemas) -> dict[str, set[str]]:
-    """What types each parameter of the tool may have."""
+    """The JSON types that each parameter of the tool may have."""
     function: Mapping[str, Any] = next((tool["function"] for tool in tools if tool["function"]["name"] == name), {})
     properties = function.get("parameters", {}).get("properties", {})
     return {key: _types_of(about) for key, about in properties.items()}
@@ -164,10 +167,10 @@ def _types(name: str, tools: Schemas) -> dict[str, set[str]]:
 
 def _types_of(about: Mapping[str, Any]) -> set[str]:
     kinds = about.get("type", [])
-    found = {kinds} if isinstance(kinds, str) else set(kinds)
+    types = {kinds} if isinstance(kinds, str) else set(kinds)
     for other in (*about.get("anyOf", ()), *about.get("oneOf", ())):
-        found |= _types_of(other)
-    return found
+        types |= _types_of(other)
+    return types
 
 
 def _typed(value: str, types: set[str] | None) -> Any:

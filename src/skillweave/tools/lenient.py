@@ -1,4 +1,4 @@
-"""JSON as models write it: in Python's spelling, with commas too many, with brackets that were not closed."""
+"""Read JSON as models write it: in Python's spelling, with extra commas, with brackets that were not closed."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 from typing import Any
 
-# Not strict: small models write code with its line breaks as they are, where JSON asks for \n.
+# Not strict: small models write the line breaks of code as they are, although JSON requires \n.
 _JSON = json.JSONDecoder(strict=False)
 
-# The quantifiers are possessive: a string without an end is scanned once, not from each of its characters.
+# The quantifiers are possessive, so that a string without an end is scanned once and not from each character.
 _TOKEN = re.compile(
     r"""(?P<space>\s++)
     | (?P<string>"(?:[^"\\]++|\\.)*+" | '(?:[^'\\]++|\\.)*+')
@@ -25,32 +25,32 @@ _IN_STRING = re.compile(r'''\\(?:x([0-9a-fA-F]{2})|u[0-9a-fA-F]{4}|["\\/bfnrt]|(
 
 
 def read_json(text: str, start: int, end_mark: str = "") -> tuple[Any, int, bool]:
-    """The value that begins at ``start``, where it ends, and whether it is JSON as the standard has it.
+    """The value that begins at ``start``, the index of its end, and whether it is JSON by the standard.
 
-    Objects and lists may also be written with single quotes, ``True``, ``False`` and ``None``, keys without quotes, a
-    backslash before any character, and a comma before the closing bracket. Brackets that are still open where
-    ``end_mark`` stands are closed there. Strings may hold line breaks. The time is linear in what is read.
+    Objects and lists may also have single quotes, ``True``, ``False`` and ``None``, keys without quotes, a backslash
+    before any character, and a comma before the closing bracket. Brackets that are still open before ``end_mark`` are
+    closed there. Strings may hold line breaks. The time is linear in the length of what is read.
 
-    Raises ``ValueError`` (also ``RecursionError``) for anything else, with the reason that the strict reading gives.
+    Raises ``ValueError`` (also ``RecursionError``) for anything else, with the reason that the strict reader gives.
     """
     try:
         value, end = _JSON.raw_decode(text, start)
         return value, end, True
     except ValueError as problem:
-        found = _as_json(text, start, end_mark)
-        if found is None:
+        respelt = _as_json(text, start, end_mark)
+        if respelt is None:
             raise
         try:
-            return _JSON.decode(found[0]), found[1], False
+            return _JSON.decode(respelt[0]), respelt[1], False
         except ValueError:
             raise problem from None
 
 
 def _as_json(text: str, start: int, end_mark: str) -> tuple[str, int] | None:
-    """The object or list at ``start`` with its tokens spelt as in JSON, and its end; None where it has none."""
+    """The object or list at ``start`` with its tokens spelt as in JSON, and its end; None if it has no end."""
     parts: list[str] = []
     open_brackets: list[str] = []
-    last = -1  # the part before this one that is no white space
+    last = -1  # the index of the last part that is not white space
     at = start
     while token := _TOKEN.match(text, at):
         at = token.end()
@@ -78,14 +78,14 @@ def _as_json(text: str, start: int, end_mark: str) -> tuple[str, int] | None:
                 return "".join(parts), at
             if kind != "space":
                 return None
-    # Behind a comma something else was to come: what is missing there is more than a bracket.
+    # After a comma more than a bracket is missing, so that is not repaired.
     if open_brackets and parts[last] != "," and end_mark and text.startswith(end_mark, at):
         return "".join([*parts, *reversed(open_brackets)]), at
     return None
 
 
 def _string(literal: str) -> str:
-    """A string in single or double quotes as JSON writes it; a backslash that escapes nothing is one, as in Python."""
+    """A string in single or double quotes, spelt as in JSON. A backslash that escapes nothing is kept, as in Python."""
 
     def written(found: re.Match[str]) -> str:
         if found[0] == '"':

@@ -1,10 +1,10 @@
-"""The program that ``runner: process`` starts: it locks itself in, then runs the Python texts that it is sent.
+"""The program that ``runner: process`` starts: it locks itself in, then runs the Python texts that it receives.
 
-It runs as ``python -I -S -B process_child.py IN OUT`` with the standard library alone, so this file imports nothing
-else. One JSON line comes in on the pipe IN, one goes out on the pipe OUT, with the token of the request it answers.
-Code that runs here shares the process with this loop and, with effort, can write what it likes to OUT: that only
-changes the values it returns. Nothing here knows which values are right
-(:mod:`skillweave.tasks.verifiers.code_run` compares them in the parent process).
+It is started as ``python -I -S -B process_child.py IN OUT``. It locks itself in before it runs anything, so it is one
+file and imports only the standard library. For each JSON line that it reads from the pipe IN, it writes one to the pipe
+OUT, with the token of the request. Code that runs here shares the process with this loop, and with effort it can write
+anything to OUT. That changes only the values that it returns: nothing here knows which values are right, because
+:mod:`skillweave.tasks.verifiers.code_run` compares them in the parent process.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from collections.abc import Callable
 from typing import Any
 
 _PLAIN = (type(None), bool, str)
-_DEEP = 200  # levels of lists within lists that are sent
-_SAME_HASH = 500  # keys of one hash: looking all of them up takes time quadratic in their number
+_DEEP = 200  # most levels of lists within lists in a value that is sent
+_SAME_HASH = 500  # most keys with the same hash: looking up all of them takes quadratic time
 REPLY = 4 * 2**20
-"""Bytes of one reply."""
+"""Most bytes of one reply."""
 
 
 class TooLarge(ValueError):
-    """A value is beyond the limits of what may be sent."""
+    """A value exceeds the limits of what may be sent."""
 
 
 class Room:
-    """What may still be sent of a value: so many items and characters, counted along the tree."""
+    """The number of items and characters that may still be sent of a value, counted along its tree."""
 
     def __init__(self, items: float = float("inf"), characters: float = float("inf")) -> None:
         self.items, self.characters = items, characters
-        self._said = f"a value of more than {items:,} items, {characters:,} characters or {_DEEP} levels"
+        self._message = f"a value of more than {items:,} items, {characters:,} characters or {_DEEP} levels"
 
     def take(self, characters: int = 0) -> None:
-        """Take the room of one item; :class:`TooLarge` where there is none."""
+        """Subtract one item with this many characters. Raises :class:`TooLarge` if there is no room."""
         self.items -= 1
         self.characters -= characters
         if self.items < 0 or self.characters < 0:
@@ -51,11 +51,11 @@ class Room:
 
     def refuse(self) -> None:
         """Raise :class:`TooLarge`."""
-        raise TooLarge(self._said)
+        raise TooLarge(self._message)
 
 
 class Opaque:
-    """The stand-in for a value that is no plain data: a function, a class, an object."""
+    """The stand-in for a value that is not plain data: a function, a class, an object."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -65,10 +65,10 @@ class Opaque:
 
 
 def encode(value: Any, depth: int = _DEEP, room: Room | None = None) -> Any:
-    """``value`` as JSON that keeps its type: plain data whole, anything else as ``["object", NAME]``.
+    """``value`` as JSON that keeps its types. Anything that is not plain data becomes ``["object", NAME]``.
 
-    A subclass of a plain type is written as that type, read with the type's own methods and not the subclass's.
-    Raises :class:`TooLarge` for a value that is nested too deeply or needs more than ``room``.
+    A value of a subclass of a plain type is written as that type; it is read with the type's methods, not the
+    subclass's. Raises :class:`TooLarge` for a value that is nested too deeply or needs more than ``room``.
     """
     room = Room() if room is None else room
     if depth == 0:
@@ -114,12 +114,12 @@ def encode(value: Any, depth: int = _DEEP, room: Room | None = None) -> Any:
 
 
 def _library(module: str, name: str) -> Any:
-    """A class of a module, where somebody imported it; these take a while to import, and few programs need them."""
+    """A class of a module if that module is already imported: few programs need it, and importing it takes time."""
     return getattr(sys.modules.get(module), name, _library)
 
 
 def spread(keys: list[Any]) -> list[Any]:
-    """The keys of a dict or a set that is read; :class:`TooLarge` where too many of them have one hash."""
+    """The keys of a dict or set that is read. Raises :class:`TooLarge` if too many of them have the same hash."""
     if len(keys) > _SAME_HASH:
         seen: dict[int, int] = {}
         for key in keys:
@@ -156,7 +156,7 @@ _READ: dict[str, Callable[[Any], Any]] = {
 
 
 def decode(written: Any) -> Any:
-    """The value that :func:`encode` wrote; ``ValueError``, ``TypeError`` or ``KeyError`` for any other JSON."""
+    """The value that :func:`encode` wrote. Raises ``ValueError``, ``TypeError`` or ``KeyError`` for other JSON."""
     if isinstance(written, list):
         kind, content = written
         return _READ[kind](content)
@@ -170,7 +170,7 @@ def decode(written: Any) -> Any:
 _NEWNET, _NEWIPC, _NEWUSER = 0x40000000, 0x08000000, 0x10000000
 _NO_NEW_PRIVS, _SECCOMP, _PDEATHSIG = 38, 22, 1
 _NOBODY = 65534
-# Calls that reach other processes, the network or the kernel's settings, by number on x86_64 and on aarch64.
+# Numbers of system calls that reach other processes, the network or the kernel's settings.
 _DENIED = {
     "x86_64": (
         0xC000003E,
@@ -214,10 +214,12 @@ def _syscall(libc: Any, number: int, *arguments: Any) -> int:
 
 
 def lock_in(memory: int, seconds: float) -> dict[str, bool]:
-    """Lock this process in and return which walls stand: ``network``, ``files``, ``calls``, ``user``.
+    """Isolate this process, and return which kinds of isolation succeeded.
 
-    ``network``: a network namespace of its own, or no sockets at all (seccomp). ``files``: Landlock lets it read
-    Python's own library and nothing else. ``calls``: a seccomp filter. ``user``: it does not run as root.
+    - ``network``: it has a network namespace of its own, or no sockets at all (seccomp)
+    - ``files``: Landlock lets it read Python's own library and nothing else
+    - ``calls``: a seccomp filter refuses system calls that reach other processes
+    - ``user``: it does not run as root
     """
     walls = dict.fromkeys(("network", "files", "calls", "user"), False)
     _limit(_memory_in_use() + memory, seconds)
@@ -235,13 +237,13 @@ def lock_in(memory: int, seconds: float) -> dict[str, bool]:
         walls["files"] = _only_read_python(libc)
         walls["calls"] = _filter_calls(libc)
         walls["network"] |= walls["calls"]
-    if not walls["calls"]:  # a limit for the user's processes in all, and for threads too: the filter is finer
+    if not walls["calls"]:  # coarser than the filter: it also forbids threads
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
     return walls
 
 
 def _become_nobody() -> bool:
-    """True where this process is now ``nobody``; root stays where ``nobody`` cannot read Python's library."""
+    """Become the user ``nobody`` and return True; stay root if ``nobody`` cannot read Python's library."""
     os.setgroups([])
     os.setegid(_NOBODY)
     os.seteuid(_NOBODY)
@@ -255,7 +257,7 @@ def _become_nobody() -> bool:
 
 
 def _only_read_python(libc: Any) -> bool:
-    """True where Landlock now denies every file but Python's library and the shared libraries (kernel 5.13)."""
+    """Whether Landlock (kernel 5.13) now denies all files except Python's library and the shared libraries."""
     abi = _syscall(libc, 444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     if abi < 1:
         return False
@@ -270,7 +272,7 @@ def _only_read_python(libc: Any) -> bool:
     if rules < 0:
         return False
     folders = {
-        *sys.path,  # isolated: the standard library and its compiled part
+        *sys.path,  # with -I these are the standard library and its compiled part
         *(os.path.join(prefix, "lib") for prefix in (sys.base_prefix, sys.base_exec_prefix) if prefix != "/usr"),
         *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo", "/etc/ld.so.cache", "/etc/localtime"),
     }
@@ -287,7 +289,7 @@ def _only_read_python(libc: Any) -> bool:
 
 
 def _memory_in_use() -> int:
-    """The bytes of this process's address space; 0 where the system does not tell."""
+    """Bytes of this process's address space; 0 if the system does not tell."""
     if not os.path.exists("/proc/self/statm"):
         return 0
     with open("/proc/self/statm") as file:
@@ -295,7 +297,7 @@ def _memory_in_use() -> int:
 
 
 def _limit(memory: int, seconds: float) -> None:
-    """Bounds by the kernel: address space in bytes, processor time, no byte in a file, few open files."""
+    """Set limits of the kernel: address space in bytes, processor time, no bytes in files, few open files."""
     for name, bound in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CPU, int(seconds) + 2),
@@ -307,7 +309,7 @@ def _limit(memory: int, seconds: float) -> None:
 
 
 def _filter_calls(libc: Any) -> bool:
-    """True where a seccomp filter now refuses (EPERM) every call in ``_DENIED`` and every new process."""
+    """Whether a seccomp filter now refuses (EPERM) every call in ``_DENIED`` and every new process."""
     if platform.machine() not in _DENIED:
         return False
     architecture, denied, clone, clone3 = _DENIED[platform.machine()]
@@ -321,7 +323,7 @@ def _filter_calls(libc: Any) -> bool:
         (above, 0, 1, 0x40000000),  # the x32 numbers of the same calls
         (give, 0, 0, refuse),
         (equal, 0, 1, clone3),
-        (give, 0, 0, unknown),  # the C library then falls back on clone, whose flags can be looked at
+        (give, 0, 0, unknown),  # the C library then uses clone, whose flags can be checked
         (equal, 0, 4, clone),
         (load, 0, 0, 16),
         (test, 1, 0, _CLONE_THREAD),
@@ -345,7 +347,7 @@ class _Ended(BaseException):
 
 
 class Loop:
-    """What was sent is run in one module, whose names stay from one text to the next."""
+    """Runs the texts that are received in one module, whose names persist from one text to the next."""
 
     def __init__(self, reading: int, writing: int) -> None:
         self._in = os.fdopen(reading, "rb")
@@ -353,7 +355,7 @@ class Loop:
         self._stdout = os.fdopen(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
         sys.stdout = self._stdout
         self._module = types.ModuleType("answer")
-        builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # as Python has them without -S
+        builtins.exit = builtins.quit = sys.exit  # type: ignore[assignment]  # Python started without -S has these
         self.token = ""
         self.room: tuple[int, int] = (0, 0)
 
@@ -361,10 +363,10 @@ class Loop:
         text = json.dumps({**message, "token": self.token}, ensure_ascii=False)
         data = text.encode("utf-8", "surrogatepass")
         if len(data) >= REPLY:
-            said = f"a value of more than {REPLY:,} bytes as JSON"
+            message_too_large = f"a value of more than {REPLY:,} bytes as JSON"
             if "ask" in message:
-                raise TooLarge(said)
-            stand_in = ["object", said]
+                raise TooLarge(message_too_large)
+            stand_in = ["object", message_too_large]
             data = json.dumps({"value": stand_in, "token": self.token}).encode()
         self._out.write(data + b"\n")
         self._out.flush()
@@ -376,8 +378,8 @@ class Loop:
         return json.loads(line)
 
     def ask(self, *arguments: Any) -> Any:
-        """The parent's answer to a question, or the exception that it names."""
-        question = encode(arguments, room=Room(*self.room))  # TooLarge is a ValueError for the code that asks
+        """The parent's answer to a question. Raises the exception that the parent names."""
+        question = encode(arguments, room=Room(*self.room))  # TooLarge is a ValueError for the calling code
         self.send({"ask": question})
         reply = self.receive()
         self.token = reply["token"]
@@ -387,7 +389,7 @@ class Loop:
         return decode(reply["value"])
 
     def run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Run one text; its last expression's value, or its exception."""
+        """Run one text. Returns the value of its last expression, or its exception."""
         space = self._module.__dict__
         if request["name"] is not None:
             self._module.__name__ = request["name"]
@@ -408,7 +410,7 @@ class Loop:
                 return {"value": ["object", str(error)]}
         except _Ended:
             raise
-        except BaseException as error:  # also SystemExit: a program that ends itself has not come to its end
+        except BaseException as error:  # also SystemExit, which counts as an error
             return {"error": describe(error)}
         finally:
             for stream in (sys.stdout, self._stdout):
@@ -424,7 +426,7 @@ class Loop:
 
 
 def describe(error: BaseException) -> str:
-    """``"ZeroDivisionError: division by zero"``; an exception that cannot be shown is named alone."""
+    """An exception as ``"ZeroDivisionError: division by zero"``; only its type if its message raises."""
     try:
         whole = str(error)
         text = whole[:2000]
@@ -436,7 +438,7 @@ def describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """Lock this process in, say which walls stand, and serve."""
+    """Isolate this process, report which kinds of isolation succeeded, and serve."""
     loop = Loop(int(sys.argv[1]), int(sys.argv[2]))
     settings = loop.receive()
     loop.token = settings["token"]

@@ -1,11 +1,11 @@
-"""Run code that a model wrote in CPython: a process of its own that has locked itself in.
+"""Run code that a model wrote in CPython, in a process that has locked itself in.
 
 The process (:mod:`skillweave.tools.process_child`) has no network (a network namespace, and no sockets by seccomp), can
-read no file but Python's own library (Landlock), starts no process, sends no signal, and is bounded in memory,
-processor time and wall-clock time. Its environment, its standard input and its working folder are empty.
+read only the files of Python's own library (Landlock), cannot start processes or send signals, and is limited in
+memory, processor time and wall-clock time. Its environment, its standard input and its working folder are empty.
 
-What it is not: the interpreter of :mod:`skillweave.tools.sandbox`. CPython was not made to run hostile code, so these
-walls are the kernel's; a fault in the kernel would break them. Threads work, other processes do not.
+Unlike the interpreter of :mod:`skillweave.tools.sandbox`, CPython was not made to run hostile code. So the kernel must
+isolate it, and a fault in the kernel would break the isolation. The code may use threads, but no other processes.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from skillweave.tools.process_child import REPLY, Opaque, TooLarge, decode, enco
 from skillweave.tools.sandbox import Host, Limits, Result, shortened
 
 _CHILD = Path(__file__).with_name("process_child.py")
-_START = 60.0  # seconds for a process to start: bounds a broken installation, not code
+_START = 60.0  # most seconds for a process to start; only a broken installation takes so long
 _lock = threading.Lock()
 _folder: str | None = None
-_told = False
+_said_missing = False
 
 
 class Session:
-    """One CPython process. Names stay from one text to the next; a process that breaks a limit is gone.
+    """One CPython process. Names persist from one text to the next. A process that breaks a limit is ended.
 
-    Raises :class:`UserError` at the start where the system offers no wall around the network, the files or other
-    processes, and ``allow_unjailed`` is false.
+    Raises :class:`UserError` at the start if the system cannot isolate the process from the network, the files or other
+    processes, unless ``allow_unjailed`` is true.
     """
 
     def __init__(self, limits: Limits | None = None, *, allow_unjailed: bool = False) -> None:
@@ -76,7 +76,7 @@ class Session:
         try:
             bounds = ("memory", "seconds", "items", "characters")
             self._send({name: getattr(self._limits, name) for name in bounds})
-            reply = self._receive(time.perf_counter() + _START, _Kept(0))
+            reply = self._receive(time.perf_counter() + _START, _Output(0))
             if reply is None or "walls" not in reply:
                 raise RuntimeError(f"the process for 'runner: process' did not start: {sys.executable} {_CHILD}")
             check_walls(reply["walls"], self._allow_unjailed)
@@ -101,23 +101,23 @@ class Session:
     def feed(
         self, code: str, inputs: Mapping[str, Any] | None = None, host: Host | None = None, name: str | None = None
     ) -> Result:
-        """Run ``code`` with ``inputs`` bound as global names; see :meth:`skillweave.tools.sandbox.Session.feed`."""
-        kept, start = _Kept(self._limits.output), time.perf_counter()
+        """Run ``code`` with ``inputs`` as global names; see :meth:`skillweave.tools.sandbox.Session.feed`."""
+        output, start = _Output(self._limits.output), time.perf_counter()
         try:
             code.encode()
             self._send({"source": code, "inputs": encode(dict(inputs or {})), "name": name, "host": host is not None})
-            value, error = self._converse(start + self._limits.seconds, kept, host)
+            value, error = self._converse(start + self._limits.seconds, output, host)
         except UnicodeEncodeError:
             value, error = None, "SyntaxError: the code holds a lone surrogate, which no source text may"
         except BrokenPipeError:
             value, error = None, "RuntimeError: the process has ended"
-        text, cut = kept.text()
+        text, cut = output.text()
         return Result(error is None, value, text, error, time.perf_counter() - start, cut)
 
-    def _converse(self, deadline: float, kept: _Kept, host: Host | None) -> tuple[Any, str | None]:
-        """The value or the error of the running text; questions that it asks on its way are answered."""
+    def _converse(self, deadline: float, output: _Output, host: Host | None) -> tuple[Any, str | None]:
+        """The value or the error of the running text. Its calls of ``host`` are answered meanwhile."""
         while True:
-            reply = self._receive(deadline, kept)
+            reply = self._receive(deadline, output)
             if reply is None:
                 self._end()
                 if time.perf_counter() >= deadline:
@@ -139,7 +139,7 @@ class Session:
                 return None, "RuntimeError: the process sent what is no reply"
 
     def _send(self, message: dict[str, Any]) -> None:
-        """Send one JSON line, with a new token that the next reply must carry."""
+        """Send one JSON line with a new token; the next reply must have the same token."""
         self._token = secrets.token_hex(8)
         data = json.dumps({**message, "token": self._token}).encode() + b"\n"
         deadline = time.perf_counter() + max(_START, self._limits.seconds)
@@ -148,13 +148,13 @@ class Session:
             selector.register(self._to, selectors.EVENT_WRITE)
             while data:
                 if not selector.select(deadline - time.perf_counter()):
-                    raise BrokenPipeError  # a process that reads nothing
+                    raise BrokenPipeError  # the process reads nothing
                 data = data[os.write(self._to, data[: 2**16]) :]
 
-    def _receive(self, deadline: float, kept: _Kept) -> dict[str, Any] | None:
-        """The next JSON object that the process sends; None where it ended, was too slow or sent too much.
+    def _receive(self, deadline: float, output: _Output) -> dict[str, Any] | None:
+        """The next JSON object that the process sends, or None if it ended, was too slow or sent too much.
 
-        What it prints meanwhile is read all the time, so that no full pipe stops it, and kept up to the limit.
+        What it prints meanwhile is read continuously, so that a full pipe does not stop it, and kept up to the limit.
         """
         assert self._process is not None
         assert self._process.stdout is not None
@@ -172,13 +172,13 @@ class Session:
                     if key.fd == self._from:
                         line += piece
                         if not piece:
-                            kept.drain(printed)
+                            output.drain(printed)
                             return None
                     elif piece:
-                        kept.add(piece)
+                        output.add(piece)
                     else:
                         selector.unregister(printed)
-        kept.drain(printed)
+        output.drain(printed)
         line, _, self._pending = line.partition(b"\n")
         try:
             reply = json.loads(line)
@@ -193,8 +193,8 @@ class Session:
         self._process.wait()
 
 
-class _Kept:
-    """The first ``room`` characters that a process printed."""
+class _Output:
+    """Collects the first ``room`` characters that a process prints."""
 
     def __init__(self, room: int) -> None:
         self._room = room
@@ -208,7 +208,7 @@ class _Kept:
             self._left_out += len(piece)
 
     def drain(self, source: int) -> None:
-        """Add what lies in the pipe already, without waiting for more than a pipe holds."""
+        """Add what is already in the pipe, without waiting, up to the size of a pipe."""
         os.set_blocking(source, False)
         with contextlib.suppress(BlockingIOError):
             for _ in range(64):
@@ -218,7 +218,7 @@ class _Kept:
                 self.add(piece)
 
     def text(self) -> tuple[str, int]:
-        """What is kept, and how much more was printed: characters where all of it is ASCII, else bytes."""
+        """The text kept, and how much more was printed: in characters if all of it is ASCII, else partly in bytes."""
         text = self._bytes.decode("utf-8", "replace")
         return text[: self._room], len(text[self._room :]) + self._left_out
 
@@ -226,7 +226,7 @@ class _Kept:
 def _answer(host: Host, question: Any) -> dict[str, Any]:
     try:
         return {"value": encode(host(*question))}
-    except Exception as error:  # of a builtin kind, for the code that asked
+    except Exception as error:  # sent by its name, to be raised in the code that asked
         return {"raise": [type(error).__name__, str(error)]}
 
 
@@ -237,18 +237,21 @@ def run(
     *,
     allow_unjailed: bool = False,
 ) -> Result:
-    """Run ``code`` once in a process of its own, with ``inputs`` bound as global names.
+    """Run ``code`` once in a process of its own, with ``inputs`` as global names.
 
-    As :func:`skillweave.tools.sandbox.run`, and it never raises on what the code does. Processor time and memory are
-    bounded by ``limits``; ``depth`` is CPython's own.
+    As :func:`skillweave.tools.sandbox.run`: errors of the code are in the result. ``limits`` bounds processor time and
+    memory, but not ``depth``, which is CPython's own.
     """
     with Session(limits, allow_unjailed=allow_unjailed) as session:
         return session.feed(code, inputs, name="__main__")
 
 
 def check_walls(walls: Mapping[str, bool], allow_unjailed: bool) -> None:
-    """Say once which walls this system does not offer; :class:`UserError` where code could reach out unasked."""
-    global _told
+    """Say once which kinds of isolation this system does not have.
+
+    Raises :class:`UserError` if code could reach the network, files or processes, unless ``allow_unjailed`` is true.
+    """
+    global _said_missing
     missing = [_WALLS[name] for name in _WALLS if not walls.get(name)]
     open_ways = [_WALLS[name] for name in ("network", "files", "calls") if not walls.get(name)]
     if open_ways and not allow_unjailed:
@@ -258,8 +261,8 @@ def check_walls(walls: Mapping[str, bool], allow_unjailed: bool) -> None:
             "allow_unjailed: true only where nothing on the machine is worth protecting"
         )
     with _lock:
-        if missing and not _told:
-            _told = True
+        if missing and not _said_missing:
+            _said_missing = True
             console.print(f"  runner: process: programs run without {'; without '.join(missing)}", soft_wrap=True)
 
 
@@ -273,7 +276,7 @@ _WALLS = {
 
 
 def _empty_folder() -> str:
-    """One empty folder for all processes; they cannot write to it."""
+    """The empty folder in which all processes run; they cannot write to it."""
     global _folder
     with _lock:
         if _folder is None or not os.path.isdir(_folder):

@@ -1,12 +1,12 @@
 """Run code that a model wrote: no files, no network, bounded in time, memory, depth and output.
 
-The interpreter is pydantic-monty: a Python subset written in Rust that knows no file system, no sockets and no
-foreign imports, and that runs in a worker process of its own. Code that crashes it takes down the worker, which
-the pool replaces; this process lives on. A call costs some 1 ms once the first worker is up. What leaves it is bounded
-before it is touched (:mod:`skillweave.tools.values`).
+The interpreter is pydantic-monty: a subset of Python written in Rust, without a file system, sockets or third-party
+imports, which runs in a worker process of its own. Code that crashes it ends only the worker, which the pool replaces.
+A call takes about 1 ms once the first worker runs. The size of a value is limited before it leaves the sandbox
+(:mod:`skillweave.tools.values`).
 
-What it is not: CPython. Most of the language and a part of the standard library (``math``, ``json``, ``re``,
-``random``, ``collections``, ``itertools``, ``datetime`` ...) are there; third-party modules are not.
+It is not CPython. It has most of the language and a part of the standard library (``math``, ``json``, ``re``,
+``random``, ``collections``, ``itertools``, ``datetime`` ...), but no third-party modules.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from skillweave.tools.source import check_length, check_names, keep_value
 
 @dataclass(frozen=True)
 class Limits:
-    """What one run may use, and what may leave it.
+    """What one run may use, and the size of what may leave it.
 
-    Beyond any of the first three it ends with an error; output is cut and goes on. A value with more items or
-    characters than these, or of more than :data:`skillweave.tools.values.LEVELS` levels, stays inside, and a stand-in
-    that says so comes out. They are counted along the tree: a text that a list holds ten times counts ten times.
+    A run that exceeds one of the first three limits ends with an error. Output that is too long is cut, and the run
+    continues. A value with more items or characters than allowed, or with more than
+    :data:`skillweave.tools.values.LEVELS` levels, stays inside, and a stand-in that says so is returned. Items and
+    characters are counted along the tree: a text that a list holds ten times counts ten times.
     """
 
     seconds: float = 2.0
-    """Execution time; a worker that does not stop by itself is killed ``_GRACE`` seconds later."""
+    """Execution time. A worker that does not stop by itself is killed ``_GRACE`` seconds later."""
     memory: int = 64 * 2**20
     """Bytes of the interpreter's heap."""
     depth: int = 200
-    """Calls within calls."""
+    """Most calls within calls."""
     output: int = 10_000
-    """Characters of printed text kept."""
+    """Most characters of printed text that are kept."""
     items: int = 100_000
-    """Items of a value that comes out, those of the lists in it included."""
+    """Most items of a value that is returned, including those of lists inside it."""
     characters: int = 1_000_000
-    """Characters of all texts, bytes and large numbers in a value that comes out."""
+    """Most characters of all texts, bytes and large numbers in a value that is returned."""
 
 
 class Printed:
-    """Keeps what a run prints, at most ``room`` characters: it is called with each piece."""
+    """Collects what a run prints, up to ``room`` characters. It is called with each piece."""
 
     def __init__(self, room: int) -> None:
         self.room = room
@@ -68,19 +69,21 @@ class Printed:
 
     @property
     def cut(self) -> int:
-        """Characters that were printed and are not kept."""
+        """The number of characters that were printed and not kept."""
         return max(0, -self.room)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run came to. ``ok`` is False when the code did not parse, raised, or broke a limit.
+    """The result of a run.
 
-    ``value``: the last expression's value as a Python object, None where the code ends with a statement; a function,
-    a class or an object of the sandbox, and a value beyond the limits, comes out as a stand-in
-    (:class:`~skillweave.tools.process_child.Opaque`) that says what it stands for.
-    ``output``: what was printed, at most ``Limits.output`` characters; ``cut``: how many more were printed.
-    ``error``: ``"ZeroDivisionError: ..."``, of some 2,000 characters at most.
+    - ``ok``: False if the code could not be parsed, raised an exception, or broke a limit
+    - ``value``: the last expression's value as a Python object, or None if the code ends with a statement. A function,
+      a class, an object of the sandbox, or a value that exceeds the limits is replaced by a stand-in
+      (:class:`~skillweave.tools.process_child.Opaque`) that says what it stands for.
+    - ``output``: what was printed, at most ``Limits.output`` characters
+    - ``error``: an error as ``"ZeroDivisionError: ..."``, of at most about 2,000 characters, or None
+    - ``cut``: the number of printed characters that are not in ``output``
     """
 
     ok: bool
@@ -92,24 +95,25 @@ class Result:
 
 
 Host = Callable[..., Any]
-"""What answers a text's calls of ``_sw_host``: plain data in, plain data out, or a builtin exception."""
+"""A function that answers calls of ``_sw_host`` from inside the sandbox: it takes and returns plain data, or raises a
+builtin exception."""
 
 _GRACE = 1.0
 ERROR = 2000
-"""Characters of an error that are kept: an exception may hold a text as long as the interpreter's memory."""
-# Sleeping is worth nothing to a checker and would stretch a run past its limit (the clock stops meanwhile);
-# a fixed seed makes the same code give the same result twice.
+"""Most characters of an error that are kept: an exception's text may be as long as the interpreter's memory."""
+# Code that is being checked does not need to sleep, and sleeping could extend a run beyond its limit (the clock stops
+# meanwhile). A fixed seed makes results reproducible.
 POLICY: monty.OSPolicy = {"sleep": "zero", "random_start": {"seed": 0}}
 
 _lock = threading.Lock()
-_opened: dict[str, tuple[int, monty.Monty]] = {}  # by use: the process that started the pool, and the pool
+_opened: dict[str, tuple[int, monty.Monty]] = {}  # use -> the process that started the pool, and the pool
 
 
 class Session:
-    """One interpreter state: names stay from one text to the next. Closed, its worker goes back to the pool.
+    """One interpreter state: names persist from one text to the next. Closing it returns its worker to the pool.
 
-    A session that asks another one (``host`` of :meth:`feed`) takes its worker from a pool of its own (``asks``), or
-    several such pairs in threads could each wait for the other's worker for ever.
+    A session that asks another session (``host`` of :meth:`feed`) takes its worker from a separate pool (``asks``).
+    Otherwise several such pairs in threads could wait for each other's workers forever.
     """
 
     def __init__(self, limits: Limits | None = None, *, asks: bool = False) -> None:
@@ -125,8 +129,8 @@ class Session:
         self._session = pool("asks" if self._asks else "runs").checkout(limits=bounds, os_policy=POLICY)
         self._session.__enter__()
         try:
-            asked = {"items": self._limits.items, "characters": self._limits.characters} if self._asks else {}
-            values.prepare(self._session, **asked)
+            question_limits = {"items": self._limits.items, "characters": self._limits.characters}
+            values.prepare(self._session, **(question_limits if self._asks else {}))
         except monty.MontyError as problem:
             self._session.__exit__(None, None, None)
             raise UserError(
@@ -140,10 +144,11 @@ class Session:
     def feed(
         self, code: str, inputs: Mapping[str, Any] | None = None, host: Host | None = None, name: str | None = None
     ) -> Result:
-        """Run ``code`` with ``inputs`` bound as global names; ``host`` is what it may call as ``_sw_host``.
+        """Run ``code`` with ``inputs`` as global names.
 
-        ``name`` becomes its ``__name__``. Never raises on what the code does. Raises ``TypeError`` for an input that
-        cannot enter the sandbox (plain values can: numbers, text, bytes, lists, tuples, dicts, sets, None).
+        The code may call ``host`` as ``_sw_host``, and ``name`` becomes its ``__name__``. Errors of the code are in the
+        result. Raises ``TypeError`` for an input that cannot enter the sandbox; plain values can (numbers, text, bytes,
+        lists, tuples, dicts, sets, None).
         """
         printed = Printed(self._limits.output)
         start = time.perf_counter()
@@ -184,25 +189,25 @@ class Session:
 
 
 def shortened(error: str) -> str:
-    """An error of at most some 2,000 characters, which says how many are left out."""
+    """An error cut to about 2,000 characters; if it is cut, it says how many characters are left out."""
     if len(error) <= ERROR:
         return error
     return f"{error[:ERROR]}... ({len(error) - ERROR:,} more characters were cut off)"
 
 
 def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | None = None) -> Result:
-    """Run ``code`` with ``inputs`` bound as global names, in a fresh interpreter state.
+    """Run ``code`` with ``inputs`` as global names, in a new interpreter state.
 
-    Never raises on what the code does. Raises ``TypeError`` for an input that cannot enter the sandbox (plain
-    values can: numbers, text, bytes, lists, tuples, dicts, sets, None), :class:`UserError` where the sandbox's
-    program is not installed and in a child forked after the first run.
+    Errors of the code are in the result. Raises ``TypeError`` for an input that cannot enter the sandbox; plain values
+    can (numbers, text, bytes, lists, tuples, dicts, sets, None). Raises :class:`UserError` if the sandbox's program is
+    not installed, and in a child process that was forked after the first run.
     """
     with Session(limits) as session:
         return session.feed(code, inputs)
 
 
 def pool(use: str = "runs") -> monty.Monty:
-    """This process's pool of workers for one use, started at the first call."""
+    """The pool of workers of this process for one use. It is started at the first call."""
     with _lock:
         if use not in _opened:
             started = monty.Monty(feed_duration_limit_grace=_GRACE)
@@ -213,7 +218,7 @@ def pool(use: str = "runs") -> monty.Monty:
             _opened[use] = (os.getpid(), started)
         owner, workers = _opened[use]
         if owner != os.getpid():
-            # The interpreter's runtime has threads that a fork does not copy: a call would wait for ever.
+            # The interpreter's runtime has threads that a fork does not copy, so a call would wait forever.
             raise UserError(
                 "the sandbox was started before this process was forked and cannot run in it: "
                 "start workers with the 'spawn' method, or run no code before they are forked"

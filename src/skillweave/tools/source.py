@@ -1,4 +1,4 @@
-"""Python texts that a model wrote, read here without being run."""
+"""Check and rewrite Python code that a model wrote, without running it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import unicodedata
 import warnings
 
 LONGEST = 200_000
-"""Characters of a program that is still read."""
+"""Most characters of a program."""
 
 OWN = "_sb_"
-"""Names that begin so are the sandbox's own; no code may mention them."""
+"""The prefix of the sandbox's own names; no code may mention them."""
 
-_parsing = threading.Lock()  # the filter of warnings belongs to the whole process
+_parsing = threading.Lock()  # the warnings filter is shared by the whole process
 
 
 def parse(text: str) -> ast.Module:
-    """The syntax tree of a text, which is not run; ``SyntaxError`` for whatever cannot be read, or is too long."""
+    """The syntax tree of a text, which is not run. Raises ``SyntaxError`` if it cannot be parsed or is too long."""
     check_length(text)
     try:
-        with _parsing, warnings.catch_warnings():  # of a backslash in a text, for one
+        with _parsing, warnings.catch_warnings():  # for example about a backslash in a string
             warnings.simplefilter("ignore")
             return ast.parse(text)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -28,21 +28,21 @@ def parse(text: str) -> ast.Module:
 
 
 def check_length(text: str) -> None:
-    """``SyntaxError`` for a text of more than :data:`LONGEST` characters."""
+    """Raise ``SyntaxError`` for a text of more than :data:`LONGEST` characters."""
     if len(text) > LONGEST:
         raise SyntaxError(f"the text has {len(text):,} characters, more than {LONGEST:,}")
 
 
 def check_names(text: str) -> None:
-    """``SyntaxError`` for a text that mentions a name of the sandbox's own, in whatever form of its letters."""
+    """Raise ``SyntaxError`` for a text that mentions a name of the sandbox's own, in any Unicode form."""
     if OWN in (text if text.isascii() else unicodedata.normalize("NFKC", text)):
         raise SyntaxError(f"names with '{OWN}' are the sandbox's own: choose other names")
 
 
 def keep_value(code: str, name: str) -> tuple[str, bool | None]:
-    """The code with the value of its last expression kept under ``name``, and whether it ends with an expression.
+    """The code changed to assign its last expression to ``name``, and whether it ends with an expression.
 
-    None instead of that where this Python cannot read the code, which the sandbox may know how to read all the same.
+    The second is None if this version of Python cannot parse the code. The sandbox may still be able to.
     """
     code = code.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     try:
@@ -61,6 +61,6 @@ def keep_value(code: str, name: str) -> tuple[str, bool | None]:
 
 
 def _place(lines: list[str], line: int, column: int) -> int:
-    """The index in the text of a line, counted from 1, and a column, counted in bytes of UTF-8."""
+    """The index in the text, for a line counted from 1 and a column counted in bytes of UTF-8."""
     before = sum(len(text) + 1 for text in lines[: line - 1])
     return before + len(lines[line - 1].encode()[:column].decode())

@@ -1,4 +1,4 @@
-"""The functions a model may call, and the calls of an episode: checked, in parallel, each with a time limit."""
+"""The functions that a model may call, and the calls of an episode: checked, in parallel, each with a time limit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from skillweave.tools.function import checker_of, schema_of
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ERROR_LENGTH = 300
-"""Characters of an error that the model is shown."""
+"""Most characters of an error that the model sees."""
 RESULT_LENGTH = 100_000
-"""Characters of a result that are kept; what the model is shown fewer."""
+"""Most characters of a result that are kept; the model sees fewer."""
 MOST_HANGING = 64
-"""Calls that may hang at a time: each keeps a thread, and beyond them no call is started."""
+"""Most calls that may hang at a time. Each occupies a thread; when there are this many, no call is started."""
 
 
 @dataclass(frozen=True)
 class _Tool:
-    """``make`` gives an episode its own function; where ``stateful`` is False it is always the same one."""
+    """``make`` returns the function for an episode; unless the tool is ``stateful``, it is always the same."""
 
     make: Callable[[], Callable[..., Any]]
     check: Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -40,15 +40,16 @@ class _Tool:
 
 
 class Toolbox:
-    """Functions a model may call.
+    """Functions that a model may call. It is a context manager; :meth:`close` frees its threads.
 
-    A function's parameters are typed and described in a Google-style docstring ("Args:"), from which its JSON schema
-    is made. ``timeout``: seconds a call may run; ``most_at_once``: calls that run at the same time, over all episodes.
-    A call that waits for its turn is not on the clock. A thread that does not come back in time is left behind, since
-    Python cannot end it, and counted in ``left_behind``; while :data:`MOST_HANGING` of them still run, every call
-    fails. A result of more than :data:`RESULT_LENGTH` characters is cut, and says so.
+    A function has type hints and a Google-style docstring with "Args:", from which its JSON schema is made.
 
-    A context manager; :meth:`close` frees the threads.
+    - ``timeout``: most seconds for which a call may run; waiting for its turn does not count
+    - ``most_at_once``: most calls that run at the same time, over all episodes
+    - ``left_behind``: the number of threads that did not return in time. Python cannot end them. While
+      :data:`MOST_HANGING` of them still run, every call fails.
+
+    A result of more than :data:`RESULT_LENGTH` characters is cut, and says so.
     """
 
     def __init__(
@@ -67,16 +68,16 @@ class Toolbox:
             self.register(function)
 
     def register(self, function: F) -> F:
-        """Add a function; a decorator. Raises :class:`UserError` for one that makes no tool."""
+        """Add a function; can be used as a decorator. Raises :class:`UserError` if it cannot be a tool."""
         self._add(function, lambda: function, stateful=False)
         return function
 
     def register_stateful(self, make: Callable[[], Callable[..., Any]]) -> None:
-        """Add a tool that remembers: ``make()`` gives each episode a function of its own. Else as :meth:`register`.
+        """Add a tool with a state: ``make()`` returns a function of its own for each episode. Else as :meth:`register`.
 
-        To bring a tool back to where it stood, the calls that succeeded are made again. So a call that raises must
-        change nothing, and the same calls must lead to the same state. Where the function is a method of an object
-        with a ``__copy__``, that is copied instead wherever it can be.
+        To restore a tool's state, the calls that succeeded are made again. So a call that raises must change nothing,
+        and the same calls must lead to the same state. If the function is a method of an object with a ``__copy__``,
+        the object is copied instead where possible.
         """
         self._add(make(), make, stateful=True)
 
@@ -90,40 +91,40 @@ class Toolbox:
 
     @property
     def names(self) -> list[str]:
-        """The tools' names in the order in which they were registered."""
+        """The names of the tools, in the order in which they were registered."""
         return list(self._tools)
 
     def open(self) -> Session:
-        """The state of one episode."""
+        """Open a session for one episode."""
         return Session(self, self._tools, self._threads)
 
     def open_after(self, pasts: Sequence[Sequence[Sequence[Call]]]) -> list[Session]:
-        """An episode for each of ``pasts``, its stateful tools where these turns of calls left them.
+        """Open a session for each of ``pasts``, with stateful tools in their state after these turns of calls.
 
-        Different pasts are lived side by side, and of equal ones only the first: the others begin as its copies.
+        Different pasts are replayed side by side. Equal ones are replayed once, and the other sessions are copies.
         """
         first = [next(at for at, other in enumerate(pasts) if other == past) for past in pasts]
-        lived = {at: self.open() for at in first}
-        list(self._threads.map(lambda at: lived[at].replay(pasts[at]), lived))  # list() waits, and raises
+        replayed = {at: self.open() for at in first}
+        list(self._threads.map(lambda at: replayed[at].replay(pasts[at]), replayed))  # list() waits, and raises
 
-        def begun(at: int) -> Session:
-            return lived[at] if at in lived else lived[first[at]].copy()
+        def session_of(at: int) -> Session:
+            return replayed[at] if at in replayed else replayed[first[at]].copy()
 
-        return list(self._threads.map(begun, range(len(pasts))))
+        return list(self._threads.map(session_of, range(len(pasts))))
 
     def close(self) -> None:
-        """Free the threads once the calls that were started are over; nothing can be started after."""
+        """Wait for the calls that were started, and free the threads. After that no call can be started."""
         self._threads.shutdown()
 
     def leave_behind(self, thread: threading.Thread) -> None:
-        """Count a thread that did not come back."""
+        """Count a thread that did not return in time."""
         with self._counting:
             self.left_behind += 1
             self._hanging.append(thread)
 
     @property
     def hanging(self) -> int:
-        """How many of the threads that were left behind still run."""
+        """The number of threads left behind that still run."""
         with self._counting:
             self._hanging = [thread for thread in self._hanging if thread.is_alive()]
             return len(self._hanging)
@@ -136,7 +137,7 @@ class Toolbox:
 
 
 class Session:
-    """One episode's calls. What its stateful tools hold is seen by no other episode. Made by :meth:`Toolbox.open`."""
+    """The calls of one episode, with its own state of the stateful tools. Created by :meth:`Toolbox.open`."""
 
     def __init__(self, toolbox: Toolbox, tools: Mapping[str, _Tool], threads: ThreadPoolExecutor) -> None:
         self._toolbox, self._tools, self._threads = toolbox, tools, threads
@@ -144,9 +145,10 @@ class Session:
         self._done: dict[str, list[Call]] = {}
 
     def call(self, call: Call) -> Outcome:
-        """What a call comes to; never raises on what the model wrote.
+        """Make a call and return its outcome. Never raises on what the model wrote.
 
-        A :class:`UserError` of the tool is raised: the model cannot mend that the sandbox's program is not installed.
+        A :class:`UserError` of the tool is raised, for example if the sandbox's program is not installed: the model
+        cannot fix that.
         """
         tool = self._tools.get(call.name)
         if tool is None:
@@ -174,10 +176,10 @@ class Session:
         return outcome
 
     def start(self, calls: Sequence[Call | Outcome]) -> Future[list[Outcome]]:
-        """All calls of one turn; their outcomes come in the order of the calls.
+        """Start all calls of one turn; the outcomes will be in the order of the calls.
 
-        Stateless ones run side by side, stateful ones one after the other. An outcome among the calls (it stands for a
-        call that could not be read) is passed on as it is.
+        Calls of stateless tools run side by side, calls of stateful ones one after the other. An outcome among the
+        calls stands for a call that could not be read, and is returned as it is.
         """
         outcomes = [call if isinstance(call, Outcome) else _WAITING for call in calls]
         lanes: list[list[tuple[int, Call]]] = [[]]
@@ -189,17 +191,17 @@ class Session:
                 else:
                     lanes.append([(index, call)])
         turn: Future[list[Outcome]] = Future()
-        over = itertools.count(1)  # next() on it is atomic, so that exactly one lane sees that it is the last
+        finished = itertools.count(1)  # next() on it is atomic, so exactly one lane sees that it is the last
 
         def run(lane: list[tuple[int, Call]]) -> None:
             try:
                 for index, call in lane:
                     outcomes[index] = self.call(call)
             except BaseException as problem:
-                with suppress(InvalidStateError):  # another lane was first
+                with suppress(InvalidStateError):  # another lane has already failed
                     turn.set_exception(problem)
                 return
-            if next(over) == len(busy):
+            if next(finished) == len(busy):
                 turn.set_result(outcomes)
 
         busy = [lane for lane in lanes if lane]
@@ -210,13 +212,13 @@ class Session:
         return turn
 
     def replay(self, calls: Sequence[Sequence[Call]]) -> None:
-        """Bring the stateful tools to where they stood after these turns; the others are not called."""
+        """Bring the stateful tools to their state after these turns; other tools are not called."""
         for call in itertools.chain.from_iterable(calls):
             if call.name in self._tools and self._tools[call.name].stateful:
                 self.call(call)
 
     def copy(self) -> Session:
-        """Another episode that stands where this one does."""
+        """Another session in the same state."""
         twin = self._toolbox.open()
         for name, done in self._done.items():
             function = self._functions[name]
@@ -228,7 +230,7 @@ class Session:
         return twin
 
     def _renew(self, name: str) -> None:
-        """A new function for one that was left behind, brought to where it stood: the old one may still change."""
+        """Replace the function of a tool that was left behind, because it may still run, by one in the same state."""
         done = self._done.pop(name, [])
         self._functions[name] = self._tools[name].make()
         self.replay([done])
@@ -238,9 +240,9 @@ _WAITING = Outcome("")
 
 
 def _run(function: Callable[..., Any], arguments: Mapping[str, Any], timeout: float) -> Outcome | threading.Thread:
-    """The outcome of a checked call, or where it took too long the thread that is left behind."""
+    """The outcome of a checked call, or the thread that is left behind if the call took too long."""
     answers: queue.SimpleQueue[Outcome | UserError] = queue.SimpleQueue()
-    # A daemon, so that one that hangs does not keep the program from ending.
+    # A daemon thread, because otherwise a call that hangs would keep the program from ending.
     thread = threading.Thread(target=lambda: answers.put(_attempt(function, arguments)), daemon=True)
     thread.start()
     try:
@@ -259,15 +261,15 @@ def _attempt(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Outc
         return Outcome(_result_text(value), None, time.perf_counter() - start)
     except UserError as problem:
         return problem
-    except BaseException as problem:  # also SystemExit: it ends the tool, not the episode
+    except BaseException as problem:  # also SystemExit, which ends only the tool
         kind = "timeout" if isinstance(problem, TimeoutError) else "exception"
         return _fault(kind, _named(problem), time.perf_counter() - start)
 
 
 def _result_text(value: Any) -> str:
-    """A tool's result as text, a text as it is and anything else as JSON; a long one is cut, and says so.
+    """A tool's result as text: a text as it is, anything else as JSON. A long one is cut, and says so.
 
-    The JSON is written piece by piece, so that a list that holds one text a thousand times is never written whole.
+    The JSON is written piece by piece, so that a list that holds a long text a thousand times is never written whole.
     """
     if isinstance(value, str):
         more = len(value) - RESULT_LENGTH
@@ -283,16 +285,16 @@ def _result_text(value: Any) -> str:
 
 
 def _named(problem: BaseException) -> str:
-    """``ZeroDivisionError: division by zero``"""
+    """An exception's type and message, as in ``ZeroDivisionError: division by zero``."""
     name = type(problem).__name__
     try:
-        said = str(problem)
-    except BaseException:  # its own __str__ is a person's code too
+        message = str(problem)
+    except BaseException:  # its own __str__ is a user's code too and may raise
         return name
-    return f"{name}: {said}" if said else name
+    return f"{name}: {message}" if message else name
 
 
 def _fault(kind: str, text: str, seconds: float = 0.0) -> Outcome:
-    text = " ".join(text[: 10 * _ERROR_LENGTH].split())  # an exception may hold a text of any length
+    text = " ".join(text[: 10 * _ERROR_LENGTH].split())  # an exception's message may have any length
     text = text if len(text) <= _ERROR_LENGTH else text[: _ERROR_LENGTH - 3] + "..."
     return Outcome(text, kind, seconds)

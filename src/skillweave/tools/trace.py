@@ -1,4 +1,4 @@
-"""An expert's conversation with tools, in OpenAI's form, checked and cut into its turns."""
+"""Read an expert's conversation with tools, in OpenAI's form: check it and split it into turns."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Step:
-    """One turn of the expert: its text, calls included, and the text of each call's result in their order."""
+    """One turn of the expert: its text with its calls, and the results of the calls in their order."""
 
     text: str
     results: tuple[str, ...]
 
 
 def read_trace(messages: Sequence[Message]) -> tuple[list[Message], list[Step]]:
-    """The prompt and the expert's turns, of which the last and only the last has no calls.
+    """The prompt and the expert's turns. The last turn, and only the last, has no calls.
 
-    The prompt is everything before the expert's first message, roles and contents alone. Raises :class:`UserError` that
+    The prompt is the role and content of every message before the expert's first one. Raises :class:`UserError` that
     names the message and what is wrong with it.
     """
     for number, message in enumerate(messages, 1):
@@ -66,20 +66,20 @@ def read_trace(messages: Sequence[Message]) -> tuple[list[Message], list[Step]]:
 
 
 def _turn(message: Message, where: str) -> tuple[str, list[str | None]]:
-    """The text of an assistant's turn, and the id of each of its calls."""
+    """The text of an assistant's turn, and the id of each of its calls (None: without an id)."""
     content = "" if message.get("content") is None else _text(message, where)
     given = message.get("tool_calls") or []
     if not isinstance(given, list):
         raise UserError(f"{where}: 'tool_calls' must be a list, found {given!r:.60}")
     text = content + "".join(call_text(_call(call, where)) for call in given)
-    _check_text(text, where)  # again, now that arguments are no JSON text in JSON
+    _check_text(text, where)  # again, now that the arguments are not escaped any more
     turn = read_turn(text)
     broken = next((call.text for call in turn.calls if isinstance(call, Outcome)), None)
     if broken is not None:
         raise UserError(f"{where}: {broken}")
     if turn.answer == "":
         raise UserError(f"{where}: the assistant says nothing and calls nothing")
-    # Calls may stand in the text already; they come before the listed ones and have no ids.
+    # Calls may also be written in the text; they come before the listed ones and have no ids.
     return text, [None] * (len(turn.calls) - len(given)) + [_id(call, "id", where) for call in given]
 
 
@@ -92,14 +92,14 @@ def _call(given: Any, where: str) -> Call:
         try:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: the arguments of '{function['name']}' are no JSON ({error})") from error
+            raise UserError(f"{where}: the arguments of '{function['name']}' are not JSON ({error})") from error
     if not isinstance(arguments, Mapping):
         raise UserError(f"{where}: the arguments of '{function['name']}' must be an object, found {arguments!r:.60}")
     return Call(function["name"], arguments)
 
 
 def _results(messages: Sequence[Message], start: int, ids: Sequence[str | None]) -> tuple[str, ...]:
-    """The results that follow a turn with these calls, in the order of the calls."""
+    """The results that follow a turn, in the order of its calls, whose ids are ``ids``."""
     given = []
     for message in messages[start:]:
         if message["role"] != "tool":
@@ -127,11 +127,11 @@ def _text(message: Message, where: str) -> str:
 
 
 def _check_text(text: str, where: str) -> None:
-    """JSON lets a text hold half a character (a lone surrogate), which no tokenizer takes."""
+    """Raise :class:`UserError` for a lone surrogate: JSON allows this half of a character, but no tokenizer does."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where}: {text[error.start]!r} is no whole character of Unicode: leave it out") from None
+        raise UserError(f"{where}: {text[error.start]!r} is not a whole character of Unicode: leave it out") from None
 
 
 def _id(given: Mapping[str, Any], key: str, where: str) -> str | None:

@@ -1,4 +1,4 @@
-"""One turn of a model as text: the calls in it, or the answer that it is."""
+"""Read one turn of a model: find the calls in its text, or the answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _CLOSE_OF = {
     "[TOOL_CALLS]": "",  # Mistral
     "<|python_tag|>": "",  # Llama 3.1
 }
-"""What stands before calls, and behind them; an empty text where nothing does."""
+"""The marks before calls, and the marks after them; empty if there is none."""
 
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
@@ -44,7 +44,7 @@ _SPACE = re.compile(r"\s*+")
 _FENCE = re.compile(r"```\w*+\s*+")
 _NEXT = re.compile(r"\s*+[,;]?\s*+(?=[{\[])")
 _LEFT_OVER = re.compile(r"[\s}\]`]*+")
-"""What may follow the JSON of a call: white space, brackets too many, the end of its fence."""
+"""What may follow the JSON of a call: white space, extra brackets, the end of a code fence."""
 
 _NAMED = re.compile(r"(?P<name>[\w.-]{1,200})\s*+(?:\[CALL_ID\][\w-]{0,100})?+(?:\[ARGS\])?+\s*+(?=\{)")
 _PAIRS = re.compile(r"(?P<name>[\w.-]{1,200})\s*+(?=<arg_key>|(?P<none></tool_call>))")
@@ -56,9 +56,9 @@ Thoughts = Literal["strip", "keep"]
 class Turn:
     """What a model wrote until its end token.
 
-    ``calls``: in the order in which they stand; an :class:`Outcome` with the fault "malformed" stands where one could
-    not be read. ``answer``: the text of a turn without calls, else None. ``other_forms``: how many of the calls were
-    written in another form than :func:`call_text` writes.
+    - ``calls``: in their order in the text; an :class:`Outcome` with the fault "malformed" replaces an unreadable call
+    - ``answer``: the text of a turn without calls, else None
+    - ``other_forms``: the number of calls in another form than :func:`call_text` writes
     """
 
     text: str
@@ -68,7 +68,7 @@ class Turn:
 
 
 def call_text(call: Call) -> str:
-    """The call as a model writes it: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``."""
+    """A call as a model writes it: ``<tool_call>{"name": ..., "arguments": {...}}</tool_call>``."""
     body = json.dumps({"name": call.name, "arguments": dict(call.arguments)}, ensure_ascii=False)
     return f"{OPEN}{body}{CLOSE}"
 
@@ -76,40 +76,41 @@ def call_text(call: Call) -> str:
 def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -> Turn:
     """Find the calls in a turn. Never raises; the time is linear in the length of the text.
 
-    Read are the forms that models are trained on: JSON in ``<tool_call>`` (:func:`~skillweave.tools.forms.calls_of`
-    has the keys), in Mistral's ``[TOOL_CALLS]``, behind Llama's ``<|python_tag|>``; ``<function=name>`` with JSON or
-    with ``<parameter=key>``; GLM's ``<arg_key>``. The end mark may be missing at the end of the turn, and the JSON
-    may be a little wrong (:func:`~skillweave.tools.lenient.read_json`).
+    It reads the forms that models are trained on: JSON in ``<tool_call>`` (for its keys see
+    :func:`~skillweave.tools.forms.calls_of`), in Mistral's ``[TOOL_CALLS]``, after Llama's ``<|python_tag|>``;
+    ``<function=name>`` with JSON or with ``<parameter=key>``; GLM's ``<arg_key>``. The end mark may be missing at the
+    end of the turn, and the JSON may have small errors (:func:`~skillweave.tools.lenient.read_json`).
 
-    ``tools`` are the schemas of the tools that the model was told of. They give values their types in the forms that
-    write all of them as text. With them a turn is a call too that has no mark at all, if it is nothing but a JSON
-    object with the name of one of these tools and its arguments, as Llama 3.1 writes it.
+    ``tools`` are the schemas of the tools that the model was told about. They give values their types, in the forms
+    that write all values as text. With them, a turn without any mark is also a call if it is only a JSON object with
+    the name of one of these tools and its arguments, as Llama 3.1 writes it.
 
-    What a reasoning model thinks is no part of the turn: a call that it drafts there is not made. ``thoughts="keep"``
-    reads it as the rest.
+    The thoughts of a reasoning model are not part of the turn: a call that it drafts there is not made. With
+    ``thoughts="keep"`` they are read like the rest.
     """
-    said = strip_thoughts(text) if thoughts == "strip" else text
-    if end := _TURN_END.search(said, max(0, len(said) - _END_LENGTH)):  # kept where marks of calls are special tokens
-        said = said[: end.start()]
+    visible = strip_thoughts(text) if thoughts == "strip" else text
+    # An end token may still be in the text, because special tokens are kept if marks of calls are special tokens.
+    if end := _TURN_END.search(visible, max(0, len(visible) - _END_LENGTH)):
+        visible = visible[: end.start()]
     calls: list[Call | Outcome] = []
     other_forms = at = 0
-    end_of_text = len(said.rstrip())
-    while begin := _BEGIN.search(said, at):
-        if calls and begin[0] == OPEN and begin.end() >= end_of_text and not said[:at].rstrip().endswith(CLOSE):
-            break  # small models write the mark of the beginning for that of the end
-        found, plain, at = _read_at(said, begin, tools)
-        calls += found
-        other_forms += 0 if plain else sum(isinstance(call, Call) for call in found)
+    end_of_text = len(visible.rstrip())
+    while begin := _BEGIN.search(visible, at):
+        if calls and begin[0] == OPEN and begin.end() >= end_of_text and not visible[:at].rstrip().endswith(CLOSE):
+            break  # small models write the opening mark instead of the closing one
+        read, plain, at = _read_at(visible, begin, tools)
+        calls += read
+        other_forms += 0 if plain else sum(isinstance(call, Call) for call in read)
     if not calls:
-        calls = _bare_calls(said, names_of(tools))
+        calls = _bare_calls(visible, names_of(tools))
         other_forms = len(calls)
-    if not calls and CLOSE in said:
+    if not calls and CLOSE in visible:
         calls = [malformed(f"{CLOSE} without {OPEN}")]
-    return Turn(text, tuple(calls), None if calls else said.strip(), other_forms)
+    return Turn(text, tuple(calls), None if calls else visible.strip(), other_forms)
 
 
 def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:
-    """The calls behind a mark, whether they are written in the plain form, and where to read on."""
+    """The calls after a mark, whether they are in the form of :func:`call_text`, and the index to continue at."""
     mark = begin[0]
     start = _skip(_SPACE, text, begin.end())
     try:
@@ -136,10 +137,10 @@ def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call
 
 
 def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome], bool, int]:
-    """As :func:`_read_at`, for a mark that is followed by JSON. Raises ``ValueError`` where it is none."""
+    """As :func:`_read_at`, for a mark that is followed by JSON. Raises ``ValueError`` if it is not JSON."""
     close = _CLOSE_OF[mark]
     begin = _skip(_FENCE, text, start)
-    # The JSON itself says where it ends: a text in it may hold the mark of the end.
+    # The end is found by reading the JSON, because a text in it may hold the closing mark.
     value, end, strict = read_json(text, begin, close)
     values = [value]
     while another := _NEXT.match(text, end):
@@ -148,7 +149,7 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
         strict = strict and also_strict
     at = _skip(_LEFT_OVER, text, end)
     closed = bool(close) and text.startswith(close, at)
-    if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the mark is cut off, or missing
+    if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the closing mark is cut off, or missing
         at = len(text)
     if close and not closed and at < len(text) and not _BEGIN.match(text, at):
         return [malformed(f"{close} must follow the JSON")], False, _after(text, end)
@@ -158,7 +159,7 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
 
 
 def _read_function(text: str, begin: re.Match[str], tools: Schemas) -> tuple[Call, int]:
-    """The call of ``<function=name>``, whose arguments are JSON or ``<parameter=key>``, and where to read on."""
+    """The call of ``<function=name>``, with arguments as JSON or ``<parameter=key>``, and the index to continue at."""
     name, start = begin["function"].strip(), _skip(_SPACE, text, begin.end())
     if text.startswith("{", start):
         value, at, _ = read_json(text, start, "</function>")
@@ -172,7 +173,7 @@ def _read_function(text: str, begin: re.Match[str], tools: Schemas) -> tuple[Cal
 
 
 def _bare_calls(text: str, known: set[str]) -> list[Call | Outcome]:
-    """The calls of a turn that is nothing but their JSON; a mark of the end may stand behind them. [] for others."""
+    """The calls of a turn that is only their JSON, optionally with a closing mark; [] for any other turn."""
     text = text.strip().removesuffix(CLOSE).rstrip().removesuffix(";")
     if not known or not text.startswith(("{", "[")):
         return []
@@ -189,7 +190,7 @@ def _bare_calls(text: str, known: set[str]) -> list[Call | Outcome]:
 
 
 def _after(text: str, start: int) -> int:
-    """Where to read on after a call that could not be read: behind its end, or at the next beginning before that."""
+    """Where to continue after an unreadable call: after its closing mark, or at an opening mark before that."""
     mark = _MARK.search(text, start)
     if mark is None:
         return len(text)
@@ -197,7 +198,7 @@ def _after(text: str, start: int) -> int:
 
 
 def _behind(mark: str, text: str, at: int) -> int:
-    """Where the text goes on behind white space and this mark; ``at`` where it does not stand there."""
+    """The index after white space and this mark, or ``at`` if the mark is not there."""
     start = _skip(_SPACE, text, at)
     return start + len(mark) if text.startswith(mark, start) else at
 

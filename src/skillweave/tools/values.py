@@ -1,9 +1,9 @@
-"""Values that leave the sandbox: written small inside it, read with bounds here.
+"""Take values out of the sandbox: they are flattened inside it, within limits, and read here.
 
-A list that holds one text a thousand times is small inside the interpreter and large as soon as somebody writes it
-out; a tuple of twice the same tuple, fifty levels deep, can be hashed by no one. So a value never leaves as it is. Code
-of our own (:data:`SETUP`), under names that the judged code cannot mention, walks it inside the interpreter, within the
-interpreter's limits, and gives a flat list of plain items of bounded size. :func:`read_value` makes a tree of it.
+A list that holds one text a thousand times is small inside the interpreter, and large as soon as it is written out. A
+tuple that holds the same tuple twice, fifty levels deep, takes forever to hash. So a value never leaves as it is. Code
+of ours (``_SETUP``), under names that the judged code cannot mention, walks the value inside the interpreter, within
+the interpreter's limits, and returns a flat list of plain items of bounded size. :func:`read_value` rebuilds the tree.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pydantic_monty as monty
 from skillweave.tools.process_child import Opaque, TooLarge, spread
 
 LEVELS = 100
-"""Lists within lists of a value that comes out."""
+"""Most levels of lists within lists in a value that comes out."""
 
 _SETUP = """
 import collections as _sb_c, datetime as _sb_d, decimal as _sb_m
@@ -129,46 +129,46 @@ def _sb_show(value, room):
 _HOST = """
 def _sw_host(*arguments):
     taken = _sb_take(arguments, {items}, {characters}, {levels})
-    if taken is None: raise _sb_Error('{said}')
+    if taken is None: raise _sb_Error('{refusal}')
     return _sb_host(taken)
 """
 
 KEPT = "_sb_value"
-"""What the value of the last expression is called inside."""
+"""The name of the last expression's value inside the sandbox."""
 
 
 def prepare(session: Any, *, items: int = 0, characters: int = 0) -> None:
-    """Define in a fresh session what writes its values; with ``items`` also ``_sw_host``, which asks ``_sb_host``."""
-    said = f"the program is asked with {too_large(items, characters).kind}"
-    host = _HOST.format(items=items, characters=characters, levels=LEVELS, said=said) if items else ""
+    """Define in a new session the functions that flatten values, and with ``items`` also ``_sw_host``."""
+    refusal = f"the program is asked with {too_large(items, characters).kind}"
+    host = _HOST.format(items=items, characters=characters, levels=LEVELS, refusal=refusal) if items else ""
     session.feed_run(_SETUP + host + f"\n{KEPT} = None")
 
 
 def drive(session: Any, code: str, **settings: Any) -> None:
-    """Run code to its end. What it comes to is not converted: a value of hostile shape takes for ever to convert."""
+    """Run code to its end. Its value is not converted, because a hostile value could take forever to convert."""
     at = session.feed_start(code, **settings)
     while not isinstance(at, monty.MontyComplete):
         at = at.resume_auto()
 
 
 def take(session: Any, items: int, characters: int) -> Any:
-    """The kept value, an :class:`Opaque` where it has more items, characters or levels than are allowed."""
+    """The last value, or an :class:`Opaque` if it has more items, characters or levels than allowed."""
     code = f"_sb_out, {KEPT} = _sb_take({KEPT}, {items}, {characters}, {LEVELS}), None\n_sb_out"
     return read_value(session.feed_run(code), items, characters)
 
 
 def show(session: Any, room: int) -> str:
-    """The first ``room`` characters of how Python writes the kept value; nothing for None."""
+    """The first ``room`` characters of the last value's ``repr``; empty for None."""
     return str(session.feed_run(f"_sb_out, {KEPT} = _sb_show({KEPT}, {room}), None\n_sb_out"))
 
 
 def too_large(items: int, characters: int) -> Opaque:
-    """The stand-in for a value beyond the limits."""
+    """The stand-in for a value that exceeds the limits."""
     return Opaque(f"a value of more than {items:,} items, {characters:,} characters or {LEVELS} levels")
 
 
 def read_value(taken: list[Any] | None, items: int, characters: int) -> Any:
-    """The value that ``_sb_take`` wrote as a flat list: a tree in which nothing is shared, None for one too large."""
+    """The value that ``_sb_take`` flattened, as a tree in which nothing is shared; for None a stand-in."""
     if taken is None:
         return too_large(items, characters)
     try:
@@ -178,7 +178,7 @@ def read_value(taken: list[Any] | None, items: int, characters: int) -> Any:
 
 
 def _read(taken: list[Any]) -> Any:
-    """The tree; every node is two tokens, its kind and its content, with the nodes that it holds after it."""
+    """The tree. Each node is two items, its kind and its content, followed by the nodes inside it."""
     at = 0
 
     def node() -> Any:
@@ -189,7 +189,7 @@ def _read(taken: list[Any]) -> Any:
             return content
         if kind == "object":
             return Opaque(content.removeprefix("<class '").removesuffix("'>"))
-        if content and taken[at] == 1:  # all of them at once
+        if content and taken[at] == 1:  # all items are in one list
             items = taken[at + 1]
             at += 2
         else:
@@ -210,14 +210,14 @@ _READ: dict[str, Callable[[list[Any]], Any]] = {
 
 
 class Held:
-    """How many bytes are held in all, for several holders in several threads; beyond ``most`` no more are taken."""
+    """A count of bytes in use, shared by threads, that never exceeds ``most``."""
 
     def __init__(self, most: int) -> None:
         self.most, self.bytes = most, 0
         self._lock = threading.RLock()
 
     def take(self, count: int) -> bool:
-        """Count these bytes in; False, and nothing is counted, where they are too many."""
+        """Add these bytes and return True; if they are too many, add nothing and return False."""
         with self._lock:
             if self.bytes + count > self.most:
                 return False
@@ -225,6 +225,6 @@ class Held:
             return True
 
     def give_back(self, count: int) -> None:
-        """Count these bytes out."""
+        """Subtract these bytes."""
         with self._lock:
             self.bytes -= count

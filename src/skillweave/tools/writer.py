@@ -1,7 +1,7 @@
-"""Write the next turn of many conversations at once: batched, each with random numbers of its own, prefixes shared.
+"""Write the next turn of many conversations: in batches, each row with its own random numbers, prefixes shared.
 
-What a row says hangs on its context and its seed alone, not on what stands beside it: however rows are batched, and
-shared by processes, the same row comes out (but for the rounding of sums).
+A row depends only on its context and its seed, not on the other rows of its batch. However rows are batched or
+distributed over processes, the result is the same (up to the rounding of sums).
 """
 
 from __future__ import annotations
@@ -21,23 +21,37 @@ from skillweave.base.generate import check_scores
 from skillweave.base.voice import padding_id
 
 _ENOUGH_DONE = 0.25
-"""Share of a batch that must have ended before the others move together: moving copies their caches."""
+"""Share of a batch that must have ended before the finished rows are removed, because that copies the caches."""
 
 
 class Writer:
-    """Samples from ``model`` at ``temperature`` (0: greedy) among the ``top_k`` likeliest tokens (0: all) and of these
-    among the ``top_p`` likeliest; ``repetition_penalty`` makes less likely what stands in the context already.
+    """Samples turns from a model.
 
-    ``share``: a context that begins another one, or equals it, is computed once for both. Where the model keeps more
-    than keys and values (a sliding window, a state), each is computed by itself. ``around()`` is entered around the
-    model's calls, as autocast.
+    - ``temperature``: 0 is greedy
+    - ``top_k``: sample among this many most probable tokens; 0: all
+    - ``top_p``: and of these, among the most probable tokens that reach this probability together
+    - ``repetition_penalty``: makes tokens less probable that are already in the context; 1: no penalty
+    - ``batch_size``: most rows of one batch
+    - ``share``: compute a context once if it is the beginning of another one, or equal to it. If the model's cache
+      holds more than keys and values (a sliding window, a state), each context is computed by itself.
+    - ``around()``: a context manager that is entered around the model's calls, for example autocast
+
+    ``stops`` are the token ids that end a turn.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0,
-        repetition_penalty: float = 1.0, batch_size: int = 64, share: bool = True,
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        batch_size: int = 64,
+        share: bool = True,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ):  # fmt: skip
+    ) -> None:
         self.model, self.temperature, self.top_p, self.batch_size = model, temperature, top_p, batch_size
         self.top_k, self.repetition_penalty = top_k, repetition_penalty
         self.share = share
@@ -48,8 +62,14 @@ class Writer:
     def write(
         self, contexts: Sequence[Sequence[int]], room: Sequence[int], seeds: Sequence[int]
     ) -> Iterator[tuple[int, list[int]]]:
-        """Each turn as soon as it is finished: the index of its context, and its tokens up to and with the end token,
-        or cut off at ``room`` tokens. ``contexts`` and ``room`` are at least 1 long."""
+        """Yield each turn as soon as it is finished: the index of its context, and its tokens.
+
+        - ``contexts``: the token ids before each turn, at least one
+        - ``room``: the most tokens of each turn, at least 1; a turn ends with its end token, or is cut off here
+        - ``seeds``: the seed of each turn
+
+        Raises :class:`~skillweave.base.generate.NoProbabilities` if the model gives NaN or infinity.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
@@ -79,9 +99,12 @@ class Writer:
             with torch.no_grad(), self._around():
                 mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
                 out = self.model(
-                    token[:, None], attention_mask=mask, position_ids=position[:, None], past_key_values=cache,
+                    token[:, None],
+                    attention_mask=mask,
+                    position_ids=position[:, None],
+                    past_key_values=cache,
                     use_cache=True,
-                )  # fmt: skip
+                )
                 cache = out.past_key_values
                 logits = check_scores(out.logits[:, -1].float())
                 for at, row in enumerate(rows if seen else ()):
@@ -101,16 +124,16 @@ class Writer:
             if not any(alive):
                 return
             if alive.count(True) <= (1 - _ENOUGH_DONE) * len(alive):
-                kept = torch.tensor([at for at, going in enumerate(alive) if going], device=device)
-                cache.batch_select_indices(kept)
-                token, position, chance, mask = (tensor[kept] for tensor in (token, position, chance, mask))
-                rows = [row for row, going in zip(rows, alive, strict=True) if going]
+                unfinished = torch.tensor([at for at, running in enumerate(alive) if running], device=device)
+                cache.batch_select_indices(unfinished)
+                token, position, chance, mask = (tensor[unfinished] for tensor in (token, position, chance, mask))
+                rows = [row for row, running in zip(rows, alive, strict=True) if running]
                 alive = [True] * len(rows)
 
-    # -- what the contexts leave in the cache ------------------------------------------------------------------------
+    # -- the cache of the contexts -----------------------------------------------------------------------------------
 
     def _prefilled(self, heads: list[Sequence[int]]) -> tuple[Any, Tensor]:
-        """The cache of all heads, padded on the left, and the mask (N, W) of what counts."""
+        """The cache of all heads, padded on the left, and its attention mask (N, W)."""
         width = max(map(len, heads))
         if width == 0:
             return DynamicCache(config=self.model.config), torch.ones(
@@ -134,7 +157,7 @@ class Writer:
         return out.past_key_values
 
     def _spread(self, cache: Any, root_of: list[int], lengths: list[int]) -> tuple[Any, Tensor]:
-        """The cache of each row out of that of its root: its first tokens, moved to the right end."""
+        """Copy the cache of each row from that of its root: the root's first tokens, moved to the right end."""
         device, width = self.model.device, max(lengths)
         ahead = width - torch.tensor(lengths, device=device)
         at = torch.arange(width, device=device) - ahead[:, None]
@@ -143,21 +166,26 @@ class Writer:
         spread = DynamicCache(config=self.model.config)
         for number, layer in enumerate(cache.layers):
             # (roots, heads, T, D) -> (rows, W, heads, D)
-            keys, values = (held.transpose(1, 2)[root, at] for held in (layer.keys, layer.values))
+            keys, values = (stored.transpose(1, 2)[root, at] for stored in (layer.keys, layer.values))
             spread.update(keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous(), number)
         return spread, mask
 
 
 def less_likely(logits: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """``logits`` (V,) with those of ``tokens`` divided by ``penalty`` where positive and multiplied where negative, as
-    transformers has it from CTRL (arXiv 1909.05858)."""
+    """Logits (V,) in which those of ``tokens`` are divided by ``penalty`` if positive, and multiplied if negative.
+
+    Source: CTRL (arXiv 1909.05858), as in transformers.
+    """
     chosen = logits[tokens]
     return logits.scatter(0, tokens, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
 
 
 def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top_k: int = 0) -> Tensor:
-    """One token a row, (N,), of ``logits`` (N, V) float32: where ``chance`` (N,) in [0, 1) falls among the
-    probabilities laid end to end. ``temperature`` 0 takes the likeliest."""
+    """One token for each row, int64 (N,), from ``logits`` float32 (N, V).
+
+    It is the token at which the cumulative probability exceeds ``chance`` (N,), a number in [0, 1). With
+    ``temperature`` 0 it is the most probable token.
+    """
     if temperature == 0:
         return logits.argmax(dim=-1)
     if 0 < top_k < logits.shape[-1]:
@@ -166,7 +194,7 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top
     probabilities = (logits / temperature).softmax(dim=-1)
     if top_p < 1:
         ordered, index = probabilities.sort(dim=-1, descending=True)
-        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that reaches top_p still counts
+        beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that reaches top_p is still included
         probabilities = torch.zeros_like(probabilities).scatter(1, index, ordered.masked_fill(beyond, 0.0))
     ends = probabilities.double().cumsum(dim=-1)
     at = torch.searchsorted(ends, (chance * ends[:, -1])[:, None], right=True)
@@ -174,12 +202,12 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top
 
 
 def longest(heads: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
-    """The heads that begin no other one, and for each head the index of one of them that begins with it."""
+    """The heads that are not the beginning of another one, and for each head the index of one that begins with it."""
     order = sorted(range(len(heads)), key=lambda index: tuple(heads[index]))
     roots: list[Sequence[int]] = []
     root_of = [0] * len(heads)
     after: Sequence[int] | None = None
-    for index in reversed(order):  # whatever begins another head begins the next one in this order
+    for index in reversed(order):  # in this order, the beginning of a head comes right before it
         head = heads[index]
         if after is None or list(after[: len(head)]) != list(head):
             roots.append(head)

@@ -1,4 +1,4 @@
-"""``weave.json``: what a weave holds. Reading it needs none of what a weave answers with."""
+"""``weave.json``: the contents of a weave. Reading it imports neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def _check_apart(names: list[str]) -> list[str]:
     seen: dict[str, str] = {}
     for name in names:
         if name.casefold() in seen:
-            raise ValueError(f"'{seen[name.casefold()]}' and '{name}' would lie in one folder where case is ignored")
+            raise ValueError(
+                f"'{seen[name.casefold()]}' and '{name}' would be one folder on a system that ignores case"
+            )
         seen[name.casefold()] = name
     return names
 
 
 class BackboneRef(BaseModel):
-    """What the delta in ``backbone/`` makes of the base: the fingerprint that the packs belong on."""
+    """The model that the delta in ``backbone/`` makes of the base. The packs belong on its fingerprint."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,42 +48,44 @@ class WeaveCard(BaseModel):
 
     schema_version: Version = SCHEMA_VERSION
     base: BaseRef
-    """The base that the weave was built on, before any backbone is laid on it."""
+    """The base that the weave was built on, without the backbone's delta."""
     backbone: BackboneRef | None = None
-    """None: the packs belong on the base itself."""
+    """None if the packs belong on the base itself."""
     packs: Annotated[list[PackName], Field(max_length=10_000), AfterValidator(_check_apart)]
     router: Flag = False
     dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
-    """In which the base is served unless the caller says otherwise (None: as its files hold it)."""
+    """The dtype in which the base is served by default. None: as its files hold it."""
     budget: Size | None = None
-    """Bytes that the base and the packs in memory may take together, where the builder set a limit."""
+    """Most bytes that the base and the loaded packs may take together. None: no limit."""
     files: FileHashes = {}
-    """SHA-256 of the card of each part, which in turn names its files. A weave of version 1 has none."""
+    """SHA-256 of the card of each part; that card holds the hashes of the part's files. Version 1 has none."""
 
     def parts(self) -> list[str]:
-        """The cards of the parts: of each pack, the router and the backbone."""
+        """The paths of the cards of all parts: of each pack, the router and the backbone."""
         packs = [pack_card(name) for name in self.packs]
         router = [f"router/{ROUTER_FILE}"] if self.router else []
         return [*packs, *router, *([f"backbone/{DELTA_FILE}"] if self.backbone else [])]
 
 
 def pack_card(name: str) -> str:
-    """Where the card of a pack lies in a weave."""
+    """The path of a pack's card in a weave."""
     return f"packs/{name}/{CARD_FILE}"
 
 
 def is_weave(folder: str | Path) -> bool:
-    """Whether a folder holds a weave."""
+    """Whether a folder is a weave."""
     settle(folder)
     return is_file(Path(folder) / WEAVE_FILE)
 
 
 def read_card(folder: str | Path) -> WeaveCard:
-    """Read ``weave.json``. Raises :class:`UserError` where it is missing, damaged or newer."""
+    """Read ``weave.json``. Raises :class:`UserError` if it is missing, damaged, or of a newer version."""
     settle(folder)
     path = Path(folder) / WEAVE_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote.")
+        raise UserError(
+            f"{folder} is not a weave: it has no {WEAVE_FILE}. Name the folder that `skillweave build` wrote."
+        )
     card = read_card_file(Folder(folder, WEAVE_FILE, AGAIN).file(WEAVE_FILE), WeaveCard, SCHEMA_VERSION, AGAIN)
     if card.schema_version > 1 and (odd := sorted(set(card.files) ^ set(card.parts()))):
         raise UserError(f"{path}: files: '{odd[0]}' is not the card of one part, each named once. {AGAIN}")
@@ -89,10 +93,10 @@ def read_card(folder: str | Path) -> WeaveCard:
 
 
 def check_part(folder: str | Path, card: WeaveCard, part: str) -> None:
-    """Raise :class:`UserError` unless the card of a part of the weave is a regular file, and the one it was woven with.
+    """Raise :class:`UserError` unless the card of a part is a regular file with the hash that ``weave.json`` names.
 
-    ``part`` is one of :meth:`WeaveCard.parts`. A weave of version 1 names no hashes; what it is made of is checked
-    alike.
+    ``part`` is one of :meth:`WeaveCard.parts`. For a weave of version 1, which names no hashes, only the kind of the
+    file is checked.
     """
     reader = Folder(folder, WEAVE_FILE, AGAIN)
     if card.schema_version > 1:

@@ -1,4 +1,4 @@
-"""The forward hook that lets one module's output differ from row to row."""
+"""The forward hook that changes a module's output in each row of a batch by the pack of that row."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out
 from skillweave.weave.resident import Lookup
 from skillweave.weave.stack import GroupStack
 
-# Stacked, every token meets the factors of all resident packs; pack by pack, only its own, but every operation is
-# repeated for each pack in use. Measured on SmolLM2's shapes at rank 36 (one core): a repeat costs 17 ms a step, and a
-# token's products with one more pack 0.1 ms. A step of decoding is 3 times cheaper stacked (3 packs, 12 rows: 18 ms
-# against 52 above the base), a long prompt costs up to a fifth more (and more with more packs).
+# Stacked, every token is multiplied with the factors of all resident packs. Pack by pack, it is multiplied only with
+# its own, but every operation is repeated for each pack in use. Measured on SmolLM2's shapes at rank 36 (one core):
+# repeating the operations costs 17 ms a step, and multiplying a token with one more pack 0.1 ms. A decoding step is 3
+# times cheaper stacked (3 packs, 12 rows: 18 ms against 52 ms above the base), while a long prompt costs up to a fifth
+# more (and still more with more packs). Up to this many tokens for each pack in use and resident pack, we stack.
 STACKED_UP_TO = 128
 
 
 class Batch:
-    """What is running: the pack of every row, and how many tokens a row has."""
+    """The batch that is running: the pack of every row, and the number of tokens in a row."""
 
     def __init__(self, names: list[str | None], rows: int | None) -> None:
         self.names = names
         self.rows = rows
-        """None: any number of rows, all of one pack"""
+        """the number of rows; None: any number, all with one pack"""
         self.width = 0
 
     @property
     def uniform(self) -> bool:
-        """Whether all rows use one pack, or none: then nobody needs to know which row is which."""
+        """Whether all rows use the same pack, or none. Then it does not matter which row is which."""
         return len(set(self.names)) == 1
 
     def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """The hook before the model's forward: how wide this batch is."""
+        """The hook before the model's forward: note how many tokens a row has."""
         given = [value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if value is not None]
         if given and isinstance(given[0], torch.Tensor) and given[0].dim() > 1:
             self.width = given[0].shape[1]
 
 
 class GroupRun:
-    """One group during one ``rows`` context: what its modules share for the input they are being fed."""
+    """One group of modules during one ``rows`` context: the intermediate result that they share for the same input."""
 
     def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
         self._stack = stack
@@ -55,8 +56,10 @@ class GroupRun:
         self._waiting = 0
 
     def add(self, module: str, fed: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> None:
-        """Add the packs' share to ``output`` (N, T, out), in place. ``fed``: what the module was given, ``x`` (N, T,
-        in): the same by rows."""
+        """Add the packs' changes to ``output`` (N, T, out) of ``module``, in place.
+
+        ``fed`` is the tensor that the module was called with; ``x`` (N, T, in) is the same with rows as its first axis.
+        """
         if fed is not self._input:
             self._input = fed
             self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
@@ -79,7 +82,7 @@ class GroupRun:
 
 
 class Change:
-    """The forward hook of one module: tuned parameters first, then what factors add."""
+    """The forward hook of one module: first rows with tuned parameters, then what factors add."""
 
     def __init__(self, module: str, fed: Fed, batch: Batch) -> None:
         self.name = module
@@ -93,8 +96,8 @@ class Change:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         if kwargs or len(args) != 1 or not isinstance(output, torch.Tensor):
             raise UserError(
-                f"the module '{self.name}' takes or gives more than one tensor, so its parameters cannot differ from "
-                f"row to row: serve this skill alone, from Skillpack.unzip() laid on the base"
+                f"the module '{self.name}' takes or returns more than one tensor, so its parameters cannot differ from "
+                f"row to row: serve this skill alone, from Skillpack.unzip() applied to the base"
             )
         fed = args[0]
         x, made = self._by_rows(fed, output.contiguous())
@@ -103,7 +106,7 @@ class Change:
         wide = _three(made)
         for rows, left, right in self.float_factors:
             mine = _three(x) if rows is None else _three(x).index_select(0, rows)
-            # A model whose products are made in float32 feeds wider numbers than it stores.
+            # A model that multiplies in float32 has wider activations than its stored dtype.
             add_to_rows(wide, rows, linear(linear(mine, right.to(mine.dtype)), left.to(mine.dtype)))
         for rows, lookup in self.lookups:
             change = lookup(x if rows is None else x.index_select(0, rows))
@@ -113,7 +116,7 @@ class Change:
         return made.view(output.shape) if made.numel() == output.numel() else made
 
     def _by_rows(self, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Input and output of the module with the batch's rows as the first axis."""
+        """The input and the output of the module, with the rows of the batch as the first axis."""
         rows = self.batch.rows
         if rows is None or self.fed.rows == "any":
             return x, output
@@ -123,11 +126,11 @@ class Change:
             if x.shape[0] != rows * self.batch.width:
                 raise UserError(
                     f"'{self.name}' is fed {x.shape[0]} tokens, not the {rows} x {self.batch.width} of the batch: "
-                    f"which row they belong to is not known. Answer with one pack at a time."
+                    f"which row they belong to is unknown. Answer with one pack at a time."
                 )
             return x.view(rows, -1, *x.shape[1:]), output.view(rows, -1, *output.shape[1:])
         if x.shape[0] == 1 and rows > 1 and self.fed.law == "lookup":
-            # Positions, the same for all rows, are looked up once.
+            # Positions are the same for all rows and are looked up once.
             return x.expand(rows, *x.shape[1:]), output.expand(rows, *output.shape[1:]).clone()
         if x.shape[0] != rows:
             raise UserError(
@@ -146,21 +149,21 @@ def _with_tuned(
     *,
     flat: bool,
 ) -> torch.Tensor:
-    """``output`` with the given rows computed anew from the tuned parameters."""
+    """``output``, with the given rows (None: all) computed again with the tuned parameters."""
     mine = x if rows is None else x.index_select(0, rows)
-    held = {own: module._parameters[own] for own in tuned}
+    originals = {own: module._parameters[own] for own in tuned}
     try:
         for own, tensor in tuned.items():
             module._parameters[own] = tensor  # type: ignore[assignment]
-        # The module's own code alone: its hooks, this one among them, have their turn once.
+        # Only the module's own code: its hooks, of which this is one, run once.
         made = module.forward(mine.flatten(0, 1) if flat else mine)
     finally:
-        module._parameters.update(held)
+        module._parameters.update(originals)
     if flat:
         made = made.view(*mine.shape[:2], *made.shape[1:])
     return made if rows is None else output.index_copy(0, rows, made)
 
 
 def _three(x: torch.Tensor) -> torch.Tensor:
-    """(N, T, last) of a batch of any number of dimensions from two on; a view where it is contiguous."""
+    """``x``, which has two or more dimensions, as (N, T, last). It is a view if ``x`` is contiguous."""
     return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])

@@ -1,7 +1,7 @@
-"""What packs add to the output of linear layers, in integers and in one pass for a batch of mixed packs. Pure.
+"""The changes that packs add to the output of linear layers: integer products, for a batch of mixed packs. Pure.
 
-The recipe is SkillZip's X8A8B8 / X8A4B4 ([digest] in methods/skillweave.md, Stage 2 step 4; the slow reference is
-:func:`skillweave.pack.reference_forward`). For a token x (in,) of a row that uses pack p::
+The formula is SkillZip's X8A8B8 / X8A4B4 [digest], described in docs/explanation/skillzip.md; the slow reference is
+:func:`skillweave.pack.reference_forward`. For a token x (in,) in a row that uses pack p::
 
     u = x / smooth                 q = round(127 u / max|u|)          int8
     h = q B^T                      int32, exact
@@ -9,13 +9,13 @@ The recipe is SkillZip's X8A8B8 / X8A4B4 ([digest] in methods/skillweave.md, Sta
     y = c A^T                      int32, exact
     output += y A_scale max|u| max|v| / 127^2
 
-(The scale of u, one positive number a token, is left out of v: it changes neither the codes c nor what follows but by
-that factor, which is multiplied in at the end.)
+The scale of u, one positive number for each token, is left out of v. It does not change the codes c; it only scales the
+result, and is multiplied in at the end.
 
-**Grouping.** A :class:`Segment` holds what some rows of the batch are multiplied with. It is either one pack and its
-rows, or *stacked*: the factors of several packs side by side along the rank, multiplied with all rows at once, where
-each row's ``B_scale`` is 0 in the columns of the other packs. A column that is 0 takes no part in max|v| nor in c, so
-both give the same numbers (integer sums do not depend on order).
+**Grouping.** A :class:`Segment` holds the factors for some rows of the batch. It is either one pack with its rows, or
+*stacked*: the factors of several packs side by side along the rank, multiplied with all rows at once. In a stacked
+segment each row's ``B_scale`` is 0 in the columns of the other packs. A column of zeros changes neither max|v| nor c,
+so both ways give the same numbers (integer sums do not depend on their order).
 """
 
 from __future__ import annotations
@@ -28,60 +28,60 @@ from torch.nn.functional import pad
 
 LARGEST_CODE = 127
 
-# A tensor, not a number: number / tensor is two operations in torch, tensor / tensor is one.
+# A tensor and not a number, because torch computes number / tensor in two operations and tensor / tensor in one.
 _LARGEST = torch.tensor(float(LARGEST_CODE))
-# Below any activation that matters; 127 / 1e-30 is still a float32, so a token of zeros gives 0 and not NaN.
+# Smaller than any activation that matters. 127 / 1e-30 still fits float32, so a token of zeros gives 0 and not NaN.
 _SMALLEST = 1e-30
-# Sums of K products of int8 are whole numbers below 2^24, which float32 holds exactly, for K up to 2^24 / 128^2.
+# For K up to 2^24 / 128^2, a sum of K products of int8 is an integer below 2^24, which float32 represents exactly.
 _EXACT_IN_FLOAT32 = 1024
 
 
 @dataclass(frozen=True)
 class Part:
-    """One module's share of a :class:`Segment`. n: the segment's rows, or absent where all rows use one pack."""
+    """One module's part of a :class:`Segment`. n is the number of its rows; without n, all rows use one pack."""
 
     columns: slice
-    """its columns of h"""
+    """the columns of h that belong to this module"""
     B_scale: torch.Tensor
-    """float32 (rank,) or (n, 1, rank), 0 where a column belongs to another pack than the row's"""
+    """float32 (rank,) or (n, 1, rank); 0 in columns that belong to another pack than the row's"""
     A: torch.Tensor
-    """int8 (rank, out): transposed, so that packs lie one after another in memory"""
+    """int8 (rank, out): transposed, so that packs are one after another in memory"""
     A_scale: torch.Tensor
     """float32 (out,) or (n, 1, out), divided by 127^2"""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The factors that the given rows of a batch meet, for all modules of an input-sharing group."""
+    """The factors for the given rows of a batch, for all modules of a group that shares its input."""
 
     rows: torch.Tensor | None
     """int64 (n,), or None for all rows"""
     unsmooth: torch.Tensor | None
     """1 / smooth, float32 (in,) or (n, 1, in); None: no smoothing"""
     B: tuple[torch.Tensor, ...]
-    """int8 blocks (in, rank_i), whose ranks lie side by side in h"""
+    """int8 blocks (in, rank_i), whose ranks are side by side in h"""
     parts: dict[str, Part]
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """What :func:`into_rank` gives: ``h`` int32 (n, T, rank) and ``top`` = max|u| float32 (n, T, 1)."""
+    """The result of :func:`into_rank`: ``h`` int32 (n, T, rank) and ``top`` = max|u| float32 (n, T, 1)."""
 
     h: torch.Tensor
     top: torch.Tensor
 
 
 def token_codes(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each token's int8 codes in [-127, 127] and its max|values|: float32 (..., n) -> int8 (..., n), float32 (..., 1).
+    """Int8 codes in [-127, 127] and max|values| of each token: float32 (..., n) -> int8 (..., n), float32 (..., 1).
 
-    ``values`` is written over. A token of zeros gets codes 0.
+    ``values`` is overwritten. A token of zeros gets the codes 0.
     """
     top = values.abs().amax(dim=-1, keepdim=True).clamp_min_(_SMALLEST)
     return values.mul_(_LARGEST / top).round_().char(), top
 
 
 def into_rank(x: torch.Tensor, segment: Segment) -> Hidden:
-    """The first product, for all modules of the group at once: float (N, T, in) -> h of the segment's rows."""
+    """The first product, for all modules of a group at once, of the segment's rows of ``x``, float (N, T, in)."""
     if segment.rows is not None:
         x = x.index_select(0, segment.rows)
     u = x.to(torch.float32, copy=True) if segment.unsmooth is None else x * segment.unsmooth
@@ -93,26 +93,26 @@ def into_rank(x: torch.Tensor, segment: Segment) -> Hidden:
 
 
 def out_of_rank(hidden: Hidden, part: Part) -> torch.Tensor:
-    """The second product, for one module: float32 (n, T, out), what the packs add to its output."""
+    """The second product, for one module: the change of its output, float32 (n, T, out)."""
     codes, top = token_codes(hidden.h[..., part.columns] * part.B_scale)
     y = int_matmul(codes.reshape(-1, codes.shape[-1]), part.A)
     return y.view(*codes.shape[:-1], -1) * (part.A_scale * (top * hidden.top))
 
 
 def add_to_rows(output: torch.Tensor, rows: torch.Tensor | None, change: torch.Tensor) -> torch.Tensor:
-    """Add a float32 change (n, T, out) to the given rows of ``output`` (N, T, out), in place, rounding once."""
+    """Add a float32 change (n, T, out) to the given rows of ``output`` (N, T, out), in place, rounding only once."""
     if rows is None:
         return output.add_(change)
     return output.index_copy_(0, rows, (output.index_select(0, rows) + change).to(output.dtype))
 
 
 def int_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Exact product of int8 (M, K) and int8 (K, N) in int32 (M, N).
+    """The exact product of int8 (M, K) and int8 (K, N), as int32 (M, N).
 
-    ``torch._int_mm`` where the device computes it exactly, else float32. Measured on 2 cores of an EPYC with AVX512
-    VNNI, microseconds, integer against float32: 12x576x108 8 / 44, 12x108x576 6 / 22, 12x1536x108 14 / 52 (decoding);
-    700x576x108 136 / 516, 700x108x576 107 / 449 (a prompt). So the integer product is taken wherever it is right, and
-    there is nothing to choose by shape.
+    It uses ``torch._int_mm`` if the device computes it exactly, else float32. Measured on 2 cores of an EPYC with
+    AVX512 VNNI, microseconds, integer against float32: 12x576x108 8 / 44, 12x108x576 6 / 22, 12x1536x108 14 / 52
+    (decoding); 700x576x108 136 / 516, 700x108x576 107 / 449 (a prompt). So the integer product is the faster one for
+    every shape.
     """
     if a.numel() == 0 or b.numel() == 0:
         return torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32, device=a.device)
@@ -122,9 +122,9 @@ def int_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def float_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """:func:`int_matmul` by float32 products, in pieces of K short enough for every sum to be exact.
+    """:func:`int_matmul` with float32 products, in pieces of K that are short enough for every sum to be exact.
 
-    TF32 changes nothing: int8 fits its 10 bits of mantissa and sums are kept in float32.
+    TF32 is exact too: int8 fits into its 10 bits of mantissa, and sums are computed in float32.
     """
     total = torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32, device=a.device)
     for at in range(0, a.shape[1], _EXACT_IN_FLOAT32):
@@ -134,7 +134,7 @@ def float_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _padded_int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """``torch._int_mm`` as CUDA wants it: M > 16, K and N multiples of 8."""
+    """``torch._int_mm`` on CUDA, which requires M > 16 and multiples of 8 for K and N."""
     rows, inner, columns = a.shape[0], a.shape[1], b.shape[1]
     more_rows, more_inner, more_columns = max(0, 17 - rows), -inner % 8, -columns % 8
     if more_rows or more_inner:
@@ -147,16 +147,16 @@ def _padded_int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def _int_mm_is_exact(device: torch.device) -> bool:
-    """Whether ``torch._int_mm`` works there and is exact.
+    """Whether ``torch._int_mm`` works on this device and is exact.
 
-    On x86 without VNNI instructions it adds pairs of products in 16 bits, which the largest codes overflow: so the
-    trial is with the largest codes.
+    On x86 without VNNI instructions it adds pairs of products in 16 bits, which overflows for the largest codes.
+    Therefore the largest codes are tried.
     """
     signs = torch.tensor([1, 1, -1, -1], dtype=torch.int8).repeat(32)
     a = torch.stack([torch.full((128,), LARGEST_CODE, dtype=torch.int8), signs * LARGEST_CODE]).repeat(16, 1)
-    want = float_matmul(a, a.T)
+    expected = float_matmul(a, a.T)
     try:
-        got = _padded_int_mm(a.to(device), a.to(device).T)
+        actual = _padded_int_mm(a.to(device), a.to(device).T)
     except (RuntimeError, NotImplementedError):
         return False
-    return torch.equal(got.cpu(), want)
+    return torch.equal(actual.cpu(), expected)

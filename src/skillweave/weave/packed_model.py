@@ -1,11 +1,11 @@
-"""A causal LM woven with packs: every row of a batch uses its own pack, or none, in one forward pass.
+"""A causal LM with packs: every row of a batch uses its own pack, or none, in one forward pass.
 
-The model stays what it was: no module is replaced, no weight is copied, ``state_dict()`` keeps its names. While a
-``with woven.rows([...])`` is open, forward hooks add to the output of the layers that the packs in use change; outside
+The model itself does not change: no module is replaced, no weight is copied, ``state_dict()`` keeps its names. Inside
+``with packed_model.rows([...])``, forward hooks add to the output of the layers that the packs in use change. Outside
 of it the model is the plain base.
 
-A pack with a change that no hook can make row by row (experts, state-space weights) answers in batches of its own:
-while one is open, these tensors of the model hold the tuned values. Afterwards they hold the base's again, to the bit.
+Some changes cannot differ from row to row (experts, state-space weights). A pack with such a change answers in batches
+of its own: during them these tensors of the model hold the tuned values, and afterwards again the base's, bit for bit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ from skillweave.weave.stack import GroupStack
 
 
 class PackedModel:
-    """Packs laid into a model. One batch at a time; beam search, which reorders rows, is not for it."""
+    """A model and the packs that are loaded into it. It runs one batch at a time.
+
+    Beam search does not work with it, because it reorders rows.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -58,23 +61,26 @@ class PackedModel:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes that the resident packs take beside the base."""
+        """Bytes of the resident packs, in addition to the base."""
         return sum(pack.nbytes for pack in self._packs.values())
 
     def why_alone(self, name: str) -> str | None:
-        """Why a resident pack answers in batches of its own, or None where it can share one with others."""
+        """The reason why a resident pack needs batches of its own, or None if it can share a batch with other packs."""
         pack = self._packs[name]
         return pack.why if pack.alone else None
 
     def prepare(self, name: str, pack: Skillpack) -> Resident:
-        """Make a pack ready under ``name``; its ``nbytes`` is what :meth:`add` would make resident.
+        """Prepare a pack for this model under ``name``; its ``nbytes`` are the bytes that :meth:`add` makes resident.
 
-        Raises :class:`UserError` where the pack names a tensor that the model does not have, or has in another shape.
+        Raises :class:`UserError` if the pack changes a tensor that the model does not have, or has in another shape.
         """
         return self._places.prepare(name, pack)
 
     def add(self, ready: Resident) -> None:
-        """Make a prepared pack resident. One whose groups are not the other packs' is a :class:`UserError`."""
+        """Make a prepared pack resident.
+
+        Raises :class:`UserError` if its groups do not fit those of the other packs.
+        """
         if ready.name in self._packs:
             raise UserError(f"the pack '{ready.name}' is already loaded")
         if self._running_now:
@@ -85,11 +91,11 @@ class PackedModel:
         self._packs[ready.name] = ready
         for group, factors in ready.groups.items():
             stack = self._stacks.setdefault(group, GroupStack())
-            # The stack copies the factors beside the others' and hands back views of them.
+            # The stack copies the factors beside those of other packs, and returns views of the copies.
             ready.groups[group] = stack.add(ready.name, factors, ready.unsmooth.get(group))
 
     def remove(self, name: str) -> None:
-        """Free a pack's memory. One that a running batch uses stays, with an error."""
+        """Free a pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
         if name not in self._packs:
             raise UserError(f"the pack '{name}' is not loaded; {nearest(name, self._packs)}")
         if self._running_now:
@@ -103,9 +109,9 @@ class PackedModel:
 
     @contextlib.contextmanager
     def rows(self, names: Sequence[str | None]) -> Iterator[None]:
-        """Inside, row i of every batch fed to the model uses the pack ``names[i]``, or the plain base for None.
+        """Context in which row i of every batch uses the pack ``names[i]``, or the plain base for None.
 
-        Raises :class:`UserError` where one of several packs can answer in a batch of its own only
+        Raises :class:`UserError` if there are several packs and one of them needs a batch of its own
         (:meth:`why_alone`).
         """
         names = list(names)
@@ -114,7 +120,7 @@ class PackedModel:
 
     @contextlib.contextmanager
     def every_row(self, name: str | None) -> Iterator[None]:
-        """Inside, all rows of every batch, however many, use the pack ``name``, or the plain base for None."""
+        """Context in which all rows of every batch, of any size, use the pack ``name``, or the plain base for None."""
         with self._running(Batch([name], None)):
             yield
 
@@ -130,16 +136,16 @@ class PackedModel:
             if not batch.uniform and self._packs[name].alone:
                 raise UserError(
                     f"the pack '{name}' must have a batch of its own, for {self._packs[name].why}: open one "
-                    f"rows(...) for it and another for the rest (Weave.generate does so by itself)"
+                    f"rows(...) for it and another for the rest (Weave.generate does this by itself)"
                 )
         self._running_now = True
         handles = []
         try:
-            with self._exchanged(batch):
+            with self._tuned_values(batch):
                 changes = self._changes(batch)
                 for module, change in changes.items():
                     handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
-                # Only what is changed is asked about: for the plain base the model is not probed at all.
+                # Only changed modules are looked at: for the plain base the model is not probed at all.
                 if any(change.fed.rows == "flat" for change in changes.values()):
                     handles.append(self.model.register_forward_pre_hook(batch.see, with_kwargs=True))
                 tokens = [None if name is None else self._packs[name].tokens for name in batch.names]
@@ -151,21 +157,21 @@ class PackedModel:
             self._running_now = False
 
     @contextlib.contextmanager
-    def _exchanged(self, batch: Batch) -> Iterator[None]:
-        """Inside, the model holds the tuned values of the batch's one pack, where there is one, in place of its own.
+    def _tuned_values(self, batch: Batch) -> Iterator[None]:
+        """Context in which the model holds tuned values of the pack, if all rows of the batch use the same one.
 
-        That is all that cannot differ from row to row, and what needs no hook where all rows are alike.
+        These are the tensors that cannot differ from row to row, and those that need no hook if all rows are the same.
         """
         pack = self._packs[batch.names[0]] if batch.names and batch.uniform and batch.names[0] is not None else None
         if pack is None:
             yield
             return
-        held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        originals: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def put(module: str, own: str, tuned: torch.Tensor) -> None:
             tensor = getattr(self._modules[module], own)
-            if not any(tensor is other for other, _ in held):  # a tied tensor is in two places
-                held.append((tensor, tensor.data))
+            if not any(tensor is other for other, _ in originals):  # a tied tensor is in two places
+                originals.append((tensor, tensor.data))
                 tensor.data = tuned
 
         try:
@@ -178,11 +184,11 @@ class PackedModel:
                     put(module, own, tuned)
             yield
         finally:
-            for tensor, data in held:
+            for tensor, data in originals:
                 tensor.data = data
 
     def _changes(self, batch: Batch) -> dict[str, Change]:
-        """The hook of every module that a pack in use changes."""
+        """The hook of each module that a pack in use changes, by the module's name."""
         names = batch.names
         used = [pack for pack in self._packs.values() if pack.name in names]
         changes: dict[str, Change] = {}
@@ -191,14 +197,14 @@ class PackedModel:
             return changes.setdefault(module, Change(module, self._fed[module], batch))
 
         for pack in used:
-            mine = [index for index, name in enumerate(names) if name == pack.name]
+            rows = [index for index, name in enumerate(names) if name == pack.name]
             if not batch.uniform:
                 for module, tuned in pack.changed.items():
-                    at(module).tuned.append((_index(mine, names, next(iter(tuned.values())).device), tuned))
+                    at(module).tuned.append((_index(rows, names, next(iter(tuned.values())).device), tuned))
             for module, (left, right) in pack.float_factors.items():
-                at(module).float_factors.append((_index(mine, names, left.device), left, right))
+                at(module).float_factors.append((_index(rows, names, left.device), left, right))
             for module, lookup in pack.lookups.items():
-                at(module).lookups.append((_index(mine, names, lookup.left.device), lookup))
+                at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
         for group in {group: None for pack in used for group in pack.groups}:
             run = GroupRun(self._stacks[group], names)
             for module in self._stacks[group].modules:
@@ -206,5 +212,6 @@ class PackedModel:
         return changes
 
 
-def _index(mine: list[int], names: list[str | None], device: torch.device) -> torch.Tensor | None:
-    return None if len(mine) == len(names) else torch.tensor(mine, device=device)
+def _index(rows: list[int], names: list[str | None], device: torch.device) -> torch.Tensor | None:
+    """The rows as int64 (n,), or None if they are all rows of the batch."""
+    return None if len(rows) == len(names) else torch.tensor(rows, device=device)

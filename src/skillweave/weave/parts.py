@@ -1,4 +1,4 @@
-"""The parts of a weave's folder: the names of packs, copying a pack into it, reading a pack, opening its base."""
+"""The parts of a weave's folder: names of packs, packs written and read, and the base opened with its backbone."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, check_part
 
 
 def check_names(names: Collection[str]) -> None:
-    """Raise :class:`UserError` for what no pack may be called, and for two names that are one where case is ignored."""
+    """Raise :class:`UserError` for a name that no pack may have, and for two names that differ only in case."""
     seen: dict[str, str] = {}
     for name in names:
         check_name(name)
         if (other := seen.setdefault(name.casefold(), name)) != name:
-            raise UserError(f"the packs '{other}' and '{name}' would be one folder where case is ignored: rename one")
+            raise UserError(
+                f"the packs '{other}' and '{name}' would be one folder on a system that ignores case: rename one"
+            )
 
 
 def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
-    """A pack of the weave in ``folder``, checked to be the one that it was woven with."""
+    """Read a pack of the weave in ``folder``. Raises :class:`UserError` unless it is the pack that the card names."""
     check_part(folder, card, pack_card(name))
     pack = Skillpack.from_pretrained(folder / "packs" / name)
     if pack.card.name != name:
@@ -42,7 +44,11 @@ def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
 
 
 def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Path) -> None:
-    """Put a pack into a weave, under its name there: of a folder the files that its card names, byte for byte."""
+    """Write a pack into the folder ``to`` of a weave, under the name ``name``.
+
+    From a folder, the files that its card names are copied byte for byte, unless the name changes. Raises
+    :class:`UserError` if the pack does not belong on the base with this fingerprint.
+    """
     pack = given if isinstance(given, Skillpack) else Skillpack.from_pretrained(given)
     pack.check_base(fingerprint)
     if isinstance(given, Skillpack) or pack.card.name != name:
@@ -65,9 +71,9 @@ def open_base_of(
     device: str | torch.device | None,
     budget: int | None,
 ) -> Base:
-    """The model that the packs of a weave belong on: its base, with its backbone added if it has one.
+    """Open the model that the packs of a weave belong on: its base, with the backbone's delta if there is one.
 
-    ``base`` replaces the reference in ``weave.json``. Raises :class:`UserError` for a model with another fingerprint.
+    ``base`` is an open model or a reference; None: as the card says. Raises :class:`UserError` if it is another model.
     """
     if isinstance(base, Base):
         _check_is(base, card.backbone or card.base, folder, card)
@@ -80,7 +86,7 @@ def open_base_of(
             raise
         raise UserError(
             f"{folder / WEAVE_FILE} names the base '{ref}', which cannot be opened: {error}\n"
-            f"If it lies elsewhere, name it with base=..."
+            f"If it is in another place, name it with base=..."
         ) from error
     _check_is(opened, card.base, folder, card)
     return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
@@ -91,12 +97,12 @@ def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card:
         return
     if expected is card.backbone and opened.fingerprint == card.base.fingerprint:
         raise UserError(
-            f"{folder} has a backbone, and {opened.ref} is the plain base under it: name the base by its reference, "
-            f"base='{opened.ref}', so that the backbone is laid on a copy of its own"
+            f"{folder} has a backbone, and {opened.ref} is the plain base without it: name the base by its reference, "
+            f"base='{opened.ref}', so that the backbone's delta is added to a copy"
         )
     wanted = "the backbone of " if expected is card.backbone else ""
-    mark, other = shortened(expected.fingerprint, opened.fingerprint)
+    own, other = shortened(expected.fingerprint, opened.fingerprint)
     raise UserError(
-        f"{folder} was woven for {wanted}{card.base.ref} ({mark}), and {opened.ref} has "
+        f"{folder} was woven for {wanted}{card.base.ref} ({own}), and {opened.ref} has "
         f"the fingerprint {other}: open that base instead"
     )

@@ -1,44 +1,46 @@
-"""What a weave is asked and what it replies: one prompt with its pack, its sampling and its tools."""
+"""What a weave is asked, and what it replies: one prompt with everything that is needed to answer it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.tools.call_format import CallFormat
-from skillweave.tools.conversation import Ending, Episode, OpenTools
+from skillweave.tools.conversation import Ending, OpenTools
 
-GREEDY = Sampling()
 AUTO = "auto"
-"""In place of a pack's name: the router chooses."""
+"""In place of a pack's name: the router chooses the pack."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, and everything that is needed to answer it.
+    """One prompt to be answered.
 
-    - ``prompt``: a text, messages, or token ids.
-    - ``pack``: a pack's name, :data:`AUTO` (the router chooses), or None for the plain base.
-    - ``sampling``: how tokens are chosen. A request has one answer: ``samples`` must be 1.
-    - ``tools``: the tools that the model may call. Their settings replace ``max_new_tokens`` and ``batch_size``.
+    - ``prompt``: a text, messages, or (without tools) token ids, which are used as they are
+    - ``pack``: the name of a pack, :data:`AUTO`, or None for the plain base
+    - ``sampling``: how tokens are chosen, and without tools also the longest answer and the batch size; one sample
+    - ``tools``: the tools that may be called, or None; their settings hold the limits and the batch size of
+      conversations
+
+    A conversation with tools draws from its own ``sampling.seed`` alone. Requests without tools that have the same
+    sampling are drawn batch by batch, so their draws depend on the batch.
     """
 
     prompt: PromptOrIds
     pack: str | None = None
-    sampling: Sampling = GREEDY
+    sampling: Sampling = field(default_factory=Sampling)
     tools: OpenTools | None = None
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation with tools, after its prompt.
+    """How a reply with tools came about.
 
-    - ``before``: all text before the last turn: earlier turns, their calls, and the results.
-    - ``last``: the last turn as the model wrote it.
-    - ``calls``, ``failed_calls``: the number of calls, and of those that failed.
-    - ``other_forms``: how many calls had another form than the model was told.
+    - ``before``: the text between the prompt and the last turn: calls and their results
+    - ``last``: the last turn as the model wrote it
+    - ``calls``, ``failed_calls``: how many calls were made, and how many of them failed
+    - ``other_forms``: how many calls were written in another form than the model was told to use
     """
 
     before: str
@@ -47,25 +49,17 @@ class Conversation:
     failed_calls: int
     other_forms: int = 0
 
-    @classmethod
-    def of(cls, episode: Episode, call_format: CallFormat) -> Conversation:
-        """The conversation of an episode that has ended."""
-        before, last = episode.ids[: episode.last_turn], episode.ids[episode.last_turn :]
-        return cls(
-            call_format.text(before), call_format.text(last), episode.calls, episode.failures, episode.other_forms
-        )
-
 
 @dataclass(frozen=True)
 class Reply:
     """The answer to one request.
 
-    - ``text``: the answer; empty if a conversation with tools ended without one.
-    - ``pack``: the pack that answered, or None for the plain base.
-    - ``confidence``: the router's confidence in that pack, or None if the request named it.
-    - ``ended``: ``answer`` if the model wrote its end token, ``length`` if the answer was cut off, ``calls`` if there
-      would have been too many calls of tools.
-    - ``conversation``: what happened before the answer, or None without tools.
+    - ``text``: the answer; empty if a conversation ended without one
+    - ``pack``: the pack that answered, or None for the plain base
+    - ``confidence``: the router's probability of that pack or the base; None if the caller chose
+    - ``ended``: ``answer`` if the model ended its answer, ``length`` if the answer was cut off, ``calls`` if the model
+      wanted more calls than allowed
+    - ``conversation``: the calls of tools, or None for a request without tools
     """
 
     text: str
@@ -76,19 +70,18 @@ class Reply:
 
     @property
     def answer(self) -> str | None:
-        """The text to score, or None if a conversation ended without an answer."""
-        return None if self.conversation is not None and self.ended != "answer" else self.text
+        """The text to be scored. It is None if a conversation ended without an answer, which is not an empty answer."""
+        return self.text if self.conversation is None or self.ended == "answer" else None
 
     @property
     def record(self) -> dict[str, Any]:
-        """The JSON that is written of the reply besides its text and its pack."""
-        held = self.conversation
-        if held is None:
+        """The values of a reply that are written to files beside its text and its pack, ready for JSON."""
+        if self.conversation is None:
             return {"ended": self.ended}
         return {
             "ended": self.ended,
-            "calls": held.calls,
-            "failed_calls": held.failed_calls,
-            "other_forms": held.other_forms,
-            "conversation": held.before + held.last,
+            "calls": self.conversation.calls,
+            "failed_calls": self.conversation.failed_calls,
+            "other_forms": self.conversation.other_forms,
+            "conversation": self.conversation.before + self.conversation.last,
         }

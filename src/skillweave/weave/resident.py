@@ -1,8 +1,9 @@
-"""One pack made ready for a model: what its modules' outputs get added, and what must be exchanged in the model itself.
+"""One pack prepared for a model: the changes added to outputs of modules, and the tensors exchanged in the model.
 
-A change can differ from row to row of a batch where its module's input is known row by row, and where the module does
-what its weight says (:mod:`skillweave.base.feeding`). Everything else (experts, state-space weights, weights that other
-code reads) is exchanged in the model while a batch of this pack alone is running.
+A change can differ from row to row of a batch if the module's input is known row by row, and if the module does nothing
+but multiply with (or look up in) its weight (:mod:`skillweave.base.feeding`). All other changes (of experts,
+state-space weights, weights that other code reads) are exchanged in the model itself, during batches of this pack
+alone.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from skillweave.weave.stack import Factors
 
 @dataclass(frozen=True)
 class Lookup:
-    """The factors of an embedding's matrix (vocabulary, width): a token's change is ``scale left[id] B``."""
+    """Factors of the change of an embedding (vocabulary, width): a token's vector changes by ``scale left[id] B``."""
 
     left: torch.Tensor
     """(vocabulary, rank): int8 codes, or floats"""
     left_scale: torch.Tensor | None
     """float32 (vocabulary,) of the codes"""
     right: torch.Tensor
-    """(rank, width), float; the embedding's own scale is in it"""
+    """(rank, width), float; multiplied by the embedding's own scale"""
 
     @classmethod
     def of(cls, parts: LowRank, device: torch.device, scale: float) -> Lookup:
@@ -39,7 +40,7 @@ class Lookup:
         return cls(parts.A.to(device), parts.A_scale.float().to(device), right.to(device))
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
-        """What is added to the looked-up vectors: ids (n, T) -> float32 (n, T, width)."""
+        """The change of the looked-up vectors: ids (n, T) -> float32 (n, T, width)."""
         left = self.left[ids].float()
         if self.left_scale is not None:
             left = left * self.left_scale[ids][..., None]
@@ -52,17 +53,17 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Tensors of the model that hold the tuned values while the pack's own batch is running."""
+    """Tensors of the model that hold tuned values while a batch of this pack is running."""
 
     make: Callable[[], dict[str, torch.Tensor]]
-    """the tuned tensors by name, in the base's dtype; computed when a batch begins"""
+    """the tuned tensors by name, in the base's dtype; called when a batch begins"""
     nbytes: int
-    """what the pack keeps in memory to make them"""
+    """bytes that the pack keeps in memory for them"""
 
 
 @dataclass
 class Resident:
-    """One pack made ready for the device, before or after it is laid into the model."""
+    """One pack prepared for the model's device, before or after :meth:`PackedModel.add`."""
 
     name: str
     groups: dict[str, dict[str, Factors]] = field(default_factory=dict)
@@ -70,25 +71,25 @@ class Resident:
     unsmooth: dict[str, torch.Tensor] = field(default_factory=dict)
     """group -> 1 / smooth"""
     float_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """module -> (A, B) of a pack that stores float factors"""
+    """module -> (A, B), for a pack that stores float factors"""
     lookups: dict[str, Lookup] = field(default_factory=dict)
-    """embedding -> what its vectors get added"""
+    """embedding -> the change of its vectors"""
     changed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     """module -> its own parameter -> the tuned tensor, in the base's dtype"""
     tokens: TokenRows | None = None
-    """the token rows of a pack that has others than the base"""
+    """the token rows, if the pack has other tokens than the base"""
     exchanged: list[Exchange] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)
-    """tensor -> why it cannot differ from row to row"""
+    """tensor -> why its change cannot differ from row to row"""
 
     @property
     def alone(self) -> bool:
-        """Whether the pack answers in batches of its own."""
+        """Whether the pack needs batches of its own."""
         return bool(self.reasons)
 
     @property
     def why(self) -> str:
-        """Why it does, with the first tensor as the example."""
+        """Why it needs batches of its own, with the first such tensor as the example."""
         name, reason = next(iter(self.reasons.items()))
         more = f" (and {len(self.reasons) - 1} more tensors)" if len(self.reasons) > 1 else ""
         return f"'{name}' {reason}{more}"
@@ -98,15 +99,15 @@ class Resident:
         integers = sum(factors.nbytes for group in self.groups.values() for factors in group.values())
         floats = [tensor for pair in self.float_factors.values() for tensor in pair]
         floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
-        # A tied tensor is named by two modules and held once.
-        tuned = {id(tensor): tensor for held in self.changed.values() for tensor in held.values()}
+        # A tied tensor is named by two modules and stored once.
+        tuned = {id(tensor): tensor for tensors in self.changed.values() for tensor in tensors.values()}
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
         rows = self.tokens.nbytes if self.tokens is not None else 0
         return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
 
 
 class Places:
-    """Where the tensors of packs go in one model. Made once a model; :meth:`prepare` once a pack."""
+    """Prepares packs for one model: it knows which modules hold which tensor, and how their inputs are fed."""
 
     def __init__(self, model: Any, fed: Mapping[str, Fed]) -> None:
         self._model = model
@@ -116,8 +117,10 @@ class Places:
         self._owners = owners(model)
 
     def prepare(self, name: str, pack: Skillpack) -> Resident:
-        """Make a pack ready under ``name``. Raises :class:`UserError` for a tensor that the model does not have, or has
-        in another shape."""
+        """Prepare a pack under ``name``.
+
+        Raises :class:`UserError` for a tensor that the model does not have, or has in another shape.
+        """
         ready = Resident(name)
         ready.tokens = token_rows(self._model, name, pack.token_rows())
         joined: dict[str, list[str]] = {}
@@ -133,53 +136,55 @@ class Places:
                     f"the pack '{name}' changes '{tensor}', which the model does not have; "
                     f"{nearest(tensor, self._owners)}"
                 )
-            held, places = self._owners[target]
-            if tuple(held.shape) != tuple(entry.shape):
+            original, places = self._owners[target]
+            if tuple(original.shape) != tuple(entry.shape):
                 raise UserError(
-                    f"the pack '{name}': '{tensor}' is {tuple(entry.shape)} and the base's is {tuple(held.shape)}. "
+                    f"the pack '{name}': '{tensor}' is {tuple(entry.shape)} and the base's is {tuple(original.shape)}. "
                     f"A tensor that changes its shape (added tokens) cannot differ from row to row: serve this skill "
-                    f"alone, from Skillpack.from_pretrained(...).unzip() laid on the base."
+                    f"alone, from Skillpack.from_pretrained(...).unzip() applied to the base."
                 )
-            self._place(ready, pack, tensor, entry, held, places)
+            self._place(ready, pack, tensor, entry, original, places)
         for target, tensors in joined.items():
             self._exchange_joined(ready, pack, target, tensors)
         return ready
 
     def _place(
-        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor, places: list[_Place]
+        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]
     ) -> None:
-        reason = self._reason(entry, held, places)
+        reason = self._reason(entry, original, places)
         if reason is not None:
             ready.reasons[tensor] = reason
             if reason is not _UNKNOWN_ROWS:
-                ready.exchanged.append(_exchange(pack, tensor, entry, held, places))
+                ready.exchanged.append(_exchange(pack, tensor, entry, original, places))
                 return
         if isinstance(entry, LowRankEntry):
             parts = pack.lowrank_parts(tensor)
             if parts.smooth is not None:
-                ready.unsmooth[entry.group] = (1 / parts.smooth.float()).to(held.device)
+                ready.unsmooth[entry.group] = (1 / parts.smooth.float()).to(original.device)
             for module, _ in places:
                 if self._fed[module].law == "lookup":
-                    ready.lookups[module] = Lookup.of(parts, held.device, self._fed[module].scale)
+                    ready.lookups[module] = Lookup.of(parts, original.device, self._fed[module].scale)
                 else:
-                    ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, held.device)
+                    ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, original.device)
         elif isinstance(entry, FactorsEntry):
             left, right = (pack.tensors[f"{tensor}.{part}"] for part in "AB")
             for module, _ in places:
                 if self._fed[module].law == "lookup":
                     scaled = right.float() * self._fed[module].scale
-                    ready.lookups[module] = Lookup(left.to(held.device), None, scaled.to(held.device))
+                    ready.lookups[module] = Lookup(left.to(original.device), None, scaled.to(original.device))
                 else:
-                    ready.float_factors[module] = (left.to(held), right.to(held))
+                    ready.float_factors[module] = (left.to(original), right.to(original))
         else:
-            tuned = _tuned(pack, tensor, entry, held)
+            tuned = _tuned(pack, tensor, entry, original)
             for module, own in places:
                 ready.changed.setdefault(module, {})[own] = tuned
 
-    def _reason(self, entry: Entry, held: torch.Tensor, places: list[_Place]) -> str | None:
-        """Why a tensor cannot differ from row to row, or None. :data:`_UNKNOWN_ROWS`: all rows together it still can be
-        added to the outputs."""
-        if not isinstance(held, nn.Parameter):
+    def _reason(self, entry: Entry, original: torch.Tensor, places: list[_Place]) -> str | None:
+        """The reason why a tensor cannot differ from row to row, or None if it can.
+
+        With the reason :data:`_UNKNOWN_ROWS` it can still be added to the outputs of all rows together.
+        """
+        if not isinstance(original, nn.Parameter):
             return "is a buffer"
         reason = None
         for module, _ in places:
@@ -189,7 +194,7 @@ class Places:
             if isinstance(entry, LowRankEntry | FactorsEntry):
                 laws = {"transposed"} if entry.transposed else {"linear", "lookup"}
                 if fed.law not in laws:
-                    return f"is no plain linear layer's weight but a {type(self._modules[module]).__name__}'s"
+                    return f"is not the weight of a plain linear layer, but of a {type(self._modules[module]).__name__}"
             elif fed.rows == "any" or next(self._modules[module].children(), None) is not None:
                 return "belongs to a module whose input is not known row by row"
             if fed.rows == "any":
@@ -197,13 +202,13 @@ class Places:
         return reason
 
     def _exchange_joined(self, ready: Resident, pack: Skillpack, target: str, tensors: list[str]) -> None:
-        """Tensors of the files that are parts of one tensor of the model."""
+        """Prepare tensors that are parts of one tensor of the model: transformers joins them when it loads a model."""
         parts = set(self._layout.parts(target))
         for tensor in tensors:
             if tensor not in parts or isinstance(pack.card.entries[tensor], WholeEntry):
                 raise UserError(
                     f"the pack '{ready.name}' changes '{tensor}', which transformers joins into '{target}' while "
-                    f"loading, and not in this form: serve this skill alone, from Skillpack.unzip() laid on the base"
+                    f"loading, but not in this form: serve this skill alone, from Skillpack.unzip() applied to the base"
                 )
             ready.reasons[tensor] = "is one of several that the model holds in one tensor"
 
@@ -218,13 +223,13 @@ class Places:
 
 
 _Place = tuple[str, str]
-"""A module, and its own name for the tensor."""
+"""A module's name, and the tensor's name in that module."""
 
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
 
 
 def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
-    """Every tensor of the model by each of its names, with all (module, own name) that hold it (tied: several)."""
+    """Every tensor of the model by each of its names, with all places that hold it; a tied tensor has several."""
     places: dict[int, list[_Place]] = {}
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     for name, tensor in named:
@@ -233,21 +238,23 @@ def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
     return {name: (tensor, places[id(tensor)]) for name, tensor in named}
 
 
-def _exchange(pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor, places: list[_Place]) -> Exchange:
+def _exchange(pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]) -> Exchange:
     module, own = places[0]
     target = f"{module}.{own}" if module else own
-    return Exchange(lambda: {target: _tuned(pack, tensor, entry, held)}, _bytes_of(pack, tensor))
+    return Exchange(lambda: {target: _tuned(pack, tensor, entry, original)}, _bytes_of(pack, tensor))
 
 
-def _tuned(pack: Skillpack, tensor: str, entry: Entry, held: torch.Tensor) -> torch.Tensor:
+def _tuned(pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor) -> torch.Tensor:
     if isinstance(entry, WholeEntry):
-        return pack.tensors[tensor].to(held.device, held.dtype)
-    return _sum(held, pack.decode(tensor))
+        return pack.tensors[tensor].to(original.device, original.dtype)
+    return _sum(original, pack.decode(tensor))
 
 
-def _sum(held: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    return (held.detach().float() + change.to(held.device).float()).to(held.dtype)
+def _sum(original: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+    return (original.detach().float() + change.to(original.device).float()).to(original.dtype)
 
 
 def _bytes_of(pack: Skillpack, tensor: str) -> int:
-    return sum(held.nbytes for name, held in pack.tensors.items() if name == tensor or name.startswith(f"{tensor}."))
+    return sum(
+        stored.nbytes for name, stored in pack.tensors.items() if name == tensor or name.startswith(f"{tensor}.")
+    )

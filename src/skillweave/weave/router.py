@@ -1,12 +1,13 @@
-"""Which pack answers a prompt: a small classifier on the base's own hidden states. [ours; the paper names no router]
+"""The router chooses the pack for a prompt: a small classifier on the base's hidden states. [ours; the paper has none]
 
-A prompt is one vector: the hidden states of one layer, averaged over its tokens. The first token is left out of the
-average: it is the attention sink, hundreds of times larger than the others, and tells nothing but the prompt's length.
-A multinomial logistic regression on the standardised vectors knows every pack, and ``base`` for what belongs to none,
-learnt from everyday prompts. Where the likeliest pack is less likely than a threshold, the plain base answers.
+A prompt becomes one vector: the hidden states of one layer, averaged over its tokens. The first token is left out of
+the average, because it is the attention sink: it is hundreds of times larger than the others and only tells the
+prompt's length. A multinomial logistic regression on the standardised vectors has one class for each pack, and the
+class ``base`` for prompts that belong to no pack, which is learnt from everyday prompts. If the most probable pack is
+less probable than a threshold, the plain base answers.
 
-The threshold comes from prompts that the classifier that judged them had not seen (five-fold cross-fitting): it is the
-split-conformal quantile that lets about 1% of a pack's own prompts fall to the base.
+The threshold comes from five-fold cross-fitting, so each prompt is judged by a classifier that has not seen it. It is
+the split-conformal quantile with which about 1% of a pack's own prompts go to the base.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ from skillweave.weave.card import ROUTER_FILE
 SCHEMA_VERSION = 2
 DATA_FILE = "router.safetensors"
 BASE = "base"
-"""The name of the class of prompts that belong to no pack."""
+"""The name of the class of prompts that belong to no pack; users write it for the plain base."""
 
 _FOLDS = 5
 _NARROWEST = 1e-6
-"""A feature that spreads less is a constant, and is not divided by its spread."""
+"""A feature with a smaller standard deviation counts as constant, and is not divided by it."""
 _AGAIN = "Fit the router again, or copy its folder again."
 
 
@@ -74,9 +75,9 @@ class RouterCard(BaseModel):
 
 @dataclass(frozen=True)
 class Route:
-    """Where a prompt goes: ``pack`` (None: the plain base) and the probability of that pack, or of the base.
+    """The pack for a prompt (None: the plain base), and the probability that the router gives it.
 
-    ``confidence`` is None where the caller chose, not the router.
+    ``confidence`` is None if the caller chose the pack.
     """
 
     pack: str | None
@@ -98,29 +99,29 @@ class Router:
     spread: torch.Tensor
     """float32 (F,)"""
     layer: int
-    """index into the hidden states: 0 is the embedding, the last the final norm's output"""
+    """index into the hidden states: 0 is the embedding, the last one is the output of the final norm"""
     threshold: float
     figures: dict[str, Any] = field(default_factory=dict)
-    """``accuracy`` and ``abstained`` on packs' own prompts, ``background_kept`` on the others, all cross-fitted"""
+    """``accuracy`` and ``abstained`` on the packs' own prompts, ``background_kept`` on the others; all cross-fitted"""
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, F) -> float32 (N, C)."""
+        """The probability of each class: features (N, F) -> float32 (N, C)."""
         standard = (features.float().cpu() - self.mean) / self.spread
         return (standard @ self.weight.T + self.bias).softmax(dim=-1)
 
     def route(self, hidden: torch.Tensor) -> tuple[str | None, float]:
-        """The pack for one prompt's features (F,), or None for the base, and the probability."""
+        """The pack for one prompt's features (F,), or None for the base, and its probability."""
         return self.route_all(hidden[None])[0]
 
     def route_all(self, features: torch.Tensor) -> list[tuple[str | None, float]]:
         """:meth:`route` for each of (N, F)."""
-        found = self.probabilities(features)
-        if not bool(found.isfinite().all()):
+        probabilities = self.probabilities(features)
+        if not bool(probabilities.isfinite().all()):
             raise UserError(
                 "the router's probabilities are not numbers for this prompt: its weights are too large, or the base "
                 "gives NaN. Name a pack, or fit the router again."
             )
-        return [_decide(row, self.classes, self.threshold) for row in found.tolist()]
+        return [_decide(row, self.classes, self.threshold) for row in probabilities.tolist()]
 
     def save(self, folder: str | Path) -> Path:
         """Write ``router.json`` and ``router.safetensors`` (the folder is replaced whole)."""
@@ -139,7 +140,10 @@ class Router:
 
     @classmethod
     def load(cls, folder: str | Path) -> Router:
-        """Read a saved router. Raises :class:`UserError` where a file is missing, damaged, newer or makes no sense."""
+        """Read a saved router.
+
+        Raises :class:`UserError` if a file is missing, damaged, newer, or has impossible values.
+        """
         reader = Folder(folder, ROUTER_FILE, _AGAIN)
         card = read_card_file(reader.file(ROUTER_FILE), RouterCard, SCHEMA_VERSION, _AGAIN)
         if card.schema_version > 1:
@@ -152,9 +156,9 @@ class Router:
         return cls(card.classes, **tensors, layer=card.layer, threshold=card.threshold, figures=card.figures)
 
     def check_fits(self, packs: Collection[str], base: Base) -> None:
-        """Raise :class:`UserError` unless all classes are packs (or the base), and the features those of ``base``."""
-        if strangers := sorted({*self.classes} - {*packs, BASE}):
-            raise UserError(f"the router sends prompts to '{strangers[0]}', which is not among the packs: fit it again")
+        """Raise :class:`UserError` unless all classes are packs (or the base), and the features fit ``base``."""
+        if unknown := sorted({*self.classes} - {*packs, BASE}):
+            raise UserError(f"the router sends prompts to '{unknown[0]}', which is not among the packs: fit it again")
         check_layer(base, self.layer)
         width = base.model.config.get_text_config().hidden_size
         if self.mean.shape[0] != width:
@@ -164,7 +168,7 @@ class Router:
 
 
 def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path) -> None:
-    """Raise :class:`UserError` unless the tensors are those of a router with this many classes."""
+    """Raise :class:`UserError` unless these are the tensors of a router with this many classes."""
     if odd := sorted(set(tensors) ^ {"weight", "bias", "mean", "spread"}):
         wrong = "is one that no router has" if odd[0] in tensors else "is missing"
         raise UserError(f"{file}: the tensor {odd[0][:80]!a} {wrong}. {_AGAIN}")
@@ -184,23 +188,24 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path
 
 
 def background_prompts() -> list[str]:
-    """The bundled everyday prompts, one a line of ``background.txt``."""
+    """The bundled everyday prompts: the lines of ``background.txt``."""
     text = importlib.resources.files("skillweave.weave").joinpath("background.txt").read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line]
 
 
 def middle_layer(model: Any) -> int:
-    """The default layer: half way up.
+    """The default layer: the one in the middle.
 
-    Measured on SmolLM2-135M with three reasoning-gym tasks (40 prompts each to learn from, 20 to test): every layer
-    tried tells all of them apart, and the background from them. They differ on 32 prompts of four tasks never seen,
-    of which the base keeps 88% by layer 8 of 30, 84% by 15, 75% by 22, 59% by the last.
+    Measured on SmolLM2-135M with three reasoning-gym tasks (40 prompts each for training, 20 for testing): every layer
+    tried separates all of them from each other and from the background. The layers differ on 32 prompts of four unseen
+    tasks: the share of them that goes to the base is 88% with layer 8 of 30, 84% with 15, 75% with 22, 59% with the
+    last.
     """
     return model.config.get_text_config().num_hidden_layers // 2
 
 
 def check_layer(base: Base, layer: int | None) -> None:
-    """Raise :class:`UserError` unless the base has that many layers (None: :func:`middle_layer`, which it has)."""
+    """Raise :class:`UserError` unless the base has this layer. None stands for :func:`middle_layer` and always fits."""
     last = base.model.config.get_text_config().num_hidden_layers
     if layer is not None and not 0 <= layer <= last:
         raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
@@ -208,13 +213,14 @@ def check_layer(base: Base, layer: int | None) -> None:
 
 @torch.no_grad()
 def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_size: int = 16) -> torch.Tensor:
-    """Float32 (N, F): the mean hidden state of each prompt at ``layer``, its first token left out where it has more.
+    """The mean hidden state of each prompt at ``layer``, float32 (N, F).
 
-    One forward pass of the plain base, without its head: no ``rows`` context may be open around it.
+    The first token is left out, unless it is the only one. This is a forward pass of the plain base without its head,
+    so it must not be called inside a ``rows`` context.
     """
     model = base.model
     encoded = encode_prompts(model, base.tokenizer, prompts)
-    found: dict[int, torch.Tensor] = {}
+    means: dict[int, torch.Tensor] = {}
     for batch in by_length([len(ids) for ids in encoded], batch_size, shortest_first=True):
         ids, mask = pad_left([encoded[index] for index in batch], 0, model.device)
         positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -222,10 +228,10 @@ def features(base: Base, prompts: Sequence[PromptOrIds], layer: int, *, batch_si
             input_ids=ids, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
         ).hidden_states[layer]
         counted = mask.bool() & ((positions > 0) | (mask.sum(-1, keepdim=True) == 1))
-        # Padded places may hold anything, so they are set to zero rather than multiplied by it.
+        # Padded positions may hold NaN, so they are replaced by zero and not multiplied with it.
         total = torch.where(counted[..., None], states.float(), 0.0).sum(1)
-        found.update(zip(batch, (total / counted.sum(1, keepdim=True)).cpu(), strict=True))
-    return torch.stack([found[index] for index in range(len(encoded))])
+        means.update(zip(batch, (total / counted.sum(1, keepdim=True)).cpu(), strict=True))
+    return torch.stack([means[index] for index in range(len(encoded))])
 
 
 def fit_router(
@@ -237,11 +243,14 @@ def fit_router(
     miss: float = 0.01,
     seed: int = 0,
 ) -> Router:
-    """Learn which prompts belong to which pack.
+    """Fit a router that learns which prompts belong to which pack.
 
-    ``prompts_by_pack``: at least two prompts for each; a few dozen do. ``background``: prompts for the plain base
-    (None: the bundled ones). ``miss``: the share of a pack's own prompts that may fall to the base for want of
-    confidence. Raises :class:`UserError` where a pack or the background has too few prompts.
+    - ``prompts_by_pack``: at least two prompts for each pack; a few dozen are enough
+    - ``background``: prompts for the plain base; None: the bundled ones
+    - ``layer``: the index of the hidden states to use; None: the middle layer
+    - ``miss``: the share of a pack's own prompts that may go to the base because the router is not sure
+
+    Raises :class:`UserError` if a pack or the background has too few prompts.
     """
     background = background_prompts() if background is None else list(background)
     if not prompts_by_pack:
@@ -264,13 +273,14 @@ def fit_on_features(
     x: torch.Tensor, labels: torch.Tensor, classes: list[str], *, layer: int, miss: float = 0.01, seed: int = 0
 ) -> Router:
     """:func:`fit_router` from features (N, F) and labels int64 (N,), an index into ``classes`` (``base`` last)."""
+    # Imported late: sklearn takes a second to import, and a weave that only answers does not need it.
     from sklearn.model_selection import StratifiedKFold
 
     fewest = int(torch.bincount(labels, minlength=len(classes)).min())
     unseen = torch.zeros(len(labels), len(classes))
     folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed)
-    for train, held in folds.split(x.numpy(), labels.numpy()):
-        unseen[held] = Router(classes, *_regress(x[train], labels[train]), layer, 0.0).probabilities(x[held])
+    for train, test in folds.split(x.numpy(), labels.numpy()):
+        unseen[test] = Router(classes, *_regress(x[train], labels[train]), layer, 0.0).probabilities(x[test])
     threshold = _threshold(unseen, labels, miss)
     decided = [_decide(row, classes, threshold)[0] for row in unseen.tolist()]
     truth = [None if classes[label] == BASE else classes[label] for label in labels.tolist()]
@@ -287,13 +297,13 @@ def fit_on_features(
 
 
 def _regress(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weight (C, F), bias (C,), mean (F,) and spread (F,) of a regression in which every class weighs the same."""
-    from sklearn.linear_model import LogisticRegression
+    """Weight (C, F), bias (C,), mean (F,) and spread (F,) of a regression in which all classes have equal weight."""
+    from sklearn.linear_model import LogisticRegression  # late, as above
 
     mean, spread = x.mean(0), x.std(0, correction=0)
     spread = torch.where(spread > _NARROWEST, spread, 1.0)
-    # With more features than prompts the classes are separable and only the penalty bounds the weights; C is small
-    # so that confidence stays a matter of degree.
+    # With more features than prompts the classes are separable, and only the penalty limits the weights. C is small, so
+    # that probabilities do not all become 0 or 1.
     model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
     model.fit(((x - mean) / spread).numpy(), labels.numpy())
     weight = torch.from_numpy(model.coef_).float()
@@ -304,16 +314,20 @@ def _regress(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _threshold(unseen: torch.Tensor, labels: torch.Tensor, miss: float) -> float:
-    """The largest threshold under which at most ``miss`` of the packs' own prompts fall, with the n + 1 of conformal
-    prediction; 0 where there are too few prompts to say (then the likeliest class alone decides)."""
+    """The largest threshold that at most the share ``miss`` of the packs' own prompts do not reach.
+
+    The share is counted with the n + 1 of conformal prediction. With too few prompts for that, the threshold is 0, and
+    then only the most probable class decides.
+    """
     packs = unseen.shape[1] - 1
     own = unseen[labels < packs]
-    right = own[own.argmax(-1) < packs].amax(-1).sort().values
-    allowed = math.floor(miss * (len(right) + 1))
-    return float(right[allowed - 1]) if 0 < allowed <= len(right) else 0.0
+    confidences = own[own.argmax(-1) < packs].amax(-1).sort().values
+    allowed = math.floor(miss * (len(confidences) + 1))
+    return float(confidences[allowed - 1]) if 0 < allowed <= len(confidences) else 0.0
 
 
 def _decide(probabilities: list[float], classes: list[str], threshold: float) -> tuple[str | None, float]:
+    """The pack for one prompt's class probabilities, or None for the base, and its probability."""
     best = max(range(len(classes)), key=probabilities.__getitem__)
     if classes[best] == BASE or probabilities[best] < threshold:
         return None, probabilities[classes.index(BASE)]

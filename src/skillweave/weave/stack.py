@@ -1,4 +1,4 @@
-"""The factors of all resident packs for one input-sharing group (q, k, v; gate, up; ...), side by side in memory."""
+"""The factors of all resident packs for one group of modules that share their input (q, k, v; gate, up; ...)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skillweave.weave.linear import LARGEST_CODE, Part, Segment
 
 @dataclass(frozen=True)
 class Factors:
-    """One pack's factors of one module, on the device. Four-bit codes are kept as int8: see :class:`GroupStack`."""
+    """One pack's factors of one module, on the device. Four-bit codes are stored as int8: see :class:`GroupStack`."""
 
     B: torch.Tensor
     """int8 (rank, in)"""
@@ -27,7 +27,7 @@ class Factors:
 
     @classmethod
     def of(cls, parts: LowRank, device: torch.device) -> Factors:
-        """From the pack's (out, rank) and float16 to what the products want. On CUDA the rank is filled up to 8."""
+        """The factors in the shapes and dtypes of the products. On CUDA the rank is padded to a multiple of 8."""
         fill = -parts.B.shape[0] % 8 if device.type == "cuda" else 0
         return cls(
             B=torch.nn.functional.pad(parts.B, (0, 0, 0, fill)).to(device),
@@ -42,12 +42,13 @@ class Factors:
 
 
 class GroupStack:
-    """The resident factors of one group.
+    """The resident factors of one group, side by side in memory.
 
-    All ``B`` lie in one int8 tensor (sum of ranks, in), module by module and within a module pack by pack, and each
-    module's ``A`` in one (sum of its ranks, out); what :meth:`segments` hands out are views of them, so that no factor
-    is held twice. Four-bit codes lie as int8: unpacking them at every step costs more than the product itself, and
-    three packs of SmolLM2-135M at 1/32 of the bf16 delta take 50 MB so, 19% of the base.
+    All ``B`` are in one int8 tensor (sum of ranks, in), module by module and within a module pack by pack. The ``A`` of
+    each module are in one int8 tensor (sum of the module's ranks, out). :meth:`segments` returns views of these
+    tensors, so no factor is stored twice. Four-bit codes are stored as int8, because unpacking them at every step costs
+    more than the product itself; three packs of SmolLM2-135M at 1/32 of the bf16 delta then take 50 MB, 19% of the
+    base.
     """
 
     def __init__(self) -> None:
@@ -57,11 +58,11 @@ class GroupStack:
 
     @property
     def packs(self) -> list[str]:
-        """The packs that change a module of this group."""
+        """The names of the packs that change a module of this group."""
         return list(self._packs)
 
     def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
-        """Raise :class:`UserError` where a pack calls matrices of another input width by the name of this group."""
+        """Raise :class:`UserError` if the matrices of a pack have another input width than this group."""
         theirs, ours = next(iter(factors.values())).B.shape[1], self._B.shape[1]
         if theirs != ours:
             raise UserError(
@@ -71,9 +72,10 @@ class GroupStack:
             )
 
     def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> dict[str, Factors]:
-        """Lay one pack's factors beside the others' and return them as they are now held: views, kept up to date.
+        """Add one pack's factors, and return them as views of the shared tensors, by module.
 
-        ``unsmooth``: 1 / smooth, float32 (in,), or None.
+        The returned dict is updated whenever the tensors are laid out again. ``unsmooth``: 1 / smooth, float32 (in,),
+        or None.
         """
         self.modules += [module for module in factors if module not in self.modules]
         self._packs[pack] = dict(factors)
@@ -82,22 +84,25 @@ class GroupStack:
         return self._packs[pack]
 
     def remove(self, pack: str) -> None:
-        """Take one pack's factors away and close the gap."""
+        """Remove one pack's factors and close the gap."""
         del self._packs[pack], self._unsmooth[pack]
-        self.modules = [module for module in self.modules if any(module in held for held in self._packs.values())]
+        self.modules = [module for module in self.modules if any(module in factors for factors in self._packs.values())]
         self._lay_out()
 
     def _lay_out(self) -> None:
-        """Bring all factors into one tensor for B and one a module for A, and make every pack's a view of them."""
-        held = [(module, pack) for module in self.modules for pack in self._packs if module in self._packs[pack]]
-        if not held:
-            return  # the last pack left: whoever holds the stack drops it
-        self._B = torch.cat([self._packs[pack][module].B for module, pack in held])
+        """Copy all factors into one tensor for B and one for each module's A.
+
+        Every pack's factors become views of them.
+        """
+        order = [(module, pack) for module in self.modules for pack in self._packs if module in self._packs[pack]]
+        if not order:
+            return  # the last pack was removed, and the owner drops this stack
+        self._B = torch.cat([self._packs[pack][module].B for module, pack in order])
         self._A: dict[str, torch.Tensor] = {}
         self._columns: dict[str, slice] = {}
         at = 0
         for module in self.modules:
-            owners = [pack for name, pack in held if name == module]
+            owners = [pack for name, pack in order if name == module]
             self._A[module] = torch.cat([self._packs[pack][module].A for pack in owners])
             start, inner = at, 0
             for pack in owners:
@@ -109,9 +114,9 @@ class GroupStack:
             self._columns[module] = slice(start, at)
 
     def segments(self, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
-        """What a batch whose rows use the named packs is multiplied with; rows of packs not held here use none.
+        """The factors for a batch whose rows use the named packs; a row whose pack is not in this group uses none.
 
-        ``stacked``: one segment of all resident packs for all rows; else one for each pack in use.
+        ``stacked``: one segment of all resident packs for all rows; else one segment for each pack in use.
         """
         used = [pack for pack in self._packs if pack in rows]
         if stacked and used:
@@ -119,7 +124,7 @@ class GroupStack:
         return [self._single(pack, rows) for pack in used]
 
     def _single(self, pack: str, rows: Sequence[str | None]) -> Segment:
-        mine = [index for index, name in enumerate(rows) if name == pack]
+        own_rows = [index for index, name in enumerate(rows) if name == pack]
         parts, blocks, at = {}, [], 0
         for module in self.modules:
             factors = self._packs[pack].get(module)
@@ -128,26 +133,26 @@ class GroupStack:
                 parts[module] = Part(columns, factors.B_scale, factors.A, factors.A_scale)
                 blocks.append(factors.B.T)
                 at = columns.stop
-        whole = len(self._packs) == 1  # then the blocks already lie in one piece
-        index = None if len(mine) == len(rows) else torch.tensor(mine, device=self._B.device)
-        return Segment(index, self._unsmooth[pack], (self._B.T,) if whole else tuple(blocks), parts)
+        only_pack = len(self._packs) == 1  # then the blocks are already one tensor
+        index = None if len(own_rows) == len(rows) else torch.tensor(own_rows, device=self._B.device)
+        return Segment(index, self._unsmooth[pack], (self._B.T,) if only_pack else tuple(blocks), parts)
 
     def _stacked(self, rows: Sequence[str | None]) -> Segment:
         unsmooth = None
         if any(self._unsmooth[pack] is not None for pack in self._packs if pack in rows):
             plain = torch.ones(self._B.shape[1], device=self._B.device)
-            held = {pack: plain if value is None else value for pack, value in self._unsmooth.items()}
-            unsmooth = torch.stack([held.get(name, plain) for name in rows])[:, None]  # type: ignore[arg-type]
+            by_pack = {pack: plain if value is None else value for pack, value in self._unsmooth.items()}
+            unsmooth = torch.stack([by_pack.get(name, plain) for name in rows])[:, None]  # type: ignore[arg-type]
         parts = {}
         for module, columns in self._columns.items():
-            owners = {pack: held[module] for pack, held in self._packs.items() if module in held}
-            nothing = torch.zeros(self._A[module].shape[1], device=self._B.device)
+            owners = {pack: factors[module] for pack, factors in self._packs.items() if module in factors}
+            no_change = torch.zeros(self._A[module].shape[1], device=self._B.device)
             scales = {}
             for name in {*rows}:
                 scales[name] = torch.cat(
                     [f.B_scale if pack == name else torch.zeros_like(f.B_scale) for pack, f in owners.items()]
                 )
             B_scale = torch.stack([scales[name] for name in rows])[:, None]
-            A_scale = torch.stack([owners[n].A_scale if n in owners else nothing for n in rows])[:, None]
+            A_scale = torch.stack([owners[n].A_scale if n in owners else no_change for n in rows])[:, None]
             parts[module] = Part(columns, B_scale, self._A[module], A_scale)
         return Segment(None, unsmooth, (self._B.T,), parts)

@@ -1,47 +1,47 @@
-"""A weave: one folder that names a base, holds its packs and the router, and can be served."""
+"""A weave: one folder that names a base and holds its packs and the router, opened to answer prompts."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base import Base, Sampling, generate_answers
+from skillweave.base import Base, Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.base.defaults import generating_as
-from skillweave.base.generate import NoProbabilities
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
 from skillweave.progress import console, say_once
-from skillweave.tools.conversation import OpenTools, begin, converse
+from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.group import Group, group_key
 from skillweave.weave.packed_model import PackedModel
 from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
-from skillweave.weave.request import AUTO, GREEDY, Conversation, Reply, Request
+from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.router import Route, Router, features
 
 
 class Weave:
-    """A base with packs and a router, ready to answer. Made by :meth:`from_pretrained` or :meth:`of`."""
+    """A base with packs and a router, ready to answer. Create it with :meth:`from_pretrained` or :meth:`of`."""
 
     def __init__(
         self,
-        where: str,
+        folder: Path | None,
         card: WeaveCard,
         base: Base,
         router: Router | None,
         budget: int | None,
         read_pack: Callable[[str], Skillpack],
     ) -> None:
-        self.where = where
+        self.folder = folder
+        self.where = "this weave" if folder is None else f"the weave in {folder}"
         self.card = card
         self.base = base
         self.router = router
@@ -49,7 +49,7 @@ class Weave:
         self.packed_model = PackedModel(base.model)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._read_pack = read_pack
-        self._told: set[str] = set()
+        self._said_alone: set[str] = set()
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -65,16 +65,18 @@ class Weave:
         dtype: str | None = None,
         budget: int | None = None,
     ) -> Path:
-        """Write a weave: ``weave.json``, ``packs/<name>/``, ``router/`` and, where there is one, ``backbone/``.
+        """Write a weave: ``weave.json``, ``packs/<name>/``, ``router/`` and, if there is a backbone, ``backbone/``.
 
-        The folder is replaced whole, atomically. ``base`` is the model that the packs belong on and the router reads.
-        Where a delta made that model, ``backbone`` is this delta, or its folder (copied byte for byte): the weave then
-        names the base under it, the one that the delta names, and needs no files of the tuned model.
+        The whole folder is replaced, atomically.
 
-        A pack is a :class:`Skillpack` or the folder of one; it is saved under the name it has here. ``dtype`` and
-        ``budget`` (bytes) are what :meth:`from_pretrained` will open it with, unless told otherwise. Raises
-        :class:`UserError` where a pack belongs on another base, the router knows a pack that is not given, or the
-        delta makes another model than ``base``.
+        - ``base``: the model that the packs belong on and that the router was fitted on
+        - ``packs``: a :class:`Skillpack` or its folder for each name; it is saved under that name
+        - ``backbone``: if a delta made ``base``, this delta or its folder (copied byte for byte). The weave then names
+          the base that the delta names, and needs no files of the tuned model.
+        - ``dtype``, ``budget`` (bytes): the defaults of :meth:`from_pretrained` for this weave
+
+        Raises :class:`UserError` if a pack belongs on another base, if the router knows a pack that is not given, or if
+        the delta makes another model than ``base``.
         """
         check_names(packs)
         if router is not None:
@@ -113,14 +115,17 @@ class Weave:
         budget: int | None = None,
         packs: Sequence[str] | None = None,
     ) -> Weave:
-        """Open a weave and load its packs, or only those named in ``packs``; the others' files are not read.
+        """Open a weave and load its packs.
 
-        ``base``: an open base or another reference to it, where the one in ``weave.json`` does not serve. Where the
-        weave has a backbone, a reference names the plain base: the backbone is laid on it here, in its stored dtype,
-        and then cast to ``dtype``. An open base must be that backbone already; it is used as it is, never changed.
-        ``budget``: bytes that the base's tensors and the resident packs' may take together. ``dtype`` and ``budget``
-        are as ``weave.json`` says unless given.
-        Raises :class:`UserError`.
+        - ``base``: an open base, or a reference to it; None: the reference in ``weave.json``. If the weave has a
+          backbone, a reference names the plain base: the backbone's delta is added to it here, in its stored dtype, and
+          the sum is cast to ``dtype``. An open base must already be that backbone; it is used as it is, never changed.
+        - ``dtype``: of the base in memory; None: as ``weave.json`` says
+        - ``budget``: most bytes that the tensors of the base and the loaded packs may take; None: as ``weave.json``
+          says
+        - ``packs``: the names of the packs to load; None: all. The files of other packs are not read.
+
+        Raises :class:`UserError` if a part is missing, damaged or of another weave, or exceeds the budget.
         """
         folder = Path(folder)
         card = read_card(folder)
@@ -132,7 +137,7 @@ class Weave:
             router = Router.load(folder / "router")
             router.check_fits(card.packs, opened)
         weave = cls(
-            f"the weave in {folder}",
+            folder,
             card,
             opened,
             router,
@@ -151,11 +156,11 @@ class Weave:
 
     @classmethod
     def of(cls, base: Base, packs: Mapping[str, Skillpack] | None = None) -> Weave:
-        """A weave in memory, of an open base and some packs (or none), without a router; all packs are loaded."""
+        """A weave in memory, without a router, of an open base and any number of packs, which are all loaded."""
         packs = dict(packs or {})
         check_names(packs)
         card = WeaveCard(base=BaseRef(ref=base.ref, fingerprint=base.fingerprint), packs=list(packs))
-        weave = cls("this weave", card, base, None, None, packs.__getitem__)
+        weave = cls(None, card, base, None, None, packs.__getitem__)
         for name in packs:
             weave.load(name)
         return weave
@@ -164,12 +169,12 @@ class Weave:
 
     @property
     def packs(self) -> list[str]:
-        """All packs of the weave, loaded or not."""
+        """The names of all packs of the weave, loaded or not."""
         return list(self.card.packs)
 
     @property
     def loaded(self) -> list[str]:
-        """The packs in memory."""
+        """The names of the packs in memory."""
         return self.packed_model.packs
 
     @property
@@ -179,27 +184,29 @@ class Weave:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the loaded packs' tensors in memory, beside :attr:`base_bytes`."""
+        """Bytes of the loaded packs' tensors in memory, in addition to :attr:`base_bytes`."""
         return self.packed_model.resident_bytes
 
     def load(self, name: str) -> None:
-        """Read one pack of the weave and make it resident.
+        """Read one pack of the weave and load it.
 
-        Raises :class:`UserError` for an unknown name, a damaged pack, one made for another base, one already loaded,
-        and one that the budget has no room for.
+        Raises :class:`UserError` for a name that the weave does not have, a pack that is damaged, made for another base
+        or already loaded, and if the budget has no room for it.
         """
-        self._known(name)
+        self._check_known(name)
         pack = self._read_pack(name)
         pack.check_base(self.base.fingerprint)
         ready = self.packed_model.prepare(name, pack)
-        taken = self.base_bytes + self.resident_bytes
-        if self.budget is not None and taken + ready.nbytes > self.budget:
+        used = self.base_bytes + self.resident_bytes
+        if self.budget is not None and used + ready.nbytes > self.budget:
             raise UserError(
                 f"the pack '{name}' takes {_mb(ready.nbytes)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
-                f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - taken)} of the budget of {_mb(self.budget)}. "
+                f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - used)} of the budget of {_mb(self.budget)}. "
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
         voice = pack.voice(self.base)
+        if self.folder is not None and pack.carried.has_tokenizer:
+            voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         self.packed_model.add(ready)
         self._voices[name] = voice
         if self.router is not None and pack.carried.has_tokenizer:
@@ -208,29 +215,20 @@ class Weave:
             )
 
     def unload(self, name: str) -> None:
-        """Free a loaded pack's memory. Raises :class:`UserError` where it is not loaded or a batch is running."""
-        self._known(name)
+        """Free a loaded pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
+        self._check_known(name)
         self.packed_model.remove(name)
         del self._voices[name]
 
-    def _known(self, name: str) -> None:
+    def _check_known(self, name: str) -> None:
         if name not in self.card.packs:
             raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.card.packs)}")
 
     def voice(self, name: str | None) -> Voice:
-        """The tokenizer, chat template and end tokens that a loaded pack answers with; None: the plain base's."""
+        """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
         return self._voices[name]
 
     # -- answering -----------------------------------------------------------------------------------------------
-
-    def route(self, prompts: Sequence[PromptOrIds]) -> list[Route]:
-        """Where the router sends each prompt. A pack it chooses may be one that is not loaded."""
-        if self.router is None:
-            raise UserError(f"{self.where} has no router: name a pack for every prompt")
-        if not prompts:
-            return []
-        found = self.router.route_all(features(self.base, prompts, self.router.layer))
-        return [Route(pack, confidence) for pack, confidence in found]
 
     def generate(
         self,
@@ -242,178 +240,100 @@ class Weave:
         streamer: Any = None,
         label: str | None = None,
     ) -> list[Reply]:
-        """Answer every prompt with its own pack, in mixed batches; see :meth:`answer`.
+        """Answer every prompt with its pack, and return the replies in the order of the prompts.
 
-        ``packs``: a name, ``"auto"`` (the router chooses) or None (the plain base), either one for all prompts or one
-        for each. The other arguments hold for all prompts. Repeat a prompt to sample it again.
+        - ``prompts``: as in :class:`Request`; each gets one reply, so repeat a prompt to sample it again
+        - ``packs``: for each prompt a pack's name, :data:`AUTO` or None (the plain base); or one of them for all
+        - ``sampling``: for all prompts; None: greedy. With tools, prompt number i has the seed ``sampling.seed`` + i
+        - ``tools``: what all prompts may call; None: nothing
+        - ``streamer``, ``label``: as in :meth:`answer`
+
+        Raises :class:`UserError` as :meth:`answer`.
         """
         named = [packs] * len(prompts) if packs is None or isinstance(packs, str) else list(packs)
         if len(named) != len(prompts):
             raise UserError(f"{len(prompts)} prompts and {len(named)} packs: name one (or None) for each prompt")
-        requests = [
-            Request(prompt, pack, sampling or GREEDY, tools) for prompt, pack in zip(prompts, named, strict=True)
-        ]
+        requests = []
+        for number, (prompt, pack) in enumerate(zip(prompts, named, strict=True)):
+            own = sampling or Sampling()
+            if tools is not None:
+                own = replace(own, seed=own.seed + number)
+            requests.append(Request(prompt, pack, own, tools))
         return self.answer(requests, streamer=streamer, label=label)
 
     def answer(self, requests: Sequence[Request], *, streamer: Any = None, label: str | None = None) -> list[Reply]:
-        """Answer all requests, in their order. Requests with equal sampling and without tools share mixed batches.
+        """Answer every request, and return the replies in the order of the requests.
 
-        - A pack that cannot share a batch with others (:meth:`PackedModel.why_alone`) answers in batches of its own,
-          which is said once. Conversations with tools are batched pack by pack.
-        - A pack that brings a tokenizer, a chat template, end tokens or sampling defaults answers with these.
-        - The router reads a prompt without what tells the model of its tools.
+        Requests without tools share batches, whatever their packs. Only a pack that cannot share a batch
+        (:meth:`PackedModel.why_alone`) answers in batches of its own, which is said once. Conversations with tools are
+        played side by side, one pack after the other. A pack answers with the tokenizer, chat template, end tokens and
+        sampling defaults that it brings. The router reads a prompt without the description of the tools.
 
-        ``streamer`` is a transformers streamer, for one request without tools. ``label`` shows a progress bar.
-        Raises :class:`UserError` for a pack that is unknown or not loaded, for a prompt that does not fit the context,
-        and for tools with a base that has no chat template.
+        - ``streamer``: a transformers streamer, for a single request without tools
+        - ``label``: the label of a progress bar; None: no bar
+
+        Raises :class:`UserError`, before anything is generated: for a pack that is unknown or not loaded, for a prompt
+        that does not fit into the model's context, and for tools with a pack or base without a chat template. Also
+        raises it for a pack whose weights give NaN, when this pack answers.
         """
         for request in requests:
-            if request.sampling.samples != 1:
-                raise UserError(
-                    f"a weave gives one answer a prompt, not {request.sampling.samples}: repeat the prompt instead"
-                )
+            if (samples := request.sampling.samples) != 1:
+                raise UserError(f"a weave gives one answer a prompt, not {samples}: repeat the prompt instead")
         routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
-        groups: dict[tuple[int, Sampling], list[int]] = {}
-        for index, request in enumerate(requests):
-            groups.setdefault((id(request.tools), request.sampling), []).append(index)
+        groups: dict[Hashable, Group] = {}
+        for number, (request, route) in enumerate(zip(requests, routes, strict=True)):
+            group = groups.setdefault(group_key(request, route), Group(self.base, self.packed_model))
+            group.add(number, request, route, self._voices[route.pack])
+        # All prompts are encoded first: an error in the last one is found before hours of generation.
+        for group in groups.values():
+            group.encode()
+        self._say_alone({route.pack for request, route in zip(requests, routes, strict=True) if request.tools is None})
         replies: dict[int, Reply] = {}
-        for (_, sampling), rows in groups.items():
-            prompts, chosen = [requests[row].prompt for row in rows], [routes[row] for row in rows]
-            tools = requests[rows[0]].tools
-            if tools is None:
-                answered = self._write(prompts, chosen, sampling, rows, streamer, label)
-            else:
-                answered = self._converse(prompts, chosen, sampling, tools, label)
-            replies |= zip(rows, answered, strict=True)
-        return [replies[index] for index in range(len(requests))]
+        for group in groups.values():
+            replies.update(zip(group.numbers, group.answer(streamer, label), strict=True))
+        return [replies[number] for number in range(len(requests))]
 
-    def _write(
-        self,
-        prompts: list[PromptOrIds],
-        routes: list[Route],
-        sampling: Sampling,
-        numbers: list[int],
-        streamer: Any,
-        label: str | None,
-    ) -> list[Reply]:
-        """Answers without tools, in mixed batches. ``numbers``: those of the prompts, for errors."""
-        self._say_alone({route.pack for route in routes})
+    def choose(self, prompts: Sequence[PromptOrIds], packs: Sequence[str | None]) -> list[Route]:
+        """The pack that answers each prompt: the one in ``packs``, or for :data:`AUTO` the router's choice.
 
-        def around_batch(rows: list[int]) -> contextlib.AbstractContextManager[None]:
-            return self.packed_model.rows([routes[row].pack for row in rows])
-
-        def apart(row: int) -> str | None:
-            pack = routes[row].pack
-            return pack if pack is not None and self.packed_model.why_alone(pack) else None
-
-        try:
-            answers = generate_answers(
-                self.base.model,
-                self.base.tokenizer,
-                prompts,
-                sampling,
-                voices=[self._voices[route.pack] for route in routes],
-                numbers=numbers,
-                around_batch=around_batch,
-                apart=apart,
-                streamer=streamer,
-                label=label,
-            )
-        except NoProbabilities as error:
-            raise _cannot_answer(routes[error.row].pack, error) from error
-        return [
-            Reply(drawn[0].text, route.pack, route.confidence, "answer" if drawn[0].ended else "length")
-            for drawn, route in zip(answers, routes, strict=True)
-        ]
-
-    def _converse(
-        self,
-        prompts: Sequence[PromptOrIds],
-        routes: list[Route],
-        sampling: Sampling,
-        tools: OpenTools,
-        label: str | None,
-    ) -> list[Reply]:
-        """Answers with tools: the conversations of one pack are held together, pack after pack."""
-        model, settings = self.base.model, tools.settings
-        rows_of: dict[str | None, list[int]] = {}
-        for index, route in enumerate(routes):
-            rows_of.setdefault(route.pack, []).append(index)
-        formats = {pack: settings.call_format(self.voice(pack).tokenizer, tools.toolbox) for pack in rows_of}
-        # All conversations are begun first, so that a prompt that is too long is refused before hours of work.
-        starts = {
-            pack: begin(
-                model,
-                formats[pack],
-                [prompts[row] for row in rows],
-                seed=sampling.seed,
-                numbers=rows,
-                rows=self.voice(pack).rows,
-            )
-            for pack, rows in rows_of.items()
-        }
-        replies: dict[int, Reply] = {}
-        for pack, rows in rows_of.items():
-            generation = self.voice(pack).generation
-            own_defaults = contextlib.nullcontext() if generation is None else generating_as(model, generation)
-            try:
-                with self.packed_model.every_row(pack), own_defaults:
-                    episodes = converse(
-                        model,
-                        formats[pack],
-                        tools.toolbox,
-                        starts[pack],
-                        settings,
-                        temperature=sampling.temperature,
-                        top_p=sampling.top_p,
-                        model_defaults=sampling.model_defaults,
-                        label=label,
-                    )
-            except NoProbabilities as error:
-                raise _cannot_answer(pack, error) from error
-            for row, episode in zip(rows, episodes, strict=True):
-                assert episode.ended is not None
-                replies[row] = Reply(
-                    episode.answer or "",
-                    pack,
-                    routes[row].confidence,
-                    episode.ended,
-                    Conversation.of(episode, formats[pack]),
-                )
-        return [replies[row] for row in range(len(prompts))]
-
-    def choose(self, prompts: Sequence[PromptOrIds], named: Sequence[str | None]) -> list[Route]:
-        """The route of each prompt: the pack that its name in ``named`` says, or the router's choice for ``"auto"``."""
-        for name in named:
+        Raises :class:`UserError` for a pack that is unknown or not loaded, and for :data:`AUTO` without a router.
+        """
+        for name in packs:
             if name not in (None, AUTO):
                 self._check_loaded(name)
-        chosen = [Route(name, None) for name in named]
-        open_ones = [index for index, name in enumerate(named) if name == AUTO]
-        if open_ones:
-            for index, route in zip(open_ones, self.route([prompts[index] for index in open_ones]), strict=True):
+        routes = [Route(name, None) for name in packs]
+        to_route = [number for number, name in enumerate(packs) if name == AUTO]
+        if to_route:
+            for number, route in zip(to_route, self.route([prompts[number] for number in to_route]), strict=True):
                 if route.pack is not None:
                     self._check_loaded(route.pack)
-                chosen[index] = route
-        return chosen
+                routes[number] = route
+        return routes
 
-    def _say_alone(self, used: set[str | None]) -> None:
-        """Say, once for each pack, that it shares no batch; where nothing else is asked for, it makes no difference."""
-        for name in sorted(name for name in used if name is not None and name not in self._told):
+    def route(self, prompts: Sequence[PromptOrIds]) -> list[Route]:
+        """Where the router sends each prompt. It may choose a pack that is not loaded.
+
+        Raises :class:`UserError` if the weave has no router.
+        """
+        if self.router is None:
+            raise UserError(f"{self.where} has no router: name a pack for every prompt")
+        if not prompts:
+            return []
+        decisions = self.router.route_all(features(self.base, prompts, self.router.layer))
+        return [Route(pack, confidence) for pack, confidence in decisions]
+
+    def _say_alone(self, packs: set[str | None]) -> None:
+        """Say, once for each pack, why it shares no batch. If all prompts have one pack, it makes no difference."""
+        for name in sorted(name for name in packs if name is not None and name not in self._said_alone):
             why = self.packed_model.why_alone(name)
-            if why and len(used) > 1:
+            if why and len(packs) > 1:
                 console.print(f"The pack '{name}' answers in batches of its own: {why}.", markup=False, soft_wrap=True)
-                self._told.add(name)
+                self._said_alone.add(name)
 
     def _check_loaded(self, name: str) -> None:
-        self._known(name)
+        self._check_known(name)
         if name not in self.loaded:
             raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")
-
-
-def _cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
-    """The error for a pack (None: the plain base) whose weights give no numbers to draw tokens from."""
-    who = "the plain base" if pack is None else f"the pack '{pack}'"
-    return UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.")
 
 
 def _mb(count: int) -> str:

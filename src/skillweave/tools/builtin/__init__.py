@@ -31,11 +31,11 @@ TOOLS: dict[str, Callable[[Toolbox, Path | None], None]] = {
     "python": _python,
     "search": _search,
 }
-"""Each built-in tool by its name: puts it into a toolbox. The path is that of the corpus, which ``search`` needs."""
+"""For each built-in tool a function that adds it to a toolbox. The path is that of the corpus for ``search``."""
 
 
 def add_tools(box: Toolbox, names: Iterable[str], corpus: Path | None = None) -> None:
-    """Put built-in tools into a toolbox by their names. Raises :class:`UserError` for a name that is none."""
+    """Add built-in tools to a toolbox, by their names. Raises :class:`UserError` for an unknown name."""
     for name in names:
         if name not in TOOLS:
             raise UserError(f"there is no built-in tool '{name}'; {nearest(name, TOOLS)}")

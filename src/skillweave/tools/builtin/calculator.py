@@ -1,4 +1,4 @@
-"""Exact arithmetic on what a model wrote: parsed, walked and bounded, never evaluated as Python."""
+"""Exact arithmetic on an expression that a model wrote. It is parsed and bounded, never evaluated as Python."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from decimal import Context, Decimal
 from fractions import Fraction
 
 _LENGTH = 500
-"""Characters of an expression. Bounds the depth of its tree as well."""
+"""Most characters of an expression. This bounds the depth of its tree too."""
 _BITS = 4096
-"""Bits of a numerator or a denominator: numbers of some 1200 digits."""
+"""Most bits of a numerator or a denominator: numbers of about 1200 digits."""
 _DIGITS = 15
-"""Significant digits of a result that no decimal writes exactly, like 1/3."""
+"""Significant digits of a result that has no exact decimal, like 1/3."""
 
 
 def calculator(expression: str) -> str:
@@ -47,11 +47,11 @@ def _value(node: ast.expr, text: str) -> Fraction:
 
 
 def _number(written: str, read: int | float) -> Fraction:
-    """The number as it is written: the decimal 0.1 is a tenth, which the float is not."""
+    """The exact number that is written: 0.1 is one tenth, although the float is not."""
     if isinstance(read, int):
         return _bounded(Fraction(read))
     decimal = Decimal(written)
-    if abs(decimal.adjusted()) > _BITS // 4:  # before 1e999999999 is multiplied out
+    if abs(decimal.adjusted()) > _BITS // 4:  # checked before 1e999999999 is expanded
         raise ValueError("a number is too large or too small")
     return Fraction(decimal)
 
@@ -87,9 +87,9 @@ def _power(base: Fraction, exponent: Fraction) -> Fraction:
     times = exponent.numerator
     if times == 0:
         return Fraction(1)
-    if abs(base) in (0, 1):  # these stay small whatever the exponent
+    if abs(base) in (0, 1):  # these stay small for any exponent
         return base if times % 2 else base * base
-    if (_size(base) - 1) * abs(times) > _BITS:  # before the result is made
+    if (_size(base) - 1) * abs(times) > _BITS:  # checked before the power is computed
         raise ValueError("the result is too large")
     return base**times
 
@@ -105,7 +105,7 @@ def _bounded(value: Fraction) -> Fraction:
 
 
 def _written(value: Fraction) -> str:
-    """An integer or a decimal exactly as it is; anything else to 15 significant digits."""
+    """The value as text: an integer or a decimal exactly, anything else with 15 significant digits."""
     places = _places(value.denominator)
     if places is None:
         return str(Context(prec=_DIGITS).divide(Decimal(value.numerator), Decimal(value.denominator)))
@@ -115,7 +115,7 @@ def _written(value: Fraction) -> str:
 
 
 def _places(denominator: int) -> int | None:
-    """The decimal places that a fraction in lowest terms needs, None where no number of them is enough."""
+    """The decimal places that a fraction in lowest terms needs, or None if it has no finite decimal."""
     twos = (denominator & -denominator).bit_length() - 1
     rest, fives = denominator >> twos, 0
     while rest % 5 == 0:

@@ -1,4 +1,4 @@
-"""Python for a model: cells run in the sandbox, one after the other, on the variables of the cells before."""
+"""The tool ``python``: cells of code run in the sandbox, and each sees the variables of the previous ones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from skillweave.tools.sandbox import Limits, Printed
 from skillweave.tools.source import check_names, keep_value
 
 _LIMITS = Limits(seconds=1.0, memory=32 * 2**20, output=4000)
-"""Of one cell; ``memory`` is for all an episode's variables and their copy as bytes. Less time than the sandbox's own:
-there are as many workers as cores, so cells of several episodes wait for each other while the toolbox's clock runs."""
+"""The limits of one cell; ``memory`` is for all variables of an episode and their copy as bytes. The time is shorter
+than the sandbox's default: there are as many workers as cores, so cells of several episodes wait for each other while
+the toolbox's clock runs."""
 STATE = 4 * 2**20
-"""Bytes that the variables of one episode may take between two cells."""
+"""Most bytes that the variables of one episode may take between two cells."""
 STATES = values.Held(2**30)
-"""The same of all episodes of this process together."""
+"""The same for all episodes of this process together."""
 _UNREAD = "(this version of Python does not know the syntax of the code: print the value of its last line to see it)"
 
 
 class _State:
-    """An interpreter state as bytes, counted in :data:`STATES` for as long as somebody holds it."""
+    """An interpreter state as bytes, counted in :data:`STATES` for as long as this object exists."""
 
     def __init__(self, data: bytes) -> None:
         if len(data) > STATE:
@@ -41,9 +42,9 @@ class _State:
 class Python:
     """The cells of one episode.
 
-    Between two cells the variables, functions and classes are kept as bytes, so that an episode that waits for its
-    model holds no worker. A cell that raises or breaks a limit leaves them as they were; so does one that leaves more
-    than :data:`STATE` bytes of them.
+    Between two cells the variables, functions and classes are stored as bytes, so that an episode that waits for its
+    model occupies no worker. A cell that raises, breaks a limit, or leaves more than :data:`STATE` bytes of variables
+    does not change them.
     """
 
     def __init__(self, limits: Limits = _LIMITS) -> None:
@@ -51,7 +52,7 @@ class Python:
         self._state: _State | None = None
 
     def __copy__(self) -> Python:
-        """Another episode that stands where this one does: the bytes themselves never change."""
+        """Another episode in the same state. They can share the bytes, which never change."""
         twin = Python(self._limits)
         twin._state = self._state
         return twin
@@ -73,7 +74,7 @@ class Python:
     def _feed(
         self, code: str, is_kept: bool, keep: Callable[[Literal["stdout", "stderr"], str], None]
     ) -> tuple[str, _State]:
-        """What shows the value of the last line, and the state after it, or the exception that the sandbox tells of."""
+        """The text of the last line's value, and the new state. Raises the exception that the sandbox reports."""
         bounds: monty.ResourceLimits = {
             "max_feed_duration_secs": self._limits.seconds,
             "max_memory": self._limits.memory,
@@ -94,15 +95,15 @@ class Python:
             reason: BaseException = TimeoutError()
         except monty.MontyError as problem:
             reason = problem.exception()
-            if len(str(problem)) > sandbox.ERROR:  # a text that fills the sandbox would be copied again and again
+            if len(str(problem)) > sandbox.ERROR:  # a huge text would be copied again and again
                 reason = type(reason)(sandbox.shortened(str(problem).partition(": ")[2]))
-        if isinstance(reason, TimeoutError):  # without the sandbox's milliseconds: the same cell, the same text
+        if isinstance(reason, TimeoutError):  # without milliseconds, so that the same cell has the same text
             reason = TimeoutError(f"the code ran longer than {self._limits.seconds:g} s")
         raise reason
 
 
 def _cut(printed: Printed, more: bool) -> str:
-    """What a cell shows; where it shows too much, how many characters are left out."""
+    """The text of a cell's output; if it is cut, with the number of characters left out."""
     text = printed.text.rstrip("\n")
     if printed.cut:
         text += f"... ({'more than ' if more else ''}{printed.cut:,} more characters were cut off)"

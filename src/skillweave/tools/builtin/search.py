@@ -1,4 +1,4 @@
-"""Search in a corpus of one's own: BM25, in memory, no network."""
+"""Search in a corpus of the user's own with BM25, in memory, without a network."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from skillweave.errors import UserError, shown_value
 from skillweave.files.read import read_json_lines
 
 _WORD = r"(?u)\b\w+\b"
-"""Every word counts. By default bm25s passes over single letters and digits and over frequent English words, which in a
-corpus of one's own may be names; what stands in most documents weighs next to nothing as it is."""
+"""Every word counts. By default bm25s ignores single letters and digits and frequent English words, which may be names
+in a user's corpus. Words that are in most documents have almost no weight anyway."""
 
 
 class Search:
-    """A corpus that can be searched. ``documents``: mappings with a ``text`` and, if they have one, a ``title``.
+    """A corpus that can be searched.
 
-    ``k``: documents a search gives at most. Documents that match equally well stay in the order of the corpus.
-    Raises :class:`UserError` where the corpus holds no word.
+    - ``documents``: mappings with a ``text`` and optionally a ``title``
+    - ``k``: most documents that a search returns; documents that match equally well are in the order of the corpus
+
+    Raises :class:`UserError` if the corpus holds no word.
     """
 
     def __init__(self, documents: Sequence[Mapping[str, str]], k: int = 3) -> None:
-        import bm25s
+        import bm25s  # late: it is slow to import, and only this tool needs it
 
         if k < 1:
             raise UserError(f"k is {k}: a search must give at least 1 document")
@@ -32,8 +34,11 @@ class Search:
         self._shown = [_shown(document) for document in documents]
         words = bm25s.tokenize(
             [f"{document.get('title') or ''} {document['text']}" for document in documents],
-            token_pattern=_WORD, stopwords=None, return_ids=False, show_progress=False,
-        )  # fmt: skip
+            token_pattern=_WORD,
+            stopwords=None,
+            return_ids=False,
+            show_progress=False,
+        )
         if not any(words):
             raise UserError("the corpus has no document with a word to search for: give it at least one")
         self._tokenize = bm25s.tokenize
@@ -42,9 +47,9 @@ class Search:
 
     @classmethod
     def from_jsonl(cls, path: str | Path, k: int = 3) -> Search:
-        """The corpus of a JSONL file of rows ``{"title": ..., "text": ...}``, the title optional.
+        """The corpus in a JSONL file of rows ``{"title": ..., "text": ...}``; the title is optional.
 
-        Raises :class:`UserError` that names the file and the line of a row that is none.
+        Raises :class:`UserError` that names the file and the line of a wrong row.
         """
         return cls(_read(Path(path)), k)
 
@@ -74,7 +79,7 @@ def _read(path: Path) -> list[dict[str, str]]:
     rows = read_json_lines(path, "a JSONL file with a corpus")
     documents = [_document(row, where) for where, row in rows]
     if not documents:
-        raise UserError(f"{path} is empty: a corpus has one document a line")
+        raise UserError(f"{path} is empty: write one document in each line")
     return documents
 
 
