@@ -31,6 +31,7 @@ LATE_PACKAGES = {
     "safetensors.torch": "it imports torch, which `inspect` does not need",
     "torch.utils.tensorboard": "an extra that need not be installed",
     "peft": "takes seconds, and `inspect` and a full delta do not need it",
+    "skillweave.delta.peft_merge": "it imports PEFT, see there",
     "pyarrow": "takes a second, and only Parquet and Arrow files need it",
 }
 """Package or module -> why any function may import it."""
