@@ -92,7 +92,7 @@ def test_a_ready_pack_is_asked_as_its_skill_says(built):
     config = WeaveConfig.model_validate({"base": "micro", "skills": skills})
     assert config.tool_use("hops") == ToolUse(instruction="")
     assert config.tool_use("sort") is None
-    with pytest.raises(ValueError, match="`tools` goes with `pack`"):
+    with pytest.raises(ValueError, match="`tools` belongs to `pack`"):
         SkillConfig.model_validate({"task": TASK, "method": "e3tir", "tools": {}})
 
 
