@@ -16,7 +16,7 @@ import pytest
 from skillweave.errors import UserError
 from skillweave.tools import Limits, process_runner
 from skillweave.tools.process_child import Opaque, decode, encode
-from skillweave.tools.process_runner import Session, check_walls, run
+from skillweave.tools.process_runner import ProcessSession, check_walls, run
 
 ROOMY = Limits(seconds=120)
 
@@ -39,10 +39,10 @@ def test_value_output_and_inputs() -> None:
 
 
 def test_names_stay_within_a_session_alone() -> None:
-    with Session(ROOMY) as session:
+    with ProcessSession(ROOMY) as session:
         assert session.feed("x = 1", name="answer").ok
         assert session.feed("x, __name__").value == (1, "answer")
-    with Session(ROOMY) as session:
+    with ProcessSession(ROOMY) as session:
         assert session.feed("x").error == "NameError: name 'x' is not defined"
 
 
@@ -55,7 +55,7 @@ def test_questions_are_answered_from_outside_and_exceptions_are_raised_inside() 
             raise KeyError("no")
         return (1, {2: [3.5]})
 
-    with Session(ROOMY) as session:
+    with ProcessSession(ROOMY) as session:
         code = "a = _sw_host('yes', [1])\ntry:\n    _sw_host('no')\nexcept KeyError:\n    a"
         assert session.feed(code, host=host).ok
         assert session.feed("a").value == (1, {2: [3.5]})
@@ -188,7 +188,7 @@ def test_the_environment_the_folder_and_the_descriptors_are_empty(monkeypatch: p
     ],
 )
 def test_what_has_no_end_is_killed_at_the_time_limit(code: str) -> None:
-    with Session(Limits(seconds=0.4)) as session:
+    with ProcessSession(Limits(seconds=0.4)) as session:
         result = session.feed(code)
         assert result.error is not None
         assert result.error.startswith("TimeoutError")
@@ -226,9 +226,9 @@ def test_sessions_of_several_threads_do_not_meet() -> None:
 
 ORPHAN = """
 import os, sys
-from skillweave.tools.process_runner import Session
+from skillweave.tools.process_runner import ProcessSession
 from skillweave.tools import Limits
-session = Session(Limits(seconds=600)).__enter__()
+session = ProcessSession(Limits(seconds=600)).__enter__()
 print(session._process.pid, flush=True)
 session.feed("while True: pass")
 """

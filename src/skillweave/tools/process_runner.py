@@ -39,7 +39,7 @@ _folder: str | None = None
 _said_missing = False
 
 
-class Session:
+class ProcessSession:
     """One CPython process. Names persist from one text to the next. A process that breaks a limit is ended.
 
     Raises :class:`UserError` at the start if the system cannot isolate the process from the network, the files or other
@@ -52,7 +52,7 @@ class Session:
         self._process: subprocess.Popen[bytes] | None = None
         self._pending = b""
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> ProcessSession:
         to_child, self._to = os.pipe()
         self._from, from_child = os.pipe()
         try:
@@ -101,7 +101,7 @@ class Session:
     def feed(
         self, code: str, inputs: Mapping[str, Any] | None = None, host: Host | None = None, name: str | None = None
     ) -> Result:
-        """Run ``code`` with ``inputs`` as global names; see :meth:`skillweave.tools.sandbox.Session.feed`."""
+        """Run ``code`` with ``inputs`` as global names; see :meth:`.InterpreterSession.feed`."""
         output, start = _Output(self._limits.output), time.perf_counter()
         try:
             code.encode()
@@ -242,7 +242,7 @@ def run(
     As :func:`skillweave.tools.sandbox.run`: errors of the code are in the result. ``limits`` bounds processor time and
     memory, but not ``depth``, which is CPython's own.
     """
-    with Session(limits, allow_unjailed=allow_unjailed) as session:
+    with ProcessSession(limits, allow_unjailed=allow_unjailed) as session:
         return session.feed(code, inputs, name="__main__")
 
 

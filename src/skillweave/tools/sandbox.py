@@ -109,7 +109,7 @@ _lock = threading.Lock()
 _opened: dict[str, tuple[int, monty.Monty]] = {}  # use -> the process that started the pool, and the pool
 
 
-class Session:
+class InterpreterSession:
     """One interpreter state: names persist from one text to the next. Closing it returns its worker to the pool.
 
     A session that asks another session (``host`` of :meth:`feed`) takes its worker from a separate pool (``asks``).
@@ -120,7 +120,7 @@ class Session:
         self._limits = limits or Limits()
         self._asks = asks
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> InterpreterSession:
         bounds: monty.ResourceLimits = {
             "max_feed_duration_secs": self._limits.seconds,
             "max_memory": self._limits.memory,
@@ -202,7 +202,7 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
     can (numbers, text, bytes, lists, tuples, dicts, sets, None). Raises :class:`UserError` if the sandbox's program is
     not installed, and in a child process that was forked after the first run.
     """
-    with Session(limits) as session:
+    with InterpreterSession(limits) as session:
         return session.feed(code, inputs)
 
 

@@ -21,10 +21,10 @@ from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
-from skillweave.weave.group import Group, group_key
 from skillweave.weave.packed_model import PackedModel
 from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
 from skillweave.weave.request import AUTO, Reply, Request
+from skillweave.weave.request_group import RequestGroup, group_key
 from skillweave.weave.router import Route, Router, features
 
 
@@ -280,9 +280,9 @@ class Weave:
             if (samples := request.sampling.samples) != 1:
                 raise UserError(f"a weave gives one answer a prompt, not {samples}: repeat the prompt instead")
         routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
-        groups: dict[Hashable, Group] = {}
+        groups: dict[Hashable, RequestGroup] = {}
         for number, (request, route) in enumerate(zip(requests, routes, strict=True)):
-            group = groups.setdefault(group_key(request, route), Group(self.base, self.packed_model))
+            group = groups.setdefault(group_key(request, route), RequestGroup(self.base, self.packed_model))
             group.add(number, request, route, self._voices[route.pack])
         # All prompts are encoded first: an error in the last one is found before hours of generation.
         for group in groups.values():

@@ -85,8 +85,8 @@ class Runner:
             output=max(self.limits.output, output),
         )
         if self.kind == "process":
-            return process_runner.Session(limits, allow_unjailed=self.allow_unjailed)
-        return sandbox.Session(limits, asks=asks)
+            return process_runner.ProcessSession(limits, allow_unjailed=self.allow_unjailed)
+        return sandbox.InterpreterSession(limits, asks=asks)
 
 
 def program_problem(source: str) -> str | None:

@@ -27,7 +27,7 @@ def group_key(request: Request, route: Route) -> Hashable:
     return request.tools, replace(request.sampling, seed=0), route.pack
 
 
-class Group:
+class RequestGroup:
     """Requests with one :func:`group_key`. First :meth:`add` each, then :meth:`encode`, then :meth:`answer`."""
 
     def __init__(self, base: Base, packed_model: PackedModel) -> None:
