@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from skillweave.errors import UserError
-from skillweave.tools import FAULTS, Call, Outcome, Session, Toolbox
+from skillweave.tools import FAULTS, Call, Outcome, Toolbox, ToolSession
 from skillweave.tools import toolbox as toolbox_module
 from skillweave.tools.toolbox import RESULT_LENGTH
 
@@ -96,7 +96,7 @@ def box() -> Iterator[Toolbox]:
 
 
 @pytest.fixture
-def session(box: Toolbox) -> Session:
+def session(box: Toolbox) -> ToolSession:
     return box.open()
 
 
@@ -124,7 +124,7 @@ def test_register_is_a_decorator() -> None:
     assert box.open().call(Call("add", {"a": 2})).text == "3"
 
 
-def test_a_result_is_its_text_or_its_json(session: Session) -> None:
+def test_a_result_is_its_text_or_its_json(session: ToolSession) -> None:
     assert session.call(Call("now", {})) == Outcome("noon", None, pytest.approx(0, abs=0.5))
     assert session.call(Call("add", {"a": 2, "b": 5})).text == "7"
     outcome = session.call(Call("shapes", {"where": [1, 2], "unit": "cm", "scale": 2}))
@@ -149,7 +149,7 @@ def test_a_result_is_its_text_or_its_json(session: Session) -> None:
         ("nap", {"seconds": "1"}, "seconds: Input should be a valid number"),
     ],
 )
-def test_wrong_arguments_are_named_and_nothing_runs(session: Session, name: str, arguments: Any, said: str) -> None:
+def test_wrong_arguments_are_named_and_nothing_runs(session: ToolSession, name: str, arguments: Any, said: str) -> None:
     outcome = session.call(Call(name, arguments))
     assert outcome.fault == "wrong arguments"
     assert outcome.text.startswith(f"wrong arguments for {name}: ")
@@ -157,7 +157,7 @@ def test_wrong_arguments_are_named_and_nothing_runs(session: Session, name: str,
     assert outcome.seconds == 0
 
 
-def test_an_unknown_tool_is_told_what_there_is(session: Session) -> None:
+def test_an_unknown_tool_is_told_what_there_is(session: ToolSession) -> None:
     assert session.call(Call("ad", {})) == Outcome("unknown tool 'ad'; did you mean 'add'?", "unknown tool")
     assert len(session.call(Call("x" * 5000, {})).text) <= 300
     assert Toolbox().open().call(Call("add", {})).text == "unknown tool 'add'; there are none"
@@ -173,7 +173,7 @@ def test_an_unknown_tool_is_told_what_there_is(session: Session) -> None:
         ("no json", "TypeError: Object of type module is not JSON serializable", "exception"),
     ],
 )
-def test_what_a_tool_raises_comes_back_in_one_line(session: Session, kind: str, said: str, fault: str) -> None:
+def test_what_a_tool_raises_comes_back_in_one_line(session: ToolSession, kind: str, said: str, fault: str) -> None:
     outcome = session.call(Call("fail", {"kind": kind}))
     assert (outcome.text, outcome.fault) == (said, fault)
 
@@ -226,7 +226,7 @@ def test_so_does_a_past_that_cannot_be_lived_again(box: Toolbox) -> None:
         box.open_after([[[Call("ask", {})]]])
 
 
-def test_a_long_error_is_cut(session: Session) -> None:
+def test_a_long_error_is_cut(session: ToolSession) -> None:
     text = session.call(Call("fail", {"kind": "long"})).text
     assert len(text) == 300
     assert text.startswith("ValueError: xxx")
@@ -276,7 +276,7 @@ def test_a_turn_is_started_without_waiting_for_it(box: Toolbox) -> None:
     assert turn.result(timeout=240)[0].text == "true"
 
 
-def test_a_turn_without_a_call_to_run_is_over_at_once(session: Session) -> None:
+def test_a_turn_without_a_call_to_run_is_over_at_once(session: ToolSession) -> None:
     assert session.start([]).result(timeout=0) == []
     broken = Outcome("x", "malformed")
     assert session.start([broken]).result(timeout=0) == [broken]

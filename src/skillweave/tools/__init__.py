@@ -3,7 +3,7 @@
 from skillweave.tools.call import EXPERT, FAULTS, POLICY, TOOL, Call, Outcome
 from skillweave.tools.call_format import CallFormat, Turn
 from skillweave.tools.sandbox import Limits, Result, run
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 
 __all__ = [
     "EXPERT",
@@ -15,7 +15,7 @@ __all__ = [
     "Limits",
     "Outcome",
     "Result",
-    "Session",
+    "ToolSession",
     "Toolbox",
     "Turn",
     "run",

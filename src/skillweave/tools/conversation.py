@@ -26,7 +26,7 @@ from skillweave.files.hashes import digest
 from skillweave.progress import bar
 from skillweave.tools.call import POLICY, TOOL, Call, Outcome
 from skillweave.tools.call_format import CallFormat
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 from skillweave.tools.turn import Thoughts
 from skillweave.tools.writer import Writer
 
@@ -248,7 +248,7 @@ class _Live:
         self,
         start: Start,
         call_format: CallFormat,
-        session: Session,
+        session: ToolSession,
         settings: ConversationSettings,
         context: int | None,
     ) -> None:

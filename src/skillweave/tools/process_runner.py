@@ -101,7 +101,7 @@ class ProcessSession:
     def feed(
         self, code: str, inputs: Mapping[str, Any] | None = None, host: Host | None = None, name: str | None = None
     ) -> Result:
-        """Run ``code`` with ``inputs`` as global names, as :meth:`~skillweave.tools.sandbox.InterpreterSession.feed`."""
+        """Run ``code`` with ``inputs`` as global names; see :meth:`.InterpreterSession.feed`."""
         output, start = _Output(self._limits.output), time.perf_counter()
         try:
             code.encode()

@@ -94,11 +94,11 @@ class Toolbox:
         """The names of the tools, in the order in which they were registered."""
         return list(self._tools)
 
-    def open(self) -> Session:
+    def open(self) -> ToolSession:
         """Open a session for one episode."""
-        return Session(self, self._tools, self._threads)
+        return ToolSession(self, self._tools, self._threads)
 
-    def open_after(self, pasts: Sequence[Sequence[Sequence[Call]]]) -> list[Session]:
+    def open_after(self, pasts: Sequence[Sequence[Sequence[Call]]]) -> list[ToolSession]:
         """Open a session for each of ``pasts``, with stateful tools in their state after these turns of calls.
 
         Different pasts are replayed side by side. Equal ones are replayed once, and the other sessions are copies.
@@ -107,7 +107,7 @@ class Toolbox:
         replayed = {at: self.open() for at in first}
         list(self._threads.map(lambda at: replayed[at].replay(pasts[at]), replayed))  # list() waits, and raises
 
-        def session_of(at: int) -> Session:
+        def session_of(at: int) -> ToolSession:
             return replayed[at] if at in replayed else replayed[first[at]].copy()
 
         return list(self._threads.map(session_of, range(len(pasts))))
@@ -136,7 +136,7 @@ class Toolbox:
         self.close()
 
 
-class Session:
+class ToolSession:
     """The calls of one episode, with its own state of the stateful tools. Created by :meth:`Toolbox.open`."""
 
     def __init__(self, toolbox: Toolbox, tools: Mapping[str, _Tool], threads: ThreadPoolExecutor) -> None:
@@ -217,7 +217,7 @@ class Session:
             if call.name in self._tools and self._tools[call.name].stateful:
                 self.call(call)
 
-    def copy(self) -> Session:
+    def copy(self) -> ToolSession:
         """Another session in the same state."""
         twin = self._toolbox.open()
         for name, done in self._done.items():

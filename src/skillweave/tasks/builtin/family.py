@@ -9,7 +9,7 @@ from typing import Any
 from skillweave.base.chat import Message
 from skillweave.tasks.builtin.kind import Builtin
 from skillweave.tools.call import Call
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +23,13 @@ class Family(Builtin):
     """
 
     toolbox: Callable[[Any], Toolbox]
-    solve: Callable[[str, Any, Session], list[Message]]
+    solve: Callable[[str, Any, ToolSession], list[Message]]
 
 
 class Script:
     """Records an expert's messages. Each call is really made, and the messages hold the tool's real result."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: ToolSession) -> None:
         self._session = session
         self._messages: list[Message] = []
 

@@ -19,7 +19,7 @@ from skillweave.tasks.builtin.family import Family, Script
 from skillweave.tasks.builtin.kind import Span
 from skillweave.tasks.builtin.names import people_names, place_names, short_names, short_relations
 from skillweave.tools.builtin import Search
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 
 _RELATIONS = ("mentor", "neighbour", "rival", "doctor", "cousin", "tailor", "landlord", "guide")
 _BIRTHPLACE = "birthplace"
@@ -156,7 +156,7 @@ def toolbox(settings: HopsSettings) -> Toolbox:
     return Toolbox([Search(documents(settings), k=k).search])
 
 
-def solve(prompt: str, settings: HopsSettings, session: Session) -> list[Message]:
+def solve(prompt: str, settings: HopsSettings, session: ToolSession) -> list[Message]:
     """One search for each hop, starting from what the last search found."""
     script = Script(session)
     at, chain = _read(prompt, settings)

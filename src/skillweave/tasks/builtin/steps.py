@@ -12,7 +12,7 @@ from skillweave.base.chat import Message
 from skillweave.tasks.builtin.family import Family, Script
 from skillweave.tasks.builtin.kind import Span
 from skillweave.tools.builtin import calculator
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 
 _WORDS = {"+": "Add", "-": "Subtract", "*": "Multiply by"}
 _SIGNS = {word: sign for sign, word in _WORDS.items()}
@@ -88,7 +88,7 @@ def toolbox(settings: StepsSettings) -> Toolbox:
     return Toolbox([calculator])
 
 
-def solve(prompt: str, settings: StepsSettings, session: Session) -> list[Message]:
+def solve(prompt: str, settings: StepsSettings, session: ToolSession) -> list[Message]:
     """One call for each step, on the last result of the calculator."""
     script = Script(session)
     value, steps = _read(prompt)

@@ -13,7 +13,7 @@ from skillweave.tasks.builtin.family import Family, Script
 from skillweave.tasks.builtin.kind import Span
 from skillweave.tasks.builtin.words import WORDS
 from skillweave.tools.builtin import add_tools
-from skillweave.tools.toolbox import Session, Toolbox
+from skillweave.tools.toolbox import Toolbox, ToolSession
 
 _COLUMNS = ("price", "stock", "weight", "score", "size", "age")
 _TEAMS = ("red", "blue", "green")
@@ -107,7 +107,7 @@ def toolbox(settings: TablesSettings) -> Toolbox:
     return tools
 
 
-def solve(prompt: str, settings: TablesSettings, session: Session) -> list[Message]:
+def solve(prompt: str, settings: TablesSettings, session: ToolSession) -> list[Message]:
     """One program, then its output as the answer."""
     script = Script(session)
     return script.answer(script.call("python", code=program(prompt)))
