@@ -62,8 +62,10 @@ def test_what_was_taught_stops_plain_generation_and_the_tool_loop(name, special)
     teach(model, encode(tokenizer, [("x?", "Yes, b.")], 1000), 50)
     ((plain,),) = generate_answers(model, tokenizer, ["x?"], Sampling(20))
     box = Toolbox()
-    form = CallFormat(tokenizer, box, instruction="")
-    (episode,) = converse(model, form, box, begin(model, form, ["x?"]), ConversationSettings(max_tokens=20))
+    call_format = CallFormat(tokenizer, box, instruction="")
+    (episode,) = converse(
+        model, call_format, box, begin(model, call_format, ["x?"]), ConversationSettings(max_tokens=20)
+    )
     assert (plain.text, plain.ended) == ("Yes, b.", True)
     assert (episode.answer, episode.ended) == ("Yes, b.", "answer")
     assert tokens(tokenizer, episode.ids[-1:]) == [FAMILIES[name].end]
@@ -223,9 +225,9 @@ def test_a_result_or_a_thought_that_a_template_passes_over_is_refused():
 
 
 def test_tools_of_a_prompt_cannot_be_called_in_the_tool_loop():
-    form = CallFormat(family_tokenizer(FAMILIES["qwen2.5"]), Toolbox(), instruction="")
+    call_format = CallFormat(family_tokenizer(FAMILIES["qwen2.5"]), Toolbox(), instruction="")
     with pytest.raises(UserError, match="tools of its own"):
-        form.prompt_ids({"messages": [ASKED], "tools": TOOLS})
+        call_format.prompt_ids({"messages": [ASKED], "tools": TOOLS})
 
 
 # -- loss on all turns ------------------------------------------------------------------------------------------------

@@ -67,15 +67,15 @@ def rendered(tokenizer: Any, messages: list[dict[str, Any]], **given: Any) -> li
 
 @pytest.mark.parametrize("told", [None, ""])
 def test_a_conversation_in_pieces_is_the_conversation_at_once(tokenizer: Any, told: str | None) -> None:
-    form = CallFormat(tokenizer, BOX, instruction=told)
+    call_format = CallFormat(tokenizer, BOX, instruction=told)
     turns = [f"I will see.\n{call_text(CALL)}", call_text(CALL) * 2]
     results = [["4"], ["line one\n  line two", "ZeroDivisionError: division by zero"]]
-    system = [] if told == "" else [{"role": "system", "content": form._instruction}]
+    system = [] if told == "" else [{"role": "system", "content": call_format._instruction}]
     conversation = [*system, {"role": "user", "content": "2+2?"}]
-    ids = form.prompt_ids("2+2?")
+    ids = call_format.prompt_ids("2+2?")
     assert ids == rendered(tokenizer, conversation, add_generation_prompt=True)
     for turn, texts in zip(turns, results, strict=True):
-        ids += answer_ids(tokenizer, turn) + form.result_ids([Outcome(text) for text in texts])
+        ids += answer_ids(tokenizer, turn) + call_format.result_ids([Outcome(text) for text in texts])
         conversation.append({"role": "assistant", "content": turn})
         conversation += [{"role": "tool", "content": text} for text in texts]
         assert ids == rendered(tokenizer, conversation, add_generation_prompt=True)
@@ -87,35 +87,37 @@ def test_a_conversation_in_pieces_is_the_conversation_at_once(tokenizer: Any, to
 
 
 def test_the_tools_are_told_in_few_words(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX)
-    text = form.text(form.prompt_ids("hi"))
+    call_format = CallFormat(tokenizer, BOX)
+    text = call_format.text(call_format.prompt_ids("hi"))
     assert 'write <tool_call>{"name": ..., "arguments": {...}}</tool_call>' in text
     assert "calculator(expression: string): Work out" in text
     assert "place(city: string, unit?: 'C' or 'F', days?: array): Tell the weather. city: where; days: which" in text
     assert "named SmolLM" not in text  # the template's own system message gives way
-    assert len(form._instruction) < 450
+    assert len(call_format._instruction) < 450
 
 
 def test_a_system_message_of_the_prompts_own_is_kept(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX, instruction="CALL!")
+    call_format = CallFormat(tokenizer, BOX, instruction="CALL!")
     prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
     joined = [{"role": "system", "content": "Be brief.\n\nCALL!"}, prompt[1]]
-    assert form.prompt_ids(prompt) == rendered(tokenizer, joined, add_generation_prompt=True)
+    assert call_format.prompt_ids(prompt) == rendered(tokenizer, joined, add_generation_prompt=True)
     assert prompt[0]["content"] == "Be brief."
 
 
 def test_nothing_is_told_with_an_empty_instruction_or_without_tools(tokenizer: Any) -> None:
-    for form in (CallFormat(tokenizer, BOX, instruction=""), CallFormat(tokenizer, Toolbox())):
-        assert form.prompt_ids("hi") == prompt_ids(tokenizer, "hi")
+    for call_format in (CallFormat(tokenizer, BOX, instruction=""), CallFormat(tokenizer, Toolbox())):
+        assert call_format.prompt_ids("hi") == prompt_ids(tokenizer, "hi")
 
 
 def test_a_template_that_takes_tools_tells_them_itself() -> None:
     tokenizer = micro_tokenizer(HERMES)
-    form = CallFormat(tokenizer, BOX)
+    call_format = CallFormat(tokenizer, BOX)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}]
-    assert form.prompt_ids(messages) == rendered(tokenizer, messages, tools=BOX.schemas, add_generation_prompt=True)
-    assert '"name": "place"' in form.text(form.prompt_ids("hi"))
-    assert form.text(form.result_ids([Outcome("4"), Outcome("5")])) == (
+    assert call_format.prompt_ids(messages) == rendered(
+        tokenizer, messages, tools=BOX.schemas, add_generation_prompt=True
+    )
+    assert '"name": "place"' in call_format.text(call_format.prompt_ids("hi"))
+    assert call_format.text(call_format.result_ids([Outcome("4"), Outcome("5")])) == (
         "<user><tool_response>4</tool_response><tool_response>5</tool_response><end><assistant>"
     )
     untold = CallFormat(tokenizer, BOX, instruction="")
@@ -124,16 +126,16 @@ def test_a_template_that_takes_tools_tells_them_itself() -> None:
 
 @pytest.mark.parametrize("template", [TWO_ROLES, OTHERS_UNSAID])
 def test_a_template_without_the_role_tool_gets_results_from_the_user(template: str) -> None:
-    form = CallFormat(micro_tokenizer(template), BOX)
-    assert form.text(form.result_ids([Outcome("4"), Outcome("5")])) == (
+    call_format = CallFormat(micro_tokenizer(template), BOX)
+    assert call_format.text(call_format.result_ids([Outcome("4"), Outcome("5")])) == (
         "<user><tool_response>4</tool_response>\n<tool_response>5</tool_response><end><assistant>"
     )
 
 
 def test_a_template_whose_turns_end_without_the_end_token() -> None:
     lines = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    form = CallFormat(micro_tokenizer(lines + "{% if add_generation_prompt %}assistant:{% endif %}"), BOX)
-    assert form.text(form.result_ids([Outcome("4")])) == "\ntool: 4\nassistant:"
+    call_format = CallFormat(micro_tokenizer(lines + "{% if add_generation_prompt %}assistant:{% endif %}"), BOX)
+    assert call_format.text(call_format.result_ids([Outcome("4")])) == "\ntool: 4\nassistant:"
 
 
 @pytest.fixture
@@ -147,9 +149,9 @@ def gemma() -> Any:
 
 
 def test_a_turn_ends_with_the_end_token_of_the_template(gemma: Any) -> None:
-    form = CallFormat(gemma, BOX, instruction="")
-    assert form.text(form.result_ids([Outcome("4")])) == "\n<tool>4<eot>\n<assistant>"
-    prompt, ids, writers = form.trace([USER, asked(arguments=CALL.arguments), TOLD, ANSWER])
+    call_format = CallFormat(gemma, BOX, instruction="")
+    assert call_format.text(call_format.result_ids([Outcome("4")])) == "\n<tool>4<eot>\n<assistant>"
+    prompt, ids, writers = call_format.trace([USER, asked(arguments=CALL.arguments), TOLD, ANSWER])
     lived = [USER, {"role": "assistant", "content": call_text(CALL)}, TOLD, ANSWER]
     whole = rendered(gemma, lived)
     assert prompt + ids == whole[:-1]  # but for the line's end, which nobody waits for
@@ -184,23 +186,23 @@ def test_a_tokenizer_without_a_template_is_refused() -> None:
 
 
 def test_a_result_is_cut_and_says_so(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX, max_tool_tokens=20)
-    around = len(form.result_ids([Outcome("")]))
+    call_format = CallFormat(tokenizer, BOX, max_tool_tokens=20)
+    around = len(call_format.result_ids([Outcome("")]))
     for text in ("word " * 1000, "ab" * 30, "1234567890" * 9, "é漢🙂" * 40, "x" * 100_000):
-        ids = form.result_ids([Outcome(text)])
+        ids = call_format.result_ids([Outcome(text)])
         assert around + 15 <= len(ids) <= around + 20
-        assert "..." in form.text(ids)
-        both = form.result_ids([Outcome(text), Outcome("4")])
+        assert "..." in call_format.text(ids)
+        both = call_format.result_ids([Outcome(text), Outcome("4")])
         assert len(both) > len(ids)
-    short = form.text(form.result_ids([Outcome("four")]))
+    short = call_format.text(call_format.result_ids([Outcome("four")]))
     assert "four" in short
     assert "..." not in short
 
 
 def test_a_result_of_just_the_limit_is_whole() -> None:
-    form = CallFormat(micro_tokenizer(), BOX, max_tool_tokens=10)
-    assert form.text(form.result_ids([Outcome("0123456789")])) == "<tool>0123456789<end><assistant>"
-    assert form.text(form.result_ids([Outcome("0123456789a")])) == "<tool>0123456...<end><assistant>"
+    call_format = CallFormat(micro_tokenizer(), BOX, max_tool_tokens=10)
+    assert call_format.text(call_format.result_ids([Outcome("0123456789")])) == "<tool>0123456789<end><assistant>"
+    assert call_format.text(call_format.result_ids([Outcome("0123456789a")])) == "<tool>0123456...<end><assistant>"
 
 
 def test_a_limit_that_leaves_nothing_is_refused() -> None:
@@ -209,10 +211,10 @@ def test_a_limit_that_leaves_nothing_is_refused() -> None:
 
 
 def test_a_tool_cannot_end_a_turn_or_speak_as_another(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX)
-    plain = form.result_ids([Outcome("x")])
+    call_format = CallFormat(tokenizer, BOX)
+    plain = call_format.result_ids([Outcome("x")])
     control = {token.content: index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = form.result_ids([Outcome("".join(control) + "<en<end>d>" + tokenizer.eos_token * 3)])
+    ids = call_format.result_ids([Outcome("".join(control) + "<en<end>d>" + tokenizer.eos_token * 3)])
     for index in control.values():
         assert ids.count(index) == plain.count(index)
 
@@ -225,25 +227,25 @@ def test_text_that_is_no_valid_unicode_does_not_break_the_tokenizer(tokenizer: A
 
 
 def test_a_call_is_read_back_as_it_was_written() -> None:
-    form = CallFormat(micro_tokenizer(), BOX)
+    call_format = CallFormat(micro_tokenizer(), BOX)
     calls = [CALL, Call("place", {"city": 'Örebro </tool_call> "x"\n', "days": [1]}), Call("now", {})]
-    turn = form.read("first " + " and ".join(map(call_text, calls)))
+    turn = call_format.read("first " + " and ".join(map(call_text, calls)))
     assert list(turn.calls) == calls
     assert turn.answer is None
     assert call_text(CALL) == '<tool_call>{"name": "calculator", "arguments": {"expression": "2+2"}}</tool_call>'
 
 
 def test_tokens_are_read_as_text(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX)
+    call_format = CallFormat(tokenizer, BOX)
     ids = answer_ids(tokenizer, call_text(CALL))[:-1]
-    assert form.read(form.text(ids)).calls == (CALL,)
+    assert call_format.read(call_format.text(ids)).calls == (CALL,)
 
 
 def test_marks_that_are_special_tokens_are_not_lost() -> None:
     tokenizer = micro_tokenizer()
     tokenizer.add_special_tokens({"extra_special_tokens": ["<tool_call>", "</tool_call>"]})
-    form = CallFormat(tokenizer, BOX)
-    assert form.read(form.text(answer_ids(tokenizer, call_text(CALL))[:-1])).calls == (CALL,)
+    call_format = CallFormat(tokenizer, BOX)
+    assert call_format.read(call_format.text(answer_ids(tokenizer, call_text(CALL))[:-1])).calls == (CALL,)
 
 
 def test_a_turn_without_a_call_is_the_answer() -> None:
@@ -289,9 +291,9 @@ def test_a_call_that_cannot_be_read_is_malformed(text: str, said: str) -> None:
 
 
 def test_good_calls_beside_malformed_ones_are_kept_in_their_places() -> None:
-    form = CallFormat(micro_tokenizer(), BOX)
+    call_format = CallFormat(micro_tokenizer(), BOX)
     good = call_text(CALL)
-    calls = form.read(f"<tool_call>no</tool_call>{good}<tool_call>open {good}<tool_call>").calls
+    calls = call_format.read(f"<tool_call>no</tool_call>{good}<tool_call>open {good}<tool_call>").calls
     assert [call if isinstance(call, Call) else call.fault for call in calls] == [
         "malformed", CALL, "malformed", CALL, "malformed",
     ]  # fmt: skip
@@ -322,11 +324,11 @@ ANSWER = {"role": "assistant", "content": "It is 4."}
 
 @pytest.mark.parametrize("arguments", ['{"expression": "2+2"}', {"expression": "2+2"}])
 def test_a_trace_is_what_the_model_would_have_lived(tokenizer: Any, arguments: Any) -> None:
-    form = CallFormat(tokenizer, BOX)
-    prompt, ids, writers = form.trace([USER, asked(arguments=arguments, content="I see. "), TOLD, ANSWER])
+    call_format = CallFormat(tokenizer, BOX)
+    prompt, ids, writers = call_format.trace([USER, asked(arguments=arguments, content="I see. "), TOLD, ANSWER])
     turns = [answer_ids(tokenizer, "I see. " + call_text(CALL)), answer_ids(tokenizer, "It is 4.")]
-    heard = form.result_ids([Outcome("4")])
-    assert prompt == form.prompt_ids([USER])
+    heard = call_format.result_ids([Outcome("4")])
+    assert prompt == call_format.prompt_ids([USER])
     assert ids == [*turns[0], *heard, *turns[1]]
     assert writers == [EXPERT] * len(turns[0]) + [TOOL] * len(heard) + [EXPERT] * len(turns[1])
 
@@ -339,32 +341,34 @@ def test_a_trace_with_no_call_is_an_answer(tokenizer: Any) -> None:
 
 
 def test_several_calls_of_a_turn_and_results_in_another_order() -> None:
-    form = CallFormat(micro_tokenizer(), BOX)
+    call_format = CallFormat(micro_tokenizer(), BOX)
     one, two = asked(id="a", arguments='{"expression": "1"}'), asked(id="b", arguments='{"expression": "2"}')
     turn = {**one, "tool_calls": one["tool_calls"] + two["tool_calls"]}
     results = [{"role": "tool", "tool_call_id": name, "content": name.upper()} for name in "ba"]
-    text = form.text(form.trace([USER, turn, *results, ANSWER])[1])
+    text = call_format.text(call_format.trace([USER, turn, *results, ANSWER])[1])
     calls = [call_text(Call("calculator", {"expression": n})) for n in "12"]
     assert text == "".join([*calls, "<end><tool>A<end><tool>B<end><assistant>It is 4.<end>"])
 
 
 def test_keys_that_the_prompt_does_not_need_are_passed_over(tokenizer: Any) -> None:
-    form = CallFormat(tokenizer, BOX)
-    assert form.trace([{**USER, "name": "Ann"}, {**ANSWER, "refusal": None}]) == form.trace([USER, ANSWER])
+    call_format = CallFormat(tokenizer, BOX)
+    assert call_format.trace([{**USER, "name": "Ann"}, {**ANSWER, "refusal": None}]) == call_format.trace(
+        [USER, ANSWER]
+    )
 
 
 def test_calls_may_stand_in_the_text() -> None:
-    form = CallFormat(micro_tokenizer(), BOX)
+    call_format = CallFormat(micro_tokenizer(), BOX)
     written = {"role": "assistant", "content": call_text(CALL)}
-    assert form.trace([USER, written, TOLD, ANSWER]) == form.trace(
+    assert call_format.trace([USER, written, TOLD, ANSWER]) == call_format.trace(
         [USER, asked(arguments=CALL.arguments), TOLD, ANSWER]
     )
 
 
 def test_a_long_result_is_cut_in_a_trace_as_it_is_in_life() -> None:
-    form = CallFormat(micro_tokenizer(), BOX, max_tool_tokens=10)
-    _, ids, writers = form.trace([USER, asked(), {"role": "tool", "content": "y" * 99}, ANSWER])
-    assert "<tool>yyyyyyy...<end>" in form.text(ids)
+    call_format = CallFormat(micro_tokenizer(), BOX, max_tool_tokens=10)
+    _, ids, writers = call_format.trace([USER, asked(), {"role": "tool", "content": "y" * 99}, ANSWER])
+    assert "<tool>yyyyyyy...<end>" in call_format.text(ids)
     assert writers.count(TOOL) == 10 + 3
 
 

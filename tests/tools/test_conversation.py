@@ -205,8 +205,8 @@ def test_a_long_result_is_cut_where_the_form_says():
 
     with Toolbox([shout]) as toolbox:
         writer = Scripted(sum=[call_text(Call("shout", {})), "ok"])
-        form = form_of(toolbox, max_tool_tokens=10)
-        (episode,) = play(writer, form, toolbox, [start(toolbox)], LONG, None)
+        call_format = form_of(toolbox, max_tool_tokens=10)
+        (episode,) = play(writer, call_format, toolbox, [start(toolbox)], LONG, None)
     assert pieces(episode)[1] == (TOOL, "<tool>aaaaaaa...<end><assistant>")
 
 
@@ -425,15 +425,15 @@ def test_what_remembers_nothing_is_not_called_again():
 
 
 def test_a_model_says_the_same_in_any_company(toolbox):
-    model, form = micro_model(), form_of(toolbox)
+    model, call_format = micro_model(), form_of(toolbox)
     begun = json.dumps({"name": "add", "arguments": {"a": 1, "b": 2}})[:-1]
     ids, writers = prefix(toolbox, begun=f"<tool_call>{begun}")
-    starts = [Start(form.prompt_ids(prompt), seed) for seed, prompt in enumerate(("a", "what is it", "sum"))]
-    starts += [Start(form.prompt_ids("sum"), seed, ids, writers) for seed in range(3)]
+    starts = [Start(call_format.prompt_ids(prompt), seed) for seed, prompt in enumerate(("a", "what is it", "sum"))]
+    starts += [Start(call_format.prompt_ids("sum"), seed, ids, writers) for seed in range(3)]
     limits = ConversationSettings(max_tokens=80)
 
     def played(which: Sequence[Start], batch_size: int) -> list[Episode]:
-        return play(Writer(model, TOKENIZER, batch_size=batch_size), form, toolbox, which, limits, 256)
+        return play(Writer(model, TOKENIZER, batch_size=batch_size), call_format, toolbox, which, limits, 256)
 
     together = played(starts, 64)
     assert together == [episode for one in starts for episode in played([one], 64)]

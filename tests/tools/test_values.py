@@ -20,7 +20,7 @@ from skillweave.tools import Limits, process_runner, run
 from skillweave.tools.builtin import Python
 from skillweave.tools.builtin import python as python_tool
 from skillweave.tools.process_child import Opaque, TooLarge, decode, encode
-from skillweave.tools.values import Held, read_value
+from skillweave.tools.values import ByteBudget, read_value
 
 ROOMY = Limits(seconds=120)
 MOST = 150
@@ -183,7 +183,7 @@ def test_the_variables_of_an_episode_are_bounded(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_variables_of_all_episodes_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(python_tool, "STATES", Held(300_000))
+    monkeypatch.setattr(python_tool, "STATES", ByteBudget(300_000))
     first, second = Python(ROOMY), Python(ROOMY)
     first.python("x = 'a' * 200_000")
     with pytest.raises(MemoryError, match="all conversations take more than 300,000 bytes"):

@@ -178,11 +178,13 @@ def test_penalty_and_top_k_are_those_of_transformers():
 
 def test_the_tool_loop_takes_a_models_defaults_where_asked(model, capsys):
     model, tokenizer, box = micro_model(), micro_tokenizer(), Toolbox()
-    form = CallFormat(tokenizer, box, instruction="")
+    call_format = CallFormat(tokenizer, box, instruction="")
 
     def held(**how) -> list[list[int]]:
-        starts = begin(model, form, ["hello", "x", "12"])
-        return [one.ids for one in converse(model, form, box, starts, ConversationSettings(max_tokens=12), **how)]
+        starts = begin(model, call_format, ["hello", "x", "12"])
+        return [
+            one.ids for one in converse(model, call_format, box, starts, ConversationSettings(max_tokens=12), **how)
+        ]
 
     greedy = held()
     model.generation_config.repetition_penalty, model.generation_config.min_p = 3.0, 0.5

@@ -209,7 +209,7 @@ _READ: dict[str, Callable[[list[Any]], Any]] = {
 }
 
 
-class Held:
+class ByteBudget:
     """A count of bytes in use, shared by threads, that never exceeds ``most``."""
 
     def __init__(self, most: int) -> None:

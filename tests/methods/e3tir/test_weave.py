@@ -103,10 +103,10 @@ def test_every_prompt_is_answered_as_its_pack_alone_would(weave, hops):
     assert [reply.pack for reply in mixed] == packs
     for prompt, pack, reply in zip(prompts, packs, mixed, strict=True):
         assert weave.generate([prompt], pack, tools=OpenTools(hops.toolbox, USE)) == [reply]
-    form = USE.call_format(weave.base.tokenizer, hops.toolbox)
-    plain = converse(weave.base.model, form, hops.toolbox, begin(weave.base.model, form, prompts), USE)
+    call_format = USE.call_format(weave.base.tokenizer, hops.toolbox)
+    plain = converse(weave.base.model, call_format, hops.toolbox, begin(weave.base.model, call_format, prompts), USE)
     for at in (1, 4):
-        assert form.text(plain[at].ids) == mixed[at].record["conversation"]
+        assert call_format.text(plain[at].ids) == mixed[at].record["conversation"]
     assert len({reply.conversation.last for reply in mixed}) > 1
 
 

@@ -17,7 +17,7 @@ than the sandbox's default: there are as many workers as cores, so cells of seve
 the toolbox's clock runs."""
 STATE = 4 * 2**20
 """Most bytes that the variables of one episode may take between two cells."""
-STATES = values.Held(2**30)
+STATES = values.ByteBudget(2**30)
 """The same for all episodes of this process together."""
 _UNREAD = "(this version of Python does not know the syntax of the code: print the value of its last line to see it)"
 
