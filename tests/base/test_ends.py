@@ -261,7 +261,7 @@ def test_a_turn_that_the_template_rewrites_later_is_refused():
     chat = [CHAT[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\nb"}, CHAT[2]]
     assert encode(tokenizer, [(chat, "d")], 1000)
     with pytest.raises(
-        UserError, match=r"message 2, the assistant's, otherwise once more messages follow.*turns: last"
+        UserError, match=r"message 2, the assistant's, differently when more messages follow.*turns: last"
     ):
         encode(tokenizer, [(chat, "d")], 1000, "all")
 
