@@ -264,10 +264,10 @@ class Weave:
     def answer(self, requests: Sequence[Request], *, streamer: Any = None, label: str | None = None) -> list[Reply]:
         """Answer every request, and return the replies in the order of the requests.
 
-        Requests without tools and with equal sampling share batches, whatever their packs. Only a pack that cannot do so
-        (:meth:`PackedModel.why_alone`) answers in batches of its own, which is said once. Conversations with tools are
-        played side by side, one pack after the other. A pack answers with the tokenizer, chat template, end tokens and
-        sampling defaults that it brings. The router reads a prompt without the description of the tools.
+        Requests without tools and with equal sampling share batches, whatever their packs. Only a pack that cannot do
+        so (:meth:`PackedModel.why_alone`) answers in batches of its own, which is said once. Conversations with tools
+        are played side by side, one pack after the other. A pack answers with the tokenizer, chat template, end tokens
+        and sampling defaults that it brings. The router reads a prompt without the description of the tools.
 
         - ``streamer``: a transformers streamer, for a single request without tools
         - ``label``: the label of a progress bar; None: no bar
