@@ -105,7 +105,7 @@ MISTAKES = [
         [ASK, call(id="a"), {**RESULT, "tool_call_id": "b"}, ANSWER],
         "message 2: its calls are ['a'], the results answer ['b']",
     ),
-    ([ASK, call("2+3"), RESULT, ANSWER], "message 2: the arguments of 'calculator' are no JSON"),
+    ([ASK, call("2+3"), RESULT, ANSWER], "message 2: the arguments of 'calculator' are not JSON"),
     ([ASK, call("[2]"), RESULT, ANSWER], "message 2: the arguments of 'calculator' must be an object"),
     ([{"role": "human", "content": "Hi"}, ANSWER], "message 1: the role is 'human'"),
     ([{"role": "user", "content": 3}, ANSWER], "message 1: the user's 'content' must be a text"),
