@@ -309,7 +309,7 @@ def test_a_full_disk_keeps_the_old_pack(bench: Bench, small_disk: Path) -> None:
 def test_a_mistyped_command_line(arguments: list[str], message: str) -> None:
     ran = run(*arguments)
     assert (ran.code, ran.out) == (2, "")
-    assert message in ran.err
+    assert message in ran.err.replace("'TARGET'", "'target'")  # older releases of typer write arguments in capitals
     assert "Traceback" not in ran.err
 
 
