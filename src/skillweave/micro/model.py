@@ -23,7 +23,7 @@ class MicroShape(Config):
 
 
 def micro_model(shape: MicroShape, seed: int, words: int = 0) -> LlamaForCausalLM:
-    """A random model (float32, eval mode) for the tokenizer of :func:`micro_tokenizer` with so many ``words``."""
+    """A random model (float32, eval mode) for the micro tokenizer with so many ``words``."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(VOCABULARY) + words,

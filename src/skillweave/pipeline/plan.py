@@ -85,7 +85,7 @@ def _state(
 
 
 def dtype_in_memory(folder: Path, config: WeaveConfig) -> torch.dtype:
-    """The dtype that the weights of the base in ``folder`` have once :func:`open_base` has loaded it."""
+    """The dtype that the weights of the base in ``folder`` have once ``open_base`` has loaded it."""
     wanted = as_dtype(config.dtype)
     if wanted is not None:
         return wanted

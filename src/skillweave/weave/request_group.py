@@ -63,7 +63,7 @@ class RequestGroup:
         self._starts = begin(model, self._call_format, prompts, seeds=seeds, numbers=self.numbers, rows=voice.rows)
 
     def answer(self, streamer: Any, label: str | None) -> list[Reply]:
-        """The replies in the order in which the requests were added; arguments as in :meth:`Weave.answer`.
+        """The replies in the order in which the requests were added; arguments as in ``Weave.answer``.
 
         Raises :class:`UserError` for a pack whose weights give NaN.
         """

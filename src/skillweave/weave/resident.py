@@ -63,7 +63,7 @@ class Exchange:
 
 @dataclass
 class Resident:
-    """One pack prepared for the model's device, before or after :meth:`PackedModel.add`."""
+    """One pack prepared for the model's device, before or after :meth:`~skillweave.weave.PackedModel.add`."""
 
     name: str
     groups: dict[str, dict[str, Factors]] = field(default_factory=dict)

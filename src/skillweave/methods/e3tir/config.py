@@ -251,7 +251,7 @@ class E3tirConfig(ModelSettings):
 
     @model_validator(mode="after")
     def _tools_fit(self) -> Self:
-        """The check of :func:`load_agent`, made before a build begins."""
+        """The check of :func:`~skillweave.tasks.with_tools.load_agent`, made before a build begins."""
         misfit = tools_misfit(self.task, self.tools or ToolSettings())
         if misfit is not None:
             raise ValueError(misfit)

@@ -179,7 +179,10 @@ class ModelSettings(Config):
 
     @property
     def autocast(self) -> bool:
-        """``bf16`` after :meth:`Run.begin` has decided what ``auto`` means; raises ``ValueError`` before that."""
+        """``bf16`` as a bool. Raises ``ValueError`` while it is still ``auto``.
+
+        :meth:`~skillweave.methods.training.run.Run.begin` decides what ``auto`` means.
+        """
         if self.bf16 == "auto":
             raise ValueError("bf16 is still 'auto': Run.begin decides it by the device")
         return self.bf16

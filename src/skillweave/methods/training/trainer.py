@@ -132,7 +132,8 @@ def trainer_arguments(
 ) -> dict[str, Any]:
     """Keyword arguments for TrainingArguments of transformers and the configs of TRL.
 
-    The trainer reads its rows one after the other, so they must be in the order of :func:`batch_order`.
+    The trainer reads its rows one after the other, so they must be in the order of
+    :func:`~skillweave.methods.training.order.batch_order`.
     """
     share = processes.share(settings.batch_size)
     size = micro_batch(share, settings.micro_batch_size)

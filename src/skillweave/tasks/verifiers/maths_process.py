@@ -25,7 +25,10 @@ _WAIT = 30.0
 
 
 class MathsProcess:
-    """A process of :mod:`maths_worker`. It is started at the first question, and again after an answer has ended it."""
+    """A process of :mod:`~skillweave.tasks.verifiers.maths_worker`.
+
+    It is started at the first question, and again after an answer has ended it.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None

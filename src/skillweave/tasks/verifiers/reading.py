@@ -1,6 +1,6 @@
 """Read numbers as people and models write them, each as one exact fraction: ``2 1/2``, ``1.5 x 10^3``, ``-$1,234.50``.
 
-:mod:`items` decides which of them belong together.
+:mod:`~skillweave.tasks.verifiers.items` decides which of them belong together.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ def answer_batch(rows: Sequence[FactRow], pad: int, device: torch.device | str =
 def read_rows(model: Any, rows: Sequence[FactRow], pad: int, *, batch_size: int, bf16: bool) -> Reading:
     """Return the figures of all rows, of which there must be at least one.
 
-    ``model`` must have a scoring head (:func:`install_scoring_head`). ``bf16``: whether to compute under autocast.
+    ``model`` must have a scoring head (:func:`~skillweave.methods.training.head.install_scoring_head`).
+    ``bf16``: whether to compute under autocast.
     """
     figures: dict[int, tuple[float, int, float, float, float]] = {}
     was_training = model.training
