@@ -61,7 +61,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--measure", choices=WAYS, help="be one measured process (the benchmark calls itself so)")
     options = parser.parse_args(argv)
     if not Path("/proc/self/status").exists():
-        raise UserError("resident memory is read from /proc/self/status, which this system has not: run it on Linux")
+        raise UserError(
+            "resident memory is read from /proc/self/status, which this system does not have: run it on Linux"
+        )
     if options.measure:
         print(json.dumps(measured(options.measure, find(options.weave))))
         return

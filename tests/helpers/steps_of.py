@@ -102,9 +102,7 @@ def watched(folder, config: E3tirConfig, groups: Sequence[Group]) -> Watch:
     return seen
 
 
-def plan(
-    *, updates: int = 1, micro: int | None = None, temperature: float = 1.0, stage=None, **changes
-) -> E3tirConfig:  # fmt: skip
+def plan(*, updates: int = 1, micro: int | None = None, temperature: float = 1.0, stage=None, **changes) -> E3tirConfig:
     stage = {**TIMES, "updates": updates, "micro_batch_size": micro, **(stage or {})}
     return settings(warm_up=stage, rollout={"temperature": temperature}, **changes)
 

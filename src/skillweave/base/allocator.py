@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
     """Tell glibc never to map large blocks one by one and never to return freed memory; return whether it accepted.
 
     A training step on a CPU allocates and frees the same large blocks (above all the logits) again and again. By
-    default glibc maps each of them anew, and the kernel fills every page with zeros when it is first used. These
+    default glibc maps each of them again, and the kernel fills every page with zeros when it is first used. These
     settings are those of ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TRIM_THRESHOLD_`` and ``MALLOC_TOP_PAD_``, made inside
     the process [ours]. The process then keeps its peak memory until it ends. Does nothing if the C library is not
     glibc.

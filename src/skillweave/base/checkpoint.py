@@ -107,7 +107,7 @@ class Checkpoint:
         return self._reader.read(self._at(name))
 
     def file_name(self, name: str) -> str:
-        """The name for a tensor in files that are written anew, which transformers and other tools know.
+        """The name for a tensor in files that are newly written, which transformers and other tools know.
 
         It is the name in this folder's files. A tensor that others are tied to keeps its own name, even if the files
         hold it under the name of a tied one.

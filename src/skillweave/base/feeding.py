@@ -40,7 +40,7 @@ class Fed:
 
     Attributes:
         rows: The first axis of its input is the batch's rows ("rows"), rows * tokens ("flat"), or unknown ("any").
-        law: It computes x W^T + b ("linear"), x W + b ("transposed"), scale W[ids] ("lookup"), or another thing (None).
+        law: It computes x W^T + b ("linear"), x W + b ("transposed"), scale W[ids] ("lookup"), or another one (None).
         scale: The factor of a "lookup".
     """
 

@@ -37,7 +37,7 @@ class Base:
     Attributes:
         model: A causal LM in eval mode.
         tokenizer: Its tokenizer, which has a pad token.
-        fingerprint: That of the files at ``path``, whatever dtype they were loaded in; ``in_memory``: see there.
+        fingerprint: That of the files at ``path``, whatever dtype they were loaded in; see also ``in_memory``.
         ref: The name that the base was opened by, for messages and cards.
         path: The folder of its files.
         in_memory: Whether a delta was applied. The fingerprint is then that of the tuned model, and only the config

@@ -142,7 +142,7 @@ def write_stream(
 ) -> str:
     """Write one safetensors file, calling ``read(name)`` for each tensor once; return the file's SHA-256 in hex.
 
-    ``read`` must give the shape and dtype that ``specs`` announces, else :class:`ValueError`. ``metadata`` is written
+    Raises ``ValueError`` if ``read`` gives another shape or dtype than ``specs`` announces. ``metadata`` is written
     into the header, beside ``"format": "pt"``. The write is not atomic: call it inside ``atomic_folder``.
     """
     header = _header(specs, metadata)

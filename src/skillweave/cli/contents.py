@@ -138,5 +138,5 @@ def _backbone_facts(card: WeaveCard, folder: Path) -> list[tuple[str, str]]:
     method = one_line(delta.provenance.get("method", "a delta"), 40)
     return [
         ("backbone", f"the base after {method} ({card.backbone.fingerprint[:23]}...)"),
-        ("", f"{len(delta.names())} tensors changed, {human_bytes(delta.nbytes)} on disk; every pack stands on it"),
+        ("", f"{len(delta.names())} tensors changed, {human_bytes(delta.nbytes)} on disk; every pack belongs on it"),
     ]

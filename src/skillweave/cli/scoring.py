@@ -68,9 +68,18 @@ class Rated:
 
 
 def rate(
-    engine: LocalEngine, pack: str | None, given: str, task: Task, tools: OpenTools | None, examples: Examples,
-    sampling: Sampling, *, split: str, limit: int | None, samples: int,
-) -> Rated:  # fmt: skip
+    engine: LocalEngine,
+    pack: str | None,
+    given: str,
+    task: Task,
+    tools: OpenTools | None,
+    examples: Examples,
+    sampling: Sampling,
+    *,
+    split: str,
+    limit: int | None,
+    samples: int,
+) -> Rated:
     """Answer a task's prompts and score the answers; ``given`` is the task as the user wrote it."""
     replies: list[Reply] = []
 

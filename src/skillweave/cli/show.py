@@ -60,7 +60,7 @@ def show_plan(steps: Sequence[PlannedStep]) -> None:
         totals.append(f"{len(group)} {state}{took}")
     out.print(f"{len(steps)} steps: {', '.join(totals)}.", soft_wrap=True)
     if any(step.state == "perhaps again" for step in steps):
-        out.print("Perhaps again: only if the steps named beside it make something else than last time.")
+        out.print("Perhaps again: only if the steps named beside it give another result than last time.")
 
 
 def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:

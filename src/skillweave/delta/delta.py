@@ -213,7 +213,7 @@ class Delta:
             wanted, other = shortened(self.base_fingerprint, fingerprint)
             raise UserError(
                 f"{self._source.owner} belongs on {self.base_ref} ({wanted}), not on {ref} ({other}). "
-                "Open the base it names, or take the delta anew on this one."
+                "Open the base it names, or make the delta again on this one."
             )
 
     def on(self, base: Checkpoint, dtype: torch.dtype | None = None) -> TunedCheckpoint:

@@ -106,7 +106,7 @@ class Adapter(TensorSource):
     def save(self, folder: Path) -> tuple[dict[str, str], dict[str, TensorEntry]]:
         """Copy the two files into ``folder``; see :meth:`TensorSource.save`.
 
-        The weights are written anew where a tensor of the file is ignored (an embedding equal to the base's) or has
+        The weights are written again where a tensor of the file is ignored (an embedding equal to the base's) or has
         another name than PEFT gives it on this base.
         """
         shutil.copyfile(self.folder / CONFIG_FILE, folder / CONFIG_FILE)

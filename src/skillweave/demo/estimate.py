@@ -57,7 +57,7 @@ class Estimate:
         return sum(self.reference[name] for name in left) * self._speed()
 
     def _speed(self) -> float:
-        """Seconds here for one second of the reference: ``scale``, until finished steps say more."""
+        """Seconds here for one second of the reference: at first ``scale``, then as finished steps measure."""
         here = sum(seconds for step, seconds in self.finished.items() if step in self.reference)
         there = sum(self.reference[step] for step in self.finished if step in self.reference)
         share = there / sum(self.reference.values())

@@ -157,7 +157,7 @@ class BuildModels:
 
     @cached_property
     def backbone(self) -> Base:
-        """The model that every skill stands on: the base, or what ``unlearn`` left of it, opened from its folder."""
+        """The model that every skill is built on: the base, or what ``unlearn`` left of it, opened from its folder."""
         config = self._config
         if config.unlearn is None:
             return self.base

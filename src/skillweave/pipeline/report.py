@@ -186,7 +186,7 @@ def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
     ]
     return (
         f"Unlearnt by {unlearnt['method']} before anything else: what {', '.join(unlearnt['forget'])} holds was taken "
-        f'out. Every skill stands on what is left ({unlearnt["fingerprint"][:23]}...), which "base" means below'
+        f'out. Every skill is built on what is left ({unlearnt["fingerprint"][:23]}...), which "base" means below'
         + "".join(f"; {figure}" for figure in figures)
         + "."
     )

@@ -22,7 +22,7 @@ MARKER = "step.json"
 """The file in a step's folder that holds the inputs, their key, whether the step is done, and its seconds."""
 
 BASE, BACKBONE = "base", "backbone"
-"""Names of two inputs: the base that weave.yaml names, and the model that every skill stands on. They are one model
+"""Names of two inputs: the base that weave.yaml names, and the model that every skill is built on. They are one model
 where nothing is unlearnt."""
 
 _LABELS = {BACKBONE: "base"}

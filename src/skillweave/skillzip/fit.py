@@ -13,7 +13,7 @@ from skillweave.skillzip.draft import Draft
 from skillweave.skillzip.lowrank import Decomposed
 
 _ROUNDS = 4
-"""How often the search goes on, from the first pack that fits, to leave fewer bytes unused."""
+"""How many more packs the search tries after the first one that fits, to leave fewer bytes unused."""
 _RANK_DIGITS = 5
 """Bytes of one more number in the ``ranks`` of a stack's entry."""
 

@@ -173,7 +173,7 @@ def _also(form: str) -> tuple[str, ...]:
 def _read(row: Mapping[str, Any], form: str, where: str) -> tuple[Any, Any, Any]:
     """Prompt, answer and rejected answer of a row with this form."""
     if form in ("messages", "conversations"):
-        return (*_last(_conversation(row, form, where), where, form), None)
+        return (*_last(_conversation(row, form, where), where), None)
     if form == "instruction":
         return _alpaca(row, where), row["output"], None
     if form == "chosen/rejected":
@@ -223,7 +223,7 @@ def _from_sharegpt(turn: Any, where: str) -> Any:
     return {**message, "content": None, "tool_calls": calls if isinstance(calls, list) else [calls]}
 
 
-def _last(messages: list[dict[str, Any]], where: str, key: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _last(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The messages before the last one, and the last one, which must be the assistant's."""
     if messages[-1]["role"] != "assistant":
         raise UserError(f"{where}: the last message must be the assistant's, it is the answer")
@@ -261,7 +261,7 @@ def _preference(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:
             continue
         if not any(isinstance(part, Mapping) for part in row[key]):
             raise UserError(f"{where}: '{key}' must be one answer (a text, or a conversation), found {row[key]!r:.60}")
-        before, answer = _last(read_messages(row[key], where, key), where, key)
+        before, answer = _last(read_messages(row[key], where, key), where)
         sides.append(answer)
         beginnings.append(before)
     if prompt is None:

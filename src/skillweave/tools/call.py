@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 POLICY, EXPERT, TOOL = 1, 2, 0
-"""The writer of a token. Tokens of a tool are never in a loss, hence 0."""
+"""The writer of a token. Tokens of a tool are never in a loss, so theirs is 0."""
 
 FAULTS = ("malformed", "unknown tool", "wrong arguments", "exception", "timeout")
 """What can be wrong with a call, in the order in which it is checked."""

@@ -120,7 +120,7 @@ class TpawConfig(ModelSettings, SamplingSettings):
         if self.loss != "team" and self.players > 1:
             raise ValueError(f"loss {self.loss} has one player: remove team, or set loss to team")
         if self.loss == "dpo" and self.remembered > 1:
-            raise ValueError("dpo makes its pairs anew each round: remove generations")
+            raise ValueError("dpo makes new pairs in each round: remove generations")
         if self.loss == "tspin" and self.prompts_per_round is not None:
             raise ValueError("tspin compares every answer with that of the first round: remove prompts_per_round")
         return self

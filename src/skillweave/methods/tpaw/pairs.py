@@ -43,7 +43,7 @@ def pairs_of_samples(tokenizer: Any, samples: Sequence[Answered], length_ratio: 
 def pairs_by_verifier(samples: Sequence[Answered], seed: int) -> list[SelfPlayPair]:
     """Pairs of a right and a wrong answer, as the verifier scored them.
 
-    The right one is the player's own, or the gold answer if the player has none; it stands as the target.
+    The right one is the player's own, or the gold answer if the player has none; it is the target.
     """
     most = max((len(row.answers) for row in samples), default=1)
     pairs, _ = make_pairs(samples, max_pairs_per_prompt=most, gold_as_chosen=True, seed=seed)
