@@ -50,7 +50,8 @@ def show_plan(steps: Sequence[PlannedStep]) -> None:
     table.add_column("because of", overflow="fold")
     for step in steps:
         took = "-" if step.seconds is None else human_seconds(step.seconds)
-        table.add_row(*map(Text, (step.name, step.state, took, ", ".join(step.because))))
+        more = f" and {len(step.because) - 1} more" if len(step.because) > 1 else ""
+        table.add_row(*map(Text, (step.name, step.state, took, "".join(step.because[:1]) + more)))
     out.print(table)
     totals = []
     for state in dict.fromkeys(step.state for step in steps):
