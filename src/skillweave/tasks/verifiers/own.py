@@ -21,10 +21,8 @@ _function = lru_cache(maxsize=64)(import_function)
 class OwnOptions(Config):
     """The options of a verifier of the user."""
 
-    named: str
-    """The function: ``module:function`` or ``file.py:function``."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """The function's third argument."""
+    named: str = Field(description="The function: ``module:function`` or ``file.py:function``.")
+    settings: dict[str, Any] = Field(default_factory=dict, description="The function's third argument.")
 
 
 def own_options(named: str, settings: dict[str, Any]) -> OwnOptions:
