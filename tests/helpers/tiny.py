@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.settings import TrainingSettings
+from skillweave.methods.training.trainer import trainer_arguments
 
 TASK: dict[str, Any] = {
     "source": "builtin",
@@ -18,3 +23,18 @@ TINY: dict[str, Any] = {
     "max_new_tokens": 8,
     "bf16": False,
 }
+
+
+def cpu_arguments(settings: TrainingSettings, folder: Path, *, steps: int, save_every: int = 100) -> dict[str, Any]:
+    """The arguments of a trainer on the CPU, in float32, in one process."""
+    return trainer_arguments(
+        settings,
+        Processes(),
+        folder=folder,
+        steps=steps,
+        seed=0,
+        bf16=False,
+        device="cpu",
+        save_every=save_every,
+        gradient_checkpointing=False,
+    )

@@ -69,7 +69,7 @@ def allocate(matrices: Sequence[Matrix], budget: int, first: Sequence[int] = ())
 
     The allocation is greedy by gain per byte. The first ranks of a matrix must also pay for its fixed bytes, so they
     are taken together: as many as give the most gain per byte. If all ranks cost the same and there are no fixed bytes,
-    the result is optimal; otherwise it falls short of the optimum by less than one such step.
+    the result is optimal. Otherwise its gain is below the optimum by less than that of one such step.
     """
     ranks = [0] * len(matrices)
     left = budget

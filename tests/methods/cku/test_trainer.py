@@ -11,12 +11,11 @@ import torch
 from transformers import PrinterCallback, TrainerCallback
 
 from helpers.micro import micro_model, micro_tokenizer
+from helpers.tiny import cpu_arguments
 from helpers.unlearning import reference_model, rows_of
 from skillweave.methods.cku.config import ForgetSettings
 from skillweave.methods.cku.trainer import UnlearnTrainer, collate, control_vector, with_shares
-from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
-from skillweave.methods.training.trainer import trainer_arguments
 
 LAYER = 0
 TOKENIZER = micro_tokenizer()
@@ -46,17 +45,7 @@ def unlearner(folder, rows, *, micro=None, steps=1, reference=None, callbacks=()
         micro_batch_size=micro,
         max_grad_norm=1e9,
     )
-    arguments = trainer_arguments(
-        settings,
-        Processes(),
-        folder=folder,
-        steps=steps,
-        seed=0,
-        bf16=False,
-        device="cpu",
-        save_every=100,
-        gradient_checkpointing=False,
-    )
+    arguments = cpu_arguments(settings, folder, steps=steps)
     arguments["save_strategy"] = "no"
     trainer = UnlearnTrainer(
         micro_model(),

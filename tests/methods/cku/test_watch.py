@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerControl, TrainerState
 
 from helpers.micro import micro_model, micro_tokenizer
+from helpers.tiny import cpu_arguments
 from helpers.unlearning import reference_model, rows_of
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
@@ -18,7 +19,7 @@ from skillweave.methods.cku.trainer import UnlearnTrainer
 from skillweave.methods.cku.watch import Watch
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
-from skillweave.methods.training.trainer import fit, latest_checkpoint, trainer_arguments
+from skillweave.methods.training.trainer import fit, latest_checkpoint
 
 NAN = float("nan")
 
@@ -140,17 +141,7 @@ def watched_training(folder, evaluations, *, steps=6, stop_after=None):
     """A real training of the micro model with prescribed evaluations: its trainer, watch, and weights by step."""
     rows = rows_of(2 * steps)
     settings = TrainingSettings(steps=steps, batch_size=2, learning_rate=1e-3, warmup=0.0)
-    arguments = trainer_arguments(
-        settings,
-        Processes(),
-        folder=folder,
-        steps=steps,
-        seed=0,
-        bf16=False,
-        device="cpu",
-        save_every=2,
-        gradient_checkpointing=False,
-    )
+    arguments = cpu_arguments(settings, folder, steps=steps, save_every=2)
     model, weights = micro_model(), {}
 
     def evaluate(model):

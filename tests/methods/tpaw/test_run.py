@@ -154,14 +154,14 @@ def test_where_no_pair_is_left_the_play_ends(base, whole, tmp_path):
 def test_a_base_that_answers_every_target_has_nothing_to_learn(base, tmp_path, monkeypatch, task):
     """The generations are made to be the targets: each is left out as equal, and from a bare base nothing is kept."""
     answers = {entry.id: entry.answer for entry in task.splits["train"]}
-    sample = run_module.sample_answers
+    sample = run_module.sample_policy
 
-    def perfect(*args, **named):
-        rows = [replace(row, answers=[answers[row.id]], ended=[True]) for row in sample(*args, **named)]
-        args[5].write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
+    def perfect(run, folder, entries):
+        rows = [replace(row, answers=[answers[row.id]], ended=[True]) for row in sample(run, folder, entries)]
+        (folder / "samples.jsonl").write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
         return rows
 
-    monkeypatch.setattr(run_module, "sample_answers", perfect)
+    monkeypatch.setattr(run_module, "sample_policy", perfect)
     for keep in ("best", "last"):
         with pytest.raises(UserError, match=r"round 1 made no pair .*equal 32, .*kept 0"):
             run(base, settings(**{**SHORT, "keep": keep}), tmp_path / keep)

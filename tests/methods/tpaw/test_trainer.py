@@ -10,12 +10,12 @@ from pydantic import ValidationError
 
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.slow_losses import ETA, GAMMA, LAM, columns, drawn, slow_weights
+from helpers.tiny import cpu_arguments
 from skillweave.base.chat import answer_ids, prompt_ids
 from skillweave.methods.tpaw import TpawConfig, dpo_loss, spin_loss, team_loss, tspin_loss
 from skillweave.methods.tpaw.rows import TrainingRow
 from skillweave.methods.tpaw.trainer import TeamTrainer, collate, objective, summary
-from skillweave.methods.training import Processes, TrainingSettings
-from skillweave.methods.training.trainer import trainer_arguments
+from skillweave.methods.training import TrainingSettings
 
 
 def test_the_settings_of_each_loss():
@@ -95,17 +95,7 @@ def rows_of(tokenizer, players: int, sides: int = 2) -> list[TrainingRow]:
 
 def team_trainer(folder, rows, loss: str = "team", micro: int | None = None, steps: int = 4) -> TeamTrainer:
     settings = TrainingSettings(steps=steps, batch_size=4, learning_rate=1e-3, warmup=0.0, micro_batch_size=micro)
-    arguments = trainer_arguments(
-        settings,
-        Processes(),
-        folder=folder,
-        steps=steps,
-        seed=0,
-        bf16=False,
-        device="cpu",
-        save_every=100,
-        gradient_checkpointing=False,
-    )
+    arguments = cpu_arguments(settings, folder, steps=steps)
     config = TpawConfig(task="x.jsonl", loss=loss, bf16=False)
     order = [index % len(rows) for index in range(4 * steps)]
     return TeamTrainer(micro_model(), micro_tokenizer(), arguments, rows, order, objective(config))

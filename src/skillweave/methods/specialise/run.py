@@ -20,7 +20,7 @@ from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.specialise.dpo import PairTrainer, encode, row_length
-from skillweave.methods.training.answers import Answered, choose_entries, read_samples, sample_answers
+from skillweave.methods.training.answers import choose_entries, read_samples, sample_policy
 from skillweave.methods.training.preferences import Pair, cut_off, given_pairs, is_good, make_pairs, solve_rate
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.sft import train_on_answers
@@ -107,25 +107,9 @@ def _nothing_learnt(run: Run[SpecialiseConfig, Task], before: float) -> str:
 
 def _probe(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
     """How well the policy solves some train prompts now."""
-    samples = _sample(run, folder, entries)
+    samples = sample_policy(run, folder, entries)
     answers = sum(len(row.answers) for row in samples)
     return {"solve_rate": solve_rate(samples, run.config.threshold), "answers": answers, "cut_off": cut_off(samples)}
-
-
-def _sample(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> list[Answered]:
-    config = run.config
-    return sample_answers(
-        lambda: run.policy.open_to_sample(config),
-        run.tokenizer,
-        run.data,
-        entries,
-        config,
-        folder / "samples.jsonl",
-        samples=config.samples_per_prompt,
-        name=folder.name,
-        seed=config.seed,
-        processes=run.processes,
-    )
 
 
 def _warm_start(run: Run[SpecialiseConfig, Task], folder: Path, entries: list[Entry]) -> dict[str, Any]:
@@ -160,7 +144,7 @@ def _round(
     A round without a pair trains nothing.
     """
     config = run.config
-    samples = _sample(run, folder, entries) if entries else []
+    samples = sample_policy(run, folder, entries) if entries else []
     own, counts = make_pairs(
         samples,
         threshold=config.threshold,

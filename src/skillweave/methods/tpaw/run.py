@@ -26,7 +26,7 @@ from skillweave.methods.tpaw.player_evaluation import PlayerEvaluator
 from skillweave.methods.tpaw.rows import RowMaker
 from skillweave.methods.tpaw.team import Team
 from skillweave.methods.tpaw.trainer import TeamTrainer, objective
-from skillweave.methods.training.answers import choose_entries, mean_score, sample_answers
+from skillweave.methods.training.answers import choose_entries, mean_score, sample_policy
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import AnswerSettings, TrainingSettings
 from skillweave.methods.training.sft import train_on_answers
@@ -201,18 +201,7 @@ class _SelfPlay:
     def _train_against_team(self, number: int, entries: list[Entry], folder: Path) -> dict[str, Any]:
         """Generate, leave out faulty pairs, score the pairs with the team, and train."""
         run, config = self.run, self.run.config
-        samples = sample_answers(
-            lambda: run.policy.open_to_sample(config),
-            run.tokenizer,
-            run.data,
-            entries,
-            config,
-            folder / "samples.jsonl",
-            samples=config.samples_per_prompt,
-            name=folder.name,
-            seed=config.seed,
-            processes=run.processes,
-        )
+        samples = sample_policy(run, folder, entries)
         players = self._players(number)
         rows = self.rows.of_round(number, players)
         self.team.close()

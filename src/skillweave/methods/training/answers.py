@@ -16,6 +16,7 @@ from skillweave.errors import UserError
 from skillweave.methods.training.order import stage_seed
 from skillweave.methods.training.pieces import Work, in_pieces, read_lines
 from skillweave.methods.training.processes import Processes
+from skillweave.methods.training.run import Run
 from skillweave.methods.training.settings import SamplingSettings
 from skillweave.tasks import Entry, Task
 
@@ -104,6 +105,26 @@ def sample_answers(
         note=lambda rows: f"score {mean_score([Answered(**row) for row in rows]):.0%}",
     )
     return [Answered(**row) for row in rows]
+
+
+def sample_policy(run: Run[Any, Task], folder: Path, entries: Sequence[Entry]) -> list[Answered]:
+    """Sample answers from the policy of ``run``, as :func:`sample_answers` does, with the settings and seed of the run.
+
+    They are stored in ``folder/samples.jsonl``; the name of ``folder`` is that of the stage.
+    """
+    config = run.config
+    return sample_answers(
+        lambda: run.policy.open_to_sample(config),
+        run.tokenizer,
+        run.data,
+        entries,
+        config,
+        folder / "samples.jsonl",
+        samples=config.samples_per_prompt,
+        name=folder.name,
+        seed=config.seed,
+        processes=run.processes,
+    )
 
 
 def _answer(model: Any, tokenizer: Any, task: Task, entries: list[Entry], sampling: Sampling) -> list[Answered]:
