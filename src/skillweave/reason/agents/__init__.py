@@ -1,0 +1,1 @@
+"""The agents: proposer, refiner, critic, coder and judge. Each is a prompt template and a reader of its answers."""
