@@ -45,7 +45,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Draft:
+class Proposal:
     """What a proposer or refiner made: a hypothesis, or the reason why its answer could not be read, even repaired."""
 
     hypothesis: Hypothesis | None

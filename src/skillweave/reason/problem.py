@@ -1,6 +1,6 @@
 """Inductive problems: the example pairs that a search may read, and the test pairs that stay sealed until it has ended.
 
-The types keep the two apart. A search takes :class:`Examples`, which do not refer to the test pairs. Only a
+The types keep the two apart. A search takes :class:`ExamplePairs`, which do not refer to the test pairs. Only a
 :class:`~skillweave.reason.solution.Solution`, which a search returns when it ends, opens the test inputs, and nothing
 returns the test outputs: :meth:`HeldOut.grade` compares predictions with them and returns the grade.
 """
@@ -32,7 +32,7 @@ class Missing:
 
 
 @dataclass(frozen=True)
-class Pair:
+class IOPair:
     """One example of the rule: an input and the output that the rule gives for it."""
 
     input: Value
@@ -40,7 +40,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExamplePairs:
     """What a search may read of a problem.
 
     - ``name``: unique within a file of problems
@@ -49,7 +49,7 @@ class Examples:
     """
 
     name: str
-    pairs: tuple[Pair, ...]
+    pairs: tuple[IOPair, ...]
     family: str = ""
 
     @property
@@ -80,7 +80,7 @@ class HeldOut:
 
     __slots__ = ("__pairs",)
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
+    def __init__(self, pairs: Sequence[IOPair]) -> None:
         if not pairs:
             raise ValueError("a problem needs at least one test pair")
         self.__pairs = tuple(pairs)
@@ -111,7 +111,7 @@ class HeldOut:
 class Problem:
     """An inductive problem: find the rule in ``examples``, and apply it to the inputs of ``held_out``."""
 
-    examples: Examples
+    examples: ExamplePairs
     held_out: HeldOut = field(repr=False)
 
     @property

@@ -75,7 +75,7 @@ class AgentCounts(Config):
     cut_off: int = Field(default=0, description="completions that were cut off at the token limit")
 
 
-class Trace(Config):
+class SearchTrace(Config):
     """The record of the search for one problem."""
 
     problem: str = Field(description="the name of the problem")

@@ -16,7 +16,7 @@ class ModelUnreachable(UserError):
 
 
 @dataclass(frozen=True)
-class Call:
+class ModelCall:
     """One completion that is wanted.
 
     - ``messages``: ``(role, content)`` in order; the last role is ``user``
@@ -57,7 +57,7 @@ class Model(Protocol):
         fingerprint and pack. It is a part of the cache's key, so it never holds a secret."""
         ...
 
-    async def complete(self, call: Call) -> Completion:
+    async def complete(self, call: ModelCall) -> Completion:
         """Answer one call. Raises :class:`ModelUnreachable` when retries do not help."""
         ...
 
