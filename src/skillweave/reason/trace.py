@@ -24,6 +24,7 @@ class TracedNode(Config):
     rule: str = Field(default="", description="the rule in words")
     program: str = Field(default="", description="the rule as a Python function")
     outcomes: list[str] = Field(default_factory=list, description="what it gives for each training pair, as text")
+    ran: bool = Field(default=False, description="whether it gave a value for every training pair")
     solved: list[bool] = Field(default_factory=list, description="whether each training pair is solved")
     coherent: float = Field(default=0.0, description="share of training pairs that are solved")
     enriched: float = Field(default=0.0, description="the second reward")
