@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
 
 from skillweave.config import Config
-from skillweave.files.hashes import digest
 from skillweave.reason.agents.team import Team
 from skillweave.reason.budget import BudgetSpent, Meter
 from skillweave.reason.problem import Missing, Value
+from skillweave.tasks.verifiers.code_result import same_result
 
 
 class DirectConfig(Config):
@@ -61,10 +60,15 @@ async def answer_directly(
 
 def majority(answers: Sequence[Value | Missing]) -> Value | Missing:
     """The most frequent value; the first of equally frequent ones. Missing answers count only if all are missing."""
-    given = [answer for answer in answers if not isinstance(answer, Missing)]
-    if not given:
-        return next((answer for answer in answers), Missing("the budget was spent before an answer"))
-    keys = [digest(answer) for answer in given]
-    counts = Counter(keys)
-    winner = max(keys, key=lambda key: counts[key])  # max() keeps the first
-    return given[keys.index(winner)]
+    groups: list[list[Value]] = []
+    for answer in answers:
+        if isinstance(answer, Missing):
+            continue
+        group = next((group for group in groups if same_result(group[0], answer)), None)
+        if group is None:
+            groups.append([answer])
+        else:
+            group.append(answer)
+    if groups:
+        return max(groups, key=len)[0]  # max() keeps the first
+    return next(iter(answers), Missing("the budget was spent before an answer"))
