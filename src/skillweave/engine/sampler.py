@@ -69,11 +69,17 @@ class RowSampler(LogitsProcessor):
         drawn = scores[where] / temperature[:, None]
         if any(row.top_p < 1 for row in rows):
             drawn = in_nucleus(drawn, scores.new_tensor([row.top_p for row in rows]))
-        for at, index in enumerate(self._sampled):
-            size = min(rows[at].vocabulary, scores.shape[-1])
-            drawn[at, :size] += gumbel(size, self._generators[index])
-            drawn[at, size:] = -torch.inf
-        return scores.index_copy(0, where, drawn)
+        return scores.index_copy(0, where, drawn + self._gumbel(drawn))
+
+    def _gumbel(self, like: Tensor) -> Tensor:
+        """Return independent draws (N, V) from the standard Gumbel distribution, each row by its own generator.
+
+        They are minus infinity beyond a row's vocabulary. A draw is minus the logarithm of an exponential one.
+        """
+        waits = torch.full_like(like, torch.inf)
+        for wait, index in zip(waits, self._sampled, strict=True):
+            wait[: self._rows[index].vocabulary].exponential_(generator=self._generators[index])
+        return -waits.clamp_min_(_TINY).log_()
 
 
 def in_nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
@@ -89,9 +95,3 @@ def in_nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
     beyond = (before >= top_p[:, None]) & (top_p < 1)[:, None]
     beyond[:, 0] = False
     return logits.masked_fill(torch.zeros_like(beyond).scatter(1, index, beyond), -torch.inf)
-
-
-def gumbel(count: int, generator: torch.Generator) -> Tensor:
-    """Return ``count`` independent draws from the standard Gumbel distribution, float32, on the generator's device."""
-    waits = torch.empty(count, device=generator.device).exponential_(generator=generator)
-    return -waits.clamp_min(_TINY).log()

@@ -91,6 +91,8 @@ def test_what_cannot_be_answered_is_unreachable_and_the_others_are_answered(base
         asyncio.run(closed())
     with pytest.raises(UserError, match="no pack 'c'"):
         LocalModel(AsyncEngine(weave), "c", identity="x")
+    with pytest.raises(UserError, match="has no router"):
+        LocalModel(AsyncEngine(weave), AUTO, identity="x")
 
 
 def test_an_identity_tells_apart_all_that_changes_the_answers(base: Base, weave: Weave, tmp_path: Path) -> None:

@@ -18,11 +18,13 @@ class LocalModel:
     """Answers calls with a pack of the engine's weave (None: the plain base; ``AUTO``: the router's choice).
 
     The engine stays open when the model is closed, because other models may share it. ``identity`` is that of
-    :func:`local_identity`. Raises :class:`UserError` if the pack is unknown or not loaded.
+    :func:`local_identity`. Raises :class:`UserError` if the pack is unknown or not loaded, or if there is no router.
     """
 
     def __init__(self, engine: AsyncEngine, pack: str | None, *, identity: str) -> None:
-        if pack != AUTO:
+        if pack == AUTO:
+            engine.weave.route([])
+        else:
             engine.weave.choose([""], [pack])
         self._engine = engine
         self._pack = pack
@@ -43,7 +45,7 @@ class LocalModel:
         try:
             reply = await self._engine.submit(self._prompt(call), self._pack, sampling).reply()
         except (UserError, RequestCancelled) as error:
-            raise ModelUnreachable(f"{self._identity}: {error}") from error
+            raise ModelUnreachable(str(error)) from error
         return Completion(
             reply.text,
             "stop" if reply.ended == "answer" else "length",
@@ -65,14 +67,15 @@ class LocalModel:
 def local_identity(weave: Weave, pack: str | None) -> str:
     """Return what decides the answers of a pack (None: the plain base; ``AUTO``: the router's choice) beside the call.
 
-    It holds the fingerprint of the base, its dtype, a digest of its chat template, and the digest of the pack; with
-    ``AUTO`` those of all loaded packs and of the router. It does not hold the names of folders, so an answer is found
-    again after the weave has been moved.
+    It is made from the fingerprint of the base, its dtype, chat template and end tokens, and the digest of the pack;
+    with ``AUTO`` from those of all loaded packs and of the router. The names of folders do not count, so an answer is
+    found again after the weave has been moved.
     """
     base = weave.base
     about: dict[str, object] = {
         "dtype": str(base.model.dtype),
         "template": getattr(base.tokenizer, "chat_template", None),
+        "ends": weave.voice(None).stops(base.model),
     }
     if pack == AUTO:
         about["packs"] = {name: weave.pack_digest(name) for name in weave.loaded}
