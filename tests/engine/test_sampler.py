@@ -10,7 +10,7 @@ from scipy import stats
 
 from skillweave.engine.sampler import RowSampler, RowSampling, in_nucleus
 
-LOGITS = [2.0, 1.2, 0.9, 0.0, -0.5, -3.0, -math.inf]
+LOGITS = [0.9, 1.2, 2.0, 0.0, -0.5, -3.0, -math.inf]
 
 
 def by_hand(logits: list[float], temperature: float, top_p: float) -> list[float]:
@@ -107,3 +107,8 @@ def test_seeds_of_any_size_are_taken() -> None:
 def test_the_nucleus_of_equal_tokens_is_as_small_as_it_can_be() -> None:
     kept = in_nucleus(torch.zeros(3, 4), torch.tensor([0.5, 0.51, 1.0])).isfinite().sum(-1)
     assert kept.tolist() == [2, 3, 4]
+
+
+def test_a_nucleus_of_everything_is_everything() -> None:
+    logits = 3 * torch.randn(2, 50_000, generator=torch.Generator().manual_seed(5))
+    assert in_nucleus(logits, torch.tensor([1.0, 0.9])).isfinite().all(-1).tolist() == [True, False]

@@ -57,8 +57,7 @@ class Prepared:
 class Work:
     """A request on its way through the engine.
 
-    ``prepared`` is None until the router has chosen the pack. The caller sets ``cancelled``; the worker sets ``over``
-    when it has delivered the last event.
+    ``prepared`` is None until the router has chosen the pack. The caller sets ``cancelled``.
     """
 
     prompt: PromptOrIds
@@ -66,7 +65,6 @@ class Work:
     sampling: Sampling
     prepared: Prepared | None = None
     cancelled: bool = False
-    over: bool = False
 
 
 @dataclass(frozen=True)
@@ -203,5 +201,4 @@ class _Delivery(StoppingCriteria):
 
     def _end(self, row: int) -> None:
         self._ended[row] = True
-        self._batch[row][0].over = True
         self._sampler.drop(row)

@@ -184,9 +184,7 @@ class Worker:
         try:
             answer_batch(self._weave, loaded, self._deliver, self.tally)
         except Exception as error:
-            self._fail([work for work, _ in loaded if not work.over], error)
+            self._fail([work for work, _ in loaded], error)  # those that have ended stay as they are
 
     def _fail(self, works: Sequence[Work], error: BaseException) -> None:
-        for work in works:
-            work.over = True
         self._deliver([Event(work, error=error) for work in works])
