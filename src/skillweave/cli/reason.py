@@ -70,9 +70,9 @@ def reason(
 ) -> None:
     """Find the rule behind examples as a program, and apply it to held-out inputs.
 
-    Each problem is searched within its own budget. The test pairs are opened when its search has ended. The run's folder
-    gets one page with all trees (`report.html`). A run that was killed goes on when it is started again, and pays for no
-    answer twice.
+    Each problem is searched within its own budget. The test pairs are opened when its search has ended. The run's
+    folder gets one page with all trees (`report.html`). A run that was killed goes on when it is started again, and pays
+    for no answer twice.
 
     **Examples**
 

@@ -107,9 +107,7 @@ async def _run(
 
 
 @contextmanager
-def _watching(
-    config: ReasonConfig, problems: int
-) -> Iterator[tuple[Watcher | None, Callable[[SearchTrace], None]]]:
+def _watching(config: ReasonConfig, problems: int) -> Iterator[tuple[Watcher | None, Callable[[SearchTrace], None]]]:
     """What the terminal shows while the searches run."""
     if config.watch == "tree":
         with LiveView(console, problems=problems) as view:

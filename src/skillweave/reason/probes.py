@@ -1,1 +1,2 @@
-def probe_inputs(inputs,count,seed): return tuple([inputs[i%len(inputs)],i] for i in range(count))
+def probe_inputs(inputs, count, seed):
+    return tuple([inputs[i % len(inputs)], i] for i in range(count))

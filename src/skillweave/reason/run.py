@@ -19,7 +19,6 @@ from skillweave import __version__
 from skillweave.artefact import write_json
 from skillweave.config import Config
 from skillweave.errors import UserError
-from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.reason.problem import ExamplePairs, Problem
 from skillweave.reason.search.record import traced_pairs

@@ -8,8 +8,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from helpers.scripted_search import EXAMPLES, ScriptedLab, ScriptedTeam
 
+from helpers.scripted_search import EXAMPLES, ScriptedLab, ScriptedTeam
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.problem import Missing
 from skillweave.reason.search.baselines import RexConfig, _draw

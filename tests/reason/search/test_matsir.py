@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from helpers.scripted_search import EXAMPLES, ScriptedLab, ScriptedTeam
 
+from helpers.scripted_search import EXAMPLES, ScriptedLab, ScriptedTeam
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.search.frame import SearchFrame
 from skillweave.reason.search.matsir import MatsirConfig, search_matsir

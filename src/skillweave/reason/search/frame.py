@@ -131,8 +131,9 @@ class SearchFrame:
         node = self.tree.add(expansion.parent, expansion.action)
         node.calls, node.tokens = self._meter.calls, self._meter.tokens
         node.hypothesis, node.evaluation = proposal.hypothesis, evaluation
+        node.failure = proposal.failure or ""
         if evaluation is None:
-            node.state, node.failure = "failed", proposal.failure or "the answer holds no program"
+            node.state = "failed"
         else:
             node.coherent = evaluation.coherent
             node.state = "solved" if node.coherent == 1.0 else "open"

@@ -19,7 +19,7 @@ def traced_node(node: Node) -> TracedNode:
         rule=node.hypothesis.rule if node.hypothesis else "",
         program=node.hypothesis.program if node.hypothesis else "",
         outcomes=[shown(outcome) for outcome in evaluation.outcomes] if evaluation else [],
-        ran=bool(evaluation) and not any(isinstance(outcome, Missing) for outcome in evaluation.outcomes),
+        ran=evaluation is not None and not any(isinstance(outcome, Missing) for outcome in evaluation.outcomes),
         solved=list(evaluation.solved) if evaluation else [],
         coherent=node.coherent,
         enriched=node.enriched,

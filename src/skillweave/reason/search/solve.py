@@ -12,7 +12,7 @@ from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.lab import Lab
 from skillweave.reason.models.model import Model, ModelUnreachable
 from skillweave.reason.problem import Missing, Problem, Value
-from skillweave.reason.search.direct import answer_directly, majority
+from skillweave.reason.search.direct import DirectConfig, answer_directly, majority
 from skillweave.reason.search.frame import SearchFrame, Watcher
 from skillweave.reason.search.methods import SearchMethod
 from skillweave.reason.search.record import shown, traced_node, traced_pairs
@@ -98,7 +98,7 @@ class Solver:
         self, solution: Solution, inputs: Sequence[Value], team: Team, meter: Meter
     ) -> list[_Checkpoint]:
         """The predictions for all test inputs at every point of the course; the last ones are the answer."""
-        if self.method.search is None:
+        if isinstance(self.settings, DirectConfig):
             answers = await answer_directly(team, meter, inputs, self.settings)
             return [_Checkpoint(one.calls, one.tokens, 0.0, one.predictions) for one in answers]
         outputs: dict[str, list[Value | Missing]] = {}
