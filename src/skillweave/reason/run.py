@@ -58,7 +58,7 @@ def run_identity(problems: Sequence[Problem], solver: Solver) -> dict[str, Any]:
         "seed": solver.seed,
         "parallel": solver.parallel,
         "votes": solver.votes,
-        "lab": solver.lab.settings,
+        "probes": solver.lab.probes,
         "problems": [problem.digest for problem in problems],
     }
 
