@@ -14,10 +14,13 @@ RULES = (
     ),
     ("Remove duplicates; keep the first of each.", "def f(x):\n    return list(dict.fromkeys(x))\n"),
     (
-        "If the list has more than three elements, sort it and drop the largest; otherwise repeat its last element twice.",
+        "If the list has more than three elements, sort it and drop the largest; else repeat its last one twice.",
         "def f(x):\n    if len(x) > 3:\n        return sorted(x)[:-1]\n    return x + x[-1:] * 2\n",
     ),
-    ("Replace each element by the sum of all elements before it.", "def f(x):\n    return [sum(x[:i]) for i in range(len(x))]\n"),
+    (
+        "Replace each element by the sum of all elements before it.",
+        "def f(x):\n    return [sum(x[:i]) for i in range(len(x))]\n",
+    ),
 )
 NOTES = (
     "the condition on the length: pair 3 has exactly three elements, and the wanted output is sorted as well",
@@ -31,7 +34,13 @@ FAILURES = (
 
 
 def made_up_trace(
-    name: str = "list-042", *, nodes: int = 45, pairs: int = 6, seed: int = 0, solves: bool = True, family: str = "lists"
+    name: str = "list-042",
+    *,
+    nodes: int = 45,
+    pairs: int = 6,
+    seed: int = 0,
+    solves: bool = True,
+    family: str = "lists",
 ) -> SearchTrace:
     """A trace of MATSIR with every state among its nodes if there are 20 or more."""
     draw = random.Random(seed)
@@ -39,9 +48,12 @@ def made_up_trace(
     tree = [TracedNode(number=0, parent=None, action="root", visits=nodes, reward=0.0)]
     for number in range(1, nodes):
         tree.append(_node(draw, tree, number, inputs))
-    best = max(tree[1:], key=lambda node: (sum(node.solved), -node.number), default=None)
+    live = [node for node in tree[1:] if node.state == "open"]
+    best = max(live, key=lambda node: (sum(node.solved), -node.number), default=None)
     if best is not None and best.solved and solves:
-        best = best.model_copy(update=_result(inputs, pairs, 1.0, 0.6) | {"state": "solved", "equal_to": None, "failure": ""})
+        best = best.model_copy(
+            update=_result(inputs, pairs, 1.0, 0.6) | {"state": "solved", "equal_to": None, "failure": ""}
+        )
         tree[best.number] = best
     answer = [best.number] if best is not None and best.program else []
     right = [solves or draw.random() < 0.3 for _ in range(4)]

@@ -15,7 +15,7 @@ ENDED_WORDS: Mapping[str, str] = {
     "solved": "solved",
     "budget": "budget spent",
     "stuck": "nothing left to try",
-    "model": "unfinished: model lost",
+    "model": "unfinished (model lost)",
 }
 """Why a search ended, in the words of the page."""
 

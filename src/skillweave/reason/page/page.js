@@ -3,7 +3,7 @@
 "use strict";
 (() => {
   const SVG = "http://www.w3.org/2000/svg";
-  const COLUMN = 112, ROW = 36, BOX_WIDTH = 74, BOX_HEIGHT = 24, EDGE = 22; // sizes in the drawing
+  const COLUMN = 104, ROW = 36, BOX_WIDTH = 74, BOX_HEIGHT = 24, EDGE = 22; // sizes in the drawing
   const MARKS = { // paths in a square from -4 to 4
     solved: "M-3 0 L-1 2.4 L3 -2.4", equal: "M-3 -1.4 H3 M-3 1.4 H3", dominated: "M-3 -1.4 L0 1.8 L3 -1.4",
     failed: "M-2.4 -2.4 L2.4 2.4 M2.4 -2.4 L-2.4 2.4", backtracked: "M3 2.6 V0 Q3 -1.6 1.4 -1.6 H-3 M-1 -3.6 L-3 -1.6 L-1 .4",
@@ -27,6 +27,7 @@
   const html = (tag, attributes = {}, ...children) => fill(document.createElement(tag), attributes, children);
   const svg = (tag, attributes = {}, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
   const solvedPairs = (node) => node.solved.filter(Boolean).length;
+  const plural = (count, what) => `${count} ${what}${String(count) === "1" ? "" : "s"}`;
   const step = (reward) => Math.max(0, Math.min(9, Math.floor(reward * 10)));
 
   // ---- the table ----
@@ -108,7 +109,7 @@
     svg("text", { class: "name", x: 11, y: 4.2 }, String(node.number)),
     svg("text", { x: BOX_WIDTH - 11, y: 4.2, "text-anchor": "end" }, label(node)));
     if (MARKS[node.state]) group.append(fill(mark(node.state), { transform: `translate(${BOX_WIDTH - 1} ${top})` }, []));
-    if (node.backtracked) group.append(fill(mark("backtracked"), { transform: `translate(${BOX_WIDTH - 1} ${-top})` }, []));
+    if (node.backtracked) group.append(fill(mark("backtracked"), { transform: `translate(3 ${-top})` }, []));
     group.addEventListener("click", () => choose(index));
     return group;
   }
@@ -131,7 +132,7 @@
     }
     byId("marks").replaceChildren(...lines);
     shown.size = [width, height];
-    fit();
+    zoom(Math.max(0.85, whole())); // so that its texts can be read; a larger tree scrolls
   }
 
   function zoom(scale) {
@@ -141,10 +142,9 @@
     drawing.setAttribute("height", shown.size[1] * shown.scale);
   }
 
-  // The whole tree if its texts can still be read then; a larger tree scrolls.
-  function fit() {
-    const frame = byId("tree");
-    zoom(Math.max(0.62, Math.min(1.15, frame.clientWidth / shown.size[0])));
+  // The scale at which the whole tree is in sight.
+  function whole() {
+    return Math.min(1.15, byId("tree").clientWidth / shown.size[0], 0.7 * window.innerHeight / shown.size[1]);
   }
 
   // ---- the keys ----
@@ -258,8 +258,8 @@
     byId("search-title").textContent = `${problem}. ${tree.name}`;
     const row = rows.find((one) => Number(one.dataset.number) === problem);
     for (const one of rows) one.classList.toggle("chosen", one === row);
-    byId("search-facts").textContent = `${row.cells[3].textContent} training pairs solved, ${tree.nodes.length - 1} nodes, `
-      + `${row.cells[5].textContent} calls, ended: ${row.cells[6].textContent.trim()}`;
+    byId("search-facts").textContent = `${row.cells[3].textContent} training pairs solved, ${plural(tree.nodes.length - 1, "node")}, `
+      + `${plural(row.cells[5].textContent, "call")}, ended: ${row.cells[6].textContent.trim()}`;
     byId("previous").disabled = problem <= 1;
     byId("next").disabled = problem >= treeCount;
     draw(tree);
@@ -303,7 +303,7 @@
   byId("next").addEventListener("click", () => go(shown.problem + 1));
   byId("smaller").addEventListener("click", () => zoom(shown.scale / 1.25));
   byId("larger").addEventListener("click", () => zoom(shown.scale * 1.25));
-  byId("fit").addEventListener("click", fit);
+  byId("fit").addEventListener("click", () => zoom(whole()));
   window.addEventListener("hashchange", () => followAddress(true));
   if (!followAddress(true) && treeCount) {
     show(1);

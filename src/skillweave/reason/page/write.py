@@ -44,7 +44,8 @@ def write_page(path: str | Path, title: str, facts: Mapping[str, str], traces: S
     Long texts are cut, and the trees after the first :data:`MOST_TREES` are left out; the page says so.
     """
     cutter = Cutter()
-    trees, characters = [], 0
+    trees: list[dict[str, Any]] = []
+    characters = 0
     for trace in traces[:MOST_TREES]:
         tree = drawn_tree(trace, cutter)
         text = _json_for_html(tree)
@@ -104,7 +105,7 @@ def _figures(traces: Sequence[SearchTrace]) -> list[_Figure]:
         _Figure(
             "Unfinished",
             f"{unfinished:,}",
-            "searches that lost the model; they count as they are",
+            "searches that lost the model; the other numbers include them",
             alarm=unfinished > 0,
         ),
     ]
@@ -115,8 +116,9 @@ def _notes(traces: Sequence[SearchTrace], trees: int, cutter: Cutter) -> list[st
     count = len(traces)
     if not count:
         return ["The run has no trace of any search yet."]
-    ended = Counter(trace.ended for trace in traces)
-    notes = ["How the searches ended: " + ", ".join(f"{ended[key]:,} {ENDED_WORDS[key]}" for key in sorted(ended)) + "."]
+    ended = Counter[str](trace.ended for trace in traces)
+    endings = ", ".join(f"{ended[key]:,} {words}" for key, words in ENDED_WORDS.items() if ended[key])
+    notes = [f"How the searches ended: {endings}."]
     ungraded = sum(not trace.tests for trace in traces)
     if ungraded:
         notes.append(f"{share_of(ungraded, count, 'problems')} have no graded test pair and count as wrong.")
