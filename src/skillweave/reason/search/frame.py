@@ -10,7 +10,7 @@ from typing import Protocol
 
 from skillweave.files.hashes import digest
 from skillweave.reason.agents.team import Team
-from skillweave.reason.budget import BudgetSpent, Meter
+from skillweave.reason.budget import Budget, BudgetSpent, Meter
 from skillweave.reason.hypothesis import Evaluation, Hypothesis, Proposal
 from skillweave.reason.lab import Lab
 from skillweave.reason.models.model import ModelUnreachable
@@ -26,7 +26,7 @@ _MOST_CALLS = 6  # critic, refiner and coder, each repaired once
 class Watcher(Protocol):
     """Is told about a search while it runs."""
 
-    def update(self, name: str, nodes: Sequence[TracedNode], meter: Meter) -> None:
+    def update(self, name: str, nodes: Sequence[TracedNode], calls: int, tokens: int, budget: Budget) -> None:
         """The tree has grown."""
         ...
 
@@ -118,7 +118,8 @@ class SearchFrame:
                 raise result
         if self._watcher is not None and made:
             nodes = [traced_node(node) for node in self.tree.nodes]
-            self._watcher.update(self.examples.name, nodes, self._meter)
+            meter = self._meter
+            self._watcher.update(self.examples.name, nodes, meter.calls, meter.tokens, meter.budget)
         return made
 
     async def _one(self, expansion: Expansion) -> tuple[Proposal, Evaluation | None]:
