@@ -73,6 +73,7 @@ class AgentCounts(Config):
     repaired: int = Field(default=0, description="answers that could be read after one repair")
     failed: int = Field(default=0, description="answers that could not be read, repair included")
     cut_off: int = Field(default=0, description="completions that were cut off at the token limit")
+    renamed: int = Field(default=0, description="programs whose only function had another name than f, and was taken")
 
 
 class SearchTrace(Config):
