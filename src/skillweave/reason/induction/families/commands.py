@@ -17,7 +17,8 @@ from skillweave.reason.induction.families.program import Family, Part, Program
 from skillweave.reason.problem import Value
 
 WORDS = (
-    "dax", "fep", "lug", "kiki", "blick", "wif", "zup", "tufa", "gazzer", "mip", "noot", "rell", "sib", "vop", "yark", "pim",
+    "dax", "fep", "lug", "kiki", "blick", "wif", "zup", "tufa",
+    "gazzer", "mip", "noot", "rell", "sib", "vop", "yark", "pim",
 )  # fmt: skip
 COLOURS = ("RED", "BLUE", "GREEN", "PINK", "GOLD", "GREY")
 LONGEST = 24
@@ -77,7 +78,7 @@ class Commands(Family):
         self.probes = [" ".join(random.choice(WORDS[:6]) for _ in range(1 + number % 8)) for number in range(64)]
 
     def draw(self, random: Random, size: int) -> Program | None:
-        """Two or three words write a colour, sometimes one of them at the front; the others have distinct operations."""
+        """Up to three words write a colour, one of them perhaps at the front; the others have distinct operations."""
         coloured = random.choice((2, 2, 3)) if size > 3 else random.choice((1, 2))
         colours = random.sample(COLOURS, coloured)
         kinds = ["write"] * coloured
@@ -102,28 +103,25 @@ class Commands(Family):
 
     def canonical(self, program: Program) -> Program:
         parts = sorted(program, key=lambda part: (part.kind, part.value if isinstance(part.value, int) else 0))
-        colours = dict(
-            zip(dict.fromkeys(part.value for part in parts if isinstance(part.value, str)), COLOURS, strict=False)
-        )
-        return tuple(
-            replace(
-                part,
-                word=word,
-                value=colours.get(part.value, part.value) if isinstance(part.value, str) else part.value,
-            )
-            for part, word in zip(parts, WORDS, strict=False)
-        )
+        colours = dict(zip(dict.fromkeys(_colours(parts)), COLOURS, strict=False))
+        named = [part if part.value not in colours else replace(part, value=colours[part.value]) for part in parts]
+        return tuple(replace(part, word=word) for part, word in zip(named, WORDS, strict=False))
 
     def inputs(self, random: Random, program: Program, count: int, *, test: bool) -> list[Value] | None:
         """Training inputs have 1 to 4 words and use every word at least twice; test inputs have 5 to 7."""
-        writers = [part.word for part in program if isinstance(part.value, str)]
+        writers = [part.word for part in program if part.kind in _COLOURED]
         words = [part.word for part in program]
         lengths = (5, 6, 7) if test else (1, 2, 2, 3, 3, 4)
         chosen: list[Value] = []
-        for _ in range(8 * count):
-            text = [random.choice(writers), *random.choices(words, k=random.choice(lengths) - 1)]
-            if (one := " ".join(text)) not in chosen:
-                chosen.append(one)
+        deck: list[str] = []
+        for _ in range(4 * count):
+            length = random.choice(lengths) - 1
+            while len(deck) < length:
+                deck += random.sample(words, len(words))
+            text = " ".join([random.choice(writers), *deck[:length]])
+            if text not in chosen:
+                del deck[:length]
+                chosen.append(text)
             if len(chosen) == count:
                 used = " ".join(chosen).split()
                 return chosen if test or min(map(used.count, words)) > 1 else None
@@ -135,7 +133,7 @@ class Commands(Family):
         return tuple(sorted(program, key=lambda part: order.get(part.word, len(order))))
 
     def neighbours(self, program: Program) -> Iterator[Program]:
-        colours = sorted({part.value for part in program if isinstance(part.value, str)})
+        colours = sorted(set(_colours(program)))
         others = (*ALL, *(Part(kind, colour) for kind in _COLOURED for colour in colours))
         for at, part in enumerate(program):
             yield program[:at] + program[at + 1 :]
@@ -168,8 +166,8 @@ class Commands(Family):
 
     def _instead(self, random: Random, program: Program, part: Part) -> Part:
         """Another operation for a word: another parameter or colour, or another kind."""
-        colours = [other.value for other in program if isinstance(other.value, str)]
-        if isinstance(part.value, str) and random.random() < 0.5:
+        colours = _colours(program) or COLOURS
+        if part.kind in _COLOURED and random.random() < 0.5:
             return Part(random.choice(list(_COLOURED)), random.choice(colours))
         values = OPERATIONS[part.kind].values if part.kind in OPERATIONS else ()
         if values and random.random() < 0.4:
@@ -178,6 +176,11 @@ class Commands(Family):
             return Part(random.choice(list(_COLOURED)), random.choice(colours))
         kind = random.choice(list(OPERATIONS))
         return Part(kind, random.choice(OPERATIONS[kind].values or (None,)))
+
+
+def _colours(parts: Sequence[Part]) -> list[str]:
+    """The colours of the parts that have one, in order."""
+    return [part.value for part in parts if isinstance(part.value, str)]
 
 
 def _run(does: dict[str, Part], text: str) -> str:

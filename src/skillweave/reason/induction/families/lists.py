@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from random import Random
 
 from skillweave.reason.induction.families.program import Family, Part, Program
@@ -71,7 +71,7 @@ STEPS: dict[str, _Step] = {
         lambda x: [sum(x[: i + 1]) for i in range(len(x))],
     ),
     "gaps": _plain(
-        "[b - a for a, b in zip(x, x[1:])]", "take the differences", lambda x: [b - a for a, b in zip(x, x[1:])]
+        "[b - a for a, b in zip(x, x[1:])]", "take the differences", lambda x: [b - a for a, b in pairwise(x)]
     ),
     "put_first": _Step((0, 5, 9), "[{n}] + x", "put {n} first", lambda x, n: [n, *x]),
     "put_last": _Step((0, 5, 9), "x + [{n}]", "put {n} last", lambda x, n: [*x, n]),
@@ -139,9 +139,9 @@ class Lists(Family):
         for at in range(len(program)):
             if len(program) > 1:
                 yield program[:at] + program[at + 1 :]
-            yield from (program[:at] + (other,) + program[at + 1 :] for other in ALL if other != program[at])
+            yield from ((*program[:at], other, *program[at + 1 :]) for other in ALL if other != program[at])
         for at in range(len(program) + 1):
-            yield from (program[:at] + (other,) + program[at:] for other in ALL)
+            yield from ((*program[:at], other, *program[at:]) for other in ALL)
 
     def mutated(self, random: Random, program: Program) -> Program:
         at = random.randrange(len(program))
