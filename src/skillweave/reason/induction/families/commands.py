@@ -43,7 +43,7 @@ def _plain(code: str, words: str, do: Callable[[Words], Words]) -> _Operation:
 
 OPERATIONS: dict[str, _Operation] = {
     "again": _Operation(
-        (1, 2, 3), "out += out[-1:] * {n}", "repeats the last one {n} times", lambda out, n: out + out[-1:] * n
+        (1, 2, 3), "out += out[-1:] * {n}", "adds the last one {n} more times", lambda out, n: out + out[-1:] * n
     ),
     "first_again": _plain("out += out[:1]", "adds the first one again", lambda out: out + out[:1]),
     "last_two_again": _plain("out += out[-2:]", "adds the last two again", lambda out: out + out[-2:]),
