@@ -95,6 +95,11 @@ class Lab:
         self._runs: OrderedDict[_Key, _Run] = OrderedDict()
         self._busy = 0  # threads that take from the queue
 
+    @property
+    def probes(self) -> int:
+        """How many probe inputs are made for a problem."""
+        return self._probes
+
     def __enter__(self) -> Lab:
         return self
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from helpers.scripted_search import evaluation
 from skillweave.reason.hypothesis import Hypothesis
 from skillweave.reason.search.prune import backtrack, dominates, failures_at, merge_equal, prune_dominated
-from skillweave.reason.search.tree import Node, Tree, best_node, solvers
+from skillweave.reason.search.tree import Node, Tree, backpropagate, best_node, solvers
 
 
 def grow(tree: Tree, parent: int, outputs: Sequence[object], program: str = "f") -> Node:
     node = tree.add(parent, "refine" if parent else "propose")
     node.hypothesis, node.evaluation = Hypothesis("", program), evaluation(outputs)
     node.coherent = node.evaluation.coherent
-    tree[parent].tries += parent != 0
+    backpropagate(tree, node.number)
     return node
 
 
@@ -50,9 +50,9 @@ def test_backtracking_after_refinements_without_gain() -> None:
     prune_dominated(tree, node)
     assert parent.state == "dominated"
     one = grow(tree, node.number, [0, 1, 8, 8])
-    assert backtrack(tree, node, 2) is None  # one try of two
-    two = grow(tree, node.number, [9, 9, 2, 9])
-    assert backtrack(tree, node, 2) is parent  # it is open again, because only a closed node dominated it
+    assert backtrack(tree, node, 2) is None  # one refinement of two
+    two = grow(tree, one.number, [9, 9, 2, 9])  # a refinement further below counts as well
+    assert backtrack(tree, one, 2) is parent  # it is open again, because only a closed node dominated it
     assert (node.closed, one.closed, two.closed, parent.closed, parent.state) == (True, True, True, False, "open")
     assert failures_at(tree, parent, 2) == [node.hypothesis]
     assert backtrack(tree, node, 2) is None  # it is given up once
@@ -64,7 +64,7 @@ def test_a_gain_anywhere_below_keeps_a_node() -> None:
     child = grow(tree, node.number, [0, 8, 9, 9])
     grow(tree, node.number, [0, 7, 9, 9])
     grow(tree, child.number, [0, 1, 9, 9])
-    assert backtrack(tree, node, 2) is None
+    assert backtrack(tree, child, 2) is None
     assert not node.closed
 
 
@@ -73,11 +73,15 @@ def test_the_search_returns_to_the_best_open_ancestor_and_at_last_to_the_root() 
     top = grow(tree, 0, [0, 1, 9, 9])
     middle = grow(tree, top.number, [0, 9, 9, 9])
     low = grow(tree, middle.number, [9, 9, 9, 9])
-    low.tries = 3
-    assert backtrack(tree, low, 3) is top
-    top.tries = 3
-    assert backtrack(tree, top, 3) is tree.root
-    assert middle.closed
+    grow(tree, low.number, [9, 9, 9, 8])
+    assert backtrack(tree, low, 1) is tree.root  # the highest stalled node is given up, which is the top
+    assert (top.closed, middle.closed, low.closed) == (True, True, True)
+    tree = Tree()
+    top = grow(tree, 0, [0, 1, 9, 9])
+    better = grow(tree, top.number, [0, 1, 2, 9])
+    grow(tree, better.number, [0, 9, 9, 9])
+    assert backtrack(tree, better, 1) is top  # the top has gained
+    assert (top.closed, better.closed) == (False, True)
 
 
 def test_the_answer_is_the_most_coherent_then_the_shortest_then_the_earliest() -> None:

@@ -38,8 +38,10 @@ class MatsirConfig(Config):
     )
     growth: float = Field(default=0.5, ge=0, le=1, description="the exponent of visits in that limit")
     prune: bool = Field(default=True, description="give up nodes that are equal to another or dominated by one")
-    backtrack: bool = Field(default=True, description="give up a node after `patience` refinements without a gain")
-    patience: int = Field(default=4, ge=1, description="refinements of a node without a gain before it is given up")
+    backtrack: bool = Field(default=True, description="give up a trajectory that has stalled")
+    patience: int = Field(
+        default=8, ge=1, description="refinements of a node, or below it, without a gain before it is given up"
+    )
     critic: bool = Field(default=True, description="let the critic explain a failing hypothesis before it is refined")
     judge: bool = Field(default=True, description="let the judge score a hypothesis that could not be executed")
     remember: int = Field(
@@ -147,7 +149,6 @@ class _Matsir:
         backpropagate(self._tree, node.number)
         if evaluation is not None and settings.prune and node.state == "open" and not merge_equal(self._tree, node):
             prune_dominated(self._tree, node)
-        parent.tries += node.action == "refine"
         if settings.backtrack and (to := backtrack(self._tree, parent, settings.patience)) is not None:
             self._returns.append(to.number)
 

@@ -49,20 +49,30 @@ def dominates(one: Evaluation | None, other: Evaluation | None) -> bool:
 
 
 def backtrack(tree: Tree, node: Node, patience: int) -> Node | None:
-    """Give up a node if ``patience`` refinements of it brought no gain, and return where the search continues.
+    """Give up the trajectory through a node if it has stalled, and return where the search continues.
 
-    A gain is a descendant that solves more training pairs. The node and all open nodes below it are closed. Nodes that
-    only a closed one dominated are opened again. The search continues from the best ancestor that is open: the one that
-    solves most training pairs, and of equal ones the nearest; at last from the root. None if nothing was given up.
+    ``node`` was just refined. A node has stalled if ``patience`` refinements of it and of nodes below it brought no
+    gain: a descendant that solves more training pairs than it does. The highest stalled node on the path to the root is
+    closed with all open nodes below it, and nodes that only these dominated are opened again. The search continues from
+    the best ancestor that is open: the one that solves most training pairs, and of equal ones the nearest; at last from
+    the root. None if nothing was given up.
     """
-    if node.parent is None or node.closed or node.tries < patience or gained(tree, node):
+    stalled = [one for one in tree.path(node.number) if _has_stalled(tree, one, patience)]
+    if not stalled:
         return None
-    lost = [node, *(other for other in tree.below(node.number) if other.state == "open")]
+    top = stalled[-1]
+    lost = [top, *(other for other in tree.below(top.number) if other.state == "open")]
     for other in lost:
         other.closed = True
     _reopen(tree, {other.number for other in lost})
-    above = [other for other in tree.path(node.parent) if other.parent is None or is_open(other)]
+    assert top.parent is not None
+    above = [other for other in tree.path(top.parent) if other.parent is None or is_open(other)]
     return max(above, key=lambda other: other.coherent)  # max() keeps the first, which is the nearest
+
+
+def _has_stalled(tree: Tree, node: Node, patience: int) -> bool:
+    # Each node below it was a refinement, and brought one visit; its own reward was the first visit.
+    return node.parent is not None and not node.closed and node.visits - 1 >= patience and not gained(tree, node)
 
 
 def gained(tree: Tree, node: Node) -> bool:
