@@ -8,7 +8,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE
-from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE, SEED, SET
+from skillweave.cli.options import CONFIG, DEFAULTS, DEVICE, DTYPE, SEED, SET
 from skillweave.cli.output import say
 from skillweave.cli.places import check_file, check_folder
 from skillweave.errors import UserError
@@ -71,8 +71,8 @@ def reason(
     """Find the rule behind examples as a program, and apply it to held-out inputs.
 
     Each problem is searched within its own budget. The test pairs are opened when its search has ended. The run's
-    folder gets one page with all trees (`report.html`). A run that was killed goes on when it is started again, and pays
-    for no answer twice.
+    folder gets one page with all trees (`report.html`). A run that was killed goes on when it is started again, and
+    pays for no answer twice.
 
     **Examples**
 
@@ -139,6 +139,36 @@ def reason(
     show_reason(result, folder)
     if result.summary.unfinished:
         raise typer.Exit(1)
+
+
+@app.command()
+def induction(
+    out: Path = typer.Argument(None, help="The new folder."),
+    config: Path = CONFIG,
+    overrides: list[str] = SET,
+) -> None:
+    """Generate induction problems, and the rows that teach a small model to solve them.
+
+    Writes `rows.jsonl` (training rows for every agent), `problems.jsonl` (test problems), `practice.jsonl` (problems
+    for `reason --harvest`) and `induction.json` (settings, counts, hashes). No program is in two of these files;
+    programs are compared by what they do on fixed inputs.
+
+    **Examples**
+
+    `skillweave induction runs/induction-data`
+
+    `skillweave induction runs/small -s rows=500 -s tasks=10 -s practice=0`
+    """
+    from skillweave.config import read_config
+    from skillweave.reason.induction.config import InductionConfig
+    from skillweave.reason.induction.write import write_induction
+
+    if out is None:
+        raise UserError("name the new folder: skillweave induction runs/induction-data")
+    facts = write_induction(out, read_config(InductionConfig, config, overrides))
+    for name, count in facts["counts"].items():
+        say(f"{out / name}: {count:,} lines")
+    say("Train on them: skillweave build examples/induction/weave.yaml -o runs/induction")
 
 
 def _named(given: list[str], option: str) -> dict[str, str]:

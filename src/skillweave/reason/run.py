@@ -17,20 +17,19 @@ from pydantic import Field, ValidationError
 
 from skillweave import __version__
 from skillweave.artefact import write_json
-from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.reason.problem import ExamplePairs, Problem
 from skillweave.reason.search.record import traced_pairs
 from skillweave.reason.search.solve import Solver
-from skillweave.reason.trace import AgentCounts, SearchTrace
+from skillweave.reason.trace import AgentCounts, Record, SearchTrace
 
 RUN_FILE = "run.json"
 CACHE_FILE = "answers.sqlite"
 _TRACES = "traces"
 
 
-class ReasonSummary(Config):
+class ReasonSummary(Record):
     """The figures of a run. Unfinished problems count as wrong."""
 
     problems: int = Field(description="problems of the run")
