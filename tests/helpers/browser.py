@@ -130,7 +130,7 @@ def browser() -> Iterator[Browser]:
     back_read, back_write = os.pipe()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         # Chromium reads from descriptor 3 and writes to descriptor 4.
-        redirect = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{back_write}', "sh"]
+        redirect = ["bash", "-c", f'exec "$@" 3<&{to_read} 4>&{back_write}', "bash"]
         process = subprocess.Popen(
             [*redirect, str(CHROMIUM), *_OPTIONS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_read, back_write),

@@ -18,7 +18,7 @@ from rich.tree import Tree
 from skillweave.progress import share_of
 from skillweave.reason.budget import Budget
 from skillweave.reason.trace import SearchTrace, TracedNode
-from skillweave.terminal import harmless, one_line
+from skillweave.terminal import one_line
 
 _FRAMES_PER_SECOND = 8
 _PROGRAM_LINES = 8
@@ -165,7 +165,7 @@ def _one(search: _Running, height: int) -> list[RenderableType]:
         parts.append(_line("No hypothesis yet.", "dim"))
     else:
         parts.append(_line(f"Best so far is node {best.number}: {best.rule or 'no rule in words'}"))
-        lines = harmless(best.program).splitlines()
+        lines = best.program.rstrip().split("\n")  # each is made harmless when it is drawn
         room = min(_PROGRAM_LINES, max(1, height // 3))
         parts += [_line(f"    {line}", "cyan") for line in lines[:room]]
         if len(lines) > room:
