@@ -52,7 +52,9 @@ class OpenAIModel:
                 max_retries=retries,
             )
         except (openai.OpenAIError, ValueError, TypeError) as error:
-            raise UserError(f"{self._shown}: this is no URL of a server ({error}): write http://HOST:PORT/v1") from error
+            raise UserError(
+                f"{self._shown}: this is no URL of a server ({error}): write http://HOST:PORT/v1"
+            ) from error
 
     @property
     def identity(self) -> str:
