@@ -106,8 +106,13 @@ class Lists(Family):
         return _fits(output)
 
     def source(self, program: Program) -> str:
-        lines = [f"    x = {STEPS[part.kind].code.format(n=part.value)}" for part in program]
-        return "\n".join(["def f(x):", *lines, "    return x"])
+        return "\n".join([_FIRST, *map(_line, program), _LAST])
+
+    def read(self, source: str) -> Program | None:
+        first, *lines, last = source.rstrip().split("\n") if "\n" in source else ("", "")
+        if (first, last) != (_FIRST, _LAST) or not lines or not all(line in _PARTS for line in lines):
+            return None
+        return tuple(_PARTS[line] for line in lines)
 
     def rule(self, program: Program) -> str:
         return ", then ".join(STEPS[part.kind].words.format(n=part.value) for part in program)
@@ -166,6 +171,14 @@ class Lists(Family):
         if what == "insert":
             return f"a step is missing before step {at + 1}" if at < len(wrong) else "a step is missing at the end"
         return {"replace": f"step {at + 1} is wrong", "remove": f"step {at + 1} is too much", "": ""}[what]
+
+
+def _line(part: Part) -> str:
+    return f"    x = {STEPS[part.kind].code.format(n=part.value)}"
+
+
+_FIRST, _LAST = "def f(x):", "    return x"
+_PARTS = {_line(part): part for part in ALL}
 
 
 def _run(chain: Program, x: Numbers) -> Numbers:

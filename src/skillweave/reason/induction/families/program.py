@@ -58,6 +58,10 @@ class Family(ABC):
         """The program as a Python text that defines ``f(x)``."""
 
     @abstractmethod
+    def read(self, source: str) -> Program | None:
+        """The program that a text of exactly this family's form is; None for any other text, right or wrong."""
+
+    @abstractmethod
     def rule(self, program: Program) -> str:
         """The rule in words, on one line."""
 
