@@ -60,7 +60,7 @@ def test_a_text_of_another_form_is_not_read(name):
         "def f(x):",
         source[:-1],
         source.replace("    ", "  "),
-        "\n".join(lines[:-2] + ["    y"] + lines[-1:]),
+        "\n".join([*lines[:-2], "    y", lines[-1]]),
     ):
         assert family.read(text) is None
     assert family.read("\n".join((lines[0], lines[-1]))) is None

@@ -75,6 +75,7 @@ class Commands(Family):
     name = "commands"
 
     def __init__(self) -> None:
+        super().__init__()
         random = Random(0)
         self.probes = [" ".join(random.choice(WORDS[:6]) for _ in range(1 + number % 8)) for number in range(64)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise, product
 from random import Random
 
@@ -136,7 +136,7 @@ class Lists(Family):
         for end in range(len(parts) - 1, 0, -1):
             for at in range(end):
                 one, two = parts[at], parts[at + 1]
-                if ALL.index(two) < ALL.index(one) and _commute(one, two):
+                if _PLACES[two] < _PLACES[one] and _commute(one, two):
                     parts[at], parts[at + 1] = two, one
         return tuple(parts)
 
@@ -179,6 +179,7 @@ def _line(part: Part) -> str:
 
 _FIRST, _LAST = "def f(x):", "    return x"
 _PARTS = {_line(part): part for part in ALL}
+_PLACES = {part: at for at, part in enumerate(ALL)}
 
 
 def _run(chain: Program, x: Numbers) -> Numbers:
@@ -192,6 +193,7 @@ def _outputs(chain: Program) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(_run(chain, probe)) for probe in PROBES)
 
 
+@lru_cache(maxsize=2**16)
 def _degenerate(chain: Program) -> bool:
     """Whether a chain has outputs that are too long or too often equal, or does what a shorter chain does.
 
