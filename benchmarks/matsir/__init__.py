@@ -1,0 +1,1 @@
+"""MATSIR against its baselines, at equal calls and equal tokens."""
