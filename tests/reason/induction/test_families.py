@@ -47,6 +47,23 @@ def test_a_text_does_in_python_what_its_parts_do_here(name):
             before = str(value)
             assert in_cpython(source, value) == family.run(program, value), (source, value)
             assert str(value) == before
+        assert family.read(source) == program
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_text_of_another_form_is_not_read(name):
+    family = FAMILIES[name]
+    source = family.source(drawn(name, 3)[-1])
+    lines = source.splitlines()
+    for text in (
+        "",
+        "def f(x):",
+        source[:-1],
+        source.replace("    ", "  "),
+        "\n".join([*lines[:-2], "    y", lines[-1]]),
+    ):
+        assert family.read(text) is None
+    assert family.read("\n".join((lines[0], lines[-1]))) is None
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,7 +11,7 @@ from skillweave.reason.hypothesis import Evaluation
 from skillweave.reason.induction.families import Family, Program
 from skillweave.reason.problem import ExamplePairs, IOPair
 
-_TRIES = 200
+_TRIES = 3000
 """Draws of one problem or one failing program before the draw is given up."""
 
 

@@ -82,23 +82,29 @@ class Problems:
 
     def rows(self) -> Iterator[tuple[dict[str, Any], DrawnProblem]]:
         """The training rows, ``settings.rows`` of them, each with its problem; every call gives the same ones."""
-        settings = self._settings
-        random = Random(f"rows {settings.seed}")
-        names, kinds = list(settings.families), list(settings.kinds)
-        shares = [settings.families[name].share for name in names]
+        random = Random(f"rows {self._settings.seed}")
+        kinds, shares = list(self._settings.kinds), list(self._settings.kinds.values())
         for reasons in self.refused.values():
             reasons.clear()
-        with bar("induction: rows", settings.rows) as advance:
+        with bar("induction: rows", self._settings.rows) as advance:
             made = 0
-            while made < settings.rows:
-                name = random.choices(names, shares)[0]
-                kind = random.choices(kinds, list(settings.kinds.values()))[0]
-                problem = self._draw(name, random, settings.families[name].train, self.held_out, self.refused[name])
-                found = row(kind, problem, self.prompts, random)
+            for problem in self.training(random):
+                found = row(random.choices(kinds, shares)[0], problem, self.prompts, random)
                 if found is not None:
                     made += 1
                     advance(1)
                     yield found, problem
+                if made == self._settings.rows:
+                    return
+
+    def training(self, random: Random) -> Iterator[DrawnProblem]:
+        """Training problems without end, of all families in their shares; none behaves as a held-out problem."""
+        names = list(self._settings.families)
+        shares = [family.share for family in self._settings.families.values()]
+        while True:
+            name = random.choices(names, shares)[0]
+            sizes = self._settings.families[name].train
+            yield self._draw(name, random, sizes, self.held_out, self.refused[name])
 
     def _held_out(self, what: str, count: int, held: set[str]) -> list[DrawnProblem]:
         """So many problems of each family with new behaviours, which are added to ``held``."""

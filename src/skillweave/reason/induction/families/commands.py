@@ -9,6 +9,7 @@ same operations. For the comparison the parts are sorted by operation, and words
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -74,6 +75,7 @@ class Commands(Family):
     name = "commands"
 
     def __init__(self) -> None:
+        super().__init__()
         random = Random(0)
         self.probes = [" ".join(random.choice(WORDS[:6]) for _ in range(1 + number % 8)) for number in range(64)]
 
@@ -96,7 +98,19 @@ class Commands(Family):
 
     def source(self, program: Program) -> str:
         lines = [f"        if w == '{part.word}': {_code(part)}" for part in program]
-        return "\n".join(["def f(x):", "    out = []", "    for w in x.split():", *lines, "    return ' '.join(out)"])
+        return "\n".join([_FIRST, *lines, _LAST])
+
+    def read(self, source: str) -> Program | None:
+        text = source.rstrip()
+        if not text.startswith(f"{_FIRST}\n") or not text.endswith(f"\n{_LAST}"):
+            return None
+        parts: list[Part] = []
+        for line in text[len(_FIRST) + 1 : -len(_LAST) - 1].split("\n"):
+            match = _LINE.fullmatch(line)
+            if match is None or match["code"] not in _PARTS or match["word"] in [part.word for part in parts]:
+                return None
+            parts.append(replace(_PARTS[match["code"]], word=match["word"]))
+        return tuple(parts)
 
     def rule(self, program: Program) -> str:
         return "; ".join(f"{part.word} {_words(part)}" for part in program)
@@ -202,6 +216,11 @@ def _code(part: Part) -> str:
     if part.kind in _COLOURED:
         return _COLOURED[part.kind][0].format(c=part.value)
     return OPERATIONS[part.kind].code.format(n=part.value)
+
+
+_FIRST, _LAST = "def f(x):\n    out = []\n    for w in x.split():", "    return ' '.join(out)"
+_LINE = re.compile(r"        if w == '(?P<word>\w+)': (?P<code>.+)")
+_PARTS = {_code(part): part for part in (*ALL, *(Part(kind, colour) for kind in _COLOURED for colour in COLOURS))}
 
 
 def _words(part: Part) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise, product
 from random import Random
 
@@ -106,8 +106,13 @@ class Lists(Family):
         return _fits(output)
 
     def source(self, program: Program) -> str:
-        lines = [f"    x = {STEPS[part.kind].code.format(n=part.value)}" for part in program]
-        return "\n".join(["def f(x):", *lines, "    return x"])
+        return "\n".join([_FIRST, *map(_line, program), _LAST])
+
+    def read(self, source: str) -> Program | None:
+        first, *lines, last = source.rstrip().split("\n") if "\n" in source else ("", "")
+        if (first, last) != (_FIRST, _LAST) or not lines or not all(line in _PARTS for line in lines):
+            return None
+        return tuple(_PARTS[line] for line in lines)
 
     def rule(self, program: Program) -> str:
         return ", then ".join(STEPS[part.kind].words.format(n=part.value) for part in program)
@@ -131,7 +136,7 @@ class Lists(Family):
         for end in range(len(parts) - 1, 0, -1):
             for at in range(end):
                 one, two = parts[at], parts[at + 1]
-                if ALL.index(two) < ALL.index(one) and _commute(one, two):
+                if _PLACES[two] < _PLACES[one] and _commute(one, two):
                     parts[at], parts[at + 1] = two, one
         return tuple(parts)
 
@@ -168,6 +173,15 @@ class Lists(Family):
         return {"replace": f"step {at + 1} is wrong", "remove": f"step {at + 1} is too much", "": ""}[what]
 
 
+def _line(part: Part) -> str:
+    return f"    x = {STEPS[part.kind].code.format(n=part.value)}"
+
+
+_FIRST, _LAST = "def f(x):", "    return x"
+_PARTS = {_line(part): part for part in ALL}
+_PLACES = {part: at for at, part in enumerate(ALL)}
+
+
 def _run(chain: Program, x: Numbers) -> Numbers:
     for part in chain:
         x = STEPS[part.kind].do(x, int(part.value or 0))
@@ -179,6 +193,7 @@ def _outputs(chain: Program) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(_run(chain, probe)) for probe in PROBES)
 
 
+@lru_cache(maxsize=2**16)
 def _degenerate(chain: Program) -> bool:
     """Whether a chain has outputs that are too long or too often equal, or does what a shorter chain does.
 

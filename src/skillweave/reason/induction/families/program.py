@@ -10,10 +10,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import ClassVar
 
 from skillweave.reason.problem import Value
+
+_REMEMBERED = 2**16
+"""How many programs' behaviours are remembered."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,10 @@ class Family(ABC):
     probes: Sequence[Value]
     """the inputs on which behaviours are compared"""
 
+    def __init__(self) -> None:
+        # Short programs are drawn again and again.
+        self._remembered = lru_cache(maxsize=_REMEMBERED)(self._digest)
+
     @abstractmethod
     def draw(self, random: Random, size: int) -> Program | None:
         """A random program with ``size`` parts in its canonical form, or None if the draw is degenerate."""
@@ -56,6 +64,10 @@ class Family(ABC):
     @abstractmethod
     def source(self, program: Program) -> str:
         """The program as a Python text that defines ``f(x)``."""
+
+    @abstractmethod
+    def read(self, source: str) -> Program | None:
+        """The program that a text of exactly this family's form is; None for any other text, right or wrong."""
 
     @abstractmethod
     def rule(self, program: Program) -> str:
@@ -87,6 +99,8 @@ class Family(ABC):
 
     def behaviour(self, program: Program) -> str:
         """A digest of the outputs on the probes: equal for programs that do the same, however different their texts."""
-        canonical = self.canonical(program)
+        return self._remembered(self.canonical(program))
+
+    def _digest(self, canonical: Program) -> str:
         outputs = repr([self.run(canonical, probe) for probe in self.probes])
         return hashlib.blake2b(f"{self.name} {outputs}".encode(), digest_size=8).hexdigest()
