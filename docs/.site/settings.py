@@ -147,7 +147,16 @@ def _as_yaml(value: Any) -> str:
         return f"`{value:g}`"
     if isinstance(value, tuple | list):
         return f"`[{', '.join(_as_yaml(item).strip('`') for item in value)}]`"
-    return f"`{value}`" if isinstance(value, str) and value else f"`{json.dumps(value, ensure_ascii=False)}`"
+    return (
+        f"`{value}`"
+        if isinstance(value, str) and value
+        else f"`{json.dumps(value, ensure_ascii=False, default=_plain)}`"
+    )
+
+
+def _plain(value: object) -> object:
+    """The settings of a nested class as a mapping."""
+    return value.model_dump(mode="json") if isinstance(value, Config) else str(value)
 
 
 def row(name: str, field: FieldInfo, headings: dict[type[Config], str]) -> str:

@@ -51,7 +51,7 @@ def all_roles(model: Model) -> dict[Role, Model]:
     return dict.fromkeys(ROLES, model)
 
 
-class Team:
+class AgentTeam:
     """The agents that work on one problem.
 
     Each method names its call by ``key``, which is unique within the problem ("propose/3"): with the seed and the name

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pydantic import Field
 
 from skillweave.config import Config
-from skillweave.reason.agents.team import Team
+from skillweave.reason.agents.team import AgentTeam
 from skillweave.reason.budget import BudgetSpent, Meter
 from skillweave.reason.problem import Missing, Value
 from skillweave.tasks.verifiers.code_result import same_result
@@ -33,7 +33,7 @@ class DirectAnswers:
 
 
 async def answer_directly(
-    team: Team, meter: Meter, inputs: Sequence[Value], settings: DirectConfig
+    team: AgentTeam, meter: Meter, inputs: Sequence[Value], settings: DirectConfig
 ) -> list[DirectAnswers]:
     """Answer all inputs round by round, and return the vote after each round; the last one counts.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from skillweave.files.hashes import digest
-from skillweave.reason.agents.team import Team
+from skillweave.reason.agents.team import AgentTeam
 from skillweave.reason.budget import Budget, BudgetSpent, Meter
 from skillweave.reason.hypothesis import Evaluation, Hypothesis, Proposal
 from skillweave.reason.lab import Lab
@@ -50,7 +50,7 @@ class SearchFrame:
     def __init__(
         self,
         examples: ExamplePairs,
-        team: Team,
+        team: AgentTeam,
         lab: Lab,
         meter: Meter,
         *,

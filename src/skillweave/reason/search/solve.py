@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from skillweave.config import Config
 from skillweave.reason.agents.prompt_set import PromptSet
-from skillweave.reason.agents.team import AgentSettings, Role, Team
+from skillweave.reason.agents.team import AgentSettings, Role, AgentTeam
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.lab import Lab
 from skillweave.reason.models.model import Model, ModelUnreachable
@@ -49,7 +49,7 @@ class Solver:
         """
         meter = Meter(self.budget)
         agents = self.agents if self.method.form is None else self.agents.model_copy(update={"form": self.method.form})
-        team = Team(problem.examples, self.models, self.prompts, agents, meter, self.seed)
+        team = AgentTeam(problem.examples, self.models, self.prompts, agents, meter, self.seed)
         frame = SearchFrame(
             problem.examples,
             team,
@@ -95,7 +95,7 @@ class Solver:
             return frame.end("model")
 
     async def _predict(
-        self, solution: Solution, inputs: Sequence[Value], team: Team, meter: Meter
+        self, solution: Solution, inputs: Sequence[Value], team: AgentTeam, meter: Meter
     ) -> list[_Checkpoint]:
         """The predictions for all test inputs at every point of the course; the last ones are the answer."""
         if isinstance(self.settings, DirectConfig):
