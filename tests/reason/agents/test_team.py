@@ -10,7 +10,7 @@ import pytest
 from helpers.scripted_model import ScriptedModel, completion, last_message, one_after_another
 from skillweave.errors import UserError
 from skillweave.reason.agents.prompt_set import PromptSet
-from skillweave.reason.agents.team import AgentSettings, BudgetSpent, AgentTeam, all_roles
+from skillweave.reason.agents.team import AgentSettings, AgentTeam, BudgetSpent, all_roles
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.hypothesis import Evaluation, Hypothesis, Judgement, Note, Proposal
 from skillweave.reason.models.model import ModelCall, ModelUnreachable

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from skillweave.config import Config
 from skillweave.reason.agents.prompt_set import PromptSet
-from skillweave.reason.agents.team import AgentSettings, Role, AgentTeam
+from skillweave.reason.agents.team import AgentSettings, AgentTeam, Role
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.lab import Lab
 from skillweave.reason.models.model import Model, ModelUnreachable
