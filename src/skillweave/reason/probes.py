@@ -110,16 +110,11 @@ def _mutated(value: Value, place: _Place, rng: Random, habits: _Habits) -> Value
 
 
 def _near(value: int, seen: _Seen, rng: Random) -> int:
-    """A whole number near the value, near another that was seen, or between two; none is negative if none was."""
+    """A whole number near the value or in the range that was seen, doubled upwards; none is negative if none was."""
     known = [other for other in seen.values if isinstance(other, int)]
-    low = min(known)
-    other = rng.choice(
-        (
-            value + rng.choice((-3, -2, -1, 1, 2, 3)),
-            rng.choice(known) + rng.choice((-1, 0, 1)),
-            rng.randint(low, max(known)),
-        )
-    )
+    low, high = min(known), max(known)
+    near = value + rng.choice((-3, -2, -1, 1, 2, 3))
+    other = rng.choice((near, near, rng.randint(low, high), rng.randint(low, high + (high - low))))
     return other if low < 0 else max(0, other)
 
 
