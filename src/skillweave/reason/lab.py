@@ -31,6 +31,9 @@ value, written as JSON. What is printed is dropped."""
 
 _MEMORY = 4096
 """How many executions are remembered."""
+_TELL = 0.002
+"""Seconds for which results are collected before the event loop is told. To wake it for each of them would cost more
+than a small program's run."""
 _BREAKS = 2
 """After this many single inputs on which a program breaks a limit, its remaining inputs are not run."""
 _BROKEN = ("TimeoutError", "MemoryError", "RuntimeError")
@@ -61,14 +64,14 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class _Run:
-    """What a program gives for each input, and the digest of that."""
+    """What a program gives for the first inputs, and the digest of what it gives for all of them."""
 
     outcomes: tuple[Outcome, ...]
     behaviour: str
 
 
-_Key = tuple[str, tuple[str, ...]]
-"""A program, and its inputs as JSON."""
+_Key = tuple[str, tuple[str, ...], int]
+"""A program, its inputs as JSON, and for how many of them the values are kept."""
 _Future = asyncio.Future[_Run]
 
 
@@ -80,14 +83,15 @@ class Lab:
     is not run. Use it as a context manager, or call :meth:`close`.
 
     - ``probes``: how many probe inputs are made from a problem's training inputs
-    - ``workers``: how many programs run at once; None: one for each processor, and one that prepares the next
+    - ``workers``: how many programs run at once, at most one for each processor; None: one for each processor
     """
 
     def __init__(self, probes: int = 16, seed: int = 0, workers: int | None = None, limits: Limits = LIMITS) -> None:
         self._probes, self._seed, self._limits = probes, seed, limits
-        self._workers = workers or (os.cpu_count() or 1) + 1
+        self._workers = workers or os.cpu_count() or 1
         self._threads = ThreadPoolExecutor(self._workers, thread_name_prefix="lab")
-        self._inputs: OrderedDict[tuple[str, ...], tuple[str, ...]] = OrderedDict()  # training -> training and probes
+        # Identity of examples -> the examples, and their training and probe inputs as JSON.
+        self._inputs: OrderedDict[int, tuple[ExamplePairs, tuple[str, ...]]] = OrderedDict()
         self._lock = threading.Lock()  # of all that follows
         self._queue: deque[_Key] = deque()
         self._waiting: dict[_Key, list[_Future]] = {}  # for what is in the queue, and for what runs
@@ -114,29 +118,28 @@ class Lab:
 
     async def evaluate(self, program: str, examples: ExamplePairs) -> Evaluation:
         """What the program gives for the training inputs, which of it is right, and the digest of its behaviour."""
-        run = await self._run(program, self._with_probes(examples.inputs))
-        training = run.outcomes[: len(examples.pairs)]
+        run = await self._run(program, self._with_probes(examples), len(examples.pairs))
         solved = tuple(
             not isinstance(found, Missing) and same_result(found, pair.output)
-            for found, pair in zip(training, examples.pairs, strict=True)
+            for found, pair in zip(run.outcomes, examples.pairs, strict=True)
         )
-        return Evaluation(training, solved, run.behaviour)
+        return Evaluation(run.outcomes, solved, run.behaviour)
 
     async def apply(self, program: str, inputs: Sequence[Value]) -> list[Value | Missing]:
         """What the program gives for each input, or :class:`Missing` with the error."""
-        return list((await self._run(program, tuple(map(json.dumps, inputs)))).outcomes)
+        return list((await self._run(program, tuple(map(json.dumps, inputs)), len(inputs))).outcomes)
 
-    def _with_probes(self, inputs: Sequence[Value]) -> tuple[str, ...]:
+    def _with_probes(self, examples: ExamplePairs) -> tuple[str, ...]:
         """The training inputs and their probe inputs, as JSON."""
-        training = tuple(map(json.dumps, inputs))
-        known = self._inputs.get(training)
+        known = self._inputs.get(id(examples))
         if known is None:
-            known = (*training, *map(json.dumps, probe_inputs(inputs, self._probes, self._seed)))
-            _remember(self._inputs, training, known)
-        return known
+            probes = probe_inputs(examples.inputs, self._probes, self._seed)
+            known = examples, tuple(map(json.dumps, (*examples.inputs, *probes)))
+            _remember(self._inputs, id(examples), known)
+        return known[1]
 
-    async def _run(self, program: str, inputs: tuple[str, ...]) -> _Run:
-        key = (program, inputs)
+    async def _run(self, program: str, inputs: tuple[str, ...], kept: int) -> _Run:
+        key = (program, inputs, kept)
         future: _Future = asyncio.get_running_loop().create_future()
         with self._lock:
             if key in self._runs:
@@ -146,7 +149,7 @@ class Lab:
                 self._waiting[key] = []
                 self._queue.append(key)
             self._waiting[key].append(future)
-            if self._busy < min(self._workers, len(self._queue)):
+            if self._busy < self._workers:
                 self._busy += 1
                 self._threads.submit(self._work)
         return await future
@@ -169,13 +172,10 @@ class Lab:
                     self._ended.setdefault(future.get_loop(), []).append((future, run))
             for loop in loops:
                 with contextlib.suppress(RuntimeError):  # it was closed, so nobody waits any more
-                    loop.call_soon_threadsafe(self._tell, loop)
+                    loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
-        """In the event loop: end the waiting for everything that has ended meanwhile.
-
-        To wake the loop for each of them alone would take a fifth of the time.
-        """
+        """In the event loop: end the waiting for everything that has ended meanwhile."""
         with self._lock:
             ended = self._ended.pop(loop)
         for future, run in ended:
@@ -186,7 +186,7 @@ class Lab:
                     future.set_exception(run)
 
 
-def _execute(program: str, inputs: Sequence[str], limits: Limits) -> _Run | Exception:
+def _execute(program: str, inputs: Sequence[str], kept: int, limits: Limits) -> _Run | Exception:
     """Run the program once on all inputs, or once on each input if that breaks a limit.
 
     An exception is returned: the caller waits in another thread.
@@ -195,7 +195,7 @@ def _execute(program: str, inputs: Sequence[str], limits: Limits) -> _Run | Exce
         outcomes, broken = _attempt(program, inputs, limits)
         if broken is not None and len(inputs) > 1:
             outcomes = _one_by_one(program, inputs, limits)
-        return _Run(tuple(outcomes), behaviour_digest(outcomes))
+        return _Run(tuple(outcomes[:kept]), behaviour_digest(outcomes))
     except Exception as error:
         return error
 
@@ -256,7 +256,8 @@ def behaviour_digest(outcomes: Sequence[Value | Missing]) -> str:
     """A digest of what a program gives for each input; equal for values that ``same_result`` calls equal.
 
     Errors count by their kind. Numbers that are not whole are rounded to 9 digits, so two of them that ``same_result``
-    calls equal differ here in the rare case that a rounding step lies between them.
+    calls equal differ here in the rare case that a rounding step lies between them; and so do two numbers beyond 2**53
+    that are not exactly equal.
     """
     plain = [
         {"error": found.why.partition(":")[0]} if isinstance(found, Missing) else [_canonical(found)]

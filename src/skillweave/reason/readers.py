@@ -1,259 +1,261 @@
-"""Read inductive problems: our JSONL, the layouts of public data sets, and generators of reasoning-gym."""
+"""Problems from files and generators: one JSONL form, ARC's JSON files, and three generators of reasoning-gym.
+
+A row of the JSONL form is ``{"name", "family", "train": [{"input", "output"}], "test": [{"input", "output"}]}``, with
+``idx`` in place of ``name`` as in the files that Qiu et al. (arXiv 2310.08559) published. Values are JSON, or texts.
+"""
 
 from __future__ import annotations
 
 import ast
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator
-from itertools import islice
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Any, Literal
 
+from skillweave.artefact import write_text
 from skillweave.errors import UserError, nearest, shown_value
-from skillweave.files.hashes import digest
-from skillweave.files.read import is_folder, read_json, read_json_lines
+from skillweave.files.read import is_folder, read_json
 from skillweave.progress import say_once, share_of
+from skillweave.reason.generators import GENERATORS, generated_rows
 from skillweave.reason.problem import ExamplePairs, HeldOut, IOPair, Problem, Value
+from skillweave.tasks.readers import read_jsonl
 
-_GYM = "reasoning-gym:"
-_GYM_SIZE = 50
+ReadValues = Literal["auto", "text", "literal"]
+"""How texts in a file are read: as they are (``text``), as Python literals such as ``"[1, 2]"`` (``literal``), or as
+literals if every input and output of the whole file is one (``auto``)."""
+
+_SOURCES = (
+    "a .jsonl file (one problem a line), a .json file or a folder of .json files in the layout of ARC, or "
+    "reasoning-gym:NAME?size=20&seed=1"
+)
+_KEYS = ("name", "idx", "family", "train", "test")
 _LONGEST_LITERAL = 100_000
-_DEEPEST = 50
-_LAYOUT = '{"name": ..., "train": [{"input": ..., "output": ...}], "test": [...]}'
-
-_Pairs = list[tuple[Value, Value]]
 
 
-class _Read:
-    """One problem as it was read: where it stands, its name and family, and its pairs."""
+@dataclass(frozen=True)
+class _Row:
+    """One problem as it was read, before its texts are read as literals."""
 
-    def __init__(self, where: str, name: str, family: str, train: _Pairs, test: _Pairs) -> None:
-        self.where, self.name, self.family, self.train, self.test = where, name, family, train, test
+    where: str
+    name: str
+    family: str
+    train: tuple[IOPair, ...]
+    test: tuple[IOPair, ...]
 
 
-def load_problems(source: str, *, limit: int | None = None) -> list[Problem]:
-    """The problems of a JSONL or JSON file, a folder of ARC tasks, or a generator of reasoning-gym.
+def load_problems(source: str, *, limit: int | None = None, values: ReadValues = "auto") -> list[Problem]:
+    """The problems of a file, a folder or a generator; the first ``limit`` of them.
 
-    - JSONL: one problem in each line, with ``name`` or ``idx``, ``train``, ``test`` and perhaps ``family``. If all
-      inputs and outputs of a file are texts that hold Python literals, they are read as values, and a note says so.
-    - JSON: one ARC task, or a mapping of names to tasks; a folder has one task in each ``.json`` file
-    - ``reasoning-gym:NAME?size=50&seed=0``, with ``list_functions``, ``acre`` or ``arc_1d``
+    - ``FILE.jsonl`` (or ``.jsonl.gz``): one problem a line
+    - ``FILE.json``: a list of such rows; one ARC task; or a mapping from names to ARC tasks
+    - a folder of ARC tasks, one ``NAME.json`` each; the name of a folder inside it becomes the family of its tasks
+    - ``reasoning-gym:NAME?size=20&seed=1`` for ``list_functions``, ``acre`` and ``arc_1d``, with the generator's own
+      settings as further keys
 
-    ``limit``: only so many, the first ones. Raises :class:`UserError` that names the file and line or key.
+    Standard error says what was left out or read in a special way. Raises :class:`UserError` with file and line for
+    everything that is wrong, for names that occur twice, and for problems without test pairs.
     """
-    if source.startswith(_GYM):
-        found = list(islice(_generated(source.removeprefix(_GYM)), limit))
+    rows = _as_literals(list(_rows(source)), source, values)
+    if not rows:
+        raise UserError(f"{source} holds no problem: name {_SOURCES}")
+    _check_names(rows)
+    if limit is not None and limit < len(rows):
+        say_once(f"{source}: only the first {share_of(limit, len(rows), 'problems')} are used")
+        rows = rows[:limit]
+    _say_repeats(rows, source)
+    return [Problem(ExamplePairs(row.name, row.train, row.family), HeldOut(row.test)) for row in rows]
+
+
+def write_problems(path: str | Path, problems: Iterable[Mapping[str, Any]]) -> None:
+    """Write problems that have ``name``, ``family``, ``train`` and ``test`` as the JSONL that is read here."""
+    write_text(
+        path,
+        "".join(
+            json.dumps({key: problem[key] for key in ("name", "family", "train", "test")}, ensure_ascii=False) + "\n"
+            for problem in problems
+        ),
+    )
+
+
+# -- the layouts -----------------------------------------------------------------------------------------------------
+
+
+def _rows(source: str) -> Iterator[_Row]:
+    kind, colon, rest = source.partition(":")
+    if colon and kind == "reasoning-gym":
+        for where, row in generated_rows(rest):
+            yield _row(row, where, "")
+    elif is_folder(source):
+        yield from _folder(Path(source))
+    elif source.lower().endswith(".json"):
+        yield from _json(Path(source))
+    elif source.lower().endswith((".jsonl", ".jsonl.gz")):
+        yield from _located(read_jsonl(Path(source)), source)
+    elif colon and kind in ("builtin", "dataset"):
+        raise UserError(f"'{source}' is a task for training, not a file of problems: name {_SOURCES}")
     else:
-        found = list(islice(_read(Path(source)), limit))
-        found = _with_literals(found, source)
-    if not found:
-        raise UserError(f"{source} holds no problem: write one in each line: {_LAYOUT}")
-    _say_overlap(found, source)
-    return [
-        Problem(
-            ExamplePairs(name, tuple(IOPair(*pair) for pair in read.train), read.family),
-            HeldOut([IOPair(*pair) for pair in read.test]),
+        raise UserError(f"'{source}' names no problems: name {_SOURCES}; the generators are {', '.join(GENERATORS)}")
+
+
+def _located(located: Iterable[tuple[str, Any]], source: str) -> Iterator[_Row]:
+    """The rows of the JSONL form. Keys that mean nothing here are named once, with the share of rows that have them."""
+    ignored: dict[str, int] = {}
+    count = 0
+    for count, (where, row) in enumerate(located, 1):
+        yield _row(row, where, f"{Path(source).stem}-{count}")
+        for key in set(row) - set(_KEYS):
+            ignored[key] = ignored.get(key, 0) + 1
+    if ignored:
+        keys = ", ".join(f"'{key}'" for key in sorted(ignored)[:5])
+        share = share_of(max(ignored.values()), count, "rows")
+        say_once(f"{source}: {share} have keys that are not read, such as {keys}")
+
+
+def _json(path: Path) -> Iterator[_Row]:
+    value = read_json(path, "a file of problems")
+    if isinstance(value, list):
+        yield from _located(((f"{path}, row {number}", row) for number, row in enumerate(value, 1)), str(path))
+    elif isinstance(value, dict) and isinstance(value.get("train"), list):
+        yield _arc(value, str(path), path.stem, "")
+    elif isinstance(value, dict) and all(isinstance(task, dict) for task in value.values()):
+        for name, task in value.items():
+            yield _arc(task, f"{path}, '{name}'", name, "")
+    else:
+        raise UserError(
+            f"{path}: expected a task {{'train': [...], 'test': [...]}}, a mapping from names to such tasks, or a list "
+            f"of problems; found {shown_value(value)}"
         )
-        for name, read in zip(_unique_names(found, source), found, strict=True)
-    ]
 
 
-def _read(path: Path) -> Iterator[_Read]:
-    """The problems of a file or a folder."""
-    if is_folder(path):
-        files = sorted(path.glob("*.json"))
-        if not files:
-            raise UserError(f"{path} holds no .json file: name a folder of ARC tasks, or a file of problems")
-        for file in files:
-            yield _problem(read_json(file), str(file), file.stem)
-    elif path.suffix == ".json":
-        whole = read_json(path, "a file of problems")
-        if isinstance(whole, dict) and "train" in whole:
-            yield _problem(whole, str(path), path.stem)
-        elif isinstance(whole, dict):
-            for name, task in whole.items():
-                yield _problem(task, f"{path}, key '{name}'", name)
-        elif isinstance(whole, list):
-            for number, task in enumerate(whole, 1):
-                yield _problem(task, f"{path}, item {number}", f"{path.stem}-{number}")
-        else:
-            raise UserError(f"{path}: expected a task or a mapping of names to tasks, found {shown_value(whole)}")
-    else:
-        for number, (where, row) in enumerate(read_json_lines(path, "a file of problems"), 1):
-            yield _problem(row, where, f"{path.stem}-{number}")
+def _folder(folder: Path) -> Iterator[_Row]:
+    for path in sorted((*folder.glob("*.json"), *folder.glob("*/*.json"))):
+        value = read_json(path, "a task of ARC")
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: expected a task {{'train': [...], 'test': [...]}}; found {shown_value(value)}")
+        family = "" if path.parent == folder else path.parent.name
+        yield _arc(value, str(path), path.stem, family)
 
 
-def _problem(row: Any, where: str, name: str) -> _Read:
+def _arc(task: dict[str, Any], where: str, name: str, family: str) -> _Row:
+    row = _row({"family": family, **task, "name": name}, where, name)
+    for part, pairs in (("train", row.train), ("test", row.test)):
+        for number, pair in enumerate(pairs, 1):
+            for side, value in (("input", pair.input), ("output", pair.output)):
+                if not _is_grid(value):
+                    raise UserError(
+                        f"{where}: the {side} of {part} pair {number} is no grid, that is a list of equally long rows "
+                        f"of whole numbers; found {shown_value(value)}. Problems with other values go into a .jsonl "
+                        "file"
+                    )
+    return row
+
+
+def _is_grid(value: Value) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) > 0
+        and all(isinstance(row, list) and len(row) == len(value[0]) for row in value)
+        and all(type(cell) is int for row in value for cell in row)
+    )
+
+
+def _row(row: Any, where: str, default: str) -> _Row:
+    """One problem, checked. ``default`` is its name if it has none."""
     if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a problem ({_LAYOUT}), found {shown_value(row)}")
-    train, test = (_pairs(row, key, where) for key in ("train", "test"))
-    given = row.get("name", row.get("idx"))
+        raise UserError(f"{where}: expected an object with 'train' and 'test', found {shown_value(row)}")
+    name = row.get("name", row.get("idx", default))
     family = row.get("family", "")
+    if not isinstance(name, str | int) or isinstance(name, bool) or name == "":
+        key = "name" if "name" in row else "idx"
+        raise UserError(f"{where}: '{key}' must be a text or a whole number, not {shown_value(name)}")
     if not isinstance(family, str):
         raise UserError(f"{where}: 'family' must be a text, not {shown_value(family)}")
-    return _Read(where, name if given is None else str(given), family, train, test)
+    return _Row(where, str(name), family, _pairs(row, "train", where), _pairs(row, "test", where))
 
 
-def _pairs(row: dict[str, Any], key: str, where: str) -> _Pairs:
-    """The pairs under ``train`` or ``test``; at least one, each with input and output."""
-    if key not in row:
-        raise UserError(f"{where}: the key '{key}' is missing; {nearest(key, map(str, row))}")
-    if not isinstance(row[key], list) or not row[key]:
-        raise UserError(
-            f'{where}: \'{key}\' must be a list of at least one pair {{"input": ..., "output": ...}}, not '
-            f"{shown_value(row[key])}"
-        )
-    pairs = []
-    for number, pair in enumerate(row[key], 1):
-        place = f"{where}: pair {number} of '{key}'"
+def _pairs(row: dict[str, Any], part: str, where: str) -> tuple[IOPair, ...]:
+    if part not in row:
+        raise UserError(f"{where}: there is no '{part}'; {nearest(part, row)}")
+    pairs = row[part]
+    if not isinstance(pairs, list) or not pairs:
+        pair = "{'input': ..., 'output': ...}"
+        raise UserError(f"{where}: '{part}' must be a list of at least one {pair}, not {shown_value(pairs)}")
+    for number, pair in enumerate(pairs, 1):
         if not isinstance(pair, dict) or "input" not in pair:
-            raise UserError(f'{place} must be {{"input": ..., "output": ...}}, not {shown_value(pair)}')
+            raise UserError(
+                f"{where}: {part} pair {number} must be {{'input': ..., 'output': ...}}, not {shown_value(pair)}"
+            )
         if "output" not in pair:
-            more = " (ARC's challenges and solutions must be joined first)" if key == "test" else ""
-            raise UserError(f"{place} has no 'output', so no answer could be graded{more}")
-        _check(pair["input"], place, _DEEPEST)
-        _check(pair["output"], place, _DEEPEST)
-        pairs.append((pair["input"], pair["output"]))
-    return pairs
+            hint = "; ARC's test outputs are in a second file (solutions): copy each beside its input"
+            raise UserError(f"{where}: {part} pair {number} has no 'output'{hint if part == 'test' else ''}")
+    return tuple(IOPair(pair["input"], pair["output"]) for pair in pairs)
 
 
-def _check(value: Value, place: str, levels: int) -> None:
-    """Raise :class:`UserError` for a value that no program could be compared with."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{place} holds {value}, which equals nothing: write a finite number or null")
-    if levels == 0:
-        raise UserError(f"{place} is nested more than {_DEEPEST} levels deep: write a simpler value")
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for one in inner:
-        _check(one, place, levels - 1)
+# -- what is true of all of them -------------------------------------------------------------------------------------
 
 
-def _with_literals(found: list[_Read], source: str) -> list[_Read]:
-    """Read texts as values if all inputs and outputs of the file are texts that hold Python literals."""
-    values = [value for read in found for pair in (*read.train, *read.test) for value in pair]
-    if not values or not all(isinstance(value, str) for value in values):
-        return found
-    try:
-        known = {value: _literal(value) for value in set(values)}
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return found
-    say_once(f"{source}: all inputs and outputs are texts of Python literals, such as {values[0]!r}: read as values")
-    for read in found:
-        read.train, read.test = ([(known[one], known[two]) for one, two in pairs] for pairs in (read.train, read.test))
-    return found
+def _check_names(rows: Sequence[_Row]) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.name in seen:
+            raise UserError(
+                f"{row.where}: the name {shown_value(row.name)} is also that of {seen[row.name]}: give each problem a "
+                "name of its own ('name' or 'idx')"
+            )
+        seen[row.name] = row.where
 
 
-def _literal(text: str) -> Value:
-    """The value of a Python literal, if JSON has such values. Raises ``ValueError`` or ``SyntaxError``."""
-    if len(text) > _LONGEST_LITERAL:
-        raise ValueError("too long")
-    value = ast.literal_eval(text.strip())
-    return _as_json(value)
-
-
-def _as_json(value: Any) -> Value:
-    if isinstance(value, (list, tuple)):
-        return [_as_json(item) for item in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _as_json(item) for key, item in value.items()}
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ValueError("no value of JSON")
-
-
-def _unique_names(found: list[_Read], source: str) -> list[str]:
-    """The names, with a number behind those that occur again; a note says how many do."""
-    seen: Counter[str] = Counter()
-    names = []
-    for read in found:
-        seen[read.name] += 1
-        names.append(read.name if seen[read.name] == 1 else f"{read.name} ({seen[read.name]})")
-    again = sum(count - 1 for count in seen.values())
-    if again:
-        say_once(f"{source}: {share_of(again, len(found), 'problems')} have the name of another: numbered")
-    if len(set(names)) < len(names):
-        raise UserError(f"{source}: problems have names that look numbered already: give each a name of its own")
-    return names
-
-
-def _say_overlap(found: list[_Read], source: str) -> None:
-    """Say how many test inputs are training inputs of the same problem: they need no rule."""
-    total = sum(len(read.test) for read in found)
-    known = 0
-    for read in found:
-        shown = {digest(value) for value, _ in read.train}
-        known += sum(digest(value) in shown for value, _ in read.test)
-    if known:
-        say_once(f"{source}: {share_of(known, total, 'test inputs')} are also training inputs of their problem")
-
-
-# -- reasoning-gym ---------------------------------------------------------------------------------------------------
-
-
-def _generated(reference: str) -> Iterator[_Read]:
-    """The problems of ``NAME?size=50&seed=0``. Examples that cannot be read are left out, and a note says how many."""
-    name, _, query = reference.partition("?")
-    if name not in _GYM_READERS:
-        raise UserError(f"{_GYM}{name}: no inductive problems are read from this; {nearest(name, _GYM_READERS)}")
-    settings = dict(parse_qsl(query, keep_blank_values=True))
-    for key, value in settings.items():
-        if key not in ("size", "seed"):
-            raise UserError(f"{_GYM}{reference}: unknown setting '{key}'; {nearest(key, ('size', 'seed'))}")
-        if not value.isdecimal() or (key == "size" and int(value) == 0):
-            raise UserError(f"{_GYM}{reference}: {key} must be a whole number, not {value!r}")
-    import reasoning_gym  # imported here: it takes seconds, and other problems do not need it
-
-    size = int(settings.get("size", _GYM_SIZE))
-    items = reasoning_gym.create_dataset(name, size=size, seed=int(settings.get("seed", 0)))
-    unread = 0
-    for number in range(size):
+def _as_literals(rows: list[_Row], source: str, values: ReadValues) -> list[_Row]:
+    """The rows with their texts read as Python literals, if ``values`` says so."""
+    if values == "text":
+        return rows
+    read = []
+    for row in rows:
         try:
-            train, test = _GYM_READERS[name](items[number])
-            yield _Read(f"{_GYM}{name}, example {number}", f"{name}-{number}", name, train, test)
-        except (ValueError, SyntaxError, KeyError, TypeError, IndexError):
-            unread += 1
-    if unread:
-        say_once(f"{_GYM}{name}: {share_of(unread, size, 'examples')} could not be read as pairs and are left out")
+            read.append(replace(row, train=_literal_pairs(row.train), test=_literal_pairs(row.test)))
+        except ValueError as error:
+            if values == "auto":
+                return rows
+            raise UserError(f"{row.where}: an input or output {error}: read the texts as they are") from error
+    if rows and values == "auto":
+        say_once(f"{source}: every input and output is a text that holds a Python literal, and is read as one")
+    return read
 
 
-def _list_functions(item: dict[str, Any]) -> tuple[_Pairs, _Pairs]:
-    """``Input 1: [..]`` and ``Output 1: [..]`` in lines, then ``Input: [..]``."""
-    inputs, outputs = [], []
-    for line in item["question"].splitlines():
-        head, _, rest = line.partition(":")
-        if head.startswith("Input"):
-            inputs.append(_literal(rest))
-        elif head.startswith("Output") and rest.strip():
-            outputs.append(_literal(rest))
-    *shown, asked = inputs
-    return list(zip(shown, outputs, strict=True)), [(asked, _literal(item["answer"]))]
+def _literal_pairs(pairs: Sequence[IOPair]) -> tuple[IOPair, ...]:
+    return tuple(IOPair(_literal(pair.input), _literal(pair.output)) for pair in pairs)
 
 
-def _acre(item: dict[str, Any]) -> tuple[_Pairs, _Pairs]:
-    """``object, object → on`` in lines, then the objects of the test in the line after ``New test case:``."""
-    lines = [line.strip() for line in item["question"].splitlines()]
-    train: _Pairs = []
-    for line in lines:
-        objects, arrow, state = line.partition(" → ")
-        if arrow:
-            train.append((objects.split(", "), state))
-    asked = lines[lines.index("New test case:") + 1].split(", ")
-    if not train:
-        raise ValueError("no results")
-    return train, [(asked, item["answer"])]
+def _literal(text: Value) -> Value:
+    """The value of a text that is a Python literal of plain data. Raises ``ValueError``."""
+    if not isinstance(text, str):
+        raise ValueError(f"is no text but {shown_value(text)}")
+    try:
+        if len(text) > _LONGEST_LITERAL:
+            raise ValueError
+        return _plain(ast.literal_eval(text.strip()))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        raise ValueError(f"is no Python literal of plain data: {shown_value(text)}") from None
 
 
-def _arc_1d(item: dict[str, Any]) -> tuple[_Pairs, _Pairs]:
-    metadata = item["metadata"]
-    train = [(pair["input"], pair["output"]) for pair in metadata["train_examples"]]
-    test = metadata["test_example"]
-    return train, [(test["input"], test["output"])]
+def _plain(value: Any) -> Value:
+    """The value with lists for tuples. Raises ``ValueError`` for what JSON does not have."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError
 
 
-_GYM_READERS: dict[str, Callable[[dict[str, Any]], tuple[_Pairs, _Pairs]]] = {
-    "list_functions": _list_functions,
-    "acre": _acre,
-    "arc_1d": _arc_1d,
-}
+def _say_repeats(rows: Sequence[_Row], source: str) -> None:
+    """Say how many test inputs are training inputs too: a table of the training pairs answers these."""
+    repeated = total = 0
+    for row in rows:
+        known = {json.dumps(pair.input, sort_keys=True) for pair in row.train}
+        repeated += sum(json.dumps(pair.input, sort_keys=True) in known for pair in row.test)
+        total += len(row.test)
+    if repeated:
+        say_once(f"{source}: {share_of(repeated, total, 'test inputs')} are also training inputs of their problem")
