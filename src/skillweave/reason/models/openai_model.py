@@ -16,6 +16,8 @@ from skillweave.reason.models.model import Completion, ModelCall, ModelUnreachab
 _KEY = "OPENAI_API_KEY"
 _NO_KEY = "none"  # the client wants a key, and local servers need none
 _CHARACTERS_PER_TOKEN = 4
+FIRST_WAIT = 0.5
+"""Seconds before an answer that could not be read is asked for again; each further wait is twice as long."""
 
 
 class OpenAIModel:
@@ -97,7 +99,7 @@ class OpenAIModel:
         async with self._places:
             for attempt in range(self._retries + 1):
                 if attempt:
-                    await asyncio.sleep(min(8.0, 0.25 * 2**attempt))
+                    await asyncio.sleep(min(8.0, FIRST_WAIT * 2 ** (attempt - 1)))
                 try:
                     response = await self._ask(call)
                     return self._read(response, call)

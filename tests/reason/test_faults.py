@@ -1,0 +1,104 @@
+"""Runs against a server that fails in every way: each problem is accounted for, and nothing is paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import openai._base_client
+import pytest
+
+from helpers.fault_server import FaultServer
+from skillweave.reason.agents.prompt_set import PromptSet
+from skillweave.reason.agents.team import AgentSettings, all_roles
+from skillweave.reason.budget import Budget
+from skillweave.reason.lab import Lab
+from skillweave.reason.models import openai_model
+from skillweave.reason.models.cache import AnswerCache, CachedModel
+from skillweave.reason.models.openai_model import OpenAIModel
+from skillweave.reason.problem import ExamplePairs, HeldOut, IOPair, Problem
+from skillweave.reason.run import run_problems, summarise
+from skillweave.reason.search.matsir import MatsirConfig
+from skillweave.reason.search.methods import SEARCH_METHODS
+from skillweave.reason.search.solve import Solver
+from skillweave.reason.trace import SearchTrace
+
+PROBLEMS = [
+    Problem(
+        ExamplePairs(f"add {n}", tuple(IOPair(x, x + n) for x in range(3)), "add"),
+        HeldOut([IOPair(10, 10 + n)]),
+    )
+    for n in range(12)
+]
+FAULTS = ("limited", "error", "garbage", "cut", "empty", "hang-up", "ok", "ok", "ok", "ok", "ok", "ok")
+
+
+def answer(body: dict[str, Any]) -> str:
+    """A critic's note, or a program that adds a number, which the seed decides."""
+    prompt = body["messages"][-1]["content"]
+    if prompt.endswith("What is wrong?"):
+        return "it adds the wrong number"
+    return f"def f(x):\n    return x + {body['seed'] % 9}"
+
+
+def run(folder: Path, url: str, retries: int) -> list[SearchTrace]:
+    async def go() -> list[SearchTrace]:
+        with AnswerCache(folder / "answers.sqlite") as cache, Lab(probes=4) as lab:
+            model = CachedModel(OpenAIModel(url, "tester", timeout=2.0, retries=retries), cache)
+            solver = Solver(
+                "matsir",
+                SEARCH_METHODS["matsir"],
+                MatsirConfig(),
+                all_roles(model),
+                PromptSet.named("induction"),
+                AgentSettings(),
+                Budget(calls=12),
+                lab,
+                seed=3,
+            )
+            try:
+                return await run_problems(PROBLEMS, solver, folder, at_once=6)
+            finally:
+                await model.close()
+
+    return asyncio.run(go())
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.005)
+    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(openai_model, "FIRST_WAIT", 0.005)
+
+
+def same(one: list[SearchTrace], other: list[SearchTrace]) -> bool:
+    left_out = {"seconds"}
+    return [trace.model_dump(exclude=left_out) for trace in one] == [
+        trace.model_dump(exclude=left_out) for trace in other
+    ]
+
+
+def test_a_server_that_often_fails_changes_nothing(tmp_path: Path, whole: list[SearchTrace]) -> None:
+    draws = random.Random(0)
+    with FaultServer(answer, lambda number, body: draws.choice(FAULTS)) as server:
+        traces = run(tmp_path, server.url, retries=12)
+    assert same(traces, whole)
+    assert max(server.answered.values()) == 1
+
+
+@pytest.mark.parametrize("dies_after", [0, 17, 60])
+def test_a_server_that_dies_and_comes_back(tmp_path: Path, whole: list[SearchTrace], dies_after: int) -> None:
+    dead = [True]
+    with FaultServer(answer, lambda number, body: "error" if dead[0] and number >= dies_after else "ok") as server:
+        first = run(tmp_path, server.url, retries=1)
+        assert [trace.problem for trace in first] == [problem.name for problem in PROBLEMS]
+        assert summarise(first).unfinished > 0
+        paid = sum(server.answered.values())
+        assert paid <= dies_after
+        dead[0] = False
+        again = run(tmp_path, server.url, retries=1)
+    assert same(again, whole)
+    assert summarise(again).unfinished == 0
+    assert max(server.answered.values()) == 1
