@@ -28,10 +28,9 @@ class Tried:
     coherent: float
 
 
-def propose(
-    ask: Ask, prompts: PromptSet, problems: Sequence[DrawnProblem], samples: int, seed: int
-) -> list[list[Tried]]:
+def propose(ask: Ask, problems: Sequence[DrawnProblem], samples: int, seed: int) -> list[list[Tried]]:
     """So many sampled programs for each problem."""
+    prompts = PromptSet.named("induction")
     texts = ask([propose_prompt(prompts, problem) for problem in problems], samples, seed)
     return [[tried(problem, text) for text in drawn] for problem, drawn in zip(problems, texts, strict=True)]
 
@@ -69,10 +68,8 @@ def measure(ask: Ask, problems: Sequence[DrawnProblem], samples: int = 64, faili
     """
     prompts = PromptSet.named("induction")
     drawn = propose(ask, problems, samples, seed=0)
-    found: dict[str, Any] = {
-        "problems": len(problems),
-        "readable": _mean([t.program is not None for d in drawn for t in d]),
-    }
+    readable = _mean([one.program is not None for some in drawn for one in some])
+    found: dict[str, Any] = {"problems": len(problems), "readable": readable}
     for k in (1, 4, 16, 64):
         if k <= samples:
             found[f"pass@{k}"] = _mean([pass_at(k, sum(t.coherent == 1 for t in d), samples) for d in drawn])

@@ -106,9 +106,8 @@ def own_rows(ask: Ask, problems: Sequence[DrawnProblem], random: Random) -> list
     """
     prompts = PromptSet.named("induction")
     rows = []
-    for problem, drawn in zip(
-        problems, propose(ask, prompts, problems, SAMPLES, seed=random.randrange(2**31)), strict=True
-    ):
+    sampled = propose(ask, problems, SAMPLES, seed=random.randrange(2**31))
+    for problem, drawn in zip(problems, sampled, strict=True):
         answer, wrongs = problem.family.source(problem.program), failures(problem, drawn, SAMPLES)
         for wrong in wrongs[:2]:
             fault = problem.family.fault(wrong, problem.program)
@@ -143,7 +142,7 @@ def micro_weave(folder: str | Path) -> Path:
         write_text(skill / "rows.jsonl", "".join(json.dumps(one) + "\n" for one in rows))
     config = SpecialiseConfig.model_validate(
         {
-            "task": {"source": "file", "path": str(skill / "rows.jsonl"), "splits": {"calibration": 64, "test": 64}},
+            "task": {"source": "file", "path": str(skill / "rows.jsonl"), "splits": {"calibration": 32, "test": 32}},
             "seed": SETTINGS.seed,
             "rounds": 0,
             "probe_prompts": 16,

@@ -57,6 +57,7 @@ def test_a_text_of_another_form_is_not_read(name):
     lines = source.splitlines()
     for text in (
         "",
+        "\n",
         "def f(x):",
         source[:-1],
         source.replace("    ", "  "),

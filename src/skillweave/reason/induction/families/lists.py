@@ -109,10 +109,11 @@ class Lists(Family):
         return "\n".join([_FIRST, *map(_line, program), _LAST])
 
     def read(self, source: str) -> Program | None:
-        first, *lines, last = source.rstrip().split("\n") if "\n" in source else ("", "")
-        if (first, last) != (_FIRST, _LAST) or not lines or not all(line in _PARTS for line in lines):
+        lines = source.rstrip().split("\n")
+        steps = lines[1:-1]
+        if lines[0] != _FIRST or lines[-1] != _LAST or not steps or not all(line in _PARTS for line in steps):
             return None
-        return tuple(_PARTS[line] for line in lines)
+        return tuple(_PARTS[line] for line in steps)
 
     def rule(self, program: Program) -> str:
         return ", then ".join(STEPS[part.kind].words.format(n=part.value) for part in program)
