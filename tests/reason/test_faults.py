@@ -74,10 +74,16 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(one: list[SearchTrace], other: list[SearchTrace]) -> bool:
-    left_out = {"seconds"}
-    return [trace.model_dump(exclude=left_out) for trace in one] == [
-        trace.model_dump(exclude=left_out) for trace in other
-    ]
+    """Whether two runs differ in nothing but their time."""
+    dumps = [[trace.model_dump(exclude={"seconds"}) for trace in traces] for traces in (one, other)]
+    return dumps[0] == dumps[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[SearchTrace]:
+    """The run against a server without faults."""
+    with FaultServer(answer, lambda number, body: "ok") as server:
+        return run(tmp_path_factory.mktemp("whole"), server.url, retries=0)
 
 
 def test_a_server_that_often_fails_changes_nothing(tmp_path: Path, whole: list[SearchTrace]) -> None:
