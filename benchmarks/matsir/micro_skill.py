@@ -18,13 +18,13 @@ from random import Random
 from typing import Any
 
 from benchmarks.matsir.micro_rates import Ask, failures, measure, propose
+from benchmarks.matsir.micro_train import MicroTraining, train_micro
 from skillweave.artefact import write_json, write_text
 from skillweave.base import Base, Sampling, open_base
 from skillweave.base.generate import generate
 from skillweave.methods.specialise import SpecialiseConfig
 from skillweave.methods.specialise.run import run as specialise
-from skillweave.methods.training.settings import TrainingSettings
-from skillweave.micro import MicroShape, micro_base
+from skillweave.micro import MicroShape
 from skillweave.progress import console
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.induction import InductionConfig, InductionFamily, write_induction
@@ -37,18 +37,18 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave, is_weave
 
 SKILL = "induction"
-SHAPE = MicroShape(hidden=192, layers=4, heads=6, kv_heads=2, intermediate=512, context=256)
+SHAPE = MicroShape(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, context=256)
 SETTINGS = InductionConfig(
-    rows=100_000,
+    rows=70_000,
     tasks=60,
     practice=100,
     families={
         "lists": InductionFamily(train=(1, 3), test=(2, 3), pairs=(5, 6)),
-        "commands": InductionFamily(train=(3, 6), test=(4, 6), pairs=(6, 8)),
+        "commands": InductionFamily(train=(2, 5), test=(4, 5), pairs=(6, 8)),
     },
-    kinds={"program": 0.45, "refine": 0.35, "criticise": 0.08, "answer": 0.06, "rule": 0.03, "code": 0.03},
+    kinds={"program": 0.50, "refine": 0.34, "criticise": 0.06, "answer": 0.04, "rule": 0.03, "code": 0.03},
 )
-TRAINING = TrainingSettings(epochs=1, batch_size=64, learning_rate=2e-3, warmup=0.05, weight_decay=0.01)
+TRAINING = MicroTraining()
 OWN = 3000
 """New problems that the base samples programs for, to make the skill's rows."""
 SAMPLES = 4
@@ -83,10 +83,10 @@ def words() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def induction_base(settings: InductionConfig = SETTINGS, training: TrainingSettings = TRAINING) -> Path:
+def induction_base(settings: InductionConfig = SETTINGS, training: MicroTraining = TRAINING) -> Path:
     """The micro base, trained on rows of all roles; it is trained once and then comes from the cache."""
     rows = [(made["prompt"], made["answer"]) for made, _ in Problems(settings).rows()]
-    return micro_base(rows, shape=SHAPE, training=training, seed=settings.seed, name=SKILL, words=words())
+    return train_micro(rows, words(), SHAPE, training, settings.seed)
 
 
 def asking(base: Base, temperature: float = 1.0) -> Ask:

@@ -111,7 +111,7 @@ def test_commands_are_compared_without_their_words_and_colours():
     family = FAMILIES["commands"]
     one = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug"))
     renamed = (Part("reverse", None, "wif"), Part("write", "PINK", "zup"), Part("write", "RED", "dax"))
-    other = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("mirror", None, "lug"))
+    other = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("double", None, "lug"))
     front = (Part("put_first", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug"))
     assert family.behaviour(one) == family.behaviour(renamed)
     assert len({family.behaviour(program) for program in (one, other, front)}) == 3
@@ -146,7 +146,7 @@ def test_a_mutation_changes_few_parts_and_the_fault_names_one(name):
         ("reverse", "sort reverse", "a step is missing before step 1"),
         ("sort", "sort reverse", "a step is missing at the end"),
         ("reverse sort", "sort reverse", "step 1 is wrong"),
-        ("twice mirror gaps", "sort reverse", "step 1 is wrong"),
+        ("twice rotate largest", "sort reverse", "step 1 is wrong"),
     ],
 )
 def test_the_fault_of_a_chain_is_its_first_wrong_step(wrong, right, fault):
@@ -158,7 +158,7 @@ def test_the_fault_of_commands_is_a_word():
     family = FAMILIES["commands"]
     dax, fep, lug = Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug")
     assert family.fault((dax, fep), (dax, fep, lug)) == "lug is missing"
-    assert family.fault((dax, Part("mirror", None, "fep"), lug), (dax, fep, lug)) == "fep is wrong"
+    assert family.fault((dax, Part("double", None, "fep"), lug), (dax, fep, lug)) == "fep is wrong"
     assert family.fault((dax, fep, lug), (dax, fep)) == "lug is too much"
     assert family.fault((lug, dax, fep), (dax, fep, lug)) == ""
 
