@@ -255,7 +255,15 @@ def test_a_bug_reaches_the_caller_and_is_not_remembered(lab: Lab, monkeypatch: p
     assert applied(lab, text, 1) == ["a bug"]
 
 
-def test_closing_ends_the_threads() -> None:
-    with Lab(workers=1) as opened:
-        assert applied(opened, "def f(x):\n    return x", 1) == [1]
-    assert not [thread for thread in threading.enumerate() if thread in opened._threads._threads]
+def test_closing_ends_the_threads_and_cancels_who_waits() -> None:
+    async def closed() -> list[Any]:
+        with Lab(workers=1) as opened:
+            works = [asyncio.ensure_future(opened.apply(f"def f(x):\n    return {n}", [1])) for n in range(50)]
+            await works[0]
+        assert not any(thread.is_alive() for thread in threading.enumerate() if thread in opened._threads._threads)
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    found = wait(closed())
+    assert found[0] == [0]
+    assert isinstance(found[-1], asyncio.CancelledError)
+    assert all(one == [n] or isinstance(one, asyncio.CancelledError) for n, one in enumerate(found))

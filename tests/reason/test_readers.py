@@ -71,6 +71,31 @@ def test_texts_stay_texts_where_not_all_of_them_are_literals(said: list[str]) ->
         load_problems(str(DATA / "mini_scan.jsonl"), values="literal")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 5000,
+        "1" * 5000,
+        "x = 1",
+        "1; 2",
+        "",
+        "{1, 2}",
+        "{1: 2}",
+        "b'a'",
+        "1j",
+        "f(3)",
+        "'\\d",
+        "[1, ...]",
+        "(" * 150,
+    ],
+)
+def test_a_text_that_is_no_literal_of_plain_data_stays_a_text(text: str, write: Callable[..., str]) -> None:
+    source = write(
+        "a.jsonl", {"train": [{"input": "[1]", "output": text}], "test": [{"input": "[2]", "output": "[3]"}]}
+    )
+    assert load_problems(source)[0].examples.pairs == (IOPair("[1]", text),)
+
+
 def test_acre_and_mini_arc_hold_texts_and_json(said: list[str]) -> None:
     acre = load_problems(str(DATA / "acre.jsonl"))[0]
     assert acre.examples.family == "acre"

@@ -14,7 +14,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from skillweave.errors import UserError
@@ -26,14 +26,16 @@ from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools.sandbox import Limits, run_for_text
 
 LIMITS = Limits(seconds=0.5, output=0, characters=100_000)
-"""What one run may use: a program on all inputs, or on one input after it broke a limit. ``characters`` bounds each
-value, written as JSON. What is printed is dropped."""
+"""What one run of a program on all inputs may use. ``characters`` bounds each value, written as JSON. What is printed
+is dropped."""
 
 _MEMORY = 4096
 """How many executions are remembered."""
 _TELL = 0.002
 """Seconds for which results are collected before the event loop is told. To wake it for each of them would cost more
 than a small program's run."""
+_ALONE = 0.25
+"""The part of the seconds that a program may use on one input, when its inputs are run one at a time."""
 _BREAKS = 2
 """After this many single inputs on which a program breaks a limit, its remaining inputs are not run."""
 _BROKEN = ("TimeoutError", "MemoryError", "RuntimeError")
@@ -42,7 +44,7 @@ _BROKEN = ("TimeoutError", "MemoryError", "RuntimeError")
 # It follows the program in one text, so that a run is one message to the worker. A program that changes the names that
 # stand here changes only its own values. Each line that comes out is JSON: a list with the value, or a list of two:
 # whether the function had returned, and the error. The inputs are read from a text, so no two of them share anything.
-_ENDING = """
+ENDING = """
 from json import dumps as _sb_dumps, loads as _sb_loads
 _sb_lines = []
 for _sb_input in _sb_loads(_sb_inputs):
@@ -111,9 +113,13 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Wait for the programs that run, and drop those that have not begun."""
+        """Wait for the programs that run; those that have not begun are dropped, and their callers cancelled."""
         with self._lock:
+            dropped = [future for key in self._queue for future in self._waiting.pop(key)]
             self._queue.clear()
+        for future in dropped:
+            with contextlib.suppress(RuntimeError):  # its event loop was closed
+                future.get_loop().call_soon_threadsafe(future.cancel)
         self._threads.shutdown()
 
     async def evaluate(self, program: str, examples: ExamplePairs) -> Evaluation:
@@ -203,11 +209,12 @@ def _execute(program: str, inputs: Sequence[str], kept: int, limits: Limits) -> 
 def _one_by_one(program: str, inputs: Sequence[str], limits: Limits) -> list[Outcome]:
     outcomes: list[Outcome] = []
     breaks, broken = 0, ""
+    shorter = replace(limits, seconds=limits.seconds * _ALONE)
     for text in inputs:
         if breaks == _BREAKS:
             outcomes.append(Missing(f"{broken}: not run, because the program broke a limit on {_BREAKS} other inputs"))
             continue
-        alone, found = _attempt(program, [text], limits)
+        alone, found = _attempt(program, [text], shorter)
         outcomes += alone
         if found is not None:
             broken, breaks = found, breaks + 1
@@ -216,7 +223,7 @@ def _one_by_one(program: str, inputs: Sequence[str], limits: Limits) -> list[Out
 
 def _attempt(program: str, inputs: Sequence[str], limits: Limits) -> tuple[list[Outcome], str | None]:
     """The outcome for each input, and the kind of the error if the run ended with one that no program can catch."""
-    result = run_for_text(program, _ENDING, {"_sb_inputs": f"[{','.join(inputs)}]"}, limits)
+    result = run_for_text(program, ENDING, {"_sb_inputs": f"[{','.join(inputs)}]"}, limits)
     if result.error is not None:
         kind = result.error.partition(":")[0]
         return [Missing(result.error)] * len(inputs), kind if kind in _BROKEN else None

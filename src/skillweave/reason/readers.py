@@ -20,6 +20,7 @@ from skillweave.progress import say_once, share_of
 from skillweave.reason.generators import GENERATORS, generated_rows
 from skillweave.reason.problem import ExamplePairs, HeldOut, IOPair, Problem, Value
 from skillweave.tasks.readers import read_jsonl
+from skillweave.tools.source import parse
 
 ReadValues = Literal["auto", "text", "literal"]
 """How texts in a file are read: as they are (``text``), as Python literals such as ``"[1, 2]"`` (``literal``), or as
@@ -30,7 +31,6 @@ _SOURCES = (
     "reasoning-gym:NAME?size=20&seed=1"
 )
 _KEYS = ("name", "idx", "family", "train", "test")
-_LONGEST_LITERAL = 100_000
 
 
 @dataclass(frozen=True)
@@ -232,9 +232,8 @@ def _literal(text: Value) -> Value:
     if not isinstance(text, str):
         raise ValueError(f"is no text but {shown_value(text)}")
     try:
-        if len(text) > _LONGEST_LITERAL:
-            raise ValueError
-        return _plain(ast.literal_eval(text.strip()))
+        [statement] = parse(text.strip()).body
+        return _plain(ast.literal_eval(statement.value if isinstance(statement, ast.Expr) else statement))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"is no Python literal of plain data: {shown_value(text)}") from None
 
