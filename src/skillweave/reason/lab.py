@@ -6,11 +6,11 @@ A program's expected outputs never enter the sandbox: its values come out as JSO
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +36,8 @@ _TELL = 0.002
 than a small program's run."""
 _BREAKS = 2
 """After this many single inputs on which a program breaks a limit, its remaining inputs are not run."""
+_PATIENCE = 4
+"""A program that broke a limit may take so many times ``Limits.seconds`` for its single inputs together."""
 _BROKEN = ("TimeoutError", "MemoryError", "RuntimeError")
 """The errors that end a run when a limit is broken."""
 
@@ -79,8 +81,8 @@ class Lab:
     """Executes programs that define ``f(x)``. Many calls may wait at once; equal ones are executed once.
 
     Each program runs in an interpreter state of its own. Each input is a fresh copy. If a program breaks a limit, its
-    inputs are run one at a time, so that the others keep their results; after two inputs that break a limit, the rest
-    is not run. Use it as a context manager, or call :meth:`close`.
+    inputs are run one at a time, so that the others keep their results; after two inputs that break a limit, or if the
+    inputs together take too long, the rest is not run. Use it as a context manager, or call :meth:`close`.
 
     - ``probes``: how many probe inputs are made from a problem's training inputs
     - ``workers``: how many programs run at once, at most one for each processor; None: one for each processor
@@ -98,6 +100,7 @@ class Lab:
         self._ended: dict[asyncio.AbstractEventLoop, list[tuple[_Future, _Run | Exception]]] = {}  # not yet told
         self._runs: OrderedDict[_Key, _Run] = OrderedDict()
         self._busy = 0  # threads that take from the queue
+        self._closed = False
 
     @property
     def probes(self) -> int:
@@ -111,9 +114,13 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Wait for the programs that run, and drop those that have not begun."""
+        """Wait for the programs that run, and drop those that have not begun: who waits for one gets an error."""
         with self._lock:
+            self._closed = True
+            dropped = list(self._queue)
             self._queue.clear()
+        for key in dropped:
+            self._end(key, RuntimeError("the lab was closed before this program began"))
         self._threads.shutdown()
 
     async def evaluate(self, program: str, examples: ExamplePairs) -> Evaluation:
@@ -142,6 +149,8 @@ class Lab:
         key = (program, inputs, kept)
         future: _Future = asyncio.get_running_loop().create_future()
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the lab is closed")
             if key in self._runs:
                 self._runs.move_to_end(key)
                 return self._runs[key]
@@ -162,17 +171,23 @@ class Lab:
                     self._busy -= 1
                     return
                 key = self._queue.popleft()
-            run = _execute(*key, self._limits)
-            with self._lock:
-                if isinstance(run, _Run):
-                    _remember(self._runs, key, run)
-                futures = self._waiting.pop(key)
-                loops = {future.get_loop() for future in futures} - self._ended.keys()
-                for future in futures:
-                    self._ended.setdefault(future.get_loop(), []).append((future, run))
-            for loop in loops:
-                with contextlib.suppress(RuntimeError):  # it was closed, so nobody waits any more
-                    loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
+            self._end(key, _execute(*key, self._limits))
+
+    def _end(self, key: _Key, run: _Run | Exception) -> None:
+        """In any thread: remember the run, and have everybody told who waits for it."""
+        with self._lock:
+            if isinstance(run, _Run):
+                _remember(self._runs, key, run)
+            futures = self._waiting.pop(key)
+            loops = {future.get_loop() for future in futures} - self._ended.keys()
+            for future in futures:
+                self._ended.setdefault(future.get_loop(), []).append((future, run))
+        for loop in loops:
+            try:
+                loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
+            except RuntimeError:  # it was closed, so nobody waits any more
+                with self._lock:
+                    del self._ended[loop]
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the event loop: end the waiting for everything that has ended meanwhile."""
@@ -203,9 +218,13 @@ def _execute(program: str, inputs: Sequence[str], kept: int, limits: Limits) -> 
 def _one_by_one(program: str, inputs: Sequence[str], limits: Limits) -> list[Outcome]:
     outcomes: list[Outcome] = []
     breaks, broken = 0, ""
+    end = time.monotonic() + _PATIENCE * limits.seconds
     for text in inputs:
         if breaks == _BREAKS:
             outcomes.append(Missing(f"{broken}: not run, because the program broke a limit on {_BREAKS} other inputs"))
+            continue
+        if time.monotonic() > end:
+            outcomes.append(Missing("TimeoutError: not run, because the program took too long for the other inputs"))
             continue
         alone, found = _attempt(program, [text], limits)
         outcomes += alone
