@@ -28,7 +28,7 @@ RECORDS = [{"a": [1], "b": "x y"}, {"a": [2, 3], "b": "z"}]
         [0.5, 2.0],
         RECORDS,
         [[["a"], ["b", "c"]]],
-        [[1, "a", None, True]],
+        [[1, "ab", None, True], [7, "c", None, False]],
         [1e308, 2.0],
         [[1, 1.0, 2], [2.0, 1]],
     ],
@@ -67,6 +67,11 @@ def test_probes_keep_the_conventions_of_the_inputs(seed: int) -> None:
         assert list(record) == ["a", "b"]
         assert record["a"]
         assert set(record["b"].split()) <= {"x", "y", "z"}
+    for count, text, items in probe_inputs([[2, "a b", [1, 2]], [3, "b", [4]]], 30, seed):
+        assert type(count) is int, "a list of items of several types is a record"
+        assert set(text.split()) <= {"a", "b"}
+        assert items
+        assert all(type(item) is int for item in items)
     assert all(type(probe) is int and probe >= 0 for probe in probe_inputs([3, 9, 12], 16, seed))
     assert any(probe < 0 for probe in probe_inputs([-3, 2], 16, seed))
 

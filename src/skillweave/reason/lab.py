@@ -10,11 +10,10 @@ import hashlib
 import json
 import os
 import threading
-import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from skillweave.errors import UserError
@@ -26,25 +25,25 @@ from skillweave.tasks.verifiers.code_result import same_result
 from skillweave.tools.sandbox import Limits, run_for_text
 
 LIMITS = Limits(seconds=0.5, output=0, characters=100_000)
-"""What one run may use: a program on all inputs, or on one input after it broke a limit. ``characters`` bounds each
-value, written as JSON. What is printed is dropped."""
+"""What one run of a program on all inputs may use. ``characters`` bounds each value, written as JSON. What is printed
+is dropped."""
 
 _MEMORY = 4096
 """How many executions are remembered."""
 _TELL = 0.002
 """Seconds for which results are collected before the event loop is told. To wake it for each of them would cost more
 than a small program's run."""
+_ALONE = 0.25
+"""The part of the seconds that a program may use on one input, when its inputs are run one at a time."""
 _BREAKS = 2
 """After this many single inputs on which a program breaks a limit, its remaining inputs are not run."""
-_PATIENCE = 4
-"""A program that broke a limit may take so many times ``Limits.seconds`` for its single inputs together."""
 _BROKEN = ("TimeoutError", "MemoryError", "RuntimeError")
 """The errors that end a run when a limit is broken."""
 
 # It follows the program in one text, so that a run is one message to the worker. A program that changes the names that
 # stand here changes only its own values. Each line that comes out is JSON: a list with the value, or a list of two:
 # whether the function had returned, and the error. The inputs are read from a text, so no two of them share anything.
-_ENDING = """
+ENDING = """
 from json import dumps as _sb_dumps, loads as _sb_loads
 _sb_lines = []
 for _sb_input in _sb_loads(_sb_inputs):
@@ -81,8 +80,8 @@ class Lab:
     """Executes programs that define ``f(x)``. Many calls may wait at once; equal ones are executed once.
 
     Each program runs in an interpreter state of its own. Each input is a fresh copy. If a program breaks a limit, its
-    inputs are run one at a time, so that the others keep their results; after two inputs that break a limit, or if the
-    inputs together take too long, the rest is not run. Use it as a context manager, or call :meth:`close`.
+    inputs are run one at a time, so that the others keep their results; after two inputs that break a limit, the rest
+    is not run. Use it as a context manager, or call :meth:`close`.
 
     - ``probes``: how many probe inputs are made from a problem's training inputs
     - ``workers``: how many programs run at once, at most one for each processor; None: one for each processor
@@ -218,15 +217,12 @@ def _execute(program: str, inputs: Sequence[str], kept: int, limits: Limits) -> 
 def _one_by_one(program: str, inputs: Sequence[str], limits: Limits) -> list[Outcome]:
     outcomes: list[Outcome] = []
     breaks, broken = 0, ""
-    end = time.monotonic() + _PATIENCE * limits.seconds
+    shorter = replace(limits, seconds=limits.seconds * _ALONE)
     for text in inputs:
         if breaks == _BREAKS:
             outcomes.append(Missing(f"{broken}: not run, because the program broke a limit on {_BREAKS} other inputs"))
             continue
-        if time.monotonic() > end:
-            outcomes.append(Missing("TimeoutError: not run, because the program took too long for the other inputs"))
-            continue
-        alone, found = _attempt(program, [text], limits)
+        alone, found = _attempt(program, [text], shorter)
         outcomes += alone
         if found is not None:
             broken, breaks = found, breaks + 1
@@ -235,7 +231,7 @@ def _one_by_one(program: str, inputs: Sequence[str], limits: Limits) -> list[Out
 
 def _attempt(program: str, inputs: Sequence[str], limits: Limits) -> tuple[list[Outcome], str | None]:
     """The outcome for each input, and the kind of the error if the run ended with one that no program can catch."""
-    result = run_for_text(program, _ENDING, {"_sb_inputs": f"[{','.join(inputs)}]"}, limits)
+    result = run_for_text(program, ENDING, {"_sb_inputs": f"[{','.join(inputs)}]"}, limits)
     if result.error is not None:
         kind = result.error.partition(":")[0]
         return [Missing(result.error)] * len(inputs), kind if kind in _BROKEN else None

@@ -46,8 +46,9 @@ def _text(value: Value) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-_Place = tuple[Any, ...]
-"""Where a value stands within an input: for each level the key of a mapping, or 0 for any item of a list."""
+_Place = tuple[str | None, ...]
+"""Where a value stands within an input: for each level the key of a mapping, or :data:`_ANY` for any item of a list."""
+_ANY = None
 
 
 @dataclass
@@ -85,7 +86,7 @@ class _Habits:
             seen.lengths.add(len(value))
             for item in value:
                 seen.items.setdefault(_text(item), item)
-                self.see(item, (*place, 0))
+                self.see(item, (*place, _ANY))
         elif isinstance(value, dict):
             for key, item in value.items():
                 self.see(item, (*place, key))
@@ -95,7 +96,7 @@ def _mutated(value: Value, place: _Place, rng: Random, habits: _Habits) -> Value
     """The value with one change; unchanged if it has no part that could change."""
     seen = habits.at(place)
     if isinstance(value, bool) or value is None:
-        return rng.choice(seen.values)
+        return rng.choice([other for other in seen.values if type(other) is type(value)])
     if isinstance(value, int):
         return _near(value, seen, rng)
     if isinstance(value, float):
@@ -109,7 +110,7 @@ def _mutated(value: Value, place: _Place, rng: Random, habits: _Habits) -> Value
         key = rng.choice(list(value))
         return {**value, key: _mutated(value[key], (*place, key), rng, habits)}
     if _is_grid(value) and all(isinstance(other, list | tuple) and _is_grid(other) for other in seen.values):
-        return _other_grid(value, habits.at((*place, 0)), rng)
+        return _other_grid(value, habits.at((*place, _ANY)), rng)
     return _other_list(list(value), place, rng, habits)
 
 
@@ -137,9 +138,11 @@ def _other_text(value: str, seen: _Seen, rng: Random) -> str:
 def _other_list(value: list[Value], place: _Place, rng: Random, habits: _Habits) -> list[Value]:
     """Another list: items dropped, doubled, swapped, drawn, put together from two lists, or changed themselves."""
     seen = habits.at(place)
-    if value and rng.random() < 0.25:
+    # A list such as [2, "text", [1]] is a record: each item keeps its place and its type.
+    is_record = len(seen.lengths) == 1 and len(habits.at((*place, _ANY)).kinds) > 1
+    if value and (is_record or rng.random() < 0.25):
         at = rng.randrange(len(value))
-        changed = _mutated(value[at], (*place, 0), rng, habits)
+        changed = _mutated(value[at], (*place, _ANY), rng, habits)
         return [*value[:at], changed, *value[at + 1 :]]
     others = [list(other) for other in seen.values if isinstance(other, list | tuple)]
     return _other_items(value, others, list(seen.items.values()), rng)

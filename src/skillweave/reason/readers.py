@@ -268,10 +268,8 @@ def _literal(text: Value) -> Value:
     if not isinstance(text, str):
         raise ValueError(f"is no text but {shown_value(text)}")
     try:
-        (statement,) = parse(text.strip()).body
-        if not isinstance(statement, ast.Expr):
-            raise ValueError
-        return _plain(ast.literal_eval(statement.value))
+        [statement] = parse(text.strip()).body
+        return _plain(ast.literal_eval(statement.value if isinstance(statement, ast.Expr) else statement))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise ValueError(f"is no Python literal of plain data: {shown_value(text)}") from None
 
