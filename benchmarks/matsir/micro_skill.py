@@ -31,7 +31,7 @@ from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.induction import InductionConfig, InductionFamily, write_induction
 from skillweave.reason.induction.draw import DrawnProblem
 from skillweave.reason.induction.families import FAMILIES, commands, lists
-from skillweave.reason.induction.families.program import Part
+from skillweave.reason.induction.families.program import ProgramPart
 from skillweave.reason.induction.rows import criticise_prompt, refine_prompt, row
 from skillweave.reason.induction.write import Problems
 from skillweave.skillzip import ZipConfig, zip_delta
@@ -84,8 +84,8 @@ QUICK = SkillPlan(
 def words() -> list[str]:
     """The tokens beside the characters: the lines, words, colours and numbers of both families."""
     list_lines = [FAMILIES["lists"].source((part,)).split("\n")[1] for part in lists.ALL]
-    coloured = [Part(kind, colour) for kind in ("write", "put_first") for colour in commands.COLOURS]
-    operations = [Part(part.kind, part.value, "dax") for part in (*commands.ALL, *coloured)]
+    coloured = [ProgramPart(kind, colour) for kind in ("write", "put_first") for colour in commands.COLOURS]
+    operations = [ProgramPart(part.kind, part.value, "dax") for part in (*commands.ALL, *coloured)]
     command_lines = [FAMILIES["commands"].source((part,)).split("\n")[3] for part in operations]
     start = "        if w == 'dax': "
     numbers = [str(number) for number in range(-9, 31)]

@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from skillweave.reason.induction.families import FAMILIES, Part, Program, commands, lists
+from skillweave.reason.induction.families import FAMILIES, Program, ProgramPart, commands, lists
 from skillweave.tools.sandbox import InterpreterSession
 
 SIZES = {"lists": (1, 2, 3, 4), "commands": (3, 4, 5, 6)}
@@ -22,9 +22,9 @@ def every_part(name: str) -> list[Program]:
     """Programs that together have every part of a family."""
     if name == "lists":
         return [(part,) for part in lists.ALL]
-    write = [Part("write", "RED", "dax"), Part("write", "BLUE", "fep")]
-    others = [*commands.ALL, Part("put_first", "GREEN")]
-    return [(*write, Part(part.kind, part.value, "lug")) for part in others]
+    write = [ProgramPart("write", "RED", "dax"), ProgramPart("write", "BLUE", "fep")]
+    others = [*commands.ALL, ProgramPart("put_first", "GREEN")]
+    return [(*write, ProgramPart(part.kind, part.value, "lug")) for part in others]
 
 
 def drawn(name: str, count: int, seed: int = 0) -> list[Program]:
@@ -102,24 +102,40 @@ def test_a_drawn_chain_is_no_shorter_chain_and_no_constant():
 
 def test_steps_whose_order_does_not_matter_have_one_text():
     family = FAMILIES["lists"]
-    plus, sort, drop = Part("plus", 2), Part("sort"), Part("drop", 1)
+    plus, sort, drop = ProgramPart("plus", 2), ProgramPart("sort"), ProgramPart("drop", 1)
     assert family.settled((plus, sort), ()) == family.settled((sort, plus), ())
     assert family.settled((drop, sort), ()) == (drop, sort) != family.settled((sort, drop), ())
 
 
 def test_commands_are_compared_without_their_words_and_colours():
     family = FAMILIES["commands"]
-    one = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug"))
-    renamed = (Part("reverse", None, "wif"), Part("write", "PINK", "zup"), Part("write", "RED", "dax"))
-    other = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("double", None, "lug"))
-    front = (Part("put_first", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug"))
+    one = (ProgramPart("write", "RED", "dax"), ProgramPart("write", "BLUE", "fep"), ProgramPart("reverse", None, "lug"))
+    renamed = (
+        ProgramPart("reverse", None, "wif"),
+        ProgramPart("write", "PINK", "zup"),
+        ProgramPart("write", "RED", "dax"),
+    )
+    other = (
+        ProgramPart("write", "RED", "dax"),
+        ProgramPart("write", "BLUE", "fep"),
+        ProgramPart("double", None, "lug"),
+    )
+    front = (
+        ProgramPart("put_first", "RED", "dax"),
+        ProgramPart("write", "BLUE", "fep"),
+        ProgramPart("reverse", None, "lug"),
+    )
     assert family.behaviour(one) == family.behaviour(renamed)
     assert len({family.behaviour(program) for program in (one, other, front)}) == 3
 
 
 def test_the_lines_of_commands_stand_in_the_order_of_their_use():
     family = FAMILIES["commands"]
-    program = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug"))
+    program = (
+        ProgramPart("write", "RED", "dax"),
+        ProgramPart("write", "BLUE", "fep"),
+        ProgramPart("reverse", None, "lug"),
+    )
     assert [part.word for part in family.settled(program, ["fep lug", "dax"])] == ["fep", "lug", "dax"]
 
 
@@ -150,15 +166,19 @@ def test_a_mutation_changes_few_parts_and_the_fault_names_one(name):
     ],
 )
 def test_the_fault_of_a_chain_is_its_first_wrong_step(wrong, right, fault):
-    chains = [tuple(Part(kind) for kind in text.split()) for text in (wrong, right)]
+    chains = [tuple(ProgramPart(kind) for kind in text.split()) for text in (wrong, right)]
     assert FAMILIES["lists"].fault(*chains) == fault
 
 
 def test_the_fault_of_commands_is_a_word():
     family = FAMILIES["commands"]
-    dax, fep, lug = Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("reverse", None, "lug")
+    dax, fep, lug = (
+        ProgramPart("write", "RED", "dax"),
+        ProgramPart("write", "BLUE", "fep"),
+        ProgramPart("reverse", None, "lug"),
+    )
     assert family.fault((dax, fep), (dax, fep, lug)) == "lug is missing"
-    assert family.fault((dax, Part("double", None, "fep"), lug), (dax, fep, lug)) == "fep is wrong"
+    assert family.fault((dax, ProgramPart("double", None, "fep"), lug), (dax, fep, lug)) == "fep is wrong"
     assert family.fault((dax, fep, lug), (dax, fep)) == "lug is too much"
     assert family.fault((lug, dax, fep), (dax, fep, lug)) == ""
 

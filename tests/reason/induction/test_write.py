@@ -12,7 +12,7 @@ from skillweave.reason.agents.read_answer import read_note, read_output, read_pr
 from skillweave.reason.induction import write
 from skillweave.reason.induction.config import InductionConfig, InductionFamily
 from skillweave.reason.induction.draw import determined, draw_failing, draw_problem, evaluation
-from skillweave.reason.induction.families import FAMILIES, Part
+from skillweave.reason.induction.families import FAMILIES, ProgramPart
 from skillweave.reason.induction.rows import KINDS
 from skillweave.reason.induction.write import Problems, write_induction
 from skillweave.reason.problem import IOPair
@@ -136,7 +136,11 @@ def test_settings_that_make_no_sense_are_refused(settings, message):
 
 def test_training_pairs_determine_the_test_pairs():
     family = FAMILIES["commands"]
-    program = (Part("write", "RED", "dax"), Part("write", "BLUE", "fep"), Part("last_to_front", None, "lug"))
+    program = (
+        ProgramPart("write", "RED", "dax"),
+        ProgramPart("write", "BLUE", "fep"),
+        ProgramPart("last_to_front", None, "lug"),
+    )
 
     def pairs(*texts):
         return tuple(IOPair(text, family.run(program, text)) for text in texts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from skillweave.reason.hypothesis import Evaluation
-from skillweave.reason.induction.families import Family, Program
+from skillweave.reason.induction.families import ProblemFamily, Program
 from skillweave.reason.problem import ExamplePairs, IOPair
 
 _TRIES = 3000
@@ -23,7 +23,7 @@ class DrawnProblem:
     - ``test``: empty for a problem that only training rows are made of
     """
 
-    family: Family
+    family: ProblemFamily
     program: Program
     behaviour: str
     train: tuple[IOPair, ...]
@@ -36,7 +36,7 @@ class DrawnProblem:
 
 
 def draw_problem(
-    family: Family,
+    family: ProblemFamily,
     random: Random,
     sizes: tuple[int, int],
     pairs: tuple[int, int],
@@ -81,7 +81,7 @@ def draw_problem(
     raise ValueError(f"no problem of {family.name} with {sizes} parts in {_TRIES} draws: {dict(refused)}")
 
 
-def determined(family: Family, program: Program, train: tuple[IOPair, ...], test: tuple[IOPair, ...]) -> bool:
+def determined(family: ProblemFamily, program: Program, train: tuple[IOPair, ...], test: tuple[IOPair, ...]) -> bool:
     """Whether every program that differs in one part and fits all training pairs also fits all test pairs."""
     return not any(
         all(family.run(other, pair.input) == pair.output for pair in train)
@@ -111,7 +111,9 @@ def evaluation(problem: DrawnProblem, program: Program) -> Evaluation:
     return Evaluation(outcomes, solved, "")
 
 
-def _pairs(family: Family, random: Random, program: Program, count: int, *, test: bool) -> tuple[IOPair, ...] | None:
+def _pairs(
+    family: ProblemFamily, random: Random, program: Program, count: int, *, test: bool
+) -> tuple[IOPair, ...] | None:
     """Pairs of the program, or None if they tell too little of it.
 
     At least half of the outputs differ, at most one is empty, and some differ from their inputs.

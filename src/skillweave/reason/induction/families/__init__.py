@@ -2,9 +2,9 @@
 
 from skillweave.reason.induction.families.commands import Commands
 from skillweave.reason.induction.families.lists import Lists
-from skillweave.reason.induction.families.program import Family, Part, Program
+from skillweave.reason.induction.families.program import ProblemFamily, Program, ProgramPart
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Lists(), Commands())}
+FAMILIES: dict[str, ProblemFamily] = {family.name: family for family in (Lists(), Commands())}
 """All families by name."""
 
-__all__ = ["FAMILIES", "Family", "Part", "Program"]
+__all__ = ["FAMILIES", "ProblemFamily", "Program", "ProgramPart"]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 
-from skillweave.reason.induction.families.program import Family, Part, Program
+from skillweave.reason.induction.families.program import ProblemFamily, Program, ProgramPart
 from skillweave.reason.problem import Value
 
 WORDS = ("dax", "fep", "lug", "kiki", "blick", "wif", "zup", "tufa")
@@ -58,11 +58,11 @@ _COLOURED = {
     "write": ("out += ['{c}']", "writes {c}"),
     "put_first": ("out = ['{c}'] + out", "puts {c} first"),
 }
-ALL = tuple(Part(kind, value) for kind, operation in OPERATIONS.items() for value in operation.values or (None,))
+ALL = tuple(ProgramPart(kind, value) for kind, operation in OPERATIONS.items() for value in operation.values or (None,))
 """Every operation without a colour, with every parameter."""
 
 
-class Commands(Family):
+class Commands(ProblemFamily):
     """Texts of words that write colours or change what was written."""
 
     name = "commands"
@@ -79,7 +79,7 @@ class Commands(Family):
         kinds = ["write"] * coloured
         if coloured > 1 and random.random() < 0.25:
             kinds[-1] = "put_first"
-        parts = [Part(kind, colour) for kind, colour in zip(kinds, colours, strict=True)]
+        parts = [ProgramPart(kind, colour) for kind, colour in zip(kinds, colours, strict=True)]
         parts += random.sample(ALL, size - coloured)
         return tuple(replace(part, word=word) for part, word in zip(parts, random.sample(WORDS, size), strict=True))
 
@@ -97,7 +97,7 @@ class Commands(Family):
         text = source.rstrip()
         if not text.startswith(f"{_FIRST}\n") or not text.endswith(f"\n{_LAST}"):
             return None
-        parts: list[Part] = []
+        parts: list[ProgramPart] = []
         for line in text[len(_FIRST) + 1 : -len(_LAST) - 1].split("\n"):
             match = _LINE.fullmatch(line)
             if match is None or match["code"] not in _PARTS or match["word"] in [part.word for part in parts]:
@@ -141,7 +141,7 @@ class Commands(Family):
 
     def neighbours(self, program: Program) -> Iterator[Program]:
         colours = sorted(set(_colours(program)))
-        others = (*ALL, *(Part(kind, colour) for kind in _COLOURED for colour in colours))
+        others = (*ALL, *(ProgramPart(kind, colour) for kind in _COLOURED for colour in colours))
         for at, part in enumerate(program):
             yield program[:at] + program[at + 1 :]
             for other in others:
@@ -171,26 +171,26 @@ class Commands(Family):
                 return f"{part.word} is wrong"
         return f"{next(iter(has))} is too much" if has else ""
 
-    def _instead(self, random: Random, program: Program, part: Part) -> Part:
+    def _instead(self, random: Random, program: Program, part: ProgramPart) -> ProgramPart:
         """Another operation for a word: another parameter or colour, or another kind."""
         colours = _colours(program) or COLOURS
         if part.kind in _COLOURED and random.random() < 0.5:
-            return Part(random.choice(list(_COLOURED)), random.choice(colours))
+            return ProgramPart(random.choice(list(_COLOURED)), random.choice(colours))
         values = OPERATIONS[part.kind].values if part.kind in OPERATIONS else ()
         if values and random.random() < 0.4:
-            return Part(part.kind, random.choice(values))
+            return ProgramPart(part.kind, random.choice(values))
         if random.random() < 0.15:
-            return Part(random.choice(list(_COLOURED)), random.choice(colours))
+            return ProgramPart(random.choice(list(_COLOURED)), random.choice(colours))
         kind = random.choice(list(OPERATIONS))
-        return Part(kind, random.choice(OPERATIONS[kind].values or (None,)))
+        return ProgramPart(kind, random.choice(OPERATIONS[kind].values or (None,)))
 
 
-def _colours(parts: Sequence[Part]) -> list[str]:
+def _colours(parts: Sequence[ProgramPart]) -> list[str]:
     """The colours of the parts that have one, in order."""
     return [part.value for part in parts if isinstance(part.value, str)]
 
 
-def _run(does: dict[str, Part], text: str) -> str:
+def _run(does: dict[str, ProgramPart], text: str) -> str:
     out: Words = []
     for word in text.split():
         part = does.get(word)
@@ -205,7 +205,7 @@ def _run(does: dict[str, Part], text: str) -> str:
     return " ".join(out)
 
 
-def _code(part: Part) -> str:
+def _code(part: ProgramPart) -> str:
     if part.kind in _COLOURED:
         return _COLOURED[part.kind][0].format(c=part.value)
     return OPERATIONS[part.kind].code.format(n=part.value)
@@ -213,10 +213,12 @@ def _code(part: Part) -> str:
 
 _FIRST, _LAST = "def f(x):\n    out = []\n    for w in x.split():", "    return ' '.join(out)"
 _LINE = re.compile(r"        if w == '(?P<word>\w+)': (?P<code>.+)")
-_PARTS = {_code(part): part for part in (*ALL, *(Part(kind, colour) for kind in _COLOURED for colour in COLOURS))}
+_PARTS = {
+    _code(part): part for part in (*ALL, *(ProgramPart(kind, colour) for kind in _COLOURED for colour in COLOURS))
+}
 
 
-def _words(part: Part) -> str:
+def _words(part: ProgramPart) -> str:
     if part.kind in _COLOURED:
         return _COLOURED[part.kind][1].format(c=part.value)
     return OPERATIONS[part.kind].words.format(n=part.value)

@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from itertools import pairwise, product
+from itertools import product
 from random import Random
 
-from skillweave.reason.induction.families.program import Family, Part, Program
+from skillweave.reason.induction.families.program import ProblemFamily, Program, ProgramPart
 from skillweave.reason.problem import Value
 
 LONGEST = 12
@@ -59,11 +59,11 @@ STEPS: dict[str, _Step] = {
 _random = Random(0)
 PROBES: list[Numbers] = [[_random.randrange(10) for _ in range(length)] for length in range(8) for _ in range(8)]
 """The inputs on which chains are compared: eight lists of each length from 0 to 7."""
-ALL = tuple(Part(kind, value) for kind, step in STEPS.items() for value in step.values or (None,))
+ALL = tuple(ProgramPart(kind, value) for kind, step in STEPS.items() for value in step.values or (None,))
 """Every step with every parameter."""
 
 
-class Lists(Family):
+class Lists(ProblemFamily):
     """Chains of steps on lists of numbers."""
 
     name = "lists"
@@ -72,7 +72,9 @@ class Lists(Family):
 
     def draw(self, random: Random, size: int) -> Program | None:
         kinds = random.choices(list(STEPS), k=size)
-        program = self.settled(tuple(Part(kind, random.choice(STEPS[kind].values or (None,))) for kind in kinds), ())
+        program = self.settled(
+            tuple(ProgramPart(kind, random.choice(STEPS[kind].values or (None,))) for kind in kinds), ()
+        )
         return None if _degenerate(program) else program
 
     def run(self, program: Program, value: Value) -> Value:
@@ -131,7 +133,7 @@ class Lists(Family):
         others = [value for value in STEPS[part.kind].values if value != part.value]
         what = random.random()
         if what < 0.35 and others:
-            return (*before, Part(part.kind, random.choice(others)), *after)
+            return (*before, ProgramPart(part.kind, random.choice(others)), *after)
         if what < 0.65:
             return (*before, _random_step(random), *after)
         if what < 0.8 and len(program) > 1:
@@ -150,7 +152,7 @@ class Lists(Family):
         return {"replace": f"step {at + 1} is wrong", "remove": f"step {at + 1} is too much", "": ""}[what]
 
 
-def _line(part: Part) -> str:
+def _line(part: ProgramPart) -> str:
     return f"    x = {STEPS[part.kind].code.format(n=part.value)}"
 
 
@@ -196,14 +198,14 @@ def _shorter(size: int) -> frozenset[tuple[tuple[int, ...], ...]]:
 
 
 @cache
-def _commute(one: Part, two: Part) -> bool:
+def _commute(one: ProgramPart, two: ProgramPart) -> bool:
     """Whether the order of two steps does not matter."""
     return _outputs((one, two)) == _outputs((two, one))
 
 
-def _random_step(random: Random) -> Part:
+def _random_step(random: Random) -> ProgramPart:
     kind = random.choice(list(STEPS))
-    return Part(kind, random.choice(STEPS[kind].values or (None,)))
+    return ProgramPart(kind, random.choice(STEPS[kind].values or (None,)))
 
 
 def _first_edit(wrong: Program, right: Program) -> tuple[int, str]:

@@ -21,7 +21,7 @@ _REMEMBERED = 2**16
 
 
 @dataclass(frozen=True)
-class Part:
+class ProgramPart:
     """One line of a program.
 
     - ``kind``: a key of its family's table
@@ -34,11 +34,11 @@ class Part:
     word: str = ""
 
 
-Program = tuple[Part, ...]
+Program = tuple[ProgramPart, ...]
 """A program is the sequence of its parts, at least one."""
 
 
-class Family(ABC):
+class ProblemFamily(ABC):
     """A family of problems: its programs, their texts, their behaviour, and their neighbours."""
 
     name: ClassVar[str]
