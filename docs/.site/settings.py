@@ -26,6 +26,9 @@ from skillweave.methods.e3tir.config import E3tirConfig
 from skillweave.methods.specialise.config import SpecialiseConfig
 from skillweave.methods.tpaw.config import TpawConfig
 from skillweave.pipeline.config import WeaveConfig
+from skillweave.reason.config import ReasonConfig
+from skillweave.reason.induction.config import InductionConfig
+from skillweave.reason.search.methods import SEARCH_METHODS
 from skillweave.skillzip import ZipConfig
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.spec import BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec
@@ -49,6 +52,17 @@ PARTS: list[tuple[str, str, type[Config]]] = [
     ("cku unlearn", "[Take knowledge out of a model](../how-to/unlearn.md#unlearn).", CkuConfig),
     ("cku score", "[Look at the neurons](../how-to/unlearn.md#look-at-the-neurons).", NeuronScoreConfig),
     ("cku report", "[Judge the unlearning](../how-to/unlearn.md#judge-it).", ReportConfig),
+    ("reason", "[Find the rule behind examples](../how-to/reason.md).", ReasonConfig),
+    *(
+        (f"reason: {name}", f"The settings of `--method {name}`: {method.about}.", method.config)
+        for name, method in SEARCH_METHODS.items()
+        if name not in ("refinement", "self-consistency")  # they have those of direct-python and io
+    ),
+    (
+        "induction",
+        "[A model that can do it offline](../how-to/reason.md#a-model-that-can-do-it-offline).",
+        InductionConfig,
+    ),
     ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("tools of a model", "[A file for `--tools`](../how-to/agents.md#use-it).", ToolUse),
     ("task: data files", "[Bring your own task](../how-to/tasks.md#data-files).", FileSpec),
@@ -133,7 +147,16 @@ def _as_yaml(value: Any) -> str:
         return f"`{value:g}`"
     if isinstance(value, tuple | list):
         return f"`[{', '.join(_as_yaml(item).strip('`') for item in value)}]`"
-    return f"`{value}`" if isinstance(value, str) and value else f"`{json.dumps(value, ensure_ascii=False)}`"
+    return (
+        f"`{value}`"
+        if isinstance(value, str) and value
+        else f"`{json.dumps(value, ensure_ascii=False, default=_plain)}`"
+    )
+
+
+def _plain(value: object) -> object:
+    """The settings of a nested class as a mapping."""
+    return value.model_dump(mode="json") if isinstance(value, Config) else str(value)
 
 
 def row(name: str, field: FieldInfo, headings: dict[type[Config], str]) -> str:

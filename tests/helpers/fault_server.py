@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -17,16 +18,15 @@ class Reply:
     """What the server sends.
 
     - ``body``: a text, or a value that is sent as JSON; None is a completion of ``answer``
-    - ``cut``: the connection is closed after half of the body
-    - ``hang``: nothing is sent at all
+    - ``how``: ``cut``: the connection is closed after half of the body; ``hang up``: before anything is sent; ``hang``:
+      nothing is ever sent; ``drip``: the body is sent character by character, for seconds
     """
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     answer: str = "fine"
-    cut: bool = False
-    hang: bool = False
+    how: Literal["whole", "cut", "hang up", "hang", "drip"] = "whole"
 
 
 def completion_body(text: Any, ended: str = "stop", **more: Any) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class FaultServer:
             self.requests.append(request)
             reply = self.replies.pop(0) if self.replies else self.after
             reply = reply(request) if callable(reply) else reply
-            if reply.status == 200 and reply.body is None and not reply.cut and not reply.hang:
+            if reply.status == 200 and reply.body is None and reply.how == "whole":
                 self.paid.append(request)
             return reply
 
@@ -107,8 +107,9 @@ class FaultServer:
 
             def _send(self, reply: Reply) -> None:
                 self.close_connection = True
-                if reply.hang:
+                if reply.how == "hang":
                     server._stop.wait(10)
+                if reply.how in ("hang", "hang up"):
                     return
                 body = completion_body(reply.answer) if reply.body is None else reply.body
                 data = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -117,7 +118,15 @@ class FaultServer:
                 for name, value in (headers | reply.headers).items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if reply.cut else data)
+                try:
+                    if reply.how == "drip":
+                        for byte in data:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.02)
+                    else:
+                        self.wfile.write(data[: len(data) // 2] if reply.how == "cut" else data)
+                except OSError:  # the client has gone away, as it does after its time-out
+                    pass
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -153,6 +153,35 @@ def test_the_names_of_the_sandbox_are_its_own(code: str) -> None:
         Python(ROOMY).python(code)
 
 
+_HANG = "x = ()\nfor _ in range(60): x = (x, x)\n"  # takes forever to hash
+_TAKE = "'_s' + 'b_take = lambda *_: {x: 1}'"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        f"{_HANG}exec({_TAKE})\n1",
+        f"{_HANG}eval('(_s' + 'b_take := lambda *_: x)')\n1",
+        f"{_HANG}eval('exec', {{}})({_TAKE})\n1",
+        f"{_HANG}eval('eval(\"exec\", {{}})')({_TAKE})\n1",
+        f"{_HANG}locals()['_s' + 'b_eval']('exec', {{}})({_TAKE})\n1",
+        f"{_HANG}eval('locals()')['_s' + 'b_eval']('exec', {{}})({_TAKE})\n1",
+        f"{_HANG}list(map(eval, ['(_\uff53b_take := 1)']))\n1",
+        f"{_HANG}try: 1/0\nexcept Exception as exec: pass\nexec({_TAKE})\n1",
+        f"{_HANG}try: 1/0\nexcept Exception as\\\n\texec: pass\nexec({_TAKE})\n1",
+        f"{_HANG}try: 1/0\nexcept Exception as \uff45xec: pass\nexec({_TAKE})\n1",
+        f"{_HANG}exec = 3\ndel exec\nexec({_TAKE})\n1",
+    ],
+)
+def test_code_that_puts_names_together_does_not_reach_those_of_the_sandbox(code: str) -> None:
+    refused = ("NameError", "SyntaxError", "TypeError: eval()", "NotImplementedError: The monty syntax parser does not")
+    assert (run(code, limits=ROOMY).error or "").startswith(refused)
+
+
+def test_eval_still_computes() -> None:
+    assert run("x = 3\ndef f(text):\n    return eval(text)\n[eval('x * 2'), f('[1, (2,)]')]").value == [6, [1, (2,)]]
+
+
 @pytest.mark.parametrize(
     ("code", "shown"),
     [

@@ -18,7 +18,7 @@ from skillweave.base.batching import batch_rows, pad_left
 from skillweave.base.chat import Prompt, PromptOrIds, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
-from skillweave.base.thoughts import MARK_TOKENS, Markers, opened_thought, template_thought_markers
+from skillweave.base.thoughts import MARK_TOKENS, opened_thought, template_thought_markers
 from skillweave.base.voice import OwnEnds, Voice, padding_id
 from skillweave.errors import UserError
 from skillweave.progress import bar
@@ -271,21 +271,13 @@ def _one_batch(
             logits_processor=[lambda _, scores: check_scores(scores)],
         )
     tokenizers = {id(decoding.tokenizer): decoding.tokenizer for decoding in decodings}
-    markers_of = {key: _markers(tokenizer) for key, tokenizer in tokenizers.items()}
+    readers = {key: AnswerReader(tokenizer) for key, tokenizer in tokenizers.items()}
     answers = []
     for decoding, prompt, row in zip(decodings, encoded, out[:, ids.shape[1] :].tolist(), strict=True):
         # Cut at the end token: decoding to text may not skip it, and padding may be any token.
         written, ended = up_to_end(row, decoding.stops)
-        markers, special = markers_of[id(decoding.tokenizer)]
-        answers.append(Generated(_text(decoding.tokenizer, prompt, written, ended, markers, special=special), ended))
+        answers.append(Generated(readers[id(decoding.tokenizer)].text(prompt, written, ended), ended))
     return answers
-
-
-def _markers(tokenizer: Any) -> tuple[Markers, bool]:
-    """Return the markers of thoughts that the template knows, and whether one of them contains a special token."""
-    markers = template_thought_markers(tokenizer)
-    control = control_tokens(tokenizer)
-    return markers, any(control.search(marker) for pair in markers for marker in pair)
 
 
 def check_scores(scores: torch.Tensor) -> torch.Tensor:
@@ -297,18 +289,40 @@ def check_scores(scores: torch.Tensor) -> torch.Tensor:
     top = scores.amax(dim=-1)  # NaN if one of the scores is
     if not bool(top.isfinite().all()):
         row = int((~top.isfinite()).nonzero()[0])
-        raise NoProbabilities(f"the model gives {float(top[row])} in place of probabilities: its weights diverged", row)
+        raise no_probabilities(float(top[row]), row)
     return scores
 
 
-def _text(
-    tokenizer: Any, prompt: Sequence[int], written: Sequence[int], ended: bool, markers: Markers, *, special: bool
-) -> str:
-    """Return the text of an answer, in which thoughts can be recognised by their markers.
+def no_probabilities(value: float, row: int) -> NoProbabilities:
+    """Return the error for a row whose scores hold ``value``, which is NaN or infinity."""
+    return NoProbabilities(f"the model gives {value} in place of probabilities: its weights diverged", row)
 
-    With ``special``, special tokens stay in the text, because they mark thoughts. If the prompt opened a thought, and
-    the answer was cut off inside it, the answer contains no marker: the prompt's opening marker is put before it.
+
+class AnswerReader:
+    """Reads the tokens of answers as text, in which thoughts can be recognised by their markers.
+
+    If a marker contains a special token, special tokens stay in the text.
     """
-    text = text_of(tokenizer, written, special=special)
-    opening = "" if ended else opened_thought(text_of(tokenizer, prompt[-MARK_TOKENS:], special=True), markers)
-    return f"{opening}\n{text}" if opening and dict(markers)[opening] not in text else text
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._markers = template_thought_markers(tokenizer)
+        control = control_tokens(tokenizer)
+        self._special = any(control.search(marker) for pair in self._markers for marker in pair)
+
+    def read(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, without the end token."""
+        return text_of(self._tokenizer, ids, special=self._special)
+
+    def text(self, prompt: Sequence[int], written: Sequence[int], ended: bool) -> str:
+        """Return the text of a whole answer to the token ids ``prompt``; ``ended``: an end token came after it.
+
+        If the prompt opened a thought, and the answer was cut off inside it, the answer contains no marker: the
+        prompt's opening marker is put before it.
+        """
+        text = self.read(written)
+        if ended:
+            return text
+        before = text_of(self._tokenizer, prompt[-MARK_TOKENS:], special=True)
+        opening = opened_thought(before, self._markers)
+        return f"{opening}\n{text}" if opening and dict(self._markers)[opening] not in text else text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,7 +16,9 @@ from skillweave.cli.scoring import Rated
 from skillweave.methods.cku.report.page import short_probe_table, short_unlearn_table
 from skillweave.pipeline.plan import PlannedStep
 from skillweave.pipeline.report import short_skill_table
-from skillweave.progress import console
+from skillweave.progress import console, share_of
+from skillweave.reason.job import ReasonResult
+from skillweave.report import Table
 from skillweave.tasks.evaluate import Figure
 from skillweave.terminal import harmless, printable
 from skillweave.units import human_bytes, human_seconds
@@ -71,6 +73,45 @@ def show_unlearn_report(report: dict[str, Any], folder: Path) -> None:
     out.print()
     out.print(short_probe_table(report).rich(title="What the probes bring back: extraction strength"))
     out.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True)
+
+
+def show_reason(result: ReasonResult, folder: Path) -> None:
+    """Print the figures of a run of `skillweave reason`, what went wrong in it, and where its page is."""
+    summary = result.summary
+    rows = [[name or "(no family)", *_of_problems(figures)] for name, figures in summary.families.items()]
+    if len(rows) != 1:
+        rows.append(["all", *_of_problems({"problems": summary.problems, "raw": summary.raw, "task": summary.task})])
+    out.print(Table(["family", "problems", "test pairs right", "problems right"], rows).rich())
+    out.print(
+        f"{share_of(summary.solved, summary.problems, 'problems')} solved on their examples; {summary.calls:,} calls "
+        f"({result.paid:,} answered by a model now), {summary.tokens:,} tokens.",
+        soft_wrap=True,
+    )
+    for role, counts in summary.agents.items():
+        faults = {"could not be read": counts.failed, "were read after a repair": counts.repaired}
+        faults |= {"were cut off (raise --max-tokens)": counts.cut_off, "defined another name than f": counts.renamed}
+        for what, count in faults.items():
+            if count:
+                out.print(f"  {role}: {share_of(count, counts.calls, 'answers')} {what}", soft_wrap=True)
+    for target, counters in result.engines.items():
+        if counters.batches:
+            out.print(
+                f"  engine {target}: {counters.batches:,} batches, {counters.fill:.0%} full, "
+                f"{counters.useful:.0%} of the rows' steps wrote a token of an answer",
+                soft_wrap=True,
+                markup=False,
+            )
+    if summary.unfinished:
+        out.print(
+            f"{share_of(summary.unfinished, summary.problems, 'problems')} unfinished, because a model could not be "
+            f"reached: run the same command again to go on; finished problems are kept.",
+            soft_wrap=True,
+        )
+    out.print(f"The trees are in {folder / 'report.html'}.", soft_wrap=True, markup=False)
+
+
+def _of_problems(figures: Mapping[str, float]) -> list[str]:
+    return [f"{figures['problems']:.0f}", f"{figures['raw']:.1%}", f"{figures['task']:.1%}"]
 
 
 def show_rated(rated: Sequence[Rated], split: str) -> None:

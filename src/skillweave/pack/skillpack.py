@@ -12,13 +12,14 @@ Packs are small (a few MB for a base of hundreds), so all tensors are read at on
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
-from skillweave.base.safetensors_io import Spec, read_tensors, write_stream
+from skillweave.base.safetensors_io import Spec, read_tensors, tensor_bytes, write_stream
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried, save_files
@@ -26,7 +27,7 @@ from skillweave.delta.schema import dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import shortened
+from skillweave.files.hashes import digest, shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
@@ -95,6 +96,25 @@ class Skillpack:
     def nbytes(self) -> int:
         """The bytes of all files, as :meth:`save_pretrained` would write them now."""
         return weigh(self.card, self.specs, self.carried).total
+
+    @property
+    def digest(self) -> str:
+        """A short stable name of what the pack does: of its entries, its tensors and the files that travel along.
+
+        It is the same for a pack in memory and for the saved one, and it does not depend on the pack's name.
+        """
+        return digest(
+            {
+                "base": self.card.base.fingerprint,
+                "entries": {name: entry.model_dump(mode="json") for name, entry in self.card.entries.items()},
+                "tensors": {
+                    name: [dtype_name(tensor.dtype), list(tensor.shape), sha256(tensor_bytes(tensor)).hexdigest()]
+                    for name, tensor in self.tensors.items()
+                },
+                "files": {name: sha256(data).hexdigest() for name, data in self.carried.files.items()},
+                "from_base": dict(self.carried.from_base),
+            }
+        )
 
     # -- use -----------------------------------------------------------------------------------------------------
 

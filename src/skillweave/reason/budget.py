@@ -15,6 +15,10 @@ _PART = re.compile(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*")
 _TIMES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
+class BudgetSpent(Exception):
+    """No call is left in the budget of this problem."""
+
+
 class Budget(Config):
     """What the search for one problem may use. None is no limit, but one limit must be set.
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from skillweave.files.hashes import digest
 from skillweave.reason.solution import Solution
 from skillweave.tasks.verifiers.code_result import same_result
 
@@ -91,6 +92,11 @@ class HeldOut:
     def __repr__(self) -> str:
         return f"<{len(self)} sealed test pairs>"
 
+    @property
+    def digest(self) -> str:
+        """A digest of the test pairs."""
+        return digest([[pair.input, pair.output] for pair in self.__pairs])
+
     def inputs(self, solution: Solution) -> tuple[Value, ...]:
         """The test inputs, for the solution that a search has ended with. Raises ``TypeError`` without one."""
         if not isinstance(solution, Solution):
@@ -116,4 +122,11 @@ class Problem:
 
     @property
     def name(self) -> str:
+        """The name of the problem."""
         return self.examples.name
+
+    @property
+    def digest(self) -> str:
+        """A digest of all pairs. It tells two problems apart, and tells nothing of the test pairs."""
+        shown = [[pair.input, pair.output] for pair in self.examples.pairs]
+        return digest([self.examples.name, shown, self.held_out.digest])

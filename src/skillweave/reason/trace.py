@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from skillweave.config import Config
 from skillweave.reason.solution import Ended
 
 Action = Literal["root", "propose", "refine", "answer"]
@@ -15,7 +14,13 @@ State = Literal["open", "solved", "equal", "dominated", "failed"]
 agent's answer held no program that could be read."""
 
 
-class TracedNode(Config):
+class Record(BaseModel):
+    """The base class of what a search writes down: unknown keys are errors, and values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TracedNode(Record):
     """One node of the tree. Node 0 is the root: the problem with no hypothesis."""
 
     number: int = Field(ge=0, description="in the order in which nodes were made")
@@ -24,6 +29,7 @@ class TracedNode(Config):
     rule: str = Field(default="", description="the rule in words")
     program: str = Field(default="", description="the rule as a Python function")
     outcomes: list[str] = Field(default_factory=list, description="what it gives for each training pair, as text")
+    ran: bool = Field(default=False, description="whether it gave a value for every training pair")
     solved: list[bool] = Field(default_factory=list, description="whether each training pair is solved")
     coherent: float = Field(default=0.0, description="share of training pairs that are solved")
     enriched: float = Field(default=0.0, description="the second reward")
@@ -40,14 +46,14 @@ class TracedNode(Config):
     tokens: int = Field(default=0, description="tokens used when it was made")
 
 
-class TracedPair(Config):
+class TracedPair(Record):
     """One pair as text, for the page."""
 
     input: str = Field(description="the input, as JSON")
     output: str = Field(description="the output, as JSON")
 
 
-class TracedTest(Config):
+class TracedTest(Record):
     """One test input and what was answered, written after the search has ended."""
 
     input: str = Field(description="the test input, as JSON")
@@ -55,7 +61,7 @@ class TracedTest(Config):
     right: bool = Field(description="whether the answer is right")
 
 
-class TracedCheckpoint(Config):
+class TracedCheckpoint(Record):
     """How good the answer would have been if the search had ended after so many calls."""
 
     calls: int = Field(description="calls used")
@@ -65,7 +71,7 @@ class TracedCheckpoint(Config):
     task: float = Field(description="1 if all test pairs are right")
 
 
-class AgentCounts(Config):
+class AgentCounts(Record):
     """What one agent did."""
 
     calls: int = Field(default=0, description="completions, repairs included")
@@ -76,7 +82,7 @@ class AgentCounts(Config):
     renamed: int = Field(default=0, description="programs whose only function had another name than f, and was taken")
 
 
-class SearchTrace(Config):
+class SearchTrace(Record):
     """The record of the search for one problem."""
 
     problem: str = Field(description="the name of the problem")

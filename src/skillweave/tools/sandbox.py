@@ -121,12 +121,7 @@ class InterpreterSession:
         self._asks = asks
 
     def __enter__(self) -> InterpreterSession:
-        bounds: monty.ResourceLimits = {
-            "max_feed_duration_secs": self._limits.seconds,
-            "max_memory": self._limits.memory,
-            "max_recursion_depth": self._limits.depth,
-        }
-        self._session = pool("asks" if self._asks else "runs").checkout(limits=bounds, os_policy=POLICY)
+        self._session = _checkout("asks" if self._asks else "runs", self._limits)
         self._session.__enter__()
         try:
             question_limits = {"items": self._limits.items, "characters": self._limits.characters}
@@ -165,27 +160,40 @@ class InterpreterSession:
                 value = values.take(self._session, self._limits.items, self._limits.characters)
             elif is_kept is None:
                 value = Opaque("a value that was not read: this version of Python does not know the code's syntax")
-        except SyntaxError as problem:
-            error = f"SyntaxError: {problem}"
         except monty.MontyConversionError as problem:
             raise TypeError(f"this input cannot enter the sandbox: {problem}") from problem
-        except monty.MontyCrashedError as problem:
-            if problem.timed_out:
-                error = "TimeoutError: the worker did not stop in time and was killed"
-            else:
-                error = str(problem) or "RuntimeError: the worker broke down"
-        except monty.MontySyntaxError as problem:
-            error = f"SyntaxError: {problem}"
-        except monty.MontyError as problem:
-            error = str(problem)
-        except UnicodeEncodeError:
-            error = "SyntaxError: the code holds a lone surrogate, which no source text may"
-        seconds = time.perf_counter() - start
-        error = None if error is None else shortened(error)
-        return Result(error is None, value, printed.text, error, seconds, printed.cut)
+        except _OF_CODE as problem:
+            error = _explained(problem)
+        return Result(error is None, value, printed.text, error, time.perf_counter() - start, printed.cut)
 
     def _read(self, taken: list[Any]) -> Any:
         return values.read_value(taken, self._limits.items, self._limits.characters)
+
+
+def _checkout(use: str, limits: Limits) -> monty.MontySession:
+    bounds: monty.ResourceLimits = {
+        "max_feed_duration_secs": limits.seconds,
+        "max_memory": limits.memory,
+        "max_recursion_depth": limits.depth,
+    }
+    return pool(use).checkout(limits=bounds, os_policy=POLICY)
+
+
+_OF_CODE = (SyntaxError, UnicodeEncodeError, monty.MontyError)
+"""The errors with which a run of somebody's code may end."""
+
+
+def _explained(problem: BaseException) -> str:
+    """One of :data:`_OF_CODE` as ``"ZeroDivisionError: ..."``."""
+    if isinstance(problem, UnicodeEncodeError):
+        return "SyntaxError: the code holds a lone surrogate, which no source text may"
+    if isinstance(problem, SyntaxError | monty.MontySyntaxError):
+        return shortened(f"SyntaxError: {problem}")
+    if isinstance(problem, monty.MontyCrashedError):
+        if problem.timed_out:
+            return "TimeoutError: the worker did not stop in time and was killed"
+        return shortened(str(problem) or "RuntimeError: the worker broke down")
+    return shortened(str(problem))
 
 
 def shortened(error: str) -> str:
@@ -204,6 +212,29 @@ def run(code: str, inputs: Mapping[str, Any] | None = None, limits: Limits | Non
     """
     with InterpreterSession(limits) as session:
         return session.feed(code, inputs)
+
+
+def run_for_text(code: str, ending: str, inputs: Mapping[str, Any], limits: Limits) -> Result:
+    """Run ``code`` and then ``ending``, which is our own code, in a new interpreter state; the value is a text.
+
+    A run takes about 0.3 ms, a third of what :func:`run` takes, because a text needs no flattening. The last expression
+    of ``ending`` must be a text even if ``code`` has changed every name: it is a method of a constant, as in
+    ``"".join(...)``. The text is at most as long as ``limits.memory``. Errors, also those of ``ending``, are in the
+    result.
+    """
+    printed = Printed(limits.output)
+    start = time.perf_counter()
+    value, error = None, None
+    try:
+        check_length(code)
+        check_names(code)
+        source = f"{code}\n\n{ending}"
+        source.encode()
+        with _checkout("runs", limits) as session:
+            value = session.feed_run(source, inputs=dict(inputs), print_callback=printed)
+    except _OF_CODE as problem:
+        error = _explained(problem)
+    return Result(error is None, value, printed.text, error, time.perf_counter() - start, printed.cut)
 
 
 def pool(use: str = "runs") -> monty.Monty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import threading
 import unicodedata
 import warnings
@@ -12,6 +13,9 @@ LONGEST = 200_000
 
 OWN = "_sb_"
 """The prefix of the sandbox's own names; no code may mention them."""
+
+_DELETES = re.compile(r"\bas(?:\\?\s)+(?:eval|exec|locals)\b")
+"""``except ... as eval``, which deletes the name at its end, so that Python's own ``eval`` would come back."""
 
 _parsing = threading.Lock()  # the warnings filter is shared by the whole process
 
@@ -34,9 +38,15 @@ def check_length(text: str) -> None:
 
 
 def check_names(text: str) -> None:
-    """Raise ``SyntaxError`` for a text that mentions a name of the sandbox's own, in any Unicode form."""
-    if OWN in (text if text.isascii() else unicodedata.normalize("NFKC", text)):
+    """Raise ``SyntaxError`` for a text that mentions a name of the sandbox's own, in any Unicode form.
+
+    The same holds for a text that could undo the sandbox's own versions of ``eval``, ``exec`` and ``locals``.
+    """
+    plain = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    if OWN in plain:
         raise SyntaxError(f"names with '{OWN}' are the sandbox's own: choose other names")
+    if found := _DELETES.search(plain):
+        raise SyntaxError(f"{found[0]!r} is not allowed here: choose another name")
 
 
 def keep_value(code: str, name: str) -> tuple[str, bool | None]:

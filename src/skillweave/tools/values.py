@@ -4,6 +4,11 @@ A list that holds one text a thousand times is small inside the interpreter, and
 tuple that holds the same tuple twice, fifty levels deep, takes forever to hash. So a value never leaves as it is. Code
 of ours (``_SETUP``), under names that the judged code cannot mention, walks the value inside the interpreter, within
 the interpreter's limits, and returns a flat list of plain items of bounded size. :func:`read_value` rebuilds the tree.
+
+The names are found in the text of the code (:func:`~skillweave.tools.source.check_names`). Code that puts a name
+together at run time could still mention them through ``exec``, ``eval`` and ``locals``, so these are replaced: ``eval``
+takes one text, sees only global names, and checks the text; the others refuse. Code cannot get the replaced ones back:
+there is no ``del``, and the other statement that deletes a name, ``except ... as eval``, is refused by its text.
 """
 
 from __future__ import annotations
@@ -26,6 +31,18 @@ _sb_list, _sb_tuple, _sb_dict, _sb_set, _sb_frozenset = list, tuple, dict, set, 
 _sb_text, _sb_bytes, _sb_int, _sb_float, _sb_bool = str, bytes, int, float, bool
 _sb_min, _sb_max, _sb_Error = min, max, ValueError
 _sb_deque, _sb_Decimal = _sb_c.deque, _sb_m.Decimal
+_sb_eval, _sb_Refused = eval, NameError
+
+def eval(_sb_code):
+    if _sb_type(_sb_code) is not _sb_text or not _sb_code.isascii() or '_sb_' in _sb_code:
+        raise _sb_Refused("eval takes one ASCII text here, without the sandbox's own names")
+    return _sb_eval(_sb_code)
+
+def exec(*_sb_rest):
+    raise _sb_Refused('exec is not available here')
+
+def locals():
+    raise _sb_Refused('locals is not available here')
 _sb_small = (type(None), bool, float, complex, _sb_d.date, _sb_d.time, _sb_d.datetime, _sb_d.timedelta)
 
 def _sb_size(x, room):

@@ -27,6 +27,12 @@ def group_key(request: Request, route: Route) -> Hashable:
     return request.tools, replace(request.sampling, seed=0), route.pack
 
 
+def cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
+    """Return the error for a pack (None: the plain base) whose weights give NaN or infinity."""
+    who = "the plain base" if pack is None else f"the pack '{pack}'"
+    return UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.")
+
+
 class RequestGroup:
     """Requests with one :func:`group_key`. First :meth:`add` each, then :meth:`encode`, then :meth:`answer`."""
 
@@ -70,9 +76,7 @@ class RequestGroup:
         try:
             return self._write(streamer, label) if self._requests[0].tools is None else self._converse(label)
         except NoProbabilities as error:
-            pack = self._routes[error.row].pack
-            who = "the plain base" if pack is None else f"the pack '{pack}'"
-            raise UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.") from error
+            raise cannot_answer(self._routes[error.row].pack, error) from error
 
     def _write(self, streamer: Any, label: str | None) -> list[Reply]:
         """Without tools: one turn for each prompt, in batches in which every row has its own pack."""

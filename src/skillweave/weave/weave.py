@@ -228,6 +228,14 @@ class Weave:
         """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
         return self._voices[name]
 
+    def pack_digest(self, name: str) -> str:
+        """The :attr:`Skillpack.digest` of a pack of the weave, which is read for it.
+
+        Raises :class:`UserError` for a name that the weave does not have, and for a pack whose files have changed.
+        """
+        self._check_known(name)
+        return self._read_pack(name).digest
+
     # -- answering -----------------------------------------------------------------------------------------------
 
     def generate(

@@ -10,7 +10,7 @@ import pytest
 from helpers.scripted_model import ScriptedModel, completion, last_message, one_after_another
 from skillweave.errors import UserError
 from skillweave.reason.agents.prompt_set import PromptSet
-from skillweave.reason.agents.team import AgentSettings, BudgetSpent, Team, all_roles
+from skillweave.reason.agents.team import AgentSettings, AgentTeam, BudgetSpent, all_roles
 from skillweave.reason.budget import Budget, Meter
 from skillweave.reason.hypothesis import Evaluation, Hypothesis, Judgement, Note, Proposal
 from skillweave.reason.models.model import ModelCall, ModelUnreachable
@@ -24,9 +24,9 @@ KEPT = Evaluation(([1, 2], Missing("IndexError"), []), (False, False, True), "b"
 WRONG = Hypothesis("keep all", KEEP)
 
 
-def team(model: Any, prompts: str = "general", calls: int = 64, seed: int = 0, **settings: Any) -> Team:
+def team(model: Any, prompts: str = "general", calls: int = 64, seed: int = 0, **settings: Any) -> AgentTeam:
     meter = Meter(Budget(calls=calls))
-    return Team(EXAMPLES, all_roles(model), PromptSet.named(prompts), AgentSettings(**settings), meter, seed)
+    return AgentTeam(EXAMPLES, all_roles(model), PromptSet.named(prompts), AgentSettings(**settings), meter, seed)
 
 
 def test_a_proposal_is_one_call_whose_tokens_are_counted() -> None:
@@ -179,7 +179,7 @@ def test_a_call_that_was_never_made_is_not_counted() -> None:
 def test_each_role_may_have_its_own_model() -> None:
     proposer, coder = ScriptedModel(lambda call: "keep all"), ScriptedModel(lambda call: KEEP)
     settings, meter = AgentSettings(form="rule"), Meter(Budget())
-    asked = Team(EXAMPLES, {"proposer": proposer, "coder": coder}, PromptSet.named("general"), settings, meter, 0)
+    asked = AgentTeam(EXAMPLES, {"proposer": proposer, "coder": coder}, PromptSet.named("general"), settings, meter, 0)
     assert asyncio.run(asked.propose("propose/0")) == Proposal(WRONG)
     assert (len(proposer.calls), len(coder.calls)) == (1, 1)
     with pytest.raises(UserError, match="no model is given for the critic"):

@@ -118,11 +118,11 @@ def test_a_request_goes_on_while_anyone_waits_for_it(tmp_path: Path) -> None:
 
 
 FAULTS = [
-    Reply(hang=True),
+    Reply(how="hang"),
     Reply(429, {}, {"Retry-After": "0.01"}),
     Reply(500),
     Reply(200, "garbage"),
-    Reply(200, cut=True),
+    Reply(how="cut"),
     Reply(200, {"choices": []}),
 ]
 
@@ -137,7 +137,7 @@ def test_a_server_that_fails_dies_and_comes_back_is_paid_once_for_each_call(tmp_
                 await model.close()
 
     dies = [Reply() if number % 3 else fault for number, fault in enumerate(FAULTS * 2)]
-    with fault_server(*dies, after=lambda request: Reply(hang=True)) as server:
+    with fault_server(*dies, after=lambda request: Reply(how="hang")) as server:
         first = asyncio.run(run())  # answers some calls, and then no more
         assert all(isinstance(one, Completion | ModelUnreachable) for one in first)
         got = [one for one in first if isinstance(one, Completion)]
@@ -205,6 +205,7 @@ def test_a_file_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
         file.execute("CREATE TABLE answers (mine TEXT)")
     AnswerCache(newer).close()
     with sqlite3.connect(newer) as file:
+        assert file.execute("PRAGMA user_version").fetchone() == (1,)
         file.execute("PRAGMA user_version = 7")
     for path, error in ((text, "not a file of answers"), (other, "of another program"), (newer, "has version 7")):
         before = path.read_bytes()

@@ -25,6 +25,7 @@ from skillweave.reason.agents.prompt_values import bare_text
 VARIABLES: dict[str, tuple[str, ...]] = {
     "propose_program": ("pairs", "avoid"),
     "propose_rule": ("pairs", "avoid"),
+    "concepts": ("pairs", "avoid", "count"),
     "refine_program": ("pairs", "rule", "program", "failures", "note", "failed"),
     "refine_rule": ("pairs", "rule", "program", "failures", "note", "failed"),
     "criticise": ("pairs", "rule", "program", "failures"),
@@ -37,6 +38,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 
 - ``pairs``: the training pairs; each has ``input`` and ``output``, as Python literals
 - ``avoid``: programs (or rules, where rules are asked for) that were tried already
+- ``count``: how many rules are wanted
 - ``rule``, ``program``: the hypothesis, in words and as Python; one of them may be empty
 - ``failures``: the pairs that it does not solve; each has ``number``, ``input``, ``wanted`` and ``got``
 - ``note``: what the critic said about it; may be empty
@@ -45,6 +47,9 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 - ``input``: the input whose output is wanted
 - ``answer``, ``reason``, ``wanted``: an answer that could not be read, why, and the form that is wanted
 """
+
+OPTIONAL = ("concepts", "repair")
+"""Templates that may be empty: then several rules are asked for one by one, and nothing is repaired."""
 
 NAMED = ("general", "induction")
 """The sets that come with the package."""
@@ -62,6 +67,7 @@ _SAMPLES: dict[str, Any] = {
     "avoid": ["def f(x):\n    return x"],
     "failures": [{"number": 1, "input": "[1, 2]", "wanted": "[2]", "got": "error: IndexError"}],
     "failed": ["def f(x):\n    return x[0]"],
+    "count": 3,
 }
 """Values for a trial rendering; the other variables are texts."""
 
@@ -83,6 +89,8 @@ class PromptSet:
         trials = {template: self._trial(template) for template in self._sources}
         self.repairs = bool(trials.get("repair"))
         """Whether an answer that cannot be read is repaired: the set has a ``repair`` template that is not empty."""
+        self.lists_concepts = bool(trials.get("concepts"))
+        """Whether several rules are asked for at once: the set has a ``concepts`` template that is not empty."""
 
     @classmethod
     def named(cls, name: str | Path) -> PromptSet:
@@ -164,7 +172,7 @@ class PromptSet:
         texts = self.render(template, **{name: _SAMPLES.get(name, "text") for name in VARIABLES[template]})
         empty = {name: [] if name in _SAMPLES and name != "pairs" else "" for name in VARIABLES[template]}
         self.render(template, **(empty | ({"pairs": _PAIRS} if "pairs" in empty else {})))
-        if not texts and template != "repair":
+        if not texts and template not in OPTIONAL:
             raise UserError(f"{self._files[template]}: the prompt is empty: write what the agent is to do")
         return texts
 

@@ -36,6 +36,7 @@ _YES_NO = re.compile(r"[\"'*_]*(yes|no)[\"'*_.!]*", re.I)
 PROGRAM_FORM = "Rule: the rule in one or two sentences\n```python\ndef f(x):\n    ...\n```"
 CODE_FORM = "```python\ndef f(x):\n    ...\n```"
 RULE_FORM = '{"rule": "the rule in a few sentences"}'
+RULES_FORM = '{"rules": ["one rule", "a different rule"]}'
 NOTE_FORM = '{"part": "the part of the rule that is wrong", "why": "why it is wrong", "pair": 1}'
 JUDGEMENT_FORM = '{"consistent": 0.5, "says_more": false}'
 OUTPUT_FORM = '{"output": ...}'
@@ -98,6 +99,16 @@ def read_rule(text: str) -> str:
     if found is not None:
         return _checked_line(found["rule"], "rule")
     return _checked_line(_marked_rule(answer) or _only_line(answer, 'there is no "rule" in it'), "rule")
+
+
+def read_rules(text: str) -> list[str]:
+    """Several rules: JSON under "rules", a list of texts."""
+    found = _object_with(_answer(text), "rules")
+    if found is None:
+        raise UnreadableAnswer('there is no "rules" in it')
+    if not isinstance(found["rules"], list) or not found["rules"]:
+        raise UnreadableAnswer(f'"rules" must be a list of texts, not {shown_value(found["rules"])}')
+    return [_checked_line(rule, "rules") for rule in found["rules"]]
 
 
 def read_note(text: str, pairs: int) -> Note:

@@ -22,7 +22,7 @@ from skillweave.reason.agents.prompt_values import (
     rule_texts,
 )
 from skillweave.reason.agents.read_answer import ReadProgram, UnreadableAnswer
-from skillweave.reason.budget import Meter
+from skillweave.reason.budget import BudgetSpent, Meter
 from skillweave.reason.hypothesis import Evaluation, Hypothesis, Judgement, Note, Proposal
 from skillweave.reason.models.model import Completion, Model, ModelCall
 from skillweave.reason.problem import ExamplePairs, Missing, Value
@@ -32,10 +32,6 @@ Role = Literal["proposer", "refiner", "critic", "coder", "judge", "answerer"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 T = TypeVar("T")
-
-
-class BudgetSpent(Exception):
-    """The budget of the problem leaves no room for another call."""
 
 
 class AgentSettings(Config):
@@ -55,7 +51,7 @@ def all_roles(model: Model) -> dict[Role, Model]:
     return dict.fromkeys(ROLES, model)
 
 
-class Team:
+class AgentTeam:
     """The agents that work on one problem.
 
     Each method names its call by ``key``, which is unique within the problem ("propose/3"): with the seed and the name
@@ -82,6 +78,11 @@ class Team:
         self._settings = settings
         self._seed = seed
         self._pairs = pair_texts(examples)
+
+    def seed_of(self, key: str) -> int:
+        """The seed of the draws that ``key`` names: below 2**31, because some servers take no larger one."""
+        text = json.dumps([self._seed, self.examples.name, key])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     async def propose(self, key: str, avoid: Sequence[Hypothesis] = ()) -> Proposal:
         """A new hypothesis, unlike those in ``avoid``."""
@@ -145,6 +146,34 @@ class Team:
             read_answer.OUTPUT_FORM,
         )
         return Missing(output.why) if isinstance(output, _Failure) else output
+
+    async def concepts(self, key: str, count: int, avoid: Sequence[str] = ()) -> list[str]:
+        """Distinct rules in words, at most ``count``, unlike those in ``avoid``.
+
+        One call lists them all. A set with an empty prompt ``concepts`` asks for one rule in each call. An answer that
+        cannot be read gives none.
+        """
+        if self._prompts.lists_concepts:
+            values = {"avoid": list(avoid), "count": count}
+            rules = await self._ask("proposer", key, "concepts", values, read_answer.read_rules, read_answer.RULES_FORM)
+            found = [] if isinstance(rules, _Failure) else rules
+        else:
+            found = []
+            for number in range(count):
+                values = {"avoid": [*avoid, *found]}
+                try:
+                    rule = await self._ask(
+                        "proposer",
+                        f"{key}/{number}",
+                        "propose_rule",
+                        values,
+                        read_answer.read_rule,
+                        read_answer.RULE_FORM,
+                    )
+                except BudgetSpent:
+                    break
+                found += [] if isinstance(rule, _Failure) else [rule]
+        return [rule for rule in dict.fromkeys(found) if rule not in avoid][:count]
 
     async def _hypothesis(self, role: Role, key: str, verb: str, values: dict[str, Any]) -> Proposal:
         """The answer of proposer or refiner as a hypothesis, in the form that the settings name.
@@ -213,7 +242,7 @@ class Team:
         if model is None:
             raise UserError(f"no model is given for the {role}: name one for it, or one for all roles")
         settings = self._settings
-        call = ModelCall(messages, settings.temperature, settings.max_tokens, self._call_seed(key))
+        call = ModelCall(messages, settings.temperature, settings.max_tokens, self.seed_of(key))
         if not self.meter.reserve():
             raise BudgetSpent
         try:
@@ -224,11 +253,6 @@ class Team:
         self.meter.charge(completion.tokens)
         self._count(role, calls=1, tokens=completion.tokens, cut_off=int(completion.ended == "length"))
         return completion
-
-    def _call_seed(self, key: str) -> int:
-        """The seed of a call: below 2**31, because some servers take no larger one."""
-        text = json.dumps([self._seed, self.examples.name, key])
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
     def _reason(self, error: UnreadableAnswer, completion: Completion) -> str:
         cut = completion.ended == "length"

@@ -82,7 +82,7 @@ class OpenAIModel:
     @property
     def identity(self) -> str:
         """The URL and the name of the model."""
-        return f"{self.url} {self.name}"
+        return f"{self.url}#{self.name}"
 
     async def complete(self, call: ModelCall) -> Completion:
         """Answer one call; see :class:`~skillweave.reason.models.model.Model`.
@@ -111,7 +111,7 @@ class OpenAIModel:
     async def check(self) -> None:
         """Ask the server for its models, so that a wrong address or key fails before a long run.
 
-        Raises :class:`UserError`. A name that the server does not list is only noted, because some servers take any.
+        Raises :class:`UserError`. A server that lists no models is accepted, with a note.
         """
         try:
             names = await self._listed_models()
@@ -136,7 +136,7 @@ class OpenAIModel:
                 "OpenAI-compatible API? It usually ends with /v1"
             ) from error
         if names and self.name not in names:
-            say_once(f"{self.url}: the server does not list a model '{self.name}'; {nearest(self.name, names)}")
+            raise self._unknown_model(names)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -241,6 +241,9 @@ class OpenAIModel:
                 f"{self.url}: there is nothing at this address ({self._said(error)}). It usually ends with /v1; or the "
                 f"server has no model '{self.name}'."
             )
+        return self._unknown_model(names)
+
+    def _unknown_model(self, names: list[str]) -> UserError:
         return UserError(f"{self.url}: the server does not know the model '{self.name}'; {nearest(self.name, names)}")
 
     def _refusal(self, error: APIStatusError) -> UserError:

@@ -1,0 +1,1 @@
+"""MATSIR against direct answers, best of N, iterative refinement and REx, at equal calls and tokens."""

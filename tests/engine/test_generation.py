@@ -1,0 +1,69 @@
+"""Text in pieces: the pieces join to the whole, and no character is cut."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from skillweave.base.generate import AnswerReader
+from skillweave.engine.generation import Pieces
+
+TEXTS = ["plain", "año 漢字 x", "🙂🙃 a 👩‍👩‍👧 b", " leads and trails ", "a  b\n\n c", "é" * 5, ""]
+
+
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token for each byte, as byte-level BPE without merges."""
+    vocabulary = {one: at for at, one in enumerate(["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>")
+
+
+def of_words() -> PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece makes them: spaces are part of tokens, and rare characters become bytes."""
+    words = ["<end>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127)), "\n"]
+    vocabulary = {one: at for at, one in enumerate(words)}
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("tokenizer", [of_bytes(), of_words()], ids=["bytes", "words"])
+@pytest.mark.parametrize("text", TEXTS)
+def test_pieces_join_to_the_text_and_no_character_is_cut(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    reader = AnswerReader(tokenizer)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    rng = Random(len(text))
+    for most in (1, 3, 50):
+        pieces, found, at = Pieces(reader), [], 0
+        while at < len(ids):
+            step = rng.randint(1, most)
+            found.append(pieces.add(ids[at : at + step]))
+            at += step
+        found.append(pieces.rest())
+        assert "".join(found) == reader.read(ids)
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in found)
+        assert most > 1 or len([piece for piece in found if piece]) >= len(text) // 2
+
+
+def test_an_answer_cut_off_inside_a_character_is_whole_at_the_end() -> None:
+    tokenizer = of_bytes()
+    reader, ids = AnswerReader(tokenizer), tokenizer("ab漢")["input_ids"][:-1]
+    pieces = Pieces(reader)
+    found = [pieces.add([one]) for one in ids] + [pieces.rest()]
+    assert found == ["a", "b", "", "", "\N{REPLACEMENT CHARACTER}"]
+    assert "".join(found) == reader.read(ids)
+
+
+def test_special_tokens_are_not_in_the_pieces() -> None:
+    tokenizer = of_words()
+    pieces = Pieces(AnswerReader(tokenizer))
+    ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
+    assert "".join(pieces.add([one, 0]) for one in ids) + pieces.rest() == "a b"
