@@ -49,14 +49,13 @@ from benchmarks.matsir.arms import (
     arms,
 )
 from benchmarks.matsir.figures import CALLS, areas, curve, difference, interval, task_at
-from benchmarks.matsir.micro_skill import SKILL, micro_weave
+from benchmarks.matsir.micro_skill import PLAN, QUICK, SKILL, micro_weave
 from skillweave.progress import console
 from skillweave.reason.budget import Budget
 from skillweave.reason.problem import Problem
 from skillweave.reason.readers import load_problems
 from skillweave.reason.trace import SearchTrace
 from skillweave.report import Table
-from skillweave.report.plots import new_figure
 from skillweave.weave import Weave
 
 NAME = "matsir"
@@ -90,9 +89,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _compare(options: Any, argv: Sequence[str], folder: Path, seeds: int, count: int, calls: int) -> None:
     record = Record.begin(NAME, options, argv, list(range(seeds)))
-    weave = micro_weave(folder / "model", quick=options.quick)
-    problems = _first(load_problems(str(folder / "model" / "data" / "problems.jsonl")), count)
-    bench = _bench(weave, problems, folder, calls)
+    weave = micro_weave(folder / "model", QUICK if options.quick else PLAN)
+    problems = first_of_each(load_problems(str(folder / "model" / "data" / "problems.jsonl")), count)
+    bench = bench_of(weave, problems, folder, calls)
     runs: Runs = {}
     for arm in arms(MATSIR_SETTINGS):
         runs[arm.name] = {}
@@ -106,7 +105,7 @@ def _compare(options: Any, argv: Sequence[str], folder: Path, seeds: int, count:
     record.finish(_table(runs, calls), _plot(runs, calls))
 
 
-def _bench(weave: Path, problems: Sequence[Problem], folder: Path, calls: int) -> Bench:
+def bench_of(weave: Path, problems: Sequence[Problem], folder: Path, calls: int) -> Bench:
     return Bench(
         Weave.from_pretrained(weave),
         SKILL,
@@ -118,7 +117,7 @@ def _bench(weave: Path, problems: Sequence[Problem], folder: Path, calls: int) -
     )
 
 
-def _first(problems: Sequence[Problem], count: int) -> list[Problem]:
+def first_of_each(problems: Sequence[Problem], count: int) -> list[Problem]:
     """The first problems of each family."""
     families = dict.fromkeys(problem.examples.family for problem in problems)
     return [
@@ -129,8 +128,8 @@ def _first(problems: Sequence[Problem], count: int) -> list[Problem]:
 def _tune(folder: Path, count: int) -> None:
     """Print the areas of candidate settings on practice problems."""
     weave = micro_weave(folder / "model")
-    problems = _first(load_problems(str(folder / "model" / "data" / "practice.jsonl")), count)
-    bench = _bench(weave, problems, folder / "tuning", MOST_CALLS)
+    problems = first_of_each(load_problems(str(folder / "model" / "data" / "practice.jsonl")), count)
+    bench = bench_of(weave, problems, folder / "tuning", MOST_CALLS)
     candidates = [Arm(f"REx C={c}", "rex", settings={"heuristic": c}) for c in (5.0, 20.0)]
     candidates += [
         Arm(f"MATSIR {key}={value}", "matsir", settings={**MATSIR_SETTINGS, key: value})
@@ -213,7 +212,8 @@ def _table(runs: Runs, calls: int) -> Table:
 
 
 def _plot(runs: Runs, calls: int) -> Figure:
-    figure, axes = new_figure()
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     limits = range(1, calls + 1)
     for name, own in runs.items():
         if name.startswith(f"{MATSIR} "):

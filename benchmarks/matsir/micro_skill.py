@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -38,23 +39,46 @@ from skillweave.weave import Weave, is_weave
 
 SKILL = "induction"
 SHAPE = MicroShape(hidden=128, layers=4, heads=4, kv_heads=2, intermediate=384, context=256)
-SETTINGS = InductionConfig(
-    rows=70_000,
-    tasks=60,
-    practice=100,
-    families={
-        "lists": InductionFamily(train=(1, 3), test=(2, 3), pairs=(5, 6)),
-        "commands": InductionFamily(train=(2, 5), test=(4, 5), pairs=(6, 8)),
-    },
-    kinds={"program": 0.50, "refine": 0.34, "criticise": 0.06, "answer": 0.04, "rule": 0.03, "code": 0.03},
-)
-TRAINING = MicroTraining()
-OWN = 3000
-"""New problems that the base samples programs for, to make the skill's rows."""
-SAMPLES = 4
-"""Sampled programs of each."""
-RATE = 5e-4
 ZIP = ZipConfig(ratio="1/4", bits=8)
+TRAINING = MicroTraining()
+BATCH = 64
+"""Rows in each step of the skill's training."""
+
+
+@dataclass(frozen=True)
+class SkillPlan:
+    """How much is done.
+
+    - ``settings``, ``training``: the problems and rows, and the training of the base on them
+    - ``own``: new problems that the base samples ``samples`` programs for, to make the skill's rows
+    - ``rate``: the learning rate of the skill's training
+    """
+
+    settings: InductionConfig
+    training: MicroTraining = TRAINING
+    own: int = 3000
+    samples: int = 4
+    rate: float = 5e-4
+
+
+PLAN = SkillPlan(
+    InductionConfig(
+        rows=70_000,
+        tasks=60,
+        practice=100,
+        families={
+            "lists": InductionFamily(train=(1, 3), test=(2, 3), pairs=(5, 6)),
+            "commands": InductionFamily(train=(2, 5), test=(4, 5), pairs=(6, 8)),
+        },
+        kinds={"program": 0.50, "refine": 0.34, "criticise": 0.06, "answer": 0.04, "rule": 0.03, "code": 0.03},
+    )
+)
+QUICK = SkillPlan(
+    PLAN.settings.model_copy(update={"rows": 200, "tasks": 2, "practice": 2}),
+    MicroTraining(steps=10),
+    own=40,
+    samples=1,
+)
 
 
 def words() -> list[str]:
@@ -83,10 +107,10 @@ def words() -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def induction_base(settings: InductionConfig = SETTINGS, training: MicroTraining = TRAINING) -> Path:
+def induction_base(plan: SkillPlan = PLAN) -> Path:
     """The micro base, trained on rows of all roles; it is trained once and then comes from the cache."""
-    rows = [(made["prompt"], made["answer"]) for made, _ in Problems(settings).rows()]
-    return train_micro(rows, words(), SHAPE, training, settings.seed)
+    rows = [(made["prompt"], made["answer"]) for made, _ in Problems(plan.settings).rows()]
+    return train_micro(rows, words(), SHAPE, plan.training, plan.settings.seed)
 
 
 def asking(base: Base, temperature: float = 1.0) -> Ask:
@@ -99,16 +123,16 @@ def asking(base: Base, temperature: float = 1.0) -> Ask:
     return ask
 
 
-def own_rows(ask: Ask, problems: Sequence[DrawnProblem], random: Random) -> list[dict[str, Any]]:
+def own_rows(ask: Ask, problems: Sequence[DrawnProblem], samples: int, random: Random) -> list[dict[str, Any]]:
     """Rows of the refiner and the critic about the model's own failing programs, and rows of the proposer.
 
     A problem has at most two rows of the refiner. A third of them has the right note, a quarter programs that failed.
     """
     prompts = PromptSet.named("induction")
     rows = []
-    sampled = propose(ask, problems, SAMPLES, seed=random.randrange(2**31))
+    sampled = propose(ask, problems, samples, seed=random.randrange(2**31))
     for problem, drawn in zip(problems, sampled, strict=True):
-        answer, wrongs = problem.family.source(problem.program), failures(problem, drawn, SAMPLES)
+        answer, wrongs = problem.family.source(problem.program), failures(problem, drawn, samples)
         for wrong in wrongs[:2]:
             fault = problem.family.fault(wrong, problem.program)
             others = tuple(one for one in wrongs if one != wrong)[:2] if random.random() < 0.25 else ()
@@ -122,7 +146,7 @@ def own_rows(ask: Ask, problems: Sequence[DrawnProblem], random: Random) -> list
     return [{"prompt": p, "answer": a, "kind": kind, "family": problem.family.name} for p, a, kind, problem in rows]
 
 
-def micro_weave(folder: str | Path) -> Path:
+def micro_weave(folder: str | Path, plan: SkillPlan = PLAN) -> Path:
     """Make the weave with the pack ``induction`` in ``folder/weave``, unless it is there; returns its folder.
 
     ``folder/data`` has the held-out test problems and the practice problems (:func:`write_induction`), which neither
@@ -131,29 +155,40 @@ def micro_weave(folder: str | Path) -> Path:
     folder = Path(folder)
     data, skill, weave = (folder / part for part in ("data", SKILL, "weave"))
     if not data.is_dir():
-        write_induction(data, SETTINGS)
+        write_induction(data, plan.settings)
     if is_weave(weave):
         return weave
-    base = open_base(induction_base(), dtype="float32")
+    base = open_base(induction_base(plan), dtype="float32")
     if not (skill / "rows.jsonl").exists():
-        random = Random(f"own {SETTINGS.seed}")
-        problems = list(islice(Problems(SETTINGS).training(random), OWN))
-        rows = own_rows(asking(base), problems, random)
+        random = Random(f"own {plan.settings.seed}")
+        problems = list(islice(Problems(plan.settings).training(random), plan.own))
+        rows = own_rows(asking(base), problems, plan.samples, random)
         write_text(skill / "rows.jsonl", "".join(json.dumps(one) + "\n" for one in rows))
+    return skill_weave(weave, base, skill / "rows.jsonl", skill / "delta", plan)
+
+
+def skill_weave(weave: Path, base: Base, rows: Path, run: Path, plan: SkillPlan, steps: int | None = None) -> Path:
+    """Train the skill on a file of rows (once, or for ``steps`` steps), zip its delta, and write the weave."""
     config = SpecialiseConfig.model_validate(
         {
-            "task": {"source": "file", "path": str(skill / "rows.jsonl"), "splits": {"calibration": 32, "test": 32}},
-            "seed": SETTINGS.seed,
+            "task": {"source": "file", "path": str(rows), "splits": {"calibration": 8, "test": 8}},
+            "seed": plan.settings.seed,
             "rounds": 0,
-            "probe_prompts": 16,
+            "probe_prompts": 8,
             "samples_per_prompt": 2,
             "max_new_tokens": 32,
             "max_length": SHAPE.context,
             "bf16": False,
-            "warm_start": {"when": "always", "steps": None, "epochs": 1, "batch_size": 64, "learning_rate": RATE},
+            "warm_start": {
+                "when": "always",
+                "steps": steps,
+                "epochs": 1,
+                "batch_size": BATCH,
+                "learning_rate": plan.rate,
+            },
         }
     )
-    delta = specialise(base, config, skill / "delta")
+    delta = specialise(base, config, run)
     pack = zip_delta(delta, base, None, ZIP, name=SKILL, method="specialise", data=config.task.model_dump(mode="json"))
     return Weave.write(weave, base, {SKILL: pack})
 
@@ -161,7 +196,7 @@ def micro_weave(folder: str | Path) -> Path:
 def main(folder: str) -> None:
     """Make the weave, and print the rates of the base and of the pack on the held-out problems, family by family."""
     weave = Weave.from_pretrained(micro_weave(folder))
-    problems = Problems(SETTINGS).test
+    problems = Problems(PLAN.settings).test
 
     def pack(prompts: Sequence[str], samples: int, seed: int) -> list[list[str]]:
         sampling = Sampling(max_new_tokens=32, temperature=1.0, batch_size=256, seed=seed)
@@ -171,7 +206,7 @@ def main(folder: str) -> None:
 
     found = {}
     for name, ask in (("base", asking(open_base(induction_base(), dtype="float32"))), ("pack", pack)):
-        for family in SETTINGS.families:
+        for family in PLAN.settings.families:
             found[f"{name}, {family}"] = measure(ask, [one for one in problems if one.family.name == family])
             console.print(f"{name}, {family}: {found[f'{name}, {family}']}")
     write_json(Path(folder) / "rates.json", found)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
 from collections.abc import Coroutine, Iterator
 from typing import Any
 
@@ -255,15 +254,34 @@ def test_a_bug_reaches_the_caller_and_is_not_remembered(lab: Lab, monkeypatch: p
     assert applied(lab, text, 1) == ["a bug"]
 
 
-def test_closing_ends_the_threads_and_cancels_who_waits() -> None:
+@pytest.mark.timeout(30)
+def test_closing_while_programs_run_and_wait_lets_nobody_wait_forever() -> None:
     async def closed() -> list[Any]:
-        with Lab(workers=1) as opened:
-            works = [asyncio.ensure_future(opened.apply(f"def f(x):\n    return {n}", [1])) for n in range(50)]
-            await works[0]
-        assert not any(thread.is_alive() for thread in threading.enumerate() if thread in opened._threads._threads)
-        return await asyncio.gather(*works, return_exceptions=True)
+        lab = Lab(workers=1)
+        endless = "def f(x):\n    while True:\n        pass"
+        works = [asyncio.ensure_future(lab.apply(text, [1])) for text in (endless, SLOW, SLOW + "  # another")]
+        await asyncio.sleep(0.1)
+        lab.close()
+        assert not any(thread.is_alive() for thread in lab._threads._threads)
+        results = await asyncio.gather(*works, return_exceptions=True)
+        return [*results, *await asyncio.gather(*(lab.apply(SLOW, [1]) for _ in range(3)), return_exceptions=True)]
 
-    found = wait(closed())
-    assert found[0] == [0]
-    assert isinstance(found[-1], asyncio.CancelledError)
-    assert all(one == [n] or isinstance(one, asyncio.CancelledError) for n, one in enumerate(found))
+    running, *others = wait(closed())
+    assert running[0].why.startswith("TimeoutError")
+    assert [str(error) for error in others[:2]] == ["the lab was closed before this program began"] * 2
+    assert [str(error) for error in others[2:]] == ["the lab is closed"] * 3
+
+
+SLOW = "def f(x):\n    while x > 0:\n        x -= 1\n    return x"
+
+
+def test_an_event_loop_that_ended_is_forgotten(lab: Lab) -> None:
+    async def gives_up() -> None:
+        waits = asyncio.ensure_future(lab.apply(SLOW, [2_000_000]))
+        await asyncio.sleep(0.01)
+        assert not waits.done()
+
+    wait(gives_up())
+    assert applied(lab, SLOW, 1) == [0]
+    assert wait(lab.apply(SLOW, [2_000_000])) is not None
+    assert not lab._ended

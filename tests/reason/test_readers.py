@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_a_limit_takes_the_first_and_says_so(said: list[str]) -> None:
     assert problems[0].examples.pairs[0].input == [1, 2, 3], "the whole file decides how texts are read"
 
 
+def test_a_name_that_occurs_again_gets_a_number(write: Callable[..., str], said: list[str]) -> None:
+    names = ["x", "x-2", 1, "x", "1", "x"]
+    problems = load_problems(write("a.jsonl", *(_task(idx=name) for name in names)))
+    assert [problem.name for problem in problems] == ["x", "x-2", "1", "x-3", "1-2", "x-4"]
+    assert any("3 of 6 problems (50%) had the name of an earlier one and got a number" in note for note in said)
+
+
+@pytest.mark.filterwarnings("error")
+def test_literals_are_read_without_a_warning_and_with_lists_for_tuples(write: Callable[..., str]) -> None:
+    pairs = [{"input": r"'\d'", "output": "(1, [None])"}]
+    source = write("a.jsonl", {"train": pairs, "test": pairs})
+    assert load_problems(source)[0].examples.pairs == (IOPair(r"\d", [1, [None]]),)
+
+
 def test_written_problems_are_read_again(tmp_path: Path) -> None:
     rows = [{"name": "ü/1", "family": "f", **_task(train=[{"input": {"a": [1.5, None]}, "output": True}]), "rule": "x"}]
     write_problems(tmp_path / "made.jsonl", rows)
@@ -144,8 +159,9 @@ def test_written_problems_are_read_again(tmp_path: Path) -> None:
         ("a.jsonl", [{"train": _task()["train"], "tests": []}], "there is no 'test'; did you mean 'tests'?"),
         ("a.jsonl", [_task(train=[{"input": 1}])], "train pair 1 has no 'output'$"),
         ("a.jsonl", [_task(train=[[1, 2]])], "train pair 1 must be {'input': ..., 'output': ...}, not \\[1, 2\\]"),
-        ("a.jsonl", [_task(name="x"), _task(idx="x")], "line 2: the name 'x' is also that of .*line 1: give each"),
-        ("a.jsonl", [_task(idx=1), _task(idx="1")], "line 2: the name '1' is also that of"),
+        ("a.jsonl", [_task(), _task(test=[{"input": [1, {"a": math.nan}], "output": 1}])], "line 2: the input of test"),
+        ("a.jsonl", [_task(train=[{"input": 1, "output": -math.inf}])], "output of train pair 1 holds .* not finite"),
+        ("a.jsonl", ['{"train": [{"input": "1e999", "output": "1"}], "test": [{"input": "1", "output": "1"}]}'], "inf"),
         ("a.jsonl", [_task(idx=[1])], "'idx' must be a text or a whole number, not \\[1\\]"),
         ("a.jsonl", [_task(name=True)], "'name' must be"),
         ("a.jsonl", [_task(family=3)], "'family' must be a text, not 3"),

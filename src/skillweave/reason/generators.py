@@ -13,14 +13,14 @@ from urllib.parse import parse_qsl
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.progress import say_once, share_of
 
-_SIZE = 100
+_SIZE = 50
 """How many problems are generated if the reference does not say."""
 
 _Pairs = list[dict[str, Any]]
 
 
 def generated_rows(reference: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place and the row of each problem that ``NAME?size=20&seed=1`` asks for; size is 100 and seed 0 by default.
+    """The place and the row of each problem that ``NAME?size=20&seed=1`` asks for; size is 50 and seed 0 by default.
 
     Further keys are the generator's own settings. A problem whose question cannot be read is left out, and standard
     error says how many. Raises :class:`UserError`.

@@ -6,7 +6,6 @@ A program's expected outputs never enter the sandbox: its values come out as JSO
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import os
@@ -100,6 +99,7 @@ class Lab:
         self._ended: dict[asyncio.AbstractEventLoop, list[tuple[_Future, _Run | Exception]]] = {}  # not yet told
         self._runs: OrderedDict[_Key, _Run] = OrderedDict()
         self._busy = 0  # threads that take from the queue
+        self._closed = False
 
     @property
     def probes(self) -> int:
@@ -113,13 +113,13 @@ class Lab:
         self.close()
 
     def close(self) -> None:
-        """Wait for the programs that run; those that have not begun are dropped, and their callers cancelled."""
+        """Wait for the programs that run, and drop those that have not begun: who waits for one gets an error."""
         with self._lock:
-            dropped = [future for key in self._queue for future in self._waiting.pop(key)]
+            self._closed = True
+            dropped = list(self._queue)
             self._queue.clear()
-        for future in dropped:
-            with contextlib.suppress(RuntimeError):  # its event loop was closed
-                future.get_loop().call_soon_threadsafe(future.cancel)
+        for key in dropped:
+            self._end(key, RuntimeError("the lab was closed before this program began"))
         self._threads.shutdown()
 
     async def evaluate(self, program: str, examples: ExamplePairs) -> Evaluation:
@@ -148,6 +148,8 @@ class Lab:
         key = (program, inputs, kept)
         future: _Future = asyncio.get_running_loop().create_future()
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the lab is closed")
             if key in self._runs:
                 self._runs.move_to_end(key)
                 return self._runs[key]
@@ -168,17 +170,23 @@ class Lab:
                     self._busy -= 1
                     return
                 key = self._queue.popleft()
-            run = _execute(*key, self._limits)
-            with self._lock:
-                if isinstance(run, _Run):
-                    _remember(self._runs, key, run)
-                futures = self._waiting.pop(key)
-                loops = {future.get_loop() for future in futures} - self._ended.keys()
-                for future in futures:
-                    self._ended.setdefault(future.get_loop(), []).append((future, run))
-            for loop in loops:
-                with contextlib.suppress(RuntimeError):  # it was closed, so nobody waits any more
-                    loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
+            self._end(key, _execute(*key, self._limits))
+
+    def _end(self, key: _Key, run: _Run | Exception) -> None:
+        """In any thread: remember the run, and have everybody told who waits for it."""
+        with self._lock:
+            if isinstance(run, _Run):
+                _remember(self._runs, key, run)
+            futures = self._waiting.pop(key)
+            loops = {future.get_loop() for future in futures} - self._ended.keys()
+            for future in futures:
+                self._ended.setdefault(future.get_loop(), []).append((future, run))
+        for loop in loops:
+            try:
+                loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
+            except RuntimeError:  # it was closed, so nobody waits any more
+                with self._lock:
+                    del self._ended[loop]
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the event loop: end the waiting for everything that has ended meanwhile."""

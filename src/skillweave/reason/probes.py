@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
 from skillweave.reason.problem import Value
+from skillweave.tasks.verifiers.code_result import same_result
 
 _TRIES = 20
 """How many mutations are made for each probe input that is wanted, before fewer are returned."""
@@ -35,7 +37,8 @@ def probe_inputs(inputs: Sequence[Value], count: int, seed: int) -> tuple[Value,
             value = _mutated(value, (), rng, habits)
         if (text := _text(value)) not in seen:
             seen.add(text)
-            probes.append(value)
+            if not any(same_result(value, other) for other in (*inputs, *probes)):  # 1 and 1.0
+                probes.append(value)
     return tuple(probes)
 
 
@@ -97,7 +100,8 @@ def _mutated(value: Value, place: _Place, rng: Random, habits: _Habits) -> Value
     if isinstance(value, int):
         return _near(value, seen, rng)
     if isinstance(value, float):
-        return rng.choice((value + rng.choice((-1.0, 1.0)), value * 2, -value if _some_negative(seen) else value / 2))
+        other = rng.choice((value + rng.choice((-1.0, 1.0)), value * 2, -value if _some_negative(seen) else value / 2))
+        return other if math.isfinite(other) else value
     if isinstance(value, str):
         return _other_text(value, seen, rng)
     if isinstance(value, dict):

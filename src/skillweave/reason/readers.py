@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,13 +54,14 @@ def load_problems(source: str, *, limit: int | None = None, values: ReadValues =
     - ``reasoning-gym:NAME?size=20&seed=1`` for ``list_functions``, ``acre`` and ``arc_1d``, with the generator's own
       settings as further keys
 
-    Standard error says what was left out or read in a special way. Raises :class:`UserError` with file and line for
-    everything that is wrong, for names that occur twice, and for problems without test pairs.
+    A name that occurs again gets a number. Standard error says so, and what was left out or read in a special way.
+    Raises :class:`UserError` with file and line for everything that is wrong, and for problems without test pairs.
     """
     rows = _as_literals(list(_rows(source)), source, values)
     if not rows:
         raise UserError(f"{source} holds no problem: name {_SOURCES}")
-    _check_names(rows)
+    _check_numbers(rows)
+    rows = _with_own_names(rows, source)
     if limit is not None and limit < len(rows):
         say_once(f"{source}: only the first {share_of(limit, len(rows), 'problems')} are used")
         rows = rows[:limit]
@@ -139,16 +141,21 @@ def _folder(folder: Path) -> Iterator[_Row]:
 
 def _arc(task: dict[str, Any], where: str, name: str, family: str) -> _Row:
     row = _row({"family": family, **task, "name": name}, where, name)
+    for place, value in _values(row):
+        if not _is_grid(value):
+            raise UserError(
+                f"{where}: {place} is no grid, that is a list of equally long rows of whole numbers; found "
+                f"{shown_value(value)}. Problems with other values go into a .jsonl file"
+            )
+    return row
+
+
+def _values(row: _Row) -> Iterator[tuple[str, Value]]:
+    """Every input and output, each with its place in the problem."""
     for part, pairs in (("train", row.train), ("test", row.test)):
         for number, pair in enumerate(pairs, 1):
-            for side, value in (("input", pair.input), ("output", pair.output)):
-                if not _is_grid(value):
-                    raise UserError(
-                        f"{where}: the {side} of {part} pair {number} is no grid, that is a list of equally long rows "
-                        f"of whole numbers; found {shown_value(value)}. Problems with other values go into a .jsonl "
-                        "file"
-                    )
-    return row
+            yield f"the input of {part} pair {number}", pair.input
+            yield f"the output of {part} pair {number}", pair.output
 
 
 def _is_grid(value: Value) -> bool:
@@ -195,15 +202,44 @@ def _pairs(row: dict[str, Any], part: str, where: str) -> tuple[IOPair, ...]:
 # -- what is true of all of them -------------------------------------------------------------------------------------
 
 
-def _check_names(rows: Sequence[_Row]) -> None:
-    seen: dict[str, str] = {}
+def _check_numbers(rows: Sequence[_Row]) -> None:
+    """Raise :class:`UserError` for NaN and infinities: JSON has none, and no search could compare them."""
     for row in rows:
-        if row.name in seen:
-            raise UserError(
-                f"{row.where}: the name {shown_value(row.name)} is also that of {seen[row.name]}: give each problem a "
-                "name of its own ('name' or 'idx')"
-            )
-        seen[row.name] = row.where
+        for place, value in _values(row):
+            if not _is_finite(value):
+                raise UserError(
+                    f"{row.where}: {place} holds a number that is not finite; found {shown_value(value)}: write it as "
+                    "a text, or remove the pair"
+                )
+
+
+def _is_finite(value: Value) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_finite, value))
+    if isinstance(value, dict):
+        return all(map(_is_finite, value.values()))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _with_own_names(rows: Sequence[_Row], source: str) -> list[_Row]:
+    """The rows with a number after each name that an earlier row has."""
+    taken = {row.name for row in rows}
+    counts: dict[str, int] = {}
+    named = []
+    for row in rows:
+        name = row.name
+        counts[row.name] = number = counts.get(row.name, 0) + 1
+        while number > 1 and name in taken:
+            name = f"{row.name}-{number}"
+            counts[row.name] = number
+            number += 1
+        taken.add(name)
+        named.append(replace(row, name=name))
+    changed = sum(one.name != other.name for one, other in zip(rows, named, strict=True))
+    if changed:
+        share = share_of(changed, len(rows), "problems")
+        say_once(f"{source}: {share} had the name of an earlier one and got a number after it")
+    return named
 
 
 def _as_literals(rows: list[_Row], source: str, values: ReadValues) -> list[_Row]:
