@@ -1,62 +1,93 @@
-"""A local server with OpenAI's API that fails as it is told."""
+"""A real HTTP server that speaks OpenAI's API, and fails as it is told."""
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
-Fault = str
-"""ok, slow, limited (429), error (500), garbage, cut, empty, no-usage, thinking, hang-up, refused (400), key (401),
-no-seed or new-limit"""
+
+@dataclass(frozen=True)
+class Reply:
+    """What the server sends.
+
+    - ``body``: a text, or a value that is sent as JSON; None is a completion of ``answer``
+    - ``how``: ``cut``: the connection is closed after half of the body; ``hang up``: before anything is sent; ``hang``:
+      nothing is ever sent; ``drip``: the body is sent character by character, for seconds
+    """
+
+    status: int = 200
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    answer: str = "fine"
+    how: Literal["whole", "cut", "hang up", "hang", "drip"] = "whole"
+
+
+def completion_body(text: Any, ended: str = "stop", **more: Any) -> dict[str, Any]:
+    """The body of a chat completion."""
+    return {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": text, **more}, "finish_reason": ended}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+    }
 
 
 class FaultServer:
-    """Answers chat completions with ``answer(body)``, or fails as ``fault(number, body)`` says for request ``number``.
+    """Sends the replies in the order of the requests; after the last one, ``after`` for every request.
 
-    ``answered`` counts the completed answers by prompt and seed: what a user pays for. ``bodies`` are all requests.
+    ``after`` may be a function of the request. ``requests`` are the bodies of all completions that were asked for,
+    ``paid`` of those that were answered in full, and ``keys`` the headers with the key.
     """
 
-    def __init__(self, answer: Callable[[dict[str, Any]], str], fault: Callable[[int, dict[str, Any]], Fault]) -> None:
-        self.answer, self.fault = answer, fault
-        self.answered: Counter[tuple[str, int]] = Counter()
-        self.bodies: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.models = ["tester", "other"]
-        self.in_flight = self.most_in_flight = 0
+    def __init__(self, *replies: Reply, after: Reply | Callable[[dict[str, Any]], Reply] = Reply()) -> None:
+        self.replies = list(replies)
+        self.after = after
+        self.models: Any = {"data": [{"id": "m"}, {"id": "other"}]}
+        self.requests: list[dict[str, Any]] = []
+        self.paid: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._stop = threading.Event()
+        self._server: ThreadingHTTPServer | None = None
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
-    def __enter__(self) -> FaultServer:
-        self._thread.start()
-        return self
+    def start(self) -> None:
+        """Listen on the port; after :meth:`die`, the server comes back there."""
+        self._stop.clear()
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), self._handler())
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def __exit__(self, *problem: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def die(self) -> None:
+        """Close the port and all connections."""
+        if self._server is not None:
+            self._stop.set()
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
 
-    @contextmanager
-    def _counted(self) -> Iterator[int]:
+    def _next(self, request: dict[str, Any]) -> Reply:
         with self._lock:
-            self.in_flight += 1
-            self.most_in_flight = max(self.most_in_flight, self.in_flight)
-            number = len(self.bodies)
-        try:
-            yield number
-        finally:
-            with self._lock:
-                self.in_flight -= 1
+            self.requests.append(request)
+            reply = self.replies.pop(0) if self.replies else self.after
+            reply = reply(request) if callable(reply) else reply
+            if reply.status == 200 and reply.body is None and reply.how == "whole":
+                self.paid.append(request)
+            return reply
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         server = self
@@ -64,81 +95,51 @@ class FaultServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def log_message(self, *words: object) -> None:
-                pass
-
             def do_GET(self) -> None:
-                self._send(200, {"object": "list", "data": [{"id": name, "object": "model"} for name in server.models]})
+                server.keys.append(self.headers["Authorization"])
+                found = self.path == "/v1/models" and server.models is not None
+                self._send(Reply(200 if found else 404, server.models if found else {"error": {"message": "no route"}}))
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server._counted() as number:
-                    server.bodies.append(body)
-                    server.headers.append({name.lower(): text for name, text in self.headers.items()})
-                    self._fail_or_answer(server.fault(number, body), body)
+                server.keys.append(self.headers["Authorization"])
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                self._send(server._next(request))
 
-            def _fail_or_answer(self, fault: Fault, body: dict[str, Any]) -> None:
-                if fault == "slow":
-                    time.sleep(0.4)
-                elif fault == "limited":
-                    return self._send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0.01"})
-                elif fault == "error":
-                    return self._send(500, {"error": {"message": "oops"}})
-                elif fault == "refused":
-                    return self._send(400, {"error": {"message": "the prompt is too long"}})
-                elif fault == "key":
-                    return self._send(401, {"error": {"message": "bad key"}})
-                elif fault == "no-seed" and "seed" in body:
-                    return self._send(400, {"error": {"message": "unknown parameter: seed"}})
-                elif fault == "new-limit" and "max_tokens" in body:
-                    return self._send(400, {"error": {"message": "use max_completion_tokens instead of max_tokens"}})
-                elif fault == "garbage":
-                    return self._send(200, b"<html>not JSON")
-                elif fault == "hang-up":
-                    self.close_connection = True
-                    self.connection.close()
-                    return None
-                text = server.answer(body)
-                reply: dict[str, Any] = {
-                    "id": "1",
-                    "object": "chat.completion",
-                    "created": 0,
-                    "model": body["model"],
-                    "choices": [
-                        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-                    ],
-                    "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
-                }
-                if fault == "empty":
-                    return self._send(200, reply | {"choices": []})
-                if fault == "no-usage":
-                    reply.pop("usage")
-                if fault == "thinking":
-                    reply["choices"][0] |= {
-                        "finish_reason": "length",
-                        "message": {"role": "assistant", "content": None},
-                    }
-                if fault == "cut":
-                    return self._send(200, json.dumps(reply).encode()[:40], longer=500)
-                if fault != "slow":
-                    with server._lock:
-                        server.answered[body["messages"][-1]["content"], body.get("seed", 0)] += 1
-                return self._send(200, reply)
-
-            def _send(self, status: int, value: Any, headers: dict[str, str] | None = None, longer: int = 0) -> None:
-                data = value if isinstance(value, bytes) else json.dumps(value).encode()
+            def _send(self, reply: Reply) -> None:
+                self.close_connection = True
+                if reply.how == "hang":
+                    server._stop.wait(10)
+                if reply.how in ("hang", "hang up"):
+                    return
+                body = completion_body(reply.answer) if reply.body is None else reply.body
+                data = (body if isinstance(body, str) else json.dumps(body)).encode()
+                self.send_response(reply.status)
+                headers = {"Content-Type": "application/json", "Content-Length": str(len(data)), "Connection": "close"}
+                for name, value in (headers | reply.headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
                 try:
-                    self.send_response(status)
-                    self.send_header("Content-Type", "application/json")
-                    self.send_header("Content-Length", str(len(data) + longer))
-                    for name, text in (headers or {}).items():
-                        self.send_header(name, text)
-                    self.end_headers()
-                    self.wfile.write(data)
-                    if longer:
-                        self.close_connection = True
-                        self.connection.close()
+                    if reply.how == "drip":
+                        for byte in data:
+                            self.wfile.write(bytes([byte]))
+                            time.sleep(0.02)
+                    else:
+                        self.wfile.write(data[: len(data) // 2] if reply.how == "cut" else data)
                 except OSError:  # the client has gone away, as it does after its time-out
-                    self.close_connection = True
+                    pass
+
+            def log_message(self, *_: Any) -> None:
+                pass
 
         return Handler
+
+
+@contextmanager
+def fault_server(*replies: Reply, after: Reply | Callable[[dict[str, Any]], Reply] = Reply()) -> Iterator[FaultServer]:
+    """A running server."""
+    server = FaultServer(*replies, after=after)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.die()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import openai._base_client
 import pytest
 
-from helpers.fault_server import FaultServer
+from helpers.fault_server import FaultServer, Reply, fault_server
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.team import AgentSettings, all_roles
 from skillweave.reason.budget import Budget
 from skillweave.reason.lab import Lab
-from skillweave.reason.models import openai_model
 from skillweave.reason.models.cache import AnswerCache, CachedModel
 from skillweave.reason.models.openai_model import OpenAIModel
 from skillweave.reason.problem import ExamplePairs, HeldOut, IOPair, Problem
@@ -32,21 +31,33 @@ PROBLEMS = [
     )
     for n in range(12)
 ]
-FAULTS = ("limited", "error", "garbage", "cut", "empty", "hang-up", "ok", "ok", "ok", "ok", "ok", "ok")
+FAULTS = (
+    Reply(429, headers={"Retry-After": "0.01"}),
+    Reply(500),
+    Reply(body="<html>"),
+    Reply(how="cut"),
+    Reply(body={"choices": []}),
+    Reply(how="hang up"),
+)
 
 
-def answer(body: dict[str, Any]) -> str:
+def answer(body: dict[str, Any]) -> Reply:
     """A critic's note, or a program that adds a number, which the seed decides."""
     prompt = body["messages"][-1]["content"]
     if prompt.endswith("What is wrong?"):
-        return "it adds the wrong number"
-    return f"def f(x):\n    return x + {body['seed'] % 9}"
+        return Reply(answer="it adds the wrong number")
+    return Reply(answer=f"def f(x):\n    return x + {body['seed'] % 9}")
+
+
+def most_paid(server: FaultServer) -> int:
+    """How often the call that was answered most often was answered: what a user pays for."""
+    return max(Counter((body["messages"][-1]["content"], body["seed"]) for body in server.paid).values())
 
 
 def run(folder: Path, url: str, retries: int) -> list[SearchTrace]:
     async def go() -> list[SearchTrace]:
         with AnswerCache(folder / "answers.sqlite") as cache, Lab(probes=4) as lab:
-            model = CachedModel(OpenAIModel(url, "tester", timeout=2.0, retries=retries), cache)
+            model = CachedModel(OpenAIModel(url, "m", timeout=2.0, retries=retries, wait=0.005), cache)
             solver = Solver(
                 "matsir",
                 SEARCH_METHODS["matsir"],
@@ -66,13 +77,6 @@ def run(folder: Path, url: str, retries: int) -> list[SearchTrace]:
     return asyncio.run(go())
 
 
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.005)
-    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(openai_model, "FIRST_WAIT", 0.005)
-
-
 def same(one: list[SearchTrace], other: list[SearchTrace]) -> bool:
     """Whether two runs differ in nothing but their time."""
     dumps = [[trace.model_dump(exclude={"seconds"}) for trace in traces] for traces in (one, other)]
@@ -82,29 +86,32 @@ def same(one: list[SearchTrace], other: list[SearchTrace]) -> bool:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> list[SearchTrace]:
     """The run against a server without faults."""
-    with FaultServer(answer, lambda number, body: "ok") as server:
+    with fault_server(after=answer) as server:
         return run(tmp_path_factory.mktemp("whole"), server.url, retries=0)
 
 
 def test_a_server_that_often_fails_changes_nothing(tmp_path: Path, whole: list[SearchTrace]) -> None:
     draws = random.Random(0)
-    with FaultServer(answer, lambda number, body: draws.choice(FAULTS)) as server:
+    with fault_server(after=lambda body: draws.choice([*FAULTS, *[answer(body)] * 6])) as server:
         traces = run(tmp_path, server.url, retries=12)
     assert same(traces, whole)
-    assert max(server.answered.values()) == 1
+    assert most_paid(server) == 1
 
 
 @pytest.mark.parametrize("dies_after", [0, 17, 60])
 def test_a_server_that_dies_and_comes_back(tmp_path: Path, whole: list[SearchTrace], dies_after: int) -> None:
-    dead = [True]
-    with FaultServer(answer, lambda number, body: "error" if dead[0] and number >= dies_after else "ok") as server:
+    dead = True
+
+    def fails(body: dict[str, Any]) -> Reply:
+        return Reply(500) if dead and len(server.requests) > dies_after else answer(body)
+
+    with fault_server(after=fails) as server:
         first = run(tmp_path, server.url, retries=1)
         assert [trace.problem for trace in first] == [problem.name for problem in PROBLEMS]
         assert summarise(first).unfinished > 0
-        paid = sum(server.answered.values())
-        assert paid <= dies_after
-        dead[0] = False
+        assert len(server.paid) <= dies_after
+        dead = False
         again = run(tmp_path, server.url, retries=1)
     assert same(again, whole)
     assert summarise(again).unfinished == 0
-    assert max(server.answered.values()) == 1
+    assert most_paid(server) == 1

@@ -1,154 +1,258 @@
-"""The client of OpenAI-compatible servers, against a real local server that fails in every way."""
+"""The client of OpenAI-compatible servers, against a real server that fails in every way."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Callable
 from typing import Any
 
-import openai._base_client
 import pytest
 
-from helpers.fault_server import FaultServer
+from helpers.fault_server import FaultServer, Reply, completion_body, fault_server
 from skillweave.errors import UserError
-from skillweave.reason.models import openai_model
+from skillweave.progress import _SAID
 from skillweave.reason.models.model import Completion, ModelCall, ModelUnreachable
 from skillweave.reason.models.openai_model import OpenAIModel
 
+CALL = ModelCall((("user", "Hello there"),), temperature=0.5, max_tokens=9, seed=4)
+FINE = Completion("fine", "stop", 3, 2)
+
 
 @pytest.fixture(autouse=True)
-def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openai._base_client, "INITIAL_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(openai._base_client, "MAX_RETRY_DELAY", 0.02)
-    monkeypatch.setattr(openai_model, "FIRST_WAIT", 0.005)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    _SAID.clear()
 
 
-def call(text: str = "hello", seed: int = 0) -> ModelCall:
-    return ModelCall((("user", text),), 0.5, 32, seed)
+def open_model(url: str, name: str = "m", **options: Any) -> OpenAIModel:
+    return OpenAIModel(url, name, **({"timeout": 0.3, "retries": 2, "wait": 0.01} | options))
 
 
-def ask(server: FaultServer, *calls: ModelCall, **options: Any) -> list[Completion]:
-    async def go() -> list[Completion]:
-        model = OpenAIModel(server.url, "tester", **{"timeout": 0.2, "retries": 3} | options)
+def ask(server: FaultServer, call: ModelCall = CALL, **options: Any) -> Completion:
+    async def run() -> Completion:
+        model = open_model(server.url, **options)
         try:
-            return await asyncio.gather(*(model.complete(one) for one in calls))
+            return await model.complete(call)
         finally:
             await model.close()
 
-    return asyncio.run(go())
+    return asyncio.run(run())
 
 
-def failing(*faults: str) -> Callable[[int, dict[str, Any]], str]:
-    return lambda number, body: faults[number] if number < len(faults) else "ok"
+def test_a_call_is_sent_as_it_is() -> None:
+    with fault_server() as server:
+        assert ask(server, api_key="secret") == FINE
+    assert server.requests == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "Hello there"}],
+            "temperature": 0.5,
+            "seed": 4,
+            "max_tokens": 9,
+        }
+    ]
+    assert server.keys == ["Bearer secret"]
 
 
-def test_a_call_and_its_completion() -> None:
-    with FaultServer(lambda body: "hi", failing()) as server:
-        assert ask(server, call(seed=7), api_key="secret") == [Completion("hi", "stop", 5, 3)]
-    body = server.bodies[0]
-    assert {key: body[key] for key in ("model", "temperature", "max_tokens", "seed")} == {
-        "model": "tester",
-        "temperature": 0.5,
-        "max_tokens": 32,
-        "seed": 7,
-    }
-    assert server.headers[0]["authorization"] == "Bearer secret"
+FAULTS = {
+    "it did not answer within 0.3 seconds": Reply(how="hang"),
+    "answer within 0.3": Reply(how="drip"),
+    "connection failed": Reply(how="hang up"),
+    "status 429: slow down": Reply(429, {"error": {"message": "slow down"}}),
+    "status 500: oops": Reply(500, {"error": {"message": "oops"}}),
+    "status 503": Reply(503, "<html>busy</html>"),
+    "not JSON: <html>": Reply(200, "<html>hello</html>"),
+    "the connection failed": Reply(how="cut"),
+    'no choice: {"choices": []}': Reply(200, {"choices": []}),
+    'no choice: {"error"': Reply(200, {"error": {"message": "upstream"}}),
+    "no choice: [1]": Reply(200, [1]),
+    "no text (content is null)": Reply(200, completion_body(None)),
+    "only thoughts and no text": Reply(200, completion_body(None, reasoning_content="hm")),
+    "no text (content is [1])": Reply(200, completion_body([1])),
+}
 
 
-@pytest.mark.parametrize("fault", ["slow", "limited", "error", "garbage", "cut", "empty", "hang-up"])
-def test_passing_faults_are_tried_again(fault: str) -> None:
-    with FaultServer(lambda body: "hi", failing(fault, fault)) as server:
-        assert ask(server, call())[0].text == "hi"
-    assert len(server.bodies) == 3
+@pytest.mark.parametrize("why", FAULTS)
+def test_a_fault_is_retried_and_at_last_named(why: str) -> None:
+    with fault_server(FAULTS[why]) as server:
+        assert ask(server) == FINE
+        assert len(server.requests) == 2
+    with fault_server(after=FAULTS[why]) as server:
+        with pytest.raises(ModelUnreachable) as error:
+            ask(server, retries=1)
+        assert len(server.requests) == 2
+    assert why in str(error.value)
+    assert "'m' gave no usable answer in 2 tries" in str(error.value)
+
+
+def test_waits_double_and_the_servers_wish_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("skillweave.reason.models.openai_model.asyncio.sleep", sleep)
+    limited = Reply(429, {"error": {"message": "slow down"}}, {"Retry-After": "7"})
+    with fault_server(Reply(500), limited, Reply(500), Reply(500)) as server:
+        assert ask(server, retries=4, wait=1.0) == FINE
+    for wait, (low, high) in zip(waits, [(0.75, 1), (7, 7), (3, 4), (6, 8)], strict=True):
+        assert low <= wait <= high
+    with fault_server(Reply(429, {}, {"Retry-After": "3600"})) as server:
+        with pytest.raises(ModelUnreachable, match="asks to wait 3600 seconds"):
+            ask(server)
+        assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("reply", "error"),
     [
-        ("slow", "in time"),
-        ("limited", "429"),
-        ("error", "500"),
-        ("garbage", "cannot be read"),
-        ("empty", "choices"),
-        ("hang-up", "tries"),
+        (Reply(401, {"error": {"message": "bad key sk-secret"}}), r"refuses the key \(status 401: bad key \*\*\*\)"),
+        (Reply(403, {"error": {"message": "no"}}), "Set OPENAI_API_KEY"),
+        (
+            Reply(400, {"error": {"message": "context too long"}}),
+            r"refuses a request to 'm' \(status 400: context",
+        ),
+        (Reply(413, "too large"), "status 413: too large"),
+        (Reply(429, {"error": {"message": "pay", "code": "insufficient_quota"}}), "the quota of this key is used up"),
+        (Reply(404, {"error": {"message": "no model"}}), "does not know the model 'm'; did you mean 'mm'"),
     ],
 )
-def test_lasting_faults_end_with_what_happened(fault: str, said: str) -> None:
-    with (
-        FaultServer(lambda body: "hi", lambda number, body: fault) as server,
-        pytest.raises(ModelUnreachable, match=said) as caught,
+def test_what_no_retry_can_help_fails_at_once_and_says_what_to_do(reply: Reply, error: str) -> None:
+    with fault_server(after=reply) as server:
+        server.models = {"data": [{"id": "mm"}]}
+        with pytest.raises(UserError, match=error) as raised:
+            ask(server, api_key="sk-secret")
+        assert len(server.requests) == 1
+    assert "secret" not in str(raised.value)
+
+
+def test_parameters_that_a_server_refuses_are_given_up_once(capsys: pytest.CaptureFixture[str]) -> None:
+    def strict(request: dict[str, Any]) -> Reply:
+        if "max_tokens" in request:
+            message = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            return Reply(400, {"error": {"message": message, "param": "max_tokens"}})
+        if "seed" in request:
+            return Reply(422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]})
+        return Reply()
+
+    async def run() -> None:
+        model = open_model(server.url, retries=0)
+        assert await asyncio.gather(*(model.complete(CALL) for _ in range(3))) == [FINE] * 3
+        before = len(server.requests)
+        assert await model.complete(CALL) == FINE
+        assert len(server.requests) == before + 1
+        await model.close()
+
+    with fault_server(after=strict) as server:
+        asyncio.run(run())
+    last = server.requests[-1]
+    assert last["max_completion_tokens"] == 9
+    assert not {"max_tokens", "seed"} & set(last)
+    said = capsys.readouterr().err
+    assert said.count("does not take max_tokens") == said.count("does not take seed") == 1
+
+
+def test_a_wrong_value_is_not_taken_for_a_refused_parameter() -> None:
+    with fault_server(after=Reply(400, {"error": {"message": "max_tokens must be at most 4"}})) as server:
+        with pytest.raises(UserError, match="must be at most 4"):
+            ask(server)
+        assert len(server.requests) == 1
+
+
+def test_missing_usage_is_estimated_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    body = completion_body("abcde")
+    for usage in (
+        None,
+        {},
+        {"prompt_tokens": "3", "completion_tokens": 1},
+        {"prompt_tokens": -1, "completion_tokens": 1},
     ):
-        ask(server, call(), retries=1)
-    assert server.url in str(caught.value)
-    assert len(server.bodies) == 2
+        with fault_server(after=Reply(200, body | {"usage": usage})) as server:
+            assert ask(server) == Completion("abcde", "stop", 3, 2)  # 11 and 5 characters
+    assert "they are estimated" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("fault", "said"), [("key", "OPENAI_API_KEY"), ("refused", "too long")])
-def test_refusals_are_not_tried_again(fault: str, said: str) -> None:
-    with (
-        FaultServer(lambda body: "hi", lambda number, body: fault) as server,
-        pytest.raises(UserError, match=said) as caught,
-    ):
-        ask(server, call(), api_key="sk-secret")
-    assert not isinstance(caught.value, ModelUnreachable)
-    assert len(server.bodies) == 1
-    assert "sk-secret" not in str(caught.value)
+def test_cut_off_answers_half_characters_and_thoughts(capsys: pytest.CaptureFixture[str]) -> None:
+    with fault_server(Reply(200, completion_body("abc", "length"))) as server:
+        assert ask(server).ended == "length"
+    with fault_server(Reply(200, completion_body(None, "length"))) as server:
+        assert ask(server) == Completion("", "length", 3, 2)
+    assert "used all 9 tokens of an answer for its thoughts" in " ".join(capsys.readouterr().err.split())
+    with fault_server(Reply(200, completion_body("a\ud83d"))) as server:
+        assert ask(server).text == "a?"
 
 
-@pytest.mark.parametrize(("fault", "key"), [("no-seed", "seed"), ("new-limit", "max_tokens")])
-def test_parameters_that_a_server_does_not_know_are_left_out(fault: str, key: str) -> None:
-    with FaultServer(lambda body: "hi", lambda number, body: fault) as server:
+def test_no_more_requests_are_in_flight_than_allowed() -> None:
+    numbers = itertools.count()
+    now, most = 0, 0
 
-        async def go() -> None:
-            model = OpenAIModel(server.url, "tester", retries=0)
-            assert [(await model.complete(call(seed=seed))).text for seed in (1, 2)] == ["hi", "hi"]
+    def busy(request: dict[str, Any]) -> Reply:
+        return Reply(answer=str(next(numbers)))
+
+    async def run() -> None:
+        nonlocal most
+        model = open_model(server.url, concurrency=3)
+        inner = model._try
+
+        async def watched(call: ModelCall) -> Completion:
+            nonlocal now, most
+            now += 1
+            most = max(most, now)
+            try:
+                return await inner(call)
+            finally:
+                now -= 1
+
+        model._try = watched  # type: ignore[method-assign]
+        answers = await asyncio.gather(*(model.complete(CALL) for _ in range(12)))
+        assert sorted(int(answer.text) for answer in answers) == list(range(12))
+        await model.close()
+
+    with fault_server(after=busy) as server:
+        asyncio.run(run())
+    assert most == 3
+
+
+def check(url: str, name: str = "m", **options: Any) -> None:
+    async def run() -> None:
+        model = open_model(url, name, **options)
+        try:
+            await model.check()
+        finally:
             await model.close()
 
-        asyncio.run(go())
-    assert [key in body for body in server.bodies] == [True, False, False]
+    asyncio.run(run())
 
 
-def test_missing_usage_is_estimated_and_missing_content_is_empty() -> None:
-    with FaultServer(lambda body: "12345", failing("no-usage", "thinking")) as server:
-        assert ask(server, call("123456789")) == [Completion("12345", "stop", 3, 2)]
-        assert ask(server, call()) == [Completion("", "length", 5, 3)]
+def test_the_check_finds_a_wrong_address_a_wrong_key_and_a_wrong_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with fault_server() as server:
+        check(server.url)
+        assert not capsys.readouterr().err
+        with pytest.raises(UserError, match="does not know the model 'othr'; did you mean 'other'"):
+            check(server.url, "othr")
+        with pytest.raises(UserError, match=f"try {server.url.removesuffix('/v1')}/v1"):
+            check(server.url.removesuffix("/v1"))
+        server.models = None
+        check(server.url)
+        assert "does not list its models" in " ".join(capsys.readouterr().err.split())
+        server.models = "<html>a router's page</html>"
+        with pytest.raises(UserError, match="not with a list of models"):
+            check(server.url)
+    assert not server.requests
+    began = time.monotonic()
+    with pytest.raises(ModelUnreachable, match="no server answers there: the connection failed"):
+        check(server.url)
+    assert time.monotonic() - began < 1
 
 
-def test_concurrency_is_bounded() -> None:
-    def answer(body: dict[str, Any]) -> str:
-        time.sleep(0.01)
-        return "hi"
-
-    with FaultServer(answer, failing()) as server:
-        assert len(ask(server, *(call(seed=seed) for seed in range(20)), concurrency=3, timeout=5.0)) == 20
-    assert server.most_in_flight <= 3
-
-
-def test_the_server_is_checked_before_a_run() -> None:
-    def check(url: str, name: str) -> None:
-        async def go() -> None:
-            model = OpenAIModel(url, name, retries=0, timeout=1.0)
-            try:
-                await model.check()
-            finally:
-                await model.close()
-
-        asyncio.run(go())
-
-    with FaultServer(lambda body: "hi", failing()) as server:
-        check(server.url, "tester")
-        with pytest.raises(UserError, match="did you mean 'tester'"):
-            check(server.url, "testr")
-        url = server.url
-    with pytest.raises(UserError, match="no server answers"):
-        check(url, "tester")
-
-
-def test_identity_holds_no_secret() -> None:
-    async def go() -> str:
-        model = OpenAIModel("http://me:secret@localhost:1/v1?token=secret", "m", api_key="secret")
-        await model.close()
-        return model.identity
-
-    assert asyncio.run(go()) == "http://localhost:1/v1#m"
+def test_an_address_holds_no_secret_and_neither_does_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    assert OpenAIModel("http://h:1/v1/", "a/b").identity == "http://h:1/v1#a/b"
+    for url in ("http://u:sk-secret@h/v1", "https://h/v1?key=sk-secret", "h:80/v1", "ftp://h"):
+        with pytest.raises(UserError) as error:
+            OpenAIModel(url, "m")
+        assert "secret" not in str(error.value)
+    with pytest.raises(UserError, match="copy it again") as error:
+        OpenAIModel("http://h/v1", "m", api_key="sk-secret\n")
+    assert "secret" not in str(error.value)
