@@ -8,7 +8,7 @@ from benchmarks.matsir.micro_rates import measure, pass_at, propose_prompt, trie
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.induction import InductionConfig
 from skillweave.reason.induction.draw import evaluation
-from skillweave.reason.induction.families import Part
+from skillweave.reason.induction.families import ProgramPart
 from skillweave.reason.induction.rows import criticise_prompt, refine_prompt
 from skillweave.reason.induction.write import Problems
 
@@ -58,4 +58,4 @@ def test_rates_of_a_model_that_proposes_half_right_and_repairs_only_with_the_rig
 
 def test_a_text_of_another_form_solves_nothing():
     assert tried(PROBLEMS[0], "import os").coherent == 0
-    assert tried(PROBLEMS[0], PROBLEMS[0].family.source((Part("sort"),))).program == (Part("sort"),)
+    assert tried(PROBLEMS[0], PROBLEMS[0].family.source((ProgramPart("sort"),))).program == (ProgramPart("sort"),)

@@ -134,6 +134,14 @@ def test_a_dead_model_loses_nothing_and_nothing_is_paid_twice(tmp_path: Path, af
     ]
 
 
+def test_a_request_that_is_refused_ends_the_run_with_its_own_error(tmp_path: Path) -> None:
+    def refuses(call: ModelCall) -> str:
+        raise UserError("the prompt is too long")
+
+    with pytest.raises(UserError, match="too long"):
+        run(tmp_path, ScriptedModel(refuses))
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     run(tmp_path, ScriptedModel(guess))
     with pytest.raises(UserError, match="other settings \\(settings\\)"):

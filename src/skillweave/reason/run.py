@@ -134,8 +134,12 @@ async def run_problems(
             finished(trace)
             return trace
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(index)) for index in range(len(problems))]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(index)) for index in range(len(problems))]
+    except* UserError as errors:
+        # The first mistake has ended all searches; those that are finished are in the folder.
+        raise errors.exceptions[0] from None
     traces = [task.result() for task in tasks]
     write_json(folder / "summary.json", summarise(traces).model_dump(mode="json"))
     return traces
