@@ -43,7 +43,7 @@ def shape(tree: Tree) -> list[tuple[int, int | None, str, str]]:
 
 def test_it_refines_towards_the_solution_and_stops_there() -> None:
     script = {"root": ["one"], "one": ["two"], "two": ["three"], "three": ["all"]}
-    frame, team, ended, meter = search(script, width=1, growth=0)
+    frame, team, ended, meter = search(script)
     assert ended == "solved"
     assert shape(frame.tree) == [
         (1, 0, "one", "dominated"),
@@ -60,7 +60,7 @@ def test_it_refines_towards_the_solution_and_stops_there() -> None:
 
 def test_rewards_of_the_chain_by_hand() -> None:
     script = {"root": ["one"], "one": ["two"], "two": ["all"]}
-    frame, *_ = search(script, width=1, growth=0, coherence=0.8)
+    frame, *_ = search(script, coherence=0.8)
     rewards = [node.reward for node in frame.tree.nodes[1:]]
     # coherent 1/4, 2/4, 4/4; gain 1/4, 1/4, 2/4; novelty 1 (the first), 1/4, 2/4
     expected = [0.8 * 0.25 + 0.2 * (0.25 + 1) / 2, 0.8 * 0.5 + 0.2 * 0.25, 0.8 * 1 + 0.2 * 0.5]
@@ -88,7 +88,7 @@ def test_without_pruning_a_rephrasing_may_be_refined() -> None:
 
 def test_it_goes_back_and_tells_the_refiner_what_failed() -> None:
     script = {"root": ["one"], "one": ["two", "three"], "two": ["bad"], "three": ["all"]}
-    frame, team, ended, _ = search(script, width=1, growth=0, patience=2, critic=False)
+    frame, team, ended, _ = search(script, patience=2, critic=False)
     assert ended == "solved"
     assert frame.tree[2].closed  # "two" was given up after two refinements
     back = next(told for told in team.told if told[3])
@@ -97,7 +97,7 @@ def test_it_goes_back_and_tells_the_refiner_what_failed() -> None:
 
 def test_without_backtracking_it_stays() -> None:
     script = {"root": ["one"], "one": ["two", "three"], "two": ["bad"], "three": ["all"]}
-    frame, _, ended, _ = search(script, calls=15, width=1, growth=0, patience=2, critic=False, backtrack=False)
+    frame, _, ended, _ = search(script, calls=15, patience=2, critic=False, backtrack=False)
     assert ended == "budget"
     assert not any(node.closed for node in frame.tree.nodes)
 
@@ -129,7 +129,7 @@ def test_the_budget_is_never_exceeded_and_searches_are_repeatable(parallel: int)
 
 def test_several_expansions_of_one_node_share_the_critics_note() -> None:
     script = {"root": ["one"], "one": ["bad", "other", "two"]}
-    _, team, _, _ = search(script, calls=40, parallel=4, width=4, patience=9)
+    _, team, _, _ = search(script, calls=40, parallel=4, patience=9)
     assert len(team.criticised) == len(set(team.criticised))
     assert all(note == f"part of {program}: it fails" for _, program, note, _ in team.told)
 

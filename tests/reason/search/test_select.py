@@ -12,7 +12,7 @@ from skillweave.reason.search.prune import is_open
 from skillweave.reason.search.select import node_value, select, uct
 from skillweave.reason.search.tree import Node, Tree, backpropagate
 
-SETTINGS = {"exploration": 0.8, "best_share": 0.3, "width": 1.5, "growth": 0.5}
+SETTINGS = {"exploration": 0.8, "best_share": 0.3}
 
 
 def test_uct_is_the_formula() -> None:
@@ -36,26 +36,32 @@ def reward_of(path: tuple[int, ...]) -> float:
 
 def reference_visits(steps: int) -> dict[tuple[int, ...], int]:
     """Visits by place in the tree after so many steps, computed from the list of all rewards at every step."""
-    rewards: list[tuple[tuple[int, ...], float]] = []
+    rewards: dict[tuple[int, ...], float] = {}
 
     def below(place: tuple[int, ...]) -> list[float]:
-        return [reward for path, reward in rewards if path[: len(place)] == place]
+        return [reward for path, reward in rewards.items() if path[: len(place)] == place]
 
-    def score(place: tuple[int, ...]) -> float:
-        own = below(place)
-        value = 0.7 * sum(own) / len(own) + 0.3 * max(own)
-        return value + 0.8 * math.sqrt(math.log(len(below(place[:-1]))) / len(own))
+    def ucb(value: float, count: int, place: tuple[int, ...]) -> float:
+        return value + 0.8 * math.sqrt(math.log(len(below(place))) / count)
 
     for _ in range(steps):
         place: tuple[int, ...] = ()
         while True:
-            children = sorted({path[: len(place) + 1] for path, _ in rewards if path[: len(place)] == place != path})
-            if len(children) < 1.5 * (len(below(place)) + 1) ** 0.5:
-                place = (*place, len(children))
+            children = [path for path in rewards if len(path) == len(place) + 1 and path[:-1] == place]
+            own = [rewards[path] for path in children] + ([rewards[place]] if place else [])
+            scores = {}
+            if own:
+                scores[place] = ucb(0.7 * sum(own) / len(own) + 0.3 * rewards.get(place, 0.0), len(own), place)
+            for child in children:
+                under = below(child)
+                scores[child] = ucb(0.7 * sum(under) / len(under) + 0.3 * max(under), len(under), place)
+            chosen = max(scores, key=lambda one: scores[one]) if scores else place
+            if chosen == place:
                 break
-            place = max(children, key=score)
-        rewards.append((place, reward_of(place)))
-    places = {path[:cut] for path, _ in rewards for cut in range(len(path) + 1)}
+            place = chosen
+        place = (*place, sum(len(path) == len(place) + 1 and path[:-1] == place for path in rewards))
+        rewards[place] = reward_of(place)
+    places = {path[:cut] for path in rewards for cut in range(len(path) + 1)}
     return {place: len(below(place)) for place in places}
 
 
@@ -79,11 +85,12 @@ def test_nodes_that_are_given_up_lead_nowhere() -> None:
         node.hypothesis, node.state, node.closed = Hypothesis("", "f"), state, closed
         node.reward = 1.0
         backpropagate(tree, node.number)
-    assert select(tree, **SETTINGS | {"width": 0.1}, may_expand=is_open) is tree.root
+    assert select(tree, **SETTINGS, may_expand=is_open) is tree.root
     child = tree.add(1, "refine")  # an open node below a pruned one can still be reached
     child.hypothesis, child.reward = Hypothesis("", "g"), 0.5
     backpropagate(tree, child.number)
-    assert select(tree, **SETTINGS | {"width": 0.1}, may_expand=is_open) is child
+    assert select(tree, exploration=0.0, best_share=0.0, may_expand=is_open) is tree.root
+    assert select(tree, exploration=0.0, best_share=1.0, may_expand=is_open) is child
 
 
 def test_expansions_in_flight_spread_out() -> None:
@@ -94,7 +101,7 @@ def test_expansions_in_flight_spread_out() -> None:
         backpropagate(tree, node.number)
     chosen = []
     for _ in range(3):
-        node = select(tree, **SETTINGS | {"width": 0.5, "exploration": 0.1}, may_expand=is_open)
+        node = select(tree, exploration=0.1, best_share=1.0, may_expand=is_open)
         for above in tree.path(node.number):
             above.pending += 1
         node.growing += 1

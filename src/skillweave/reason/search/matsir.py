@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from functools import partial
+from typing import Literal
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from skillweave.config import Config
 from skillweave.reason.budget import BudgetSpent
 from skillweave.reason.hypothesis import Hypothesis, Note, Proposal
 from skillweave.reason.search.frame import Expansion, SearchFrame
-from skillweave.reason.search.prune import backtrack, failures_at, is_open, merge_equal, prune_dominated
+from skillweave.reason.search.prune import backtrack, failures_at, gained, is_open, merge_equal, prune_dominated
 from skillweave.reason.search.rewards import enrichment, total_reward
 from skillweave.reason.search.select import select
 from skillweave.reason.search.tree import Node, backpropagate, executed
@@ -33,19 +34,19 @@ class MatsirConfig(Config):
     coherence: float = Field(
         default=0.8, ge=0, le=1, description="w of the reward w * R_coherent + (1 - w) * R_enriched; 1: coherence alone"
     )
-    width: float = Field(
-        default=2.0, gt=0, description="a node may have width * visits ** growth children before the search goes deeper"
-    )
-    growth: float = Field(default=0.5, ge=0, le=1, description="the exponent of visits in that limit")
     prune: bool = Field(default=True, description="give up nodes that are equal to another or dominated by one")
     backtrack: bool = Field(default=True, description="give up a trajectory that has stalled")
     patience: int = Field(
-        default=8, ge=1, description="refinements of a node, or below it, without a gain before it is given up"
+        default=16, ge=1, description="refinements of a node, or below it, without a gain before it is given up"
     )
     critic: bool = Field(default=True, description="let the critic explain a failing hypothesis before it is refined")
+    critic_after: int = Field(
+        default=0, ge=0, description="refinements of a node without a gain before the critic is asked about it"
+    )
     judge: bool = Field(default=True, description="let the judge score a hypothesis that could not be executed")
-    remember: int = Field(
-        default=2, ge=0, description="failed attempts that the refiner is told after the search went back to a node"
+    remember: int = Field(default=2, ge=0, description="failed attempts at a node that the refiner is told, the latest")
+    tell: Literal["returned", "always"] = Field(
+        default="returned", description="tell them after the search has gone back to the node, or always"
     )
 
 
@@ -102,8 +103,6 @@ class _Matsir:
             self._tree,
             exploration=settings.exploration,
             best_share=settings.best_share,
-            width=settings.width,
-            growth=settings.growth,
             may_expand=is_open,
         )
 
@@ -120,14 +119,17 @@ class _Matsir:
 
     async def _refine(self, node: Node, key: str) -> Proposal:
         hypothesis, evaluation = executed(node)
-        if self._settings.critic and node.number not in self._notes:
+        settings = self._settings
+        stuck = node.tries >= settings.critic_after and not gained(self._tree, node)
+        if settings.critic and stuck and node.number not in self._notes:
             # Several expansions of one node in flight share one note.
             self._notes[node.number] = asyncio.ensure_future(
                 self._frame.team.criticise(f"criticise/{node.number}", hypothesis, evaluation)
             )
         if node.number in self._notes:
             node.note = await self._notes[node.number]
-        failed = failures_at(self._tree, node, self._settings.remember) if node.number in self._returned else []
+        told = settings.tell == "always" or node.number in self._returned
+        failed = failures_at(self._tree, node, settings.remember) if told else []
         return await self._frame.team.refine(key, hypothesis, evaluation, node.note, failed)
 
     # -- evaluation, backpropagation, pruning, backtracking --------------------------------------------------------
@@ -147,6 +149,7 @@ class _Matsir:
             node.enriched = enrichment(evaluation, parent.evaluation, known) if says_more else 0.0
             node.reward = total_reward(node.coherent, node.enriched, settings.coherence)
         backpropagate(self._tree, node.number)
+        parent.tries += node.action == "refine"
         if evaluation is not None and settings.prune and node.state == "open" and not merge_equal(self._tree, node):
             prune_dominated(self._tree, node)
         if settings.backtrack and (to := backtrack(self._tree, parent, settings.patience)) is not None:

@@ -28,35 +28,42 @@ def node_value(node: Node, best_share: float) -> float:
     return (1 - best_share) * mean + best_share * node.best
 
 
-def select(
-    tree: Tree,
-    *,
-    exploration: float,
-    best_share: float,
-    width: float,
-    growth: float,
-    may_expand: Callable[[Node], bool],
-) -> Node:
-    """The node to expand: go down from the root until a node has room for one more child.
+def expansion_value(tree: Tree, node: Node, best_share: float) -> float:
+    """Q of expanding the node itself: what its reward, and the rewards of its children so far, promise of a new child.
 
-    A node has room while it has fewer than ``width * visits ** growth`` children, pending ones included (progressive
-    widening), and ``may_expand`` allows it. Otherwise the child with the highest :func:`uct` is taken, among those that
-    can be expanded or lead to such a node. The root can always be expanded, with a new proposal.
+    The mean is over its own reward (the root has none) and those of its children; expansions in flight count as zero.
+    The maximum's place is taken by its own reward.
+    """
+    rewards = [tree[number].reward for number in node.children]
+    if node.parent is not None:
+        rewards.append(node.reward)
+    count = len(rewards) + node.growing
+    mean = sum(rewards) / count if count else 0.0
+    return (1 - best_share) * mean + best_share * node.reward
+
+
+def select(tree: Tree, *, exploration: float, best_share: float, may_expand: Callable[[Node], bool]) -> Node:
+    """The node to expand: go down from the root until expanding a node promises more than any of its children.
+
+    At each node, the highest :func:`uct` decides between the children that can be expanded or lead to such a node, and
+    the node itself, if ``may_expand`` allows it; the root can always be expanded, with a new proposal. Ties go to the
+    node itself, then to the earlier child.
     """
     usable = _usable(tree, may_expand)
     node = tree.root
     while True:
-        children = [tree[number] for number in node.children if number in usable]
-        room = width * (node.visits + node.pending + 1) ** growth
-        can_expand = node is tree.root or may_expand(node)
-        if can_expand and (not children or len(node.children) + node.growing < room):
-            return node
         visits = node.visits + node.pending
-        # max() keeps the first of equal children, which is the earlier node.
-        node = max(
-            children,
-            key=lambda child: uct(node_value(child, best_share), child.visits + child.pending, visits, exploration),
-        )
+        best, chosen = -math.inf, node
+        if node is tree.root or may_expand(node):
+            tries = len(node.children) + node.growing + (node.parent is not None)
+            best = uct(expansion_value(tree, node, best_share), tries, visits, exploration)
+        for child in (tree[number] for number in node.children if number in usable):
+            score = uct(node_value(child, best_share), child.visits + child.pending, visits, exploration)
+            if score > best:
+                best, chosen = score, child
+        if chosen is node:
+            return node
+        node = chosen
 
 
 def _usable(tree: Tree, may_expand: Callable[[Node], bool]) -> set[int]:

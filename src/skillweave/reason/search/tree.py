@@ -18,7 +18,7 @@ class Node:
     - ``pending``: expansions of it or below it that have not come back yet (virtual loss)
     - ``growing``: expansions of the node itself that have not come back yet
     - ``closed``: the search gave up below it and went back to an ancestor
-    - ``tries``: finished attempts to refine it
+    - ``tries``: refinements of it that came back
     """
 
     number: int
