@@ -105,6 +105,7 @@ class SearchFrame:
         The order does not depend on which model call ends first, so a search is repeatable. An expansion for which the
         budget has no call left adds no node. Raises :class:`ModelUnreachable`, after all others have ended.
         """
+        self._show()  # now, because a method scores new nodes after they are added
         results = await asyncio.gather(*(self._one(expansion) for expansion in expansions), return_exceptions=True)
         made = []
         for expansion, result in zip(expansions, results, strict=True):
@@ -116,11 +117,13 @@ class SearchFrame:
         for result in results:
             if isinstance(result, ModelUnreachable):
                 raise result
-        if self._watcher is not None and made:
-            nodes = [traced_node(node) for node in self.tree.nodes]
-            meter = self._meter
-            self._watcher.update(self.examples.name, nodes, meter.calls, meter.tokens, meter.budget)
         return made
+
+    def _show(self) -> None:
+        if self._watcher is not None:
+            meter = self._meter
+            nodes = [traced_node(node) for node in self.tree.nodes]
+            self._watcher.update(self.examples.name, nodes, meter.calls, meter.tokens, meter.budget)
 
     async def _one(self, expansion: Expansion) -> tuple[Proposal, Evaluation | None]:
         proposal = await expansion.work()
@@ -136,7 +139,7 @@ class SearchFrame:
         if evaluation is None:
             node.state = "failed"
         else:
-            node.coherent = evaluation.coherent
+            node.coherent = node.reward = evaluation.coherent
             node.state = "solved" if node.coherent == 1.0 else "open"
             self._note_best(node)
         return node
@@ -152,6 +155,7 @@ class SearchFrame:
 
     def end(self, ended: Ended) -> Solution:
         """The solution with which the search ends."""
+        self._show()
         return Solution(tuple(self._course), ended, self._meter.calls, self._meter.tokens)
 
     @property
