@@ -238,6 +238,8 @@ OWN_READERS = {
     "base/precision.py": "/proc/cpuinfo",
     "base/remembered.py": "pieces of the weights that are hashed, and /proc/self/mountinfo",
     "base/template.py": "/proc/self/statm",
+    "reason/models/openai_model.py": "answers of a server",
+    "reason/page/write.py": "a file in the package",
     "tasks/verifiers/json_value.py": "answers of a model",
     "tasks/verifiers/maths_process.py": "lines of a process of ours",
     "tasks/verifiers/maths_worker.py": "lines of a process of ours",

@@ -77,13 +77,15 @@ def reason(
 
     **Examples**
 
-    `skillweave reason problems.jsonl --model http://localhost:8000/v1#my-model --budget calls=64,tokens=20k`
+    `skillweave reason problems.jsonl -m http://localhost:8000/v1#my-model`
 
-    `skillweave reason runs/induction/problems.jsonl -m runs/induction/weave#induction --prompts induction --show`
+    `skillweave reason problems.jsonl -m ./model --budget calls=64,tokens=20k`
 
-    `skillweave reason reasoning-gym:list_functions --limit 20 --method rex -m http://localhost:8000/v1#my-model`
+    `skillweave reason problems.jsonl -m runs/induction --prompts induction`
 
-    `skillweave reason problems.jsonl -m ./model -s critic=false -s patience=6`
+    `skillweave reason reasoning-gym:acre --limit 20 --method rex -m ./model`
+
+    `skillweave reason problems.jsonl -m ./model -s critic=false --show`
 
     `skillweave reason --write-prompts my-prompts`
     """

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import write_text
+from skillweave.errors import UserError
 from skillweave.files.hashes import digest
+from skillweave.files.parse_json import parse_json
 from skillweave.progress import share_of
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.prompt_values import failure_texts, pair_texts
@@ -78,15 +80,16 @@ def harvest(traces: Iterable[SearchTrace], prompts: PromptSet, *, most: int = 16
     result = Harvest()
     known: set[str] = set()
     for trace in traces:
-        inputs = tuple(json.loads(pair.input) for pair in trace.pairs)
+        inputs = tuple(parse_json(pair.input, f"an input of {trace.problem}") for pair in trace.pairs)
         executed = [node for node in trace.nodes if node.outcomes]
         result.executed += len(executed)
         taken = 0
         for node in sorted(executed, key=lambda one: (-one.coherent, len(one.program), one.number)):
-            if not node.ran:
+            outputs = _outputs(node)
+            if outputs is None:
                 result.failing += 1
                 continue
-            found = _Found(node, inputs, _outputs(node))
+            found = _Found(node, inputs, outputs)
             if _is_trivial(found):
                 result.trivial += 1
             elif (key := digest([found.inputs, found.outputs])) in known:
@@ -111,8 +114,8 @@ def _rows(found: _Found, nodes: Sequence[TracedNode], prompts: PromptSet) -> lis
     asked = prompts.render("propose_program", pairs=pair_texts(problem), avoid=[])
     rows = [{"prompt": asked, "answer": program, "kind": "program"}]
     parent = None if found.node.parent is None else nodes[found.node.parent]
-    if found.node.action == "refine" and parent is not None and parent.ran:
-        outputs = _outputs(parent)
+    outputs = None if parent is None else _outputs(parent)
+    if found.node.action == "refine" and parent is not None and outputs is not None:
         solved = tuple(same_result(one, other) for one, other in zip(outputs, found.outputs, strict=True))
         if not all(solved):
             refine = prompts.render(
@@ -128,8 +131,14 @@ def _rows(found: _Found, nodes: Sequence[TracedNode], prompts: PromptSet) -> lis
     return rows
 
 
-def _outputs(node: TracedNode) -> tuple[Any, ...]:
-    return tuple(json.loads(outcome) for outcome in node.outcomes)
+def _outputs(node: TracedNode) -> tuple[Any, ...] | None:
+    """What a program gave for the training inputs; None if it failed on one, or gave text that no file can hold."""
+    if not node.ran:
+        return None
+    try:
+        return tuple(parse_json(outcome, f"an output of node {node.number}") for outcome in node.outcomes)
+    except UserError:
+        return None
 
 
 def _is_trivial(found: _Found) -> bool:
