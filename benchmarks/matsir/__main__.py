@@ -130,18 +130,20 @@ def _tune(folder: Path, count: int) -> None:
     weave = micro_weave(folder / "model")
     problems = first_of_each(load_problems(str(folder / "model" / "data" / "practice.jsonl")), count)
     bench = bench_of(weave, problems, folder / "tuning", MOST_CALLS)
-    candidates = [Arm(f"REx C={c}", "rex", settings={"heuristic": c}) for c in (5.0, 20.0)]
+    candidates = [
+        Arm(BEST_OF_N, "best-of-n"),
+        *(Arm(f"REx C={c}", "rex", settings={"heuristic": c}) for c in (5.0, 20.0)),
+    ]
     candidates += [
-        Arm(f"MATSIR {key}={value}", "matsir", settings={**MATSIR_SETTINGS, key: value})
-        for key, value in (
-            ("critic", False),
-            ("critic", True),
-            ("patience", 4),
-            ("patience", 16),
-            ("width", 1.0),
-            ("width", 4.0),
-            ("exploration", 0.3),
-            ("exploration", 1.4),
+        Arm(f"MATSIR {more}", "matsir", settings=MATSIR_SETTINGS | more)
+        for more in (
+            {"critic": False},
+            {"critic": False, "tell": "always"},
+            {"critic": False, "exploration": 0.3},
+            {"critic": False, "best_share": 1.0},
+            {"critic": False, "patience": 8},
+            {"critic": True},
+            {"critic": True, "critic_after": 2},
         )
     ]
     for arm in candidates:

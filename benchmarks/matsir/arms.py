@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.engine import AsyncEngine, EngineCounters
+from skillweave.files.hashes import digest
 from skillweave.progress import bar
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.team import AgentSettings, all_roles
@@ -92,7 +93,7 @@ class Bench:
     async def _run(self, arm: Arm, seed: int) -> tuple[list[SearchTrace], EngineCounters]:
         method = method_named(arm.method)
         identity = local_identity(self.weave, self.pack)
-        place = self.folder / f"{arm.name.replace(' ', '-').replace('/', '-')}-{seed}"
+        place = self.folder / f"{digest([arm.method, arm.form, arm.settings])}-{seed}"
         with AnswerCache(self.folder / "answers.sqlite") as cache, Lab(16, 0) as lab:
             async with AsyncEngine(self.weave, batch_size=self.batch_size) as engine:
                 model = CachedModel(LocalModel(engine, self.pack, identity=identity), cache)

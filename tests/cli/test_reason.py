@@ -55,10 +55,8 @@ def test_a_run_with_a_server(server: FaultServer, problems: Path, tmp_path: Path
     page = (out / "report.html").read_text()
     assert "add 1" in page
     assert "sk-" not in page
-    assert [json.loads(line)["answer"] for line in rows.read_text().splitlines()] == [
-        "def f(x):\n    return x + 1",
-        "def f(x):\n    return x + 2",
-    ]
+    programs = {"def f(x):\n    return x + 1", "def f(x):\n    return x + 2"}
+    assert {json.loads(line)["answer"] for line in rows.read_text().splitlines()} == programs
     paid = len(server.paid)
     again = run(*command)
     assert (again.code, len(server.paid)) == (0, paid)
