@@ -82,7 +82,7 @@ def test_rephrasings_are_merged_and_never_refined() -> None:
 
 def test_without_pruning_a_rephrasing_may_be_refined() -> None:
     script = {"root": ["one", "one'"], "one": ["one'"], "one'": ["all"]}
-    _, _, ended, _ = search(script, calls=40, prune=False, backtrack=False)
+    _, _, ended, _ = search(script, calls=40, merge=False, prune=False, backtrack=False)
     assert ended == "solved"
 
 

@@ -34,7 +34,10 @@ class MatsirConfig(Config):
     coherence: float = Field(
         default=0.8, ge=0, le=1, description="w of the reward w * R_coherent + (1 - w) * R_enriched; 1: coherence alone"
     )
-    prune: bool = Field(default=True, description="give up nodes that are equal to another or dominated by one")
+    merge: bool = Field(default=True, description="prune nodes that behave like an earlier one")
+    prune: bool = Field(
+        default=True, description="prune nodes that another one dominates: it solves their pairs and more"
+    )
     backtrack: bool = Field(default=True, description="give up a trajectory that has stalled")
     patience: int = Field(
         default=16, ge=1, description="refinements of a node, or below it, without a gain before it is given up"
@@ -150,8 +153,10 @@ class _Matsir:
             node.reward = total_reward(node.coherent, node.enriched, settings.coherence)
         backpropagate(self._tree, node.number)
         parent.tries += node.action == "refine"
-        if evaluation is not None and settings.prune and node.state == "open" and not merge_equal(self._tree, node):
-            prune_dominated(self._tree, node)
+        if node.state == "open":
+            merged = settings.merge and merge_equal(self._tree, node)
+            if settings.prune and not merged:
+                prune_dominated(self._tree, node)
         if settings.backtrack and (to := backtrack(self._tree, parent, settings.patience)) is not None:
             self._returns.append(to.number)
 
