@@ -61,8 +61,7 @@ from skillweave.weave import Weave
 NAME = "matsir"
 RUNS = Path("runs/bench/matsir")
 MATSIR_SETTINGS: dict[str, Any] = {"judge": False}
-"""The settings that `--tune` found best. The judge is never asked for, because every program of this model can be run
-or is unreadable."""
+"""The defaults were best in `--tune`. The judge is off, because the model was not trained for it."""
 TUNING_SEED = 100
 MOST_CALLS = 64
 MOST_TOKENS = 8000

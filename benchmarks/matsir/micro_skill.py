@@ -56,9 +56,9 @@ class SkillPlan:
 
     settings: InductionConfig
     training: MicroTraining = TRAINING
-    own: int = 9000
+    own: int = 3000
     samples: int = 4
-    rate: float = 1e-3
+    rate: float = 5e-4
 
 
 PLAN = SkillPlan(

@@ -30,7 +30,7 @@ def search(
     meter = Meter(Budget(calls=calls))
     team = ScriptedTeam(script, meter)
     frame = SearchFrame(EXAMPLES, team, ScriptedLab(OUTPUTS), meter, parallel=parallel, votes=votes)
-    ended = asyncio.run(search_matsir(frame, MatsirConfig(**settings)))
+    ended = asyncio.run(search_matsir(frame, MatsirConfig(**{"critic": True, **settings})))
     return frame, team, ended, meter
 
 
