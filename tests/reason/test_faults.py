@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers.fault_server import FaultServer, Reply, fault_server
+from helpers.fault_server import FaultServer, Reply, completion_body, fault_server
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.team import AgentSettings, all_roles
 from skillweave.reason.budget import Budget
@@ -49,9 +50,14 @@ def answer(body: dict[str, Any]) -> Reply:
     return Reply(answer=f"def f(x):\n    return x + {body['seed'] % 9}")
 
 
+def name_of(body: dict[str, Any]) -> tuple[str, int]:
+    """What tells a call from all others of a run."""
+    return body["messages"][-1]["content"], body["seed"]
+
+
 def most_paid(server: FaultServer) -> int:
     """How often the call that was answered most often was answered: what a user pays for."""
-    return max(Counter((body["messages"][-1]["content"], body["seed"]) for body in server.paid).values())
+    return max(Counter(map(name_of, server.paid)).values())
 
 
 def run(folder: Path, url: str, retries: int) -> list[SearchTrace]:
@@ -92,26 +98,49 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> list[SearchTrace]:
 
 def test_a_server_that_often_fails_changes_nothing(tmp_path: Path, whole: list[SearchTrace]) -> None:
     draws = random.Random(0)
-    with fault_server(after=lambda body: draws.choice([*FAULTS, *[answer(body)] * 6])) as server:
-        traces = run(tmp_path, server.url, retries=12)
+    tries: Counter[tuple[str, int]] = Counter()
+
+    def often_fails(body: dict[str, Any]) -> Reply:
+        tries[name_of(body)] += 1
+        fails = tries[name_of(body)] <= 3 and draws.random() < 0.5
+        return draws.choice(FAULTS) if fails else answer(body)
+
+    with fault_server(after=often_fails) as server:
+        traces = run(tmp_path, server.url, retries=3)
+    assert max(tries.values()) == 4
     assert same(traces, whole)
     assert most_paid(server) == 1
 
 
 @pytest.mark.parametrize("dies_after", [0, 17, 60])
 def test_a_server_that_dies_and_comes_back(tmp_path: Path, whole: list[SearchTrace], dies_after: int) -> None:
-    dead = True
+    death: list[threading.Thread] = []
 
-    def fails(body: dict[str, Any]) -> Reply:
-        return Reply(500) if dead and len(server.requests) > dies_after else answer(body)
+    def dies(body: dict[str, Any]) -> Reply:
+        if len(server.requests) <= dies_after:
+            return answer(body)
+        if not death:
+            death.append(threading.Thread(target=server.die))
+            death[0].start()
+        return Reply(how="hang up")
 
-    with fault_server(after=fails) as server:
+    with fault_server(after=dies) as server:
         first = run(tmp_path, server.url, retries=1)
+        death[0].join()
         assert [trace.problem for trace in first] == [problem.name for problem in PROBLEMS]
         assert summarise(first).unfinished > 0
         assert len(server.paid) <= dies_after
-        dead = False
+        server.after = answer
+        server.start()
         again = run(tmp_path, server.url, retries=1)
     assert same(again, whole)
     assert summarise(again).unfinished == 0
     assert most_paid(server) == 1
+
+
+def test_a_model_that_answers_with_nothing_ends_no_run(tmp_path: Path) -> None:
+    with fault_server(after=Reply(body=completion_body(None, reasoning_content="hm"))) as server:
+        traces = run(tmp_path, server.url, retries=0)
+    summary = summarise(traces)
+    assert (summary.finished, summary.solved) == (len(PROBLEMS), 0)
+    assert len(server.requests) == len({name_of(body) for body in server.requests}) == summary.calls

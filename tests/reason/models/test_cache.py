@@ -34,8 +34,9 @@ def test_an_answer_is_stored_and_found_again(tmp_path: Path) -> None:
         assert cache.get("k") is None
         assert cache.put("k", ANSWER) == ANSWER
         assert cache.put("k", replace(ANSWER, text="another process was faster")) == ANSWER
+        assert cache.put("half", replace(ANSWER, text="a\ud83d")).text == "a?"
     with AnswerCache(path) as cache:
-        assert (cache.get("k"), len(cache)) == (ANSWER, 1)
+        assert (cache.get("k"), len(cache)) == (ANSWER, 2)
 
 
 def test_the_key_holds_all_that_decides_the_answer() -> None:
@@ -130,14 +131,14 @@ FAULTS = [
 def test_a_server_that_fails_dies_and_comes_back_is_paid_once_for_each_call(tmp_path: Path) -> None:
     async def run() -> list[Completion | BaseException]:
         with AnswerCache(tmp_path / "a") as cache:
-            model = CachedModel(OpenAIModel(server.url, "m", timeout=0.3, retries=6, wait=0.001), cache)
+            model = CachedModel(OpenAIModel(server.url, "m", timeout=1.0, retries=6, wait=0.001), cache)
             try:
                 return await asyncio.gather(*map(model.complete, calls(24)), return_exceptions=True)
             finally:
                 await model.close()
 
     dies = [Reply() if number % 3 else fault for number, fault in enumerate(FAULTS * 2)]
-    with fault_server(*dies, after=lambda request: Reply(how="hang")) as server:
+    with fault_server(*dies, after=Reply(how="hang up")) as server:
         first = asyncio.run(run())  # answers some calls, and then no more
         assert all(isinstance(one, Completion | ModelUnreachable) for one in first)
         got = [one for one in first if isinstance(one, Completion)]
@@ -207,7 +208,16 @@ def test_a_file_that_is_not_ours_is_never_overwritten(tmp_path: Path) -> None:
     with sqlite3.connect(newer) as file:
         assert file.execute("PRAGMA user_version").fetchone() == (1,)
         file.execute("PRAGMA user_version = 7")
-    for path, error in ((text, "not a file of answers"), (other, "of another program"), (newer, "has version 7")):
+    letter, stump = tmp_path / "letter.txt", tmp_path / "stump.sqlite"
+    letter.write_text("x")  # SQLite would take it for an empty database
+    stump.write_bytes(newer.read_bytes()[:200])
+    for path, error in (
+        (text, "not a file of answers"),
+        (letter, "1 of at least 512 bytes"),
+        (stump, "200 of at least 512 bytes"),
+        (other, "of another program"),
+        (newer, "has version 7"),
+    ):
         before = path.read_bytes()
         with pytest.raises(UserError, match=error):
             AnswerCache(path)
@@ -225,20 +235,35 @@ def test_an_empty_file_becomes_ours(tmp_path: Path) -> None:
         assert cache.put("k", ANSWER) == ANSWER
 
 
-def test_a_damaged_file_is_said_to_be_damaged(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with AnswerCache(path) as cache:
         for number in range(500):
             cache.put(str(number), replace(ANSWER, text="x" * 200))
-    data = bytearray(path.read_bytes())
-    data[4096:] = b"\xaa" * (len(data) - 4096)
-    path.write_bytes(data)
-    with AnswerCache(path) as cache, pytest.raises(UserError, match=r"a, the answers of models: the file is damaged"):
-        cache.get("7")
+    whole = path.read_bytes()
+    overwritten, hole = whole[:4096] + b"\xaa" * (len(whole) - 4096), whole[:9000] + bytes(8000) + whole[17000:]
+    for data in (overwritten, hole, whole[:20000]):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=r"a, the answers of models: the file is damaged"):
+            AnswerCache(path)
+        assert path.read_bytes() == data
     with AnswerCache(tmp_path / "b") as cache:
         cache._file.execute("INSERT INTO answers VALUES ('k', 'text', 'never', 1, 1)")
         with pytest.raises(UserError, match="values of the wrong kind"):
             cache.get("k")
+
+
+def test_damage_after_the_opening_is_named(tmp_path: Path) -> None:
+    with AnswerCache(tmp_path / "a") as cache:
+        for number in range(500):
+            cache.put(str(number), replace(ANSWER, text="x" * 200))
+    with AnswerCache(tmp_path / "a") as cache:
+        with (tmp_path / "a").open("r+b") as file:
+            file.seek(4096)
+            file.write(b"\xaa" * 200_000)
+        cache._file.execute("PRAGMA shrink_memory")
+        with pytest.raises(UserError, match="the file is damaged"):
+            cache.get("7")
 
 
 def test_a_full_disk_is_named_and_earlier_answers_are_kept(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_model(url: str, name: str = "m", **options: Any) -> OpenAIModel:
-    return OpenAIModel(url, name, **({"timeout": 0.3, "retries": 2, "wait": 0.01} | options))
+    return OpenAIModel(url, name, **({"timeout": 5.0, "retries": 2, "wait": 0.01} | options))
 
 
 def ask(server: FaultServer, call: ModelCall = CALL, **options: Any) -> Completion:
@@ -67,20 +68,19 @@ FAULTS = {
     'no choice: {"choices": []}': Reply(200, {"choices": []}),
     'no choice: {"error"': Reply(200, {"error": {"message": "upstream"}}),
     "no choice: [1]": Reply(200, [1]),
-    "no text (content is null)": Reply(200, completion_body(None)),
-    "only thoughts and no text": Reply(200, completion_body(None, reasoning_content="hm")),
     "no text (content is [1])": Reply(200, completion_body([1])),
 }
 
 
 @pytest.mark.parametrize("why", FAULTS)
 def test_a_fault_is_retried_and_at_last_named(why: str) -> None:
+    timeout = 0.3 if FAULTS[why].how in ("hang", "drip") else 5.0
     with fault_server(FAULTS[why]) as server:
-        assert ask(server) == FINE
+        assert ask(server, timeout=timeout) == FINE
         assert len(server.requests) == 2
     with fault_server(after=FAULTS[why]) as server:
         with pytest.raises(ModelUnreachable) as error:
-            ask(server, retries=1)
+            ask(server, retries=1, timeout=timeout)
         assert len(server.requests) == 2
     assert why in str(error.value)
     assert "'m' gave no usable answer in 2 tries" in str(error.value)
@@ -127,6 +127,14 @@ def test_what_no_retry_can_help_fails_at_once_and_says_what_to_do(reply: Reply, 
     assert "secret" not in str(raised.value)
 
 
+def test_a_listed_model_that_does_not_chat_is_not_called_unknown() -> None:
+    with (
+        fault_server(after=Reply(404, {"error": {"message": "no route"}})) as server,
+        pytest.raises(UserError, match=r"has the model 'm', but it does not answer chats there \(status 404: no r"),
+    ):
+        ask(server)
+
+
 def test_parameters_that_a_server_refuses_are_given_up_once(capsys: pytest.CaptureFixture[str]) -> None:
     def strict(request: dict[str, Any]) -> Reply:
         if "max_tokens" in request:
@@ -167,6 +175,7 @@ def test_missing_usage_is_estimated_and_said(capsys: pytest.CaptureFixture[str])
         {},
         {"prompt_tokens": "3", "completion_tokens": 1},
         {"prompt_tokens": -1, "completion_tokens": 1},
+        {"prompt_tokens": 10**30, "completion_tokens": 1},
     ):
         with fault_server(after=Reply(200, body | {"usage": usage})) as server:
             assert ask(server) == Completion("abcde", "stop", 3, 2)  # 11 and 5 characters
@@ -178,9 +187,20 @@ def test_cut_off_answers_half_characters_and_thoughts(capsys: pytest.CaptureFixt
         assert ask(server).ended == "length"
     with fault_server(Reply(200, completion_body(None, "length"))) as server:
         assert ask(server) == Completion("", "length", 3, 2)
-    assert "used all 9 tokens of an answer for its thoughts" in " ".join(capsys.readouterr().err.split())
+    assert "whose 9 tokens were all used for its thoughts (raise max_tokens)" in capsys.readouterr().err
+    for body, said in (
+        (completion_body(None), 'an answer without a text (it ended with "stop")'),
+        (completion_body(None, "content_filter"), '(it ended with "content_filter")'),
+        (completion_body(None, reasoning_content="hm"), "an answer with only thoughts and no text"),
+    ):
+        with fault_server(Reply(200, body)) as server:
+            assert ask(server) == Completion("", "stop", 3, 2)
+            assert len(server.requests) == 1
+        assert said in capsys.readouterr().err
     with fault_server(Reply(200, completion_body("a\ud83d"))) as server:
         assert ask(server).text == "a?"
+        ask(server, replace(CALL, messages=(("user", "b\ud83d"),)))
+        assert server.requests[-1]["messages"] == [{"role": "user", "content": "b?"}]
 
 
 def test_no_more_requests_are_in_flight_than_allowed() -> None:

@@ -22,13 +22,16 @@ from typing import Any
 from skillweave.artefact import disk_errors
 from skillweave.errors import UserError
 from skillweave.files.disk import make_folders
-from skillweave.files.read import regular_file
+from skillweave.files.read import open_file
 from skillweave.reason.models.model import Completion, Model, ModelCall
+from skillweave.terminal import one_line
 
 VERSION = 1
 """The newest layout of the file that this program reads."""
 _OURS = 0x5357_4143
 """SQLite's ``application_id`` of our files ("SWAC"): it tells them from the databases of other programs."""
+_SMALLEST = 512
+"""Bytes of the smallest database."""
 _PATIENCE = 30.0
 """Seconds that a write waits while another process writes."""
 _SCHEMA = """
@@ -58,8 +61,8 @@ class AnswerCache:
         self.path = Path(path).absolute()  # SQLite gives a meaning to some relative names, such as ":memory:"
         with disk_errors(self.path):
             make_folders(self.path.parent)
-        if self.path.exists():
-            regular_file(self.path, "a file for the answers of models")
+            if self.path.exists():
+                self._check_size()
         with self._errors():
             # Without an isolation level, each statement is a transaction of its own.
             self._file = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
@@ -93,7 +96,8 @@ class AnswerCache:
 
     def put(self, key: str, answer: Completion) -> Completion:
         """Store an answer, and return the one that is stored: another process may have been faster."""
-        values = (key, answer.text, answer.ended, answer.prompt_tokens, answer.completion_tokens)
+        text = answer.text.encode("utf-8", "replace").decode()  # a model's text may hold half a character
+        values = (key, text, answer.ended, answer.prompt_tokens, answer.completion_tokens)
         self._rows("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?)", *values)
         return self.get(key) or answer
 
@@ -107,13 +111,11 @@ class AnswerCache:
             # The write-ahead log lets another process read while this one writes. Some file systems cannot have it.
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("BEGIN IMMEDIATE")
-            try:
-                if self._is_empty():  # no other process was faster
-                    self._file.execute(_SCHEMA)
-                    self._file.execute(f"PRAGMA application_id = {_OURS}")
-                    self._file.execute(f"PRAGMA user_version = {VERSION}")
-            finally:
-                self._file.execute("COMMIT")
+            if self._is_empty():  # no other process was faster
+                self._file.execute(_SCHEMA)
+                self._file.execute(f"PRAGMA application_id = {_OURS}")
+                self._file.execute(f"PRAGMA user_version = {VERSION}")
+            self._file.execute("COMMIT")
         with_log = self._file.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
         # Without the log, a power cut could damage the file if the disk were not waited for.
         self._file.execute(f"PRAGMA synchronous = {'NORMAL' if with_log else 'FULL'}")
@@ -127,6 +129,24 @@ class AnswerCache:
             raise UserError(
                 f"{self.path} has version {version}; this skillweave reads up to {VERSION}. Upgrade skillweave, or "
                 "name another file."
+            )
+        # Damage is found before anything is paid for, and nothing is written into a damaged file. The check reads the
+        # whole file, at about a gigabyte in a second.
+        problem = self._rows("PRAGMA quick_check(1)")[0][0]
+        if problem != "ok":
+            raise self._damaged(one_line(problem))
+
+    def _check_size(self) -> None:
+        """Raise :class:`UserError` for a file of a few bytes, because SQLite takes some of them for empty databases.
+
+        A file without any bytes is left by a process that was killed when it had just made the file.
+        """
+        with open_file(self.path, "a file for the answers of models") as file:
+            size = len(file.read(_SMALLEST))
+        if 0 < size < _SMALLEST:
+            raise UserError(
+                f"{self.path} is too short for a file of answers ({size} of at least {_SMALLEST} bytes), and is not "
+                "overwritten: name another file for the answers of models"
             )
 
     def _is_empty(self) -> bool:

@@ -23,6 +23,8 @@ LONGEST_WAIT = 60.0
 """Most seconds between two tries. A server that asks for more is treated as unreachable."""
 CHECK_SECONDS = 10.0
 """Most seconds for the check before a run."""
+_MOST_TOKENS = 2**40
+"""A count of tokens that is not below this is taken for no count."""
 
 _RETRIED = {408, 409, 425, 429}
 """Statuses below 500 after which the same request may succeed later."""
@@ -166,7 +168,7 @@ class OpenAIModel:
         """The parameters of a request, without those that the server refused."""
         values = {
             "model": self.name,
-            "messages": [{"role": role, "content": content} for role, content in call.messages],
+            "messages": [{"role": role, "content": _whole_characters(content)} for role, content in call.messages],
             "temperature": call.temperature,
             "seed": call.seed,
             "max_tokens": call.max_tokens,
@@ -205,27 +207,32 @@ class OpenAIModel:
             raise _Fault(f"its answer held no choice: {self._shown(body)}")
         ended = choice.get("finish_reason")
         text = message.get("content")
-        if text is None and ended == "length":
+        if text is None:
+            # An equal request may well give the same again, so this is an answer that was paid for, and no fault.
             say_once(
-                f"{self.url}: '{self.name}' used all {call.max_tokens} tokens of an answer for its thoughts: raise "
-                "max_tokens"
+                f"{self.url}: '{self.name}' gave {self._no_text(call, message, ended)}; it counts as an empty answer"
             )
             text = ""
         if not isinstance(text, str):
-            thoughts = message.get("reasoning_content") or message.get("reasoning")
-            only = "only thoughts and no text" if thoughts else "no text"
-            raise _Fault(f"its answer held {only} (content is {self._shown(json.dumps(text))})")
-        # JSON can hold half a character, which no file and no request can.
-        text = text.encode("utf-8", "replace").decode()
+            raise _Fault(f"its answer held no text (content is {self._shown(json.dumps(text))})")
+        text = _whole_characters(text)
         prompt_tokens, completion_tokens = self._usage(answer.get("usage"), call, text)
         return Completion(text, "length" if ended == "length" else "stop", prompt_tokens, completion_tokens)
+
+    def _no_text(self, call: ModelCall, message: dict[str, Any], ended: Any) -> str:
+        """What a server sent in the place of a text, and what to do."""
+        if ended == "length":
+            return f"an answer whose {call.max_tokens} tokens were all used for its thoughts (raise max_tokens)"
+        if message.get("reasoning_content") or message.get("reasoning"):
+            return "an answer with only thoughts and no text"
+        return f"an answer without a text (it ended with {self._shown(json.dumps(ended))})"
 
     def _usage(self, usage: Any, call: ModelCall, text: str) -> tuple[int, int]:
         """The tokens of prompt and completion; a quarter of the characters if the server does not count them."""
         counts = [
             usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
         ]
-        if all(type(count) is int and count >= 0 for count in counts):
+        if all(type(count) is int and 0 <= count < _MOST_TOKENS for count in counts):
             return counts[0], counts[1]  # type: ignore[return-value]
         say_once(f"{self.url}: the server does not count tokens, so they are estimated: one for four characters")
         return -(-sum(len(content) for _, content in call.messages) // 4), -(-len(text) // 4)
@@ -240,6 +247,11 @@ class OpenAIModel:
             return UserError(
                 f"{self.url}: there is nothing at this address ({self._said(error)}). It usually ends with /v1; or the "
                 f"server has no model '{self.name}'."
+            )
+        if self.name in names:
+            return UserError(
+                f"{self.url}: the server has the model '{self.name}', but it does not answer chats there "
+                f"({self._said(error)}). Choose a model for chats, or correct the address."
             )
         return self._unknown_model(names)
 
@@ -297,6 +309,11 @@ def _checked_url(url: str) -> str:
             f"it is shown and stored; set {KEY_VARIABLE} to the key"
         )
     return url.rstrip("/")
+
+
+def _whole_characters(text: str) -> str:
+    """The text with a question mark for each half of a character: JSON can hold one, but no file or request can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _retry_after(error: APIStatusError) -> float:
