@@ -124,6 +124,22 @@ def test_the_states_of_all_nodes_are_in_the_tree(tmp_path: Path) -> None:
     assert any("It behaves like node" in " ".join(node["fate"]) for node in tree["nodes"])
 
 
+def test_a_reader_without_scripts_finds_pairs_rewards_and_outcomes(tmp_path: Path) -> None:
+    trace = made_up_trace(nodes=12)
+    written(tmp_path, [trace])
+    text = " ".join(page_text(tmp_path / "page.html").split())
+    node = next(node for node in trace.nodes if node.outcomes and node.note)
+    lists = text[text.index("Without JavaScript") :]
+    for words in (
+        *(f"{pair.input} gives {pair.output}" for pair in trace.pairs),
+        f"Node {node.number}: {node.state}, {sum(node.solved)}/6 pairs, reward {node.reward:.2f}",
+        f"Coherent {node.coherent:.3f}, enriched {node.enriched:.3f}; {node.visits} visits, mean {node.mean:.3f}",
+        f"{'right' if node.solved[0] else 'wrong'}: {node.outcomes[0]}",
+        f"The critic: {node.note}",
+    ):
+        assert words in lists
+
+
 def test_hostile_texts_are_harmless(tmp_path: Path) -> None:
     node = TracedNode(
         number=1,
@@ -249,6 +265,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_browser_draws_every_node_and_no_error_occurs(tab: Browser, page: Path) -> None:
     for problem, nodes in ((1, 46), (2, 65), (3, 2)):
@@ -263,6 +280,7 @@ def test_the_browser_draws_every_node_and_no_error_occurs(tab: Browser, page: Pa
     assert tab.errors == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_keys_move_through_the_tree_and_the_address_follows(tab: Browser, page: Path) -> None:
     tab.open(page, "problem=1&node=0")
@@ -287,6 +305,7 @@ def test_keys_move_through_the_tree_and_the_address_follows(tab: Browser, page: 
     assert tab.errors == []
 
 
+@pytest.mark.slow
 @needs_browser
 def test_the_table_sorts_filters_and_leads_to_a_tree(tab: Browser, page: Path) -> None:
     names = "[...document.querySelectorAll('#table tbody tr:not([hidden])')].map(row => row.dataset.number).join()"
@@ -309,6 +328,23 @@ def test_the_table_sorts_filters_and_leads_to_a_tree(tab: Browser, page: Path) -
     assert tab.errors == []
 
 
+@pytest.mark.slow
+@needs_browser
+def test_a_search_without_nodes_shows_nothing_of_the_problem_before(tab: Browser, tmp_path: Path) -> None:
+    write_page(
+        tmp_path / "page.html", "A run", FACTS, [failed_trace(), failed_trace().model_copy(update={"nodes": []})]
+    )
+    tab.open(tmp_path / "page.html", "problem=1&node=1")
+    assert "no code in the answer" in tab.evaluate("document.getElementById('node').textContent")
+    tab.evaluate("document.getElementById('next').click()")
+    tab.evaluate("new Promise(resolve => setTimeout(resolve, 50))")
+    assert tab.evaluate("document.getElementById('search-title').textContent") == "2. two"
+    assert tab.evaluate("document.getElementById('node').textContent").startswith("This search made no node.")
+    assert ", 0 nodes, " in tab.evaluate("document.getElementById('search-facts').textContent")
+    assert tab.errors == []
+
+
+@pytest.mark.slow
 @needs_browser
 def test_without_scripts_the_trees_are_lists(tab: Browser, page: Path) -> None:
     tab.open(page, script=False)
@@ -317,8 +353,11 @@ def test_without_scripts_the_trees_are_lists(tab: Browser, page: Path) -> None:
     assert len(lists) == 45 + 64 + 1
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_is_never_wider_than_the_window(tab: Browser, page: Path, width: int) -> None:
     tab.open(page, "problem=2", width=width, height=844)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    table = "document.getElementById('table-scroll')"
+    assert tab.evaluate(f"{table}.scrollWidth <= {table}.clientWidth")

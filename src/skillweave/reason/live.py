@@ -96,7 +96,7 @@ class LiveView:
             if ended is not None:
                 self._last = _Running(trace.problem, tuple(trace.nodes), trace.calls, trace.tokens, ended.budget)
             self._finished += 1
-            self._solved += trace.ended == "solved"
+            self._solved += any(node.solved and all(node.solved) for node in trace.nodes)
             self._unfinished += trace.ended == "model"
             self._right += trace.task == 1
             self._calls += trace.calls

@@ -258,11 +258,13 @@
     byId("search-title").textContent = `${problem}. ${tree.name}`;
     const row = rows.find((one) => Number(one.dataset.number) === problem);
     for (const one of rows) one.classList.toggle("chosen", one === row);
-    byId("search-facts").textContent = `${row.cells[3].textContent} training pairs solved, ${plural(tree.nodes.length - 1, "node")}, `
+    byId("search-facts").textContent = `${row.cells[3].textContent} training pairs solved, ${plural(tree.nodes.filter((node) => !node.root).length, "node")}, `
       + `${plural(row.cells[5].textContent, "call")}, ended: ${row.cells[6].textContent.trim()}`;
     byId("previous").disabled = problem <= 1;
     byId("next").disabled = problem >= treeCount;
     draw(tree);
+    const none = "This search made no node. Either the model answers the test inputs directly, or the search never began.";
+    byId("node").replaceChildren(html("p", {}, none)); // until a node is chosen; nothing of the problem before may stay
     const extras = [];
     if (tree.tests.length) {
       const right = tree.tests.filter(([, , ok]) => ok).length;
