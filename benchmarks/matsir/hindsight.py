@@ -67,6 +67,7 @@ def _measure(
     options: argparse.Namespace, argv: Sequence[str], folder: Path, seeds: int, problems: int, practice: int
 ) -> None:
     record = Record.begin(NAME, options, argv, list(range(seeds)))
+    record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.matsir.{NAME}")
     weaves = _weaves(folder, practice, quick=options.quick)
     tested = first_of_each(load_problems(str(folder / "model" / "data" / "problems.jsonl")), problems)
     runs: Runs = {}

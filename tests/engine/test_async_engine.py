@@ -415,7 +415,7 @@ def test_a_pack_that_gives_nan_fails_alone(weave: Weave) -> None:
         found = await asyncio.gather(*(one.reply() for one in generations), return_exceptions=True)
         return found, engine.counters()
 
-    (one, broken, other, also_broken), found = opened(weave, work)
+    (one, broken, other, also_broken), found = opened(weave, work, gather=0.5)
     assert one.text == alone(weave, PROMPTS[0], "a", 9)
     assert other.completion_tokens == 9
     for error in (broken, also_broken):
