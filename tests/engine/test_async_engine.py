@@ -448,7 +448,7 @@ def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(
                 await one.reply()
         return await late.reply(), engine.counters()
 
-    late, found = opened(weave, work, batch_size=3)
+    late, found = opened(weave, work, batch_size=3, gather=0.5)
     assert late.text == alone(weave, PROMPTS[1], "a", 5)
     assert (found.finished, found.failed, found.batches) == (2, 2, 2)
     assert not weave.packed_model._running_now
