@@ -85,7 +85,7 @@ def reason(
 
     `skillweave reason reasoning-gym:acre --limit 20 --method rex -m ./model`
 
-    `skillweave reason problems.jsonl -m ./model -s critic=false --show`
+    `skillweave reason problems.jsonl -m ./model -s critic=true --show`
 
     `skillweave reason --write-prompts my-prompts`
     """
