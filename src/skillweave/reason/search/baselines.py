@@ -66,7 +66,7 @@ class RexConfig(Config):
 
     heuristic: float = Field(default=20.0, gt=0, description="C of Beta(1 + C h, 1 + C (1 - h) + N)")
     count_failures: bool = Field(
-        default=True, description="add N, the refinements of the arm so far, to the second parameter, as the paper does"
+        default=True, description="add N, the refinements of the arm so far, to the second parameter: each has failed"
     )
 
 
@@ -75,7 +75,8 @@ async def search_rex(frame: SearchFrame, settings: RexConfig) -> Ended:
 
     h is the share of training pairs that it solves, N the number of its refinements so far (all failed, else the search
     would have ended). The root, from which a new hypothesis is proposed, is an arm with h = 0. Draws come from the
-    run's seed. Source: Tang et al. 2024, arXiv 2405.17503, with C = 20.
+    run's seed. Source: Tang et al. 2024, arXiv 2405.17503, with C = 20. The formula in our notes has no N; with it the
+    distribution is the posterior after N failures (`ours`), and it did not matter where we measured it.
     """
     draws = random.Random(frame.team.seed_of("rex"))
     while not frame.solved and frame.wave:
