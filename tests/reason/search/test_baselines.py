@@ -60,7 +60,7 @@ def test_the_best_of_a_round_is_refined_even_if_an_earlier_round_was_better() ->
 
 
 def test_rex_draws_from_the_beta_of_each_arm() -> None:
-    node = Node(1, 0, "propose", coherent=0.75, tries=3)
+    node = Node(1, 0, "propose", coherent=0.75, children=[2, 3, 4])
     draws = random.Random(0)
     seen = np.array([_draw(node, RexConfig(), draws) for _ in range(4000)])
     alpha, beta = 1 + 20 * 0.75, 1 + 20 * 0.25 + 3

@@ -86,9 +86,7 @@ async def search_rex(frame: SearchFrame, settings: RexConfig) -> Ended:
             arm = max(arms, key=lambda node: _draw(node, settings, draws))
             arm.growing += 1
             wave.append(_step(frame, None if arm.parent is None else arm))
-        for node in await frame.expand(wave):
-            assert node.parent is not None
-            frame.tree[node.parent].tries += 1
+        await frame.expand(wave)
         for expansion in wave:
             frame.tree[expansion.parent].growing -= 1
     return "solved" if frame.solved else "budget"
@@ -96,7 +94,7 @@ async def search_rex(frame: SearchFrame, settings: RexConfig) -> Ended:
 
 def _draw(node: Node, settings: RexConfig, draws: random.Random) -> float:
     # Refinements in flight count as failures, so that several in flight spread out.
-    failures = node.tries + node.growing if settings.count_failures else 0
+    failures = len(node.children) + node.growing if settings.count_failures else 0
     strength = settings.heuristic
     return draws.betavariate(1 + strength * node.coherent, 1 + strength * (1 - node.coherent) + failures)
 

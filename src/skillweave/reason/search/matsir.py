@@ -127,7 +127,7 @@ class _Matsir:
     async def _refine(self, node: Node, key: str) -> Proposal:
         hypothesis, evaluation = executed(node)
         settings = self._settings
-        stuck = node.tries >= settings.critic_after and not gained(self._tree, node)
+        stuck = len(node.children) >= settings.critic_after and not gained(self._tree, node)
         if settings.critic and stuck and node.number not in self._notes:
             # Several expansions of one node in flight share one note.
             self._notes[node.number] = asyncio.ensure_future(
@@ -156,7 +156,6 @@ class _Matsir:
             node.enriched = enrichment(evaluation, parent.evaluation, known) if says_more else 0.0
             node.reward = total_reward(node.coherent, node.enriched, settings.coherence)
         backpropagate(self._tree, node.number)
-        parent.tries += node.action == "refine"
         if node.state == "open":
             merged = settings.merge and merge_equal(self._tree, node)
             if settings.prune and not merged:

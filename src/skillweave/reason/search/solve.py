@@ -127,21 +127,18 @@ def _graded(
     problem: Problem, solution: Solution, checkpoints: Sequence[_Checkpoint]
 ) -> tuple[list[TracedTest], list[TracedCheckpoint]]:
     """Grade the predictions of every checkpoint, and describe the last ones pair by pair."""
-    course = []
-    for point in checkpoints:
-        grade = problem.held_out.grade(point.predictions)
-        course.append(
-            TracedCheckpoint(
-                calls=point.calls, tokens=point.tokens, coherent=point.coherent, raw=grade.raw, task=grade.task
-            )
-        )
     if not checkpoints:
         return [], []
-    last = checkpoints[-1].predictions
-    right = problem.held_out.grade(last).right
+    grades = [problem.held_out.grade(point.predictions) for point in checkpoints]
+    course = [
+        TracedCheckpoint(
+            calls=point.calls, tokens=point.tokens, coherent=point.coherent, raw=grade.raw, task=grade.task
+        )
+        for point, grade in zip(checkpoints, grades, strict=True)
+    ]
     inputs = problem.held_out.inputs(solution)
     tests = [
         TracedTest(input=shown(value), predicted=shown(found), right=fits)
-        for value, found, fits in zip(inputs, last, right, strict=True)
+        for value, found, fits in zip(inputs, checkpoints[-1].predictions, grades[-1].right, strict=True)
     ]
     return tests, course

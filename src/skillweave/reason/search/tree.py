@@ -18,7 +18,6 @@ class Node:
     - ``pending``: expansions of it or below it that have not come back yet (virtual loss)
     - ``growing``: expansions of the node itself that have not come back yet
     - ``closed``: the search gave up below it and went back to an ancestor
-    - ``tries``: refinements of it that came back
     """
 
     number: int
@@ -38,7 +37,6 @@ class Node:
     state: State = "open"
     equal_to: int | None = None
     closed: bool = False
-    tries: int = 0
     note: Note | None = None
     failure: str = ""
     calls: int = 0
