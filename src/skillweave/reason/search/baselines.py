@@ -76,7 +76,7 @@ async def search_rex(frame: SearchFrame, settings: RexConfig) -> Ended:
     h is the share of training pairs that it solves, N the number of its refinements so far (all failed, else the search
     would have ended). The root, from which a new hypothesis is proposed, is an arm with h = 0. Draws come from the
     run's seed. Source: Tang et al. 2024, arXiv 2405.17503, with C = 20. The formula in our notes has no N; with it the
-    distribution is the posterior after N failures (`ours`); in a simulation this made no difference.
+    distribution is the posterior after N failures (`ours`).
     """
     draws = random.Random(frame.team.seed_of("rex"))
     while not frame.solved and frame.wave:
