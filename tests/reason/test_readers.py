@@ -14,7 +14,7 @@ import pytest
 from skillweave.errors import UserError
 from skillweave.reason import generators
 from skillweave.reason.problem import IOPair, Problem
-from skillweave.reason.readers import load_problems, write_problems
+from skillweave.reason.readers import load_problems
 from skillweave.reason.solution import Solution
 
 DATA = Path(__file__).parent / "data"
@@ -142,10 +142,9 @@ def test_literals_are_read_without_a_warning_and_with_lists_for_tuples(write: Ca
     assert load_problems(source)[0].examples.pairs == (IOPair(r"\d", [1, [None]]),)
 
 
-def test_written_problems_are_read_again(tmp_path: Path) -> None:
-    rows = [{"name": "ü/1", "family": "f", **_task(train=[{"input": {"a": [1.5, None]}, "output": True}]), "rule": "x"}]
-    write_problems(tmp_path / "made.jsonl", rows)
-    problem = load_problems(str(tmp_path / "made.jsonl"))[0]
+def test_values_of_all_json_types_are_read(write: Callable[..., str]) -> None:
+    row = {"name": "ü/1", "family": "f", **_task(train=[{"input": {"a": [1.5, None]}, "output": True}]), "rule": "x"}
+    problem = load_problems(write("a.jsonl", row))[0]
     assert (problem.name, problem.examples.family) == ("ü/1", "f")
     assert problem.examples.pairs == (IOPair({"a": [1.5, None]}, True),)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import ast
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from skillweave.artefact import write_text
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.read import is_folder, read_json
 from skillweave.progress import say_once, share_of
@@ -67,17 +66,6 @@ def load_problems(source: str, *, limit: int | None = None, values: ReadValues =
         rows = rows[:limit]
     _say_repeats(rows, source)
     return [Problem(ExamplePairs(row.name, row.train, row.family), HeldOut(row.test)) for row in rows]
-
-
-def write_problems(path: str | Path, problems: Iterable[Mapping[str, Any]]) -> None:
-    """Write problems that have ``name``, ``family``, ``train`` and ``test`` as the JSONL that is read here."""
-    write_text(
-        path,
-        "".join(
-            json.dumps({key: problem[key] for key in ("name", "family", "train", "test")}, ensure_ascii=False) + "\n"
-            for problem in problems
-        ),
-    )
 
 
 # -- the layouts -----------------------------------------------------------------------------------------------------
