@@ -88,7 +88,7 @@ def rollouts(
     audited = audit_rollouts(config, **parts)
     write_audit(out, audited, config, f"skillweave {' '.join(sys.argv[1:])}", started)
     console_out.print(signal_table(audited).rich("Signals"))
-    console_out.print(prompt_table(audited, 17, rows=10).rich("Highest scores; then each signal's surprise (-log10 p)"))
+    console_out.print(prompt_table(audited, 14, rows=10).rich("Highest scores (* flagged), surprises (-log10 p)"))
     if audited.ablations:
         console_out.print(ablation_table(audited).rich("Parts left out"))
     for line in [*verdict(audited), *audited.notes]:

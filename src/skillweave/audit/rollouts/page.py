@@ -148,18 +148,17 @@ def signal_table(audited: AuditedLog) -> Table:
 
 
 def prompt_table(audited: AuditedLog, width: int, rows: int = SHOWN) -> Table:
-    """Return the most suspicious prompts with the combined score and the surprise of each signal."""
+    """Return the most suspicious prompts with the combined score (* is flagged) and the surprise of each signal."""
     names = list(audited.judged.surprises)
     lines = [
         [
             _label(audited, at, width),
-            f"{audited.judged.score[at]:.2f}",
-            "yes" if audited.judged.flagged[at] else "no",
+            f"{audited.judged.score[at]:.2f}{'*' if audited.judged.flagged[at] else ' '}",
             *(f"{abs(audited.judged.surprises[name][at]):.1f}" for name in names),
         ]
         for at in audited.order[:rows]
     ]
-    return Table(["prompt", "score", "flag", *names], lines)
+    return Table(["prompt", "score", *names], lines)
 
 
 def _label(audited: AuditedLog, at: int, width: int) -> str:
@@ -202,7 +201,7 @@ def write_audit(folder: Path, audited: AuditedLog, config: RolloutAuditConfig, c
         "signals": Section("Each signal alone, and the combined score", signal_table(audited)),
         "meanings": Section("What the signals measure", _meanings(audited)),
         "prompts": Section(
-            f"The {min(SHOWN, len(audited.groups))} prompts with the highest scores (columns: surprise, -log10 p)",
+            f"The {min(SHOWN, len(audited.groups))} prompts with the highest scores (* is flagged), and each signal's surprise (-log10 p)",
             prompt_table(audited, 60),
             refusal_plot(audited),
         ),
