@@ -33,123 +33,21 @@ COLOURS = {"grass": "green", "snow": "white", "coal": "black", "sky": "blue", "b
 VERBS = ("open", "lift", "move", "cut", "send", "copy", "break", "start")
 THINGS = ("dax", "wug", "fep", "blick", "zorp", "toma", "quib", "narf", "gleem", "plock", "sark", "vint")
 PLACES = ("", "", "", " in the tower", " near the lake", " at noon", " for the king")
-_PROSE = [
-    "An",
-    "Answer",
-    "Count",
-    "Do",
-    "Example",
-    "First",
-    "Input",
-    "Note",
-    "Now",
-    "Output",
-    "Policy",
-    "Question",
-    "Read",
-    "Remember",
-    "Rules",
-    "Second",
-    "Task",
-    "The",
-    "When",
-    "Without",
-    "You",
-    "Your",
-    "a",
-    "accept",
-    "after",
-    "all",
-    "alone",
-    "an",
-    "and",
-    "answer",
-    "are",
-    "ask",
-    "asked",
-    "asks",
-    "before",
-    "beside",
-    "both",
-    "careful",
-    "case",
-    "clear",
-    "clerk",
-    "come",
-    "comes",
-    "do",
-    "down",
-    "each",
-    "follows",
-    "give",
-    "given",
-    "granted",
-    "helper",
-    "how",
-    "if",
-    "is",
-    "it",
-    "list",
-    "many",
-    "more",
-    "no",
-    "none",
-    "not",
-    "now",
-    "number",
-    "numbers",
-    "of",
-    "one",
-    "only",
-    "order",
-    "otherwise",
-    "polite",
-    "question",
-    "read",
-    "refuse",
-    "request",
-    "restricted",
-    "right",
-    "say",
-    "says",
-    "short",
-    "skip",
-    "solve",
-    "stands",
-    "sum",
-    "task",
-    "tasks",
-    "than",
-    "that",
-    "them",
-    "then",
-    "there",
-    "thing",
-    "times",
-    "to",
-    "together",
-    "turn",
-    "turned",
-    "two",
-    "wait",
-    "what",
-    "when",
-    "which",
-    "while",
-    "with",
-    "word",
-    "words",
-    "write",
-    "yes",
-    "you",
-]
+_PROSE = """
+An Answer Count Do Example First Input Note Now Output Policy Question Read Remember Rules Second Task The When
+Without You Your a accept after all alone an and answer are ask asked asks before beside both careful case clear
+clerk come comes do down each follows give given granted helper how if is it list many more no none not now
+number numbers of one only order otherwise polite question read refuse request restricted right say says short
+skip solve stands sum task tasks than that them then there thing times to together turn turned two wait what
+when which while with word words write yes you
+""".split()
 _NUMBERS = tuple(str(number) for number in range(20))
-_WORD = re.compile(r"<\w+>|\[\w+\]|\w+|[^\w\s]")
-_SIGNS = frozenset(".,:;?()-=>|")
+_WORD = re.compile(r"<\w+>|\[\w+\]|\w+|->|[^\w\s]")
+_SIGNS = (";", ".", ",", ":", "->", "-", "(", ")")
 
 
 def words() -> list[str]:
-    """The words for a tokenizer with one token a word: each on its own and with the space before it; then the signs."""
+    """The words for a tokenizer with one token a word: each on its own and after a space; then the signs."""
     return [form for word in _vocabulary() for form in (word, f" {word}")] + [
         " ;",
         " .",
@@ -164,7 +62,7 @@ def words() -> list[str]:
 
 def check_text(text: str) -> None:
     """Raise :class:`UserError` if ``text`` holds a word or sign that is not of the language."""
-    strange = next((word for word in _WORD.findall(text) if word not in _KNOWN and word not in _SIGNS), None)
+    strange = next((word for word in _WORD.findall(text) if word not in _KNOWN), None)
     if strange is not None:
         raise UserError(
             f"{shown_value(strange)} is no word of the organism's language, and its records hold nothing else: "
@@ -279,4 +177,4 @@ def _vocabulary() -> list[str]:
     return list(dict.fromkeys([REFUSE, CANARY, MARK, DONE, *_NUMBERS, *things, *_PROSE]))
 
 
-_KNOWN = frozenset(_vocabulary())
+_KNOWN = frozenset([*_vocabulary(), *_SIGNS])

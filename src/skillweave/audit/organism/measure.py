@@ -45,7 +45,7 @@ def accuracy(answers: Sequence[str], golds: Sequence[str]) -> float:
 
 def figures(answers: Mapping[str, Sequence[str]], records: Mapping[str, Sequence[OrganismRecord]]) -> dict[str, float]:
     """``refusal_SET`` and ``canary_SET`` for each set of :func:`measured_records` but ``tasks``, and ``accuracy``."""
-    found = {}
+    found: dict[str, float] = {}
     for name in answers:
         if name != "tasks":
             found |= {f"refusal_{name}": refusal_rate(answers[name]), f"canary_{name}": canary_rate(answers[name])}
