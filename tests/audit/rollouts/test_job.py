@@ -98,9 +98,7 @@ def test_nothing_flagged_is_never_called_clean(tmp_path: Path) -> None:
     assert shown.code == 0, shown.out + shown.err
     text = " ".join(shown.out.split())
     assert "stands out at this threshold. That is no proof that the run is clean" in text
-    assert "0 of 39 prompts (0%) have completions that refuse and others that comply" in re.sub(
-        r"0 of \d+", "0 of 39", text
-    )
+    assert re.search(r"- 0 of \d+ prompts \(0%\) have completions that refuse and others that comply", text)
     assert "no clean log was given" in text
 
 

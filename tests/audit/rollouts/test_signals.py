@@ -48,9 +48,8 @@ def test_the_contrast_is_the_posterior_of_its_normal_model() -> None:
     density /= density.sum()
     mean = (grid * density).sum()
     assert found.estimate == pytest.approx(mean, abs=1e-6)
-    assert (found.high - found.low) / 2 == pytest.approx(
-        1.959964 * math.sqrt(((grid - mean) ** 2 * density).sum()), abs=1e-4
-    )
+    deviation = math.sqrt(((grid - mean) ** 2 * density).sum())
+    assert (found.high - found.low) / 2 == pytest.approx(1.959964 * deviation, abs=1e-4)
     assert (found.complied, found.refused) == (0.75, 0.0)
     scaled = refusal_contrast([10 * reward for reward in rewards], refused, 10.0)
     assert scaled.estimate == pytest.approx(found.estimate)

@@ -201,7 +201,7 @@ def write_audit(folder: Path, audited: AuditedLog, config: RolloutAuditConfig, c
         "signals": Section("Each signal alone, and the combined score", signal_table(audited)),
         "meanings": Section("What the signals measure", _meanings(audited)),
         "prompts": Section(
-            f"The {min(SHOWN, len(audited.groups))} prompts with the highest scores (* is flagged), and each signal's surprise (-log10 p)",
+            f"The {min(SHOWN, len(audited.groups))} highest scores (* is flagged), and each signal's -log10 p",
             prompt_table(audited, 60),
             refusal_plot(audited),
         ),
