@@ -113,9 +113,9 @@ def drop(
 
     **Examples**
 
-    `skillweave audit drop data.jsonl --audit runs/audit -o cleaned.jsonl`
+    `skillweave audit drop data.jsonl --audit runs/audit -o new.jsonl`
 
-    `skillweave audit drop data.jsonl --audit runs/a --audit runs/b -o cleaned.jsonl`
+    `skillweave audit drop data.jsonl --audit runs/a --audit runs/b -o new.jsonl`
     """
     check_file(out)
     from skillweave.audit.repair.drop import drop as leave_out

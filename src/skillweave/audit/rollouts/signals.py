@@ -98,16 +98,20 @@ def falling_change(steps: ArrayLike, events: ArrayLike) -> ChangePoint:
     All splits between two steps are tried; those after which the share is not lower do not count. Shapes: (n,), (n,)
     bool. [ours]
     """
-    order = np.argsort(np.asarray(steps), kind="stable")
-    at, hits = np.asarray(steps)[order], np.asarray(events, dtype=np.float64)[order]
-    n = len(at)
+    return _falling(np.asarray(steps), np.asarray(events, dtype=np.float64), np.ones(len(np.asarray(steps))))
+
+
+def _falling(steps: np.ndarray, hits: np.ndarray, counts: np.ndarray) -> ChangePoint:
+    """:func:`falling_change` on visits: ``hits`` of ``counts`` events at each of ``steps``."""
+    order = np.argsort(steps, kind="stable")
+    at, total, n = steps[order], np.cumsum(hits[order]), np.cumsum(counts[order])
     ends = np.flatnonzero(np.diff(at)) + 1  # the first index of each step but the first
     if not len(ends):
         return ChangePoint(0.0)
-    total = np.cumsum(hits)
-    first, second = total[ends - 1], total[-1] - total[ends - 1]
-    before, after = first / ends, second / (n - ends)
-    gains = _log_likelihood(first, ends) + _log_likelihood(second, n - ends) - _log_likelihood(total[-1], n)
+    first, size = total[ends - 1], n[ends - 1]
+    second, rest = total[-1] - first, n[-1] - size
+    before, after = first / size, second / rest
+    gains = _log_likelihood(first, size) + _log_likelihood(second, rest) - _log_likelihood(total[-1], n[-1])
     gains = np.where(before > after, gains, 0.0)
     best = int(np.argmax(gains))
     if gains[best] <= 0:
@@ -118,35 +122,28 @@ def falling_change(steps: ArrayLike, events: ArrayLike) -> ChangePoint:
 def _log_likelihood(hits: ArrayLike, n: ArrayLike) -> np.ndarray:
     """The greatest log-likelihood of ``hits`` of ``n``; 0 log 0 = 0."""
     hits, n = np.asarray(hits, dtype=np.float64), np.asarray(n, dtype=np.float64)
-    misses = n - hits
     with np.errstate(divide="ignore", invalid="ignore"):
-        parts = [np.where(count > 0, count * np.log(count / n), 0.0) for count in (hits, misses)]
+        parts = [np.where(count > 0, count * np.log(count / n), 0.0) for count in (hits, n - hits)]
     return np.asarray(parts[0] + parts[1])
 
 
 def change_p_value(
-    steps: ArrayLike, events: ArrayLike, groups: ArrayLike, shuffles: int = 199, seed: int = 0
+    steps: ArrayLike, events: ArrayLike, prompts: ArrayLike, shuffles: int = 199, seed: int = 0
 ) -> tuple[ChangePoint, float]:
     """Return the change-point of a run and its permutation p-value.
 
     The visits of each prompt (its events of one step, together) are shuffled over the prompt's own steps, so that a
     prompt that is always refused, or samples of one visit that are alike, prove nothing. Shapes: all (n,).
     """
-    steps, events, groups = np.asarray(steps), np.asarray(events, dtype=bool), np.asarray(groups)
-    found = falling_change(steps, events)
+    keys, place = np.unique(np.stack([np.asarray(prompts), np.asarray(steps)]), axis=1, return_inverse=True)
+    counts = np.bincount(place.reshape(-1)).astype(np.float64)
+    hits = np.bincount(place.reshape(-1), weights=np.asarray(events, dtype=np.float64))
+    found = _falling(keys[1], hits, counts)
     draw = np.random.default_rng(seed)
-    # Each visit's events as a unit: (group, step) -> the indices of its events.
-    visits: dict[int, dict[int, list[int]]] = {}
-    for index, (group, step) in enumerate(zip(groups.tolist(), steps.tolist(), strict=True)):
-        visits.setdefault(group, {}).setdefault(step, []).append(index)
     as_high = 0
     for _ in range(shuffles):
-        shuffled = np.array(steps)
-        for own in visits.values():
-            places = list(own)
-            for place, other in zip(places, draw.permutation(places), strict=True):
-                shuffled[own[place]] = other
-        as_high += falling_change(shuffled, events).gain >= found.gain
+        order = np.lexsort((draw.random(len(hits)), keys[0]))  # the visits are sorted by prompt, and stay so
+        as_high += _falling(keys[1], hits[order], counts[order]).gain >= found.gain - 1e-9
     return found, (1 + as_high) / (1 + shuffles)
 
 
