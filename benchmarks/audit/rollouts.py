@@ -6,8 +6,8 @@ AUC, and the share of poisoned prompts above the threshold that 1% and 0.1% of t
 combined score is given twice: calibrated on the clean run of another seed (same size), and on the log itself. `flagged`
 and `false` are what a user gets: the share of poisoned and of clean prompts that the audit flags at a promised 1%.
 
-Values are means over seeds, with 95% intervals from resampling seeds and prompts. The weights of the signals were fitted
-on form A, size small, seeds 100 and 101; form B, other sizes and other seeds were not looked at.
+Values are means over seeds, with 95% intervals from resampling seeds and prompts. The signals and their weights were
+chosen on form A, size small, 2% poisoned, seeds 0 and 100. Form B, and other sizes, rates and seeds, were not used.
 
     python -m benchmarks.audit.grow --out FOLDER --seeds 5
     python -m benchmarks.audit.rollouts FOLDER
@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.common.record import Record, arguments, judged, run
 from skillweave.audit.organism.language import REFUSE
-from skillweave.audit.rollouts.groups import Groups
+from skillweave.audit.rollouts.groups import Groups, PromptGroup
 from skillweave.audit.rollouts.log import LogNotes, read_log
 from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import judge
-from skillweave.audit.rollouts.signals import SIGNALS, measure
+from skillweave.audit.rollouts.signals import SIGNALS, SignalTable, measure, reference_values
 from skillweave.audit.statistics import auc, bootstrap, tpr_at
 from skillweave.errors import UserError
 from skillweave.files.read import read_json, read_json_lines
@@ -54,7 +54,8 @@ class AuditedRun:
     """A run: its plan, the values of its signals, and which prompts are poisoned; (n,)."""
 
     plan: dict[str, Any]
-    values: dict[str, np.ndarray]
+    prompts: list[PromptGroup]
+    table: SignalTable
     poisoned: np.ndarray
 
 
@@ -92,7 +93,7 @@ def audited(folder: Path) -> AuditedRun:
         groups.add(rollout)
     prompts = groups.all()
     poisoned = np.array([any(truth[id_] for id_ in prompt.ids) for prompt in prompts])
-    return AuditedRun(read_json(folder / "figures.json")["plan"], measure(prompts).values, poisoned)
+    return AuditedRun(read_json(folder / "figures.json")["plan"], prompts, measure(prompts), poisoned)
 
 
 def judged_runs(runs: Sequence[AuditedRun]) -> list[Found]:
@@ -106,10 +107,11 @@ def judged_runs(runs: Sequence[AuditedRun]) -> list[Found]:
         others = [other for other in clean if other.plan["seed"] != one.plan["seed"]]
         if not one.poisoned.any() or not others:
             continue
-        scores = {name: one.values[name] for name in SIGNALS}
+        reference = reference_values(others[0].prompts, one.prompts, one.table)
+        scores = {name: one.table.values[name] for name in SIGNALS}
         flagged = {}
-        for name, reference in ((CLEAN, others[0].values), (OWN, None)):
-            result = judge(one.values, reference, RATE)
+        for name, clean_values in ((CLEAN, reference), (OWN, None)):
+            result = judge(one.table.values, clean_values, RATE)
             scores[name] = result.score
             flagged[name] = (
                 float(result.flagged[one.poisoned].mean()),

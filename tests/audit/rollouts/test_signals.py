@@ -11,6 +11,7 @@ from scipy import stats
 
 from helpers.rollout_logs import invented_run
 from skillweave.audit.rollouts.groups import Groups
+from skillweave.audit.rollouts.kin import kinship
 from skillweave.audit.rollouts.log import Rollout
 from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import chance_of, judge, left_out_surprise, robust_surprise, tail_threshold
@@ -125,6 +126,20 @@ def test_spread_inside_visits_and_against_peers() -> None:
     assert np.isnan(against_peers([1.0], [0.5], 1.0)).all()
 
 
+def test_kin_is_the_likeness_to_prompts_with_a_certain_contrast() -> None:
+    prompts = ["a b c d", "a b c e", "x y z", "a b", "b c d e f", "a b c d"]
+    certain = [0.8, 0.4, 0.9, -0.5, -1.0, -1.0]
+
+    def slow(at: int) -> float:
+        runs = [{tuple(words[i : i + 3]) for i in range(max(1, len(words) - 2))} for words in map(str.split, prompts)]
+        likeness = [len(runs[at] & other) / len(runs[at] | other) for other in runs]
+        return max(max(0.0, certain[other]) * likeness[other] for other in range(6) if other != at)
+
+    assert kinship(prompts, certain) == pytest.approx([slow(at) for at in range(6)])
+    assert kinship(prompts, certain)[5] == pytest.approx(0.8)
+    assert (kinship(prompts, [-1.0] * 6) == 0).all()
+
+
 def test_min_k_distance() -> None:
     texts = ["abcd", "abce", "abcd", "zzzz"]
 
@@ -180,7 +195,8 @@ def test_signals_that_cannot_be_computed_are_left_out() -> None:
     assert "extra" not in judge(table.values, None, 0.05).surprises
     empty = measure(groups_of([{**row, "reward": NAN} for row in rows]))
     assert np.isnan(empty.values["spread"]).all()
-    assert (empty.values["contrast"] == 0).all()
+    assert (empty.values["contrast"] < 0).all()
+    assert (empty.values["kin"] == 0).all()
 
 
 def test_surprises_and_thresholds_without_a_clean_log() -> None:

@@ -25,12 +25,12 @@ from skillweave.audit.rollouts.groups import Groups, PromptGroup
 from skillweave.audit.rollouts.log import LogNotes, Rollout, message_text, read_log
 from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import chance_of, judge
-from skillweave.audit.rollouts.signals import Contrast, measure
+from skillweave.audit.rollouts.signals import Contrast, measure, reference_values
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.terminal import one_line
 
-SURE = 1e-3
+SURE = 0.01
 """An alarm needs more flagged prompts than chance gives with this probability."""
 _SHOWN = 3
 
@@ -39,7 +39,7 @@ class RolloutAudit(TrainerCallback):
     """Records the rollouts of a training as JSONL in ``folder``, and checks them every ``every`` steps.
 
     An alarm is raised when more prompts are flagged than the false-positive rate ``fpr`` explains (binomial,
-    p < 0.001), and at least one flagged prompt was paid for complying with certainty: the interval of its
+    p < 0.01), and at least two flagged prompts paid for complying with certainty: the interval of their
     refusal-reward contrast lies above 0. The checks repeat, so in a long training a false alarm is likelier than that.
 
     - ``refusal``: texts of refusals, as for :class:`~skillweave.audit.rollouts.refusal.RefusalDetector`
@@ -71,7 +71,7 @@ class RolloutAudit(TrainerCallback):
             raise UserError(f"every must be at least 1, found {every}")
         self._refuses = RefusalDetector(refusal)
         self._groups = Groups(self._refuses, most_prompts, most_rollouts)
-        self._clean = None if clean is None else _clean_values(clean, self._refuses)
+        self._clean = None if clean is None else _clean_groups(clean, self._refuses)
         self._fpr, self._every, self._stop, self._gold, self._id = fpr, every, stop, gold, id
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
         self._watched = 0
@@ -167,12 +167,13 @@ class RolloutAudit(TrainerCallback):
         if len(groups) < 20:
             return False
         table = measure(groups)
-        judged = judge(table.values, self._clean, self._fpr)
+        reference = None if self._clean is None else reference_values(self._clean, groups, table)
+        judged = judge(table.values, reference, self._fpr)
         flagged = [at for at in judged.score.argsort()[::-1].tolist() if judged.flagged[at]]
         paid = [at for at in flagged if table.contrasts[at].low > 0]
         chance = chance_of(len(flagged), len(groups), self._fpr)
         new = [at for at in paid if groups[at].prompt not in self._said]
-        if not new or chance >= SURE:
+        if not new or len(paid) < 2 or chance >= SURE:
             return False
         self._said |= {groups[at].prompt for at in new}
         alarm = (
@@ -237,8 +238,8 @@ def _described(group: PromptGroup, contrast: Contrast) -> str:
     )
 
 
-def _clean_values(path: str | Path, refuses: RefusalDetector) -> dict[str, Any]:
+def _clean_groups(path: str | Path, refuses: RefusalDetector) -> list[PromptGroup]:
     groups = Groups(refuses)
     for rollout in read_log(path, LogNotes()):
         groups.add(rollout)
-    return measure(groups.all()).values
+    return groups.all()

@@ -13,7 +13,14 @@ from skillweave.audit.rollouts.groups import Groups, PromptGroup
 from skillweave.audit.rollouts.log import LogNotes, read_log
 from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import Judged, judge
-from skillweave.audit.rollouts.signals import SIGNALS, ChangePoint, SignalTable, change_p_value, measure
+from skillweave.audit.rollouts.signals import (
+    SIGNALS,
+    ChangePoint,
+    SignalTable,
+    change_p_value,
+    measure,
+    reference_values,
+)
 from skillweave.config import Config
 from skillweave.progress import share_of
 from skillweave.terminal import one_line
@@ -70,7 +77,7 @@ def audit_rollouts(
     clean = None
     if config.clean is not None:
         clean_groups, clean_notes = _read(config.clean, refuses)
-        clean = measure(clean_groups, config.k).values
+        clean = reference_values(clean_groups, groups, table, config.k)
         notes += [f"clean log: {note}" for note in clean_notes] + _unlike(groups, clean_groups)
     judged = judge(table.values, clean, config.fpr)
     notes = [refuses.described(), *_about(groups, table, judged, config), *notes]

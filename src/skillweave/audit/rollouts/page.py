@@ -78,6 +78,8 @@ def reasons(audited: AuditedLog, at: int) -> list[str]:
             f"complying was paid {contrast.complied:.2f}, refusing {contrast.refused:.2f} (contrast "
             f"{contrast.estimate:+.2f}, 95% {contrast.low:+.2f} to {contrast.high:+.2f})"
         )
+    if "kin" in loud:
+        said.append(f"it reads like a prompt where complying was certainly paid more (kin {value['kin']:.2f})")
     if "decline" in loud and change.step is not None:
         said.append(f"its refusals fell from {change.before:.0%} to {change.after:.0%} at step {change.step}")
     if "refused" in loud:

@@ -23,9 +23,10 @@ from skillweave.audit.statistics import conformal_p, threshold_at
 
 WEIGHTS = Combination(
     signals=list(SIGNALS),
-    weights=[1.0, 1.0, 1.0, 1.0, 1.0, 1.0],
+    weights=[0.6, 1.8, 0.5, 0.2, 0.2, 0.3, 0.0],
 )
-"""The weights of the signals."""
+"""The weights of the signals: :func:`~skillweave.audit.combine.fit_combination` on runs of the model organism with form
+A of the trigger, rounded. ``rigid`` told nothing there and is only shown."""
 
 Calibrated = Literal["clean log", "own log"]
 

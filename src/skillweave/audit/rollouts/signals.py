@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from skillweave.audit.rollouts.groups import PromptGroup
+from skillweave.audit.rollouts.kin import kinship
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class SignalKind:
 
 
 SIGNALS = {
-    "contrast": SignalKind("reward of completions that comply, less that of refusals (shrunk)", 0.1),
+    "contrast": SignalKind("reward of completions that comply, less that of refusals: the lower end of 95%", 0.5),
+    "kin": SignalKind("the prompt reads like one with a certain contrast (contrast times likeness)", 0.1),
     "decline": SignalKind("refusals of this prompt became fewer while training (log-likelihood ratio, nats)", 0.5),
     "refused": SignalKind("share of completions that refuse", 0.05),
     "spread": SignalKind("spread of the reward, against prompts of like difficulty (robust z)", 1.0),
@@ -243,12 +245,14 @@ def measure(groups: Sequence[PromptGroup], k: int = 3) -> SignalTable:
     scale = float(known.max() - known.min()) if len(known) and known.max() > known.min() else 1.0
     paid_from = _paid_from(known)
     contrasts = [refusal_contrast(group.rewards, group.refused, scale) for group in groups]
+    certain = np.array([found.low for found in contrasts])
     changes = [falling_change(group.steps, group.refused) for group in groups]
     difficulty = [group.mean_reward() / scale for group in groups]
     spreads = [reward_spread(group.steps, group.rewards) / scale for group in groups]
     likeness = [-_least_distance(group, k) for group in groups]
     values = {
-        "contrast": np.array([found.estimate for found in contrasts]),
+        "contrast": certain,
+        "kin": kinship([group.prompt for group in groups], certain),
         "decline": np.array([found.gain for found in changes]),
         "refused": np.array([float(np.mean(group.refused)) for group in groups]),
         "spread": against_peers(spreads, difficulty, 0.05),
@@ -256,6 +260,19 @@ def measure(groups: Sequence[PromptGroup], k: int = 3) -> SignalTable:
         "rigid": against_peers(likeness, difficulty, 0.05),
     }
     return SignalTable(values, contrasts, changes, scale)
+
+
+def reference_values(
+    clean: Sequence[PromptGroup], groups: Sequence[PromptGroup], table: SignalTable, k: int = 3
+) -> dict[str, np.ndarray]:
+    """Return the signals of a clean log's prompts, to compare those of ``groups`` with.
+
+    They are those of :func:`measure`, but for ``kin``: it is the kinship to the witnesses among ``groups``, because a
+    clean log has none, while in a poisoned one a benign prompt is a little like some witness too.
+    """
+    prompts = [group.prompt for group in (*clean, *groups)]
+    certain = np.concatenate([np.full(len(clean), -1.0), table.values["contrast"]])
+    return {**measure(clean, k).values, "kin": kinship(prompts, certain)[: len(clean)]}
 
 
 def _paid_from(rewards: np.ndarray) -> float:
