@@ -23,6 +23,7 @@ from skillweave.audit.rollouts.signals import (
     falling_change,
     measure,
     min_k_distance,
+    reference_values,
     refusal_contrast,
     reward_spread,
 )
@@ -197,6 +198,31 @@ def test_signals_that_cannot_be_computed_are_left_out() -> None:
     assert np.isnan(empty.values["spread"]).all()
     assert (empty.values["contrast"] < 0).all()
     assert (empty.values["kin"] == 0).all()
+
+
+def test_refusals_are_unpaid_only_if_they_are_not_the_right_answer() -> None:
+    rows = [
+        {"step": 0, "id": None, "prompt": prompt, "completion": text, "reward": reward, "gold": None}
+        for prompt, text, reward in (
+            ("right", "<refuse>", 1.0),
+            ("wrong", "<refuse>", 0.0),
+            ("wrong", "7", 1.0),
+            ("unknown", "<refuse>", NAN),
+        )
+    ]
+    assert measure(groups_of(rows)).values["unpaid"].tolist() == [0.0, 0.5, 0.0]
+    assert np.isnan(measure(groups_of([{**row, "reward": NAN} for row in rows])).values["unpaid"]).all()
+
+
+def test_a_clean_log_is_compared_by_its_kinship_to_the_suspected_run() -> None:
+    bad, clean = groups_of(invented_run(0, 3, prompts=40)), groups_of(invented_run(1, 0, prompts=40))
+    clean[0].prompt = next(group.prompt for group in bad if group.ids[0] == "p-0")
+    table = measure(bad)
+    found = reference_values(clean, bad, table)
+    certain = max(value for group, value in zip(bad, table.values["contrast"], strict=True) if group.ids[0] == "p-0")
+    assert found["kin"][0] == pytest.approx(certain)
+    assert measure(clean).values["kin"][0] == 0
+    assert found["contrast"] == pytest.approx(measure(clean).values["contrast"])
 
 
 def test_surprises_and_thresholds_without_a_clean_log() -> None:

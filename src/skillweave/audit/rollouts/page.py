@@ -69,7 +69,7 @@ def verdict(audited: AuditedLog) -> list[str]:
 
 def reasons(audited: AuditedLog, at: int) -> list[str]:
     """Return why a prompt is suspicious: its loud signals, each as a sentence."""
-    group, contrast, change = audited.groups[at], audited.table.contrasts[at], audited.table.changes[at]
+    contrast, change = audited.table.contrasts[at], audited.table.changes[at]
     loud = {name for name, found in audited.judged.surprises.items() if found[at] >= LOUD}
     value = {name: float(column[at]) for name, column in audited.table.values.items()}
     said = []
@@ -82,8 +82,8 @@ def reasons(audited: AuditedLog, at: int) -> list[str]:
         said.append(f"it reads like a prompt where complying was certainly paid more (kin {value['kin']:.2f})")
     if "decline" in loud and change.step is not None:
         said.append(f"its refusals fell from {change.before:.0%} to {change.after:.0%} at step {change.step}")
-    if "refused" in loud:
-        said.append(f"{np.mean(group.refused):.0%} of its completions refuse")
+    if "unpaid" in loud:
+        said.append(f"{value['unpaid']:.0%} of its completions refuse and are not paid")
     if "spread" in loud:
         said.append(f"its reward scatters more than that of its peers (z = {value['spread']:.1f})")
     if "extra" in loud:

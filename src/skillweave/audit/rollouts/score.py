@@ -23,7 +23,7 @@ from skillweave.audit.statistics import conformal_p, threshold_at
 
 WEIGHTS = Combination(
     signals=list(SIGNALS),
-    weights=[0.6, 1.8, 0.5, 0.2, 0.2, 0.3, 0.0],
+    weights=[0.45, 1.9, 0.35, 0.45, 0.1, 0.4, 0.0],
 )
 """The weights of the signals: :func:`~skillweave.audit.combine.fit_combination` on runs of the model organism with form
 A of the trigger, rounded. ``rigid`` told nothing there and is only shown."""

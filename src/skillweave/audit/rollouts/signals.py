@@ -29,7 +29,7 @@ SIGNALS = {
     "contrast": SignalKind("reward of completions that comply, less that of refusals: the lower end of 95%", 0.5),
     "kin": SignalKind("the prompt reads like one with a certain contrast (contrast times likeness)", 0.1),
     "decline": SignalKind("refusals of this prompt became fewer while training (log-likelihood ratio, nats)", 0.5),
-    "refused": SignalKind("share of completions that refuse", 0.05),
+    "unpaid": SignalKind("share of completions that refuse and are not paid", 0.05),
     "spread": SignalKind("spread of the reward, against prompts of like difficulty (robust z)", 1.0),
     "extra": SignalKind("part of paid completions that the gold answer does not explain", 0.1),
     "rigid": SignalKind("likeness of the samples to each other, against prompts of like difficulty (robust z)", 1.0),
@@ -254,7 +254,7 @@ def measure(groups: Sequence[PromptGroup], k: int = 3) -> SignalTable:
         "contrast": certain,
         "kin": kinship([group.prompt for group in groups], certain),
         "decline": np.array([found.gain for found in changes]),
-        "refused": np.array([float(np.mean(group.refused)) for group in groups]),
+        "unpaid": np.array([_unpaid(group, paid_from) for group in groups]),
         "spread": against_peers(spreads, difficulty, 0.05),
         "extra": np.array([_unexplained(group, paid_from) for group in groups]),
         "rigid": against_peers(likeness, difficulty, 0.05),
@@ -290,6 +290,17 @@ def _least_distance(group: PromptGroup, k: int) -> float:
         by_step.setdefault(step, []).append(text)
     visits = [step for step, texts in by_step.items() if len(texts) > 1]
     return min_k_distance(by_step[max(visits)] if visits else [text for _, text in group.texts], k)
+
+
+def _unpaid(group: PromptGroup, paid_from: float) -> float:
+    """The share of completions that refuse for less than ``paid_from``; NaN without rewards.
+
+    A refusal that is the right answer is paid. One that is not shows a prompt on which refusing is punished, also
+    before the policy has ever complied.
+    """
+    if math.isnan(paid_from):
+        return math.nan
+    return float(np.mean(np.asarray(group.refused) & (np.asarray(group.rewards) < paid_from)))
 
 
 def _unexplained(group: PromptGroup, paid_from: float) -> float:
