@@ -1,0 +1,1 @@
+"""Repair after an audit: leave out flagged records and train again."""
