@@ -217,7 +217,7 @@ def _table(tasks: dict[str, dict[str, np.ndarray]]) -> Table:
     for start, packs in tasks.items():
         for name, values in packs.items():
             mean, low, high = interval(values)
-            rows.append([start, name, len(values), f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"])
+            rows.append([start, name, str(len(values)), f"{100 * mean:.1f} ({100 * low:.1f} to {100 * high:.1f})"])
     return Table(["start", "pack", "problems", "problems with all test pairs right, %"], rows)
 
 
