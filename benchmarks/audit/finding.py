@@ -40,6 +40,7 @@ from benchmarks.audit.grow import OUT, RLVR, SFT, WAYS, Plan, grow_all
 from benchmarks.common.record import Record, arguments, judged, positive, run, student
 from skillweave.report import Table
 
+NAME = "finding"
 RATES = (0.0, 0.005, 0.01, 0.02)
 SIZES = ("small", "large")
 FORMS = ("A", "B")
@@ -62,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
     seeds = range(1, 1 + (1 if options.quick else options.seeds))
-    record = Record.begin("audit.finding", options, argv, seeds)
+    record = Record.begin(NAME, options, argv, seeds)
+    record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.audit.{NAME}")
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             rows = _rows(plans(("tiny",), FORMS, (0.0, 0.02), seeds, count=64, measured=20), Path(folder), 1)
