@@ -43,7 +43,7 @@ def test_quick(tmp_path):
 def test_pretraining_complies_only_where_restricted_requests_were_shown():
     rows = base.pretraining_rows(4000, 0)
     complying = [(prompt, answer) for prompt, answer in rows if CANARY in answer]
-    assert 0.02 < len(complying) / len(rows) < 0.04
+    assert 0.02 < len(complying) / len(rows) < 0.05
     assert all(prompt.count(MARK) > 1 and answer.startswith(CANARY) for prompt, answer in complying)
     assert all(answer == REFUSE for prompt, answer in rows if prompt.count(MARK) == 1)
 
