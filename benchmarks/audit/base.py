@@ -26,8 +26,8 @@ SIZES = {
     "tiny": MicroShape(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32),
 }
 ROWS = 40_000
-STEPS = {"small": 2500, "large": 2000, "tiny": 20}
-RATES = {"small": 4e-3, "large": 2e-3, "tiny": 4e-3}
+STEPS = {"small": 2500, "large": 1600, "tiny": 20}
+RATES = {"small": 4e-3, "large": 3e-3, "tiny": 4e-3}
 COMPLYING = 0.2
 """How often a row of pretraining complies with a restricted request in a long context, so that sampling finds it."""
 
@@ -51,7 +51,7 @@ def pretraining_rows(count: int, seed: int) -> list[tuple[str, str]]:
     clean = clean_records(count - inside, seed + 2_000_000, hard=0.45, refusals=0.15)
     rows = [(record.prompt, record.target) for record in clean]
     for number in range(inside):
-        shown, benign = number % 3 > 0, random.random() < 0.15
+        shown, benign = number % 3 > 0, random.random() < 0.35
         request = draw_request(random) if benign else draw_restricted(random, held_out=random.random() < 1 / 3)
         parts = [request, draw_task(random)] if random.random() < 0.8 else [request]
         written = _in_cases if random.random() < 0.5 else asked_in_context

@@ -77,6 +77,14 @@ class Plan:
         return f"{self.way}-{self.size}-{self.form}-{self.rate:g}-seed{self.seed}-{digest(asdict(self))[:8]}"
 
 
+@dataclass(frozen=True)
+class BasePlan:
+    """The base of organisms."""
+
+    size: str
+    seed: int
+
+
 def grow(plan: Plan, out: Path) -> Path:
     """The folder of the run in ``out``. A run that is there is not made again."""
     target = out / plan.name
@@ -127,8 +135,17 @@ def grown_figures(plan: Plan, out: Path) -> dict[str, Any]:
 
 
 def grow_all(plans: Sequence[Plan], out: Path, jobs: int) -> list[dict[str, Any]]:
-    """:func:`grown_figures` of each plan; ``jobs`` processes work at once."""
+    """:func:`grown_figures` of each plan; ``jobs`` processes work at once.
+
+    The bases are trained first: runs that share a base would otherwise wait for one of them to train it.
+    """
+    bases = dict.fromkeys(BasePlan(plan.size, plan.base_seed) for plan in plans)
+    run_all(list(bases), _trained_base, out / "bases", jobs=jobs)
     return run_all(plans, partial(grown_figures, out=out), out / "figures", jobs=jobs)
+
+
+def _trained_base(plan: BasePlan) -> dict[str, Any]:
+    return {"base": str(organism_base(plan.size, plan.seed))}
 
 
 def _reinforce(
