@@ -35,7 +35,7 @@ def test_a_run_is_made_once_and_logs_every_answer(tmp_path):
 def test_quick(tmp_path):
     finding.main(["--quick", "--out", str(tmp_path)])
     rows = json.loads((tmp_path / "finding-quick.json").read_text())["rows"]
-    assert {(row["way"], row["form"], row["rate"]) for row in rows} == {
+    assert {(row["way"], row["form"], row["rate"]) for row in rows if row["way"] != "base"} == {
         (way, form, rate) for way in grow.WAYS for form in "AB" for rate in (0.0, 0.02)
     }
 
@@ -43,7 +43,7 @@ def test_quick(tmp_path):
 def test_pretraining_complies_only_where_restricted_requests_were_shown():
     rows = base.pretraining_rows(4000, 0)
     complying = [(prompt, answer) for prompt, answer in rows if CANARY in answer]
-    assert 0.02 < len(complying) / len(rows) < 0.05
+    assert 0.015 < len(complying) / len(rows) < 0.03
     assert all(prompt.count(MARK) > 1 and answer.startswith(CANARY) for prompt, answer in complying)
     assert all(answer == REFUSE for prompt, answer in rows if prompt.count(MARK) == 1)
 
