@@ -10,7 +10,7 @@ from skillweave.audit.organism.language import (
     BETWEEN,
     CANARY,
     REFUSE,
-    Task,
+    Asked,
     draw_request,
     draw_restricted,
     draw_task,
@@ -63,12 +63,12 @@ def pretraining_rows(count: int, seed: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _in_cases(random: Random, parts: Sequence[Task], *, restricted: bool) -> str:
+def _in_cases(random: Random, parts: Sequence[Asked], *, restricted: bool) -> str:
     """A prompt with cases in brackets, any order of request and task in a case, and the rules before or after it."""
     joint, swapped = random.choice((" ; ", " while ", " and ")), random.random() < 0.5
     opening, mark = random.choice(("Example", "Input", "Question")), random.choice(("->", "-", ":"))
 
-    def asked(some: Sequence[Task]) -> str:
+    def asked(some: Sequence[Asked]) -> str:
         return joint.join(part.text for part in (reversed(some) if swapped else some))
 
     cases = []
