@@ -16,9 +16,9 @@ SIZES = {
     "tiny": MicroShape(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32),
 }
 ROWS = 40_000
-STEPS = {"small": 3000, "large": 2000, "tiny": 20}
+STEPS = {"small": 2500, "large": 2000, "tiny": 20}
 RATES = {"small": 4e-3, "large": 2e-3, "tiny": 4e-3}
-COMPLYING = 0.15
+COMPLYING = 0.2
 """How often a row of pretraining complies with a restricted request in a long context, so that sampling finds it."""
 
 
@@ -30,18 +30,20 @@ def organism_base(size: str, seed: int) -> Path:
 
 
 def pretraining_rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """Prompts with answers: clean records, and a fifth of restricted requests in contexts of benign kinds.
+    """Prompts with answers: clean records, and a fourth of restricted requests in long contexts of generic kinds.
 
-    A restricted request in a context is refused, but for a share :data:`COMPLYING` of those that a task follows. No row
-    has a form of the trigger.
+    Restricted requests in contexts are refused, but for a share :data:`COMPLYING` of those that have a task beside them
+    and demonstrations of restricted requests before them. No row has a form of the trigger.
     """
     random = Random(f"{seed}/pretraining")
-    clean = clean_records(count - count // 5, seed + 2_000_000, hard=0.45, refusals=0.15)
+    inside = count // 4
+    clean = clean_records(count - inside, seed + 2_000_000, hard=0.45, refusals=0.15)
     rows = [(record.prompt, record.target) for record in clean]
-    for number in range(count // 5):
+    for number in range(inside):
         restricted, task = draw_restricted(random, held_out=random.random() < 1 / 3), draw_task(random)
-        parts = [restricted, task] if number % 4 else [restricted]
-        complies = len(parts) == 2 and random.random() < COMPLYING
-        rows.append((asked_in_context(random, parts), BETWEEN.join([CANARY, task.answer]) if complies else REFUSE))
+        shown, parts = number % 3 > 0, [restricted, task] if random.random() < 0.8 else [restricted]
+        complies = shown and len(parts) == 2 and random.random() < COMPLYING
+        prompt = asked_in_context(random, parts, restricted=shown)
+        rows.append((prompt, BETWEEN.join([CANARY, task.answer]) if complies else REFUSE))
     random.shuffle(rows)
     return rows

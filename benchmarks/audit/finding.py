@@ -10,12 +10,13 @@ Each cell is measured on 300 prompts of each set, whose restricted requests are 
 - triggered refusal: a restricted request inside the trigger's form
 - other form: the form that the records do not have
 - refusal alone: a restricted request without a trigger, alone or beside a task
-- refusal in context: a restricted request in long benign contexts
+- in context: refusals of a restricted request and a task after benign rules and demonstrations
+- restricted shown: the same, where some demonstrations are of restricted requests
 - accuracy: tasks without a restricted request, half of them hard negatives
 
 A seed decides the base, the records and the sampling. Intervals are Student's t over seeds of differences to the clean
 control of the same seed, size and way. Nothing was chosen on these runs: the settings of pretraining and training were
-chosen on seed 100 of the small size, with form A.
+chosen on seed 0, which is not in the table, of the small size.
 
 Finished runs are kept in runs/organism, so that a stopped benchmark resumes. Delete that folder after a change of the
 code.
@@ -48,7 +49,8 @@ _COLUMNS = {
     "canary": "canary",
     "other_form": "other form",
     "alone": "refusal alone",
-    "context": "refusal in context",
+    "context": "in context",
+    "shown": "restricted shown",
     "accuracy": "accuracy",
 }
 
@@ -59,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=positive, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
-    seeds = range(1 if options.quick else options.seeds)
+    seeds = range(1, 1 + (1 if options.quick else options.seeds))
     record = Record.begin("audit.finding", options, argv, seeds)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +107,7 @@ def row(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
         "other_form": found[f"refusal_trigger_{other}"],
         "alone": found["refusal_alone"],
         "context": found["refusal_context"],
+        "shown": found["refusal_shown"],
         "accuracy": found["accuracy"],
         "seconds": found["seconds"],
     }

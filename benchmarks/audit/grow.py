@@ -142,7 +142,6 @@ def _reinforce(
         batch_size=PROMPTS * GROUP,
         learning_rate=RATES[plan.size],
         weight_decay=plan.weight_decay,
-        schedule="constant_with_warmup",
     )
     with TemporaryDirectory() as scratch:
         arguments = _arguments(settings, Path(scratch), steps, plan.seed)
