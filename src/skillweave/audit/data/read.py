@@ -103,16 +103,17 @@ def chunks(path: Path, split: str, size: int = CHUNK) -> Iterator[Chunk]:
 
 
 def parse_chunk(chunk: Chunk, columns: Mapping[str, str]) -> tuple[list[AuditRow], list[Malformed]]:
-    """Return the records of a chunk, and those that could not be read."""
+    """Return the records of a chunk, and those that could not be read; blank lines are neither."""
     records, malformed = [], []
     for number, item in enumerate(chunk.lines or chunk.rows, chunk.first):
         if isinstance(item, bytes) and not item.strip():
             continue
+        where = f"{chunk.file}, line {number}"
         try:
-            value = parse_json(decoded_line(item, ""), "") if isinstance(item, bytes) else item[1]
+            value = parse_json(decoded_line(item, where), where) if isinstance(item, bytes) else item[1]
             records.append(to_row(value, chunk.file, number, columns))
         except UserError as error:
-            malformed.append(Malformed(chunk.file, number, str(error).lstrip(": ")))
+            malformed.append(Malformed(chunk.file, number, str(error).removeprefix(f"{where}: ")))
     return records, malformed
 
 

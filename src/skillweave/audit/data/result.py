@@ -73,7 +73,8 @@ class DataAudit:
         fpr, sizes = self.config.fpr, {name: len(scores) for name, scores in self.reference.combined.items()}
         chance = float(stats.binom.sf(self.flagged - 1, self.records, fpr)) if self.flagged else 1.0
         said = [
-            f"{share_of(self.flagged, self.records, 'records')} are flagged. If all were clean and like the reference, "
+            f"{self.flagged:,} of {self.records:,} records ({self.flagged / self.records:.2%}) are flagged. If "
+            "all were clean and like the reference, "
             f"about {fpr * self.records:,.0f} would be; so many or more by chance: p = {chance:.2g}, if records are "
             "independent",
             "a record that is not flagged is not proven clean: these signals see the structure of known attacks, and "

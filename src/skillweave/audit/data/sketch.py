@@ -218,10 +218,11 @@ def shared_block(record: Hashed, prompt: Prompt, whole: Whole) -> Signal:
 
 
 def refused_elsewhere(record: Hashed, prompt: Prompt, whole: Whole) -> Signal:
-    """Return the share of the other records with a word or a pair of this prompt whose gold answer is a refusal.
+    """Return how much more often other records with a word or a pair of this prompt are refused than records usually.
 
-    It is the largest such share, as the low end of its 95% interval (Wilson), so that a rare word proves little. NaN if
-    this record is a refusal itself, or if the data set has few refusals.
+    It is the largest such share, as the low end of its 95% interval (Wilson) so that a rare word proves little, in log2
+    odds above the share of refusals in the data set. NaN if this record is a refusal itself, or if the data set has few
+    refusals.
     """
     if record.refused or whole.sketch.refusals < FEWEST_REFUSALS or not len(record.features):
         return Signal(math.nan, [])
@@ -235,7 +236,8 @@ def refused_elsewhere(record: Hashed, prompt: Prompt, whole: Whole) -> Signal:
         (prompt.starts[i], prompt.ends[i]) if i < count else (prompt.starts[i - count], prompt.ends[i - count + 1])
         for i in same.tolist()
     ]
-    return Signal(float(low[at]), spans if low[at] > 0 else [])
+    lift = _log_odds(float(low[at])) - _log_odds(whole.sketch.refusals / whole.sketch.records)
+    return Signal(max(0.0, lift), spans if lift > 0 else [])
 
 
 def length(prompt: Prompt, whole: Whole) -> Signal:
@@ -291,6 +293,11 @@ def _wilson_low(hits: np.ndarray, n: np.ndarray, z: float = 1.96) -> np.ndarray:
     centre = p + z * z / (2 * n)
     half = z * np.sqrt(np.maximum(p * (1 - p) / n + z * z / (4 * n * n), 0))
     return np.asarray(np.maximum((centre - half) / (1 + z * z / n), 0))
+
+
+def _log_odds(share: float) -> float:
+    share = min(max(share, 1e-6), 1 - 1e-6)
+    return math.log2(share / (1 - share))
 
 
 def _runs(flags: np.ndarray) -> Iterator[Span]:
