@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ LEFT_OUT = 0.4
 RIDGE = 0.02
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     clean = {
         family: np.concatenate([score_matrix(clean_family(family, "reference", SIZE, seed)) for seed in range(SETS)])
