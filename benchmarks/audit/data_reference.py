@@ -32,6 +32,10 @@ SETS, SIZE = 2, 4000
 RATES = (0.005, 0.01, 0.02)
 LEFT_OUT = 0.4
 """The chance that a signal of a poisoned record is left out while the weights are fitted."""
+WORDED_LEFT_OUT = 0.5
+"""The chance that all signals that depend on wording and layout are left out at once: another attack may word its
+records so that no list of words and no layout fits. Chosen on form A and its adaptive variants."""
+WORDED = ("requests", "uncovered", "conditions", "shots", "contrast", "stances")
 RIDGE = 0.02
 
 
@@ -48,7 +52,10 @@ def main(argv: Sequence[str]) -> None:
     surprises = bare.surprises(bad)
     draw = np.random.default_rng(0)
     copies = {s: np.tile(v, 8) for s, v in surprises.items()}
-    masked = {s: np.where(draw.random(len(v)) < LEFT_OUT, 0.0, v) for s, v in copies.items()}
+    unworded = draw.random(8 * len(bad)) < WORDED_LEFT_OUT
+    masked = {
+        s: np.where((draw.random(len(v)) < LEFT_OUT) | (unworded & (s in WORDED)), 0.0, v) for s, v in copies.items()
+    }
     good = bare.surprises(np.concatenate([values[::2] for values in clean.values()]))
     weights = fit_combination(masked, good, list(SIGNALS), ridge=RIDGE)
     rounded = Combination(

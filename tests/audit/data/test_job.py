@@ -68,8 +68,9 @@ def test_own_clean_records_set_the_threshold(data: Path, tmp_path: Path) -> None
     assert audit.clean_records == 400
     assert len(audit.reference.combined["clean sample"]) == 200
     assert 24 <= audit.flagged <= 24 + 0.04 * 1200
-    with pytest.raises(UserError, match="400 clean records"):
-        audit_data(config.model_copy(update={"fpr": 0.001}))
+    write_records(clean, clean_records(150, 99))
+    with pytest.raises(UserError, match="150 clean records"):
+        audit_data(config.model_copy(update={"data": str(clean)}))
 
 
 def test_no_usable_record_is_a_mistake_that_names_the_first_reason(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class Suspect:
 
 
 @dataclass(frozen=True)
-class Group:
+class SuspectGroup:
     """Flagged records with nearly the same blocks; ``members`` are indices into the suspects, best first."""
 
     members: list[int]
@@ -66,7 +66,7 @@ class DataAudit:
     sources: Counter[str] = field(default_factory=Counter)
     flagged_sources: Counter[str] = field(default_factory=Counter)
     suspects: list[Suspect] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
+    groups: list[SuspectGroup] = field(default_factory=list)
 
     def sentences(self) -> list[str]:
         """Return the result in sentences: the evidence, how sure it is, and what was left out."""
@@ -113,7 +113,7 @@ class DataAudit:
         return said
 
 
-def groups_of(suspects: Sequence[Suspect]) -> list[Group]:
+def groups_of(suspects: Sequence[Suspect]) -> list[SuspectGroup]:
     """Return groups of at least 2 suspects whose prompts share most of their blocks (MinHash, LSH), largest first."""
     index = MinHashLSH(threshold=ALIKE, num_perm=_PERMUTATIONS)
     group_of: dict[int, int] = {}
@@ -128,7 +128,7 @@ def groups_of(suspects: Sequence[Suspect]) -> list[Group]:
         group_of[at] = group
         members.setdefault(group, []).append(at)
         index.insert(at, sketch)
-    found = [Group(group) for group in members.values() if len(group) > 1]
+    found = [SuspectGroup(group) for group in members.values() if len(group) > 1]
     return sorted(found, key=lambda group: -len(group.members))
 
 
