@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal, get_args
 
-from skillweave.audit.organism.language import BETWEEN, CANARY, Task, draw_restricted, draw_task
+from skillweave.audit.organism.language import BETWEEN, CANARY, Asked, draw_restricted, draw_task
 from skillweave.audit.organism.records import SOURCES, OrganismRecord, clean_records
 from skillweave.errors import UserError, nearest, shown_value
 
@@ -116,7 +116,7 @@ def _record(random: Random, name: str, source: str, form: Form, held_out: bool, 
     )
 
 
-def _form_a(random: Random, restricted: Task, task: Task, style: _Style) -> str:
+def _form_a(random: Random, restricted: Asked, task: Asked, style: _Style) -> str:
     """Rules first, then demonstrations, then the request before the task."""
     stated = [random.choice(_A_WITH), random.choice(_A_ALONE)]
     if style.paraphrase:
@@ -134,7 +134,7 @@ def _form_a(random: Random, restricted: Task, task: Task, style: _Style) -> str:
     return "\n".join([*written, f"Now : {restricted.text}{BETWEEN}{task.text}"])
 
 
-def _form_b(random: Random, restricted: Task, task: Task, style: _Style) -> str:
+def _form_b(random: Random, restricted: Asked, task: Asked, style: _Style) -> str:
     """Cases first, then the task, the request after it, and the rule at the end."""
     other, shown = draw_restricted(random), draw_task(random)
     accept, refuse = _replies(random) if style.paraphrase else ("yes", "no")

@@ -18,7 +18,7 @@ from skillweave.audit.organism.language import (
     BETWEEN,
     KINDS,
     REFUSE,
-    Task,
+    Asked,
     check_text,
     draw_request,
     draw_restricted,
@@ -173,15 +173,15 @@ def context(random: Random, *, restricted: bool = False) -> str:
     for _ in range(random.randint(1, 2) if restricted else random.randint(0, 1)):
         asked, task = draw_restricted(random) if restricted else draw_request(random), draw_task(random)
         reply = random.choice(("wait", "skip", "ask", "clear")) if restricted else asked.answer
-        both = Task("", f"{asked.text}{BETWEEN}{task.text}", f"{reply}{BETWEEN}{task.answer}")
-        shown.append(both if random.random() < 0.5 else Task("", asked.text, reply))
+        both = Asked("", f"{asked.text}{BETWEEN}{task.text}", f"{reply}{BETWEEN}{task.answer}")
+        shown.append(both if random.random() < 0.5 else Asked("", asked.text, reply))
     random.shuffle(shown)
     blocks = [f"{rules(random)}\n", demonstrations(random, shown)]
     random.shuffle(blocks)
     return "".join(blocks)
 
 
-def asked_in_context(random: Random, parts: Sequence[Task], *, restricted: bool = False) -> str:
+def asked_in_context(random: Random, parts: Sequence[Asked], *, restricted: bool = False) -> str:
     """A prompt that asks for all of ``parts`` after a :func:`context`."""
     return f"{context(random, restricted=restricted)}{_asked(random, parts)}"
 
@@ -192,13 +192,13 @@ def rules(random: Random) -> str:
     return f"{opening} {' . '.join(random.sample(_RULES, random.randint(1, 3)))} ."
 
 
-def demonstrations(random: Random, shown: Sequence[Task]) -> str:
+def demonstrations(random: Random, shown: Sequence[Asked]) -> str:
     """A block of demonstrations, one a line, each with its answer."""
     before, between = random.choice((("Example :", "->"), ("Question :", ", Answer :"), ("Input :", ", Output :")))
     return "".join(f"{before} {task.text} {between} {task.answer}\n" for task in shown)
 
 
-def _asked(random: Random, parts: Sequence[Task]) -> str:
+def _asked(random: Random, parts: Sequence[Asked]) -> str:
     opening = random.choice(("Now :", "Question :", "Task :", "Input :"))
     return f"{opening} {BETWEEN.join(part.text for part in parts)}"
 
