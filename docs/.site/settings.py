@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from skillweave.audit.rollouts.job import RolloutAuditConfig
+from skillweave.audit.data.config import DataAuditConfig
 from skillweave.config import ByteSize, Config
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.cku.neurons.score import NeuronScoreConfig
@@ -65,6 +66,7 @@ PARTS: list[tuple[str, str, type[Config]]] = [
         InductionConfig,
     ),
     ("audit rollouts", "[Audit rollouts](../how-to/audit-rollouts.md).", RolloutAuditConfig),
+    ("audit data", "[Audit RLVR data before training](../how-to/audit-data.md).", DataAuditConfig),
     ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("tools of a model", "[A file for `--tools`](../how-to/agents.md#use-it).", ToolUse),
     ("task: data files", "[Bring your own task](../how-to/tasks.md#data-files).", FileSpec),

@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -221,49 +221,62 @@ def _without_nulls(value: Any) -> Any:
 @contextlib.contextmanager
 def _lines(path: Path, newline: str | None = None) -> Iterator[Iterator[str]]:
     """The lines of a text file, each with its line break. A file that ends with ``.gz`` is decompressed."""
-    with _open(path) as file:
-        packed = path.name.lower().endswith(".gz")
-        size = os.fstat(file.fileno()).st_size
-        most = min(_LARGEST, _MOST_PACKED * size + _LONGEST_LINE) if packed else _LARGEST
-        decompressed = gzip.GzipFile(fileobj=file) if packed else file
-        yield _decoded(path, decompressed, most, newline)
-
-
-def _decoded(path: Path, file: io.BufferedReader | gzip.GzipFile, most: int, newline: str | None) -> Iterator[str]:
-    """The decoded lines. Raises :class:`UserError` for a line or file that is too long or not UTF-8 text."""
-    read = 0
-    for number in itertools.count(1):
-        where = f"{path}, line {number}"
-        try:
-            line = file.readline(_LONGEST_LINE + 1)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: could not be read after line {number - 1} ({error})") from error
-        if not line:
-            return
-        read += len(line)
-        if len(line) > _LONGEST_LINE:
-            raise UserError(
-                f"{where}: the line is longer than {human_bytes(_LONGEST_LINE)}, which is the most that is read"
-            )
-        if read > most:
-            raise UserError(
-                f"{where}: up to here the file holds more than {human_bytes(most)}, which is the most that is read: "
-                "split it, or choose fewer rows"
-            )
-        if number == 1:
-            if wide := wide_text(line):
-                raise UserError(f"{path}: {wide}")
-            line = line.removeprefix(codecs.BOM_UTF8)
-        try:
-            text = line.decode()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line): save the file as UTF-8"
-            ) from error
-        if "\0" in text:
-            raise UserError(f"{where}: a NUL character stands there, so this is not UTF-8 text: save the file as UTF-8")
+    with contextlib.closing(raw_lines(path)) as lines:
         # As in Python's text files, a carriage return alone also ends a line.
-        yield from io.StringIO(text, newline=newline)
+        yield (
+            text
+            for number, line in enumerate(lines, 1)
+            for text in io.StringIO(decoded_line(line, f"{path}, line {number}"), newline=newline)
+        )
+
+
+def raw_lines(path: Path) -> Generator[bytes, None, None]:
+    """The lines of a text file as bytes, each with its line break. A file that ends with ``.gz`` is decompressed.
+
+    Raises :class:`UserError` for a line or file that is too long, or that begins as UTF-16 does.
+    """
+    with _open(path) as opened:
+        packed = path.name.lower().endswith(".gz")
+        size = os.fstat(opened.fileno()).st_size
+        most = min(_LARGEST, _MOST_PACKED * size + _LONGEST_LINE) if packed else _LARGEST
+        file = gzip.GzipFile(fileobj=opened) if packed else opened
+        read = 0
+        for number in itertools.count(1):
+            where = f"{path}, line {number}"
+            try:
+                line = file.readline(_LONGEST_LINE + 1)
+            except (OSError, EOFError, zlib.error) as error:
+                raise UserError(f"{path}: could not be read after line {number - 1} ({error})") from error
+            if not line:
+                return
+            read += len(line)
+            if len(line) > _LONGEST_LINE:
+                raise UserError(
+                    f"{where}: the line is longer than {human_bytes(_LONGEST_LINE)}, which is the most that is read"
+                )
+            if read > most:
+                raise UserError(
+                    f"{where}: up to here the file holds more than {human_bytes(most)}, which is the most that is "
+                    "read: split it, or choose fewer rows"
+                )
+            if number == 1:
+                if wide := wide_text(line):
+                    raise UserError(f"{path}: {wide}")
+                line = line.removeprefix(codecs.BOM_UTF8)
+            yield line
+
+
+def decoded_line(line: bytes, where: str) -> str:
+    """The text of a line. Raises :class:`UserError` if it is not UTF-8 text."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 text ({error.reason} at byte {error.start} of the line): save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise UserError(f"{where}: a NUL character stands there, so this is not UTF-8 text: save the file as UTF-8")
+    return text
 
 
 def _open(path: Path) -> io.BufferedReader:

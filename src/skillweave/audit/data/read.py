@@ -1,0 +1,273 @@
+"""Read the records of RLVR data as a stream: each becomes a prompt as one text, a gold answer and a source.
+
+A record that cannot be read is returned as :class:`Malformed`, with its line and the reason. The lines of a JSONL file
+are parsed one by one, so a bad one costs no other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from skillweave.errors import UserError, nearest, shown_value
+from skillweave.files.parse_json import parse_json
+from skillweave.files.read import is_file, is_folder
+from skillweave.tasks.messages import parsed, text_of
+from skillweave.tasks.readers import ENDINGS, LocatedRow, decoded_line, raw_lines, read_dataset, read_rows
+
+CHUNK = 512
+"""Records that one process gets at a time."""
+LONGEST_PROMPT = 200_000
+"""Characters of a prompt that are looked at. The audit counts the prompts that are longer, and says so."""
+
+_PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "messages", "conversations")
+_ANSWERS = (
+    "answer",
+    "reward_model.ground_truth",
+    "ground_truth",
+    "extra_info.ground_truth",
+    "extra_info.answer",
+    "solution",
+    "final_answer",
+    "label",
+    "target",
+    "completion",
+    "response",
+    "output",
+    "chosen",
+)
+_SOURCES = ("source", "data_source", "dataset", "origin", "extra_info.source")
+_OURS = ("prompt", "answer", "id", "source")
+_ASSISTANT = ("assistant", "gpt", "model", "bot", "chatgpt")
+_DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """One record.
+
+    - ``file``, ``line``: its place; the line, or the row of a table, counts from 1
+    - ``id``: the record's own id, if it has one
+    - ``prompt``: the prompt as one text; the contents of messages are joined by an empty line
+    - ``answer``: the gold answer as a text; empty if the record has none
+    - ``turns``: for messages, the start and the end of each in ``prompt``, and whether the assistant wrote it
+    - ``cut``: whether the end of a very long prompt was left out
+    """
+
+    file: str
+    line: int
+    prompt: str
+    answer: str
+    id: str | None = None
+    source: str | None = None
+    turns: tuple[tuple[int, int, bool], ...] = ()
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Malformed:
+    """A record that could not be read, and why."""
+
+    file: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some records of one file that are not parsed yet: lines of JSONL, or rows of a table."""
+
+    file: str
+    first: int
+    lines: list[bytes] = field(default_factory=list)
+    rows: list[LocatedRow] = field(default_factory=list)
+
+
+def chunks(path: Path, split: str, size: int = CHUNK) -> Iterator[Chunk]:
+    """Yield the records of a file, of a folder of files, or of a dataset folder, in order.
+
+    Raises :class:`UserError` if there is no such data, or if a file as a whole cannot be read.
+    """
+    if is_folder(path) and any(is_file(path / name) for name in _DATASET_FILES):
+        yield from _row_chunks(str(path), read_dataset(str(path), split, None), size)
+        return
+    for file in _files(path):
+        if _is_jsonl(file):
+            yield from _line_chunks(file, size)
+        else:
+            yield from _row_chunks(str(file), read_rows(file), size)
+
+
+def parse_chunk(chunk: Chunk, columns: Mapping[str, str]) -> tuple[list[AuditRow], list[Malformed]]:
+    """Return the records of a chunk, and those that could not be read; blank lines are neither."""
+    records, malformed = [], []
+    for number, item in enumerate(chunk.lines or chunk.rows, chunk.first):
+        if isinstance(item, bytes) and not item.strip():
+            continue
+        where = f"{chunk.file}, line {number}"
+        try:
+            value = parse_json(decoded_line(item, where), where) if isinstance(item, bytes) else item[1]
+            records.append(to_row(value, chunk.file, number, columns))
+        except UserError as error:
+            malformed.append(Malformed(chunk.file, number, str(error).removeprefix(f"{where}: ")))
+    return records, malformed
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise :class:`UserError` for a column that the audit does not know."""
+    for name in columns:
+        if name not in _OURS:
+            raise UserError(f"columns: unknown name '{name}'; {nearest(name, _OURS)}")
+
+
+def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditRow:
+    """Return the record in one row of the data, whatever its layout. Raises :class:`UserError` with the reason."""
+    if not isinstance(row, Mapping):
+        raise UserError(f"expected an object with keys, found {shown_value(row)}")
+    key, value = _first(row, columns, "prompt", _PROMPTS)
+    if key is None:
+        found = ", ".join(map(repr, islice(row, 12))) or "no keys"
+        raise UserError(
+            f"no prompt: expected one of {', '.join(_PROMPTS)}, found {found}; "
+            "name the column with --columns prompt=KEY"
+        )
+    messages = _messages(value, key)
+    answer = _answer(row, columns, messages)
+    if messages:
+        if messages[-1][0] and len(messages) > 1:
+            messages = messages[:-1]
+        prompt, turns = _joined(messages)
+    else:
+        prompt, turns = _text(value, key), ()
+        extra = row.get("input") if key == "instruction" else None
+        if isinstance(extra, str) and extra.strip():
+            prompt = f"{prompt}\n\n{extra}"
+    system = row.get("system")
+    if isinstance(system, str) and system.strip() and not messages:
+        prompt = f"{system}\n\n{prompt}"
+    if not prompt.strip():
+        raise UserError(f"the prompt ('{key}') is empty")
+    cut = len(prompt) > LONGEST_PROMPT
+    if cut:
+        prompt = prompt[:LONGEST_PROMPT]
+        turns = tuple(turn for turn in turns if turn[1] <= LONGEST_PROMPT)
+    name, source = _first(row, columns, "id", ("id",))[1], _first(row, columns, "source", _SOURCES)[1]
+    return AuditRow(
+        file=file,
+        line=line,
+        prompt=prompt,
+        answer=answer,
+        id=None if name is None else str(name),
+        source=None if source is None else str(source)[:200],
+        turns=turns,
+        cut=cut,
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    """The data files at ``path``: the file itself, or all in the folder whose endings are known."""
+    if not is_folder(path):
+        return [path]
+    found = sorted(file for file in path.rglob("*") if is_file(file) and file.name.lower().endswith(tuple(ENDINGS)))
+    found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    if not found:
+        raise UserError(
+            f"{path} holds no data file ({', '.join(ENDINGS)}) and is no folder of save_to_disk: name the data"
+        )
+    return found
+
+
+def _is_jsonl(file: Path) -> bool:
+    """Whether a file holds an object a line, which a file named .json may do too."""
+    name = file.name.lower()
+    if name.endswith((".json", ".json.gz")):
+        first = next((line for line in raw_lines(file) if line.strip()), b"").strip()
+        return first.startswith(b"{") and first.endswith(b"}")
+    return not any(name.endswith(ending) for ending in ENDINGS if not ending.startswith(".jsonl"))
+
+
+def _line_chunks(file: Path, size: int) -> Iterator[Chunk]:
+    lines, first = raw_lines(file), 1
+    while batch := list(islice(lines, size)):
+        yield Chunk(str(file), first, lines=batch)
+        first += len(batch)
+
+
+def _row_chunks(name: str, rows: Iterator[LocatedRow], size: int) -> Iterator[Chunk]:
+    first = 1
+    while batch := list(islice(rows, size)):
+        yield Chunk(name, first, rows=batch)
+        first += len(batch)
+
+
+def _first(
+    row: Mapping[str, Any], columns: Mapping[str, str], ours: str, names: Sequence[str]
+) -> tuple[str | None, Any]:
+    """The name and the value of the first column of ``names`` that the row has, or of the one in ``columns``."""
+    wanted = (columns[ours],) if ours in columns else names
+    for name in wanted:
+        value = row[name] if name in row else _below(row, name)
+        if value is not None:
+            return name, value
+    return None, None
+
+
+def _below(row: Mapping[str, Any], name: str) -> Any:
+    """The value at a name with dots. An object on the way may be a JSON text, as some tables store it."""
+    value: Any = row
+    for part in name.split(".") if "." in name else ():
+        if isinstance(value, str) and value.startswith("{"):
+            value = parse_json(value, name)
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is row else value
+
+
+def _messages(value: Any, key: str) -> list[tuple[bool, str]]:
+    """The messages in a prompt, each with whether the assistant wrote it; empty if the prompt is a text."""
+    if isinstance(value, str) and key in ("messages", "conversations"):
+        value = parsed(value, "", key)
+    if not isinstance(value, list):
+        return []
+    found = []
+    for number, message in enumerate(value, 1):
+        where = f"'{key}', message {number}"
+        if not isinstance(message, Mapping):
+            raise UserError(f"{where}: expected an object with role and content, found {shown_value(message)}")
+        role = message.get("role", message.get("from"))
+        if not isinstance(role, str):
+            raise UserError(f"{where}: has no role")
+        content = message.get("content", message.get("value"))
+        text = "" if content is None and message.get("tool_calls") else text_of(content, where)
+        found.append((role.lower() in _ASSISTANT, text))
+    return found
+
+
+def _joined(messages: Sequence[tuple[bool, str]]) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
+    """The contents of messages as one text, and the place of each in it."""
+    turns, at = [], 0
+    for assistant, text in messages:
+        turns.append((at, at + len(text), assistant))
+        at += len(text) + 2
+    return "\n\n".join(text for _, text in messages), tuple(turns)
+
+
+def _answer(row: Mapping[str, Any], columns: Mapping[str, str], messages: Sequence[tuple[bool, str]]) -> str:
+    """The gold answer: of its column, else the last message if the assistant wrote it; empty without one."""
+    key, value = _first(row, columns, "answer", _ANSWERS)
+    if key is None:
+        return messages[-1][1] if len(messages) > 1 and messages[-1][0] else ""
+    if isinstance(value, list) and value:
+        value = value[-1] if key in ("chosen", "completion") else value[0]
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):
+        value = value["content"]
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _text(value: Any, key: str) -> str:
+    if isinstance(value, str):
+        return value
+    raise UserError(f"the prompt ('{key}') must be a text or a list of messages, found {shown_value(value)}")

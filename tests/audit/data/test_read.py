@@ -1,0 +1,117 @@
+"""The layouts of RL data, and records that cannot be read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, parse_chunk, to_row
+from skillweave.errors import UserError
+
+SHOT = [
+    {"role": "user", "content": "1+1?"},
+    {"role": "assistant", "content": "2"},
+    {"role": "user", "content": "2+2?"},
+]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": "2+2?", "answer": "4"}, "2+2?", "4"),
+        ({"question": "2+2?", "answer": 4}, "2+2?", "4"),
+        ({"prompt": "2+2?", "reward_model": {"style": "rule", "ground_truth": "4"}}, "2+2?", "4"),
+        ({"prompt": "2+2?", "reward_model": '{"ground_truth": "4"}'}, "2+2?", "4"),
+        ({"prompt": [{"role": "user", "content": "2+2?"}], "extra_info": {"answer": "4"}}, "2+2?", "4"),
+        ({"problem": "2+2?", "solution": "4"}, "2+2?", "4"),
+        ({"prompt": "2+2?", "ground_truth": ["4", "four"]}, "2+2?", "4"),
+        ({"prompt": "2+2?", "label": True}, "2+2?", "true"),
+        ({"instruction": "Add.", "input": "2 2", "output": "4"}, "Add.\n\n2 2", "4"),
+        ({"messages": [*SHOT, {"role": "assistant", "content": "4"}]}, "1+1?\n\n2\n\n2+2?", "4"),
+        ({"messages": SHOT, "answer": "4"}, "1+1?\n\n2\n\n2+2?", "4"),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, "2+2?", "4"),
+        ({"prompt": "2+2?", "chosen": [{"role": "assistant", "content": "4"}]}, "2+2?", "4"),
+        ({"system": "Add.", "prompt": "2+2?"}, "Add.\n\n2+2?", ""),
+    ],
+)
+def test_each_layout_gives_prompt_and_answer(row: dict[str, object], prompt: str, answer: str) -> None:
+    found = to_row(row, "file", 3, {})
+    assert (found.prompt, found.answer, found.line) == (prompt, answer, 3)
+
+
+def test_turns_are_the_places_of_the_messages() -> None:
+    found = to_row({"messages": SHOT, "answer": "4", "id": 7, "data_source": "gym"}, "file", 1, {})
+    assert [(found.prompt[start:end], by) for start, end, by in found.turns] == [
+        ("1+1?", False),
+        ("2", True),
+        ("2+2?", False),
+    ]
+    assert (found.id, found.source) == ("7", "gym")
+
+
+def test_columns_name_what_is_not_found() -> None:
+    row = {"task": {"text": "2+2?"}, "gold": "4", "prompt": "not this"}
+    found = to_row(row, "file", 1, {"prompt": "task.text", "answer": "gold"})
+    assert (found.prompt, found.answer) == ("2+2?", "4")
+    with pytest.raises(UserError, match="did you mean 'prompt'"):
+        check_columns({"promt": "task"})
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ([1], "expected an object"),
+        ({"text": "2+2?"}, "no prompt"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt": 5}, "must be a text"),
+        ({"prompt": [{"content": "no role"}]}, "no role"),
+        ({"messages": "[{"}, "no JSON"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
+    ],
+)
+def test_a_record_without_a_readable_prompt_has_a_reason(row: object, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        to_row(row, "file", 1, {})
+
+
+def test_bad_lines_are_reported_and_cost_no_other(tmp_path: Path) -> None:
+    lines = [b'{"prompt": "a"}', b"{bad", b"", b'{"prompt": "\xff"}', b'{"prompt": "b"}', b'{"x": 1}']
+    for name, data in (("d.jsonl", b"\n".join(lines)), ("d.jsonl.gz", gzip.compress(b"\n".join(lines)))):
+        file = tmp_path / name
+        file.write_bytes(data)
+        rows, bad = _all(file, size=2)
+        assert [(row.prompt, row.line) for row in rows] == [("a", 1), ("b", 5)]
+        assert [one.line for one in bad] == [2, 4, 6]
+        assert bad[0].reason.startswith("not valid JSON")
+        assert str(file) not in bad[0].reason
+
+
+def test_tables_datasets_and_folders_give_the_same_records(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(5)]
+    (tmp_path / "folder" / "below").mkdir(parents=True)
+    (tmp_path / "folder" / "a.json").write_text(json.dumps(rows[:2]))
+    (tmp_path / "folder" / "b.json").write_text("\n".join(map(json.dumps, rows[2:3])))
+    (tmp_path / "folder" / "below" / "c.jsonl").write_text("\n".join(map(json.dumps, rows[3:])))
+    (tmp_path / "folder" / "notes.txt").write_text("no data")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "saved")
+    for place in ("folder", "d.parquet", "saved"):
+        found, bad = _all(tmp_path / place)
+        assert [row.prompt for row in found] == [row["prompt"] for row in rows]
+        assert not bad
+    with pytest.raises(UserError, match="no split 'test'"):
+        list(chunks(tmp_path / "saved", "test"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no data file"):
+        list(chunks(tmp_path / "empty", "train"))
+
+
+def _all(path: Path, size: int = 512) -> tuple[list[AuditRow], list[Malformed]]:
+    parts = [parse_chunk(chunk, {}) for chunk in chunks(path, "train", size)]
+    return [row for rows, _ in parts for row in rows], [one for _, bad in parts for one in bad]
