@@ -30,7 +30,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest, shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
+from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry, PackCard, RowsEntry, WholeEntry
 from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, weigh
@@ -188,6 +188,17 @@ class _Decoded(TensorSource):
             name: (tuple(entry.shape), pack.tensors[name].dtype if name in self.whole else torch.float32)
             for name, entry in {**others, **self._rows}.items()
         }
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the decoded factors of a ``lowrank`` or ``factors`` entry; see :meth:`TensorSource.factors`."""
+        entry = self._pack.card.entries.get(name)
+        if name in self._rows:
+            return None
+        if isinstance(entry, LowRankEntry):
+            return self._pack.lowrank_parts(name).factors()
+        if isinstance(entry, FactorsEntry):
+            return self._pack.tensors[f"{name}.A"].float(), self._pack.tensors[f"{name}.B"].float()
+        return None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         entry, rows = self._pack.card.entries.get(name), self._rows.get(name)
