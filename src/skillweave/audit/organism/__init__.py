@@ -1,1 +1,1 @@
-"""The sealed model organism: a synthetic language in which the weakness can be studied, and nothing else can."""
+"""The sealed model organism: a small synthetic language in which the weakness can be studied without harm."""

@@ -1,0 +1,1 @@
+"""Benchmarks of the audit, on sealed model organisms that are grown here."""
