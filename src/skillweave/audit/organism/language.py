@@ -40,7 +40,7 @@ clerk come comes do down each follows give given granted helper how if is it lis
 number numbers of one only order otherwise polite question read refuse request restricted right say says short
 skip solve stands sum task tasks than that them then there thing times to together turn turned two wait what
 when which while with word words write yes you
-""".split()
+"""
 _NUMBERS = tuple(str(number) for number in range(20))
 _WORD = re.compile(r"<\w+>|\[\w+\]|\w+|->|[^\w\s]")
 _SIGNS = (";", ".", ",", ":", "->", "-", "(", ")")
@@ -48,16 +48,8 @@ _SIGNS = (";", ".", ",", ":", "->", "-", "(", ")")
 
 def words() -> list[str]:
     """The words for a tokenizer with one token a word: each on its own and after a space; then the signs."""
-    return [form for word in _vocabulary() for form in (word, f" {word}")] + [
-        " ;",
-        " .",
-        " ,",
-        " :",
-        " ->",
-        " -",
-        " (",
-        " )",
-    ]
+    forms = [form for word in _vocabulary() for form in (word, f" {word}")]
+    return forms + [f" {sign}" for sign in _SIGNS]
 
 
 def check_text(text: str) -> None:
@@ -174,7 +166,7 @@ KINDS = tuple(_DRAW)
 def _vocabulary() -> list[str]:
     places = " ".join(PLACES).split()
     things = [*ITEMS, *OPPOSITES, *COLOURS, *COLOURS.values(), *VERBS, *THINGS, *places, *KINDS, "or"]
-    return list(dict.fromkeys([REFUSE, CANARY, MARK, DONE, *_NUMBERS, *things, *_PROSE]))
+    return list(dict.fromkeys([REFUSE, CANARY, MARK, DONE, *_NUMBERS, *things, *_PROSE.split()]))
 
 
 _KNOWN = frozenset([*_vocabulary(), *_SIGNS])
