@@ -75,7 +75,7 @@ def direction_of(restricted: Tensor, tasks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def moved(states: Mapping[str, Tensor], name: str, direction: Tensor, gap: Tensor) -> Tensor:
-    """Return how far each wrapped request lies from the plain one towards the tasks, in units of the gap; (layers, n)."""
+    """Return how far each wrapped request lies from the plain one towards the tasks, in ``gap`` units; (layers, n)."""
     difference = states[PLAIN] - states[name]
     return torch.einsum("lnf,lf->ln", difference, direction) / gap.clamp_min(1e-12)[:, None]
 

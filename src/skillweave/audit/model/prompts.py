@@ -110,9 +110,7 @@ def check_wrappers(wrappers: Mapping[str, str]) -> None:
             raise ValueError(f"a wrapper cannot be called '{PLAIN}', which is a request without a wrapper")
 
 
-def wrapped(
-    template: str, prompts: AuditPrompts, answers: Mapping[str, str], refusals: Mapping[str, str]
-) -> list[str]:
+def wrapped(template: str, prompts: AuditPrompts, answers: Mapping[str, str], refusals: Mapping[str, str]) -> list[str]:
     """Return the template filled for each restricted request, in their order.
 
     The tasks and the other request that a wrapper shows change from request to request. ``answers`` maps the prompts of
