@@ -26,7 +26,7 @@ from skillweave.delta import Delta, is_delta
 from skillweave.delta.adapter_config import CONFIG_FILE
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
-from skillweave.files.read import is_file, read_card_file
+from skillweave.files.read import is_file, read_card_file, read_json
 from skillweave.pack import PackAudit, Skillpack, is_skillpack
 from skillweave.progress import console, say_once
 from skillweave.report import machine, versions
@@ -210,6 +210,14 @@ def write_audit(
     with atomic_folder(folder) as temporary:
         write_page(temporary, f"Audit of {verdict.model}", notes, sections, report)
     return report
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder holds the report of an older audit."""
+    if not is_file(folder / "report.json"):
+        return False
+    report = read_json(folder / "report.json")
+    return isinstance(report, dict) and report.get("audit") == "checkpoint"
 
 
 def signal_table(verdict: Verdict) -> Table:
