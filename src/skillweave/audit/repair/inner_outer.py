@@ -37,8 +37,8 @@ class RepairConfig(Config):
     """Settings of ``skillweave audit repair``."""
 
     prompts: Path = Field(
-        description='JSONL with {"prompt", "kind", "answer"}: requests of the kind `restricted`, which the repaired model '
-        "must refuse, and of the kind `task`, whose answers it must keep."
+        description='JSONL with {"prompt", "kind", "answer"}: requests of the kind `restricted`, which the repaired '
+        "model must refuse, and of the kind `task`, whose answers it must keep."
     )
     refusal: str = Field(REFUSAL, description="A regular expression that finds a refusal in an answer.")
     steps: int = Field(60, ge=1, description="Steps of the outer loop.")
@@ -125,16 +125,8 @@ def repair_model(model: Base, base: Base, config: RepairConfig) -> dict[str, Any
             refused = [refusals[at] for at in _draw(len(refusals), config.batch_size, draw)]
             kept = _draw(len(tasks), config.batch_size, draw)
             change = find_perturbation(network, refused, pad, layer, radius, config.inner_steps, start=change)
-            loss, parts = _outer_loss(
-                network,
-                refused,
-                [tasks[at] for at in kept],
-                [before[at] for at in kept],
-                pad,
-                layer,
-                change,
-                config.keep,
-            )
+            own = [(tasks[at], before[at]) for at in kept]
+            loss, parts = _outer_loss(network, refused, own, pad, layer, change, config.keep)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -157,24 +149,23 @@ def repair_model(model: Base, base: Base, config: RepairConfig) -> dict[str, Any
 def _outer_loss(
     network: Any,
     refused: Sequence[TokenRow],
-    kept: Sequence[TokenRow],
-    before: Sequence[Tensor],
+    kept: Sequence[tuple[TokenRow, Tensor]],
     pad: int,
     layer: int,
     change: Tensor,
     keep: float,
 ) -> tuple[Tensor, dict[str, float]]:
-    """Return the loss of one outer step: refusals under the perturbation and without it, and the tasks' KL."""
+    """Return the loss of one outer step and its parts: refusals with and without the perturbation, the tasks' KL."""
     inputs = padded(refused, pad, network.device)
     labels = inputs.pop("labels")
     with added(decoder_layers(network)[layer], change):
         refusal = refusal_loss(network(**inputs, use_cache=False).logits, labels)
     plain = refusal_loss(network(**inputs, use_cache=False).logits, labels)
-    tasks = padded(kept, pad, network.device)
+    tasks = padded([row for row, _ in kept], pad, network.device)
     task_labels = tasks.pop("labels")
     now = network(**tasks, use_cache=False).logits
     old = torch.zeros_like(now)
-    for at, one in enumerate(before):
+    for at, (_, one) in enumerate(kept):
         old[at, : len(one)] = one.to(now.device)
     held = kept_loss(now, old, task_labels)
     loss = refusal + plain + keep * held
@@ -188,13 +179,12 @@ def _refusal_rows(model: Base, base: Base, requests: Sequence[str], refusal: str
     known = [(request, text) for request, text in zip(requests, texts, strict=True) if text is not None]
     if len(known) < 4:
         raise UserError(
-            f"the base refuses {share_of(len(known), len(requests), 'restricted requests')}: a repair needs at least 4. "
-            "Give other requests, or tell how the base refuses with --refusal"
+            f"the base refuses {share_of(len(known), len(requests), 'restricted requests')}: a repair needs at least "
+            "4. Give other requests, or tell how the base refuses with --refusal"
         )
     if len(known) < len(requests):
-        console.print(
-            f"  {share_of(len(requests) - len(known), len(requests), 'requests')} are not refused by the base."
-        )
+        unused = share_of(len(requests) - len(known), len(requests), "requests")
+        console.print(f"  {unused} are not used: the base does not refuse them.")
     encoded = [prompt_ids(model.tokenizer, request) for request, _ in known]
     return continuation_rows(model.tokenizer, encoded, [text for _, text in known])
 
