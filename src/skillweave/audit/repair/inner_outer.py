@@ -48,7 +48,7 @@ class RepairConfig(Config):
     learning_rate: float = Field(1e-4, gt=0, description="Learning rate of the outer loop (AdamW).")
     keep: float = Field(1.0, ge=0, description="Weight of the tasks' KL divergence beside the refusals.")
     batch_size: int = Field(16, ge=1, description="Requests, and tasks, in each step.")
-    limit: int = Field(256, ge=2, description="Most restricted requests, and most tasks, that are used.")
+    limit: int = Field(64, ge=2, description="Most restricted requests, and most tasks, that are used.")
     max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
     seed: int = Field(0, description="The seed of the batches.")
 
@@ -67,15 +67,15 @@ def refusal_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -answer_log_probs(logits, labels).mean()
 
 
-def kept_loss(logits: Tensor, before: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean KL(before || now) over the positions that predict a label; (B, T, V), (B, T, V), (B, T) -> ().
+def kept_loss(logits: Tensor, before: Tensor) -> Tensor:
+    """Return the mean of KL(before || now) over positions; both (N, V) -> (). ``before``: the audited model's logits."""
+    old, new = before.float().log_softmax(-1), logits.float().log_softmax(-1)
+    return (old.exp() * (old - new)).sum(-1).mean()
 
-    ``before`` are the logits of the audited model. 0 if no position predicts a label.
-    """
-    counted = labels[:, 1:] != IGNORED
-    old, new = before[:, :-1].float().log_softmax(-1), logits[:, :-1].float().log_softmax(-1)
-    divergence = (old.exp() * (old - new)).sum(-1)
-    return torch.where(counted, divergence, 0.0).sum() / counted.sum().clamp_min(1)
+
+def at_labels(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits that predict a label, row after row: (B, T, V), (B, T) -> (N, V)."""
+    return logits[:, :-1][labels[:, 1:] != IGNORED]
 
 
 # -- the repair --------------------------------------------------------------------------------------------------------
@@ -135,14 +135,8 @@ def repair_model(model: Base, base: Base, config: RepairConfig) -> dict[str, Any
             advance(note=f"refusal {parts['refusal']:.2f}, kept {parts['kept']:.4f}")
     network.requires_grad_(False)
     with torch.no_grad():
-        total, positions = 0.0, 0
-        for row, old in zip(tasks, before, strict=True):
-            inputs = padded([row], pad, network.device)
-            labels = inputs.pop("labels")
-            new = network(**inputs, use_cache=False).logits
-            total += float(kept_loss(new, old[None].to(new.device), labels)) * len(row[1])
-            positions += len(row[1])
-    figures |= {"perturbed_after": perturbed(), "task_kl": total / max(1, positions)}
+        apart = [kept_loss(now, old) * len(old) for now, old in zip(_logits(network, tasks, pad), before, strict=True)]
+    figures |= {"perturbed_after": perturbed(), "task_kl": float(sum(apart)) / max(1, sum(map(len, before)))}
     return figures
 
 
@@ -163,11 +157,8 @@ def _outer_loss(
     plain = refusal_loss(network(**inputs, use_cache=False).logits, labels)
     tasks = padded([row for row, _ in kept], pad, network.device)
     task_labels = tasks.pop("labels")
-    now = network(**tasks, use_cache=False).logits
-    old = torch.zeros_like(now)
-    for at, (_, one) in enumerate(kept):
-        old[at, : len(one)] = one.to(now.device)
-    held = kept_loss(now, old, task_labels)
+    now = at_labels(network(**tasks, use_cache=False).logits, task_labels)
+    held = kept_loss(now, torch.cat([before for _, before in kept]).to(now.device))
     loss = refusal + plain + keep * held
     return loss, {"refusal": float(refusal), "plain": float(plain), "kept": float(held)}
 
@@ -198,12 +189,12 @@ def _task_rows(model: Base, tasks: Sequence[str], sampling: Sampling) -> list[To
 
 @torch.no_grad()
 def _logits(network: Any, rows: Sequence[TokenRow], pad: int) -> list[Tensor]:
-    """Return the logits of each row, (T, V), on the CPU."""
+    """Return the logits that predict each row's answer, (tokens, V), on the CPU."""
     found = []
     for row in rows:
         inputs = padded([row], pad, network.device)
-        del inputs["labels"]
-        found.append(network(**inputs, use_cache=False).logits[0].cpu())
+        labels = inputs.pop("labels")
+        found.append(at_labels(network(**inputs, use_cache=False).logits, labels).cpu())
     return found
 
 
