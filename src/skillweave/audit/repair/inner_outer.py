@@ -68,7 +68,7 @@ def refusal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def kept_loss(logits: Tensor, before: Tensor) -> Tensor:
-    """Return the mean of KL(before || now) over positions; both (N, V) -> (). ``before``: the audited model's logits."""
+    """Return the mean of KL(before || now) over positions; both (N, V) -> (). ``before`` is the audited model."""
     old, new = before.float().log_softmax(-1), logits.float().log_softmax(-1)
     return (old.exp() * (old - new)).sum(-1).mean()
 
