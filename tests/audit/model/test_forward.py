@@ -8,7 +8,7 @@ import torch
 from helpers.micro import log_prob, micro_model, micro_tokenizer
 from skillweave.audit.model.forward import added, continuation_rows, decoder_layers, log_probs, residuals
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm, within
-from skillweave.audit.model.probes import direction_of, moved, probe_change
+from skillweave.audit.model.probes import came_nearer, direction_of, probe_change
 from skillweave.audit.model.prompts import PLAIN
 from skillweave.base import prompt_ids
 
@@ -67,18 +67,18 @@ def test_the_perturbation_lowers_refusals_more_than_random_ones_and_stays_small(
 
 
 def test_the_probe_measures_the_way_from_requests_to_tasks() -> None:
-    axis = torch.tensor([[0.0, 2.0, 0.0]])
-    tasks, plain = torch.zeros(1, 4, 3), axis[:, None].repeat(1, 8, 1)
-    direction, gap = direction_of(plain, tasks)
-    assert direction.tolist() == [[0.0, 1.0, 0.0]]
-    base = {"tasks": tasks, PLAIN: plain, "one": plain, "two": plain + 1}
-    model = {**base, "two": plain / 4}
-    assert moved(model, "two", direction, gap).tolist() == [[0.75] * 8]
+    axis = torch.tensor([0.0, 2.0, 0.0])
+    requests, tasks = axis.repeat(1, 8, 1), torch.zeros(1, 4, 3)
+    direction, gap = direction_of(requests, tasks)
+    assert (direction.tolist(), gap.tolist()) == ([[0.0, 1.0, 0.0]], [2.0])
+    assert came_nearer((requests, tasks), (requests + 5, tasks + 5)).tolist() == [[0.0] * 8]  # all moved alike
+    assert came_nearer((requests, tasks), (requests / 4, tasks)).tolist() == [[0.75] * 8]
+    base = {PLAIN: (requests, tasks), "one": (requests, tasks), "two": (requests + 1, tasks + 1)}
+    model = {PLAIN: (requests * 0.75, tasks), "one": (requests, tasks), "two": (requests / 4, tasks)}
     found = probe_change(base, model)
-    # "two" lies half the gap on the other side in the base, so the model moved it by 0.75 + 0.5.
-    assert (found.shift, found.wrapper) == (pytest.approx(1.25), "two")
+    assert (found.shift, found.wrapper) == (pytest.approx(0.75 - 0.25), "two")
     assert found.shift_p == pytest.approx(2 / 2**8)
-    assert found.turn == pytest.approx(0)
-    flipped = {**base, "tasks": plain[:, :4], PLAIN: 0 * plain}
-    assert probe_change(base, flipped).turn == pytest.approx(2)
-    assert probe_change(base, {**base, "one": -plain}).auc_drop == pytest.approx(1)
+    assert (found.turn, found.auc_drop) == (pytest.approx(0), pytest.approx(0))
+    swapped = {**base, "one": (0 * requests, requests[:, :4])}
+    assert probe_change(base, swapped).turn == pytest.approx(2)
+    assert probe_change(base, swapped).auc_drop == pytest.approx(1)

@@ -35,6 +35,8 @@ class Asked:
     """the base's own answers"""
     refusals: Sequence[str | None]
     """the base's answer up to the end of its refusal; None where it does not refuse"""
+    tasks: Sequence[str]
+    """the same wrapper around tasks, for the probes; nobody answers these"""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def base_behaviour(
     task_answers = {
         prompt: own if answer is None else answer for (prompt, answer), own in zip(given.items(), written, strict=True)
     }
-    plain = _asked(base, PLAIN, prompts.restricted, refusal, sampling)
+    plain = _asked(base, PLAIN, prompts.restricted, list(given), refusal, sampling)
     refusals = {
         request: text for request, text in zip(prompts.restricted, plain.refusals, strict=True) if text is not None
     }
@@ -110,7 +112,8 @@ def base_behaviour(
     for name, template in wrappers.items():
         if refusals or "{refus" not in template:
             texts = wrapped(template, prompts, task_answers, refusals)
-            asked[name] = _asked(base, name, texts, refusal, sampling)
+            tasks = wrapped(template, prompts.tasks_asked(), task_answers, refusals)
+            asked[name] = _asked(base, name, texts, tasks, refusal, sampling)
     return BaseBehaviour(
         prompts,
         asked,
@@ -208,9 +211,11 @@ def _answers(model: Base, prompts: Sequence[str], sampling: Sampling, label: str
     return [drawn[0] for drawn in generate(model.model, model.tokenizer, list(prompts), sampling, label=label)]
 
 
-def _asked(base: Base, name: str, prompts: Sequence[str], refusal: str, sampling: Sampling) -> Asked:
+def _asked(
+    base: Base, name: str, prompts: Sequence[str], tasks: Sequence[str], refusal: str, sampling: Sampling
+) -> Asked:
     answers = _answers(base, prompts, sampling, f"base: {name}")
-    return Asked(name, list(prompts), answers, [refusal_in(answer, refusal) for answer in answers])
+    return Asked(name, list(prompts), answers, [refusal_in(answer, refusal) for answer in answers], list(tasks))
 
 
 def _refusal_log_probs(model: Any, asked: Asked, batch_size: int) -> np.ndarray:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.audit.model.behaviour import BaseBehaviour, BehaviourChange, base_behaviour, behaviour_change
 from skillweave.audit.model.config import ModelAuditConfig
 from skillweave.audit.model.forward import continuation_rows
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
-from skillweave.audit.model.probes import ProbeChange, probe_change, probe_states
+from skillweave.audit.model.probes import ProbeChange, States, probe_change, probe_states
 from skillweave.audit.model.prompts import PLAIN, read_audit_prompts
 from skillweave.audit.model.spectrum import MatrixSpectrum, delta_spectra, spectrum_features
 from skillweave.audit.model.verdict import CheckpointSignals, Reference, Verdict, judge
@@ -43,7 +42,7 @@ class AuditedBase:
     asked: str
     """digest of the prompts and of the settings that change the figures"""
     behaviour: BaseBehaviour
-    states: dict[str, Tensor]
+    states: States
     fragility: float | None
     """how much the perturbation lowers the base's own refusals; None if it refuses too few"""
 

@@ -67,6 +67,11 @@ class AuditPrompts:
         """A digest of the prompts: figures are comparable only between audits that asked the same."""
         return digest([list(self.restricted), [task.model_dump() for task in self.tasks]])
 
+    def tasks_asked(self) -> AuditPrompts:
+        """Return the prompts with tasks in place of the restricted requests; no task stands beside itself."""
+        texts = [task.prompt for task in self.tasks]
+        return AuditPrompts(texts[3:] + texts[:3], self.tasks)
+
     def first(self, limit: int) -> AuditPrompts:
         """Return the first ``limit`` requests and tasks."""
         return AuditPrompts(self.restricted[:limit], self.tasks[:limit])
