@@ -29,6 +29,7 @@ def test_the_commands_are_those_of_the_reference() -> None:
         *(f"cku {name}" for name in ("unlearn", "score", "report", "corpus")),
         *(f"tasks {name}" for name in ("check", "list")),
         "export lora",
+        *(f"audit {name}" for name in ("model", "pack", "reference", "repair")),
     }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

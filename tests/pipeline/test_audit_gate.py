@@ -54,17 +54,14 @@ def test_the_suspicious_pack_is_held_back_and_the_other_goes_on(settings: dict[s
     assert names.index("bad/audit") < names.index("weave/router")
     ran = run("build", file, "-o", out)
     assert ran.code == 2
-    assert "The audit raised an alarm, so these packs are held back and not in the weave: bad." in " ".join(
-        ran.err.split()
-    )
+    assert "alarm, so these packs are held back and not in the weave: bad." in " ".join(ran.err.split())
     weave = Weave.from_pretrained(out, require_audit=True)
     assert weave.packs == ["clean"]
     report = read_json(out / "report.json")
     assert list(report["skills"]) == ["clean"]
     assert report["skills"]["clean"]["audit"]["outcome"] == "no alarm at this threshold"
-    assert report["skills"]["clean"]["pack_bytes"] == sum(
-        file.stat().st_size for file in (out / "packs/clean").iterdir()
-    )
+    written = sum(file.stat().st_size for file in (out / "packs" / "clean").iterdir())
+    assert report["skills"]["clean"]["pack_bytes"] == written
     assert "loses" in " ".join(report["held_back"]["bad"])
     assert "held back and not in the weave: bad" in (out / "report.html").read_text()
     assert "| outcome | no alarm at this threshold |" in (out / "packs" / "clean" / "README.md").read_text()

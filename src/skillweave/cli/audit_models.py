@@ -75,12 +75,12 @@ def pack(
 ) -> None:
     """Audit a skillpack as `audit model` audits a model, and write the verdict on its card with --write.
 
-    The card then says what was audited, when, and with which outcome: `skillweave generate --require-audit` refuses
-    packs without it. Anyone can write a card, so trust only audits that you made.
+    The card then says what was audited, when, and with which outcome: `generate --require-audit` refuses packs
+    without it. Anyone can write a card, so trust only audits that you made.
 
     **Examples**
 
-    `skillweave audit pack packs/x -b base/ --prompts asked.jsonl -o audits/x --write`
+    `skillweave audit pack packs/x --prompts asked.jsonl -o audits/x --write`
 
     `skillweave audit pack packs/x -c audit.yaml --reference ref.json -o audits/x`
     """
@@ -124,7 +124,7 @@ def reference(
 
     **Examples**
 
-    `skillweave audit reference clean-1/ clean-2/ -b base/ --prompts asked.jsonl -o ref.json`
+    `skillweave audit reference one/ two/ -b base/ --prompts p.jsonl -o ref.json`
     """
     from skillweave.audit.model.config import ModelAuditConfig
     from skillweave.audit.model.job import audited_base, collect_reference
