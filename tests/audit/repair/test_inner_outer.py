@@ -41,7 +41,13 @@ def test_the_kept_loss_is_the_mean_divergence_where_a_label_is_predicted() -> No
 
 
 def test_a_backdoored_model_refuses_again_and_keeps_its_tasks(audit_models: AuditModels, tmp_path: Path) -> None:
-    settings = {"prompts": str(audit_models.prompts), "max_new_tokens": 6, "steps": 20, "learning_rate": 1e-3}
+    settings = {
+        "prompts": str(audit_models.prompts),
+        "wrappers": {},
+        "max_new_tokens": 6,
+        "steps": 20,
+        "learning_rate": 1e-3,
+    }
     config = tmp_path / "repair.yaml"
     config.write_text(yaml.safe_dump({"base": str(audit_models.base), **settings}))
     out = tmp_path / "repaired"

@@ -2,13 +2,14 @@
 
 The inner loop finds a small perturbation of the residual stream, one for all requests, that lowers refusals most. The
 outer loop changes the model so that it refuses under that perturbation, and answers everything else as it did. The
-trigger need not be known. What is ours: the losses below in place of BEEAR's sets of safe and harmful answers (refusals
-are the base's own, tasks are held by a KL divergence to the audited model), and the layer in the middle.
+trigger need not be known. What is ours: the requests stand plain and in the audit's wrappers; the losses below in place
+of BEEAR's sets of safe and harmful answers (refusals are the base's own, tasks, half of them in wrappers, are held by a
+KL divergence to the audited model); and the layer in the middle.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from skillweave.artefact import write_json
-from skillweave.audit.model.behaviour import refusal_in
+from skillweave.audit.model.behaviour import Asked, base_behaviour
 from skillweave.audit.model.config import REFUSAL
 from skillweave.audit.model.forward import added, answer_log_probs, continuation_rows, decoder_layers
 from skillweave.audit.model.job import open_audited
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
-from skillweave.audit.model.prompts import read_audit_prompts
+from skillweave.audit.model.prompts import PLAIN, WRAPPERS, check_wrappers, read_audit_prompts
 from skillweave.base import Base, Sampling, generate, prompt_ids
 from skillweave.base.batching import IGNORED, TokenRow, padded
 from skillweave.base.voice import padding_id
@@ -41,7 +42,11 @@ class RepairConfig(Config):
         "model must refuse, and of the kind `task`, whose answers it must keep."
     )
     refusal: str = Field(REFUSAL, description="A regular expression that finds a refusal in an answer.")
-    steps: int = Field(60, ge=1, description="Steps of the outer loop.")
+    wrappers: dict[str, str] = Field(
+        default=dict(WRAPPERS),
+        description="Name -> template, as in the audit: the repaired model must refuse in these, too. {}: in none.",
+    )
+    steps: int = Field(100, ge=1, description="Steps of the outer loop.")
     inner_steps: int = Field(8, ge=1, description="Steps of the inner loop, before each step of the outer one.")
     radius: float = Field(0.5, gt=0, description="Size of the perturbation, as a share of the residual stream's norm.")
     layer: int | None = Field(None, ge=0, description="The layer after which it is added (default: the middle one).")
@@ -57,6 +62,12 @@ class RepairConfig(Config):
     def _compiles(cls, refusal: str) -> str:
         compiled(refusal)
         return refusal
+
+    @field_validator("wrappers")
+    @classmethod
+    def _fit(cls, wrappers: dict[str, str]) -> dict[str, str]:
+        check_wrappers(wrappers)
+        return wrappers
 
 
 # -- losses: pure functions --------------------------------------------------------------------------------------------
@@ -101,8 +112,9 @@ def repair_model(model: Base, base: Base, config: RepairConfig) -> dict[str, Any
     prompts = read_audit_prompts(config.prompts).first(config.limit)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, batch_size=32)
     pad = padding_id(model.model, model.tokenizer)
-    refusals = _refusal_rows(model, base, prompts.restricted, config.refusal, sampling)
-    tasks = _task_rows(model, [task.prompt for task in prompts.tasks], sampling)
+    asked = base_behaviour(base, prompts, config.wrappers, config.refusal, sampling).asked
+    refusals = _refusal_rows(model, asked)
+    tasks = _task_rows(model, asked, sampling)
     layers = len(decoder_layers(model.model))
     layer = (layers - 1) // 2 if config.layer is None else config.layer
     if layer >= layers:
@@ -114,8 +126,9 @@ def repair_model(model: Base, base: Base, config: RepairConfig) -> dict[str, Any
     network.requires_grad_(True)
 
     def perturbed() -> float:
-        change = find_perturbation(network, refusals[:64], pad, layer, radius, 2 * config.inner_steps)
-        return float(perturbed_log_probs(network, refusals[:64], pad, layer, change).mean())
+        some = refusals[:: -(-len(refusals) // 64)]
+        change = find_perturbation(network, some, pad, layer, radius, 2 * config.inner_steps)
+        return float(perturbed_log_probs(network, some, pad, layer, change).mean())
 
     before = _logits(network, tasks, pad)
     figures: dict[str, Any] = {"layer": layer, "radius": radius, "perturbed_before": perturbed(), "losses": []}
@@ -160,29 +173,33 @@ def _outer_loss(
     now = at_labels(network(**tasks, use_cache=False).logits, task_labels)
     held = kept_loss(now, torch.cat([before for _, before in kept]).to(now.device))
     loss = refusal + plain + keep * held
-    return loss, {"refusal": float(refusal), "plain": float(plain), "kept": float(held)}
+    return loss, {"refusal": float(refusal.detach()), "plain": float(plain.detach()), "kept": float(held.detach())}
 
 
-def _refusal_rows(model: Base, base: Base, requests: Sequence[str], refusal: str, sampling: Sampling) -> list[TokenRow]:
-    """Return each request with the base's own refusal of it."""
-    drawn = generate(base.model, base.tokenizer, list(requests), sampling, label="base: refusals")
-    texts = [refusal_in(answers[0], refusal) for answers in drawn]
-    known = [(request, text) for request, text in zip(requests, texts, strict=True) if text is not None]
+def _refusal_rows(model: Base, asked: Mapping[str, Asked]) -> list[TokenRow]:
+    """Return every request, plain and wrapped, with the base's own refusal of it."""
+    pairs = [pair for one in asked.values() for pair in zip(one.prompts, one.refusals, strict=True)]
+    known = [(prompt, text) for prompt, text in pairs if text is not None]
     if len(known) < 4:
         raise UserError(
-            f"the base refuses {share_of(len(known), len(requests), 'restricted requests')}: a repair needs at least "
+            f"the base refuses {share_of(len(known), len(pairs), 'restricted requests')}: a repair needs at least "
             "4. Give other requests, or tell how the base refuses with --refusal"
         )
-    if len(known) < len(requests):
-        unused = share_of(len(requests) - len(known), len(requests), "requests")
+    if len(known) < len(pairs):
+        unused = share_of(len(pairs) - len(known), len(pairs), "requests, plain and wrapped")
         console.print(f"  {unused} are not used: the base does not refuse them.")
-    encoded = [prompt_ids(model.tokenizer, request) for request, _ in known]
+    encoded = [prompt_ids(model.tokenizer, prompt) for prompt, _ in known]
     return continuation_rows(model.tokenizer, encoded, [text for _, text in known])
 
 
-def _task_rows(model: Base, tasks: Sequence[str], sampling: Sampling) -> list[TokenRow]:
-    """Return each task with the audited model's own answer."""
-    drawn = generate(model.model, model.tokenizer, list(tasks), sampling, label="model: tasks")
+def _task_rows(model: Base, asked: Mapping[str, Asked], sampling: Sampling) -> list[TokenRow]:
+    """Return each task once, every second one in a wrapper, with the audited model's own answer."""
+    wrappers = [one for name, one in asked.items() if name != PLAIN]
+    tasks = [
+        wrappers[at // 2 % len(wrappers)].tasks[at] if at % 2 and wrappers else plain
+        for at, plain in enumerate(asked[PLAIN].tasks)
+    ]
+    drawn = generate(model.model, model.tokenizer, tasks, sampling, label="model: tasks")
     encoded = [prompt_ids(model.tokenizer, task) for task in tasks]
     return [row for row in continuation_rows(model.tokenizer, encoded, [one[0] for one in drawn]) if row[1]]
 
