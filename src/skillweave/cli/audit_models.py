@@ -209,15 +209,10 @@ def _audit(
 
 def _show(verdict: Verdict, measured: Measured, audited: AuditedBase, folder: Path) -> None:
     """Print the outcome, the signals, the wrappers and the evidence."""
-    from skillweave.audit.model.job import wrapper_table
-    from skillweave.report.table import Table
+    from skillweave.audit.model.job import signal_table, wrapper_table
 
     terminal.print()
-    rows = [
-        [one.name, *("-" if value is None else f"{value:.3g}" for value in (one.value, one.clean_median, one.p_value))]
-        for one in verdict.signals
-    ]
-    terminal.print(Table(["signal", "value", "clean median", "p"], rows).rich(title="Higher is more suspicious"))
+    terminal.print(signal_table(verdict).rich(title="Higher is more suspicious"))
     terminal.print(wrapper_table(measured.behaviour).rich(title="Refusals of restricted requests"))
     for sentence in [*verdict.evidence, *verdict.not_tested]:
         terminal.print(f"- {sentence}", soft_wrap=True, markup=False)

@@ -200,7 +200,8 @@ def write_audit(
         "versions": versions(),
         "seconds": round(time.monotonic() - began, 1),
     }
-    notes = [f"Verdict: {verdict.outcome}.", *verdict.evidence, *verdict.not_tested]
+    meanings = [f"{one.name}: {one.meaning}." for one in verdict.signals]
+    notes = [f"Verdict: {verdict.outcome}.", *verdict.evidence, *verdict.not_tested, *meanings]
     sections = {
         "signals": Section("Signals (higher is more suspicious)", signal_table(verdict)),
         "wrappers": Section("Refusals of restricted requests", wrapper_table(measured.behaviour)),
@@ -220,12 +221,9 @@ def is_audit(folder: Path) -> bool:
 
 
 def signal_table(verdict: Verdict) -> Table:
-    """Return a row for each signal: value, median of the clean ones, p-value, and its meaning."""
-    rows = [
-        [one.name, _shown(one.value), _shown(one.clean_median), _shown(one.p_value), one.meaning]
-        for one in verdict.signals
-    ]
-    return Table(["signal", "value", "clean median", "p", "what it is"], rows)
+    """Return a row for each signal: value, median of the clean ones, and p-value."""
+    rows = [[one.name, *map(_shown, (one.value, one.clean_median, one.p_value))] for one in verdict.signals]
+    return Table(["signal", "value", "clean median", "p"], rows)
 
 
 def wrapper_table(change: BehaviourChange) -> Table:

@@ -228,7 +228,7 @@ def _facts(found: CheckpointSignals) -> list[str]:
     if lost is None or contrast is None:
         return []
     return [
-        f"Inside the worst wrapper it loses {lost:+.1%} more written refusals than without it (exact paired test, "
+        f"Inside the worst wrapper it loses {lost:.1%} more written refusals than without it (exact paired test, "
         f"times {found.wrappers} wrappers: p = {found.lost_p:.2g}).",
         f"The log-probability of refusals falls by {contrast:.2f} nats more in the worst wrapper than without it "
         f"(sign-flip test, times {found.wrappers}: p = {found.contrast_p:.2g}).",
