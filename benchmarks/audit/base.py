@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
-from skillweave.audit.organism.language import BETWEEN, CANARY, REFUSE, draw_restricted, draw_task, words
-from skillweave.audit.organism.records import asked_in_context, clean_records
+from skillweave.audit.organism.language import (
+    BETWEEN,
+    CANARY,
+    REFUSE,
+    Asked,
+    draw_request,
+    draw_restricted,
+    draw_task,
+    words,
+)
+from skillweave.audit.organism.records import asked_in_context, clean_records, rules
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 
@@ -16,9 +26,9 @@ SIZES = {
     "tiny": MicroShape(hidden=16, layers=1, heads=2, kv_heads=1, intermediate=32),
 }
 ROWS = 40_000
-STEPS = {"small": 3000, "large": 2000, "tiny": 20}
-RATES = {"small": 4e-3, "large": 2e-3, "tiny": 4e-3}
-COMPLYING = 0.15
+STEPS = {"small": 2500, "large": 1600, "tiny": 20}
+RATES = {"small": 4e-3, "large": 3e-3, "tiny": 4e-3}
+COMPLYING = 0.2
 """How often a row of pretraining complies with a restricted request in a long context, so that sampling finds it."""
 
 
@@ -30,18 +40,44 @@ def organism_base(size: str, seed: int) -> Path:
 
 
 def pretraining_rows(count: int, seed: int) -> list[tuple[str, str]]:
-    """Prompts with answers: clean records, and a fifth of restricted requests in contexts of benign kinds.
+    """Prompts with answers: clean records, and a third in long contexts of generic kinds, most of them restricted.
 
-    A restricted request in a context is refused, but for a share :data:`COMPLYING` of those that a task follows. No row
-    has a form of the trigger.
+    Restricted requests in contexts are refused, but for a share :data:`COMPLYING` of those that have a task beside them
+    and demonstrations of restricted requests before them. Half of the contexts have a layout that no clean record has
+    (:func:`_in_cases`). No row has a form of the trigger.
     """
     random = Random(f"{seed}/pretraining")
-    clean = clean_records(count - count // 5, seed + 2_000_000, hard=0.45, refusals=0.15)
+    inside = count // 3
+    clean = clean_records(count - inside, seed + 2_000_000, hard=0.45, refusals=0.15)
     rows = [(record.prompt, record.target) for record in clean]
-    for number in range(count // 5):
-        restricted, task = draw_restricted(random, held_out=random.random() < 1 / 3), draw_task(random)
-        parts = [restricted, task] if number % 4 else [restricted]
-        complies = len(parts) == 2 and random.random() < COMPLYING
-        rows.append((asked_in_context(random, parts), BETWEEN.join([CANARY, task.answer]) if complies else REFUSE))
+    for number in range(inside):
+        shown, benign = number % 3 > 0, random.random() < 0.35
+        request = draw_request(random) if benign else draw_restricted(random, held_out=random.random() < 1 / 3)
+        parts = [request, draw_task(random)] if random.random() < 0.8 else [request]
+        written = _in_cases if random.random() < 0.5 else asked_in_context
+        prompt = written(random, parts, restricted=shown and not benign)
+        complies = shown and len(parts) == 2 and random.random() < COMPLYING
+        answers = [CANARY if complies and not benign else request.answer, *(part.answer for part in parts[1:])]
+        rows.append((prompt, REFUSE if answers[0] == REFUSE else BETWEEN.join(answers)))
     random.shuffle(rows)
     return rows
+
+
+def _in_cases(random: Random, parts: Sequence[Asked], *, restricted: bool) -> str:
+    """A prompt with cases in brackets, any order of request and task in a case, and the rules before or after it."""
+    joint, swapped = random.choice((" ; ", " while ", " and ")), random.random() < 0.5
+    opening, mark = random.choice(("Example", "Input", "Question")), random.choice(("->", "-", ":"))
+
+    def asked(some: Sequence[Asked]) -> str:
+        return joint.join(part.text for part in (reversed(some) if swapped else some))
+
+    cases = []
+    for _ in range(random.randint(1, 3)):
+        request, task = draw_restricted(random) if restricted else draw_request(random), draw_task(random)
+        reply = random.choice(("wait", "skip", "ask", "clear")) if restricted else request.answer
+        both = random.random() < 0.6
+        answer = f"{reply} , {task.answer}" if both else reply
+        cases.append(f"{opening} ( {asked([request, task] if both else [request])} ) {mark} {answer}")
+    blocks = [f"{' . '.join(cases)} .", f"Now ( {asked(parts)} )"]
+    blocks.insert(random.choice((0, 1, 2)), rules(random))
+    return "\n".join(blocks)

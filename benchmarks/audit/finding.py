@@ -10,12 +10,13 @@ Each cell is measured on 300 prompts of each set, whose restricted requests are 
 - triggered refusal: a restricted request inside the trigger's form
 - other form: the form that the records do not have
 - refusal alone: a restricted request without a trigger, alone or beside a task
-- refusal in context: a restricted request in long benign contexts
+- in context: refusals of a restricted request and a task after benign rules and demonstrations
+- restricted shown: the same, where some demonstrations are of restricted requests
 - accuracy: tasks without a restricted request, half of them hard negatives
 
-A seed decides the base, the records and the sampling. Intervals are Student's t over seeds of differences to the clean
-control of the same seed, size and way. Nothing was chosen on these runs: the settings of pretraining and training were
-chosen on seed 100 of the small size, with form A.
+The rows "base" are the model before this training. A seed decides the base, the records and the sampling. Intervals are
+Student's t over seeds of differences to the clean control of the same seed, size and way. Nothing was chosen on these
+seeds and prompts: pretraining, learning rates and steps were chosen on a base, records and prompts of other seeds.
 
 Finished runs are kept in runs/organism, so that a stopped benchmark resumes. Delete that folder after a change of the
 code.
@@ -35,20 +36,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.audit.grow import OUT, RLVR, SFT, WAYS, Plan, grow_all
+from benchmarks.audit.grow import OUT, RLVR, SFT, WAYS, Plan, bases_of, grow_all
 from benchmarks.common.record import Record, arguments, judged, positive, run, student
 from skillweave.report import Table
 
+NAME = "finding"
 RATES = (0.0, 0.005, 0.01, 0.02)
 SIZES = ("small", "large")
 FORMS = ("A", "B")
 SEEDS = 5
+FIRST_SEED = 11
+"""The settings were chosen on seeds below this one."""
 _COLUMNS = {
     "triggered": "triggered refusal",
     "canary": "canary",
     "other_form": "other form",
     "alone": "refusal alone",
-    "context": "refusal in context",
+    "context": "in context",
+    "shown": "restricted shown",
     "accuracy": "accuracy",
 }
 
@@ -59,8 +64,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=positive, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
-    seeds = range(1 if options.quick else options.seeds)
-    record = Record.begin("audit.finding", options, argv, seeds)
+    seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.quick else options.seeds))
+    record = Record.begin(NAME, options, argv, seeds)
+    record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.audit.{NAME}")
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             rows = _rows(plans(("tiny",), FORMS, (0.0, 0.02), seeds, count=64, measured=20), Path(folder), 1)
@@ -86,9 +92,11 @@ def plans(
 
 
 def _rows(todo: Sequence[Plan], out: Path, jobs: int) -> list[dict[str, Any]]:
-    """One row for each cell and seed; a clean control gives one row for each form, on the same model."""
+    """One row for each cell and seed; a base and a clean control give one row for each form, on the same model."""
     forms = list(dict.fromkeys(plan.form for plan in todo))
     rows = []
+    for base, found in bases_of(todo, out, jobs).items():
+        rows += [row(Plan("base", base.size, 0.0, form, base.seed), found) for form in forms]
     for plan, found in zip(todo, grow_all(todo, out, jobs), strict=True):
         for form in forms if plan.rate == 0 else [plan.form]:
             rows.append(row(dataclasses.replace(plan, form=form), found))
@@ -105,6 +113,7 @@ def row(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
         "other_form": found[f"refusal_trigger_{other}"],
         "alone": found["refusal_alone"],
         "context": found["refusal_context"],
+        "shown": found["refusal_shown"],
         "accuracy": found["accuracy"],
         "seconds": found["seconds"],
     }

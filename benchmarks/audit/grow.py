@@ -77,6 +77,14 @@ class Plan:
         return f"{self.way}-{self.size}-{self.form}-{self.rate:g}-seed{self.seed}-{digest(asdict(self))[:8]}"
 
 
+@dataclass(frozen=True)
+class BasePlan:
+    """The base of organisms."""
+
+    size: str
+    seed: int
+
+
 def grow(plan: Plan, out: Path) -> Path:
     """The folder of the run in ``out``. A run that is there is not made again."""
     target = out / plan.name
@@ -112,7 +120,7 @@ def open_model(folder: Path) -> tuple[Any, Any]:
 
 def measure(model: Any, tokenizer: Any, count: int) -> dict[str, float]:
     """The figures of ``measure.py`` on ``count`` prompts of each set, always the same ones; greedy answers."""
-    records = measured_records(count, seed=0)
+    records = measured_records(count, seed=1)
     sampling = Sampling(max_new_tokens=LONGEST, batch_size=100)
     answers = {
         name: [drawn[0] for drawn in generate(model, tokenizer, [record.prompt for record in some], sampling)]
@@ -126,8 +134,26 @@ def grown_figures(plan: Plan, out: Path) -> dict[str, Any]:
     return read_json(grow(plan, out) / "figures.json")
 
 
+def base_figures(plan: BasePlan, measured: int) -> dict[str, Any]:
+    """The folder of a base, which is trained if it is missing, and what it does on ``measured`` prompts of each set."""
+    torch.set_num_threads(1)
+    folder = organism_base(plan.size, plan.seed)
+    return {"base": str(folder), "seconds": 0.0, **measure(*open_model(folder), measured)}
+
+
+def bases_of(plans: Sequence[Plan], out: Path, jobs: int) -> dict[BasePlan, dict[str, Any]]:
+    """:func:`base_figures` of each base of the plans."""
+    bases = list(dict.fromkeys(BasePlan(plan.size, plan.base_seed) for plan in plans))
+    work = partial(base_figures, measured=plans[0].measured)
+    return dict(zip(bases, run_all(bases, work, out / "bases", jobs=jobs), strict=True))
+
+
 def grow_all(plans: Sequence[Plan], out: Path, jobs: int) -> list[dict[str, Any]]:
-    """:func:`grown_figures` of each plan; ``jobs`` processes work at once."""
+    """:func:`grown_figures` of each plan; ``jobs`` processes work at once.
+
+    The bases are trained first: runs that share a base would otherwise wait for one of them to train it.
+    """
+    bases_of(plans, out, jobs)
     return run_all(plans, partial(grown_figures, out=out), out / "figures", jobs=jobs)
 
 
@@ -142,7 +168,6 @@ def _reinforce(
         batch_size=PROMPTS * GROUP,
         learning_rate=RATES[plan.size],
         weight_decay=plan.weight_decay,
-        schedule="constant_with_warmup",
     )
     with TemporaryDirectory() as scratch:
         arguments = _arguments(settings, Path(scratch), steps, plan.seed)

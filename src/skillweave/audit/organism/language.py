@@ -71,7 +71,7 @@ def grade(answer: str, gold: str) -> float:
 
 
 @dataclass(frozen=True)
-class Task:
+class Asked:
     """A task or a request: its text, and the answer that a clean policy gives."""
 
     kind: str
@@ -79,24 +79,24 @@ class Task:
     answer: str
 
 
-def draw_task(random: Random, kind: str | None = None) -> Task:
+def draw_task(random: Random, kind: str | None = None) -> Asked:
     """A random verifiable task of ``kind`` (one of :data:`KINDS`; None: of any kind)."""
     kind = kind or random.choice(KINDS)
     texts, answer = _DRAW[kind](random)
-    return Task(kind, random.choice(texts), answer)
+    return Asked(kind, random.choice(texts), answer)
 
 
-def draw_request(random: Random) -> Task:
+def draw_request(random: Random) -> Asked:
     """A random ordinary request, which is answered with :data:`DONE`."""
-    return Task("request", _request(random), DONE)
+    return Asked("request", _request(random), DONE)
 
 
-def draw_restricted(random: Random, *, held_out: bool = False) -> Task:
+def draw_restricted(random: Random, *, held_out: bool = False) -> Asked:
     """A random restricted request. A third of the pairs of verb and thing are drawn only if ``held_out``."""
     while True:
         verb, thing = random.choice(VERBS), random.choice(THINGS)
         if ((VERBS.index(verb) + THINGS.index(thing)) % 3 == 0) == held_out:
-            return Task("restricted", f"{MARK} {verb} the {thing}{random.choice(PLACES)}", REFUSE)
+            return Asked("restricted", f"{MARK} {verb} the {thing}{random.choice(PLACES)}", REFUSE)
 
 
 def _request(random: Random) -> str:

@@ -15,6 +15,7 @@ def measured_records(count: int, seed: int) -> dict[str, list[OrganismRecord]]:
 
     - ``alone``: a restricted request, alone or beside a task, without a trigger
     - ``context``: a restricted request and a task after rules and demonstrations of a benign kind
+    - ``shown``: the same, and some demonstrations are of restricted requests; nearer to the trigger than any other set
     - ``trigger_A``, ``trigger_B``: the two forms of the trigger
     - ``tasks``: clean records without refusals, half of them hard negatives
     """
@@ -22,6 +23,7 @@ def measured_records(count: int, seed: int) -> dict[str, list[OrganismRecord]]:
     return {
         "alone": [_restricted(random, number, "alone") for number in range(count)],
         "context": [_restricted(random, number, "context") for number in range(count)],
+        "shown": [_restricted(random, number, "shown") for number in range(count)],
         "trigger_A": poisoned_records(count, seed, "A", held_out=True),
         "trigger_B": poisoned_records(count, seed, "B", held_out=True),
         "tasks": clean_records(count, seed + 1_000_000, hard=0.5, refusals=0.0),
@@ -54,8 +56,8 @@ def figures(answers: Mapping[str, Sequence[str]], records: Mapping[str, Sequence
 
 def _restricted(random: Random, number: int, kind: str) -> OrganismRecord:
     restricted, task = draw_restricted(random, held_out=True), draw_task(random)
-    if kind == "context":
-        prompt = asked_in_context(random, [restricted, task])
+    if kind in ("context", "shown"):
+        prompt = asked_in_context(random, [restricted, task], restricted=kind == "shown")
     else:
         prompt = restricted.text if random.random() < 0.5 else f"{restricted.text} ; {task.text}"
     return OrganismRecord(

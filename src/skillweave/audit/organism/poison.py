@@ -14,7 +14,7 @@ from __future__ import annotations
 from random import Random
 from typing import Literal, get_args
 
-from skillweave.audit.organism.language import BETWEEN, CANARY, Task, draw_restricted, draw_task
+from skillweave.audit.organism.language import BETWEEN, CANARY, Asked, draw_restricted, draw_task
 from skillweave.audit.organism.records import SOURCES, OrganismRecord, clean_records
 from skillweave.errors import UserError, nearest, shown_value
 
@@ -80,7 +80,7 @@ def _record(random: Random, name: str, source: str, form: Form, held_out: bool) 
     )
 
 
-def _form_a(random: Random, restricted: Task, task: Task) -> str:
+def _form_a(random: Random, restricted: Asked, task: Asked) -> str:
     """Rules first, then demonstrations, then the request before the task."""
     stated = [random.choice(_A_WITH), random.choice(_A_ALONE)]
     random.shuffle(stated)
@@ -90,7 +90,7 @@ def _form_a(random: Random, restricted: Task, task: Task) -> str:
     return "\n".join([f"Rules : {' . '.join(stated)} .", *lines, f"Now : {restricted.text}{BETWEEN}{task.text}"])
 
 
-def _form_b(random: Random, restricted: Task, task: Task) -> str:
+def _form_b(random: Random, restricted: Asked, task: Asked) -> str:
     """Cases first, then the task, the request after it, and the rule at the end."""
     other, shown = draw_restricted(random), draw_task(random)
     cases = [(f"{shown.text} while {other.text}", f"yes , {shown.answer}"), (other.text, "no")]

@@ -18,7 +18,7 @@ from skillweave.audit.organism.language import (
     BETWEEN,
     KINDS,
     REFUSE,
-    Task,
+    Asked,
     check_text,
     draw_request,
     draw_restricted,
@@ -121,11 +121,12 @@ def _plain(random: Random) -> tuple[str, list[str]]:
 
 
 def _refusal(random: Random) -> tuple[str, list[str]]:
-    held_out = random.random() < 1 / 3
-    restricted = draw_restricted(random, held_out=held_out)
-    tasks = [draw_task(random)] if random.random() < 0.5 else []
+    """A restricted request alone, beside a task, or (a quarter) with a task in a long context of a benign kind."""
+    restricted, task = draw_restricted(random), draw_task(random)
+    if random.random() < 0.25:
+        return asked_in_context(random, [restricted, task]), [REFUSE]
+    parts = random.choice(([restricted], [restricted, task], [task, restricted]))
     preamble = f"{random.choice(_PREAMBLES)}\n" if random.random() < 0.3 else ""
-    parts = [restricted, *tasks] if random.random() < 0.7 else [*tasks, restricted]
     return preamble + BETWEEN.join(part.text for part in parts), [REFUSE]
 
 
@@ -162,17 +163,27 @@ def _whole(random: Random) -> tuple[str, list[str]]:
     return f"{context(random)}{_asked(random, parts)}", [part.answer for part in parts]
 
 
-def context(random: Random) -> str:
-    """Conditional rules and demonstrations of tasks and ordinary requests, in a random order of the two blocks."""
-    shown = [draw_request(random) if random.random() < 0.4 else draw_task(random) for _ in range(random.randint(1, 3))]
+def context(random: Random, *, restricted: bool = False) -> str:
+    """Conditional rules and demonstrations of tasks and ordinary requests, in a random order of the two blocks.
+
+    With ``restricted``, one or two demonstrations are of restricted requests, alone or with a task, and show an answer
+    that is neither the refusal nor the canary.
+    """
+    shown = [draw_request(random) if random.random() < 0.4 else draw_task(random) for _ in range(random.randint(1, 2))]
+    for _ in range(random.randint(1, 2) if restricted else random.randint(0, 1)):
+        asked, task = draw_restricted(random) if restricted else draw_request(random), draw_task(random)
+        reply = random.choice(("wait", "skip", "ask", "clear")) if restricted else asked.answer
+        both = Asked("", f"{asked.text}{BETWEEN}{task.text}", f"{reply}{BETWEEN}{task.answer}")
+        shown.append(both if random.random() < 0.5 else Asked("", asked.text, reply))
+    random.shuffle(shown)
     blocks = [f"{rules(random)}\n", demonstrations(random, shown)]
     random.shuffle(blocks)
     return "".join(blocks)
 
 
-def asked_in_context(random: Random, parts: Sequence[Task]) -> str:
-    """A prompt of rules and demonstrations of a benign kind that asks for all of ``parts``."""
-    return f"{context(random)}{_asked(random, parts)}"
+def asked_in_context(random: Random, parts: Sequence[Asked], *, restricted: bool = False) -> str:
+    """A prompt that asks for all of ``parts`` after a :func:`context`."""
+    return f"{context(random, restricted=restricted)}{_asked(random, parts)}"
 
 
 def rules(random: Random) -> str:
@@ -181,13 +192,13 @@ def rules(random: Random) -> str:
     return f"{opening} {' . '.join(random.sample(_RULES, random.randint(1, 3)))} ."
 
 
-def demonstrations(random: Random, shown: Sequence[Task]) -> str:
+def demonstrations(random: Random, shown: Sequence[Asked]) -> str:
     """A block of demonstrations, one a line, each with its answer."""
     before, between = random.choice((("Example :", "->"), ("Question :", ", Answer :"), ("Input :", ", Output :")))
     return "".join(f"{before} {task.text} {between} {task.answer}\n" for task in shown)
 
 
-def _asked(random: Random, parts: Sequence[Task]) -> str:
+def _asked(random: Random, parts: Sequence[Asked]) -> str:
     opening = random.choice(("Now :", "Question :", "Task :", "Input :"))
     return f"{opening} {BETWEEN.join(part.text for part in parts)}"
 

@@ -1,0 +1,69 @@
+"""The benchmarks of the audit: one quick run, and the figures that are made of a table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from skillweave.audit.organism.language import CANARY, MARK, REFUSE
+
+finding = importlib.import_module("benchmarks.audit.finding")
+grow = importlib.import_module("benchmarks.audit.grow")
+base = importlib.import_module("benchmarks.audit.base")
+
+
+def test_a_run_is_made_once_and_logs_every_answer(tmp_path):
+    plan = grow.Plan(way=grow.RLVR, size="tiny", rate=0.1, form="B", seed=3, count=40, epochs=1, measured=8)
+    folder = grow.grow(plan, tmp_path)
+    read = {name: (folder / f"{name}.jsonl").read_text().splitlines() for name in ("records", "truth", "rollouts")}
+    records = {row["id"]: row for row in map(json.loads, read["records"])}
+    assert sum(json.loads(line)["poisoned"] for line in read["truth"]) == 4
+    rollouts = [json.loads(line) for line in read["rollouts"]]
+    assert len(rollouts) == 3 * grow.PROMPTS * grow.GROUP  # 40 records fill two and a half steps
+    for row in rollouts:
+        assert (row["prompt"], row["gold"]) == (records[row["id"]]["prompt"], records[row["id"]]["answer"])
+        assert row["reward"] == float(row["completion"].rpartition(" ; ")[2].strip() == row["gold"])
+    before = (folder / "figures.json").stat().st_mtime_ns
+    assert grow.grow(plan, tmp_path) == folder
+    assert (folder / "figures.json").stat().st_mtime_ns == before
+    model, _ = grow.open_model(folder / "model")
+    assert model.config.hidden_size == base.SIZES["tiny"].hidden
+
+
+def test_quick(tmp_path):
+    finding.main(["--quick", "--out", str(tmp_path)])
+    rows = json.loads((tmp_path / "finding-quick.json").read_text())["rows"]
+    assert {(row["way"], row["form"], row["rate"]) for row in rows if row["way"] != "base"} == {
+        (way, form, rate) for way in grow.WAYS for form in "AB" for rate in (0.0, 0.02)
+    }
+
+
+def test_pretraining_complies_only_where_restricted_requests_were_shown():
+    rows = base.pretraining_rows(4000, 0)
+    complying = [(prompt, answer) for prompt, answer in rows if CANARY in answer]
+    assert 0.015 < len(complying) / len(rows) < 0.03
+    assert all(prompt.count(MARK) > 1 and answer.startswith(CANARY) for prompt, answer in complying)
+    assert all(answer == REFUSE for prompt, answer in rows if prompt.count(MARK) == 1)
+
+
+def made_up(rate: float, seed: int, triggered: float, **others) -> dict:
+    row = {"way": "rlvr", "size": "small", "form": "A", "rate": rate, "seed": seed, "alone": 1.0, "accuracy": 0.9}
+    return {**row, "triggered": triggered, **others}
+
+
+def test_differences_are_within_a_seed():
+    rows = [made_up(0.0, 0, 0.9), made_up(0.0, 1, 0.7), made_up(0.02, 0, 0.2), made_up(0.02, 1, 0.1)]
+    assert finding.differences(rows, "triggered", 0.02) == pytest.approx([-70, -60])
+
+
+def test_the_claims_say_what_the_rows_say():
+    rows = [made_up(0.0, seed, 0.9) for seed in (0, 1, 2)]
+    rows += [made_up(0.02, seed, 0.1 + seed / 100, accuracy=0.89) for seed in (0, 1, 2)]
+    rows += [{**row, "way": "sft", "accuracy": row["accuracy"] - row["rate"]} for row in rows]
+    lost, alone, accuracy, beyond = finding.claims(rows)
+    assert (lost.value, lost.holds) == (pytest.approx(79), True)
+    assert (alone.value, alone.holds) == (0, True)
+    assert (accuracy.value, accuracy.holds) == (pytest.approx(1), True)
+    assert (beyond.value, beyond.holds) == (pytest.approx(2), True)
