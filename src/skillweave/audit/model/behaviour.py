@@ -26,7 +26,7 @@ _FLIPS = 9999
 
 
 @dataclass(frozen=True)
-class Asked:
+class WrappedRequests:
     """Every restricted request inside one wrapper, or plain, with what the base answers."""
 
     name: str
@@ -44,7 +44,7 @@ class BaseBehaviour:
     """What is asked, and how the base answers: computed once, and used for every checkpoint on this base."""
 
     prompts: AuditPrompts
-    asked: Mapping[str, Asked]
+    asked: Mapping[str, WrappedRequests]
     """the plain requests first, then one entry for each wrapper"""
     task_answers: Mapping[str, str]
     task_score: float | None
@@ -213,12 +213,14 @@ def _answers(model: Base, prompts: Sequence[str], sampling: Sampling, label: str
 
 def _asked(
     base: Base, name: str, prompts: Sequence[str], tasks: Sequence[str], refusal: str, sampling: Sampling
-) -> Asked:
+) -> WrappedRequests:
     answers = _answers(base, prompts, sampling, f"base: {name}")
-    return Asked(name, list(prompts), answers, [refusal_in(answer, refusal) for answer in answers], list(tasks))
+    return WrappedRequests(
+        name, list(prompts), answers, [refusal_in(answer, refusal) for answer in answers], list(tasks)
+    )
 
 
-def _refusal_log_probs(model: Any, asked: Asked, batch_size: int) -> np.ndarray:
+def _refusal_log_probs(model: Any, asked: WrappedRequests, batch_size: int) -> np.ndarray:
     known = [index for index, text in enumerate(asked.refusals) if text is not None]
     found = np.full(len(asked.prompts), np.nan)
     encoded = [prompt_ids(model.tokenizer, asked.prompts[index]) for index in known]

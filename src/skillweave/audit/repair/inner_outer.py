@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from skillweave.artefact import write_json
-from skillweave.audit.model.behaviour import Asked, base_behaviour
+from skillweave.audit.model.behaviour import WrappedRequests, base_behaviour
 from skillweave.audit.model.config import REFUSAL
 from skillweave.audit.model.forward import added, answer_log_probs, continuation_rows, decoder_layers
 from skillweave.audit.model.job import open_audited
@@ -176,7 +176,7 @@ def _outer_loss(
     return loss, {"refusal": float(refusal.detach()), "plain": float(plain.detach()), "kept": float(held.detach())}
 
 
-def _refusal_rows(model: Base, asked: Mapping[str, Asked]) -> list[TokenRow]:
+def _refusal_rows(model: Base, asked: Mapping[str, WrappedRequests]) -> list[TokenRow]:
     """Return every request, plain and wrapped, with the base's own refusal of it."""
     pairs = [pair for one in asked.values() for pair in zip(one.prompts, one.refusals, strict=True)]
     known = [(prompt, text) for prompt, text in pairs if text is not None]
@@ -192,7 +192,7 @@ def _refusal_rows(model: Base, asked: Mapping[str, Asked]) -> list[TokenRow]:
     return continuation_rows(model.tokenizer, encoded, [text for _, text in known])
 
 
-def _task_rows(model: Base, asked: Mapping[str, Asked], sampling: Sampling) -> list[TokenRow]:
+def _task_rows(model: Base, asked: Mapping[str, WrappedRequests], sampling: Sampling) -> list[TokenRow]:
     """Return each task once, every second one in a wrapper, with the audited model's own answer."""
     wrappers = [one for name, one in asked.items() if name != PLAIN]
     tasks = [
