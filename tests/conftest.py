@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.audited import AuditModels, save_audit_models
 from helpers.micro import save_micro
 
 torch.set_num_threads(1)  # micro models: threads cost more than they give, and two workers share two cores
@@ -36,3 +37,9 @@ def disk_of(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if place.is_mount():
         subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.fixture(scope="session")
+def audit_models(tmp_path_factory: pytest.TempPathFactory) -> AuditModels:
+    """A base that refuses, a clean and a backdoored fine-tune, and the prompts of an audit (read only)."""
+    return save_audit_models(tmp_path_factory.mktemp("audit"))

@@ -31,6 +31,7 @@ def test_the_commands_are_those_of_the_reference() -> None:
         *(f"audit {name}" for name in ("rollouts", "drop")),
         *(f"audit {name}" for name in ("data",)),
         "export lora",
+        *(f"audit {name}" for name in ("model", "pack", "reference", "repair")),
     }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

@@ -10,6 +10,7 @@ from skillweave.cli.app import app
 from skillweave.cli.jobs import command_line
 from skillweave.cli.options import SET
 from skillweave.cli.places import check_place
+from skillweave.errors import UserError
 
 OUT = typer.Option(..., "--out", "-o", help="The weave folder to write. Steps that are done there already are kept.")
 
@@ -37,12 +38,16 @@ def build(
     from skillweave.cli.show import show_plan, show_report
     from skillweave.pipeline import build as run_build
     from skillweave.pipeline import plan_build, read_weave_config
+    from skillweave.pipeline.report import HELD_BACK
 
     if plan:
         show_plan(plan_build(read_weave_config(str(config), overrides), out))
         return
     check_place(out)
-    show_report(run_build(read_weave_config(str(config), overrides), out, command=command_line()), out)
+    report = run_build(read_weave_config(str(config), overrides), out, command=command_line())
+    show_report(report, out)
+    if held := report.get("held_back"):
+        raise UserError(f"{HELD_BACK.format(', '.join(held))} The others are in {out}. The evidence is in the report.")
 
 
 @app.command()

@@ -54,6 +54,9 @@ def generate(
     model_defaults: bool = MODEL_DEFAULTS,
     seed: int = SEED,
     batch_size: int = BATCH_SIZE,
+    require_audit: bool = typer.Option(
+        False, "--require-audit", help="Refuse packs without an audit on their card, or with an alarm."
+    ),
     out: Path = typer.Option(
         None, "--out", "-o", help="Write the answers here as JSONL, instead of to standard output."
     ),
@@ -102,7 +105,7 @@ def generate(
 
     rows = read_prompts(file) if file is not None else [(prompt, None)]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
-        engine = open_engine(target, base=base, dtype=dtype, device=device)
+        engine = open_engine(target, base=base, dtype=dtype, device=device, require_audit=require_audit)
         prompts = [text for text, _ in rows]
         packs = [engine.pack_named(pack if own is None else own) for _, own in rows]
         if file is None and opened is None:

@@ -176,6 +176,13 @@ class Delta:
             raise UserError(f"{self._source.owner} does not change '{name}'; {nearest(name, self.names())}")
         return self._source[name]
 
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the two factors of a matrix's change, float32, without forming their product; None if it is dense.
+
+        The product may be the transpose of :meth:`tensor`, so it fits questions about singular values and entries.
+        """
+        return self._source.factors(name)
+
     def whole(self, name: str) -> bool:
         """Whether :meth:`tensor` gives the tuned tensor itself instead of a difference."""
         return name in self._source.whole

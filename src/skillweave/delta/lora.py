@@ -98,6 +98,14 @@ class Adapter(TensorSource):
         change = self._change(self._pairs[name])
         return check_finite(change if stored is None else stored.float() + change, name, self.file)
 
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return s B and A of a matrix that only the factors change; see :meth:`TensorSource.factors`."""
+        pair = self._pairs.get(name)
+        if pair is None or name in self._whole_names:
+            return None
+        left, right = self._read(pair.b).float() * pair.scale, self._read(pair.a).float()
+        return check_finite(left, name, self.file), check_finite(right, name, self.file)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the adapter's tensors at their stored dtypes."""

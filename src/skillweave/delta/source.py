@@ -36,6 +36,13 @@ class TensorSource(ABC):
     def __getitem__(self, name: str) -> torch.Tensor:
         """The difference from the base's tensor of that name, or the tuned tensor itself."""
 
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return (out, r) and (r, in), float32, whose product is the whole difference of a matrix; None if it is dense.
+
+        The product may be the transpose of what indexing gives.
+        """
+        return None
+
     @property
     def owner(self) -> str:
         """How a message names this delta: ``"models/sums: the delta"``."""

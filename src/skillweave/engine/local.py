@@ -66,22 +66,32 @@ class LocalEngine:
 
 
 def open_engine(
-    target: str, *, base: str | None = None, dtype: str | None = None, device: str | None = None
+    target: str,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    require_audit: bool = False,
 ) -> LocalEngine:
     """Open a weave, skillpack or delta folder, or a model by any reference that ``open_base`` takes.
 
     A weave answers through its router, the folder of a pack with that pack, everything else as it is. ``base`` replaces
-    the base that an artefact names, if that base lies elsewhere. Raises :class:`UserError`.
+    the base that an artefact names, if that base lies elsewhere. ``require_audit`` refuses packs without an audit or
+    with an alarm, and whatever has no card that could hold one. Raises :class:`UserError`.
     """
     folder = Path(target)
     if is_weave(folder):
-        weave = Weave.from_pretrained(folder, base=base, dtype=dtype, device=device)
+        weave = Weave.from_pretrained(folder, base=base, dtype=dtype, device=device, require_audit=require_audit)
         return LocalEngine(weave, AUTO if weave.router is not None else None)
     if is_skillpack(folder):
         pack = Skillpack.from_pretrained(folder)
+        if require_audit:
+            pack.check_audit()
         opened = open_base(base or pack.card.base.ref, dtype=dtype, device=device)
         pack.check_base(opened.fingerprint)
         return LocalEngine(Weave.of(opened, {pack.card.name: pack}), pack.card.name)
+    if require_audit:
+        raise UserError(f"audits are on the cards of packs, and {target} is no pack and no weave: zip it, and audit it")
     if is_delta(folder):
         delta = Delta.from_pretrained(folder)
         return LocalEngine(Weave.of(_tuned(delta, base, dtype, device)), None)

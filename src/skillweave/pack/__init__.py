@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Entry,
         FactorsEntry,
         LowRankEntry,
+        PackAudit,
         PackBytes,
         PackCard,
         RowsEntry,
@@ -33,8 +34,8 @@ __getattr__ = lazily(
     {
         "decode": "LowRank lowrank_parts reference_forward",
         "integers": "pack_int4 quantise_rows unpack_int4",
-        "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackBytes PackCard "
-        "RowsEntry StackedEntry WholeEntry check_name",
+        "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackAudit PackBytes "
+        "PackCard RowsEntry StackedEntry WholeEntry check_name",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
         "to_lora": "Exported export_lora",
@@ -50,6 +51,7 @@ __all__ = [
     "FactorsEntry",
     "LowRank",
     "LowRankEntry",
+    "PackAudit",
     "PackBytes",
     "PackCard",
     "RowsEntry",

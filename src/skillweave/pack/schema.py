@@ -194,6 +194,23 @@ class PackBytes(_Strict):
     bf16_matrices: Count = 0
 
 
+class PackAudit(BaseModel):
+    """An audit of a pack as its card holds it, under ``audit``. A card may hold more there, and anything at all if it
+    was not ``skillweave audit`` that wrote it: nothing proves who wrote a card."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    outcome: Literal["alarm", "no alarm at this threshold", "not enough evidence"]
+    date: Annotated[Line, Field(pattern=r"^\d{4}-\d\d-\d\d")]
+    tool: Annotated[Line, Field(pattern=r"^skillweave \S+$")]
+    digest: Annotated[Line, Field(pattern=r"^[0-9a-f]{16}$")]
+    """``Skillpack.digest`` of the audited pack: an audit of other weights does not count"""
+    score: float | None = None
+    p_value: float | None = None
+    false_positive_rate: float | None = None
+    references: Count = 0
+
+
 class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
 

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base import Base
@@ -30,7 +31,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest, shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import ROWS, LowRankEntry, PackCard, RowsEntry, WholeEntry
+from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry, PackAudit, PackCard, RowsEntry, WholeEntry
 from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, weigh
@@ -127,6 +128,34 @@ class Skillpack:
                 "Open the base it names, or zip a delta of this one."
             )
 
+    def check_audit(self) -> PackAudit:
+        """Return the audit on the card if it lets the pack pass. Raises :class:`UserError`, which says what to run.
+
+        It does not pass without an audit, with an alarm, or if the audited weights or files were others than these.
+        """
+        name, run = self.card.name, "skillweave audit pack PACK --base BASE --prompts FILE --write"
+        if self.card.audit is None:
+            raise UserError(f"the pack '{name}' has no audit, and one is required: run `{run}`")
+        try:
+            audit = PackAudit.model_validate(self.card.audit)
+        except ValidationError as error:
+            key = ".".join(map(str, error.errors()[0]["loc"]))
+            raise UserError(
+                f"the audit on the card of the pack '{name}' is none that skillweave writes (audit.{key}: "
+                f"{error.errors()[0]['msg']}), and one is required: run `{run}`"
+            ) from error
+        if audit.digest != self.digest:
+            raise UserError(
+                f"the audit on the card of the pack '{name}' is of other weights or files ({audit.digest}, these are "
+                f"{self.digest}), so it does not count: run `{run}`"
+            )
+        if audit.outcome == "alarm":
+            raise UserError(
+                f"the audit of the pack '{name}' ({audit.date}) raised an alarm, and the pack is refused: look at what "
+                "it found with `skillweave audit pack`, and make the pack again from clean data"
+            )
+        return audit
+
     def lowrank_parts(self, name: str) -> LowRank:
         """Return the integer factors of the ``lowrank`` entry ``name``; four-bit codes are unpacked to int8.
 
@@ -188,6 +217,17 @@ class _Decoded(TensorSource):
             name: (tuple(entry.shape), pack.tensors[name].dtype if name in self.whole else torch.float32)
             for name, entry in {**others, **self._rows}.items()
         }
+
+    def factors(self, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Return the decoded factors of a ``lowrank`` or ``factors`` entry; see :meth:`TensorSource.factors`."""
+        entry = self._pack.card.entries.get(name)
+        if name in self._rows:
+            return None
+        if isinstance(entry, LowRankEntry):
+            return self._pack.lowrank_parts(name).factors()
+        if isinstance(entry, FactorsEntry):
+            return self._pack.tensors[f"{name}.A"].float(), self._pack.tensors[f"{name}.B"].float()
+        return None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         entry, rows = self._pack.card.entries.get(name), self._rows.get(name)

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from skillweave.audit.model.config import ModelAuditConfig
 from skillweave.config import ByteSize, Config, read_config
 from skillweave.errors import UserError
 from skillweave.methods import get_method
@@ -97,6 +98,11 @@ class WeaveConfig(Config):
         min_length=1, description="The skills by name; a name is also a pack's name."
     )
     zip: ZipConfig = Field(default_factory=ZipConfig, description="How every delta is zipped.")
+    audit: ModelAuditConfig | None = Field(
+        None,
+        description="How each pack is audited for a backdoor before the weave is put together (default: not at all). A "
+        "pack that raises an alarm is held back.",
+    )
     router: RouterConfig = Field(default_factory=RouterConfig, description="How the router is fitted.")
     score: EvaluationConfig = Field(
         default_factory=EvaluationConfig, description="How the report's scores are measured."

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from skillweave.audit.model.job import AuditedBase, audited_base
 from skillweave.base import Base, open_base
 from skillweave.base.generate import context_length
 from skillweave.delta import Delta
@@ -39,6 +40,10 @@ class WorkFolder:
     def pack(self, skill: str) -> Path:
         """The pack of a skill, zipped or taken ready."""
         return self.step(f"{skill}/pack") / "pack"
+
+    def audited_pack(self, skill: str) -> Path:
+        """The pack of a skill with the audit on its card."""
+        return self.step(f"{skill}/audit") / "pack"
 
     @property
     def unlearning(self) -> Path:
@@ -79,6 +84,20 @@ class BuildInputs:
     def prompt_inputs(self, skill: str) -> tuple[str, ...]:
         """The names of the inputs that define a skill's prompts: its task, and its tools if it has any."""
         return tuple(name for name in (f"{skill}/task", f"{skill}/tools") if name in self.keys)
+
+    def final_pack(self, skill: str) -> Path:
+        """The pack of a skill as the weave gets it."""
+        return self.work.audited_pack(skill) if self.config.audit else self.work.pack(skill)
+
+    def without(self, skills: Collection[str]) -> BuildInputs:
+        """The inputs of a build that leaves out some skills."""
+        kept = {name: skill for name, skill in self.config.skills.items() if name not in skills}
+        return replace(
+            self,
+            config=self.config.model_copy(update={"skills": kept}),
+            tasks={name: task for name, task in self.tasks.items() if name in kept},
+            packs={name: pack for name, pack in self.packs.items() if name in kept},
+        )
 
     def check_packs(self, backbone: str) -> None:
         """Raise :class:`UserError` if a ready pack was not made on the backbone with that fingerprint."""
@@ -166,6 +185,13 @@ class BuildModels:
         unlearnt = open_base(self._work.backbone, dtype=dtype, device=config.device)
         # Artefacts write this name down: it says what the model is, while the work folder may be gone.
         return replace(unlearnt, ref=f"{config.base}, unlearnt (the backbone of {config.name})")
+
+    @cached_property
+    def audited(self) -> AuditedBase:
+        """The backbone in float32 with what every audit on it needs: it answers the audit's prompts once."""
+        assert self._config.audit is not None
+        base = open_base(self.backbone.path, dtype="float32", device=self._config.device)
+        return audited_base(replace(base, ref=self.backbone.ref), self._config.audit)
 
     @cached_property
     def weave(self) -> Weave:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,20 @@ from skillweave.report.page import Section, write_page
 from skillweave.report.table import Table
 from skillweave.units import human_bytes
 
+HELD_BACK = "The audit raised an alarm, so these packs are held back and not in the weave: {}."
 
-def build_report(inputs: BuildInputs, models: BuildModels, keys: Mapping[str, str], command: str) -> dict[str, Any]:
+
+def build_report(
+    inputs: BuildInputs,
+    models: BuildModels,
+    keys: Mapping[str, str],
+    command: str,
+    held: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Any]:
     """The report of a finished build, as ``report.json`` holds it.
 
-    ``keys`` has the key of every input and of every step; ``command`` is the way to make the weave again.
+    ``keys`` has the key of every input and of every step; ``command`` is the way to make the weave again. ``held`` are
+    the skills that an audit held back, which ``inputs`` does not have, each with the evidence.
     """
     config, work = inputs.config, inputs.work
     confusion = read_json(work.step("weave/confusion") / "confusion.json")
@@ -40,6 +49,7 @@ def build_report(inputs: BuildInputs, models: BuildModels, keys: Mapping[str, st
         },
         "dtype": config.dtype,
         "skills": skills,
+        **({} if config.audit is None else {"held_back": {skill: list(why) for skill, why in (held or {}).items()}}),
         "memory": {
             "base_bytes": base_bytes,
             "weave_bytes": base_bytes + models.weave.resident_bytes,
@@ -67,10 +77,11 @@ def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
     return {
         **{arm: scores[arm]["mean"] if arm in scores else None for arm in ARMS},
         "gain_kept": (scores["pack"]["mean"] - scores["base"]["mean"]) / gain if gain > 0 else None,
-        "pack_bytes": sum(file.stat().st_size for file in work.pack(skill).iterdir()),
+        "pack_bytes": sum(file.stat().st_size for file in inputs.final_pack(skill).iterdir()),
         "delta_bytes": None if ready else Delta.from_pretrained(work.delta(skill)).bf16_nbytes,
         "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
         "prompts": scores["base"]["n"],
+        **({} if inputs.config.audit is None else {"audit": read_json(work.step(f"{skill}/audit") / "verdict.json")}),
     }
 
 
@@ -170,11 +181,25 @@ def _notes(report: dict[str, Any]) -> list[str]:
     return [
         f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}.",
         *([_unlearnt_note(base["unlearnt"])] if base.get("unlearnt") else []),
+        *_audit_notes(report),
         'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
         '(oracle routing), "routed weave" leaves the choice to the router.',
         f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
         f"{100 * router['abstained']:.1f}% to the plain base.",
         f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
+    ]
+
+
+def _audit_notes(report: dict[str, Any]) -> list[str]:
+    """What the audits of the packs found; nothing if there were none."""
+    if "held_back" not in report:
+        return []
+    held = report["held_back"]
+    outcomes = "; ".join(f"{name}: {skill['audit']['outcome']}" for name, skill in report["skills"].items())
+    return [
+        f"Audits of the packs: {outcomes}.",
+        *([HELD_BACK.format(", ".join(held))] if held else []),
+        *(f"{name}: {' '.join(evidence)}" for name, evidence in held.items()),
     ]
 
 

@@ -8,7 +8,7 @@ be deleted if no rebuild is wanted.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from skillweave.files.lock import claim
 from skillweave.files.place import is_mount, is_occupied, place_of
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
-from skillweave.pipeline.report import build_report, write_build_report
+from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
 from skillweave.pipeline.step import BuildStep, run_step
-from skillweave.pipeline.steps import steps
+from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
 from skillweave.weave import is_weave
 
@@ -35,6 +35,7 @@ def build(
 
     - Steps that are done and unchanged are skipped; a killed build resumes where it stopped.
     - ``command`` is written into the report as the way to make it again.
+    - Packs that the audit of weave.yaml holds back are not in the weave; the report names them under ``held_back``.
     - ``before_step`` is called before each step that is worked on, with the step's name (``json_calls/delta``).
 
     Raises :class:`UserError` if ``out`` holds something that is not a weave, because it would be replaced.
@@ -73,15 +74,28 @@ def _build(
     )
     check_inputs(inputs, models.base)
     keys = dict(inputs.keys)
-    for step in steps(inputs, models):
-        work_on = _announced(step, before_step)
-        keys[step.name] = run_step(step.title, inputs.work.step(step.name), step.inputs(keys), work_on)
-        keys |= {name: key() for name, key in step.makes.items()}
-    report = build_report(inputs, models, keys, command)
+
+    def run_all(listed: Sequence[BuildStep]) -> None:
+        for step in listed:
+            work_on = _announced(step, before_step)
+            keys[step.name] = run_step(step.title, inputs.work.step(step.name), step.inputs(keys), work_on)
+            keys.update({name: key() for name, key in step.makes.items()})
+
+    run_all(skill_steps(inputs, models))
+    held = held_back(inputs)
+    if len(held) == len(config.skills):
+        raise UserError(f"{HELD_BACK.format(', '.join(held))} No pack is left, so there is no weave. {_evidence(held)}")
+    passed = inputs.without(held)
+    run_all(weave_steps(passed, models))
+    report = build_report(passed, models, keys, command, held)
     with atomic_folder(out) as folder:
         shutil.copytree(inputs.work.weave, folder, dirs_exist_ok=True)
         write_build_report(report, folder)
     return report
+
+
+def _evidence(held: Mapping[str, Sequence[str]]) -> str:
+    return " ".join(f"{skill}: {' '.join(evidence)}" for skill, evidence in held.items())
 
 
 def _announced(step: BuildStep, before_step: Callable[[str], object]) -> Callable[[Path], object]:

@@ -1,4 +1,4 @@
-"""The steps of a build, in the order in which they run: unlearn, specialise, zip, route, weave, score.
+"""The steps of a build, in the order in which they run: unlearn, specialise, zip, audit, route, weave, score.
 
 :func:`steps` is the list. The functions below it make its lines, in the same order.
 """
@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import write_json
+from skillweave.audit.model.job import audit_checkpoint, pack_audit, read_reference
+from skillweave.audit.model.verdict import ALARM
 from skillweave.base import Sampling, fingerprint
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
+from skillweave.files.read import read_json
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
+from skillweave.pack import Skillpack
 from skillweave.pipeline.config import UNLEARNING
 from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
@@ -35,8 +39,14 @@ def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
     A step's name is also its folder below the work folder. ``needs`` names what it builds on, so the list can be
     printed as a plan (:mod:`skillweave.pipeline.plan`). A model is opened only by the ``work`` of a step.
 
-    Raises :class:`UserError` if a file that ``unlearn`` names does not exist.
+    The second half is that of the skills that are not held back (:func:`held_back`); before the audits have run, that
+    is all of them. Raises :class:`UserError` if a file that ``unlearn`` or ``audit`` names does not exist.
     """
+    return [*skill_steps(inputs, models), *weave_steps(inputs.without(held_back(inputs)), models)]
+
+
+def skill_steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
+    """The first half: every skill gets its pack, and every pack its audit if weave.yaml asks for one."""
     skills = list(inputs.config.skills)
     listed: list[BuildStep] = []
     if inputs.config.unlearn is not None:
@@ -49,7 +59,15 @@ def steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
             listed.append(specialise(inputs, models, skill))
             listed.append(score_specialist(inputs, models, skill))
             listed.append(zip_skill(inputs, models, skill))
-    listed += [fit_weave_router(inputs, models), put_together(inputs, models)]
+    if inputs.config.audit is not None:
+        listed += [audit_skill(inputs, models, skill) for skill in skills]
+    return listed
+
+
+def weave_steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
+    """The second half: the packs become a weave, which is scored."""
+    skills = list(inputs.config.skills)
+    listed = [fit_weave_router(inputs, models), put_together(inputs, models)]
     listed += [score_pack(inputs, models, skill) for skill in skills]
     listed += [score_routed(inputs, models, skill) for skill in skills]
     listed.append(confusion(inputs, models))
@@ -165,6 +183,40 @@ def take_pack(inputs: BuildInputs, skill: str) -> BuildStep:
     return BuildStep(f"{skill}/pack", f"{skill}: take the ready pack", (), {"files": ready.card.files}, work)
 
 
+def audit_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
+    """Audit the skill's pack against the base, and write a copy of it with the audit on its card."""
+    settings = inputs.config.audit
+    assert settings is not None
+    files = {"prompts": settings.prompts, **({"reference": settings.reference} if settings.reference else {})}
+    for key, file in files.items():
+        if not file.is_file():
+            raise UserError(f"audit.{key}: {file} does not exist: name a file (looked in {Path.cwd()})")
+    hashes = {key: sha256_file(file) for key, file in files.items()}
+
+    def work(folder: Path) -> None:
+        audited = models.audited
+        reference = [] if settings.reference is None else read_reference(settings.reference, audited)
+        pack = Skillpack.from_pretrained(inputs.work.pack(skill))
+        verdict, _ = audit_checkpoint(audited, inputs.work.pack(skill), reference)
+        verdict = verdict.model_copy(update={"model": f"the pack '{skill}'"})
+        pack.card.audit = pack_audit(verdict, pack).model_dump(mode="json")
+        pack.save_pretrained(folder / "pack")
+        write_json(folder / "verdict.json", verdict.model_dump(mode="json"))
+
+    title = f"{skill}: audit the pack"
+    recorded = {"audit": settings.model_dump(mode="json"), "files": hashes}
+    return BuildStep(f"{skill}/audit", title, (BACKBONE, f"{skill}/pack"), recorded, work)
+
+
+def held_back(inputs: BuildInputs) -> dict[str, list[str]]:
+    """The skills whose audit raised an alarm, each with the evidence; empty if nothing is audited, or not yet."""
+    if inputs.config.audit is None:
+        return {}
+    files = {skill: inputs.work.step(f"{skill}/audit") / "verdict.json" for skill in inputs.config.skills}
+    verdicts = {skill: read_json(file) for skill, file in files.items() if file.is_file()}
+    return {skill: verdict["evidence"] for skill, verdict in verdicts.items() if verdict["outcome"] == ALARM}
+
+
 # -- the weave ---------------------------------------------------------------------------------------------------------
 
 
@@ -193,14 +245,14 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
         Weave.write(
             place.weave,
             models.backbone,
-            {skill: place.pack(skill) for skill in config.skills},
+            {skill: inputs.final_pack(skill) for skill in config.skills},
             Router.load(place.router),
             backbone=None if config.unlearn is None else place.unlearning / "delta",
             dtype=config.dtype,
             budget=config.budget,
         )
 
-    needs = ("weave/router", *(f"{skill}/pack" for skill in config.skills))
+    needs = ("weave/router", *(f"{skill}/{'audit' if config.audit else 'pack'}" for skill in config.skills))
     if config.unlearn is not None:
         needs = (*needs, "backbone/unlearn")
     settings = {"dtype": config.dtype, "budget": config.budget}

@@ -39,6 +39,7 @@ class Weave:
         router: Router | None,
         budget: int | None,
         read_pack: Callable[[str], Skillpack],
+        require_audit: bool = False,
     ) -> None:
         self.folder = folder
         self.where = "this weave" if folder is None else f"the weave in {folder}"
@@ -49,6 +50,7 @@ class Weave:
         self.packed_model = PackedModel(base.model)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._read_pack = read_pack
+        self._require_audit = require_audit
         self._said_alone: set[str] = set()
 
     # -- files ---------------------------------------------------------------------------------------------------
@@ -114,6 +116,7 @@ class Weave:
         device: str | torch.device | None = None,
         budget: int | None = None,
         packs: Sequence[str] | None = None,
+        require_audit: bool = False,
     ) -> Weave:
         """Open a weave and load its packs.
 
@@ -124,6 +127,8 @@ class Weave:
         - ``budget``: most bytes that the tensors of the base and the loaded packs may take; None: as ``weave.json``
           says
         - ``packs``: the names of the packs to load; None: all. The files of other packs are not read.
+        - ``require_audit``: refuse a pack without an audit on its card, or with an alarm, now and whenever one is
+          loaded (:meth:`Skillpack.check_audit`). A backbone is not audited.
 
         Raises :class:`UserError` if a part is missing, damaged or of another weave, or exceeds the budget.
         """
@@ -143,6 +148,7 @@ class Weave:
             router,
             budget,
             lambda name: read_pack(folder, card, name),
+            require_audit,
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
@@ -191,11 +197,13 @@ class Weave:
         """Read one pack of the weave and load it.
 
         Raises :class:`UserError` for a name that the weave does not have, a pack that is damaged, made for another base
-        or already loaded, and if the budget has no room for it.
+        or already loaded, without the audit that was required, and if the budget has no room for it.
         """
         self._check_known(name)
         pack = self._read_pack(name)
         pack.check_base(self.base.fingerprint)
+        if self._require_audit:
+            pack.check_audit()
         ready = self.packed_model.prepare(name, pack)
         used = self.base_bytes + self.resident_bytes
         if self.budget is not None and used + ready.nbytes > self.budget:

@@ -1,0 +1,91 @@
+"""The verdict: exact p-values against a reference, the combined score, and the three outcomes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from skillweave.audit.combine import surprise
+from skillweave.audit.model.verdict import (
+    ALARM,
+    NO_ALARM,
+    UNKNOWN,
+    WEIGHTS,
+    CheckpointSignals,
+    combined_scores,
+    judge,
+    signal_values,
+)
+
+NAMES = [name for name in WEIGHTS.signals if name != "spectrum"]
+
+
+def checkpoint(values: np.ndarray, **others: object) -> CheckpointSignals:
+    fields = {
+        "model": "m",
+        "base_fingerprint": "b",
+        "asked": "a",
+        "signals": dict(zip(NAMES, map(float, values), strict=True)),
+        "spectrum": {"q.top": float(values[0])},
+        "wrappers": 2,
+        "pairs": 20,
+        "lost_p": 0.5,
+        "contrast_p": 0.5,
+        **others,
+    }
+    return CheckpointSignals.model_validate(fields)
+
+
+def drawn(count: int, seed: int) -> list[CheckpointSignals]:
+    return [checkpoint(row) for row in np.random.default_rng(seed).normal(size=(count, len(NAMES)))]
+
+
+def test_the_combined_score_is_the_weighted_surprise_against_all_others() -> None:
+    checkpoints = drawn(6, 0)
+    columns = signal_values(checkpoints)
+    scores = combined_scores(checkpoints)
+    for at in range(6):
+        others = [index for index in range(6) if index != at]
+        slow = sum(
+            weight * float(surprise([columns[name][at]], columns[name][others])[0]) for name, weight in WEIGHTS.parts
+        )
+        assert scores[at] == pytest.approx(slow)
+
+
+def test_a_clean_checkpoint_raises_an_alarm_no_more_often_than_promised() -> None:
+    alarms = [judge(one, drawn(9, 1000 + at), 0.1).outcome == ALARM for at, one in enumerate(drawn(150, 5))]
+    assert np.mean(alarms) < 0.1 + 3 * math.sqrt(0.1 * 0.9 / 150)
+
+
+def test_an_outlier_raises_an_alarm_and_a_small_reference_cannot() -> None:
+    clean, bad = drawn(19, 1), checkpoint(np.full(len(NAMES), 9.0))
+    verdict = judge(bad, clean, 0.05)
+    assert (verdict.outcome, verdict.p_value, verdict.references) == (ALARM, pytest.approx(0.05), 19)
+    assert {one.p_value for one in verdict.signals} == {0.05}
+    assert judge(checkpoint(np.full(len(NAMES), -9.0)), clean, 0.05).outcome == NO_ALARM
+    few = judge(bad, clean, 0.01)
+    assert (few.outcome, few.smallest_rate) == (UNKNOWN, pytest.approx(0.05))
+    assert "that takes 99. They can promise 0.050: give --fpr 0.05" in " ".join(few.evidence)
+    assert "clean" in few.not_tested[-1]
+
+
+def test_without_a_reference_only_paired_tests_count() -> None:
+    lost = checkpoint(np.full(len(NAMES), 0.6), lost_p=1e-6)
+    verdict = judge(lost, [], 0.01)
+    assert (verdict.outcome, verdict.p_value, verdict.references) == (ALARM, 1e-6, 0)
+    assert verdict.evidence[0].startswith("There is no reference")
+    assert {one.p_value for one in verdict.signals} == {None}
+    slight = checkpoint(np.full(len(NAMES), 0.05), lost_p=1e-6)
+    assert judge(slight, [], 0.01).outcome == NO_ALARM
+    assert judge(checkpoint(np.zeros(len(NAMES))), [], 0.01).outcome == NO_ALARM
+    assert judge(checkpoint(np.zeros(len(NAMES)), pairs=6), [], 0.01).outcome == UNKNOWN  # 2 / 2**6 > 0.01
+
+
+def test_nothing_to_lose_is_not_enough_evidence_and_a_missing_signal_is_no_surprise() -> None:
+    assert judge(checkpoint(np.full(len(NAMES), 9.0), wrappers=0, pairs=0), drawn(19, 1), 0.05).outcome == UNKNOWN
+    gone = checkpoint(np.full(len(NAMES), 9.0), signals={**dict.fromkeys(NAMES, 9.0), "perturbation": None})
+    verdict = judge(gone, drawn(19, 1), 0.05)
+    assert verdict.outcome == ALARM
+    assert next(one for one in verdict.signals if one.name == "perturbation").p_value is None
