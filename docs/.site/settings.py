@@ -18,10 +18,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from skillweave.audit.rollouts.job import RolloutAuditConfig
 from skillweave.audit.data.config import DataAuditConfig
 from skillweave.audit.model.config import ModelAuditConfig
 from skillweave.audit.repair.inner_outer import RepairConfig
+from skillweave.audit.rollouts.job import RolloutAuditConfig
 from skillweave.config import ByteSize, Config
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.cku.neurons.score import NeuronScoreConfig
@@ -69,9 +69,9 @@ PARTS: list[tuple[str, str, type[Config]]] = [
     ),
     ("audit rollouts", "[Audit rollouts](../how-to/audit-rollouts.md).", RolloutAuditConfig),
     ("audit data", "[Audit RLVR data before training](../how-to/audit-data.md).", DataAuditConfig),
-    ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("audit model", "[Audit a checkpoint or a pack](../how-to/audit-model.md).", ModelAuditConfig),
     ("audit repair", "[Repair it](../how-to/audit-model.md#repair-it).", RepairConfig),
+    ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("tools of a model", "[A file for `--tools`](../how-to/agents.md#use-it).", ToolUse),
     ("task: data files", "[Bring your own task](../how-to/tasks.md#data-files).", FileSpec),
     ("task: datasets", "[Hugging Face datasets](../how-to/tasks.md#hugging-face-datasets).", DatasetSpec),

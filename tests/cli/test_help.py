@@ -28,10 +28,8 @@ def test_the_commands_are_those_of_the_reference() -> None:
     assert set(COMMANDS) == single | {
         *(f"cku {name}" for name in ("unlearn", "score", "report", "corpus")),
         *(f"tasks {name}" for name in ("check", "list")),
-        *(f"audit {name}" for name in ("rollouts", "drop")),
-        *(f"audit {name}" for name in ("data",)),
+        *(f"audit {name}" for name in ("data", "rollouts", "drop", "model", "pack", "reference", "repair")),
         "export lora",
-        *(f"audit {name}" for name in ("model", "pack", "reference", "repair")),
     }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

@@ -72,9 +72,9 @@ def test_plots_have_one_source() -> None:
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_the_benchmarks_exist(page: Path) -> None:
-    for name in re.findall(r"python -m benchmarks\.([a-z]\w*)", page.read_text(encoding="utf-8")):
-        folder = ROOT / "benchmarks"
-        assert (folder / f"{name}.py").exists() or (folder / name / "__main__.py").exists()
+    for name in re.findall(r"python -m (benchmarks(?:\.[a-z]\w*)+)", page.read_text(encoding="utf-8")):
+        module = ROOT / name.replace(".", "/")
+        assert module.with_suffix(".py").exists() or (module / "__main__.py").exists()
 
 
 _YAML = re.compile(r"^```yaml\n# ([\w-]+\.yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -1,2 +1,1 @@
-"""Repair after an audit: leave out flagged records and train again."""
-"""Ways to take a backdoor out of a model that the audit found."""
+"""After an audit: leave flagged records out of a data set, or take a backdoor out of a model."""
