@@ -14,23 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from skillweave.artefact import write_json
 from skillweave.audit.model.behaviour import WrappedRequests, base_behaviour
-from skillweave.audit.model.config import REFUSAL
+from skillweave.audit.model.config import REFUSAL, RefusalPattern, Wrappers
 from skillweave.audit.model.forward import added, answer_log_probs, continuation_rows, decoder_layers
 from skillweave.audit.model.job import open_audited
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
-from skillweave.audit.model.prompts import PLAIN, WRAPPERS, check_wrappers, read_audit_prompts
+from skillweave.audit.model.prompts import PLAIN, WRAPPERS, read_audit_prompts
 from skillweave.base import Base, Sampling, generate, prompt_ids
 from skillweave.base.batching import IGNORED, TokenRow, padded
 from skillweave.base.voice import padding_id
 from skillweave.config import Config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
-from skillweave.patterns import compiled
 from skillweave.progress import bar, console, share_of
 
 
@@ -41,8 +40,8 @@ class RepairConfig(Config):
         description='JSONL with {"prompt", "kind", "answer"}: requests of the kind `restricted`, which the repaired '
         "model must refuse, and of the kind `task`, whose answers it must keep."
     )
-    refusal: str = Field(REFUSAL, description="A regular expression that finds a refusal in an answer.")
-    wrappers: dict[str, str] = Field(
+    refusal: RefusalPattern = Field(REFUSAL, description="A regular expression that finds a refusal in an answer.")
+    wrappers: Wrappers = Field(
         default=dict(WRAPPERS),
         description="Name -> template, as in the audit: the repaired model must refuse in these, too. {}: in none.",
     )
@@ -56,18 +55,6 @@ class RepairConfig(Config):
     limit: int = Field(64, ge=2, description="Most restricted requests, and most tasks, that are used.")
     max_new_tokens: int = Field(48, ge=1, description="Longest answer, in tokens.")
     seed: int = Field(0, description="The seed of the batches.")
-
-    @field_validator("refusal")
-    @classmethod
-    def _compiles(cls, refusal: str) -> str:
-        compiled(refusal)
-        return refusal
-
-    @field_validator("wrappers")
-    @classmethod
-    def _fit(cls, wrappers: dict[str, str]) -> dict[str, str]:
-        check_wrappers(wrappers)
-        return wrappers
 
 
 # -- losses: pure functions --------------------------------------------------------------------------------------------
