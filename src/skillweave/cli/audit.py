@@ -7,10 +7,10 @@ from pathlib import Path
 import typer
 
 from skillweave.cli.app import app
+from skillweave.cli.options import named_values
 from skillweave.cli.output import out as console_out
 from skillweave.cli.output import say
 from skillweave.cli.places import check_apart, check_folder
-from skillweave.errors import UserError
 
 group = typer.Typer(
     help="Audit: look for signs of a backdoor in RLVR data, in rollouts, in a checkpoint and in a pack.",
@@ -68,7 +68,7 @@ def data(
         "out": str(out),
         "clean": None if clean is None else str(clean),
         "fpr": fpr,
-        "columns": _columns(columns),
+        "columns": named_values(columns, "--columns", "OURS=THEIRS, for example answer=solution"),
         "split": split,
         "workers": workers,
         "shown": shown,
@@ -84,12 +84,3 @@ def data(
     say(f"written: {out}/report.html, report.json, records.jsonl, malformed.jsonl")
     if audit.flagged:
         raise typer.Exit(1)
-
-
-def _columns(given: list[str]) -> dict[str, str]:
-    """The mapping that ``OURS=THEIRS`` options mean. Raises :class:`UserError`."""
-    pairs = [text.partition("=") for text in given]
-    for ours, sign, theirs in pairs:
-        if not (ours and sign and theirs):
-            raise UserError(f"--columns {ours}{sign}{theirs}: write OURS=THEIRS, for example answer=solution")
-    return {ours: theirs for ours, _, theirs in pairs}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from skillweave.cli.audit import group
+from skillweave.cli.jobs import command_line
 from skillweave.cli.options import DEVICE, SEED
 from skillweave.cli.output import out as console_out
 from skillweave.cli.output import say
@@ -86,7 +86,7 @@ def rollouts(
     if ablate:
         parts = {"generate": _generate(model, max_tokens, seed, device), "score": _score(verifier), "say": say}
     audited = audit_rollouts(config, **parts)
-    write_audit(out, audited, config, f"skillweave {' '.join(sys.argv[1:])}", started)
+    write_audit(out, audited, config, command_line(), started)
     console_out.print(signal_table(audited).rich("Signals"))
     console_out.print(prompt_table(audited, 14, rows=10).rich("Highest scores (* flagged), surprises (-log10 p)"))
     if audited.ablations:

@@ -95,3 +95,12 @@ def read_sampling(
         seed=seed,
         model_defaults=model_defaults,
     )
+
+
+def named_values(given: list[str], option: str, form: str) -> dict[str, str]:
+    """Return the mapping that ``NAME=VALUE`` options mean. Raises :class:`UserError`, which says ``write FORM``."""
+    pairs = [text.partition("=") for text in given]
+    for name, sign, value in pairs:
+        if not (name and sign and value):
+            raise UserError(f"{option} {name}{sign}{value}: write {form}")
+    return {name: value for name, _, value in pairs}

@@ -8,7 +8,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE
-from skillweave.cli.options import CONFIG, DEFAULTS, DEVICE, DTYPE, SEED, SET
+from skillweave.cli.options import CONFIG, DEFAULTS, DEVICE, DTYPE, SEED, SET, named_values
 from skillweave.cli.output import say
 from skillweave.cli.places import check_file, check_folder
 from skillweave.errors import UserError
@@ -114,7 +114,7 @@ def reason(
         "limit": limit,
         "out": folder,
         "model": model,
-        "agent_models": _named(agent, "--agent"),
+        "agent_models": named_values(agent, "--agent", "ROLE=MODEL, for example critic=http://host/v1#name"),
         "method": method,
         "budget": parse_budget(budget).model_dump(),
         "prompts": prompts,
@@ -173,12 +173,3 @@ def induction(
     for name, count in facts["counts"].items():
         say(f"{out / name}: {count:,} lines")
     say("Train on them: skillweave build examples/induction/weave.yaml -o runs/induction")
-
-
-def _named(given: list[str], option: str) -> dict[str, str]:
-    """The mapping that ``NAME=VALUE`` options mean. Raises :class:`UserError`."""
-    pairs = [text.partition("=") for text in given]
-    for name, sign, value in pairs:
-        if not (name and sign and value):
-            raise UserError(f"{option} {name}{sign}{value}: write ROLE=MODEL, for example critic=http://host/v1#name")
-    return {name: value for name, _, value in pairs}
