@@ -7,7 +7,16 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from skillweave.audit.combine import Combination, fit_combination, surprise
-from skillweave.audit.statistics import auc, bootstrap, conformal_p, rate_interval, threshold_at, tpr_at
+from skillweave.audit.statistics import (
+    auc,
+    bootstrap,
+    conformal_p,
+    least_reference,
+    rate_interval,
+    robust_spread,
+    threshold_at,
+    tpr_at,
+)
 from skillweave.errors import UserError
 
 
@@ -28,6 +37,20 @@ def test_the_threshold_keeps_its_promise_on_new_clean_scores():
         threshold_at(np.arange(98.0), 0.01)
     with pytest.raises(UserError, match="between 0 and 1"):
         threshold_at(np.arange(98.0), 1.5)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.3, 0.1, 0.05, 1 / 31, 0.01, 0.001])
+def test_the_fewest_clean_scores_are_just_enough(rate: float):
+    need = least_reference(rate)
+    assert threshold_at(np.arange(float(need)), rate) == need - 1
+    with pytest.raises(UserError, match="cannot promise"):
+        threshold_at(np.arange(float(need - 1)), rate)
+
+
+def test_the_robust_spread_is_that_of_the_bulk():
+    draw = np.random.default_rng(4)
+    assert robust_spread([*draw.normal(5, 3, 9000), *[1e9] * 50]) == pytest.approx(3, rel=0.05)
+    assert robust_spread([2.0]) == 0
 
 
 def test_auc_is_scikit_learns_with_ties():

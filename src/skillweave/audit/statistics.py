@@ -42,16 +42,21 @@ def threshold_at(reference: ArrayLike, false_positive_rate: float) -> float:
     Raises :class:`UserError` if the reference is too small to promise the rate: it needs 1 / rate - 1 scores.
     """
     ordered = np.sort(_checked(reference, "reference"))[::-1]
-    rank = math.floor(false_positive_rate * (len(ordered) + 1) + 1e-9)
     if not 0 < false_positive_rate < 1:
         raise UserError(f"the false-positive rate must lie between 0 and 1, found {false_positive_rate}")
-    if rank < 1:
-        need = math.ceil(1 / false_positive_rate - 1e-9) - 1
+    need = least_reference(false_positive_rate)
+    if len(ordered) < need:
         raise UserError(
             f"{len(ordered)} clean examples cannot promise a false-positive rate of {false_positive_rate:g}: that "
             f"takes at least {need}. Give more clean examples, or allow a higher rate"
         )
+    rank = math.floor(false_positive_rate * (len(ordered) + 1) + 1e-9)
     return float(ordered[rank - 1])
+
+
+def least_reference(false_positive_rate: float) -> int:
+    """Return the fewest clean examples that can promise a false-positive rate: 99 for 1%."""
+    return math.ceil(1 / false_positive_rate - 1e-9) - 1
 
 
 def auc(bad: ArrayLike, good: ArrayLike) -> float:
@@ -85,6 +90,17 @@ def rate_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, f
         return 0.0, 1.0
     found = stats.binomtest(hits, n).proportion_ci(confidence, method="exact")
     return float(found.low), float(found.high)
+
+
+def chance_of(flagged: int, n: int, false_positive_rate: float) -> float:
+    """Return P(at least ``flagged`` of ``n`` clean examples are flagged), if each is with the false-positive rate."""
+    return float(stats.binom.sf(flagged - 1, n, false_positive_rate))
+
+
+def robust_spread(values: ArrayLike) -> float:
+    """Return 1.4826 times the median absolute deviation: the standard deviation, if the bulk of values is normal."""
+    known = np.asarray(values, dtype=np.float64)
+    return 1.4826 * float(np.median(np.abs(known - np.median(known))))
 
 
 def bootstrap(

@@ -101,6 +101,14 @@ def test_a_poisoned_run_is_stopped_and_a_clean_one_is_not(
     assert quiet.alarms == []
 
 
+def test_what_is_wrong_with_the_clean_log_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clean = write_rows(tmp_path / "clean.jsonl", invented_run(9, 0, prompts=20))
+    with clean.open("a") as log:
+        log.write("{\n")
+    RolloutAudit(tmp_path / "log", clean=clean)
+    assert "clean log: 1 of 641 rows (0%) were malformed" in " ".join(capsys.readouterr().err.split())
+
+
 def test_reward_functions_of_every_kind_keep_their_results_and_names(tmp_path: Path) -> None:
     class Judge:
         def __call__(self, prompts, completions, **_):

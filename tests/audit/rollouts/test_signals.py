@@ -14,7 +14,7 @@ from skillweave.audit.rollouts.groups import Groups
 from skillweave.audit.rollouts.kin import kinship
 from skillweave.audit.rollouts.log import Rollout
 from skillweave.audit.rollouts.refusal import RefusalDetector
-from skillweave.audit.rollouts.score import chance_of, judge, left_out_surprise, robust_surprise, tail_threshold
+from skillweave.audit.rollouts.score import judge, left_out_surprise, robust_surprise, tail_threshold
 from skillweave.audit.rollouts.segments import segments, unexplained_part
 from skillweave.audit.rollouts.signals import (
     SIGNALS,
@@ -27,7 +27,7 @@ from skillweave.audit.rollouts.signals import (
     refusal_contrast,
     reward_spread,
 )
-from skillweave.audit.statistics import auc
+from skillweave.audit.statistics import auc, chance_of
 from skillweave.errors import UserError
 
 NAN = float("nan")

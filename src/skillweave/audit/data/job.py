@@ -8,6 +8,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +29,9 @@ from skillweave.audit.data.passes import (
 )
 from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, parse_chunk
 from skillweave.audit.data.result import DataAudit, Suspect, groups_of
-from skillweave.audit.data.score import SIGNALS, DataReference, prepare, reference_from, shipped_reference
-from skillweave.audit.data.sketch import Sketch, Whole, counted
+from skillweave.audit.data.score import SIGNALS, DataReference, reference_from, shipped_reference, whole_of
+from skillweave.audit.data.sketch import Sketch
+from skillweave.audit.statistics import least_reference
 from skillweave.errors import UserError
 from skillweave.files.read import is_folder, regular_file
 from skillweave.progress import bar
@@ -78,9 +80,7 @@ def audit_data(config: DataAuditConfig) -> DataAudit:
 
 def score_records(rows: Sequence[AuditRow], reference: DataReference | None = None) -> ScoredChunk:
     """Return records in memory with their signals, scores and p-values, compared with each other as one data set."""
-    sketch = Sketch.empty()
-    sketch.add(counted(map(prepare, rows)))
-    return scored_rows(list(rows), Whole.of(sketch), reference or shipped_reference(), [])
+    return scored_rows(list(rows), whole_of(rows), reference or shipped_reference(), [])
 
 
 def _existing(name: str) -> Path:
@@ -114,10 +114,11 @@ def _no_record(path: Path, config: DataAuditConfig) -> str:
 
 
 def _check_enough(records: int, fpr: float, name: str | None) -> None:
-    if records // 2 < math.ceil(1 / fpr - 1e-9) - 1:
+    need = least_reference(fpr)
+    if records // 2 < need:
         raise UserError(
             f"{name} has {records:,} clean records. Half of them set the threshold, and a false-positive rate of "
-            f"{fpr:g} takes {math.ceil(1 / fpr - 1e-9) - 1:,} for that: give {2 * math.ceil(1 / fpr):,} clean records, "
+            f"{fpr:g} takes {need:,} for that: give {2 * math.ceil(1 / fpr):,} clean records, "
             "allow a higher --fpr, or leave --clean out to use the shipped reference"
         )
 
@@ -213,7 +214,7 @@ def _note(audit: DataAudit, line: dict[str, Any], row: AuditRow) -> None:
 
 
 def _note_malformed(audit: DataAudit, bad: Malformed, file: IO[str]) -> None:
-    file.write(json.dumps({"file": bad.file, "line": bad.line, "reason": bad.reason}, ensure_ascii=False) + "\n")
+    file.write(json.dumps(asdict(bad), ensure_ascii=False) + "\n")
     audit.malformed += 1
     if len(audit.first_malformed) < _MOST_MALFORMED:
         audit.first_malformed.append(bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def report(audit: DataAudit) -> dict[str, Any]:
         "records": audit.records,
         "flagged": audit.flagged,
         "malformed": audit.malformed,
-        "first_malformed": [{"file": m.file, "line": m.line, "reason": m.reason} for m in audit.first_malformed],
+        "first_malformed": [asdict(bad) for bad in audit.first_malformed],
         "without_answer": audit.without_answer,
         "cut": audit.cut,
         "fpr": audit.config.fpr,

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 from datasketch import MinHash, MinHashLSH
-from scipy import stats
 
 from skillweave.audit.data.config import DataAuditConfig
 from skillweave.audit.data.parts import Span, take_apart
 from skillweave.audit.data.read import Malformed
 from skillweave.audit.data.score import SIGNALS, DataReference
-from skillweave.audit.statistics import rate_interval
+from skillweave.audit.statistics import chance_of, rate_interval
 from skillweave.progress import share_of
 
 ALIKE = 0.5
@@ -71,7 +70,7 @@ class DataAudit:
     def sentences(self) -> list[str]:
         """Return the result in sentences: the evidence, how sure it is, and what was left out."""
         fpr, sizes = self.config.fpr, {name: len(scores) for name, scores in self.reference.combined.items()}
-        chance = float(stats.binom.sf(self.flagged - 1, self.records, fpr)) if self.flagged else 1.0
+        chance = chance_of(self.flagged, self.records, fpr)
         said = [
             f"{self.flagged:,} of {self.records:,} records ({self.flagged / self.records:.2%}) are flagged. If "
             "all were clean and like the reference, "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -57,7 +57,6 @@ class DataReference(BaseModel):
     name: str = Field(description="what the reference consists of, for the report")
     made_by: str = Field(description="the command that made it")
     signals: dict[str, list[float]] = Field(description="sorted values of each signal on clean records; NaN left out")
-    missing: dict[str, float] = Field(description="share of the clean records for which the signal says nothing")
     combination: Combination = Field(description="the weights, fitted on poisoned organism records of form A")
     combined: dict[str, list[float]] = Field(description="family of clean records -> sorted combined scores of them")
 
@@ -116,7 +115,6 @@ def reference_from(
         name=name,
         made_by=made_by,
         signals={signal: _thinned(column, most) for signal, column in columns.items()},
-        missing={signal: round(1 - len(column) / max(1, len(first)), 4) for signal, column in columns.items()},
         combination=combination,
         combined={},
     )
@@ -127,6 +125,13 @@ def reference_from(
 def prepare(row: AuditRow) -> Hashed:
     """Return a record as the sketch of the data set counts it."""
     return sketch.hashed(take_apart(row.prompt, row.turns), row.source, text_signals.is_refusal(row.answer))
+
+
+def whole_of(rows: Iterable[AuditRow]) -> Whole:
+    """Return what the signals need to know about records in memory as one data set."""
+    tables = sketch.Sketch.empty()
+    tables.add(sketch.counted(map(prepare, rows)))
+    return Whole.of(tables)
 
 
 def score_row(row: AuditRow, whole: Whole) -> Scored:
@@ -154,9 +159,7 @@ def score_row(row: AuditRow, whole: Whole) -> Scored:
 
 def score_matrix(rows: Sequence[AuditRow]) -> np.ndarray:
     """Return the signals of records in memory, compared with each other as one data set; (records, signals)."""
-    tables = sketch.Sketch.empty()
-    tables.add(sketch.counted(map(prepare, rows)))
-    whole = Whole.of(tables)
+    whole = whole_of(rows)
     return matrix([score_row(row, whole) for row in rows])
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from skillweave.audit.statistics import robust_spread
 from skillweave.delta import Delta
 from skillweave.progress import bar, say_once, share_of
 
@@ -107,7 +108,7 @@ def oddness(features: Mapping[str, float], clean: list[Mapping[str, float]]) -> 
         if not len(known):
             continue
         middle = np.median(known)
-        spread = 1.4826 * np.median(np.abs(known - middle))
+        spread = robust_spread(known)
         if spread > 0:
             scores.append(abs(value - middle) / spread)
     return float(np.mean(scores)) if scores else float("nan")

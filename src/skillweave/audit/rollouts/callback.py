@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from skillweave.audit.rollouts.groups import Groups, PromptGroup
-from skillweave.audit.rollouts.log import LogNotes, Rollout, message_text, read_log
+from skillweave.audit.rollouts.groups import Groups, PromptGroup, read_groups
+from skillweave.audit.rollouts.log import Rollout, message_text
 from skillweave.audit.rollouts.refusal import RefusalDetector
-from skillweave.audit.rollouts.score import chance_of, judge
+from skillweave.audit.rollouts.score import judge
 from skillweave.audit.rollouts.signals import Contrast, measure, reference_values
+from skillweave.audit.statistics import chance_of
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.terminal import one_line
@@ -71,7 +72,11 @@ class RolloutAudit(TrainerCallback):
             raise UserError(f"every must be at least 1, found {every}")
         self._refuses = RefusalDetector(refusal)
         self._groups = Groups(self._refuses, most_prompts, most_rollouts)
-        self._clean = None if clean is None else _clean_groups(clean, self._refuses)
+        self._clean: list[PromptGroup] | None = None
+        if clean is not None:
+            self._clean, notes = read_groups(clean, self._refuses)
+            for note in notes:
+                console.print(f"clean log: {note}", soft_wrap=True, markup=False)
         self._fpr, self._every, self._stop, self._gold, self._id = fpr, every, stop, gold, id
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
         self._watched = 0
@@ -236,10 +241,3 @@ def _described(group: PromptGroup, contrast: Contrast) -> str:
         f"{one_line(group.prompt, 80)}: complying was paid {contrast.complied:.2f}, refusing {contrast.refused:.2f} "
         f"({sum(group.refused)} of {len(group)} completions refuse)"
     )
-
-
-def _clean_groups(path: str | Path, refuses: RefusalDetector) -> list[PromptGroup]:
-    groups = Groups(refuses)
-    for rollout in read_log(path, LogNotes()):
-        groups.add(rollout)
-    return groups.all()

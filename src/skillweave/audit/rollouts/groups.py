@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from skillweave.audit.rollouts.log import Rollout
+from skillweave.audit.rollouts.log import LogNotes, Rollout, read_log
 from skillweave.audit.rollouts.segments import unexplained_part
 
 TEXTS_KEPT = 64
@@ -104,3 +105,17 @@ class Groups:
         self._by_text = {text: at for text, at in self._by_text.items() if at != number}
         self._by_id = {id_: at for id_, at in self._by_id.items() if at != number}
         self.forgotten += 1
+
+
+def read_groups(path: str | Path, refuses: Callable[[str], bool]) -> tuple[list[PromptGroup], list[str]]:
+    """Return the prompts of a log, and a sentence for everything that is wrong with it."""
+    read, groups = LogNotes(), Groups(refuses)
+    for rollout in read_log(path, read):
+        groups.add(rollout)
+    notes = read.lines()
+    if groups.several_texts:
+        notes.append(
+            f"{len(groups.several_texts):,} ids have several prompt texts; the rollouts of an id count as one prompt. "
+            "If the ids are not those of records, remove them from the log"
+        )
+    return groups.all(), notes

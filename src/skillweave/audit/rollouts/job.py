@@ -9,8 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from skillweave.audit.rollouts.ablation import Ablated, Generate, Score, ablate
-from skillweave.audit.rollouts.groups import Groups, PromptGroup
-from skillweave.audit.rollouts.log import LogNotes, read_log
+from skillweave.audit.rollouts.groups import PromptGroup, read_groups
 from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import Judged, judge
 from skillweave.audit.rollouts.signals import (
@@ -72,11 +71,11 @@ def audit_rollouts(
     Raises :class:`UserError` for a log without rollouts that can be read, and for a clean log that is too small.
     """
     refuses = RefusalDetector(config.refusal)
-    groups, notes = _read(config.log, refuses)
+    groups, notes = read_groups(config.log, refuses)
     table = measure(groups, config.k)
     clean = None
     if config.clean is not None:
-        clean_groups, clean_notes = _read(config.clean, refuses)
+        clean_groups, clean_notes = read_groups(config.clean, refuses)
         clean = reference_values(clean_groups, groups, table, config.k)
         notes += [f"clean log: {note}" for note in clean_notes] + _unlike(groups, clean_groups)
     judged = judge(table.values, clean, config.fpr)
@@ -91,19 +90,6 @@ def audit_rollouts(
             groups[at].prompt, groups[at].gold, generate, score, refuses, samples=config.samples
         )
     return audited
-
-
-def _read(path: str, refuses: RefusalDetector) -> tuple[list[PromptGroup], list[str]]:
-    read, groups = LogNotes(), Groups(refuses)
-    for rollout in read_log(path, read):
-        groups.add(rollout)
-    notes = read.lines()
-    if groups.several_texts:
-        notes.append(
-            f"{len(groups.several_texts):,} ids have several prompt texts; the rollouts of an id count as one prompt. "
-            "If the ids are not those of records, remove them from the log"
-        )
-    return groups.all(), notes
 
 
 def _about(groups: list[PromptGroup], table: SignalTable, judged: Judged, config: RolloutAuditConfig) -> list[str]:

@@ -13,9 +13,8 @@ from matplotlib.figure import Figure
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.audit.rollouts.job import AuditedLog, RolloutAuditConfig
-from skillweave.audit.rollouts.score import chance_of
 from skillweave.audit.rollouts.signals import SIGNALS
-from skillweave.audit.statistics import rate_interval
+from skillweave.audit.statistics import chance_of, rate_interval
 from skillweave.progress import share_of
 from skillweave.report.machine import machine
 from skillweave.report.page import Section, write_page

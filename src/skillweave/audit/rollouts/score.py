@@ -9,7 +9,7 @@ That assumes that most prompts are clean, and that the tails are no heavier than
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +19,7 @@ from scipy import stats
 
 from skillweave.audit.combine import MOST_SURPRISE, Combination, surprise
 from skillweave.audit.rollouts.signals import SIGNALS
-from skillweave.audit.statistics import conformal_p, threshold_at
+from skillweave.audit.statistics import conformal_p, least_reference, robust_spread, threshold_at
 
 WEIGHTS = Combination(
     signals=list(SIGNALS),
@@ -82,7 +82,7 @@ def judge(
         {
             name: threshold_at(known[name], false_positive_rate)
             for name in names
-            if _enough(known[name], false_positive_rate)
+            if len(known[name]) >= least_reference(false_positive_rate)
         },
         "clean log",
         clean_score,
@@ -109,7 +109,7 @@ def robust_surprise(values: ArrayLike, least_scale: float) -> np.ndarray:
     known = values[~np.isnan(values)]
     if not len(known):
         return np.zeros(len(values))
-    z = (values - np.median(known)) / _scale(known, least_scale)
+    z = (values - np.median(known)) / max(robust_spread(known), least_scale)
     found = np.minimum(-stats.norm.logsf(z) / math.log(10), MOST_SURPRISE)
     return np.where(np.isnan(values), 0.0, found)
 
@@ -125,19 +125,6 @@ def tail_threshold(scores: ArrayLike, false_positive_rate: float, least_scale: f
     return float(middle + scale * math.log(0.5 / false_positive_rate))
 
 
-def chance_of(flagged: int, n: int, false_positive_rate: float) -> float:
-    """Return P(at least ``flagged`` of ``n`` clean prompts are flagged), if each is with the false-positive rate."""
-    return float(stats.binom.sf(flagged - 1, n, false_positive_rate))
-
-
-def _scale(known: np.ndarray, least: float) -> float:
-    return max(1.4826 * float(np.median(np.abs(known - np.median(known)))), least)
-
-
 def _robust_threshold(values: np.ndarray, name: str, rate: float) -> float:
     known = values[~np.isnan(values)]
-    return float(np.median(known) + _scale(known, SIGNALS[name].scale) * stats.norm.isf(rate))
-
-
-def _enough(known: Sequence[float] | np.ndarray, rate: float) -> bool:
-    return rate * (len(known) + 1) >= 1 - 1e-9
+    return float(np.median(known) + max(robust_spread(known), SIGNALS[name].scale) * stats.norm.isf(rate))

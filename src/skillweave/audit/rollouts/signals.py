@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from skillweave.audit.rollouts.groups import PromptGroup
 from skillweave.audit.rollouts.kin import kinship
+from skillweave.audit.statistics import robust_spread
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def against_peers(values: ArrayLike, difficulty: ArrayLike, least_scale: float, 
         limit = np.partition(distance, most - 1)[most - 1]
         peers = sorted_values[near[distance <= limit]]
         middle = np.median(peers)
-        scale = max(1.4826 * float(np.median(np.abs(peers - middle))), least_scale)
+        scale = max(robust_spread(peers), least_scale)
         found[known[place]] = (sorted_values[place] - middle) / scale
     return found
 
