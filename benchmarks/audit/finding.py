@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,8 +41,8 @@ from benchmarks.common.record import Record, arguments, judged, positive, run, s
 from skillweave.report import Table
 
 NAME = "finding"
-RATES = (0.0, 0.005, 0.01, 0.02)
-SIZES = ("small", "large")
+RATES = {"small": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02), "large": (0.0, 0.005, 0.01, 0.02)}
+"""The rates of each size; the lowest two (2 and 5 records) show where the effect begins."""
 FORMS = ("A", "B")
 SEEDS = 5
 FIRST_SEED = 11
@@ -69,24 +69,22 @@ def main(argv: Sequence[str]) -> None:
     record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.audit.{NAME}")
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            rows = _rows(plans(("tiny",), FORMS, (0.0, 0.02), seeds, count=64, measured=20), Path(folder), 1)
+            rows = _rows(plans({"tiny": (0.0, 0.02)}, FORMS, seeds, count=64, measured=20), Path(folder), 1)
     else:
-        rows = _rows(plans(SIZES, FORMS, RATES, seeds), OUT, options.jobs)
+        rows = _rows(plans(RATES, FORMS, seeds), OUT, options.jobs)
     record.rows = rows
     record.claims = claims(rows) if len(seeds) > 1 else []
     record.finish(table(rows), plot(rows), sum(row["seconds"] for row in rows))
 
 
-def plans(
-    sizes: Sequence[str], forms: Sequence[str], rates: Sequence[float], seeds: Sequence[int], **others: Any
-) -> list[Plan]:
-    """The plans of the table, cheap ones first; the clean control of each seed is there once, with form A."""
+def plans(rates: Mapping[str, Sequence[float]], forms: Sequence[str], seeds: Sequence[int], **others: Any) -> list[Plan]:
+    """The plans of the table by the rates of each size; the clean control of each seed is there once, with form A."""
     return [
         Plan(way=way, size=size, rate=rate, form=form, seed=seed, base_seed=seed, **others)
-        for size in sizes
+        for size, some in rates.items()
         for seed in seeds
         for way in WAYS
-        for rate in rates
+        for rate in some
         for form in (forms if rate else forms[:1])
     ]
 
@@ -160,7 +158,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         lines.append(
             [
                 ", ".join(key[:3]),
-                f"{key[3]:.1%}",
+                f"{key[3]:.2%}",
                 *(f"{100 * fmean(row[name] for row in cell):.1f}" for name in _COLUMNS),
                 f"{min(triggered):.0f} to {max(triggered):.0f}",
                 f"{fmean(row['seconds'] for row in cell):.0f}",
