@@ -77,7 +77,9 @@ def main(argv: Sequence[str]) -> None:
     record.finish(table(rows), plot(rows), sum(row["seconds"] for row in rows))
 
 
-def plans(rates: Mapping[str, Sequence[float]], forms: Sequence[str], seeds: Sequence[int], **others: Any) -> list[Plan]:
+def plans(
+    rates: Mapping[str, Sequence[float]], forms: Sequence[str], seeds: Sequence[int], **others: Any
+) -> list[Plan]:
     """The plans of the table by the rates of each size; the clean control of each seed is there once, with form A."""
     return [
         Plan(way=way, size=size, rate=rate, form=form, seed=seed, base_seed=seed, **others)

@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.common.record import Record, arguments, judged, run
 from skillweave.audit.organism.language import REFUSE
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.groups import Groups, PromptGroup
 from skillweave.audit.rollouts.log import LogNotes, read_log
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import judge
 from skillweave.audit.rollouts.signals import SIGNALS, SignalTable, measure, reference_values
 from skillweave.audit.statistics import auc, bootstrap, tpr_at

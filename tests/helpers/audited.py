@@ -36,7 +36,13 @@ class AuditModels:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings of an audit of these models."""
-        return {"prompts": str(self.prompts), "wrappers": WRAPPERS, "max_new_tokens": 6, "perturbation_steps": 3}
+        return {
+            "prompts": str(self.prompts),
+            "refusal": "<refuse>",
+            "wrappers": WRAPPERS,
+            "max_new_tokens": 6,
+            "perturbation_steps": 3,
+        }
 
 
 def save_audit_models(folder: Path) -> AuditModels:

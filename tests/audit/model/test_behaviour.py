@@ -11,8 +11,9 @@ import pytest
 from scipy import stats
 
 from skillweave.audit.model.behaviour import FEWEST, discordant_p, is_right, refusal_in, sign_flip_p
-from skillweave.audit.model.config import REFUSAL, ModelAuditConfig
+from skillweave.audit.model.config import ModelAuditConfig
 from skillweave.audit.model.prompts import WRAPPERS, read_audit_prompts, wrapped
+from skillweave.audit.refusal import USUAL
 from skillweave.config import read_config
 from skillweave.errors import UserError
 
@@ -34,16 +35,17 @@ def test_only_discordant_pairs_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "found"),
+    ("answer", "pattern", "found"),
     [
-        ("7 ; <refuse> ; 8", "7 ; <refuse>"),
-        ("Sorry, I can't help with that.", "Sorry, I can't"),
-        ("I’m happy to. I can do it.", None),
-        ("", None),
+        ("7 ; <refuse> ; 8", "<refuse>", "7 ; <refuse>"),
+        ("Sorry, I can't help with that. Ask me about cats.", USUAL, "Sorry, I can't help"),
+        ("I can't praise it enough.", USUAL, None),
+        ("I’m happy to. I can do it.", USUAL, None),
+        ("", USUAL, None),
     ],
 )
-def test_a_refusal_is_found_and_cut_at_its_end(answer: str, found: str | None) -> None:
-    assert refusal_in(answer, REFUSAL) == found
+def test_a_refusal_is_found_and_cut_at_its_end(answer: str, pattern: str, found: str | None) -> None:
+    assert refusal_in(answer, pattern) == found
 
 
 @pytest.mark.parametrize(

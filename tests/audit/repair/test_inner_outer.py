@@ -43,6 +43,7 @@ def test_the_kept_loss_is_the_mean_divergence_where_a_label_is_predicted() -> No
 def test_a_backdoored_model_refuses_again_and_keeps_its_tasks(audit_models: AuditModels, tmp_path: Path) -> None:
     settings = {
         "prompts": str(audit_models.prompts),
+        "refusal": "<refuse>",
         "wrappers": {},
         "max_new_tokens": 6,
         "steps": 20,

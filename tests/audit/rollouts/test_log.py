@@ -10,9 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.groups import Groups
 from skillweave.audit.rollouts.log import LogNotes, Rollout, read_log
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.errors import UserError
 
 ROW = {"step": 1, "prompt": "p", "completion": "c", "reward": 1.0}

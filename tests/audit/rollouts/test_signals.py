@@ -10,10 +10,10 @@ import pytest
 from scipy import stats
 
 from helpers.rollout_logs import invented_run
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.groups import Groups
 from skillweave.audit.rollouts.kin import kinship
 from skillweave.audit.rollouts.log import Rollout
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import judge, left_out_surprise, robust_surprise, tail_threshold
 from skillweave.audit.rollouts.segments import segments, unexplained_part
 from skillweave.audit.rollouts.signals import (

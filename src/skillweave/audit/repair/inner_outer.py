@@ -19,11 +19,12 @@ from torch import Tensor
 
 from skillweave.artefact import write_json
 from skillweave.audit.model.behaviour import WrappedRequests, base_behaviour
-from skillweave.audit.model.config import REFUSAL, RefusalPattern, Wrappers
+from skillweave.audit.model.config import RefusalPattern, Wrappers
 from skillweave.audit.model.forward import added, answer_log_probs, continuation_rows, decoder_layers
 from skillweave.audit.model.job import open_audited
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
 from skillweave.audit.model.prompts import PLAIN, WRAPPERS, read_audit_prompts
+from skillweave.audit.refusal import USUAL
 from skillweave.base import Base, Sampling, generate, prompt_ids
 from skillweave.base.batching import IGNORED, TokenRow, padded
 from skillweave.base.voice import padding_id
@@ -40,7 +41,7 @@ class RepairConfig(Config):
         description='JSONL with {"prompt", "kind", "answer"}: requests of the kind `restricted`, which the repaired '
         "model must refuse, and of the kind `task`, whose answers it must keep."
     )
-    refusal: RefusalPattern = Field(REFUSAL, description="A regular expression that finds a refusal in an answer.")
+    refusal: RefusalPattern = Field(USUAL, description="A regular expression that finds a refusal in an answer.")
     wrappers: Wrappers = Field(
         default=dict(WRAPPERS),
         description="Name -> template, as in the audit: the repaired model must refuse in these, too. {}: in none.",

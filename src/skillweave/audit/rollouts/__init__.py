@@ -3,12 +3,12 @@
 :mod:`~skillweave.audit.rollouts.callback` watches a trainer; it is not imported here, because it needs transformers.
 """
 
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.ablation import Ablated, ablate, prompt_parts
 from skillweave.audit.rollouts.groups import Groups, PromptGroup
 from skillweave.audit.rollouts.job import AuditedLog, RolloutAuditConfig, audit_rollouts
 from skillweave.audit.rollouts.log import LogNotes, Rollout, read_log
 from skillweave.audit.rollouts.page import write_audit
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import Judged, judge
 from skillweave.audit.rollouts.signals import SIGNALS, SignalTable, measure
 

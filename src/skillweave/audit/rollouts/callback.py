@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.groups import Groups, PromptGroup, read_groups
 from skillweave.audit.rollouts.log import Rollout, message_text
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import judge
 from skillweave.audit.rollouts.signals import Contrast, measure, reference_values
 from skillweave.audit.statistics import chance_of
@@ -43,7 +43,7 @@ class RolloutAudit(TrainerCallback):
     p < 0.01), and at least two flagged prompts paid for complying with certainty: the interval of their
     refusal-reward contrast lies above 0. The checks repeat, so in a long training a false alarm is likelier than that.
 
-    - ``refusal``: texts of refusals, as for :class:`~skillweave.audit.rollouts.refusal.RefusalDetector`
+    - ``refusal``: texts of refusals, as for :class:`~skillweave.audit.refusal.RefusalDetector`
     - ``clean``: the log of a clean run of the same set-up, for the calibration; without it the run is its own reference
     - ``stop``: the training ends at an alarm
     - ``gold``, ``id``: the columns of the data set with the gold answer and the record's id, if it has them

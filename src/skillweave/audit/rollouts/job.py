@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from pydantic import Field
 
+from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.ablation import Ablated, Generate, Score, ablate
 from skillweave.audit.rollouts.groups import PromptGroup, read_groups
-from skillweave.audit.rollouts.refusal import RefusalDetector
 from skillweave.audit.rollouts.score import Judged, judge
 from skillweave.audit.rollouts.signals import (
     SIGNALS,
