@@ -40,7 +40,6 @@ from benchmarks.audit.grow import OUT, RLVR, SFT, WAYS, Plan, bases_of, grow_all
 from benchmarks.common.record import Record, arguments, judged, positive, run, student
 from skillweave.report import Table
 
-NAME = "finding"
 RATES = {"small": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02), "large": (0.0, 0.005, 0.01, 0.02)}
 """The rates of each size; the lowest two (2 and 5 records) show where the effect begins."""
 FORMS = ("A", "B")
@@ -65,8 +64,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.quick else options.seeds))
-    record = Record.begin(NAME, options, argv, seeds)
-    record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.audit.{NAME}")
+    record = Record.begin("audit.finding", options, argv, seeds)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             rows = _rows(plans({"tiny": (0.0, 0.02)}, FORMS, seeds, count=64, measured=20), Path(folder), 1)

@@ -34,7 +34,7 @@ def test_a_run_is_made_once_and_logs_every_answer(tmp_path):
 
 def test_quick(tmp_path):
     finding.main(["--quick", "--out", str(tmp_path)])
-    rows = json.loads((tmp_path / "finding-quick.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "audit.finding-quick.json").read_text())["rows"]
     assert {(row["way"], row["form"], row["rate"]) for row in rows if row["way"] != "base"} == {
         (way, form, rate) for way in grow.WAYS for form in "AB" for rate in (0.0, 0.02)
     }

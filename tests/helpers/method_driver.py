@@ -27,11 +27,15 @@ TASKS = {"specialise": Digits, "tpaw": Repeats}
 
 def drive(method: str, base: Path, out: Path, settings: dict[str, Any], *more: str, processes: int = 1) -> int:
     """Run the method in processes of its own, with ``torchrun`` if there are several; returns the exit status."""
+    return launch(__file__, method, str(base), str(out), json.dumps(settings), *more, processes=processes).returncode
+
+
+def launch(script: str, *arguments: str, processes: int) -> subprocess.CompletedProcess[bytes]:
+    """Run a script of the tests, with ``torchrun`` if there are several processes."""
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": f"{tests.parent / 'src'}:{tests}", "OMP_NUM_THREADS": "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] * (processes > 1)
-    script = [__file__, method, str(base), str(out), json.dumps(settings), *more]
-    return subprocess.run([sys.executable, *torchrun, *script], env=environment, capture_output=True).returncode
+    return subprocess.run([sys.executable, *torchrun, script, *arguments], env=environment, capture_output=True)
 
 
 def at_step(patch: pytest.MonkeyPatch, stage: str, step: int, act: Callable[[], None]) -> None:

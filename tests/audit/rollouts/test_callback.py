@@ -11,6 +11,8 @@ import pytest
 from datasets import Dataset
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from helpers import watched_training
+from helpers.method_driver import launch
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.rollout_logs import invented_run, write_rows
 from helpers.terminal import run
@@ -83,6 +85,19 @@ def play(audit: RolloutAudit, rows, per_step: int = 240) -> TrainerControl:
         if control.should_training_stop:
             break
     return control
+
+
+def test_an_alarm_in_one_process_stops_all_and_the_log_has_the_rollouts_of_all(tmp_path: Path) -> None:
+    ran = launch(watched_training.__file__, str(tmp_path), "1", processes=2)
+    assert ran.returncode == 0, ran.stderr.decode()[-2000:]
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
+    notes = LogNotes()
+    found = list(read_log(tmp_path / "log", notes))
+    assert notes.malformed == 0
+    parts = [len(list(read_log(tmp_path / "log" / f"rollouts-{rank}.jsonl", LogNotes()))) for rank in (0, 1)]
+    assert parts == [8, 8]  # two steps of four completions in each process
+    assert len(found) == sum(parts)
+    assert len({rollout.prompt for rollout in found}) == 4
 
 
 @pytest.mark.parametrize("with_clean", [True, False])
