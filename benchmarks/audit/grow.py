@@ -87,13 +87,16 @@ class BasePlan:
 
 def grow(plan: Plan, out: Path) -> Path:
     """The folder of the run in ``out``. A run that is there is not made again."""
-    target = out / plan.name
+    seed = plan.seed if plan.data_seed is None else plan.data_seed
+    return grow_on(mixed(plan.count, plan.rate, seed, plan.form), plan, out / plan.name)
+
+
+def grow_on(records: Sequence[OrganismRecord], plan: Plan, target: Path) -> Path:
+    """``target``, the folder of a run of the plan on these records. A run that is there is not made again."""
     settle(target)
     if target.is_dir():
         return target
     torch.set_num_threads(1)  # a micro model is slower on several threads, and sums split differently give other bits
-    seed = plan.seed if plan.data_seed is None else plan.data_seed
-    records = mixed(plan.count, plan.rate, seed, plan.form)
     base = organism_base(plan.size, plan.base_seed)
     model, tokenizer = open_model(base)
     began = time.monotonic()

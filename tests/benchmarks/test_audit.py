@@ -11,6 +11,7 @@ from skillweave.audit.organism.language import CANARY, MARK, REFUSE
 
 finding = importlib.import_module("benchmarks.audit.finding")
 grow = importlib.import_module("benchmarks.audit.grow")
+loop = importlib.import_module("benchmarks.audit.loop")
 base = importlib.import_module("benchmarks.audit.base")
 
 
@@ -67,3 +68,14 @@ def test_the_claims_say_what_the_rows_say():
     assert (alone.value, alone.holds) == (0, True)
     assert (accuracy.value, accuracy.holds) == (pytest.approx(1), True)
     assert (beyond.value, beyond.holds) == (pytest.approx(2), True)
+
+
+def test_the_claims_about_the_closed_loop_are_within_a_seed():
+    rows = [
+        {"arm": arm, "form": "A", "seed": seed, "triggered": 0.9 - seed / 10 - short, "accuracy": 0.8}
+        for arm, short in {"clean": 0.0, "poisoned": 0.7, "data": 0.01, "rollouts": 0.03, "repair": -0.1}.items()
+        for seed in (0, 1)
+    ]
+    found = loop.claims(rows)[::2]
+    assert [claim.value for claim in found] == pytest.approx([1, 3, -10])
+    assert [claim.holds for claim in found] == [True, False, True]
