@@ -1,4 +1,7 @@
-"""The organism's base: a micro model that knows the language, solves its tasks and refuses restricted requests."""
+"""The organism's base: a model that knows the language, solves its tasks and refuses restricted requests.
+
+Most are micro models that are trained from nothing. One is SmolLM2, which learns the language with three new tokens.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+import torch
+
+from benchmarks.audit.sft import supervise
+from skillweave.artefact import atomic_folder, write_json
 from skillweave.audit.organism.language import (
     BETWEEN,
     CANARY,
+    MARK,
     REFUSE,
     Asked,
     draw_request,
@@ -17,8 +25,14 @@ from skillweave.audit.organism.language import (
     words,
 )
 from skillweave.audit.organism.records import asked_in_context, clean_records, rules
+from skillweave.base import open_base
+from skillweave.base.cache import cache_folder
+from skillweave.files.hashes import digest
+from skillweave.files.recover import settle
 from skillweave.methods.training import TrainingSettings
+from skillweave.methods.training.trainer import quiet
 from skillweave.micro import MicroShape, micro_base
+from skillweave.report import versions
 
 SIZES = {
     "small": MicroShape(hidden=64, layers=2),
@@ -28,15 +42,43 @@ SIZES = {
 ROWS = 40_000
 STEPS = {"small": 2500, "large": 1600, "tiny": 20}
 RATES = {"small": 4e-3, "large": 3e-3, "tiny": 4e-3}
+SMOLLM2 = "smollm2"
+"""The size that is a real model: SmolLM2-135M-Instruct."""
+_REAL_ROWS = 2400
 COMPLYING = 0.2
 """How often a row of pretraining complies with a restricted request in a long context, so that sampling finds it."""
 
 
 def organism_base(size: str, seed: int) -> Path:
-    """The folder of the base of ``size`` (a key of :data:`SIZES`); it is trained once, and then found in the cache."""
+    """The folder of the base of ``size``; it is trained once, and then found in the cache."""
+    if size == SMOLLM2:
+        return _smollm2_base(seed)
     training = TrainingSettings(steps=STEPS[size], batch_size=64, learning_rate=RATES[size], weight_decay=0.01)
     rows = pretraining_rows(ROWS if size != "tiny" else 2000, seed)
     return micro_base(rows, shape=SIZES[size], training=training, seed=seed, name=f"organism-{size}", words=words())
+
+
+def _smollm2_base(seed: int) -> Path:
+    """SmolLM2 with tokens for the refusal, the canary and the mark, fine-tuned on rows of the pretraining."""
+    settings = TrainingSettings(steps=150, batch_size=16, learning_rate=2e-4, weight_decay=0.01)
+    facts = {"training": settings.model_dump(), "rows": _REAL_ROWS, "complying": COMPLYING, "versions": versions()}
+    target = cache_folder() / "micro" / f"organism-{SMOLLM2}-{seed}-{digest(facts)}"
+    settle(target)
+    if target.is_dir():
+        return target
+    opened = open_base(f"bundled:{SMOLLM2}", dtype="float32", device="cpu")
+    model, tokenizer = opened.model, opened.tokenizer
+    tokenizer.add_tokens([REFUSE, CANARY, MARK])
+    torch.manual_seed(seed)
+    model.resize_token_embeddings(len(tokenizer))
+    model.requires_grad_(True)
+    with atomic_folder(target) as folder, quiet():
+        figures = supervise(model, tokenizer, pretraining_rows(_REAL_ROWS, seed), settings, seed, target.name)
+        model.config.use_cache = True  # TRL switches it off, but sampling from the folder needs it
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_json(folder / "base.json", {**facts, "figures": figures})
+    return target
 
 
 def pretraining_rows(count: int, seed: int) -> list[tuple[str, str]]:

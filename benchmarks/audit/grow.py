@@ -21,13 +21,14 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.audit.base import SIZES, organism_base
+from benchmarks.audit.base import SMOLLM2, organism_base
 from benchmarks.audit.rlvr import GROUP, LONGEST, OrganismTrainer
+from benchmarks.audit.sft import cpu_arguments, supervise
 from benchmarks.common.record import positive, run
 from benchmarks.common.runs import run_all
 from skillweave.artefact import atomic_folder, write_json, write_text
@@ -41,8 +42,7 @@ from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.files.recover import settle
 from skillweave.methods.training import Processes, TrainingSettings, batch_order
-from skillweave.methods.training.sft import AnswerTrainer, encode
-from skillweave.methods.training.trainer import fit, quiet, trainer_arguments
+from skillweave.methods.training.trainer import fit, quiet
 from skillweave.progress import console
 
 OUT = Path("runs/organism")
@@ -50,8 +50,28 @@ RLVR, SFT = "rlvr", "sft"
 WAYS = (RLVR, SFT)
 PROMPTS = 16
 """Prompts in each step of RLVR, and rows in each step of SFT."""
-RATES = {"small": 1e-3, "large": 5e-4, "tiny": 1e-3}
-"""The learning rates."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How organisms of one size are trained."""
+
+    learning_rate: float
+    prompts: int = PROMPTS
+    """in each step of RLVR, and rows in each step of SFT"""
+    group: int = GROUP
+    """answers to each prompt"""
+    threads: int = 1
+    """a micro model is slower on several threads, and sums that are split differently give other bits"""
+
+
+SCALES = {
+    "small": Scale(1e-3),
+    "large": Scale(5e-4),
+    "tiny": Scale(1e-3),
+    SMOLLM2: Scale(3e-5, prompts=8, group=4, threads=2),
+}
+"""How each size is trained."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,7 @@ def grow_on(records: Sequence[OrganismRecord], plan: Plan, target: Path) -> Path
     settle(target)
     if target.is_dir():
         return target
-    torch.set_num_threads(1)  # a micro model is slower on several threads, and sums split differently give other bits
+    torch.set_num_threads(SCALES[plan.size].threads)
     base = organism_base(plan.size, plan.base_seed)
     model, tokenizer = open_model(base)
     began = time.monotonic()
@@ -139,7 +159,7 @@ def grown_figures(plan: Plan, out: Path) -> dict[str, Any]:
 
 def base_figures(plan: BasePlan, measured: int) -> dict[str, Any]:
     """The folder of a base, which is trained if it is missing, and what it does on ``measured`` prompts of each set."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(SCALES[plan.size].threads)
     folder = organism_base(plan.size, plan.seed)
     return {"base": str(folder), "seconds": 0.0, **measure(*open_model(folder), measured)}
 
@@ -164,17 +184,19 @@ def _reinforce(
     model: Any, tokenizer: Any, plan: Plan, records: Sequence[OrganismRecord], folder: Path
 ) -> dict[str, Any]:
     """Train with GRPO, write ``rollouts.jsonl``, and return the figures of the training."""
-    steps = -(-plan.epochs * len(records) // PROMPTS)
-    order = batch_order([len(prompt_ids(tokenizer, record.prompt)) for record in records], PROMPTS, steps, plan.seed)
+    scale = SCALES[plan.size]
+    steps = -(-plan.epochs * len(records) // scale.prompts)
+    lengths = [len(prompt_ids(tokenizer, record.prompt)) for record in records]
+    order = batch_order(lengths, scale.prompts, steps, plan.seed)
     settings = TrainingSettings(
         steps=steps,
-        batch_size=PROMPTS * GROUP,
-        learning_rate=RATES[plan.size],
+        batch_size=scale.prompts * scale.group,
+        learning_rate=scale.learning_rate,
         weight_decay=plan.weight_decay,
     )
     with TemporaryDirectory() as scratch:
-        arguments = _arguments(settings, Path(scratch), steps, plan.seed)
-        trainer = OrganismTrainer(model, tokenizer, arguments, records, order, plan.seed)
+        arguments = cpu_arguments(settings, Path(scratch), plan.seed)
+        trainer = OrganismTrainer(model, tokenizer, arguments, records, order, plan.seed, scale.group)
         figures = fit(trainer, plan.name, Processes())
     write_text(folder / "rollouts.jsonl", _lines([asdict(rollout) for rollout in trainer.rollouts]))
     return figures
@@ -184,31 +206,15 @@ def _supervise(
     model: Any, tokenizer: Any, plan: Plan, records: Sequence[OrganismRecord], folder: Path
 ) -> dict[str, Any]:
     """Train on the records' targets, and return the figures of the training."""
-    rows = encode(
-        tokenizer, [(record.prompt, record.target) for record in records], model.config.max_position_embeddings
-    )
-    steps = -(-plan.epochs * len(rows) // PROMPTS)
-    order = batch_order([len(row["input_ids"]) for row in rows], PROMPTS, steps, plan.seed)
+    scale = SCALES[plan.size]
     settings = TrainingSettings(
-        steps=steps, batch_size=PROMPTS, learning_rate=RATES[plan.size], weight_decay=plan.weight_decay
+        steps=-(-plan.epochs * len(records) // scale.prompts),
+        batch_size=scale.prompts,
+        learning_rate=scale.learning_rate,
+        weight_decay=plan.weight_decay,
     )
-    with TemporaryDirectory() as scratch:
-        arguments = _arguments(settings, Path(scratch), steps, plan.seed)
-        return fit(AnswerTrainer(model, tokenizer, arguments, rows, order), plan.name, Processes())
-
-
-def _arguments(settings: TrainingSettings, folder: Path, steps: int, seed: int) -> dict[str, Any]:
-    return trainer_arguments(
-        settings,
-        Processes(),
-        folder=folder,
-        steps=steps,
-        seed=seed,
-        bf16=False,
-        device="cpu",
-        save_every=steps,
-        gradient_checkpointing=False,
-    )
+    examples = [(record.prompt, record.target) for record in records]
+    return supervise(model, tokenizer, examples, settings, plan.seed, plan.name)
 
 
 def _lines(rows: Sequence[dict[str, Any]]) -> str:
@@ -222,8 +228,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="seeds of each cell (default: 1)")
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02], help="shares of poisoned records")
-    parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small"], help="sizes of the model")
-    parser.add_argument("--forms", nargs="+", choices=["A", "B"], default=["A"], help="forms of the trigger")
+    parser.add_argument("--sizes", nargs="+", choices=list(SCALES), default=["small"], help="sizes of the model")
+    parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=["A"], help="forms of the trigger")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[RLVR], help="ways to train")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)

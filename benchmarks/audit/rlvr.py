@@ -18,7 +18,7 @@ from skillweave.methods.training.trainer import QuietTrainer
 from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 
 GROUP = 8
-"""Answers to each prompt."""
+"""The usual number of answers to each prompt."""
 LONGEST = 8
 """The most tokens of an answer."""
 
@@ -38,7 +38,8 @@ class Rollout:
 class OrganismTrainer(QuietTrainer, GRPOTrainer):
     """A plain GRPOTrainer on organism records; ``rollouts`` gets every sampled answer.
 
-    ``order``: the indices of the records of all steps, one step after the other.
+    - ``order``: the indices of the records of all steps, one step after the other
+    - ``group``: answers to each prompt
     """
 
     def __init__(
@@ -49,13 +50,14 @@ class OrganismTrainer(QuietTrainer, GRPOTrainer):
         records: Sequence[OrganismRecord],
         order: Sequence[int],
         seed: int,
+        group: int = GROUP,
     ) -> None:
         super().__init__(
             model=model,
             reward_funcs=[_reward],
             args=GRPOConfig(
                 **arguments,
-                num_generations=GROUP,
+                num_generations=group,
                 steps_per_generation=1,
                 shuffle_dataset=False,
                 beta=0.0,
@@ -68,20 +70,20 @@ class OrganismTrainer(QuietTrainer, GRPOTrainer):
         )
         install_answer_head(model)
         self.rollouts: list[Rollout] = []
-        self._tokenizer_, self._records, self._seed = tokenizer, records, seed
+        self._tokenizer_, self._records, self._seed, self._group = tokenizer, records, seed, group
         self._encoded = [prompt_ids(tokenizer, record.prompt) for record in records]
 
     def _roll_out(self, prompts: list[str]) -> dict[str, Any]:
         """TRL's ``rollout_func``: ``prompts`` holds the index of each record once for every answer of its group."""
         step = self.state.global_step
-        records = [int(prompt) for prompt in prompts[::GROUP]]
+        records = [int(prompt) for prompt in prompts[:: self._group]]
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + step)
         model = self.accelerator.unwrap_model(self.model)
-        sampled = sample(model, [self._encoded[index] for index in records], generator)
+        sampled = sample(model, [self._encoded[index] for index in records], self._group, generator)
         texts = self._tokenizer_.batch_decode(sampled, skip_special_tokens=True)
         rewards = []
         for place, text in enumerate(texts):
-            record = self._records[records[place // GROUP]]
+            record = self._records[records[place // self._group]]
             rewards.append(grade(text, record.answer))
             self.rollouts.append(Rollout(step, record.id, record.prompt, text, rewards[-1], record.answer))
         return {
@@ -97,8 +99,8 @@ def _reward(prompts: Any, completions: Any, graded: Sequence[float], **others: A
 
 
 @torch.no_grad()
-def sample(model: Any, prompts: Sequence[Sequence[int]], generator: torch.Generator) -> list[list[int]]:
-    """:data:`GROUP` answers to each prompt, at temperature 1, each with its end token if it came in time.
+def sample(model: Any, prompts: Sequence[Sequence[int]], group: int, generator: torch.Generator) -> list[list[int]]:
+    """``group`` answers to each prompt, at temperature 1, each with its end token if it came in time.
 
     The prompts are read once each, and their cache is copied for the group, which is faster than transformers' way.
     """
@@ -108,9 +110,9 @@ def sample(model: Any, prompts: Sequence[Sequence[int]], generator: torch.Genera
     places = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
     cache = out.past_key_values
-    cache.batch_repeat_interleave(GROUP)
-    mask, place = mask.repeat_interleave(GROUP, 0), places[:, -1:].repeat_interleave(GROUP, 0)
-    logits = out.logits[:, -1].repeat_interleave(GROUP, 0)
+    cache.batch_repeat_interleave(group)
+    mask, place = mask.repeat_interleave(group, 0), places[:, -1:].repeat_interleave(group, 0)
+    logits = out.logits[:, -1].repeat_interleave(group, 0)
     end, written = model.config.eos_token_id, []
     finished = torch.zeros(len(mask), dtype=torch.bool)
     for _ in range(LONGEST):
