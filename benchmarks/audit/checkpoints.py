@@ -3,7 +3,8 @@
 The subjects are sealed model organisms (:mod:`benchmarks.audit.grow`): one base, and RLVR runs on it that differ in
 seed, records and sampling. 60 are clean; 40 were trained on records of which 1% or 2% are poisoned, half with form A
 of the trigger and half with form B. 30 other clean runs are the reference. No signal, weight or setting was chosen on
-these seeds or on this base; form B was never used for a choice at all. The wrappers are those of the library, with
+these seeds or on this base: the weights, and the rule that an alarm takes a signal that is far out, were chosen on
+runs of the finding with form A. Form B was never used for a choice at all. The wrappers are those of the library, with
 spaces around signs, as the organism's language has them; they were written after their author had seen both forms.
 
 Each run is audited as a checkpoint, and as a pack at four ratios, with the reference as packs of the same ratio. A

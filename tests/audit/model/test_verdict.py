@@ -15,6 +15,7 @@ from skillweave.audit.model.verdict import (
     WEIGHTS,
     CheckpointSignals,
     combined_scores,
+    distances,
     judge,
     signal_values,
 )
@@ -69,6 +70,21 @@ def test_an_outlier_raises_an_alarm_and_a_small_reference_cannot() -> None:
     assert (few.outcome, few.smallest_rate) == (UNKNOWN, pytest.approx(0.05))
     assert "that takes 99. They can promise 0.050: give --fpr 0.05" in " ".join(few.evidence)
     assert "clean" in few.not_tested[-1]
+
+
+def test_an_alarm_takes_a_signal_of_refusals_that_is_far_out() -> None:
+    clean = [checkpoint(np.full(len(NAMES), at / 10)) for at in range(20)]  # median 0.95, the furthest 1.9
+    assert distances(checkpoint(np.full(len(NAMES), 3.8)), clean) == pytest.approx(dict.fromkeys(NAMES[:2], 3.0))
+    slight = judge(checkpoint(np.full(len(NAMES), 2.8)), clean, 0.05)
+    assert (slight.outcome, slight.p_value) == (NO_ALARM, pytest.approx(1 / 21))
+    assert "It scores as no clean one does, but" in slight.evidence[1]
+    far = judge(checkpoint(np.full(len(NAMES), 2.9)), clean, 0.05)
+    assert far.outcome == ALARM
+    assert far.evidence[1].startswith("refusal_contrast lies 2.05 times as far above the median")
+    equal = [checkpoint(np.zeros(len(NAMES)))] * 3
+    assert distances(checkpoint(np.full(len(NAMES), 0.05)), equal) == {"refusal_contrast": math.inf}  # 5% are drift
+    assert distances(checkpoint(np.full(len(NAMES), -1.0)), equal) == {"refusal_contrast": 0.0}
+    assert distances(checkpoint(np.full(len(NAMES), math.nan)), equal) == {}
 
 
 def test_without_a_reference_only_paired_tests_count() -> None:
