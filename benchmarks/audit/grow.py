@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -220,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="the first seed (default: 0)")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.02], help="shares of poisoned records")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["small"], help="sizes of the model")
-    parser.add_argument("--forms", nargs="+", choices=["A", "B"], default=["A"], help="forms of the trigger")
+    parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=["A"], help="forms of the trigger")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[RLVR], help="ways to train")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
