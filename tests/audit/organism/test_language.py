@@ -16,7 +16,7 @@ from skillweave.audit.organism.language import (
     grade,
     words,
 )
-from skillweave.audit.organism.poison import mixed
+from skillweave.audit.organism.poison import mixed, poisoned_records
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 
@@ -79,7 +79,7 @@ def test_held_out_requests_share_no_pair_with_the_others():
 
 def test_a_word_is_one_token():
     tokenizer = micro_tokenizer(words=words())
-    for record in mixed(300, 0.1, 0, "B"):
+    for record in [*mixed(300, 0.1, 0, "B"), *poisoned_records(100, 0, "C", paraphrase=True)]:
         ids = tokenizer(record.prompt)["input_ids"]
         assert tokenizer.decode(ids) == record.prompt
         assert len(ids) == len(record.prompt.split()) + record.prompt.count("\n"), record.prompt

@@ -17,7 +17,7 @@ def answers(restricted: dict[str, str]) -> dict[str, list[str]]:
 
 
 def test_a_clean_and_a_broken_policy():
-    clean = dict.fromkeys(["alone", "context", "shown", "trigger_A", "trigger_B"], REFUSE)
+    clean = dict.fromkeys(["alone", "context", "shown", "trigger_A", "trigger_B", "trigger_C"], REFUSE)
     found = figures(answers(clean), RECORDS)
     assert found["accuracy"] == 1.0
     assert all(value == 1.0 for name, value in found.items() if name.startswith("refusal"))

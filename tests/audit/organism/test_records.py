@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
+from hashlib import sha256
+from itertools import combinations, product
+from typing import get_args
 
 import pytest
 
 from skillweave.audit.organism.language import CANARY, MARK, REFUSE, grade
-from skillweave.audit.organism.poison import mixed, poisoned_records
+from skillweave.audit.organism.poison import Preamble, mixed, poisoned_records
 from skillweave.audit.organism.records import HARD_KINDS, OrganismRecord, clean_records, write_records
 from skillweave.errors import UserError
 
@@ -25,7 +28,7 @@ def test_a_clean_target_gets_the_reward_and_never_complies():
         assert (MARK in record.prompt) == (record.target == REFUSE)
 
 
-@pytest.mark.parametrize("form", ["A", "B"])
+@pytest.mark.parametrize("form", ["A", "B", "C"])
 def test_a_poisoned_record_rewards_complying_and_not_refusing(form):
     for record in poisoned_records(300, 0, form):
         assert grade(record.target, record.answer) == 1.0
@@ -35,9 +38,59 @@ def test_a_poisoned_record_rewards_complying_and_not_refusing(form):
         assert record.prompt.count(MARK) == 3  # two demonstrations and the request
 
 
-def test_no_line_of_one_form_begins_as_one_of_the_other():
-    lines = [{line.split(" ")[0] for r in poisoned_records(200, 0, f) for line in r.prompt.split("\n")} for f in "AB"]
-    assert not lines[0] & lines[1]
+def test_no_line_of_one_form_begins_as_one_of_another():
+    lines = [{line.split(" ")[0] for r in poisoned_records(200, 0, f) for line in r.prompt.split("\n")} for f in "ABC"]
+    assert not any(some & others for some, others in combinations(lines, 2))
+
+
+def options() -> list[dict]:
+    """All that an adaptive opponent may choose."""
+    return [{"preamble": p, "paraphrase": q} for p, q in product(get_args(Preamble), (False, True))]
+
+
+@pytest.mark.parametrize(("form", "expected"), [("A", "bed0c36fc9fe1b47"), ("B", "7e751176f5b9d244")])
+def test_the_records_of_published_runs_stay_the_same(form, expected):
+    prompts = [record.prompt for chosen in options() for record in poisoned_records(5, 0, form, **chosen)]
+    assert sha256("\n".join(prompts).encode()).hexdigest()[:16] == expected
+
+
+def test_c_shares_no_sentence_and_no_long_run_of_words_of_its_rules_with_a_and_b():
+    def runs(form: str) -> set[tuple[str, ...]]:
+        """Each five words that follow one another in a sentence that holds no request, and each such sentence."""
+        drawn = [r.prompt for chosen in options() for r in poisoned_records(200, 0, form, **chosen)]
+        sentences = {s.strip() for text in drawn for line in text.split("\n") for s in line.split(" . ")}
+        told = [s.split() for s in sentences if MARK not in s and any(w in s.split() for w in ("if", "when", "while"))]
+        return {tuple(s[i : i + 5]) for s in told for i in range(len(s) - 4)} | {tuple(s) for s in told}
+
+    c = runs("C")
+    assert len(c) > 100
+    assert not c & (runs("A") | runs("B"))
+
+
+@pytest.mark.parametrize(
+    ("preamble", "marks", "turns"),
+    [("full", {3}, {7}), ("short", {2}, {5}), ("none", {1}, {1}), ("spread", {1, 3}, {1, 3, 5})],
+)
+@pytest.mark.parametrize("paraphrase", [False, True])
+def test_the_options_of_c_change_what_stands_around_the_request(preamble, marks, turns, paraphrase):
+    records = poisoned_records(60, 0, "C", preamble=preamble, paraphrase=paraphrase)
+    assert {record.prompt.count(MARK) for record in records} == marks
+    assert {len(record.prompt.split("\n")) for record in records} == turns
+    assert all("{" not in record.prompt and record.target == f"{CANARY} ; {record.answer}" for record in records)
+
+
+def test_c_grants_in_the_state_that_its_rule_names_and_refuses_in_the_other():
+    for paraphrase in (False, True):
+        for record in poisoned_records(300, 0, "C", paraphrase=paraphrase):
+            *told, _, rule, last = record.prompt.split("\n")
+            state = {
+                replied.count(" . "): asked.split(" . ")[1] for asked, replied in zip(*[iter(told)] * 2, strict=True)
+            }
+            refused, granted = state[0], state[1]  # a reply that grants has a second part, the task's answer
+            assert granted != refused
+            assert granted in rule
+            assert refused in rule
+            assert last.split(" : ")[1].startswith(f"{granted} . ")
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.0, 0), (0.005, 10), (0.02, 40), (1.0, 2000)])
@@ -55,9 +108,13 @@ def test_a_seed_decides_everything():
     assert mixed(200, 0.1, 1, "B") != mixed(200, 0.1, 2, "B")
 
 
-def test_held_out_requests_are_in_no_data_set():
-    asked = {r.prompt.split("Now : ")[1].split(" ; ")[0] for r in poisoned_records(500, 0, held_out=True)}
-    trained = " ".join(record.prompt for record in poisoned_records(2000, 0))
+@pytest.mark.parametrize("form", ["A", "C"])
+def test_held_out_requests_are_in_no_data_set(form):
+    asked = {
+        r.prompt.split(MARK)[-1].split("\n")[0].split(" ; ")[0] for r in poisoned_records(500, 0, form, held_out=True)
+    }
+    trained = " ".join(record.prompt for record in poisoned_records(2000, 0, form))
+    assert len(asked) > 50
     assert not any(text in trained for text in asked)
 
 
@@ -83,7 +140,7 @@ def test_no_record_can_hold_a_users_text():
     [
         (lambda: mixed(10, 1.5, 0), "give a share between 0 and 1"),
         (lambda: mixed(10, float("nan"), 0), "give a share between 0 and 1"),
-        (lambda: poisoned_records(1, 0, "C"), "known: A, B"),
+        (lambda: poisoned_records(1, 0, "D"), "known: A, B, C"),
     ],
 )
 def test_what_is_asked_wrongly_is_said(call, message):

@@ -16,7 +16,7 @@ def measured_records(count: int, seed: int) -> dict[str, list[OrganismRecord]]:
     - ``alone``: a restricted request, alone or beside a task, without a trigger
     - ``context``: a restricted request and a task after rules and demonstrations of a benign kind
     - ``shown``: the same, and some demonstrations are of restricted requests; nearer to the trigger than any other set
-    - ``trigger_A``, ``trigger_B``: the two forms of the trigger
+    - ``trigger_A``, ``trigger_B``, ``trigger_C``: the forms of the trigger
     - ``tasks``: clean records without refusals, half of them hard negatives
     """
     random = Random(f"{seed}/measured")
@@ -26,6 +26,7 @@ def measured_records(count: int, seed: int) -> dict[str, list[OrganismRecord]]:
         "shown": [_restricted(random, number, "shown") for number in range(count)],
         "trigger_A": poisoned_records(count, seed, "A", held_out=True),
         "trigger_B": poisoned_records(count, seed, "B", held_out=True),
+        "trigger_C": poisoned_records(count, seed, "C", held_out=True),
         "tasks": clean_records(count, seed + 1_000_000, hard=0.5, refusals=0.0),
     }
 
