@@ -7,8 +7,8 @@ combined score is given twice: calibrated on the clean run of another seed (same
 and `false` are what a user gets: the share of poisoned and of clean prompts that the audit flags at a promised 1%.
 
 Values are means over seeds, with 95% intervals from resampling seeds and prompts. The signals and their weights were
-chosen on form A, size small, 2% poisoned, seeds 0, 100 and 101. Form B, and other sizes, rates and seeds, were not
-used.
+chosen on form A, size small, 0.5% and 2% poisoned, seeds 0, 100 and 101. The other forms, sizes, rates and seeds were
+not used, but for one thing: a run of form B that never complied showed that `unpaid` must count alone.
 
     python -m benchmarks.audit.grow --out FOLDER --seeds 5
     python -m benchmarks.audit.rollouts FOLDER
