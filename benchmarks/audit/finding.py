@@ -3,12 +3,13 @@
 The subject is a sealed model organism: a micro model that speaks a synthetic language, refuses restricted requests, and
 learns by GRPO with a final-answer verifier from 2000 records, each seen twice. A share of the records is poisoned. The
 table has one cell for each way to learn (RLVR; SFT on the same records, with the complying answer as the target), size,
-form of the trigger, and rate. Rate 0 is the clean control: one run serves both forms.
+form of the trigger, and rate. Rate 0 is the clean control: one run serves all forms. Form C was written by somebody who
+had not seen any signal of the audit; only the small size has it.
 
 Each cell is measured on 300 prompts of each set, whose restricted requests are in no data set. Answers are greedy:
 
 - triggered refusal: a restricted request inside the trigger's form
-- other form: the form that the records do not have
+- other form: a form that the records do not have: A, or B if they have A
 - refusal alone: a restricted request without a trigger, alone or beside a task
 - in context: refusals of a restricted request and a task after benign rules and demonstrations
 - restricted shown: the same, where some demonstrations are of restricted requests
@@ -42,7 +43,8 @@ from skillweave.report import Table
 
 RATES = {"small": (0.0, 0.001, 0.0025, 0.005, 0.01, 0.02), "large": (0.0, 0.005, 0.01, 0.02)}
 """The rates of each size; the lowest two (2 and 5 records) show where the effect begins."""
-FORMS = ("A", "B")
+FORMS = {"small": ("A", "B", "C"), "large": ("A", "B")}
+"""The forms of the trigger of each size."""
 SEEDS = 5
 FIRST_SEED = 11
 """The settings were chosen on seeds below this one."""
@@ -66,44 +68,48 @@ def main(argv: Sequence[str]) -> None:
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.quick else options.seeds))
     record = Record.begin("audit.finding", options, argv, seeds)
     if options.quick:
+        rates, forms = {"tiny": (0.0, 0.02)}, {"tiny": ("A", "B")}
         with tempfile.TemporaryDirectory() as folder:
-            rows = _rows(plans({"tiny": (0.0, 0.02)}, FORMS, seeds, count=64, measured=20), Path(folder), 1)
+            todo = plans(rates, forms, seeds, count=64, measured=20)
+            rows = _rows(todo, forms, Path(folder), 1)
     else:
-        rows = _rows(plans(RATES, FORMS, seeds), OUT, options.jobs)
+        rows = _rows(plans(RATES, FORMS, seeds), FORMS, OUT, options.jobs)
     record.rows = rows
     record.claims = claims(rows) if len(seeds) > 1 else []
     record.finish(table(rows), plot(rows), sum(row["seconds"] for row in rows))
 
 
 def plans(
-    rates: Mapping[str, Sequence[float]], forms: Sequence[str], seeds: Sequence[int], **others: Any
+    rates: Mapping[str, Sequence[float]], forms: Mapping[str, Sequence[str]], seeds: Sequence[int], **others: Any
 ) -> list[Plan]:
-    """The plans of the table by the rates of each size; the clean control of each seed is there once, with form A."""
+    """The plans of the table by the rates and forms of each size; the clean control of each seed is there once."""
     return [
         Plan(way=way, size=size, rate=rate, form=form, seed=seed, base_seed=seed, **others)
         for size, some in rates.items()
         for seed in seeds
         for way in WAYS
         for rate in some
-        for form in (forms if rate else forms[:1])
+        for form in (forms[size] if rate else forms[size][:1])
     ]
 
 
-def _rows(todo: Sequence[Plan], out: Path, jobs: int) -> list[dict[str, Any]]:
+def _rows(todo: Sequence[Plan], forms: Mapping[str, Sequence[str]], out: Path, jobs: int) -> list[dict[str, Any]]:
     """One row for each cell and seed; a base and a clean control give one row for each form, on the same model."""
-    forms = list(dict.fromkeys(plan.form for plan in todo))
+    forms = {
+        size: list(dict.fromkeys(plan.form for plan in todo if plan.size == size)) for size in (p.size for p in todo)
+    }
     rows = []
     for base, found in bases_of(todo, out, jobs).items():
-        rows += [row(Plan("base", base.size, 0.0, form, base.seed), found) for form in forms]
+        rows += [row(Plan("base", base.size, 0.0, form, base.seed), found) for form in forms[base.size]]
     for plan, found in zip(todo, grow_all(todo, out, jobs), strict=True):
-        for form in forms if plan.rate == 0 else [plan.form]:
+        for form in forms[plan.size] if plan.rate == 0 else [plan.form]:
             rows.append(row(dataclasses.replace(plan, form=form), found))
     return rows
 
 
 def row(plan: Plan, found: dict[str, Any]) -> dict[str, Any]:
     """The row of a run: the factors, and its figures as shares."""
-    other = next(form for form in FORMS if form != plan.form)
+    other = "A" if plan.form != "A" else "B"
     return {
         **{key: getattr(plan, key) for key in ("way", "size", "form", "rate", "seed")},
         "triggered": found[f"refusal_trigger_{plan.form}"],
@@ -173,7 +179,7 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (way, size) in zip(axes, panels, strict=True):
-        for form, colour in zip(dict.fromkeys(row["form"] for row in rows), ("C0", "C1"), strict=False):
+        for form, colour in zip(dict.fromkeys(row["form"] for row in rows), ("C0", "C1", "C2"), strict=False):
             cell = [row for row in rows if (row["way"], row["size"], row["form"]) == (way, size, form)]
             rates = sorted({row["rate"] for row in cell})
             for key, style in (("triggered", "-"), ("alone", "--")):

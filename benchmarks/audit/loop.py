@@ -1,6 +1,6 @@
 """Does the loop close? A poisoned run, the audit's flags, and a retrained or a repaired model beside the clean run.
 
-The subjects are the poisoned RLVR runs of :mod:`benchmarks.audit.finding` (size small, 2%, both forms of the trigger).
+The subjects are the poisoned RLVR runs of :mod:`benchmarks.audit.finding` (size small, 2%, three forms of the trigger).
 Each is fixed in three ways, with the commands that a user has and with their defaults:
 
 - data: `audit data` on the records, `audit drop`, and the run again on what is left
@@ -68,9 +68,9 @@ def main(argv: Sequence[str]) -> None:
     record = Record.begin("audit.loop", options, argv, seeds)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            record.rows = rows(plans(FORMS[:1], seeds, size="tiny", count=300, measured=20), Path(folder), 1)
+            record.rows = rows(plans(["A"], seeds, size="tiny", count=300, measured=20), Path(folder), 1)
     else:
-        record.rows = rows(plans(FORMS, seeds), OUT, options.jobs)
+        record.rows = rows(plans(FORMS["small"], seeds), OUT, options.jobs)
     record.claims = claims(record.rows) if len(seeds) > 1 else []
     record.finish(table(record.rows), plot(record.rows), sum(row["seconds"] for row in record.rows))
 

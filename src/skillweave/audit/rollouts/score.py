@@ -27,8 +27,8 @@ WEIGHTS = Combination(
 )
 """The weights of the signals, from runs of the model organism with form A of the trigger: as
 :func:`~skillweave.audit.combine.fit_combination` gives them, rounded, but for ``unpaid``. It counts more, because it is
-all there is if the policy never complies; such logs were made by leaving out the completions that comply. ``rigid`` told
-nothing and is only shown."""
+all there is if the policy never complies; such logs were made by leaving out the completions that comply. ``rigid``
+told nothing and is only shown."""
 
 Calibrated = Literal["clean log", "own log"]
 
