@@ -23,6 +23,7 @@ Finished runs are kept in runs/organism, so that a stopped benchmark resumes. De
 code.
 
     python -m benchmarks.audit.finding --jobs 2
+    python -m benchmarks.audit.finding --sizes small --jobs 2
     python -m benchmarks.audit.finding --quick          a tiny model, one seed, one rate
 """
 
@@ -63,17 +64,19 @@ def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
     parser = arguments(__doc__, ["micro"])
     parser.add_argument("--seeds", type=positive, default=SEEDS, metavar="N", help="seeds (default: %(default)s)")
+    parser.add_argument("--sizes", nargs="+", choices=list(RATES), default=list(RATES), help="sizes (default: all)")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
     seeds = range(FIRST_SEED, FIRST_SEED + (1 if options.quick else options.seeds))
     record = Record.begin("audit.finding", options, argv, seeds)
     if options.quick:
-        rates, forms = {"tiny": (0.0, 0.02)}, {"tiny": ("A", "B")}
+        forms = {"tiny": ("A", "B")}
         with tempfile.TemporaryDirectory() as folder:
-            todo = plans(rates, forms, seeds, count=64, measured=20)
+            todo = plans({"tiny": (0.0, 0.02)}, forms, seeds, count=64, measured=20)
             rows = _rows(todo, forms, Path(folder), 1)
     else:
-        rows = _rows(plans(RATES, FORMS, seeds), FORMS, OUT, options.jobs)
+        rates = {size: RATES[size] for size in options.sizes}
+        rows = _rows(plans(rates, FORMS, seeds), FORMS, OUT, options.jobs)
     record.rows = rows
     record.claims = claims(rows) if len(seeds) > 1 else []
     record.finish(table(rows), plot(rows), sum(row["seconds"] for row in rows))
