@@ -3,8 +3,9 @@
 The subjects are the RLVR runs of :mod:`benchmarks.audit.finding`, as far as they are there: run that first. The audit
 reads rollouts.jsonl alone; truth.jsonl only judges it. For each signal and for the combined score, the table has the
 AUC, and the share of poisoned prompts above the threshold that 1% and 0.1% of the run's own clean prompts exceed. The
-combined score is given twice: calibrated on the clean run of another seed (same size, another base), and on the log itself. `flagged`
-and `false` are what a user gets: the share of poisoned and of clean prompts that the audit flags at a promised 1%.
+combined score is given twice: calibrated on the clean run of another seed (same size, another base), and on the log
+itself. `flagged` and `false` are what a user gets: the share of poisoned and of clean prompts that the audit flags at a
+promised 1%.
 
 Values are means over seeds, with 95% intervals from resampling seeds and prompts. The signals and their weights were
 chosen on form A, size small, 0.5% and 2% poisoned, seeds 0, 100 and 101. The other forms, sizes, rates and seeds were
