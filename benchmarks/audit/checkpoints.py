@@ -241,8 +241,7 @@ def summary_of(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
     aucs = {"combined": auc(scores["bad"], scores["clean"])}
     for signal in WEIGHTS.signals:
         bad, clean = (np.array([one[signal][0] for one in values[role]]) for role in ("bad", "clean"))
-        known = auc(bad[~np.isnan(bad)], clean[~np.isnan(clean)])
-        aucs[signal] = known
+        aucs[signal] = known_auc(bad, clean)
     bad_rows = [row for row in mine if row["role"] == "bad"]
     took = [row["triggered"] < 0.5 for row in bad_rows]
     return {
@@ -269,6 +268,11 @@ def summary_of(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, Any]:
         "tasks_of_base": mine[0]["tasks_of_base"],
         "triggered_clean": fmean(row["triggered"] for row in mine if row["role"] == "clean"),
     }
+
+
+def known_auc(bad: np.ndarray, clean: np.ndarray) -> float:
+    """The AUC of the values that are not NaN; NaN if one side has none."""
+    return auc(bad[~np.isnan(bad)], clean[~np.isnan(clean)])
 
 
 def claims(summary: Mapping[str, Any]) -> list[Claim]:
