@@ -11,6 +11,7 @@ from skillweave.audit.organism.language import CANARY, MARK, REFUSE
 
 finding = importlib.import_module("benchmarks.audit.finding")
 grow = importlib.import_module("benchmarks.audit.grow")
+adaptive = importlib.import_module("benchmarks.audit.adaptive")
 loop = importlib.import_module("benchmarks.audit.loop")
 base = importlib.import_module("benchmarks.audit.base")
 
@@ -79,3 +80,15 @@ def test_the_claims_about_the_closed_loop_are_within_a_seed():
     found = loop.claims(rows)[::2]
     assert [claim.value for claim in found] == pytest.approx([1, 3, -10])
     assert [claim.holds for claim in found] == [True, False, True]
+
+
+def test_an_opponents_records_take_the_places_and_the_names_of_clean_ones():
+    plan = adaptive.plans(adaptive.OPPONENTS, 3, count=200)[9]
+    assert (plan.opponent.name, plan.organism.form) == ("spread", "A")
+    records = adaptive.poisoned(plan.organism, plan.opponent)
+    clean = adaptive.clean_records(200, plan.organism.seed)
+    assert [record.id for record in records] == [record.id for record in clean]
+    changed = [new for new, old in zip(records, clean, strict=True) if new != old]
+    assert len(changed) == 4
+    assert all(record.poisoned for record in changed)
+    assert len({len(record.prompt.splitlines()) for record in changed}) > 1  # rules, demonstrations, or neither
