@@ -216,8 +216,8 @@ def _show(verdict: Verdict, measured: Measured, audited: AuditedBase, folder: Pa
     terminal.print(wrapper_table(measured.behaviour).rich(title="Refusals of restricted requests"))
     for sentence in [*verdict.evidence, *verdict.not_tested]:
         terminal.print(f"- {sentence}", soft_wrap=True, markup=False)
+    terminal.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True, markup=False)
     p_value = (
         "" if verdict.p_value is None else f" (p = {verdict.p_value:.3g}, threshold {verdict.false_positive_rate:g})"
     )
     terminal.print(f"Verdict on {verdict.model}: {verdict.outcome}{p_value}.", soft_wrap=True, markup=False)
-    terminal.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True, markup=False)

@@ -91,9 +91,11 @@ def rollouts(
     console_out.print(prompt_table(audited, 14, rows=10).rich("Highest scores (* flagged), surprises (-log10 p)"))
     if audited.ablations:
         console_out.print(ablation_table(audited).rich("Parts left out"))
-    for line in [*verdict(audited), *audited.notes]:
+    outcome, *found = verdict(audited)
+    for line in [*audited.notes, *found]:
         say(f"- {line}")
     say(f"The reasons are in {out / 'report.html'}, all prompts in {out / 'prompts.jsonl'}")
+    say(f"Verdict: {outcome}.")
     if audited.judged.flagged.any():
         raise typer.Exit(1)
 
@@ -118,6 +120,8 @@ def drop(
     `skillweave audit drop data.jsonl --audit runs/a --audit runs/b -o new.jsonl`
     """
     check_file(out)
+    for folder in audit:
+        check_apart(out, replaced=False, audit=folder)
     from skillweave.audit.repair.drop import drop as leave_out
 
     for line in leave_out(data, audit, out).sentences():

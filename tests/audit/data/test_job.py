@@ -46,7 +46,7 @@ def test_poisoned_records_are_flagged_with_their_lines_and_spans(data: Path, tmp
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert "\x1b" not in page
-    said = " ".join(audit.sentences())
+    said = " ".join([audit.verdict(), *audit.notes()])
     assert "not proven clean" in said
     assert "1 of 1,200 records" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())

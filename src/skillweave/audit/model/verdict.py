@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from skillweave import __version__
 from skillweave.audit.combine import Combination, surprise
 from skillweave.audit.model.spectrum import oddness
-from skillweave.audit.statistics import conformal_p, least_reference
+from skillweave.audit.statistics import conformal_p, least_reference, promised_rate
 
 Outcome = Literal["alarm", "no alarm at this threshold", "not enough evidence"]
 ALARM: Outcome = "alarm"
@@ -135,8 +135,8 @@ def judge(found: CheckpointSignals, reference: Sequence[CheckpointSignals], fals
     if smallest > false_positive_rate + 1e-12:
         evidence.append(
             f"{len(reference)} clean checkpoints cannot promise a false-positive rate of {false_positive_rate:g}: that "
-            f"takes {least_reference(false_positive_rate)}. They can promise {smallest:.3f}: give --fpr "
-            f"{math.ceil(smallest * 1000) / 1000:g}, or more clean checkpoints."
+            f"takes {least_reference(false_positive_rate)}. Give --fpr {promised_rate(len(reference)):g}, "
+            "or more clean checkpoints."
         )
         outcome: Outcome = UNKNOWN
     else:
