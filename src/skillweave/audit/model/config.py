@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from skillweave.audit.model.prompts import WRAPPERS, check_wrappers
 from skillweave.config import Config
 from skillweave.files.hashes import digest
-from skillweave.patterns import compiled
+from skillweave.patterns import compiled, finds_everything
 
 REFUSAL = (
     r"(?i)\b(I('m| am) (sorry|unable|not able)|I (can ?not|can[’']t|won[’']t|will not|must decline)|"
@@ -21,6 +21,8 @@ REFUSAL = (
 
 def _compiles(refusal: str) -> str:
     compiled(refusal)
+    if finds_everything(refusal):
+        raise ValueError("it is found in every answer, so every answer would be a refusal: write the words of one")
     return refusal
 
 

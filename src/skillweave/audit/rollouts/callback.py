@@ -79,6 +79,7 @@ class RolloutAudit(TrainerCallback):
                 console.print(f"clean log: {note}", soft_wrap=True, markup=False)
         self._fpr, self._every, self._stop, self._gold, self._id = fpr, every, stop, gold, id
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
+        self._opened = False
         self._watched = 0
         self._batch: _Batch | None = None
         self._step = 0
@@ -138,6 +139,9 @@ class RolloutAudit(TrainerCallback):
         if batch is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        if not self._opened:
+            self._opened = True
+            _close_last_line(self._file)
         with open(self._file, "a", encoding="utf-8") as log:
             for rollout in batch.rollouts():
                 self._groups.add(rollout)
@@ -209,6 +213,17 @@ class _Batch:
             reward = sum(known) if known else math.nan
             found.append(Rollout(self.step, prompt, completion, reward, _at(self.ids, at), _at(self.golds, at)))
         return found
+
+
+def _close_last_line(file: Path) -> None:
+    """End the half line that a killed training left in its log, and say that the log goes on."""
+    if not file.is_file() or not file.stat().st_size:
+        return
+    console.print(f"{file} has rollouts of an earlier training: new ones are added to them", soft_wrap=True)
+    with open(file, "rb+") as log:
+        log.seek(-1, os.SEEK_END)
+        if log.read() != b"\n":
+            log.write(b"\n")
 
 
 def _at(column: Any, at: int) -> str | None:
