@@ -139,10 +139,12 @@ class RolloutAudit(TrainerCallback):
         if batch is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._opened:
-            self._opened = True
-            _close_last_line(self._file)
+        goes_on = not self._opened and self._file.is_file() and self._file.stat().st_size > 0
+        self._opened = True
         with open(self._file, "a", encoding="utf-8") as log:
+            if goes_on:
+                console.print(f"{self._file} has rollouts of an earlier training: new ones are added", soft_wrap=True)
+                log.write("\n")  # a killed training leaves half a line
             for rollout in batch.rollouts():
                 self._groups.add(rollout)
                 log.write(json.dumps(_row(rollout)) + "\n")
@@ -213,17 +215,6 @@ class _Batch:
             reward = sum(known) if known else math.nan
             found.append(Rollout(self.step, prompt, completion, reward, _at(self.ids, at), _at(self.golds, at)))
         return found
-
-
-def _close_last_line(file: Path) -> None:
-    """End the half line that a killed training left in its log, and say that the log goes on."""
-    if not file.is_file() or not file.stat().st_size:
-        return
-    console.print(f"{file} has rollouts of an earlier training: new ones are added to them", soft_wrap=True)
-    with open(file, "rb+") as log:
-        log.seek(-1, os.SEEK_END)
-        if log.read() != b"\n":
-            log.write(b"\n")
 
 
 def _at(column: Any, at: int) -> str | None:
