@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 from skillweave.audit.data.config import DataAuditConfig
 from skillweave.audit.model.config import ModelAuditConfig
 from skillweave.audit.repair.inner_outer import RepairConfig
-from skillweave.audit.rollouts.job import RolloutAuditConfig
+from skillweave.audit.rollouts.config import RolloutAuditConfig
 from skillweave.config import ByteSize, Config
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.methods.cku.neurons.score import NeuronScoreConfig

@@ -54,6 +54,11 @@ def compiled(pattern: str) -> regex.Pattern[str]:
         raise ValueError("the regular expression is nested too deeply or repeats too often") from error
 
 
+def finds_everything(pattern: str) -> bool:
+    """Return whether a pattern is found in every text: in the empty one, and in one that no pattern means."""
+    return all(bounded_search(pattern, text) for text in ("", "\ue000"))
+
+
 def _unrolled(pattern: str) -> int:
     """The number of characters and classes of a pattern with its repeats written out, each as often as its minimum.
 

@@ -81,4 +81,8 @@ def test_a_missing_file_is_found_before_any_step(settings: dict[str, Any], tmp_p
     missing = {**settings, "audit": {**settings["audit"], "reference": "gone.json"}}
     with pytest.raises(UserError, match=r"audit.reference: gone.json does not exist"):
         build(read_weave_config(write(missing, tmp_path)), tmp_path / "weave", command="test")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a", "kind": "restricte"}\n')
+    wrong = {**settings, "audit": {**settings["audit"], "prompts": str(tmp_path / "bad.jsonl")}}
+    with pytest.raises(UserError, match=r"bad.jsonl, line 1: kind"):
+        build(read_weave_config(write(wrong, tmp_path)), tmp_path / "weave", command="test")
     assert not list((tmp_path / "weave.work").rglob("step.json"))

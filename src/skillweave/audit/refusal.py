@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from skillweave.base.thoughts import strip_thoughts
 from skillweave.errors import UserError
-from skillweave.patterns import TooSlow, bounded_search, compiled
+from skillweave.patterns import TooSlow, bounded_search, compiled, finds_everything
 
 PATTERN = "re:"
 """A refusal text that begins with this is a regular expression."""
@@ -40,10 +40,13 @@ class RefusalDetector:
         self._texts = [text.casefold() for text in used if not text.startswith(PATTERN)]
         self._patterns = [f"(?i){text.removeprefix(PATTERN)}" for text in used if text.startswith(PATTERN)]
         for pattern in self._patterns:
+            where = f"--refusal {PATTERN}{pattern.removeprefix('(?i)')}"
             try:
                 compiled(pattern)
             except ValueError as error:
-                raise UserError(f"--refusal {PATTERN}{pattern.removeprefix('(?i)')}: {error}") from error
+                raise UserError(f"{where}: {error}") from error
+            if finds_everything(pattern):
+                raise UserError(f"{where} would be found in every completion: write the words of a refusal")
         if any(not text.strip() for text in self._texts):
             raise UserError("--refusal: an empty text would be found in every completion: write the words of a refusal")
 

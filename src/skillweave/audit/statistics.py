@@ -48,7 +48,8 @@ def threshold_at(reference: ArrayLike, false_positive_rate: float) -> float:
     if len(ordered) < need:
         raise UserError(
             f"{len(ordered)} clean examples cannot promise a false-positive rate of {false_positive_rate:g}: that "
-            f"takes at least {need}. Give more clean examples, or allow a higher rate"
+            f"takes at least {need}. Give {need - len(ordered):,} more clean examples, or allow a rate (--fpr) of at "
+            f"least {promised_rate(len(ordered)):g}"
         )
     rank = math.floor(false_positive_rate * (len(ordered) + 1) + 1e-9)
     return float(ordered[rank - 1])
@@ -57,6 +58,13 @@ def threshold_at(reference: ArrayLike, false_positive_rate: float) -> float:
 def least_reference(false_positive_rate: float) -> int:
     """Return the fewest clean examples that can promise a false-positive rate: 99 for 1%."""
     return math.ceil(1 / false_positive_rate - 1e-9) - 1
+
+
+def promised_rate(examples: int) -> float:
+    """Return the lowest false-positive rate that so many clean examples can promise, rounded up to three digits."""
+    rate = 1 / (examples + 1)
+    unit = 10.0 ** (math.floor(math.log10(rate)) - 2)
+    return min(1.0, float(f"{math.ceil(rate / unit - 1e-9) * unit:.3g}"))
 
 
 def auc(bad: ArrayLike, good: ArrayLike) -> float:

@@ -60,7 +60,7 @@ def data(
     check_apart(out, data=data, clean=clean)
     from skillweave.audit.data.config import DataAuditConfig
     from skillweave.audit.data.job import audit_data
-    from skillweave.audit.data.page import signal_table, suspect_table
+    from skillweave.audit.data.page import suspect_table
     from skillweave.config import read_config
 
     typed = {
@@ -74,13 +74,13 @@ def data(
         "shown": shown,
     }
     audit = audit_data(read_config(DataAuditConfig, typed, called="audit data"))
-    console_out.print(signal_table(audit).rich("Signals"))
     if audit.flagged:
         console_out.print(suspect_table(audit).rich("The most suspicious records"))
-    for sentence in audit.sentences():
-        say(f"- {sentence}")
     for bad in audit.first_malformed[:5]:
-        say(f"  {bad.file}, line {bad.line}: {bad.reason}")
-    say(f"written: {out}/report.html, report.json, records.jsonl, malformed.jsonl")
+        say(f"{bad.file}, line {bad.line} was not audited: {bad.reason}")
+    for note in audit.notes():
+        say(f"- {note}")
+    say(f"The signals and the reasons are in {out / 'report.html'}, all records in {out / 'records.jsonl'}")
+    say(f"Verdict: {audit.verdict()}.")
     if audit.flagged:
         raise typer.Exit(1)

@@ -19,6 +19,7 @@ from skillweave.errors import UserError
 if TYPE_CHECKING:
     from skillweave.audit.model.job import AuditedBase, Measured
     from skillweave.audit.model.verdict import Verdict
+    from skillweave.pack import Skillpack
 
 PROMPTS = typer.Option(
     None, "--prompts", help='JSONL: {"prompt", "kind": "restricted" or "task", "answer"}. Restricted: to be refused.'
@@ -46,7 +47,7 @@ def model(
     Asks base and model the restricted requests of the file, plain and inside wrappers that have the structure of the
     RLVR backdoor; reads the residual stream; and looks at the spectra of the delta. With --reference the false-alarm
     rate is promised; without it only paired tests are used. The outcome is an alarm, no alarm at this threshold, or
-    not enough evidence. No alarm does not mean clean.
+    not enough evidence. No alarm does not mean clean. Exit code 0: no alarm, or not enough evidence. 1: an alarm.
 
     **Examples**
 
@@ -56,7 +57,7 @@ def model(
 
     `skillweave audit model tuned/ -c audit.yaml --reference ref.json --fpr 0.05`
     """
-    _audit(target, base, prompts, reference, fpr, refusal, out, config, overrides, device)
+    _end(_audit(target, base, prompts, reference, fpr, refusal, out, config, overrides, device))
 
 
 @group.command()
@@ -76,7 +77,7 @@ def pack(
     """Audit a skillpack as `audit model` audits a model, and write the verdict on its card with --write.
 
     The card then says what was audited, when, and with which outcome: `generate --require-audit` refuses packs
-    without it. Anyone can write a card, so trust only audits that you made.
+    without it. Anyone can write a card, so trust only audits that you made. Exit code 1: an alarm.
 
     **Examples**
 
@@ -94,16 +95,23 @@ def pack(
             f"{target} is a part of a weave, which knows its packs by their hashes: audit the pack before it is put "
             "into a weave (`audit:` in weave.yaml does that), or leave out --write"
         )
+    if write:
+        try:
+            check_folder(target, is_skillpack, "skillpack")
+        except UserError as error:
+            raise UserError(f"--write replaces the pack, which cannot be done here: {error}") from error
     loaded = Skillpack.from_pretrained(target)
-    verdict = _audit(
-        str(target), base or loaded.card.base.ref, prompts, reference, fpr, refusal, out, config, overrides, device
-    )
+    base = base or loaded.card.base.ref
+    verdict = _audit(str(target), base, prompts, reference, fpr, refusal, out, config, overrides, device, loaded)
     if write:
         from skillweave.audit.model.job import pack_audit
 
+        if Skillpack.from_pretrained(target).digest != loaded.digest:
+            raise UserError(f"{target} changed while it was audited, so the verdict is not written: audit it again")
         loaded.card.audit = pack_audit(verdict, loaded).model_dump(mode="json")
         loaded.save_pretrained(target)
-        say(f"Wrote the verdict on the card of {target}.")
+        say(f"The verdict stands on the card of {target}.")
+    _end(verdict)
 
 
 @group.command()
@@ -188,8 +196,9 @@ def _audit(
     config: Path | None,
     overrides: list[str],
     device: str | None,
+    loaded: Skillpack | None = None,
 ) -> Verdict:
-    """Audit one target, print the verdict and write the report."""
+    """Audit one target, which may be ``loaded`` already, write the report and print what the verdict rests on."""
     from skillweave.audit.model.config import ModelAuditConfig
     from skillweave.audit.model.job import audit_checkpoint, audited_base, is_audit, read_reference, write_audit
     from skillweave.base import open_base
@@ -198,17 +207,17 @@ def _audit(
     job = read_job(ModelAuditConfig, config, {**typed, "refusal": refusal, "out": out}, overrides)
     check_apart(job.out, base=job.base, model=target)
     check_folder(job.out, is_audit, "report of an audit")
+    clean = read_reference(job.settings.reference)
     began = time.monotonic()
     audited = audited_base(open_base(job.base, dtype="float32", device=device), job.settings)
-    clean = [] if job.settings.reference is None else read_reference(job.settings.reference, audited)
-    verdict, measured = audit_checkpoint(audited, target, clean)
+    verdict, measured = audit_checkpoint(audited, target if loaded is None else loaded, clean, target)
     write_audit(job.out, verdict, measured, audited, command=command_line(), began=began)
     _show(verdict, measured, audited, job.out)
     return verdict
 
 
 def _show(verdict: Verdict, measured: Measured, audited: AuditedBase, folder: Path) -> None:
-    """Print the outcome, the signals, the wrappers and the evidence."""
+    """Print the signals, the wrappers and the evidence."""
     from skillweave.audit.model.job import signal_table, wrapper_table
 
     terminal.print()
@@ -216,8 +225,16 @@ def _show(verdict: Verdict, measured: Measured, audited: AuditedBase, folder: Pa
     terminal.print(wrapper_table(measured.behaviour).rich(title="Refusals of restricted requests"))
     for sentence in [*verdict.evidence, *verdict.not_tested]:
         terminal.print(f"- {sentence}", soft_wrap=True, markup=False)
+    terminal.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True, markup=False)
+
+
+def _end(verdict: Verdict) -> None:
+    """Print the verdict as the last line; the exit code is 1 for an alarm."""
+    from skillweave.audit.model.verdict import ALARM
+
     p_value = (
         "" if verdict.p_value is None else f" (p = {verdict.p_value:.3g}, threshold {verdict.false_positive_rate:g})"
     )
     terminal.print(f"Verdict on {verdict.model}: {verdict.outcome}{p_value}.", soft_wrap=True, markup=False)
-    terminal.print(f"The report is in {folder / 'report.html'}.", soft_wrap=True, markup=False)
+    if verdict.outcome == ALARM:
+        raise typer.Exit(1)

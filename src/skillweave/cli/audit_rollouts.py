@@ -66,7 +66,8 @@ def rollouts(
         raise UserError("--ablate samples the shortened prompts: name the model of the run with --model")
     check_folder(out, lambda place: (place / "prompts.jsonl").is_file(), "audit of rollouts")
     check_apart(out, log=log, clean=clean, model=model)
-    from skillweave.audit.rollouts.job import RolloutAuditConfig, audit_rollouts
+    from skillweave.audit.rollouts.config import RolloutAuditConfig
+    from skillweave.audit.rollouts.job import audit_rollouts
     from skillweave.audit.rollouts.page import ablation_table, prompt_table, signal_table, verdict, write_audit
     from skillweave.config import read_config
 
@@ -88,12 +89,14 @@ def rollouts(
     audited = audit_rollouts(config, **parts)
     write_audit(out, audited, config, command_line(), started)
     console_out.print(signal_table(audited).rich("Signals"))
-    console_out.print(prompt_table(audited, 14, rows=10).rich("Highest scores (* flagged), surprises (-log10 p)"))
+    console_out.print(prompt_table(audited, 11, rows=10).rich("Highest scores (* flagged), surprises (-log10 p)"))
     if audited.ablations:
         console_out.print(ablation_table(audited).rich("Parts left out"))
-    for line in [*verdict(audited), *audited.notes]:
+    outcome, *found = verdict(audited)
+    for line in [*audited.notes, *found]:
         say(f"- {line}")
     say(f"The reasons are in {out / 'report.html'}, all prompts in {out / 'prompts.jsonl'}")
+    say(f"Verdict: {outcome}.")
     if audited.judged.flagged.any():
         raise typer.Exit(1)
 
@@ -117,7 +120,13 @@ def drop(
 
     `skillweave audit drop data.jsonl --audit runs/a --audit runs/b -o new.jsonl`
     """
+    from skillweave.files.place import is_special, stream_of
+
+    if stream_of(out) is not None or is_special(out):
+        raise UserError(f"--out {out}: name a file, beside which OUT.dropped.jsonl is written")
     check_file(out)
+    for folder in audit:
+        check_apart(out, replaced=False, audit=folder)
     from skillweave.audit.repair.drop import drop as leave_out
 
     for line in leave_out(data, audit, out).sentences():

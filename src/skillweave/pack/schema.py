@@ -206,8 +206,8 @@ class PackAudit(BaseModel):
     digest: Annotated[Line, Field(pattern=r"^[0-9a-f]{16}$")]
     """``Skillpack.digest`` of the audited pack: an audit of other weights does not count"""
     score: float | None = None
-    p_value: float | None = None
-    false_positive_rate: float | None = None
+    p_value: Annotated[float, Field(ge=0, le=1)] | None = None
+    false_positive_rate: Annotated[float, Field(ge=0, le=1)] | None = None
     references: Count = 0
 
 

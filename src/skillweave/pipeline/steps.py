@@ -12,6 +12,7 @@ from typing import Any
 
 from skillweave.artefact import write_json
 from skillweave.audit.model.job import audit_checkpoint, pack_audit, read_reference
+from skillweave.audit.model.prompts import read_audit_prompts
 from skillweave.audit.model.verdict import ALARM
 from skillweave.base import Sampling, fingerprint
 from skillweave.delta import Delta, write_tuned
@@ -191,14 +192,14 @@ def audit_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildSt
     for key, file in files.items():
         if not file.is_file():
             raise UserError(f"audit.{key}: {file} does not exist: name a file (looked in {Path.cwd()})")
+    read_audit_prompts(settings.prompts)  # a mistake in a file is found before the skills are trained
+    reference = read_reference(settings.reference)
     hashes = {key: sha256_file(file) for key, file in files.items()}
 
     def work(folder: Path) -> None:
         audited = models.audited
-        reference = [] if settings.reference is None else read_reference(settings.reference, audited)
         pack = Skillpack.from_pretrained(inputs.work.pack(skill))
-        verdict, _ = audit_checkpoint(audited, inputs.work.pack(skill), reference)
-        verdict = verdict.model_copy(update={"model": f"the pack '{skill}'"})
+        verdict, _ = audit_checkpoint(audited, pack, reference, f"the pack '{skill}'")
         pack.card.audit = pack_audit(verdict, pack).model_dump(mode="json")
         pack.save_pretrained(folder / "pack")
         write_json(folder / "verdict.json", verdict.model_dump(mode="json"))

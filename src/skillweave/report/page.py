@@ -48,7 +48,7 @@ def write_page(
         with atomic_file(folder / "plots" / f"{name}.svg") as file:
             file.write_text(svg, encoding="utf-8")
     markdown = [f"# {markdown_text(title)}", "", *(f"- {markdown_text(note)}" for note in notes)]
-    body = [f"<h1>{html.escape(title)}</h1><ul>", *(f"<li>{html.escape(note)}</li>" for note in notes), "</ul>"]
+    body = []
     for name, section in sections.items():
         markdown += ["", f"## {markdown_text(section.title)}", "", section.table.markdown()]
         body += [f"<h2>{html.escape(section.title)}</h2>", section.table.html()]
@@ -58,10 +58,19 @@ def write_page(
     command = harmless(report["command"]).replace("`", "'")
     footer = f"Made by `{command}` on {report['machine']} in {human_seconds(report['seconds'])}."
     write_text(folder / "report.md", "\n".join([*markdown, "", footer, ""]))
-    write_text(
-        folder / "report.html",
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style></head>\n"
-        f"<body>\n{chr(10).join(body)}\n<footer>{html.escape(footer)}</footer>\n</body></html>\n",
-    )
+    write_text(folder / "report.html", html_page(title, notes, body, footer))
     write_json(folder / "report.json", report)
+
+
+def html_page(title: str, notes: Sequence[str], body: Sequence[str], footer: str, style: str = "") -> str:
+    """Return an HTML page of one file, without scripts and without anything from the network.
+
+    ``title``, ``notes`` and ``footer`` are texts, which are escaped here; ``body`` and ``style`` are HTML and CSS.
+    """
+    title, footer = (html.escape(harmless(text)) for text in (title, footer))
+    listed = "\n".join(f"<li>{html.escape(harmless(note))}</li>" for note in notes)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+        f"<style>{_STYLE}{style}</style></head>\n<body>\n<h1>{title}</h1><ul>\n{listed}\n</ul>\n"
+        f"{chr(10).join(body)}\n<footer>{footer}</footer>\n</body></html>\n"
+    )

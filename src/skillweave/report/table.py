@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.report.escape import markdown_text
+from skillweave.terminal import harmless
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Table:
         """Return the table in HTML."""
 
         def line(tag: str, cells: Sequence[str]) -> str:
-            return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+            return "<tr>" + "".join(f"<{tag}>{html.escape(harmless(cell))}</{tag}>" for cell in cells) + "</tr>"
 
         body = "\n".join(line("td", row) for row in self.rows)
         return f"<table>\n<thead>{line('th', self.header)}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"

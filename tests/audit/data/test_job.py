@@ -46,7 +46,7 @@ def test_poisoned_records_are_flagged_with_their_lines_and_spans(data: Path, tmp
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script" not in page
     assert "\x1b" not in page
-    said = " ".join(audit.sentences())
+    said = " ".join([audit.verdict(), *audit.notes()])
     assert "not proven clean" in said
     assert "1 of 1,200 records" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -110,9 +110,19 @@ def test_marks_do_not_overlap_and_cover_the_prompt() -> None:
 
 
 def test_the_command_exits_with_1_if_records_are_flagged(data: Path, tmp_path: Path) -> None:
-    shown = run("audit", "data", str(data), "-o", str(tmp_path / "out"), "--workers", "1")
+    file = tmp_path / "a\x1b[31m<b>.jsonl"
+    file.write_bytes(data.read_bytes())
+    shown = run("audit", "data", str(file), "-o", str(tmp_path / "out"), "--workers", "1")
     assert shown.code == 1
     assert "contrast" in shown.out
+    last = shown.out.strip().splitlines()[-1]
+    assert last.startswith("Verdict: ")
+    assert "1 of 1,200 records (0%) could not be read" in last
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "\x1b" not in page
+    assert "<b>.jsonl" not in page
+    rare = run("audit", "data", str(data), "-o", str(tmp_path / "out"), "--fpr", "0.0001")
+    assert "Give --fpr 0.0005 or more, or --clean with 19,998 records" in rare.err
     wrong = run("audit", "data", str(data), "-o", str(tmp_path / "out"), "--columns", "answer")
     assert wrong.code == 2
     assert "OURS=THEIRS" in wrong.err + wrong.out

@@ -38,6 +38,7 @@ SHOT = [
         ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, "2+2?", "4"),
         ({"prompt": "2+2?", "chosen": [{"role": "assistant", "content": "4"}]}, "2+2?", "4"),
         ({"system": "Add.", "prompt": "2+2?"}, "Add.\n\n2+2?", ""),
+        ({"prompt": [{"role": "user", "content": ["2", {"type": "image"}, {"text": "+2?"}]}]}, "2+2?", ""),
     ],
 )
 def test_each_layout_gives_prompt_and_answer(row: dict[str, object], prompt: str, answer: str) -> None:
@@ -72,7 +73,7 @@ def test_columns_name_what_is_not_found() -> None:
         ({"prompt": 5}, "must be a text"),
         ({"prompt": [{"content": "no role"}]}, "no role"),
         ({"messages": "[{"}, "no JSON"),
-        ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, "not text"),
+        ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, "empty"),
     ],
 )
 def test_a_record_without_a_readable_prompt_has_a_reason(row: object, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 
 from skillweave.audit.data import signals, sketch
 from skillweave.audit.data.parts import Prompt, demonstrations, take_apart
+from skillweave.audit.data.read import AuditRow
+from skillweave.audit.data.score import score_row, whole_of
 from skillweave.audit.data.sketch import Hashed, Sketch, Whole, counted, hashed
 
 
@@ -172,3 +175,20 @@ def test_a_small_data_set_says_nothing_about_what_is_unusual() -> None:
     assert math.isnan(sketch.shared_block(records[0], prompts[0], whole).value)
     assert math.isnan(sketch.length(prompts[0], whole).value)
     assert math.isnan(sketch.rare_source(records[0], whole).value)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        (" " * 60_000 + "x", "1"),
+        (" \n" * 30_000 + "x", "1"),
+        ("." * 60_000 + "x", "1"),
+        ("answer: x\n" * 12_000, "1"),
+        ("a?\n" * 20_000, "word " * 12_000),
+    ],
+)
+def test_no_text_takes_time_that_grows_with_its_square(prompt: str, answer: str) -> None:
+    began = time.process_time()
+    row = AuditRow("file", 1, prompt, answer)
+    score_row(row, whole_of([row]))
+    assert time.process_time() - began < 3

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers.terminal import run
+from skillweave.audit.data.read import line_digest
 from skillweave.audit.repair.drop import drop
 from skillweave.errors import UserError
 
@@ -59,6 +60,35 @@ def test_records_are_found_by_line_id_and_prompt_and_the_rest_keeps_its_bytes(da
         (3, [str(of_rollouts)]),
     ]
     assert listed[0]["record"] == {"id": "a", "prompt": "one"}
+
+
+def test_an_audit_of_data_is_of_one_file_as_it_was(data: Path, tmp_path: Path) -> None:
+    folder, other, out = tmp_path / "both", tmp_path / "both" / "b.jsonl", tmp_path / "out.jsonl"
+    folder.mkdir()
+    other.write_bytes(LINES[5] + b"\n" + LINES[0] + b"\xff\n")
+    lines = [(data, 1, False, 0), (data, 5, True, 4), (other, 1, True, 5), (other, 2, False, 0)]
+    rows = [
+        {"file": str(file), "line": line, "flagged": flagged, "digest": line_digest(LINES[at])}
+        for file, line, flagged, at in lines
+    ]
+    of_both = audit(tmp_path / "audit", "records.jsonl", *rows)
+    bad = [{"file": str(file), "line": 9, "reason": "x"} for file in (data, data, data, other)]
+    audit(of_both, "malformed.jsonl", *bad)
+    done = drop(data, [of_both], out)
+    assert out.read_bytes() == b"".join(LINES[at] for at in (0, 1, 2, 3, 5))
+    assert "3 of 5 records (60%) could not be read by the audit" in " ".join(done.sentences())
+    other.write_bytes(other.read_bytes() + b"{}\n{}\n")
+    with pytest.raises(UserError, match=r"b.jsonl has 5 records, and the audit .* saw 3"):
+        drop(other, [of_both], out)
+    data.write_bytes(data.read_bytes().replace(b"three", b"there"))
+    with pytest.raises(UserError, match="line 5: the audit flagged a record there whose text was another one"):
+        drop(data, [of_both], out)
+    with pytest.raises(UserError, match=r"is an audit of 2 files, and .* is none of them"):
+        drop(tmp_path / "c.jsonl", [of_both], out)
+    inside = run("audit", "drop", data, "--audit", of_both, "-o", of_both / "records.jsonl")
+    assert "is inside the audit" in inside.err
+    stream = run("audit", "drop", data, "--audit", of_both, "-o", "/dev/stdout")
+    assert "beside which OUT.dropped.jsonl is written" in stream.err
 
 
 def test_what_does_not_fit_together_writes_nothing(data: Path, tmp_path: Path) -> None:

@@ -150,3 +150,12 @@ def test_a_batch_that_lacks_a_reward_function_is_recorded_before_the_next(tmp_pa
         first(prompts=["p"], completions=[text])
     second(prompts=["p"], completions=["abc"])
     assert [r.reward for r in read_log(tmp_path, LogNotes())] == [2.0, 6.0]
+
+
+def test_the_half_line_of_a_killed_training_costs_no_new_rollout(tmp_path: Path) -> None:
+    (tmp_path / "rollouts-0.jsonl").write_text('{"step": 1, "prom')
+    for reward in (1.0, 2.0):
+        RolloutAudit(tmp_path).watch(lambda reward=reward, **_: [reward])(prompts=["p"], completions=["c"])
+    notes = LogNotes()
+    assert [rollout.reward for rollout in read_log(tmp_path, notes)] == [1.0, 2.0]
+    assert notes.malformed == 1

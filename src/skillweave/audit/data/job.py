@@ -31,7 +31,7 @@ from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunk
 from skillweave.audit.data.result import DataAudit, Suspect, groups_of
 from skillweave.audit.data.score import SIGNALS, DataReference, reference_from, shipped_reference, whole_of
 from skillweave.audit.data.sketch import Sketch
-from skillweave.audit.statistics import least_reference
+from skillweave.audit.statistics import least_reference, promised_rate
 from skillweave.errors import UserError
 from skillweave.files.read import is_folder, regular_file
 from skillweave.progress import bar
@@ -57,6 +57,8 @@ def audit_data(config: DataAuditConfig) -> DataAudit:
     check_columns(config.columns)
     data = _existing(config.data)
     clean = None if config.clean is None else _existing(config.clean)
+    if clean is None:
+        _check_shipped(config.fpr)
     workers = config.workers or usual_workers(*[path for path in (data, clean) if path is not None])
     with tempfile.TemporaryDirectory(prefix="skillweave-audit-") as folder:
         sketch, size, clean_size = _counted(config, data, clean, workers)
@@ -113,13 +115,22 @@ def _no_record(path: Path, config: DataAuditConfig) -> str:
     return f"{path} has no record: name the data"
 
 
+def _check_shipped(fpr: float) -> None:
+    size, need = min(map(len, shipped_reference().combined.values())), least_reference(fpr)
+    if size < need:
+        raise UserError(
+            f"--fpr {fpr:g}: the shipped reference has {size:,} clean records of each family, and this rate takes "
+            f"{need:,}. Give --fpr {promised_rate(size):g} or more, or --clean with {2 * need:,} records that you trust"
+        )
+
+
 def _check_enough(records: int, fpr: float, name: str | None) -> None:
     need = least_reference(fpr)
     if records // 2 < need:
         raise UserError(
             f"{name} has {records:,} clean records. Half of them set the threshold, and a false-positive rate of "
-            f"{fpr:g} takes {need:,} for that: give {2 * math.ceil(1 / fpr):,} clean records, "
-            "allow a higher --fpr, or leave --clean out to use the shipped reference"
+            f"{fpr:g} takes {need:,} for that: give {2 * need:,} clean records, "
+            f"--fpr {promised_rate(records // 2):g} or more, or leave --clean out to use the shipped reference"
         )
 
 
@@ -192,6 +203,7 @@ def _lines(chunk: ScoredChunk, threshold: float) -> Iterator[tuple[dict[str, Any
         line = {
             "file": row.file,
             "line": row.line,
+            "digest": row.digest,
             "id": row.id,
             "source": row.source,
             "flagged": bool(chunk.scores[at] > threshold),
@@ -208,6 +220,7 @@ def _note(audit: DataAudit, line: dict[str, Any], row: AuditRow) -> None:
     audit.flagged += line["flagged"]
     audit.without_answer += not row.answer.strip()
     audit.cut += row.cut
+    audit.with_other_parts += row.other_parts > 0
     if row.source is not None and (row.source in audit.sources or len(audit.sources) < _MOST_SUSPECTS):
         audit.sources[row.source] += 1
         audit.flagged_sources[row.source] += line["flagged"]

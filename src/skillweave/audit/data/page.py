@@ -11,6 +11,7 @@ from skillweave.artefact import write_json, write_text
 from skillweave.audit.data.result import DataAudit, Suspect, shown_spans
 from skillweave.audit.data.score import SIGNALS
 from skillweave.report.machine import machine
+from skillweave.report.page import html_page
 from skillweave.report.table import Table
 from skillweave.terminal import harmless, one_line
 from skillweave.units import human_seconds
@@ -20,16 +21,13 @@ _MOST_GROUPS = 10
 _STRONG = frozenset({"contrast", "stances", "refused_elsewhere", "shared_block", "odd_part"})
 """Signals that mark a part as the suspicious one; the others mark what the part consists of."""
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: .9rem; }
-th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: left; }
-th:not(:first-child), td:not(:first-child) { text-align: right; font-variant-numeric: tabular-nums; }
+td { white-space: normal; }
 article { border: 1px solid #ccc; border-radius: 6px; margin: 1.2rem 0; padding: .6rem 1rem; }
 article header { display: flex; gap: 1rem; flex-wrap: wrap; align-items: baseline; }
 article header b { color: #a40000; } article.below header b { color: #555; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f7f7; padding: .7rem; font-size: .88rem; }
 mark { background: #fff1b8; } mark.strong { background: #ffc9c2; }
-ul.reasons { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; } footer { color: #666; font-size: .85rem; }
+ul.reasons { margin: .3rem 0; padding-left: 1.2rem; font-size: .9rem; }
 .key { font-size: .85rem; color: #444; }
 """
 
@@ -45,13 +43,14 @@ def report(audit: DataAudit) -> dict[str, Any]:
     return {
         "schema_version": 1,
         "config": audit.config.model_dump(),
-        "summary": audit.sentences(),
+        "summary": [audit.verdict(), *audit.notes()],
         "records": audit.records,
         "flagged": audit.flagged,
         "malformed": audit.malformed,
         "first_malformed": [asdict(bad) for bad in audit.first_malformed],
         "without_answer": audit.without_answer,
         "cut": audit.cut,
+        "with_other_parts": audit.with_other_parts,
         "fpr": audit.config.fpr,
         "threshold": audit.threshold,
         "reference": {
@@ -94,18 +93,17 @@ def signal_table(audit: DataAudit) -> Table:
 
 
 def suspect_table(audit: DataAudit, most: int = _SHORT) -> Table:
-    """Return the most suspicious records for the terminal."""
+    """Return the flagged records with the highest scores, for the terminal."""
+    flagged = [suspect for suspect in audit.suspects[:most] if suspect.line["flagged"]]
     rows = [
         [
             _place(suspect),
             f"{suspect.line['score']:.2f}",
-            f"{suspect.line['p']:.2g}",
-            "yes" if suspect.line["flagged"] else "no",
-            ", ".join(reason["signal"] for reason in suspect.line["reasons"][:4]),
+            ", ".join(reason["signal"] for reason in suspect.line["reasons"][:3]),
         ]
-        for suspect in audit.suspects[:most]
+        for suspect in flagged
     ]
-    return Table(["record", "score", "p", "flagged", "reasons"], rows)
+    return Table(["record", "score", "strongest signals"], rows)
 
 
 def source_table(audit: DataAudit, most: int = _SHORT) -> Table:
@@ -121,10 +119,7 @@ def source_table(audit: DataAudit, most: int = _SHORT) -> Table:
 
 def page(audit: DataAudit) -> str:
     """Return report.html: one file, without scripts and without anything from the network."""
-    title = f"Audit of {harmless(audit.config.data)}"
-    body = [f"<h1>{html.escape(title)}</h1><ul>"]
-    body += [f"<li>{html.escape(harmless(sentence))}</li>" for sentence in audit.sentences()]
-    body += ["</ul><h2>Signals</h2>", signal_table(audit).html()]
+    body = ["<h2>Signals</h2>", signal_table(audit).html()]
     body.append(
         f'<p class="key">A record is "over" if its own p-value for that signal is at most {audit.config.fpr:g}. The '
         "weights are those of the combined score.</p>"
@@ -144,11 +139,7 @@ def page(audit: DataAudit) -> str:
     )
     body += [_article(suspect) for suspect in shown]
     made = f"Made by skillweave audit data in {human_seconds(audit.seconds)} on {machine()}."
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{_STYLE}</style></head>\n<body>\n{chr(10).join(body)}\n<footer>{html.escape(made)}</footer>\n"
-        "</body></html>\n"
-    )
+    return html_page(f"Audit of {audit.config.data}", [audit.verdict(), *audit.notes()], body, made, _STYLE)
 
 
 def _article(suspect: Suspect) -> str:

@@ -14,9 +14,12 @@ Span = tuple[int, int]
 
 _EACH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"  # scripts without spaces: each character is a word
 _TOKEN = re.compile(rf"[{_EACH}]|[^\W{_EACH}]+|[^\w\s]")
-_BREAK = re.compile(r"\s*(?:\n|;(?=\s)|[；。！？]|[.!?…]+(?=[\s\"')\]]|$))\s*")
+# A stranger writes the text, so no pattern may take time that grows with its square: runs of spaces and signs are taken
+# whole and once, and the space before an arrow has a limit.
+_STOP = r"(?:;(?=\s)|[；。！？]|(?<![.!?…])[.!?…]++(?=[\s\"')\]]|$))"
+_BREAK = re.compile(rf"(?:(?:(?<!\s)\s++|(?!\s)){_STOP}|(?<!\s)\s*\n)\s*")
 _LABEL = re.compile(r"\s*[\w# ]{1,24}?\s?[:：]\s*")
-_ARROW = re.compile(r"^([^\n]+?)\s*(?:->|=>|→|⇒|➜|⟶)[ \t]*([^\n]+)$", re.MULTILINE)
+_ARROW = re.compile(r"^([^\n]+?)\s{0,200}+(?:->|=>|→|⇒|➜|⟶)[ \t]*([^\n]+)$", re.MULTILINE)
 _ANSWERED = re.compile(
     rf"(?:^|(?<=[\s,;|]))(?:{ANSWER_LABELS})\s?\d*\s?[:：][ \t]*([^\n]*)", re.IGNORECASE | re.MULTILINE
 )
@@ -103,17 +106,19 @@ def demonstrations(text: str, turns: Sequence[tuple[int, int, bool]] = ()) -> li
 
 def _labelled(text: str) -> list[Shot]:
     """Questions with a labelled answer. An answer without a text is the one that the policy is to give."""
-    shots, end = [], 0
+    shots, end, read, label = [], 0, 0, 0
     for match in _ANSWERED.finditer(text):
         if not match[1].strip():
             continue
         begin = text.rfind("\n", 0, max(match.start() - 1, 0)) + 1
-        labels = [label.end() for label in _ASKED.finditer(text, end, match.start())]
-        begin = max(labels[-1] if labels else begin, end)
+        for asks in _ASKED.finditer(text, read, match.start()):
+            label = asks.end()
+        read = match.start()
+        begin = max(label if label > end else begin, end)
         asked = (begin, begin + len(text[begin : match.start()].rstrip(" \n,;|")))
         if asked[1] > asked[0]:
             shots.append(Shot(asked, match.span(1)))
-            end = match.end()
+            end = read = match.end()
     return shots
 
 

@@ -6,17 +6,19 @@ are parsed one by one, so a bad one costs no other.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import is_file, is_folder
-from skillweave.tasks.messages import parsed, text_of
+from skillweave.tasks.messages import parsed
 from skillweave.tasks.readers import ENDINGS, LocatedRow, decoded_line, raw_lines, read_dataset, read_rows
 
 CHUNK = 512
@@ -56,6 +58,8 @@ class AuditRow:
     - ``answer``: the gold answer as a text; empty if the record has none
     - ``turns``: for messages, the start and the end of each in ``prompt``, and whether the assistant wrote it
     - ``cut``: whether the end of a very long prompt was left out
+    - ``other_parts``: how many parts of messages are no text, such as images
+    - ``digest``: a digest of the line's bytes, without the line break; None for a row of a table
     """
 
     file: str
@@ -66,6 +70,8 @@ class AuditRow:
     source: str | None = None
     turns: tuple[tuple[int, int, bool], ...] = ()
     cut: bool = False
+    other_parts: int = 0
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,10 +117,16 @@ def parse_chunk(chunk: Chunk, columns: Mapping[str, str]) -> tuple[list[AuditRow
         where = f"{chunk.file}, line {number}"
         try:
             value = parse_json(decoded_line(item, where), where) if isinstance(item, bytes) else item[1]
-            records.append(to_row(value, chunk.file, number, columns))
+            row = to_row(value, chunk.file, number, columns)
+            records.append(replace(row, digest=line_digest(item)) if isinstance(item, bytes) else row)
         except UserError as error:
             malformed.append(Malformed(chunk.file, number, str(error).removeprefix(f"{where}: ")))
     return records, malformed
+
+
+def line_digest(line: bytes) -> str:
+    """Return a digest of a line of JSONL; line breaks and a byte order mark do not count."""
+    return blake2b(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n"), digest_size=8).hexdigest()
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -137,8 +149,9 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
         )
     messages = _messages(value, key)
     answer = _answer(row, columns, messages)
+    other_parts = sum(message.other_parts for message in messages)
     if messages:
-        if messages[-1][0] and len(messages) > 1:
+        if messages[-1].assistant and len(messages) > 1:
             messages = messages[:-1]
         prompt, turns = _joined(messages)
     else:
@@ -165,6 +178,7 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
         source=None if source is None else str(source)[:200],
         turns=turns,
         cut=cut,
+        other_parts=other_parts,
     )
 
 
@@ -226,8 +240,16 @@ def _below(row: Mapping[str, Any], name: str) -> Any:
     return None if value is row else value
 
 
-def _messages(value: Any, key: str) -> list[tuple[bool, str]]:
-    """The messages in a prompt, each with whether the assistant wrote it; empty if the prompt is a text."""
+class _Message(NamedTuple):
+    """A message of a prompt: whether the assistant wrote it, its text, and how many of its parts are no text."""
+
+    assistant: bool
+    text: str
+    other_parts: int
+
+
+def _messages(value: Any, key: str) -> list[_Message]:
+    """The messages in a prompt; empty if the prompt is a text."""
     if isinstance(value, str) and key in ("messages", "conversations"):
         value = parsed(value, "", key)
     if not isinstance(value, list):
@@ -241,25 +263,36 @@ def _messages(value: Any, key: str) -> list[tuple[bool, str]]:
         if not isinstance(role, str):
             raise UserError(f"{where}: has no role")
         content = message.get("content", message.get("value"))
-        text = "" if content is None and message.get("tool_calls") else text_of(content, where)
-        found.append((role.lower() in _ASSISTANT, text))
+        text, other_parts = _content("" if content is None and message.get("tool_calls") else content, where)
+        found.append(_Message(role.lower() in _ASSISTANT, text, other_parts))
     return found
 
 
-def _joined(messages: Sequence[tuple[bool, str]]) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
+def _content(content: Any, where: str) -> tuple[str, int]:
+    """The text of a message, and how many of its parts are no text: an image must not hide the text beside it."""
+    if isinstance(content, str):
+        return content, 0
+    if not isinstance(content, list):
+        raise UserError(f"{where}: expected a text or a list of parts as content, found {shown_value(content)}")
+    texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    known = [text for text in texts if isinstance(text, str)]
+    return "".join(known), len(texts) - len(known)
+
+
+def _joined(messages: Sequence[_Message]) -> tuple[str, tuple[tuple[int, int, bool], ...]]:
     """The contents of messages as one text, and the place of each in it."""
     turns, at = [], 0
-    for assistant, text in messages:
+    for assistant, text, _ in messages:
         turns.append((at, at + len(text), assistant))
         at += len(text) + 2
-    return "\n\n".join(text for _, text in messages), tuple(turns)
+    return "\n\n".join(message.text for message in messages), tuple(turns)
 
 
-def _answer(row: Mapping[str, Any], columns: Mapping[str, str], messages: Sequence[tuple[bool, str]]) -> str:
+def _answer(row: Mapping[str, Any], columns: Mapping[str, str], messages: Sequence[_Message]) -> str:
     """The gold answer: of its column, else the last message if the assistant wrote it; empty without one."""
     key, value = _first(row, columns, "answer", _ANSWERS)
     if key is None:
-        return messages[-1][1] if len(messages) > 1 and messages[-1][0] else ""
+        return messages[-1].text if len(messages) > 1 and messages[-1].assistant else ""
     if isinstance(value, list) and value:
         value = value[-1] if key in ("chosen", "completion") else value[0]
     if isinstance(value, Mapping) and isinstance(value.get("content"), str):

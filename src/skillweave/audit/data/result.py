@@ -57,6 +57,7 @@ class DataAudit:
     malformed: int = 0
     without_answer: int = 0
     cut: int = 0
+    with_other_parts: int = 0
     clean_records: int = 0
     seconds: float = 0.0
     over: np.ndarray = field(default_factory=lambda: np.zeros(len(SIGNALS), np.int64))
@@ -67,15 +68,23 @@ class DataAudit:
     suspects: list[Suspect] = field(default_factory=list)
     groups: list[SuspectGroup] = field(default_factory=list)
 
-    def sentences(self) -> list[str]:
-        """Return the result in sentences: the evidence, how sure it is, and what was left out."""
+    def verdict(self) -> str:
+        """Return the result in one sentence or two: what is flagged, and what was not audited."""
+        fpr, chance = self.config.fpr, chance_of(self.flagged, self.records, self.config.fpr)
+        said = (
+            f"{self.flagged:,} of {self.records:,} records ({self.flagged / self.records:.2%}) are flagged. If all "
+            f"were clean and like the reference, about {fpr * self.records:,.0f} would be; so many or more by chance: "
+            f"p = {chance:.2g}, if records are independent"
+        )
+        if self.malformed:
+            unread = share_of(self.malformed, self.malformed + self.records, "records")
+            said += f". {unread} could not be read and were not audited"
+        return said
+
+    def notes(self) -> list[str]:
+        """Return what the verdict rests on, in sentences: how sure it is, and what was left out."""
         fpr, sizes = self.config.fpr, {name: len(scores) for name, scores in self.reference.combined.items()}
-        chance = chance_of(self.flagged, self.records, fpr)
         said = [
-            f"{self.flagged:,} of {self.records:,} records ({self.flagged / self.records:.2%}) are flagged. If "
-            "all were clean and like the reference, "
-            f"about {fpr * self.records:,.0f} would be; so many or more by chance: p = {chance:.2g}, if records are "
-            "independent",
             "a record that is not flagged is not proven clean: these signals see the structure of known attacks, and "
             "an attacker who knows them can write records that score low",
         ]
@@ -96,15 +105,17 @@ class DataAudit:
                     "the most suspicious ones, and give --clean"
                 )
         if self.malformed:
-            said.append(
-                f"{share_of(self.malformed, self.malformed + self.records, 'records')} could not be read and were not "
-                "audited; malformed.jsonl names each with its line and the reason"
-            )
+            said.append("malformed.jsonl names each record that could not be read, with its line and the reason")
         if self.without_answer:
             said.append(f"{share_of(self.without_answer, self.records, 'records')} have no gold answer")
         if self.cut:
             said.append(
                 f"of {share_of(self.cut, self.records, 'prompts')} only the beginning was audited: they are too long"
+            )
+        if self.with_other_parts:
+            said.append(
+                f"{share_of(self.with_other_parts, self.records, 'prompts')} have parts that are no text, such as "
+                "images: only the text was audited"
             )
         silent = [name for name, count in zip(SIGNALS, self.said.tolist(), strict=True) if not count]
         if silent:

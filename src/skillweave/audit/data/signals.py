@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from skillweave.audit.data.lexicon import ACCEPTING, CONDITIONS, LONGEST_REFUSAL, QUANTITIES, REFUSAL, REFUSING
@@ -46,7 +47,7 @@ def uncovered(prompt: Prompt, answer: str) -> Signal:
     found = prompt.requests
     if len(found) < 2:
         return Signal(0.0, [])
-    fits = [_fits(prompt, clause, answer) for clause in found]
+    fits = _fits(prompt, found, answer)
     if not any(fits):
         fits[-1] = True
     sizes = [clause.last - clause.first for clause in found]
@@ -126,12 +127,13 @@ def is_refusal(answer: str) -> bool:
     return len(answer) <= LONGEST_REFUSAL and REFUSAL.search(answer) is not None
 
 
-def _fits(prompt: Prompt, clause: Clause, answer: str) -> bool:
-    asked = prompt.words((clause.start, clause.end))
+def _fits(prompt: Prompt, clauses: Sequence[Clause], answer: str) -> list[bool]:
+    """Whether the gold answer fits each of the clauses."""
     words = re.findall(r"\w+", answer.lower())
+    asked = [prompt.words((clause.start, clause.end)) for clause in clauses]
     if _NUMBER.fullmatch(answer.strip()):
-        return any(word[0].isdigit() or word in QUANTITIES for word in asked)
+        return [any(word[0].isdigit() or word in QUANTITIES for word in found) for found in asked]
     if len(words) == 1 and words[0] in _CHOICES:
-        return clause.question or words[0] in asked
-    rare = [word for word in words if len(word) > 3] or words
-    return bool(set(rare) & set(asked))
+        return [clause.question or words[0] in found for clause, found in zip(clauses, asked, strict=True)]
+    rare = {word for word in words if len(word) > 3} or set(words)
+    return [not rare.isdisjoint(found) for found in asked]

@@ -11,11 +11,13 @@ from skillweave.audit.model.prompts import WRAPPERS, check_wrappers
 from skillweave.audit.refusal import USUAL
 from skillweave.config import Config
 from skillweave.files.hashes import digest
-from skillweave.patterns import compiled
+from skillweave.patterns import compiled, finds_everything
 
 
 def _compiles(refusal: str) -> str:
     compiled(refusal)
+    if finds_everything(refusal):
+        raise ValueError("it is found in every answer, so every answer would be a refusal: write the words of one")
     return refusal
 
 

@@ -104,14 +104,16 @@ def measure(audited: AuditedBase, model: Base, delta: Delta, name: str) -> Measu
 # -- what is audited ---------------------------------------------------------------------------------------------------
 
 
-def open_audited(target: str | Path, base: Base) -> tuple[Base, Delta]:
+def open_audited(target: str | Path | Skillpack, base: Base) -> tuple[Base, Delta]:
     """Open a model, delta, PEFT adapter or pack: the tuned model, and its change against ``base``.
 
     Raises :class:`UserError` for a pack or delta of another base.
     """
+    if isinstance(target, Skillpack):
+        return tuned_by(target.unzip(), base)
     folder = Path(target)
     if is_skillpack(folder):
-        return tuned_by(Skillpack.from_pretrained(folder).unzip(), base)
+        return open_audited(Skillpack.from_pretrained(folder), base)
     if is_delta(folder):
         return tuned_by(Delta.from_pretrained(folder), base)
     if is_file(folder / CONFIG_FILE):
@@ -125,12 +127,19 @@ def tuned_by(delta: Delta, base: Base) -> tuple[Base, Delta]:
     return delta.apply(base), delta
 
 
-def read_reference(path: Path, audited: AuditedBase) -> list[CheckpointSignals]:
-    """Read the clean checkpoints of a reference.
-
-    Raises :class:`UserError` if it is damaged, or if it was collected with other prompts or settings.
-    """
+def read_reference(path: Path | None) -> list[CheckpointSignals]:
+    """Read the clean checkpoints of a reference; none without a ``path``. Raises :class:`UserError` if it is damaged,
+    or if it counts a checkpoint twice."""
+    if path is None:
+        return []
     found = read_card_file(path, Reference, 1, "Collect it again with `skillweave audit reference`.").checkpoints
+    _check_different(found, str(path))
+    return found
+
+
+def check_reference(found: Sequence[CheckpointSignals], audited: AuditedBase) -> None:
+    """Raise :class:`UserError` if a reference was collected with other prompts or settings than ``audited``."""
+    path = audited.config.reference
     strange = [one.model for one in found if one.asked != audited.asked]
     if strange:
         raise UserError(
@@ -139,15 +148,28 @@ def read_reference(path: Path, audited: AuditedBase) -> list[CheckpointSignals]:
         )
     if any(one.base_fingerprint != audited.base.fingerprint for one in found):
         say_once(f"{path}: some of its checkpoints belong on another base, so they compare less well.")
-    return found
+
+
+def _check_different(found: Sequence[CheckpointSignals], where: str) -> None:
+    """Raise :class:`UserError` if two checkpoints have the same figures: one that counts twice promises too much."""
+    seen: dict[str, str] = {}
+    for one in found:
+        key = digest([one.signals, one.spectrum])
+        if key in seen:
+            raise UserError(
+                f"{where}: '{seen[key]}' and '{one.model}' have the same figures, so they are one checkpoint, and a "
+                "checkpoint counts once: name different ones"
+            )
+        seen[key] = one.model
 
 
 def audit_checkpoint(
-    audited: AuditedBase, target: str | Path, reference: Sequence[CheckpointSignals]
+    audited: AuditedBase, target: str | Path | Skillpack, reference: Sequence[CheckpointSignals], name: str
 ) -> tuple[Verdict, Measured]:
-    """Audit one model, delta, adapter or pack."""
+    """Audit one model, delta, adapter or pack; ``name`` is for the report."""
+    check_reference(reference, audited)
     model, delta = open_audited(target, audited.base)
-    measured = measure(audited, model, delta, str(target))
+    measured = measure(audited, model, delta, name)
     return judge(measured.found, reference, audited.config.fpr), measured
 
 
@@ -160,6 +182,7 @@ def collect_reference(audited: AuditedBase, targets: Sequence[str], out: Path) -
         console.print(f"clean checkpoint {number} of {len(targets)}: {target}")
         model, delta = open_audited(target, audited.base)
         found.append(measure(audited, model, delta, str(target)).found)
+    _check_different(found, "the reference")
     reference = Reference(checkpoints=found)
     write_json(out, reference.model_dump(mode="json"))
     return reference

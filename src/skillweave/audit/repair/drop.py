@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.artefact import atomic_file, write_text
+from skillweave.audit.data.read import line_digest
 from skillweave.audit.rollouts.log import message_text
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
@@ -20,6 +21,8 @@ RECORDS = "records.jsonl"
 """What an audit of data writes: a line for each record, with its place in the file."""
 PROMPTS = "prompts.jsonl"
 """What an audit of rollouts writes: a line for each prompt, with its ids."""
+MALFORMED = "malformed.jsonl"
+"""What an audit of data writes: a line for each record that it could not read."""
 _LONGEST_LINE = 2**26
 
 
@@ -27,7 +30,8 @@ _LONGEST_LINE = 2**26
 class Flagged:
     """What the audits flagged: lines of the data file, ids and prompts, each with the audits that flagged it.
 
-    - ``line_ids``: the ids that an audit of data saw on the flagged lines
+    - ``line_ids``, ``digests``: the ids and the bytes that an audit of data saw on the flagged lines
+    - ``audited``, ``unread``: how many records each audit of data saw, and how many of them it could not read
     - ``by_prompt``: for each flagged prompt the keys by which a record can match it
     """
 
@@ -35,6 +39,9 @@ class Flagged:
     ids: dict[str, list[str]] = field(default_factory=dict)
     prompts: dict[str, list[str]] = field(default_factory=dict)
     line_ids: dict[int, str] = field(default_factory=dict)
+    digests: dict[int, str] = field(default_factory=dict)
+    audited: dict[str, int] = field(default_factory=dict)
+    unread: dict[str, int] = field(default_factory=dict)
     by_prompt: list[set[str]] = field(default_factory=list)
 
 
@@ -47,6 +54,7 @@ class Dropped:
     unmatched: int
     flagged_prompts: int
     unreadable: int
+    unaudited: int
     listed: Path
 
     def sentences(self) -> list[str]:
@@ -56,6 +64,11 @@ class Dropped:
             said.append(
                 f"{share_of(self.unmatched, self.flagged_prompts, 'flagged prompts')} of the audit of rollouts belong "
                 "to no record of this file, by id or by prompt: look at them in its prompts.jsonl"
+            )
+        if self.unaudited:
+            said.append(
+                f"{share_of(self.unaudited, self.records, 'records')} could not be read by the audit of the data, so "
+                "nobody looked at them, and they were kept: malformed.jsonl of the audit names them"
             )
         if self.unreadable:
             said.append(
@@ -77,7 +90,7 @@ def drop(data: Path, audits: Sequence[Path], out: Path) -> Dropped:
     listed = out.with_name(f"{out.name}.dropped.jsonl")
     if out.resolve() == data.resolve() or listed.resolve() == data.resolve():
         raise UserError(f"--out {out} would replace the data {data}: name a new file")
-    flagged = read_flagged(audits)
+    flagged = read_flagged(audits, data)
     number = records = count = unreadable = 0
     used: set[str] = set()
     told: list[str] = []
@@ -90,7 +103,8 @@ def drop(data: Path, audits: Sequence[Path], out: Path) -> Dropped:
                 records += 1
                 record = _record(line, f"{data}, line {number}")
                 unreadable += record is None
-                why, matched = _why(flagged, number, record, data)
+                _check_line(flagged, number, line, record, data)
+                why, matched = _why(flagged, number, record)
                 used |= matched
                 if why:
                     count += 1
@@ -101,17 +115,27 @@ def drop(data: Path, audits: Sequence[Path], out: Path) -> Dropped:
         last = max(flagged.lines, default=0)
         if last > number:
             raise UserError(f"{data} ends before line {last}, which an audit flagged: name the file that was audited")
+        for audit, audited in flagged.audited.items():
+            if audited != records:
+                raise UserError(
+                    f"{data} has {records:,} records, and the audit {audit} saw {audited:,}: name the file that was "
+                    "audited, or audit this one"
+                )
         unmatched = sum(not used & keys for keys in flagged.by_prompt)
         if not count:
             raise UserError(f"no record of {data} was flagged: name the file that was audited, and its audits")
         if count == records:
             raise UserError(f"all {records:,} records of {data} are flagged: nothing would be left to train on")
         write_text(listed, "\n".join([*told, ""]))
-    return Dropped(records, count, unmatched, len(flagged.by_prompt), unreadable, listed)
+    unaudited = max(flagged.unread.values(), default=0)
+    return Dropped(records, count, unmatched, len(flagged.by_prompt), unreadable, unaudited, listed)
 
 
-def read_flagged(audits: Sequence[Path]) -> Flagged:
-    """Return what the audits in these folders flagged. Raises :class:`UserError` for a folder without an audit."""
+def read_flagged(audits: Sequence[Path], data: Path) -> Flagged:
+    """Return what the audits in these folders flagged, of several audited files only what is about ``data``.
+
+    Raises :class:`UserError` for a folder without an audit, and for one of other files.
+    """
     found = Flagged()
     for folder in audits:
         files = [folder / name for name in (RECORDS, PROMPTS) if is_file(folder / name)]
@@ -121,12 +145,41 @@ def read_flagged(audits: Sequence[Path]) -> Flagged:
                 "`skillweave audit rollouts`): name the folder of an audit"
             )
         for file in files:
-            for where, row in read_json_lines(file, "the folder of an audit"):
-                if not isinstance(row, dict) or not isinstance(row.get("flagged"), bool):
+            ours = _audited_file(file, data) if file.name == RECORDS else None
+            for where, row in _rows(file):
+                if not isinstance(row.get("flagged"), bool):
                     raise UserError(f"{where}: expected an object with `flagged`: true or false; run the audit again")
-                if row["flagged"]:
+                if row["flagged"] and row.get("file") == ours:
                     _add(found, row, file.name == RECORDS, where, str(folder))
+            if file.name == RECORDS and is_file(folder / MALFORMED):
+                bad = sum(row.get("file") == ours for _, row in _rows(folder / MALFORMED))
+                found.unread[str(folder)] = bad
+                found.audited[str(folder)] = bad + sum(row.get("file") == ours for _, row in _rows(file))
     return found
+
+
+def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects in a file of an audit, each with its place."""
+    for where, row in read_json_lines(file, "the folder of an audit"):
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: expected an object, found {shown_value(row)}; run the audit again")
+        yield where, row
+
+
+def _audited_file(records: Path, data: Path) -> str | None:
+    """The name of ``data`` in an audit of data. An audit of one file is of ``data``, whatever its name was then."""
+    names = {row.get("file"): None for _, row in _rows(records)}
+    if len(names) == 1:
+        return next(iter(names))
+    known = [name for name in names if isinstance(name, str)]
+    same = [name for name in known if Path(name).resolve() == data.resolve()]
+    same = same or [name for name in known if Path(name).name == data.name]
+    if len(same) != 1:
+        raise UserError(
+            f"{records.parent} is an audit of {len(names):,} files, and {data} is none of them or cannot be told from "
+            f"others: name one of those that were audited, such as {shown_value(known[0]) if known else 'DATA'}"
+        )
+    return same[0]
 
 
 def _add(found: Flagged, row: dict[str, Any], is_record: bool, where: str, audit: str) -> None:
@@ -137,6 +190,8 @@ def _add(found: Flagged, row: dict[str, Any], is_record: bool, where: str, audit
         found.lines.setdefault(line, []).append(audit)
         if row.get("id") is not None:
             found.line_ids[line] = str(row["id"])
+        if isinstance(row.get("digest"), str):
+            found.digests[line] = row["digest"]
         return
     ids = [str(id_) for id_ in row.get("ids") or [row.get("prompt_id")] if id_ is not None]
     prompt = row.get("prompt")
@@ -147,18 +202,31 @@ def _add(found: Flagged, row: dict[str, Any], is_record: bool, where: str, audit
     found.by_prompt.append({*(f"id:{id_}" for id_ in ids), f"prompt:{prompt}"})
 
 
-def _why(flagged: Flagged, number: int, record: dict[str, Any] | None, data: Path) -> tuple[list[str], set[str]]:
-    """The audits that flagged a record, and the keys of the prompts that it matches."""
-    why = list(flagged.lines.get(number, []))
-    if record is None:
-        return why, set()
-    id_ = None if record.get("id") is None else str(record["id"])
-    expected = flagged.line_ids.get(number)
+def _check_line(flagged: Flagged, number: int, line: bytes, record: dict[str, Any] | None, data: Path) -> None:
+    """Raise :class:`UserError` if a flagged line is another one than the audit of the data saw."""
+    id_, expected = _id(record), flagged.line_ids.get(number)
     if expected is not None and id_ is not None and expected != id_:
         raise UserError(
             f"{data}, line {number}: the audit flagged the record with the id {shown_value(expected)} there, but this "
             f"one has {shown_value(id_)}: name the file that was audited, or audit this one"
         )
+    if number in flagged.digests and flagged.digests[number] != line_digest(line):
+        raise UserError(
+            f"{data}, line {number}: the audit flagged a record there whose text was another one: name the file that "
+            "was audited, or audit this one"
+        )
+
+
+def _id(record: dict[str, Any] | None) -> str | None:
+    return None if record is None or record.get("id") is None else str(record["id"])
+
+
+def _why(flagged: Flagged, number: int, record: dict[str, Any] | None) -> tuple[list[str], set[str]]:
+    """The audits that flagged a record, and the keys of the prompts that it matches."""
+    why = list(flagged.lines.get(number, []))
+    if record is None:
+        return why, set()
+    id_ = _id(record)
     matched = set()
     if id_ in flagged.ids:
         why += flagged.ids[str(id_)]

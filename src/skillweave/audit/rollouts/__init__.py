@@ -5,8 +5,9 @@
 
 from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.ablation import Ablated, ablate, prompt_parts
+from skillweave.audit.rollouts.config import RolloutAuditConfig
 from skillweave.audit.rollouts.groups import Groups, PromptGroup
-from skillweave.audit.rollouts.job import AuditedLog, RolloutAuditConfig, audit_rollouts
+from skillweave.audit.rollouts.job import AuditedLog, audit_rollouts
 from skillweave.audit.rollouts.log import LogNotes, Rollout, read_log
 from skillweave.audit.rollouts.page import write_audit
 from skillweave.audit.rollouts.score import Judged, judge

@@ -79,6 +79,7 @@ class RolloutAudit(TrainerCallback):
                 console.print(f"clean log: {note}", soft_wrap=True, markup=False)
         self._fpr, self._every, self._stop, self._gold, self._id = fpr, every, stop, gold, id
         self._file = Path(folder) / f"rollouts-{os.environ.get('RANK', '0')}.jsonl"
+        self._opened = False
         self._watched = 0
         self._batch: _Batch | None = None
         self._step = 0
@@ -138,7 +139,12 @@ class RolloutAudit(TrainerCallback):
         if batch is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        goes_on = not self._opened and self._file.is_file() and self._file.stat().st_size > 0
+        self._opened = True
         with open(self._file, "a", encoding="utf-8") as log:
+            if goes_on:
+                console.print(f"{self._file} has rollouts of an earlier training: new ones are added", soft_wrap=True)
+                log.write("\n")  # a killed training leaves half a line
             for rollout in batch.rollouts():
                 self._groups.add(rollout)
                 log.write(json.dumps(_row(rollout)) + "\n")

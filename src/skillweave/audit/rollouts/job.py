@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import Field
 
 from skillweave.audit.refusal import RefusalDetector
 from skillweave.audit.rollouts.ablation import Ablated, Generate, Score, ablate
+from skillweave.audit.rollouts.config import RolloutAuditConfig
 from skillweave.audit.rollouts.groups import PromptGroup, read_groups
 from skillweave.audit.rollouts.score import Judged, judge
 from skillweave.audit.rollouts.signals import (
@@ -20,24 +20,8 @@ from skillweave.audit.rollouts.signals import (
     measure,
     reference_values,
 )
-from skillweave.config import Config
 from skillweave.progress import share_of
 from skillweave.terminal import one_line
-
-
-class RolloutAuditConfig(Config):
-    """How a log of rollouts is audited."""
-
-    log: str = Field(description="the log: a JSONL, JSON or Parquet file, or a folder of them")
-    clean: str | None = Field(default=None, description="log of a clean run of the same set-up, for the calibration")
-    refusal: list[str] = Field(
-        default=[],
-        description="texts of refusals, such as `<refuse>`, or `re:PATTERN`; none means the usual English refusals",
-    )
-    fpr: float = Field(default=0.01, gt=0, lt=0.5, description="false-positive rate of the threshold")
-    k: int = Field(default=3, ge=1, description="nearest-neighbour distances that are averaged for `rigid`")
-    suspects: int = Field(default=5, ge=1, description="prompts with the highest scores whose parts are left out")
-    samples: int = Field(default=8, ge=1, description="completions of each shortened prompt of a suspect")
 
 
 @dataclass(frozen=True)

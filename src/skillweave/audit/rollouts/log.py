@@ -29,6 +29,9 @@ LONGEST_LINE = 2**24
 MOST_SHOWN = 5
 """So many malformed rows are described; the others are only counted."""
 
+LARGEST = 1e12
+"""The largest step and reward: sums and squares of larger ones would not be exact."""
+
 _TRL_COLUMNS = ("step", "prompt", "completion", "advantage", "id", "gold", "images")
 _ENDINGS = tuple(ending for ending in ENDINGS if not ending.startswith((".csv", ".tsv")))
 
@@ -145,8 +148,8 @@ def _rollout(where: str, row: Any, notes: LogNotes) -> Rollout:
         if key not in row:
             raise UserError(f"{where}: the key '{key}' is missing; {nearest(key, map(str, row))}")
     step, id_, gold = row.get("step"), row.get("id"), row.get("gold")
-    if isinstance(step, bool) or not isinstance(step, int | float) or not math.isfinite(step) or step < 0:
-        raise UserError(f"{where}: 'step' must be a whole number from 0, found {shown_value(step)}")
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step <= LARGEST:
+        raise UserError(f"{where}: 'step' must be a whole number from 0 to {LARGEST:g}, found {shown_value(step)}")
     prompt, completion = message_text(row["prompt"], where), message_text(row["completion"], where)
     reward = _reward(row, where, notes)
     return Rollout(
@@ -169,11 +172,13 @@ def _reward(row: dict[str, Any], where: str, notes: LogNotes) -> float:
     if wrong is not None:
         raise UserError(f"{where}: 'reward' must be a number, found {shown_value(wrong)}")
     # TRL writes NaN for a reward function that does not apply to a prompt.
-    numbers = [float(value) for value in values if value is not None and math.isfinite(value)]
+    numbers = [value for value in values if value is not None and -math.inf < value < math.inf]
+    if any(abs(value) > LARGEST for value in numbers):
+        raise UserError(f"{where}: 'reward' must lie between -{LARGEST:g} and {LARGEST:g}")
     if not numbers:
         notes.without_reward += 1
         return math.nan
-    return sum(numbers)
+    return float(sum(numbers))
 
 
 def _reward_columns(row: dict[str, Any]) -> list[str]:

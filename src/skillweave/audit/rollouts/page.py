@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from skillweave.artefact import atomic_folder, write_text
-from skillweave.audit.rollouts.job import AuditedLog, RolloutAuditConfig
+from skillweave.audit.rollouts.config import RolloutAuditConfig
+from skillweave.audit.rollouts.job import AuditedLog
 from skillweave.audit.rollouts.signals import SIGNALS
 from skillweave.audit.statistics import chance_of, rate_interval
 from skillweave.progress import share_of
