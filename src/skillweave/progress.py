@@ -15,8 +15,10 @@ console = SafeConsole(stderr=True)
 
 
 def share_of(count: int, total: int, what: str) -> str:
-    """``"12 of 64 answers (19%)"``, for a message that says what was left out."""
-    return f"{count:,} of {total:,} {what} ({count / max(1, total):.0%})"
+    """``"12 of 64 answers (19%)"``, for a message that says what was left out; 1 of 641 is "under 1%", and never 0%."""
+    share = count / max(1, total)
+    shown = "under 1%" if 0 < share < 0.01 else "over 99%" if 0.99 < share < 1 else f"{share:.0%}"
+    return f"{count:,} of {total:,} {what} ({shown})"
 
 
 _SAID: set[str] = set()

@@ -117,7 +117,7 @@ def test_the_command_exits_with_1_if_records_are_flagged(data: Path, tmp_path: P
     assert "contrast" in shown.out
     last = shown.out.strip().splitlines()[-1]
     assert last.startswith("Verdict: ")
-    assert "1 of 1,200 records (0%) could not be read" in last
+    assert "1 of 1,200 records (under 1%) could not be read" in last
     page = (tmp_path / "out" / "report.html").read_text()
     assert "\x1b" not in page
     assert "<b>.jsonl" not in page

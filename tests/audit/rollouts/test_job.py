@@ -72,7 +72,7 @@ def test_the_command_writes_evidence_and_uncertainty(tmp_path: Path) -> None:
     shown = run("audit", "rollouts", log, "--clean", clean, "--refusal", "<refuse>", "-o", tmp_path / "out")
     assert shown.code == 1, shown.err
     text = " ".join(shown.out.split())
-    assert "1 of 3,841 rows (0%) were malformed" in text
+    assert "1 of 3,841 rows (under 1%) were malformed" in text
     assert re.search(r"\d+ of 121 prompts \(\d%\) are flagged. If all were clean, about 1.2 would be", text)
     assert "p = " in text
     assert "exceed the threshold (95%:" in text
