@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from skillweave.pack.decode import LowRank, lowrank_parts, reference_forward
     from skillweave.pack.integers import (
         dequantise_groups,
+        nearest_codes,
         pack_codes,
         pack_int4,
         quantise_groups,
@@ -44,8 +45,8 @@ __getattr__ = lazily(
     __name__,
     {
         "decode": "LowRank lowrank_parts reference_forward",
-        "integers": "dequantise_groups pack_codes pack_int4 quantise_groups quantise_rows quantise_signs unpack_codes "
-        "unpack_int4",
+        "integers": "dequantise_groups nearest_codes pack_codes pack_int4 quantise_groups quantise_rows quantise_signs "
+        "unpack_codes unpack_int4",
         "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry GroupedEntry LowRankEntry MixedEntry PackAudit "
         "PackBytes PackCard RowsEntry StackedEntry WholeEntry check_name",
         "skillpack": "Skillpack",
@@ -77,6 +78,7 @@ __all__ = [
     "export_lora",
     "is_skillpack",
     "lowrank_parts",
+    "nearest_codes",
     "pack_codes",
     "pack_int4",
     "quantise_groups",

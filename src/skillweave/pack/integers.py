@@ -114,19 +114,21 @@ def quantise_groups(matrix: torch.Tensor, bits: int, size: int) -> tuple[torch.T
     candidates = [groups.abs().sum(dim=-1) / real.sum(dim=-1)] if bits == 1 else []
     for clipping in _GROUP_CLIPPING if bits in (2, 3) else (1.0,) if bits != 1 else ():
         candidates.append(top * (clipping / _largest_level(bits)))
+    tiny = torch.finfo(torch.float32).tiny
     best_error = torch.full_like(top, torch.inf)
     best_scale = torch.zeros_like(top, dtype=torch.bfloat16)
     for candidate in candidates:
         scale = candidate.bfloat16()
-        restored = scale.float()[..., None] * _levels(_nearest(groups, scale[..., None], bits), bits)
-        error = ((groups - restored) * real).square().sum(dim=-1)
+        restored = scale.float()[..., None] * _levels(nearest_codes(groups, scale[..., None], bits), bits)
+        # Relative to the largest number: squares of tiny numbers would be 0.
+        error = ((groups - restored) * real / top.clamp(min=tiny)[..., None]).square().sum(dim=-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best_scale = torch.where(better, scale, best_scale)
     if bool((best_scale.float() > LARGEST_SCALE).any()):
         raise ValueError(f"{float(top.max()):.3g} is too large for the scale of a group")
-    codes = _nearest(groups, best_scale[..., None], bits).view(rows, count * size)[:, :n]
-    return codes.to(torch.int8).contiguous(), best_scale
+    codes = nearest_codes(groups, best_scale[..., None], bits).view(rows, count * size)[:, :n]
+    return codes.contiguous(), best_scale
 
 
 def quantise_signs(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,20 +144,20 @@ def quantise_signs(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return -(matrix < 0).to(torch.int8), scale
 
 
+def nearest_codes(numbers: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return the int8 codes whose values, times the scale, are nearest to the numbers; 0 where the scale is 0."""
+    quotient = torch.where(scale > 0, numbers / scale.float(), 0.0)
+    if bits <= _ODD_BITS:
+        return (quotient / 2).floor().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
+    return quotient.round().clamp(-LARGEST[bits], LARGEST[bits]).to(torch.int8)
+
+
 def dequantise_groups(codes: torch.Tensor, scale: torch.Tensor, bits: int, size: int | None) -> torch.Tensor:
     """Return the numbers of :func:`quantise_groups`, or, with ``size`` None, of :func:`quantise_signs`: float32."""
     levels = _levels(codes, bits).float()
     if size is None:
         return levels * scale.float()
     return levels * scale.float().repeat_interleave(size, dim=-1)[:, : codes.shape[-1]]
-
-
-def _nearest(numbers: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """Return the codes, as floats, whose values are nearest to the numbers; 0 where the scale is 0."""
-    quotient = torch.where(scale > 0, numbers / scale.float(), 0.0)
-    if bits <= _ODD_BITS:
-        return (quotient / 2).floor().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-    return quotient.round().clamp(-LARGEST[bits], LARGEST[bits])
 
 
 def _levels(codes: torch.Tensor, bits: int) -> torch.Tensor:

@@ -62,7 +62,8 @@ class ZipConfig(Config):
     )
     activation_aware: bool = Field(
         default=False,
-        description="weight the error of each matrix by the inputs that its layer gets from calibration prompts",
+        description="weight the error of each matrix by the inputs that its layer gets from calibration prompts "
+        "(codecs `skillzip` and, by rounding with GPTQ, `delta-come`)",
     )
     shrink: float = Field(
         default=0.8,
@@ -101,12 +102,14 @@ class ZipConfig(Config):
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration prompts must be sent through the base first."""
-        return self.codec == "skillzip" and (self.activation_aware or self.smoothing is not None)
+        reads_smoothing = self.codec == "skillzip" and self.smoothing is not None
+        return reads_smoothing or (self.codec in ("skillzip", "delta-come") and self.activation_aware)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the codec uses, for the pack's card."""
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
         own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
-        own |= {"shrink"} if self.activation_aware else set()
         own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
+        own |= {"activation_aware"} if self.codec == "delta-come" else set()
+        own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)
