@@ -165,8 +165,14 @@ class _CodedEntry(_Strict):
         return (columns, rows) if self.transposed else (rows, columns)
 
 
-CodeBits = Literal[1, 2, 3, 4, 8]
-"""The widths of codes in bits."""
+def _as_width(bits: int) -> int:
+    if bits not in (1, 2, 3, 4, 8):
+        raise ValueError(f"codes have 1, 2, 3, 4 or 8 bits, not {bits}")
+    return bits
+
+
+CodeBits = Annotated[int, Field(strict=True), AfterValidator(_as_width)]
+"""A width of codes in bits."""
 
 
 class GroupedEntry(_CodedEntry):

@@ -23,7 +23,6 @@ from __future__ import annotations
 import torch
 
 from skillweave.pack import MixedEntry, dequantise_groups, pack_codes, quantise_groups
-from skillweave.pack.schema import CodeBits
 from skillweave.progress import bar
 from skillweave.skillzip.codecs.fitting import largest_rank
 from skillweave.skillzip.config import ZipConfig
@@ -33,9 +32,9 @@ from skillweave.skillzip.lowrank import balanced, decompose, shrink
 from skillweave.skillzip.plan import Piece
 from skillweave.skillzip.source import MatrixSource
 
-_LEADING: tuple[tuple[CodeBits, int], ...] = ((8, 2), (3, 32))
+_LEADING = ((8, 2), (3, 32))
 """(bits, number of vectors) of the leading bands."""
-_TAIL: CodeBits = 2
+_TAIL = 2
 """Bits of all vectors after the leading bands."""
 
 
@@ -69,9 +68,9 @@ def delta_come(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded
     return Encoded(entries(rank), tensors)
 
 
-def bands(rank: int) -> list[tuple[CodeBits, int]]:
+def bands(rank: int) -> list[tuple[int, int]]:
     """Return (bits, number of vectors) of the bands of ``rank`` singular vectors."""
-    found: list[tuple[CodeBits, int]] = []
+    found: list[tuple[int, int]] = []
     for bits, most in _LEADING:
         if count := min(most, rank):
             found.append((bits, count))

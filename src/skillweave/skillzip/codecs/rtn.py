@@ -8,8 +8,6 @@ symmetric codes without a zero point, because the change of a weight is symmetri
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 
 from skillweave.pack import GroupedEntry, pack_codes, quantise_groups
@@ -30,7 +28,7 @@ def rtn4(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
     return _rounded(4, config, source, draft)
 
 
-def _rounded(bits: Literal[4, 8], config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
+def _rounded(bits: int, config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
     entries: dict[str, MatrixEntry] = {
         key: GroupedEntry(shape=piece.entry_shape, bits=bits, group_size=config.group_size, transposed=piece.transposed)
         for key, piece in source.plan.pieces.items()
