@@ -26,13 +26,18 @@ def gptq_rows(matrix: torch.Tensor, moment: torch.Tensor, bits: int, size: int) 
     upper = _upper_factor(moment)
     codes = torch.zeros(matrix.shape, dtype=torch.int8)
     scales = []
-    for j in range(matrix.shape[1]):
-        if j % size == 0:
-            scales.append(quantise_groups(left[:, j : j + size], bits, size)[1])
-        column = left[:, j : j + 1].float()
-        codes[:, j : j + 1] = nearest_codes(column, scales[-1], bits)
-        error = left[:, j] - dequantise_groups(codes[:, j : j + 1], scales[-1], bits, 1)[:, 0]
-        left[:, j + 1 :] -= (error / upper[j, j])[:, None] * upper[j, j + 1 :]
+    for start in range(0, matrix.shape[1], size):
+        group = left[:, start : start + size]
+        scale = quantise_groups(group, bits, size)[1]
+        errors = torch.zeros_like(group)
+        own = upper[start : start + size]
+        for j in range(group.shape[1]):
+            code = nearest_codes(group[:, j : j + 1].float(), scale, bits)
+            codes[:, start + j : start + j + 1] = code
+            errors[:, j] = (group[:, j] - dequantise_groups(code, scale, bits, 1)[:, 0]) / own[j, start + j]
+            group[:, j + 1 :] -= errors[:, j : j + 1] * own[j, start + j + 1 : start + size]
+        left[:, start + size :] -= errors @ own[:, start + size :]
+        scales.append(scale)
     return codes, torch.cat(scales, dim=1)
 
 
