@@ -50,6 +50,13 @@ class Lookup:
         right = parts.B.float() * parts.B_scale.float()[:, None] * scale
         return cls(parts.A.to(device), parts.A_scale.float().to(device), right.to(device))
 
+    @classmethod
+    def of_floats(cls, factors: tuple[torch.Tensor, ...], scale: float) -> Lookup:
+        """The change by the factors (A, B), or by a matrix (vocabulary, width) without factors."""
+        if len(factors) == 1:
+            return cls(factors[0] if scale == 1 else factors[0] * scale, None, None)
+        return cls(factors[0], None, factors[1].float() * scale)
+
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """The change of the looked-up vectors: ids (n, T) -> float32 (n, T, width)."""
         left = self.left[ids].float()
@@ -110,11 +117,12 @@ class Resident:
         integers = sum(factors.nbytes for group in self.groups.values() for factors in group.values())
         floats = [tensor for factors in self.float_factors.values() for tensor in factors]
         floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
+        floats += [tensor for tensors in self.changed.values() for tensor in tensors.values()]
         # A tied tensor is named by two modules and stored once.
-        tuned = {id(tensor): tensor for tensors in self.changed.values() for tensor in tensors.values()}
+        kept = {id(tensor): tensor for tensor in floats}
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
         rows = self.tokens.nbytes if self.tokens is not None else 0
-        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
+        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
 
 
 class Places:
@@ -178,13 +186,11 @@ class Places:
                 else:
                     ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, original.device)
         elif _is_factors(entry):
-            factors = _float_factors(pack, tensor, entry)
-            kept = tuple(factor.to(original) for factor in factors)  # one copy for all places of a tied tensor
+            # One copy for all places of a tied tensor.
+            kept = tuple(factor.to(original) for factor in _float_factors(pack, tensor, entry))
             for module, _ in places:
                 if self._fed[module].law == "lookup":
-                    last = (factors[-1].float() * self._fed[module].scale).to(original.device)
-                    left, right = (kept[0], last) if len(factors) == 2 else (last.to(original), None)
-                    ready.lookups[module] = Lookup(left, None, right)
+                    ready.lookups[module] = Lookup.of_floats(kept, self._fed[module].scale)
                 else:
                     ready.float_factors[module] = kept
         else:
