@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.small_pack import rehash
+from skillweave.cli.contents import show_pack
 from skillweave.errors import UserError
 from skillweave.pack import (
     BaseRef,
@@ -78,6 +79,12 @@ def test_all_forms_are_read_back_as_they_were(folder: Path) -> None:
     coded = [t for key, t in pack.tensors.items() if key.endswith((".codes", ".A", ".B"))]
     assert sizes.matrices == sum(tensor.nbytes for tensor in coded)
     assert sizes.scales == sum(t.nbytes for key, t in pack.tensors.items() if key.endswith(".scale"))
+
+
+def test_the_bands_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_pack(make_pack().card, tmp_path, tensors=True)
+    rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert ["", "mixed", "mixed", "5x7", "1 + 2 + 3", "8 + 3 + 2", ""] in rows
 
 
 def put(name: str, at: Any, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
