@@ -13,7 +13,7 @@ from rich.text import Text
 
 from skillweave.cli.output import out, show_facts
 from skillweave.pack.card import score_text, travels
-from skillweave.pack.schema import ROWS, PackCard, StackedEntry
+from skillweave.pack.schema import ROWS, MixedEntry, PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
 from skillweave.terminal import one_line
 from skillweave.units import human_bytes
@@ -61,6 +61,8 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
             bits = str(getattr(entry, "bits", ""))
             if isinstance(entry, StackedEntry):
                 rank = f"{min(entry.ranks)} to {max(entry.ranks)}"
+            elif isinstance(entry, MixedEntry):
+                rank, bits = (" + ".join(str(band[part]) for band in entry.bands) for part in (1, 0))
             else:
                 rank = str(getattr(entry, "rank", ""))
             table.add_row(name, entry.kind, "x".join(map(str, entry.shape)), rank, bits)

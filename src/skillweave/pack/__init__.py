@@ -9,14 +9,26 @@ from skillweave.lazy import lazily
 
 if TYPE_CHECKING:
     from skillweave.pack.decode import LowRank, lowrank_parts, reference_forward
-    from skillweave.pack.integers import pack_int4, quantise_rows, unpack_int4
+    from skillweave.pack.integers import (
+        dequantise_groups,
+        nearest_codes,
+        pack_codes,
+        pack_int4,
+        quantise_groups,
+        quantise_rows,
+        quantise_signs,
+        unpack_codes,
+        unpack_int4,
+    )
     from skillweave.pack.schema import (
         BaseRef,
         Codec,
         DifferenceEntry,
         Entry,
         FactorsEntry,
+        GroupedEntry,
         LowRankEntry,
+        MixedEntry,
         PackAudit,
         PackBytes,
         PackCard,
@@ -33,9 +45,10 @@ __getattr__ = lazily(
     __name__,
     {
         "decode": "LowRank lowrank_parts reference_forward",
-        "integers": "pack_int4 quantise_rows unpack_int4",
-        "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry LowRankEntry PackAudit PackBytes "
-        "PackCard RowsEntry StackedEntry WholeEntry check_name",
+        "integers": "dequantise_groups nearest_codes pack_codes pack_int4 quantise_groups quantise_rows quantise_signs "
+        "unpack_codes unpack_int4",
+        "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry GroupedEntry LowRankEntry MixedEntry PackAudit "
+        "PackBytes PackCard RowsEntry StackedEntry WholeEntry check_name",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
         "to_lora": "Exported export_lora",
@@ -49,8 +62,10 @@ __all__ = [
     "Entry",
     "Exported",
     "FactorsEntry",
+    "GroupedEntry",
     "LowRank",
     "LowRankEntry",
+    "MixedEntry",
     "PackAudit",
     "PackBytes",
     "PackCard",
@@ -59,12 +74,18 @@ __all__ = [
     "StackedEntry",
     "WholeEntry",
     "check_name",
+    "dequantise_groups",
     "export_lora",
     "is_skillpack",
     "lowrank_parts",
+    "nearest_codes",
+    "pack_codes",
     "pack_int4",
+    "quantise_groups",
     "quantise_rows",
+    "quantise_signs",
     "read_stored",
     "reference_forward",
+    "unpack_codes",
     "unpack_int4",
 ]

@@ -12,8 +12,19 @@ from dataclasses import dataclass
 
 import torch
 
-from skillweave.pack.integers import unpack_int4
-from skillweave.pack.schema import Entry, FactorsEntry, LowRankEntry, RowsEntry, StackedEntry, WholeEntry
+from skillweave.pack.integers import dequantise_groups, unpack_codes, unpack_int4
+from skillweave.pack.schema import (
+    Entry,
+    FactorsEntry,
+    GroupedEntry,
+    LowRankEntry,
+    MixedEntry,
+    RowsEntry,
+    StackedEntry,
+    WholeEntry,
+    group_count,
+    packed_width,
+)
 
 
 @dataclass(frozen=True)
@@ -62,13 +73,56 @@ def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torc
     if isinstance(entry, StackedEntry):
         matrices = [_of_stack(tensors, name, entry, index) for index in range(len(entry.ranks))]
         return torch.stack(matrices).view(entry.shape)
-    if isinstance(entry, LowRankEntry):
+    if isinstance(entry, GroupedEntry | MixedEntry) and entry.stacked:
+        return torch.stack([coded_matrix(tensors, name, entry, index) for index in range(entry.matrices)]).view(
+            entry.shape
+        )
+    if isinstance(entry, GroupedEntry | MixedEntry):
+        matrix = coded_matrix(tensors, name, entry)
+    elif isinstance(entry, LowRankEntry):
         matrix = lowrank_parts(tensors, name, entry).dense()
     elif isinstance(entry, FactorsEntry):
         matrix = tensors[f"{name}.A"].float() @ tensors[f"{name}.B"].float()
     else:
         return tensors[name].float()
     return (matrix.T.contiguous() if entry.transposed else matrix).view(entry.shape)
+
+
+def coded_matrix(
+    tensors: Mapping[str, torch.Tensor], name: str, entry: GroupedEntry | MixedEntry, index: int = 0
+) -> torch.Tensor:
+    """Return matrix ``index`` of a ``grouped`` or ``mixed`` entry, float32 (out, in)."""
+    if isinstance(entry, MixedEntry):
+        left, right = mixed_factors(tensors, name, entry, index)
+        return left @ right
+    out, in_ = entry.matrix
+    rows = slice(index * out, (index + 1) * out)
+    codes = unpack_codes(tensors[f"{name}.codes"][rows], in_, entry.bits)
+    scale = tensors[f"{name}.scale"]
+    own = scale[index : index + 1] if entry.group_size is None else scale[rows]
+    matrix = dequantise_groups(codes, own, entry.bits, entry.group_size)
+    if entry.rank:
+        ranks = slice(index * entry.rank, (index + 1) * entry.rank)
+        matrix += tensors[f"{name}.A"][rows].float() @ tensors[f"{name}.B"][ranks].float()
+    return matrix
+
+
+def mixed_factors(
+    tensors: Mapping[str, torch.Tensor], name: str, entry: MixedEntry, index: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (out, rank) and B (rank, in) of matrix ``index`` of a ``mixed`` entry, both float32."""
+    codes, scale = tensors[f"{name}.codes"][index], tensors[f"{name}.scale"][index]
+    vectors: list[torch.Tensor] = []
+    code_at = scale_at = 0
+    for bits, count, length in entry.blocks():
+        row_bytes, row_groups = packed_width(length, bits), group_count(length, entry.group_size)
+        own = codes[code_at : code_at + count * row_bytes].view(count, row_bytes)
+        scales = scale[scale_at : scale_at + count * row_groups].view(count, row_groups)
+        vectors.append(dequantise_groups(unpack_codes(own, length, bits), scales, bits, entry.group_size))
+        code_at += count * row_bytes
+        scale_at += count * row_groups
+    # Blocks alternate between A^T and B, one of each for every band.
+    return torch.cat(vectors[0::2]).T.contiguous(), torch.cat(vectors[1::2])
 
 
 def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntry, index: int) -> torch.Tensor:

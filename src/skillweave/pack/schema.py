@@ -14,6 +14,14 @@ entry          tensors, for an entry called ``name`` whose matrix is (out, in)
                own. The factors are those of ``lowrank``, side by side along the rank: ``name.A`` (out, columns of all
                ranks), ``name.B`` (sum of ranks, in), ``name.A_scale`` (matrices, out), ``name.B_scale`` (sum of
                ranks,). With 16 bits the factors are bfloat16, and there are no scales
+``grouped``    ``name.codes`` uint8 (out, bytes of in codes): codes of 1, 2, 3, 4 or 8 bits, each row packed by
+               :func:`skillweave.pack.integers.pack_codes`; ``name.scale`` bfloat16 (out, groups), one for each
+               ``group_size`` codes of a row, or, without a group size, float32 (1,). If ``rank`` is above 0, ``name.A``
+               (out, rank) and ``name.B`` (rank, in) in bfloat16. matrix = scale * codes + A B
+``mixed``      two factors whose singular vectors have different widths: ``bands`` lists (bits, number of vectors).
+               ``name.codes`` uint8 (1, bytes) and ``name.scale`` bfloat16 (1, groups) hold, band after band, the
+               vectors of A^T (rank, out) and then those of B (rank, in), each packed and scaled as a row of
+               ``grouped``; matrix = A B
 ``difference`` ``name``, any shape: the delta itself, in a float type
 ``whole``      ``name``, any shape: the tuned tensor itself (the base has no tensor of this name)
 ``rows``       an embedding or a head (its rows are tokens) that has more or fewer rows than the base's. ``name`` is the
@@ -24,7 +32,9 @@ entry          tensors, for an entry called ``name`` whose matrix is (out, in)
 
 In all other entries ``shape`` is that of the base's tensor. The matrix of ``lowrank`` and ``factors`` is that tensor
 with all axes after the first flattened (the weight of a convolution). If ``transposed`` is true, it is the transpose:
-the layer stores its weight as (in, out).
+the layer stores its weight as (in, out). The same holds for ``grouped`` and ``mixed``, unless ``stacked`` is true. In
+that case the tensor (..., out, in) is a stack of matrices, and the tensors of the entry are those of its matrices, one
+after the other along the first axis.
 """
 
 from __future__ import annotations
@@ -32,7 +42,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -128,6 +138,69 @@ class StackedEntry(_Strict):
         return slice(sum(self.ranks[:index]), sum(self.ranks[: index + 1]))
 
 
+class _CodedEntry(_Strict):
+    """A tensor that is stored as codes with a scale for each group: one matrix (out, in), or a stack of them."""
+
+    shape: Annotated[Shape, Field(min_length=2)]
+    transposed: Flag = False
+    stacked: Flag = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if self.stacked and (self.transposed or len(self.shape) < 3):
+            raise ValueError("a stack has three or more axes and is not transposed")
+        return self
+
+    @property
+    def matrices(self) -> int:
+        """The number of matrices."""
+        return math.prod(self.shape[:-2]) if self.stacked else 1
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """(out, in) of each matrix."""
+        if self.stacked:
+            return self.shape[-2], self.shape[-1]
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        return (columns, rows) if self.transposed else (rows, columns)
+
+
+def _as_width(bits: int) -> int:
+    if bits not in (1, 2, 3, 4, 8):
+        raise ValueError(f"codes have 1, 2, 3, 4 or 8 bits, not {bits}")
+    return bits
+
+
+CodeBits = Annotated[int, Field(strict=True), AfterValidator(_as_width)]
+"""A width of codes in bits."""
+
+
+class GroupedEntry(_CodedEntry):
+    """A matrix of codes with a scale for each group of a row, or one for all, and two factors that are added to it."""
+
+    kind: Literal["grouped"] = "grouped"
+    bits: CodeBits
+    group_size: Size | None = None
+    rank: Count = 0
+
+
+class MixedEntry(_CodedEntry):
+    """A matrix in two factors of codes, whose singular vectors come in bands of different widths."""
+
+    kind: Literal["mixed"] = "mixed"
+    bands: Annotated[list[tuple[CodeBits, Size]], Field(min_length=1, max_length=8)]
+    group_size: Size
+
+    @property
+    def rank(self) -> int:
+        """The number of singular vectors."""
+        return sum(vectors for _, vectors in self.bands)
+
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Return (bits, number of vectors, length of each) of the blocks of codes, in the order of the file."""
+        return [(bits, vectors, length) for bits, vectors in self.bands for length in self.matrix]
+
+
 class DifferenceEntry(_Strict):
     """A tensor whose delta is stored without compression."""
 
@@ -165,7 +238,8 @@ class RowsEntry(_Strict):
 
 
 Entry = Annotated[
-    LowRankEntry | FactorsEntry | StackedEntry | DifferenceEntry | WholeEntry | RowsEntry, Field(discriminator="kind")
+    LowRankEntry | FactorsEntry | StackedEntry | GroupedEntry | MixedEntry | DifferenceEntry | WholeEntry | RowsEntry,
+    Field(discriminator="kind"),
 ]
 
 
@@ -235,7 +309,7 @@ class PackCard(_Strict):
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
         newer = any(
-            isinstance(entry, StackedEntry | RowsEntry)
+            isinstance(entry, StackedEntry | GroupedEntry | MixedEntry | RowsEntry)
             or (isinstance(entry, _MatrixEntry) and (entry.transposed or len(entry.shape) != 2))
             for entry in self.entries.values()
         )
@@ -267,6 +341,16 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
         return {name: ((entry.added, *entry.shape[1:]), None)} if entry.added else {}
     if isinstance(entry, StackedEntry):
         return _expected_stack(name, entry)
+    if isinstance(entry, GroupedEntry):
+        return _expected_grouped(name, entry)
+    if isinstance(entry, MixedEntry):
+        blocks = entry.blocks()
+        coded = sum(vectors * packed_width(length, bits) for bits, vectors, length in blocks)
+        scales = sum(vectors * group_count(length, entry.group_size) for _, vectors, length in blocks)
+        return {
+            f"{name}.codes": ((entry.matrices, coded), "uint8"),
+            f"{name}.scale": ((entry.matrices, scales), "bfloat16"),
+        }
     rows, columns = entry.matrix
     if isinstance(entry, FactorsEntry):
         return {
@@ -297,6 +381,31 @@ def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int
         tensors[f"{name}.A_scale"] = ((len(entry.ranks), rows), "float16")
         tensors[f"{name}.B_scale"] = ((total,), "float16")
     return tensors
+
+
+def _expected_grouped(name: str, entry: GroupedEntry) -> dict[str, tuple[tuple[int, ...], str | None]]:
+    rows, columns = entry.matrix
+    scale: tuple[tuple[int, ...], str] = ((entry.matrices,), "float32")
+    if entry.group_size is not None:
+        scale = (entry.matrices * rows, group_count(columns, entry.group_size)), "bfloat16"
+    tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
+        f"{name}.codes": ((entry.matrices * rows, packed_width(columns, entry.bits)), "uint8"),
+        f"{name}.scale": scale,
+    }
+    if entry.rank:
+        tensors[f"{name}.A"] = (entry.matrices * rows, entry.rank), "bfloat16"
+        tensors[f"{name}.B"] = (entry.matrices * entry.rank, columns), "bfloat16"
+    return tensors
+
+
+def group_count(n: int, size: int) -> int:
+    """Return the number of groups of ``size`` codes among n codes; the last one may be shorter."""
+    return (n + size - 1) // size
+
+
+def packed_width(n: int, bits: int) -> int:
+    """Return the number of bytes that n codes of ``bits`` bits take as a stream of bits."""
+    return (n * bits + 7) // 8
 
 
 def width(n: int, bits: int) -> int:

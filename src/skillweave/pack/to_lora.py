@@ -37,8 +37,9 @@ from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE
 from skillweave.delta.adapter_names import PREFIX
 from skillweave.delta.carry import write_carried
 from skillweave.errors import UserError
+from skillweave.pack.decode import mixed_factors
 from skillweave.pack.left_out import MOST_LEFT_OUT, named_shares
-from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry
+from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry, MixedEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
 
@@ -139,7 +140,7 @@ class _Adapter:
         """
         entry = self.pack.card.entries.get(name)
         if (
-            not isinstance(entry, LowRankEntry | FactorsEntry)
+            not isinstance(entry, LowRankEntry | FactorsEntry | MixedEntry)
             or name + ROWS in self.pack.card.entries
             or len(entry.shape) != 2
             or name in self.base.tied.values()
@@ -168,6 +169,8 @@ class _Adapter:
         entry = self.pack.card.entries[name]
         if isinstance(entry, LowRankEntry):
             left, right = self.pack.lowrank_parts(name).factors()
+        elif isinstance(entry, MixedEntry):
+            left, right = mixed_factors(self.pack.tensors, name, entry)
         else:
             assert isinstance(entry, FactorsEntry)
             left, right = (self.pack.tensors[f"{name}.{part}"].float() for part in "AB")

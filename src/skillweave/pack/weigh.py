@@ -33,4 +33,4 @@ def weigh(card: PackCard, specs: Mapping[str, Spec], carried: Carried) -> PackBy
 def _part_of(name: str, card: PackCard) -> str:
     if name in card.entries:
         return "whole"
-    return "matrices" if name.endswith((".A", ".B")) else "scales"
+    return "matrices" if name.endswith((".A", ".B", ".codes")) else "scales"

@@ -8,12 +8,15 @@ from pydantic import Field, model_validator
 
 from skillweave.config import ByteSize, Config, Ratio
 
+FIXED_SIZE = ("bitdelta", "rtn8", "rtn4", "none")
+"""Codecs that write every matrix at one size: a limit can only refuse their packs."""
+
 
 class ZipConfig(Config):
     """Settings of a zip.
 
     Either ``ratio`` or ``budget`` limits the bytes of the whole pack, including all files and metadata. Without either,
-    the ratio is 1/32.
+    the ratio is 1/32; the codecs :data:`FIXED_SIZE` then have no limit.
 
     The defaults measured best [ours]. The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
     0.0019), a pack of 1/32 of the delta, KL to the specialist on held-out answers:
@@ -38,20 +41,29 @@ class ZipConfig(Config):
 
     codec: str = Field(
         default="skillzip",
-        description="how matrices are written: `skillzip` (integer factors) or `svd` (a plain truncated SVD in bf16)",
+        description="how matrices are written: `skillzip` (integer factors), or as a method with which it is compared "
+        "does it: `svd`, `bitdelta`, `delta-come`, `dqrelo`, `rtn8`, `rtn4` or `none`",
     )
     ratio: Ratio | None = Field(
         default=None,
         gt=0,
         le=1,
         description="most bytes of the pack, as a share of the delta in bf16 (2 bytes for every number of every "
-        "changed tensor); 1/32 if neither ratio nor budget is given",
+        "changed tensor); 1/32 if neither ratio nor budget is given, but no limit with a codec of one fixed "
+        "size (`bitdelta`, `rtn8`, `rtn4`, `none`)",
     )
     budget: ByteSize | None = Field(default=None, gt=0, description="most bytes of the pack, in place of ratio")
     bits: Literal[4, 8] = Field(default=4, description="width of the integer factors in bits")
+    group_size: int = Field(
+        default=128,
+        ge=1,
+        le=2**20,
+        description="how many numbers of a row share a scale (codecs `rtn8`, `rtn4` and `delta-come`)",
+    )
     activation_aware: bool = Field(
         default=False,
-        description="weight the error of each matrix by the inputs that its layer gets from calibration prompts",
+        description="weight the error of each matrix by the inputs that its layer gets from calibration prompts "
+        "(codecs `skillzip` and, by rounding with GPTQ, `delta-come`)",
     )
     shrink: float = Field(
         default=0.8,
@@ -85,16 +97,19 @@ class ZipConfig(Config):
         given = [key for key in ("ratio", "budget") if values.get(key) is not None]
         if len(given) == 2:
             raise ValueError("give ratio or budget, not both")
-        return values if given else {**values, "ratio": 1 / 32}
+        return values if given or values.get("codec") in FIXED_SIZE else {**values, "ratio": 1 / 32}
 
     @property
     def needs_calibration(self) -> bool:
         """Whether calibration prompts must be sent through the base first."""
-        return self.codec == "skillzip" and (self.activation_aware or self.smoothing is not None)
+        reads_smoothing = self.codec == "skillzip" and self.smoothing is not None
+        return reads_smoothing or (self.codec in ("skillzip", "delta-come") and self.activation_aware)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that the codec uses, for the pack's card."""
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
         own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
-        own |= {"shrink"} if self.activation_aware else set()
+        own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
+        own |= {"activation_aware"} if self.codec == "delta-come" else set()
+        own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from skillweave.base.safetensors_io import Spec
 from skillweave.delta.carry import Carried
 from skillweave.errors import UserError
-from skillweave.pack import Entry, FactorsEntry, LowRankEntry, Skillpack
+from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
 from skillweave.pack.schema import PackCard, expected_tensors
 from skillweave.pack.weigh import weigh
 from skillweave.skillzip.losses import Losses
@@ -29,7 +30,9 @@ _LONGEST_ERROR, _LONGEST_SHARE = 0.1234, 0.00012
 _NAMED = 5
 """The number of tensors that a message names; of the others it says how many there are."""
 
-MatrixEntry = LowRankEntry | FactorsEntry
+MatrixEntry = LowRankEntry | FactorsEntry | GroupedEntry | MixedEntry | DifferenceEntry
+NO_LIMIT = sys.maxsize
+"""The limit of a pack that may take any number of bytes."""
 
 
 @dataclass(frozen=True)
@@ -65,17 +68,19 @@ class Draft:
         """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
         return self.budget - self._bytes_with(matrices)
 
-    def refusal(self, least: Mapping[str, MatrixEntry]) -> UserError:
-        """Return the error for a budget that cannot even hold the matrices ``least``."""
+    def refusal(self, least: Mapping[str, MatrixEntry], *, partial: bool = False) -> UserError:
+        """Return the error for a budget that cannot even hold the matrices ``least``.
+
+        ``partial`` says that the codec can leave matrices out, and that ``least`` are those that it must not leave out.
+        """
         need = math.ceil((self._bytes_with(least) + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
         largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)
         named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
         fixed = sum(tensor.nbytes for tensor in self.tensors.values())
         others = f", {fixed} of them for {named}" if largest else ""
-        purpose = "" if self.allow_left_out else " to hold most of the change"
-        advice = (
-            "" if self.allow_left_out else ", or accept a partial pack with --allow-left-out (allow_left_out: true)"
-        )
+        most = partial and not self.allow_left_out
+        purpose = " to hold most of the change" if most else ""
+        advice = ", or accept a partial pack with --allow-left-out (allow_left_out: true)" if most else ""
         return UserError(
             f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
             f"needs is {need} bytes{purpose}{others}. Raise ratio or budget{advice}."
@@ -99,11 +104,11 @@ class Draft:
     def _card(self, matrices: Mapping[str, MatrixEntry], losses: Losses) -> PackCard:
         entries = self.entries(matrices)
         incomplete = self._incomplete(matrices)
-        ranks = sorted(entry.rank for entry in matrices.values())
+        ranks = sorted(filter(None, (getattr(entry, "rank", 0) for entry in matrices.values())))
         measured: dict[str, Any] = {
             "weight_error": round(losses.error, 4),
             "left_out_share": _rounded(losses.left_out),
-            "matrices": len(ranks),
+            "matrices": len(matrices),
             "rank": {"least": ranks[0], "median": ranks[len(ranks) // 2], "most": ranks[-1]} if ranks else {},
         }
         if incomplete:
@@ -128,7 +133,8 @@ class Draft:
         specs: dict[str, Spec] = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
         for name, entry in joined_entries(self.plan.pieces, matrices).items():
             for key, (shape, dtype) in expected_tensors(name, entry).items():
-                specs[key] = shape, getattr(torch, dtype or "float32")
+                # Codecs write differences, whose type is free, in bf16.
+                specs[key] = shape, getattr(torch, dtype or "bfloat16")
         return weigh(card, specs, self.carried).total
 
 

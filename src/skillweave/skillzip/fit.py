@@ -40,12 +40,13 @@ def fit(
         return best
     if draft.allow_left_out:
         smallest = min(range(len(keys)), key=lambda at: sum(draft.plan.pieces[keys[at]].shape))
-        raise draft.refusal({keys[smallest]: sizes.entry(keys[smallest], matrices[smallest].step)})
+        least = {keys[smallest]: sizes.entry(keys[smallest], matrices[smallest].step)}
+        raise draft.refusal(least, partial=True)
     # The search can miss a pack that holds the least rank of every matrix that must not be left out.
     least = {keys[at]: sizes.entry(keys[at], matrices[at].step) for at in main_ones(energies)}
     if draft.free_bytes(least) >= 0:
         return least
-    raise draft.refusal(least)
+    raise draft.refusal(least, partial=True)
 
 
 def _search(

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from skillweave.base import Answer, Base, Prompt
 from skillweave.delta import Delta
+from skillweave.errors import UserError
 from skillweave.pack.vocabulary import TokenRows, vocabularies
 from skillweave.skillzip.calibrate import CalibrationRow, Moments, calibrate, calibration_rows
 from skillweave.skillzip.losses import change
 from skillweave.skillzip.plan import Plan
+
+_MOMENT_BYTES = 2**30
+"""Bytes of second moments in memory at a time. If all take more, the calibration set goes through the base again."""
 
 
 class MatrixSource:
@@ -50,13 +54,34 @@ class MatrixSource:
     def moments(self, groups: Sequence[str]) -> dict[str, Moments]:
         """Return the :class:`Moments` of those of the groups that calibration can watch.
 
-        Each call sends all calibration examples through the base once.
+        Each call sends all calibration examples through the base once. Raises :class:`UserError` if no example reached
+        one of these groups.
         """
         watched = {group: self.plan.modules[group] for group in groups if group in self.plan.modules}
         if not watched:
             return {}
         with vocabularies(self._base.model, [self._token_rows], every=True):
-            return calibrate(self._base.model, self._rows, watched)
+            found = calibrate(self._base.model, self._rows, watched)
+        if missing := [group for group in watched if group not in found]:
+            raise UserError(
+                f"no calibration prompt reached the layers {missing[0]}: set activation_aware=false and "
+                "smoothing=null, or calibrate on prompts that use them"
+            )
+        return found
+
+    def moment_batches(self) -> Iterator[list[str]]:
+        """Yield the groups in batches whose second moments, float32 (in, in), fit in memory together."""
+        batch: list[str] = []
+        batch_bytes = 0
+        for group, members in self.plan.groups.items():
+            moment_bytes = 4 * self.shapes[members[0]][1] ** 2
+            if batch and batch_bytes + moment_bytes > _MOMENT_BYTES:
+                yield batch
+                batch, batch_bytes = [], 0
+            batch.append(group)
+            batch_bytes += moment_bytes
+        if batch:
+            yield batch
 
     @functools.cached_property
     def _rows(self) -> list[CalibrationRow]:

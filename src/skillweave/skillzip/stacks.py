@@ -6,52 +6,72 @@ from collections.abc import Mapping
 
 import torch
 
-from skillweave.pack import Entry, FactorsEntry, LowRankEntry, StackedEntry
+from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, StackedEntry
+from skillweave.pack.schema import expected_tensors
 from skillweave.skillzip.plan import Piece
 
+_MatrixEntry = LowRankEntry | FactorsEntry | GroupedEntry | MixedEntry | DifferenceEntry
 
-def joined_entries(pieces: Mapping[str, Piece], entries: Mapping[str, LowRankEntry | FactorsEntry]) -> dict[str, Entry]:
-    """Return the entries by the names of the pack's tensors; ``entries`` has one for each matrix, by its key."""
+
+def joined_entries(pieces: Mapping[str, Piece], entries: Mapping[str, _MatrixEntry]) -> dict[str, Entry]:
+    """Return the entries by the names of the pack's tensors; ``entries`` has one for each matrix, by its key.
+
+    The entries of a stack that are not ``lowrank`` or ``factors`` must be those of all its matrices, and equal.
+    """
     joined: dict[str, Entry] = {key: entry for key, entry in entries.items() if pieces[key].index is None}
     for name, members in _stacks(pieces, entries).items():
         first, piece = entries[next(iter(members.values()))], pieces[next(iter(members.values()))]
         matrices = torch.Size(piece.stored[:-2]).numel()
-        ranks = [entries[members[index]].rank if index in members else 0 for index in range(matrices)]
-        bits = first.bits if isinstance(first, LowRankEntry) else 16
-        joined[name] = StackedEntry(shape=piece.stored, ranks=ranks, bits=bits)
+        if isinstance(first, LowRankEntry | FactorsEntry):
+            ranks = [0] * matrices
+            for index, key in members.items():
+                ranks[index] = getattr(entries[key], "rank", 0)
+            bits = first.bits if isinstance(first, LowRankEntry) else 16
+            joined[name] = StackedEntry(shape=piece.stored, ranks=ranks, bits=bits)
+            continue
+        if len(members) != matrices or any(entries[key] != first for key in members.values()):
+            raise ValueError(f"'{name}': a codec wrote the {matrices} matrices of a stack in different ways")
+        stacked = {} if isinstance(first, DifferenceEntry) else {"stacked": True}
+        joined[name] = first.model_copy(update={"shape": piece.stored, **stacked})
     return joined
 
 
 def joined_tensors(
-    pieces: Mapping[str, Piece],
-    entries: Mapping[str, LowRankEntry | FactorsEntry],
-    tensors: Mapping[str, torch.Tensor],
+    pieces: Mapping[str, Piece], entries: Mapping[str, _MatrixEntry], tensors: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return the tensors of :func:`joined_entries`; ``tensors`` has those of each matrix.
 
-    The factors of a stack lie side by side along the rank, in the order of its matrices. A matrix without a rank has
-    zeros as its scales.
+    The factors of a ``stacked`` entry lie side by side along the rank, in the order of its matrices. A matrix without a
+    rank has zeros as its scales. The tensors of other entries lie one after the other along their first axis.
     """
     stacks = _stacks(pieces, entries)
     alone = {key for members in stacks.values() for key in members.values()}
-    joined = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[0] not in alone}
+    joined = {
+        name: tensor for name, tensor in tensors.items() if name not in alone and name.rpartition(".")[0] not in alone
+    }
+    whole = joined_entries(pieces, entries)
     for name, members in stacks.items():
         keys = list(members.values())
-        piece = pieces[keys[0]]
-        joined[f"{name}.A"] = torch.cat([tensors[f"{key}.A"] for key in keys], dim=1)
-        joined[f"{name}.B"] = torch.cat([tensors[f"{key}.B"] for key in keys])
-        if isinstance(entries[keys[0]], LowRankEntry):
-            scales = torch.zeros(torch.Size(piece.stored[:-2]).numel(), piece.shape[0], dtype=torch.float16)
-            for index, key in members.items():
-                scales[index] = tensors[f"{key}.A_scale"]
-            joined[f"{name}.A_scale"] = scales
-            joined[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in keys])
+        entry, piece = whole[name], pieces[keys[0]]
+        if isinstance(entry, DifferenceEntry):
+            joined[name] = torch.stack([tensors[key] for key in keys]).view(entry.shape)
+        elif not isinstance(entry, StackedEntry):
+            for part in expected_tensors(name, entry):
+                ending = part.removeprefix(name)
+                joined[part] = torch.cat([tensors[f"{key}{ending}"] for key in keys])
+        else:
+            joined[f"{name}.A"] = torch.cat([tensors[f"{key}.A"] for key in keys], dim=1)
+            joined[f"{name}.B"] = torch.cat([tensors[f"{key}.B"] for key in keys])
+            if entry.bits != 16:
+                scales = torch.zeros(len(entry.ranks), piece.shape[0], dtype=torch.float16)
+                for index, key in members.items():
+                    scales[index] = tensors[f"{key}.A_scale"]
+                joined[f"{name}.A_scale"] = scales
+                joined[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in keys])
     return joined
 
 
-def _stacks(
-    pieces: Mapping[str, Piece], entries: Mapping[str, LowRankEntry | FactorsEntry]
-) -> dict[str, dict[int, str]]:
+def _stacks(pieces: Mapping[str, Piece], entries: Mapping[str, _MatrixEntry]) -> dict[str, dict[int, str]]:
     """Return, for each stacked tensor, the keys of its written matrices by their index, in the stack's order."""
     stacks: dict[str, dict[int, str]] = {}
     for key in entries:

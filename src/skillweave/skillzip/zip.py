@@ -29,7 +29,7 @@ from skillweave.pack.vocabulary import token_rows
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
-from skillweave.skillzip.draft import Draft, Encoded
+from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
@@ -52,8 +52,8 @@ def zip_delta(
 
     What is stored of each changed tensor:
 
-    * The weights of linear layers, embeddings, stacks of experts and other large matrices are low-rank
-      (:func:`skillweave.skillzip.plan.plan`).
+    * The weights of linear layers, embeddings, stacks of experts and other large matrices
+      (:func:`skillweave.skillzip.plan.plan`) are written by the config's codec.
     * Rows of added tokens are stored as rows in bf16. Tensors that the base does not have are stored whole in bf16.
     * The rest (norms, biases, small convolutions) follows ``config.other``: "keep" stores bf16 differences, "drop"
       leaves these tensors at the base's values.
@@ -109,7 +109,7 @@ def zip_delta(
         tensors=tensors | rows.tensors,
         carried=carried,
         plan=matrices,
-        limit=config.budget if config.budget is not None else int((config.ratio or 0) * delta_bytes),
+        limit=_limit(config, delta_bytes),
         allow_left_out=config.allow_left_out,
     )
     if not matrices.pieces and draft.free_bytes({}) < 0:
@@ -139,6 +139,13 @@ def zipped(delta: Delta, base: Base, ratio: float) -> tuple[Delta, int]:
     """
     pack = zip_delta(delta, base, None, ZipConfig(ratio=ratio, allow_left_out=True), name="zipped")
     return pack.unzip(), pack.nbytes
+
+
+def _limit(config: ZipConfig, delta_bytes: int) -> int:
+    """Return the most bytes that the pack may take."""
+    if config.budget is not None:
+        return config.budget
+    return NO_LIMIT if config.ratio is None else int(config.ratio * delta_bytes)
 
 
 def _unchanged(delta: Delta, checkpoint: Checkpoint, name: str) -> bool:

@@ -89,7 +89,7 @@ class Change:
         self.fed = fed
         self.batch = batch
         self.tuned: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
-        self.float_factors: list[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]] = []
+        self.float_factors: list[tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]] = []
         self.lookups: list[tuple[torch.Tensor | None, Lookup]] = []
         self.groups: list[GroupRun] = []
 
@@ -104,10 +104,12 @@ class Change:
         for rows, tuned in self.tuned:
             made = _with_tuned(module, x, made, rows, tuned, flat=self.fed.rows == "flat" and x is not fed)
         wide = _three(made)
-        for rows, left, right in self.float_factors:
+        for rows, factors in self.float_factors:
             mine = _three(x) if rows is None else _three(x).index_select(0, rows)
-            # A model that multiplies in float32 has wider activations than its stored dtype.
-            add_to_rows(wide, rows, linear(linear(mine, right.to(mine.dtype)), left.to(mine.dtype)))
+            for factor in reversed(factors):
+                # A model that multiplies in float32 has wider activations than its stored dtype.
+                mine = linear(mine, factor.to(mine.dtype))
+            add_to_rows(wide, rows, mine)
         for rows, lookup in self.lookups:
             change = lookup(x if rows is None else x.index_select(0, rows))
             add_to_rows(wide, rows, change.view(change.shape[0], -1, change.shape[-1]))

@@ -201,8 +201,8 @@ class PackedModel:
             if not batch.uniform:
                 for module, tuned in pack.changed.items():
                     at(module).tuned.append((_index(rows, names, next(iter(tuned.values())).device), tuned))
-            for module, (left, right) in pack.float_factors.items():
-                at(module).float_factors.append((_index(rows, names, left.device), left, right))
+            for module, factors in pack.float_factors.items():
+                at(module).float_factors.append((_index(rows, names, factors[0].device), factors))
             for module, lookup in pack.lookups.items():
                 at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
         for group in {group: None for pack in used for group in pack.groups}:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -18,37 +18,55 @@ from torch import nn
 from skillweave.base.feeding import Fed
 from skillweave.base.layout import Layout
 from skillweave.errors import UserError, nearest
-from skillweave.pack import Entry, FactorsEntry, LowRank, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack import (
+    Entry,
+    FactorsEntry,
+    GroupedEntry,
+    LowRank,
+    LowRankEntry,
+    MixedEntry,
+    RowsEntry,
+    Skillpack,
+    WholeEntry,
+)
+from skillweave.pack.decode import coded_matrix, mixed_factors
 from skillweave.pack.vocabulary import TokenRows, token_rows
 from skillweave.weave.stack import Factors
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Factors of the change of an embedding (vocabulary, width): a token's vector changes by ``scale left[id] B``."""
+    """The change of an embedding (vocabulary, width): a token's vector changes by ``scale left[id] right``."""
 
     left: torch.Tensor
-    """(vocabulary, rank): int8 codes, or floats"""
+    """(vocabulary, rank): int8 codes, or floats; (vocabulary, width) if there is no ``right``"""
     left_scale: torch.Tensor | None
     """float32 (vocabulary,) of the codes"""
-    right: torch.Tensor
-    """(rank, width), float; multiplied by the embedding's own scale"""
+    right: torch.Tensor | None
+    """(rank, width), float; multiplied by the embedding's own scale. None: ``left`` is the change itself"""
 
     @classmethod
     def of(cls, parts: LowRank, device: torch.device, scale: float) -> Lookup:
         right = parts.B.float() * parts.B_scale.float()[:, None] * scale
         return cls(parts.A.to(device), parts.A_scale.float().to(device), right.to(device))
 
+    @classmethod
+    def of_floats(cls, factors: tuple[torch.Tensor, ...], scale: float) -> Lookup:
+        """The change by the factors (A, B), or by a matrix (vocabulary, width) without factors."""
+        if len(factors) == 1:
+            return cls(factors[0] if scale == 1 else factors[0] * scale, None, None)
+        return cls(factors[0], None, factors[1].float() * scale)
+
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         """The change of the looked-up vectors: ids (n, T) -> float32 (n, T, width)."""
         left = self.left[ids].float()
         if self.left_scale is not None:
             left = left * self.left_scale[ids][..., None]
-        return left @ self.right.float()
+        return left if self.right is None else left @ self.right.float()
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [self.left, self.right, *([] if self.left_scale is None else [self.left_scale])]
+        return [tensor for tensor in (self.left, self.left_scale, self.right) if tensor is not None]
 
 
 @dataclass(frozen=True)
@@ -70,8 +88,8 @@ class Resident:
     """group -> module -> integer factors"""
     unsmooth: dict[str, torch.Tensor] = field(default_factory=dict)
     """group -> 1 / smooth"""
-    float_factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    """module -> (A, B), for a pack that stores float factors"""
+    float_factors: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
+    """module -> (A, B) of a matrix without integer factors, or (the matrix itself,) if it has no factors"""
     lookups: dict[str, Lookup] = field(default_factory=dict)
     """embedding -> the change of its vectors"""
     changed: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
@@ -97,13 +115,14 @@ class Resident:
     @property
     def nbytes(self) -> int:
         integers = sum(factors.nbytes for group in self.groups.values() for factors in group.values())
-        floats = [tensor for pair in self.float_factors.values() for tensor in pair]
+        floats = [tensor for factors in self.float_factors.values() for tensor in factors]
         floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
+        floats += [tensor for tensors in self.changed.values() for tensor in tensors.values()]
         # A tied tensor is named by two modules and stored once.
-        tuned = {id(tensor): tensor for tensors in self.changed.values() for tensor in tensors.values()}
+        kept = {id(tensor): tensor for tensor in floats}
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
         rows = self.tokens.nbytes if self.tokens is not None else 0
-        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *floats, *tuned.values()))
+        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
 
 
 class Places:
@@ -166,14 +185,14 @@ class Places:
                     ready.lookups[module] = Lookup.of(parts, original.device, self._fed[module].scale)
                 else:
                     ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, original.device)
-        elif isinstance(entry, FactorsEntry):
-            left, right = (pack.tensors[f"{tensor}.{part}"] for part in "AB")
+        elif _is_factors(entry):
+            # One copy for all places of a tied tensor.
+            kept = tuple(factor.to(original) for factor in _float_factors(pack, tensor, entry))
             for module, _ in places:
                 if self._fed[module].law == "lookup":
-                    scaled = right.float() * self._fed[module].scale
-                    ready.lookups[module] = Lookup(left.to(original.device), None, scaled.to(original.device))
+                    ready.lookups[module] = Lookup.of_floats(kept, self._fed[module].scale)
                 else:
-                    ready.float_factors[module] = (left.to(original), right.to(original))
+                    ready.float_factors[module] = kept
         else:
             tuned = _tuned(pack, tensor, entry, original)
             for module, own in places:
@@ -191,7 +210,7 @@ class Places:
             fed = self._fed.get(module)
             if fed is None:
                 return "is used by other code than its module's, or its module takes or gives more than one tensor"
-            if isinstance(entry, LowRankEntry | FactorsEntry):
+            if isinstance(entry, LowRankEntry) or _is_factors(entry):
                 laws = {"transposed"} if entry.transposed else {"linear", "lookup"}
                 if fed.law not in laws:
                     return f"is not the weight of a plain linear layer, but of a {type(self._modules[module]).__name__}"
@@ -236,6 +255,22 @@ def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
         module, _, own = name.rpartition(".")
         places.setdefault(id(tensor), []).append((module, own))
     return {name: (tensor, places[id(tensor)]) for name, tensor in named}
+
+
+def _is_factors(entry: Entry) -> TypeGuard[FactorsEntry | GroupedEntry | MixedEntry]:
+    """Whether the change is one matrix that is added to a module's output in floats."""
+    return isinstance(entry, FactorsEntry) or (isinstance(entry, GroupedEntry | MixedEntry) and not entry.stacked)
+
+
+def _float_factors(
+    pack: Skillpack, tensor: str, entry: FactorsEntry | GroupedEntry | MixedEntry
+) -> tuple[torch.Tensor, ...]:
+    """The factors of a matrix as floats: (A, B), or (the matrix,) if it has none."""
+    if isinstance(entry, FactorsEntry):
+        return pack.tensors[f"{tensor}.A"], pack.tensors[f"{tensor}.B"]
+    if isinstance(entry, MixedEntry):
+        return mixed_factors(pack.tensors, tensor, entry)
+    return (coded_matrix(pack.tensors, tensor, entry),)
 
 
 def _exchange(pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]) -> Exchange:

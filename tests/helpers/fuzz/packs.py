@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Router, Weave
 
 TEMPLATE = travelling.TEMPLATE.replace("[assistant]", "[tool]")
-SHAPES = {
+SIZES = {
     "turned": GPT2Config(n_positions=32, n_embd=16, n_layer=1, n_head=2, vocab_size=len(VOCABULARY)),
     "stacked": GraniteMoeConfig(
         hidden_size=32,
@@ -51,6 +52,13 @@ SHAPES = {
         vocab_size=len(VOCABULARY),
     ),
 }
+SHAPES = {
+    "turned": ("turned", "skillzip"),
+    "stacked": ("stacked", "skillzip"),
+    "turned, mixed": ("turned", "delta-come"),
+    "stacked, grouped": ("stacked", "dqrelo"),
+}
+"""kind -> (shape of the model, codec)"""
 ADAPTERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("Lora", {"r": 2, "use_dora": True, "lora_alpha": 3}),
     "saved": ("Lora", {"r": 2, "rank_pattern": {"down_proj": 1}, "modules_to_save": ["norm"]}),
@@ -83,8 +91,8 @@ def pack_kinds(folder: Path) -> list[Kind]:
     """One valid artefact of each kind in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     kinds = _travelling(folder / "travelling")
-    for name, shape in SHAPES.items():
-        kinds += _of_shape(folder / name, name, shape)
+    for name, (shape, codec) in SHAPES.items():
+        kinds += _of_shape(folder / name.replace(", ", "-"), name, SIZES[shape], codec)
     return [*kinds, *_adapters(folder / "adapters")]
 
 
@@ -129,7 +137,7 @@ def _travelling(folder: Path) -> list[Kind]:
     ]
 
 
-def _of_shape(folder: Path, name: str, shape: Any) -> list[Kind]:
+def _of_shape(folder: Path, name: str, shape: Any, codec: str) -> list[Kind]:
     """A pack of a model family that stores its layers unlike most others."""
     shape.pad_token_id = 0
     torch.manual_seed(5)
@@ -138,14 +146,16 @@ def _of_shape(folder: Path, name: str, shape: Any) -> list[Kind]:
         (one or tune(model, 7)).save_pretrained(folder / place)
         micro_tokenizer().save_pretrained(folder / place)
     base = open_base(folder / "base")
-    pack = _zipped(base, folder / "tuned", folder / "delta", folder / "pack", name, bits=8)
-    kinds = {entry.kind for entry in pack.card.entries.values()}
-    assert "stacked" in kinds or any(getattr(entry, "transposed", False) for entry in pack.card.entries.values())
-    said = (f"the pack '{name}'",)
-    return [
-        Kind(f"pack, {name}", folder / "pack", lambda path: _served_pack(path, base), _plain_pack_values, said),
-        Kind(f"pack exported, {name}", folder / "pack", lambda path: _exported(path, base), _plain_values, said),
-    ]
+    called = name.replace(", ", "-")
+    pack = _zipped(base, folder / "tuned", folder / "delta", folder / "pack", called, bits=8, codec=codec)
+    entries = pack.card.entries.values()
+    assert any(e.kind == "stacked" or getattr(e, "stacked", False) or getattr(e, "transposed", False) for e in entries)
+    said = (f"the pack '{called}'",)
+    kinds = [Kind(f"pack, {name}", folder / "pack", lambda path: _served_pack(path, base), _plain_pack_values, said)]
+    if codec == "dqrelo":  # signs cannot be exported
+        return kinds
+    read: Callable[[Path], Found] = lambda path: _exported(path, base)  # noqa: E731
+    return [*kinds, Kind(f"pack exported, {name}", folder / "pack", read, _plain_values, said)]
 
 
 def _adapters(folder: Path) -> list[Kind]:
@@ -258,6 +268,8 @@ def _plain_values(folder: Path) -> Found:
             found[name] = _plain_matrix(stored, name, entry)
         elif entry["kind"] == "stacked":
             found[name] = _plain_stack(stored, name, entry)
+        elif entry["kind"] in ("grouped", "mixed"):
+            found[name] = _plain_coded(stored, name, entry)
         elif entry["kind"] != "rows":
             found[name] = stored[name].double()
     for name, entry in card["entries"].items():
@@ -298,6 +310,50 @@ def _plain_stack(stored: dict[str, torch.Tensor], name: str, entry: dict[str, An
         matrices.append(left @ right if rank else torch.zeros(rows, columns, dtype=torch.float64))
         at, column = at + rank, column + wide
     return torch.stack(matrices).reshape(entry["shape"])
+
+
+def _plain_coded(stored: dict[str, torch.Tensor], name: str, entry: dict[str, Any]) -> torch.Tensor:
+    shape, turned = entry["shape"], entry.get("transposed", False)
+    rows, columns = (shape[-2], shape[-1]) if entry.get("stacked") else (shape[0], torch.Size(shape[1:]).numel())
+    if turned:
+        rows, columns = columns, rows
+    matrices = torch.Size(shape[:-2]).numel() if entry.get("stacked") else 1
+    codes, scales = stored[f"{name}.codes"].flatten().tolist(), stored[f"{name}.scale"].double().flatten().tolist()
+    size = entry.get("group_size") or rows * columns
+    made = []
+    for index in range(matrices):
+        if entry["kind"] == "mixed":
+            vectors = [
+                [_next_vector(codes, scales, bits, length, size) for _ in range(count)]
+                for bits, count in entry["bands"]
+                for length in (rows, columns)
+            ]
+            left, right = (list(itertools.chain.from_iterable(vectors[part::2])) for part in (0, 1))
+            matrix = torch.tensor(left, dtype=torch.float64).T @ torch.tensor(right, dtype=torch.float64)
+        else:
+            own = scales if entry.get("group_size") else [scales[index]] * rows
+            found = [_next_vector(codes, own, entry["bits"], columns, size) for _ in range(rows)]
+            matrix = torch.tensor(found, dtype=torch.float64)
+            if rank := entry.get("rank", 0):
+                left = stored[f"{name}.A"].double()[index * rows : (index + 1) * rows]
+                matrix += left @ stored[f"{name}.B"].double()[index * rank : (index + 1) * rank]
+        made.append(matrix.T if turned else matrix)
+    return torch.stack(made).reshape(shape)
+
+
+def _next_vector(codes: list[int], scales: list[float], bits: int, length: int, size: int) -> list[float]:
+    """Take the bytes and the scales of the next ``length`` codes off the fronts of the lists; return their numbers."""
+    taken = (length * bits + 7) // 8
+    stream = sum(byte << (8 * at) for at, byte in enumerate(codes[:taken]))
+    del codes[:taken]
+    groups = scales[: (length + size - 1) // size]
+    del scales[: len(groups)]
+    numbers = []
+    for at in range(length):
+        code = (stream >> (at * bits)) % 2**bits
+        code -= 2**bits if code >= 2 ** (bits - 1) else 0
+        numbers.append((2 * code + 1 if bits <= 3 else code) * groups[at // size])
+    return numbers
 
 
 def _nibbles(codes: torch.Tensor, count: int) -> torch.Tensor:

@@ -5,11 +5,10 @@ The order of the steps is the paper's ([digest], see docs/explanation/skillzip.m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 
-from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
 from skillweave.progress import bar
 from skillweave.skillzip.config import ZipConfig
@@ -20,8 +19,6 @@ from skillweave.skillzip.rotation import rotation
 from skillweave.skillzip.smoothing import smoothing_scale
 from skillweave.skillzip.source import MatrixSource
 
-_MOMENT_BYTES = 2**30
-"""Bytes of second moments in memory at a time. If all take more, the calibration set goes through the base again."""
 _RANK_ROOM = 4
 """No matrix is decomposed to more than this many times the rank that an even split of the budget would give it."""
 
@@ -47,14 +44,9 @@ def _decompose_all(
     decomposed: dict[str, Decomposed] = {}
     largest: dict[str, torch.Tensor] = {}
     with bar("low rank", len(source.shapes)) as advance:
-        for groups in _moment_batches(source):
+        for groups in source.moment_batches():
             moments = source.moments(groups) if config.needs_calibration else {}
             for group in groups:
-                if config.needs_calibration and group in source.plan.modules and group not in moments:
-                    raise UserError(
-                        f"no calibration prompt reached the layers {group}: set activation_aware=false and "
-                        "smoothing=null, or calibrate on prompts that use them"
-                    )
                 weight = None
                 if group in moments:
                     largest[group] = moments[group].largest
@@ -64,21 +56,6 @@ def _decompose_all(
                     decomposed[key] = decompose(source.matrix(key), max_rank, weight)
                     advance()
     return decomposed, largest
-
-
-def _moment_batches(source: MatrixSource) -> Iterator[list[str]]:
-    """Yield the groups in batches whose second moments, float32 (in, in), fit in memory together."""
-    batch: list[str] = []
-    batch_bytes = 0
-    for group, members in source.plan.groups.items():
-        moment_bytes = 4 * source.shapes[members[0]][1] ** 2
-        if batch and batch_bytes + moment_bytes > _MOMENT_BYTES:
-            yield batch
-            batch, batch_bytes = [], 0
-        batch.append(group)
-        batch_bytes += moment_bytes
-    if batch:
-        yield batch
 
 
 def _max_rank(config: ZipConfig, source: MatrixSource, budget: int) -> int:

@@ -1,9 +1,15 @@
-"""The codec ``svd``, which SkillZip is compared with: a plain truncated SVD in bf16, with one rank for all matrices."""
+"""The codec ``svd``, which SkillZip is compared with: a plain truncated SVD in bf16, with one rank for all matrices.
+
+This is also what a LoRA extractor writes: the two factors of the truncated SVD at one rank. Extractors differ only in
+how they split the singular values between the factors, which changes nothing but the rounding to bf16. Here each
+factor gets the square root.
+"""
 
 from __future__ import annotations
 
 from skillweave.pack import FactorsEntry
 from skillweave.progress import bar
+from skillweave.skillzip.codecs.fitting import largest_rank
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.draft import Draft, Encoded, MatrixEntry
 from skillweave.skillzip.lowrank import balanced, decompose
@@ -19,17 +25,12 @@ def svd(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
             for key, piece in source.plan.pieces.items()
         }
 
-    low, high = 0, max(min(shape) for shape in source.shapes.values())
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if draft.free_bytes(entries(middle)) >= 0 else (low, middle - 1)
-    if low == 0:
-        raise draft.refusal(entries(1))
+    rank = largest_rank(draft, entries)
     tensors = {}
     with bar("truncated SVD", len(source.shapes)) as advance:
         for key in source.shapes:
             matrix = source.matrix(key)
-            left, right = balanced(decompose(matrix, low).U, matrix)
+            left, right = balanced(decompose(matrix, rank).U, matrix)
             tensors[f"{key}.A"], tensors[f"{key}.B"] = left.bfloat16(), right.bfloat16()
             advance()
-    return Encoded(entries(low), tensors)
+    return Encoded(entries(rank), tensors)
