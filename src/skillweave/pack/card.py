@@ -87,6 +87,26 @@ def score_text(value: Any) -> str:
     return one_line(value)
 
 
+def refinement_text(record: Any) -> str | None:
+    """Return in words what a refinement gained, from ``codec.measured["refine"]``; None if it is not such a record."""
+    if not isinstance(record, dict) or not isinstance(record.get("refined"), bool):
+        return None
+    values = [record.get(key) for key in ("kl_before", "kl_after", "steps", "best_step", "held_out")]
+    if not all(isinstance(value, int | float) for value in values):
+        return None
+    before, after, steps, best, held_out = values
+    over = f"on {held_out} held-out prompts"
+    if not record["refined"]:
+        return (
+            f"not refined: {steps} steps did not bring the pack nearer to the specialist {over} (KL {1000 * before:.3g} "
+            "thousandths of a nat a token), so it keeps its factors"
+        )
+    return (
+        f"refined, {best} of {steps} steps: the KL to the specialist fell from {1000 * before:.3g} to "
+        f"{1000 * after:.3g} thousandths of a nat a token {over}"
+    )
+
+
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:
     shown = itertools.islice(values.items(), _MOST_ROWS)
     rows = [f"| {_plain(one_line(key))} | {_plain(show(value))} |" for key, value in shown]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from skillweave.config import ByteSize, Config, Ratio
+from skillweave.skillzip.refine.config import RefineConfig
 
 
 class ZipConfig(Config):
@@ -76,6 +77,10 @@ class ZipConfig(Config):
         description="make the pack even if it leaves out more than 5% of the delta's squared norm, instead of an error",
     )
     seed: int = Field(default=0, description="seed of the rotation")
+    refine: RefineConfig | None = Field(
+        default=None,
+        description="tune the factors towards the specialist's own probabilities on calibration prompts; none: do not",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -97,4 +102,5 @@ class ZipConfig(Config):
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
         own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
         own |= {"shrink"} if self.activation_aware else set()
+        own |= {"refine"} if self.refine is not None else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)

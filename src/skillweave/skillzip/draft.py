@@ -101,6 +101,7 @@ class Draft:
         incomplete = self._incomplete(matrices)
         ranks = sorted(entry.rank for entry in matrices.values())
         measured: dict[str, Any] = {
+            **self.card.codec.measured,
             "weight_error": round(losses.error, 4),
             "left_out_share": _rounded(losses.left_out),
             "matrices": len(ranks),
