@@ -18,6 +18,8 @@ from skillweave.terminal import one_line
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50
 _SIZE_WIDTH = 72
+_LARGEST_FIGURE = 1e9
+"""A card with larger numbers in a record of figures was not written by this library."""
 
 
 def card_text(card: PackCard) -> str:
@@ -91,20 +93,15 @@ def refinement_text(record: Any) -> str | None:
     """Return in words what a refinement gained, from ``codec.measured["refine"]``; None if it is not such a record."""
     if not isinstance(record, dict) or not isinstance(record.get("refined"), bool):
         return None
-    values = [record.get(key) for key in ("kl_before", "kl_after", "steps", "best_step", "held_out")]
-    if not all(isinstance(value, int | float) for value in values):
+    numbers = {key: record.get(key) for key in ("kl_before", "kl_after", "steps", "best_step", "held_out")}
+    known = {key: n for key, n in numbers.items() if isinstance(n, int | float) and abs(n) < _LARGEST_FIGURE}
+    if len(known) < len(numbers):
         return None
-    before, after, steps, best, held_out = values
-    over = f"on {held_out} held-out prompts"
+    before, after = (f"{1000 * known[key]:.3g}" for key in ("kl_before", "kl_after"))
+    done = f"{known['best_step']} of {known['steps']} steps: KL to the specialist {after} instead of {before}"
     if not record["refined"]:
-        return (
-            f"not refined: {steps} steps did not bring the pack nearer to the specialist {over} (KL {1000 * before:.3g} "
-            "thousandths of a nat a token), so it keeps its factors"
-        )
-    return (
-        f"refined, {best} of {steps} steps: the KL to the specialist fell from {1000 * before:.3g} to "
-        f"{1000 * after:.3g} thousandths of a nat a token {over}"
-    )
+        done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
+    return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts)"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

@@ -118,7 +118,7 @@ def _better(pack: Skillpack, progress: Progress, *, prompts: int, held_out: int)
         "prompts": prompts,
         "held_out": held_out,
     }
-    console.print(f"  {refinement_text(result.card.codec.measured['refine'])}", soft_wrap=True)
+    console.print(f"  refine: {refinement_text(result.card.codec.measured['refine'])}", soft_wrap=True)
     return result
 
 

@@ -79,7 +79,8 @@ class Student:
         """Context in which the model answers with the pack, and with ``factors`` in place of the pack's own.
 
         The values of the mapping may be replaced inside the context. The model is in eval mode, and none of its weights
-        gets a gradient. Afterwards it is as it was before, to the bit.
+        gets a gradient. Afterwards it is as it was before, to the bit; a gradient must be computed before, because some
+        tensors of the model hold the pack's values.
         """
         parameters = list(self.model.parameters())
         wanted = [parameter.requires_grad for parameter in parameters]
