@@ -53,7 +53,7 @@ def zip_delta(
     data: dict[str, Any] | None = None,
     scores: dict[str, Any] | None = None,
     refine_on: Sequence[tuple[Prompt, Answer | None]] | None = None,
-    work: Path | None = None,
+    work: str | Path | None = None,
 ) -> Skillpack:
     """Return the pack of ``delta``, whose three files together take at most the config's bytes.
 
@@ -102,7 +102,7 @@ def zip_delta(
         "examples": digest([examples, calibration]),
         "card": digest([name, method, data, scores]),
     }
-    with work_folder(work, inputs) as folder:
+    with work_folder(None if work is None else Path(work), inputs) as folder:
         if not (folder / "pack").exists():
             unrefined().save_pretrained(folder / "pack")
         pack = refined(Skillpack.from_pretrained(folder / "pack"), base, delta, examples or [], config.refine, folder)

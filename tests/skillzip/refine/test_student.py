@@ -12,7 +12,7 @@ from helpers.micro import micro_tokenizer
 from helpers.micro_families import build, tune
 from helpers.specialist import SUMS
 from skillweave.base import Base, open_base
-from skillweave.delta import Delta
+from skillweave.delta import Delta, write_tuned
 from skillweave.pack import LowRankEntry, Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.skillzip.refine.factors import float_factors, rounded, with_factors
@@ -22,13 +22,13 @@ from skillweave.skillzip.refine.student import Student
 ROWS = [([3, 9, 4, 7, 5, 8, 2], 4), ([6, 5, 4, 11], 1)]
 
 
-def packed(folder: Path, settings: dict[str, Any]) -> tuple[Base, Skillpack]:
+def packed(folder: Path, to: Path, settings: dict[str, Any]) -> tuple[Base, Skillpack]:
+    tuned = open_base(folder, dtype="float32", device="cpu")
+    tune(tuned.model, seed=3).save_pretrained(to)
+    tuned.tokenizer.save_pretrained(to)
     base = open_base(folder, dtype="float32", device="cpu")
-    tuned = tune(open_base(folder, dtype="float32", device="cpu").model, seed=3).state_dict()
-    changed = {name: tuned[name] - value for name, value in base.model.state_dict().items() if name != "lm_head.weight"}
-    delta = Delta(changed, base_fingerprint=base.fingerprint)
     config = ZipConfig(ratio="1/4", allow_left_out=True, **settings)
-    return base, zip_delta(delta, base, SUMS[:6], config, name="t")
+    return base, zip_delta(Delta.between(folder, to), base, SUMS[:6], config, name="t")
 
 
 def reference_logits(model: Any) -> torch.Tensor:
@@ -38,8 +38,8 @@ def reference_logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", [{}, {"smoothing": 0.5, "bits": 8}, {"codec": "svd"}])
-def test_a_student_answers_as_the_unzipped_pack(micro_base: Path, settings: dict[str, Any]) -> None:
-    base, pack = packed(micro_base, settings)
+def test_a_student_answers_as_the_unzipped_pack(micro_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    base, pack = packed(micro_base, tmp_path, settings)
     student = Student(base.model, pack)
     assert {"model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"} <= set(student.trainable)
     assert not student.fixed
@@ -72,21 +72,23 @@ def test_a_student_answers_as_the_unzipped_pack(micro_base: Path, settings: dict
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma2"])
 def test_other_families(family: str, tmp_path: Path) -> None:
     """Transposed layers, experts that no hook can change, and a head with capped logits and scaled embeddings."""
-    build(family).save_pretrained(tmp_path)
-    micro_tokenizer().save_pretrained(tmp_path)
-    base, pack = packed(tmp_path, {})
+    folder = tmp_path / "base"
+    build(family).save_pretrained(folder)
+    micro_tokenizer().save_pretrained(folder)
+    base, pack = packed(folder, tmp_path / "tuned", {})
     student = Student(base.model, pack)
     assert bool(student.fixed) == (family == "mixtral")
     assert len(student.trainable) > 2
-    dense = pack.unzip().apply(base).model
+    write_tuned(folder, pack.unzip(), tmp_path / "dense", dtype="float32")
+    dense = open_base(tmp_path / "dense", dtype="float32", device="cpu").model
     with student.running(student.float_factors()), torch.no_grad():
         got = answer_logits(base.model, ROWS)
     torch.testing.assert_close(got, reference_logits(dense), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("settings", [{"bits": 4}, {"bits": 8}, {"codec": "svd"}])
-def test_rounded_factors_are_those_of_the_new_pack(micro_base: Path, settings: dict[str, Any]) -> None:
-    _, pack = packed(micro_base, settings)
+def test_rounded_factors_are_those_of_the_new_pack(micro_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    _, pack = packed(micro_base, tmp_path, settings)
     names = [name for name, entry in pack.card.entries.items() if hasattr(entry, "rank")]
     same = with_factors(pack, {key: value for name in names for key, value in float_factors(pack, name).items()})
     assert all(torch.equal(same.tensors[name], tensor) for name, tensor in pack.tensors.items())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillweave.base import Answer, Base, Prompt, open_base
-from skillweave.delta import Delta
+from skillweave.base import Answer, Base, Checkpoint, Prompt, open_base
+from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.pack.card import refinement_text
@@ -68,7 +69,9 @@ def refined(
     chosen = examples[: config.prompts]
     if left := len(examples) - len(chosen):
         console.print(f"  {share_of(left, len(examples), 'prompts')} are not used for the refinement (refine.prompts)")
-    rows = teacher_rows(_opener(base, delta), [(prompt, answer or "") for prompt, answer in chosen], config, folder)
+    rows = teacher_rows(
+        _opener(base, delta, folder), [(prompt, answer or "") for prompt, answer in chosen], config, folder
+    )
     count = min(config.held_out, len(rows) // 2)
     if count == 0:
         raise UserError("refine needs at least 2 prompts that fit the base's context: give more, or shorter ones")
@@ -92,14 +95,23 @@ def refined(
     return _better(pack, progress, prompts=len(rows), held_out=count)
 
 
-def _opener(base: Base, delta: Delta) -> Callable[[], Base]:
-    """Return a function that opens the specialist, in float32 if its files are there."""
+def _opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
+    """Return a function that opens the specialist, in float32 if the base's files are there.
+
+    Tensors that transformers joins or renames while it loads are added on disk, in a model that is written below
+    ``folder`` and deleted when it is open. All others are added in memory.
+    """
 
     def opened() -> Base:
         if base.in_memory:
             return delta.apply(base)
-        fresh = open_base(base.path, dtype="float32", device=base.model.device)
-        return delta.apply(fresh, in_place=True)
+        held = set(Checkpoint(base.model).names())
+        if all(name in held for name in delta.names()):
+            fresh = open_base(base.path, dtype="float32", device=base.model.device)
+            return delta.apply(fresh, in_place=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            write_tuned(base.path, delta, Path(temporary) / "specialist", dtype="float32")
+            return open_base(Path(temporary) / "specialist", dtype="float32", device=base.model.device)
 
     return opened
 
