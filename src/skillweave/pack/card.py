@@ -97,7 +97,8 @@ def refinement_text(record: Any) -> str | None:
     known = {key: n for key, n in numbers.items() if isinstance(n, int | float) and abs(n) < _LARGEST_FIGURE}
     if len(known) < len(numbers):
         return None
-    before, after = (f"{1000 * known[key]:.3g}" for key in ("kl_before", "kl_after"))
+    thousandths = (1000 * known[key] for key in ("kl_before", "kl_after"))
+    before, after = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in thousandths)
     done = f"{known['best_step']} of {known['steps']} steps: KL to the specialist {after} instead of {before}"
     if not record["refined"]:
         done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"

@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from skillweave.base.batching import pad_right
+from skillweave.base.batching import pad_right, within_tokens
 
-TOKENS_A_PASS = 2048
-"""Most tokens that go through the model at once, padding included: this bounds the memory of a step."""
+_MOST_TOKENS, _LEAST_TOKENS, _MOST_LOGITS = 2048, 256, 2**25
+"""What goes through the model at once is at most so many tokens, and so many logits if all of them were of answers;
+with a large vocabulary, it is still the least number of tokens."""
+
+
+def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
+    """Return the indices of the rows that go through the model together: this bounds the memory of a step."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return within_tokens(lengths, min(_MOST_TOKENS, max(_LEAST_TOKENS, _MOST_LOGITS // vocabulary)))
 
 
 def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], int]]) -> torch.Tensor:

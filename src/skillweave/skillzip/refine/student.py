@@ -17,7 +17,8 @@ from torch.nn.functional import embedding, linear
 
 from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import Layout
-from skillweave.pack import Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.errors import UserError
+from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors
 
@@ -62,9 +63,10 @@ class Student:
 
     @property
     def fixed(self) -> list[str]:
-        """The names of the entries that have factors, or stacks of them, and cannot be trained here."""
+        """The names of the entries that hold matrices in a short form and cannot be trained here."""
+        plain = DifferenceEntry | WholeEntry | RowsEntry
         entries = self._pack.card.entries
-        return [name for name, entry in entries.items() if hasattr(entry, "bits") and name not in self._places]
+        return [name for name, entry in entries.items() if not isinstance(entry, plain) and name not in self._places]
 
     def float_factors(self) -> dict[str, torch.Tensor]:
         """Return the factors of the trainable entries as the pack has them, float32 on the model's device."""
@@ -123,6 +125,11 @@ class Student:
             if joined and self._layout.parts(target):
                 self._joined[target] = None
                 continue
+            if target not in tensors:
+                raise UserError(
+                    f"the pack '{self._pack.card.name}' holds '{name}', which the base does not have: such a pack can "
+                    "be unzipped, but neither served nor refined; remove refine"
+                )
             owners = homes[id(tensors[target])]
             if _factored(entry) and all(module in fed and _fits(entry, fed[module]) for module in owners):
                 self._places[name] = [_Place(modules[module], fed[module]) for module in owners]

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 
 from skillweave.base import Answer, Base, Prompt, Sampling, answer_ids, prompt_ids
-from skillweave.base.batching import within_tokens
 from skillweave.base.generate import check_has_rows, context_length, generate_answers
 from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.errors import UserError
 from skillweave.progress import bar, console, share_of
 from skillweave.skillzip.refine.config import RefineConfig
-from skillweave.skillzip.refine.forward import TOKENS_A_PASS, answer_logits
+from skillweave.skillzip.refine.forward import answer_logits, passes
 from skillweave.skillzip.refine.loss import kept_part
 
 _PROMPTS_A_PIECE = 16
@@ -100,7 +99,7 @@ def _answered(
         check_has_rows(tokenizer, before + after, vocabulary, f"prompt {first + at + 1} of the refinement")
     kept = [(before + after, len(before)) for before, after in encoded.values()]
     parts: dict[int, tuple[torch.Tensor, ...]] = {}
-    for batch in within_tokens([len(ids) for ids, _ in kept], TOKENS_A_PASS):
+    for batch in passes(model, [len(ids) for ids, _ in kept]):
         logits = answer_logits(model, [kept[at] for at in batch])
         sizes = [len(kept[at][0]) - kept[at][1] for at in batch]
         split = [part.cpu().split(sizes) for part in kept_part(logits, config.top_k)]

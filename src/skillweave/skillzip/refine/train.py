@@ -11,13 +11,12 @@ from pathlib import Path
 
 import torch
 
-from skillweave.base.batching import within_tokens
 from skillweave.base.safetensors_io import read_tensors, write_tensors
 from skillweave.errors import UserError
 from skillweave.progress import bar, console
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.factors import rounded
-from skillweave.skillzip.refine.forward import TOKENS_A_PASS, answer_logits
+from skillweave.skillzip.refine.forward import answer_logits, passes
 from skillweave.skillzip.refine.loss import answer_kl
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
@@ -146,21 +145,21 @@ def batches(count: int, size: int, steps: int, seed: int) -> list[list[int]]:
 @torch.no_grad()
 def mean_kl(student: Student, rows: Sequence[TeacherRow]) -> float:
     """Return the mean KL(specialist || student) of an answer token of ``rows``, in nats; the student is running."""
-    return sum(float(_kl(student, piece)) for piece in _pieces(rows)) / sum(row.tokens for row in rows)
+    return sum(float(_kl(student, piece)) for piece in _pieces(student, rows)) / sum(row.tokens for row in rows)
 
 
 def _backward(student: Student, rows: Sequence[TeacherRow]) -> float:
     """Add up the gradients of the mean KL of an answer token, and return that mean."""
     tokens, total = sum(row.tokens for row in rows), 0.0
-    for piece in _pieces(rows):
+    for piece in _pieces(student, rows):
         loss = _kl(student, piece) / tokens
         loss.backward()
         total += float(loss.detach())
     return total
 
 
-def _pieces(rows: Sequence[TeacherRow]) -> list[list[TeacherRow]]:
-    return [[rows[at] for at in piece] for piece in within_tokens([len(row.ids) for row in rows], TOKENS_A_PASS)]
+def _pieces(student: Student, rows: Sequence[TeacherRow]) -> list[list[TeacherRow]]:
+    return [[rows[at] for at in piece] for piece in passes(student.model, [len(row.ids) for row in rows])]
 
 
 def _kl(student: Student, rows: Sequence[TeacherRow]) -> torch.Tensor:

@@ -15,6 +15,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
+from skillweave.files.lock import claim
 from skillweave.files.read import read_json
 from skillweave.files.recover import drop
 from skillweave.progress import bar, console
@@ -34,23 +35,29 @@ def work_folder(folder: Path | None, inputs: Mapping[str, Any]) -> Iterator[Path
         with tempfile.TemporaryDirectory() as temporary:
             yield Path(temporary)
         return
-    key = digest(inputs)
-    make_folders(folder)
-    sweep(folder)
-    file = folder / _INPUTS
-    if file.exists():
-        stored = read_json(file)
-        if not isinstance(stored, dict) or stored.get("key") != key:
-            console.print(f"  {folder} holds the work of another refinement: it is deleted, and this one begins anew")
-            drop(folder)
-            make_folders(folder)
-        elif len(list(folder.iterdir())) > 1:
-            console.print(f"  the refinement resumes with what is in {folder}", soft_wrap=True)
-    elif any(folder.iterdir()):
-        raise UserError(f"{folder} holds something that is not the work of a refinement: move it, or choose another")
-    if not file.exists():
-        write_json(file, {"key": key, "inputs": dict(inputs)})
-    yield folder
+    with claim(folder):
+        key = digest(inputs)
+        make_folders(folder)
+        sweep(folder)
+        file = folder / _INPUTS
+        if file.exists():
+            stored = read_json(file)
+            if not isinstance(stored, dict) or stored.get("key") != key:
+                console.print(
+                    f"  {folder} holds the work of another refinement: it is deleted, and this one begins anew",
+                    soft_wrap=True,
+                )
+                drop(folder)
+                make_folders(folder)
+            elif len(list(folder.iterdir())) > 1:
+                console.print(f"  the refinement resumes with what is in {folder}", soft_wrap=True)
+        elif any(folder.iterdir()):
+            raise UserError(
+                f"{folder} holds something that is not the work of a refinement: move it, or choose another"
+            )
+        if not file.exists():
+            write_json(file, {"key": key, "inputs": dict(inputs)})
+        yield folder
 
 
 def delta_digest(delta: Delta) -> str:
