@@ -51,7 +51,7 @@ def zip_(
 
     `skillweave zip -b base/ -t tuned/ --budget 1MB --allow-left-out -o packs/x`
 
-    `skillweave zip -b base/ -t tuned/ --ratio 1/256 --refine --task data.jsonl -s refine.steps=100 -o packs/x`
+    `skillweave zip -b base/ -t tuned/ --refine --task data.jsonl -o packs/x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
