@@ -81,6 +81,22 @@ def test_zip_replaces_an_older_pack_and_calibrates_when_asked(bench: Bench, tmp_
     assert os.listdir(tmp_path) == ["p"]
 
 
+def test_zip_refines_on_the_prompts_of_a_task(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "p"
+    start = ("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.2", "--refine", "-o", out)
+    without = run(*start)
+    assert without.code == 2
+    assert "refine needs prompts" in without.err
+    few = ("-s", "refine.steps=3", "-s", "refine.prompts=6", "-s", "refine.max_new_tokens=4")
+    ran = made(*start, "--task", bench.task, *few, "--allow-left-out")
+    assert re.search(r"refine +\d .*steps.*KL to the specialist.*on 3 held-out prompts", " ".join(ran.out.split()))
+    pack = Skillpack.from_pretrained(out)
+    assert pack.card.codec.settings["refine"]["prompts"] == 6
+    assert pack.card.codec.measured["refine"]["steps"] == 3
+    assert pack.nbytes <= 0.2 * pack.card.bytes.bf16_delta
+    assert os.listdir(tmp_path) == ["p"]  # the work is deleted
+
+
 def test_what_is_left_out_is_shown_and_too_much_must_be_asked_for(bench: Bench, tmp_path: Path) -> None:
     tuned = AutoModelForCausalLM.from_pretrained(bench.base)
     with torch.no_grad():

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from skillweave.cli.output import out, show_facts
-from skillweave.pack.card import score_text, travels
+from skillweave.pack.card import refinement_text, score_text, travels
 from skillweave.pack.schema import ROWS, MixedEntry, PackCard, StackedEntry
 from skillweave.pack.stored import read_stored
 from skillweave.terminal import one_line
@@ -26,7 +26,7 @@ _NAMED = 8
 
 def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
     """Print identity, codec, bytes by part and scores of a pack, and with ``tensors`` also every tensor."""
-    size = card.bytes
+    size, refined = card.bytes, refinement_text(card.codec.measured.get("refine"))
     settings = one_line(", ".join(f"{key} {_setting(value)}" for key, value in card.codec.settings.items()))
     facts = [
         ("pack", f"{card.name} ({folder})"),
@@ -35,6 +35,7 @@ def show_pack(card: PackCard, folder: Path, *, tensors: bool = False) -> None:
         ("codec", f"{card.codec.name} ({settings})"),
         ("tensors", f"{_changed(card)} changed, {len(card.left_out)} left out"),
         *_left_out_facts(card),
+        *([("refine", refined)] if refined else []),
         (
             "bytes",
             f"{size.total:,} on disk"

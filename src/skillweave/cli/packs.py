@@ -23,12 +23,15 @@ def zip_(
     revision: str = typer.Option(None, "--revision", help="With --lora and a hub id: the branch, tag or commit."),
     subfolder: str = typer.Option(None, "--subfolder", help="With --lora: the folder inside it that has the adapter."),
     delta: Path = typer.Option(None, "--delta", help="A delta folder, as `skillweave specialise` writes it."),
-    task: str = typer.Option(None, "--task", help="Prompts with answers, for settings that need calibration."),
+    task: str = typer.Option(None, "--task", help="Prompts with answers, for calibration and --refine."),
     ratio: str = typer.Option(None, "--ratio", help="Size of the pack as a share of the bf16 delta: 1/32."),
     budget: str = typer.Option(None, "--budget", help="Size of the pack in bytes: 8MB."),
     name: str = typer.Option(None, "--name", help="The pack's name (default: the name of its folder)."),
     allow_left_out: bool = typer.Option(
         False, "--allow-left-out", help="Make the pack even if more than 5% of the change is left out."
+    ),
+    refine: bool = typer.Option(
+        False, "--refine", help="Tune the factors towards the fine-tune's own answers to the prompts of --task."
     ),
     config: Path = CONFIG,
     overrides: list[str] = SET,
@@ -47,13 +50,17 @@ def zip_(
     `skillweave zip -b bundled:smollm2 --delta run/delta --budget 8MB -o packs/x`
 
     `skillweave zip -b base/ -t tuned/ --budget 1MB --allow-left-out -o packs/x`
+
+    `skillweave zip -b base/ -t tuned/ --refine --task data.jsonl -o packs/x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
     from skillweave.config import read_config
     from skillweave.delta import Delta
+    from skillweave.files.recover import drop
     from skillweave.pack import check_name, is_skillpack
     from skillweave.skillzip import ZipConfig, zip_delta
+    from skillweave.skillzip.refine.config import RefineConfig
     from skillweave.tasks import load_task
 
     if sum(source is not None for source in (tuned, lora, delta)) != 1:
@@ -70,8 +77,12 @@ def zip_(
     sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
     allowed = ["allow_left_out=true"] if allow_left_out else []
     settings = read_config(ZipConfig, config, [*overrides, *sizes, *allowed])
+    if refine and settings.refine is None:
+        settings = settings.model_copy(update={"refine": RefineConfig()})
     if settings.needs_calibration and task is None:
         raise UserError("activation_aware and smoothing need prompts with answers: name a task with --task")
+    if settings.refine is not None and task is None:
+        raise UserError("refine needs prompts, which the fine-tune answers: name a task with --task")
     opened = open_base(base, device=device)
     if tuned is not None:
         change, method = Delta.between(base, tuned), "fine-tune"
@@ -79,13 +90,23 @@ def zip_(
         change, method = Delta.from_lora(lora, opened, revision=revision, subfolder=subfolder), "lora"
     else:
         change, method = Delta.from_pretrained(delta), "delta"
-    calibration, data = None, {}
-    if settings.needs_calibration and task is not None:
-        calibration, data = load_task(task).pairs("calibration"), {"calibration": task}
+    calibration, prompts, work, data = None, None, None, {}
+    if task is not None and (settings.needs_calibration or settings.refine is not None):
+        prompted, data = load_task(task), {"calibration": task}
+        calibration = prompted.pairs("calibration") if settings.needs_calibration else None
+        if settings.refine is not None:
+            prompts = prompted.examples(("calibration", "train"), settings.refine.prompts)
+            work = out.resolve().with_name(f"{out.resolve().name}.work")
     elif task is not None:
-        console.print("These settings need no calibration: --task is not used (see activation_aware and smoothing).")
-    pack = zip_delta(change, opened, calibration, settings, name=name, method=method, data=data)
+        console.print(
+            "These settings need no prompts: --task is not used (see activation_aware, smoothing and refine)."
+        )
+    pack = zip_delta(
+        change, opened, calibration, settings, name=name, method=method, data=data, refine_on=prompts, work=work
+    )
     pack.save_pretrained(out)
+    if work is not None:
+        drop(work)
     show_pack(pack.card, out)
 
 

@@ -18,6 +18,8 @@ from skillweave.terminal import one_line
 _MARKUP = re.compile(r"([\\`*\[\]<>|&~$])")
 _MOST_ROWS = 50
 _SIZE_WIDTH = 72
+_LARGEST_FIGURE = 1e9
+"""A card with larger numbers in a record of figures was not written by this library."""
 
 
 def card_text(card: PackCard) -> str:
@@ -85,6 +87,22 @@ def score_text(value: Any) -> str:
             mean, low, high = numbers
             return f"{mean:.1%} (95% interval {low:.1%} to {high:.1%}, {value['n']} prompts)"
     return one_line(value)
+
+
+def refinement_text(record: Any) -> str | None:
+    """Return in words what a refinement gained, from ``codec.measured["refine"]``; None if it is not such a record."""
+    if not isinstance(record, dict) or not isinstance(record.get("refined"), bool):
+        return None
+    numbers = {key: record.get(key) for key in ("kl_before", "kl_after", "steps", "best_step", "held_out")}
+    known = {key: n for key, n in numbers.items() if isinstance(n, int | float) and abs(n) < _LARGEST_FIGURE}
+    if len(known) < len(numbers):
+        return None
+    thousandths = (1000 * known[key] for key in ("kl_before", "kl_after"))
+    before, after = (f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in thousandths)
+    done = f"{known['best_step']} of {known['steps']} steps: KL to the specialist {after} instead of {before}"
+    if not record["refined"]:
+        done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
+    return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts)"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

@@ -17,6 +17,7 @@ from skillweave.pack import Skillpack
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.evaluate import tools_key
 from skillweave.pipeline.step import BACKBONE, BASE
+from skillweave.skillzip.refine.run import check_examples
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.check import check_before
 from skillweave.units import human_bytes
@@ -150,8 +151,13 @@ def check_inputs(inputs: BuildInputs, base: Base) -> None:
         task.split("test")
         if len(task.distinct("train")) < 2:
             raise UserError(f"skills.{name}.task: the router learns from train prompts, and there is only one")
-        if name not in inputs.packs and config.zip_config(name).needs_calibration:
+        if name in inputs.packs:
+            continue
+        settings = config.zip_config(name)
+        if settings.needs_calibration:
             task.pairs("calibration")
+        if settings.refine is not None:
+            check_examples(task.examples(("calibration", "train"), settings.refine.prompts), settings.refine)
     check_layer(base, config.router.layer)
     taken, budget = base.nbytes, config.budget
     if budget is not None and taken >= budget:

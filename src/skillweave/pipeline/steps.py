@@ -19,6 +19,7 @@ from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_json
+from skillweave.files.recover import drop
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
@@ -157,21 +158,27 @@ def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep
     settings, chosen = inputs.config.zip_config(skill), inputs.config.skills[skill]
 
     def work(folder: Path) -> None:
+        task, refine = inputs.tasks[skill], folder / "refine"
         pack = zip_delta(
             Delta.from_pretrained(inputs.work.delta(skill)),
             models.backbone,
-            inputs.tasks[skill].pairs("calibration") if settings.needs_calibration else None,
+            task.pairs("calibration") if settings.needs_calibration else None,
             settings,
             name=skill,
             method=chosen.method,
             data=chosen.task.model_dump(mode="json"),
             scores={arm: read_score(inputs.work.step(f"{skill}/score-{arm}")) for arm in ("base", "specialist")},
+            refine_on=task.examples(("calibration", "train"), settings.refine.prompts) if settings.refine else None,
+            work=refine if settings.refine else None,
         )
         pack.save_pretrained(folder / "pack")
+        drop(refine)
 
     # The pack's card shows both scores, so the pack is written again when they change.
     needs = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")
-    return BuildStep(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": settings.model_dump(mode="json")}, work)
+    # Without a refinement its key is left out, as in builds of versions that had none: they need not zip again.
+    recorded = settings.model_dump(mode="json", exclude=None if settings.refine else {"refine"})
+    return BuildStep(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": recorded}, work)
 
 
 def take_pack(inputs: BuildInputs, skill: str) -> BuildStep:

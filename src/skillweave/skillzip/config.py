@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from skillweave.config import ByteSize, Config, Ratio
+from skillweave.skillzip.refine.config import RefineConfig
 
 FIXED_SIZE = ("bitdelta", "rtn8", "rtn4", "none")
 """Codecs that write every matrix at one size: a limit can only refuse their packs."""
@@ -88,6 +89,10 @@ class ZipConfig(Config):
         description="make the pack even if it leaves out more than 5% of the delta's squared norm, instead of an error",
     )
     seed: int = Field(default=0, description="seed of the rotation")
+    refine: RefineConfig | None = Field(
+        default=None,
+        description="tune the factors towards the specialist's own probabilities on calibration prompts; none: do not",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -112,4 +117,5 @@ class ZipConfig(Config):
         own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
         own |= {"activation_aware"} if self.codec == "delta-come" else set()
         own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()
+        own |= {"refine"} if self.refine is not None else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)

@@ -106,6 +106,7 @@ class Draft:
         incomplete = self._incomplete(matrices)
         ranks = sorted(filter(None, (getattr(entry, "rank", 0) for entry in matrices.values())))
         measured: dict[str, Any] = {
+            **self.card.codec.measured,
             "weight_error": round(losses.error, 4),
             "left_out_share": _rounded(losses.left_out),
             "matrices": len(matrices),

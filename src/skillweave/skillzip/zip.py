@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from skillweave.delta import Delta
 from skillweave.delta.carry import compact
 from skillweave.delta.voice import carried_tokenizer
 from skillweave.errors import UserError
+from skillweave.files.hashes import digest
 from skillweave.pack import (
     BaseRef,
     Codec,
@@ -26,12 +28,15 @@ from skillweave.pack import (
 from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
+from skillweave.pack.weigh import weigh
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
+from skillweave.skillzip.refine.run import check_examples, placeholder, refined
+from skillweave.skillzip.refine.work import delta_digest, work_folder
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
 
@@ -47,6 +52,8 @@ def zip_delta(
     method: str = "unknown",
     data: dict[str, Any] | None = None,
     scores: dict[str, Any] | None = None,
+    refine_on: Sequence[tuple[Prompt, Answer | None]] | None = None,
+    work: str | Path | None = None,
 ) -> Skillpack:
     """Return the pack of ``delta``, whose three files together take at most the config's bytes.
 
@@ -65,13 +72,58 @@ def zip_delta(
     ``calibration`` holds (prompt, answer) pairs, which are tokenized by the tuned tokenizer. It may be None if the
     config asks for neither activation weighting nor smoothing.
 
+    With ``config.refine``, the factors are then tuned (:func:`skillweave.skillzip.refine.run.refined`):
+
+    * ``refine_on`` holds the prompts, each with an answer or None; None stands for ``calibration``.
+    * ``work`` is a folder of this zip's own. What was done is kept there, so a zip that was killed resumes. The caller
+      deletes it when the pack is saved. Without it nothing is kept.
+
     Raises :class:`UserError`:
 
     * if the delta belongs to another base, or a tensor holds NaN or infinity;
     * if the codec is unknown, or it needs calibration and there is none;
     * if the budget is too small (the message names the least that would do);
-    * if more than 5% of the delta would be left out, unless ``config.allow_left_out``.
+    * if more than 5% of the delta would be left out, unless ``config.allow_left_out``;
+    * if the config asks for a refinement, and there are no prompts for it.
     """
+
+    def unrefined() -> Skillpack:
+        return _zip(delta, base, calibration, config, name=name, method=method, data=data, scores=scores)
+
+    if config.refine is None:
+        return unrefined()
+    delta.check_base(base.fingerprint, base.ref)
+    examples = calibration if refine_on is None else refine_on
+    check_examples(examples, config.refine)
+    inputs = {
+        "delta": delta_digest(delta) if work is not None else None,
+        "base": [base.fingerprint, str(base.model.dtype)],
+        "zip": config.model_dump(mode="json"),
+        "examples": digest([examples, calibration]),
+        "card": digest([name, method, data, scores]),
+    }
+    with work_folder(None if work is None else Path(work), inputs) as folder:
+        if not (folder / "pack").exists():
+            unrefined().save_pretrained(folder / "pack")
+        pack = refined(Skillpack.from_pretrained(folder / "pack"), base, delta, examples or [], config.refine, folder)
+    losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
+    pack.card.codec.measured["weight_error"] = round(losses.error, 4)
+    pack.card.bytes = weigh(pack.card, pack.specs, pack.carried)
+    return pack
+
+
+def _zip(
+    delta: Delta,
+    base: Base,
+    calibration: Sequence[tuple[Prompt, Answer]] | None,
+    config: ZipConfig,
+    *,
+    name: str,
+    method: str,
+    data: dict[str, Any] | None,
+    scores: dict[str, Any] | None,
+) -> Skillpack:
+    """Return the pack of ``delta`` as the codec writes it; the arguments are those of :func:`zip_delta`."""
     codec = get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
     check_name(name)
@@ -101,7 +153,11 @@ def zip_delta(
             method=method,
             data=data or {},
             scores=scores or {},
-            codec=Codec(name=config.codec, settings=config.settings()),
+            codec=Codec(
+                name=config.codec,
+                settings=config.settings(),
+                measured={} if config.refine is None else {"refine": placeholder(config.refine)},
+            ),
             bytes=PackBytes(bf16_delta=delta_bytes, bf16_matrices=matrices.bf16_bytes),
             entries=entries,
             left_out=left_out,

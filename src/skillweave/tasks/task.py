@@ -129,6 +129,14 @@ class Task:
             )
         return pairs
 
+    def examples(self, splits: Sequence[str], most: int) -> list[tuple[Prompt, Any]]:
+        """At most ``most`` prompts of the splits, one split after the other, each with its gold answer or None.
+
+        A split that the task does not have is passed over.
+        """
+        entries = [entry for name in splits for entry in self.splits.get(name, [])]
+        return [(entry.prompt, entry.answer) for entry in entries[:most]]
+
     def score(self, answer: str | None, entry: Entry) -> float:
         """The verifier's score of a model's answer, in [0, 1]: 1 is right; None (no answer) scores 0.
 

@@ -1,0 +1,46 @@
+"""The loss of the refinement: the divergence of two distributions, one of which is stored in part. Pure functions."""
+
+from __future__ import annotations
+
+import torch
+
+
+def kept_part(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what is kept of each distribution: logits (n, V) -> ids, log-probabilities and the log of the remainder.
+
+    * The ids (n, k) are int32, the likeliest token first. The log-probabilities (n, k) and the logarithm of the
+      probability of all other tokens together (n,) are float32, in nats; minus infinity stands for a probability of 0.
+    * If the vocabulary has fewer than ``k`` tokens, all are kept.
+    """
+    log_probs = logits.float().log_softmax(dim=-1)
+    logs, ids = log_probs.topk(min(k, logits.shape[-1]), dim=-1)
+    rest = _log_sum(log_probs.scatter(-1, ids, -torch.inf))
+    return ids.int(), logs, rest
+
+
+def answer_kl(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return KL(teacher || student) of each position, in nats: student's logits (n, V) -> (n,) float32.
+
+    The teacher's part is what :func:`kept_part` returned. All tokens outside of it count as one event:
+
+        sum_k p_k (log p_k - log q_k) + p_rest (log p_rest - log q_rest)
+
+    Joining events never raises a KL, so this is a lower bound of the KL over the whole vocabulary, and equal to it if
+    all tokens were kept. The result is infinite where the student rules out what the teacher does not. The gradient
+    flows to ``logits``.
+    """
+    log_probs = logits.float().log_softmax(dim=-1)
+    index = ids.long()
+    student = torch.cat([log_probs.gather(-1, index), _log_sum(log_probs.scatter(-1, index, -torch.inf))[:, None]], -1)
+    teacher = torch.cat([logs, rest[:, None]], -1)
+    possible = teacher > -torch.inf
+    # Impossible events add nothing. They are set to 0 before the product, because 0 * infinity would be NaN.
+    difference = torch.where(possible, teacher, 0.0) - torch.where(possible, student, 0.0)
+    return (teacher.exp() * difference).sum(dim=-1)
+
+
+def _log_sum(log_probs: torch.Tensor) -> torch.Tensor:
+    """Return log sum exp over the last axis. Where all are minus infinity so is the sum, and its gradient is 0."""
+    empty = (log_probs == -torch.inf).all(dim=-1)
+    safe = torch.where(empty[..., None], 0.0, log_probs)
+    return torch.where(empty, -torch.inf, safe.logsumexp(dim=-1))

@@ -1,0 +1,145 @@
+"""Refine a pack: the specialist answers, the factors are trained, and the better pack of the two is returned."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from skillweave.base import Answer, Base, Checkpoint, Prompt, open_base
+from skillweave.delta import Delta, write_tuned
+from skillweave.errors import UserError
+from skillweave.pack import Skillpack
+from skillweave.pack.card import refinement_text
+from skillweave.progress import console, share_of
+from skillweave.skillzip.refine.config import RefineConfig
+from skillweave.skillzip.refine.factors import with_factors
+from skillweave.skillzip.refine.student import Student
+from skillweave.skillzip.refine.teacher import teacher_rows
+from skillweave.skillzip.refine.train import Progress, train
+
+_LONGEST_KL = 1.234e-05
+"""No KL is longer than this in the card's JSON: a pack is weighed before it is refined."""
+
+
+def placeholder(config: RefineConfig) -> dict[str, Any]:
+    """Return a record of a refinement that is at least as long, in JSON, as the one that :func:`refined` will write."""
+    counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
+    return {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts}
+
+
+def check_examples(examples: Sequence[tuple[Prompt, Answer | None]] | None, config: RefineConfig) -> None:
+    """Raise :class:`UserError` unless there are prompts to refine with, and answers if the settings ask for them."""
+    if not examples or len(examples) < 2:
+        raise UserError(
+            f"refine needs at least 2 calibration prompts, and there {'is 1' if examples else 'are none'}: name a task "
+            "with --task, or give zip_delta(..., calibration=[(prompt, answer), ...]); or remove refine"
+        )
+    if config.answers == "given":
+        missing = sum(answer is None for _, answer in examples)
+        if missing:
+            raise UserError(
+                f"refine.answers is 'given', and {share_of(missing, len(examples), 'prompts')} have no answer: give "
+                "every prompt one, or set refine.answers=specialist"
+            )
+
+
+def refined(
+    pack: Skillpack,
+    base: Base,
+    delta: Delta,
+    examples: Sequence[tuple[Prompt, Answer | None]],
+    config: RefineConfig,
+    folder: Path,
+) -> Skillpack:
+    """Return ``pack`` with factors that were tuned to the output distribution of base + delta.
+
+    * The entries, and the size of every tensor, stay the same; ``card.codec.measured["refine"]`` says what was gained.
+    * The pack is never worse than it was, on the held-out prompts: if no step made it better, it keeps its factors.
+    * ``folder`` keeps the specialist's probabilities and the state of the training. A call with the same arguments and
+      folder continues where a killed one stopped.
+    * The specialist is a second model, in float32. It is gone when the training begins: that needs only the base, the
+      factors, and what the prompts of one step take.
+
+    Raises :class:`UserError` as :func:`check_examples` does, and if no two prompts fit the context.
+    """
+    check_examples(examples, config)
+    chosen = examples[: config.prompts]
+    if left := len(examples) - len(chosen):
+        console.print(f"  {share_of(left, len(examples), 'prompts')} are not used for the refinement (refine.prompts)")
+    rows = teacher_rows(
+        _opener(base, delta, folder), [(prompt, answer or "") for prompt, answer in chosen], config, folder
+    )
+    count = min(config.held_out, len(rows) // 2)
+    if count == 0:
+        raise UserError("refine needs at least 2 prompts that fit the base's context: give more, or shorter ones")
+    if count < config.held_out:
+        console.print(
+            f"  only {count} prompts are held out, not {config.held_out}: there are {len(rows)}, and half of them train"
+        )
+    random.Random(config.seed).shuffle(rows)
+    student = Student(base.model, pack)
+    if student.fixed:
+        total = len(student.fixed) + len(student.trainable)
+        console.print(
+            f"  {share_of(len(student.fixed), total, 'matrices and stacks')} are not refined, because their products "
+            f"cannot be added to the output of a layer ({student.fixed[0]})",
+            soft_wrap=True,
+        )
+    if not student.trainable:
+        console.print("  no matrix of the pack can be refined: it stays as it is")
+        return _without_record(pack)
+    progress = train(student, rows[count:], rows[:count], config, folder)
+    return _better(pack, progress, prompts=len(rows), held_out=count)
+
+
+def _opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
+    """Return a function that opens the specialist, in float32 if the base's files are there.
+
+    Tensors that transformers joins or renames while it loads are added on disk, in a model that is written below
+    ``folder`` and deleted when it is open. All others are added in memory.
+    """
+
+    def opened() -> Base:
+        if base.in_memory:
+            return delta.apply(base)
+        held = set(Checkpoint(base.model).names())
+        if all(name in held for name in delta.names()):
+            fresh = open_base(base.path, dtype="float32", device=base.model.device)
+            return delta.apply(fresh, in_place=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            write_tuned(base.path, delta, Path(temporary) / "specialist", dtype="float32")
+            return open_base(Path(temporary) / "specialist", dtype="float32", device=base.model.device)
+
+    return opened
+
+
+def _better(pack: Skillpack, progress: Progress, *, prompts: int, held_out: int) -> Skillpack:
+    """Return the pack with the best factors of the training, or ``pack`` if no step made it better; and say which."""
+    before, (best_step, after) = progress.curve[0][1], progress.best_point
+    better = after < before
+    result = with_factors(pack, progress.best if better else {})
+    result.card.codec.measured["refine"] = {
+        "refined": better,
+        "kl_before": _shortened(before),
+        "kl_after": _shortened(after),
+        "steps": progress.step,
+        "best_step": best_step,
+        "prompts": prompts,
+        "held_out": held_out,
+    }
+    console.print(f"  refine: {refinement_text(result.card.codec.measured['refine'])}", soft_wrap=True)
+    return result
+
+
+def _without_record(pack: Skillpack) -> Skillpack:
+    result = with_factors(pack, {})
+    result.card.codec.measured.pop("refine", None)
+    return result
+
+
+def _shortened(value: float) -> float:
+    """Return a number with four digits, as JSON never longer than :data:`_LONGEST_KL`."""
+    return float(f"{value:.3e}")

@@ -1,0 +1,189 @@
+"""A base that answers as a pack does, whose factors can be trained: their products are added in forward hooks.
+
+No weight is copied, and no weight of the base gets a gradient. The difference from :mod:`skillweave.weave` is the
+arithmetic: the products are floats, through which a gradient flows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import embedding, linear
+
+from skillweave.base.feeding import Fed, feeding
+from skillweave.base.layout import Layout
+from skillweave.errors import UserError
+from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack.vocabulary import token_rows, vocabularies
+from skillweave.skillzip.refine.factors import FactorEntry, float_factors
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A module that holds the tensor of an entry, and how it uses it."""
+
+    module: nn.Module
+    fed: Fed
+
+
+class Student:
+    """A model with a pack on it.
+
+    Entries whose products can be added to the output of a module are trainable. The tensors of all other entries hold
+    the values that the pack gives them while :meth:`running` lasts.
+    """
+
+    def __init__(self, model: Any, pack: Skillpack) -> None:
+        self.model = model
+        self._pack = pack
+        self._layout = Layout(model)
+        self._places: dict[str, list[_Place]] = {}
+        self._fixed: dict[str, str] = {}
+        """entry -> the name of its tensor in the model"""
+        self._joined: dict[str, None] = {}
+        """tensors of the model that are joined from several of the files"""
+        self._tokens = token_rows(model, pack.card.name, pack.token_rows())
+        self._smooth = {
+            name: pack.tensors[f"{entry.group}.smooth"].to(self._device).float()
+            for name, entry in pack.card.entries.items()
+            if isinstance(entry, LowRankEntry) and entry.smooth
+        }
+        self._place(feeding(model))
+
+    @property
+    def trainable(self) -> dict[str, FactorEntry]:
+        """The entries whose factors can be trained, by name."""
+        entries = self._pack.card.entries
+        return {name: entry for name, entry in entries.items() if name in self._places and _factored(entry)}  # type: ignore[misc]
+
+    @property
+    def fixed(self) -> list[str]:
+        """The names of the entries that hold matrices in a short form and cannot be trained here."""
+        plain = DifferenceEntry | WholeEntry | RowsEntry
+        entries = self._pack.card.entries
+        return [name for name, entry in entries.items() if not isinstance(entry, plain) and name not in self._places]
+
+    def float_factors(self) -> dict[str, torch.Tensor]:
+        """Return the factors of the trainable entries as the pack has them, float32 on the model's device."""
+        return {
+            key: factor.to(self._device)
+            for name in self.trainable
+            for key, factor in float_factors(self._pack, name).items()
+        }
+
+    @contextlib.contextmanager
+    def running(self, factors: dict[str, torch.Tensor]) -> Iterator[None]:
+        """Context in which the model answers with the pack, and with ``factors`` in place of the pack's own.
+
+        The values of the mapping may be replaced inside the context. The model is in eval mode, and none of its weights
+        gets a gradient. Afterwards it is as it was before, to the bit; a gradient must be computed before, because some
+        tensors of the model hold the pack's values.
+        """
+        parameters = list(self.model.parameters())
+        wanted = [parameter.requires_grad for parameter in parameters]
+        was_training = self.model.training
+        originals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        handles: list[Any] = []
+        try:
+            self.model.eval().requires_grad_(False)
+            self._put_fixed(originals)
+            for name, places in self._places.items():
+                for place in places:
+                    handles.append(place.module.register_forward_hook(self._adds(name, place.fed, factors)))
+            # After the hooks above, which know the base's rows only.
+            with vocabularies(self.model, [self._tokens], every=True):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            for tensor, data in originals:
+                tensor.data = data
+            for parameter, value in zip(parameters, wanted, strict=True):
+                parameter.requires_grad_(value)
+            self.model.train(was_training)
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def _place(self, fed: Mapping[str, Fed]) -> None:
+        """Find out which modules each entry changes, and whether its factors can be added to their outputs."""
+        modules = dict(self.model.named_modules())
+        tensors = _named(self.model)
+        homes: dict[int, list[str]] = {}
+        for target, tensor in tensors.items():
+            homes.setdefault(id(tensor), []).append(target.rpartition(".")[0])
+        for name, entry in self._pack.card.entries.items():
+            if isinstance(entry, RowsEntry):
+                continue
+            target, joined = self._layout.place(name)
+            if joined and self._layout.parts(target):
+                self._joined[target] = None
+                continue
+            if target not in tensors:
+                raise UserError(
+                    f"the pack '{self._pack.card.name}' holds '{name}', which the base does not have: such a pack can "
+                    "be unzipped, but neither served nor refined; remove refine"
+                )
+            owners = homes[id(tensors[target])]
+            if _factored(entry) and all(module in fed and _fits(entry, fed[module]) for module in owners):
+                self._places[name] = [_Place(modules[module], fed[module]) for module in owners]
+            else:
+                self._fixed[name] = target
+
+    def _adds(self, name: str, fed: Fed, factors: Mapping[str, torch.Tensor]) -> Any:
+        """Return the forward hook that adds the product of an entry's factors."""
+        smooth = self._smooth.get(name)
+
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            x, left, right = args[0], factors[f"{name}.A"], factors[f"{name}.B"]
+            right = right if smooth is None else right / smooth
+            if fed.law == "lookup":
+                change = embedding(x, left) @ right * fed.scale
+            else:
+                change = linear(linear(x, right.to(x.dtype)), left.to(x.dtype))
+            return output + change.to(output.dtype)
+
+        return hook
+
+    @torch.no_grad()
+    def _put_fixed(self, originals: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Put the values of all entries that are not trained into the model; ``originals`` gets what they replace."""
+        tensors = _named(self.model)
+
+        def put(target: str, value: torch.Tensor) -> None:
+            tensor = tensors[target]
+            originals.append((tensor, tensor.data))
+            tensor.data = value.to(tensor)
+
+        pack = self._pack
+        for name, target in self._fixed.items():
+            if isinstance(pack.card.entries[name], WholeEntry):
+                put(target, pack.tensors[name])
+            else:
+                put(target, tensors[target].float() + pack.decode(name).to(self._device))
+        for group in self._joined:
+            changes = self._layout.joined(group, lambda part: pack.decode(part) if part in pack.card.entries else None)
+            for target, change in changes.items():
+                put(target, tensors[target].float() + change.to(self._device))
+
+
+def _named(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter and buffer of a model by each of its names."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return dict(named)
+
+
+def _factored(entry: Entry) -> bool:
+    return isinstance(entry, LowRankEntry | FactorsEntry)
+
+
+def _fits(entry: Entry, fed: Fed) -> bool:
+    """Return whether a module does nothing with its weight but what the factors of the entry can be added to."""
+    transposed = isinstance(entry, LowRankEntry | FactorsEntry) and entry.transposed
+    return fed.law in ({"transposed"} if transposed else {"linear", "lookup"})

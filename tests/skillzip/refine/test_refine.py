@@ -1,0 +1,201 @@
+"""A refined pack is nearer to its specialist at the same bytes, never worse, and a killed refinement goes on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.specialist import SUMS, UNSEEN, trained_specialist
+from skillweave.base import Base, answer_ids, prompt_ids
+from skillweave.base.safetensors_io import read_tensors
+from skillweave.delta import Delta
+from skillweave.errors import UserError
+from skillweave.pack import Skillpack
+from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.skillzip.refine import run, teacher, train
+from skillweave.skillzip.refine.config import RefineConfig
+from skillweave.weave import PackedModel
+
+FAST: dict[str, Any] = {"steps": 16, "held_out": 8, "max_new_tokens": 12, "learning_rate": 0.05}
+
+
+@pytest.fixture(scope="module")
+def made(micro_base: Path) -> tuple[Base, Delta]:
+    return trained_specialist(micro_base)
+
+
+def refine(made: tuple[Base, Delta], work: Path | None = None, **settings: Any) -> Skillpack:
+    base, delta = made
+    bits, ratio = settings.pop("bits", 4), settings.pop("ratio", "1/8")
+    config = ZipConfig(ratio=ratio, bits=bits, allow_left_out=True, refine=RefineConfig(**{**FAST, **settings}))
+    return zip_delta(delta, base, None, config, name="t", refine_on=SUMS, work=work)
+
+
+@pytest.fixture(scope="module")
+def finished(made: tuple[Base, Delta], tmp_path_factory: pytest.TempPathFactory) -> tuple[Skillpack, Path]:
+    """A refined pack, and the folder of its work."""
+    work = tmp_path_factory.mktemp("finished") / "work"
+    return refine(made, work), work
+
+
+def figures(pack: Skillpack) -> dict[str, Any]:
+    return pack.card.codec.measured["refine"]
+
+
+@torch.no_grad()
+def whole_kl(specialist: Any, model: Any, tokenizer: Any) -> float:
+    """The mean KL of an answer's token over prompts that nobody has seen, over the whole vocabulary, in float64."""
+    total, tokens = 0.0, 0
+    for prompt, answer in UNSEEN:
+        before, after = prompt_ids(tokenizer, prompt), answer_ids(tokenizer, answer)
+        ids = torch.tensor([before + after])
+        ours, theirs = (m(ids).logits[0, len(before) - 1 : -1].double().log_softmax(-1) for m in (specialist, model))
+        total, tokens = total + float((ours.exp() * (ours - theirs)).sum()), tokens + len(after)
+    return total / tokens
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_it_comes_nearer_to_the_specialist_at_the_same_bytes(made: tuple[Base, Delta], bits: int) -> None:
+    base, delta = made
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    pack = refine(made, bits=bits)
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in base.model.parameters())
+    plain = zip_delta(delta, base, None, ZipConfig(ratio="1/8", bits=bits, allow_left_out=True), name="t")  # type: ignore[arg-type]
+    assert pack.nbytes <= pack.card.bytes.bf16_delta / 8
+    assert pack.card.bytes.total == pack.nbytes
+    assert pack.card.codec.settings["refine"]["steps"] == 16
+    gained = figures(pack)
+    assert gained["refined"]
+    assert gained["kl_after"] < 0.5 * gained["kl_before"]
+
+    # As it is served, with integers throughout, on prompts outside of the refinement, over the whole vocabulary.
+    specialist = delta.apply(base).model
+    packed = PackedModel(base.model)
+    distances = []
+    for name, one in (("plain", plain), ("refined", pack)):
+        packed.add(packed.prepare(name, one))
+        with packed.every_row(name):
+            distances.append(whole_kl(specialist, base.model, base.tokenizer))
+        packed.remove(name)
+    assert distances[1] < 0.7 * distances[0]
+
+
+def test_the_measured_kl_is_that_of_the_pack(made: tuple[Base, Delta], finished: tuple[Skillpack, Path]) -> None:
+    """The figures on the card, from the stored codes alone: the unzipped pack against the stored distributions."""
+    base, delta = made
+    pack, work = finished
+    start = Skillpack.from_pretrained(work / "pack")
+    assert pack.specs == start.specs
+    assert pack.card.entries == start.card.entries
+    rows = teacher.teacher_rows(lambda: delta.apply(base), SUMS, RefineConfig(**FAST), work)
+    random.Random(0).shuffle(rows)
+    for one, key in ((start, "kl_before"), (pack, "kl_after")):
+        model = one.unzip().apply(base).model
+        total = 0.0
+        for row in rows[:8]:
+            with torch.no_grad():
+                q = model(torch.tensor([row.ids])).logits[0, row.prompt - 1 : -1].softmax(-1)
+            for at in range(row.tokens):
+                p, others = row.logs[at].exp(), torch.ones(q.shape[1], dtype=torch.bool)
+                others[row.top[at].long()] = False
+                chosen, rest = q[at][row.top[at].long()], q[at][others].sum()
+                total += float((p * (p / chosen).log()).sum() + row.rest[at].exp() * (row.rest[at] - rest.log()))
+        assert figures(pack)[key] == pytest.approx(total / sum(row.tokens for row in rows[:8]), rel=2e-3)
+
+
+def test_it_is_never_worse_than_before(made: tuple[Base, Delta], tmp_path: Path) -> None:
+    pack = refine(made, tmp_path, learning_rate=1.0, steps=4, batch_size=1, ratio="1/2")
+    assert not figures(pack)["refined"]
+    assert figures(pack)["kl_after"] == figures(pack)["kl_before"]
+    start = Skillpack.from_pretrained(tmp_path / "pack")
+    assert all(torch.equal(start.tensors[key], tensor) for key, tensor in pack.tensors.items())
+
+
+def test_it_stops_early_and_keeps_the_best_step(made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.4, 0.3, 0.6, 0.35, 0.1])
+    monkeypatch.setattr(train, "mean_kl", lambda *_: next(values))
+    gained = figures(refine(made, patience=2))
+    assert gained == {**gained, "steps": 8, "best_step": 4, "kl_before": 0.5, "kl_after": 0.3}
+
+
+def kill_after(calls: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls -= 1
+        if calls < 0:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    return killed
+
+
+def test_a_killed_refinement_goes_on_and_ends_the_same(
+    made: tuple[Base, Delta], finished: tuple[Skillpack, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Killed between two answers of the specialist, then in step 8 (the last checkpoint is of step 6), then never.
+    for module, name, calls in ((teacher, "_answered", 1), (train, "_backward", 7)):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(module, name, kill_after(calls, getattr(module, name)))
+            refine(made, tmp_path)
+    monkeypatch.setattr(run, "open_base", None)  # the specialist is not needed again
+    monkeypatch.setattr("skillweave.skillzip.zip._zip", None)  # and neither is the codec
+    resumed = refine(made, tmp_path)
+    whole, work = finished
+    wanted, got = (read_tensors(folder / train.CHECKPOINT) for folder in (work, tmp_path))
+    assert wanted["losses"].numel() == 16
+    assert all(torch.equal(got[key], tensor) for key, tensor in wanted.items())
+    assert resumed.digest == whole.digest
+    assert resumed.card.codec == whole.card.codec
+
+
+def test_work_of_another_refinement_is_not_used(
+    made: tuple[Base, Delta], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refine(made, tmp_path / "work", steps=1)
+    pack = refine(made, tmp_path / "work", steps=2)
+    assert "holds the work of another refinement" in " ".join(capsys.readouterr().err.split())
+    assert figures(pack)["steps"] == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(UserError, match="holds something that is not the work of a refinement"):
+        refine(made, tmp_path / "mine")
+
+
+def test_given_answers_are_taken(made: tuple[Base, Delta], tmp_path: Path) -> None:
+    refine(made, tmp_path, answers="given", steps=1)
+    base, delta = made
+    rows = teacher.teacher_rows(lambda: delta.apply(base), SUMS, RefineConfig(answers="given"), tmp_path)
+    assert [row.ids[row.prompt :] for row in rows] == [answer_ids(base.tokenizer, answer) for _, answer in SUMS]
+
+
+def test_what_is_left_out_is_said(made: tuple[Base, Delta], capsys: pytest.CaptureFixture[str]) -> None:
+    base, delta = made
+    config = ZipConfig(ratio="1/16", allow_left_out=True, refine=RefineConfig(steps=1, prompts=5, max_new_tokens=2))
+    zip_delta(delta, base, None, config, name="t", refine_on=[("x" * 300, None), *((p, None) for p, _ in SUMS)])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "36 of 41 prompts (88%) are not used for the refinement" in said
+    assert "1 of 5 prompts for the refinement (20%) fill the base's context" in said
+    assert "4 of 4 answers of the specialist (100%) are cut off at max_new_tokens=2" in said
+    assert "only 2 prompts are held out, not 16" in said
+
+
+@pytest.mark.parametrize(
+    ("examples", "settings", "message"),
+    [
+        (None, {}, "there are none: name a task with --task, or give zip_delta"),
+        ([("hello", None)], {}, "at least 2 calibration prompts, and there is 1"),
+        ([("hello", "a"), ("you", None)], {"answers": "given"}, "1 of 2 prompts .50%. have no answer"),
+        ([("x" * 300, None), ("y" * 300, None)], {}, "no prompt for the refinement fits"),
+    ],
+)
+def test_mistakes(made: tuple[Base, Delta], examples: Any, settings: dict[str, Any], message: str) -> None:
+    base, delta = made
+    config = ZipConfig(ratio="1/16", allow_left_out=True, refine=RefineConfig(**settings))
+    with pytest.raises(UserError, match=message):
+        zip_delta(delta, base, None, config, name="t", refine_on=examples)
