@@ -11,7 +11,7 @@ A token's scale is set by its largest channel. In some layers of a language mode
 thousands of times larger than the others, which would then round to a few codes, or to zero. Kept in floats, these
 channels cost a few percent of the layer's products, and all others get a fine scale. Smoothing (SmoothQuant [abstract]:
 divide the inputs by s and multiply the columns of W by it) needs no floats, but it makes the weights coarser.
-:mod:`skillweave.weave.int8_backbone` chooses the channels.
+The module int8_backbone chooses the channels.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def row_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def smoothing(largest: torch.Tensor, weight: torch.Tensor, exponent: float) -> torch.Tensor:
     """The factor of each input channel: max|x|^e / max|W column|^(1 - e) for the exponent e, float32 (in,).
 
-    SmoothQuant, equation 4 [abstract], scaled to a geometric mean of 1. ``largest`` is max|x| of each channel, float (in,); ``weight`` is (out, in). A
-    channel that is always zero, or whose weights are, gets a factor from the smallest positive value instead.
+    SmoothQuant, equation 4 [abstract], scaled to a geometric mean of 1. ``largest`` is max|x| of each channel, float
+    (in,); ``weight`` is (out, in). Where one of the two is 0, the smallest positive value of the others counts.
     """
     x, w = (_positive(side.float()) for side in (largest, weight.abs().amax(dim=0)))
     logarithm = exponent * x.log() - (1 - exponent) * w.log()
@@ -60,8 +60,9 @@ class Int8Linear(nn.Module):
     """A linear layer with int8 weights, in place of ``nn.Linear`` or transformers' ``Conv1D``. For inference.
 
     It has parameters under the names of the layer it replaces, so a pack finds them: ``weight`` is int8 in the shape of
-    the layer, and ``bias`` is the layer's own. Beside them are ``weight_scale`` float32 (out,), which is
-    s_w / 127, and ``outlier_weight`` (k, out) in the dtype of the layer, which may be empty. A tuned weight has tensors of the same names (:meth:`coded`).
+    the layer, and ``bias`` is the layer's own. Beside them are ``weight_scale`` float32 (out,), which is s_w / 127, and
+    ``outlier_weight`` (k, out) in the dtype of the layer, which may be empty. A tuned weight has tensors of the same
+    names (:meth:`coded`).
 
     Attributes:
         law: "linear" for a weight (out, in), "transposed" for (in, out).

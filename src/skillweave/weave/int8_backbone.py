@@ -29,8 +29,8 @@ from skillweave.weave.int8_loss import loss, next_log_probs
 from skillweave.weave.resident import owners
 
 INT8 = "int8"
-BACKBONES = (INT8,)
-"""The forms other than its dtype in which a base can be served."""
+PLAIN = "dtype"
+"""The forms in which the linear layers of a base can be served: in int8, or in the dtype of the other layers."""
 
 OUTLIER_SHARE = 32
 """One input channel in so many stays in floats."""
@@ -49,11 +49,11 @@ CALIBRATION = (
 
 
 def check_form(backbone: str | None) -> None:
-    """Raise :class:`UserError` unless ``backbone`` is one of :data:`BACKBONES`, or None."""
-    if backbone is not None and backbone not in BACKBONES:
+    """Raise :class:`UserError` unless ``backbone`` is :data:`INT8`, :data:`PLAIN` or None."""
+    if backbone not in (None, INT8, PLAIN):
         raise UserError(
-            f"unknown backbone '{backbone}': write {INT8}, or leave it out to serve the base in its dtype "
-            f"(dtypes such as bfloat16 are set with dtype)"
+            f"unknown backbone '{backbone}': write {INT8} for linear layers in int8, or '{PLAIN}' for layers in the "
+            f"dtype of the base, which the setting dtype chooses"
         )
 
 
@@ -62,7 +62,7 @@ def is_int8(base: Base) -> bool:
     return any(isinstance(module, Int8Linear) for module in base.model.modules())
 
 
-def int8_backbone(
+def put_into_int8(
     base: Base,
     *,
     prompts: Sequence[PromptOrIds] = CALIBRATION,
