@@ -95,7 +95,8 @@ def test_zero_rows_huge_and_tiny_scales_and_nan():
     assert y[0, :3].tolist() == [0.0, 0.0, 0.0]
     assert y[1, 1].item() == pytest.approx(-2e10, rel=0.02)
     assert y[2, 2].item() == pytest.approx(1e-10, rel=0.02)
-    assert y[3, :].isnan().all() and y[:, 3].isnan().all()
+    assert y[3, :].isnan().all()
+    assert y[:, 3].isnan().all()
     assert Int8Linear(weight, outliers=torch.tensor([0]))(torch.tensor([[float("nan"), 1.0]])).isnan().all()
 
 
@@ -126,10 +127,11 @@ def test_smoothing_follows_its_formula_where_both_sides_are_positive():
     factors = smoothing(largest, weight, 0.5)
     ratio = (4.0**0.5 / 1.0**0.5) / (1.0**0.5 / 2.0**0.5)
     assert float(factors[0] / factors[1]) == pytest.approx(ratio)
-    assert factors.isfinite().all() and float(factors.log().mean()) == pytest.approx(0, abs=1e-6)
+    assert factors.isfinite().all()
+    assert float(factors.log().mean()) == pytest.approx(0, abs=1e-6)
 
 
-# -- a model ------------------------------------------------------------------------------------------------------------
+# -- a model ---
 
 
 def base_of(model) -> Base:
@@ -146,13 +148,9 @@ def rounded(plain):
     return put_into_int8(base_of(copy.deepcopy(plain)))
 
 
-def same_floats(model):
-    """A copy of the plain model whose linear weights hold the numbers that the int8 layers multiply with."""
-    return {name: layer.decoded() for name, layer in model.named_modules() if isinstance(layer, Int8Linear)}
-
-
 def test_every_linear_layer_but_the_head_is_replaced_and_nothing_else_changes(plain, rounded):
-    assert is_int8(rounded) and rounded.fingerprint == fingerprint(plain)
+    assert is_int8(rounded)
+    assert rounded.fingerprint == fingerprint(plain)
     for name, module in plain.named_modules():
         kept = rounded.model.get_submodule(name)
         if isinstance(module, nn.Linear) and name != "lm_head":
@@ -169,7 +167,8 @@ def test_every_linear_layer_but_the_head_is_replaced_and_nothing_else_changes(pl
 def test_answers_are_near_those_of_the_floats(plain, rounded):
     texts = [([5, 9, 30, 17, 44, 60, 61, 8], 2), ([70, 71, 72, 9], 1)]
     lost = loss(next_log_probs(plain, texts), next_log_probs(rounded.model, texts))
-    assert lost.tokens == 9 and 0 < lost.kl < 0.01
+    assert lost.tokens == 9
+    assert 0 < lost.kl < 0.01
     assert loss(next_log_probs(plain, texts), next_log_probs(plain, texts)).kl == pytest.approx(0, abs=1e-6)
 
 
@@ -196,7 +195,8 @@ def test_a_pack_adds_the_same_to_a_layer_in_int8(plain, rounded):
                 own[name] = layer(x) - bare
         changes.append(own)
     for name, change in changes[0].items():
-        assert change[0].any() and not change[1].any()
+        assert change[0].any()
+        assert not change[1].any()
         torch.testing.assert_close(changes[1][name], change, rtol=1e-4, atol=1e-4)
 
 
@@ -223,7 +223,9 @@ def test_conv1d_layers_of_gpt2_are_replaced_and_take_packs():
     want = next_log_probs(model, [([5, 9, 30, 17], 1)])
     base = put_into_int8(base_of(model))
     layer = model.transformer.h[0].mlp.c_fc
-    assert isinstance(layer, Int8Linear) and layer.law == "transposed" and layer.weight.shape == (32, 128)
+    assert isinstance(layer, Int8Linear)
+    assert layer.law == "transposed"
+    assert layer.weight.shape == (32, 128)
     assert not any(isinstance(module, Conv1D) for module in model.modules())
     assert loss(want, next_log_probs(base.model, [([5, 9, 30, 17], 1)])).kl < 1e-3
 
@@ -248,7 +250,7 @@ def test_a_model_without_linear_layers_is_refused():
         put_into_int8(Base(Bare().eval(), micro_tokenizer(), "sha256:0", "bare", path=None))
 
 
-# -- a weave ------------------------------------------------------------------------------------------------------------
+# -- a weave ---
 
 
 def test_a_weave_is_opened_in_int8_by_argument_or_by_its_card(tmp_path):
@@ -256,7 +258,8 @@ def test_a_weave_is_opened_in_int8_by_argument_or_by_its_card(tmp_path):
     pack = random_pack(base.model, base.fingerprint, name="skill")
     folder = Weave.write(tmp_path / "weave", base, {"skill": pack}, backbone_codes="int8")
     woven = Weave.from_pretrained(folder)
-    assert is_int8(woven.base) and woven.base.fingerprint == base.fingerprint
+    assert is_int8(woven.base)
+    assert woven.base.fingerprint == base.fingerprint
     assert woven.base_bytes < base.nbytes
     assert woven.base.checkpoint.tensor(f"{UP}.weight").is_floating_point()
     assert woven.generate(["hello"], "skill")[0].text is not None

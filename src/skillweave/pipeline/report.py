@@ -180,7 +180,7 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
 def _notes(report: dict[str, Any]) -> list[str]:
     router, memory, base = report["router"], report["memory"], report["base"]
     return [
-        f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}{', linear layers in int8' * ('backbone' in report)}.",
+        f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}{_layers_in(report)}.",
         *([_unlearnt_note(base["unlearnt"])] if base.get("unlearnt") else []),
         *_audit_notes(report),
         'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
@@ -216,3 +216,7 @@ def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
         + "".join(f"; {figure}" for figure in figures)
         + "."
     )
+
+
+def _layers_in(report: Mapping[str, Any]) -> str:
+    return ", linear layers in int8" if "backbone" in report else ""

@@ -26,6 +26,9 @@ from skillweave.weave.linear import LARGEST_CODE, int_matmul, token_codes
 
 LONGEST = (2**31 - 1) // LARGEST_CODE**2
 """The most input channels of a layer: a sum of more products of the largest codes could exceed int32."""
+Law = Literal["linear", "transposed"]
+"""How a layer holds its weight: (out, in) or (in, out)."""
+
 # Rows of one product on a CPU: its result then stays in the cache until it is scaled. Measured on one core with AVX512
 # VNNI, 512 rows of 576 x 1536: all at once 6.0 ms, 4 times 128 rows 3.1 ms.
 _ROWS = 128
@@ -70,6 +73,9 @@ class Int8Linear(nn.Module):
         unsmooth: 1 / smooth, float32 (in,), or None.
     """
 
+    weight: nn.Parameter
+    weight_scale: nn.Parameter
+    outlier_weight: nn.Parameter
     outliers: torch.Tensor
     unsmooth: torch.Tensor | None
 
@@ -78,7 +84,7 @@ class Int8Linear(nn.Module):
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
         *,
-        law: Literal["linear", "transposed"] = "linear",
+        law: Law = "linear",
         outliers: torch.Tensor | None = None,
         smooth: torch.Tensor | None = None,
     ) -> None:

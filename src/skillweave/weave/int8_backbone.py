@@ -24,7 +24,7 @@ from skillweave.base.feeding import feeding
 from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
-from skillweave.weave.int8 import LONGEST, Int8Linear, smoothing
+from skillweave.weave.int8 import LONGEST, Int8Linear, Law, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
 from skillweave.weave.resident import owners
 
@@ -113,16 +113,16 @@ def put_into_int8(
     return base
 
 
-def _layers(model: Any) -> tuple[dict[str, str], dict[str, str]]:
+def _layers(model: Any) -> tuple[dict[str, Law], dict[str, str]]:
     """(name -> law of the layers to replace, name -> why not for the other linear layers; the head is neither)."""
     fed, places, head = feeding(model), owners(model), model.get_output_embeddings()
-    chosen: dict[str, str] = {}
+    chosen: dict[str, Law] = {}
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         law = fed[name].law if name in fed else None
         if module is head or not (isinstance(module, nn.Linear) or law == "transposed"):
             continue
-        if law not in ("linear", "transposed"):
+        if law is None or law == "lookup":
             reasons[name] = "is not only multiplied with its input, or was not called"
         elif len(places[f"{name}.weight"][1]) > 1:
             reasons[name] = "shares its weight with another module"
