@@ -77,15 +77,17 @@ def put_into_int8(
     - ``outlier_share``: one input channel in so many stays in floats; None: none
     - ``smooth``: the exponent of SmoothQuant's smoothing, from 0 to 1; None: no smoothing
 
-    Raises :class:`UserError` for a base that is in int8 already, or whose layers cannot be.
+    Raises :class:`UserError` for a base that is in int8 already, or whose layers cannot be, and without any prompt.
     """
     if is_int8(base):
         raise UserError(f"the linear layers of {base.ref} are in int8 already: open the base again to change how")
+    texts = [prompt_ids(base.tokenizer, prompt)[: context_length(base.model)] for prompt in prompts]
+    if not any(len(ids) > 1 for ids in texts):
+        raise UserError("the outlier channels are looked for on prompts of at least two tokens, and none is given")
     chosen, reasons = _layers(base.model)
     if not chosen:
         why = next(iter(reasons.values()), "it has none")
         raise UserError(f"{base.ref} has no linear layer that can be put into int8 ({why}): leave out backbone: {INT8}")
-    texts = [prompt_ids(base.tokenizer, prompt)[: context_length(base.model)] for prompt in prompts]
     largest, floats = _calibrated(base.model, list(chosen), texts)
     before = base.nbytes
     for name, law in chosen.items():
