@@ -29,8 +29,8 @@ class Loss:
 
     def __str__(self) -> str:
         return (
-            f"the KL divergence from the model before is {1000 * self.kl:.2f} thousandths of a nat, and the most likely token is the "
-            f"same for {100 * self.agreement:.1f}%"
+            f"the KL divergence from the model before is {1000 * self.kl:.2f} thousandths of a nat, and the most "
+            f"likely token is the same for {100 * self.agreement:.1f}%"
         )
 
 
