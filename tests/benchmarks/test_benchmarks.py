@@ -24,6 +24,7 @@ from skillweave.tasks.with_tools import load_agent
 
 record = importlib.import_module("benchmarks.common.record")
 skills = importlib.import_module("benchmarks.common.skills")
+int8_backbone = importlib.import_module("benchmarks.int8_backbone")
 mixed_batch = importlib.import_module("benchmarks.mixed_batch")
 memory = importlib.import_module("benchmarks.memory")
 architectures = importlib.import_module("benchmarks.architectures")
@@ -77,6 +78,17 @@ def test_mixed_batch(tmp_path: Path) -> None:
     taken = {row["way"]: np.array(row["seconds"]) for row in found["rows"]}
     ratio = np.median(taken["specialists in turn"] / taken["weave, mixed"])
     assert claim["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+
+
+def test_int8_backbone(tmp_path: Path) -> None:
+    found = result(int8_backbone, tmp_path)
+    losses = {row["what"]: row["kl_thousandths"] for row in found["rows"] if "kl_thousandths" in row}
+    assert len(losses) == 7
+    assert all(value > 0 for value in losses.values())
+    assert found["claims"][0]["value"] == pytest.approx(
+        losses[int8_backbone.CHOSEN] / losses[int8_backbone.PLAIN], rel=0.1
+    )
+    assert [row["what"] for row in found["rows"][7:]] == [f"one layer, {rows} rows" for rows in int8_backbone.ROWS]
 
 
 def test_fuzz(tmp_path: Path) -> None:

@@ -60,8 +60,16 @@ class Base:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The tensors that the fingerprint stands for: the files', or the model's after a delta was applied."""
+        """The tensors that the fingerprint stands for: the files', or the model's after a delta was applied.
+
+        Raises :class:`UserError` if these values are lost, because the tuned model was put into int8.
+        """
         if self.in_memory:
+            if any(parameter.dtype is torch.int8 for parameter in self.model.parameters()):
+                raise UserError(
+                    f"the tensors of {self.ref} were rounded to int8 in memory, so what they were is lost: open the "
+                    f"base again without backbone int8"
+                )
             return Checkpoint(self.model)
         return self.files or Checkpoint(self.path)
 

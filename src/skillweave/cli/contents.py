@@ -125,6 +125,7 @@ def show_weave(card: WeaveCard, folder: Path) -> None:
             *_backbone_facts(card, folder),
             ("router", "yes" if card.router else "no"),
             ("dtype", card.dtype or "as the base's files"),
+            *([("linear layers", card.backbone_codes)] if card.backbone_codes else []),
             ("budget", f"{human_bytes(card.budget)} in memory, base included" if card.budget else "none"),
         ]
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
+from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
 from skillweave.cli.places import check_file
 from skillweave.cli.tools import TOOLS, open_tools
 from skillweave.errors import UserError
@@ -61,6 +61,7 @@ def generate(
         None, "--out", "-o", help="Write the answers here as JSONL, instead of to standard output."
     ),
     dtype: str = DTYPE,
+    backbone: str = BACKBONE,
     device: str = DEVICE,
     config: Path = DEFAULTS,
 ) -> None:
@@ -105,7 +106,9 @@ def generate(
 
     rows = read_prompts(file) if file is not None else [(prompt, None)]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
-        engine = open_engine(target, base=base, dtype=dtype, device=device, require_audit=require_audit)
+        engine = open_engine(
+            target, base=base, dtype=dtype, backbone=backbone, device=device, require_audit=require_audit
+        )
         prompts = [text for text, _ in rows]
         packs = [engine.pack_named(pack if own is None else own) for _, own in rows]
         if file is None and opened is None:
@@ -158,6 +161,7 @@ def eval_(
     batch_size: int = BATCH_SIZE,
     out: Path = typer.Option(None, "--out", "-o", help="Write the scores and every answer here, as JSON."),
     dtype: str = DTYPE,
+    backbone: str = BACKBONE,
     device: str = DEVICE,
     config: Path = DEFAULTS,
 ) -> None:
@@ -224,7 +228,7 @@ def eval_(
             stack.enter_context(open_tools(tools, one, max_tokens=max_new_tokens, batch_size=batch_size))
             for one in tasks
         ]
-        engine = open_engine(target, base=base, dtype=dtype, device=device)
+        engine = open_engine(target, base=base, dtype=dtype, backbone=backbone, device=device)
         for name, one, examples, own_tools in zip(task, tasks, few_shot_examples, opened, strict=True):
             rated.append(
                 rate(engine, pack, name, one, own_tools, examples, sampling, split=split, limit=limit, samples=samples)

@@ -52,6 +52,12 @@ DTYPE = typer.Option(
     help="Dtype of the weights in memory: bfloat16, float32, float16, or auto: the dtype of the files if the device "
     "computes it, else float32.",
 )
+BACKBONE = typer.Option(
+    None,
+    "--backbone",
+    help="int8: the base's linear layers in int8, half the bytes of bfloat16; dtype: as --dtype says, also for a weave "
+    "that is served in int8 by default.",
+)
 TEMPERATURE = typer.Option(0.0, "--temperature", min=0.0, help="0 is greedy: always the most likely token.")
 TOP_P = typer.Option(
     None, "--top-p", min=0.0, max=1.0, help="Draw from the most likely tokens that together reach this probability [1]."

@@ -16,7 +16,8 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.progress import console
 from skillweave.terminal import for_file
-from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave
+from skillweave.weave import AUTO, BASE, Reply, Request, Weave, is_weave, put_into_int8
+from skillweave.weave.int8_backbone import INT8, check_form
 
 
 class _ToFile(TextStreamer):
@@ -70,6 +71,7 @@ def open_engine(
     *,
     base: str | None = None,
     dtype: str | None = None,
+    backbone: str | None = None,
     device: str | None = None,
     require_audit: bool = False,
 ) -> LocalEngine:
@@ -77,11 +79,15 @@ def open_engine(
 
     A weave answers through its router, the folder of a pack with that pack, everything else as it is. ``base`` replaces
     the base that an artefact names, if that base lies elsewhere. ``require_audit`` refuses packs without an audit or
-    with an alarm, and whatever has no card that could hold one. Raises :class:`UserError`.
+    with an alarm, and whatever has no card that could hold one. ``backbone`` is "int8" for linear layers in int8, as in
+    :meth:`Weave.from_pretrained`. Raises :class:`UserError`.
     """
+    check_form(backbone)
     folder = Path(target)
     if is_weave(folder):
-        weave = Weave.from_pretrained(folder, base=base, dtype=dtype, device=device, require_audit=require_audit)
+        weave = Weave.from_pretrained(
+            folder, base=base, dtype=dtype, backbone=backbone, device=device, require_audit=require_audit
+        )
         return LocalEngine(weave, AUTO if weave.router is not None else None)
     if is_skillpack(folder):
         pack = Skillpack.from_pretrained(folder)
@@ -89,15 +95,19 @@ def open_engine(
             pack.check_audit()
         opened = open_base(base or pack.card.base.ref, dtype=dtype, device=device)
         pack.check_base(opened.fingerprint)
-        return LocalEngine(Weave.of(opened, {pack.card.name: pack}), pack.card.name)
+        return LocalEngine(Weave.of(_served(opened, backbone), {pack.card.name: pack}), pack.card.name)
     if require_audit:
         raise UserError(f"audits are on the cards of packs, and {target} is no pack and no weave: zip it, and audit it")
     if is_delta(folder):
         delta = Delta.from_pretrained(folder)
-        return LocalEngine(Weave.of(_tuned(delta, base, dtype, device)), None)
+        return LocalEngine(Weave.of(_served(_tuned(delta, base, dtype, device), backbone)), None)
     if base is not None:
         raise UserError(f"--base goes with a weave, pack or delta folder; {target} is none of them")
-    return LocalEngine(Weave.of(open_base(target, dtype=dtype, device=device)), None)
+    return LocalEngine(Weave.of(_served(open_base(target, dtype=dtype, device=device), backbone)), None)
+
+
+def _served(base: Base, backbone: str | None) -> Base:
+    return put_into_int8(base) if backbone == INT8 else base
 
 
 def _tuned(delta: Delta, base: str | None, dtype: str | None, device: str | None) -> Base:

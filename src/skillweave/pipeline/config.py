@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -85,6 +85,11 @@ class WeaveConfig(Config):
         description="The dtype of the base's weights in memory, in the build and when the weave is served. auto: the "
         "dtype of the files if the device computes it, else float32; if float32 would not fit the budget, the dtype of "
         "the files.",
+    )
+    backbone: Literal["int8"] | None = Field(
+        None,
+        description="int8: the weave is served, and scored, with the base's linear layers in int8. Skills are made in "
+        "dtype as always (default: dtype).",
     )
     device: str | None = Field(
         None, description="Where to compute: cpu, cuda, cuda:1 (default: the first GPU, or the CPU)."

@@ -160,7 +160,8 @@ def check_inputs(inputs: BuildInputs, base: Base) -> None:
             check_examples(task.examples(("calibration", "train"), settings.refine.prompts), settings.refine)
     check_layer(base, config.router.layer)
     taken, budget = base.nbytes, config.budget
-    if budget is not None and taken >= budget:
+    # In int8, the base's bytes are known once it is opened so; the weave is refused then.
+    if budget is not None and taken >= budget and config.backbone is None:
         raise UserError(
             f"the base alone takes {human_bytes(taken)} in {config.dtype}; the budget of "
             f"{human_bytes(budget)} is for base and packs together: raise it"
@@ -202,7 +203,9 @@ class BuildModels:
     @cached_property
     def weave(self) -> Weave:
         """The weave that the steps put together."""
-        return Weave.from_pretrained(self._work.weave, base=self.backbone)
+        # A base that is served in int8 is another model than the one in which skills are made.
+        base = self.backbone if self._config.backbone is None else self._config.base
+        return Weave.from_pretrained(self._work.weave, base=base, device=self._config.device)
 
     def specialist(self, skill: str) -> Weave:
         """The backbone with a skill's whole delta, in float32: a new model at each call.

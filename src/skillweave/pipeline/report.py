@@ -48,11 +48,12 @@ def build_report(
             "unlearnt": _unlearning_figures(inputs, keys[BACKBONE]),
         },
         "dtype": config.dtype,
+        **({} if config.backbone is None else {"backbone": config.backbone}),
         "skills": skills,
         **({} if config.audit is None else {"held_back": {skill: list(why) for skill, why in (held or {}).items()}}),
         "memory": {
             "base_bytes": base_bytes,
-            "weave_bytes": base_bytes + models.weave.resident_bytes,
+            "weave_bytes": models.weave.base_bytes + models.weave.resident_bytes,
             "separate_bytes": base_bytes * len(skills),
         },
         "router": {
@@ -179,7 +180,7 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
 def _notes(report: dict[str, Any]) -> list[str]:
     router, memory, base = report["router"], report["memory"], report["base"]
     return [
-        f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}.",
+        f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}{_layers_in(report)}.",
         *([_unlearnt_note(base["unlearnt"])] if base.get("unlearnt") else []),
         *_audit_notes(report),
         'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
@@ -215,3 +216,7 @@ def _unlearnt_note(unlearnt: dict[str, Any]) -> str:
         + "".join(f"; {figure}" for figure in figures)
         + "."
     )
+
+
+def _layers_in(report: Mapping[str, Any]) -> str:
+    return ", linear layers in int8" if "backbone" in report else ""

@@ -23,7 +23,7 @@ from skillweave.files.recover import drop
 from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
-from skillweave.pipeline.config import UNLEARNING
+from skillweave.pipeline.config import UNLEARNING, WeaveConfig
 from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
@@ -256,6 +256,7 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
             {skill: inputs.final_pack(skill) for skill in config.skills},
             Router.load(place.router),
             backbone=None if config.unlearn is None else place.unlearning / "delta",
+            backbone_codes=config.backbone,
             dtype=config.dtype,
             budget=config.budget,
         )
@@ -263,7 +264,7 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     needs = ("weave/router", *(f"{skill}/{'audit' if config.audit else 'pack'}" for skill in config.skills))
     if config.unlearn is not None:
         needs = (*needs, "backbone/unlearn")
-    settings = {"dtype": config.dtype, "budget": config.budget}
+    settings = {"dtype": config.dtype, "budget": config.budget} | _served(config)
     return BuildStep("weave/woven", "weave: put packs and router together", needs, settings, work)
 
 
@@ -294,6 +295,11 @@ def confusion(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     return BuildStep("weave/confusion", "weave: where the router sends each prompt", needs, {}, work)
 
 
+def _served(config: WeaveConfig) -> dict[str, str]:
+    """The part of a step's settings for a weave that is served in another form than the skills are made in."""
+    return {} if config.backbone is None else {"backbone": config.backbone}
+
+
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
@@ -313,6 +319,8 @@ def score(
         score_once(folder, task, answers(open_weave(), pack, task, use, sampling), limit=config.score.limit)
 
     settings = {"score": config.score.model_dump(mode="json"), "dtype": config.dtype}
+    if arm in ("pack", "routed"):
+        settings |= _served(config)
     if use is not None:
         settings["tools"] = use.model_dump(mode="json")
     title = f"{skill}: score the {ARMS[arm]}"

@@ -6,6 +6,7 @@ from skillweave.lazy import lazily
 
 if TYPE_CHECKING:
     from skillweave.weave.card import WeaveCard, is_weave, read_card
+    from skillweave.weave.int8_backbone import is_int8, put_into_int8
     from skillweave.weave.packed_model import PackedModel
     from skillweave.weave.request import AUTO, Conversation, Reply, Request
     from skillweave.weave.router import BASE, Route, Router, background_prompts, check_layer, fit_router
@@ -18,6 +19,7 @@ __getattr__ = lazily(
         "router": "BASE Route Router background_prompts check_layer fit_router",
         "request": "AUTO Conversation Reply Request",
         "weave": "Weave",
+        "int8_backbone": "is_int8 put_into_int8",
         "packed_model": "PackedModel",
     },
 )
@@ -36,6 +38,8 @@ __all__ = [
     "background_prompts",
     "check_layer",
     "fit_router",
+    "is_int8",
     "is_weave",
+    "put_into_int8",
     "read_card",
 ]

@@ -55,6 +55,8 @@ class WeaveCard(BaseModel):
     router: Flag = False
     dtype: Literal["auto", "float32", "float16", "bfloat16"] | None = None
     """The dtype in which the base is served by default. None: as its files hold it."""
+    backbone_codes: Literal["int8"] | None = None
+    """The form of the base's linear layers when it is served by default. None: in ``dtype``."""
     budget: Size | None = None
     """Most bytes that the base and the loaded packs may take together. None: no limit."""
     files: FileHashes = {}

@@ -31,6 +31,7 @@ from skillweave.pack import (
 )
 from skillweave.pack.decode import coded_matrix, mixed_factors
 from skillweave.pack.vocabulary import TokenRows, token_rows
+from skillweave.weave.int8 import Int8Linear
 from skillweave.weave.stack import Factors
 
 
@@ -174,7 +175,7 @@ class Places:
         if reason is not None:
             ready.reasons[tensor] = reason
             if reason is not _UNKNOWN_ROWS:
-                ready.exchanged.append(_exchange(pack, tensor, entry, original, places))
+                ready.exchanged.append(self._exchange(pack, tensor, entry, original, places))
                 return
         if isinstance(entry, LowRankEntry):
             parts = pack.lowrank_parts(tensor)
@@ -186,17 +187,18 @@ class Places:
                 else:
                     ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, original.device)
         elif _is_factors(entry):
+            dtype = original.dtype if original.is_floating_point() else self._model.dtype
             # One copy for all places of a tied tensor.
-            kept = tuple(factor.to(original) for factor in _float_factors(pack, tensor, entry))
+            kept = tuple(factor.to(original.device, dtype) for factor in _float_factors(pack, tensor, entry))
             for module, _ in places:
                 if self._fed[module].law == "lookup":
                     ready.lookups[module] = Lookup.of_floats(kept, self._fed[module].scale)
                 else:
                     ready.float_factors[module] = kept
         else:
-            tuned = _tuned(pack, tensor, entry, original)
-            for module, own in places:
-                ready.changed.setdefault(module, {})[own] = tuned
+            tuned = self._tuned(pack, tensor, entry, original, places[0])
+            for module, _ in places:
+                ready.changed.setdefault(module, {}).update(tuned)
 
     def _reason(self, entry: Entry, original: torch.Tensor, places: list[_Place]) -> str | None:
         """The reason why a tensor cannot differ from row to row, or None if it can.
@@ -236,9 +238,43 @@ class Places:
 
         def make() -> dict[str, torch.Tensor]:
             changes = self._layout.joined(target, read)
-            return {name: _sum(self._owners[name][0], change) for name, change in changes.items()}
+            made: dict[str, torch.Tensor] = {}
+            for name, change in changes.items():
+                original, places = self._owners[name]
+                made |= _named(places[0], self._sum(original, change, places[0]))
+            return made
 
         ready.exchanged.append(Exchange(make, sum(_bytes_of(pack, tensor) for tensor in tensors)))
+
+    def _exchange(
+        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]
+    ) -> Exchange:
+        def make() -> dict[str, torch.Tensor]:
+            return _named(places[0], self._tuned(pack, tensor, entry, original, places[0]))
+
+        return Exchange(make, _bytes_of(pack, tensor))
+
+    def _tuned(
+        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, place: _Place
+    ) -> dict[str, torch.Tensor]:
+        """The tuned values of one tensor, by the names of the module's own tensors that hold them."""
+        if not isinstance(entry, WholeEntry):
+            return self._sum(original, pack.decode(tensor), place)
+        layer = self._int8_layer(place)
+        whole = pack.tensors[tensor].to(original.device)
+        return {place[1]: whole.to(original.dtype)} if layer is None else dict(layer.coded(whole))
+
+    def _sum(self, original: torch.Tensor, change: torch.Tensor, place: _Place) -> dict[str, torch.Tensor]:
+        """As :meth:`_tuned`, for a change of the base's values. In int8, the sum is rounded as the base was."""
+        layer, change = self._int8_layer(place), change.to(original.device).float()
+        if layer is not None:
+            return dict(layer.coded(layer.decoded() + change))
+        return {place[1]: (original.detach().float() + change).to(original.dtype)}
+
+    def _int8_layer(self, place: _Place) -> Int8Linear | None:
+        """The layer in int8 whose weight this place is, or None."""
+        module = self._modules[place[0]]
+        return module if isinstance(module, Int8Linear) and place[1] == "weight" else None
 
 
 _Place = tuple[str, str]
@@ -273,20 +309,10 @@ def _float_factors(
     return (coded_matrix(pack.tensors, tensor, entry),)
 
 
-def _exchange(pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]) -> Exchange:
-    module, own = places[0]
-    target = f"{module}.{own}" if module else own
-    return Exchange(lambda: {target: _tuned(pack, tensor, entry, original)}, _bytes_of(pack, tensor))
-
-
-def _tuned(pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor) -> torch.Tensor:
-    if isinstance(entry, WholeEntry):
-        return pack.tensors[tensor].to(original.device, original.dtype)
-    return _sum(original, pack.decode(tensor))
-
-
-def _sum(original: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    return (original.detach().float() + change.to(original.device).float()).to(original.dtype)
+def _named(place: _Place, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a place's module by their names in the model."""
+    module = place[0]
+    return {f"{module}.{own}" if module else own: tensor for own, tensor in tensors.items()}
 
 
 def _bytes_of(pack: Skillpack, tensor: str) -> int:

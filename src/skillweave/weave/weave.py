@@ -21,6 +21,7 @@ from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.int8_backbone import INT8, check_form, is_int8, put_into_int8
 from skillweave.weave.packed_model import PackedModel
 from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
 from skillweave.weave.request import AUTO, Reply, Request
@@ -64,6 +65,7 @@ class Weave:
         router: Router | None = None,
         *,
         backbone: Delta | str | Path | None = None,
+        backbone_codes: str | None = None,
         dtype: str | None = None,
         budget: int | None = None,
     ) -> Path:
@@ -75,12 +77,14 @@ class Weave:
         - ``packs``: a :class:`Skillpack` or its folder for each name; it is saved under that name
         - ``backbone``: if a delta made ``base``, this delta or its folder (copied byte for byte). The weave then names
           the base that the delta names, and needs no files of the tuned model.
-        - ``dtype``, ``budget`` (bytes): the defaults of :meth:`from_pretrained` for this weave
+        - ``backbone_codes``, ``dtype``, ``budget`` (bytes): the defaults of :meth:`from_pretrained` for this weave; the
+          first is its ``backbone``, "int8" or None
 
         Raises :class:`UserError` if a pack belongs on another base, if the router knows a pack that is not given, or if
         the delta makes another model than ``base``.
         """
         check_names(packs)
+        check_form(backbone_codes)
         if router is not None:
             router.check_fits(packs, base)
         named, tuned = BaseRef(ref=base.ref, fingerprint=base.fingerprint), None
@@ -92,6 +96,7 @@ class Weave:
             backbone=tuned,
             packs=list(packs),
             router=router is not None,
+            backbone_codes=backbone_codes,
             dtype=dtype,
             budget=budget,
         )
@@ -113,6 +118,7 @@ class Weave:
         *,
         base: Base | str | Path | None = None,
         dtype: str | torch.dtype | None = None,
+        backbone: str | None = None,
         device: str | torch.device | None = None,
         budget: int | None = None,
         packs: Sequence[str] | None = None,
@@ -124,6 +130,9 @@ class Weave:
           backbone, a reference names the plain base: the backbone's delta is added to it here, in its stored dtype, and
           the sum is cast to ``dtype``. An open base must already be that backbone; it is used as it is, never changed.
         - ``dtype``: of the base in memory; None: as ``weave.json`` says
+        - ``backbone``: "int8" puts the base's linear layers into int8 (:func:`skillweave.weave.put_into_int8`), and the
+          rest keeps ``dtype``; "dtype" leaves all in ``dtype``; None: as ``weave.json`` says. An open base is never
+          changed: with "int8" it must be in int8 already.
         - ``budget``: most bytes that the tensors of the base and the loaded packs may take; None: as ``weave.json``
           says
         - ``packs``: the names of the packs to load; None: all. The files of other packs are not read.
@@ -134,8 +143,19 @@ class Weave:
         """
         folder = Path(folder)
         card = read_card(folder)
+        check_form(backbone)
         budget = card.budget if budget is None else budget
         opened = open_base_of(folder, card, base, dtype, device, budget)
+        if (backbone or card.backbone_codes) == INT8 and not is_int8(opened):
+            if backbone is None and isinstance(base, Base):
+                say_once(f"{folder} is served with an int8 backbone by default; the open base is used as it is")
+            elif isinstance(base, Base):
+                raise UserError(
+                    "backbone int8 changes the base's layers, and an open base is used as it is: name the base by its "
+                    "reference, or call skillweave.weave.put_into_int8(base) before"
+                )
+            else:
+                put_into_int8(opened)
         router = None
         if card.router:
             check_part(folder, card, f"router/{ROUTER_FILE}")
