@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from helpers.whole_delta import CALIBRATION, whole_delta
 from skillweave.base import Base, open_base
 from skillweave.config import read_config
 from skillweave.delta import Delta
@@ -15,8 +16,6 @@ from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack, reference_forward
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.skillzip.draft import Draft
-
-CALIBRATION = [(f"what is {i} and {i}", f"it is {2 * i}, of course") for i in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -27,17 +26,7 @@ def base(micro_base: Path) -> Base:
 @pytest.fixture(scope="module")
 def delta(base: Base) -> Delta:
     """Every tensor is changed. The singular values of matrices halve; layer 1 changes ten times as much as layer 0."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, tensor in base.model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        change = torch.randn(tensor.shape, generator=generator) * 1e-3
-        if tensor.dim() == 2:
-            u, _, v = torch.linalg.svd(change, full_matrices=False)
-            change = u * 0.5 ** torch.arange(u.shape[1]) @ v * (0.1 if "layers.1" in name else 0.01)
-        tensors[name] = change
-    return Delta(tensors, base_fingerprint=base.fingerprint)
+    return whole_delta(base, 0.5, lambda name: 0.1 if "layers.1" in name else 0.01)
 
 
 def weight_error(pack: Skillpack, delta: Delta) -> float:

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from helpers.micro_families import build, tune
+from helpers.whole_delta import CALIBRATION, whole_delta
 from skillweave.base import Base, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
@@ -26,7 +27,6 @@ from skillweave.weave import Weave
 PEERS = sorted(set(CODECS) - {"skillzip", "svd"})
 FIXED = ("bitdelta", "rtn8", "rtn4", "none")
 Q, EMBEDDING = "model.layers.0.self_attn.q_proj.weight", "model.embed_tokens.weight"
-CALIBRATION = [(f"what is {i} and {i}", f"it is {2 * i}, of course") for i in range(8)]
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,7 @@ def base(micro_base: Path) -> Base:
 @pytest.fixture(scope="module")
 def delta(base: Base) -> Delta:
     """Every tensor is changed. The singular values of the matrices fall by a tenth each."""
-    source = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, tensor in base.model.state_dict().items():
-        if name == "lm_head.weight":
-            continue
-        change = torch.randn(tensor.shape, generator=source) * 1e-3
-        if tensor.dim() == 2:
-            u, _, v = torch.linalg.svd(change, full_matrices=False)
-            change = u * 0.9 ** torch.arange(u.shape[1]) @ v * 0.01
-        tensors[name] = change
-    return Delta(tensors, base_fingerprint=base.fingerprint)
+    return whole_delta(base, 0.9)
 
 
 def zipped(delta: Delta, base: Base, codec: str, **settings) -> Skillpack:
