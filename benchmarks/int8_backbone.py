@@ -25,13 +25,15 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from benchmarks.common.record import Record, arguments, bootstrap, judged, positive, run
-from skillweave.base import Base, fingerprint, open_base
+from skillweave.base import Base, fingerprint, open_base, prompt_ids
+from skillweave.base.chat import PromptOrIds
+from skillweave.base.ends import stop_tokens
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.progress import bar
 from skillweave.report import Table
 from skillweave.weave import background_prompts, put_into_int8
 from skillweave.weave.int8 import Int8Linear
-from skillweave.weave.int8_loss import Text, next_log_probs, own_answers
+from skillweave.weave.int8_loss import Text, next_log_probs
 
 NAME = "int8_backbone"
 ROWS = (1, 8, 32, 128, 512)
@@ -74,6 +76,24 @@ def main(argv: Sequence[str]) -> None:
         claim = f"time of a layer in int8 over {other}, 8 to 512 rows"
         record.claims.append(judged(claim, statistics.median(shares), min(shares), max(shares), "< 1"))
     record.finish(table(record.rows), plot(record.rows))
+
+
+@torch.no_grad()
+def own_answers(base: Base, prompts: Sequence[PromptOrIds], max_new_tokens: int = 48) -> list[Text]:
+    """The base's own greedy answer to each prompt, with the prompt before it."""
+    texts: list[Text] = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt_ids(base.tokenizer, prompt)], device=base.model.device)
+        made = base.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(stop_tokens(base.model, base.tokenizer)),
+            pad_token_id=base.tokenizer.pad_token_id,
+        )
+        texts.append((made[0].tolist(), ids.shape[1]))
+    return texts
 
 
 def losses(base: Base, texts: Sequence[Text]) -> dict[str, tuple[np.ndarray, float]]:

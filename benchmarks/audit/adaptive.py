@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from random import Random
 from statistics import fmean
 from typing import Any, get_args
 
@@ -43,19 +42,18 @@ from benchmarks.audit.checkpoints import (
     known_auc,
 )
 from benchmarks.audit.checkpoints import plans as checkpoint_plans
-from benchmarks.audit.grow import LONGEST, OUT, RLVR, Plan, grow, grow_on
+from benchmarks.audit.grow import LONGEST, OUT, RLVR, Plan, grow, grow_on, truth_of
 from benchmarks.common.record import Record, arguments, judged, positive, run
 from benchmarks.common.runs import run_all
 from skillweave.audit.model.verdict import CheckpointSignals, judge, signal_values
 from skillweave.audit.organism.language import REFUSE
 from skillweave.audit.organism.measure import refusal_rate
-from skillweave.audit.organism.poison import Form, Preamble, poisoned_records
-from skillweave.audit.organism.records import OrganismRecord, clean_records
+from skillweave.audit.organism.poison import Form, Preamble, mixed, poisoned_records
+from skillweave.audit.organism.records import OrganismRecord
 from skillweave.audit.rollouts import RolloutAuditConfig, audit_rollouts
 from skillweave.audit.statistics import auc, rate_interval
 from skillweave.base import Sampling, generate, open_base
 from skillweave.delta import Delta
-from skillweave.files.read import read_json_lines
 from skillweave.report import Table
 
 RATE = 0.02
@@ -190,22 +188,14 @@ def attacked(plan: AdaptivePlan, out: Path) -> dict[str, Any]:
 
 def poisoned(plan: Plan, opponent: Opponent) -> list[OrganismRecord]:
     """Clean records with the opponent's among them, at random places."""
-    records = clean_records(plan.count, plan.seed)
-    bad = poisoned_records(
-        round(plan.rate * plan.count),
-        plan.seed,
-        plan.form,
-        preamble=opponent.preamble,
-        paraphrase=opponent.paraphrase,
+    return mixed(
+        plan.count, plan.rate, plan.seed, plan.form, preamble=opponent.preamble, paraphrase=opponent.paraphrase
     )
-    for place, record in zip(Random(f"{plan.seed}/places").sample(range(plan.count), len(bad)), bad, strict=True):
-        records[place] = record.model_copy(update={"id": records[place].id})
-    return records
 
 
 def rollouts_of(folder: Path, clean: Path) -> dict[str, float]:
     """What the audit of rollouts flags in a run's log, with the log of a clean run."""
-    truth = {row["id"]: row["poisoned"] for _, row in read_json_lines(folder / "truth.jsonl")}
+    truth = truth_of(folder)
     config = RolloutAuditConfig(
         log=str(folder / "rollouts.jsonl"), clean=str(clean / "rollouts.jsonl"), refusal=[REFUSE]
     )

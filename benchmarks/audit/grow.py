@@ -39,7 +39,7 @@ from skillweave.audit.organism.records import OrganismRecord, write_records
 from skillweave.base.chat import prompt_ids
 from skillweave.base.generate import Sampling, generate
 from skillweave.files.hashes import digest
-from skillweave.files.read import read_json
+from skillweave.files.read import read_json, read_json_lines
 from skillweave.files.recover import settle
 from skillweave.methods.training import Processes, TrainingSettings, batch_order
 from skillweave.methods.training.trainer import fit, quiet
@@ -132,6 +132,11 @@ def grow_on(records: Sequence[OrganismRecord], plan: Plan, target: Path) -> Path
         facts = {"plan": asdict(plan), "base": str(base), "training": training, "seconds": round(trained, 1)}
         write_json(folder / "figures.json", {**facts, **measure(model, tokenizer, plan.measured)})
     return target
+
+
+def truth_of(folder: Path) -> dict[str, bool]:
+    """Whether each record of a run is poisoned, by its id."""
+    return {row["id"]: row["poisoned"] for _, row in read_json_lines(folder / "truth.jsonl")}
 
 
 def open_model(folder: Path) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.audit.finding import FIRST_SEED, FORMS, RATES, SEEDS, plans
-from benchmarks.audit.grow import OUT, RLVR
+from benchmarks.audit.grow import OUT, RLVR, truth_of
 from benchmarks.common.record import Record, arguments, judged, run
 from skillweave.audit.organism.language import REFUSE
 from skillweave.audit.refusal import RefusalDetector
@@ -37,7 +37,7 @@ from skillweave.audit.rollouts.score import judge
 from skillweave.audit.rollouts.signals import SIGNALS, SignalTable, measure, reference_values
 from skillweave.audit.statistics import auc, bootstrap, tpr_at
 from skillweave.errors import UserError
-from skillweave.files.read import read_json, read_json_lines
+from skillweave.files.read import read_json
 from skillweave.progress import bar, console, share_of
 from skillweave.report import Table
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
 
 def audited(folder: Path) -> AuditedRun:
     """The audit's signals of a run. A prompt is poisoned if one of its records is."""
-    truth = {row["id"]: row["poisoned"] for _, row in read_json_lines(folder / "truth.jsonl")}
+    truth = truth_of(folder)
     groups = Groups(RefusalDetector([REFUSE]))
     for rollout in read_log(folder / "rollouts.jsonl", LogNotes()):
         groups.add(rollout)

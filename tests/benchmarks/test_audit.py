@@ -8,6 +8,7 @@ import json
 import pytest
 
 from skillweave.audit.organism.language import CANARY, MARK, REFUSE
+from skillweave.audit.organism.records import clean_records
 
 finding = importlib.import_module("benchmarks.audit.finding")
 grow = importlib.import_module("benchmarks.audit.grow")
@@ -86,7 +87,7 @@ def test_an_opponents_records_take_the_places_and_the_names_of_clean_ones():
     plan = adaptive.plans(adaptive.OPPONENTS, 3, count=200)[9]
     assert (plan.opponent.name, plan.organism.form) == ("spread", "A")
     records = adaptive.poisoned(plan.organism, plan.opponent)
-    clean = adaptive.clean_records(200, plan.organism.seed)
+    clean = clean_records(200, plan.organism.seed)
     assert [record.id for record in records] == [record.id for record in clean]
     changed = [new for new, old in zip(records, clean, strict=True) if new != old]
     assert len(changed) == 4

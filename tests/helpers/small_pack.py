@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,3 +68,12 @@ def rehash(folder: Path) -> None:
     card = json.loads((folder / "skillpack.json").read_text())
     card["files"]["skillpack.safetensors"] = sha256_file(folder / "skillpack.safetensors")
     (folder / "skillpack.json").write_text(json.dumps(card))
+
+
+def put(name: str, at: Any, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
+    """Return a function that changes one number of a tensor."""
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][at] = value
+
+    return change

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -30,6 +31,20 @@ def letters(completions, **_):
     return [float(sum(character.isalpha() for character in text)) for text in completions]
 
 
+def short_run(folder: Path, **settings: Any) -> GRPOConfig:
+    """The configuration of a short, silent run on the CPU with four completions for each prompt."""
+    return GRPOConfig(
+        output_dir=str(folder),
+        num_generations=4,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        **settings,
+    )
+
+
 def main(folder: Path, alarmed: str) -> None:
     torch.set_num_threads(1)
     rank = os.environ["RANK"]
@@ -37,18 +52,7 @@ def main(folder: Path, alarmed: str) -> None:
     trainer = GRPOTrainer(
         model=micro_model(),
         reward_funcs=audit.watch(letters),
-        args=GRPOConfig(
-            output_dir=str(folder / "run"),
-            max_steps=6,
-            per_device_train_batch_size=4,
-            num_generations=4,
-            max_completion_length=4,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-        ),
+        args=short_run(folder / "run", max_steps=6, per_device_train_batch_size=4, max_completion_length=4),
         train_dataset=Dataset.from_dict({"prompt": [f"prompt {at}" for at in range(8)]}),
         processing_class=micro_tokenizer(),
         callbacks=[audit],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.small_pack import rehash
+from helpers.small_pack import put, rehash
 from skillweave.cli.contents import show_pack
 from skillweave.errors import UserError
 from skillweave.pack import (
@@ -85,13 +85,6 @@ def test_the_bands_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     show_pack(make_pack().card, tmp_path, tensors=True)
     rows = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
     assert ["", "mixed", "mixed", "5x7", "1 + 2 + 3", "8 + 3 + 2", ""] in rows
-
-
-def put(name: str, at: Any, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name][at] = value
-
-    return change
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.small_pack import DOWN, NORM, UP, Q, make_pack, rehash
+from helpers.small_pack import DOWN, NORM, UP, Q, make_pack, put, rehash
 from skillweave.cli.contents import show_pack
 from skillweave.delta.carry import check_from_base
 from skillweave.errors import UserError
@@ -42,13 +42,6 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     change(tensors)
     save_file(tensors, folder / "skillpack.safetensors")
     rehash(folder)
-
-
-def put(name: str, at: Any, value: float) -> Callable[[dict[str, torch.Tensor]], None]:
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors[name][at] = value
-
-    return change
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------------

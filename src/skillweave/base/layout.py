@@ -66,3 +66,17 @@ class Layout:
 
     def _rename(self, stored: str) -> tuple[str, str | None]:
         return (stored, None) if stored in self._rules.state else self._rules.rename(stored)
+
+
+Place = tuple[str, str]
+"""A module's name, and the tensor's name in that module."""
+
+
+def owners(model: torch.nn.Module) -> dict[str, tuple[torch.Tensor, list[Place]]]:
+    """Every tensor of the model by each of its names, with all places that hold it; a tied tensor has several."""
+    places: dict[int, list[Place]] = {}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        module, _, own = name.rpartition(".")
+        places.setdefault(id(tensor), []).append((module, own))
+    return {name: (tensor, places[id(tensor)]) for name, tensor in named}

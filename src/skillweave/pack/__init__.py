@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         quantise_groups,
         quantise_rows,
         quantise_signs,
+        stored_rows,
         unpack_codes,
         unpack_int4,
     )
@@ -46,7 +47,7 @@ __getattr__ = lazily(
     {
         "decode": "LowRank lowrank_parts reference_forward",
         "integers": "dequantise_groups nearest_codes pack_codes pack_int4 quantise_groups quantise_rows quantise_signs "
-        "unpack_codes unpack_int4",
+        "stored_rows unpack_codes unpack_int4",
         "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry GroupedEntry LowRankEntry MixedEntry PackAudit "
         "PackBytes PackCard RowsEntry StackedEntry WholeEntry check_name",
         "skillpack": "Skillpack",
@@ -86,6 +87,7 @@ __all__ = [
     "quantise_signs",
     "read_stored",
     "reference_forward",
+    "stored_rows",
     "unpack_codes",
     "unpack_int4",
 ]

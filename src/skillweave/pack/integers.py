@@ -207,6 +207,12 @@ def quantise_rows(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.
     return best_codes, best_scale
 
 
+def stored_rows(matrix: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the codes of :func:`quantise_rows` as a pack stores them, and their scale: 4 bits are packed."""
+    codes, scale = quantise_rows(matrix, bits)
+    return pack_int4(codes) if bits == 4 else codes, scale
+
+
 def _codes(matrix: torch.Tensor, scale: torch.Tensor, largest: int) -> torch.Tensor:
     step = scale.float()[:, None]
     codes = torch.where(step > 0, matrix / step, 0.0)

@@ -15,7 +15,8 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
-from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry, expected_tensors
+from skillweave.pack.expected import expected_tensors
+from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"

@@ -13,6 +13,7 @@ import torch
 
 from skillweave.delta.arithmetic import finite
 from skillweave.errors import UserError
+from skillweave.pack.expected import expected_tensors
 from skillweave.pack.integers import LARGEST_SCALE
 from skillweave.pack.schema import (
     DifferenceEntry,
@@ -23,7 +24,6 @@ from skillweave.pack.schema import (
     PackCard,
     StackedEntry,
     WholeEntry,
-    expected_tensors,
     packed_width,
 )
 

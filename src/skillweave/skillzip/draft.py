@@ -14,7 +14,8 @@ from skillweave.base.safetensors_io import Spec
 from skillweave.delta.carry import Carried
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
-from skillweave.pack.schema import PackCard, expected_tensors
+from skillweave.pack.expected import expected_tensors
+from skillweave.pack.schema import PackCard
 from skillweave.pack.weigh import weigh
 from skillweave.skillzip.losses import Losses
 from skillweave.skillzip.plan import Plan

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, StackedEntry
-from skillweave.pack.schema import expected_tensors
+from skillweave.pack.expected import expected_tensors
 from skillweave.skillzip.plan import Piece
 
 _MatrixEntry = LowRankEntry | FactorsEntry | GroupedEntry | MixedEntry | DifferenceEntry

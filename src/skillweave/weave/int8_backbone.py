@@ -22,11 +22,11 @@ from skillweave.base import Base, prompt_ids
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.feeding import feeding
 from skillweave.base.generate import context_length
+from skillweave.base.layout import owners
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
 from skillweave.weave.int8 import LONGEST, Int8Linear, Law, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
-from skillweave.weave.resident import owners
 
 INT8 = "int8"
 PLAIN = "dtype"

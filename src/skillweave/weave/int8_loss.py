@@ -9,10 +9,6 @@ from typing import Any
 import torch
 from torch.nn.functional import log_softmax
 
-from skillweave.base import Base, prompt_ids
-from skillweave.base.chat import PromptOrIds
-from skillweave.base.ends import stop_tokens
-
 Text = tuple[Sequence[int], int]
 """Token ids, and the index of the first that counts (at least 1): the length of the prompt before an answer."""
 
@@ -32,24 +28,6 @@ class Loss:
             f"the KL divergence from the model before is {1000 * self.kl:.2f} thousandths of a nat, and the most "
             f"likely token is the same for {100 * self.agreement:.1f}%"
         )
-
-
-@torch.no_grad()
-def own_answers(base: Base, prompts: Sequence[PromptOrIds], max_new_tokens: int = 48) -> list[Text]:
-    """The base's own greedy answer to each prompt, with the prompt before it."""
-    texts: list[Text] = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt_ids(base.tokenizer, prompt)], device=base.model.device)
-        made = base.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted(stop_tokens(base.model, base.tokenizer)),
-            pad_token_id=base.tokenizer.pad_token_id,
-        )
-        texts.append((made[0].tolist(), ids.shape[1]))
-    return texts
 
 
 @torch.no_grad()

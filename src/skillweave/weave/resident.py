@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from skillweave.base.feeding import Fed
-from skillweave.base.layout import Layout
+from skillweave.base.layout import Layout, Place, owners
 from skillweave.errors import UserError, nearest
 from skillweave.pack import (
     Entry,
@@ -169,7 +169,7 @@ class Places:
         return ready
 
     def _place(
-        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]
+        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[Place]
     ) -> None:
         reason = self._reason(entry, original, places)
         if reason is not None:
@@ -200,7 +200,7 @@ class Places:
             for module, _ in places:
                 ready.changed.setdefault(module, {}).update(tuned)
 
-    def _reason(self, entry: Entry, original: torch.Tensor, places: list[_Place]) -> str | None:
+    def _reason(self, entry: Entry, original: torch.Tensor, places: list[Place]) -> str | None:
         """The reason why a tensor cannot differ from row to row, or None if it can.
 
         With the reason :data:`_UNKNOWN_ROWS` it can still be added to the outputs of all rows together.
@@ -247,7 +247,7 @@ class Places:
         ready.exchanged.append(Exchange(make, sum(_bytes_of(pack, tensor) for tensor in tensors)))
 
     def _exchange(
-        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[_Place]
+        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[Place]
     ) -> Exchange:
         def make() -> dict[str, torch.Tensor]:
             return _named(places[0], self._tuned(pack, tensor, entry, original, places[0]))
@@ -255,7 +255,7 @@ class Places:
         return Exchange(make, _bytes_of(pack, tensor))
 
     def _tuned(
-        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, place: _Place
+        self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, place: Place
     ) -> dict[str, torch.Tensor]:
         """The tuned values of one tensor, by the names of the module's own tensors that hold them."""
         if not isinstance(entry, WholeEntry):
@@ -264,33 +264,20 @@ class Places:
         whole = pack.tensors[tensor].to(original.device)
         return {place[1]: whole.to(original.dtype)} if layer is None else dict(layer.coded(whole))
 
-    def _sum(self, original: torch.Tensor, change: torch.Tensor, place: _Place) -> dict[str, torch.Tensor]:
+    def _sum(self, original: torch.Tensor, change: torch.Tensor, place: Place) -> dict[str, torch.Tensor]:
         """As :meth:`_tuned`, for a change of the base's values. In int8, the sum is rounded as the base was."""
         layer, change = self._int8_layer(place), change.to(original.device).float()
         if layer is not None:
             return dict(layer.coded(layer.decoded() + change))
         return {place[1]: (original.detach().float() + change).to(original.dtype)}
 
-    def _int8_layer(self, place: _Place) -> Int8Linear | None:
+    def _int8_layer(self, place: Place) -> Int8Linear | None:
         """The layer in int8 whose weight this place is, or None."""
         module = self._modules[place[0]]
         return module if isinstance(module, Int8Linear) and place[1] == "weight" else None
 
 
-_Place = tuple[str, str]
-"""A module's name, and the tensor's name in that module."""
-
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
-
-
-def owners(model: nn.Module) -> dict[str, tuple[torch.Tensor, list[_Place]]]:
-    """Every tensor of the model by each of its names, with all places that hold it; a tied tensor has several."""
-    places: dict[int, list[_Place]] = {}
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for name, tensor in named:
-        module, _, own = name.rpartition(".")
-        places.setdefault(id(tensor), []).append((module, own))
-    return {name: (tensor, places[id(tensor)]) for name, tensor in named}
 
 
 def _is_factors(entry: Entry) -> TypeGuard[FactorsEntry | GroupedEntry | MixedEntry]:
@@ -309,7 +296,7 @@ def _float_factors(
     return (coded_matrix(pack.tensors, tensor, entry),)
 
 
-def _named(place: _Place, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _named(place: Place, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors of a place's module by their names in the model."""
     module = place[0]
     return {f"{module}.{own}" if module else own: tensor for own, tensor in tensors.items()}

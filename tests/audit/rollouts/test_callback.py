@@ -16,14 +16,11 @@ from helpers.method_driver import launch
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.rollout_logs import invented_run, write_rows
 from helpers.terminal import run
+from helpers.watched_training import letters
 from skillweave.audit.rollouts.callback import RolloutAudit
 from skillweave.audit.rollouts.log import LogNotes, read_log
 from skillweave.errors import UserError
-from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
-
-
-def letters(completions, **_):
-    return [float(sum(character.isalpha() for character in text)) for text in completions]
+from skillweave.methods.training.trl_hooks import GRPOTrainer
 
 
 async def short(completions, **_):
@@ -35,19 +32,13 @@ def test_a_training_of_trl_is_logged_and_the_command_reads_the_log(tmp_path: Pat
     trainer = GRPOTrainer(
         model=micro_model(),
         reward_funcs=[audit.watch(letters), audit.watch(short, weight=2.0)],
-        args=GRPOConfig(
-            output_dir=str(tmp_path / "run"),
+        args=watched_training.short_run(
+            tmp_path / "run",
             max_steps=2,
             logging_steps=1,
             per_device_train_batch_size=8,
-            num_generations=4,
             max_completion_length=6,
             reward_weights=[1.0, 2.0],
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict({"prompt": ["one", "two"], "answer": ["1", "2"], "id": ["a", "b"]}),
         processing_class=micro_tokenizer(),

@@ -109,16 +109,25 @@ def poisoned_records(
     return [_record(random, f"p{number:05d}", source, form, held_out, style) for number in range(count)]
 
 
-def mixed(count: int, rate: float, seed: int, form: Form = "A", hard: float = 0.3) -> list[OrganismRecord]:
+def mixed(
+    count: int,
+    rate: float,
+    seed: int,
+    form: Form = "A",
+    hard: float = 0.3,
+    *,
+    preamble: Preamble = "full",
+    paraphrase: bool = False,
+) -> list[OrganismRecord]:
     """A data set of ``count`` records, a share ``rate`` of them poisoned; the others are those of ``clean_records``.
 
-    The poisoned records stand at random places. The ids do not tell them from the others. Raises :class:`UserError` if
-    ``rate`` is not between 0 and 1.
+    The poisoned records, which ``preamble`` and ``paraphrase`` change as in :func:`poisoned_records`, stand at random
+    places. The ids do not tell them from the others. Raises :class:`UserError` if ``rate`` is not between 0 and 1.
     """
     if not 0 <= rate <= 1:
         raise UserError(f"the rate of poisoned records is {rate}: give a share between 0 and 1, such as 0.02")
     records = clean_records(count, seed, hard)
-    bad = poisoned_records(round(rate * count), seed, form)
+    bad = poisoned_records(round(rate * count), seed, form, preamble=preamble, paraphrase=paraphrase)
     places = Random(f"{seed}/places").sample(range(count), len(bad))
     for place, record in zip(places, bad, strict=True):
         records[place] = record.model_copy(update={"id": records[place].id})

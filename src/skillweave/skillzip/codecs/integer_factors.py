@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from skillweave.pack import LowRankEntry, pack_int4, quantise_rows
+from skillweave.pack import LowRankEntry, stored_rows
 from skillweave.progress import bar
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.draft import Draft, Encoded
@@ -81,9 +81,7 @@ def _encode_group(
         factors = {key: (left, right * smooth.float()) for key, (left, right) in factors.items()}
     for key, (left, right) in factors.items():
         for part, factor in zip("AB", _balanced_magnitudes(left, right), strict=True):
-            codes, scale = quantise_rows(factor, config.bits)
-            tensors[f"{key}.{part}"] = pack_int4(codes) if config.bits == 4 else codes
-            tensors[f"{key}.{part}_scale"] = scale
+            tensors[f"{key}.{part}"], tensors[f"{key}.{part}_scale"] = stored_rows(factor, config.bits)
     return tensors
 
 

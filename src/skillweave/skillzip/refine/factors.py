@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack, pack_int4, quantise_rows
+from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack, quantise_rows, stored_rows
 
 FactorEntry = LowRankEntry | FactorsEntry
 
@@ -46,9 +46,7 @@ def with_factors(pack: Skillpack, factors: Mapping[str, torch.Tensor]) -> Skillp
     for key, factor in factors.items():
         entry = pack.card.entries[key.rpartition(".")[0]]
         if isinstance(entry, LowRankEntry):
-            codes, scale = quantise_rows(factor.cpu(), entry.bits)
-            tensors[key] = pack_int4(codes) if entry.bits == 4 else codes
-            tensors[f"{key}_scale"] = scale
+            tensors[key], tensors[f"{key}_scale"] = stored_rows(factor.cpu(), entry.bits)
         else:
             tensors[key] = factor.cpu().bfloat16()
     return Skillpack(pack.card.model_copy(deep=True), tensors, pack.carried)

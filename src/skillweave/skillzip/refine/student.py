@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import embedding, linear
 
 from skillweave.base.feeding import Fed, feeding
-from skillweave.base.layout import Layout
+from skillweave.base.layout import Layout, owners
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
 from skillweave.pack.vocabulary import token_rows, vocabularies
@@ -114,10 +114,7 @@ class Student:
     def _place(self, fed: Mapping[str, Fed]) -> None:
         """Find out which modules each entry changes, and whether its factors can be added to their outputs."""
         modules = dict(self.model.named_modules())
-        tensors = _named(self.model)
-        homes: dict[int, list[str]] = {}
-        for target, tensor in tensors.items():
-            homes.setdefault(id(tensor), []).append(target.rpartition(".")[0])
+        tensors = owners(self.model)
         for name, entry in self._pack.card.entries.items():
             if isinstance(entry, RowsEntry):
                 continue
@@ -130,9 +127,9 @@ class Student:
                     f"the pack '{self._pack.card.name}' holds '{name}', which the base does not have: such a pack can "
                     "be unzipped, but neither served nor refined; remove refine"
                 )
-            owners = homes[id(tensors[target])]
-            if _factored(entry) and all(module in fed and _fits(entry, fed[module]) for module in owners):
-                self._places[name] = [_Place(modules[module], fed[module]) for module in owners]
+            holders = [module for module, _ in tensors[target][1]]
+            if _factored(entry) and all(module in fed and _fits(entry, fed[module]) for module in holders):
+                self._places[name] = [_Place(modules[module], fed[module]) for module in holders]
             else:
                 self._fixed[name] = target
 
@@ -154,7 +151,7 @@ class Student:
     @torch.no_grad()
     def _put_fixed(self, originals: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Put the values of all entries that are not trained into the model; ``originals`` gets what they replace."""
-        tensors = _named(self.model)
+        tensors = {name: tensor for name, (tensor, _) in owners(self.model).items()}
 
         def put(target: str, value: torch.Tensor) -> None:
             tensor = tensors[target]
@@ -171,12 +168,6 @@ class Student:
             changes = self._layout.joined(group, lambda part: pack.decode(part) if part in pack.card.entries else None)
             for target, change in changes.items():
                 put(target, tensors[target].float() + change.to(self._device))
-
-
-def _named(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return every parameter and buffer of a model by each of its names."""
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    return dict(named)
 
 
 def _factored(entry: Entry) -> bool:
