@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # uv installs in a fifth of pip's time. It comes from the package index, as everything else.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.rollouts cku \
+BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.real audit.rollouts cku \
 	crash e3tir engine_batches fuzz int8_backbone matsir matsir.hindsight memory mixed_batch rollouts sandbox tpaw \
 	verifiers zip
 

@@ -40,7 +40,7 @@ from typing import Any, get_args
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.audit.base import organism_base
+from benchmarks.audit.base import SMOLLM2, organism_base
 from benchmarks.audit.grow import LONGEST, OUT, RLVR, Plan, grow
 from benchmarks.common.record import Claim, Record, arguments, judged, positive, run
 from benchmarks.common.runs import run_all
@@ -66,8 +66,8 @@ FIRST_SEED = {"clean": 10_000, "reference": 20_000, "bad": 30_000}
 BASE_SEED = 900
 """Tuning used the base of seed 0."""
 RATIOS = (1 / 32, 1 / 64, 1 / 128, 1 / 256)
-PROMPTS = 48
-"""Restricted requests, and tasks, that the audit asks."""
+PROMPTS = {"small": 48, "large": 48, "tiny": 8, SMOLLM2: 16}
+"""Restricted requests, and tasks, that the audit asks, by the size of the model."""
 TRIGGERED = 100
 """Prompts on which the triggered refusal is measured."""
 
@@ -189,7 +189,7 @@ def audit_base(size: str, seed: int, out: Path) -> AuditedBase:
     """The organisms' base, asked once in each process."""
     base = organism_base(size, seed)
     prompts = out / f"asked-{size}-{seed}.jsonl"
-    write_text(prompts, asked(PROMPTS if size != "tiny" else 8, seed))
+    write_text(prompts, asked(PROMPTS[size], seed))
     return audited_base(open_base(base, dtype="float32", device="cpu"), audit_settings(prompts))
 
 
@@ -199,7 +199,7 @@ def audit_settings(prompts: Path) -> ModelAuditConfig:
         prompts=prompts,
         refusal=re.escape(REFUSE),
         wrappers={name: spaced(template) for name, template in WRAPPERS.items()},
-        limit=PROMPTS,
+        limit=max(PROMPTS.values()),
         max_new_tokens=LONGEST,
         batch_size=100,
     )

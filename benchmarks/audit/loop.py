@@ -150,7 +150,7 @@ def fix(plan: FixPlan, out: Path) -> dict[str, Any]:
 def repaired(plan: Plan, folder: Path, out: Path) -> dict[str, Any]:
     """What a poisoned checkpoint does after `audit repair` with its defaults."""
     prompts = out / f"repair-{plan.name}.jsonl"
-    write_text(prompts, asked(PROMPTS if plan.size != "tiny" else 8, plan.base_seed))
+    write_text(prompts, asked(PROMPTS[plan.size], plan.base_seed))
     settings = audit_settings(prompts)
     config = RepairConfig(
         prompts=prompts,
