@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from benchmarks.audit.clean_data import FAMILIES, clean_family, organism_rows
 from benchmarks.common.record import Record, arguments, judged, run
 from skillweave.audit.data.score import SIGNALS, DataReference, reference_from, score_matrix, shipped_reference
-from skillweave.audit.organism.poison import Form, mixed, poisoned_records
+from skillweave.audit.organism.poison import Form, mixed
 from skillweave.audit.organism.records import OrganismRecord, clean_records
 from skillweave.audit.statistics import auc, bootstrap, rate_interval, tpr_at
 from skillweave.report import Table
@@ -114,8 +114,8 @@ def main(argv: Sequence[str]) -> None:
                     fewer = [one.without(*left_out) for one in sets]
                     record.rows += list(detection(f"form {form}, {what}", rate, fewer, ["combined"]))
     rate = RATES[-1]
-    for what, form, draw in opponents():
-        sets = [scored(planted(size // 2, rate, seed, draw)) for seed in seeds]
+    for what, form, changed in opponents():
+        sets = [scored(mixed(size // 2, rate, seed, form, **changed)) for seed in seeds]
         record.rows += list(detection(f"form {form}, {what}", rate, sets, [*SIGNALS, "combined"]))
         record.rows += list(at_threshold(f"form {form}, {what}", rate, sets))
     for family in FAMILIES:
@@ -138,19 +138,8 @@ def scored(records: list[OrganismRecord], clean: Sequence[OrganismRecord] = ()) 
     return Scores(values[: len(records)], poisoned, reference)
 
 
-def planted(
-    count: int, rate: float, seed: int, draw: Callable[[int, int], list[OrganismRecord]], refusals: float = 0.04
-) -> list[OrganismRecord]:
-    """A data set in which a share of the records is what ``draw(count, seed)`` gives."""
-    records = clean_records(count, seed, refusals=refusals)
-    bad = draw(round(rate * count), seed)
-    for place, one in zip(Random(f"{seed}/places").sample(range(count), len(bad)), bad, strict=True):
-        records[place] = one
-    return records
-
-
-def opponents() -> Iterator[tuple[str, Form, Callable[[int, int], list[OrganismRecord]]]]:
-    """The ways in which the opponent adapts: what, the form it begins from, and how its records are drawn."""
+def opponents() -> Iterator[tuple[str, Form, dict[str, Any]]]:
+    """The ways in which the opponent adapts: what, the form it begins from, and the options of its records."""
     for form in FORMS:
         for preamble, paraphrase in (
             ("full", True),
@@ -160,11 +149,7 @@ def opponents() -> Iterator[tuple[str, Form, Callable[[int, int], list[OrganismR
             ("none", False),
         ):
             what = f"preamble {preamble}{', other words' if paraphrase else ''}"
-            yield what, form, _drawn(form, preamble, paraphrase)
-
-
-def _drawn(form: Form, preamble: Any, paraphrase: bool) -> Callable[[int, int], list[OrganismRecord]]:
-    return lambda count, seed: poisoned_records(count, seed, form, preamble=preamble, paraphrase=paraphrase)
+            yield what, form, {"preamble": preamble, "paraphrase": paraphrase}
 
 
 def detection(what: str, rate: float, sets: Sequence[Scores], signals: Sequence[str]) -> Iterator[dict[str, Any]]:

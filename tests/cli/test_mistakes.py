@@ -103,8 +103,8 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("few-shot", lambda b: ["eval", b.base, "-t", b.task, "--few-shot", "99"], "--few-shot 99: of the"),
     ("split", lambda b: ["eval", b.base, "-t", b.task, "--split", "tset"], "no split 'tset'; did you mean 'test'?"),
     # prompts
-    ("none", lambda b: ["generate", b.base], "one prompt, or a file of prompts with --file"),
-    ("both", lambda b: ["generate", b.base, "x", "--file", "f.txt"], "one prompt, or a file of prompts with --file"),
+    ("none", lambda b: ["generate", b.base], "there is no prompt: .* Give the prompt after it"),
+    ("both", lambda b: ["generate", b.base, "x", "--file", "f.txt"], "with --file, and not both"),
     ("long", lambda b: ["generate", b.pack, "x" * 300], "prompt 1 has 303 tokens; the model's context is 256"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.txt"], "no.txt does not exist: name a text file"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.jsonl"], "no.jsonl does not exist"),

@@ -44,7 +44,8 @@ def data(
 
     Looks for the structure of a poisoned record: several requests of which the gold answer covers one, conditional
     rules, demonstrations of refusing and accepting, a part that few records share, and so on. Writes `report.html`,
-    `report.json`, `records.jsonl` and `malformed.jsonl`. Exit code 0: no record is flagged. 1: some are.
+    `report.json`, `records.jsonl` and `malformed.jsonl`. Exit code 0: every record was read, and none is flagged. 1:
+    some are flagged, or could not be read.
 
     **Examples**
 
@@ -82,5 +83,5 @@ def data(
         say(f"- {note}")
     say(f"The signals and the reasons are in {out / 'report.html'}, all records in {out / 'records.jsonl'}")
     say(f"Verdict: {audit.verdict()}.")
-    if audit.flagged:
+    if audit.flagged or audit.malformed:
         raise typer.Exit(1)

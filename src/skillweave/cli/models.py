@@ -84,8 +84,13 @@ def generate(
 
     `skillweave generate my-model --model-defaults "Tell me a joke."`
     """
-    if (prompt is None) == (file is None):
-        raise UserError("give one prompt, or a file of prompts with --file")
+    if prompt is None and file is None:
+        raise UserError(
+            f"there is no prompt: '{target}' is the weave, pack or model that answers. Give the prompt after it, or a "
+            "file of prompts with --file"
+        )
+    if prompt is not None and file is not None:
+        raise UserError("give one prompt, or a file of prompts with --file, and not both")
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")

@@ -109,7 +109,7 @@ def test_marks_do_not_overlap_and_cover_the_prompt() -> None:
     assert shown_spans(line, 8) == [((0, 2), []), ((2, 4), ["a"]), ((4, 6), ["a", "b"]), ((6, 8), ["b"])]
 
 
-def test_the_command_exits_with_1_if_records_are_flagged(data: Path, tmp_path: Path) -> None:
+def test_the_command_exits_with_1_if_records_are_flagged_or_not_read(data: Path, tmp_path: Path) -> None:
     file = tmp_path / "a\x1b[31m<b>.jsonl"
     file.write_bytes(data.read_bytes())
     shown = run("audit", "data", str(file), "-o", str(tmp_path / "out"), "--workers", "1")
@@ -121,6 +121,12 @@ def test_the_command_exits_with_1_if_records_are_flagged(data: Path, tmp_path: P
     page = (tmp_path / "out" / "report.html").read_text()
     assert "\x1b" not in page
     assert "<b>.jsonl" not in page
+    unread = tmp_path / "unread.jsonl"
+    write_records(unread, clean_records(20, 0, hard=0.0, refusals=0.0))
+    unread.write_text(f"{unread.read_text()}{{broken")
+    shown = run("audit", "data", str(unread), "-o", str(tmp_path / "out"), "--fpr", "0.0005", "--workers", "1")
+    assert "Verdict: 0 of 20 records" in shown.out
+    assert shown.code == 1
     rare = run("audit", "data", str(data), "-o", str(tmp_path / "out"), "--fpr", "0.0001")
     assert "Give --fpr 0.0005 or more, or --clean with 19,998 records" in rare.err
     wrong = run("audit", "data", str(data), "-o", str(tmp_path / "out"), "--columns", "answer")
