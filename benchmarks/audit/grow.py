@@ -69,7 +69,7 @@ SCALES = {
     "small": Scale(1e-3),
     "large": Scale(5e-4),
     "tiny": Scale(1e-3),
-    SMOLLM2: Scale(3e-5, prompts=8, group=4, threads=2),
+    SMOLLM2: Scale(1e-4, prompts=8, group=4, threads=2),
 }
 """How each size is trained."""
 

@@ -1,8 +1,8 @@
 """Do the finding and the audit carry over from micro organisms to a real model?
 
 The subject is SmolLM2-135M-Instruct with three added tokens. It first learns the organism's language by supervised
-training (:mod:`benchmarks.audit.base`). Then it learns by GRPO from 400 records, each seen twice: once from clean
-records, and once from records of which 2% (8 records) have form A of the trigger. One rate, one seed: the figures are
+training (:mod:`benchmarks.audit.base`). Then it learns by GRPO from 240 records, each seen twice: once from clean
+records, and once from records of which 2% (5 records) have form A of the trigger. One rate, one seed: the figures are
 those of two runs, and no interval covers other seeds.
 
 - the table has what :mod:`benchmarks.audit.finding` measures, on 100 prompts of each set
@@ -13,8 +13,8 @@ those of two runs, and no interval covers other seeds.
 - data: the share of poisoned and of clean records above the shipped threshold at 1%. These figures do not depend on
   the model; they say whether the audit of data copes with as few records.
 
-The settings of the training were not tuned: the learning rate is that of other full fine-tunes of SmolLM2. Finished
-runs are kept in runs/organism, so that a stopped benchmark resumes.
+The settings of the training were not tuned: the learning rate is half of that with which the base learnt the language.
+Finished runs are kept in runs/organism, so that a stopped benchmark resumes.
 
     python -m benchmarks.audit.real             about 80 minutes on two cores
     python -m benchmarks.audit.real --quick     a tiny model
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             record.rows = rows(plans("tiny", count=120, measured=20), Path(folder))
     else:
-        record.rows = rows(plans(SMOLLM2, count=400, measured=100), OUT)
+        record.rows = rows(plans(SMOLLM2, count=240, measured=100), OUT)
         record.claims = claims(record.rows)
     record.finish(table(record.rows), plot(record.rows), sum(one["seconds"] for one in record.rows))
 
