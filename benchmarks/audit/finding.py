@@ -138,7 +138,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[Any]:
     top = max(row["rate"] for row in rows)
     found = []
     for size in dict.fromkeys(row["size"] for row in rows):
-        for form in dict.fromkeys(row["form"] for row in rows):
+        for form in dict.fromkeys(row["form"] for row in rows if row["size"] == size):
             where = {"size": size, "form": form}
             for key, what, goal in (
                 ("triggered", "triggered refusal lost", "> 50"),
@@ -178,7 +178,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """Triggered refusal (solid) and refusal alone (dashed) against the rate; a panel for each way and size."""
-    panels = list(dict.fromkeys((row["way"], row["size"]) for row in rows))
+    panels = list(dict.fromkeys((row["way"], row["size"]) for row in rows if row["way"] != "base"))
     figure = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (way, size) in zip(axes, panels, strict=True):
