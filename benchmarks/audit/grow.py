@@ -236,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--sizes", nargs="+", choices=list(SCALES), default=["small"], help="sizes of the model")
     parser.add_argument("--forms", nargs="+", choices=get_args(Form), default=["A"], help="forms of the trigger")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[RLVR], help="ways to train")
-    parser.add_argument("--epochs", type=positive, default=Plan.epochs, metavar="N", help="times that each record is seen")
+    parser.add_argument("--epochs", type=positive, default=Plan.epochs, metavar="N", help="passes over the records")
     parser.add_argument("--own-base", action="store_true", help="each seed has a base of its own, as in the finding")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="processes at once (default: 1)")
     options = parser.parse_args(argv)
