@@ -175,8 +175,8 @@ def _zip_to_target(
     sampling: Sampling,
 ) -> None:
     """Search for the smallest pack that keeps ``target`` of the gain, write it, and show the search."""
-    from skillweave.cli.contents import show_pack
     from skillweave.cli import output
+    from skillweave.cli.contents import show_pack
     from skillweave.pipeline.retention import zip_to_target
     from skillweave.tasks import load_task
 

@@ -188,8 +188,11 @@ def zip_to_target(
         def keeps(ratio: float) -> bool:
             settings = config.model_copy(update={"ratio": ratio})
             place = folder / f"1-{1 / ratio:.6g}"
-            inputs = {**common, "zip": settings.model_dump(mode="json"), "scores": [of_base, of_specialist]}
-            inputs["card"] = [name, method, data]
+            inputs = {
+                **common,
+                "zip": settings.model_dump(mode="json"),
+                "card": {"name": name, "method": method, "data": data, "scores": [of_base, of_specialist]},
+            }
             run_step(f"zip to {ratio_text(ratio)}", place / "zip", inputs, lambda step: zipped(step, settings))
             if (place / "zip" / "refused.json").exists():
                 least = read_json(place / "zip" / "refused.json")["least"]
