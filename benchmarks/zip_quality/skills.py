@@ -56,7 +56,7 @@ _MICRO_SKILLS = {
     "micro_reverse": Skill("micro_reverse", 60, 8, _LETTERS),
     "micro_shift": Skill("micro_shift", 60, 8, {**_LETTERS, "furthest": 3}),
 }
-_MICRO: dict[str, Any] = {"batch": 32, "rates": {SHORT: 1e-3, LONG: 1e-3}, "base_steps": 700, "prompts": 160}
+_MICRO: dict[str, Any] = {"batch": 32, "rates": {SHORT: 1e-3, LONG: 1e-3}, "base_steps": 300, "prompts": 160}
 SCALES = {
     "small": Scale(
         {

@@ -74,7 +74,7 @@ def zip_(
 
     `skillweave zip -b base/ -t tuned/ --refine --task data.jsonl -o packs/x`
 
-    `skillweave zip -b base/ -t tuned/ --target-retention 0.98 --task data.jsonl -o packs/x`
+    `skillweave zip -b b/ -t tuned/ --target-retention 0.98 --task t.jsonl -o x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
