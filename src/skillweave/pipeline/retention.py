@@ -60,7 +60,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Search:
+class RetentionSearch:
     """A finished search: the smallest pack that keeps enough, and all that were tried, in their order."""
 
     target: float
@@ -123,7 +123,7 @@ def zip_to_target(
     data: dict[str, Any] | None = None,
     limit: int | None = None,
     sampling: Sampling | None = None,
-) -> tuple[Skillpack, Search]:
+) -> tuple[Skillpack, RetentionSearch]:
     """Return the smallest pack of ``delta`` that keeps the share ``target`` of its gain, and how it was found.
 
     * The scores are those of ``task`` on its test split, or on the first ``limit`` prompts of it, without sampling
@@ -218,7 +218,7 @@ def zip_to_target(
         if found is None:
             raise UserError(_out_of_reach(trials[-1], target))
         chosen = next(trial for trial in trials if trial.ratio == found)
-        search = Search(target, of_base, of_specialist, trials, chosen)
+        search = RetentionSearch(target, of_base, of_specialist, trials, chosen)
         write_json(folder / "search.json", asdict(search))
         return Skillpack.from_pretrained(folder / f"1-{1 / found:.6g}" / "zip" / "pack"), search
 
