@@ -19,9 +19,9 @@ changed.
 small: SmolLM2. micro, gpt2, qwen3: a model of about a million parameters that is trained from nothing, of the Llama,
 the GPT-2 (weights as (in, out), q, k and v in one layer) and the Qwen3 family.
 
-Every cell is kept in runs/zip-quality, with the fine-tunes and the packs, so that a stopped run resumes. The cells that
-say most come first; Ctrl-C shows those that are there, and so does `--show`. Delete that folder after a change of the
-code.
+Every cell is kept in runs/zip-quality, with the fine-tunes, what they said, and the packs, so that a stopped run
+resumes. The cells that say most come first; Ctrl-C shows those that are there, and so does `--show`. After a change of
+a codec, delete `cells` and `packs` there; the rest may stay.
 
     python -m benchmarks.zip_quality                                     SmolLM2: a day on two cores
     python -m benchmarks.zip_quality --skills json_calls --lengths short --kl-only
@@ -52,7 +52,7 @@ from benchmarks.zip_quality.codecs import (
 )
 from benchmarks.zip_quality.measure import KL, SCORE, Cell, measure
 from benchmarks.zip_quality.show import claims, joined, plot, table
-from benchmarks.zip_quality.skills import LENGTHS, SCALES, SEEDS, SHORT, scale_named
+from benchmarks.zip_quality.skills import LENGTHS, SCALES, SEEDS, SHORT, recipe, scale_named
 from skillweave.errors import UserError
 from skillweave.progress import console, share_of
 
@@ -63,7 +63,7 @@ RUNS = Path("runs/zip-quality")
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
     options = _options(argv)
-    scale = "quick" if options.quick else options.scale
+    scale = f"quick-{options.scale}" if options.quick else options.scale
     plans = cells(scale, options)
     record = Record.begin(NAME, options, argv, seeds=options.seeds)
     with tempfile.TemporaryDirectory() as temporary:
@@ -91,25 +91,26 @@ def cells(scale: str, options: argparse.Namespace) -> list[Cell]:
     """
     skills = list(options.skills or scale_named(scale).skills)
     fine_tunes = [(skill, length) for length in options.lengths for skill in skills]
+    recipes = {group: recipe(scale_named(scale), *group) for group in fine_tunes}
     codecs = [codec for codec in options.codecs if codec in CODECS]
     ablations = [codec for codec in options.codecs if codec in ABLATIONS]
 
     def made(codecs: Sequence[str], what: str, seeds: Sequence[int], ratios: Sequence[str]) -> list[Cell]:
         return [
-            Cell(scale, skill, length, codec, ratio, seed, what, options.device)
+            Cell(scale, *group, codec, ratio, seed, what, recipes[group], options.device)
             for seed in seeds
             for ratio in (*ratios, SMALLEST)
             for codec in codecs
             if ratio in ALL[codec].ratios and (ALL[codec].seeded or seed == options.seeds[0])
-            for skill, length in fine_tunes
+            for group in fine_tunes
         ]
 
     first, others = options.seeds[:1], options.seeds[1:]
     ends = [(codec, what) for what in (KL, SCORE) for codec in (PLAIN, SPECIALIST) if what == KL or not options.kl_only]
     listed = [
-        Cell(scale, skill, length, codec, "", 0, what, options.device)
+        Cell(scale, *group, codec, "", 0, what, recipes[group], options.device)
         for codec, what in ends
-        for skill, length in fine_tunes
+        for group in fine_tunes
     ]
     listed += made(codecs, KL, first, options.ratios)
     if not options.kl_only:

@@ -22,6 +22,7 @@ from transformers import (
 from skillweave.artefact import atomic_folder
 from skillweave.base import answer_ids, prompt_ids
 from skillweave.base.batching import padded
+from skillweave.files.hashes import digest
 from skillweave.files.lock import claim
 from skillweave.micro import micro_tokenizer
 from skillweave.progress import bar
@@ -70,7 +71,7 @@ def scratch_base(family: str, tasks: Sequence[dict[str, Any]], steps: int, folde
     ``steps`` decides how little: enough to know letters and the form of an answer, too few to be right often. Its
     examples are drawn with another seed than those of the fine-tunes.
     """
-    target = folder / f"{family}-base"
+    target = folder / f"{family}-{digest([list(tasks), steps])}"
     with claim(target, waiting=f"another process trains the {family} base; waiting for it"):
         if not target.is_dir():
             tokenizer = micro_tokenizer()

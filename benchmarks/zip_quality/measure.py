@@ -46,7 +46,10 @@ SCORED_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Cell:
-    """One measurement. ``ratio`` is empty for the base and the specialist, which are not zipped."""
+    """One measurement. ``ratio`` is empty for the base and the specialist, which are not zipped.
+
+    ``recipe`` (:func:`benchmarks.zip_quality.skills.recipe`) changes with the fine-tune, so that its cells do.
+    """
 
     scale: str
     skill: str
@@ -55,6 +58,7 @@ class Cell:
     ratio: str
     seed: int
     measure: str
+    recipe: str
     device: str | None = None
 
 
@@ -82,7 +86,7 @@ def measure(cell: Cell, folder: Path) -> dict[str, Any]:
 @functools.lru_cache(maxsize=1)
 def _opened(scale: str, device: str | None, folder: Path) -> Base:
     """Return the base in float32, which the fine-tunes were made on and which a CPU multiplies fastest."""
-    return open_base(base_of(scale_named(scale), folder), dtype="float32", device=device)
+    return open_base(base_of(scale_named(scale), folder / "fine-tunes"), dtype="float32", device=device)
 
 
 @functools.lru_cache(maxsize=8)
@@ -98,8 +102,10 @@ class Specialist:
         self.base = base
         self.scale = scale_named(scale)
         self.tokens = self.scale.skills[skill].tokens
-        self.folder = folder / f"{skill}-{length}.packs"
-        self.delta = Delta.from_pretrained(fine_tune(base, self.scale, skill, length, folder))
+        delta = fine_tune(base, self.scale, skill, length, folder / "fine-tunes")
+        self.delta = Delta.from_pretrained(delta)
+        self.packs = folder / "packs" / delta.parent.name
+        self.said = folder / "said" / delta.parent.name
         self.task: Task = load_task(task_spec(self.scale, skill))
 
     def opened(self) -> Base:
@@ -124,7 +130,7 @@ class Specialist:
             return self._pack(codec, seed, zip_settings(codec, seed, budget=error.least)), True
 
     def _pack(self, codec: str, seed: int, config: ZipConfig) -> Skillpack:
-        place = self.folder / digest([codec, seed, config.model_dump(mode="json")])
+        place = self.packs / digest([codec, seed, config.model_dump(mode="json")])
         if not is_skillpack(place):
             examples = self.calibration(seed)
             with allocation(codec), self._teacher(seed, config.refine):
@@ -150,8 +156,8 @@ class Specialist:
             yield
             return
         # The answers and probabilities depend on nothing else of the settings.
-        said = digest([config.top_k, config.answers, config.max_new_tokens, config.prompts])
-        place = self.folder / f"teacher-{seed}-{said}"
+        answers = digest([config.top_k, config.answers, config.max_new_tokens, config.prompts])
+        place = self.said / f"{seed}-{answers}"
 
         def shared(
             opener: Callable[[], Base], examples: Sequence[tuple[Prompt, Answer]], config: RefineConfig, _: Path
@@ -176,7 +182,7 @@ class Specialist:
 
     def measured_once(self, pack: Skillpack, cell: Cell) -> dict[str, Any]:
         """Return the measure of a pack. The smallest pack of a codec, which stands for several ratios, is kept."""
-        file = self.folder / "smallest" / f"{digest([asdict(cell), pack.nbytes])}.json"
+        file = self.packs / "smallest" / f"{digest([asdict(cell), pack.nbytes])}.json"
         if cell.ratio != SMALLEST:
             return self._measured(pack, cell.measure)
         if not file.exists():
@@ -194,7 +200,7 @@ class Specialist:
         """What the specialist answers to the first test prompts, and its probabilities along its answers."""
         prompts = [(entry.prompt, "") for entry in self.task.distinct("test")[: self.scale.prompts]]
         config = RefineConfig(top_k=TOP_K, max_new_tokens=self.tokens, prompts=max(2, len(prompts)))
-        return self._said(self.opened, prompts, config, self.folder / "teacher-test")
+        return self._said(self.opened, prompts, config, self.said / "test")
 
     @torch.no_grad()
     def kl(self, around: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:

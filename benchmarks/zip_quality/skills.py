@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.zip_quality.bases import SMALL, scratch_base
 from skillweave.base import Base
+from skillweave.files.hashes import digest
 from skillweave.files.lock import claim
 from skillweave.methods.specialise import SpecialiseConfig
 from skillweave.methods.specialise.run import run as specialise
@@ -40,6 +41,8 @@ class Scale:
     """length of the fine-tune -> highest learning rate"""
     family: str | None = None
     """the family of a micro model that is trained from nothing; None: SmolLM2"""
+    linear: str = "linear"
+    """the parameters that a short fine-tune trains"""
     base_steps: int = 0
     longer: int = 10
     prompts: int = 48
@@ -57,6 +60,8 @@ _MICRO_SKILLS = {
     "micro_shift": Skill("micro_shift", 60, 8, {**_LETTERS, "furthest": 3}),
 }
 _MICRO: dict[str, Any] = {"batch": 32, "rates": {SHORT: 1e-3, LONG: 1e-3}, "base_steps": 300, "prompts": 160}
+_CONV1D = r"\.(c_attn|c_proj|c_fc)\.weight$"
+"""GPT-2's weights of linear layers, which `trainable: linear` does not find: they are no `torch.nn.Linear`."""
 SCALES = {
     "small": Scale(
         {
@@ -68,7 +73,7 @@ SCALES = {
         rates={SHORT: 3e-4, LONG: 1e-4},
     ),
     "micro": Scale(_MICRO_SKILLS, family="llama", **_MICRO),
-    "gpt2": Scale({"micro_sort": _MICRO_SKILLS["micro_sort"]}, family="gpt2", **_MICRO),
+    "gpt2": Scale({"micro_sort": _MICRO_SKILLS["micro_sort"]}, family="gpt2", linear=_CONV1D, **_MICRO),
     "qwen3": Scale({"micro_sort": _MICRO_SKILLS["micro_sort"]}, family="qwen3", **_MICRO),
 }
 QUICK = Scale(
@@ -87,8 +92,9 @@ QUICK = Scale(
 
 
 def scale_named(name: str) -> Scale:
-    """Return the scale called ``name``; ``quick`` is a very small one."""
-    return QUICK if name == "quick" else SCALES[name]
+    """Return the scale called ``name``; with ``quick-`` before it, a very small one on a model of its family."""
+    full = SCALES[name.removeprefix("quick-")]
+    return replace(QUICK, family=full.family or QUICK.family, linear=full.linear) if name.startswith("quick-") else full
 
 
 def task_spec(scale: Scale, skill: str) -> dict[str, Any]:
@@ -110,20 +116,19 @@ def base_of(scale: Scale, folder: Path) -> str:
     return str(scratch_base(scale.family, tasks, scale.base_steps, folder))
 
 
-def fine_tune(base: Base, scale: Scale, skill: str, length: str, folder: Path) -> Path:
-    """Return the folder of a fine-tune's delta, which is made once; a killed training resumes.
+def fine_tune_config(scale: Scale, skill: str, length: str) -> SpecialiseConfig:
+    """Return the settings of a fine-tune.
 
     The short one trains the linear layers, the long one all parameters, embeddings and norms included.
     """
-    chosen, place = scale.skills[skill], folder / f"{skill}-{length}"
-    steps = chosen.steps * (scale.longer if length == LONG else 1)
-    config = SpecialiseConfig.model_validate(
+    chosen = scale.skills[skill]
+    return SpecialiseConfig.model_validate(
         {
             "task": task_spec(scale, skill),
-            "trainable": "all" if length == LONG else "linear",
+            "trainable": "all" if length == LONG else scale.linear,
             "warm_start": {
                 "when": "always",
-                "steps": steps,
+                "steps": chosen.steps * (scale.longer if length == LONG else 1),
                 "batch_size": scale.batch,
                 "learning_rate": scale.rates[length],
                 "held_out": 0,
@@ -136,6 +141,20 @@ def fine_tune(base: Base, scale: Scale, skill: str, length: str, folder: Path) -
             "bf16": False,
         }
     )
+
+
+def recipe(scale: Scale, skill: str, length: str) -> str:
+    """Return a digest of all that decides a fine-tune and the prompts it is measured on."""
+    base = None
+    if scale.family is not None:
+        base = [scale.family, scale.base_steps, *(task_spec(scale, name) for name in scale.skills)]
+    config = fine_tune_config(scale, skill, length).model_dump(mode="json")
+    return digest([base, config, scale.prompts, scale.scored])
+
+
+def fine_tune(base: Base, scale: Scale, skill: str, length: str, folder: Path) -> Path:
+    """Return the folder of a fine-tune's delta, which is made once; a killed training resumes."""
+    place = folder / f"{skill}-{length}-{recipe(scale, skill, length)}"
     with claim(place.with_name(f"{place.name}.training"), waiting=f"another process trains {place.name}; waiting"):
-        specialise(base, config, place)
+        specialise(base, fine_tune_config(scale, skill, length), place)
     return place / "delta"
