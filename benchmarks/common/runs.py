@@ -46,6 +46,11 @@ def run_all(
     return [read_json(_place(plan, folder))["result"] for plan in plans]
 
 
+def kept(plans: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
+    """The results of those plans that :func:`run_all` has done in ``folder``, in the order of the plans."""
+    return [read_json(place)["result"] for plan in plans if (place := _place(plan, folder)).exists()]
+
+
 def _one(plan: Any, work: Callable[[Any], dict[str, Any]], folder: Path) -> None:
     quiet, progress.console.quiet = progress.console.quiet, True
     try:

@@ -20,6 +20,14 @@ class NothingLearnt(UserError):
     """A training changed no weight, so there is no delta. The message says why, and what to do."""
 
 
+class TooSmall(UserError):
+    """A budget that cannot hold the smallest possible pack; ``least`` is the number of bytes that would do."""
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: ``did you mean 'x'?`` if a known name is similar, else the list of known names."""
     known = sorted(known)

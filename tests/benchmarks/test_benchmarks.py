@@ -29,6 +29,9 @@ mixed_batch = importlib.import_module("benchmarks.mixed_batch")
 memory = importlib.import_module("benchmarks.memory")
 architectures = importlib.import_module("benchmarks.architectures")
 zip_codecs = importlib.import_module("benchmarks.zip")
+zip_quality = importlib.import_module("benchmarks.zip_quality.__main__")
+quality_codecs = importlib.import_module("benchmarks.zip_quality.codecs")
+quality_show = importlib.import_module("benchmarks.zip_quality.show")
 tpaw = importlib.import_module("benchmarks.tpaw.__main__")
 cku = importlib.import_module("benchmarks.cku.__main__")
 e3tir = importlib.import_module("benchmarks.e3tir.__main__")
@@ -112,6 +115,70 @@ def test_zip(tmp_path: Path) -> None:
         assert 0 <= row["score"]["mean"] <= 1
     assert found["claims"][0]["value"] == pytest.approx(peer["kl"] / ours["kl"])
     assert [claim["goal"] for claim in found["claims"]] == ["> 1", "<= 1"]
+
+
+def test_zip_quality(tmp_path: Path) -> None:
+    found = result(zip_quality, tmp_path)
+    rows = {row["codec"]: row for row in found["rows"]}
+    base, ours, plain, peer = (
+        rows[name] for name in ("no pack (the base)", "skillzip", "skillzip, not refined", "svd")
+    )
+    # Refinement brings a pack of the same bytes nearer to the specialist; each is nearer than the base.
+    assert 0 < ours["kl"] < plain["kl"] < base["kl"]
+    assert all(0 < row["pack_bytes"] <= row["delta_bytes"] / 16 for row in (ours, plain, peer))
+    # A codec of one size is shown at that size, under no ratio.
+    assert (rows["bitdelta"]["ratio"], rows["bitdelta"]["smallest"]) == ("smallest", True)
+    assert rows["the delta itself"]["kl"] == 0
+    assert [claim["goal"] for claim in found["claims"]] == ["> 1", "<= 1"]
+    assert found["claims"][0]["value"] == pytest.approx(peer["kl"] / ours["kl"], rel=1e-3)
+
+
+def test_zip_quality_cells_that_say_most_come_first() -> None:
+    options = zip_quality._options([])
+    cells = zip_quality.cells("small", options)
+    assert len(set(cells)) == len(cells)
+    kinds = [(cell.measure, cell.seed) for cell in cells if cell.codec == "skillzip" and cell.skill == "json_calls"]
+    seeds = range(len(options.seeds))
+    assert list(dict.fromkeys(kinds)) == [("kl", 0), ("score", 0), *(("kl", s) for s in seeds[1:])] + [
+        ("score", s) for s in seeds[1:]
+    ]
+    assert {(cell.skill, cell.length) for cell in cells[:6]} == {
+        (skill, length) for skill in ("json_calls", "reverse_words", "sort_numbers") for length in ("short", "long")
+    }
+    assert not [
+        cell for cell in zip_quality.cells("small", zip_quality._options(["--kl-only"])) if cell.measure == "score"
+    ]
+
+
+def test_equal_ranks_are_the_largest_that_fit() -> None:
+    matrices = [
+        quality_codecs.Matrix(torch.ones(6), rank_bytes=10, fixed_bytes=5, step=2),
+        quality_codecs.Matrix(torch.ones(3), rank_bytes=4, fixed_bytes=5, step=1),
+    ]
+    for budget, ranks in ((9, [0, 1]), (38, [2, 2]), (41, [2, 2]), (62, [4, 3]), (10_000, [6, 3])):
+        assert quality_codecs.equal_ranks(matrices, [1.0, 1.0], budget) == ranks
+
+
+def test_zip_quality_joins_the_measures_of_a_pack() -> None:
+    common = {"skill": "a", "length": "short", "seed": 0, "seconds": 1.0, "smallest": False, "pack_bytes": 9}
+
+    def cell(codec: str, ratio: str, measure: str, figures: list[float], **more: object) -> dict:
+        return {**common, "codec": codec, "ratio": ratio, "measure": measure, f"{measure}_of_prompts": figures, **more}
+
+    rows = quality_show.joined(
+        [
+            cell("no pack (the base)", "", "score", [0.0, 0.0, 0.0, 1.0]),
+            cell("the delta itself", "", "score", [1.0, 1.0, 1.0, 1.0]),
+            cell("svd", "1/16", "score", [1.0, 1.0, 0.0, 1.0]),
+            cell("svd", "1/16", "kl", [0.1, 0.3, 0.2, 0.2]),
+            cell("svd", "1/512", "kl", [0.5], smallest=True),
+            cell("svd", "1/1024", "kl", [0.5], smallest=True),
+        ]
+    )
+    (pack,) = (row for row in rows if row["ratio"] == "1/16")
+    assert (pack["kl"], pack["score"], pack["seconds"]) == (0.2, 0.75, 2.0)
+    assert pack["retained"] == pytest.approx(2 / 3)
+    assert [row["ratio"] for row in rows if row["codec"] == "svd"] == ["1/16", "smallest"]
 
 
 def test_architectures(tmp_path: Path) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.options import BASE, CONFIG, DEVICE, SET
+from skillweave.cli.options import BASE, CONFIG, DEVICE, SET, read_sampling
 from skillweave.cli.places import check_apart, check_folder, check_new_folder
 from skillweave.errors import UserError
 from skillweave.progress import console
+
+if TYPE_CHECKING:
+    from skillweave.base import Base, Sampling
+    from skillweave.delta import Delta
+    from skillweave.skillzip import ZipConfig
 
 
 @app.command("zip")
@@ -26,6 +32,21 @@ def zip_(
     task: str = typer.Option(None, "--task", help="Prompts with answers, for calibration and --refine."),
     ratio: str = typer.Option(None, "--ratio", help="Size of the pack as a share of the bf16 delta: 1/32."),
     budget: str = typer.Option(None, "--budget", help="Size of the pack in bytes: 8MB."),
+    target_retention: float = typer.Option(
+        None,
+        "--target-retention",
+        metavar="SHARE",
+        help="Find the smallest pack that keeps this share of the gain on the test prompts of --task: 0.98.",
+    ),
+    limit: int = typer.Option(
+        None, "--limit", min=1, help="With --target-retention: score at most this many prompts (default: all)."
+    ),
+    max_new_tokens: int = typer.Option(
+        None, "--max-new-tokens", min=1, help="With --target-retention: longest answer, in tokens [128]."
+    ),
+    batch_size: int = typer.Option(
+        None, "--batch-size", min=1, help="With --target-retention: prompts that are answered together [32]."
+    ),
     name: str = typer.Option(None, "--name", help="The pack's name (default: the name of its folder)."),
     allow_left_out: bool = typer.Option(
         False, "--allow-left-out", help="Make the pack even if more than 5% of the change is left out."
@@ -52,6 +73,8 @@ def zip_(
     `skillweave zip -b base/ -t tuned/ --budget 1MB --allow-left-out -o packs/x`
 
     `skillweave zip -b base/ -t tuned/ --refine --task data.jsonl -o packs/x`
+
+    `skillweave zip -b b/ -t tuned/ --target-retention 0.98 --task t.jsonl -o x`
     """
     from skillweave.base import open_base
     from skillweave.cli.contents import show_pack
@@ -59,6 +82,7 @@ def zip_(
     from skillweave.delta import Delta
     from skillweave.files.recover import drop
     from skillweave.pack import check_name, is_skillpack
+    from skillweave.pipeline.retention import check_settings
     from skillweave.skillzip import ZipConfig, zip_delta
     from skillweave.skillzip.refine.config import RefineConfig
     from skillweave.tasks import load_task
@@ -74,6 +98,15 @@ def zip_(
         check_name(name)
     except UserError as error:
         raise UserError(f"{error}. Give another with --name.") from error
+    scoring = {"--limit": limit, "--max-new-tokens": max_new_tokens, "--batch-size": batch_size}
+    if target_retention is None and (unused := [option for option, value in scoring.items() if value is not None]):
+        raise UserError(f"{unused[0]} belongs to --target-retention: nothing else of this command scores answers")
+    if target_retention is not None and task is None:
+        raise UserError(
+            "--target-retention needs prompts with a verifier, which say what the fine-tune gained: name a task with "
+            "--task. A distance to the fine-tune (KL) cannot stand for it, because it does not say which answers are "
+            "still right"
+        )
     sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
     allowed = ["allow_left_out=true"] if allow_left_out else []
     settings = read_config(ZipConfig, config, [*overrides, *sizes, *allowed])
@@ -83,6 +116,8 @@ def zip_(
         raise UserError("activation_aware and smoothing need prompts with answers: name a task with --task")
     if settings.refine is not None and task is None:
         raise UserError("refine needs prompts, which the fine-tune answers: name a task with --task")
+    if target_retention is not None:
+        check_settings(settings, target_retention)
     opened = open_base(base, device=device)
     if tuned is not None:
         change, method = Delta.between(base, tuned), "fine-tune"
@@ -90,6 +125,22 @@ def zip_(
         change, method = Delta.from_lora(lora, opened, revision=revision, subfolder=subfolder), "lora"
     else:
         change, method = Delta.from_pretrained(delta), "delta"
+    if target_retention is not None:
+        _zip_to_target(
+            out,
+            opened,
+            change,
+            settings,
+            target_retention,
+            task,
+            name=name,
+            method=method,
+            limit=limit,
+            sampling=read_sampling(
+                max_new_tokens=max_new_tokens, temperature=0.0, top_p=None, seed=0, batch_size=batch_size
+            ),
+        )
+        return
     calibration, prompts, work, data = None, None, None, {}
     if task is not None and (settings.needs_calibration or settings.refine is not None):
         prompted, data = load_task(task), {"calibration": task}
@@ -108,6 +159,49 @@ def zip_(
     if work is not None:
         drop(work)
     show_pack(pack.card, out)
+
+
+def _zip_to_target(
+    out: Path,
+    base: Base,
+    delta: Delta,
+    settings: ZipConfig,
+    target: float,
+    task: str,
+    *,
+    name: str,
+    method: str,
+    limit: int | None,
+    sampling: Sampling,
+) -> None:
+    """Search for the smallest pack that keeps ``target`` of the gain, write it, and show the search."""
+    from skillweave.cli import output
+    from skillweave.cli.contents import show_pack
+    from skillweave.pipeline.retention import zip_to_target
+    from skillweave.tasks import load_task
+
+    folder = out.resolve().with_name(f"{out.resolve().name}.search")
+    pack, search = zip_to_target(
+        delta,
+        base,
+        load_task(task),
+        settings,
+        target,
+        folder,
+        name=name,
+        method=method,
+        data={"calibration": task},
+        limit=limit,
+        sampling=sampling,
+    )
+    pack.save_pretrained(out)
+    show_pack(pack.card, out)
+    output.out.print(search.table().rich(f"packs that were tried for {target:.1%} of the gain"))
+    for note in search.notes():
+        output.say(note)
+    output.say(
+        f"All packs that were tried are in {folder}; another target starts from them. The folder may be deleted."
+    )
 
 
 @app.command()

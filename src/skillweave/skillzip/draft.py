@@ -12,7 +12,7 @@ import torch
 
 from skillweave.base.safetensors_io import Spec
 from skillweave.delta.carry import Carried
-from skillweave.errors import UserError
+from skillweave.errors import TooSmall
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard
@@ -69,7 +69,7 @@ class Draft:
         """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
         return self.budget - self._bytes_with(matrices)
 
-    def refusal(self, least: Mapping[str, MatrixEntry], *, partial: bool = False) -> UserError:
+    def refusal(self, least: Mapping[str, MatrixEntry], *, partial: bool = False) -> TooSmall:
         """Return the error for a budget that cannot even hold the matrices ``least``.
 
         ``partial`` says that the codec can leave matrices out, and that ``least`` are those that it must not leave out.
@@ -82,9 +82,10 @@ class Draft:
         most = partial and not self.allow_left_out
         purpose = " to hold most of the change" if most else ""
         advice = ", or accept a partial pack with --allow-left-out (allow_left_out: true)" if most else ""
-        return UserError(
+        return TooSmall(
             f"a budget of {self.limit} bytes is too small for the pack '{self.card.name}': the least that it "
-            f"needs is {need} bytes{purpose}{others}. Raise ratio or budget{advice}."
+            f"needs is {need} bytes{purpose}{others}. Raise ratio or budget{advice}.",
+            need,
         )
 
     def entries(self, matrices: Mapping[str, MatrixEntry]) -> dict[str, Entry]:
