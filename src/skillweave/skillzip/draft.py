@@ -16,7 +16,7 @@ from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard
-from skillweave.pack.weigh import weigh
+from skillweave.pack.weigh import plain_sizes, weigh
 from skillweave.skillzip.losses import Losses
 from skillweave.skillzip.plan import Plan
 from skillweave.skillzip.stacks import joined_entries, joined_tensors
@@ -99,7 +99,7 @@ class Draft:
         """Return the finished pack. Its card names the tensors that the codec left out, and states the losses."""
         card = self._card(encoded.entries, losses)
         pack = Skillpack(card, self.all_tensors(encoded), self.carried)
-        card.bytes = weigh(card, pack.specs, self.carried)
+        card.bytes = pack.weighed()
         return pack
 
     def _card(self, matrices: Mapping[str, MatrixEntry], losses: Losses) -> PackCard:
@@ -137,7 +137,7 @@ class Draft:
             for key, (shape, dtype) in expected_tensors(name, entry).items():
                 # Codecs write differences, whose type is free, in bf16.
                 specs[key] = shape, getattr(torch, dtype or "bfloat16")
-        return weigh(card, specs, self.carried).total
+        return weigh(card, plain_sizes(card, specs), self.carried).total
 
 
 def _rounded(share: float) -> float:

@@ -28,7 +28,6 @@ from skillweave.pack import (
 from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
-from skillweave.pack.weigh import weigh
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
@@ -108,7 +107,7 @@ def zip_delta(
         pack = refined(Skillpack.from_pretrained(folder / "pack"), base, delta, examples or [], config.refine, folder)
     losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
     pack.card.codec.measured["weight_error"] = round(losses.error, 4)
-    pack.card.bytes = weigh(pack.card, pack.specs, pack.carried)
+    pack.card.bytes = pack.weighed()
     return pack
 
 
