@@ -18,6 +18,7 @@ from skillweave.pack.coded_file import (
     coded_names,
     coded_shapes,
     merged_planes,
+    most_inflated,
     plain_room,
 )
 from skillweave.pack.entropy import CODES_A_BYTE, Codes, decode, encode

@@ -54,7 +54,16 @@ class ZipConfig(Config):
         "size (`bitdelta`, `rtn8`, `rtn4`, `none`)",
     )
     budget: ByteSize | None = Field(default=None, gt=0, description="most bytes of the pack, in place of ratio")
-    bits: Literal[4, 8] = Field(default=4, description="width of the integer factors in bits")
+    bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="width of the integer factors in bits; none: leading directions get more bits than others, as "
+        "many as suit their share of the change (with `scales: row`, none is 4)",
+    )
+    scales: Literal["rank", "row"] = Field(
+        default="rank",
+        description="scales of the integer factors: `rank` stores one for each rank and codes the integers by their "
+        "entropy; `row` stores one for each row of both factors, and packs the integers at their width",
+    )
     group_size: int = Field(
         default=128,
         ge=1,
@@ -78,7 +87,11 @@ class ZipConfig(Config):
         le=1,
         description="exponent of the smoothing of input channels, measured on calibration prompts; none: no smoothing",
     )
-    rotate: bool = Field(default=True, description="mix the rank channels by an orthogonal rotation before rounding")
+    rotate: bool = Field(
+        default=True,
+        description="mix the rank channels by an orthogonal rotation before rounding, if all have one width (`bits`, or "
+        "`scales: row`)",
+    )
     other: Literal["drop", "keep"] = Field(
         default="keep",
         description="what becomes of changed tensors that are not matrices (norms, biases, small convolutions): `keep` "
@@ -113,7 +126,9 @@ class ZipConfig(Config):
     def settings(self) -> dict[str, Any]:
         """Return the settings that the codec uses, for the pack's card."""
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
-        own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
+        own = (
+            {"bits", "scales", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
+        )
         own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
         own |= {"activation_aware"} if self.codec == "delta-come" else set()
         own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()

@@ -14,6 +14,7 @@ from skillweave.base.safetensors_io import Spec
 from skillweave.delta.carry import Carried
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
+from skillweave.pack.coded import encode_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard
 from skillweave.pack.weigh import plain_sizes, weigh
@@ -67,14 +68,21 @@ class Draft:
 
     def free_bytes(self, matrices: Mapping[str, MatrixEntry]) -> int:
         """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
-        return self.budget - self._bytes_with(matrices)
+        return self.budget - self.bytes_with(matrices)
 
-    def refusal(self, least: Mapping[str, MatrixEntry], *, partial: bool = False) -> UserError:
-        """Return the error for a budget that cannot even hold the matrices ``least``.
+    def free_with(self, encoded: Encoded) -> int:
+        """Return what :meth:`free_bytes` does, for matrices whose bytes are only known when they are encoded."""
+        card, tensors = self._heaviest_card(encoded.entries), self.all_tensors(encoded)
+        if not card.coded:
+            return self.free_bytes(encoded.entries)
+        return self.budget - weigh(card, encode_parts(card, tensors).sizes, self.carried).total
 
-        ``partial`` says that the codec can leave matrices out, and that ``least`` are those that it must not leave out.
+    def refusal(self, least: int, *, partial: bool = False) -> UserError:
+        """Return the error for a budget that cannot even hold a pack of ``least`` bytes.
+
+        ``partial`` says that the codec can leave matrices out, and that this pack has those that it must not leave out.
         """
-        need = math.ceil((self._bytes_with(least) + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
+        need = math.ceil((least + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
         largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)
         named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
         fixed = sum(tensor.nbytes for tensor in self.tensors.values())
@@ -128,16 +136,20 @@ class Draft:
         without = (piece.tensor for key, piece in self.plan.pieces.items() if key not in matrices)
         return list(dict.fromkeys((*self.card.left_out, *without)))
 
-    def _bytes_with(self, matrices: Mapping[str, MatrixEntry]) -> int:
+    def bytes_with(self, matrices: Mapping[str, MatrixEntry]) -> int:
         """Return the bytes of the folder with these matrices in the pack, without making a tensor."""
-        longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
-        card = self._card(matrices, longest)
+        card = self._heaviest_card(matrices)
         specs: dict[str, Spec] = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
         for name, entry in joined_entries(self.plan.pieces, matrices).items():
             for key, (shape, dtype) in expected_tensors(name, entry).items():
                 # Codecs write differences, whose type is free, in bf16.
                 specs[key] = shape, getattr(torch, dtype or "bfloat16")
         return weigh(card, plain_sizes(card, specs), self.carried).total
+
+    def _heaviest_card(self, matrices: Mapping[str, MatrixEntry]) -> PackCard:
+        """Return a card that is at least as long as the one of the finished pack, whose losses are measured later."""
+        longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
+        return self._card(matrices, longest)
 
 
 def _rounded(share: float) -> float:

@@ -168,7 +168,7 @@ def _zip(
         allow_left_out=config.allow_left_out,
     )
     if not matrices.pieces and draft.free_bytes({}) < 0:
-        raise draft.refusal({})
+        raise draft.refusal(draft.bytes_with({}))
     tuned_rows = {
         key.removesuffix(ROWS): (entry.shape[0], rows.tensors.get(key)) for key, entry in rows.entries.items()
     }
