@@ -70,7 +70,7 @@ def decode_parts(parts: Parts, card: PackCard, file: Path) -> dict[str, torch.Te
     return tensors
 
 
-def _no_codes(shape: tuple[int, int]) -> torch.Tensor:
+def _no_codes(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int8)
 
 

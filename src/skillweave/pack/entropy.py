@@ -157,18 +157,18 @@ def _encode(rows: Sequence[Codes], classes: NDArray[np.uint8], tables: Sequence[
     symbols = np.concatenate([np.zeros(0, np.int64), *(row.astype(np.int64) for row in rows)]) + LARGEST_CODE
     # One index into the flattened tables for each code.
     symbols += np.repeat(classes.astype(np.int64), [len(row) for row in rows]) * frequency.shape[1]
-    frequency, start = frequency.ravel(), start.ravel()
+    frequency_of, start_of = frequency.ravel(), start.ravel()
     lanes = _lanes(total)
     states = np.full(lanes, _LOWEST, np.uint64)
     words = []
     for at in reversed(range(0, total, lanes)):
         chosen = symbols[at : at + lanes]
-        own, state = frequency[chosen], states[: len(chosen)]
+        own, state = frequency_of[chosen], states[: len(chosen)]
         full = state >= own << np.uint64(32 - _BITS)
         words.append(state[full].astype("<u2"))
         state = np.where(full, state >> np.uint64(16), state)
         quotient, rest = np.divmod(state, own)
-        states[: len(chosen)] = (quotient << np.uint64(_BITS)) + rest + start[chosen]
+        states[: len(chosen)] = (quotient << np.uint64(_BITS)) + rest + start_of[chosen]
     return states.astype("<u4").tobytes() + b"".join(word.tobytes() for word in reversed(words))
 
 

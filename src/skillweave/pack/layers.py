@@ -15,7 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-_NUMBER = re.compile(r"(?<=\.)(0|[1-9][0-9]{0,5})(?=\.)")
+_DIGITS = r"(?:0|[1-9][0-9]{0,5})"
+_NUMBER = re.compile(rf"(?<=\.){_DIGITS}(?=\.)")
 """The number of a layer in the name of a tensor."""
 _LONGEST = 1024
 """Characters of a text in a line: a short file must not become a large card."""
@@ -53,7 +54,7 @@ def expanded(layers: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(ranks, dict) or pattern.count("*") != 1 or "rank" in line:
             raise ValueError(f"layers: {pattern[:100]!a}: expected a name with one '*', and 'ranks' by layer")
         for number, rank in ranks.items():
-            if not _NUMBER.fullmatch(f".{number}.", 1, len(number) + 1):
+            if not re.fullmatch(_DIGITS, number):
                 raise ValueError(f"layers: {pattern[:100]!a}: {number[:20]!a} is no number of a layer")
             fields = {key: _filled(value, number) for key, value in line.items() if key != "ranks"}
             name = pattern.replace("*", number)

@@ -89,8 +89,8 @@ class ZipConfig(Config):
     )
     rotate: bool = Field(
         default=True,
-        description="mix the rank channels by an orthogonal rotation before rounding, if all have one width (`bits`, or "
-        "`scales: row`)",
+        description="mix the rank channels by an orthogonal rotation before rounding, if all have one width (with "
+        "`bits`, or `scales: row`)",
     )
     other: Literal["drop", "keep"] = Field(
         default="keep",

@@ -64,7 +64,7 @@ class Draft:
     @property
     def budget(self) -> int:
         """The bytes that the folder may take now: the limit, less what is reserved for later additions to the card."""
-        return self.limit - int(_RESERVED_SHARE * self.limit) - _RESERVED_BYTES
+        return unreserved(self.limit)
 
     def free_bytes(self, matrices: Mapping[str, MatrixEntry]) -> int:
         """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
@@ -150,6 +150,11 @@ class Draft:
         """Return a card that is at least as long as the one of the finished pack, whose losses are measured later."""
         longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
         return self._card(matrices, longest)
+
+
+def unreserved(limit: int) -> int:
+    """Return the bytes of a limit that are left without what is reserved for later additions to the card."""
+    return limit - int(_RESERVED_SHARE * limit) - _RESERVED_BYTES
 
 
 def _rounded(share: float) -> float:

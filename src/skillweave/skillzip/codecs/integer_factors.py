@@ -149,7 +149,7 @@ def _encode_group(
 
 
 def _factors(config: ZipConfig, matrix: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (out, r) and B (r, in) in float32, rotated along the rank if the config says so and all codes have one width."""
+    """Return A (out, r) and B (r, in) in float32; they are rotated along the rank only if all codes have one width."""
     left, right = balanced(u, matrix)
     if config.rotate and (config.bits is not None or config.scales == "row"):
         turn = rotation(u.shape[1], config.seed).float()
