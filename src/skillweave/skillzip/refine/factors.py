@@ -37,7 +37,7 @@ def steps(pack: Skillpack, coarser: float = 1.0) -> dict[str, torch.Tensor]:
 
     By the names of :func:`float_factors`; (rank,) for A and (rank, 1) for B, so that factors can be divided by them.
     """
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, entry in pack.card.entries.items():
         if isinstance(entry, LowRankEntry) and is_coded(entry):
             step = _coarse(pack.tensors[f"{name}.B_scale"], coarser).float().sqrt()
