@@ -14,7 +14,7 @@ from skillweave.base.safetensors_io import tensor_bytes
 from skillweave.errors import UserError
 from skillweave.pack.coded_file import (
     REMAKE,
-    Parts,
+    CodedParts,
     coded_names,
     coded_shapes,
     merged_planes,
@@ -25,14 +25,14 @@ from skillweave.pack.entropy import CODES_A_BYTE, Codes, decode, encode
 from skillweave.pack.schema import PackCard
 
 
-def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> Parts:
+def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> CodedParts:
     """Return the parts of the file for these tensors, which must be those that the card's entries need."""
     names = coded_names(card)
     rows = code_rows(names, tensors)
     scales = b"".join(tensor_bytes(tensors[f"{name}.B_scale"]) for name in names)
     own = {f"{name}.{part}" for name in names for part in ("A", "B", "B_scale")}
     plain = {key: tensor.contiguous() for key, tensor in tensors.items() if key not in own}
-    return Parts(*encode(rows), _deflated(scales), _deflated(save(plain)))
+    return CodedParts(*encode(rows), _deflated(scales), _deflated(save(plain)))
 
 
 def code_rows(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[Codes]:
@@ -43,7 +43,7 @@ def code_rows(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list
     return rows
 
 
-def decode_parts(parts: Parts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
+def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a file whose parts :func:`read_parts` gave. Raises :class:`UserError`."""
     try:
         tensors = load(merged_planes(parts.plain, plain_room(card)))

@@ -40,7 +40,7 @@ _NAME_ROOM = 256
 
 
 @dataclass(frozen=True)
-class Parts:
+class CodedParts:
     """The parts of the file, as they are in it."""
 
     tables: bytes
@@ -61,7 +61,7 @@ class Parts:
         return {**sizes, "total": sum(sizes.values()) + _HEAD}
 
 
-def read_parts(file: Path, card: PackCard) -> tuple[Parts, dict[str, tuple[tuple[int, ...], str]]]:
+def read_parts(file: Path, card: PackCard) -> tuple[CodedParts, dict[str, tuple[tuple[int, ...], str]]]:
     """Return the parts of the file, and the shape and the safetensors dtype of its plain tensors; without torch.
 
     Raises :class:`UserError`, which names the file, if it is damaged, cut off, or larger than the card allows.
@@ -75,7 +75,7 @@ def read_parts(file: Path, card: PackCard) -> tuple[Parts, dict[str, tuple[tuple
             f"{file} is damaged: its parts take {sum(lengths)} bytes, and it has {len(data) - _HEAD} for them. {REMAKE}"
         )
     ends = [_HEAD + sum(lengths[: at + 1]) for at in range(4)]
-    parts = Parts(*(data[end - length : end] for end, length in zip(ends, lengths, strict=True)))
+    parts = CodedParts(*(data[end - length : end] for end, length in zip(ends, lengths, strict=True)))
     try:
         plain = merged_planes(parts.plain, plain_room(card))
         kinds = {name: (tuple(values["shape"]), str(values["dtype"])) for name, values in deserialize(plain)}

@@ -18,8 +18,8 @@ def weigh(card: PackCard, sizes: Mapping[str, int], carried: Carried) -> PackByt
     """Return the ``bytes`` that the card of a saved pack states: the exact size of every file in its folder.
 
     ``card`` needs neither hashes nor sizes yet: both take the same room in the file whatever their values are.
-    ``sizes`` is that of the tensor file (:func:`plain_sizes`, or ``Parts.sizes`` of a coded file); ``carried`` counts
-    as metadata.
+    ``sizes`` is that of the tensor file (:func:`plain_sizes`, or ``CodedParts.sizes`` of a coded file); ``carried``
+    counts as metadata.
     """
     parts = {key: size for key, size in sizes.items() if key != "total"}
     files = [data_name(card), *(f"{FOLDER}/{name}" for name in carried.files)]

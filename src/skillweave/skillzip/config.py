@@ -19,12 +19,14 @@ class ZipConfig(Config):
     Either ``ratio`` or ``budget`` limits the bytes of the whole pack, including all files and metadata. Without either,
     the ratio is 1/32; the codecs :data:`FIXED_SIZE` then have no limit.
 
-    The defaults measured best [ours]. The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
+    How one width for all and fitted widths compare is in :mod:`skillweave.skillzip.steps` and
+    docs/explanation/skillzip.md. The other defaults measured best [ours] with packs of the earlier layout (``scales:
+    row``). The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
     0.0019), a pack of 1/32 of the delta, KL to the specialist on held-out answers:
 
     | settings | KL, thousandths |
     | --- | --- |
-    | int4, rotated (the default) | 0.97 |
+    | int4, rotated | 0.97 |
     | int4, not rotated | 0.99 |
     | int4, `smoothing` 0.5 | 1.04 |
     | int4, `smoothing` 0.75 | 1.06 |
