@@ -200,9 +200,9 @@ def test_a_bad_row_of_a_task_is_named(bench: Bench, tmp_path: Path) -> None:
 def damaged(bench: Bench, tmp_path: Path) -> Path:
     folder = tmp_path / "damaged"
     shutil.copytree(bench.pack, folder)
-    data = bytearray((folder / "skillpack.safetensors").read_bytes())
+    data = bytearray((folder / "skillpack.coded").read_bytes())
     data[-5] ^= 1
-    (folder / "skillpack.safetensors").write_bytes(data)
+    (folder / "skillpack.coded").write_bytes(data)
     return folder
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_pack_is_never_used(bench: Bench, damaged: Path, tmp_path: Pat
         ("eval", damaged, "-t", bench.task),
         ("unzip", damaged, "-o", tmp_path / "m"),
     ):
-        assert "skillpack.safetensors is damaged: its SHA-256 is" in refused(*arguments)
+        assert "skillpack.coded is damaged: its SHA-256 is" in refused(*arguments)
     (damaged / "skillpack.json").write_text('{\n "name": \n}')
     assert "skillpack.json, line 3: not valid JSON" in refused("inspect", damaged)
 
@@ -221,9 +221,9 @@ def test_a_damaged_pack_is_never_used(bench: Bench, damaged: Path, tmp_path: Pat
 def test_a_weave_with_a_damaged_pack_or_card(weave: Path, tmp_path: Path) -> None:
     copy = tmp_path / "weave"
     shutil.copytree(weave, copy)
-    (copy / "packs" / "spell" / "skillpack.safetensors").write_bytes(b"")
+    (copy / "packs" / "spell" / "skillpack.coded").write_bytes(b"")
     for arguments in (("inspect", copy), ("generate", copy, "x")):
-        assert "spell/skillpack.safetensors is damaged" in refused(*arguments)
+        assert "spell/skillpack.coded is damaged" in refused(*arguments)
     card = json.loads((weave / "weave.json").read_text())
     (copy / "weave.json").write_text(json.dumps({**card, "schema_version": 99}))
     assert "schema version 99" in refused("generate", copy, "x")

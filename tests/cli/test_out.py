@@ -101,7 +101,7 @@ def test_a_pack_goes_to_a_mount_point_or_through_a_link(
         made("zip", "-b", bench.base, "--delta", bench.delta, "--name", "p", "--ratio", ratio, "-o", out)
     assert made("inspect", out).code == 0
     assert out.is_symlink() == linked
-    files = ["README.md", "skillpack.json", "skillpack.safetensors"]
+    files = ["README.md", "skillpack.coded", "skillpack.json"]
     assert sorted(os.listdir(disk)) == (["lost+found", "mine"] if linked else sorted([*files, "lost+found"]))
     assert sorted(os.listdir(out)) == (files if linked else sorted([*files, "lost+found"]))
 

@@ -36,9 +36,9 @@ class LowRank:
     B: torch.Tensor
     """int8 (rank, in)"""
     A_scale: torch.Tensor
-    """float16 (out,)"""
+    """float16 (out,); ones if there is one scale for each rank"""
     B_scale: torch.Tensor
-    """float16 (rank,)"""
+    """float16 (rank,), or bfloat16 if there is one scale for each rank"""
     smooth: torch.Tensor | None
     """float16 (in,), shared by the group, or None"""
 
@@ -60,7 +60,7 @@ def lowrank_parts(tensors: Mapping[str, torch.Tensor], name: str, entry: LowRank
     if entry.bits == 4:
         left, right = unpack_int4(left, entry.rank), unpack_int4(right, entry.matrix[1])
     smooth = tensors[f"{entry.group}.smooth"] if entry.smooth else None
-    return LowRank(left, right, tensors[f"{name}.A_scale"], tensors[f"{name}.B_scale"], smooth)
+    return LowRank(left, right, _row_scale(tensors, name, entry), tensors[f"{name}.B_scale"], smooth)
 
 
 def decode(tensors: Mapping[str, torch.Tensor], name: str, entry: Entry) -> torch.Tensor:
@@ -133,8 +133,18 @@ def _of_stack(tensors: Mapping[str, torch.Tensor], name: str, entry: StackedEntr
         return left.float() @ right.float()
     if entry.bits == 4:
         left, right = unpack_int4(left, entry.ranks[index]), unpack_int4(right, entry.shape[-1])
-    scales = tensors[f"{name}.A_scale"][index], tensors[f"{name}.B_scale"][ranks]
-    return LowRank(left, right, *scales, smooth=None).dense()
+    row_scale = _row_scale(tensors, name, entry, index)
+    return LowRank(left, right, row_scale, tensors[f"{name}.B_scale"][ranks], smooth=None).dense()
+
+
+def _row_scale(
+    tensors: Mapping[str, torch.Tensor], name: str, entry: LowRankEntry | StackedEntry, index: int | None = None
+) -> torch.Tensor:
+    """Return the scale of each row of A, of one matrix or of matrix ``index`` of a stack."""
+    if entry.scales == "rank":
+        return torch.ones(tensors[f"{name}.A"].shape[0], dtype=torch.float16)
+    scale = tensors[f"{name}.A_scale"]
+    return scale if index is None else scale[index]
 
 
 def reference_forward(x: torch.Tensor, parts: LowRank) -> torch.Tensor:

@@ -45,12 +45,14 @@ def expected_tensors(name: str, entry: Entry) -> dict[str, tuple[tuple[int, ...]
             f"{name}.B": ((entry.rank, columns), "bfloat16"),
         }
     codes = "uint8" if entry.bits == 4 else "int8"
+    by_row = entry.scales == "row"
     tensors: dict[str, tuple[tuple[int, ...], str | None]] = {
         f"{name}.A": ((rows, width(entry.rank, entry.bits)), codes),
         f"{name}.B": ((entry.rank, width(columns, entry.bits)), codes),
-        f"{name}.A_scale": ((rows,), "float16"),
-        f"{name}.B_scale": ((entry.rank,), "float16"),
+        f"{name}.B_scale": ((entry.rank,), "float16" if by_row else "bfloat16"),
     }
+    if by_row:
+        tensors[f"{name}.A_scale"] = ((rows,), "float16")
     if entry.smooth:
         tensors[f"{entry.group}.smooth"] = ((columns,), "float16")
     return tensors
@@ -64,9 +66,10 @@ def _expected_stack(name: str, entry: StackedEntry) -> dict[str, tuple[tuple[int
         f"{name}.A": ((rows, sum(width(rank, entry.bits) for rank in entry.ranks)), codes),
         f"{name}.B": ((total, width(columns, entry.bits)), codes),
     }
-    if entry.bits != 16:
+    if entry.bits != 16 and entry.scales == "row":
         tensors[f"{name}.A_scale"] = ((len(entry.ranks), rows), "float16")
-        tensors[f"{name}.B_scale"] = ((total,), "float16")
+    if entry.bits != 16:
+        tensors[f"{name}.B_scale"] = ((total,), "float16" if entry.scales == "row" else "bfloat16")
     return tensors
 
 

@@ -1,6 +1,8 @@
 """The schema of ``skillpack.json``: the card of a pack, with one entry for each tensor that the pack changes.
 
-The entries determine the tensors of ``skillpack.safetensors``, by name:
+The entries determine the tensors of ``skillpack.safetensors``, by name. If an entry has ``scales: rank``, all of them
+are in ``skillpack.coded`` instead (:mod:`skillweave.pack.coded`), and the card has ``layers`` beside ``entries``
+(:mod:`skillweave.pack.layers`).
 
 =============  ==========================================================================================
 entry          tensors, for an entry called ``name`` whose matrix is (out, in)
@@ -8,7 +10,8 @@ entry          tensors, for an entry called ``name`` whose matrix is (out, in)
 ``lowrank``    ``name.A`` (out, rank) and ``name.B`` (rank, in): int8, or for 4 bits uint8 with two codes a byte
                along the last axis; ``name.A_scale`` float16 (out,); ``name.B_scale`` float16 (rank,); and, if
                ``smooth`` is true, ``group.smooth`` float16 (in,), which all matrices of the group share.
-               matrix = diag(A_scale) A diag(B_scale) B diag(1 / smooth)
+               matrix = diag(A_scale) A diag(B_scale) B diag(1 / smooth). With ``scales: rank`` (and 8 bits) there is no
+               ``A_scale``, which stands for ones, and ``name.B_scale`` is bfloat16 (rank,)
 ``factors``    ``name.A`` (out, rank) and ``name.B`` (rank, in) in bfloat16; matrix = A B  (the codec ``svd``)
 ``stacked``    a tensor (..., out, in) that is a stack of matrices (the experts of a layer), each with a rank of its
                own. The factors are those of ``lowrank``, side by side along the rank: ``name.A`` (out, columns of all
@@ -42,7 +45,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -50,8 +54,9 @@ from skillweave.delta.schema import BaseRef
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
+from skillweave.pack.layers import expanded, joined
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _BYTES_WIDTH = 13
 """Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -99,13 +104,28 @@ class _MatrixEntry(_Strict):
         return (columns, rows) if self.transposed else (rows, columns)
 
 
+Scales = Literal["row", "rank"]
+"""Where the scales of integer factors lie: one for each row of A and of B, or one for each rank, which both share."""
+
+
 class LowRankEntry(_MatrixEntry):
     """A matrix in two integer factors. Matrices of one ``group`` have the same input and share one ``smooth``."""
 
     kind: Literal["lowrank"] = "lowrank"
     bits: Literal[4, 8]
+    scales: Scales = "row"
     group: TensorName
     smooth: Flag = False
+
+    @model_validator(mode="after")
+    def _one_form(self) -> LowRankEntry:
+        _check_scales(self.scales, self.bits)
+        return self
+
+
+def _check_scales(scales: Scales, bits: int) -> None:
+    if scales == "rank" and bits != 8:
+        raise ValueError(f"codes with one scale for each rank have 8 bits, not {bits}")
 
 
 class FactorsEntry(_MatrixEntry):
@@ -121,9 +141,11 @@ class StackedEntry(_Strict):
     shape: Annotated[Shape, Field(min_length=3)]
     ranks: list[Count]
     bits: Literal[4, 8, 16]
+    scales: Scales = "row"
 
     @model_validator(mode="after")
     def _one_rank_a_matrix(self) -> StackedEntry:
+        _check_scales(self.scales, self.bits)
         if len(self.ranks) != math.prod(self.shape[:-2]):
             raise ValueError(f"{len(self.ranks)} ranks for the {math.prod(self.shape[:-2])} matrices of {self.shape}")
         return self
@@ -306,8 +328,25 @@ class PackCard(_Strict):
     from_base: FileMeanings = {}
     entries: dict[TensorName, Entry] = {}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_layers(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "layers" in values:
+            layers, entries = expanded(values["layers"]), values.get("entries", {})
+            if not isinstance(entries, dict) or set(entries) & set(layers):
+                raise ValueError("entries: expected an object, without the names that 'layers' gives")
+            values = {**{key: value for key, value in values.items() if key != "layers"}, "entries": layers | entries}
+        return values
+
+    @property
+    def coded(self) -> bool:
+        """Whether the tensors are in an entropy-coded file: if any entry has one scale for each rank."""
+        return any(is_coded(entry) for entry in self.entries.values())
+
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
+        if self.coded:
+            return 3
         newer = any(
             isinstance(entry, StackedEntry | GroupedEntry | MixedEntry | RowsEntry)
             or (isinstance(entry, _MatrixEntry) and (entry.transposed or len(entry.shape) != 2))
@@ -321,13 +360,25 @@ class PackCard(_Strict):
         values = self.model_dump(mode="json", exclude={"bytes", "entries", *empty})
         # A fixed width: the length of this text must not depend on the total, which counts this text too.
         sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)
-        lines = []
-        for name, entry in self.entries.items():
-            fields = {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}
-            lines.append(f"    {json.dumps(name)}: {json.dumps(fields, separators=(',', ':'))}")
-        entries = "{\n" + ",\n".join(lines) + "\n  }" if lines else "{}"
-        head = json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}")
-        return f'{head},\n  "bytes": {{{sizes}}},\n  "entries": {entries}\n}}\n'
+        entries = {
+            name: {"kind": entry.kind, **entry.model_dump(mode="json", exclude_defaults=True)}
+            for name, entry in self.entries.items()
+        }
+        layers, entries = joined(entries) if self.coded else ({}, entries)
+        parts = [json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}"), f'  "bytes": {{{sizes}}}']
+        parts += [f'  "layers": {_lines(layers)}'] if layers else []
+        return ",\n".join([*parts, f'  "entries": {_lines(entries)}\n}}\n'])
+
+
+def is_coded(entry: Entry) -> bool:
+    """Return whether an entry has integer factors with one scale for each rank, which are entropy coded in the file."""
+    return isinstance(entry, LowRankEntry | StackedEntry) and entry.scales == "rank"
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    """Return JSON with one line for each value."""
+    lines = (f"    {json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}" for name, value in values.items())
+    return "{\n" + ",\n".join(lines) + "\n  }" if values else "{}"
 
 
 def group_count(n: int, size: int) -> int:

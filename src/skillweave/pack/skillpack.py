@@ -1,7 +1,8 @@
 """A skillpack: a card, tensors, and the files that travel along, saved in a folder.
 
 * ``skillpack.json`` is the card.
-* ``skillpack.safetensors`` holds the tensors that the card's entries name.
+* ``skillpack.safetensors`` holds the tensors that the card's entries name; if some of them are entropy coded,
+  ``skillpack.coded`` does (:mod:`skillweave.pack.coded_file`).
 * ``README.md`` is the card for people.
 * ``files/`` exists if the fine-tune changed the tokenizer, the chat template or ``generation_config.json``
   (:mod:`skillweave.delta.carry`).
@@ -28,13 +29,24 @@ from skillweave.delta.schema import dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
 from skillweave.errors import UserError, nearest
-from skillweave.files.hashes import digest, shortened
+from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.pack.card import card_text
+from skillweave.pack.coded import decode_parts, encode_parts
+from skillweave.pack.coded_file import read_parts
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
-from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry, PackAudit, PackCard, RowsEntry, WholeEntry
-from skillweave.pack.stored import CARD_FILE, DATA_FILE, README_FILE, check_tensors, read_stored
+from skillweave.pack.schema import (
+    ROWS,
+    FactorsEntry,
+    LowRankEntry,
+    PackAudit,
+    PackBytes,
+    PackCard,
+    RowsEntry,
+    WholeEntry,
+)
+from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_stored
 from skillweave.pack.values import check_values
-from skillweave.pack.weigh import DATA_METADATA, weigh
+from skillweave.pack.weigh import DATA_METADATA, plain_sizes, weigh
 
 
 class Skillpack:
@@ -63,11 +75,11 @@ class Skillpack:
         """
         folder = Path(folder)
         with atomic_folder(folder) as temporary:
-            data_hash = write_stream(temporary / DATA_FILE, self.specs, self.tensors.__getitem__, DATA_METADATA)
-            self.card.files = {DATA_FILE: data_hash, **save_files(self.carried, temporary)}
+            data_hash, sizes = self._write_tensors(temporary)
+            self.card.files = {data_name(self.card): data_hash, **save_files(self.carried, temporary)}
             self.card.from_base = dict(self.carried.from_base)
             self.card.schema_version = self.card.oldest_version()
-            self.card.bytes = weigh(self.card, self.specs, self.carried)
+            self.card.bytes = weigh(self.card, sizes, self.carried)
             write_text(temporary / CARD_FILE, self.card.to_json())
             write_text(temporary / README_FILE, card_text(self.card))
         return folder
@@ -80,7 +92,7 @@ class Skillpack:
         newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
         card, data, carried = read_stored(folder)
-        tensors = read_tensors(data)
+        tensors = decode_parts(read_parts(data, card)[0], card, data) if card.coded else read_tensors(data)
         check_values(card, tensors, str(data))
         return cls(card, tensors, carried)
 
@@ -96,7 +108,23 @@ class Skillpack:
     @property
     def nbytes(self) -> int:
         """The bytes of all files, as :meth:`save_pretrained` would write them now."""
-        return weigh(self.card, self.specs, self.carried).total
+        return self.weighed().total
+
+    def weighed(self) -> PackBytes:
+        """Return the ``bytes`` that the card would state if the pack were saved now."""
+        if self.card.coded:
+            return weigh(self.card, encode_parts(self.card, self.tensors).sizes, self.carried)
+        return weigh(self.card, plain_sizes(self.card, self.specs), self.carried)
+
+    def _write_tensors(self, folder: Path) -> tuple[str, dict[str, int]]:
+        """Write the tensor file; return its SHA-256, and its size by what the parts count as."""
+        file = folder / data_name(self.card)
+        if not self.card.coded:
+            data_hash = write_stream(file, self.specs, self.tensors.__getitem__, DATA_METADATA)
+            return data_hash, plain_sizes(self.card, self.specs)
+        parts = encode_parts(self.card, self.tensors)
+        file.write_bytes(parts.to_bytes())
+        return sha256_file(file), parts.sizes
 
     @property
     def digest(self) -> str:

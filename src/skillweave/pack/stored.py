@@ -15,16 +15,24 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
+from skillweave.pack.coded_file import coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
 
 CARD_FILE = "skillpack.json"
 DATA_FILE = "skillpack.safetensors"
+CODED_FILE = "skillpack.coded"
+"""The tensor file of a pack that has entropy-coded entries, in place of the other."""
 README_FILE = "README.md"
 """The card for people. No code reads it, so it has no hash, and a copy of a pack gets a new one."""
 AGAIN = "Copy or make the pack again."
 _REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}
+
+
+def data_name(card: PackCard) -> str:
+    """Return the name of the tensor file of a pack with this card."""
+    return CODED_FILE if card.coded else DATA_FILE
 
 
 def is_skillpack(folder: str | Path) -> bool:
@@ -45,19 +53,26 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
         raise UserError(f"{folder} is not a skillpack: it has no {CARD_FILE}. Name the folder of a saved pack.")
     reader = Folder(folder, CARD_FILE, AGAIN)
     card = read_card_file(reader.file(CARD_FILE), PackCard, SCHEMA_VERSION, AGAIN)
-    if strangers := [file for file in card.files if file != DATA_FILE and not file.startswith(f"{FOLDER}/")]:
+    if strangers := [file for file in card.files if file != data_name(card) and not file.startswith(f"{FOLDER}/")]:
         raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
     carried = read_files(reader, card.files, card.from_base)
-    data = reader.matches(DATA_FILE, card.files.get(DATA_FILE))
+    data = reader.matches(data_name(card), card.files.get(data_name(card)))
+    check_tensors(card, _kinds(data, card), str(data))
+    return card, data, carried
+
+
+def _kinds(data: Path, card: PackCard) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of each tensor in the file."""
+    if card.coded:
+        plain = {name: (shape, _dtype(kind)) for name, (shape, kind) in read_parts(data, card)[1].items()}
+        return {**plain, **coded_tensors(card)}
     try:
         # As numpy, because `skillweave inspect` must not wait for torch.
         with safe_open(data, framework="numpy") as file:
             heads = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
-            kinds = {name: (tuple(head.get_shape()), _dtype(head.get_dtype())) for name, head in heads.items()}
+            return {name: (tuple(head.get_shape()), _dtype(head.get_dtype())) for name, head in heads.items()}
     except SafetensorError as error:
         raise UserError(f"{data} is not a safetensors file ({error}). {_REMAKE}") from error
-    check_tensors(card, kinds, str(data))
-    return card, data, carried
 
 
 def check_tensors(card: PackCard, tensors: Mapping[str, tuple[tuple[int, ...], str]], where: str) -> None:

@@ -19,12 +19,14 @@ class ZipConfig(Config):
     Either ``ratio`` or ``budget`` limits the bytes of the whole pack, including all files and metadata. Without either,
     the ratio is 1/32; the codecs :data:`FIXED_SIZE` then have no limit.
 
-    The defaults measured best [ours]. The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
+    How one width for all and fitted widths compare is in :mod:`skillweave.skillzip.steps` and
+    docs/explanation/skillzip.md. The other defaults measured best [ours] with packs of the earlier layout (``scales:
+    row``). The measurement: SmolLM2-135M, a full fine-tune of 15 steps (||delta|| / ||W|| =
     0.0019), a pack of 1/32 of the delta, KL to the specialist on held-out answers:
 
     | settings | KL, thousandths |
     | --- | --- |
-    | int4, rotated (the default) | 0.97 |
+    | int4, rotated | 0.97 |
     | int4, not rotated | 0.99 |
     | int4, `smoothing` 0.5 | 1.04 |
     | int4, `smoothing` 0.75 | 1.06 |
@@ -54,7 +56,16 @@ class ZipConfig(Config):
         "size (`bitdelta`, `rtn8`, `rtn4`, `none`)",
     )
     budget: ByteSize | None = Field(default=None, gt=0, description="most bytes of the pack, in place of ratio")
-    bits: Literal[4, 8] = Field(default=4, description="width of the integer factors in bits")
+    bits: Literal[4, 8] | None = Field(
+        default=None,
+        description="width of the integer factors in bits; none: leading directions get more bits than others, as "
+        "many as suit their share of the change (with `scales: row`, none is 4)",
+    )
+    scales: Literal["rank", "row"] = Field(
+        default="rank",
+        description="scales of the integer factors: `rank` stores one for each rank and codes the integers by their "
+        "entropy; `row` stores one for each row of both factors, and packs the integers at their width",
+    )
     group_size: int = Field(
         default=128,
         ge=1,
@@ -78,7 +89,11 @@ class ZipConfig(Config):
         le=1,
         description="exponent of the smoothing of input channels, measured on calibration prompts; none: no smoothing",
     )
-    rotate: bool = Field(default=True, description="mix the rank channels by an orthogonal rotation before rounding")
+    rotate: bool = Field(
+        default=True,
+        description="mix the rank channels by an orthogonal rotation before rounding, if all have one width (with "
+        "`bits`, or `scales: row`)",
+    )
     other: Literal["drop", "keep"] = Field(
         default="keep",
         description="what becomes of changed tensors that are not matrices (norms, biases, small convolutions): `keep` "
@@ -113,7 +128,9 @@ class ZipConfig(Config):
     def settings(self) -> dict[str, Any]:
         """Return the settings that the codec uses, for the pack's card."""
         read_by_all = {"ratio", "budget", "other"} | ({"allow_left_out"} if self.allow_left_out else set())
-        own = {"bits", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
+        own = (
+            {"bits", "scales", "activation_aware", "smoothing", "rotate", "seed"} if self.codec == "skillzip" else set()
+        )
         own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
         own |= {"activation_aware"} if self.codec == "delta-come" else set()
         own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()

@@ -14,9 +14,10 @@ from skillweave.base.safetensors_io import Spec
 from skillweave.delta.carry import Carried
 from skillweave.errors import TooSmall
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, GroupedEntry, LowRankEntry, MixedEntry, Skillpack
+from skillweave.pack.coded import encode_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard
-from skillweave.pack.weigh import weigh
+from skillweave.pack.weigh import plain_sizes, weigh
 from skillweave.skillzip.losses import Losses
 from skillweave.skillzip.plan import Plan
 from skillweave.skillzip.stacks import joined_entries, joined_tensors
@@ -63,18 +64,25 @@ class Draft:
     @property
     def budget(self) -> int:
         """The bytes that the folder may take now: the limit, less what is reserved for later additions to the card."""
-        return self.limit - int(_RESERVED_SHARE * self.limit) - _RESERVED_BYTES
+        return unreserved(self.limit)
 
     def free_bytes(self, matrices: Mapping[str, MatrixEntry]) -> int:
         """Return the bytes of the budget that are left with these matrices in the pack; negative if they do not fit."""
-        return self.budget - self._bytes_with(matrices)
+        return self.budget - self.bytes_with(matrices)
 
-    def refusal(self, least: Mapping[str, MatrixEntry], *, partial: bool = False) -> TooSmall:
-        """Return the error for a budget that cannot even hold the matrices ``least``.
+    def free_with(self, encoded: Encoded) -> int:
+        """Return what :meth:`free_bytes` does, for matrices whose bytes are only known when they are encoded."""
+        card, tensors = self._heaviest_card(encoded.entries), self.all_tensors(encoded)
+        if not card.coded:
+            return self.free_bytes(encoded.entries)
+        return self.budget - weigh(card, encode_parts(card, tensors).sizes, self.carried).total
 
-        ``partial`` says that the codec can leave matrices out, and that ``least`` are those that it must not leave out.
+    def refusal(self, least: int, *, partial: bool = False) -> TooSmall:
+        """Return the error for a budget that cannot even hold a pack of ``least`` bytes.
+
+        ``partial`` says that the codec can leave matrices out, and that this pack has those that it must not leave out.
         """
-        need = math.ceil((self._bytes_with(least) + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
+        need = math.ceil((least + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
         largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)
         named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
         fixed = sum(tensor.nbytes for tensor in self.tensors.values())
@@ -100,7 +108,7 @@ class Draft:
         """Return the finished pack. Its card names the tensors that the codec left out, and states the losses."""
         card = self._card(encoded.entries, losses)
         pack = Skillpack(card, self.all_tensors(encoded), self.carried)
-        card.bytes = weigh(card, pack.specs, self.carried)
+        card.bytes = pack.weighed()
         return pack
 
     def _card(self, matrices: Mapping[str, MatrixEntry], losses: Losses) -> PackCard:
@@ -129,16 +137,25 @@ class Draft:
         without = (piece.tensor for key, piece in self.plan.pieces.items() if key not in matrices)
         return list(dict.fromkeys((*self.card.left_out, *without)))
 
-    def _bytes_with(self, matrices: Mapping[str, MatrixEntry]) -> int:
+    def bytes_with(self, matrices: Mapping[str, MatrixEntry]) -> int:
         """Return the bytes of the folder with these matrices in the pack, without making a tensor."""
-        longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
-        card = self._card(matrices, longest)
+        card = self._heaviest_card(matrices)
         specs: dict[str, Spec] = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
         for name, entry in joined_entries(self.plan.pieces, matrices).items():
             for key, (shape, dtype) in expected_tensors(name, entry).items():
                 # Codecs write differences, whose type is free, in bf16.
                 specs[key] = shape, getattr(torch, dtype or "bfloat16")
-        return weigh(card, specs, self.carried).total
+        return weigh(card, plain_sizes(card, specs), self.carried).total
+
+    def _heaviest_card(self, matrices: Mapping[str, MatrixEntry]) -> PackCard:
+        """Return a card that is at least as long as the one of the finished pack, whose losses are measured later."""
+        longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
+        return self._card(matrices, longest)
+
+
+def unreserved(limit: int) -> int:
+    """Return the bytes of a limit that are left without what is reserved for later additions to the card."""
+    return limit - int(_RESERVED_SHARE * limit) - _RESERVED_BYTES
 
 
 def _rounded(share: float) -> float:

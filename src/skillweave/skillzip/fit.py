@@ -1,8 +1,9 @@
-"""Choose the rank of every matrix so that the whole pack, weighed exactly, fits its budget."""
+"""Choose the rank of every matrix, with scales by row, so that the whole pack, weighed exactly, fits its budget."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry
@@ -41,12 +42,12 @@ def fit(
     if draft.allow_left_out:
         smallest = min(range(len(keys)), key=lambda at: sum(draft.plan.pieces[keys[at]].shape))
         least = {keys[smallest]: sizes.entry(keys[smallest], matrices[smallest].step)}
-        raise draft.refusal(least, partial=True)
+        raise draft.refusal(draft.bytes_with(least), partial=True)
     # The search can miss a pack that holds the least rank of every matrix that must not be left out.
     least = {keys[at]: sizes.entry(keys[at], matrices[at].step) for at in main_ones(energies)}
     if draft.free_bytes(least) >= 0:
         return least
-    raise draft.refusal(least, partial=True)
+    raise draft.refusal(draft.bytes_with(least), partial=True)
 
 
 def _search(
@@ -79,7 +80,8 @@ class _Sizes:
     """The entry of a matrix at a rank, and the bytes that it takes."""
 
     def __init__(self, config: ZipConfig, draft: Draft, smoothed: Collection[str]) -> None:
-        self._config, self._draft, self._plan = config, draft, draft.plan
+        self._draft, self._plan = draft, draft.plan
+        self._bits: Literal[4, 8] = config.bits or 4
         self._group_of = {key: group for group, members in draft.plan.groups.items() for key in members}
         self._smoothed = smoothed if config.smoothing is not None else ()
         self._empty = draft.free_bytes({})
@@ -91,7 +93,7 @@ class _Sizes:
         return LowRankEntry(
             shape=piece.entry_shape,
             rank=rank,
-            bits=self._config.bits,
+            bits=self._bits,
             group=self._group_of[key],
             smooth=self._group_of[key] in self._smoothed,
             transposed=piece.transposed,
@@ -101,8 +103,8 @@ class _Sizes:
         """Return what the allocation needs to know of one matrix."""
         piece, group = self._plan.pieces[key], self._group_of[key]
         out, in_ = piece.shape
-        step = min(2 if self._config.bits == 4 else 1, out, in_)
-        rank_bytes = (out + in_) * self._config.bits / 8 + 2
+        step = min(2 if self._bits == 4 else 1, out, in_)
+        rank_bytes = (out + in_) * self._bits / 8 + 2
         # Matrices of one kind take the same bytes; weighing a pack for each of thousands of experts would take minutes.
         kind: tuple = (piece.stored, piece.transposed, len(key), len(group), group in self._smoothed)
         if piece.index is not None:

@@ -26,8 +26,8 @@ def joined_entries(pieces: Mapping[str, Piece], entries: Mapping[str, _MatrixEnt
             ranks = [0] * matrices
             for index, key in members.items():
                 ranks[index] = getattr(entries[key], "rank", 0)
-            bits = first.bits if isinstance(first, LowRankEntry) else 16
-            joined[name] = StackedEntry(shape=piece.stored, ranks=ranks, bits=bits)
+            form = {"bits": first.bits, "scales": first.scales} if isinstance(first, LowRankEntry) else {"bits": 16}
+            joined[name] = StackedEntry.model_validate({"shape": piece.stored, "ranks": ranks, **form})
             continue
         if len(members) != matrices or any(entries[key] != first for key in members.values()):
             raise ValueError(f"'{name}': a codec wrote the {matrices} matrices of a stack in different ways")
@@ -63,11 +63,12 @@ def joined_tensors(
             joined[f"{name}.A"] = torch.cat([tensors[f"{key}.A"] for key in keys], dim=1)
             joined[f"{name}.B"] = torch.cat([tensors[f"{key}.B"] for key in keys])
             if entry.bits != 16:
+                joined[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in keys])
+            if entry.bits != 16 and entry.scales == "row":
                 scales = torch.zeros(len(entry.ranks), piece.shape[0], dtype=torch.float16)
                 for index, key in members.items():
                     scales[index] = tensors[f"{key}.A_scale"]
                 joined[f"{name}.A_scale"] = scales
-                joined[f"{name}.B_scale"] = torch.cat([tensors[f"{key}.B_scale"] for key in keys])
     return joined
 
 

@@ -28,11 +28,10 @@ from skillweave.pack import (
 from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
-from skillweave.pack.weigh import weigh
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
-from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded
+from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded, unreserved
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
 from skillweave.skillzip.refine.run import check_examples, placeholder, refined
@@ -105,10 +104,12 @@ def zip_delta(
     with work_folder(None if work is None else Path(work), inputs) as folder:
         if not (folder / "pack").exists():
             unrefined().save_pretrained(folder / "pack")
-        pack = refined(Skillpack.from_pretrained(folder / "pack"), base, delta, examples or [], config.refine, folder)
+        pack = Skillpack.from_pretrained(folder / "pack")
+        most = unreserved(_limit(config, pack.card.bytes.bf16_delta))
+        pack = refined(pack, base, delta, examples or [], config.refine, folder, max(most, pack.nbytes))
     losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
     pack.card.codec.measured["weight_error"] = round(losses.error, 4)
-    pack.card.bytes = weigh(pack.card, pack.specs, pack.carried)
+    pack.card.bytes = pack.weighed()
     return pack
 
 
@@ -169,7 +170,7 @@ def _zip(
         allow_left_out=config.allow_left_out,
     )
     if not matrices.pieces and draft.free_bytes({}) < 0:
-        raise draft.refusal({})
+        raise draft.refusal(draft.bytes_with({}))
     tuned_rows = {
         key.removesuffix(ROWS): (entry.shape[0], rows.tensors.get(key)) for key, entry in rows.entries.items()
     }

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from helpers.fuzz.mutations import read_safetensors
 from helpers.fuzz.oracle import Found, Kind, Nonsense
 from helpers.micro import micro_tokenizer
+from helpers.plain_coded import plain_card, plain_coded
 from skillweave.base import Base, open_base
 from skillweave.delta import Delta
 from skillweave.micro import MicroShape
@@ -175,11 +176,18 @@ def read_pack(folder: Path) -> Found:
 
 
 def plain_pack(folder: Path) -> Found:
-    card = read_json_plainly(folder / "skillpack.json")
+    card = plain_card(folder)
     return {
-        **_digests(plain_tensors(folder / "skillpack.safetensors")),
+        **_digests(pack_tensors(folder, card)),
         "card": {key: value for key, value in card.items() if key != "files"},
     }
+
+
+def pack_tensors(folder: Path, card: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of a pack, read by the definitions of both of its formats alone."""
+    if "skillpack.coded" in card["files"]:
+        return plain_coded(folder / "skillpack.coded", card["entries"])
+    return plain_tensors(folder / "skillpack.safetensors")
 
 
 # -- router and weave ------------------------------------------------------------------------------------------------

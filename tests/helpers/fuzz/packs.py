@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GraniteMoeConfig
 from helpers import travelling
 from helpers.fuzz.artefacts import (
     finite,
+    pack_tensors,
     plain_delta,
     plain_pack,
     plain_router,
-    plain_tensors,
     plain_weave,
     read_adapter,
     read_delta,
@@ -30,6 +30,7 @@ from helpers.fuzz.artefacts import (
 from helpers.fuzz.oracle import Found, Kind
 from helpers.micro import micro_tokenizer
 from helpers.micro_families import tune
+from helpers.plain_coded import plain_card
 from skillweave.base import Base, Sampling, open_base
 from skillweave.base.chat import prompt_ids
 from skillweave.delta import Delta
@@ -261,7 +262,8 @@ def _plain_backbone(folder: Path) -> Found:
 
 def _plain_values(folder: Path) -> Found:
     """The change of each tensor by the table of the pack format, with loops in float64."""
-    card, stored = read_json_plainly(folder / "skillpack.json"), plain_tensors(folder / "skillpack.safetensors")
+    card = plain_card(folder)
+    stored = pack_tensors(folder, card)
     found: dict[str, torch.Tensor] = {}
     for name, entry in card["entries"].items():
         if entry["kind"] in ("lowrank", "factors"):
@@ -287,7 +289,9 @@ def _plain_matrix(stored: dict[str, torch.Tensor], name: str, entry: dict[str, A
     if entry["kind"] == "lowrank":
         if entry["bits"] == 4:
             left, right = _nibbles(left, entry["rank"]), _nibbles(right, columns)
-        left = torch.diag(stored[f"{name}.A_scale"].double()) @ left.double()
+        if entry.get("scales", "row") == "row":
+            left = torch.diag(stored[f"{name}.A_scale"].double()) @ left.double()
+        left = left.double()
         right = torch.diag(stored[f"{name}.B_scale"].double()) @ right.double()
         if entry.get("smooth"):
             right = right / stored[f"{entry['group']}.smooth"].double()
@@ -304,8 +308,9 @@ def _plain_stack(stored: dict[str, torch.Tensor], name: str, entry: dict[str, An
         if entry["bits"] == 4:
             left, right = _nibbles(left, rank), _nibbles(right, columns)
         left, right = left.double(), right.double()
-        if entry["bits"] != 16:
+        if entry["bits"] != 16 and entry.get("scales", "row") == "row":
             left = stored[f"{name}.A_scale"][index].double()[:, None] * left
+        if entry["bits"] != 16:
             right = stored[f"{name}.B_scale"][at : at + rank].double()[:, None] * right
         matrices.append(left @ right if rank else torch.zeros(rows, columns, dtype=torch.float64))
         at, column = at + rank, column + wide

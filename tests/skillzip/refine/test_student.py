@@ -15,7 +15,7 @@ from skillweave.base import Base, open_base
 from skillweave.delta import Delta, write_tuned
 from skillweave.pack import LowRankEntry, Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.skillzip.refine.factors import float_factors, rounded, with_factors
+from skillweave.skillzip.refine.factors import float_factors, rounded, steps, with_factors
 from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.skillzip.refine.student import Student
 
@@ -86,7 +86,7 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(got, reference_logits(dense), atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{"bits": 4}, {"bits": 8}, {"codec": "svd"}])
+@pytest.mark.parametrize("settings", [{}, {"bits": 4, "scales": "row"}, {"bits": 8, "scales": "row"}, {"codec": "svd"}])
 def test_rounded_factors_are_those_of_the_new_pack(micro_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     _, pack = packed(micro_base, tmp_path, settings)
     names = [name for name, entry in pack.card.entries.items() if hasattr(entry, "rank")]
@@ -103,5 +103,5 @@ def test_rounded_factors_are_those_of_the_new_pack(micro_base: Path, tmp_path: P
     assert changed.specs == pack.specs
     for name in names:
         for key, value in float_factors(changed, name).items():
-            assert torch.equal(value, rounded(moved[key], pack.card.entries[name]))  # type: ignore[arg-type]
+            assert torch.equal(value, rounded(moved[key], pack.card.entries[name], steps(pack).get(key)))  # type: ignore[arg-type]
             assert not torch.equal(value, float_factors(pack, name)[key])

@@ -10,7 +10,7 @@ from skillweave.skillzip.draft import Draft, MatrixEntry
 def check_fits(draft: Draft, entries: Mapping[str, MatrixEntry]) -> None:
     """Raise :class:`UserError`, with the least bytes that are needed, if a pack with these matrices does not fit."""
     if draft.free_bytes(entries) < 0:
-        raise draft.refusal(entries)
+        raise draft.refusal(draft.bytes_with(entries))
 
 
 def largest_rank(draft: Draft, entries: Callable[[int], Mapping[str, MatrixEntry]]) -> int:
@@ -23,5 +23,5 @@ def largest_rank(draft: Draft, entries: Callable[[int], Mapping[str, MatrixEntry
         middle = (low + high + 1) // 2
         low, high = (middle, high) if draft.free_bytes(entries(middle)) >= 0 else (low, middle - 1)
     if low == 0:
-        raise draft.refusal(entries(1))
+        raise draft.refusal(draft.bytes_with(entries(1)))
     return low

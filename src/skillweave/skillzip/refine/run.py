@@ -15,7 +15,7 @@ from skillweave.pack import Skillpack
 from skillweave.pack.card import refinement_text
 from skillweave.progress import console, share_of
 from skillweave.skillzip.refine.config import RefineConfig
-from skillweave.skillzip.refine.factors import with_factors
+from skillweave.skillzip.refine.factors import coarseness, with_factors
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import teacher_rows
 from skillweave.skillzip.refine.train import Progress, train
@@ -53,10 +53,13 @@ def refined(
     examples: Sequence[tuple[Prompt, Answer | None]],
     config: RefineConfig,
     folder: Path,
+    most_bytes: int,
 ) -> Skillpack:
     """Return ``pack`` with factors that were tuned to the output distribution of base + delta.
 
-    * The entries, and the size of every tensor, stay the same; ``card.codec.measured["refine"]`` says what was gained.
+    * The entries stay the same; ``card.codec.measured["refine"]`` says what was gained.
+    * The pack never takes more than ``most_bytes``. Coded factors take more bytes when their codes grow; then the steps
+      between the codes grow, too.
     * The pack is never worse than it was, on the held-out prompts: if no step made it better, it keeps its factors.
     * ``folder`` keeps the specialist's probabilities and the state of the training. A call with the same arguments and
       folder continues where a killed one stopped.
@@ -91,7 +94,15 @@ def refined(
     if not student.trainable:
         console.print("  no matrix of the pack can be refined: it stays as it is")
         return _without_record(pack)
-    progress = train(student, rows[count:], rows[:count], config, folder)
+    coded = pack.card.coded
+    progress = train(
+        student,
+        rows[count:],
+        rows[:count],
+        config,
+        folder,
+        (lambda factors: coarseness(pack, factors, most_bytes)) if coded else lambda _: 1.0,
+    )
     return _better(pack, progress, prompts=len(rows), held_out=count)
 
 
@@ -120,7 +131,7 @@ def _better(pack: Skillpack, progress: Progress, *, prompts: int, held_out: int)
     """Return the pack with the best factors of the training, or ``pack`` if no step made it better; and say which."""
     before, (best_step, after) = progress.curve[0][1], progress.best_point
     better = after < before
-    result = with_factors(pack, progress.best if better else {})
+    result = with_factors(pack, progress.best if better else {}, progress.best_coarser if better else 1.0)
     result.card.codec.measured["refine"] = {
         "refined": better,
         "kl_before": _shortened(before),

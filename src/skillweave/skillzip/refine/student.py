@@ -20,7 +20,7 @@ from skillweave.base.layout import Layout, owners
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
 from skillweave.pack.vocabulary import token_rows, vocabularies
-from skillweave.skillzip.refine.factors import FactorEntry, float_factors
+from skillweave.skillzip.refine.factors import FactorEntry, float_factors, steps
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ class Student:
             for name in self.trainable
             for key, factor in float_factors(self._pack, name).items()
         }
+
+    def steps(self, coarser: float) -> dict[str, torch.Tensor]:
+        """Return the steps of the coded factors, on the model's device; see :func:`factors.steps`."""
+        return {key: step.to(self._device) for key, step in steps(self._pack, coarser).items()}
 
     @contextlib.contextmanager
     def running(self, factors: dict[str, torch.Tensor]) -> Iterator[None]:

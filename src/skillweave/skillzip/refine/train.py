@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,6 +45,10 @@ class Progress:
     curve: list[tuple[int, float]] = field(default_factory=list)
     """(steps done, KL on the held-out prompts in nats a token) of each measurement"""
     moments: dict[str, Factors] = field(default_factory=dict)
+    coarser: float = 1.0
+    """how many times as large as in the pack the steps of coded factors are, so that it stays within its bytes"""
+    best_coarser: float = 1.0
+    """the same at the best measurement"""
 
     @property
     def step(self) -> int:
@@ -63,7 +67,12 @@ class Progress:
 
 
 def train(
-    student: Student, rows: Sequence[TeacherRow], held_out: Sequence[TeacherRow], config: RefineConfig, folder: Path
+    student: Student,
+    rows: Sequence[TeacherRow],
+    held_out: Sequence[TeacherRow],
+    config: RefineConfig,
+    folder: Path,
+    coarseness: Callable[[Factors], float] = lambda _: 1.0,
 ) -> Progress:
     """Train the factors of ``student`` on ``rows``, and return the progress at the end.
 
@@ -71,6 +80,8 @@ def train(
       (the straight-through estimate). What is measured is therefore the pack as it would be written.
     * The step of Adam is relative to each factor's root mean square, and falls linearly to 0.
     * The held-out prompts are measured before the first step, eight times during the training, and at its end.
+    * ``coarseness`` says how many times as large the steps of coded factors must become for the pack to stay within its
+      bytes. It is asked before each measurement, so what is measured fits.
     * The progress is saved in ``folder``. A resumed training has the same losses as one without interruption.
     * If a number is no longer finite, the training ends there, and says so.
     """
@@ -88,13 +99,18 @@ def train(
     current: Factors = {}
 
     def set_rounded() -> None:
+        steps = student.steps(progress.coarser)
         for key, factor in progress.factors.items():
-            current[key] = rounded(factor.detach(), entries[key.rpartition(".")[0]]).requires_grad_()
+            own = rounded(factor.detach(), entries[key.rpartition(".")[0]], steps.get(key))
+            current[key] = own.requires_grad_()
 
     def measure() -> None:
+        progress.coarser = coarseness(progress.factors)
+        set_rounded()
         progress.curve.append((progress.step, mean_kl(student, held_out)))
         if progress.best_point[0] == progress.step:
             progress.best = {key: factor.detach().clone() for key, factor in progress.factors.items()}
+            progress.best_coarser = progress.coarser
 
     with student.running(current), bar("refining", config.steps) as advance, torch.enable_grad():
         set_rounded()
@@ -192,6 +208,7 @@ def _save(file: Path, progress: Progress, optimizer: torch.optim.Adam) -> None:
     tensors = {
         "losses": torch.tensor(progress.losses, dtype=torch.float64),
         "curve": torch.tensor(progress.curve, dtype=torch.float64).reshape(-1, 2),
+        "coarser": torch.tensor([progress.coarser, progress.best_coarser], dtype=torch.float64),
     }
     for key, factor in progress.factors.items():
         tensors[f"factors/{key}"] = factor.detach()
@@ -217,6 +234,8 @@ def _load(file: Path, device: torch.device) -> Progress | None:
         best=on_device["best"],
         losses=parts["losses"][""].tolist(),
         curve=[(int(step), value) for step, value in parts["curve"][""].tolist()],
+        coarser=parts["coarser"][""][0].item(),
+        best_coarser=parts["coarser"][""][1].item(),
         moments={key: {moment: on_device[moment][key] for moment in _MOMENTS} for key in on_device["factors"]},
     )
 

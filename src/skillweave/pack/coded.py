@@ -1,0 +1,81 @@
+"""Encode the tensors of a pack into the parts of its coded file, and decode them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load, save
+
+from skillweave.base.safetensors_io import tensor_bytes
+from skillweave.errors import UserError
+from skillweave.pack.coded_file import (
+    REMAKE,
+    CodedParts,
+    coded_names,
+    coded_shapes,
+    merged_planes,
+    most_inflated,
+    plain_room,
+)
+from skillweave.pack.entropy import CODES_A_BYTE, Codes, decode, encode
+from skillweave.pack.schema import PackCard
+
+
+def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> CodedParts:
+    """Return the parts of the file for these tensors, which must be those that the card's entries need."""
+    names = coded_names(card)
+    rows = code_rows(names, tensors)
+    scales = b"".join(tensor_bytes(tensors[f"{name}.B_scale"]) for name in names)
+    own = {f"{name}.{part}" for name in names for part in ("A", "B", "B_scale")}
+    plain = {key: tensor.contiguous() for key, tensor in tensors.items() if key not in own}
+    return CodedParts(*encode(rows), _deflated(scales), _deflated(save(plain)))
+
+
+def code_rows(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[Codes]:
+    """Return the rows of codes of these entries, as numpy arrays in the order of the file."""
+    rows: list[Codes] = []
+    for name in names:
+        rows += [*tensors[f"{name}.A"].cpu().numpy().T.copy(), *tensors[f"{name}.B"].cpu().numpy()]
+    return rows
+
+
+def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a file whose parts :func:`read_parts` gave. Raises :class:`UserError`."""
+    try:
+        tensors = load(merged_planes(parts.plain, plain_room(card)))
+        shapes = {name: coded_shapes(card, name) for name in coded_names(card)}
+        stated = sum(left[0] * left[1] + right[0] * right[1] for left, right in shapes.values())
+        if stated > CODES_A_BYTE * len(parts.codes):
+            raise ValueError(f"its {len(parts.codes)} bytes of codes cannot hold the {stated} codes of the card")
+        lengths = [n for left, right in shapes.values() for n in (left[0],) * left[1] + (right[1],) * right[0]]
+        codes = decode(parts.tables, parts.codes, lengths)
+        ranks = sum(right[0] for _, right in shapes.values())
+        scales = merged_planes(parts.scales, 2 * ranks)
+        if len(scales) != 2 * ranks:
+            raise ValueError(f"it holds {len(scales) // 2} scales, and the card has {ranks} ranks")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
+    every = torch.frombuffer(bytearray(scales), dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()
+    at = row = 0
+    for name, (left, right) in shapes.items():
+        columns, own = codes[row : row + left[1]], codes[row + left[1] : row + left[1] + right[0]]
+        tensors[f"{name}.A"] = torch.from_numpy(np.stack(columns, axis=1)) if columns else _no_codes(left)
+        tensors[f"{name}.B"] = torch.from_numpy(np.stack(own)) if own else _no_codes(right)
+        tensors[f"{name}.B_scale"] = every[at : at + right[0]].clone()
+        at, row = at + right[0], row + left[1] + right[0]
+    return tensors
+
+
+def _no_codes(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
+def _deflated(data: bytes) -> bytes:
+    """Return the bytes of even places, then those of odd ones, compressed; not at all if they shrink too much."""
+    planes = data[0::2] + data[1::2]
+    small = zlib.compress(planes, 9)
+    return small if len(data) <= most_inflated(small) else zlib.compress(planes, 0)

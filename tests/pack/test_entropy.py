@@ -1,0 +1,76 @@
+"""rANS: what is written is read, in about the bytes of the entropy; damaged and hostile bytes are refused."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from skillweave.pack.entropy import CODES_A_BYTE, coded_bytes, decode, encode
+
+
+def rows_of(sizes: list[int], spread: float = 1.5, seed: int = 0) -> list[np.ndarray]:
+    source = np.random.default_rng(seed)
+    return [
+        np.clip(np.round(source.standard_normal(n) * spread * 2.0 ** source.uniform(-1, 1)), -127, 127).astype(np.int8)
+        for n in sizes
+    ]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [np.zeros(0, np.int8)],
+        rows_of([1]),
+        rows_of([1, 2, 3, 50, 700]),
+        [np.zeros(5000, np.int8)],
+        [np.full(300, -127, np.int8), np.full(300, 127, np.int8), np.arange(-127, 128).astype(np.int8)],
+        rows_of([999] * 7, 0.05),
+        rows_of([4000] * 3, 60),
+    ],
+)
+def test_what_is_written_is_read(rows: list[np.ndarray]) -> None:
+    head, body = encode(rows)
+    assert (head, body) == encode(rows)
+    got = decode(head, body, [len(row) for row in rows])
+    assert all(np.array_equal(one, other) for one, other in zip(rows, got, strict=True))
+
+
+def test_it_takes_about_the_entropy() -> None:
+    rows = rows_of([3000] * 60)
+    bits = 0.0
+    for row in rows:  # each row by its own counts: no coder without a table for each row can do that
+        for count in np.unique(row, return_counts=True)[1]:
+            bits -= count * math.log2(count / len(row))
+    taken = sum(map(len, encode(rows)))
+    assert bits / 8 < taken < 1.025 * bits / 8
+    assert coded_bytes(rows) == pytest.approx(taken, rel=0.01)
+
+
+def test_damage_is_noticed() -> None:
+    rows = rows_of([400, 500])
+    lengths = [400, 500]
+    head, body = encode(rows)
+    for wrong in (body[:-2], body + b"\0\0", body[:-1], b"", body[:9]):
+        with pytest.raises(ValueError, match="codes"):
+            decode(head, wrong, lengths)
+    for at in range(0, len(body), 7):
+        damaged = body[:at] + bytes([body[at] ^ 16]) + body[at + 1 :]
+        with pytest.raises(ValueError, match="codes"):
+            decode(head, damaged, lengths)
+    for wrong in (b"", head[:-3], head + b"x", zlib.compress(b""), zlib.compress(b"\xff"), zlib.compress(bytes(4000))):
+        with pytest.raises(ValueError, match=r"table|compressed|classes"):
+            decode(wrong, body, lengths)
+
+
+def test_a_short_file_cannot_ask_for_much_memory() -> None:
+    head, body = encode([np.zeros(10_000, np.int8)])
+    assert len(body) >= 10_000 / CODES_A_BYTE
+    with pytest.raises(ValueError, match="cannot hold"):
+        decode(head, body, [10**12])
+    certain = bytes([1, 1]) + np.array([0, 2**14, 0], "<u2").tobytes() + b"\0"  # a code that takes no bits at all
+    with pytest.raises(ValueError, match="frequencies"):
+        decode(zlib.compress(certain), body, [10_000])
