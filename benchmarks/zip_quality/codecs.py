@@ -54,14 +54,18 @@ ABLATIONS = {
     f"{SKILLZIP}, {name}": Codec({**_OURS, **changed}, seeded=True, ratios=[ABLATED], equal_ranks=equal_ranks)
     for name, changed, equal_ranks in (
         ("no refinement", {"refine": None}, False),
-        ("equal ranks", {}, True),
-        ("no rotation", {"rotate": False}, False),
+        ("one width", {"bits": 4}, False),
+        ("one width, no rotation", {"bits": 4, "rotate": False}, False),
+        ("row scales", {"bits": 4, "scales": "row"}, False),
+        ("row scales, equal ranks", {"bits": 4, "scales": "row"}, True),
         ("smoothing 0.5", {"smoothing": 0.5}, False),
         ("weighted by activations", {"activation_aware": True}, False),
-        ("8 bits", {"bits": 8}, False),
     )
 }
-"""Each line is SkillZip with some settings of :class:`ZipConfig` changed. A new setting gets a line here."""
+"""Each line is SkillZip with some settings of :class:`ZipConfig` changed. A new setting gets a line here.
+
+"Row scales" is the earlier layout: a scale for each row, four bits, no entropy coding.
+"""
 ALL = {**CODECS, **ABLATIONS}
 PEERS = [name for name in CODECS if name not in (SKILLZIP, UNREFINED)]
 
