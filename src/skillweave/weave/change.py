@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from skillweave.base.feeding import Fed
 from skillweave.errors import UserError
+from skillweave.weave.kernel_run import KernelRun
 from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.resident import Lookup
 from skillweave.weave.stack import GroupStack
@@ -91,7 +92,7 @@ class Change:
         self.tuned: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
         self.float_factors: list[tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]] = []
         self.lookups: list[tuple[torch.Tensor | None, Lookup]] = []
-        self.groups: list[GroupRun] = []
+        self.groups: list[GroupRun | KernelRun] = []
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
         if kwargs or len(args) != 1 or not isinstance(output, torch.Tensor):

@@ -9,6 +9,7 @@ import torch
 
 from skillweave.errors import UserError
 from skillweave.pack import LowRank
+from skillweave.weave.grouped import GroupedFactors, grouped_factors
 from skillweave.weave.linear import LARGEST_CODE, Part, Segment
 
 
@@ -55,6 +56,7 @@ class GroupStack:
         self.modules: list[str] = []
         self._packs: dict[str, dict[str, Factors]] = {}
         self._unsmooth: dict[str, torch.Tensor | None] = {}
+        self._grouped: GroupedFactors | None = None
 
     @property
     def packs(self) -> list[str]:
@@ -94,6 +96,7 @@ class GroupStack:
 
         Every pack's factors become views of them.
         """
+        self._grouped = None
         order = [(module, pack) for module in self.modules for pack in self._packs if module in self._packs[pack]]
         if not order:
             return  # the last pack was removed, and the owner drops this stack
@@ -112,6 +115,12 @@ class GroupStack:
                 self._packs[pack][module] = Factors(*views, old.B_scale, old.A_scale)
                 at, inner = at + rank, inner + rank
             self._columns[module] = slice(start, at)
+
+    def grouped(self) -> GroupedFactors:
+        """The factors of all packs with the tables of the GPU kernel, which are made once for each layout."""
+        if self._grouped is None:
+            self._grouped = grouped_factors(self._packs, self._unsmooth, self._B, self._A)
+        return self._grouped
 
     def segments(self, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
         """The factors for a batch whose rows use the named packs; a row whose pack is not in this group uses none.
