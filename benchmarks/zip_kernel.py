@@ -2,10 +2,10 @@
 
 Claim: with 8 packs in a batch, the kernel takes less time than the torch path, for a decoding step and for prompts.
 
-Each pack changes the three modules q, k and v (hidden -> hidden, and two of a quarter) by factors of the given rank. The
-two ways take turns; a time is the median of one batch through all three modules, from an event before to an event after
-it. Both must give the same numbers, to one unit in the last place of bfloat16, before anything is timed. The interval
-is a bootstrap over turns. It needs a GPU and Triton.
+Each pack changes the three modules q, k and v (hidden -> hidden, and two of a quarter) by factors of the given rank.
+The two ways take turns; a time is the median of one batch through all three modules, from an event before to an event
+after it. Before anything is timed, both must give the same numbers, within 1% of the largest. The interval is a
+bootstrap over turns. It needs a GPU and Triton.
 
     python -m benchmarks.zip_kernel             a minute on a GPU
     python -m benchmarks.zip_kernel --quick     fewer turns
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     if options.quick:
         options.repeats = 5
     if not torch.cuda.is_available() or not takes_kernel(torch.zeros(1, device="cuda")):
-        raise UserError("the kernel runs on a GPU with CUDA, and needs Triton: run this on such a machine")
+        raise UserError("the kernel runs on a GPU with CUDA, and needs Triton: run this benchmark on such a machine")
     record = Record.begin(NAME, options, argv, seeds=[0])
     for what, width in WIDTHS.items():
         for packs in PACKS:
@@ -99,7 +99,7 @@ def measure(stack: GroupStack, packs: int, width: int, repeats: int) -> dict[str
         return made
 
     for one, other in zip(*map(outputs, runs.values()), strict=True):
-        torch.testing.assert_close(one, other, rtol=2**-7, atol=0)
+        torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(one.abs().max()))
     seconds: dict[str, list[float]] = {way: [] for way in runs}
     for _ in range(repeats):
         for way, current in runs.items():

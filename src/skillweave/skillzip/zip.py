@@ -96,9 +96,16 @@ def zip_delta(
     def unrefined(store: DecompositionStore) -> Skillpack:
         return _zip(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
 
+    get_codec(config.codec)
+    delta.check_base(base.fingerprint, base.ref)
+    check_name(name)
+    if config.needs_calibration and not calibration:
+        raise UserError(
+            "activation_aware and smoothing need calibration pairs (prompt, answer): give some, or set "
+            "activation_aware=false and smoothing=null"
+        )
     if config.refine is None and work is None:
         return unrefined(DecompositionStore())
-    delta.check_base(base.fingerprint, base.ref)
     examples = (calibration if refine_on is None else refine_on) if config.refine is not None else None
     if config.refine is not None:
         check_examples(examples, config.refine)
@@ -136,14 +143,6 @@ def _zip(
     scores: dict[str, Any] | None,
 ) -> Skillpack:
     """Return the pack of ``delta`` as the codec writes it; the arguments are those of :func:`zip_delta`."""
-    codec = get_codec(config.codec)
-    delta.check_base(base.fingerprint, base.ref)
-    check_name(name)
-    if config.needs_calibration and not calibration:
-        raise UserError(
-            "activation_aware and smoothing need calibration pairs (prompt, answer): give some, or set "
-            "activation_aware=false and smoothing=null"
-        )
     checkpoint = base.checkpoint
     unchanged = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
     matrices = plan(delta, checkpoint, base.model, unchanged, calibrated=config.needs_calibration)
@@ -194,7 +193,7 @@ def _zip(
         token_rows=token_rows(base.model, name, tuned_rows),
         decompositions=store,
     )
-    encoded = codec(config, source, draft) if matrices.pieces else Encoded({}, {})
+    encoded = get_codec(config.codec)(config, source, draft) if matrices.pieces else Encoded({}, {})
     losses = measure(draft.entries(encoded.entries), draft.all_tensors(encoded), delta, checkpoint)
     if losses.left_out > MOST_LEFT_OUT and not config.allow_left_out:
         raise UserError(too_much_left_out(losses, name))
