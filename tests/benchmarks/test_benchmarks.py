@@ -157,7 +157,7 @@ def test_memory(tmp_path: Path) -> None:
 
 
 def test_zip_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zip_memory, "NARROW", zip_memory.NARROW.model_copy(update={"hidden": 64, "intermediate": 96}))
+    monkeypatch.setattr(zip_memory, "NARROW", zip_memory.NARROW.model_copy(update={"hidden": 128, "intermediate": 256}))
     monkeypatch.setattr(zip_memory, "child", zip_memory.measured)  # without a process of its own
     found = result(zip_memory, tmp_path)
     assert [(row["layers"], row["way"]) for row in found["rows"]] == [
