@@ -14,7 +14,7 @@ bootstrap over turns. It needs a GPU and Triton.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ from benchmarks.common.record import Record, arguments, bootstrap, judged, posit
 from skillweave.errors import UserError
 from skillweave.pack import LowRank
 from skillweave.report import Table
-from skillweave.weave.change import GroupRun
-from skillweave.weave.kernel_run import KernelRun, takes_kernel
+from skillweave.weave.kernel_group import KernelGroup, takes_kernel
+from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
 from skillweave.weave.stack import Factors, GroupStack
 
 NAME = "zip_kernel"
@@ -87,18 +87,33 @@ def made_stack(packs: int, hidden: int, rank: int) -> GroupStack:
 def measure(stack: GroupStack, packs: int, width: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of each turn of both ways, for a batch of one row for each pack."""
     names: list[str | None] = [str(number) for number in range(packs)]
-    hidden = stack.grouped().B.shape[1]
-    x = torch.randn(packs, width, hidden, generator=torch.Generator().manual_seed(1)).to("cuda", DTYPE)
-    runs = {TORCH: GroupRun(stack, names), KERNEL: KernelRun(stack, names)}
-    modules = {name: factors.A.shape[1] for name, factors in stack.grouped().modules.items()}
+    factors = stack.factors["0"]
+    x = torch.randn(packs, width, factors["q"].B.shape[1], generator=torch.Generator().manual_seed(1)).to("cuda", DTYPE)
+    kernel = KernelGroup(stack.factors, stack.unsmooth, names)
+    # As the packed model does: side by side for few tokens, else pack by pack.
+    segments = stack.segments(names, stacked=packs > 1 and packs * width <= 128)
 
-    def outputs(run: GroupRun | KernelRun) -> list[torch.Tensor]:
-        made = [torch.zeros(packs, width, out, dtype=DTYPE, device="cuda") for out in modules.values()]
-        for module, output in zip(modules, made, strict=True):
-            run.add(module, x, x, output)
+    def zeros() -> dict[str, torch.Tensor]:
+        return {
+            name: torch.zeros(packs, width, own.A.shape[1], dtype=DTYPE, device="cuda") for name, own in factors.items()
+        }
+
+    def by_torch() -> dict[str, torch.Tensor]:
+        made = zeros()
+        for segment in segments:
+            hidden = into_rank(x, segment)
+            for module, output in made.items():
+                add_to_rows(output, segment.rows, out_of_rank(hidden, segment.parts[module]))
         return made
 
-    for one, other in zip(*map(outputs, runs.values()), strict=True):
+    def by_kernel() -> dict[str, torch.Tensor]:
+        made, hidden = zeros(), kernel.into_rank(x)
+        for module, output in made.items():
+            kernel.add(module, hidden, output)
+        return made
+
+    runs: dict[str, Callable[[], dict[str, torch.Tensor]]] = {TORCH: by_torch, KERNEL: by_kernel}
+    for one, other in zip(by_torch().values(), by_kernel().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0.01 * float(one.abs().max()))
     seconds: dict[str, list[float]] = {way: [] for way in runs}
     for _ in range(repeats):
@@ -106,7 +121,7 @@ def measure(stack: GroupStack, packs: int, width: int, repeats: int) -> dict[str
             began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             torch.cuda.synchronize()
             began.record()
-            outputs(current)
+            current()
             ended.record()
             torch.cuda.synchronize()
             seconds[way].append(began.elapsed_time(ended) / 1e3)

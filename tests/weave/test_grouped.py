@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from skillweave.pack import LowRank, reference_forward
-from skillweave.weave.grouped import GroupedFactors, GroupedTokens, grouped_tokens
+from skillweave.weave.grouped import GroupedFactors, GroupedTokens, grouped_factors, grouped_tokens
 from skillweave.weave.stack import Factors, GroupStack
 
 INNER, OUT = 12, {"q": 10, "k": 6}
@@ -59,7 +59,7 @@ def test_each_token_meets_the_factors_of_its_own_pack_once() -> None:
         stack.add(pack, made, 1 / smooth.float() if pack == "b" else None)
     names, width = ["c", "a", None, "b", "a"], 3
     x = torch.randn(len(names) * width, INNER, generator=torch.Generator().manual_seed(2))
-    tables = stack.grouped()
+    tables = grouped_factors(stack.factors, stack.unsmooth)
     for block in (1, 4, 16):
         tokens = grouped_tokens(names, width, tables.numbers, block, torch.device("cpu"))
         for module, out in OUT.items():
@@ -71,16 +71,9 @@ def test_each_token_meets_the_factors_of_its_own_pack_once() -> None:
                 torch.testing.assert_close(got[row], want, rtol=1e-4, atol=1e-4)
 
 
-def test_the_tables_follow_the_packs() -> None:
-    stack = GroupStack()
-    for number, (pack, own) in enumerate(RANKS.items()):
-        made = {m: Factors.of(factors(number, OUT[m], rank, None), torch.device("cpu")) for m, rank in own.items()}
-        stack.add(pack, made, None)
-    assert stack.grouped() is stack.grouped()
-    assert stack.grouped().widest == 8
-    assert stack.grouped().unsmooth is None
-    stack.remove("a")
-    assert dict(stack.grouped().numbers) == {"b": 0, "c": 1}
-    assert stack.grouped().widest == 4
-    nothing = grouped_tokens([None, "x"], 4, stack.grouped().numbers, 16, torch.device("cpu"))
+def test_rows_without_a_pack_are_in_no_tile() -> None:
+    nothing = grouped_tokens([None, "x"], 4, {"a": 0}, 16, torch.device("cpu"))
     assert nothing.tiles.shape == (0, 3)
+    some = grouped_tokens(["a", "x", "a"], 5, {"a": 0}, 8, torch.device("cpu"))
+    assert some.order.tolist() == [0, 2]
+    assert some.tiles.tolist() == [[0, 0, 10], [0, 8, 10]]

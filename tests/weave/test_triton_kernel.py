@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from skillweave.pack import LowRank, reference_forward
-from skillweave.weave import kernel_run
-from skillweave.weave.change import GroupRun
-from skillweave.weave.kernel_run import KernelRun, takes_kernel
+from skillweave.weave import kernel_group
+from skillweave.weave.kernel_group import KernelGroup, takes_kernel
+from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
 from skillweave.weave.stack import Factors, GroupStack
 
 pytestmark = [
@@ -51,15 +51,26 @@ def outputs(
     stack: GroupStack, names: list[str | None], x: torch.Tensor, dtype: torch.dtype
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The outputs of every module in ``dtype`` after the kernel and after the torch path changed them."""
-    kernel, plain = KernelRun(stack, names), GroupRun(stack, names)
+    kernel = KernelGroup(stack.factors, stack.unsmooth, names)
+    hidden = kernel.into_rank(x)
+    segments = [(segment, into_rank(x, segment)) for segment in stack.segments(names, stacked=False)]
     found = {}
     for module in stack.modules:
-        width = stack.grouped().modules[module].A.shape[1]
+        width = next(own[module].A.shape[1] for own in stack.factors.values() if module in own)
         before = torch.randn(*x.shape[:2], width, generator=torch.Generator().manual_seed(3)).to(dtype)
-        found[module] = before.clone(), before.clone()
-        for run, output in zip((kernel, plain), found[module], strict=True):
-            run.add(module, x, x, output)
+        got, want = before.clone(), before.clone()
+        kernel.add(module, hidden, got)
+        for segment, ranks in segments:
+            if module in segment.parts:
+                add_to_rows(want, segment.rows, out_of_rank(ranks, segment.parts[module]))
+        found[module] = got, want
     return found
+
+
+def change_rows(stack: GroupStack, names: list[str | None], x: torch.Tensor, output: torch.Tensor) -> None:
+    """Add what the kernel computes to the output of the module q, in place."""
+    kernel = KernelGroup(stack.factors, stack.unsmooth, names)
+    kernel.add("q", kernel.into_rank(x), output)
 
 
 CASES = {
@@ -107,7 +118,7 @@ def test_every_row_has_the_change_of_its_own_pack() -> None:
         stack.add(name, {"q": Factors.of(parts, CPU)}, unsmooth)
     x = torch.randn(3, 4, 40, generator=torch.Generator().manual_seed(0))
     got = torch.zeros(3, 4, 20)
-    KernelRun(stack, ["b", None, "a"]).add("q", x, x, got)
+    change_rows(stack, ["b", None, "a"], x, got)
     torch.testing.assert_close(got[0], reference_forward(x[0], packs["b"]), rtol=1e-4, atol=1e-2)
     assert not got[1].any()
     torch.testing.assert_close(got[2], reference_forward(x[2], packs["a"]), rtol=1e-4, atol=1e-2)
@@ -137,7 +148,7 @@ def test_sums_of_the_largest_codes_do_not_wrap() -> None:
     stack.add("a", {"q": Factors.of(full, CPU)}, None)
     got = torch.zeros(1, 1, out)
     x = torch.full((1, 1, inner), 2.0)
-    KernelRun(stack, ["a"]).add("q", x, x, got)
+    change_rows(stack, ["a"], x, got)
     want = -2.0 * 127 * 127 * inner * rank
     torch.testing.assert_close(got, torch.full_like(got, want), rtol=1e-6, atol=0)
 
@@ -146,7 +157,7 @@ def test_the_packed_model_takes_the_kernel(monkeypatch: pytest.MonkeyPatch) -> N
     weight = torch.zeros(1)
     assert takes_kernel(weight)
     assert not takes_kernel(weight.double())
-    monkeypatch.setattr(kernel_run, "_has_triton", lambda: False)
+    monkeypatch.setattr(kernel_group, "_has_triton", lambda: False)
     assert not takes_kernel(weight)
     monkeypatch.undo()
     monkeypatch.delenv("TRITON_INTERPRET")

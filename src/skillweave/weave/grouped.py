@@ -13,13 +13,17 @@ from typing import Protocol
 
 import torch
 
-Hidden = tuple[torch.Tensor, torch.Tensor]
+HiddenOfAll = tuple[torch.Tensor, torch.Tensor]
 """The result of the first product: h int32 (tokens, widest), and max|u| float32 (tokens,). A token without a pack has
 no values in it."""
 
 
 class PackFactors(Protocol):
-    """One pack's factors of one module: those of :class:`skillweave.weave.stack.Factors` that the tables need."""
+    """One pack's factors of one module: what the tables need of :class:`skillweave.weave.stack.Factors`."""
+
+    @property
+    def A(self) -> torch.Tensor:
+        """int8 (rank, out)"""
 
     @property
     def B(self) -> torch.Tensor:
@@ -86,34 +90,33 @@ class GroupedTokens:
 
 
 def grouped_factors(
-    packs: Mapping[str, Mapping[str, PackFactors]],
-    unsmooth: Mapping[str, torch.Tensor | None],
-    B: torch.Tensor,
-    A: Mapping[str, torch.Tensor],
+    packs: Mapping[str, Mapping[str, PackFactors]], unsmooth: Mapping[str, torch.Tensor | None]
 ) -> GroupedFactors:
-    """Return the tables for the factors of all packs.
-
-    ``B`` and ``A`` (by module) hold all factors, module by module and within a module in the order of ``packs``, which
-    gives each pack's own part by module. ``unsmooth`` is by pack.
-    """
-    device = B.device
+    """Return the tables for the factors of the packs (pack -> module -> factors). ``unsmooth`` is by pack."""
     own_rows: dict[str, list[int]] = {pack: [] for pack in packs}
     own_scales: dict[str, list[torch.Tensor]] = {pack: [] for pack in packs}
-    modules, first = {}, 0
-    for module, stacked in A.items():
+    modules, blocks, first = {}, [], 0
+    for module in dict.fromkeys(module for own in packs.values() for module in own):
+        owners = {pack: own[module] for pack, own in packs.items() if module in own}
+        A = torch.cat([own.A for own in owners.values()])
+        device = A.device
         places, inner = [], 0
-        scales = torch.zeros(len(packs), stacked.shape[1], device=device)
-        for number, (pack, factors) in enumerate(packs.items()):
-            if module not in factors:
+        scales = torch.zeros(len(packs), A.shape[1], device=device)
+        for number, pack in enumerate(packs):
+            if pack not in owners:
                 places.append((0, 0, 0))
                 continue
-            rank = factors[module].B.shape[0]
+            own = owners[pack]
+            rank = own.B.shape[0]
             places.append((rank, len(own_rows[pack]), inner))
             own_rows[pack] += range(first, first + rank)
-            own_scales[pack].append(factors[module].B_scale)
-            scales[number] = factors[module].A_scale
+            own_scales[pack].append(own.B_scale)
+            blocks.append(own.B)
+            scales[number] = own.A_scale
             first, inner = first + rank, inner + rank
-        modules[module] = ModuleFactors(stacked, scales, _table(places, device))
+        modules[module] = ModuleFactors(A, scales, _table(places, device))
+    B = torch.cat(blocks)
+    device = B.device
     widest = max(len(rows) for rows in own_rows.values())
     padded = [[*rows, *[0] * (widest - len(rows))] for rows in own_rows.values()]
     B_scale = torch.zeros(len(packs), widest, device=device)

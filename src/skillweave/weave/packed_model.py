@@ -22,7 +22,6 @@ from skillweave.errors import UserError, nearest
 from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
-from skillweave.weave.kernel_run import KernelRun, takes_kernel
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
 
@@ -206,11 +205,9 @@ class PackedModel:
                 at(module).float_factors.append((_index(rows, names, factors[0].device), factors))
             for module, lookup in pack.lookups.items():
                 at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
-        in_kernel = takes_kernel(next(self.model.parameters()))
         for group in {group: None for pack in used for group in pack.groups}:
-            stack = self._stacks[group]
-            run = KernelRun(stack, names) if in_kernel else GroupRun(stack, names)
-            for module in stack.modules:
+            run = GroupRun(self._stacks[group], names)
+            for module in self._stacks[group].modules:
                 at(module).groups.append(run)
         return changes
 

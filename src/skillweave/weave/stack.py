@@ -9,7 +9,6 @@ import torch
 
 from skillweave.errors import UserError
 from skillweave.pack import LowRank
-from skillweave.weave.grouped import GroupedFactors, grouped_factors
 from skillweave.weave.linear import LARGEST_CODE, Part, Segment
 
 
@@ -56,12 +55,21 @@ class GroupStack:
         self.modules: list[str] = []
         self._packs: dict[str, dict[str, Factors]] = {}
         self._unsmooth: dict[str, torch.Tensor | None] = {}
-        self._grouped: GroupedFactors | None = None
 
     @property
     def packs(self) -> list[str]:
         """The names of the packs that change a module of this group."""
         return list(self._packs)
+
+    @property
+    def factors(self) -> Mapping[str, Mapping[str, Factors]]:
+        """pack -> module -> factors"""
+        return self._packs
+
+    @property
+    def unsmooth(self) -> Mapping[str, torch.Tensor | None]:
+        """pack -> 1 / smooth, float32 (in,), or None"""
+        return self._unsmooth
 
     def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
         """Raise :class:`UserError` if the matrices of a pack have another input width than this group."""
@@ -96,7 +104,6 @@ class GroupStack:
 
         Every pack's factors become views of them.
         """
-        self._grouped = None
         order = [(module, pack) for module in self.modules for pack in self._packs if module in self._packs[pack]]
         if not order:
             return  # the last pack was removed, and the owner drops this stack
@@ -115,12 +122,6 @@ class GroupStack:
                 self._packs[pack][module] = Factors(*views, old.B_scale, old.A_scale)
                 at, inner = at + rank, inner + rank
             self._columns[module] = slice(start, at)
-
-    def grouped(self) -> GroupedFactors:
-        """The factors of all packs with the tables of the GPU kernel, which are made once for each layout."""
-        if self._grouped is None:
-            self._grouped = grouped_factors(self._packs, self._unsmooth, self._B, self._A)
-        return self._grouped
 
     def segments(self, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
         """The factors for a batch whose rows use the named packs; a row whose pack is not in this group uses none.

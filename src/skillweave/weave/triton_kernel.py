@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from skillweave.weave.grouped import GroupedFactors, GroupedTokens, Hidden, ModuleFactors
+from skillweave.weave.grouped import GroupedFactors, GroupedTokens, HiddenOfAll, ModuleFactors
 
 _BLOCK_R = 32
 """Ranks of a tile. The integer product needs 32 for its inner side."""
@@ -28,7 +28,7 @@ _BLOCK_N = 128
 """Output channels of a tile."""
 
 
-def into_rank_of_all(x: torch.Tensor, factors: GroupedFactors, tokens: GroupedTokens) -> Hidden:
+def into_rank_of_all(x: torch.Tensor, factors: GroupedFactors, tokens: GroupedTokens) -> HiddenOfAll:
     """Return the first product of all tokens x (tokens, in), which may be float32, float16 or bfloat16."""
     h = torch.empty(x.shape[0], factors.widest, dtype=torch.int32, device=x.device)
     top = torch.empty(x.shape[0], dtype=torch.float32, device=x.device)
@@ -57,7 +57,7 @@ def into_rank_of_all(x: torch.Tensor, factors: GroupedFactors, tokens: GroupedTo
 
 
 def add_out_of_rank(
-    output: torch.Tensor, hidden: Hidden, factors: GroupedFactors, module: ModuleFactors, tokens: GroupedTokens
+    output: torch.Tensor, hidden: HiddenOfAll, factors: GroupedFactors, module: ModuleFactors, tokens: GroupedTokens
 ) -> None:
     """Add the second product of one module to its ``output`` (tokens, out), in place, and round once."""
     if not tokens.tiles.shape[0]:
