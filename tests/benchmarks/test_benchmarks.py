@@ -27,6 +27,8 @@ skills = importlib.import_module("benchmarks.common.skills")
 int8_backbone = importlib.import_module("benchmarks.int8_backbone")
 mixed_batch = importlib.import_module("benchmarks.mixed_batch")
 memory = importlib.import_module("benchmarks.memory")
+zip_memory = importlib.import_module("benchmarks.zip_memory")
+zip_kernel = importlib.import_module("benchmarks.zip_kernel")
 architectures = importlib.import_module("benchmarks.architectures")
 zip_codecs = importlib.import_module("benchmarks.zip")
 zip_quality = importlib.import_module("benchmarks.zip_quality.__main__")
@@ -219,6 +221,26 @@ def test_memory(tmp_path: Path) -> None:
     assert found["claims"][0]["value"] == pytest.approx((weave - floor) / (base - floor))
     assert found["claims"][-1]["value"] == found["rows"][2]["tensor_bytes"] / found["rows"][1]["tensor_bytes"]
     assert found["claims"][-1]["holds"]
+
+
+def test_zip_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_memory, "NARROW", zip_memory.NARROW.model_copy(update={"hidden": 128, "intermediate": 256}))
+    monkeypatch.setattr(zip_memory, "child", zip_memory.measured)  # without a process of its own
+    found = result(zip_memory, tmp_path)
+    assert [(row["layers"], row["way"]) for row in found["rows"]] == [
+        (2, "work folder"),
+        (2, "in memory"),
+        (4, "work folder"),
+    ]
+    on_disk, in_memory, _ = found["rows"]
+    assert on_disk["pack_bytes"] == in_memory["pack_bytes"] <= on_disk["model_bytes"] / 64
+    assert on_disk["work_bytes"] > 0 == in_memory["work_bytes"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_zip_kernel_says_what_it_needs() -> None:
+    with pytest.raises(UserError, match="GPU with CUDA"):
+        zip_kernel.main(["--quick"])
 
 
 def test_without_out_a_quick_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

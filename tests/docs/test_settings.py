@@ -35,7 +35,7 @@ LISTED = GENERATOR.sections()
 
 def _all_configs() -> set[type[Config]]:
     for module in pkgutil.walk_packages(skillweave.__path__, "skillweave."):
-        if not module.name.endswith(("__main__", "process_child", "maths_worker")):
+        if not module.name.endswith(("__main__", "process_child", "maths_worker", "triton_kernel")):
             importlib.import_module(module.name)
     classes: set[type[Config]] = set()
     todo = [Config]

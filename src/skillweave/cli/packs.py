@@ -141,13 +141,13 @@ def zip_(
             ),
         )
         return
-    calibration, prompts, work, data = None, None, None, {}
+    calibration, prompts, data = None, None, {}
+    work = out.resolve().with_name(f"{out.resolve().name}.work")
     if task is not None and (settings.needs_calibration or settings.refine is not None):
         prompted, data = load_task(task), {"calibration": task}
         calibration = prompted.pairs("calibration") if settings.needs_calibration else None
         if settings.refine is not None:
             prompts = prompted.examples(("calibration", "train"), settings.refine.prompts)
-            work = out.resolve().with_name(f"{out.resolve().name}.work")
     elif task is not None:
         console.print(
             "These settings need no prompts: --task is not used (see activation_aware, smoothing and refine)."
@@ -156,8 +156,7 @@ def zip_(
         change, opened, calibration, settings, name=name, method=method, data=data, refine_on=prompts, work=work
     )
     pack.save_pretrained(out)
-    if work is not None:
-        drop(work)
+    drop(work)
     show_pack(pack.card, out)
 
 

@@ -158,7 +158,7 @@ def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep
     settings, chosen = inputs.config.zip_config(skill), inputs.config.skills[skill]
 
     def work(folder: Path) -> None:
-        task, refine = inputs.tasks[skill], folder / "refine"
+        task, unfinished = inputs.tasks[skill], folder / "refine"  # builds of earlier versions resume with this name
         pack = zip_delta(
             Delta.from_pretrained(inputs.work.delta(skill)),
             models.backbone,
@@ -169,10 +169,10 @@ def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep
             data=chosen.task.model_dump(mode="json"),
             scores={arm: read_score(inputs.work.step(f"{skill}/score-{arm}")) for arm in ("base", "specialist")},
             refine_on=task.examples(("calibration", "train"), settings.refine.prompts) if settings.refine else None,
-            work=refine if settings.refine else None,
+            work=unfinished,
         )
         pack.save_pretrained(folder / "pack")
-        drop(refine)
+        drop(unfinished)
 
     # The pack's card shows both scores, so the pack is written again when they change.
     needs = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")

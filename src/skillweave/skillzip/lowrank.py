@@ -16,6 +16,9 @@ _EXACT_SIDE = 2048
 """Up to this smaller side an exact eigendecomposition is fast enough (0.1 s for 576 on one core). Larger matrices are
 decomposed by a randomised method, which computes the leading ranks only."""
 
+_BLOCK = 2**22
+"""Numbers that are copied to float64 at a time. A whole embedding in float64 would take more than all else here."""
+
 
 @dataclass(frozen=True)
 class Decomposed:
@@ -51,22 +54,38 @@ def root(moment: torch.Tensor) -> torch.Tensor:
 def decompose(matrix: torch.Tensor, max_rank: int, root_of_moment: torch.Tensor | None = None) -> Decomposed:
     """Return the first ``max_rank`` directions of R (out, in), weighted if S (in, in) of :func:`root` is given."""
     weighted = matrix if root_of_moment is None else matrix @ root_of_moment
-    energy = float(weighted.double().square().sum())
+    energy = sum(float(block.double().square().sum()) for block in _row_blocks(weighted))
     rows, columns = weighted.shape
     rank = min(max_rank, rows, columns)
     if min(rows, columns) > _EXACT_SIDE:
         u, sigma, _ = torch.svd_lowrank(weighted, q=min(rank + 32, rows, columns), niter=4)
         return Decomposed(u[:, :rank].contiguous(), _above_noise(sigma[:rank].square(), matrix), energy)
-    # A Gram matrix squares the singular values: in float32, those below a thousandth of the largest would be lost.
-    exact = weighted.double()
     if rows <= columns:
-        values, vectors = torch.linalg.eigh(exact @ exact.T)
+        values, vectors = torch.linalg.eigh(_gram(weighted.T))
         u = vectors.flip(1)[:, :rank]
     else:
-        values, vectors = torch.linalg.eigh(exact.T @ exact)
+        values, vectors = torch.linalg.eigh(_gram(weighted))
+        leading = vectors.flip(1)[:, :rank]
         # Dividing by tiny singular values would lose orthogonality; QR restores it and keeps the order.
-        u = torch.linalg.qr(exact @ vectors.flip(1)[:, :rank])[0]
+        u = torch.linalg.qr(torch.cat([block.double() @ leading for block in _row_blocks(weighted)]))[0]
     return Decomposed(u.to(matrix.dtype).contiguous(), _above_noise(values.flip(0)[:rank], matrix), energy)
+
+
+def _gram(tall: torch.Tensor) -> torch.Tensor:
+    """Return X^T X (n, n) in float64 for X (m, n).
+
+    It squares the singular values: in float32, those below a thousandth of the largest would be lost.
+    """
+    total = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
+    for block in _row_blocks(tall):
+        exact = block.double()
+        total.addmm_(exact.T, exact)
+    return total
+
+
+def _row_blocks(matrix: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Return the matrix in blocks of rows that are small enough to have a copy in float64 each."""
+    return matrix.split(max(1, _BLOCK // max(1, matrix.shape[1])))
 
 
 def _above_noise(values: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:

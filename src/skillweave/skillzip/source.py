@@ -13,6 +13,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack.vocabulary import TokenRows, vocabularies
 from skillweave.skillzip.calibrate import CalibrationRow, Moments, calibrate, calibration_rows
+from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.losses import change
 from skillweave.skillzip.plan import Plan
 
@@ -35,10 +36,13 @@ class MatrixSource:
         examples: Sequence[tuple[Prompt, Answer]],
         tokenizer: Any,
         token_rows: TokenRows | None,
+        decompositions: DecompositionStore,
     ) -> None:
         self.plan = plan
         self.shapes = {key: piece.shape for key, piece in plan.pieces.items()}
         """(out, in) of each matrix, by its key, in the plan's order"""
+        self.decompositions = decompositions
+        """where a codec keeps what it decomposed"""
         self._delta, self._base = delta, base
         self._examples, self._tokenizer, self._token_rows = examples, tokenizer, token_rows
         self._last_stack: tuple[str, torch.Tensor] | None = None

@@ -14,6 +14,7 @@ from skillweave.delta.carry import compact
 from skillweave.delta.voice import carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
+from skillweave.files.recover import drop
 from skillweave.pack import (
     BaseRef,
     Codec,
@@ -31,6 +32,7 @@ from skillweave.pack.vocabulary import token_rows
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
 from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded, unreserved
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
@@ -38,6 +40,9 @@ from skillweave.skillzip.refine.run import check_examples, placeholder, refined
 from skillweave.skillzip.refine.work import delta_digest, work_folder
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
+
+_DECOMPOSITIONS = "decompositions"
+"""The folder in the work folder in which decompositions are kept until all matrices are written."""
 
 
 @torch.no_grad()
@@ -71,11 +76,12 @@ def zip_delta(
     ``calibration`` holds (prompt, answer) pairs, which are tokenized by the tuned tokenizer. It may be None if the
     config asks for neither activation weighting nor smoothing.
 
-    With ``config.refine``, the factors are then tuned (:func:`skillweave.skillzip.refine.run.refined`):
+    ``work`` is a folder of this zip's own. What was done is kept there, so a zip that was killed resumes, and memory
+    holds the decompositions of a few matrices at a time. The caller deletes it when the pack is saved. Without it they
+    are all in memory, and nothing is kept.
 
-    * ``refine_on`` holds the prompts, each with an answer or None; None stands for ``calibration``.
-    * ``work`` is a folder of this zip's own. What was done is kept there, so a zip that was killed resumes. The caller
-      deletes it when the pack is saved. Without it nothing is kept.
+    With ``config.refine``, the factors are then tuned (:func:`skillweave.skillzip.refine.run.refined`). ``refine_on``
+    holds the prompts for it, each with an answer or None; None stands for ``calibration``.
 
     Raises :class:`UserError`:
 
@@ -86,14 +92,22 @@ def zip_delta(
     * if the config asks for a refinement, and there are no prompts for it.
     """
 
-    def unrefined() -> Skillpack:
-        return _zip(delta, base, calibration, config, name=name, method=method, data=data, scores=scores)
+    def unrefined(store: DecompositionStore) -> Skillpack:
+        return _zip(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
 
-    if config.refine is None:
-        return unrefined()
+    get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
-    examples = calibration if refine_on is None else refine_on
-    check_examples(examples, config.refine)
+    check_name(name)
+    if config.needs_calibration and not calibration:
+        raise UserError(
+            "activation_aware and smoothing need calibration pairs (prompt, answer): give some, or set "
+            "activation_aware=false and smoothing=null"
+        )
+    if config.refine is None and work is None:
+        return unrefined(DecompositionStore())
+    examples = (calibration if refine_on is None else refine_on) if config.refine is not None else None
+    if config.refine is not None:
+        check_examples(examples, config.refine)
     inputs = {
         "delta": delta_digest(delta) if work is not None else None,
         "base": [base.fingerprint, str(base.model.dtype)],
@@ -102,8 +116,12 @@ def zip_delta(
         "card": digest([name, method, data, scores]),
     }
     with work_folder(None if work is None else Path(work), inputs) as folder:
+        if config.refine is None:
+            return unrefined(DecompositionStore(folder / _DECOMPOSITIONS))
         if not (folder / "pack").exists():
-            unrefined().save_pretrained(folder / "pack")
+            store = None if work is None else folder / _DECOMPOSITIONS
+            unrefined(DecompositionStore(store)).save_pretrained(folder / "pack")
+            drop(folder / _DECOMPOSITIONS)
         pack = Skillpack.from_pretrained(folder / "pack")
         most = unreserved(_limit(config, pack.card.bytes.bf16_delta))
         pack = refined(pack, base, delta, examples or [], config.refine, folder, max(most, pack.nbytes))
@@ -118,6 +136,7 @@ def _zip(
     base: Base,
     calibration: Sequence[tuple[Prompt, Answer]] | None,
     config: ZipConfig,
+    store: DecompositionStore,
     *,
     name: str,
     method: str,
@@ -125,14 +144,6 @@ def _zip(
     scores: dict[str, Any] | None,
 ) -> Skillpack:
     """Return the pack of ``delta`` as the codec writes it; the arguments are those of :func:`zip_delta`."""
-    codec = get_codec(config.codec)
-    delta.check_base(base.fingerprint, base.ref)
-    check_name(name)
-    if config.needs_calibration and not calibration:
-        raise UserError(
-            "activation_aware and smoothing need calibration pairs (prompt, answer): give some, or set "
-            "activation_aware=false and smoothing=null"
-        )
     checkpoint = base.checkpoint
     unchanged = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
     matrices = plan(delta, checkpoint, base.model, unchanged, calibrated=config.needs_calibration)
@@ -181,8 +192,9 @@ def _zip(
         examples=calibration or [],
         tokenizer=tokenizer,
         token_rows=token_rows(base.model, name, tuned_rows),
+        decompositions=store,
     )
-    encoded = codec(config, source, draft) if matrices.pieces else Encoded({}, {})
+    encoded = get_codec(config.codec)(config, source, draft) if matrices.pieces else Encoded({}, {})
     losses = measure(draft.entries(encoded.entries), draft.all_tensors(encoded), delta, checkpoint)
     if losses.left_out > MOST_LEFT_OUT and not config.allow_left_out:
         raise UserError(too_much_left_out(losses, name))

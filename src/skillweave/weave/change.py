@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from skillweave.base.feeding import Fed
 from skillweave.errors import UserError
+from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.resident import Lookup
 from skillweave.weave.stack import GroupStack
@@ -53,6 +54,8 @@ class GroupRun:
         self._segments: dict[bool, list[Segment]] = {}
         self._input: torch.Tensor | None = None
         self._hidden: list[tuple[Segment, Hidden]] = []
+        self._kernel: KernelGroup | None = None
+        self._hidden_of_all: Any = None
         self._waiting = 0
 
     def add(self, module: str, fed: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -60,17 +63,24 @@ class GroupRun:
 
         ``fed`` is the tensor that the module was called with; ``x`` (N, T, in) is the same with rows as its first axis.
         """
+        if takes_kernel(x) and self._kernel is None:
+            self._kernel = KernelGroup(self._stack.factors, self._stack.unsmooth, self._names)
         if fed is not self._input:
             self._input = fed
-            self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
             self._waiting = len(self._stack.modules)
+            if self._kernel is None:
+                self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
+            else:
+                self._hidden_of_all = self._kernel.into_rank(x)
+        if self._kernel is not None:
+            self._kernel.add(module, self._hidden_of_all, output)
         for segment, hidden in self._hidden:
             part = segment.parts.get(module)
             if part is not None:
                 add_to_rows(output, segment.rows, out_of_rank(hidden, part))
         self._waiting -= 1
         if self._waiting <= 0:
-            self._input, self._hidden = None, []
+            self._input, self._hidden, self._hidden_of_all = None, [], None
 
     def _segments_for(self, x: torch.Tensor) -> list[Segment]:
         tokens = x.numel() // x.shape[-1]

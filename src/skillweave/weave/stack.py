@@ -61,6 +61,16 @@ class GroupStack:
         """The names of the packs that change a module of this group."""
         return list(self._packs)
 
+    @property
+    def factors(self) -> Mapping[str, Mapping[str, Factors]]:
+        """pack -> module -> factors"""
+        return self._packs
+
+    @property
+    def unsmooth(self) -> Mapping[str, torch.Tensor | None]:
+        """pack -> 1 / smooth, float32 (in,), or None"""
+        return self._unsmooth
+
     def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
         """Raise :class:`UserError` if the matrices of a pack have another input width than this group."""
         theirs, ours = next(iter(factors.values())).B.shape[1], self._B.shape[1]

@@ -177,11 +177,11 @@ def test_work_of_another_refinement_is_not_used(
 ) -> None:
     refine(made, tmp_path / "work", steps=1)
     pack = refine(made, tmp_path / "work", steps=2)
-    assert "holds the work of another refinement" in " ".join(capsys.readouterr().err.split())
+    assert "holds the work of another zip" in " ".join(capsys.readouterr().err.split())
     assert figures(pack)["steps"] == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(UserError, match="holds something that is not the work of a refinement"):
+    with pytest.raises(UserError, match="holds something that is not the work of a zip"):
         refine(made, tmp_path / "mine")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from skillweave.pack import LowRankEntry, stored_rows
-from skillweave.progress import bar
+from skillweave.progress import bar, console, share_of
 from skillweave.skillzip.config import ZipConfig
 from skillweave.skillzip.draft import Draft, Encoded
 from skillweave.skillzip.fit import fit
@@ -20,6 +20,7 @@ from skillweave.skillzip.rotation import rotation
 from skillweave.skillzip.smoothing import smoothing_scale
 from skillweave.skillzip.source import MatrixSource
 from skillweave.skillzip.steps import Chosen, coded_factors
+from skillweave.units import human_bytes
 
 _USUAL_BITS = 2
 """About as many bits has a code whose width is fitted to its direction."""
@@ -102,24 +103,44 @@ def _smooth(
 
 def _decompose_all(
     config: ZipConfig, source: MatrixSource, budget: int
-) -> tuple[dict[str, Decomposed], dict[str, torch.Tensor]]:
-    """Return the leading directions of each matrix, and the largest inputs (in,) of each group that was calibrated."""
+) -> tuple[Mapping[str, Decomposed], dict[str, torch.Tensor]]:
+    """Return the leading directions of each matrix, and the largest inputs (in,) of each group that was calibrated.
+
+    What an earlier run left in the source's store is not made again.
+    """
     max_rank = _max_rank(config, source, budget)
-    decomposed: dict[str, Decomposed] = {}
+    store = source.decompositions
     largest: dict[str, torch.Tensor] = {}
-    with bar("low rank", len(source.shapes)) as advance:
+    sizes = {key: 2 * out * in_ for key, (out, in_) in source.shapes.items()}
+    if found := sum(key in store for key in sizes):
+        console.print(f"  {share_of(found, len(sizes), 'matrices')} were decomposed by an earlier run")
+    with bar("low rank", sum(sizes.values()), in_bytes=True) as advance:
         for groups in source.moment_batches():
-            moments = source.moments(groups) if config.needs_calibration else {}
+            undone = [group for group in groups if not _is_done(config, source, group)]
+            moments = source.moments(undone) if config.needs_calibration else {}
             for group in groups:
                 weight = None
                 if group in moments:
-                    largest[group] = moments[group].largest
+                    store.put_largest_inputs(group, moments[group].largest)
+                if (inputs := store.largest_inputs(group)) is not None:
+                    largest[group] = inputs
                 if config.activation_aware and group in moments:
                     weight = root(shrink(moments[group].second, config.shrink))
                 for key in source.plan.groups[group]:
-                    decomposed[key] = decompose(source.matrix(key), max_rank, weight)
-                    advance()
-    return decomposed, largest
+                    advance(0, note=f"{key}, {human_bytes(sizes[key])}")
+                    if key not in store:
+                        store.put(key, decompose(source.matrix(key), max_rank, weight))
+                    advance(sizes[key])
+        advance(0, note=f"{len(sizes)} matrices, {human_bytes(sum(sizes.values()))}")
+    return store, largest
+
+
+def _is_done(config: ZipConfig, source: MatrixSource, group: str) -> bool:
+    """Return whether the store holds all that is computed for a group."""
+    watched = config.needs_calibration and group in source.plan.modules
+    if watched and source.decompositions.largest_inputs(group) is None:
+        return False
+    return all(key in source.decompositions for key in source.plan.groups[group])
 
 
 def _max_rank(config: ZipConfig, source: MatrixSource, budget: int) -> int:

@@ -1,4 +1,4 @@
-"""The folder in which a refinement keeps what it must not lose when it is killed."""
+"""The folder in which a zip keeps what it must not lose when it is killed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from skillweave.files.recover import drop
 from skillweave.progress import bar, console
 
 _INPUTS = "refine.json"
-"""The file that names the inputs of the refinement in a folder."""
+"""The file that names the inputs of the zip in a folder."""
 
 
 @contextlib.contextmanager
 def work_folder(folder: Path | None, inputs: Mapping[str, Any]) -> Iterator[Path]:
-    """Yield the folder for a refinement with these ``inputs``: with what an earlier one of the same inputs left there.
+    """Yield the folder for a zip with these ``inputs``: with what an earlier one of the same inputs left there.
 
     Work of other inputs in it is deleted, which is said. None stands for a temporary folder, from which nothing can be
     resumed. Raises :class:`UserError` if the folder holds something else.
@@ -44,17 +44,15 @@ def work_folder(folder: Path | None, inputs: Mapping[str, Any]) -> Iterator[Path
             stored = read_json(file)
             if not isinstance(stored, dict) or stored.get("key") != key:
                 console.print(
-                    f"  {folder} holds the work of another refinement: it is deleted, and this one begins anew",
+                    f"  {folder} holds the work of another zip: it is deleted, and this one begins anew",
                     soft_wrap=True,
                 )
                 drop(folder)
                 make_folders(folder)
             elif len(list(folder.iterdir())) > 1:
-                console.print(f"  the refinement resumes with what is in {folder}", soft_wrap=True)
+                console.print(f"  the zip resumes with what is in {folder}", soft_wrap=True)
         elif any(folder.iterdir()):
-            raise UserError(
-                f"{folder} holds something that is not the work of a refinement: move it, or choose another"
-            )
+            raise UserError(f"{folder} holds something that is not the work of a zip: move it, or choose another")
         if not file.exists():
             write_json(file, {"key": key, "inputs": dict(inputs)})
         yield folder
