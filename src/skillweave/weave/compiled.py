@@ -39,7 +39,9 @@ _LONGEST_COMPILATION = 300
 """Seconds."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-"""The dtypes of activations that the functions take, by the number that stands for them."""
+"""The dtypes of activations that the functions take, with the number that stands for each."""
+_READ = {**KINDS, torch.float16: 2}
+"""The dtypes of parameters that they read."""
 
 
 class Floats(ctypes.Structure):
@@ -49,7 +51,7 @@ class Floats(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: torch.Tensor | None) -> Floats:
-        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), KINDS[tensor.dtype])
+        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), _READ[tensor.dtype])
 
 
 class LayerArgument(ctypes.Structure):
@@ -86,7 +88,7 @@ class PartArgument(ctypes.Structure):
         ("rank", ctypes.c_int64),
         ("B_scale", ctypes.c_size_t),
         ("A", ctypes.c_size_t),
-        ("A_scale", ctypes.c_size_t),
+        ("A_scale", Floats),
     ]
 
 

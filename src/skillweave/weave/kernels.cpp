@@ -20,7 +20,7 @@ constexpr float SMALLEST = 1e-30f;
 constexpr int64_t PARALLEL_FROM = 1 << 17;  // multiplications; below, waking the other threads costs more
 constexpr int64_t TOKENS_AT_ONCE = 256;     // their codes stay in the second-level cache
 
-struct Floats {  // an array of float32 (kind 0) or bfloat16 (kind 1)
+struct Floats {  // an array of float32 (kind 0), bfloat16 (1) or float16 (2)
     const void* at;
     int64_t kind;
 };
@@ -30,6 +30,7 @@ inline __mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : (__mmask16
 inline __m512 load(const void* at, int64_t kind, int64_t index, __mmask16 mask) {
     if (kind == 0) return _mm512_maskz_loadu_ps(mask, (const float*)at + index);
     const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t*)at + index);
+    if (kind == 2) return _mm512_cvtph_ps(half);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
@@ -180,7 +181,7 @@ struct Part {  // one module's part of a Segment
     int64_t rank;             // 0: the pack does not change this module
     const float* B_scale;     // (rank,)
     const uint8_t* A;         // (ceil(rank / 4), out, 4): each code + 128
-    const uint16_t* A_scale;  // float16 (out,), or null for 1
+    Floats A_scale;           // (out,), or null for 1
 };
 
 int64_t sw_supported() {
@@ -355,10 +356,7 @@ void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_
                     acc = _mm512_dpbusd_epi32(acc, A, _mm512_set1_epi32(four));
                 }
                 __m512 change = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift)), scale);
-                if (part.A_scale) {
-                    const __m256i half = _mm256_maskz_loadu_epi16(mask, part.A_scale + n);
-                    change = _mm512_mul_ps(change, _mm512_cvtph_ps(half));
-                }
+                if (part.A_scale.at) change = _mm512_mul_ps(change, load(part.A_scale.at, part.A_scale.kind, n, mask));
                 store(y, kind, at + n, mask, _mm512_add_ps(load(y, kind, at + n, mask), change));
             }
         }
