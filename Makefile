@@ -13,7 +13,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 
 BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.rollouts cku \
 	crash e3tir engine_batches fuzz int8_backbone matsir matsir.hindsight memory mixed_batch rollouts sandbox tpaw \
-	verifiers zip
+	verifiers zip zip_speed
 
 # `make test-lowest` proves that the lower bounds in pyproject.toml are true. In an environment of its own, with the
 # lowest allowed version of every direct dependency, it runs the tests of all parts that use other libraries deeply. It

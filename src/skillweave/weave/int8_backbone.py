@@ -101,6 +101,10 @@ def put_into_int8(
         made = Int8Linear(weight, layer.bias, law=law, outliers=kept, smooth=factors)
         parent, _, own = name.rpartition(".")
         setattr(base.model.get_submodule(parent), own, made.eval())
+    # The other tensors may be pages of the mapped file of weights. It stays mapped, with the pages of the replaced layers
+    # in memory, as long as one tensor needs it.
+    for parameter in base.model.parameters():
+        parameter.data = parameter.data.clone()
     for names in inputs:
         if len(names) > 1:
             SharedInput([base.model.get_submodule(name) for name in names])  # type: ignore[misc]
