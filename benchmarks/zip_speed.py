@@ -1,8 +1,8 @@
 """Measure what packs cost in time and memory: decoding and prompts of mixed batches, against the base and against PEFT.
 
-A batch has one row, or four, for each of 1, 2, 4, 8 and 16 packs at 1/128 of the delta's bytes. The packs are made up: a
-random delta of low rank on all linear layers is zipped once, and the other packs are the same with the numbers of every
-tensor shuffled. So ranks, bytes and operations are those of a real pack; the answers mean nothing.
+A batch has one row, or four, for each of 1, 2, 4, 8 and 16 packs at 1/128 of the delta's bytes. The packs are made up:
+a random delta of low rank on all linear layers is zipped once, and the other packs are the same with the numbers of
+every tensor shuffled. So ranks, bytes and operations are those of a real pack; the answers mean nothing.
 
 Ways: the bare base in bfloat16, in float32 and with int8 layers; the same three with packs; PEFT's mixed-adapter batch
 (``adapter_names``) with LoRA of the same rank in each layer; and full models one after another, each with its own rows
@@ -271,9 +271,7 @@ def factor_elements(pack: Skillpack) -> int:
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
-def take_turns(
-    served: Served, stage: str, packs: int, per: int, prompt: int, repeats: int
-) -> dict[str, list[float]]:
+def take_turns(served: Served, stage: str, packs: int, per: int, prompt: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of every repeat of each way: of one decoding step, or of one prompt, of a batch of this size."""
     ways: dict[str, Iterator[float]] = {
         name: turns(way, stage, packs, per, prompt) for name, way in served.ways.items()
@@ -446,7 +444,9 @@ def claims(seconds: Seconds) -> list[Claim]:
         size = f"{stage}, {packs} packs, {per} row{'s' if per > 1 else ''} each"
         dtype = fastest(taken, "base")
         bare = taken[f"base, {dtype}"]
-        made.append(judged(f"{size}: packs on int8 over bare base ({dtype})", *ratio(taken["packs, int8"], bare), "<= 1"))
+        made.append(
+            judged(f"{size}: packs on int8 over bare base ({dtype})", *ratio(taken["packs, int8"], bare), "<= 1")
+        )
         made.append(
             judged(f"{size}: packs over bare base, both {dtype}", *ratio(taken[f"packs, {dtype}"], bare), "<= 1.3")
         )

@@ -22,7 +22,13 @@ needs_compiled = pytest.mark.skipif(
 
 
 def pack(
-    seed: int, inner: int, sizes: dict[str, tuple[int, int]], *, largest: int = 7, smooth: bool = False, scale: float = 1
+    seed: int,
+    inner: int,
+    sizes: dict[str, tuple[int, int]],
+    *,
+    largest: int = 7,
+    smooth: bool = False,
+    scale: float = 1,
 ) -> dict[str, LowRank]:
     """Random factors: module -> (out, rank); ``scale`` is that of the first factor's rows."""
     source = torch.Generator().manual_seed(seed)
@@ -122,7 +128,9 @@ def test_a_run_is_the_same_with_torch(monkeypatch, dtype):
             run.add(name, x, x, output)
         results.append(outputs)
     for name in outputs:
-        torch.testing.assert_close(results[0][name], results[1][name], rtol=0.01 if dtype.itemsize == 2 else 1e-5, atol=0)
+        torch.testing.assert_close(
+            results[0][name], results[1][name], rtol=0.01 if dtype.itemsize == 2 else 1e-5, atol=0
+        )
 
 
 @needs_compiled

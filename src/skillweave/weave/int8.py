@@ -143,7 +143,7 @@ class Int8Linear(nn.Module):
 class SharedInput:
     """Layers that are given the same tensor (q, k, v; gate, up): the first that is called computes all their outputs.
 
-    They have the same outlier channels and the same smoothing. While one of them holds tuned values, each computes its
+    They have the same outlier channels and no smoothing. While one of them holds tuned values, each computes its
     own output.
     """
 
@@ -247,7 +247,7 @@ class _Call:
 
 
 def _joined(layers: Sequence[Int8Linear]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(weight (in, out), scale, outlier weight) for one product of all layers if they lie side by side, else of each."""
+    """(weight (in, out), scale, outlier weight): once for all layers if they lie side by side, else for each."""
     first, out = layers[0], sum(layer.out_features for layer in layers)
     at = first.weight.data_ptr()
     for layer in layers:

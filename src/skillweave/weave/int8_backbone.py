@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -101,13 +101,13 @@ def put_into_int8(
         made = Int8Linear(weight, layer.bias, law=law, outliers=kept, smooth=factors)
         parent, _, own = name.rpartition(".")
         setattr(base.model.get_submodule(parent), own, made.eval())
-    # The other tensors may be pages of the mapped file of weights. It stays mapped, with the pages of the replaced layers
-    # in memory, as long as one tensor needs it.
+    # The other tensors may be pages of the mapped file of weights. As long as one tensor needs it, the file stays
+    # mapped, and the pages of the replaced layers stay in memory.
     for parameter in base.model.parameters():
         parameter.data = parameter.data.clone()
     for names in inputs:
-        if len(names) > 1:
-            SharedInput([base.model.get_submodule(name) for name in names])  # type: ignore[misc]
+        if len(names) > 1 and smooth is None:  # smoothing differs from layer to layer, and with it the codes
+            SharedInput([cast(Int8Linear, base.model.get_submodule(name)) for name in names])
     if reasons:
         name, why = next(iter(reasons.items()))
         count = share_of(len(reasons), len(reasons) + len(chosen), "linear layers")

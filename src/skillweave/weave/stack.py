@@ -44,7 +44,9 @@ class Factors:
         scale = parts.A_scale
         if scale is not None:
             narrow = scale.half()
-            scale = None if bool((scale == 1).all()) else narrow if torch.equal(narrow.float(), scale.float()) else scale
+            scale = (
+                None if bool((scale == 1).all()) else narrow if torch.equal(narrow.float(), scale.float()) else scale
+            )
         return cls(
             A=A.contiguous().to(device),
             B=B.contiguous().to(device),
@@ -162,9 +164,7 @@ def _single(
     return Segment(index, unsmooth, (B.T,), parts)
 
 
-def _stacked(
-    stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], rows: Sequence[str | None]
-) -> Segment:
+def _stacked(stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], rows: Sequence[str | None]) -> Segment:
     order = [(module, pack) for module in stack.modules for pack in factors if module in factors[pack]]
     B = torch.cat([factors[pack][module].B for module, pack in order])
     unsmooth = None
@@ -177,9 +177,7 @@ def _stacked(
         owners = {pack: own[module] for pack, own in factors.items() if module in own}
         A = torch.cat([own.A for own in owners.values()])
         no_change = torch.zeros(A.shape[1], device=B.device)
-        scales = {
-            name: torch.cat([own.B_scale * (pack == name) for pack, own in owners.items()]) for name in {*rows}
-        }
+        scales = {name: torch.cat([own.B_scale * (pack == name) for pack, own in owners.items()]) for name in {*rows}}
         parts[module] = Part(
             slice(at, at + A.shape[0]),
             torch.stack([scales[name] for name in rows])[:, None],
