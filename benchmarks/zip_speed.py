@@ -24,8 +24,8 @@ times the bfloat16 base.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import gc
 import json
 import statistics
 import subprocess
@@ -62,7 +62,7 @@ MICRO = "micro"
 PACKS = (1, 2, 4, 8, 16)
 PER_PACK = (1, 4)
 GOAL_PACKS = 8
-DECODE, PREFILL = "decode", "prompt"
+DECODE, PREFILL, MEMORY_STAGE = STAGES = ("decode", "prompt", "memory")
 STEPS = 4
 """Decoding steps in one timed turn."""
 CONTEXT = 64
@@ -71,6 +71,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 INT8 = "int8"
 TURNS = "in turn"
 DELTA_RANK = 32
+Clock = Callable[[], float]
 
 MEMORY = {
     FLOOR: "imports, tokenizer, no weights",
@@ -91,42 +92,62 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--processes", type=positive, default=3, help="for each way of memory (default: %(default)s)")
     parser.add_argument("--prompt", type=positive, default=32, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--measure", choices=list(MEMORY), metavar="WAY", help="one measured process of this benchmark")
-    parser.add_argument("--work", type=Path, metavar="FOLDER", help="where the measured process finds base and packs")
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="where packs are kept, and found again")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what to measure (default: all)")
+    parser.add_argument("--packs", nargs="+", type=positive, default=PACKS, help="in a batch (default: %(default)s)")
+    parser.add_argument(
+        "--rows-each", nargs="+", type=positive, default=PER_PACK, help="rows of each pack (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count processor time of one thread, not time: for a machine that has other work",
+    )
     options = parser.parse_args(argv)
     if options.measure:
         print(json.dumps(measured(options.measure, base_ref(options.work), options.work)))
         return
-    sizes = [(packs, per) for per in PER_PACK for packs in PACKS]
+    sizes = [(packs, per) for per in options.rows_each for packs in options.packs]
     if options.quick:
         options.repeats, options.processes, sizes = 2, 1, [(1, 1), (8, 1), (2, 4)]
+    if options.cpu_time:
+        torch.set_num_threads(1)
     record = Record.begin(NAME, options, argv, seeds=[0])
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        work = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.quick:
-            write_micro(Path(folder) / MICRO)
-        ref = base_ref(Path(folder))
+            write_micro(work / MICRO)
         for inverse in sorted({inverse for inverse, _ in LOADED.values()}):
-            # A micro model has no room for so small a pack.
-            made_up_pack(ref, 8 if options.quick else inverse).save_pretrained(Path(folder) / str(inverse))
-        pack = Skillpack.from_pretrained(Path(folder) / "128")
-        served = Served(ref, pack, max(packs for packs, _ in sizes))
-        seconds = {
-            (stage, *size): take_turns(served, stage, *size, options.prompt, options.repeats)
-            for stage in (DECODE, PREFILL)
-            for size in sizes
-        }
-        bandwidth = read_bandwidth()
-        floors = {size: served.floors(*size, bandwidth) for size in sizes}
-        record.rows.append({"what": "bandwidth", "bytes_per_second": round(bandwidth)})
-        record.rows += [
-            row for at, taken in seconds.items() for row in rows(*at, taken, floors[at[1:]] if at[0] == DECODE else {})
-        ]
-        record.claims += claims(seconds)
-        del served
-        gc.collect()
-        readings = memory(Path(folder), options.processes)
-    record.rows += memory_rows(readings)
-    record.claims += memory_claims(readings)
+            if not (work / str(inverse)).exists():
+                # A micro model has no room for so small a pack.
+                made_up_pack(base_ref(work), 8 if options.quick else inverse).save_pretrained(work / str(inverse))
+        if timed := [stage for stage in (DECODE, PREFILL) if stage in options.stages]:
+            measure_time(record, work, timed, sizes, options)
+        if MEMORY_STAGE in options.stages:
+            readings = memory(work, options.processes)
+            record.rows += memory_rows(readings)
+            record.claims += memory_claims(readings)
     record.finish(table(record.rows), plot(record.rows))
+
+
+def measure_time(
+    record: Record, work: Path, stages: Sequence[str], sizes: Sequence[tuple[int, int]], options: argparse.Namespace
+) -> None:
+    """Add the rows and claims on time to the record."""
+    clock = time.thread_time if options.cpu_time else time.perf_counter
+    pack = Skillpack.from_pretrained(work / "128")
+    served = Served(base_ref(work), pack, max(packs for packs, _ in sizes))
+    bandwidth = read_bandwidth(clock)
+    record.rows.append({"what": "bandwidth", "bytes_per_second": round(bandwidth), "cpu_time": options.cpu_time})
+    seconds = {}
+    for stage in stages:
+        for packs, per in sizes:
+            size = Size(stage, packs, per, options.prompt)
+            taken = take_turns(served, size, options.repeats, clock)
+            floors = served.floors(packs, per, bandwidth) if stage == DECODE else {}
+            record.rows += rows(size, taken, floors)
+            seconds[size] = taken
+    record.claims += claims(seconds)
 
 
 # -- the packs and the models ----------------------------------------------------------------------------------------
@@ -194,6 +215,20 @@ def with_adapters(base: Base, pack: Skillpack, count: int) -> peft.PeftModel:
         else:
             model.add_adapter(f"p{seed}", config, autocast_adapter_dtype=False)
     return model.to(dtype).eval()
+
+
+@dataclass(frozen=True)
+class Size:
+    """What is timed: a decoding step, or a prompt of so many tokens, with ``rows_each`` rows for each pack."""
+
+    stage: str
+    packs: int
+    rows_each: int
+    prompt: int
+
+    @property
+    def rows(self) -> int:
+        return self.packs * self.rows_each
 
 
 @dataclass(frozen=True)
@@ -271,87 +306,89 @@ def factor_elements(pack: Skillpack) -> int:
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
-def take_turns(served: Served, stage: str, packs: int, per: int, prompt: int, repeats: int) -> dict[str, list[float]]:
+def take_turns(served: Served, size: Size, repeats: int, clock: Clock) -> dict[str, list[float]]:
     """Seconds of every repeat of each way: of one decoding step, or of one prompt, of a batch of this size."""
-    ways: dict[str, Iterator[float]] = {
-        name: turns(way, stage, packs, per, prompt) for name, way in served.ways.items()
-    }
-    if packs <= GOAL_PACKS:
-        ways[TURNS] = one_after_another(served.specialists, stage, packs, per, prompt)
+    ways: dict[str, Iterator[float]] = {name: turns(way, size, clock) for name, way in served.ways.items()}
+    if size.packs <= GOAL_PACKS:
+        ways[TURNS] = one_after_another(served.specialists, size, clock)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
-    with bar(f"{stage}: {packs} packs, {per} rows each", repeats + 1) as advance:
+    with bar(f"{size.stage}: {size.packs} packs, {size.rows_each} rows each", repeats + 1) as advance:
         for repeat in range(-1, repeats):
             at = repeat % len(names)
             for name in names[at:] + names[:at]:
                 taken = next(ways[name])
-                if repeat >= 0:  # the run before the first warms caches, kernels and contexts
+                if repeat >= 0:  # the run before the first warms caches and kernels
                     seconds[name].append(taken)
             advance()
-    for way in ways.values():
-        way.close()  # type: ignore[attr-defined]  # leaves the context
     return seconds
 
 
 @torch.no_grad()
-def turns(way: Way, stage: str, packs: int, per: int, prompt: int) -> Iterator[float]:
-    """Seconds of one turn after another. The context is opened for the turn: other ways use the same model."""
-    one = Stage(way.model, stage, packs * per, prompt)
+def turns(way: Way, size: Size, clock: Clock) -> Iterator[float]:
+    """Seconds of one turn after another. The context is opened for the turn, because other ways use the same model."""
+    one = Stage(way.model, size, size.rows, clock)
     while True:
-        with way.around(packs, per):
-            if stage == DECODE:
-                one()  # unpacks the factors of this batch, which in a real one the prompt does
+        with way.around(size.packs, size.rows_each):
+            if size.stage == DECODE:
+                one.step()  # unpacks the factors of this batch, which in a real one the prompt does
             taken = one()
         yield taken
 
 
 @torch.no_grad()
-def one_after_another(models: Sequence[Any], stage: str, packs: int, per: int, prompt: int) -> Iterator[float]:
+def one_after_another(models: Sequence[Any], size: Size, clock: Clock) -> Iterator[float]:
     """Seconds for the rows of each pack in a batch of its own, on a model of its own."""
-    own = [Stage(model, stage, per, prompt) for model in models]
+    own = [Stage(model, size, size.rows_each, clock) for model in models]
     while True:
-        for one in own:
-            one()
-        yield sum(own[number % len(own)]() for number in range(packs))
+        yield sum(own[number % len(own)]() for number in range(size.packs))
 
 
 class Stage:
     """A batch of random tokens that is timed again and again."""
 
-    def __init__(self, model: Any, stage: str, rows: int, prompt: int) -> None:
+    def __init__(self, model: Any, size: Size, rows: int, clock: Clock) -> None:
         source = torch.Generator().manual_seed(0)
-        size = model.get_input_embeddings().weight.shape[0]
-        self._model, self._decodes = model, stage == DECODE
-        self._ids = torch.randint(size, (rows, 1 if self._decodes else prompt), generator=source)
+        vocabulary = model.get_input_embeddings().weight.shape[0]
+        self._model, self._clock = model, clock
         self._cache = None
-        if self._decodes:
-            start = torch.randint(size, (rows, CONTEXT), generator=source)
-            self._cache = self._run(start, None)
+        if size.stage == DECODE:
+            self._run(torch.randint(vocabulary, (rows, CONTEXT), generator=source))
+        self._ids = torch.randint(vocabulary, (rows, size.prompt if self._cache is None else 1), generator=source)
+        self._decodes = size.stage == DECODE
 
-    def _run(self, ids: torch.Tensor, cache: Any) -> Any:
-        return self._model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+    def _run(self, ids: torch.Tensor) -> None:
+        self._cache = self._model(
+            input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        ).past_key_values
+
+    def step(self) -> None:
+        """Decode one token for each row, and forget it."""
+        self._run(self._ids)
+        self._cache.crop(-1)  # type: ignore[attr-defined]
 
     def __call__(self) -> float:
         """Seconds of one prompt, or of one decoding step on the average of :data:`STEPS`."""
-        began = time.perf_counter()
         if not self._decodes:
-            self._run(self._ids, None)
-            return time.perf_counter() - began
-        for _ in range(STEPS):
-            self._run(self._ids, self._cache)
-        taken = (time.perf_counter() - began) / STEPS
-        self._cache.crop(-STEPS)  # type: ignore[attr-defined]
+            self._cache = None
+        count = STEPS if self._decodes else 1
+        began = self._clock()
+        for _ in range(count):
+            self._run(self._ids)
+        taken = (self._clock() - began) / count
+        if self._decodes:
+            self._cache.crop(-STEPS)  # type: ignore[attr-defined]
         return taken
 
 
-def read_bandwidth() -> float:
+def read_bandwidth(clock: Clock) -> float:
     """Bytes a second at which a tensor that no cache can hold is summed: the best of several turns."""
     large = torch.ones(2**27)
     best = 0.0
     for _ in range(7):
-        began = time.perf_counter()
+        began = clock()
         large.sum()
-        best = max(best, large.nbytes / (time.perf_counter() - began))
+        best = max(best, large.nbytes / (clock() - began))
     return best
 
 
@@ -403,17 +440,14 @@ def over_imports(readings: dict[str, list[dict[str, Any]]], way: str) -> list[fl
 
 # -- figures ---------------------------------------------------------------------------------------------------------
 
-Seconds = dict[tuple[str, int, int], dict[str, list[float]]]
-"""(stage, packs, rows for each) -> way -> seconds of every repeat"""
 
-
-def rows(stage: str, packs: int, per: int, taken: dict[str, list[float]], floors: dict[str, float]) -> list[dict]:
+def rows(size: Size, taken: dict[str, list[float]], floors: dict[str, float]) -> list[dict[str, Any]]:
     """A row of the result for each way."""
     return [
         {
-            "what": stage,
-            "packs": packs,
-            "rows_each": per,
+            "what": size.stage,
+            "packs": size.packs,
+            "rows_each": size.rows_each,
             "way": way,
             "median_ms": round(1e3 * statistics.median(own), 3),
             "fastest_ms": round(1e3 * min(own), 3),
@@ -435,33 +469,31 @@ def fastest(taken: dict[str, list[float]], what: str) -> str:
     return min(DTYPES, key=lambda dtype: statistics.median(taken[f"{what}, {dtype}"]))
 
 
-def claims(seconds: Seconds) -> list[Claim]:
-    """The claims on time."""
+def claims(seconds: dict[Size, dict[str, list[float]]]) -> list[Claim]:
+    """The claims on time, from the seconds of every repeat of each way."""
     made = []
-    for (stage, packs, per), taken in seconds.items():
-        if packs != GOAL_PACKS:
+    for size, taken in seconds.items():
+        if size.packs != GOAL_PACKS:
             continue
-        size = f"{stage}, {packs} packs, {per} row{'s' if per > 1 else ''} each"
-        dtype = fastest(taken, "base")
-        bare = taken[f"base, {dtype}"]
+        text = f"{size.stage}, {size.packs} packs, {size.rows_each} row{'s' if size.rows_each > 1 else ''} each"
+        dtype = min(DTYPES, key=lambda dtype: statistics.median(taken[f"base, {dtype}"]))
+        bare, plain = taken[f"base, {dtype}"], taken[f"packs, {dtype}"]
         made.append(
-            judged(f"{size}: packs on int8 over bare base ({dtype})", *ratio(taken["packs, int8"], bare), "<= 1")
+            judged(f"{text}: packs on int8 over bare base ({dtype})", *ratio(taken["packs, int8"], bare), "<= 1")
         )
-        made.append(
-            judged(f"{size}: packs over bare base, both {dtype}", *ratio(taken[f"packs, {dtype}"], bare), "<= 1.3")
-        )
+        made.append(judged(f"{text}: packs over bare base, both {dtype}", *ratio(plain, bare), "<= 1.3"))
         for way in ("packs, int8", f"packs, {dtype}"):
-            made.append(judged(f"{size}: full models in turn over {way}", *ratio(taken[TURNS], taken[way]), ">= 4"))
-    for stage in (DECODE, PREFILL):
+            made.append(judged(f"{text}: full models in turn over {way}", *ratio(taken[TURNS], taken[way]), ">= 4"))
+    for stage in dict.fromkeys(size.stage for size in seconds):
         for dtype in DTYPES:
             ratios = {
-                at: ratio(taken[f"PEFT, {dtype}"], taken[f"packs, {dtype}"])
-                for at, taken in seconds.items()
-                if at[0] == stage
+                size: ratio(taken[f"PEFT, {dtype}"], taken[f"packs, {dtype}"])
+                for size, taken in seconds.items()
+                if size.stage == stage
             }
-            (_, packs, per), least = min(ratios.items(), key=lambda item: item[1][0])
-            text = f"{stage}, {dtype}: PEFT over packs, the least of all sizes ({packs} packs, {per} each)"
-            made.append(judged(text, *least, "> 1"))
+            least, values = min(ratios.items(), key=lambda item: item[1][0])
+            text = f"{stage}, {dtype}: PEFT over packs, the least of all sizes ({least.packs} x {least.rows_each})"
+            made.append(judged(text, *values, "> 1"))
     return made
 
 
@@ -509,15 +541,18 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         if row["what"] == "memory":
             over = human_bytes(row["over_imports"]), f"{row['of_base']:.2f}x"
-            lines.append(["memory", row["way"], human_bytes(row["tensor_bytes"]), *over, *[""] * (len(sizes) - 3)])
-    return Table(["what", "way", *(f"{packs} x {per}" for packs, per in sizes)], lines)
+            lines.append(["memory", row["way"], human_bytes(row["tensor_bytes"]), *over])
+    width = max(5, 2 + len(sizes))
+    header = ["what", "way", *(f"{packs} x {per}" for packs, per in sizes)]
+    return Table(header + [""] * (width - len(header)), [line + [""] * (width - len(line)) for line in lines])
 
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """A figure of the milliseconds of a decoding step by the number of packs, one row each."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    timed = [row for row in rows if row["what"] == DECODE and row["rows_each"] == 1]
+    least = min((row["rows_each"] for row in rows if row["what"] == DECODE), default=1)
+    timed = [row for row in rows if row["what"] == DECODE and row["rows_each"] == least]
     colours = {"base": "#999999", "packs": "#009E73", "PEFT": "#D55E00", TURNS: "#0072B2"}
     styles = {"bfloat16": "-", "float32": ":", INT8: "--"}
     for way in dict.fromkeys(row["way"] for row in timed):
@@ -533,9 +568,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
         )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlabel("packs in the batch, one row each")
+    axes.set_xlabel(f"packs in the batch, rows for each: {least}")
     axes.set_ylabel("ms a decoding step")
-    axes.legend(fontsize=7, frameon=False)
+    if timed:
+        axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -145,7 +145,7 @@ def test_without_a_scale_of_the_outputs_it_is_one():
 
 
 @needs_compiled
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 30, 300])
 def test_the_largest_codes_neither_saturate_nor_wrap(tokens):
     inner = 4099
     full = torch.full((5, inner), 127, dtype=torch.int8)

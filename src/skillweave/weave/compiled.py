@@ -95,6 +95,8 @@ class PartArgument(ctypes.Structure):
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 _ARGUMENTS: dict[str, Sequence[Any]] = {
     "sw_linear": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER],
+    "sw_codes": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS, _ADDRESS],
+    "sw_finish": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _NUMBER],
     "sw_into_rank": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS],
     "sw_out_of_rank": [
         _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS

@@ -27,6 +27,10 @@ from skillweave.weave.linear import LARGEST_CODE, int_matmul, token_codes
 
 LONGEST = (2**31 - 1) // LARGEST_CODE**2
 """The most input channels of a layer: a sum of more products of the largest codes could exceed int32."""
+TORCH_FROM = 16
+"""From so many tokens on, torch's integer product is faster than the compiled one, which reads the weights as they lie.
+Measured on one core of an EPYC, 576 -> 1536, microseconds, the whole compiled layer against torch's product alone: 8
+tokens 100 / 116, 32 tokens 296 / 173, 512 tokens 4445 / 2332."""
 Law = Literal["linear", "transposed"]
 """How a layer holds its weight: (out, in) or (in, out)."""
 
@@ -221,9 +225,18 @@ class _Call:
         for argument in self._arguments:
             outputs.append(x.new_empty((*x.shape[:-1], argument.out)))
             argument.y = outputs[-1].data_ptr()
-        compiled().sw_linear(
-            x.data_ptr(), KINDS[x.dtype], x.numel() // self._inner, self._inner, self._unsmooth, self._outliers,
-            self._kept, self._arguments, len(outputs),
+        library, kind, tokens = compiled(), KINDS[x.dtype], x.numel() // self._inner
+        fed = (x.data_ptr(), kind, tokens, self._inner, self._unsmooth, self._outliers, self._kept)
+        if tokens < TORCH_FROM or len(self._joined) > 1:
+            library.sw_linear(*fed, self._arguments, len(outputs))
+            return outputs
+        codes = torch.empty(tokens, self._inner, dtype=torch.int8)
+        top, kept = torch.empty(tokens), torch.empty(tokens, self._kept)
+        library.sw_codes(*fed, codes.data_ptr(), top.data_ptr(), kept.data_ptr())
+        sums = int_matmul(codes, self._joined[0][0])
+        library.sw_finish(
+            sums.data_ptr(), sums.shape[1], kind, tokens, top.data_ptr(), kept.data_ptr(), self._kept, self._arguments,
+            len(outputs),
         )  # fmt: skip
         return outputs
 

@@ -1,6 +1,6 @@
 // Integer products of a few to some thousand tokens, for x86-64 with AVX512 VNNI. Compiled by compiled.py.
 //
-// The formulas are those of int8.py (sw_linear) and linear.py (sw_into_rank, sw_out_of_rank). Every sum of products is
+// The formulas are those of int8.py (sw_linear; sw_codes, sw_finish) and linear.py (sw_into_rank, sw_out_of_rank). Every sum of products is
 // exact modulo 2^32, and no instruction here saturates it.
 //
 // The instruction vpdpbusd multiplies unsigned with signed bytes. A signed weight w is therefore read as w + 128 (one
@@ -18,7 +18,6 @@ namespace {
 constexpr float LARGEST = 127.0f;
 constexpr float SMALLEST = 1e-30f;
 constexpr int64_t PARALLEL_FROM = 1 << 17;  // multiplications; below, waking the other threads costs more
-constexpr int64_t TOKENS_AT_ONCE = 256;     // their codes stay in the second-level cache
 
 struct Floats {  // an array of float32 (kind 0), bfloat16 (1) or float16 (2)
     const void* at;
@@ -190,6 +189,64 @@ int64_t sw_supported() {
            __builtin_cpu_supports("avx512vnni");
 }
 
+// The codes (tokens, stride) of the input x (tokens, in) of layers in int8, with max|x| and the sum of the codes of each
+// token, and its outlier channels (tokens, kept_count) as floats. One token of the block that a thread works on.
+static void take_codes(const void* x, int64_t kind, int64_t m, int64_t in, const float* unsmooth,
+                       const int64_t* outliers, int64_t kept_count, int64_t stride, float* values, int8_t* codes,
+                       float* top, int32_t* sum, float* kept) {
+    for (int64_t i = 0; i < in; i += 16) {
+        const __mmask16 mask = first(in - i);
+        __m512 value = load(x, kind, m * in + i, mask);
+        if (unsmooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, unsmooth + i));
+        _mm512_mask_storeu_ps(values + i, mask, value);
+    }
+    for (int64_t j = 0; j < kept_count; j++) {
+        kept[m * kept_count + j] = _mm512_cvtss_f32(load(x, kind, m * in + outliers[j], 1));
+        values[outliers[j]] = 0.0f;
+    }
+    top[m] = largest(values, in);
+    int8_t* own = codes + m * stride;
+    // The codes are written sixteen at a time: the last ones by way of a buffer, unless the row has room for them.
+    const int64_t whole = stride >= padded(in) ? stride : in / 16 * 16;
+    int32_t total = round_to_codes(values, std::min(in, whole), whole, top[m], own);
+    if (whole < in) {
+        int8_t last[16];
+        total += round_to_codes(values + whole, in - whole, 16, top[m], last);
+        std::memcpy(own + whole, last, in - whole);
+    }
+    sum[m] = total;
+}
+
+// The outputs of `count` tokens (at most 4) from token m on in 16 channels from n on, given the exact sums.
+static inline void finish(const Layer& layer, int64_t kind, int64_t m, int count, int64_t n, const __m512i* acc,
+                          const float* top, const float* kept, int64_t kept_count) {
+    const __mmask16 mask = first(layer.out - n);
+    const __m512 scale = _mm512_maskz_loadu_ps(mask, layer.weight_scale + n);
+    __m512 y[4];
+    for (int i = 0; i < count; i++)
+        y[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[i]), scale), _mm512_set1_ps(top[m + i]));
+    const float* own = kept + m * kept_count;
+    if (count == 4) {
+        for (int64_t j = 0; j < kept_count; j++) {
+            const __m512 weight =
+                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            for (int i = 0; i < 4; i++) y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
+        }
+    } else {
+        for (int64_t j = 0; j < kept_count; j++) {
+            const __m512 weight =
+                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            for (int i = 0; i < count; i++)
+                y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
+        }
+    }
+    if (layer.bias.at) {
+        const __m512 bias = load(layer.bias.at, layer.bias.kind, n, mask);
+        for (int i = 0; i < count; i++) y[i] = _mm512_add_ps(y[i], bias);
+    }
+    for (int i = 0; i < count; i++) store(layer.y, kind, (m + i) * layer.out + n, mask, y[i]);
+}
+
 // Int8Linear's output of layers that share the input x (tokens, in) and its outlier channels.
 void sw_linear(const void* x, int64_t kind, int64_t tokens, int64_t in, const float* unsmooth, const int64_t* outliers,
                int64_t kept_count, const Layer* layers, int64_t layer_count) {
@@ -203,56 +260,57 @@ void sw_linear(const void* x, int64_t kind, int64_t tokens, int64_t in, const fl
     {
         std::vector<float> values(in);
 #pragma omp for
-        for (int64_t m = 0; m < tokens; m++) {
-            for (int64_t i = 0; i < in; i += 16) {
-                const __mmask16 mask = first(in - i);
-                __m512 value = load(x, kind, m * in + i, mask);
-                if (unsmooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, unsmooth + i));
-                _mm512_mask_storeu_ps(values.data() + i, mask, value);
-            }
-            for (int64_t j = 0; j < kept_count; j++) {
-                kept[m * kept_count + j] = _mm512_cvtss_f32(load(x, kind, m * in + outliers[j], 1));
-                values[outliers[j]] = 0.0f;
-            }
-            top[m] = largest(values.data(), in);
-            sum[m] = round_to_codes(values.data(), in, width, top[m], codes.data() + m * width);
-        }
-        for (int64_t begin = 0; begin < tokens; begin += TOKENS_AT_ONCE) {
-            const int64_t end = std::min(tokens, begin + TOKENS_AT_ONCE);
+        for (int64_t m = 0; m < tokens; m++)
+            take_codes(x, kind, m, in, unsmooth, outliers, kept_count, width, values.data(), codes.data(), top.data(),
+                       sum.data(), kept.data());
 #pragma omp for nowait
-            for (int64_t block = 0; block < blocks; block++) {
-                int64_t l = 0, within = block;
-                while (within >= (layers[l].out + 15) / 16) within -= (layers[l++].out + 15) / 16;
-                const Layer& layer = layers[l];
-                const int64_t n = 16 * within;
-                const __mmask16 mask = first(layer.out - n);
-                const __m512 scale = _mm512_maskz_loadu_ps(mask, layer.weight_scale + n);
-                int64_t m = begin;
-                while (m < end) {
-                    __m512i acc[4];
-                    const int count = sixteen(codes.data() + m * width, width, end - m, layer.weight + n * in, in,
-                                              layer.out - n, in, acc);
-                    __m512 y[4];
-                    for (int i = 0; i < count; i++) {
-                        acc[i] = _mm512_sub_epi32(acc[i], _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[m + i])));
-                        y[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[i]), scale),
-                                             _mm512_set1_ps(top[m + i]));
-                    }
-                    for (int64_t j = 0; j < kept_count; j++) {
-                        const __m512 weight =
-                            load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
-                        for (int i = 0; i < count; i++)
-                            y[i] = _mm512_fmadd_ps(_mm512_set1_ps(kept[(m + i) * kept_count + j]), weight, y[i]);
-                    }
-                    if (layer.bias.at) {
-                        const __m512 bias = load(layer.bias.at, layer.bias.kind, n, mask);
-                        for (int i = 0; i < count; i++) y[i] = _mm512_add_ps(y[i], bias);
-                    }
-                    for (int i = 0; i < count; i++) store(layer.y, kind, (m + i) * layer.out + n, mask, y[i]);
-                    m += count;
-                }
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t l = 0, within = block;
+            while (within >= (layers[l].out + 15) / 16) within -= (layers[l++].out + 15) / 16;
+            const Layer& layer = layers[l];
+            const int64_t n = 16 * within;
+            for (int64_t m = 0; m < tokens;) {
+                __m512i acc[4];
+                const int count = sixteen(codes.data() + m * width, width, tokens - m, layer.weight + n * in, in,
+                                          layer.out - n, in, acc);
+                for (int i = 0; i < count; i++)
+                    acc[i] = _mm512_sub_epi32(acc[i], _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[m + i])));
+                finish(layer, kind, m, count, n, acc, top.data(), kept.data(), kept_count);
+                m += count;
             }
         }
+    }
+}
+
+// The first part of sw_linear, for products that are computed elsewhere: codes (tokens, in), top and kept.
+void sw_codes(const void* x, int64_t kind, int64_t tokens, int64_t in, const float* unsmooth, const int64_t* outliers,
+              int64_t kept_count, int8_t* codes, float* top, float* kept) {
+    std::vector<int32_t> sum(tokens);
+#pragma omp parallel if (tokens * in > PARALLEL_FROM)
+    {
+        std::vector<float> values(in);
+#pragma omp for
+        for (int64_t m = 0; m < tokens; m++)
+            take_codes(x, kind, m, in, unsmooth, outliers, kept_count, in, values.data(), codes, top, sum.data(), kept);
+    }
+}
+
+// The last part of sw_linear: the layers' outputs from the exact sums (tokens, sum_stride), side by side in their order.
+void sw_finish(const int32_t* sums, int64_t sum_stride, int64_t kind, int64_t tokens, const float* top,
+               const float* kept, int64_t kept_count, const Layer* layers, int64_t layer_count) {
+    const int64_t tiles = (tokens + 3) / 4;
+#pragma omp parallel for if (tokens * sum_stride > PARALLEL_FROM)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t m = 4 * tile;
+        const int count = (int)std::min<int64_t>(4, tokens - m);
+        int64_t column = 0;
+        for (int64_t l = 0; l < layer_count; column += layers[l++].out)
+            for (int64_t n = 0; n < layers[l].out; n += 16) {
+                __m512i acc[4];
+                for (int i = 0; i < count; i++)
+                    acc[i] = _mm512_maskz_loadu_epi32(first(layers[l].out - n), sums + (m + i) * sum_stride + column + n);
+                finish(layers[l], kind, m, count, n, acc, top, kept, kept_count);
+            }
     }
 }
 
