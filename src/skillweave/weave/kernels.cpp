@@ -190,7 +190,7 @@ int64_t sw_supported() {
 }
 
 // The codes (tokens, stride) of the input x (tokens, in) of layers in int8, with max|x| and the sum of the codes of each
-// token, and its outlier channels (tokens, kept_count) as floats. One token of the block that a thread works on.
+// token, and its outlier channels (tokens, kept_count) as floats. This is the work for token m.
 static void take_codes(const void* x, int64_t kind, int64_t m, int64_t in, const float* unsmooth,
                        const int64_t* outliers, int64_t kept_count, int64_t stride, float* values, int8_t* codes,
                        float* top, int32_t* sum, float* kept) {
@@ -421,27 +421,33 @@ void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_
     }
 }
 
-// The code at `index` of a row of 8-bit codes, or of 4-bit codes, two in a byte.
-static inline int8_t code_at(const uint8_t* row, int64_t bits, int64_t index) {
-    if (bits == 8) return (int8_t)row[index];
-    const uint8_t half = (row[index / 2] >> (index % 2 ? 4 : 0)) & 0xF;
-    return (int8_t)((half ^ 8) - 8);
+// One row of codes as stored, of 8 bits or of 4 bits (two in a byte) -> n bytes, each code + shift.
+static void unpack_row(const uint8_t* row, int64_t bits, int64_t n, int shift, uint8_t* out) {
+    if (bits == 8) {
+        for (int64_t i = 0; i < n; i++) out[i] = (uint8_t)(row[i] + shift);
+        return;
+    }
+    for (int64_t i = 0; i < n / 2; i++) {
+        out[2 * i] = (uint8_t)(((row[i] & 0xF) ^ 8) - 8 + shift);
+        out[2 * i + 1] = (uint8_t)(((row[i] >> 4) ^ 8) - 8 + shift);
+    }
+    if (n % 2) out[n - 1] = (uint8_t)(((row[n / 2] & 0xF) ^ 8) - 8 + shift);
 }
 
 // Codes (rows, n) as stored -> int8 (rows, n).
 void sw_unpack(const uint8_t* stored, int64_t bits, int64_t rows, int64_t n, int8_t* out) {
     const int64_t width = bits == 8 ? n : (n + 1) / 2;
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < n; i++) out[row * n + i] = code_at(stored + row * width, bits, i);
+    for (int64_t row = 0; row < rows; row++) unpack_row(stored + row * width, bits, n, 0, (uint8_t*)out + row * n);
 }
 
 // Codes A (out, rank) as stored -> (ceil(rank / 4), out, 4), each + 128.
 void sw_interleave(const uint8_t* stored, int64_t bits, int64_t out, int64_t rank, uint8_t* made) {
     const int64_t width = bits == 8 ? rank : (rank + 1) / 2;
-    for (int64_t n = 0; n < out; n++)
-        for (int64_t r = 0; r < (rank + 3) / 4 * 4; r++)
-            made[(r / 4) * 4 * out + 4 * n + r % 4] =
-                (uint8_t)((r < rank ? code_at(stored + n * width, bits, r) : 0) + 128);
+    std::vector<uint8_t> row((rank + 3) / 4 * 4, 128);
+    for (int64_t n = 0; n < out; n++) {
+        unpack_row(stored + n * width, bits, rank, 128, row.data());
+        for (int64_t r = 0; r < rank; r += 4) std::memcpy(made + r * out + 4 * n, row.data() + r, 4);
+    }
 }
 
 }  // extern "C"
