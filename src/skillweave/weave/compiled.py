@@ -117,7 +117,7 @@ def compiled() -> Any:
         raise UserError(f"the environment variable {OVERRIDE} is '{override}': set it to 1 or 0, or remove it")
     if override == "0" or not _may_run():
         return None
-    compiler = next((found for name in ("g++", "clang++", "c++") if (found := shutil.which(name))), None)
+    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
         _say_slower("there is no C++ compiler")
         return None

@@ -41,12 +41,7 @@ class Factors:
         """The factors, packed if all codes fit into four bits."""
         small = all(codes.numel() == 0 or int(codes.abs().max()) <= _LARGEST_INT4 for codes in (parts.A, parts.B))
         A, B = (pack_int4(parts.A), pack_int4(parts.B)) if small else (parts.A, parts.B)
-        scale = parts.A_scale
-        if scale is not None:
-            narrow = scale.half()
-            scale = (
-                None if bool((scale == 1).all()) else narrow if torch.equal(narrow.float(), scale.float()) else scale
-            )
+        scale = _narrow(parts.A_scale)
         return cls(
             A=A.contiguous().to(device),
             B=B.contiguous().to(device),
@@ -80,6 +75,14 @@ class Factors:
             A_scale=scale / LARGEST_CODE**2,
             B_scale=pad(self.B_scale, (0, fill)),
         )
+
+
+def _narrow(scale: torch.Tensor | None) -> torch.Tensor | None:
+    """The scale in float16 if that is exact, else in float32; None if it is 1 everywhere."""
+    if scale is None or bool((scale == 1).all()):
+        return None
+    narrow = scale.half()
+    return narrow if torch.equal(narrow.float(), scale.float()) else scale.float()
 
 
 @dataclass(frozen=True)
