@@ -30,6 +30,7 @@ memory = importlib.import_module("benchmarks.memory")
 zip_memory = importlib.import_module("benchmarks.zip_memory")
 zip_kernel = importlib.import_module("benchmarks.zip_kernel")
 architectures = importlib.import_module("benchmarks.architectures")
+zip_speed = importlib.import_module("benchmarks.zip_speed")
 zip_codecs = importlib.import_module("benchmarks.zip")
 zip_quality = importlib.import_module("benchmarks.zip_quality.__main__")
 quality_codecs = importlib.import_module("benchmarks.zip_quality.codecs")
@@ -211,6 +212,41 @@ def test_resident_memory_sees_what_is_held() -> None:
     assert memory.resident()["rss"] - before == pytest.approx(held.nbytes, abs=2e6)
     del held
     assert memory.resident()["rss"] - before < 2e6
+
+
+def test_zip_speed(tmp_path: Path) -> None:
+    found = result(zip_speed, tmp_path, "--stages", "decode", "prompt")
+    timed = [row for row in found["rows"] if row["what"] in ("decode", "prompt")]
+    ways = [f"{way}, {kind}" for kind in ("bfloat16", "float32", "int8") for way in ("base", "packs")]
+    ways += ["PEFT, bfloat16", "PEFT, float32", "in turn"]
+    assert [row["way"] for row in timed] == ways * 6  # two stages, three sizes
+    assert all(len(row["ms"]) == 2 and min(row["ms"]) > 0 for row in timed)
+    eight = {row["way"]: np.array(row["ms"]) for row in timed if (row["what"], row["packs"]) == ("decode", 8)}
+    bare = min(("float32", "bfloat16"), key=lambda dtype: np.median(eight[f"base, {dtype}"]))
+    ratio = np.median(eight["packs, int8"] / eight[f"base, {bare}"])
+    assert found["claims"][0]["value"] == pytest.approx(ratio, rel=0.01)  # the rows are rounded
+
+
+def test_packs_of_zip_speed_differ_and_give_peft_the_same_ranks(tmp_path: Path) -> None:
+    zip_speed.write_micro(tmp_path / zip_speed.MICRO)
+    pack = zip_speed.made_up_pack(zip_speed.base_ref(tmp_path), 8)
+    weave = zip_speed.with_packs(zip_speed.open_base(zip_speed.base_ref(tmp_path)), pack, 3)
+    ids = torch.randint(5, 60, (3, 4))
+    with torch.no_grad(), zip_speed.mixed(weave, 3, 1):
+        first, second, third = weave.base.model(ids[:1].expand(3, -1)).logits
+    assert not torch.equal(first, second)
+    assert not torch.equal(second, third)
+    adapted = zip_speed.with_adapters(zip_speed.open_base(zip_speed.base_ref(tmp_path)), pack, 2)
+    held = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
+    assert held == 2 * zip_speed.factor_elements(pack)
+
+
+@pytest.mark.slow
+def test_memory_of_zip_speed(tmp_path: Path) -> None:
+    found = result(zip_speed, tmp_path, "--stages", "memory")
+    bytes_of = {row["way"]: row["tensor_bytes"] for row in found["rows"]}
+    assert bytes_of[zip_speed.MEMORY["int8"]] < bytes_of[zip_speed.MEMORY["base"]]
+    assert len(found["claims"]) == 2
 
 
 @pytest.mark.slow

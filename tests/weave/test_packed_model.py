@@ -10,7 +10,7 @@ from helpers.weave_packs import random_pack
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, Skillpack
-from skillweave.weave import PackedModel, change
+from skillweave.weave import PackedModel, change, compiled
 
 EMBEDDING = "model.embed_tokens.weight"
 NORM = "model.layers.0.input_layernorm.weight"
@@ -154,6 +154,7 @@ def test_bfloat16(plain, packs):
 
 def test_the_first_product_is_shared_by_the_modules_of_a_group(laid, monkeypatch):
     calls = []
+    monkeypatch.setattr(compiled, "compiled", lambda: None)
     real = change.into_rank
     monkeypatch.setattr(change, "into_rank", lambda x, segment: calls.append(1) or real(x, segment))
     with laid.rows(["a"] * 2):

@@ -11,16 +11,18 @@ from torch.nn.functional import linear
 
 from skillweave.base.feeding import Fed
 from skillweave.errors import UserError
+from skillweave.weave.compiled import usable
+from skillweave.weave.compiled_group import CompiledGroup
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
-from skillweave.weave.linear import Hidden, Segment, add_to_rows, into_rank, out_of_rank
+from skillweave.weave.linear import Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.resident import Lookup
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, segments
 
-# Stacked, every token is multiplied with the factors of all resident packs. Pack by pack, it is multiplied only with
-# its own, but every operation is repeated for each pack in use. Measured on SmolLM2's shapes at rank 36 (one core):
-# repeating the operations costs 17 ms a step, and multiplying a token with one more pack 0.1 ms. A decoding step is 3
-# times cheaper stacked (3 packs, 12 rows: 18 ms against 52 ms above the base), while a long prompt costs up to a fifth
-# more (and still more with more packs). Up to this many tokens for each pack in use and resident pack, we stack.
+# Without the compiled functions. Stacked, every token is multiplied with the factors of all packs in use. Pack by pack,
+# it is multiplied only with its own, but every operation is repeated for each pack. Measured on SmolLM2's shapes at
+# rank 36 (one core): repeating the operations costs 17 ms a step, and multiplying a token with one more pack 0.1 ms. A
+# decoding step is 3 times cheaper stacked (3 packs, 12 rows: 18 ms against 52 ms above the base), while a long prompt
+# costs up to a fifth more (and still more with more packs). Up to this many tokens in the batch, we stack.
 STACKED_UP_TO = 128
 
 
@@ -51,11 +53,13 @@ class GroupRun:
     def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
         self._stack = stack
         self._names = names
+        used = [stack.factors[pack] for pack in stack.used(names)]
+        self.modules = [module for module in stack.modules if any(module in factors for factors in used)]
+        """the modules that a pack of the batch changes"""
+        self._fused: KernelGroup | CompiledGroup | None = None
         self._segments: dict[bool, list[Segment]] = {}
         self._input: torch.Tensor | None = None
-        self._hidden: list[tuple[Segment, Hidden]] = []
-        self._kernel: KernelGroup | None = None
-        self._hidden_of_all: Any = None
+        self._hidden: Any = None
         self._waiting = 0
 
     def add(self, module: str, fed: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> None:
@@ -63,31 +67,43 @@ class GroupRun:
 
         ``fed`` is the tensor that the module was called with; ``x`` (N, T, in) is the same with rows as its first axis.
         """
-        if takes_kernel(x) and self._kernel is None:
-            self._kernel = KernelGroup(self._stack.factors, self._stack.unsmooth, self._names)
-        if fed is not self._input:
-            self._input = fed
-            self._waiting = len(self._stack.modules)
-            if self._kernel is None:
+        fresh = fed is not self._input
+        if fresh:
+            self._input, self._waiting = fed, len(self.modules)
+        fused = self._fused_for(x)
+        if fused is not None:
+            if fresh:
+                self._hidden = fused.into_rank(x)
+            fused.add(module, self._hidden, output)
+        else:
+            if fresh:
                 self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
-            else:
-                self._hidden_of_all = self._kernel.into_rank(x)
-        if self._kernel is not None:
-            self._kernel.add(module, self._hidden_of_all, output)
-        for segment, hidden in self._hidden:
-            part = segment.parts.get(module)
-            if part is not None:
-                add_to_rows(output, segment.rows, out_of_rank(hidden, part))
+            for segment, hidden in self._hidden:
+                part = segment.parts.get(module)
+                if part is not None:
+                    add_to_rows(output, segment.rows, out_of_rank(hidden, part))
         self._waiting -= 1
         if self._waiting <= 0:
-            self._input, self._hidden, self._hidden_of_all = None, [], None
+            self._input = self._hidden = None
+
+    def _fused_for(self, x: torch.Tensor) -> KernelGroup | CompiledGroup | None:
+        """Return what computes all packs of the batch in few calls, or None where only torch can."""
+        if takes_kernel(x):
+            if self._fused is None:
+                unpacked = {pack: self._stack.unpacked(pack) for pack in self._stack.used(self._names)}
+                self._fused = KernelGroup(unpacked, self._stack.unsmooth, self._names)
+            return self._fused
+        if not usable(x):
+            return None
+        if self._fused is None:
+            self._fused = CompiledGroup(self._stack, self._names)
+        return self._fused
 
     def _segments_for(self, x: torch.Tensor) -> list[Segment]:
-        tokens = x.numel() // x.shape[-1]
-        used, resident = len({*self._names} - {None}), len(self._stack.packs)
-        stacked = used > 1 and tokens * resident <= STACKED_UP_TO * used
+        tokens, used = x.numel() // x.shape[-1], len(self._stack.used(self._names))
+        stacked = used > 1 and tokens <= STACKED_UP_TO
         if stacked not in self._segments:
-            self._segments[stacked] = self._stack.segments(self._names, stacked=stacked)
+            self._segments[stacked] = segments(self._stack, self._names, stacked=stacked)
         return self._segments[stacked]
 
 
@@ -110,6 +126,10 @@ class Change:
                 f"row to row: serve this skill alone, from Skillpack.unzip() applied to the base"
             )
         fed = args[0]
+        if self._adds_only(fed, output):
+            for group in self.groups:
+                group.add(self.name, fed, fed, output)
+            return output
         x, made = self._by_rows(fed, output.contiguous())
         for rows, tuned in self.tuned:
             made = _with_tuned(module, x, made, rows, tuned, flat=self.fed.rows == "flat" and x is not fed)
@@ -126,6 +146,13 @@ class Change:
         for group in self.groups:
             group.add(self.name, fed, _three(x), wide)
         return made.view(output.shape) if made.numel() == output.numel() else made
+
+    def _adds_only(self, x: torch.Tensor, output: torch.Tensor) -> bool:
+        """Whether only integer factors are added, to an output whose first axis is the rows of the batch."""
+        plain = self.fed.rows == "rows" and self.fed.law != "lookup" and x.dim() == output.dim() == 3
+        if not plain or self.tuned or self.float_factors or self.lookups or not output.is_contiguous():
+            return False
+        return self.batch.rows is None or x.shape[0] == self.batch.rows
 
     def _by_rows(self, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The input and the output of the module, with the rows of the batch as the first axis."""

@@ -9,33 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+
+from skillweave.weave.stack import Unpacked
 
 HiddenOfAll = tuple[torch.Tensor, torch.Tensor]
 """The result of the first product: h int32 (tokens, widest), and max|u| float32 (tokens,). A token without a pack has
 no values in it."""
-
-
-class PackFactors(Protocol):
-    """One pack's factors of one module: what the tables need of :class:`skillweave.weave.stack.Factors`."""
-
-    @property
-    def A(self) -> torch.Tensor:
-        """int8 (rank, out)"""
-
-    @property
-    def B(self) -> torch.Tensor:
-        """int8 (rank, in)"""
-
-    @property
-    def B_scale(self) -> torch.Tensor:
-        """float32 (rank,)"""
-
-    @property
-    def A_scale(self) -> torch.Tensor:
-        """float32 (out,), divided by 127^2"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +71,7 @@ class GroupedTokens:
 
 
 def grouped_factors(
-    packs: Mapping[str, Mapping[str, PackFactors]], unsmooth: Mapping[str, torch.Tensor | None]
+    packs: Mapping[str, Mapping[str, Unpacked]], unsmooth: Mapping[str, torch.Tensor | None]
 ) -> GroupedFactors:
     """Return the tables for the factors of the packs (pack -> module -> factors). ``unsmooth`` is by pack."""
     own_rows: dict[str, list[int]] = {pack: [] for pack in packs}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from skillweave.base.generate import context_length
 from skillweave.base.layout import owners
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
-from skillweave.weave.int8 import LONGEST, Int8Linear, Law, smoothing
+from skillweave.weave.int8 import LONGEST, Int8Linear, Law, SharedInput, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
 
 INT8 = "int8"
@@ -88,7 +88,7 @@ def put_into_int8(
     if not chosen:
         why = next(iter(reasons.values()), "it has none")
         raise UserError(f"{base.ref} has no linear layer that can be put into int8 ({why}): leave out backbone: {INT8}")
-    largest, floats = _calibrated(base.model, list(chosen), texts)
+    largest, inputs, floats = _calibrated(base.model, list(chosen), texts)
     before = base.nbytes
     for name, law in chosen.items():
         layer: Any = base.model.get_submodule(name)
@@ -101,6 +101,13 @@ def put_into_int8(
         made = Int8Linear(weight, layer.bias, law=law, outliers=kept, smooth=factors)
         parent, _, own = name.rpartition(".")
         setattr(base.model.get_submodule(parent), own, made.eval())
+    # The other tensors may be pages of the mapped file of weights. As long as one tensor needs it, the file stays
+    # mapped, and the pages of the replaced layers stay in memory.
+    for parameter in base.model.parameters():
+        parameter.data = parameter.data.clone()
+    for names in inputs:
+        if len(names) > 1 and smooth is None:  # smoothing differs from layer to layer, and with it the codes
+            SharedInput([cast(Int8Linear, base.model.get_submodule(name)) for name in names])
     if reasons:
         name, why = next(iter(reasons.items()))
         count = share_of(len(reasons), len(reasons) + len(chosen), "linear layers")
@@ -138,23 +145,34 @@ def _layers(model: Any) -> tuple[dict[str, Law], dict[str, str]]:
 @torch.no_grad()
 def _calibrated(
     model: Any, names: Sequence[str], texts: Sequence[Sequence[int]]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """(max|x| of every input channel of the named layers, float32 (in,); the :func:`next_log_probs` of the texts).
+) -> tuple[dict[str, torch.Tensor], list[list[str]], torch.Tensor]:
+    """What the named layers are fed while the model reads the texts, and the :func:`next_log_probs` of the texts.
 
-    A layer that no text reaches has no entry.
+    - max|x| of every input channel of each layer, float32 (in,); a layer that no text reaches has no entry
+    - the names of the layers that were given the same tensor each time, one list for each tensor
     """
     largest: dict[str, torch.Tensor] = {}
+    fed: dict[str, list[int]] = {}
+    seen: list[torch.Tensor] = []
 
     def watch(name: str) -> Any:
         def see(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            tops = args[0].reshape(-1, args[0].shape[-1]).abs().amax(dim=0).float()
+            x = args[0]
+            if not seen or seen[-1] is not x:
+                seen.append(x)  # kept, so that no other tensor gets its id
+            fed.setdefault(name, []).append(id(x))
+            tops = x.reshape(-1, x.shape[-1]).abs().amax(dim=0).float()
             largest[name] = torch.maximum(largest[name], tops) if name in largest else tops
 
         return see
 
     handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
-        return largest, next_log_probs(model, [(ids, 1) for ids in texts])
+        log_probs = next_log_probs(model, [(ids, 1) for ids in texts])
     finally:
         for handle in handles:
             handle.remove()
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, ids in fed.items():
+        groups.setdefault(tuple(ids), []).append(name)
+    return largest, list(groups.values()), log_probs

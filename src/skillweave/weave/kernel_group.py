@@ -13,10 +13,10 @@ from skillweave.weave.grouped import (
     GroupedFactors,
     GroupedTokens,
     HiddenOfAll,
-    PackFactors,
     grouped_factors,
     grouped_tokens,
 )
+from skillweave.weave.stack import Unpacked
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FEW_TOKENS = 16
@@ -50,7 +50,7 @@ class KernelGroup:
 
     def __init__(
         self,
-        packs: Mapping[str, Mapping[str, PackFactors]],
+        packs: Mapping[str, Mapping[str, Unpacked]],
         unsmooth: Mapping[str, torch.Tensor | None],
         names: list[str | None],
     ) -> None:

@@ -90,9 +90,7 @@ class PackedModel:
                 self._stacks[group].check_fits(ready.name, group, factors)
         self._packs[ready.name] = ready
         for group, factors in ready.groups.items():
-            stack = self._stacks.setdefault(group, GroupStack())
-            # The stack copies the factors beside those of other packs, and returns views of the copies.
-            ready.groups[group] = stack.add(ready.name, factors, ready.unsmooth.get(group))
+            self._stacks.setdefault(group, GroupStack()).add(ready.name, factors, ready.unsmooth.get(group))
 
     def remove(self, name: str) -> None:
         """Free a pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
@@ -207,7 +205,7 @@ class PackedModel:
                 at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
         for group in {group: None for pack in used for group in pack.groups}:
             run = GroupRun(self._stacks[group], names)
-            for module in self._stacks[group].modules:
+            for module in run.modules:
                 at(module).groups.append(run)
         return changes
 

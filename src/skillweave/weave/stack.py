@@ -1,168 +1,193 @@
-"""The factors of all resident packs for one group of modules that share their input (q, k, v; gate, up; ...)."""
+"""The factors of all resident packs for one group of modules that share their input (q, k, v; gate, up; ...).
+
+Factors of four-bit codes stay packed, two codes in a byte. A batch unpacks those of the packs that it uses when it
+begins, and drops them when it ends.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from torch.nn.functional import pad
 
 from skillweave.errors import UserError
-from skillweave.pack import LowRank
+from skillweave.pack import LowRank, pack_int4, unpack_int4
 from skillweave.weave.linear import LARGEST_CODE, Part, Segment
+
+_LARGEST_INT4 = 7
 
 
 @dataclass(frozen=True)
 class Factors:
-    """One pack's factors of one module, on the device. Four-bit codes are stored as int8: see :class:`GroupStack`."""
+    """One pack's factors of one module, on the device, as they are kept in memory."""
 
-    B: torch.Tensor
-    """int8 (rank, in)"""
     A: torch.Tensor
-    """int8 (rank, out)"""
+    """int8 (out, rank), or uint8 (out, ceil(rank / 2)) with two codes in a byte"""
+    B: torch.Tensor
+    """int8 (rank, in), or uint8 (rank, ceil(in / 2))"""
+    A_scale: torch.Tensor | None
+    """float16 or float32 (out,); None: 1 for every output"""
     B_scale: torch.Tensor
     """float32 (rank,)"""
-    A_scale: torch.Tensor
-    """float32 (out,), divided by 127^2"""
+    bits: Literal[4, 8]
+    inner: int
+    """the number of inputs"""
 
     @classmethod
     def of(cls, parts: LowRank, device: torch.device) -> Factors:
-        """The factors in the shapes and dtypes of the products. On CUDA the rank is padded to a multiple of 8."""
-        fill = -parts.B.shape[0] % 8 if device.type == "cuda" else 0
+        """The factors, packed if all codes fit into four bits."""
+        small = all(codes.numel() == 0 or int(codes.abs().max()) <= _LARGEST_INT4 for codes in (parts.A, parts.B))
+        A, B = (pack_int4(parts.A), pack_int4(parts.B)) if small else (parts.A, parts.B)
+        scale = _narrow(parts.A_scale)
         return cls(
-            B=torch.nn.functional.pad(parts.B, (0, 0, 0, fill)).to(device),
-            A=torch.nn.functional.pad(parts.A.T, (0, 0, 0, fill)).contiguous().to(device),
-            B_scale=torch.nn.functional.pad(parts.B_scale.float(), (0, fill)).to(device),
-            A_scale=(parts.A_scale.float() / LARGEST_CODE**2).to(device),
+            A=A.contiguous().to(device),
+            B=B.contiguous().to(device),
+            A_scale=scale if scale is None else scale.to(device),
+            B_scale=parts.B_scale.float().to(device),
+            bits=4 if small else 8,
+            inner=parts.B.shape[1],
         )
 
     @property
+    def rank(self) -> int:
+        return self.B.shape[0]
+
+    @property
+    def out(self) -> int:
+        return self.A.shape[0]
+
+    @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (self.B, self.A, self.B_scale, self.A_scale))
+        scale = 0 if self.A_scale is None else self.A_scale.nbytes
+        return self.A.nbytes + self.B.nbytes + self.B_scale.nbytes + scale
+
+    def unpacked(self) -> Unpacked:
+        """The factors in the shapes and dtypes of the products. On CUDA the rank is padded to a multiple of 8."""
+        A, B = (unpack_int4(self.A, self.rank), unpack_int4(self.B, self.inner)) if self.bits == 4 else (self.A, self.B)
+        fill = -self.rank % 8 if B.is_cuda else 0
+        scale = torch.ones(self.out, device=A.device) if self.A_scale is None else self.A_scale.float()
+        return Unpacked(
+            A=pad(A.T, (0, 0, 0, fill)).contiguous(),
+            B=pad(B, (0, 0, 0, fill)),
+            A_scale=scale / LARGEST_CODE**2,
+            B_scale=pad(self.B_scale, (0, fill)),
+        )
+
+
+def _narrow(scale: torch.Tensor | None) -> torch.Tensor | None:
+    """The scale in float16 if that is exact, else in float32; None if it is 1 everywhere."""
+    if scale is None or bool((scale == 1).all()):
+        return None
+    narrow = scale.half()
+    return narrow if torch.equal(narrow.float(), scale.float()) else scale.float()
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """One pack's factors of one module as the products of torch read them."""
+
+    A: torch.Tensor
+    """int8 (rank, out)"""
+    B: torch.Tensor
+    """int8 (rank, in)"""
+    A_scale: torch.Tensor
+    """float32 (out,), divided by 127^2"""
+    B_scale: torch.Tensor
+    """float32 (rank,)"""
 
 
 class GroupStack:
-    """The resident factors of one group, side by side in memory.
-
-    All ``B`` are in one int8 tensor (sum of ranks, in), module by module and within a module pack by pack. The ``A`` of
-    each module are in one int8 tensor (sum of the module's ranks, out). :meth:`segments` returns views of these
-    tensors, so no factor is stored twice. Four-bit codes are stored as int8, because unpacking them at every step costs
-    more than the product itself; three packs of SmolLM2-135M at 1/32 of the bf16 delta then take 50 MB, 19% of the
-    base.
-    """
+    """The resident factors of one group."""
 
     def __init__(self) -> None:
         self.modules: list[str] = []
-        self._packs: dict[str, dict[str, Factors]] = {}
-        self._unsmooth: dict[str, torch.Tensor | None] = {}
+        self.factors: dict[str, dict[str, Factors]] = {}
+        """pack -> module -> factors"""
+        self.unsmooth: dict[str, torch.Tensor | None] = {}
+        """pack -> 1 / smooth, float32 (in,), or None"""
 
     @property
     def packs(self) -> list[str]:
         """The names of the packs that change a module of this group."""
-        return list(self._packs)
-
-    @property
-    def factors(self) -> Mapping[str, Mapping[str, Factors]]:
-        """pack -> module -> factors"""
-        return self._packs
-
-    @property
-    def unsmooth(self) -> Mapping[str, torch.Tensor | None]:
-        """pack -> 1 / smooth, float32 (in,), or None"""
-        return self._unsmooth
+        return list(self.factors)
 
     def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
         """Raise :class:`UserError` if the matrices of a pack have another input width than this group."""
-        theirs, ours = next(iter(factors.values())).B.shape[1], self._B.shape[1]
+        first = next(iter(self.factors))
+        theirs, ours = next(iter(factors.values())).inner, next(iter(self.factors[first].values())).inner
         if theirs != ours:
             raise UserError(
                 f"the pack '{pack}' has matrices of {theirs} inputs in the group '{group}', and the pack "
-                f"'{next(iter(self._packs))}' has matrices of {ours} inputs in it: one of the two was not made for "
+                f"'{first}' has matrices of {ours} inputs in it: one of the two was not made for "
                 f"this model. Zip it again, or load one of the two."
             )
 
-    def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> dict[str, Factors]:
-        """Add one pack's factors, and return them as views of the shared tensors, by module.
-
-        The returned dict is updated whenever the tensors are laid out again. ``unsmooth``: 1 / smooth, float32 (in,),
-        or None.
-        """
+    def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> None:
+        """Add one pack's factors, by module. ``unsmooth``: 1 / smooth, float32 (in,), or None."""
         self.modules += [module for module in factors if module not in self.modules]
-        self._packs[pack] = dict(factors)
-        self._unsmooth[pack] = unsmooth
-        self._lay_out()
-        return self._packs[pack]
+        self.factors[pack] = dict(factors)
+        self.unsmooth[pack] = unsmooth
 
     def remove(self, pack: str) -> None:
-        """Remove one pack's factors and close the gap."""
-        del self._packs[pack], self._unsmooth[pack]
-        self.modules = [module for module in self.modules if any(module in factors for factors in self._packs.values())]
-        self._lay_out()
+        """Remove one pack's factors."""
+        del self.factors[pack], self.unsmooth[pack]
+        self.modules = [module for module in self.modules if any(module in own for own in self.factors.values())]
 
-    def _lay_out(self) -> None:
-        """Copy all factors into one tensor for B and one for each module's A.
+    def used(self, rows: Sequence[str | None]) -> list[str]:
+        """The packs of this group that the rows of a batch use."""
+        return [pack for pack in self.factors if pack in rows]
 
-        Every pack's factors become views of them.
-        """
-        order = [(module, pack) for module in self.modules for pack in self._packs if module in self._packs[pack]]
-        if not order:
-            return  # the last pack was removed, and the owner drops this stack
-        self._B = torch.cat([self._packs[pack][module].B for module, pack in order])
-        self._A: dict[str, torch.Tensor] = {}
-        self._columns: dict[str, slice] = {}
-        at = 0
-        for module in self.modules:
-            owners = [pack for name, pack in order if name == module]
-            self._A[module] = torch.cat([self._packs[pack][module].A for pack in owners])
-            start, inner = at, 0
-            for pack in owners:
-                old = self._packs[pack][module]
-                rank = old.B.shape[0]
-                views = (self._B[at : at + rank], self._A[module][inner : inner + rank])
-                self._packs[pack][module] = Factors(*views, old.B_scale, old.A_scale)
-                at, inner = at + rank, inner + rank
-            self._columns[module] = slice(start, at)
+    def unpacked(self, pack: str) -> dict[str, Unpacked]:
+        """The factors of one pack by module, as the products of torch read them."""
+        return {module: own.unpacked() for module, own in self.factors[pack].items()}
 
-    def segments(self, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
-        """The factors for a batch whose rows use the named packs; a row whose pack is not in this group uses none.
 
-        ``stacked``: one segment of all resident packs for all rows; else one segment for each pack in use.
-        """
-        used = [pack for pack in self._packs if pack in rows]
-        if stacked and used:
-            return [self._stacked(rows)]
-        return [self._single(pack, rows) for pack in used]
+def segments(stack: GroupStack, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
+    """The unpacked factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
 
-    def _single(self, pack: str, rows: Sequence[str | None]) -> Segment:
-        own_rows = [index for index, name in enumerate(rows) if name == pack]
-        parts, blocks, at = {}, [], 0
-        for module in self.modules:
-            factors = self._packs[pack].get(module)
-            if factors is not None:
-                columns = slice(at, at + factors.B.shape[0])
-                parts[module] = Part(columns, factors.B_scale, factors.A, factors.A_scale)
-                blocks.append(factors.B.T)
-                at = columns.stop
-        only_pack = len(self._packs) == 1  # then the blocks are already one tensor
-        index = None if len(own_rows) == len(rows) else torch.tensor(own_rows, device=self._B.device)
-        return Segment(index, self._unsmooth[pack], (self._B.T,) if only_pack else tuple(blocks), parts)
+    ``stacked``: one segment of all packs in use for all rows; else one segment for each pack in use.
+    """
+    factors = {pack: stack.unpacked(pack) for pack in stack.used(rows)}
+    if stacked and factors:
+        return [_stacked(stack, factors, rows)]
+    return [_single(own, stack.unsmooth[pack], pack, rows) for pack, own in factors.items()]
 
-    def _stacked(self, rows: Sequence[str | None]) -> Segment:
-        unsmooth = None
-        if any(self._unsmooth[pack] is not None for pack in self._packs if pack in rows):
-            plain = torch.ones(self._B.shape[1], device=self._B.device)
-            by_pack = {pack: plain if value is None else value for pack, value in self._unsmooth.items()}
-            unsmooth = torch.stack([by_pack.get(name, plain) for name in rows])[:, None]  # type: ignore[arg-type]
-        parts = {}
-        for module, columns in self._columns.items():
-            owners = {pack: factors[module] for pack, factors in self._packs.items() if module in factors}
-            no_change = torch.zeros(self._A[module].shape[1], device=self._B.device)
-            scales = {}
-            for name in {*rows}:
-                scales[name] = torch.cat(
-                    [f.B_scale if pack == name else torch.zeros_like(f.B_scale) for pack, f in owners.items()]
-                )
-            B_scale = torch.stack([scales[name] for name in rows])[:, None]
-            A_scale = torch.stack([owners[n].A_scale if n in owners else no_change for n in rows])[:, None]
-            parts[module] = Part(columns, B_scale, self._A[module], A_scale)
-        return Segment(None, unsmooth, (self._B.T,), parts)
+
+def _single(
+    factors: Mapping[str, Unpacked], unsmooth: torch.Tensor | None, pack: str, rows: Sequence[str | None]
+) -> Segment:
+    parts, at = {}, 0
+    for module, own in factors.items():
+        parts[module] = Part(slice(at, at + own.B.shape[0]), own.B_scale, own.A, own.A_scale)
+        at += own.B.shape[0]
+    B = torch.cat([own.B for own in factors.values()])
+    own_rows = [index for index, name in enumerate(rows) if name == pack]
+    index = None if len(own_rows) == len(rows) else torch.tensor(own_rows, device=B.device)
+    return Segment(index, unsmooth, (B.T,), parts)
+
+
+def _stacked(stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], rows: Sequence[str | None]) -> Segment:
+    order = [(module, pack) for module in stack.modules for pack in factors if module in factors[pack]]
+    B = torch.cat([factors[pack][module].B for module, pack in order])
+    unsmooth = None
+    if any(stack.unsmooth[pack] is not None for pack in factors):
+        plain = torch.ones(B.shape[1], device=B.device)
+        by_pack = {pack: plain if (own := stack.unsmooth[pack]) is None else own for pack in factors}
+        unsmooth = torch.stack([plain if name is None else by_pack.get(name, plain) for name in rows])[:, None]
+    parts, at = {}, 0
+    for module in dict.fromkeys(module for module, _ in order):
+        owners = {pack: own[module] for pack, own in factors.items() if module in own}
+        A = torch.cat([own.A for own in owners.values()])
+        no_change = torch.zeros(A.shape[1], device=B.device)
+        scales = {name: torch.cat([own.B_scale * (pack == name) for pack, own in owners.items()]) for name in {*rows}}
+        parts[module] = Part(
+            slice(at, at + A.shape[0]),
+            torch.stack([scales[name] for name in rows])[:, None],
+            A,
+            torch.stack([owners[name].A_scale if name in owners else no_change for name in rows])[:, None],
+        )
+        at += A.shape[0]
+    return Segment(None, unsmooth, (B.T,), parts)

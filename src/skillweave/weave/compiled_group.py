@@ -1,0 +1,102 @@
+"""One group of modules with the packs of a running batch, computed by the compiled functions.
+
+The numbers are those of :mod:`skillweave.weave.linear`: the same codes, the same exact sums, the same two roundings.
+Each pack is multiplied with its own rows only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from skillweave.weave.compiled import (
+    KINDS,
+    Floats,
+    PartArgument,
+    SegmentArgument,
+    compiled,
+)
+from skillweave.weave.stack import Factors, GroupStack
+
+Hidden = tuple[torch.Tensor, torch.Tensor]
+"""What :meth:`CompiledGroup.into_rank` makes: the sums of the first product and max|u| of each token."""
+
+
+class CompiledGroup:
+    """The unpacked factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
+
+    With one name for all rows, the batch may have any number of rows.
+    """
+
+    def __init__(self, stack: GroupStack, rows: Sequence[str | None]) -> None:
+        used = stack.used(rows)
+        self._kept: list[torch.Tensor] = []
+        """what the arguments point to"""
+        self._segments = (SegmentArgument * len(used))()
+        self._parts = {module: (PartArgument * len(used))() for module in stack.modules}
+        self._ranks: list[tuple[int, int | None]] = []
+        """for each pack: its rank in the group, and the number of its rows; None: all"""
+        for at, pack in enumerate(used):
+            own_rows = [index for index, name in enumerate(rows) if name == pack]
+            every = len(own_rows) == len(rows)
+            factors = stack.factors[pack]
+            column = 0
+            for module, own in factors.items():
+                self._parts[module][at] = self._part(own, column)
+                column += own.rank
+            self._ranks.append((column, None if every else len(own_rows)))
+            unsmooth = stack.unsmooth[pack]
+            self._segments[at] = SegmentArgument(
+                self._keep(_unpacked_B(list(factors.values()))),
+                column,
+                0 if unsmooth is None else self._keep(unsmooth.float().contiguous()),
+                0 if every else self._keep(torch.tensor(own_rows)),
+                len(own_rows),
+            )
+
+    def _keep(self, tensor: torch.Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _part(self, factors: Factors, column: int) -> PartArgument:
+        A = torch.empty((factors.rank + 3) // 4, factors.out, 4, dtype=torch.uint8)
+        compiled().sw_interleave(factors.A.data_ptr(), factors.bits, factors.out, factors.rank, A.data_ptr())
+        B_scale, A_scale = self._keep(factors.B_scale), Floats(0, 0)
+        if factors.A_scale is not None:
+            self._kept.append(factors.A_scale)
+            A_scale = Floats.of(factors.A_scale)
+        return PartArgument(column, factors.rank, B_scale, self._keep(A), A_scale)
+
+    def into_rank(self, x: torch.Tensor) -> Hidden:
+        """The first product, for all modules of the group, of ``x`` (N, T, in)."""
+        rows, per_row, inner = x.shape
+        tokens = sums = 0
+        for rank, count in self._ranks:
+            own = (rows if count is None else count) * per_row
+            tokens, sums = tokens + own, sums + own * rank
+        h, top = torch.empty(sums, dtype=torch.int32), torch.empty(tokens)
+        compiled().sw_into_rank(
+            x.data_ptr(), KINDS[x.dtype], rows, per_row, inner, self._segments, len(self._ranks), h.data_ptr(),
+            top.data_ptr(),
+        )  # fmt: skip
+        return h, top
+
+    def add(self, module: str, hidden: Hidden, output: torch.Tensor) -> None:
+        """The second product: add the changes to the output (N, T, out) of one module, in place, rounding once."""
+        rows, per_row, out = output.shape
+        h, top = hidden
+        compiled().sw_out_of_rank(
+            output.data_ptr(), KINDS[output.dtype], rows, per_row, out, self._segments, self._parts[module],
+            len(self._ranks), h.data_ptr(), top.data_ptr(),
+        )  # fmt: skip
+
+
+def _unpacked_B(factors: Sequence[Factors]) -> torch.Tensor:
+    """The B of several modules below each other, int8 (sum of ranks, in)."""
+    B = torch.empty(sum(own.rank for own in factors), factors[0].inner, dtype=torch.int8)
+    at = B.data_ptr()
+    for own in factors:
+        compiled().sw_unpack(own.B.data_ptr(), own.bits, own.rank, own.inner, at)
+        at += own.rank * own.inner
+    return B

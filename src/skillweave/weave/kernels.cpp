@@ -1,0 +1,453 @@
+// Integer products of a few to some thousand tokens, for x86-64 with AVX512 VNNI. Compiled by compiled.py.
+//
+// The formulas are those of int8.py (sw_linear; sw_codes, sw_finish) and linear.py (sw_into_rank, sw_out_of_rank). Every sum of products is
+// exact modulo 2^32, and no instruction here saturates it.
+//
+// The instruction vpdpbusd multiplies unsigned with signed bytes. A signed weight w is therefore read as w + 128 (one
+// flipped bit), and 128 times the sum of the token's codes is taken away from the sum of products.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr float LARGEST = 127.0f;
+constexpr float SMALLEST = 1e-30f;
+constexpr int64_t PARALLEL_FROM = 1 << 17;  // multiplications; below, waking the other threads costs more
+
+struct Floats {  // an array of float32 (kind 0), bfloat16 (1) or float16 (2)
+    const void* at;
+    int64_t kind;
+};
+
+inline __mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : (__mmask16)((1u << count) - 1); }
+
+inline __m512 load(const void* at, int64_t kind, int64_t index, __mmask16 mask) {
+    if (kind == 0) return _mm512_maskz_loadu_ps(mask, (const float*)at + index);
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t*)at + index);
+    if (kind == 2) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+// Rounds to the nearest bfloat16, ties to even, as torch does.
+inline void store(void* at, int64_t kind, int64_t index, __mmask16 mask, __m512 value) {
+    if (kind == 0) return _mm512_mask_storeu_ps((float*)at + index, mask, value);
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF)), 16);
+    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
+    _mm256_mask_storeu_epi16((uint16_t*)at + index, mask, _mm512_cvtepi32_epi16(rounded));
+}
+
+// The largest absolute value of n floats, at least SMALLEST; NaN if one of them is NaN. Without their sign, floats are
+// ordered as their bits are, with NaN above infinity.
+inline float largest(const float* values, int64_t n) {
+    const __m512i sign = _mm512_set1_epi32(0x7FFFFFFF);
+    __m512i top = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 16) {
+        const __m512i bits = _mm512_castps_si512(_mm512_maskz_loadu_ps(first(n - i), values + i));
+        top = _mm512_max_epi32(top, _mm512_and_si512(bits, sign));
+    }
+    const int32_t bits = _mm512_reduce_max_epi32(top);
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value < SMALLEST ? SMALLEST : value;
+}
+
+// Codes of n floats by their largest value, zeros up to `width`; returns the sum of the codes.
+inline int32_t round_to_codes(const float* values, int64_t n, int64_t width, float top, int8_t* codes) {
+    const __m512 scale = _mm512_set1_ps(LARGEST / top);
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t i = 0; i < width; i += 16) {
+        const __m512 value = i < n ? _mm512_maskz_loadu_ps(first(n - i), values + i) : _mm512_setzero_ps();
+        const __m512i code = _mm512_cvtps_epi32(_mm512_mul_ps(value, scale));
+        _mm_storeu_si128((__m128i*)(codes + i), _mm512_cvtsepi32_epi8(code));
+        sum = _mm512_add_epi32(sum, code);
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+// Lane i of the result is the sum over the lanes of acc[i].
+inline __m512i sums(const __m512i* acc) {
+    __m512i four[4];
+    for (int i = 0; i < 4; i++) {
+        const __m512i* a = acc + 4 * i;
+        const __m512i low = _mm512_add_epi32(_mm512_unpacklo_epi32(a[0], a[1]), _mm512_unpackhi_epi32(a[0], a[1]));
+        const __m512i high = _mm512_add_epi32(_mm512_unpacklo_epi32(a[2], a[3]), _mm512_unpackhi_epi32(a[2], a[3]));
+        four[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+    }
+    const __m512i one = _mm512_add_epi32(_mm512_shuffle_i32x4(four[0], four[1], 0x88),
+                                         _mm512_shuffle_i32x4(four[0], four[1], 0xDD));
+    const __m512i two = _mm512_add_epi32(_mm512_shuffle_i32x4(four[2], four[3], 0x88),
+                                         _mm512_shuffle_i32x4(four[2], four[3], 0xDD));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(one, two, 0x88), _mm512_shuffle_i32x4(one, two, 0xDD));
+}
+
+// Lane m * NR + n: the product of the codes of token m with (weight row n) + 128. Rows from `rows` on repeat the last.
+template <int MR, int NR>
+inline __m512i products(const int8_t* x, int64_t ldx, const int8_t* w, int64_t ldw, int64_t rows, int64_t K) {
+    static_assert(MR * NR == 16, "one vector of sums");
+    const __m512i flip = _mm512_set1_epi8((char)0x80);
+    const int8_t* row[NR];
+    for (int n = 0; n < NR; n++) row[n] = w + std::min<int64_t>(n, rows - 1) * ldw;
+    __m512i acc[16];
+    for (int i = 0; i < 16; i++) acc[i] = _mm512_setzero_si512();
+    int64_t k = 0;
+    for (; k + 64 <= K; k += 64) {
+        __m512i token[MR];
+        for (int m = 0; m < MR; m++) token[m] = _mm512_loadu_si512(x + m * ldx + k);
+#pragma GCC unroll 16
+        for (int n = 0; n < NR; n++) {
+            if (MR == 1) _mm_prefetch((const char*)(row[n] + k + 16 * ldw), _MM_HINT_T0);
+            const __m512i weight = _mm512_xor_si512(_mm512_loadu_si512(row[n] + k), flip);
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++) acc[m * NR + n] = _mm512_dpbusd_epi32(acc[m * NR + n], weight, token[m]);
+        }
+    }
+    if (k < K) {
+        const __mmask64 mask = ~0ull >> (64 - (K - k));
+        __m512i token[MR];
+        for (int m = 0; m < MR; m++) token[m] = _mm512_loadu_si512(x + m * ldx + k);  // the codes end in zeros
+#pragma GCC unroll 16
+        for (int n = 0; n < NR; n++) {
+            const __m512i weight = _mm512_xor_si512(_mm512_maskz_loadu_epi8(mask, row[n] + k), flip);
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++) acc[m * NR + n] = _mm512_dpbusd_epi32(acc[m * NR + n], weight, token[m]);
+        }
+    }
+    return sums(acc);
+}
+
+// out[m]: the products of token m with 16 weight rows, each + 128. Returns the number of tokens, at most `tokens`.
+inline int sixteen(const int8_t* x, int64_t ldx, int64_t tokens, const int8_t* w, int64_t ldw, int64_t rows, int64_t K,
+                   __m512i* out) {
+    if (tokens >= 4) {
+        __m512i part[4];
+        for (int j = 0; j < 4; j++) {  // rows past the end are computed again from the last one, and never stored
+            const int64_t at = std::min<int64_t>(4 * j, rows - 1);
+            part[j] = products<4, 4>(x, ldx, w + at * ldw, ldw, std::max<int64_t>(rows - at, 1), K);
+        }
+        const __m512i a = _mm512_shuffle_i32x4(part[0], part[1], 0x44), b = _mm512_shuffle_i32x4(part[2], part[3], 0x44);
+        const __m512i c = _mm512_shuffle_i32x4(part[0], part[1], 0xEE), d = _mm512_shuffle_i32x4(part[2], part[3], 0xEE);
+        out[0] = _mm512_shuffle_i32x4(a, b, 0x88);
+        out[1] = _mm512_shuffle_i32x4(a, b, 0xDD);
+        out[2] = _mm512_shuffle_i32x4(c, d, 0x88);
+        out[3] = _mm512_shuffle_i32x4(c, d, 0xDD);
+        return 4;
+    }
+    if (tokens >= 2) {
+        const int64_t at = std::min<int64_t>(8, rows - 1);
+        const __m512i a = products<2, 8>(x, ldx, w, ldw, rows, K);
+        const __m512i b = products<2, 8>(x, ldx, w + at * ldw, ldw, std::max<int64_t>(rows - at, 1), K);
+        out[0] = _mm512_shuffle_i32x4(a, b, 0x44);
+        out[1] = _mm512_shuffle_i32x4(a, b, 0xEE);
+        return 2;
+    }
+    out[0] = products<1, 16>(x, ldx, w, ldw, rows, K);
+    return 1;
+}
+
+inline int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
+
+}  // namespace
+
+extern "C" {
+
+struct Layer {  // a linear layer in int8
+    const int8_t* weight;       // (out, in)
+    const float* weight_scale;  // (out,)
+    Floats outlier_weight;      // (outliers, out), with outlier_stride from one outlier to the next
+    int64_t outlier_stride;
+    Floats bias;  // (out,), or null
+    int64_t out;
+    void* y;  // (tokens, out)
+};
+
+struct Segment {  // the factors of one pack for a group, and the rows that use it
+    const int8_t* B;        // (rank, in)
+    int64_t rank;           // of all modules of the group together
+    const float* unsmooth;  // (in,), or null
+    const int64_t* rows;    // null: all rows
+    int64_t count;
+};
+
+struct Part {  // one module's part of a Segment
+    int64_t column;           // its first rank
+    int64_t rank;             // 0: the pack does not change this module
+    const float* B_scale;     // (rank,)
+    const uint8_t* A;         // (ceil(rank / 4), out, 4): each code + 128
+    Floats A_scale;           // (out,), or null for 1
+};
+
+int64_t sw_supported() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+// The codes (tokens, stride) of the input x (tokens, in) of layers in int8, with max|x| and the sum of the codes of each
+// token, and its outlier channels (tokens, kept_count) as floats. This is the work for token m.
+static void take_codes(const void* x, int64_t kind, int64_t m, int64_t in, const float* unsmooth,
+                       const int64_t* outliers, int64_t kept_count, int64_t stride, float* values, int8_t* codes,
+                       float* top, int32_t* sum, float* kept) {
+    for (int64_t i = 0; i < in; i += 16) {
+        const __mmask16 mask = first(in - i);
+        __m512 value = load(x, kind, m * in + i, mask);
+        if (unsmooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, unsmooth + i));
+        _mm512_mask_storeu_ps(values + i, mask, value);
+    }
+    for (int64_t j = 0; j < kept_count; j++) {
+        kept[m * kept_count + j] = _mm512_cvtss_f32(load(x, kind, m * in + outliers[j], 1));
+        values[outliers[j]] = 0.0f;
+    }
+    top[m] = largest(values, in);
+    int8_t* own = codes + m * stride;
+    // The codes are written sixteen at a time: the last ones by way of a buffer, unless the row has room for them.
+    const int64_t whole = stride >= padded(in) ? stride : in / 16 * 16;
+    int32_t total = round_to_codes(values, std::min(in, whole), whole, top[m], own);
+    if (whole < in) {
+        int8_t last[16];
+        total += round_to_codes(values + whole, in - whole, 16, top[m], last);
+        std::memcpy(own + whole, last, in - whole);
+    }
+    sum[m] = total;
+}
+
+// The outputs of `count` tokens (at most 4) from token m on in 16 channels from n on, given the exact sums.
+static inline void finish(const Layer& layer, int64_t kind, int64_t m, int count, int64_t n, const __m512i* acc,
+                          const float* top, const float* kept, int64_t kept_count) {
+    const __mmask16 mask = first(layer.out - n);
+    const __m512 scale = _mm512_maskz_loadu_ps(mask, layer.weight_scale + n);
+    __m512 y[4];
+    for (int i = 0; i < count; i++)
+        y[i] = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(acc[i]), scale), _mm512_set1_ps(top[m + i]));
+    const float* own = kept + m * kept_count;
+    if (count == 4) {
+        for (int64_t j = 0; j < kept_count; j++) {
+            const __m512 weight =
+                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            for (int i = 0; i < 4; i++) y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
+        }
+    } else {
+        for (int64_t j = 0; j < kept_count; j++) {
+            const __m512 weight =
+                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            for (int i = 0; i < count; i++)
+                y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
+        }
+    }
+    if (layer.bias.at) {
+        const __m512 bias = load(layer.bias.at, layer.bias.kind, n, mask);
+        for (int i = 0; i < count; i++) y[i] = _mm512_add_ps(y[i], bias);
+    }
+    for (int i = 0; i < count; i++) store(layer.y, kind, (m + i) * layer.out + n, mask, y[i]);
+}
+
+// Int8Linear's output of layers that share the input x (tokens, in) and its outlier channels.
+void sw_linear(const void* x, int64_t kind, int64_t tokens, int64_t in, const float* unsmooth, const int64_t* outliers,
+               int64_t kept_count, const Layer* layers, int64_t layer_count) {
+    const int64_t width = padded(in);
+    int64_t out = 0, blocks = 0;
+    for (int64_t l = 0; l < layer_count; l++) out += layers[l].out, blocks += (layers[l].out + 15) / 16;
+    std::vector<int8_t> codes(tokens * width);
+    std::vector<int32_t> sum(tokens);
+    std::vector<float> top(tokens), kept(tokens * kept_count);
+#pragma omp parallel if (tokens * in * out > PARALLEL_FROM)
+    {
+        std::vector<float> values(in);
+#pragma omp for
+        for (int64_t m = 0; m < tokens; m++)
+            take_codes(x, kind, m, in, unsmooth, outliers, kept_count, width, values.data(), codes.data(), top.data(),
+                       sum.data(), kept.data());
+#pragma omp for nowait
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t l = 0, within = block;
+            while (within >= (layers[l].out + 15) / 16) within -= (layers[l++].out + 15) / 16;
+            const Layer& layer = layers[l];
+            const int64_t n = 16 * within;
+            for (int64_t m = 0; m < tokens;) {
+                __m512i acc[4];
+                const int count = sixteen(codes.data() + m * width, width, tokens - m, layer.weight + n * in, in,
+                                          layer.out - n, in, acc);
+                for (int i = 0; i < count; i++)
+                    acc[i] = _mm512_sub_epi32(acc[i], _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[m + i])));
+                finish(layer, kind, m, count, n, acc, top.data(), kept.data(), kept_count);
+                m += count;
+            }
+        }
+    }
+}
+
+// The first part of sw_linear, for products that are computed elsewhere: codes (tokens, in), top and kept.
+void sw_codes(const void* x, int64_t kind, int64_t tokens, int64_t in, const float* unsmooth, const int64_t* outliers,
+              int64_t kept_count, int8_t* codes, float* top, float* kept) {
+    std::vector<int32_t> sum(tokens);
+#pragma omp parallel if (tokens * in > PARALLEL_FROM)
+    {
+        std::vector<float> values(in);
+#pragma omp for
+        for (int64_t m = 0; m < tokens; m++)
+            take_codes(x, kind, m, in, unsmooth, outliers, kept_count, in, values.data(), codes, top, sum.data(), kept);
+    }
+}
+
+// The last part of sw_linear: the layers' outputs from the exact sums (tokens, sum_stride), side by side in their order.
+void sw_finish(const int32_t* sums, int64_t sum_stride, int64_t kind, int64_t tokens, const float* top,
+               const float* kept, int64_t kept_count, const Layer* layers, int64_t layer_count) {
+    const int64_t tiles = (tokens + 3) / 4;
+#pragma omp parallel for if (tokens * sum_stride > PARALLEL_FROM)
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t m = 4 * tile;
+        const int count = (int)std::min<int64_t>(4, tokens - m);
+        int64_t column = 0;
+        for (int64_t l = 0; l < layer_count; column += layers[l++].out)
+            for (int64_t n = 0; n < layers[l].out; n += 16) {
+                __m512i acc[4];
+                for (int i = 0; i < count; i++)
+                    acc[i] = _mm512_maskz_loadu_epi32(first(layers[l].out - n), sums + (m + i) * sum_stride + column + n);
+                finish(layers[l], kind, m, count, n, acc, top, kept, kept_count);
+            }
+    }
+}
+
+// h and top of the tokens of each segment, one segment after the other; a token has as many h as its segment has ranks.
+void sw_into_rank(const void* x, int64_t kind, int64_t rows, int64_t per_row, int64_t in, const Segment* segments,
+                  int64_t segment_count, int32_t* h, float* top) {
+    const int64_t width = padded(in);
+    int64_t tiles = 0, work = 0;
+    for (int64_t s = 0; s < segment_count; s++) {
+        const int64_t tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
+        tiles += (tokens + 3) / 4;
+        work += tokens * in * segments[s].rank;
+    }
+#pragma omp parallel if (work > PARALLEL_FROM)
+    {
+        std::vector<float> values(in);
+        std::vector<int8_t> codes(4 * width);
+#pragma omp for
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            int64_t s = 0, within = tile, h_at = 0, token_at = 0, tokens;
+            for (;; s++) {
+                tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
+                if (within < (tokens + 3) / 4) break;
+                within -= (tokens + 3) / 4, h_at += tokens * segments[s].rank, token_at += tokens;
+            }
+            const Segment& segment = segments[s];
+            const int64_t begin = 4 * within, count = std::min<int64_t>(4, tokens - begin);
+            int32_t sum[4];
+            for (int64_t i = 0; i < count; i++) {
+                const int64_t row = (begin + i) / per_row, step = (begin + i) % per_row;
+                const int64_t at = ((segment.rows ? segment.rows[row] : row) * per_row + step) * in;
+                for (int64_t k = 0; k < in; k += 16) {
+                    const __mmask16 mask = first(in - k);
+                    __m512 value = load(x, kind, at + k, mask);
+                    if (segment.unsmooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, segment.unsmooth + k));
+                    _mm512_mask_storeu_ps(values.data() + k, mask, value);
+                }
+                const float own = largest(values.data(), in);
+                top[token_at + begin + i] = own;
+                sum[i] = round_to_codes(values.data(), in, width, own, codes.data() + i * width);
+            }
+            int64_t i = 0;
+            while (i < count) {
+                int done = 1;
+                for (int64_t n = 0; n < segment.rank; n += 16) {
+                    __m512i acc[4];
+                    done = sixteen(codes.data() + i * width, width, count - i, segment.B + n * in, in, segment.rank - n, in,
+                                   acc);
+                    for (int j = 0; j < done; j++) {
+                        const __m512i shift = _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[i + j]));
+                        _mm512_mask_storeu_epi32(h + h_at + (begin + i + j) * segment.rank + n, first(segment.rank - n),
+                                                 _mm512_sub_epi32(acc[j], shift));
+                    }
+                }
+                i += done;
+            }
+        }
+    }
+}
+
+// Adds what the packs change to the output y (rows, per_row, out) of one module, given what sw_into_rank made.
+void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_t out, const Segment* segments,
+                    const Part* parts, int64_t segment_count, const int32_t* h, const float* top) {
+    int64_t all = 0, work = 0, widest = 0;
+    for (int64_t s = 0; s < segment_count; s++) {
+        const int64_t tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
+        all += tokens;
+        work += tokens * out * (parts[s].rank + 8);
+        widest = std::max(widest, padded(parts[s].rank));
+    }
+#pragma omp parallel if (work > PARALLEL_FROM)
+    {
+        std::vector<float> values(widest);
+        std::vector<int8_t> codes(widest);
+#pragma omp for
+        for (int64_t token = 0; token < all; token++) {
+            int64_t s = 0, within = token, h_at = 0, tokens;
+            for (;; s++) {
+                tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
+                if (within < tokens) break;
+                within -= tokens, h_at += tokens * segments[s].rank;
+            }
+            const Segment& segment = segments[s];
+            const Part& part = parts[s];
+            if (part.rank == 0) continue;
+            const int32_t* own = h + h_at + within * segment.rank + part.column;
+            for (int64_t r = 0; r < part.rank; r++) values[r] = (float)own[r] * part.B_scale[r];
+            const float second = largest(values.data(), part.rank);
+            const int32_t sum = round_to_codes(values.data(), part.rank, padded(part.rank), second, codes.data());
+            const __m512i shift = _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum));
+            const __m512 scale = _mm512_set1_ps(top[token] * second / (LARGEST * LARGEST));
+            const int64_t row = within / per_row, step = within % per_row;
+            const int64_t at = ((segment.rows ? segment.rows[row] : row) * per_row + step) * out;
+            for (int64_t n = 0; n < out; n += 16) {
+                const __mmask16 mask = first(out - n);
+                __m512i acc = _mm512_setzero_si512();
+                for (int64_t r = 0; r < part.rank; r += 4) {
+                    int32_t four;
+                    std::memcpy(&four, codes.data() + r, 4);
+                    const __m512i A = _mm512_maskz_loadu_epi32(mask, part.A + r * out + 4 * n);
+                    acc = _mm512_dpbusd_epi32(acc, A, _mm512_set1_epi32(four));
+                }
+                __m512 change = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift)), scale);
+                if (part.A_scale.at) change = _mm512_mul_ps(change, load(part.A_scale.at, part.A_scale.kind, n, mask));
+                store(y, kind, at + n, mask, _mm512_add_ps(load(y, kind, at + n, mask), change));
+            }
+        }
+    }
+}
+
+// One row of codes as stored, of 8 bits or of 4 bits (two in a byte) -> n bytes, each code + shift.
+static void unpack_row(const uint8_t* row, int64_t bits, int64_t n, int shift, uint8_t* out) {
+    if (bits == 8) {
+        for (int64_t i = 0; i < n; i++) out[i] = (uint8_t)(row[i] + shift);
+        return;
+    }
+    for (int64_t i = 0; i < n / 2; i++) {
+        out[2 * i] = (uint8_t)(((row[i] & 0xF) ^ 8) - 8 + shift);
+        out[2 * i + 1] = (uint8_t)(((row[i] >> 4) ^ 8) - 8 + shift);
+    }
+    if (n % 2) out[n - 1] = (uint8_t)(((row[n / 2] & 0xF) ^ 8) - 8 + shift);
+}
+
+// Codes (rows, n) as stored -> int8 (rows, n).
+void sw_unpack(const uint8_t* stored, int64_t bits, int64_t rows, int64_t n, int8_t* out) {
+    const int64_t width = bits == 8 ? n : (n + 1) / 2;
+    for (int64_t row = 0; row < rows; row++) unpack_row(stored + row * width, bits, n, 0, (uint8_t*)out + row * n);
+}
+
+// Codes A (out, rank) as stored -> (ceil(rank / 4), out, 4), each + 128.
+void sw_interleave(const uint8_t* stored, int64_t bits, int64_t out, int64_t rank, uint8_t* made) {
+    const int64_t width = bits == 8 ? rank : (rank + 1) / 2;
+    std::vector<uint8_t> row((rank + 3) / 4 * 4, 128);
+    for (int64_t n = 0; n < out; n++) {
+        unpack_row(stored + n * width, bits, rank, 128, row.data());
+        for (int64_t r = 0; r < rank; r += 4) std::memcpy(made + r * out + 4 * n, row.data() + r, 4);
+    }
+}
+
+}  // extern "C"
