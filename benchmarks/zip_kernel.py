@@ -28,6 +28,7 @@ from skillweave.report import Table
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
 from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.stack import segments as segments_of
 
 NAME = "zip_kernel"
 TORCH = "torch"
@@ -88,15 +89,13 @@ def measure(stack: GroupStack, packs: int, width: int, repeats: int) -> dict[str
     """Seconds of each turn of both ways, for a batch of one row for each pack."""
     names: list[str | None] = [str(number) for number in range(packs)]
     factors = stack.factors["0"]
-    x = torch.randn(packs, width, factors["q"].B.shape[1], generator=torch.Generator().manual_seed(1)).to("cuda", DTYPE)
-    kernel = KernelGroup(stack.factors, stack.unsmooth, names)
+    x = torch.randn(packs, width, factors["q"].inner, generator=torch.Generator().manual_seed(1)).to("cuda", DTYPE)
+    kernel = KernelGroup(stack, names)
     # As the packed model does: side by side for few tokens, else pack by pack.
-    segments = stack.segments(names, stacked=packs > 1 and packs * width <= 128)
+    segments = segments_of(stack, names, stacked=packs > 1 and packs * width <= 128)
 
     def zeros() -> dict[str, torch.Tensor]:
-        return {
-            name: torch.zeros(packs, width, own.A.shape[1], dtype=DTYPE, device="cuda") for name, own in factors.items()
-        }
+        return {name: torch.zeros(packs, width, own.out, dtype=DTYPE, device="cuda") for name, own in factors.items()}
 
     def by_torch() -> dict[str, torch.Tensor]:
         made = zeros()

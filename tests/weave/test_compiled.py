@@ -29,17 +29,22 @@ def pack(
     largest: int = 7,
     smooth: bool = False,
     scale: float = 1,
+    wide: int = 1,
 ) -> dict[str, LowRank]:
-    """Random factors: module -> (out, rank); ``scale`` is that of the first factor's rows."""
+    """Random factors: module -> (out, rank); ``scale`` is that of the first factor's rows.
+
+    All ranks but each ``wide``-th one have codes of four bits.
+    """
     source = torch.Generator().manual_seed(seed)
 
-    def codes(*shape: int) -> torch.Tensor:
-        return torch.randint(-largest, largest + 1, shape, generator=source, dtype=torch.int8)
+    def codes(rank: int, other: int) -> torch.Tensor:
+        made = torch.randint(-largest, largest + 1, (rank, other), generator=source, dtype=torch.int8)
+        return torch.where((torch.arange(rank) % wide == 0)[:, None], made, made.clamp(-7, 7))
 
     smoothing = (torch.rand(inner, generator=source) + 0.5).half() if smooth else None
     return {
         name: LowRank(
-            codes(out, rank),
+            codes(rank, out).T.contiguous(),
             codes(rank, inner),
             torch.rand(out, generator=source).half(),
             (torch.rand(rank, generator=source) * scale).half(),
@@ -81,7 +86,7 @@ def test_every_row_gets_what_the_slow_recipe_says(inner, per_row, rows):
     packs = {
         "a": pack(1, inner, {"q": (33, 5), "k": (16, 1)}, smooth=True),
         "b": pack(2, inner, {"k": (16, 70), "v": (7, 3)}, largest=127),
-        "c": pack(3, inner, {"q": (33, 17)}, largest=127, scale=6e4),
+        "c": pack(3, inner, {"q": (33, 17)}, largest=127, scale=6e4, wide=3),
         "d": pack(4, inner, {"q": (33, 4), "v": (7, 9)}, smooth=True, scale=1e-7),
     }
     x = torch.randn(len(rows), per_row, inner, generator=torch.Generator().manual_seed(0)) * 30

@@ -59,7 +59,7 @@ def test_each_token_meets_the_factors_of_its_own_pack_once() -> None:
         stack.add(pack, made, 1 / smooth.float() if pack == "b" else None)
     names, width = ["c", "a", None, "b", "a"], 3
     x = torch.randn(len(names) * width, INNER, generator=torch.Generator().manual_seed(2))
-    tables = grouped_factors(stack.factors, stack.unsmooth)
+    tables = grouped_factors({pack: stack.unpacked(pack) for pack in packs}, stack.unsmooth)
     for block in (1, 4, 16):
         tokens = grouped_tokens(names, width, tables.numbers, block, torch.device("cpu"))
         for module, out in OUT.items():

@@ -116,14 +116,28 @@ def test_a_token_of_zeros_gives_zero_and_a_nan_stays_seen(packs):
     assert got[1, 1].isnan().all()
 
 
+def test_ranks_of_small_codes_stay_packed_beside_wide_ones() -> None:
+    parts = factors(6, 9, 13, 7)
+    parts.B[4], parts.A[2, 11] = 100, -127  # two wide ranks: a whole block of four is held in eight bits
+    held = Factors.of(parts, CPU)
+    assert [(codes.bits, codes.rank) for codes in held.codes] == [(8, 4), (4, 9)]
+    assert held.nbytes == 4 * (9 + INNER) + 9 * 5 + 9 * INNER // 2 + 13 * 4 + 9 * 2
+    product = parts.A.float() * parts.B_scale.float() @ parts.B.float()
+    got = held.unpacked()
+    torch.testing.assert_close(got.A.T.float() * got.B_scale @ got.B.float(), product)
+    none = Factors.of(factors(7, 9, 0), CPU)
+    assert (none.rank, none.unpacked().B.shape) == (0, (0, INNER))
+
+
 def test_small_codes_stay_packed_and_a_removed_pack_is_gone(packs):
     stack = stack_of(packs)
     stack.remove("a")
     assert stack.packs == ["b", "c"]
     assert stack.modules == ["q", "k"]
-    assert [stack.factors[pack]["k"].bits for pack in "bc"] == [8, 4]
+    assert [[codes.bits for codes in stack.factors[pack]["k"].codes] for pack in "bc"] == [[8], [4]]
     held = stack.factors["c"]["k"]
-    assert (held.A.nbytes, held.B.nbytes, held.A_scale.dtype) == (8 * 1, 2 * INNER // 2, torch.float16)
+    (codes,) = held.codes
+    assert (codes.A.nbytes, codes.B.nbytes, held.A_scale.dtype) == (8 * 1, 2 * INNER // 2, torch.float16)
     x = torch.randn(1, 1, INNER)
     got = grouped_delta(x, segments(stack, ["b"], stacked=False), "k")
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["k"]), rtol=1e-4, atol=1e-3)

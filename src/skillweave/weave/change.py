@@ -90,8 +90,7 @@ class GroupRun:
         """Return what computes all packs of the batch in few calls, or None where only torch can."""
         if takes_kernel(x):
             if self._fused is None:
-                unpacked = {pack: self._stack.unpacked(pack) for pack in self._stack.used(self._names)}
-                self._fused = KernelGroup(unpacked, self._stack.unsmooth, self._names)
+                self._fused = KernelGroup(self._stack, self._names)
             return self._fused
         if not usable(x):
             return None

@@ -61,7 +61,10 @@ class CompiledGroup:
 
     def _part(self, factors: Factors, column: int) -> PartArgument:
         A = torch.empty((factors.rank + 3) // 4, factors.out, 4, dtype=torch.uint8)
-        compiled().sw_interleave(factors.A.data_ptr(), factors.bits, factors.out, factors.rank, A.data_ptr())
+        at = A.data_ptr()
+        for codes in factors.codes:
+            compiled().sw_interleave(codes.A.data_ptr(), codes.bits, factors.out, codes.rank, at)
+            at += codes.rank * factors.out
         B_scale, A_scale = self._keep(factors.B_scale), Floats(0, 0)
         if factors.A_scale is not None:
             self._kept.append(factors.A_scale)
@@ -97,6 +100,7 @@ def _unpacked_B(factors: Sequence[Factors]) -> torch.Tensor:
     B = torch.empty(sum(own.rank for own in factors), factors[0].inner, dtype=torch.int8)
     at = B.data_ptr()
     for own in factors:
-        compiled().sw_unpack(own.B.data_ptr(), own.bits, own.rank, own.inner, at)
-        at += own.rank * own.inner
+        for codes in own.codes:
+            compiled().sw_unpack(codes.B.data_ptr(), codes.bits, codes.rank, own.inner, at)
+            at += codes.rank * own.inner
     return B

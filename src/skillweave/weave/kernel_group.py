@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
 
 import torch
 
@@ -16,7 +15,7 @@ from skillweave.weave.grouped import (
     grouped_factors,
     grouped_tokens,
 )
-from skillweave.weave.stack import Unpacked
+from skillweave.weave.stack import GroupStack
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FEW_TOKENS = 16
@@ -40,23 +39,12 @@ def _has_triton() -> bool:
 
 
 class KernelGroup:
-    """The factors of the packs of a batch, for the kernel.
+    """The unpacked factors for a batch whose rows use the named packs, for the kernel; one name stands for all rows."""
 
-    Args:
-        packs: The factors by pack and module; packs that no row uses may be missing.
-        unsmooth: 1 / smooth, float32 (in,), or None, by pack.
-        names: The pack of each row, or one name for all rows of a batch of any size.
-    """
-
-    def __init__(
-        self,
-        packs: Mapping[str, Mapping[str, Unpacked]],
-        unsmooth: Mapping[str, torch.Tensor | None],
-        names: list[str | None],
-    ) -> None:
+    def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
         self._names = names
-        used = {pack: own for pack, own in packs.items() if pack in names}
-        self._factors = grouped_factors(used, unsmooth) if used else None
+        used = {pack: stack.unpacked(pack) for pack in stack.used(names)}
+        self._factors = grouped_factors(used, stack.unsmooth) if used else None
         self._tokens: dict[tuple[int, int], GroupedTokens] = {}
 
     def into_rank(self, x: torch.Tensor) -> HiddenOfAll | None:
