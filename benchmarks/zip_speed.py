@@ -124,6 +124,11 @@ def main(argv: Sequence[str]) -> None:
         if timed := [stage for stage in (DECODE, PREFILL) if stage in options.stages]:
             measure_time(record, work, timed, sizes, options)
         if MEMORY_STAGE in options.stages:
+            for way, (inverse, count) in LOADED.items():
+                if not (work / f"weave-{way}").exists():
+                    pack = Skillpack.from_pretrained(work / str(inverse))
+                    packs = {f"p{seed}": shuffled(pack, seed) for seed in range(count)}
+                    Weave.write(work / f"weave-{way}", open_base(base_ref(work)), packs)
             readings = memory(work, options.processes)
             record.rows += memory_rows(readings)
             record.claims += memory_claims(readings)
@@ -402,15 +407,18 @@ def measured(way: str, ref: str, work: Path) -> dict[str, Any]:
         loaded = resident()
         del held
         return {"tensors": 0, "loaded": loaded, "answered": loaded}
-    base = open_base(ref, dtype="bfloat16", device="cpu")
-    if way.startswith(INT8):
-        put_into_int8(base)
     names: list[str | None] = [None] * BATCH
-    weave = Weave.of(base)
     if way in LOADED:
-        inverse, count = LOADED[way]
-        weave = with_packs(base, Skillpack.from_pretrained(work / str(inverse)), count)
+        # From a folder, as a server opens it: a weave of packs in memory would hold the packs as they were zipped too.
+        backbone = INT8 if way.startswith(INT8) else "dtype"
+        weave = Weave.from_pretrained(work / f"weave-{way}", dtype="bfloat16", backbone=backbone, device="cpu")
+        base = weave.base
         names = [f"p{number}" for number in range(BATCH)]
+    else:
+        base = open_base(ref, dtype="bfloat16", device="cpu")
+        if way.startswith(INT8):
+            put_into_int8(base)
+        weave = Weave.of(base)
     touch(base.model)
     loaded = resident()
     weave.generate([background_prompts()[0]] * BATCH, names, Sampling(max_new_tokens=8))
