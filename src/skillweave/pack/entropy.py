@@ -154,9 +154,12 @@ def _encode(rows: Sequence[Codes], classes: NDArray[np.uint8], tables: Sequence[
         largest = len(table) // 2
         frequency[index, LARGEST_CODE - largest : LARGEST_CODE + largest + 1] = table
     start = np.cumsum(frequency, axis=1, dtype=np.uint64) - frequency
-    symbols = np.concatenate([np.zeros(0, np.int64), *(row.astype(np.int64) for row in rows)]) + LARGEST_CODE
-    # One index into the flattened tables for each code.
-    symbols += np.repeat(classes.astype(np.int64), [len(row) for row in rows]) * frequency.shape[1]
+    # One index into the flattened tables for each code; two bytes hold all of them.
+    symbols = np.empty(total, np.uint16)
+    filled = 0
+    for row, own_class in zip(rows, classes.tolist(), strict=True):
+        symbols[filled : filled + len(row)] = row.astype(np.int16) + (LARGEST_CODE + own_class * frequency.shape[1])
+        filled += len(row)
     frequency_of, start_of = frequency.ravel(), start.ravel()
     lanes = _lanes(total)
     states = np.full(lanes, _LOWEST, np.uint64)
