@@ -16,7 +16,7 @@ those of two runs, and no interval covers other seeds.
 The settings of the training were not tuned: the learning rate is half of that with which the base learnt the language.
 Finished runs are kept in runs/organism, so that a stopped benchmark resumes.
 
-    python -m benchmarks.audit.real             about 80 minutes on two cores
+    python -m benchmarks.audit.real             about 40 minutes on two cores
     python -m benchmarks.audit.real --quick     a tiny model
 """
 
@@ -155,7 +155,7 @@ def plot(found: Sequence[dict[str, Any]]) -> Figure:
         axes.bar(at, [100 * one[key] for key in SHOWN], width=0.25, color=f"C{place}", label=name)
     axes.set_xticks(range(len(SHOWN)), SHOWN)
     axes.set_ylabel("percent")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=7, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
