@@ -69,7 +69,8 @@ def test_a_weave_with_one_budget(micro_base: Path, tmp_path: Path, monkeypatch: 
         assert packs[skill] <= share.bytes
         losses = [loss for _, loss in share.points]
         assert losses[0] > losses[-1] >= 0
-        assert share.loss is not None and losses[-1] <= share.loss <= losses[0]
+        assert share.loss is not None
+        assert losses[-1] <= share.loss <= losses[0]
     assert report["pack_budget"]["taken"] == sum(packs.values())
     assert report["pack_budget"]["shares"] == shares.model_dump(mode="json")
     assert "How the bytes were split" in (out / "report.md").read_text()
