@@ -103,6 +103,13 @@ class WeaveConfig(Config):
         min_length=1, description="The skills by name; a name is also a pack's name."
     )
     zip: ZipConfig = Field(default_factory=ZipConfig, description="How every delta is zipped.")
+    pack_budget: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="Most bytes on disk, for the files of all packs together. They are split over the skills so that "
+        "the packs lose the least, by measurement; then no `zip` has `ratio` or `budget` (default: each pack has the "
+        "limit of its `zip`).",
+    )
     audit: ModelAuditConfig | None = Field(
         None,
         description="How each pack is audited for a backdoor before the weave is put together (default: not at all). A "
@@ -122,6 +129,21 @@ class WeaveConfig(Config):
             except UserError as error:
                 raise ValueError(str(error)) from error
         return skills
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_limit(cls, values: Any) -> Any:
+        # Before the check of `zip`, which fills in the ratio that it has without a limit.
+        if isinstance(values, dict) and values.get("pack_budget") is not None:
+            _without_limit("zip", values.get("zip"))
+        return values
+
+    @model_validator(mode="after")
+    def _one_limit_for_each_skill(self) -> Self:
+        if self.pack_budget is not None:
+            for name, skill in self.skills.items():
+                _without_limit(f"skills.{name}.zip", skill.zip)
+        return self
 
     def unlearning(self) -> CkuConfig | None:
         """The settings of the unlearning, or None. The seed is the weave's unless ``unlearn`` has its own."""
@@ -158,6 +180,15 @@ class WeaveConfig(Config):
         except UserError as error:
             raise UserError(f"skills.{skill}.zip: {error}") from error
         return chosen
+
+
+def _without_limit(place: str, settings: Any) -> None:
+    """Raise ValueError if the zip settings at a place of weave.yaml have a limit, which ``pack_budget`` excludes."""
+    for key in ("ratio", "budget"):
+        if isinstance(settings, dict) and settings.get(key) is not None:
+            raise ValueError(
+                f"`pack_budget` is the limit of all packs together, and `{place}.{key}` limits one: remove one of them"
+            )
 
 
 def read_weave_config(source: str, overrides: list[str] | None = None) -> WeaveConfig:

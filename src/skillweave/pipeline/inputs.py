@@ -15,7 +15,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.pipeline.config import WeaveConfig
-from skillweave.pipeline.evaluate import tools_key
+from skillweave.pipeline.evaluate import read_score, tools_key
 from skillweave.pipeline.step import BACKBONE, BASE
 from skillweave.skillzip.refine.run import check_examples
 from skillweave.tasks import Task, load_task
@@ -89,6 +89,16 @@ class BuildInputs:
     def final_pack(self, skill: str) -> Path:
         """The pack of a skill as the weave gets it."""
         return self.work.audited_pack(skill) if self.config.audit else self.work.pack(skill)
+
+    def card(self, skill: str) -> dict[str, Any]:
+        """What the card of a zipped skill says: name, method, data, and the scores, which are in the work folder."""
+        chosen = self.config.skills[skill]
+        return {
+            "name": skill,
+            "method": chosen.method,
+            "data": chosen.task.model_dump(mode="json"),
+            "scores": {arm: read_score(self.work.step(f"{skill}/score-{arm}")) for arm in ("base", "specialist")},
+        }
 
     def without(self, skills: Collection[str]) -> BuildInputs:
         """The inputs of a build that leaves out some skills."""

@@ -12,6 +12,7 @@ from skillweave.pipeline.config import UNLEARNING
 from skillweave.pipeline.evaluate import read_score
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
+from skillweave.pipeline.shares import Shares, read_shares
 from skillweave.pipeline.step import BACKBONE, BASE, step_seconds
 from skillweave.pipeline.steps import ARMS
 from skillweave.report import machine, versions
@@ -50,6 +51,7 @@ def build_report(
         "dtype": config.dtype,
         **({} if config.backbone is None else {"backbone": config.backbone}),
         "skills": skills,
+        **({} if config.pack_budget is None else {"pack_budget": _budget_figures(inputs)}),
         **({} if config.audit is None else {"held_back": {skill: list(why) for skill, why in (held or {}).items()}}),
         "memory": {
             "base_bytes": base_bytes,
@@ -83,6 +85,17 @@ def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
         "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
         "prompts": scores["base"]["n"],
         **({} if inputs.config.audit is None else {"audit": read_json(work.step(f"{skill}/audit") / "verdict.json")}),
+    }
+
+
+def _budget_figures(inputs: BuildInputs) -> dict[str, Any]:
+    """The bytes of all packs, and how they were split, if any pack was zipped."""
+    split = any(skill not in inputs.packs for skill in inputs.config.skills)
+    taken = sum(file.stat().st_size for skill in inputs.config.skills for file in inputs.final_pack(skill).iterdir())
+    return {
+        "bytes": inputs.config.pack_budget,
+        "taken": taken,
+        **({"shares": read_shares(inputs).model_dump(mode="json")} if split else {}),
     }
 
 
@@ -174,6 +187,9 @@ def write_build_report(report: dict[str, Any], folder: Path) -> None:
         "memory": Section("What it costs in memory", memory_table(report), memory_plot(report["memory"])),
         "router": Section("Where the router sends the prompts", confusion_table(report), routes),
     }
+    shares = report.get("pack_budget", {}).get("shares")
+    if shares is not None and len(shares["skills"]) > 1:
+        sections["shares"] = Section("How the bytes were split", Shares.model_validate(shares).table())
     write_page(folder, f"{report['name']}: report of the build", _notes(report), sections, report)
 
 
@@ -183,6 +199,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"Base {base['ref']} ({base['fingerprint'][:23]}...), served in {report['dtype']}{_layers_in(report)}.",
         *([_unlearnt_note(base["unlearnt"])] if base.get("unlearnt") else []),
         *_audit_notes(report),
+        *_budget_notes(report),
         'Scores are means over the test prompts in percent, with 95% intervals. "Pack" is the pack named by the caller '
         '(oracle routing), "routed weave" leaves the choice to the router.',
         f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
@@ -202,6 +219,20 @@ def _audit_notes(report: dict[str, Any]) -> list[str]:
         *([HELD_BACK.format(", ".join(held))] if held else []),
         *(f"{name}: {' '.join(evidence)}" for name, evidence in held.items()),
     ]
+
+
+def _budget_notes(report: dict[str, Any]) -> list[str]:
+    """How many bytes the packs were allowed and take; nothing if there is no budget for all."""
+    figures = report.get("pack_budget")
+    if figures is None:
+        return []
+    note = f"All packs together take {human_bytes(figures['taken'])} of the {human_bytes(figures['bytes'])} allowed."
+    if "shares" in figures and len(figures["shares"]["skills"]) > 1:
+        note += (
+            " The bytes were split so that the packs lose the least together; the loss is the KL from each specialist "
+            "that its measured curve predicts, before any refinement."
+        )
+    return [note]
 
 
 def _unlearnt_note(unlearnt: dict[str, Any]) -> str:

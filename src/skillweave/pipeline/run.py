@@ -22,6 +22,7 @@ from skillweave.files.place import is_mount, is_occupied, place_of
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
+from skillweave.pipeline.shares import check_ready_packs
 from skillweave.pipeline.step import BuildStep, run_step
 from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
@@ -73,6 +74,7 @@ def _build(
         tokenizer=models.base.tokenizer,
     )
     check_inputs(inputs, models.base)
+    check_ready_packs(inputs)
     keys = dict(inputs.keys)
 
     def run_all(listed: Sequence[BuildStep]) -> None:

@@ -24,8 +24,9 @@ from skillweave.methods import get_method
 from skillweave.methods.cku.config import CkuConfig
 from skillweave.pack import Skillpack
 from skillweave.pipeline.config import UNLEARNING, WeaveConfig
-from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, read_score, score_once, show_example
+from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, score_once, show_example
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
+from skillweave.pipeline.shares import check_bytes, read_shares, split_budget
 from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
 from skillweave.skillzip import zip_delta
 from skillweave.weave import AUTO, Router, Weave, fit_router
@@ -51,6 +52,7 @@ def skill_steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
     """The first half: every skill gets its pack, and every pack its audit if weave.yaml asks for one."""
     skills = list(inputs.config.skills)
     listed: list[BuildStep] = []
+    zips: list[BuildStep] = []
     if inputs.config.unlearn is not None:
         listed += [unlearn(inputs, models), write_backbone(inputs, models)]
     for skill in skills:
@@ -60,7 +62,9 @@ def skill_steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
         else:
             listed.append(specialise(inputs, models, skill))
             listed.append(score_specialist(inputs, models, skill))
-            listed.append(zip_skill(inputs, models, skill))
+            (listed if inputs.config.pack_budget is None else zips).append(zip_skill(inputs, models, skill))
+    if zips:  # one budget for all packs: it is split when all deltas are there
+        listed += [split_budget(inputs, models), *zips]
     if inputs.config.audit is not None:
         listed += [audit_skill(inputs, models, skill) for skill in skills]
     return listed
@@ -155,29 +159,30 @@ def score_specialist(inputs: BuildInputs, models: BuildModels, skill: str) -> Bu
 
 def zip_skill(inputs: BuildInputs, models: BuildModels, skill: str) -> BuildStep:
     """Zip the skill's delta into a pack."""
-    settings, chosen = inputs.config.zip_config(skill), inputs.config.skills[skill]
+    settings, shared = inputs.config.zip_config(skill), inputs.config.pack_budget is not None
 
     def work(folder: Path) -> None:
         task, unfinished = inputs.tasks[skill], folder / "refine"  # builds of earlier versions resume with this name
+        limit = {"ratio": None, "budget": read_shares(inputs).skills[skill].bytes} if shared else {}
         pack = zip_delta(
             Delta.from_pretrained(inputs.work.delta(skill)),
             models.backbone,
             task.pairs("calibration") if settings.needs_calibration else None,
-            settings,
-            name=skill,
-            method=chosen.method,
-            data=chosen.task.model_dump(mode="json"),
-            scores={arm: read_score(inputs.work.step(f"{skill}/score-{arm}")) for arm in ("base", "specialist")},
+            settings.model_copy(update=limit),
             refine_on=task.examples(("calibration", "train"), settings.refine.prompts) if settings.refine else None,
             work=unfinished,
+            **inputs.card(skill),
         )
         pack.save_pretrained(folder / "pack")
         drop(unfinished)
 
     # The pack's card shows both scores, so the pack is written again when they change.
-    needs = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")
+    needs: tuple[str, ...] = (f"{skill}/delta", f"{skill}/score-base", f"{skill}/score-specialist")
     # Without a refinement its key is left out, as in builds of versions that had none: they need not zip again.
-    recorded = settings.model_dump(mode="json", exclude=None if settings.refine else {"refine"})
+    left_out = set() if settings.refine else {"refine"}
+    if shared:
+        needs, left_out = (*needs, f"{skill}/bytes"), left_out | {"ratio", "budget"}
+    recorded = settings.model_dump(mode="json", exclude=left_out)
     return BuildStep(f"{skill}/pack", f"{skill}: zip the delta", needs, {"zip": recorded}, work)
 
 
@@ -250,6 +255,7 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     config, place = inputs.config, inputs.work
 
     def work(folder: Path) -> None:
+        check_bytes(inputs)
         Weave.write(
             place.weave,
             models.backbone,
@@ -265,6 +271,8 @@ def put_together(inputs: BuildInputs, models: BuildModels) -> BuildStep:
     if config.unlearn is not None:
         needs = (*needs, "backbone/unlearn")
     settings = {"dtype": config.dtype, "budget": config.budget} | _served(config)
+    if config.pack_budget is not None:
+        settings["pack_budget"] = config.pack_budget
     return BuildStep("weave/woven", "weave: put packs and router together", needs, settings, work)
 
 

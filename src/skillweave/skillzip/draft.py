@@ -82,7 +82,7 @@ class Draft:
 
         ``partial`` says that the codec can leave matrices out, and that this pack has those that it must not leave out.
         """
-        need = math.ceil((least + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
+        need = limit_for(least)
         largest = sorted(self.tensors, key=lambda name: -self.tensors[name].nbytes)
         named = ", ".join(largest[:_NAMED]) + (f" and {len(largest) - _NAMED} more" if len(largest) > _NAMED else "")
         fixed = sum(tensor.nbytes for tensor in self.tensors.values())
@@ -151,6 +151,11 @@ class Draft:
         """Return a card that is at least as long as the one of the finished pack, whose losses are measured later."""
         longest = Losses(_LONGEST_ERROR, dict.fromkeys(self._incomplete(matrices), _LONGEST_SHARE), _LONGEST_SHARE)
         return self._card(matrices, longest)
+
+
+def limit_for(nbytes: int) -> int:
+    """Return the least limit under which a pack of ``nbytes`` fits."""
+    return math.ceil((nbytes + _LONGER_LIMIT + _RESERVED_BYTES) / (1 - _RESERVED_SHARE))
 
 
 def unreserved(limit: int) -> int:

@@ -93,7 +93,7 @@ def zip_delta(
     """
 
     def unrefined(store: DecompositionStore) -> Skillpack:
-        return _zip(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
+        return zip_once(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
 
     get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
@@ -131,7 +131,7 @@ def zip_delta(
     return pack
 
 
-def _zip(
+def zip_once(
     delta: Delta,
     base: Base,
     calibration: Sequence[tuple[Prompt, Answer]] | None,
@@ -143,7 +143,11 @@ def _zip(
     data: dict[str, Any] | None,
     scores: dict[str, Any] | None,
 ) -> Skillpack:
-    """Return the pack of ``delta`` as the codec writes it; the arguments are those of :func:`zip_delta`."""
+    """Return the pack of ``delta`` as the codec writes it, without a refinement.
+
+    ``store`` keeps the decompositions; one that already has them saves most of the work. The other arguments, and the
+    errors, are those of :func:`zip_delta`. Gradients must be off.
+    """
     checkpoint = base.checkpoint
     unchanged = {key for key in delta.names() if _unchanged(delta, checkpoint, key)}
     matrices = plan(delta, checkpoint, base.model, unchanged, calibrated=config.needs_calibration)

@@ -162,7 +162,7 @@ def test_a_killed_refinement_goes_on_and_ends_the_same(
             patch.setattr(module, name, kill_after(calls, getattr(module, name)))
             refine(made, tmp_path)
     monkeypatch.setattr(run, "open_base", None)  # the specialist is not needed again
-    monkeypatch.setattr("skillweave.skillzip.zip._zip", None)  # and neither is the codec
+    monkeypatch.setattr("skillweave.skillzip.zip.zip_once", None)  # and neither is the codec
     resumed = refine(made, tmp_path)
     whole, work = finished
     wanted, got = (read_tensors(folder / train.CHECKPOINT) for folder in (work, tmp_path))

@@ -73,7 +73,7 @@ def refined(
     if left := len(examples) - len(chosen):
         console.print(f"  {share_of(left, len(examples), 'prompts')} are not used for the refinement (refine.prompts)")
     rows = teacher_rows(
-        _opener(base, delta, folder), [(prompt, answer or "") for prompt, answer in chosen], config, folder
+        specialist_opener(base, delta, folder), [(prompt, answer or "") for prompt, answer in chosen], config, folder
     )
     count = min(config.held_out, len(rows) // 2)
     if count == 0:
@@ -106,7 +106,7 @@ def refined(
     return _better(pack, progress, prompts=len(rows), held_out=count)
 
 
-def _opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
+def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
     """Return a function that opens the specialist, in float32 if the base's files are there.
 
     Tensors that transformers joins or renames while it loads are added on disk, in a model that is written below
