@@ -1,8 +1,8 @@
 """Measure what packs cost in time and memory: decoding and prompts of mixed batches, against the base and against PEFT.
 
 A batch has one row, or four, for each of 1, 2, 4, 8 and 16 packs at 1/128 of the delta's bytes. The packs are made up:
-a random delta of low rank on all linear layers is zipped once, and the other packs are the same with the numbers of
-every tensor shuffled. So ranks, bytes and operations are those of a real pack; the answers mean nothing.
+a random delta of low rank on all linear layers is zipped once, and the other packs are the same with the rows of every
+A and the columns of every B in another order. So ranks, bytes and operations are those of a real pack; the answers mean nothing.
 
 Ways: the bare base in bfloat16, in float32 and with int8 layers; the same three with packs; PEFT's mixed-adapter batch
 (``adapter_names``) with LoRA of the same rank in each layer; and full models one after another, each with its own rows
@@ -188,12 +188,16 @@ def made_up_pack(ref: str, inverse: int) -> Skillpack:
 
 
 def shuffled(pack: Skillpack, seed: int) -> Skillpack:
-    """The pack with the numbers of every tensor in another order."""
+    """The pack with the rows of every A and the columns of every B in another order.
+
+    Each rank keeps its own codes, so that it takes as many bits in memory, and in the file, as that of a real pack.
+    """
     source = torch.Generator().manual_seed(seed)
-    tensors = {
-        name: tensor.flatten()[torch.randperm(tensor.numel(), generator=source)].view(tensor.shape)
-        for name, tensor in pack.tensors.items()
-    }
+    tensors = dict(pack.tensors)
+    for name, tensor in pack.tensors.items():
+        axis = {".A": 0, ".B": 1}.get(name[-2:])
+        if axis is not None:
+            tensors[name] = tensor.index_select(axis, torch.randperm(tensor.shape[axis], generator=source))
     return Skillpack(pack.card.model_copy(update={"name": f"p{seed}"}), tensors, pack.carried)
 
 

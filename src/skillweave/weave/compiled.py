@@ -40,7 +40,7 @@ _LONGEST_COMPILATION = 300
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes of activations that the functions take, with the number that stands for each."""
-_READ = {**KINDS, torch.float16: 2}
+READ = {**KINDS, torch.float16: 2}
 """The dtypes of parameters that they read."""
 
 
@@ -51,7 +51,7 @@ class Floats(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: torch.Tensor | None) -> Floats:
-        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), _READ[tensor.dtype])
+        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), READ[tensor.dtype])
 
 
 class LayerArgument(ctypes.Structure):
