@@ -25,9 +25,10 @@ from benchmarks.common.record import Record, arguments, bootstrap, judged, posit
 from skillweave.errors import UserError
 from skillweave.pack import LowRank
 from skillweave.report import Table
+from skillweave.weave.factors import Factors
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
-from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.stack import GroupStack
 from skillweave.weave.stack import segments as segments_of
 
 NAME = "zip_kernel"

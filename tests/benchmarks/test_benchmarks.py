@@ -30,7 +30,8 @@ memory = importlib.import_module("benchmarks.memory")
 zip_memory = importlib.import_module("benchmarks.zip_memory")
 zip_kernel = importlib.import_module("benchmarks.zip_kernel")
 architectures = importlib.import_module("benchmarks.architectures")
-zip_speed = importlib.import_module("benchmarks.zip_speed")
+zip_speed = importlib.import_module("benchmarks.zip_speed.__main__")
+zip_speed_models = importlib.import_module("benchmarks.zip_speed.models")
 zip_codecs = importlib.import_module("benchmarks.zip")
 zip_quality = importlib.import_module("benchmarks.zip_quality.__main__")
 quality_codecs = importlib.import_module("benchmarks.zip_quality.codecs")
@@ -228,17 +229,17 @@ def test_zip_speed(tmp_path: Path) -> None:
 
 
 def test_packs_of_zip_speed_differ_and_give_peft_the_same_ranks(tmp_path: Path) -> None:
-    zip_speed.write_micro(tmp_path / zip_speed.MICRO)
-    pack = zip_speed.made_up_pack(zip_speed.base_ref(tmp_path), 8)
-    weave = zip_speed.with_packs(zip_speed.open_base(zip_speed.base_ref(tmp_path)), pack, 3)
+    zip_speed_models.write_micro(tmp_path / zip_speed_models.MICRO)
+    pack = zip_speed_models.made_up_pack(zip_speed_models.base_ref(tmp_path), 8)
+    weave = zip_speed_models.with_packs(zip_speed_models.open_base(zip_speed_models.base_ref(tmp_path)), pack, 3)
     ids = torch.randint(5, 60, (3, 4))
-    with torch.no_grad(), zip_speed.mixed(weave, 3, 1):
+    with torch.no_grad(), zip_speed_models.mixed(weave, 3, 1):
         first, second, third = weave.base.model(ids[:1].expand(3, -1)).logits
     assert not torch.equal(first, second)
     assert not torch.equal(second, third)
-    adapted = zip_speed.with_adapters(zip_speed.open_base(zip_speed.base_ref(tmp_path)), pack, 2)
+    adapted = zip_speed_models.with_adapters(zip_speed_models.open_base(zip_speed_models.base_ref(tmp_path)), pack, 2)
     held = sum(p.numel() for name, p in adapted.named_parameters() if ".lora_" in name)
-    assert held == 2 * zip_speed.factor_elements(pack)
+    assert held == 2 * zip_speed_models.factor_elements(pack)
 
 
 @pytest.mark.slow

@@ -12,8 +12,9 @@ from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import compiled as module
 from skillweave.weave.change import GroupRun
 from skillweave.weave.compiled_group import CompiledGroup
+from skillweave.weave.factors import Factors
 from skillweave.weave.int8 import Int8Linear, SharedInput
-from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.stack import GroupStack
 
 CPU = torch.device("cpu")
 needs_compiled = pytest.mark.skipif(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from skillweave.pack import LowRank, reference_forward
+from skillweave.weave.factors import Factors
 from skillweave.weave.grouped import GroupedFactors, GroupedTokens, grouped_factors, grouped_tokens
-from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.stack import GroupStack
 
 INNER, OUT = 12, {"q": 10, "k": 6}
 RANKS = {"a": {"q": 5, "k": 3}, "b": {"k": 2}, "c": {"q": 4}}

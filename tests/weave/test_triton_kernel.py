@@ -10,9 +10,10 @@ import torch
 
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import kernel_group
+from skillweave.weave.factors import Factors
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
-from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.stack import GroupStack
 from skillweave.weave.stack import segments as segments_of
 
 pytestmark = [

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import linear
+from skillweave.weave.factors import Factors, laid_out
 from skillweave.weave.linear import (
     Segment,
     add_to_rows,
@@ -14,7 +18,7 @@ from skillweave.weave.linear import (
     out_of_rank,
     token_codes,
 )
-from skillweave.weave.stack import Factors, GroupStack, segments
+from skillweave.weave.stack import GroupStack, segments
 
 CPU = torch.device("cpu")
 INNER = 24
@@ -137,12 +141,35 @@ def test_small_codes_stay_packed_and_a_removed_pack_is_gone(packs):
     assert [[codes.bits for codes in stack.factors[pack]["k"].codes] for pack in "bc"] == [[8], [4]]
     held = stack.factors["c"]["k"]
     (codes,) = held.codes
-    assert (codes.A.nbytes, codes.B.nbytes, held.A_scale.dtype) == (8 * 1, 2 * INNER // 2, torch.float16)
+    assert (held.codes_of_A(codes).nbytes, held.codes_of_B(codes).nbytes, held.A_scale.dtype) == (
+        8 * 1,
+        2 * INNER // 2,
+        torch.float16,
+    )
     x = torch.randn(1, 1, INNER)
     got = grouped_delta(x, segments(stack, ["b"], stacked=False), "k")
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["k"]), rtol=1e-4, atol=1e-3)
     stack.remove("b")
     assert stack.modules == ["k"]
+
+
+def test_a_pack_lies_in_one_buffer_that_is_freed_with_it(packs):
+    own = packs["b"] | packs["c"]
+    laid = laid_out(own, own.__getitem__, CPU)
+    flat = next(iter(laid.values())).flat
+    assert all(factors.flat is flat and factors.at % 64 == 0 for factors in laid.values())
+    assert sum(factors.nbytes for factors in laid.values()) <= flat.nbytes < sum(f.nbytes + 64 for f in laid.values())
+    for name, parts in own.items():
+        held = laid[name].unpacked()
+        product = parts.A.float() * parts.A_scale.float()[:, None] * parts.B_scale.float() @ parts.B.float()
+        torch.testing.assert_close(
+            (held.A.T.float() * held.A_scale[:, None] * 127**2 * held.B_scale) @ held.B.float(), product
+        )
+    room = weakref.ref(flat)
+    del flat, laid, held
+    gc.collect()
+    assert room() is None
+    assert not laid_out([], own.__getitem__, CPU)
 
 
 @pytest.mark.gpu

@@ -4,8 +4,8 @@ They compute the formulas of :mod:`skillweave.weave.int8` and :mod:`skillweave.w
 tokens, a model of many small layers spends most of its time on calls, not on products. Without a C++ compiler, without
 AVX512 VNNI, or on another device, the same formulas are computed with torch.
 
-The library is kept in ``cache_folder()/compiled``, named by a digest of its source and of the command that makes it.
-The environment variable :data:`OVERRIDE` switches the compiled functions off.
+The library is kept in ``cache_folder()/compiled``, named by a digest of its two source files and of the command that
+makes it. The environment variable :data:`OVERRIDE` switches the compiled functions off.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from skillweave.progress import say_once
 OVERRIDE = "SKILLWEAVE_COMPILED"
 """Set to 0, it keeps this module from compiling and loading anything."""
 _SOURCE = Path(__file__).with_name("kernels.cpp")
+_HEADER = Path(__file__).with_name("products.h")
 _FLAGS = (
     "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mf16c",
@@ -40,7 +41,7 @@ _LONGEST_COMPILATION = 300
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes of activations that the functions take, with the number that stands for each."""
-_READ = {**KINDS, torch.float16: 2}
+READ = {**KINDS, torch.float16: 2}
 """The dtypes of parameters that they read."""
 
 
@@ -51,7 +52,7 @@ class Floats(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: torch.Tensor | None) -> Floats:
-        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), _READ[tensor.dtype])
+        return cls(0, 0) if tensor is None else cls(tensor.data_ptr(), READ[tensor.dtype])
 
 
 class LayerArgument(ctypes.Structure):
@@ -121,7 +122,7 @@ def compiled() -> Any:
     if compiler is None:
         _say_slower("there is no C++ compiler")
         return None
-    name = digest([_SOURCE.read_text(encoding="utf-8"), compiler, *_FLAGS])
+    name = digest([*(file.read_text(encoding="utf-8") for file in (_SOURCE, _HEADER)), compiler, *_FLAGS])
     place = cache_folder() / "compiled" / f"{name}.so"
     if not place.exists() and (problem := _compile(compiler, place)):
         _say_slower(problem)

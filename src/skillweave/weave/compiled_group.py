@@ -12,12 +12,14 @@ import torch
 
 from skillweave.weave.compiled import (
     KINDS,
+    READ,
     Floats,
     PartArgument,
     SegmentArgument,
     compiled,
 )
-from skillweave.weave.stack import Factors, GroupStack
+from skillweave.weave.factors import Factors
+from skillweave.weave.stack import GroupStack
 
 Hidden = tuple[torch.Tensor, torch.Tensor]
 """What :meth:`CompiledGroup.into_rank` makes: the sums of the first product and max|u| of each token."""
@@ -61,15 +63,15 @@ class CompiledGroup:
 
     def _part(self, factors: Factors, column: int) -> PartArgument:
         A = torch.empty((factors.rank + 3) // 4, factors.out, 4, dtype=torch.uint8)
-        at = A.data_ptr()
+        at, stored = A.data_ptr(), self._keep(factors.flat)
         for codes in factors.codes:
-            compiled().sw_interleave(codes.A.data_ptr(), codes.bits, factors.out, codes.rank, at)
+            compiled().sw_interleave(stored + codes.A_at, codes.bits, factors.out, codes.rank, at)
             at += codes.rank * factors.out
-        B_scale, A_scale = self._keep(factors.B_scale), Floats(0, 0)
-        if factors.A_scale is not None:
-            self._kept.append(factors.A_scale)
-            A_scale = Floats.of(factors.A_scale)
-        return PartArgument(column, factors.rank, B_scale, self._keep(A), A_scale)
+        A_scale = Floats(0, 0)
+        if factors.A_dtype is not None:
+            A_scale = Floats(stored + factors.A_scale_at, READ[factors.A_dtype])
+        # The scale of B is what comes first.
+        return PartArgument(column, factors.rank, stored + factors.at, self._keep(A), A_scale)
 
     def into_rank(self, x: torch.Tensor) -> Hidden:
         """The first product, for all modules of the group, of ``x`` (N, T, in)."""
@@ -101,6 +103,6 @@ def _unpacked_B(factors: Sequence[Factors]) -> torch.Tensor:
     at = B.data_ptr()
     for own in factors:
         for codes in own.codes:
-            compiled().sw_unpack(codes.B.data_ptr(), codes.bits, codes.rank, own.inner, at)
+            compiled().sw_unpack(own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, own.inner, at)
             at += codes.rank * own.inner
     return B

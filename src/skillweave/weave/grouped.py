@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skillweave.weave.stack import Unpacked
+from skillweave.weave.factors import Unpacked
 
 HiddenOfAll = tuple[torch.Tensor, torch.Tensor]
 """The result of the first product: h int32 (tokens, widest), and max|u| float32 (tokens,). A token without a pack has

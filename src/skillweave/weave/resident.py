@@ -8,7 +8,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -30,9 +30,10 @@ from skillweave.pack import (
     WholeEntry,
 )
 from skillweave.pack.decode import coded_matrix, mixed_factors
+from skillweave.pack.expected import expected_tensors
 from skillweave.pack.vocabulary import TokenRows, token_rows
+from skillweave.weave.factors import Factors, laid_out
 from skillweave.weave.int8 import Int8Linear
-from skillweave.weave.stack import Factors
 
 
 @dataclass(frozen=True)
@@ -115,15 +116,16 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        integers = sum(factors.nbytes for group in self.groups.values() for factors in group.values())
+        # All factors on one device are in one buffer.
+        integers = {id(own.flat): own.flat for group in self.groups.values() for own in group.values()}
         floats = [tensor for factors in self.float_factors.values() for tensor in factors]
         floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
         floats += [tensor for tensors in self.changed.values() for tensor in tensors.values()]
         # A tied tensor is named by two modules and stored once.
-        kept = {id(tensor): tensor for tensor in floats}
+        kept = integers | {id(tensor): tensor for tensor in floats}
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
         rows = self.tokens.nbytes if self.tokens is not None else 0
-        return integers + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
+        return exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
 
 
 class Places:
@@ -144,6 +146,7 @@ class Places:
         ready = Resident(name)
         ready.tokens = token_rows(self._model, name, pack.token_rows())
         joined: dict[str, list[str]] = {}
+        coded: dict[torch.device, dict[str, list[str]]] = {}
         for tensor, entry in pack.card.entries.items():
             if isinstance(entry, RowsEntry):
                 continue
@@ -163,14 +166,24 @@ class Places:
                     f"A tensor that changes its shape (added tokens) cannot differ from row to row: serve this skill "
                     f"alone, from Skillpack.from_pretrained(...).unzip() applied to the base."
                 )
-            self._place(ready, pack, tensor, entry, original, places)
+            self._place(ready, coded, pack, tensor, entry, original, places)
+        for device, modules in coded.items():
+            _lay_out(ready, pack, device, modules)
         for target, tensors in joined.items():
             self._exchange_joined(ready, pack, target, tensors)
         return ready
 
     def _place(
-        self, ready: Resident, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[Place]
+        self,
+        ready: Resident,
+        coded: dict[torch.device, dict[str, list[str]]],
+        pack: Skillpack,
+        tensor: str,
+        entry: Entry,
+        original: torch.Tensor,
+        places: list[Place],
     ) -> None:
+        """Prepare one tensor. A low-rank one is only noted in ``coded``: device -> tensor -> modules."""
         reason = self._reason(entry, original, places)
         if reason is not None:
             ready.reasons[tensor] = reason
@@ -178,14 +191,12 @@ class Places:
                 ready.exchanged.append(self._exchange(pack, tensor, entry, original, places))
                 return
         if isinstance(entry, LowRankEntry):
-            parts = pack.lowrank_parts(tensor)
-            if parts.smooth is not None:
-                ready.unsmooth[entry.group] = (1 / parts.smooth.float()).to(original.device)
             for module, _ in places:
                 if self._fed[module].law == "lookup":
+                    parts = pack.lowrank_parts(tensor)
                     ready.lookups[module] = Lookup.of(parts, original.device, self._fed[module].scale)
                 else:
-                    ready.groups.setdefault(entry.group, {})[module] = Factors.of(parts, original.device)
+                    coded.setdefault(original.device, {}).setdefault(tensor, []).append(module)
         elif _is_factors(entry):
             dtype = original.dtype if original.is_floating_point() else self._model.dtype
             # One copy for all places of a tied tensor.
@@ -233,8 +244,10 @@ class Places:
                 )
             ready.reasons[tensor] = "is one of several that the model holds in one tensor"
 
+        own = _only(pack, tensors)
+
         def read(name: str) -> torch.Tensor | None:
-            return pack.decode(name) if name in pack.card.entries else None
+            return own.decode(name) if name in own.card.entries else None
 
         def make() -> dict[str, torch.Tensor]:
             changes = self._layout.joined(target, read)
@@ -244,15 +257,17 @@ class Places:
                 made |= _named(places[0], self._sum(original, change, places[0]))
             return made
 
-        ready.exchanged.append(Exchange(make, sum(_bytes_of(pack, tensor) for tensor in tensors)))
+        ready.exchanged.append(Exchange(make, _tensor_bytes(own)))
 
     def _exchange(
         self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, places: list[Place]
     ) -> Exchange:
-        def make() -> dict[str, torch.Tensor]:
-            return _named(places[0], self._tuned(pack, tensor, entry, original, places[0]))
+        own = _only(pack, [tensor])
 
-        return Exchange(make, _bytes_of(pack, tensor))
+        def make() -> dict[str, torch.Tensor]:
+            return _named(places[0], self._tuned(own, tensor, entry, original, places[0]))
+
+        return Exchange(make, _tensor_bytes(own))
 
     def _tuned(
         self, pack: Skillpack, tensor: str, entry: Entry, original: torch.Tensor, place: Place
@@ -280,6 +295,16 @@ class Places:
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
 
 
+def _lay_out(ready: Resident, pack: Skillpack, device: torch.device, modules: Mapping[str, list[str]]) -> None:
+    """Put the low-rank tensors (tensor -> the modules that hold it) into the groups, all in one buffer."""
+    for tensor, factors in laid_out(modules, pack.lowrank_parts, device).items():
+        entry = pack.card.entries[tensor]
+        assert isinstance(entry, LowRankEntry)
+        if entry.smooth and entry.group not in ready.unsmooth:
+            ready.unsmooth[entry.group] = (1 / pack.tensors[f"{entry.group}.smooth"].float()).to(device)
+        ready.groups.setdefault(entry.group, {}).update(dict.fromkeys(modules[tensor], factors))
+
+
 def _is_factors(entry: Entry) -> TypeGuard[FactorsEntry | GroupedEntry | MixedEntry]:
     """Whether the change is one matrix that is added to a module's output in floats."""
     return isinstance(entry, FactorsEntry) or (isinstance(entry, GroupedEntry | MixedEntry) and not entry.stacked)
@@ -302,7 +327,12 @@ def _named(place: Place, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
     return {f"{module}.{own}" if module else own: tensor for own, tensor in tensors.items()}
 
 
-def _bytes_of(pack: Skillpack, tensor: str) -> int:
-    return sum(
-        stored.nbytes for name, stored in pack.tensors.items() if name == tensor or name.startswith(f"{tensor}.")
-    )
+def _only(pack: Skillpack, names: Sequence[str]) -> Skillpack:
+    """The pack with these entries alone, so that the rest of it need not be kept in memory for them."""
+    entries = {name: pack.card.entries[name] for name in names}
+    needed = {key: pack.tensors[key] for name, entry in entries.items() for key in expected_tensors(name, entry)}
+    return Skillpack(pack.card.model_copy(update={"entries": entries}), needed)
+
+
+def _tensor_bytes(pack: Skillpack) -> int:
+    return sum(tensor.nbytes for tensor in pack.tensors.values())

@@ -1,128 +1,17 @@
 """The factors of all resident packs for one group of modules that share their input (q, k, v; gate, up; ...).
 
-Ranks whose codes fit into four bits stay packed, two codes in a byte. A batch unpacks those of the packs that it uses
-when it begins, and drops them when it ends.
+A batch unpacks the codes of the packs that it uses when it begins, and drops them when it ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch.nn.functional import pad
 
 from skillweave.errors import UserError
-from skillweave.pack import LowRank, pack_int4, unpack_int4
-from skillweave.weave.linear import LARGEST_CODE, Part, Segment
-
-_LARGEST_INT4 = 7
-_JOINED = 4
-"""The compiled functions read A in blocks of so many ranks, so only whole blocks of them can stand before others."""
-
-
-@dataclass(frozen=True)
-class Codes:
-    """Some ranks of one pack's factors of one module, whose codes have the same width."""
-
-    A: torch.Tensor
-    """int8 (out, rank), or uint8 (out, ceil(rank / 2)) with two codes in a byte"""
-    B: torch.Tensor
-    """int8 (rank, in), or uint8 (rank, ceil(in / 2))"""
-    bits: Literal[4, 8]
-
-    @property
-    def rank(self) -> int:
-        """The number of ranks."""
-        return self.B.shape[0]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """One pack's factors of one module, on the device, as they are kept in memory."""
-
-    codes: tuple[Codes, ...]
-    """the ranks that need eight bits, and then those that fit into four"""
-    A_scale: torch.Tensor | None
-    """float16 or float32 (out,); None: 1 for every output"""
-    B_scale: torch.Tensor
-    """float32 (rank,)"""
-    inner: int
-    """the number of inputs"""
-    out: int
-    """the number of outputs"""
-
-    @classmethod
-    def of(cls, parts: LowRank, device: torch.device) -> Factors:
-        """The factors, with their ranks in the order of :attr:`codes`, which changes no product."""
-        (out, rank), inner = parts.A.shape, parts.B.shape[1]
-        largest = torch.maximum(_largest(parts.A, 0), _largest(parts.B, 1))
-        order = torch.argsort(largest, descending=True, stable=True)
-        wide = min(rank, -int((largest > _LARGEST_INT4).sum()) // _JOINED * -_JOINED)
-        codes: list[Codes] = []
-        A, B = parts.A[:, order], parts.B[order]
-        if wide:
-            codes.append(Codes(A[:, :wide].contiguous().to(device), B[:wide].contiguous().to(device), 8))
-        if wide < rank or not rank:
-            codes.append(Codes(pack_int4(A[:, wide:]).to(device), pack_int4(B[wide:]).to(device), 4))
-        scale = _narrow(parts.A_scale)
-        return cls(
-            codes=tuple(codes),
-            A_scale=scale if scale is None else scale.to(device),
-            B_scale=parts.B_scale.float()[order].to(device),
-            inner=inner,
-            out=out,
-        )
-
-    @property
-    def rank(self) -> int:
-        return len(self.B_scale)
-
-    @property
-    def nbytes(self) -> int:
-        scale = 0 if self.A_scale is None else self.A_scale.nbytes
-        return sum(codes.A.nbytes + codes.B.nbytes for codes in self.codes) + self.B_scale.nbytes + scale
-
-    def unpacked(self) -> Unpacked:
-        """The factors in the shapes and dtypes of the products. On CUDA the rank is padded to a multiple of 8."""
-        A = torch.cat([unpack_int4(one.A, one.rank) if one.bits == 4 else one.A for one in self.codes], dim=1)
-        B = torch.cat([unpack_int4(one.B, self.inner) if one.bits == 4 else one.B for one in self.codes])
-        fill = -self.rank % 8 if B.is_cuda else 0
-        scale = torch.ones(self.out, device=A.device) if self.A_scale is None else self.A_scale.float()
-        return Unpacked(
-            A=pad(A.T, (0, 0, 0, fill)).contiguous(),
-            B=pad(B, (0, 0, 0, fill)),
-            A_scale=scale / LARGEST_CODE**2,
-            B_scale=pad(self.B_scale, (0, fill)),
-        )
-
-
-def _largest(codes: torch.Tensor, dim: int) -> torch.Tensor:
-    """The largest code of each rank; 0 if a rank has none."""
-    return codes.short().abs().amax(dim=dim) if codes.numel() else torch.zeros(codes.shape[1 - dim], dtype=torch.int16)
-
-
-def _narrow(scale: torch.Tensor | None) -> torch.Tensor | None:
-    """The scale in float16 if that is exact, else in float32; None if it is 1 everywhere."""
-    if scale is None or bool((scale == 1).all()):
-        return None
-    narrow = scale.half()
-    return narrow if torch.equal(narrow.float(), scale.float()) else scale.float()
-
-
-@dataclass(frozen=True)
-class Unpacked:
-    """One pack's factors of one module as the products of torch read them."""
-
-    A: torch.Tensor
-    """int8 (rank, out)"""
-    B: torch.Tensor
-    """int8 (rank, in)"""
-    A_scale: torch.Tensor
-    """float32 (out,), divided by 127^2"""
-    B_scale: torch.Tensor
-    """float32 (rank,)"""
+from skillweave.weave.factors import Factors, Unpacked
+from skillweave.weave.linear import Part, Segment
 
 
 class GroupStack:
@@ -130,7 +19,7 @@ class GroupStack:
 
     def __init__(self) -> None:
         self.modules: list[str] = []
-        self.factors: dict[str, dict[str, Factors]] = {}
+        self.factors: dict[str, Mapping[str, Factors]] = {}
         """pack -> module -> factors"""
         self.unsmooth: dict[str, torch.Tensor | None] = {}
         """pack -> 1 / smooth, float32 (in,), or None"""
@@ -154,7 +43,7 @@ class GroupStack:
     def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> None:
         """Add one pack's factors, by module. ``unsmooth``: 1 / smooth, float32 (in,), or None."""
         self.modules += [module for module in factors if module not in self.modules]
-        self.factors[pack] = dict(factors)
+        self.factors[pack] = factors
         self.unsmooth[pack] = unsmooth
 
     def remove(self, pack: str) -> None:

@@ -1,0 +1,1 @@
+"""What packs cost in time and in memory, against the base and against PEFT."""
