@@ -55,6 +55,7 @@ PACKS = [
 NAMES = [
     "delta",
     "pack",
+    "uncoded pack",
     "weave",
     "router",
     "adapter",

@@ -12,8 +12,9 @@ import torch
 from helpers.whole_delta import CALIBRATION, whole_delta
 from skillweave.base import Base, open_base
 from skillweave.delta import Delta
+from skillweave.errors import UserError
 from skillweave.pack import Skillpack
-from skillweave.skillzip import ZipConfig, lowrank, zip_delta
+from skillweave.skillzip import ZipConfig, decompositions, lowrank, zip_delta
 from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.lowrank import Decomposed, decompose
 
@@ -119,6 +120,25 @@ def test_what_is_put_is_found(tmp_path: Path, in_folder: bool) -> None:
         assert again.largest_inputs("b") is None
         with pytest.raises(KeyError):
             again["b"]
+
+
+def test_a_full_disk_moves_the_store_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "store"
+    store, first, second = DecompositionStore(folder), *(decompose(torch.randn(7, 5), 3) for _ in range(2))
+    store.put("first", first)
+    store.put_largest_inputs("first", torch.ones(2))
+
+    def full(*_: Any) -> None:
+        raise UserError("no space left on the disk")
+
+    monkeypatch.setattr(decompositions, "write_tensors", full)
+    store.put("second", second)
+    assert "a killed zip cannot resume: no space left on the disk" in " ".join(capsys.readouterr().err.split())
+    assert not folder.exists()
+    assert [torch.equal(store[key].U, one.U) for key, one in (("first", first), ("second", second))] == [True, True]
+    assert store.largest_inputs("first") is not None
 
 
 @pytest.mark.parametrize("shape", [(30, 11), (11, 30)])

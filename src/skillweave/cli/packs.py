@@ -155,6 +155,8 @@ def zip_(
     pack = zip_delta(
         change, opened, calibration, settings, name=name, method=method, data=data, refine_on=prompts, work=work
     )
+    if settings.refine is None:
+        drop(work)  # before the pack is written: both may not have room on the disk
     pack.save_pretrained(out)
     drop(work)
     show_pack(pack.card, out)

@@ -19,6 +19,7 @@ from skillweave.errors import UserError
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
 from skillweave.files.read import is_file, regular_file
+from skillweave.files.recover import drop
 from skillweave.progress import console
 from skillweave.skillzip.lowrank import Decomposed
 
@@ -33,7 +34,8 @@ class DecompositionStore(Mapping[str, Decomposed]):
     Args:
         folder: Where they are kept. An entry that an earlier run left there is part of the store when it is asked for,
             unless it is damaged: then this is said, and it counts as missing. The caller makes sure that the folder
-            belongs to the same delta, base and settings. None keeps everything in memory.
+            belongs to the same delta, base and settings. None keeps everything in memory. So does a folder that cannot
+            be written to (a full disk): this is said, and the folder is deleted.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -77,8 +79,19 @@ class DecompositionStore(Mapping[str, Decomposed]):
 
     def _put(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         if self._folder is not None:
-            write_tensors(self._file(key), tensors, {"key": key, "sha256": _checksum(tensors)})
+            try:
+                write_tensors(self._file(key), tensors, {"key": key, "sha256": _checksum(tensors)})
+            except UserError as error:
+                console.print(f"  the work is kept in memory, so a killed zip cannot resume: {error}", soft_wrap=True)
+                self._leave_folder(self._folder)
         self._keep(key, tensors)
+
+    def _leave_folder(self, folder: Path) -> None:
+        """Read everything into memory and delete the folder, whose room the pack needs."""
+        for key in self._kept:
+            self._kept[key] = {name: tensor.clone() for name, tensor in _mapped(self._file(key)).items()}
+        drop(folder)
+        self._folder = None
 
     def _keep(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
         on_disk = {"U"} if self._folder is not None else set()

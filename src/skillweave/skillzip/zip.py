@@ -92,8 +92,14 @@ def zip_delta(
     * if the config asks for a refinement, and there are no prompts for it.
     """
 
-    def unrefined(store: DecompositionStore) -> Skillpack:
-        return zip_once(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
+    def unrefined(folder: Path | None) -> Skillpack:
+        store = DecompositionStore(None if folder is None else folder / _DECOMPOSITIONS)
+        try:
+            return zip_once(delta, base, calibration, config, store, name=name, method=method, data=data, scores=scores)
+        except UserError:
+            if folder is not None:
+                drop(folder)  # what was refused once would be refused again
+            raise
 
     get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
@@ -104,7 +110,7 @@ def zip_delta(
             "activation_aware=false and smoothing=null"
         )
     if config.refine is None and work is None:
-        return unrefined(DecompositionStore())
+        return unrefined(None)
     examples = (calibration if refine_on is None else refine_on) if config.refine is not None else None
     if config.refine is not None:
         check_examples(examples, config.refine)
@@ -117,10 +123,9 @@ def zip_delta(
     }
     with work_folder(None if work is None else Path(work), inputs) as folder:
         if config.refine is None:
-            return unrefined(DecompositionStore(folder / _DECOMPOSITIONS))
+            return unrefined(folder)
         if not (folder / "pack").exists():
-            store = None if work is None else folder / _DECOMPOSITIONS
-            unrefined(DecompositionStore(store)).save_pretrained(folder / "pack")
+            unrefined(None if work is None else folder).save_pretrained(folder / "pack")
             drop(folder / _DECOMPOSITIONS)
         pack = Skillpack.from_pretrained(folder / "pack")
         most = unreserved(_limit(config, pack.card.bytes.bf16_delta))

@@ -47,11 +47,11 @@ def artefact_kinds(folder: Path) -> list[Kind]:
     base = open_base(good)
     tuned = _tuned(good, folder / "tuned")
     Delta.between(good, tuned).save_pretrained(folder / "delta")
-    pack = zip_delta(
-        Delta.from_pretrained(folder / "delta"), base, None, ZipConfig(budget=9000, allow_left_out=True), name="sort"
-    )
-    pack.card.scores = {"test": {"mean": 0.5, "n": 10}}
-    pack.save_pretrained(folder / "pack")
+    for place, settings in (("uncoded", {"scales": "row"}), ("pack", {})):
+        config = ZipConfig(budget=9000, allow_left_out=True, **settings)
+        pack = zip_delta(Delta.from_pretrained(folder / "delta"), base, None, config, name="sort")
+        pack.card.scores = {"test": {"mean": 0.5, "n": 10}}
+        pack.save_pretrained(folder / place)
     adapter = _adapter(folder / "adapter", base)
     router = Router(["sort", "base"], torch.ones(2, 16), torch.zeros(2), torch.zeros(16), torch.ones(16), 1, 0.5)
     router.save(folder / "router")
@@ -59,6 +59,7 @@ def artefact_kinds(folder: Path) -> list[Kind]:
     return [
         Kind("delta", folder / "delta", read_delta, plain_delta),
         Kind("pack", folder / "pack", read_pack, plain_pack),
+        Kind("uncoded pack", folder / "uncoded", read_pack, plain_pack),
         Kind("weave", folder / "weave", lambda place: read_weave(place, base), plain_weave),
         Kind("router", folder / "router", _read_router, plain_router),
         Kind("adapter", adapter, lambda place: read_adapter(place, base), lambda place: _plain_adapter(place)),

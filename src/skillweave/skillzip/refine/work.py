@@ -54,7 +54,11 @@ def work_folder(folder: Path | None, inputs: Mapping[str, Any]) -> Iterator[Path
         elif any(folder.iterdir()):
             raise UserError(f"{folder} holds something that is not the work of a zip: move it, or choose another")
         if not file.exists():
-            write_json(file, {"key": key, "inputs": dict(inputs)})
+            try:
+                write_json(file, {"key": key, "inputs": dict(inputs)})
+            except UserError:
+                drop(folder)
+                raise
         yield folder
 
 
