@@ -29,7 +29,7 @@ _ALIGNED = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Codes:
+class RankCodes:
     """Where some ranks of one matrix's factors lie in the pack's buffer; their codes have the same width."""
 
     bits: Literal[4, 8]
@@ -83,16 +83,16 @@ class Factors:
         return None if self.A_dtype is None else self._view(self.A_scale_at, self.A_dtype, self.out)
 
     @property
-    def codes(self) -> list[Codes]:
+    def codes(self) -> list[RankCodes]:
         """The ranks that need eight bits, and then those that fit into four."""
-        made: list[Codes] = []
+        made: list[RankCodes] = []
         at = self.A_scale_at + (0 if self.A_dtype is None else self.A_dtype.itemsize * self.out)
         narrow = self.rank - self.wide
         if self.wide:
-            made.append(Codes(8, self.wide, at, at + self.out * self.wide))
+            made.append(RankCodes(8, self.wide, at, at + self.out * self.wide))
             at += (self.out + self.inner) * self.wide
         if narrow or not self.wide:
-            made.append(Codes(4, narrow, at, at + self.out * _halved(narrow)))
+            made.append(RankCodes(4, narrow, at, at + self.out * _halved(narrow)))
         return made
 
     @property
@@ -101,12 +101,12 @@ class Factors:
         last = self.codes[-1]
         return last.B_at + last.rank * (self.inner if last.bits == 8 else _halved(self.inner)) - self.at
 
-    def codes_of_A(self, codes: Codes) -> torch.Tensor:
+    def codes_of_A(self, codes: RankCodes) -> torch.Tensor:
         """The codes of A as they are stored."""
         width = codes.rank if codes.bits == 8 else _halved(codes.rank)
         return self._matrix(codes, codes.A_at, self.out, width)
 
-    def codes_of_B(self, codes: Codes) -> torch.Tensor:
+    def codes_of_B(self, codes: RankCodes) -> torch.Tensor:
         """The codes of B as they are stored."""
         return self._matrix(codes, codes.B_at, codes.rank, self.inner if codes.bits == 8 else _halved(self.inner))
 
@@ -127,7 +127,7 @@ class Factors:
             B_scale=pad(self.B_scale, (0, fill)),
         )
 
-    def _matrix(self, codes: Codes, at: int, rows: int, width: int) -> torch.Tensor:
+    def _matrix(self, codes: RankCodes, at: int, rows: int, width: int) -> torch.Tensor:
         stored = self.flat[at : at + rows * width].view(rows, width)
         return stored.view(torch.int8) if codes.bits == 8 else stored
 

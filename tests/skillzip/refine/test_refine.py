@@ -66,7 +66,7 @@ def test_it_comes_nearer_to_the_specialist_at_the_same_bytes(made: tuple[Base, D
     base, delta = made
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     ratio = "1/8" if form else "1/16"
-    slower = {} if form else {"steps": 32, "learning_rate": 0.03}
+    slower = {} if form else {"steps": 64, "learning_rate": 0.02}
     pack = refine(made, ratio=ratio, **form, **slower)
     assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in base.model.parameters())
