@@ -16,8 +16,21 @@ from skillweave.report import Table
 from skillweave.units import human_bytes
 
 
-def rows(self) -> int:
-    return self.packs * self.rows_each
+def rows(size: Size, taken: dict[str, list[float]], floors: dict[str, float]) -> list[dict[str, Any]]:
+    """A row of the result for each way."""
+    return [
+        {
+            "what": size.stage,
+            "packs": size.packs,
+            "rows_each": size.rows_each,
+            "way": way,
+            "median_ms": round(1e3 * statistics.median(own), 3),
+            "fastest_ms": round(1e3 * min(own), 3),
+            "floor_ms": round(1e3 * floors[way], 3) if way in floors else None,
+            "ms": [round(1e3 * value, 3) for value in own],
+        }
+        for way, own in taken.items()
+    ]
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> tuple[float, float, float]:

@@ -163,7 +163,10 @@ def test_a_pack_lies_in_one_buffer_that_is_freed_with_it(packs):
         held = laid[name].unpacked()
         product = parts.A.float() * parts.A_scale.float()[:, None] * parts.B_scale.float() @ parts.B.float()
         torch.testing.assert_close(
-            (held.A.T.float() * held.A_scale[:, None] * 127**2 * held.B_scale) @ held.B.float(), product
+            (held.A.T.float() * held.A_scale[:, None] * 127**2 * held.B_scale) @ held.B.float(),
+            product,
+            rtol=1e-4,
+            atol=1e-3,
         )
     room = weakref.ref(flat)
     del flat, laid, held
