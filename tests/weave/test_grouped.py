@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from helpers.factors import random_factors
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave.factors import Factors
 from skillweave.weave.grouped import GroupedFactors, GroupedTokens, grouped_factors, grouped_tokens
@@ -11,17 +12,6 @@ from skillweave.weave.stack import GroupStack
 
 INNER, OUT = 12, {"q": 10, "k": 6}
 RANKS = {"a": {"q": 5, "k": 3}, "b": {"k": 2}, "c": {"q": 4}}
-
-
-def factors(seed: int, out: int, rank: int, smooth: torch.Tensor | None) -> LowRank:
-    source = torch.Generator().manual_seed(seed)
-    return LowRank(
-        A=torch.randint(-7, 8, (out, rank), generator=source, dtype=torch.int8),
-        B=torch.randint(-7, 8, (rank, INNER), generator=source, dtype=torch.int8),
-        A_scale=torch.rand(out, generator=source).half(),
-        B_scale=torch.rand(rank, generator=source).half(),
-        smooth=smooth,
-    )
 
 
 def changes(x: torch.Tensor, tables: GroupedFactors, tokens: GroupedTokens, module: str) -> torch.Tensor:
@@ -50,7 +40,8 @@ def test_each_token_meets_the_factors_of_its_own_pack_once() -> None:
     smooth = (torch.rand(INNER, generator=torch.Generator().manual_seed(1)) + 0.5).half()
     packs = {
         pack: {
-            module: factors(number, OUT[module], rank, smooth if pack == "b" else None) for module, rank in own.items()
+            module: random_factors(number, OUT[module], INNER, rank, smooth=smooth if pack == "b" else None)
+            for module, rank in own.items()
         }
         for number, (pack, own) in enumerate(RANKS.items())
     }

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
 import torch
 
+from helpers.factors import random_factors
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import kernel_group
 from skillweave.weave.factors import Factors
@@ -24,17 +26,7 @@ pytestmark = [
     ),
 ]
 CPU = torch.device("cpu")
-
-
-def factors(seed: int, out: int, inner: int, rank: int, smooth: torch.Tensor | None = None) -> LowRank:
-    source = torch.Generator().manual_seed(seed)
-    return LowRank(
-        A=torch.randint(-127, 128, (out, rank), generator=source, dtype=torch.int8),
-        B=torch.randint(-127, 128, (rank, inner), generator=source, dtype=torch.int8),
-        A_scale=torch.rand(out, generator=source).half(),
-        B_scale=torch.rand(rank, generator=source).half(),
-        smooth=smooth,
-    )
+wide_factors = partial(random_factors, largest=127)
 
 
 def random_stack(seed: int, inner: int, widths: dict[str, int], ranks: list[dict[str, int]]) -> GroupStack:
@@ -44,7 +36,10 @@ def random_stack(seed: int, inner: int, widths: dict[str, int], ranks: list[dict
         smooth = None
         if number % 2 == 0:
             smooth = (torch.rand(inner, generator=torch.Generator().manual_seed(seed + number)) + 0.5).half()
-        made = {m: Factors.of(factors(seed + 7 * number, widths[m], inner, r, smooth), CPU) for m, r in own.items()}
+        made = {
+            m: Factors.of(wide_factors(seed + 7 * number, widths[m], inner, r, smooth=smooth), CPU)
+            for m, r in own.items()
+        }
         stack.add("abcdefghijklmnop"[number], made, None if smooth is None else 1 / smooth.float())
     return stack
 
@@ -113,7 +108,7 @@ def test_half_precision_is_rounded_once(dtype: torch.dtype, tolerance: float) ->
 
 def test_every_row_has_the_change_of_its_own_pack() -> None:
     smooth = (torch.rand(40, generator=torch.Generator().manual_seed(4)) + 0.5).half()
-    packs = {"a": factors(1, 20, 40, 5, smooth), "b": factors(2, 20, 40, 11)}
+    packs = {"a": wide_factors(1, 20, 40, 5, smooth=smooth), "b": wide_factors(2, 20, 40, 11)}
     stack = GroupStack()
     for name, parts in packs.items():
         unsmooth = None if parts.smooth is None else 1 / parts.smooth.float()

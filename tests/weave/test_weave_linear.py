@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from helpers.factors import random_factors
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import linear
 from skillweave.weave.factors import Factors, laid_out
@@ -24,17 +25,6 @@ CPU = torch.device("cpu")
 INNER = 24
 
 
-def factors(seed: int, out: int, rank: int, largest: int = 7, smooth: torch.Tensor | None = None) -> LowRank:
-    source = torch.Generator().manual_seed(seed)
-    return LowRank(
-        A=torch.randint(-largest, largest + 1, (out, rank), generator=source, dtype=torch.int8),
-        B=torch.randint(-largest, largest + 1, (rank, INNER), generator=source, dtype=torch.int8),
-        A_scale=torch.rand(out, generator=source).half(),
-        B_scale=torch.rand(rank, generator=source).half(),
-        smooth=smooth,
-    )
-
-
 def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
     stack = GroupStack()
     for name, modules in packs.items():
@@ -48,9 +38,9 @@ def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
 def packs() -> dict[str, dict[str, LowRank]]:
     smooth = (torch.rand(INNER, generator=torch.Generator().manual_seed(9)) + 0.5).half()
     return {
-        "a": {"q": factors(1, 16, 5, smooth=smooth), "k": factors(2, 8, 3, smooth=smooth)},
-        "b": {"q": factors(3, 16, 4, 127), "k": factors(4, 8, 6, 127)},
-        "c": {"k": factors(5, 8, 2)},
+        "a": {"q": random_factors(1, 16, INNER, 5, smooth=smooth), "k": random_factors(2, 8, INNER, 3, smooth=smooth)},
+        "b": {"q": random_factors(3, 16, INNER, 4, largest=127), "k": random_factors(4, 8, INNER, 6, largest=127)},
+        "c": {"k": random_factors(5, 8, INNER, 2)},
     }
 
 
@@ -111,6 +101,27 @@ def test_against_the_packs_own_reference(packs):
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["q"]), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_pack_of_rank_one(tokens: int) -> None:
+    parts = {"q": random_factors(8, 16, INNER, 1, largest=127), "k": random_factors(9, 9, INNER, 1)}
+    x = torch.randn(1, tokens, INNER, generator=torch.Generator().manual_seed(4))
+    for module, own in parts.items():
+        got = grouped_delta(x, segments(stack_of({"p": parts}), ["p"], stacked=False), module)
+        torch.testing.assert_close(got, reference_forward(x, own), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 9), (1, 7, 1), (1, 7, 9), (5, 1, 9), (5, 7, 1), (1, 1, 1)])
+def test_products_do_not_depend_on_the_strides_of_single_rows_and_columns(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    source = torch.Generator().manual_seed(0)
+    left = torch.randint(-127, 128, (rows, inner), generator=source, dtype=torch.int8)
+    right = torch.randint(-127, 128, (inner, columns), generator=source, dtype=torch.int8)
+    want = (left.long() @ right.long()).int()
+    for a in (left, left.T.contiguous().T):
+        for b in (right, right.T.contiguous().T, right.T.contiguous().T.contiguous()):
+            assert torch.equal(int_matmul(a, b), want)
+
+
 def test_a_token_of_zeros_gives_zero_and_a_nan_stays_seen(packs):
     x = torch.zeros(2, 2, INNER)
     x[1, 1, 0] = float("nan")
@@ -121,7 +132,7 @@ def test_a_token_of_zeros_gives_zero_and_a_nan_stays_seen(packs):
 
 
 def test_ranks_of_small_codes_stay_packed_beside_wide_ones() -> None:
-    parts = factors(6, 9, 13, 7)
+    parts = random_factors(6, 9, INNER, 13, largest=7)
     parts.B[4], parts.A[2, 11] = 100, -127  # two wide ranks: a whole block of four is held in eight bits
     held = Factors.of(parts, CPU)
     assert [(codes.bits, codes.rank) for codes in held.codes] == [(8, 4), (4, 9)]
@@ -129,7 +140,7 @@ def test_ranks_of_small_codes_stay_packed_beside_wide_ones() -> None:
     product = parts.A.float() * parts.B_scale.float() @ parts.B.float()
     got = held.unpacked()
     torch.testing.assert_close(got.A.T.float() * got.B_scale @ got.B.float(), product)
-    none = Factors.of(factors(7, 9, 0), CPU)
+    none = Factors.of(random_factors(7, 9, INNER, 0), CPU)
     assert (none.rank, none.unpacked().B.shape) == (0, (0, INNER))
 
 

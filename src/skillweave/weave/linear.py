@@ -118,7 +118,18 @@ def int_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.zeros(a.shape[0], b.shape[1], dtype=torch.int32, device=a.device)
     if not _int_mm_is_exact(a.device):
         return float_matmul(a, b)
+    a, b = _row_major(a), _row_major(b)
     return _padded_int_mm(a, b) if a.is_cuda else torch._int_mm(a, b)
+
+
+def _row_major(matrix: torch.Tensor) -> torch.Tensor:
+    """The same matrix; a single row gets the strides of a row.
+
+    The transpose of a column has the strides (1, 1) and counts as contiguous. On the CPU, ``torch._int_mm`` takes such
+    a matrix for a transposed one, and gives wrong numbers without an error.
+    """
+    rows, columns = matrix.shape
+    return matrix.as_strided((rows, columns), (columns, 1)) if rows == 1 and matrix.stride(1) == 1 else matrix
 
 
 def float_matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
