@@ -20,15 +20,14 @@ import ctypes
 import gc
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.common.record import RESULTS, Record, arguments, judged, positive, run
+from benchmarks.common.record import Record, arguments, judged, positive, run
+from benchmarks.common.runs import in_own_process
 from benchmarks.common.skills import Built, add_weave_option, built, find
 from skillweave.base import Checkpoint, Sampling, generate, open_base, open_tokenizer, resolve
 from skillweave.errors import UserError
@@ -146,11 +145,8 @@ def take_turns(weave: Built, repeats: int) -> dict[str, list[dict[str, Any]]]:
     with bar("processes", repeats * len(WAYS)) as advance:
         for _ in range(repeats):
             for way in WAYS:
-                command = [sys.executable, "-m", "benchmarks.memory", "--measure", way, "--weave", str(weave.folder)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parents[1])
-                if done.returncode:
-                    raise UserError(f"the process that measures '{WAYS[way]}' failed:\n{done.stderr.strip()}")
-                readings[way].append(json.loads(done.stdout.splitlines()[-1]))
+                options = ("--measure", way, "--weave", str(weave.folder))
+                readings[way].append(in_own_process("benchmarks.memory", *options, what=f"measures '{WAYS[way]}'"))
                 advance(note=WAYS[way])
     return readings
 

@@ -16,8 +16,6 @@ a work folder, of all models but the largest: all decompositions are then in mem
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,7 +25,8 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.common.record import RESULTS, Record, arguments, judged, run
+from benchmarks.common.record import Record, arguments, judged, run
+from benchmarks.common.runs import in_own_process
 from benchmarks.memory import resident, touch
 from skillweave.base import open_base
 from skillweave.delta import Delta
@@ -121,11 +120,8 @@ def measured(way: str, models: Path) -> dict[str, Any]:
 
 def child(way: str, models: Path) -> dict[str, Any]:
     """The result of :func:`measured` in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.zip_memory", "--measure", way, "--models", str(models)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parents[1])
-    if done.returncode:
-        raise UserError(f"the process that zips '{way}' failed:\n{done.stderr.strip()}")
-    return json.loads(done.stdout.splitlines()[-1])
+    options = ("--measure", way, "--models", str(models))
+    return in_own_process("benchmarks.zip_memory", *options, what=f"zips '{way}'")
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:

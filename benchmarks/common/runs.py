@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -12,6 +15,7 @@ from typing import Any, TypeVar
 
 from skillweave import progress
 from skillweave.artefact import write_json
+from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.report import versions
@@ -49,6 +53,18 @@ def run_all(
 def kept(plans: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
     """The results of those plans that :func:`run_all` has done in ``folder``, in the order of the plans."""
     return [read_json(place)["result"] for plan in plans if (place := _place(plan, folder)).exists()]
+
+
+def in_own_process(module: str, *arguments: str, what: str) -> dict[str, Any]:
+    """The JSON object that ``python -m MODULE ARGUMENTS`` prints as its last line.
+
+    Raises :class:`UserError` with what it wrote to standard error if it fails; ``what`` says what it does.
+    """
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    if done.returncode:
+        raise UserError(f"the process that {what} failed:\n{done.stderr.strip()}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _one(plan: Any, work: Callable[[Any], dict[str, Any]], folder: Path) -> None:

@@ -118,7 +118,7 @@ def cells(scale: str, options: argparse.Namespace) -> list[Cell]:
         listed += made(ours, SCORE, first, options.ratios)
         listed += made([codec for codec in codecs if codec != SKILLZIP], SCORE, first, options.ratios)
     listed += made(ablations, KL, first, RATIOS)
-    listed += made([codec for codec in codecs if codec in (SKILLZIP, UNREFINED)], KL, others, options.ratios)
+    listed += made([codec for codec in codecs if codec == SKILLZIP], KL, others, options.ratios)
     if not options.kl_only:
         listed += made(ours, SCORE, others, options.ratios)
         listed += made(ablations, SCORE, first, RATIOS)

@@ -36,12 +36,12 @@ class Codec:
     colour: str = field(default="#999999", compare=False)
 
 
-_PLAIN = {"codec": "skillzip", "bits": 4, "allow_left_out": True}
+_PLAIN = {"codec": "skillzip", "allow_left_out": True}
 """Without ``allow_left_out`` the smallest ratios would be refused and not measured."""
 _OURS = {**_PLAIN, "refine": {}}
 CODECS = {
     SKILLZIP: Codec(_OURS, seeded=True, colour="#D55E00"),
-    UNREFINED: Codec(_PLAIN, seeded=True, colour="#E69F00"),
+    UNREFINED: Codec(_PLAIN, colour="#E69F00"),
     "svd": Codec({"codec": "svd"}, colour="#0072B2"),
     "delta-come": Codec({"codec": "delta-come"}, colour="#009E73"),
     "bitdelta": Codec({"codec": "bitdelta"}, ratios=[SMALLEST], colour="#CC79A7"),

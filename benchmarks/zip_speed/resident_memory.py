@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common.record import RESULTS, Claim, judged
+from benchmarks.common.record import Claim, judged
+from benchmarks.common.runs import in_own_process
 from benchmarks.memory import FLOOR, resident, touch
 from benchmarks.zip_speed.models import INT8
 from skillweave.base import Checkpoint, Sampling, open_base, open_tokenizer, resolve
-from skillweave.errors import UserError
 from skillweave.progress import bar
 from skillweave.weave import Weave, background_prompts, put_into_int8
 
@@ -63,11 +60,8 @@ def memory(work: Path, processes: int) -> dict[str, list[dict[str, Any]]]:
     with bar("processes", processes * len(MEMORY)) as advance:
         for _ in range(processes):
             for way in MEMORY:
-                command = [sys.executable, "-m", "benchmarks.zip_speed", "--measure", way, "--work", str(work)]
-                done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=RESULTS.parents[1])
-                if done.returncode:
-                    raise UserError(f"the process that measures '{MEMORY[way]}' failed:\n{done.stderr.strip()}")
-                readings[way].append(json.loads(done.stdout.splitlines()[-1]))
+                options = ("--measure", way, "--work", str(work))
+                readings[way].append(in_own_process("benchmarks.zip_speed", *options, what=f"measures '{MEMORY[way]}'"))
                 advance(note=MEMORY[way])
     return readings
 

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from skillweave.pack.entropy import CODES_A_BYTE, coded_bytes, decode, encode
+from skillweave.pack.entropy import CODES_A_BYTE, decode, encode
 
 
 def rows_of(sizes: list[int], spread: float = 1.5, seed: int = 0) -> list[np.ndarray]:
@@ -47,7 +47,6 @@ def test_it_takes_about_the_entropy() -> None:
             bits -= count * math.log2(count / len(row))
     taken = sum(map(len, encode(rows)))
     assert bits / 8 < taken < 1.025 * bits / 8
-    assert coded_bytes(rows) == pytest.approx(taken, rel=0.01)
 
 
 def test_damage_is_noticed() -> None:

@@ -17,6 +17,7 @@ from skillweave.pack.coded_file import (
     CodedParts,
     coded_names,
     coded_shapes,
+    coded_tensors,
     merged_planes,
     most_inflated,
     plain_room,
@@ -30,7 +31,7 @@ def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> CodedPa
     names = coded_names(card)
     rows = code_rows(names, tensors)
     scales = b"".join(tensor_bytes(tensors[f"{name}.B_scale"]) for name in names)
-    own = {f"{name}.{part}" for name in names for part in ("A", "B", "B_scale")}
+    own = coded_tensors(card)
     plain = {key: tensor.contiguous() for key, tensor in tensors.items() if key not in own}
     return CodedParts(*encode(rows), _deflated(scales), _deflated(save(plain)))
 

@@ -85,19 +85,23 @@ def read_parts(file: Path, card: PackCard) -> tuple[CodedParts, dict[str, tuple[
 
 
 def coded_names(card: PackCard) -> list[str]:
+    """Return the names of the coded entries, in the order of the file."""
     return sorted(name for name, entry in card.entries.items() if is_coded(entry))
 
 
 def coded_tensors(card: PackCard) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return the shape and torch's name of the dtype of all tensors that are coded in the file."""
-    own = {f"{name}.{part}" for name in coded_names(card) for part in ("A", "B", "B_scale")}
-    every = {
-        key: kind for name in coded_names(card) for key, kind in expected_tensors(name, card.entries[name]).items()
-    }
-    return {key: (shape, str(dtype)) for key, (shape, dtype) in every.items() if key in own}
+    own: dict[str, tuple[tuple[int, ...], str]] = {}
+    for name in coded_names(card):
+        expected = expected_tensors(name, card.entries[name])
+        for part in ("A", "B", "B_scale"):
+            shape, dtype = expected[f"{name}.{part}"]
+            own[f"{name}.{part}"] = shape, str(dtype)
+    return own
 
 
 def coded_shapes(card: PackCard, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of A and B of a coded entry."""
     shapes = expected_tensors(name, card.entries[name])
     return shapes[f"{name}.A"][0], shapes[f"{name}.B"][0]
 

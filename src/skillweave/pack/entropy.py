@@ -51,19 +51,6 @@ def encode(rows: Sequence[Codes]) -> tuple[bytes, bytes]:
     return zlib.compress(bytes(head), 9), _encode(rows, classes, tables)
 
 
-def coded_bytes(rows: Sequence[Codes]) -> int:
-    """Return about how many bytes :func:`encode` takes, without coding: within a few bytes, and much faster."""
-    classes, tables = _tables(rows)
-    bits = 0.0
-    for index, table in enumerate(tables):
-        largest = len(table) // 2
-        every = _counts([row for row, own in zip(rows, classes, strict=True) if own == index])
-        counts = every[LARGEST_CODE - largest : LARGEST_CODE + largest + 1]
-        bits -= float((counts * np.log2(table / _TOTAL)).sum())
-    tables_bytes = sum(2 * len(table) for table in tables) // 2 + len(rows) // 2
-    return math.ceil(bits / 8) + 4 * _lanes(sum(map(len, rows))) + tables_bytes
-
-
 def decode(head: bytes, body: bytes, lengths: Sequence[int]) -> list[Codes]:
     """Return the rows that :func:`encode` wrote, whose lengths must be known. Raises ValueError for damaged bytes."""
     total = sum(lengths)

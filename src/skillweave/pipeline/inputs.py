@@ -90,6 +90,10 @@ class BuildInputs:
         """The pack of a skill as the weave gets it."""
         return self.work.audited_pack(skill) if self.config.audit else self.work.pack(skill)
 
+    def pack_bytes(self, skill: str) -> int:
+        """The bytes on disk of a skill's final pack, with the files that travel along."""
+        return sum(file.stat().st_size for file in self.final_pack(skill).rglob("*") if file.is_file())
+
     def card(self, skill: str) -> dict[str, Any]:
         """What the card of a zipped skill says: name, method, data, and the scores, which are in the work folder."""
         chosen = self.config.skills[skill]

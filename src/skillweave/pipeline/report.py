@@ -80,7 +80,7 @@ def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
     return {
         **{arm: scores[arm]["mean"] if arm in scores else None for arm in ARMS},
         "gain_kept": (scores["pack"]["mean"] - scores["base"]["mean"]) / gain if gain > 0 else None,
-        "pack_bytes": sum(file.stat().st_size for file in inputs.final_pack(skill).iterdir()),
+        "pack_bytes": inputs.pack_bytes(skill),
         "delta_bytes": None if ready else Delta.from_pretrained(work.delta(skill)).bf16_nbytes,
         "intervals": {arm: [score["low"], score["high"]] for arm, score in scores.items()},
         "prompts": scores["base"]["n"],
@@ -91,10 +91,9 @@ def _skill_figures(inputs: BuildInputs, skill: str) -> dict[str, Any]:
 def _budget_figures(inputs: BuildInputs) -> dict[str, Any]:
     """The bytes of all packs, and how they were split, if any pack was zipped."""
     split = any(skill not in inputs.packs for skill in inputs.config.skills)
-    taken = sum(file.stat().st_size for skill in inputs.config.skills for file in inputs.final_pack(skill).iterdir())
     return {
         "bytes": inputs.config.pack_budget,
-        "taken": taken,
+        "taken": sum(map(inputs.pack_bytes, inputs.config.skills)),
         **({"shares": read_shares(inputs).model_dump(mode="json")} if split else {}),
     }
 

@@ -136,7 +136,7 @@ def check_ready_packs(inputs: BuildInputs) -> None:
 def check_bytes(inputs: BuildInputs) -> None:
     """Raise :class:`UserError` if the finished packs take more than ``pack_budget`` on disk."""
     budget = inputs.config.pack_budget
-    taken = sum(file.stat().st_size for skill in inputs.config.skills for file in inputs.final_pack(skill).iterdir())
+    taken = sum(map(inputs.pack_bytes, inputs.config.skills))
     if budget is not None and taken > budget:
         raise UserError(
             f"pack_budget: the packs take {taken} bytes, and {budget} are allowed: raise pack_budget by "

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
-from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry
 from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.skillzip.allocate import Matrix, allocate_all, main_ones
@@ -24,15 +23,11 @@ def fit(
 ) -> dict[str, LowRankEntry]:
     """Return the entries of the matrices that get a rank, by their keys in the draft's plan.
 
-    ``smoothed`` names the groups whose inputs have a smoothing. Raises :class:`UserError` if the delta is zero
-    everywhere, and if the budget cannot hold most of the change (or, with ``allow_left_out``, any matrix).
+    ``smoothed`` names the groups whose inputs have a smoothing. Some matrix must differ from zero. Raises
+    :class:`UserError` if the budget cannot hold most of the change (or, with ``allow_left_out``, any matrix).
     """
     keys = list(draft.plan.pieces)
     energies = [decomposed[key].energy for key in keys]
-    if not any(energy > 0 for energy in energies):
-        if draft.card.entries:
-            return {}
-        raise UserError(f"the delta of '{draft.card.name}' is zero in every matrix: there is nothing to zip")
     sizes = _Sizes(config, draft, smoothed)
     matrices = [sizes.matrix(key, decomposed[key]) for key in keys]
     best = _search(draft, sizes, keys, matrices, energies)

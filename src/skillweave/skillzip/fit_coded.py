@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from skillweave.errors import UserError
 from skillweave.pack.left_out import MOST_LEFT_OUT
 from skillweave.skillzip.allocate import COVERED, main_ones
 from skillweave.skillzip.config import ZipConfig
@@ -27,15 +26,11 @@ def fit_coded(config: ZipConfig, draft: Draft, decomposed: Mapping[str, Decompos
     """Return the encoded matrices of the pack that leaves the fewest bytes of its budget unused.
 
     The bytes are estimated from the sizes of the codes, the pack is encoded and weighed, and the estimate is corrected
-    by what it really took. Raises :class:`UserError` if the delta is zero everywhere, and if the budget cannot hold
-    most of the change (or, with ``allow_left_out``, any matrix).
+    by what it really took. Some matrix must differ from zero. Raises :class:`UserError` if the budget cannot hold most
+    of the change (or, with ``allow_left_out``, any matrix).
     """
     keys = list(draft.plan.pieces)
     energies = [decomposed[key].energy for key in keys]
-    if not any(energy > 0 for energy in energies):
-        if draft.card.entries:
-            return Encoded({}, {})
-        raise UserError(f"the delta of '{draft.card.name}' is zero in every matrix: there is nothing to zip")
     matrices = [Directions(decomposed[key].gains, draft.plan.pieces[key].shape) for key in keys]
     width = None if config.bits is None else _WIDTH[config.bits]
     most = main_ones(energies)

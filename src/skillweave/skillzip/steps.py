@@ -23,13 +23,13 @@ from dataclasses import dataclass
 
 import torch
 
-from skillweave.pack.integers import LARGEST_SCALE
+from skillweave.pack.integers import LARGEST, LARGEST_SCALE
 
 _KEPT_SHARE = 0.25
 """A direction is kept if its gain is above this share of (out + in) lambda."""
 ROUND_UP = 0.6
 """A number rounds up to the next code, away from 0, from this part of a step on."""
-_LARGEST_CODE = 127
+_LARGEST_CODE = LARGEST[8]
 _WIDEST = 32.0
 """The largest root mean square of codes: the largest of normally distributed codes are then near 127."""
 _RANK_BYTES, _MATRIX_BYTES = 2.5, 12.0

@@ -111,8 +111,9 @@ def zip_delta(
         )
     if config.refine is None and work is None:
         return unrefined(None)
-    examples = (calibration if refine_on is None else refine_on) if config.refine is not None else None
+    examples = None
     if config.refine is not None:
+        examples = calibration if refine_on is None else refine_on
         check_examples(examples, config.refine)
     inputs = {
         "delta": delta_digest(delta) if work is not None else None,

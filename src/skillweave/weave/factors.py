@@ -19,9 +19,9 @@ import torch
 from torch.nn.functional import pad
 
 from skillweave.pack import LowRank, pack_int4, unpack_int4
+from skillweave.pack.integers import LARGEST
 from skillweave.weave.linear import LARGEST_CODE
 
-_LARGEST_INT4 = 7
 _JOINED = 4
 """The compiled functions read A in blocks of so many ranks, so only whole blocks of them can stand before others."""
 _ALIGNED = 64
@@ -170,7 +170,7 @@ def laid_out(names: Iterable[str], parts: Callable[[str], LowRank], device: torc
 def _placed(parts: LowRank, at: int) -> Factors:
     """The factors as they will lie from ``at`` on, without their buffer."""
     (out, rank), inner = parts.A.shape, parts.B.shape[1]
-    wide = min(rank, -int((_largest(parts) > _LARGEST_INT4).sum()) // _JOINED * -_JOINED)
+    wide = min(rank, -int((_largest(parts) > LARGEST[4]).sum()) // _JOINED * -_JOINED)
     scale = _narrow(parts.A_scale)
     nowhere = torch.empty(0, dtype=torch.uint8)
     return Factors(nowhere, at, inner, out, rank, wide, None if scale is None else scale.dtype)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from skillweave.errors import UserError
 from skillweave.pack import LowRankEntry, stored_rows
 from skillweave.progress import bar, console, share_of
 from skillweave.skillzip.config import ZipConfig
@@ -29,8 +30,15 @@ _RANK_ROOM = 4
 
 
 def integer_factors(config: ZipConfig, source: MatrixSource, draft: Draft) -> Encoded:
-    """Return the integer factors of every matrix, at the rank that the budget gives it."""
+    """Return the integer factors of every matrix, at the rank that the budget gives it.
+
+    Raises :class:`UserError` if the delta is zero everywhere, or the budget cannot hold it.
+    """
     decomposed, largest_inputs = _decompose_all(config, source, draft.budget)
+    if not any(decomposed[key].energy > 0 for key in source.plan.pieces):
+        if draft.card.entries:
+            return Encoded({}, {})
+        raise UserError(f"the delta of '{draft.card.name}' is zero in every matrix: there is nothing to zip")
     if config.scales == "rank":
         group_of = {key: group for group, members in source.plan.groups.items() for key in members}
         return fit_coded(
