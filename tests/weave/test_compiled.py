@@ -203,8 +203,11 @@ def test_layers_that_share_their_input_compute_what_each_computes_alone(monkeypa
         torch.testing.assert_close(copied[0](x), alone[0](x))
 
 
-def test_a_layer_with_tuned_values_leaves_the_others_alone():
+@pytest.mark.parametrize("use", [pytest.param(True, marks=needs_compiled), False])
+def test_a_layer_with_tuned_values_leaves_the_others_alone(monkeypatch, use):
     together, alone = shared()
+    if not use:
+        monkeypatch.setattr(module, "compiled", lambda: None)
     x = torch.randn(3, 70)
     together[0](x)
     own = together[1].weight.data

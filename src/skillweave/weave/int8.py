@@ -275,7 +275,8 @@ def _joined(layers: Sequence[Int8Linear]) -> list[tuple[torch.Tensor, torch.Tens
         (
             first.weight.as_strided((out, first.in_features), (first.in_features, 1)).T,
             first.weight_scale.as_strided((out,), (1,)),
-            first.outlier_weight.as_strided((kept, out), (out, 1)),
+            # one layer of several that lie side by side has the stride of all of them
+            first.outlier_weight.as_strided((kept, out), (first.outlier_weight.stride(0), 1)),
         )
     ]
 
