@@ -21,13 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import Record, arguments, bootstrap, judged, positive, run
 from benchmarks.common.skills import Built, add_weave_option, built
 from skillweave.base import Prompt, prompt_ids
 from skillweave.base.batching import pad_left
+from skillweave.pipeline.speed import Batch, decode_exactly
 from skillweave.progress import bar
 from skillweave.report import Table
 from skillweave.weave import Weave
@@ -39,9 +39,6 @@ BASE = "base alone"
 WOVEN = "weave, mixed"
 SPECIALISTS = "specialists in turn"
 COLOURS = {BASE: "#999999", WOVEN: "#009E73", SPECIALISTS: "#0072B2"}
-
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Token ids and attention mask, both (rows, width) int64, padded on the left."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,11 +76,11 @@ def measure(weave: Built, dtype: str, tokens: int, repeats: int) -> dict[str, li
 
     def one_after_another() -> None:
         for model, batch in specialists:
-            decode(model, batch, tokens)
+            decode_exactly(model, batch, tokens)
 
     def all_together(packs: Sequence[str | None]) -> None:
         with woven.packed_model.rows(packs) if any(packs) else contextlib.nullcontext():
-            decode(woven.base.model, together, tokens)
+            decode_exactly(woven.base.model, together, tokens)
 
     ways: dict[str, Callable[[], None]] = {
         BASE: lambda: all_together([None] * len(names)),
@@ -108,17 +105,6 @@ def encode(base: Any, prompts: Sequence[Prompt]) -> Batch:
     """One batch of the prompts, padded to the longest of them."""
     tokenizer = base.tokenizer
     return pad_left([prompt_ids(tokenizer, prompt) for prompt in prompts], tokenizer.pad_token_id, base.model.device)
-
-
-@torch.no_grad()
-def decode(model: Any, batch: Batch, tokens: int) -> None:
-    """Decode exactly ``tokens`` new tokens for each row, greedily; return when the device is done."""
-    ids, mask = batch
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False
-    ).cpu()
-    if out.shape != (ids.shape[0], ids.shape[1] + tokens):
-        raise RuntimeError(f"decoded {out.shape[1] - ids.shape[1]} tokens instead of {tokens}")
 
 
 def rows(weave: Built, dtype: str, tokens: int, seconds: dict[str, list[float]]) -> list[dict[str, Any]]:

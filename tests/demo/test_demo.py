@@ -28,4 +28,4 @@ def test_overrides_reach_the_demo() -> None:
 def test_every_step_of_the_demo_has_its_share_of_the_estimate() -> None:
     own = ["delta", "pack", *(f"score-{arm}" for arm in ARMS)]
     steps = {f"{skill}/{step}" for skill in demo_config().skills for step in own}
-    assert set(STEP_SECONDS) == steps | {"weave/router", "weave/woven", "weave/confusion"}
+    assert set(STEP_SECONDS) == steps | {"weave/router", "weave/woven", "weave/confusion", "weave/speed"}

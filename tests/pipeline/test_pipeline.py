@@ -98,6 +98,9 @@ def test_build_writes_a_weave_with_its_report_and_skips_what_is_done(
     memory = report["memory"]
     assert memory["base_bytes"] < memory["weave_bytes"] < memory["separate_bytes"]
     assert sum(map(sum, report["router"]["confusion"]["counts"][:2])) == 12
+    speed = report["speed"]
+    assert (speed["prompts"], speed["new_tokens"]) == (8, 16)
+    assert all(len(turns) == 5 and min(turns) > 0 for turns in speed["seconds"].values())
     for name in ("report.md", "report.html", "plots/skills.svg", "plots/memory.svg", "plots/router.svg"):
         assert (out / name).stat().st_size > 100
     weave = Weave.from_pretrained(out)
@@ -105,7 +108,7 @@ def test_build_writes_a_weave_with_its_report_and_skips_what_is_done(
     assert [reply.pack for reply in replies] == ["sort", None]
 
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step.json")}
-    assert len(stamps) == 15
+    assert len(stamps) == 16
     assert scores(build_in(config_file, out)) == scores(report)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("step.json")} == stamps
     capsys.readouterr()
@@ -131,6 +134,7 @@ def test_a_changed_setting_redoes_what_hangs_on_it_and_nothing_else(config_file:
         "sort/score-routed",
         "spell/score-routed",
         "weave/confusion",
+        "weave/speed",
     }
 
 
@@ -177,7 +181,7 @@ def _build_and_die(config_file: Path, out: Path, at: str) -> None:
 
 
 STEPS = ["sort/score-base", "sort/delta", "sort/score-specialist", "sort/pack", "spell/delta", "weave/router",
-         "weave/woven", "sort/score-pack", "spell/score-routed", "weave/confusion"]  # fmt: skip
+         "weave/woven", "sort/score-pack", "spell/score-routed", "weave/confusion", "weave/speed"]  # fmt: skip
 
 
 def test_killed_in_every_step_and_resumed_the_result_is_equal(config_file: Path, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ ORDER = [
     "sort/score-pack",
     "sort/score-routed",
     "weave/confusion",
+    "weave/speed",
 ]
 
 
@@ -101,9 +102,10 @@ EDITS: list[tuple[dict[str, Any], dict[str, str]]] = [
             "sort/score-pack": "sort/pack",
             "sort/score-routed": "sort/pack",
             "weave/confusion": "sort/score-routed",
+            "weave/speed": "weave/woven",
         },
     ),
-    ({"budget": "1GB"}, {"weave/woven": "budget (null, now 1000000000)"}),
+    ({"budget": "1GB"}, {"weave/woven": "budget (null, now 1000000000)", "weave/speed": "weave/woven"}),
     (
         {"router": {"miss": 0.02}},
         {
@@ -111,6 +113,7 @@ EDITS: list[tuple[dict[str, Any], dict[str, str]]] = [
             "weave/woven": "weave/router",
             "sort/score-routed": "weave/router",
             "weave/confusion": "sort/score-routed",
+            "weave/speed": "weave/woven",
         },
     ),
     (
@@ -123,6 +126,7 @@ EDITS: list[tuple[dict[str, Any], dict[str, str]]] = [
             "sort/score-pack": "sort/pack",
             "sort/score-routed": "sort/pack",
             "weave/confusion": "sort/score-routed",
+            "weave/speed": "weave/woven",
         },
     ),
     ({"skills": {"sort": {**SKILL, "task": {**TASK, "splits": {"train": 39, "calibration": 8, "test": 6}}}}}, {}),
@@ -171,7 +175,7 @@ def test_what_stands_on_a_backbone_that_is_not_known_yet_is_perhaps_done_again(
 
     (tmp_path / "retain.jsonl").write_text("".join(facts[5:]))
     steps = plan(settings, out, tmp_path)
-    sure = {"backbone/unlearn", "backbone/model", "weave/woven"}
+    sure = {"backbone/unlearn", "backbone/model", "weave/woven", "weave/speed"}
     assert states(steps) == {s.name: "to do again" if s.name in sure else "perhaps again" for s in steps}
     by_name = {step.name: step.because for step in steps}
     assert by_name["backbone/unlearn"][0].startswith("files.retain (")
@@ -204,10 +208,10 @@ def test_the_command_prints_the_table(finished: Path, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path / "golden")
     lines = made("build", "weave.yaml", "-o", "built", "--plan").out.splitlines()
     assert [line.split()[:2] for line in lines[2:4]] == [["sort/score-base", "done"], ["sort/delta", "begun"]]
-    assert lines[-1] == "9 steps: 1 done (last time 0 s), 1 begun, 7 to do."
+    assert lines[-1] == "10 steps: 1 done (last time 0 s), 1 begun, 8 to do."
     assert not Path("built").exists()
 
     edited = ("-s", "zip.ratio=0.4", "-s", "skills.sort.task.splits.test=5")
     text = made("build", finished.with_name("weave.yaml"), "-o", finished, "--plan", *edited).out
-    assert "9 steps: 9 to do again (last time " in text
+    assert "10 steps: 10 to do again (last time " in text
     assert "sort/task" in text

@@ -160,7 +160,7 @@ def test_what_hangs_on_the_unlearning_is_redone_when_it_changes_and_only_then(
     first = build_in(config, out)
     before = stamps(out)
     assert {"backbone/unlearn", "backbone/model"} < before.keys()
-    assert len(before) == 11
+    assert len(before) == 12
     again = build_in(config, out)
     assert redone(before, out) == set()
     assert again["skills"] == first["skills"]
@@ -169,7 +169,7 @@ def test_what_hangs_on_the_unlearning_is_redone_when_it_changes_and_only_then(
     save_facts(tmp_path / "retain.jsonl", [*FACTS[4:], {"question": "Who sings?", "answer": "Nobody."}])
     build_in(config, out)
     assert len(runs) == 2
-    assert redone(before, out) == {"backbone/unlearn", "backbone/model", "weave/woven"}
+    assert redone(before, out) == {"backbone/unlearn", "backbone/model", "weave/woven", "weave/speed"}
 
     # Another setting, and another backbone: everything.
     before = stamps(out)

@@ -16,6 +16,7 @@ from helpers.page_text import drawn, page_text
 from skillweave.files.read import read_json
 from skillweave.pipeline.plots import skills_plot
 from skillweave.pipeline.report import short_skill_table, skill_table, write_build_report
+from skillweave.pipeline.speed import speed_note
 from skillweave.report import Table, machine, versions
 from skillweave.units import human_bytes, human_seconds
 
@@ -48,6 +49,7 @@ def report() -> dict[str, Any]:
             "no_gain": skill(0.5, 0.5, 0.4),
         },
         "memory": {"base_bytes": 269_000_000, "weave_bytes": 300_000_000, "separate_bytes": 1_076_000_000},
+        "speed": {"prompts": 16, "new_tokens": 16, "seconds": {"weave": [2.0, 2.5], "separate": [4.0, 4.0]}},
         "router": {
             "accuracy": 0.97,
             "abstained": 0.02,
@@ -179,3 +181,11 @@ def test_machine_and_versions_are_for_the_record() -> None:
     found = versions()
     assert found["skillweave"] != "not installed"
     assert re.match(r"\d+\.\d+", found["torch"])
+
+
+def test_the_speed_is_the_median_of_ratios_of_each_turn(report: dict[str, Any]) -> None:
+    assert speed_note(report["speed"], 4) == (
+        "16 prompts in one batch: 114 tokens/s, 1.80x the speed of 4 separate models one after another (1.60x to 2.00x "
+        "in 2 turns)."
+    )
+    assert "the speed of a separate model (" in speed_note(report["speed"], 1)

@@ -16,6 +16,7 @@ from skillweave.cli.scoring import Rated
 from skillweave.methods.cku.report.page import short_probe_table, short_unlearn_table
 from skillweave.pipeline.plan import PlannedStep
 from skillweave.pipeline.report import short_skill_table
+from skillweave.pipeline.speed import speed_note
 from skillweave.progress import console, share_of
 from skillweave.reason.job import ReasonResult
 from skillweave.report import Table
@@ -26,7 +27,7 @@ from skillweave.weave import BASE, Reply
 
 
 def show_report(report: dict[str, Any], folder: Path) -> None:
-    """Print the scores of a build, its memory, and where the weave and the report are."""
+    """Print the scores of a build, its memory and speed, and where the weave and the report are."""
     memory, router = report["memory"], report["router"]
     out.print()
     out.print(short_skill_table(report).rich(title="Mean scores on the test prompts, in percent"))
@@ -35,6 +36,7 @@ def show_report(report: dict[str, Any], folder: Path) -> None:
         f"({memory['weave_bytes'] / memory['base_bytes']:.2f}x), "
         f"{len(report['skills'])} separate models {human_bytes(memory['separate_bytes'])}."
     )
+    out.print(f"Speed: {speed_note(report['speed'], len(report['skills']))}")
     out.print(
         f"Router: {100 * router['accuracy']:.1f}% of the test prompts to their own skill, "
         f"{100 * router['abstained']:.1f}% left to the base."

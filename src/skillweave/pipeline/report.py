@@ -13,6 +13,7 @@ from skillweave.pipeline.evaluate import read_score
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.pipeline.shares import Shares, read_shares
+from skillweave.pipeline.speed import speed_note
 from skillweave.pipeline.step import BACKBONE, BASE, step_seconds
 from skillweave.pipeline.steps import ARMS
 from skillweave.report import machine, versions
@@ -58,6 +59,7 @@ def build_report(
             "weave_bytes": models.weave.base_bytes + models.weave.resident_bytes,
             "separate_bytes": base_bytes * len(skills),
         },
+        "speed": read_json(work.step("weave/speed") / "speed.json"),
         "router": {
             "accuracy": sum(row[index] for index, row in enumerate(routed)) / prompts,
             "abstained": sum(row[-1] for row in routed) / prompts,
@@ -204,6 +206,7 @@ def _notes(report: dict[str, Any]) -> list[str]:
         f"The router sends {100 * router['accuracy']:.1f}% of the test prompts to their own skill and leaves "
         f"{100 * router['abstained']:.1f}% to the plain base.",
         f"All packs together in memory: {memory['weave_bytes'] / memory['base_bytes']:.2f}x the base.",
+        speed_note(report["speed"], len(report["skills"])),
     ]
 
 

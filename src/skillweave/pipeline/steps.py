@@ -27,6 +27,7 @@ from skillweave.pipeline.config import UNLEARNING, WeaveConfig
 from skillweave.pipeline.evaluate import BACKGROUND, answers, read_packs, score_once, show_example
 from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.shares import check_bytes, read_shares, split_budget
+from skillweave.pipeline.speed import compare_speed
 from skillweave.pipeline.step import BACKBONE, BASE, BuildStep
 from skillweave.skillzip import zip_delta
 from skillweave.weave import AUTO, Router, Weave, fit_router
@@ -76,8 +77,7 @@ def weave_steps(inputs: BuildInputs, models: BuildModels) -> list[BuildStep]:
     listed = [fit_weave_router(inputs, models), put_together(inputs, models)]
     listed += [score_pack(inputs, models, skill) for skill in skills]
     listed += [score_routed(inputs, models, skill) for skill in skills]
-    listed.append(confusion(inputs, models))
-    return listed
+    return [*listed, confusion(inputs, models), measure_speed(inputs, models)]
 
 
 # -- the backbone ------------------------------------------------------------------------------------------------------
@@ -301,6 +301,17 @@ def confusion(inputs: BuildInputs, models: BuildModels) -> BuildStep:
 
     needs = tuple(f"{skill}/score-routed" for skill in skills)
     return BuildStep("weave/confusion", "weave: where the router sends each prompt", needs, {}, work)
+
+
+def measure_speed(inputs: BuildInputs, models: BuildModels) -> BuildStep:
+    """Time a mixed batch in the weave beside a separate model for each skill."""
+    tasks = {skill: inputs.tasks[skill] for skill in inputs.config.skills}
+
+    def work(folder: Path) -> None:
+        prompts = {skill: [entry.prompt for entry in task.split("test")] for skill, task in tasks.items()}
+        write_json(folder / "speed.json", compare_speed(models.weave, prompts))
+
+    return BuildStep("weave/speed", "weave: how fast a mixed batch is", ("weave/woven",), {}, work)
 
 
 def _served(config: WeaveConfig) -> dict[str, str]:
