@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from helpers.whole_delta import CALIBRATION, whole_delta
 from skillweave.base import Base, open_base
 from skillweave.config import read_config
 from skillweave.delta import Delta
-from skillweave.errors import UserError
+from skillweave.errors import TooSmall, UserError
 from skillweave.pack import DifferenceEntry, FactorsEntry, LowRankEntry, Skillpack, reference_forward
-from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.skillzip import ZipConfig, fit, zip_delta
 from skillweave.skillzip.draft import Draft
 
 
@@ -186,13 +187,29 @@ def test_a_large_change_of_no_low_rank_gets_a_rank_before_small_ones_get_more(ba
     assert vocabulary in zip_delta(noisy, base, None, ZipConfig(budget=14_000), name="t").card.entries
 
 
-def test_too_small_a_budget_names_the_least(base: Base, delta: Delta) -> None:
-    for codec in ("skillzip", "svd"):
-        with pytest.raises(UserError, match="the least that it needs is") as caught:
-            zip_delta(delta, base, None, ZipConfig(budget=1_000, codec=codec), name="t")
-        least = int(str(caught.value).split("needs is ")[1].split()[0])
-        config = ZipConfig(budget=least, codec=codec)
-        assert zip_delta(delta, base, None, config, name="t").nbytes <= config.budget
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"codec": "svd"},
+        {},
+        {"allow_left_out": True},
+        {"scales": "row"},
+        {"scales": "row", "allow_left_out": True},
+    ],
+)
+def test_too_small_a_budget_names_the_least(base: Base, delta: Delta, settings: dict[str, Any]) -> None:
+    with pytest.raises(TooSmall, match="the least that it needs is") as caught:
+        zip_delta(delta, base, None, ZipConfig(budget=1_000, **settings), name="t")
+    config = ZipConfig(budget=caught.value.least, **settings)
+    assert zip_delta(delta, base, None, config, name="t").nbytes <= config.budget
+
+
+def test_the_least_pack_is_made_even_if_the_search_misses_it(
+    base: Base, delta: Delta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "allocate_all", lambda matrices, *_: [0] * len(matrices))
+    pack = zip_delta(delta, base, None, ZipConfig(budget=8_000, scales="row", allow_left_out=True), name="t")
+    assert pack.nbytes <= 8_000
 
 
 def test_added_tokens_are_stored_as_rows_or_refused(base: Base, delta: Delta) -> None:

@@ -34,12 +34,12 @@ def fit(
     held = sum(energy for key, energy in zip(keys, energies, strict=True) if key in best)
     if best and (draft.allow_left_out or held >= (1 - MOST_LEFT_OUT) * sum(energies)):
         return best
+    # The search can miss the least pack that is allowed.
     if draft.allow_left_out:
         smallest = min(range(len(keys)), key=lambda at: sum(draft.plan.pieces[keys[at]].shape))
         least = {keys[smallest]: sizes.entry(keys[smallest], matrices[smallest].step)}
-        raise draft.refusal(draft.bytes_with(least), partial=True)
-    # The search can miss a pack that holds the least rank of every matrix that must not be left out.
-    least = {keys[at]: sizes.entry(keys[at], matrices[at].step) for at in main_ones(energies)}
+    else:
+        least = {keys[at]: sizes.entry(keys[at], matrices[at].step) for at in main_ones(energies)}
     if draft.free_bytes(least) >= 0:
         return least
     raise draft.refusal(draft.bytes_with(least), partial=True)
