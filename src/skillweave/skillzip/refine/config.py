@@ -41,7 +41,10 @@ class RefineConfig(Config):
         description="how many of the prompts only measure, and decide which step is kept; at most half of all",
     )
     patience: int | None = Field(
-        default=3, ge=1, description="measurements in a row without a new best after which training stops; none: never"
+        default=None,
+        ge=1,
+        description="measurements in a row without a new best after which training stops; none: never. The first steps "
+        "are large and may make the KL worse before it falls, so a stop can come too early",
     )
     answers: Literal["specialist", "given"] = Field(
         default="specialist",
