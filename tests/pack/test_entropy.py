@@ -36,7 +36,7 @@ def test_what_is_written_is_read(rows: list[np.ndarray]) -> None:
     head, body = encode(rows)
     assert (head, body) == encode(rows)
     got = decode(head, body, [len(row) for row in rows])
-    assert all(np.array_equal(one, other) for one, other in zip(rows, got, strict=True))
+    assert np.array_equal(got, np.concatenate([np.zeros(0, np.int8), *rows]))
 
 
 def test_it_takes_about_the_entropy() -> None:

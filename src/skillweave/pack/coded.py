@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -61,18 +61,14 @@ def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, tor
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
     every = torch.frombuffer(bytearray(scales), dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()
-    at = row = 0
+    at = rank = 0
     for name, (left, right) in shapes.items():
-        columns, own = codes[row : row + left[1]], codes[row + left[1] : row + left[1] + right[0]]
-        tensors[f"{name}.A"] = torch.from_numpy(np.stack(columns, axis=1)) if columns else _no_codes(left)
-        tensors[f"{name}.B"] = torch.from_numpy(np.stack(own)) if own else _no_codes(right)
-        tensors[f"{name}.B_scale"] = every[at : at + right[0]].clone()
-        at, row = at + right[0], row + left[1] + right[0]
+        middle, end = at + math.prod(left), at + math.prod(left) + math.prod(right)
+        tensors[f"{name}.A"] = torch.from_numpy(codes[at:middle].reshape(left[1], left[0]).T.copy())
+        tensors[f"{name}.B"] = torch.from_numpy(codes[middle:end].reshape(right).copy())
+        tensors[f"{name}.B_scale"] = every[rank : rank + right[0]].clone()
+        at, rank = end, rank + right[0]
     return tensors
-
-
-def _no_codes(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int8)
 
 
 def _deflated(data: bytes) -> bytes:
