@@ -29,19 +29,21 @@ from skillweave.pack.schema import PackCard
 def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> CodedParts:
     """Return the parts of the file for these tensors, which must be those that the card's entries need."""
     names = coded_names(card)
-    rows = code_rows(names, tensors)
     scales = b"".join(tensor_bytes(tensors[f"{name}.B_scale"]) for name in names)
     own = coded_tensors(card)
     plain = {key: tensor.contiguous() for key, tensor in tensors.items() if key not in own}
-    return CodedParts(*encode(rows), _deflated(scales), _deflated(save(plain)))
+    return CodedParts(*encode(*_codes(names, tensors)), _deflated(scales), _deflated(save(plain)))
 
 
-def code_rows(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[Codes]:
-    """Return the rows of codes of these entries, as numpy arrays in the order of the file."""
-    rows: list[Codes] = []
+def _codes(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[Codes, list[int]]:
+    """Return the codes of these entries in the order of the file, and the lengths of their rows."""
+    lengths: list[int] = []
+    parts = [torch.zeros(0, dtype=torch.int8)]
     for name in names:
-        rows += [*tensors[f"{name}.A"].cpu().numpy().T.copy(), *tensors[f"{name}.B"].cpu().numpy()]
-    return rows
+        left, right = tensors[f"{name}.A"].cpu(), tensors[f"{name}.B"].cpu()
+        lengths += [left.shape[0]] * left.shape[1] + [right.shape[1]] * right.shape[0]
+        parts += [left.T.flatten(), right.flatten()]
+    return torch.cat(parts).numpy(), lengths
 
 
 def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:

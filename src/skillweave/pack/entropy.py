@@ -48,26 +48,27 @@ _CLASSES = 24
 """Classes are half an octave wide: from codes that are nearly all 0 to those that fill the range."""
 
 
-def encode(rows: Sequence[Codes]) -> tuple[bytes, bytes]:
-    """Return the rows as two byte strings: the classes with their tables, and the codes themselves.
+def encode(codes: Codes, lengths: Sequence[int]) -> tuple[bytes, bytes]:
+    """Return two byte strings: the classes of the rows with their tables, and the codes themselves.
 
-    Raises ValueError for a code of -128.
+    ``codes`` are those of all rows, one row after the other. Raises ValueError for a code of -128.
     """
-    classes, tables = _tables(rows)
+    if codes.min(initial=0) < -LARGEST_CODE:
+        raise ValueError(f"it has a code of {codes.min()}, and codes are from {-LARGEST_CODE} to {LARGEST_CODE}")
+    own_lengths = np.array(lengths, np.int64)
+    classes, tables = _tables(np.split(codes, np.cumsum(own_lengths)[:-1]) if len(own_lengths) else [])
     head = bytearray([len(tables)])
     for table in tables:
         largest = max(1, int(np.abs(np.flatnonzero(table) - LARGEST_CODE).max()))
         own = table[LARGEST_CODE - largest : LARGEST_CODE + largest + 1]
         head += bytes([largest]) + own.astype("<u2").tobytes()
     head += classes.tobytes()
-    codes = np.concatenate([np.zeros(0, np.int8), *rows])
-    lengths = np.array([len(row) for row in rows], np.int64)
     states = np.full(_lanes(len(codes)), _LOWEST, np.uint32)
-    words = (_encode if _compiled() is None else _encode_compiled)(codes, states, classes, lengths, tables)
+    words = (_encode if _compiled() is None else _encode_compiled)(codes, states, classes, own_lengths, tables)
     return zlib.compress(bytes(head), 9), states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
-def decode(head: bytes, body: bytes, lengths: Sequence[int]) -> Codes:
+def decode(head: bytes, body: bytes | memoryview, lengths: Sequence[int]) -> Codes:
     """Return all codes of the rows that :func:`encode` wrote, one row after the other.
 
     The lengths of the rows must be known. Raises ValueError for damaged bytes.
@@ -123,7 +124,7 @@ def _counts(rows: Sequence[Codes]) -> NDArray[np.int64]:
     """Return how often each code from -127 to 127 occurs."""
     counts = np.zeros(2 * LARGEST_CODE + 1, np.int64)
     for row in rows:
-        counts += np.bincount(row.astype(np.int64) + LARGEST_CODE, minlength=len(counts))
+        counts += np.bincount(row.astype(np.int16) + LARGEST_CODE, minlength=len(counts))
     return counts
 
 

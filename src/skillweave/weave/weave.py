@@ -225,11 +225,11 @@ class Weave:
         if self._require_audit:
             pack.check_audit()
         ready = self.packed_model.prepare(name, pack)
-        used = self.base_bytes + self.resident_bytes
-        if self.budget is not None and used + ready.nbytes > self.budget:
+        used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(ready)
+        if self.budget is not None and self.base_bytes + needed > self.budget:
             raise UserError(
-                f"the pack '{name}' takes {_mb(ready.nbytes)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
-                f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - used)} of the budget of {_mb(self.budget)}. "
+                f"the pack '{name}' takes {_mb(needed - used)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
+                f"({_mb(used)}) leave {_mb(self.budget - self.base_bytes - used)} of the budget of {_mb(self.budget)}. "
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
         voice = pack.voice(self.base)
