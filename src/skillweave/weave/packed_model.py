@@ -30,7 +30,8 @@ from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
 
 
-UNPACKED_PACKS = 8
+UNPACKED_PACKS = 4
+"""How many of the packs that were used last stay unpacked between batches."""
 
 
 class PackedModel:
