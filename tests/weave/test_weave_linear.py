@@ -168,7 +168,12 @@ def test_a_pack_lies_in_one_buffer_that_is_freed_with_it(packs):
     laid = {name: laid[name] for name in own}
     flat = next(iter(laid.values())).flat
     assert all(factors.flat is flat and factors.at % 64 == 0 for factors in laid.values())
-    assert sum(factors.nbytes for factors in laid.values()) <= flat.nbytes == coded.laid_out_nbytes < sum(f.nbytes + 64 for f in laid.values())
+    assert (
+        sum(factors.nbytes for factors in laid.values())
+        <= flat.nbytes
+        == coded.laid_out_nbytes
+        < sum(f.nbytes + 64 for f in laid.values())
+    )
     for name, parts in own.items():
         held = laid[name].unpacked()
         product = parts.A.float() * parts.A_scale.float()[:, None] * parts.B_scale.float() @ parts.B.float()

@@ -9,7 +9,7 @@ tables included.
 The large codes of leading directions and the small ones of the others have different frequencies. So each row belongs
 to one of a few classes by the root mean square of its codes, and each class has its own table. Many states (lanes) take
 turns. Where there is a C++ compiler, the loops over the codes are compiled (rans.cpp); elsewhere numpy advances all
-lanes in one operation, which takes ten times as long and gives the same bytes.
+lanes in one operation, which takes longer and gives the same bytes.
 
 The bytes are the same on every machine. Whatever bytes the decoder gets, it gives codes in [-127, 127] or raises
 ValueError, and takes memory for at most :data:`CODES_A_BYTE` codes for each byte.

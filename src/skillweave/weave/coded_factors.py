@@ -88,9 +88,7 @@ class CodedFactors:
         flat = flat.to(self._device)
         groups: Groups = {}
         for matrix in self._matrices:
-            groups.setdefault(matrix.group, {}).update(
-                dict.fromkeys(matrix.modules, replace(matrix.placed, flat=flat))
-            )
+            groups.setdefault(matrix.group, {}).update(dict.fromkeys(matrix.modules, replace(matrix.placed, flat=flat)))
         return groups
 
     @property

@@ -4,8 +4,8 @@ The model itself does not change: no module is replaced, no weight is copied, ``
 ``with packed_model.rows([...])``, forward hooks add to the output of the layers that the packs in use change. Outside
 of it the model is the plain base.
 
-The integer factors of a pack stay as compressed as they are in its file until a batch uses them. They are then unpacked,
-and stay so as long as the pack is one of the last that were used.
+The integer factors of a pack stay as compressed as they are in its file until a batch uses them. They are then
+unpacked, and stay so as long as the pack is one of the last that were used.
 
 Some changes cannot differ from row to row (experts, state-space weights). A pack with such a change answers in batches
 of its own: during them these tensors of the model hold the tuned values, and afterwards again the base's, bit for bit.
@@ -29,7 +29,6 @@ from skillweave.weave.coded_factors import Groups
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
 
-
 UNPACKED_PACKS = 4
 """How many of the packs that were used last stay unpacked between batches."""
 
@@ -37,8 +36,8 @@ UNPACKED_PACKS = 4
 class PackedModel:
     """A model and the packs that are loaded into it. It runs one batch at a time.
 
-    Beam search does not work with it, because it reorders rows. ``unpacked_packs``: how many of the packs that were used
-    last stay unpacked between batches; a batch unpacks all packs that it uses, also if there are more.
+    Beam search does not work with it, because it reorders rows. ``unpacked_packs``: how many of the packs that were
+    used last stay unpacked between batches; a batch unpacks all packs that it uses, also if there are more.
     """
 
     def __init__(self, model: nn.Module, unpacked_packs: int = UNPACKED_PACKS) -> None:
