@@ -36,7 +36,7 @@ from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded, unreserved
 from skillweave.skillzip.losses import change, measure, too_much_left_out
 from skillweave.skillzip.plan import Plan, added, plan
-from skillweave.skillzip.refine.run import check_examples, placeholder, refined
+from skillweave.skillzip.refine.run import check_examples, check_form, placeholder, refined
 from skillweave.skillzip.refine.work import delta_digest, work_folder
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
@@ -115,6 +115,7 @@ def zip_delta(
     if config.refine is not None:
         examples = calibration if refine_on is None else refine_on
         check_examples(examples, config.refine)
+        check_form(base, config.refine)
     inputs = {
         "delta": delta_digest(delta) if work is not None else None,
         "base": [base.fingerprint, str(base.model.dtype)],
