@@ -8,8 +8,11 @@ seed, and test prompts. KL(specialist || base with the pack) is in thousandths o
 own answers, through the arithmetic that is served. The interval of the ratio is a bootstrap over test prompts, after
 the mean over seeds. What was made is kept in runs/int8-refine, so a stopped run resumes.
 
-    python -m benchmarks.int8_refine                                    a model of a million parameters, ten minutes
-    python -m benchmarks.int8_refine --scale small --skills json_calls --seeds 0    SmolLM2, half an hour
+micro, gpt2, qwen3: models of about a million parameters, packs of 1/64, and 300 steps without an early end, because the
+default stops these small models before the refinement helps. small: SmolLM2, packs of 1/256, the default refinement.
+
+    python -m benchmarks.int8_refine                                    ten minutes
+    python -m benchmarks.int8_refine --scale small --skills json_calls --seeds 0    half an hour
     python -m benchmarks.int8_refine --quick                            a base that knows nothing, less than a minute
 """
 
@@ -40,6 +43,10 @@ NAME = "int8_refine"
 RUNS = Path("runs/int8-refine")
 ON_FLOATS, ON_INT8 = "refined on floats", "refined on int8"
 ARMS: dict[str, dict[str, Any] | None] = {"not refined": None, ON_FLOATS: {}, ON_INT8: {"backbone": "int8"}}
+SMOLLM2: tuple[str, dict[str, Any]] = "1/256", {}
+MICRO: tuple[str, dict[str, Any]] = "1/64", {"steps": 300, "patience": None}
+QUICK: tuple[str, dict[str, Any]] = "1/64", {"steps": 8}
+"""The ratio of the packs, and the settings of their refinement that are not the defaults."""
 
 
 def main(argv: Sequence[str]) -> None:
@@ -47,7 +54,6 @@ def main(argv: Sequence[str]) -> None:
     parser = arguments(__doc__, ["micro", "gpt2", "qwen3", "small"])
     parser.add_argument("--skills", nargs="+", help="only these skills of the scale")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(SEEDS)), help="default: %(default)s")
-    parser.add_argument("--ratio", default="1/256", help="bytes of a pack over those of its delta (default: %(default)s)")
     options = parser.parse_args(argv)
     scale = f"quick-{options.scale}" if options.quick else options.scale
     skills = options.skills or list(scale_named(scale).skills)
@@ -55,11 +61,17 @@ def main(argv: Sequence[str]) -> None:
         if skill not in scale_named(scale).skills:
             raise UserError(f"the scale {scale} has no skill '{skill}'; {nearest(skill, scale_named(scale).skills)}")
     record = Record.begin(NAME, options, argv, seeds=options.seeds)
+    ratio, settings = QUICK if options.quick else SMOLLM2 if options.scale == "small" else MICRO
     plans = [(skill, seed, arm) for skill in skills for seed in options.seeds for arm in ARMS]
     with tempfile.TemporaryDirectory() as temporary, bar("packs", len(plans)) as advance:
         folder = Path(temporary) if options.quick else RUNS / options.scale
         for skill, seed, arm in plans:
-            record.rows.append(measured(specialist_of(scale, skill, SHORT, None, folder), skill, seed, arm, options.ratio))
+            form = ARMS[arm]
+            refine = None if form is None else {**settings, **form, "seed": seed}
+            config = ZipConfig.model_validate({"ratio": ratio, "allow_left_out": True, "refine": refine, "seed": seed})
+            specialist = specialist_of(scale, skill, SHORT, None, folder)
+            figures = measured(specialist, specialist.zipped(SKILLZIP, seed, config))
+            record.rows.append({"skill": skill, "seed": seed, "arm": arm, **figures})
             advance()
     for skill in skills:
         kl = {arm: per_prompt(record.rows, skill, arm) for arm in ARMS}
@@ -71,34 +83,22 @@ def main(argv: Sequence[str]) -> None:
     record.finish(table(record.rows, skills), plot(record.rows, skills))
 
 
-def measured(specialist: Specialist, skill: str, seed: int, arm: str, ratio: str) -> dict[str, Any]:
-    """Return the row of one pack: its losses on the base in int8 and in floats, and its score in int8."""
-    chosen = ARMS[arm]
-    refine = None if chosen is None else {**chosen, "seed": seed}
-    config = ZipConfig(ratio=ratio, allow_left_out=True, refine=refine, seed=seed)
-    pack = specialist._pack(SKILLZIP, seed, config)
+def measured(specialist: Specialist, pack: Skillpack) -> dict[str, Any]:
+    """Return the figures of one pack: its losses on the base in int8 and in floats, and its score in int8."""
     in_int8 = served_in_int8(specialist)
     return {
-        "skill": skill,
-        "seed": seed,
-        "arm": arm,
         "pack_bytes": pack.nbytes,
-        "kl_int8": loss(in_int8, pack),
-        "kl_floats": loss(specialist, pack),
-        "score_int8": in_int8._measured(pack, SCORE)["score_of_prompts"],
+        "kl_int8": in_int8.measured(pack, KL)["kl_of_prompts"],
+        "kl_floats": specialist.measured(pack, KL)["kl_of_prompts"],
+        "score_int8": in_int8.measured(pack, SCORE)["score_of_prompts"],
     }
 
 
 def served_in_int8(specialist: Specialist) -> Specialist:
-    """Return the specialist with a base whose linear layers are in int8, beside its own; what it says stays the same."""
+    """Return the specialist with a copy of its base in int8; what it says itself stays the same."""
     other = copy.copy(specialist)
     other.base = put_into_int8(replace(specialist.base, model=copy.deepcopy(specialist.base.model)))
     return other
-
-
-def loss(specialist: Specialist, pack: Skillpack) -> list[float]:
-    """Return the KL of each test prompt in nats a token, of the pack as it is served on the specialist's base."""
-    return specialist._measured(pack, KL)["kl_of_prompts"]
 
 
 def per_prompt(rows: Sequence[dict[str, Any]], skill: str, arm: str, key: str = "kl_int8") -> np.ndarray:
@@ -112,7 +112,9 @@ def table(rows: Sequence[dict[str, Any]], skills: Sequence[str]) -> Table:
     lines = []
     for skill in skills:
         for arm in ARMS:
-            seeds = [1000 * float(np.mean(row["kl_int8"])) for row in rows if (row["skill"], row["arm"]) == (skill, arm)]
+            seeds = [
+                1000 * float(np.mean(row["kl_int8"])) for row in rows if (row["skill"], row["arm"]) == (skill, arm)
+            ]
             means = [float(per_prompt(rows, skill, arm, key).mean()) for key in ("kl_floats", "score_int8")]
             each = ", ".join(f"{value:.3g}" for value in seeds)
             lines.append([skill, arm, f"{np.mean(seeds):.3g}", each, f"{1000 * means[0]:.3g}", f"{means[1]:.1%}"])

@@ -80,8 +80,8 @@ def refined(
     * With ``config.backbone`` "int8", the factors are tuned on a copy of the base in int8, which is freed afterwards.
       The specialist stays in float32.
 
-    Raises :class:`UserError` as :func:`check_examples` and :func:`check_form` do, if no two prompts fit the context, and
-    if the base cannot be put into int8.
+    Raises :class:`UserError` as :func:`check_examples` and :func:`check_form` do, if no two prompts fit the context,
+    and if the base cannot be put into int8.
     """
     check_examples(examples, config)
     check_form(base, config)
