@@ -21,7 +21,7 @@ from skillweave.skillzip.refine.factors import coarseness, with_factors
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import teacher_rows
 from skillweave.skillzip.refine.train import Progress, train
-from skillweave.weave.int8_backbone import INT8, is_int8, put_into_int8
+from skillweave.weave.int8_backbone import INT8, put_into_int8
 
 _LONGEST_KL = 1.234e-05
 """No KL is longer than this in the card's JSON: a pack is weighed before it is refined."""
@@ -31,15 +31,6 @@ def placeholder(config: RefineConfig) -> dict[str, Any]:
     """Return a record of a refinement that is at least as long, in JSON, as the one that :func:`refined` will write."""
     counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
     return {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts, **_form(config)}
-
-
-def check_form(base: Base, config: RefineConfig) -> None:
-    """Raise :class:`UserError` if the base is in int8 already, and the settings do not ask for that."""
-    if is_int8(base) and config.backbone != INT8:
-        raise UserError(
-            f"the linear layers of {base.ref} are in int8, and refine.backbone is "
-            f"{config.backbone or 'not set'}: set refine.backbone={INT8}, or open the base without backbone {INT8}"
-        )
 
 
 def check_examples(examples: Sequence[tuple[Prompt, Answer | None]] | None, config: RefineConfig) -> None:
@@ -80,11 +71,10 @@ def refined(
     * With ``config.backbone`` "int8", the factors are tuned on a copy of the base in int8, which is freed afterwards.
       The specialist stays in float32.
 
-    Raises :class:`UserError` as :func:`check_examples` and :func:`check_form` do, if no two prompts fit the context,
-    and if the base cannot be put into int8.
+    Raises :class:`UserError` as :func:`check_examples` does, if no two prompts fit the context, and if the base cannot
+    be put into int8.
     """
     check_examples(examples, config)
-    check_form(base, config)
     chosen = examples[: config.prompts]
     if left := len(examples) - len(chosen):
         console.print(f"  {share_of(left, len(examples), 'prompts')} are not used for the refinement (refine.prompts)")
@@ -145,7 +135,7 @@ def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Ba
 
 def _served(base: Base, config: RefineConfig) -> Base:
     """Return the base as it serves the pack: ``base`` itself, or a copy whose linear layers are in int8."""
-    if config.backbone != INT8 or is_int8(base):
+    if config.backbone != INT8:
         return base
     return put_into_int8(replace(base, model=copy.deepcopy(base.model)))
 
