@@ -107,8 +107,8 @@ def zip_delta(
     delta.check_base(base.fingerprint, base.ref)
     if is_int8(base):
         raise UserError(
-            f"the linear layers of {base.ref} are in int8, and a delta is zipped on the base as its files hold it: open "
-            f"the base without backbone {INT8} (refine.backbone={INT8} refines the pack for a base in {INT8})"
+            f"the linear layers of {base.ref} are in int8, and a delta is zipped on the base as its files hold it: "
+            f"open the base without backbone {INT8} (refine.backbone={INT8} refines the pack for a base in {INT8})"
         )
     check_name(name)
     if config.needs_calibration and not calibration:
