@@ -8,8 +8,8 @@ seed, and test prompts. KL(specialist || base with the pack) is in thousandths o
 own answers, through the arithmetic that is served. The interval of the ratio is a bootstrap over test prompts, after
 the mean over seeds. What was made is kept in runs/int8-refine, so a stopped run resumes.
 
-micro, gpt2, qwen3: models of about a million parameters, packs of 1/64, and 300 steps without an early end, because the
-default stops these small models before the refinement helps. small: SmolLM2, packs of 1/256, the default refinement.
+micro, gpt2, qwen3: models of about a million parameters, packs of 1/64, and 300 steps without an early end, because 50
+steps do not help these small models. small: SmolLM2, packs of 1/256, the default refinement.
 
     python -m benchmarks.int8_refine                                    ten minutes
     python -m benchmarks.int8_refine --scale small --skills json_calls --seeds 0    half an hour
@@ -44,7 +44,7 @@ RUNS = Path("runs/int8-refine")
 ON_FLOATS, ON_INT8 = "refined on floats", "refined on int8"
 ARMS: dict[str, dict[str, Any] | None] = {"not refined": None, ON_FLOATS: {}, ON_INT8: {"backbone": "int8"}}
 SMOLLM2: tuple[str, dict[str, Any]] = "1/256", {}
-MICRO: tuple[str, dict[str, Any]] = "1/64", {"steps": 300, "patience": None}
+MICRO: tuple[str, dict[str, Any]] = "1/64", {"steps": 300, "patience": None, "learning_rate": 0.02}
 QUICK: tuple[str, dict[str, Any]] = "1/64", {"steps": 8}
 """The ratio of the packs, and the settings of their refinement that are not the defaults."""
 
