@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from skillweave.config import Config
 
@@ -52,4 +52,14 @@ class RefineConfig(Config):
         "`given` takes those that come with the prompts",
     )
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer that the specialist writes, in tokens")
+    backbone: Literal["int8", "dtype"] | None = Field(
+        default=None,
+        description="the form of the base's linear layers with which the factors are tuned, which should be the one "
+        "that the pack is served on: `int8`, or `dtype`; none: as the weave that is built, and `dtype` without one",
+    )
     seed: int = Field(default=0, description="seed of the choice of held-out prompts, and of the order of the others")
+
+    @model_serializer(mode="wrap")
+    def _without_a_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Work that was done before this setting existed goes on: its inputs, written down without it, are the same.
+        return {key: value for key, value in dump(self).items() if key != "backbone" or value is not None}
