@@ -12,9 +12,9 @@ from skillweave.config import Config
 class RefineConfig(Config):
     """Settings of the refinement, which tunes the factors of a pack towards the specialist's own probabilities.
 
-    Both defaults are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at 1/256 of a short
-    fine-tune, whose KL on test prompts was 41 thousandths of a nat a token, 50 steps left 19 with a learning rate of
-    0.02, 12 with 0.05, and more with 0.1 (one seed). A pack that is nearly exact gains only from smaller rates.
+    Both defaults are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at 1/256 of a
+    short fine-tune, whose KL on test prompts was 41 thousandths of a nat a token, 50 steps left 19 with a learning rate
+    of 0.02, 12 with 0.05, and more with 0.1 (one seed). A pack that is nearly exact gains only from smaller rates.
     """
 
     steps: int = Field(default=50, ge=1, description="most steps of training")
