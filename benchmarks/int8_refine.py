@@ -42,7 +42,12 @@ from skillweave.weave import put_into_int8
 NAME = "int8_refine"
 RUNS = Path("runs/int8-refine")
 ON_FLOATS, ON_INT8 = "refined on floats", "refined on int8"
-ARMS: dict[str, dict[str, Any] | None] = {"not refined": None, ON_FLOATS: {}, ON_INT8: {"backbone": "int8"}}
+ARMS: dict[str, dict[str, Any] | None] = {
+    "not refined": None,
+    # With the form on the card in both arms, the packs before the refinement have the same bytes but for one.
+    ON_FLOATS: {"backbone": "dtype"},
+    ON_INT8: {"backbone": "int8"},
+}
 SMOLLM2: tuple[str, dict[str, Any]] = "1/256", {}
 MICRO: tuple[str, dict[str, Any]] = "1/64", {"steps": 300, "patience": None, "learning_rate": 0.02}
 QUICK: tuple[str, dict[str, Any]] = "1/64", {"steps": 8}

@@ -135,7 +135,7 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, in the dtype of ``x``: (..., in) -> (..., out)."""
         if x.requires_grad and torch.is_grad_enabled():
-            return _StraightThrough.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]
+            return _StraightThrough.apply(x, self)
         return self._output(x)
 
     def _output(self, x: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,7 @@ def _served(base: Base, config: RefineConfig) -> Base:
 
 
 def _form(config: RefineConfig) -> dict[str, str]:
-    return {"backbone": INT8} if config.backbone == INT8 else {}
+    return {} if config.backbone is None else {"backbone": config.backbone}
 
 
 def _better(pack: Skillpack, progress: Progress, record: dict[str, Any]) -> Skillpack:
