@@ -73,7 +73,8 @@ def cells(options: argparse.Namespace) -> list[Cell]:
         packs = len(find(options.weave).skills)
         groups, seeds, weave = [(DEMO, packs)], [0], str(options.weave)
     else:
-        groups, seeds, weave = (GROUPS[2:3] if options.quick else GROUPS), list(range(options.seeds)), None
+        chosen = [(relation, packs) for relation, packs in GROUPS if packs in options.packs]
+        groups, seeds, weave = (chosen[2:3] if options.quick else chosen), list(range(options.seeds)), None
     return [
         Cell(relation, packs, seed, arm, ratios, options.prompts, options.quick, weave)
         for seed in seeds
@@ -88,6 +89,9 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--weave", type=Path, default=DEMO_FOLDER, help="the build of scale small (%(default)s)")
     parser.add_argument("--ratios", nargs="+", choices=RATIOS, default=list(RATIOS), metavar="RATIO", help="sizes")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="WAY", help=f"of: {ARMS}")
+    parser.add_argument(
+        "--packs", nargs="+", type=int, choices=[2, 3, 8], default=[2, 3, 8], help="how many share (scale micro)"
+    )
     parser.add_argument("--seeds", type=positive, default=3, help="other examples (default: %(default)s)")
     parser.add_argument("--prompts", type=positive, help="of each kind (default: 96; of scale small 16)")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="what is kept (default: %(default)s)")
@@ -95,7 +99,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.prompts = options.prompts or (16 if options.scale == "small" else 96)
     if options.quick:
-        options.ratios, options.seeds, options.prompts = ["1/32"], 1, 4
+        options.ratios, options.packs, options.seeds, options.prompts = ["1/32"], [3], 1, 4
     return options
 
 

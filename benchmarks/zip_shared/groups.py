@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from skillweave.base import Base, Prompt, open_base
 from skillweave.delta import Delta
 from skillweave.files.hashes import digest
 from skillweave.skillzip.refine.teacher import TeacherRow
-from skillweave.tasks import load_task
+from skillweave.tasks import Task, load_task
 from skillweave.weave import background_prompts
 
 TASKS, SETTINGS, SAME, DEMO = "different tasks", "one task, other settings", "one task, other examples", "the demo"
@@ -33,17 +32,36 @@ SMALL_TOKENS = 32
 
 @dataclass(frozen=True)
 class Member:
-    """One fine-tune of a group: its delta, and what the specialist says on test prompts and on others for tuning."""
+    """One fine-tune of a group. What its specialist says is made when it is asked for, once in ``folder``."""
 
     name: str
+    base: Base
     delta: Delta
-    test: list[TeacherRow]
-    tuning: list[TeacherRow]
+    prompts: dict[str, list[Prompt]]
+    tokens: int
+    folder: Path
 
     @functools.cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The delta's tensors, float32."""
         return {name: self.delta.tensor(name).float() for name in self.delta.names()}
+
+    @functools.cached_property
+    def test(self) -> list[TeacherRow]:
+        """What the specialist says on test prompts."""
+        return self._said("test")
+
+    @functools.cached_property
+    def tuning(self) -> list[TeacherRow]:
+        """What the specialist says on prompts that are not tested."""
+        return self._said("calibration")
+
+    def _said(self, split: str) -> list[TeacherRow]:
+        return said_to(self._specialist, self.prompts[split], self.tokens, self.folder / split)
+
+    def _specialist(self) -> Base:
+        base = open_base(self.base.path, dtype="float32", device=self.base.model.device)
+        return self.delta.apply(base, in_place=True)
 
 
 @dataclass(frozen=True)
@@ -89,32 +107,25 @@ def _micro_member(skill: Skill, folder: Path, prompts: int, quick: bool) -> Memb
     scale = replace(QUICK if quick else _MICRO, skills={skill.task: replace(skill, steps=2) if quick else skill})
     base = _micro_base(folder, quick)
     place = fine_tune(base, scale, skill.task, SHORT, folder / "fine-tunes")
-    task = load_task(task_spec(scale, skill.task))
-    asked = [[entry.prompt for entry in task.distinct(split)[:prompts]] for split in ("test", "calibration")]
-    return _member(f"{skill.task} {recipe(scale, skill.task, SHORT)}", place, base, asked, skill.tokens, folder)
+    name = f"{skill.task} {recipe(scale, skill.task, SHORT)}"
+    return _member(name, place, base, load_task(task_spec(scale, skill.task)), prompts, skill.tokens, folder)
 
 
 def small_group(weave: Path, folder: Path, prompts: int) -> Group:
     """Return the fine-tunes of a build, whose work folder lies beside it."""
     built = find(weave)
     base = open_base(built.base_ref, dtype="float32")
-    members = []
-    for skill in built.skills:
-        task = skill.task()
-        asked = [[entry.prompt for entry in task.distinct(split)[:prompts]] for split in ("test", "calibration")]
-        members.append(_member(skill.name, skill.delta_folder, base, asked, SMALL_TOKENS, folder))
-    # The lines come in no order of topics; every fifth stands for all.
+    members = [
+        _member(skill.name, skill.delta_folder, base, skill.task(), prompts, SMALL_TOKENS, folder)
+        for skill in built.skills
+    ]
+    # Every fifth line: neighbours are often of one kind.
     everyday = background_prompts()[::5][:prompts]
     rows = said_to(lambda: base, everyday, SMALL_TOKENS, folder / "said" / f"everyday-{prompts}")
     return Group(base, members, rows)
 
 
-def _member(name: str, place: Path, base: Base, asked: Sequence[Sequence[Prompt]], tokens: int, folder: Path) -> Member:
-    delta = Delta.from_pretrained(place)
-
-    def specialist() -> Base:
-        return delta.apply(open_base(base.path, dtype="float32", device=base.model.device), in_place=True)
-
-    key = digest([name, [list(prompts) for prompts in asked], (place / "delta.json").read_text(encoding="utf-8")])
-    test, tuning = (said_to(specialist, part, tokens, folder / "said" / f"{key}-{at}") for at, part in enumerate(asked))
-    return Member(name, delta, test, tuning)
+def _member(name: str, place: Path, base: Base, task: Task, prompts: int, tokens: int, folder: Path) -> Member:
+    asked = {split: [entry.prompt for entry in task.distinct(split)[:prompts]] for split in ("test", "calibration")}
+    key = digest([name, asked, (place / "delta.json").read_text(encoding="utf-8")])
+    return Member(name, base, Delta.from_pretrained(place), asked, tokens, folder / "said" / key)
