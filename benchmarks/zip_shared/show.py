@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import Claim, judged, student
@@ -57,8 +58,35 @@ def gained(rows: Sequence[Row], group: tuple[str, int], arm: str, ratio: str) ->
     return math.exp(mean), math.exp(low), math.exp(high)
 
 
+def worth(rows: Sequence[Row], group: tuple[str, int], arm: str, ratio: str) -> float | None:
+    """Return how many times the bytes a pack without a shared part would need for the same KL.
+
+    It is the geometric mean over skills and seeds. Between two measured sizes log KL is linear in log bytes. None if a
+    KL lies outside of what was measured without a shared part.
+    """
+    logs = []
+    for row in rows:
+        if (row["relation"], row["packs"], row["arm"], row["ratio"]) == (*group, arm, ratio):
+            about = (*group, NONE, row["seed"], row["skill"])
+            points = sorted(
+                (math.log(each["kl"]), math.log(each["pack_bytes"]))
+                for each in rows
+                if each["ratio"] != NO_PACK
+                and (each["relation"], each["packs"], each["arm"], each["seed"], each["skill"]) == about
+            )
+            kl = math.log(row["kl"])
+            if not points or not points[0][0] <= kl <= points[-1][0]:
+                return None
+            kls, sizes = zip(*points, strict=True)
+            logs.append(float(np.interp(kl, kls, sizes)) - math.log(row["pack_bytes"]))
+    return math.exp(statistics.fmean(logs)) if logs else None
+
+
 def table(rows: Sequence[Row]) -> Table:
-    """Return a table with a line for each group and way: residual, KL of everyday prompts, gain at each size."""
+    """Return a table with a line for each group and way: residual, KL of everyday prompts, gain at each size.
+
+    A gain is KL(none) / KL(way) with its interval, and the bytes that a pack without a shared part would need for it.
+    """
     shown = [ratio for ratio in RATIOS if any(row["ratio"] == ratio for row in rows)]
     lines = []
     for group in _groups(rows):
@@ -95,8 +123,12 @@ def _gains(rows: Sequence[Row], group: tuple[str, int], arm: str, ratios: Sequen
             for ratio in ratios
         ]
         return [f"1000 KL {1000 * statistics.fmean(kls):.3g}" if kls else "-" for kls in found]
-    gains = [gained(rows, group, arm, ratio) for ratio in ratios]
-    return [f"{gain[0]:.2f}x ({gain[1]:.2f} to {gain[2]:.2f})" if gain else "-" for gain in gains]
+    cells = []
+    for ratio in ratios:
+        gain, bytes_for_it = gained(rows, group, arm, ratio), worth(rows, group, arm, ratio)
+        text = f"{gain[0]:.2f}x ({gain[1]:.2f} to {gain[2]:.2f})" if gain else "-"
+        cells.append(f"{text}, {bytes_for_it:.2f}x bytes" if bytes_for_it else text)
+    return cells
 
 
 def plot(rows: Sequence[Row]) -> Figure:

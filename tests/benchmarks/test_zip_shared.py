@@ -123,6 +123,19 @@ def test_gained_is_the_mean_ratio_of_each_seed() -> None:
     assert show.gained(rows, ("r", 2), measure.TIES, "1/32") is None
 
 
+def test_worth_is_the_bytes_that_the_same_closeness_takes_without_a_shared_part() -> None:
+    def row(arm: str, ratio: str, nbytes: int, kl: float) -> dict:
+        about = {"relation": "r", "packs": 2, "seed": 0, "skill": "x"}
+        return {**about, "arm": arm, "ratio": ratio, "pack_bytes": nbytes, "kl": kl}
+
+    rows = [row(measure.NONE, "no pack", 0, 9.0)]
+    rows += [row(measure.NONE, ratio, nbytes, 100 / nbytes) for ratio, nbytes in (("1/32", 100), ("1/128", 25))]
+    rows += [row(measure.MEAN, "1/128", 25, 2.0), row(measure.TIES, "1/128", 25, 0.5)]
+    assert show.worth(rows, ("r", 2), measure.MEAN, "1/128") == pytest.approx(2)  # 50 bytes give a KL of 2
+    assert show.worth(rows, ("r", 2), measure.TIES, "1/128") is None
+    assert show.worth(rows, ("r", 2), measure.MEAN, "1/32") is None
+
+
 def test_micro_skills_differ_as_their_relation_says() -> None:
     for relation, packs, tasks in ((groups.TASKS, 3, 3), (groups.SETTINGS, 8, 1), (groups.SAME, 8, 1)):
         skills = groups.micro_skills(relation, packs, 0)
