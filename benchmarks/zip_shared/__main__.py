@@ -11,13 +11,14 @@ ways, is left out.
 
 micro: a model of a million parameters, with fine-tunes of its linear layers. The tasks differ; or it is one task with
 other settings; or the same task with other examples. Seeds are other examples. Intervals are over seeds.
-small: the three deltas of a build of the demo. One seed: ranges are over the skills.
+small: the three deltas of a build of the demo. With one seed, ranges are over the skills.
 
 Every way is kept in runs/zip-shared, so that a stopped run resumes; Ctrl-C shows what is there, and so does `--show`.
 
-    python -m benchmarks.zip_shared                                   an hour on a core
-    python -m benchmarks.zip_shared --scale small --weave runs/demo --ratios 1/32 1/128 1/512
-    python -m benchmarks.zip_shared --quick                           a base that knows nothing
+    python -m benchmarks.zip_shared                                    half an hour on a core
+    python -m benchmarks.zip_shared --scale small --weave runs/demo    after `make demo`
+    python -m benchmarks.zip_shared --show                             what is there
+    python -m benchmarks.zip_shared --quick                            a base that knows nothing
 """
 
 from __future__ import annotations
@@ -87,17 +88,19 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = arguments(__doc__, ["micro", "small"])
     parser.add_argument("--weave", type=Path, default=DEMO_FOLDER, help="the build of scale small (%(default)s)")
-    parser.add_argument("--ratios", nargs="+", choices=RATIOS, default=list(RATIOS), metavar="RATIO", help="sizes")
+    parser.add_argument("--ratios", nargs="+", choices=RATIOS, metavar="RATIO", help=f"of: {', '.join(RATIOS)}")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="WAY", help=f"of: {ARMS}")
     parser.add_argument(
         "--packs", nargs="+", type=int, choices=[2, 3, 8], default=[2, 3, 8], help="how many share (scale micro)"
     )
     parser.add_argument("--seeds", type=positive, default=3, help="other examples (default: %(default)s)")
-    parser.add_argument("--prompts", type=positive, help="of each kind (default: 96; of scale small 16)")
+    parser.add_argument("--prompts", type=positive, help="of each kind (default: 96; of scale small 12)")
     parser.add_argument("--runs", type=Path, default=RUNS, metavar="FOLDER", help="what is kept (default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="measure nothing: show what is there")
     options = parser.parse_args(argv)
-    options.prompts = options.prompts or (16 if options.scale == "small" else 96)
+    small = options.scale == "small"
+    options.prompts = options.prompts or (12 if small else 96)
+    options.ratios = options.ratios or ["1/32", "1/128", "1/512" if small else "1/256"]
     if options.quick:
         options.ratios, options.packs, options.seeds, options.prompts = ["1/32"], [3], 1, 4
     return options

@@ -93,8 +93,18 @@ def table(rows: Sequence[Row]) -> Table:
         for arm in ARMS:
             own = [row for row in rows if (row["relation"], row["packs"], row["arm"]) == (*group, arm)]
             if own:
-                lines.append([group[0], str(group[1]), arm, *_figures(own), *_gains(rows, group, arm, shown)])
-    header = ["fine-tunes", "packs", "shared part", "cosine", "residual", "1000 KL everyday", "1000 KL no pack"]
+                seeds = str(len({row["seed"] for row in own}))
+                lines.append([group[0], str(group[1]), arm, seeds, *_figures(own), *_gains(rows, group, arm, shown)])
+    header = [
+        "fine-tunes",
+        "packs",
+        "shared part",
+        "seeds",
+        "cosine",
+        "residual",
+        "1000 KL everyday",
+        "1000 KL no pack",
+    ]
     return Table([*header, *shown], lines)
 
 
