@@ -118,11 +118,12 @@ class Specialist:
         """Return the pack of a codec at a ratio, and whether it is only the smallest that the codec can write."""
         fixed = ALL[codec].settings["codec"] in FIXED_SIZE
         try:
-            return self._pack(codec, seed, zip_settings(codec, seed, **({} if fixed else {"ratio": ratio}))), fixed
+            return self.zipped(codec, seed, zip_settings(codec, seed, **({} if fixed else {"ratio": ratio}))), fixed
         except TooSmall as error:
-            return self._pack(codec, seed, zip_settings(codec, seed, budget=error.least)), True
+            return self.zipped(codec, seed, zip_settings(codec, seed, budget=error.least)), True
 
-    def _pack(self, codec: str, seed: int, config: ZipConfig) -> Skillpack:
+    def zipped(self, codec: str, seed: int, config: ZipConfig) -> Skillpack:
+        """Return the pack that a zip with these settings makes on the calibration prompts of a seed; it is kept."""
         place = self.packs / digest([codec, seed, config.model_dump(mode="json")])
         if not is_skillpack(place):
             examples = self.calibration(seed)
@@ -166,12 +167,13 @@ class Specialist:
         """Return the measure of a pack. The smallest pack of a codec, which stands for several ratios, is kept."""
         file = self.packs / "smallest" / f"{digest([asdict(cell), pack.nbytes])}.json"
         if cell.ratio != SMALLEST:
-            return self._measured(pack, cell.measure)
+            return self.measured(pack, cell.measure)
         if not file.exists():
-            write_json(file, self._measured(pack, cell.measure))
+            write_json(file, self.measured(pack, cell.measure))
         return read_json(file)
 
-    def _measured(self, pack: Skillpack, what: str) -> dict[str, Any]:
+    def measured(self, pack: Skillpack, what: str) -> dict[str, Any]:
+        """Return a measure of a pack, as it is served on the base."""
         woven = Weave.of(self.base, {"pack": pack})
         if what == SCORE:
             return self.score(woven)

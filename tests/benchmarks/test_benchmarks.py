@@ -26,6 +26,7 @@ from skillweave.tasks.with_tools import load_agent
 record = importlib.import_module("benchmarks.common.record")
 skills = importlib.import_module("benchmarks.common.skills")
 int8_backbone = importlib.import_module("benchmarks.int8_backbone")
+int8_refine = importlib.import_module("benchmarks.int8_refine")
 mixed_batch = importlib.import_module("benchmarks.mixed_batch")
 memory = importlib.import_module("benchmarks.memory")
 zip_memory = importlib.import_module("benchmarks.zip_memory")
@@ -86,6 +87,14 @@ def test_mixed_batch(tmp_path: Path) -> None:
     taken = {row["way"]: np.array(row["seconds"]) for row in found["rows"]}
     ratio = np.median(taken["specialists in turn"] / taken["weave, mixed"])
     assert claim["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+
+
+def test_int8_refine(tmp_path: Path) -> None:
+    found = result(int8_refine, tmp_path, "--seeds", "0")
+    assert [row["arm"] for row in found["rows"]] == list(int8_refine.ARMS)
+    kl = {row["arm"]: np.mean(row["kl_int8"]) for row in found["rows"]}
+    assert found["claims"][0]["value"] == pytest.approx(kl[int8_refine.ON_INT8] / kl[int8_refine.ON_FLOATS])
+    assert all(len(row["score_int8"]) == 4 for row in found["rows"])
 
 
 def test_int8_backbone(tmp_path: Path) -> None:

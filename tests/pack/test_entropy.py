@@ -19,6 +19,10 @@ def rows_of(sizes: list[int], spread: float = 1.5, seed: int = 0) -> list[np.nda
     ]
 
 
+def written(rows: list[np.ndarray]) -> tuple[bytes, bytes]:
+    return encode(np.concatenate([np.zeros(0, np.int8), *rows]), [len(row) for row in rows])
+
+
 @pytest.mark.parametrize(
     "rows",
     [
@@ -33,10 +37,10 @@ def rows_of(sizes: list[int], spread: float = 1.5, seed: int = 0) -> list[np.nda
     ],
 )
 def test_what_is_written_is_read(rows: list[np.ndarray]) -> None:
-    head, body = encode(rows)
-    assert (head, body) == encode(rows)
+    head, body = written(rows)
+    assert (head, body) == written(rows)
     got = decode(head, body, [len(row) for row in rows])
-    assert all(np.array_equal(one, other) for one, other in zip(rows, got, strict=True))
+    assert np.array_equal(got, np.concatenate([np.zeros(0, np.int8), *rows]))
 
 
 def test_it_takes_about_the_entropy() -> None:
@@ -45,14 +49,14 @@ def test_it_takes_about_the_entropy() -> None:
     for row in rows:  # each row by its own counts: no coder without a table for each row can do that
         for count in np.unique(row, return_counts=True)[1]:
             bits -= count * math.log2(count / len(row))
-    taken = sum(map(len, encode(rows)))
+    taken = sum(map(len, written(rows)))
     assert bits / 8 < taken < 1.025 * bits / 8
 
 
 def test_damage_is_noticed() -> None:
     rows = rows_of([400, 500])
     lengths = [400, 500]
-    head, body = encode(rows)
+    head, body = written(rows)
     for wrong in (body[:-2], body + b"\0\0", body[:-1], b"", body[:9]):
         with pytest.raises(ValueError, match="codes"):
             decode(head, wrong, lengths)
@@ -66,7 +70,7 @@ def test_damage_is_noticed() -> None:
 
 
 def test_a_short_file_cannot_ask_for_much_memory() -> None:
-    head, body = encode([np.zeros(10_000, np.int8)])
+    head, body = written([np.zeros(10_000, np.int8)])
     assert len(body) >= 10_000 / CODES_A_BYTE
     with pytest.raises(ValueError, match="cannot hold"):
         decode(head, body, [10**12])

@@ -215,3 +215,18 @@ def test_the_command_prints_the_table(finished: Path, tmp_path: Path, monkeypatc
     text = made("build", finished.with_name("weave.yaml"), "-o", finished, "--plan", *edited).out
     assert "10 steps: 10 to do again (last time " in text
     assert "sort/task" in text
+
+
+def test_packs_are_refined_on_the_backbone_that_serves_them(settings: dict[str, Any], tmp_path: Path) -> None:
+    def form(weave: dict[str, Any], refine: dict[str, Any] | None = None) -> str | None:
+        file = tmp_path / "weave.yaml"
+        file.write_text(yaml.safe_dump({**settings, "zip": {"ratio": 0.5, "refine": refine}, **weave}))
+        config = read_weave_config(str(file))
+        chosen = config.zip_config("sort").refine
+        return None if chosen is None else chosen.backbone
+
+    assert form({"backbone": "int8"}) is None
+    assert form({}, {"steps": 3}) is None
+    assert form({"backbone": "int8"}, {"steps": 3}) == "int8"
+    assert form({"backbone": "int8"}, {"backbone": "dtype"}) == "dtype"
+    assert form({}, {"backbone": "int8"}) == "int8"

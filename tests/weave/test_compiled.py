@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from skillweave.base import native
 from skillweave.errors import UserError
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import compiled as module
@@ -226,17 +227,17 @@ def test_a_layer_with_tuned_values_leaves_the_others_alone(monkeypatch, use):
 def said(monkeypatch, tmp_path):
     """What is said while the functions are looked for in an empty cache."""
     lines: list[str] = []
-    monkeypatch.setattr(module, "say_once", lines.append)
+    monkeypatch.setattr(native, "say_once", lines.append)
     monkeypatch.setattr(module, "_may_run", lambda: True)
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path))
-    monkeypatch.delenv(module.OVERRIDE, raising=False)
+    monkeypatch.delenv(native.OVERRIDE, raising=False)
     module.compiled.cache_clear()
     yield lines
     module.compiled.cache_clear()
 
 
 def test_without_a_compiler_torch_computes_and_it_is_said(said, monkeypatch):
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(native.shutil, "which", lambda name: None)
     assert module.compiled() is None
     assert "no C++ compiler" in said[0]
     x = torch.randn(2, 8)
@@ -248,7 +249,7 @@ def test_a_compiler_that_fails_is_named(said, monkeypatch, tmp_path, script, why
     false = tmp_path / "g++"
     false.write_text(f"#!/bin/sh\n{script}\n")
     false.chmod(0o755)
-    monkeypatch.setattr(module.shutil, "which", lambda name: str(false))
+    monkeypatch.setattr(native.shutil, "which", lambda name: str(false))
     assert module.compiled() is None
     assert why in said[0]
     assert not list((tmp_path / "compiled").iterdir())
@@ -258,17 +259,17 @@ def test_a_damaged_library_is_not_used(said, monkeypatch, tmp_path):
     compiler = tmp_path / "g++"
     compiler.write_text('#!/bin/sh\nfor last; do :; done\necho nonsense > "$last"\n')
     compiler.chmod(0o755)
-    monkeypatch.setattr(module.shutil, "which", lambda name: str(compiler))
+    monkeypatch.setattr(native.shutil, "which", lambda name: str(compiler))
     assert module.compiled() is None
     assert "cannot be loaded" in said[0]
 
 
 def test_the_functions_can_be_switched_off(said, monkeypatch):
-    monkeypatch.setenv(module.OVERRIDE, "0")
+    monkeypatch.setenv(native.OVERRIDE, "0")
     assert module.compiled() is None
     assert not said
     module.compiled.cache_clear()
-    monkeypatch.setenv(module.OVERRIDE, "no")
+    monkeypatch.setenv(native.OVERRIDE, "no")
     with pytest.raises(UserError, match="set it to 1 or 0"):
         module.compiled()
 

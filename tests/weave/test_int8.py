@@ -15,8 +15,8 @@ from helpers.weave_packs import random_pack
 from skillweave.base import Base, fingerprint, open_base
 from skillweave.errors import UserError
 from skillweave.pack import FactorsEntry
-from skillweave.weave import PackedModel, Weave, is_int8, linear, put_into_int8
-from skillweave.weave.int8 import LONGEST, Int8Linear, row_codes, smoothing
+from skillweave.weave import PackedModel, Weave, compiled, is_int8, linear, put_into_int8
+from skillweave.weave.int8 import LONGEST, Int8Linear, SharedInput, row_codes, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
 
 UP = "model.layers.0.mlp.up_proj"
@@ -120,6 +120,57 @@ def test_the_output_has_the_dtype_of_the_input_and_a_token_does_not_depend_on_th
     layer, x = Int8Linear(torch.randn(6, 40), outliers=torch.tensor([3])), torch.randn(200, 40)
     assert layer(x.bfloat16()).dtype is torch.bfloat16
     assert torch.allclose(layer(x)[150], layer(x[150:151])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("law", ["linear", "transposed"])
+@pytest.mark.parametrize(("kept", "smooth", "bias"), [([], False, True), ([2, 6], False, False), ([6], True, True)])
+def test_the_gradient_is_that_of_rounding_as_the_identity(law, kept, smooth, bias):
+    """Against autograd through x + (rounded x - x), and the output to the bit that of the layer without gradients."""
+    source = torch.Generator().manual_seed(1)
+    weight = torch.randn(5, 9, generator=source)
+    layer = Int8Linear(
+        weight if law == "linear" else weight.T.contiguous(),
+        torch.randn(5, generator=source) if bias else None,
+        law=law,
+        outliers=torch.tensor(kept, dtype=torch.int64),
+        smooth=torch.rand(9, generator=source) + 0.5 if smooth else None,
+    )
+    rest = [channel for channel in range(9) if channel not in kept]
+    x = torch.randn(2, 3, 9, generator=source)
+    x[..., kept] *= 100
+    before = torch.randn(9, 9, generator=source, requires_grad=True)
+    given = x @ before
+    got = layer(given)
+    assert torch.equal(got, layer(given.detach()))
+
+    unsmooth = torch.ones(9) if layer.unsmooth is None else layer.unsmooth
+    u = (given * unsmooth)[..., rest]
+    scale = u.detach().abs().amax(dim=-1, keepdim=True) / 127
+    rounded_u = u + (scale * (u / scale).round() - u).detach()
+    dense = layer.decoded() if law == "linear" else layer.decoded().T
+    want = (rounded_u / unsmooth[rest]) @ dense[:, rest].T + given[..., kept] @ dense[:, kept].T
+    torch.testing.assert_close(got, want if layer.bias is None else want + layer.bias, atol=1e-3, rtol=1e-4)
+    weights = torch.randn(2, 3, 5, generator=source)
+    (mine,) = torch.autograd.grad((got * weights).sum(), before, retain_graph=True)
+    (slow_one,) = torch.autograd.grad((want * weights).sum(), before)
+    torch.testing.assert_close(mine, slow_one, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("use", ["torch", "compiled functions where they can be made"])
+def test_layers_that_share_an_input_have_gradients_of_their_own(use, monkeypatch):
+    if use == "torch":
+        monkeypatch.setattr(compiled, "compiled", lambda: None)
+    one, two = (Int8Linear(torch.randn(out, 8), outliers=torch.tensor([3])) for out in (4, 6))
+    SharedInput([one, two])
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    with torch.no_grad():
+        plain = one(x), two(x)
+    first, second = one(x), two(x)
+    assert torch.equal(first, plain[0])
+    assert torch.equal(second, plain[1])
+    (first.sum() + 2 * second.sum()).backward()
+    want = one.decoded().sum(dim=0) + 2 * two.decoded().sum(dim=0)
+    torch.testing.assert_close(x.grad, want.expand(2, 5, 8))
 
 
 def test_smoothing_follows_its_formula_where_both_sides_are_positive():

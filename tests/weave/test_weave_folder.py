@@ -106,7 +106,7 @@ def test_only_the_named_packs_are_read(folder, base, tmp_path):
 
 def test_a_budget_is_kept_and_its_figures_are_told(folder, base):
     free = opened(folder, base)
-    needed = free.base_bytes + free.resident_bytes
+    needed = free.needed_bytes
     assert opened(folder, base, budget=needed).loaded == ["sums", "b"]
     with pytest.raises(UserError, match=r"'b' takes .* MB; .* of the budget of .* Unload one of: sums"):
         opened(folder, base, budget=needed - 1)

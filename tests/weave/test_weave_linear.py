@@ -9,7 +9,8 @@ import torch
 from helpers.factors import random_factors
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import linear
-from skillweave.weave.factors import Factors, laid_out
+from skillweave.weave.coded_factors import CodedFactors, Target
+from skillweave.weave.factors import Factors
 from skillweave.weave.linear import (
     Segment,
     add_to_rows,
@@ -144,11 +145,8 @@ def test_ranks_of_small_codes_stay_packed_beside_wide_ones() -> None:
     assert (none.rank, none.unpacked().B.shape) == (0, (0, INNER))
 
 
-def test_small_codes_stay_packed_and_a_removed_pack_is_gone(packs):
+def test_small_codes_stay_packed(packs):
     stack = stack_of(packs)
-    stack.remove("a")
-    assert stack.packs == ["b", "c"]
-    assert stack.modules == ["q", "k"]
     assert [[codes.bits for codes in stack.factors[pack]["k"].codes] for pack in "bc"] == [[8], [4]]
     held = stack.factors["c"]["k"]
     (codes,) = held.codes
@@ -160,16 +158,22 @@ def test_small_codes_stay_packed_and_a_removed_pack_is_gone(packs):
     x = torch.randn(1, 1, INNER)
     got = grouped_delta(x, segments(stack, ["b"], stacked=False), "k")
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["k"]), rtol=1e-4, atol=1e-3)
-    stack.remove("b")
-    assert stack.modules == ["k"]
 
 
 def test_a_pack_lies_in_one_buffer_that_is_freed_with_it(packs):
     own = packs["b"] | packs["c"]
-    laid = laid_out(own, own.__getitem__, CPU)
+    coded = CodedFactors([Target(name, "group", (name, f"{name} too")) for name in own], own.__getitem__, CPU)
+    laid = coded.laid_out()["group"]
+    assert laid.keys() == {*own, *(f"{name} too" for name in own)}
+    laid = {name: laid[name] for name in own}
     flat = next(iter(laid.values())).flat
     assert all(factors.flat is flat and factors.at % 64 == 0 for factors in laid.values())
-    assert sum(factors.nbytes for factors in laid.values()) <= flat.nbytes < sum(f.nbytes + 64 for f in laid.values())
+    assert (
+        sum(factors.nbytes for factors in laid.values())
+        <= flat.nbytes
+        == coded.laid_out_nbytes
+        < sum(f.nbytes + 64 for f in laid.values())
+    )
     for name, parts in own.items():
         held = laid[name].unpacked()
         product = parts.A.float() * parts.A_scale.float()[:, None] * parts.B_scale.float() @ parts.B.float()
@@ -183,7 +187,7 @@ def test_a_pack_lies_in_one_buffer_that_is_freed_with_it(packs):
     del flat, laid, held
     gc.collect()
     assert room() is None
-    assert not laid_out([], own.__getitem__, CPU)
+    assert not CodedFactors([], own.__getitem__, CPU).laid_out()
 
 
 @pytest.mark.gpu

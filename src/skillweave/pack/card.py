@@ -102,7 +102,8 @@ def refinement_text(record: Any) -> str | None:
     done = f"{known['best_step']} of {known['steps']} steps: KL to the specialist {after} instead of {before}"
     if not record["refined"]:
         done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
-    return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts)"
+    served = ", with the base's linear layers in int8" if record.get("backbone") == "int8" else ""
+    return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts{served})"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

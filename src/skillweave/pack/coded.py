@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors.torch import load, save
 
@@ -29,19 +29,21 @@ from skillweave.pack.schema import PackCard
 def encode_parts(card: PackCard, tensors: Mapping[str, torch.Tensor]) -> CodedParts:
     """Return the parts of the file for these tensors, which must be those that the card's entries need."""
     names = coded_names(card)
-    rows = code_rows(names, tensors)
     scales = b"".join(tensor_bytes(tensors[f"{name}.B_scale"]) for name in names)
     own = coded_tensors(card)
     plain = {key: tensor.contiguous() for key, tensor in tensors.items() if key not in own}
-    return CodedParts(*encode(rows), _deflated(scales), _deflated(save(plain)))
+    return CodedParts(*encode(*_codes(names, tensors)), _deflated(scales), _deflated(save(plain)))
 
 
-def code_rows(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> list[Codes]:
-    """Return the rows of codes of these entries, as numpy arrays in the order of the file."""
-    rows: list[Codes] = []
+def _codes(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[Codes, list[int]]:
+    """Return the codes of these entries in the order of the file, and the lengths of their rows."""
+    lengths: list[int] = []
+    parts = [torch.zeros(0, dtype=torch.int8)]
     for name in names:
-        rows += [*tensors[f"{name}.A"].cpu().numpy().T.copy(), *tensors[f"{name}.B"].cpu().numpy()]
-    return rows
+        left, right = tensors[f"{name}.A"].cpu(), tensors[f"{name}.B"].cpu()
+        lengths += [left.shape[0]] * left.shape[1] + [right.shape[1]] * right.shape[0]
+        parts += [left.T.flatten(), right.flatten()]
+    return torch.cat(parts).numpy(), lengths
 
 
 def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
@@ -61,18 +63,14 @@ def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, tor
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
     every = torch.frombuffer(bytearray(scales), dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()
-    at = row = 0
+    at = rank = 0
     for name, (left, right) in shapes.items():
-        columns, own = codes[row : row + left[1]], codes[row + left[1] : row + left[1] + right[0]]
-        tensors[f"{name}.A"] = torch.from_numpy(np.stack(columns, axis=1)) if columns else _no_codes(left)
-        tensors[f"{name}.B"] = torch.from_numpy(np.stack(own)) if own else _no_codes(right)
-        tensors[f"{name}.B_scale"] = every[at : at + right[0]].clone()
-        at, row = at + right[0], row + left[1] + right[0]
+        middle, end = at + math.prod(left), at + math.prod(left) + math.prod(right)
+        tensors[f"{name}.A"] = torch.from_numpy(codes[at:middle].reshape(left[1], left[0]).T.copy())
+        tensors[f"{name}.B"] = torch.from_numpy(codes[middle:end].reshape(right).copy())
+        tensors[f"{name}.B_scale"] = every[rank : rank + right[0]].clone()
+        at, rank = end, rank + right[0]
     return tensors
-
-
-def _no_codes(shape: tuple[int, ...]) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int8)
 
 
 def _deflated(data: bytes) -> bytes:

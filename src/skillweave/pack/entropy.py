@@ -7,8 +7,9 @@ of the bytes of factors whose codes have an entropy of about 2 bits. The 11.8 mi
 tables included.
 
 The large codes of leading directions and the small ones of the others have different frequencies. So each row belongs
-to one of a few classes by the root mean square of its codes, and each class has its own table. Many states (lanes) are
-advanced at the same time in one numpy operation, because a loop over codes in Python would take minutes.
+to one of a few classes by the root mean square of its codes, and each class has its own table. Many states (lanes) take
+turns. Where there is a C++ compiler, the loops over the codes are compiled (rans.cpp); elsewhere numpy advances all
+lanes in one operation, which takes longer and gives the same bytes.
 
 The bytes are the same on every machine. Whatever bytes the decoder gets, it gives codes in [-127, 127] or raises
 ValueError, and takes memory for at most :data:`CODES_A_BYTE` codes for each byte.
@@ -16,14 +17,23 @@ ValueError, and takes memory for at most :data:`CODES_A_BYTE` codes for each byt
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
+import sys
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skillweave.base.native import allowed, library
+
 Codes = NDArray[np.int8]
+Tables = NDArray[np.uint16]
+"""For each class the frequencies of the codes -127 to 127 (classes, 255): 0 for those that do not occur."""
 
 LARGEST_CODE = 127
 CODES_A_BYTE = 256
@@ -38,28 +48,46 @@ _CLASSES = 24
 """Classes are half an octave wide: from codes that are nearly all 0 to those that fill the range."""
 
 
-def encode(rows: Sequence[Codes]) -> tuple[bytes, bytes]:
-    """Return the rows as two byte strings: the classes with their tables, and the codes themselves.
+def encode(codes: Codes, lengths: Sequence[int]) -> tuple[bytes, bytes]:
+    """Return two byte strings: the classes of the rows with their tables, and the codes themselves.
 
-    The codes must be in [-127, 127].
+    ``codes`` are those of all rows, one row after the other. Raises ValueError for a code of -128.
     """
-    classes, tables = _tables(rows)
+    if codes.min(initial=0) < -LARGEST_CODE:
+        raise ValueError(f"it has a code of {codes.min()}, and codes are from {-LARGEST_CODE} to {LARGEST_CODE}")
+    own_lengths = np.array(lengths, np.int64)
+    classes, tables = _tables(np.split(codes, np.cumsum(own_lengths)[:-1]) if len(own_lengths) else [])
     head = bytearray([len(tables)])
     for table in tables:
-        head += bytes([len(table) // 2]) + table.astype("<u2").tobytes()
+        largest = max(1, int(np.abs(np.flatnonzero(table) - LARGEST_CODE).max()))
+        own = table[LARGEST_CODE - largest : LARGEST_CODE + largest + 1]
+        head += bytes([largest]) + own.astype("<u2").tobytes()
     head += classes.tobytes()
-    return zlib.compress(bytes(head), 9), _encode(rows, classes, tables)
+    states = np.full(_lanes(len(codes)), _LOWEST, np.uint32)
+    words = (_encode if _compiled() is None else _encode_compiled)(codes, states, classes, own_lengths, tables)
+    return zlib.compress(bytes(head), 9), states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
-def decode(head: bytes, body: bytes, lengths: Sequence[int]) -> list[Codes]:
-    """Return the rows that :func:`encode` wrote, whose lengths must be known. Raises ValueError for damaged bytes."""
+def decode(head: bytes, body: bytes | memoryview, lengths: Sequence[int]) -> Codes:
+    """Return all codes of the rows that :func:`encode` wrote, one row after the other.
+
+    The lengths of the rows must be known. Raises ValueError for damaged bytes.
+    """
     total = sum(lengths)
     if total > CODES_A_BYTE * len(body):
         raise ValueError(f"{len(body)} bytes cannot hold {total} codes")
     classes, tables = _read_head(head, len(lengths))
-    codes = _decode(body, np.repeat(classes, lengths), tables)
-    ends = np.cumsum(lengths)
-    return [codes[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    lanes = _lanes(total)
+    if len(body) < 4 * lanes or len(body) % 2:
+        raise ValueError("the codes are cut off")
+    states = np.frombuffer(body, "<u4", lanes).astype(np.uint32)
+    words = np.frombuffer(body, "<u2", offset=4 * lanes)
+    codes = np.empty(total, np.int8)
+    own_decode = _decode if _compiled() is None else _decode_compiled
+    read = own_decode(words, states, classes, np.array(lengths, np.int64), tables, codes)
+    if read != len(words) or bool((states != _LOWEST).any()):
+        raise ValueError("the codes are damaged: they do not end where a coder ends")
+    return codes
 
 
 def inflated(data: bytes, most: int) -> bytes:
@@ -76,18 +104,19 @@ def inflated(data: bytes, most: int) -> bytes:
     return result
 
 
-def _tables(rows: Sequence[Codes]) -> tuple[NDArray[np.uint8], list[NDArray[np.int64]]]:
-    """Return the class of each row, and for each class the frequencies of the codes -largest to largest."""
+def _tables(rows: Sequence[Codes]) -> tuple[NDArray[np.uint8], Tables]:
+    """Return the class of each row, and the frequencies of each class."""
     sizes = [float(np.square(row, dtype=np.float64).mean()) if len(row) else 0.0 for row in rows]
     # log2 of a mean square is in octaves of half: a step of 1 is a factor of sqrt(2) in the codes.
     wanted = np.array([0 if s == 0 else min(max(math.floor(math.log2(s)) + 10, 0), _CLASSES - 1) for s in sizes])
     present = sorted(set(wanted.tolist()))
     classes = np.searchsorted(present, wanted).astype(np.uint8)
-    tables = []
-    for index in range(len(present)):
+    tables = np.zeros((len(present), 2 * LARGEST_CODE + 1), np.uint16)
+    for index, table in enumerate(tables):
         counts = _counts([row for row, own in zip(rows, classes, strict=True) if own == index])
         largest = max(1, int(np.abs(np.flatnonzero(counts) - LARGEST_CODE).max(initial=0)))
-        tables.append(_frequencies(counts[LARGEST_CODE - largest : LARGEST_CODE + largest + 1]))
+        used = slice(LARGEST_CODE - largest, LARGEST_CODE + largest + 1)
+        table[used] = _frequencies(counts[used])
     return classes, tables
 
 
@@ -95,7 +124,7 @@ def _counts(rows: Sequence[Codes]) -> NDArray[np.int64]:
     """Return how often each code from -127 to 127 occurs."""
     counts = np.zeros(2 * LARGEST_CODE + 1, np.int64)
     for row in rows:
-        counts += np.bincount(row.astype(np.int64) + LARGEST_CODE, minlength=len(counts))
+        counts += np.bincount(row.astype(np.int16) + LARGEST_CODE, minlength=len(counts))
     return counts
 
 
@@ -110,11 +139,11 @@ def _frequencies(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return table
 
 
-def _read_head(head: bytes, rows: int) -> tuple[NDArray[np.uint8], list[NDArray[np.int64]]]:
+def _read_head(head: bytes, rows: int) -> tuple[NDArray[np.uint8], Tables]:
     data = inflated(head, 1 + _CLASSES * (1 + 2 * (2 * LARGEST_CODE + 1)) + rows)
     count = data[0] if data else 0
-    at, tables = 1, []
-    for _ in range(count):
+    at, tables = 1, np.zeros((count, 2 * LARGEST_CODE + 1), np.uint16)
+    for whole in tables:
         entries = 2 * data[at] + 1 if at < len(data) else 0
         table = np.frombuffer(data[at + 1 : at + 1 + 2 * entries], "<u2").astype(np.int64)
         at += 1 + 2 * entries
@@ -122,7 +151,7 @@ def _read_head(head: bytes, rows: int) -> tuple[NDArray[np.uint8], list[NDArray[
             raise ValueError("a table of frequencies is cut off, or has no length that one can have")
         if int(table.sum()) != _TOTAL or int(table.min()) < 1 or int(table.max()) > _MOST:
             raise ValueError("the frequencies of a table are none that a coder writes")
-        tables.append(table)
+        whole[LARGEST_CODE - entries // 2 : LARGEST_CODE + entries // 2 + 1] = table
     classes = np.frombuffer(data[at:], np.uint8)
     if len(classes) != rows or (rows and int(classes.max()) >= count):
         raise ValueError(f"there are {len(classes)} classes of rows, or of another number of tables, for {rows} rows")
@@ -134,65 +163,106 @@ def _lanes(total: int) -> int:
     return max(1, math.isqrt(total) // 8)
 
 
-def _encode(rows: Sequence[Codes], classes: NDArray[np.uint8], tables: Sequence[NDArray[np.int64]]) -> bytes:
-    total = sum(map(len, rows))
-    frequency = np.zeros((len(tables), 2 * LARGEST_CODE + 1), np.uint64)
-    for index, table in enumerate(tables):
-        largest = len(table) // 2
-        frequency[index, LARGEST_CODE - largest : LARGEST_CODE + largest + 1] = table
-    start = np.cumsum(frequency, axis=1, dtype=np.uint64) - frequency
+def _encode(
+    codes: Codes, states: NDArray[np.uint32], classes: NDArray[np.uint8], lengths: NDArray[np.int64], tables: Tables
+) -> NDArray[np.uint16]:
+    """Return the words, and leave the states as the decoder must begin."""
+    frequency_of, start_of = tables.ravel().astype(np.uint64), _starts(tables).ravel().astype(np.uint64)
     # One index into the flattened tables for each code; two bytes hold all of them.
-    symbols = np.empty(total, np.uint16)
-    filled = 0
-    for row, own_class in zip(rows, classes.tolist(), strict=True):
-        symbols[filled : filled + len(row)] = row.astype(np.int16) + (LARGEST_CODE + own_class * frequency.shape[1])
-        filled += len(row)
-    frequency_of, start_of = frequency.ravel(), start.ravel()
-    lanes = _lanes(total)
-    states = np.full(lanes, _LOWEST, np.uint64)
-    words = []
-    for at in reversed(range(0, total, lanes)):
+    symbols = np.repeat(classes, lengths).astype(np.uint16) * np.uint16(tables.shape[1])
+    symbols += (codes.astype(np.int16) + LARGEST_CODE).astype(np.uint16)
+    lanes = len(states)
+    words = [np.zeros(0, np.uint16)]
+    for at in reversed(range(0, len(codes), lanes)):
         chosen = symbols[at : at + lanes]
-        own, state = frequency_of[chosen], states[: len(chosen)]
+        own, state = frequency_of[chosen], states[: len(chosen)].astype(np.uint64)
         full = state >= own << np.uint64(32 - _BITS)
-        words.append(state[full].astype("<u2"))
+        words.append(state[full].astype(np.uint16))
         state = np.where(full, state >> np.uint64(16), state)
         quotient, rest = np.divmod(state, own)
         states[: len(chosen)] = (quotient << np.uint64(_BITS)) + rest + start_of[chosen]
-    return states.astype("<u4").tobytes() + b"".join(word.tobytes() for word in reversed(words))
+    return np.concatenate(words[::-1])
 
 
-def _decode(body: bytes, classes: NDArray[np.uint8], tables: Sequence[NDArray[np.int64]]) -> Codes:
-    total = len(classes)
-    lanes = _lanes(total)
-    if len(body) < 4 * lanes or len(body) % 2:
-        raise ValueError("the codes are cut off")
-    states = np.frombuffer(body[: 4 * lanes], "<u4").astype(np.uint64)
-    words = np.frombuffer(body[4 * lanes :], "<u2").astype(np.uint64)
-    code = np.zeros((len(tables), _TOTAL), np.int8)
+def _decode(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    tables: Tables,
+    codes: Codes,
+) -> int:
+    """Write all codes, advance the states to their end, and return how many words were read; -1: there are too few."""
+    code_of = np.zeros((len(tables), _TOTAL), np.int8)
     frequency, start = np.zeros((2, len(tables), _TOTAL), np.uint64)
-    for index, table in enumerate(tables):
-        largest = len(table) // 2
-        code[index] = np.repeat(np.arange(-largest, largest + 1), table)
+    for index, (table, own_starts) in enumerate(zip(tables, _starts(tables), strict=True)):
+        code_of[index] = np.repeat(np.arange(-LARGEST_CODE, LARGEST_CODE + 1), table)
         frequency[index] = np.repeat(table, table)
-        start[index] = np.repeat(np.cumsum(table) - table, table)
-    code_of, frequency_of, start_of = code.ravel(), frequency.ravel(), start.ravel()
-    result = np.empty(total, np.int8)
-    read = 0
-    for at in range(0, total, lanes):
-        first = classes[at : at + lanes].astype(np.uint64) << np.uint64(_BITS)
-        state = states[: len(first)]
+        start[index] = np.repeat(own_starts, table)
+    code_of, frequency_of, start_of = code_of.ravel(), frequency.ravel(), start.ravel()
+    class_of = np.repeat(classes, lengths)
+    lanes, read = len(states), 0
+    for at in range(0, len(codes), lanes):
+        first = class_of[at : at + lanes].astype(np.uint64) << np.uint64(_BITS)
+        state = states[: len(first)].astype(np.uint64)
         slot = state & np.uint64(_TOTAL - 1)
         place = first + slot
-        result[at : at + lanes] = code_of[place]
+        codes[at : at + lanes] = code_of[place]
         state = frequency_of[place] * (state >> np.uint64(_BITS)) + slot - start_of[place]
         low = state < _LOWEST
         needed = int(low.sum())
         if read + needed > len(words):
-            raise ValueError("the codes are cut off")
-        state[low] = (state[low] << np.uint64(16)) | words[read : read + needed]
+            return -1
+        state[low] = (state[low] << np.uint64(16)) | words[read : read + needed].astype(np.uint64)
         read += needed
         states[: len(first)] = state
-    if read != len(words) or bool((states != _LOWEST).any()):
-        raise ValueError("the codes are damaged: they do not end where a coder ends")
-    return result
+    return read
+
+
+def _starts(tables: Tables) -> NDArray[np.int64]:
+    """Return, for each class, the sum of the frequencies before each code."""
+    return np.cumsum(tables, axis=1, dtype=np.int64) - tables
+
+
+def _encode_compiled(
+    codes: Codes, states: NDArray[np.uint32], classes: NDArray[np.uint8], lengths: NDArray[np.int64], tables: Tables
+) -> NDArray[np.uint16]:
+    """:func:`_encode` in rans.cpp."""
+    words = np.empty(len(codes), np.uint16)
+    unused = _compiled().sw_rans_encode(
+        codes.ctypes.data, len(codes), states.ctypes.data, len(states), classes.ctypes.data, lengths.ctypes.data,
+        len(lengths), tables.ctypes.data, len(tables), words.ctypes.data,
+    )  # fmt: skip
+    return words[unused:]
+
+
+def _decode_compiled(
+    words: NDArray[np.uint16],
+    states: NDArray[np.uint32],
+    classes: NDArray[np.uint8],
+    lengths: NDArray[np.int64],
+    tables: Tables,
+    codes: Codes,
+) -> int:
+    """:func:`_decode` in rans.cpp."""
+    read: int = _compiled().sw_rans_decode(
+        words.ctypes.data, len(words), states.ctypes.data, len(states), classes.ctypes.data, lengths.ctypes.data,
+        len(lengths), tables.ctypes.data, len(tables), codes.ctypes.data,
+    )  # fmt: skip
+    return read
+
+
+@functools.cache
+def _compiled() -> Any:
+    """The library with the functions of rans.cpp, or None. It is compiled at the first call on a machine."""
+    if not allowed() or sys.byteorder != "little":
+        return None
+    made = library(Path(__file__).with_name("rans.cpp"), "the codes of packs are read with numpy, which takes longer")
+    if made is not None:
+        address, number = ctypes.c_void_p, ctypes.c_int64
+        made.sw_rans_decode.argtypes = [
+            address, number, address, number, address, address, number, address, number, address
+        ]  # fmt: skip
+        made.sw_rans_encode.argtypes = made.sw_rans_decode.argtypes
+        made.sw_rans_decode.restype = made.sw_rans_encode.restype = number
+    return made

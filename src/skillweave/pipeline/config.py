@@ -169,7 +169,10 @@ class WeaveConfig(Config):
         return self.method_config(skill).tool_use
 
     def zip_config(self, skill: str) -> ZipConfig:
-        """The zip settings of one skill: those of the weave, with the skill's own settings on top."""
+        """The zip settings of one skill: those of the weave, with the skill's own settings on top.
+
+        Packs are refined on the backbone that serves the weave, unless ``refine.backbone`` names another.
+        """
         own = self.skills[skill].zip
         common = self.zip.model_dump(mode="json", exclude_defaults=True)
         if "ratio" in own or "budget" in own:
@@ -179,7 +182,10 @@ class WeaveConfig(Config):
             get_codec(chosen.codec)  # finds a mistyped name now, not after the training
         except UserError as error:
             raise UserError(f"skills.{skill}.zip: {error}") from error
-        return chosen
+        if chosen.refine is None or chosen.refine.backbone is not None or self.backbone is None:
+            return chosen
+        served = chosen.refine.model_copy(update={"backbone": self.backbone})
+        return chosen.model_copy(update={"refine": served})
 
 
 def _without_limit(place: str, settings: Any) -> None:

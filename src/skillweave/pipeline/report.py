@@ -56,7 +56,7 @@ def build_report(
         **({} if config.audit is None else {"held_back": {skill: list(why) for skill, why in (held or {}).items()}}),
         "memory": {
             "base_bytes": base_bytes,
-            "weave_bytes": models.weave.base_bytes + models.weave.resident_bytes,
+            "weave_bytes": models.weave.needed_bytes,
             "separate_bytes": base_bytes * len(skills),
         },
         "speed": read_json(work.step("weave/speed") / "speed.json"),

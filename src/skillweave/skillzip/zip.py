@@ -40,6 +40,7 @@ from skillweave.skillzip.refine.run import check_examples, placeholder, refined
 from skillweave.skillzip.refine.work import delta_digest, work_folder
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
+from skillweave.weave.int8_backbone import INT8, is_int8
 
 _DECOMPOSITIONS = "decompositions"
 """The folder in the work folder in which decompositions are kept until all matrices are written."""
@@ -86,6 +87,7 @@ def zip_delta(
     Raises :class:`UserError`:
 
     * if the delta belongs to another base, or a tensor holds NaN or infinity;
+    * if the base's linear layers are in int8;
     * if the codec is unknown, or it needs calibration and there is none;
     * if the budget is too small (the message names the least that would do);
     * if more than 5% of the delta would be left out, unless ``config.allow_left_out``;
@@ -103,6 +105,11 @@ def zip_delta(
 
     get_codec(config.codec)
     delta.check_base(base.fingerprint, base.ref)
+    if is_int8(base):
+        raise UserError(
+            f"the linear layers of {base.ref} are in int8, and a delta is zipped on the base as its files hold it: "
+            f"open the base without backbone {INT8} (refine.backbone={INT8} refines the pack for a base in {INT8})"
+        )
     check_name(name)
     if config.needs_calibration and not calibration:
         raise UserError(

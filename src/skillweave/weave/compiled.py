@@ -4,40 +4,28 @@ They compute the formulas of :mod:`skillweave.weave.int8` and :mod:`skillweave.w
 tokens, a model of many small layers spends most of its time on calls, not on products. Without a C++ compiler, without
 AVX512 VNNI, or on another device, the same formulas are computed with torch.
 
-The library is kept in ``cache_folder()/compiled``, named by a digest of its two source files and of the command that
-makes it. The environment variable :data:`OVERRIDE` switches the compiled functions off.
+How they are compiled, kept and switched off is in :mod:`skillweave.base.native`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import platform
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from skillweave.base.cache import cache_folder
-from skillweave.errors import UserError
-from skillweave.files.hashes import digest
-from skillweave.progress import say_once
+from skillweave.base.native import allowed, library
 
-OVERRIDE = "SKILLWEAVE_COMPILED"
-"""Set to 0, it keeps this module from compiling and loading anything."""
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _HEADER = Path(__file__).with_name("products.h")
 _FLAGS = (
-    "-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp", "-ffp-contract=off",
+    "-fopenmp", "-ffp-contract=off",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mf16c",
 )  # fmt: skip
-_LONGEST_COMPILATION = 300
-"""Seconds."""
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes of activations that the functions take, with the number that stands for each."""
@@ -111,34 +99,21 @@ _ARGUMENTS: dict[str, Sequence[Any]] = {
 def compiled() -> Any:
     """The library with the functions of kernels.cpp, or None. It is compiled at the first call on a machine.
 
-    Raises :class:`UserError` if :data:`OVERRIDE` is set to anything but 0 or 1.
+    Raises :class:`UserError` if :data:`skillweave.base.native.OVERRIDE` is set to anything but 0 or 1.
     """
-    override = os.environ.get(OVERRIDE, "")
-    if override not in ("", "0", "1"):
-        raise UserError(f"the environment variable {OVERRIDE} is '{override}': set it to 1 or 0, or remove it")
-    if override == "0" or not _may_run():
+    if not allowed() or not _may_run():
         return None
-    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
-    if compiler is None:
-        _say_slower("there is no C++ compiler")
+    without = "packs and int8 layers are computed with torch, which is slower with a few tokens at a time"
+    made = library(_SOURCE, without, [_HEADER], _FLAGS)
+    if made is None:
         return None
-    name = digest([*(file.read_text(encoding="utf-8") for file in (_SOURCE, _HEADER)), compiler, *_FLAGS])
-    place = cache_folder() / "compiled" / f"{name}.so"
-    if not place.exists() and (problem := _compile(compiler, place)):
-        _say_slower(problem)
-        return None
-    try:
-        library = ctypes.CDLL(str(place))
-    except OSError as error:
-        _say_slower(f"{place} cannot be loaded ({error})")
-        return None
-    library.sw_supported.restype = ctypes.c_int64
-    if not library.sw_supported():
+    made.sw_supported.restype = ctypes.c_int64
+    if not made.sw_supported():
         return None
     for function, arguments in _ARGUMENTS.items():
-        getattr(library, function).argtypes = arguments
-        getattr(library, function).restype = None
-    return library
+        getattr(made, function).argtypes = arguments
+        getattr(made, function).restype = None
+    return made
 
 
 def usable(x: torch.Tensor) -> bool:
@@ -151,25 +126,3 @@ def usable(x: torch.Tensor) -> bool:
 def _may_run() -> bool:
     """Whether this processor is one that the functions are written for, as far as torch can tell."""
     return platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-def _compile(compiler: str, place: Path) -> str | None:
-    """Compile the source into ``place``. Returns what went wrong, or None."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside its place and then renamed, so that other processes never load half a file.
-        with tempfile.TemporaryDirectory(dir=place.parent) as folder:
-            made = Path(folder) / place.name
-            command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_COMPILATION, check=False)
-            if done.returncode:
-                lines = done.stderr.strip().splitlines()
-                return f"{compiler} did not compile {_SOURCE.name} ({lines[0] if lines else 'it gave no reason'})"
-            os.replace(made, place)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{_SOURCE.name} could not be compiled ({error})"
-    return None
-
-
-def _say_slower(reason: str) -> None:
-    say_once(f"{reason}, so packs and int8 layers are computed with torch, which is slower with a few tokens at a time")

@@ -1,9 +1,9 @@
-"""The integer factors of a pack as they lie in memory: all of them in one buffer.
+"""The integer factors of a pack in use as they lie in memory: all of them in one buffer.
 
 A pack has some hundred matrices, each with codes and scales. A tensor for each of them would take memory for itself,
 and would leave holes between those of other packs when it is freed. So all of a pack is laid into one buffer, and
 tensors that show parts of it are made when they are needed. On the CPU the buffer is a mapping of its own, which the
-system gets back whole when the pack is unloaded; malloc would keep freed memory that lies between other memory in use.
+system gets back whole when it is freed; malloc would keep freed memory that lies between other memory in use.
 
 Ranks whose codes fit into four bits are packed, two codes in a byte.
 """
@@ -11,7 +11,6 @@ Ranks whose codes fit into four bits are packed, two codes in a byte.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -26,6 +25,7 @@ _JOINED = 4
 """The compiled functions read A in blocks of so many ranks, so only whole blocks of them can stand before others."""
 _ALIGNED = 64
 """The factors of each matrix begin at a multiple of this many bytes."""
+_NOWHERE = torch.empty(0, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,11 @@ class Factors:
     @classmethod
     def of(cls, parts: LowRank, device: torch.device) -> Factors:
         """The factors of a single matrix, in a buffer of their own."""
-        return laid_out([""], lambda _: parts, device)[""]
+        placed, order = placed_at(0, parts)
+        made = replace(placed, flat=mapped(placed.nbytes))
+        made.scales.copy_(scale_bytes(placed, parts, order))
+        made.fill(parts.A.T[order], parts.B[order])
+        return replace(made, flat=made.flat.to(device))
 
     @property
     def B_scale(self) -> torch.Tensor:
@@ -83,10 +87,24 @@ class Factors:
         return None if self.A_dtype is None else self._view(self.A_scale_at, self.A_dtype, self.out)
 
     @property
+    def _codes_at(self) -> int:
+        return self.A_scale_at + (0 if self.A_dtype is None else self.A_dtype.itemsize * self.out)
+
+    @property
+    def scale_nbytes(self) -> int:
+        """The bytes of both scales, which come first."""
+        return self._codes_at - self.at
+
+    @property
+    def scales(self) -> torch.Tensor:
+        """uint8: the bytes of both scales"""
+        return self.flat[self.at : self._codes_at]
+
+    @property
     def codes(self) -> list[RankCodes]:
         """The ranks that need eight bits, and then those that fit into four."""
         made: list[RankCodes] = []
-        at = self.A_scale_at + (0 if self.A_dtype is None else self.A_dtype.itemsize * self.out)
+        at = self._codes_at
         narrow = self.rank - self.wide
         if self.wide:
             made.append(RankCodes(8, self.wide, at, at + self.out * self.wide))
@@ -109,6 +127,16 @@ class Factors:
     def codes_of_B(self, codes: RankCodes) -> torch.Tensor:
         """The codes of B as they are stored."""
         return self._matrix(codes, codes.B_at, codes.rank, self.inner if codes.bits == 8 else _halved(self.inner))
+
+    def fill(self, columns_of_A: torch.Tensor, B: torch.Tensor) -> None:
+        """Write the codes, int8 (rank, out) and (rank, in), whose ranks are in the order of :func:`placed_at`."""
+        first = 0
+        for codes in self.codes:
+            ranks = slice(first, first + codes.rank)
+            left, right = columns_of_A[ranks].T, B[ranks]
+            self.codes_of_A(codes).copy_(left if codes.bits == 8 else pack_int4(left))
+            self.codes_of_B(codes).copy_(right if codes.bits == 8 else pack_int4(right))
+            first += codes.rank
 
     def unpacked(self) -> Unpacked:
         """The factors in the shapes and dtypes of the products. On CUDA the rank is padded to a multiple of 8."""
@@ -149,48 +177,35 @@ class Unpacked:
     """float32 (rank,)"""
 
 
-def laid_out(names: Iterable[str], parts: Callable[[str], LowRank], device: torch.device) -> dict[str, Factors]:
-    """The factors of the named matrices in one buffer on the device.
+def placed_at(at: int, parts: LowRank) -> tuple[Factors, torch.Tensor]:
+    """The factors as they will lie from ``at`` on, without their buffer, and the order of their ranks, int64 (rank,).
 
-    ``parts`` is asked for each matrix twice: first for what it needs, and then, when the size of the buffer is known,
-    for its codes. So there is never more than one matrix in memory in addition to the pack and the buffer.
+    The ranks of large codes come first, which changes no product.
     """
-    end = 0
-    placed: dict[str, Factors] = {}
-    for name in names:
-        placed[name] = _placed(parts(name), end)
-        end = -(-(end + placed[name].nbytes) // _ALIGNED) * _ALIGNED
-    flat = torch.frombuffer(mmap.mmap(-1, max(end, 1)), dtype=torch.uint8)
-    for name, factors in placed.items():
-        _fill(replace(factors, flat=flat), parts(name))
-    flat = flat.to(device)
-    return {name: replace(factors, flat=flat) for name, factors in placed.items()}
-
-
-def _placed(parts: LowRank, at: int) -> Factors:
-    """The factors as they will lie from ``at`` on, without their buffer."""
     (out, rank), inner = parts.A.shape, parts.B.shape[1]
-    wide = min(rank, -int((_largest(parts) > LARGEST[4]).sum()) // _JOINED * -_JOINED)
+    largest = _largest(parts)
+    wide = min(rank, -int((largest > LARGEST[4]).sum()) // _JOINED * -_JOINED)
     scale = _narrow(parts.A_scale)
-    nowhere = torch.empty(0, dtype=torch.uint8)
-    return Factors(nowhere, at, inner, out, rank, wide, None if scale is None else scale.dtype)
+    placed = Factors(_NOWHERE, at, inner, out, rank, wide, None if scale is None else scale.dtype)
+    return placed, torch.argsort(largest, descending=True, stable=True)
 
 
-def _fill(factors: Factors, parts: LowRank) -> None:
-    """Write the codes and scales into the buffer, the ranks of large codes first, which changes no product."""
-    order = torch.argsort(_largest(parts), descending=True, stable=True)
-    factors.B_scale.copy_(parts.B_scale[order])
-    if factors.A_scale is not None:
-        factors.A_scale.copy_(parts.A_scale)
-    for codes, ranks in zip(factors.codes, _split(order, factors.wide), strict=True):
-        A, B = parts.A[:, ranks], parts.B[ranks]
-        factors.codes_of_A(codes).copy_(A if codes.bits == 8 else pack_int4(A))
-        factors.codes_of_B(codes).copy_(B if codes.bits == 8 else pack_int4(B))
+def scale_bytes(placed: Factors, parts: LowRank, order: torch.Tensor) -> torch.Tensor:
+    """The scale of B in the given order of ranks and that of A, as the bytes that come first, uint8."""
+    scales = [parts.B_scale[order].float()]
+    if placed.A_dtype is not None:
+        scales.append(parts.A_scale.to(placed.A_dtype))
+    return torch.cat([scale.contiguous().view(torch.uint8) for scale in scales])
 
 
-def _split(order: torch.Tensor, wide: int) -> list[torch.Tensor]:
-    """The ranks of each width, as in :attr:`Factors.codes`."""
-    return [ranks for ranks in (order[:wide], order[wide:]) if len(ranks)] or [order]
+def aligned(end: int) -> int:
+    """Where the factors of the next matrix begin."""
+    return -(-end // _ALIGNED) * _ALIGNED
+
+
+def mapped(size: int) -> torch.Tensor:
+    """A buffer of so many zeros, uint8, which the system gets back whole when it is freed."""
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8)
 
 
 def _largest(parts: LowRank) -> torch.Tensor:

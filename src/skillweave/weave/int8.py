@@ -12,6 +12,8 @@ thousands of times larger than the others, which would then round to a few codes
 channels cost a few percent of the layer's products, and all others get a fine scale. Smoothing (SmoothQuant [abstract]:
 divide the inputs by s and multiply the columns of W by it) needs no floats, but it makes the weights coarser.
 The module int8_backbone chooses the channels.
+
+The gradient is the straight-through one: roundings count as the identity, so that of x is that of the output times W'.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def _positive(values: torch.Tensor) -> torch.Tensor:
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with int8 weights, in place of ``nn.Linear`` or transformers' ``Conv1D``. For inference.
+    """A linear layer with int8 weights, in place of ``nn.Linear`` or transformers' ``Conv1D``.
+
+    Its weights are not trained; a gradient flows through it to its input.
 
     It has parameters under the names of the layer it replaces, so a pack finds them: ``weight`` is int8 in the shape of
     the layer, and ``bias`` is the layer's own. Beside them are ``weight_scale`` float32 (out,), which is s_w / 127, and
@@ -130,6 +134,11 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, in the dtype of ``x``: (..., in) -> (..., out)."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return _StraightThrough.apply(x, self)  # type: ignore[no-any-return, no-untyped-call]
+        return self._output(x)
+
+    def _output(self, x: torch.Tensor) -> torch.Tensor:
         if self._shared is not None and (y := self._shared.output(self._number, x)) is not None:
             return y
         if self._call is None or not self._call.fits():
@@ -142,6 +151,22 @@ class Int8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, outliers={self.outliers.numel()}"
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The output of an :class:`Int8Linear`, whose roundings have the gradient of the identity."""
+
+    @staticmethod
+    def forward(context: Any, x: torch.Tensor, layer: Int8Linear) -> torch.Tensor:
+        """The output as without gradients, to the bit. The layer must hold the same weights until the backward pass."""
+        context.layer = layer
+        return layer._output(x)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradient of the input: that of the output times the weight that the layer multiplies with."""
+        weight = context.layer.decoded().to(gradients[0].dtype)
+        return gradients[0] @ (weight if context.layer.law == "linear" else weight.T), None
 
 
 class SharedInput:

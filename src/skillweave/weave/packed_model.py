@@ -4,6 +4,9 @@ The model itself does not change: no module is replaced, no weight is copied, ``
 ``with packed_model.rows([...])``, forward hooks add to the output of the layers that the packs in use change. Outside
 of it the model is the plain base.
 
+The integer factors of a pack stay as compressed as they are in its file until a batch uses them. They are then
+unpacked, and stay so as long as the pack is one of the last that were used.
+
 Some changes cannot differ from row to row (experts, state-space weights). A pack with such a change answers in batches
 of its own: during them these tensors of the model hold the tuned values, and afterwards again the base's, bit for bit.
 """
@@ -22,21 +25,30 @@ from skillweave.errors import UserError, nearest
 from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
+from skillweave.weave.coded_factors import Groups
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
+
+UNPACKED_PACKS = 4
+"""How many of the packs that were used last stay unpacked between batches."""
 
 
 class PackedModel:
     """A model and the packs that are loaded into it. It runs one batch at a time.
 
-    Beam search does not work with it, because it reorders rows.
+    Beam search does not work with it, because it reorders rows. ``unpacked_packs``: how many of the packs that were
+    used last stay unpacked between batches; a batch unpacks all packs that it uses, also if there are more.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, unpacked_packs: int = UNPACKED_PACKS) -> None:
+        if unpacked_packs < 0:
+            raise UserError(f"unpacked_packs is {unpacked_packs}: give the number of packs, 0 or more")
         self.model = model
+        self.unpacked_packs = unpacked_packs
         self._modules = dict(model.named_modules())
         self._packs: dict[str, Resident] = {}
-        self._stacks: dict[str, GroupStack] = {}
+        self._unpacked: dict[str, Groups] = {}
+        """pack -> its factors; the one that was used last stands last"""
         self._running_now = False
 
     @functools.cached_property
@@ -61,8 +73,23 @@ class PackedModel:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the resident packs, in addition to the base."""
-        return sum(pack.nbytes for pack in self._packs.values())
+        """Bytes of the resident packs now, in addition to the base."""
+        unpacked = sum(self._packs[name].unpacked_nbytes for name in self._unpacked)
+        return unpacked + sum(pack.nbytes for pack in self._packs.values())
+
+    @property
+    def unpacked(self) -> list[str]:
+        """The names of the packs that are unpacked now; the one that was used last stands last."""
+        return list(self._unpacked)
+
+    def needed_bytes(self, *more: Resident) -> int:
+        """Bytes of the resident packs, and of ``more``, while ``unpacked_packs`` of them, the largest, are unpacked.
+
+        A batch of more packs than that takes more while it runs.
+        """
+        packs = [*self._packs.values(), *more]
+        largest = sorted((pack.unpacked_nbytes for pack in packs), reverse=True)[: self.unpacked_packs]
+        return sum(largest) + sum(pack.nbytes for pack in packs)
 
     def why_alone(self, name: str) -> str | None:
         """The reason why a resident pack needs batches of its own, or None if it can share a batch with other packs."""
@@ -85,12 +112,20 @@ class PackedModel:
             raise UserError(f"the pack '{ready.name}' is already loaded")
         if self._running_now:
             raise UserError(f"the pack '{ready.name}' cannot be loaded while a batch is running")
-        for group, factors in ready.groups.items():
-            if group in self._stacks:
-                self._stacks[group].check_fits(ready.name, group, factors)
+        self._check_widths(ready)
         self._packs[ready.name] = ready
-        for group, factors in ready.groups.items():
-            self._stacks.setdefault(group, GroupStack()).add(ready.name, factors, ready.unsmooth.get(group))
+
+    def _check_widths(self, ready: Resident) -> None:
+        """Raise :class:`UserError` if matrices of a pack have another input width than their group in other packs."""
+        known = {group: (width, name) for name, pack in self._packs.items() for group, width in pack.widths.items()}
+        for group, width in ready.widths.items():
+            theirs, other = known.get(group, (width, ""))
+            if theirs != width:
+                raise UserError(
+                    f"the pack '{ready.name}' has matrices of {width} inputs in the group '{group}', and the pack "
+                    f"'{other}' has matrices of {theirs} inputs in it: one of the two was not made for "
+                    f"this model. Zip it again, or load one of the two."
+                )
 
     def remove(self, name: str) -> None:
         """Free a pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
@@ -98,10 +133,8 @@ class PackedModel:
             raise UserError(f"the pack '{name}' is not loaded; {nearest(name, self._packs)}")
         if self._running_now:
             raise UserError(f"the pack '{name}' cannot be unloaded while a batch is running")
-        for group in self._packs.pop(name).groups:
-            self._stacks[group].remove(name)
-            if not self._stacks[group].packs:
-                del self._stacks[group]
+        del self._packs[name]
+        self._unpacked.pop(name, None)
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -139,6 +172,7 @@ class PackedModel:
         self._running_now = True
         handles = []
         try:
+            self._unpack(batch)
             with self._tuned_values(batch):
                 changes = self._changes(batch)
                 for module, change in changes.items():
@@ -152,7 +186,23 @@ class PackedModel:
         finally:
             for handle in handles:
                 handle.remove()
+            self._keep_unpacked(self.unpacked_packs)
             self._running_now = False
+
+    def _unpack(self, batch: Batch) -> None:
+        """Unpack the packs of a batch. First, others give back what they take beyond ``unpacked_packs``."""
+        used = [name for name in dict.fromkeys(batch.names) if name is not None]
+        again = {name: self._unpacked.pop(name) for name in used if name in self._unpacked}
+        self._keep_unpacked(max(0, self.unpacked_packs - len(used)))
+        self._unpacked |= again
+        for name in used:
+            if name not in self._unpacked:
+                self._unpacked[name] = self._packs[name].unpacked()
+
+    def _keep_unpacked(self, count: int) -> None:
+        """Drop the unpacked factors of all packs but so many that were used last."""
+        for name in list(self._unpacked)[: max(0, len(self._unpacked) - count)]:
+            del self._unpacked[name]
 
     @contextlib.contextmanager
     def _tuned_values(self, batch: Batch) -> Iterator[None]:
@@ -203,8 +253,12 @@ class PackedModel:
                 at(module).float_factors.append((_index(rows, names, factors[0].device), factors))
             for module, lookup in pack.lookups.items():
                 at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
-        for group in {group: None for pack in used for group in pack.groups}:
-            run = GroupRun(self._stacks[group], names)
+        stacks: dict[str, GroupStack] = {}
+        for pack in used:
+            for group, own in self._unpacked[pack.name].items():
+                stacks.setdefault(group, GroupStack()).add(pack.name, own, pack.unsmooth.get(group))
+        for stack in stacks.values():
+            run = GroupRun(stack, names)
             for module in run.modules:
                 at(module).groups.append(run)
         return changes

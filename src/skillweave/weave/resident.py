@@ -8,6 +8,7 @@ alone.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
@@ -32,7 +33,7 @@ from skillweave.pack import (
 from skillweave.pack.decode import coded_matrix, mixed_factors
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.vocabulary import TokenRows, token_rows
-from skillweave.weave.factors import Factors, laid_out
+from skillweave.weave.coded_factors import CodedFactors, Groups, Target
 from skillweave.weave.int8 import Int8Linear
 
 
@@ -86,8 +87,8 @@ class Resident:
     """One pack prepared for the model's device, before or after :meth:`~skillweave.weave.PackedModel.add`."""
 
     name: str
-    groups: dict[str, dict[str, Factors]] = field(default_factory=dict)
-    """group -> module -> integer factors"""
+    coded: list[CodedFactors] = field(default_factory=list)
+    """the integer factors, for each device"""
     unsmooth: dict[str, torch.Tensor] = field(default_factory=dict)
     """group -> 1 / smooth"""
     float_factors: dict[str, tuple[torch.Tensor, ...]] = field(default_factory=dict)
@@ -116,16 +117,34 @@ class Resident:
 
     @property
     def nbytes(self) -> int:
-        # All factors on one device are in one buffer.
-        integers = {id(own.flat): own.flat for group in self.groups.values() for own in group.values()}
+        """The bytes that the pack takes while no batch has unpacked it."""
         floats = [tensor for factors in self.float_factors.values() for tensor in factors]
         floats += [tensor for lookup in self.lookups.values() for tensor in lookup.tensors]
         floats += [tensor for tensors in self.changed.values() for tensor in tensors.values()]
         # A tied tensor is named by two modules and stored once.
-        kept = integers | {id(tensor): tensor for tensor in floats}
+        kept = {id(tensor): tensor for tensor in floats}
+        coded = sum(coded.nbytes for coded in self.coded)
         exchanged = sum(exchange.nbytes for exchange in self.exchanged)
         rows = self.tokens.nbytes if self.tokens is not None else 0
-        return exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
+        return coded + exchanged + rows + sum(t.nbytes for t in (*self.unsmooth.values(), *kept.values()))
+
+    @property
+    def unpacked_nbytes(self) -> int:
+        """The bytes that the integer factors take in addition while they are unpacked."""
+        return sum(coded.laid_out_nbytes for coded in self.coded)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The number of inputs of the matrices of each group."""
+        return {group: width for coded in self.coded for group, width in coded.widths.items()}
+
+    def unpacked(self) -> Groups:
+        """The integer factors, laid out for the products."""
+        groups: Groups = {}
+        for coded in self.coded:
+            for group, factors in coded.laid_out().items():
+                groups.setdefault(group, {}).update(factors)
+        return groups
 
 
 class Places:
@@ -168,7 +187,7 @@ class Places:
                 )
             self._place(ready, coded, pack, tensor, entry, original, places)
         for device, modules in coded.items():
-            _lay_out(ready, pack, device, modules)
+            _code(ready, pack, device, modules)
         for target, tensors in joined.items():
             self._exchange_joined(ready, pack, target, tensors)
         return ready
@@ -295,14 +314,20 @@ class Places:
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
 
 
-def _lay_out(ready: Resident, pack: Skillpack, device: torch.device, modules: Mapping[str, list[str]]) -> None:
-    """Put the low-rank tensors (tensor -> the modules that hold it) into the groups, all in one buffer."""
-    for tensor, factors in laid_out(modules, pack.lowrank_parts, device).items():
+def _code(ready: Resident, pack: Skillpack, device: torch.device, modules: Mapping[str, list[str]]) -> None:
+    """Keep the low-rank tensors (tensor -> the modules that hold it) of one device."""
+    targets = []
+    for tensor, places in modules.items():
         entry = pack.card.entries[tensor]
         assert isinstance(entry, LowRankEntry)
+        # Packs of one model name the same groups: one string for all of them.
+        targets.append(Target(tensor, sys.intern(entry.group), tuple(places)))
         if entry.smooth and entry.group not in ready.unsmooth:
             ready.unsmooth[entry.group] = (1 / pack.tensors[f"{entry.group}.smooth"].float()).to(device)
-        ready.groups.setdefault(entry.group, {}).update(dict.fromkeys(modules[tensor], factors))
+    try:
+        ready.coded.append(CodedFactors(targets, pack.lowrank_parts, device))
+    except ValueError as error:
+        raise UserError(f"the pack '{ready.name}' cannot be loaded: {error}. Make the pack again.") from error
 
 
 def _is_factors(entry: Entry) -> TypeGuard[FactorsEntry | GroupedEntry | MixedEntry]:

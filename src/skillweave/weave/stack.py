@@ -1,6 +1,6 @@
-"""The factors of all resident packs for one group of modules that share their input (q, k, v; gate, up; ...).
+"""The factors of a batch's packs for one group of modules that share their input (q, k, v; gate, up; ...).
 
-A batch unpacks the codes of the packs that it uses when it begins, and drops them when it ends.
+Before its first product, the batch widens their codes to int8, and drops these when it ends.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from skillweave.errors import UserError
 from skillweave.weave.factors import Factors, Unpacked
 from skillweave.weave.linear import Part, Segment
 
 
 class GroupStack:
-    """The resident factors of one group."""
+    """The laid-out factors of one group."""
 
     def __init__(self) -> None:
         self.modules: list[str] = []
@@ -29,27 +28,11 @@ class GroupStack:
         """The names of the packs that change a module of this group."""
         return list(self.factors)
 
-    def check_fits(self, pack: str, group: str, factors: Mapping[str, Factors]) -> None:
-        """Raise :class:`UserError` if the matrices of a pack have another input width than this group."""
-        first = next(iter(self.factors))
-        theirs, ours = next(iter(factors.values())).inner, next(iter(self.factors[first].values())).inner
-        if theirs != ours:
-            raise UserError(
-                f"the pack '{pack}' has matrices of {theirs} inputs in the group '{group}', and the pack "
-                f"'{first}' has matrices of {ours} inputs in it: one of the two was not made for "
-                f"this model. Zip it again, or load one of the two."
-            )
-
     def add(self, pack: str, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> None:
         """Add one pack's factors, by module. ``unsmooth``: 1 / smooth, float32 (in,), or None."""
         self.modules += [module for module in factors if module not in self.modules]
         self.factors[pack] = factors
         self.unsmooth[pack] = unsmooth
-
-    def remove(self, pack: str) -> None:
-        """Remove one pack's factors."""
-        del self.factors[pack], self.unsmooth[pack]
-        self.modules = [module for module in self.modules if any(module in own for own in self.factors.values())]
 
     def used(self, rows: Sequence[str | None]) -> list[str]:
         """The packs of this group that the rows of a batch use."""

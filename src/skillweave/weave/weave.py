@@ -22,7 +22,7 @@ from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
 from skillweave.weave.int8_backbone import INT8, check_form, is_int8, put_into_int8
-from skillweave.weave.packed_model import PackedModel
+from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
 from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
@@ -41,6 +41,7 @@ class Weave:
         budget: int | None,
         read_pack: Callable[[str], Skillpack],
         require_audit: bool = False,
+        unpacked_packs: int = UNPACKED_PACKS,
     ) -> None:
         self.folder = folder
         self.where = "this weave" if folder is None else f"the weave in {folder}"
@@ -48,7 +49,7 @@ class Weave:
         self.base = base
         self.router = router
         self.budget = budget
-        self.packed_model = PackedModel(base.model)
+        self.packed_model = PackedModel(base.model, unpacked_packs)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._read_pack = read_pack
         self._require_audit = require_audit
@@ -123,6 +124,7 @@ class Weave:
         budget: int | None = None,
         packs: Sequence[str] | None = None,
         require_audit: bool = False,
+        unpacked_packs: int = UNPACKED_PACKS,
     ) -> Weave:
         """Open a weave and load its packs.
 
@@ -133,11 +135,13 @@ class Weave:
         - ``backbone``: "int8" puts the base's linear layers into int8 (:func:`skillweave.weave.put_into_int8`), and the
           rest keeps ``dtype``; "dtype" leaves all in ``dtype``; None: as ``weave.json`` says. An open base is never
           changed: with "int8" it must be in int8 already.
-        - ``budget``: most bytes that the tensors of the base and the loaded packs may take; None: as ``weave.json``
-          says
+        - ``budget``: most bytes that the tensors of the base and the loaded packs may take, with ``unpacked_packs`` of
+          the packs unpacked; None: as ``weave.json`` says
         - ``packs``: the names of the packs to load; None: all. The files of other packs are not read.
         - ``require_audit``: refuse a pack without an audit on its card, or with an alarm, now and whenever one is
           loaded (:meth:`Skillpack.check_audit`). A backbone is not audited.
+        - ``unpacked_packs``: how many of the packs that were used last stay unpacked between batches. A pack that is
+          not unpacked is so when a batch uses it, which takes a fraction of a second.
 
         Raises :class:`UserError` if a part is missing, damaged or of another weave, or exceeds the budget.
         """
@@ -169,6 +173,7 @@ class Weave:
             budget,
             lambda name: read_pack(folder, card, name),
             require_audit,
+            unpacked_packs,
         )
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
@@ -181,12 +186,17 @@ class Weave:
         return weave
 
     @classmethod
-    def of(cls, base: Base, packs: Mapping[str, Skillpack] | None = None) -> Weave:
-        """A weave in memory, without a router, of an open base and any number of packs, which are all loaded."""
+    def of(
+        cls, base: Base, packs: Mapping[str, Skillpack] | None = None, *, unpacked_packs: int = UNPACKED_PACKS
+    ) -> Weave:
+        """A weave in memory, without a router, of an open base and any number of packs, which are all loaded.
+
+        ``unpacked_packs``: as in :meth:`from_pretrained`.
+        """
         packs = dict(packs or {})
         check_names(packs)
         card = WeaveCard(base=BaseRef(ref=base.ref, fingerprint=base.fingerprint), packs=list(packs))
-        weave = cls(None, card, base, None, None, packs.__getitem__)
+        weave = cls(None, card, base, None, None, packs.__getitem__, unpacked_packs=unpacked_packs)
         for name in packs:
             weave.load(name)
         return weave
@@ -210,8 +220,18 @@ class Weave:
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes of the loaded packs' tensors in memory, in addition to :attr:`base_bytes`."""
+        """Bytes of the loaded packs in memory now, in addition to :attr:`base_bytes`."""
         return self.packed_model.resident_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """Bytes of the base and the loaded packs while as many packs are unpacked as stay so between batches."""
+        return self.base_bytes + self.packed_model.needed_bytes()
+
+    @property
+    def unpacked(self) -> list[str]:
+        """The names of the loaded packs that are unpacked now; the one that was used last stands last."""
+        return self.packed_model.unpacked
 
     def load(self, name: str) -> None:
         """Read one pack of the weave and load it.
@@ -225,11 +245,11 @@ class Weave:
         if self._require_audit:
             pack.check_audit()
         ready = self.packed_model.prepare(name, pack)
-        used = self.base_bytes + self.resident_bytes
-        if self.budget is not None and used + ready.nbytes > self.budget:
+        used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(ready)
+        if self.budget is not None and self.base_bytes + needed > self.budget:
             raise UserError(
-                f"the pack '{name}' takes {_mb(ready.nbytes)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
-                f"({_mb(self.resident_bytes)}) leave {_mb(self.budget - used)} of the budget of {_mb(self.budget)}. "
+                f"the pack '{name}' takes {_mb(needed - used)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
+                f"({_mb(used)}) leave {_mb(self.budget - self.base_bytes - used)} of the budget of {_mb(self.budget)}. "
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
         voice = pack.voice(self.base)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import torch
 from helpers.specialist import SUMS, UNSEEN, trained_specialist
 from skillweave.base import Base, answer_ids, prompt_ids
 from skillweave.base.safetensors_io import read_tensors
+from skillweave.config import read_config
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
+from skillweave.pack.card import refinement_text
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.skillzip.refine import run, teacher, train
 from skillweave.skillzip.refine.config import RefineConfig
-from skillweave.weave import PackedModel
+from skillweave.weave import PackedModel, put_into_int8
 
 FAST: dict[str, Any] = {"steps": 16, "held_out": 8, "max_new_tokens": 12, "learning_rate": 0.05, "patience": None}
 
@@ -135,6 +139,40 @@ def test_codes_that_grow_stay_within_the_limit(made: tuple[Base, Delta], monkeyp
     assert refine(made, learning_rate=0.6, steps=8).nbytes > pack.card.bytes.bf16_delta / 16
 
 
+def test_on_a_base_in_int8_it_comes_nearer_as_it_is_served(made: tuple[Base, Delta], tmp_path: Path) -> None:
+    base, delta = made
+    modules = dict(base.model.named_modules())
+    before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
+    pack = refine(made, tmp_path, backbone="int8", steps=64, learning_rate=0.02)
+    assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
+    assert all(module is modules[name] for name, module in base.model.named_modules())
+    assert figures(pack)["backbone"] == pack.card.codec.settings["refine"]["backbone"] == "int8"
+    assert "with the base's linear layers in int8" in str(refinement_text(figures(pack)))
+    assert figures(pack)["kl_after"] < 0.8 * figures(pack)["kl_before"]
+    assert pack.nbytes <= pack.card.bytes.bf16_delta / 16
+
+    start, specialist = Skillpack.from_pretrained(tmp_path / "pack"), delta.apply(base).model
+    rounded = put_into_int8(replace(base, model=copy.deepcopy(base.model)))
+    for served in (rounded, base):  # it can be served on the base in floats, too
+        packed, distances = PackedModel(served.model), []
+        for name, one in (("plain", start), ("refined", pack)):
+            packed.add(packed.prepare(name, one))
+            with packed.every_row(name):
+                distances.append(whole_kl(specialist, served.model, base.tokenizer))
+            packed.remove(name)
+        assert distances[1] < 0.9 * distances[0]
+
+    with pytest.raises(UserError, match=r"are in int8, .* without backbone int8 .refine.backbone=int8 refines"):
+        refine((rounded, delta), backbone="int8")
+
+
+def test_the_form_of_the_base_is_checked_and_left_out_where_it_is_not_set() -> None:
+    assert "backbone" not in ZipConfig(refine=RefineConfig()).model_dump(mode="json")["refine"]
+    assert ZipConfig(refine=RefineConfig(backbone="dtype")).model_dump()["refine"]["backbone"] == "dtype"
+    with pytest.raises(UserError, match="backbone"):
+        read_config(ZipConfig, {"refine": {"backbone": "int4"}})
+
+
 def test_it_stops_early_and_keeps_the_best_step(made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch) -> None:
     values = iter([0.5, 0.4, 0.3, 0.6, 0.35, 0.1])
     monkeypatch.setattr(train, "mean_kl", lambda *_: next(values))
@@ -153,19 +191,24 @@ def kill_after(calls: int, real: Callable[..., Any]) -> Callable[..., Any]:
     return killed
 
 
+@pytest.mark.parametrize("backbone", [None, "int8"])
 def test_a_killed_refinement_goes_on_and_ends_the_same(
-    made: tuple[Base, Delta], finished: tuple[Skillpack, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Base, Delta],
+    finished: tuple[Skillpack, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    backbone: str | None,
 ) -> None:
+    whole, work = finished if backbone is None else (refine(made, tmp_path / "0", backbone=backbone), tmp_path / "0")
     # Killed between two answers of the specialist, then in step 8 (the last checkpoint is of step 6), then never.
     for module, name, calls in ((teacher, "_answered", 1), (train, "_backward", 7)):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(module, name, kill_after(calls, getattr(module, name)))
-            refine(made, tmp_path)
+            refine(made, tmp_path / "1", backbone=backbone)
     monkeypatch.setattr(run, "open_base", None)  # the specialist is not needed again
     monkeypatch.setattr("skillweave.skillzip.zip.zip_once", None)  # and neither is the codec
-    resumed = refine(made, tmp_path)
-    whole, work = finished
-    wanted, got = (read_tensors(folder / train.CHECKPOINT) for folder in (work, tmp_path))
+    resumed = refine(made, tmp_path / "1", backbone=backbone)
+    wanted, got = (read_tensors(folder / train.CHECKPOINT) for folder in (work, tmp_path / "1"))
     assert wanted["losses"].numel() == 16
     assert all(torch.equal(got[key], tensor) for key, tensor in wanted.items())
     assert resumed.digest == whole.digest

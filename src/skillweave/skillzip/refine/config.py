@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from skillweave.config import Config
 
@@ -12,13 +12,15 @@ from skillweave.config import Config
 class RefineConfig(Config):
     """Settings of the refinement, which tunes the factors of a pack towards the specialist's own probabilities.
 
-    The default number of steps is [ours]: on SmolLM2, most of what 150 steps gained was there after 50.
+    Both defaults are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at 1/256 of a short
+    fine-tune, whose KL on test prompts was 41 thousandths of a nat a token, 50 steps left 19 with a learning rate of
+    0.02, 12 with 0.05, and more with 0.1 (one seed). A pack that is nearly exact gains only from smaller rates.
     """
 
     steps: int = Field(default=50, ge=1, description="most steps of training")
     batch_size: int = Field(default=8, ge=1, description="prompts of one step")
     learning_rate: float = Field(
-        default=0.02,
+        default=0.05,
         gt=0,
         le=1,
         description="first step of Adam, as a share of the root mean square of each factor; it falls linearly to 0",
@@ -39,7 +41,10 @@ class RefineConfig(Config):
         description="how many of the prompts only measure, and decide which step is kept; at most half of all",
     )
     patience: int | None = Field(
-        default=3, ge=1, description="measurements in a row without a new best after which training stops; none: never"
+        default=None,
+        ge=1,
+        description="measurements in a row without a new best after which training stops; none: never. The first steps "
+        "are large and may make the KL worse before it falls, so a stop can come too early",
     )
     answers: Literal["specialist", "given"] = Field(
         default="specialist",
@@ -47,4 +52,14 @@ class RefineConfig(Config):
         "`given` takes those that come with the prompts",
     )
     max_new_tokens: int = Field(default=128, ge=1, description="longest answer that the specialist writes, in tokens")
+    backbone: Literal["int8", "dtype"] | None = Field(
+        default=None,
+        description="the form of the base's linear layers with which the factors are tuned, which should be the one "
+        "that the pack is served on: `int8`, or `dtype`; none: as the weave that is built, and `dtype` without one",
+    )
     seed: int = Field(default=0, description="seed of the choice of held-out prompts, and of the order of the others")
+
+    @model_serializer(mode="wrap")
+    def _without_a_form(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Work that was done before this setting existed goes on: its inputs, written down without it, are the same.
+        return {key: value for key, value in dump(self).items() if key != "backbone" or value is not None}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from skillweave.skillzip.refine.factors import coarseness, with_factors
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import teacher_rows
 from skillweave.skillzip.refine.train import Progress, train
+from skillweave.weave.int8_backbone import INT8, put_into_int8
 
 _LONGEST_KL = 1.234e-05
 """No KL is longer than this in the card's JSON: a pack is weighed before it is refined."""
@@ -27,7 +30,7 @@ _LONGEST_KL = 1.234e-05
 def placeholder(config: RefineConfig) -> dict[str, Any]:
     """Return a record of a refinement that is at least as long, in JSON, as the one that :func:`refined` will write."""
     counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
-    return {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts}
+    return {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts, **_form(config)}
 
 
 def check_examples(examples: Sequence[tuple[Prompt, Answer | None]] | None, config: RefineConfig) -> None:
@@ -65,8 +68,11 @@ def refined(
       folder continues where a killed one stopped.
     * The specialist is a second model, in float32. It is gone when the training begins: that needs only the base, the
       factors, and what the prompts of one step take.
+    * With ``config.backbone`` "int8", the factors are tuned on a copy of the base in int8, which is freed afterwards.
+      The specialist stays in float32.
 
-    Raises :class:`UserError` as :func:`check_examples` does, and if no two prompts fit the context.
+    Raises :class:`UserError` as :func:`check_examples` does, if no two prompts fit the context, and if the base cannot
+    be put into int8.
     """
     check_examples(examples, config)
     chosen = examples[: config.prompts]
@@ -83,7 +89,7 @@ def refined(
             f"  only {count} prompts are held out, not {config.held_out}: there are {len(rows)}, and half of them train"
         )
     random.Random(config.seed).shuffle(rows)
-    student = Student(base.model, pack)
+    student = Student(_served(base, config).model, pack)
     if student.fixed:
         total = len(student.fixed) + len(student.trainable)
         console.print(
@@ -103,7 +109,7 @@ def refined(
         folder,
         (lambda factors: coarseness(pack, factors, most_bytes)) if coded else lambda _: 1.0,
     )
-    return _better(pack, progress, prompts=len(rows), held_out=count)
+    return _better(pack, progress, {"prompts": len(rows), "held_out": count, **_form(config)})
 
 
 def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
@@ -127,8 +133,22 @@ def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Ba
     return opened
 
 
-def _better(pack: Skillpack, progress: Progress, *, prompts: int, held_out: int) -> Skillpack:
-    """Return the pack with the best factors of the training, or ``pack`` if no step made it better; and say which."""
+def _served(base: Base, config: RefineConfig) -> Base:
+    """Return the base as it serves the pack: ``base`` itself, or a copy whose linear layers are in int8."""
+    if config.backbone != INT8:
+        return base
+    return put_into_int8(replace(base, model=copy.deepcopy(base.model)))
+
+
+def _form(config: RefineConfig) -> dict[str, str]:
+    return {"backbone": INT8} if config.backbone == INT8 else {}
+
+
+def _better(pack: Skillpack, progress: Progress, record: dict[str, Any]) -> Skillpack:
+    """Return the pack with the best factors of the training, or ``pack`` if no step made it better; and say which.
+
+    Its card gets the figures of the training and what else ``record`` holds.
+    """
     before, (best_step, after) = progress.curve[0][1], progress.best_point
     better = after < before
     result = with_factors(pack, progress.best if better else {}, progress.best_coarser if better else 1.0)
@@ -138,8 +158,7 @@ def _better(pack: Skillpack, progress: Progress, *, prompts: int, held_out: int)
         "kl_after": _shortened(after),
         "steps": progress.step,
         "best_step": best_step,
-        "prompts": prompts,
-        "held_out": held_out,
+        **record,
     }
     console.print(f"  refine: {refinement_text(result.card.codec.measured['refine'])}", soft_wrap=True)
     return result

@@ -1,7 +1,8 @@
 """A base that answers as a pack does, whose factors can be trained: their products are added in forward hooks.
 
 No weight is copied, and no weight of the base gets a gradient. The difference from :mod:`skillweave.weave` is the
-arithmetic: the products are floats, through which a gradient flows.
+arithmetic of the pack: its products are floats, through which a gradient flows. The layers of the base compute as they
+are, also in int8.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors, steps
+from skillweave.weave.int8 import Int8Linear
 
 
 @dataclass(frozen=True)
@@ -155,23 +157,29 @@ class Student:
     @torch.no_grad()
     def _put_fixed(self, originals: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Put the values of all entries that are not trained into the model; ``originals`` gets what they replace."""
-        tensors = {name: tensor for name, (tensor, _) in owners(self.model).items()}
+        tensors = owners(self.model)
 
-        def put(target: str, value: torch.Tensor) -> None:
-            tensor = tensors[target]
-            originals.append((tensor, tensor.data))
-            tensor.data = value.to(tensor)
+        def put(target: str, value: torch.Tensor, *, added: bool) -> None:
+            tensor, ((module, own), *_) = tensors[target]
+            layer = self.model.get_submodule(module)
+            value = value.to(tensor.device)
+            if isinstance(layer, Int8Linear) and own == "weight":
+                values = layer.coded(layer.decoded() + value if added else value)
+            else:
+                values = {own: tensor.float() + value if added else value}
+            for part, data in values.items():
+                held = getattr(layer, part)
+                originals.append((held, held.data))
+                held.data = data.to(held)
 
         pack = self._pack
         for name, target in self._fixed.items():
-            if isinstance(pack.card.entries[name], WholeEntry):
-                put(target, pack.tensors[name])
-            else:
-                put(target, tensors[target].float() + pack.decode(name).to(self._device))
+            whole = isinstance(pack.card.entries[name], WholeEntry)
+            put(target, pack.tensors[name] if whole else pack.decode(name), added=not whole)
         for group in self._joined:
             changes = self._layout.joined(group, lambda part: pack.decode(part) if part in pack.card.entries else None)
             for target, change in changes.items():
-                put(target, tensors[target].float() + change.to(self._device))
+                put(target, change, added=True)
 
 
 def _factored(entry: Entry) -> bool:

@@ -1,0 +1,98 @@
+"""The integer factors of a pack while no batch uses it: their codes are entropy coded, as in the pack's file.
+
+A weave may hold far more packs than a batch uses. Coded, a pack takes about half the memory of its laid-out factors
+(:mod:`skillweave.weave.factors`). The codes are written anew in the order in which they are laid out, whatever the
+layout of the pack's file. All that was read was checked before, so the bytes kept here are those of a sound pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from skillweave.pack import LowRank
+from skillweave.pack.entropy import decode, encode
+from skillweave.weave.factors import Factors, aligned, mapped, placed_at, scale_bytes
+
+Groups = dict[str, dict[str, Factors]]
+"""group -> module -> laid-out factors"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A matrix of a pack, and what it changes."""
+
+    tensor: str
+    group: str
+    modules: tuple[str, ...]
+    """the modules that hold the tensor"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    group: str
+    modules: tuple[str, ...]
+    placed: Factors
+    """the factors as they will lie in the buffer, without it"""
+
+
+class CodedFactors:
+    """One pack's factors of the matrices on one device."""
+
+    def __init__(self, targets: Iterable[Target], parts: Callable[[str], LowRank], device: torch.device) -> None:
+        """Code the factors; ``parts`` gives those of a tensor. Raises ValueError for a code of -128."""
+        self._device = device
+        self._matrices: list[_Matrix] = []
+        codes, scales = [torch.zeros(0, dtype=torch.int8)], [torch.zeros(0, dtype=torch.uint8)]
+        end = 0
+        for target in targets:
+            own = parts(target.tensor)
+            placed, order = placed_at(end, own)
+            end = aligned(end + placed.nbytes)
+            codes += [own.A.T[order].flatten(), own.B[order].flatten()]
+            scales.append(scale_bytes(placed, own, order))
+            self._matrices.append(_Matrix(target.group, target.modules, placed))
+        self.laid_out_nbytes = end
+        """the bytes that the factors take when they are laid out"""
+        tables, body = encode(torch.cat(codes).numpy(), self._lengths)
+        # The codes come first: they are read two bytes at a time.
+        kept = [torch.frombuffer(bytearray(body), dtype=torch.uint8), torch.cat(scales)]
+        kept.append(torch.frombuffer(bytearray(tables), dtype=torch.uint8))
+        self._sizes = [part.nbytes for part in kept]
+        self._kept = torch.cat(kept, out=mapped(sum(self._sizes)))
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the coded factors."""
+        return self._kept.nbytes
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The number of inputs of the matrices of each group."""
+        return {matrix.group: matrix.placed.inner for matrix in self._matrices}
+
+    def laid_out(self) -> Groups:
+        """The factors in one buffer on the device."""
+        body, scales, tables = self._kept.split(self._sizes)
+        codes = torch.from_numpy(decode(tables.numpy().tobytes(), body.numpy().data, self._lengths))
+        flat = mapped(self.laid_out_nbytes)
+        code = scale = 0
+        for placed in (matrix.placed for matrix in self._matrices):
+            own = replace(placed, flat=flat)
+            own.scales.copy_(scales[scale : scale + own.scale_nbytes])
+            middle, end = code + own.rank * own.out, code + own.rank * (own.out + own.inner)
+            own.fill(codes[code:middle].view(own.rank, own.out), codes[middle:end].view(own.rank, own.inner))
+            code, scale = end, scale + own.scale_nbytes
+        flat = flat.to(self._device)
+        groups: Groups = {}
+        for matrix in self._matrices:
+            groups.setdefault(matrix.group, {}).update(dict.fromkeys(matrix.modules, replace(matrix.placed, flat=flat)))
+        return groups
+
+    @property
+    def _lengths(self) -> list[int]:
+        """The lengths of the rows of codes: for each matrix the columns of A, and then the rows of B."""
+        shapes = [matrix.placed for matrix in self._matrices]
+        return [length for own in shapes for length in [own.out] * own.rank + [own.inner] * own.rank]
