@@ -15,7 +15,7 @@ small: the three deltas of a build of the demo. With one seed, ranges are over t
 
 Every way is kept in runs/zip-shared, so that a stopped run resumes; Ctrl-C shows what is there, and so does `--show`.
 
-    python -m benchmarks.zip_shared                                    half an hour on a core
+    python -m benchmarks.zip_shared                                    an hour or two on a core
     python -m benchmarks.zip_shared --scale small --weave runs/demo    after `make demo`
     python -m benchmarks.zip_shared --show                             what is there
     python -m benchmarks.zip_shared --quick                            a base that knows nothing
