@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
-import torch
-
+from benchmarks.common.closeness import kl_of_rows, said, said_to
 from benchmarks.zip_quality.codecs import ALL, PLAIN, SMALLEST, SPECIALIST, allocation, zip_settings
 from benchmarks.zip_quality.skills import base_of, fine_tune, scale_named, task_spec
 from skillweave.artefact import write_json
@@ -24,7 +22,6 @@ from skillweave.base.generate import generate
 from skillweave.delta import Delta
 from skillweave.errors import TooSmall
 from skillweave.files.hashes import digest
-from skillweave.files.lock import claim
 from skillweave.files.read import read_json
 from skillweave.files.recover import drop
 from skillweave.pack import Skillpack, is_skillpack
@@ -32,15 +29,11 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.skillzip.config import FIXED_SIZE
 from skillweave.skillzip.refine import run as refine_run
 from skillweave.skillzip.refine.config import RefineConfig
-from skillweave.skillzip.refine.forward import answer_logits, passes
-from skillweave.skillzip.refine.loss import answer_kl
-from skillweave.skillzip.refine.teacher import TeacherRow, teacher_rows
+from skillweave.skillzip.refine.teacher import TeacherRow
 from skillweave.tasks import Task, evaluate, load_task
 from skillweave.weave import Weave
 
 KL, SCORE = "kl", "score"
-TOP_K = 256
-"""Tokens of the specialist's distributions that are compared one by one; all others count as one."""
 SCORED_AT_ONCE = 64
 
 
@@ -163,21 +156,10 @@ class Specialist:
         def shared(
             opener: Callable[[], Base], examples: Sequence[tuple[Prompt, Answer]], config: RefineConfig, _: Path
         ) -> list[TeacherRow]:
-            return self._said(opener, examples, config, place)
+            return said(opener, examples, config, place)
 
         with mock.patch.object(refine_run, "teacher_rows", shared):
             yield
-
-    def _said(
-        self,
-        opener: Callable[[], Base],
-        examples: Sequence[tuple[Prompt, Answer]],
-        config: RefineConfig,
-        place: Path,
-    ) -> list[TeacherRow]:
-        with claim(place, waiting="another process lets the specialist answer; waiting for it"):
-            place.mkdir(parents=True, exist_ok=True)
-            return teacher_rows(opener, examples, config, place)
 
     # -- measures ------------------------------------------------------------------------------------------------
 
@@ -200,22 +182,12 @@ class Specialist:
     @functools.cached_property
     def test_rows(self) -> list[TeacherRow]:
         """What the specialist answers to the first test prompts, and its probabilities along its answers."""
-        prompts = [(entry.prompt, "") for entry in self.task.distinct("test")[: self.scale.prompts]]
-        config = RefineConfig(top_k=TOP_K, max_new_tokens=self.tokens, prompts=max(2, len(prompts)))
-        return self._said(self.opened, prompts, config, self.said / "test")
+        prompts = [entry.prompt for entry in self.task.distinct("test")[: self.scale.prompts]]
+        return said_to(self.opened, prompts, self.tokens, self.said / "test")
 
-    @torch.no_grad()
     def kl(self, around: Callable[[], AbstractContextManager[Any]]) -> dict[str, Any]:
         """Return the KL of each test prompt in nats a token, along the specialist's answer, inside ``around()``."""
-        rows = self.test_rows
-        found = np.zeros(len(rows))
-        with around():
-            for batch in passes(self.base.model, [len(row.ids) for row in rows]):
-                logits = answer_logits(self.base.model, [(rows[at].ids, rows[at].prompt) for at in batch])
-                parts = logits.split([rows[at].tokens for at in batch])
-                for at, part in zip(batch, parts, strict=True):
-                    top, logs, rest = (kept.to(part.device) for kept in (rows[at].top, rows[at].logs, rows[at].rest))
-                    found[at] = float(answer_kl(part, top, logs, rest).mean())
+        found = kl_of_rows(self.base.model, self.test_rows, around)
         return {"kl_of_prompts": [float(f"{value:.5g}") for value in found]}
 
     def score(self, woven: Weave | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ class Skill:
     steps: int
     tokens: int
     config: dict[str, Any] = field(default_factory=dict)
+    data_seed: int = 0
+    """the seed of the task's examples"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def task_spec(scale: Scale, skill: str) -> dict[str, Any]:
         "calibration": SEEDS * scale.calibration,
         "test": max(scale.scored, scale.prompts),
     }
-    return {"source": "builtin", "name": chosen.task, "config": chosen.config, "splits": splits}
+    seed = {"seed": chosen.data_seed} if chosen.data_seed else {}
+    return {"source": "builtin", "name": chosen.task, "config": chosen.config, "splits": splits, **seed}
 
 
 def base_of(scale: Scale, folder: Path) -> str:
