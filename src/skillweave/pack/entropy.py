@@ -193,13 +193,13 @@ def _decode(
     codes: Codes,
 ) -> int:
     """Write all codes, advance the states to their end, and return how many words were read; -1: there are too few."""
-    code_of = np.zeros((len(tables), _TOTAL), np.int8)
+    code = np.zeros((len(tables), _TOTAL), np.int8)
     frequency, start = np.zeros((2, len(tables), _TOTAL), np.uint64)
     for index, (table, own_starts) in enumerate(zip(tables, _starts(tables), strict=True)):
-        code_of[index] = np.repeat(np.arange(-LARGEST_CODE, LARGEST_CODE + 1), table)
+        code[index] = np.repeat(np.arange(-LARGEST_CODE, LARGEST_CODE + 1), table)
         frequency[index] = np.repeat(table, table)
         start[index] = np.repeat(own_starts, table)
-    code_of, frequency_of, start_of = code_of.ravel(), frequency.ravel(), start.ravel()
+    code_of, frequency_of, start_of = code.ravel(), frequency.ravel(), start.ravel()
     class_of = np.repeat(classes, lengths)
     lanes, read = len(states), 0
     for at in range(0, len(codes), lanes):
