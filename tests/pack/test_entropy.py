@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
+from skillweave.pack import entropy
 from skillweave.pack.entropy import CODES_A_BYTE, decode, encode
 
 
@@ -17,6 +18,15 @@ def rows_of(sizes: list[int], spread: float = 1.5, seed: int = 0) -> list[np.nda
         np.clip(np.round(source.standard_normal(n) * spread * 2.0 ** source.uniform(-1, 1)), -127, 127).astype(np.int8)
         for n in sizes
     ]
+
+
+@pytest.fixture(params=["compiled", "numpy"], autouse=True)
+def loops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test runs with the compiled loops, where they can be made, and with those of numpy."""
+    if request.param == "numpy":
+        monkeypatch.setattr(entropy, "_compiled", lambda: None)
+    elif entropy._compiled() is None:
+        pytest.skip("there is no C++ compiler")
 
 
 def written(rows: list[np.ndarray]) -> tuple[bytes, bytes]:
@@ -38,7 +48,9 @@ def written(rows: list[np.ndarray]) -> tuple[bytes, bytes]:
 )
 def test_what_is_written_is_read(rows: list[np.ndarray]) -> None:
     head, body = written(rows)
-    assert (head, body) == written(rows)
+    with pytest.MonkeyPatch.context() as other:
+        other.setattr(entropy, "_compiled", lambda: None)
+        assert (head, body) == written(rows)
     got = decode(head, body, [len(row) for row in rows])
     assert np.array_equal(got, np.concatenate([np.zeros(0, np.int8), *rows]))
 
@@ -77,3 +89,8 @@ def test_a_short_file_cannot_ask_for_much_memory() -> None:
     certain = bytes([1, 1]) + np.array([0, 2**14, 0], "<u2").tobytes() + b"\0"  # a code that takes no bits at all
     with pytest.raises(ValueError, match="frequencies"):
         decode(zlib.compress(certain), body, [10_000])
+
+
+def test_a_code_without_a_counterpart_is_refused() -> None:
+    with pytest.raises(ValueError, match="a code of -128"):
+        encode(np.array([3, -128], np.int8), [2])

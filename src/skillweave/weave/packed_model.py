@@ -29,7 +29,7 @@ from skillweave.weave.coded_factors import Groups
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack
 
-UNPACKED_PACKS = 4
+UNPACKED_PACKS = 2
 """How many of the packs that were used last stay unpacked between batches."""
 
 
