@@ -26,7 +26,7 @@ from skillweave.audit.organism.language import (
 )
 from skillweave.audit.organism.records import asked_in_context, clean_records, rules
 from skillweave.base import open_base
-from skillweave.base.cache import cache_folder
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.files.recover import settle
 from skillweave.methods.training import TrainingSettings

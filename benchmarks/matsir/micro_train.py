@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base.cache import cache_folder
 from skillweave.base.chat import prompt_ids
 from skillweave.config import Config
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.progress import bar

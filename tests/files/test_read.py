@@ -247,7 +247,6 @@ OWN_READERS = {
     "tools/process_child.py": "lines of a process of ours",
     "tools/process_runner.py": "lines of a process of ours",
     "tools/trace.py": "arguments of calls in a message",
-    "weave/compiled.py": "files in the package",
     "weave/router.py": "a file in the package",
 }
 OPENS = {"read_text", "read_bytes", "safe_load", "load_all", "json.load", "json.loads", "yaml.load", "yaml.compose"}

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from skillweave.base import native
 from skillweave.errors import UserError
+from skillweave.files import native
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import compiled as module
 from skillweave.weave.change import GroupRun

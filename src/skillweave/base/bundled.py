@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from skillweave.artefact import atomic_folder
-from skillweave.base.cache import cache_folder
 from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.files.lock import take
 from skillweave.files.place import place_of

@@ -20,9 +20,9 @@ from typing import Any
 import transformers
 
 from skillweave.artefact import write_json
-from skillweave.base.cache import cache_folder
 from skillweave.base.folder import CONFIG, ModelFolder
 from skillweave.errors import UserError
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from skillweave.artefact import atomic_folder, write_json
-from skillweave.base.cache import cache_folder
 from skillweave.base.chat import Prompt
 from skillweave.errors import UserError
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.files.lock import claim
 from skillweave.files.recover import settle

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skillweave.base.native import allowed, library
+from skillweave.files.native import allowed, library
 
 Codes = NDArray[np.int8]
 Tables = NDArray[np.uint16]

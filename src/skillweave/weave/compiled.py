@@ -4,7 +4,7 @@ They compute the formulas of :mod:`skillweave.weave.int8` and :mod:`skillweave.w
 tokens, a model of many small layers spends most of its time on calls, not on products. Without a C++ compiler, without
 AVX512 VNNI, or on another device, the same formulas are computed with torch.
 
-How they are compiled, kept and switched off is in :mod:`skillweave.base.native`.
+How they are compiled, kept and switched off is in :mod:`skillweave.files.native`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from skillweave.base.native import allowed, library
+from skillweave.files.native import allowed, library
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _HEADER = Path(__file__).with_name("products.h")
@@ -99,7 +99,7 @@ _ARGUMENTS: dict[str, Sequence[Any]] = {
 def compiled() -> Any:
     """The library with the functions of kernels.cpp, or None. It is compiled at the first call on a machine.
 
-    Raises :class:`UserError` if :data:`skillweave.base.native.OVERRIDE` is set to anything but 0 or 1.
+    Raises :class:`UserError` if :data:`skillweave.files.native.OVERRIDE` is set to anything but 0 or 1.
     """
     if not allowed() or not _may_run():
         return None

@@ -15,8 +15,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from skillweave.base.cache import cache_folder
 from skillweave.errors import UserError
+from skillweave.files.cache import cache_folder
 from skillweave.files.hashes import digest
 from skillweave.progress import say_once
 
