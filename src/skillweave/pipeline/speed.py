@@ -17,7 +17,7 @@ from skillweave.weave import Weave
 
 PER_SKILL = 4
 NEW_TOKENS = 16
-TURNS = 5
+TURNS = 3
 LONGEST_PROMPT = 256
 """Of longer prompts, the last so many tokens are read."""
 
