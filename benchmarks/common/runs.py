@@ -50,9 +50,24 @@ def run_all(
     return [read_json(_place(plan, folder))["result"] for plan in plans]
 
 
-def kept(plans: Sequence[Any], folder: Path) -> list[dict[str, Any]]:
-    """The results of those plans that :func:`run_all` has done in ``folder``, in the order of the plans."""
-    return [read_json(place)["result"] for plan in plans if (place := _place(plan, folder)).exists()]
+def as_far_as_measured(
+    plans: Sequence[P], work: Callable[[P], dict[str, Any]], folder: Path, *, jobs: int = 1, show: bool = False
+) -> list[dict[str, Any]]:
+    """The results of the plans that are done in ``folder``, after :func:`run_all` unless ``show``; and what is not.
+
+    Ctrl-C ends the runs. Raises :class:`UserError` if no plan is done.
+    """
+    if not show:
+        try:
+            run_all(plans, work, folder, jobs=jobs)
+        except KeyboardInterrupt:
+            progress.console.print("Stopped.")
+    found = [read_json(place)["result"] for plan in plans if (place := _place(plan, folder)).exists()]
+    if not found:
+        raise UserError(f"nothing was measured yet in {folder}: run the benchmark without --show")
+    if missing := len(plans) - len(found):
+        progress.console.print(f"{progress.share_of(missing, len(plans), 'cells')} are not measured yet")
+    return found
 
 
 def in_own_process(module: str, *arguments: str, what: str) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.record import Record, arguments, positive, run
-from benchmarks.common.runs import kept, run_all
+from benchmarks.common.runs import as_far_as_measured
 from benchmarks.zip_quality.codecs import (
     ABLATIONS,
     ALL,
@@ -54,7 +54,6 @@ from benchmarks.zip_quality.measure import KL, SCORE, Cell, measure
 from benchmarks.zip_quality.show import claims, joined, plot, table
 from benchmarks.zip_quality.skills import LENGTHS, SCALES, SEEDS, SHORT, recipe, scale_named
 from skillweave.errors import UserError
-from skillweave.progress import console, share_of
 
 NAME = "zip_quality"
 RUNS = Path("runs/zip-quality")
@@ -68,16 +67,8 @@ def main(argv: Sequence[str]) -> None:
     record = Record.begin(NAME, options, argv, seeds=options.seeds)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if options.quick else options.runs / options.scale
-        if not options.show:
-            try:
-                run_all(plans, functools.partial(measure, folder=folder), folder / "cells", jobs=options.jobs)
-            except KeyboardInterrupt:
-                console.print("Stopped.")
-        found = kept(plans, folder / "cells")
-    if not found:
-        raise UserError(f"no cell was measured yet in {options.runs}: run the benchmark without --show")
-    if len(found) < len(plans):
-        console.print(f"{share_of(len(plans) - len(found), len(plans), 'cells')} are not measured yet")
+        work = functools.partial(measure, folder=folder)
+        found = as_far_as_measured(plans, work, folder / "cells", jobs=options.jobs, show=options.show)
     record.rows = joined(found)
     record.claims = claims(record.rows)
     record.finish(table(record.rows), plot(record.rows), seconds=sum(cell["seconds"] for cell in found))

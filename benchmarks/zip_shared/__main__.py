@@ -30,14 +30,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common.record import Record, arguments, positive, run
-from benchmarks.common.runs import kept, run_all
+from benchmarks.common.runs import as_far_as_measured
 from benchmarks.common.skills import DEMO as DEMO_FOLDER
 from benchmarks.common.skills import find
 from benchmarks.zip_shared.groups import DEMO, SAME, SETTINGS, TASKS
 from benchmarks.zip_shared.measure import ARMS, RATIOS, Cell, measure
 from benchmarks.zip_shared.show import claims, plot, table
-from skillweave.errors import UserError
-from skillweave.progress import console, share_of
 
 NAME = "zip_shared"
 RUNS = Path("runs/zip-shared")
@@ -52,16 +50,8 @@ def main(argv: Sequence[str]) -> None:
     record = Record.begin(NAME, options, argv, seeds=sorted({plan.seed for plan in plans}))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if options.quick else options.runs / options.scale
-        if not options.show:
-            try:
-                run_all(plans, functools.partial(measure, folder=folder), folder / "cells", jobs=1)
-            except KeyboardInterrupt:
-                console.print("Stopped.")
-        found = kept(plans, folder / "cells")
-    if not found:
-        raise UserError(f"nothing was measured yet in {options.runs}: run the benchmark without --show")
-    if len(found) < len(plans):
-        console.print(f"{share_of(len(plans) - len(found), len(plans), 'cells')} are not measured yet")
+        work = functools.partial(measure, folder=folder)
+        found = as_far_as_measured(plans, work, folder / "cells", show=options.show)
     record.rows = [row for cell in found for row in cell["rows"]]
     record.claims = claims(record.rows)
     record.finish(table(record.rows), plot(record.rows), seconds=sum(cell["seconds"] for cell in found))

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from benchmarks.zip_shared.groups import DEMO, Group, Member, micro_group, small
 from benchmarks.zip_shared.merge import Tensors, cosine, mean, minus, norm, task_arithmetic, ties
 from benchmarks.zip_shared.squeeze import Kept, SharedBasis, Squeezed, moved
 from skillweave.base import Base
-from skillweave.skillzip import ZipConfig
 
 NONE, MEAN, ARITHMETIC, TIES = "none", "mean", "task-arithmetic", "ties"
 COUNTED, BASIS = "mean, its bytes counted", "shared basis"
@@ -80,7 +80,7 @@ def _merged(group: Group, arm: str, ratios: Sequence[str]) -> Iterator[dict[str,
     residuals = _residuals(group, shared)
     merged = Squeezed(shared, group.base) if arm == COUNTED and shared is not None else None
     for ratio in ratios:
-        share = ZipConfig(ratio=ratio).ratio or 1.0
+        share = float(Fraction(ratio))
         given: Tensors | None = shared
         shared_bytes = 0
         if merged is not None:
@@ -103,7 +103,7 @@ def _shared_basis(group: Group, ratios: Sequence[str]) -> Iterator[dict[str, Any
     basis = SharedBasis([member.tensors for member in group.members], group.base)
     plain = Squeezed(group.members[0].tensors, group.base)
     for ratio in ratios:
-        share = ZipConfig(ratio=ratio).ratio or 1.0
+        share = float(Fraction(ratio))
         alone = plain.at(share)
         packs = None if alone is None else basis.at(share, alone.card)
         for member, pack in zip(group.members, packs or [], strict=False):
@@ -119,7 +119,7 @@ def _shared_part(arm: str, deltas: Sequence[Tensors], factor: float | None) -> d
 
 def _tuned(group: Group, deltas: Sequence[Tensors]) -> float:
     """Return the factor with the least KL on prompts that are not tested, packs of one size included."""
-    ratio = ZipConfig(ratio=TUNED_AT).ratio or 1.0
+    ratio = float(Fraction(TUNED_AT))
 
     def loss(factor: float) -> float:
         shared = task_arithmetic(deltas, factor / len(deltas))

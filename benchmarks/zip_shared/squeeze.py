@@ -13,7 +13,7 @@ from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried
 from skillweave.errors import TooSmall
-from skillweave.pack import BaseRef, Codec, PackBytes, PackCard
+from skillweave.pack import BaseRef, Codec, PackBytes, PackCard, Skillpack
 from skillweave.skillzip import ZipConfig
 from skillweave.skillzip.codecs.integer_factors import integer_factors
 from skillweave.skillzip.decompositions import DecompositionStore
@@ -52,12 +52,7 @@ class Squeezed:
             )
         except TooSmall:
             return None
-        given = pack.unzip()
-        stored = set(given.names())
-        tensors = {
-            name: given.tensor(name) if name in stored else torch.zeros(self._delta.shape(name))
-            for name in self._delta.names()
-        }
+        tensors = _given(pack, {name: self._delta.shape(name) for name in self._delta.names()})
         return Kept(tensors, pack.nbytes, pack.card.bytes.metadata)
 
 
@@ -106,14 +101,18 @@ class SharedBasis:
         except TooSmall:
             return None
         pack = draft.pack(encoded, Losses(0.0, {}, 0.0))
-        given = pack.unzip()
-        stored = set(given.names())
         parts: list[dict[str, torch.Tensor]] = [{} for _ in range(packs)]
-        for name, piece in self._plan.pieces.items():
-            whole = given.tensor(name) if name in stored else torch.zeros(piece.shape)
+        for name, whole in _given(pack, {name: piece.shape for name, piece in self._plan.pieces.items()}).items():
             for part, own in zip(parts, whole.chunk(packs), strict=True):
                 part[name] = own
         return [Kept(part, (pack.nbytes + spent) // packs, card) for part in parts]
+
+
+def _given(pack: Skillpack, shapes: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+    """Return what a pack gives back for these names; a tensor that it leaves out does not change."""
+    given = pack.unzip()
+    stored = set(given.names())
+    return {name: given.tensor(name) if name in stored else torch.zeros(shape) for name, shape in shapes.items()}
 
 
 class _Stack(MatrixSource):

@@ -24,7 +24,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,21 @@ from skillweave.files.native import allowed, library
 Codes = NDArray[np.int8]
 Tables = NDArray[np.uint16]
 """For each class the frequencies of the codes -127 to 127 (classes, 255): 0 for those that do not occur."""
+
+
+class _Rows(NamedTuple):
+    """What the loops over the codes need to know about the rows."""
+
+    classes: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    tables: Tables
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """The arguments of the functions of rans.cpp."""
+        classes, lengths, tables = (part.ctypes.data for part in self)
+        return classes, lengths, len(self.lengths), tables, len(self.tables)
+
 
 LARGEST_CODE = 127
 CODES_A_BYTE = 256
@@ -64,7 +79,8 @@ def encode(codes: Codes, lengths: Sequence[int]) -> tuple[bytes, bytes]:
         head += bytes([largest]) + own.astype("<u2").tobytes()
     head += classes.tobytes()
     states = np.full(_lanes(len(codes)), _LOWEST, np.uint32)
-    words = (_encode if _compiled() is None else _encode_compiled)(codes, states, classes, own_lengths, tables)
+    rows = _Rows(classes, own_lengths, tables)
+    words = (_encode if _compiled() is None else _encode_compiled)(codes, states, rows)
     return zlib.compress(bytes(head), 9), states.astype("<u4").tobytes() + words.astype("<u2").tobytes()
 
 
@@ -84,7 +100,7 @@ def decode(head: bytes, body: bytes | memoryview, lengths: Sequence[int]) -> Cod
     words = np.frombuffer(body, "<u2", offset=4 * lanes)
     codes = np.empty(total, np.int8)
     own_decode = _decode if _compiled() is None else _decode_compiled
-    read = own_decode(words, states, classes, np.array(lengths, np.int64), tables, codes)
+    read = own_decode(words, states, _Rows(classes, np.array(lengths, np.int64), tables), codes)
     if read != len(words) or bool((states != _LOWEST).any()):
         raise ValueError("the codes are damaged: they do not end where a coder ends")
     return codes
@@ -163,10 +179,9 @@ def _lanes(total: int) -> int:
     return max(1, math.isqrt(total) // 8)
 
 
-def _encode(
-    codes: Codes, states: NDArray[np.uint32], classes: NDArray[np.uint8], lengths: NDArray[np.int64], tables: Tables
-) -> NDArray[np.uint16]:
+def _encode(codes: Codes, states: NDArray[np.uint32], rows: _Rows) -> NDArray[np.uint16]:
     """Return the words, and leave the states as the decoder must begin."""
+    classes, lengths, tables = rows
     frequency_of, start_of = tables.ravel().astype(np.uint64), _starts(tables).ravel().astype(np.uint64)
     # One index into the flattened tables for each code; two bytes hold all of them.
     symbols = np.repeat(classes, lengths).astype(np.uint16) * np.uint16(tables.shape[1])
@@ -184,15 +199,9 @@ def _encode(
     return np.concatenate(words[::-1])
 
 
-def _decode(
-    words: NDArray[np.uint16],
-    states: NDArray[np.uint32],
-    classes: NDArray[np.uint8],
-    lengths: NDArray[np.int64],
-    tables: Tables,
-    codes: Codes,
-) -> int:
+def _decode(words: NDArray[np.uint16], states: NDArray[np.uint32], rows: _Rows, codes: Codes) -> int:
     """Write all codes, advance the states to their end, and return how many words were read; -1: there are too few."""
+    classes, lengths, tables = rows
     code = np.zeros((len(tables), _TOTAL), np.int8)
     frequency, start = np.zeros((2, len(tables), _TOTAL), np.uint64)
     for index, (table, own_starts) in enumerate(zip(tables, _starts(tables), strict=True)):
@@ -224,31 +233,20 @@ def _starts(tables: Tables) -> NDArray[np.int64]:
     return np.cumsum(tables, axis=1, dtype=np.int64) - tables
 
 
-def _encode_compiled(
-    codes: Codes, states: NDArray[np.uint32], classes: NDArray[np.uint8], lengths: NDArray[np.int64], tables: Tables
-) -> NDArray[np.uint16]:
+def _encode_compiled(codes: Codes, states: NDArray[np.uint32], rows: _Rows) -> NDArray[np.uint16]:
     """:func:`_encode` in rans.cpp."""
     words = np.empty(len(codes), np.uint16)
     unused = _compiled().sw_rans_encode(
-        codes.ctypes.data, len(codes), states.ctypes.data, len(states), classes.ctypes.data, lengths.ctypes.data,
-        len(lengths), tables.ctypes.data, len(tables), words.ctypes.data,
-    )  # fmt: skip
+        codes.ctypes.data, len(codes), states.ctypes.data, len(states), *rows.addresses, words.ctypes.data
+    )
     return words[unused:]
 
 
-def _decode_compiled(
-    words: NDArray[np.uint16],
-    states: NDArray[np.uint32],
-    classes: NDArray[np.uint8],
-    lengths: NDArray[np.int64],
-    tables: Tables,
-    codes: Codes,
-) -> int:
+def _decode_compiled(words: NDArray[np.uint16], states: NDArray[np.uint32], rows: _Rows, codes: Codes) -> int:
     """:func:`_decode` in rans.cpp."""
     read: int = _compiled().sw_rans_decode(
-        words.ctypes.data, len(words), states.ctypes.data, len(states), classes.ctypes.data, lengths.ctypes.data,
-        len(lengths), tables.ctypes.data, len(tables), codes.ctypes.data,
-    )  # fmt: skip
+        words.ctypes.data, len(words), states.ctypes.data, len(states), *rows.addresses, codes.ctypes.data
+    )
     return read
 
 

@@ -39,12 +39,13 @@ def compare_speed(weave: Weave, prompts: Mapping[str, Sequence[Prompt]]) -> dict
         name: [prompt_ids(weave.base.tokenizer, prompt)[-LONGEST_PROMPT:] for prompt in own[:PER_SKILL]]
         for name, own in prompts.items()
     }
-    mixed = [(name, row) for name, rows in ids.items() if weave.packed_model.why_alone(name) is None for row in rows]
-    alone = [[(name, row) for row in rows] for name, rows in ids.items() if weave.packed_model.why_alone(name)]
-    batches = [batch for batch in (mixed, *alone) if batch]
+    batches: dict[str | None, list[tuple[str, list[int]]]] = {}  # the key of the shared batch is None
+    for name, rows in ids.items():
+        own = name if weave.packed_model.why_alone(name) else None
+        batches.setdefault(own, []).extend((name, row) for row in rows)
 
     def in_the_weave() -> None:
-        for batch in batches:
+        for batch in batches.values():
             _decode(weave, [row for _, row in batch], [name for name, _ in batch])
 
     def one_after_another() -> None:

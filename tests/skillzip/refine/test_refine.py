@@ -65,6 +65,16 @@ def whole_kl(specialist: Any, model: Any, tokenizer: Any) -> float:
     return total / tokens
 
 
+def served_kl(specialist: Any, base: Base, *packs: Skillpack) -> list[float]:
+    """:func:`whole_kl` of the base with each pack, as the pack is served."""
+    packed, found = PackedModel(base.model), []
+    for number, pack in enumerate(packs):
+        packed.add(packed.prepare(str(number), pack))
+        with packed.every_row(str(number)):
+            found.append(whole_kl(specialist, base.model, base.tokenizer))
+    return found
+
+
 @pytest.mark.parametrize("form", [{}, {"bits": 4, "scales": "row"}, {"bits": 8, "scales": "row"}])
 def test_it_comes_nearer_to_the_specialist_at_the_same_bytes(made: tuple[Base, Delta], form: dict[str, Any]) -> None:
     base, delta = made
@@ -85,13 +95,7 @@ def test_it_comes_nearer_to_the_specialist_at_the_same_bytes(made: tuple[Base, D
 
     # As it is served, with integers throughout, on prompts outside of the refinement, over the whole vocabulary.
     specialist = delta.apply(base).model
-    packed = PackedModel(base.model)
-    distances = []
-    for name, one in (("plain", plain), ("refined", pack)):
-        packed.add(packed.prepare(name, one))
-        with packed.every_row(name):
-            distances.append(whole_kl(specialist, base.model, base.tokenizer))
-        packed.remove(name)
+    distances = served_kl(specialist, base, plain, pack)
     assert distances[1] < 0.9 * distances[0]
 
 
@@ -154,12 +158,7 @@ def test_on_a_base_in_int8_it_comes_nearer_as_it_is_served(made: tuple[Base, Del
     start, specialist = Skillpack.from_pretrained(tmp_path / "pack"), delta.apply(base).model
     rounded = put_into_int8(replace(base, model=copy.deepcopy(base.model)))
     for served in (rounded, base):  # it can be served on the base in floats, too
-        packed, distances = PackedModel(served.model), []
-        for name, one in (("plain", start), ("refined", pack)):
-            packed.add(packed.prepare(name, one))
-            with packed.every_row(name):
-                distances.append(whole_kl(specialist, served.model, base.tokenizer))
-            packed.remove(name)
+        distances = served_kl(specialist, served, start, pack)
         assert distances[1] < 0.9 * distances[0]
 
     with pytest.raises(UserError, match=r"are in int8, .* without backbone int8 .refine.backbone=int8 refines"):
