@@ -1,0 +1,1 @@
+"""The server: a weave behind the API that OpenAI clients speak."""
