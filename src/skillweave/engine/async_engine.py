@@ -1,4 +1,4 @@
-"""The local engine for many callers: their requests share the steps of one packed model, and join and leave at any step.
+"""The local engine for many callers: their requests share the steps of one packed model, and join and leave freely.
 
 Scheduling and the paged cache are those of transformers (:mod:`skillweave.engine.paged`). This file holds the queue in
 front of them, and hands tokens back to the callers.

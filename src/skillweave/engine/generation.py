@@ -43,7 +43,10 @@ class Pieces:
 
 
 class StopText:
-    """The text of an answer up to the first stop string. Text that may be the beginning of one is held back."""
+    """The text of an answer up to the stop string that is complete first.
+
+    Text that may be the beginning of a stop string is held back.
+    """
 
     def __init__(self, stop: Sequence[str]) -> None:
         self._stop = [text for text in stop if text]
@@ -57,7 +60,8 @@ class StopText:
         text = self._held + piece
         found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            at, self.matched = min(found, key=lambda one: (one[0], -len(one[1])))
+            # The one that is complete first, so that it does not matter how the text is cut into pieces.
+            at, self.matched = min(found, key=lambda one: (one[0] + len(one[1]), one[0]))
             self._held = ""
             return text[:at]
         kept = 0 if complete else max((_overlap(text, stop) for stop in self._stop), default=0)

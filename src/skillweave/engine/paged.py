@@ -127,10 +127,9 @@ class PackAwareCache(PagedAttentionCache):
 class RowSteps(ContinuousBatchingLogitsProcessor):
     """Chooses the token of each row by its own rules, and leaves scores whose argmax it is."""
 
-    supported_kwargs: dict[str, type] = {}
-    ignored_kwargs: tuple[str, ...] = ()
-
     def __init__(self, rows: dict[str, PagedRow]) -> None:
+        self.supported_kwargs: dict[str, type] = {}
+        self.ignored_kwargs: tuple[str, ...] = ()
         self._rows = rows
         self._now: list[PagedRow | None] = []
 

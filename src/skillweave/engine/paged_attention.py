@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -85,7 +86,7 @@ def _packed(
 
 
 def _spans(ends: list[int]) -> list[tuple[int, int]]:
-    return [(begin, end) for begin, end in zip(ends, ends[1:], strict=False) if end > begin]
+    return [(begin, end) for begin, end in pairwise(ends) if end > begin]
 
 
 def _attend(

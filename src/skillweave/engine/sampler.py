@@ -44,7 +44,7 @@ class RowSampler:
         return int((drawn + self._gumbel(drawn)).argmax())
 
     def _gumbel(self, like: Tensor) -> Tensor:
-        """Return independent draws (V,) from the standard Gumbel distribution. Each is minus the log of a waiting time."""
+        """Return independent draws (V,) from the standard Gumbel distribution: minus logarithms of waiting times."""
         waits = torch.empty_like(like).exponential_(generator=self._generator)
         return -waits.clamp_min_(_TINY).log_()
 
