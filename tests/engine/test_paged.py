@@ -18,12 +18,17 @@ from transformers.generation.continuous_batching.continuous_api import (
     ContinuousBatchProcessor,
 )
 
+from helpers.micro_families import build, tune
 from helpers.weave_packs import random_pack
 from skillweave.base import Sampling, open_base
+from skillweave.delta import Delta
 from skillweave.engine import AsyncEngine
 from skillweave.engine.paged import PagedRow, Readers
 from skillweave.engine.paged_attention import _decoded, _packed
 from skillweave.engine.sampler import RowSampler
+from skillweave.errors import UserError
+from skillweave.micro import micro_tokenizer
+from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import Weave
 
 PACKS = [None, "a", "b", "c"]
@@ -184,6 +189,50 @@ def test_decoding_reads_and_writes_the_pages_that_are_named() -> None:
         expected = by_hand(query[0, :, index : index + 1], keys, values)[0]
         assert torch.allclose(found[0, index].double(), expected, atol=1e-5)
     assert torch.equal(k_cache[~written], before[~written])
+
+
+# -- models ----------------------------------------------------------------------------------------------------------
+
+
+def opened(family: str, folder: Path) -> Any:
+    build(family).save_pretrained(folder)
+    micro_tokenizer().save_pretrained(folder)
+    return open_base(folder, dtype="float32")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_oss", "gemma3_text", "opt", "qwen3"])
+def test_fine_tunes_of_everything_answer_in_shared_steps_as_they_do_alone(family: str, tmp_path: Path) -> None:
+    """Norms, embeddings, positions and heads change too; some need steps of their own."""
+    base, packs = opened(family, tmp_path), {}
+    before = base.model.state_dict()
+    for seed, name in enumerate("ab", start=1):
+        after = tune(build(family), seed).state_dict()
+        delta = Delta({key: after[key] - before[key] for key in before}, base_fingerprint=base.fingerprint)
+        packs[name] = zip_delta(delta, base, None, ZipConfig(budget="8MB", bits=8), name=name)
+    weave = Weave.of(base, packs)
+    asked = [("hello you", "a"), ("hello you", None), ("what", "b"), ("what is it then", "a")]
+
+    async def work(engine: AsyncEngine) -> list[str]:
+        generations = [engine.submit(prompt, pack, Sampling(6)) for prompt, pack in asked]
+        return [(await one.reply()).text for one in generations]
+
+    alone = [weave.generate([prompt], pack, Sampling(6))[0].text for prompt, pack in asked]
+    assert run(weave, work) == alone
+    assert [weave.generate([prompt], pack, Sampling(6))[0].text for prompt, pack in asked] == alone
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("bloom", "does not compute .* as the model itself does"),
+        ("falcon", "does not"),
+        ("mamba", "cannot run .*Invalid"),
+    ],
+)
+def test_a_model_that_steps_would_answer_wrongly_is_refused(family: str, message: str, tmp_path: Path) -> None:
+    weave = Weave.of(opened(family, tmp_path))
+    with pytest.raises(UserError, match=message):
+        run(weave, lambda engine: engine.submit("x", None, Sampling(2)).reply())
 
 
 # -- the library -----------------------------------------------------------------------------------------------------

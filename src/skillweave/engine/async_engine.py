@@ -21,9 +21,10 @@ from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.generate import AnswerReader, NoProbabilities, context_length, encode_prompts
 from skillweave.base.voice import Voice
+from skillweave.engine import self_check
 from skillweave.engine.generation import LiveGeneration
-from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled
-from skillweave.engine.paged import PackedManager, PagedRow, StepEvent
+from skillweave.engine.interface import CountedReply, EngineBusy, EngineCounters, Grammar, RequestCancelled
+from skillweave.engine.paged import PackedManager, PagedRow, StepEvent, StepTally
 from skillweave.engine.sampler import RowSampler
 from skillweave.errors import UserError, shown_value
 from skillweave.progress import say_once
@@ -36,6 +37,7 @@ _CACHE_TOKENS = 16_384
 """The least room of the paged cache, in tokens."""
 _PAGE = 32
 """The tokens of a block of the cache. Prefixes are shared in whole blocks, so small ones share more."""
+_INSTEAD = "Answer with `skillweave generate`, which runs the model as it is, or serve another base."
 _STEP_TOKENS = 512
 """While a prompt is read, running answers wait for it; a longer one is read in several steps, which they share."""
 
@@ -118,16 +120,46 @@ class AsyncEngine:
         if self._manager is not None:
             raise RuntimeError("an AsyncEngine is opened once: make another one")
         self._loop = asyncio.get_running_loop()
-        self._manager = PackedManager(
-            self.weave.packed_model,
-            max_requests=self.max_requests,
-            step_tokens=self._step_tokens,
-            cache_tokens=self.cache_tokens,
-            page=_PAGE,
-            deliver=lambda events: self._in_loop(self._receive, events),
-        )
+        try:
+            self._manager = PackedManager(
+                self.weave.packed_model,
+                max_requests=self.max_requests,
+                step_tokens=self._step_tokens,
+                cache_tokens=self.cache_tokens,
+                page=_PAGE,
+                deliver=lambda events: self._in_loop(self._receive, events),
+            )
+        except (ValueError, NotImplementedError, AttributeError) as error:
+            raise self._cannot_run(error) from error
         self._manager.start()
+        try:
+            await self._check_model()
+        except BaseException:
+            await asyncio.to_thread(self._manager.close)
+            raise
         return self
+
+    async def _check_model(self) -> None:
+        """Raise :class:`UserError` for a model that steps do not compute as the model itself does."""
+        model = self.weave.base.model
+        prompts = self_check.probes(model.get_input_embeddings().weight.shape[0])
+        sampling = Sampling(self_check.ROOM)
+        generations = [self.submit(ids, None, sampling, logprobs=0) for ids in prompts]
+        replies = await asyncio.gather(*(one.reply() for one in generations), return_exceptions=True)
+        for reply in replies:
+            if isinstance(reply, NoProbabilities | UserError):
+                raise reply
+            if isinstance(reply, BaseException):
+                raise self._cannot_run(reply) from reply
+        written = [reply for reply in replies if isinstance(reply, CountedReply)]
+        difference = await self.between_steps(lambda: self_check.largest_difference(model, prompts, written))
+        if not self_check.near(model, difference):
+            raise UserError(
+                f"continuous batching of transformers does not compute {self.weave.base.ref} as the model itself "
+                f"does: a log-probability differs by {difference:.2g} nats. {_INSTEAD}"
+            )
+        self._submitted = self._finished = self._prompt_tokens = self._completion_tokens = 0
+        self._opened().tally = StepTally()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -137,6 +169,10 @@ class AsyncEngine:
         for generation in [work.generation for work in (*self._waiting, *self._running.values())] + [*self._routing]:
             generation.settle(error=closed)
         await asyncio.to_thread(self._opened().close)
+
+    def _cannot_run(self, error: BaseException) -> UserError:
+        why = f"{type(error).__name__}: {error}"
+        return UserError(f"continuous batching of transformers cannot run {self.weave.base.ref} ({why}). {_INSTEAD}")
 
     # -- requests ------------------------------------------------------------------------------------------------------
 

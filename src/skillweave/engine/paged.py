@@ -17,9 +17,10 @@ tests/engine/test_paged.py fails when a later version of the library changes wha
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -229,6 +230,7 @@ class PackedManager(ContinuousBatchingManager):
         self.logit_processor.logits_processor.append(RowSteps(self.rows))
         self.logit_processor.tensors_required += 1
         self.logit_processor.do_processing = True
+        self._deliver = deliver
         self.output_router = _Router(self, deliver)  # type: ignore[assignment]
 
     def _take_own_attention(self, blocks: int) -> None:
@@ -247,7 +249,12 @@ class PackedManager(ContinuousBatchingManager):
     def add(self, row: PagedRow, ids: list[int], stops: Sequence[int], room: int) -> None:
         """Put a request into the scheduler's queue."""
         self.rows[row.name] = row
-        self.add_request(ids, request_id=row.name, max_new_tokens=room, streaming=True, eos_token_id=list(stops))
+        taken = self.add_request(
+            ids, request_id=row.name, max_new_tokens=room, streaming=True, eos_token_id=list(stops)
+        )
+        if taken is None:
+            del self.rows[row.name]
+            self._deliver([StepEvent(row, error=self.background_thread_status.fatal_error or _stopped())])
 
     def drop(self, name: str) -> None:
         """Give a request up; its blocks are free at the next step."""
@@ -289,8 +296,10 @@ class PackedManager(ContinuousBatchingManager):
         return processor
 
     def _generation_loop_body(self, batch_processor: Any, bootstrapping: bool) -> bool:
-        while self._jobs:
-            self._jobs.popleft()()
+        if self._jobs:
+            with self._plain_attention():
+                while self._jobs:
+                    self._jobs.popleft()()
         try:
             return super()._generation_loop_body(batch_processor, bootstrapping)
         except Exception as error:
@@ -300,6 +309,19 @@ class PackedManager(ContinuousBatchingManager):
             else:
                 batch_processor.fail_all_requests(error)
             return True
+
+    @contextlib.contextmanager
+    def _plain_attention(self) -> Iterator[None]:
+        """Context in which the model can be called as it is: ``paged|eager`` of the library needs a cache."""
+        now = self.model.config._attn_implementation
+        if now != "paged|eager":
+            yield
+            return
+        self.model.set_attn_implementation("eager")
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(now)
 
     def _generation_step(self) -> None:
         assert self.batch_processor is not None
@@ -379,6 +401,10 @@ def _packs_of(
         if request.has_new_token:
             last.append(names[-1])
     return names, last + names[:1] * (len(requests) - len(last))
+
+
+def _stopped() -> RuntimeError:
+    return RuntimeError("the engine's thread has stopped")
 
 
 def _steps(kwargs: dict[str, Any]) -> bool:

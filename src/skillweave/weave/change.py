@@ -179,15 +179,14 @@ class Change:
         return self.batch.tokens and self.batch.rows is not None
 
     def _tokens(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` (1, T, n) or (T, n), or ids (1, T), with the tokens as the first axis: (T, 1, n) or (T, 1)."""
-        vectors = x.is_floating_point() and x.dim() > 1
-        wide = x.reshape(-1, 1, x.shape[-1]) if vectors else x.reshape(-1, 1)
-        if wide.shape[0] != len(self.names):
+        """``x`` (1, T, ...) or, if it is flat, (T, ...), with the tokens as the first axis: (T, 1, ...)."""
+        count = x.shape[0] if self.fed.rows == "flat" else x.shape[1]
+        if count != len(self.names) or (self.fed.rows == "rows" and x.shape[0] != 1):
             raise UserError(
-                f"'{self.name}' is fed {wide.shape[0]} tokens, and packs are named for {len(self.names)}: which token "
-                f"is which is unknown. Answer with one pack at a time."
+                f"'{self.name}' is fed the shape {tuple(x.shape)}, and packs are named for {len(self.names)} tokens: "
+                f"which token is which is unknown. Answer with one pack at a time."
             )
-        return wide
+        return x.reshape(count, 1, *x.shape[1 if self.fed.rows == "flat" else 2 :])
 
     def _by_rows(self, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The input and the output of the module, with the rows of the batch as the first axis."""

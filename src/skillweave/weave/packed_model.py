@@ -188,6 +188,9 @@ class PackedModel:
         """The reason why no step of :meth:`tokens` can use a resident pack and another one, or None."""
         if self._packs[name].tokens is not None:
             return "it has tokens of its own, which the head gives for all tokens of a step or for none"
+        for module in self._packs[name].modules:
+            if self._fed[module].rows == "rows" and self._fed[module].tokens != 1:
+                return f"the second axis of what '{module}' is fed is not the tokens"
         return self.why_alone(name)
 
     @contextlib.contextmanager
