@@ -1,0 +1,1 @@
+"""The server under load: many packs at once, beside the other ways to serve several fine-tunes of one model."""
