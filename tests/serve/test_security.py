@@ -19,7 +19,7 @@ def asked(app: Any, **request: Any) -> Response:
     return asyncio.run(call(app, **request))
 
 
-# -- the address ---------------------------------------------------------------------------------------------------------
+# -- the address -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.1", "127.8.9.10"])
@@ -53,7 +53,7 @@ def test_every_web_page_needs_a_key() -> None:
     address_of("127.0.0.1", 0, KEY, ["*"])
 
 
-# -- the key -------------------------------------------------------------------------------------------------------------
+# -- the key -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [f"Bearer {KEY}", f"bearer {KEY}", f"Bearer  {KEY} "])
@@ -82,12 +82,14 @@ def test_anything_else_is_refused_without_showing_the_key(headers: list[tuple[st
     assert KEY.encode() not in response.body
 
 
-@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/ready", 200), ("/metrics", 401), ("/v1/models", 401)])
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/ready", 200), ("/metrics", 401), ("/v1/models", 401)]
+)
 def test_only_the_state_of_the_process_needs_no_key(path: str, status: int) -> None:
     assert asked(KeyGuard(echo, KEY), path=path, method="GET", headers=[]).status == status
 
 
-# -- the Host header -----------------------------------------------------------------------------------------------------
+# -- the Host header ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_other_names_are_refused(hosts: list[str]) -> None:
     assert (response.status, response.error["code"]) == (403, "host_not_allowed")
 
 
-# -- the body ------------------------------------------------------------------------------------------------------------
+# -- the body ----------------------------------------------------------------------------------------------------------
 
 GUARD = BodyGuard(echo, largest=1000, seconds=0.2)
 JSON = ("Content-Type", "application/json; charset=utf-8")
@@ -171,7 +173,9 @@ def test_malformed_bodies_are_refused_in_the_shape_of_openai(body: bytes, messag
     assert message in response.error["message"]
 
 
-@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded", "text/plain; application/json"])
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "text/plain; application/json"]
+)
 def test_scripts_of_other_pages_cannot_send_plain_text(kind: str | None) -> None:
     response = asked(GUARD, headers=[] if kind is None else [("Content-Type", kind)])
     assert (response.status, response.error["code"]) == (400, "invalid_content_type")

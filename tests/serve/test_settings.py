@@ -16,7 +16,7 @@ KEY = "sw-0123456789abcdef"
 def test_the_defaults_serve_this_machine_alone() -> None:
     settings = ServeConfig()
     assert (settings.host, settings.port, settings.cors_origins) == ("127.0.0.1", 8000, ())
-    assert not (settings.allow_pack_management or settings.log_prompts)
+    assert (settings.allow_pack_management, settings.log_prompts) == (False, False)
     assert read_key(settings, {}) is None
 
 
@@ -42,7 +42,12 @@ def test_the_key_is_in_no_text_of_the_settings() -> None:
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("", "is empty"), ("two words are no key", "a space"), ("a\nb", "a line break"), ("schlüssel-0815", "beyond ASCII")],
+    [
+        ("", "is empty"),
+        ("two words are no key", "a space"),
+        ("a\nb", "a line break"),
+        ("schlüssel-0815", "beyond ASCII"),
+    ],
 )
 def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:

@@ -58,7 +58,9 @@ def bench_serve(
     `skillweave bench serve http://127.0.0.1:8000/v1 --mix sort=0.7,base=0.3`
     """
     if rate is not None and concurrency is not None:
-        raise UserError("--rate sends requests at their own times, so --concurrency has no effect: leave one of them out")
+        raise UserError(
+            "--rate sends requests at their own times, so --concurrency has no effect: leave one of them out"
+        )
     if prompts is not None and prompt_tokens is not None:
         raise UserError("--prompts gives the prompts, so --prompt-tokens has no effect: leave one of them out")
     if out is not None:

@@ -32,6 +32,8 @@ def show_load(figures: dict[str, Any]) -> None:
         f"({figures['prompt_tokens']:,} tokens read, {figures['completion_tokens']:,} written)"
     )
     if figures["uncounted"]:
-        say(f"{figures['uncounted']:,} answers came without a count of tokens: the pieces of their streams were counted")
+        say(
+            f"{figures['uncounted']:,} answers came without a count of tokens: the pieces of their streams were counted"
+        )
     for status, count in figures["errors"].items():
         say(f"failed with {status}: {count:,}")

@@ -28,7 +28,7 @@ class Admission:
     def __init__(self, most: int) -> None:
         self.most = most
         self.state: ServerState = "starting"
-        self.until = math.inf
+        self.until = 0.0
         """when the server ends, in the time of ``time.monotonic``"""
         self.running: set[asyncio.Task[object]] = set()
         self.failure: BaseException | None = None
@@ -96,12 +96,22 @@ class AdmissionGuard:
         admission = self._admission
         if admission.state == "starting":
             await refuse(
-                send, 503, "starting", "the model is still being loaded", kind="server_error", headers={"retry-after": "5"}
+                send,
+                503,
+                "starting",
+                "the model is still being loaded",
+                kind="server_error",
+                headers={"retry-after": "5"},
             )
         elif admission.state == "stopping":
             wait = max(1, math.ceil(admission.until - time.monotonic()))
             await refuse(
-                send, 503, "stopping", _STOPPING, kind="server_error", headers={"retry-after": str(wait), "connection": "close"}
+                send,
+                503,
+                "stopping",
+                _STOPPING,
+                kind="server_error",
+                headers={"retry-after": str(wait), "connection": "close"},
             )
         elif len(admission.running) >= admission.most:
             await refuse(

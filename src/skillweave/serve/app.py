@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable
 
 from fastapi import APIRouter, FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from skillweave import __version__
 from skillweave.engine.interface import Engine
@@ -30,12 +29,14 @@ def create_app(
     service: LocalService,
     settings: ServeConfig,
     key: str | None,
+    api: APIRouter,
     *,
     log_form: LogForm = "json",
     write_log: Callable[[str], None] = write_to_stderr,
 ) -> FastAPI:
     """Return the application. It opens the engine of the service when it starts, and closes it when it ends.
 
+    - ``api``: the routes below ``/v1`` that OpenAI clients use
     - ``key``: what clients must send; None: everybody who reaches the server may ask it
     - ``write_log``: takes each line of the log
 
@@ -45,7 +46,9 @@ def create_app(
     Raises :class:`UserError` if packs are to be managed without a key.
     """
     if settings.allow_pack_management and key is None:
-        raise UserError("--allow-pack-management lets clients add and remove packs, so it needs a key: set SKILLWEAVE_API_KEY")
+        raise UserError(
+            "--allow-pack-management lets clients add and remove packs, so it needs a key: set SKILLWEAVE_API_KEY"
+        )
     admission = Admission(settings.max_streams)
     app = FastAPI(
         title="SkillWeave", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
@@ -53,8 +56,7 @@ def create_app(
     )  # fmt: skip
     app.state.admission = admission
     app.include_router(_process_routes(admission, service.metrics))
-    app.include_router(openai_router(service))
-    add_error_handlers(app)
+    app.include_router(api)
     if settings.allow_pack_management:
         app.include_router(pack_router(service))
     # The last one added is the first that a request meets.

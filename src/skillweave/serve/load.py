@@ -17,9 +17,9 @@ from skillweave.errors import UserError, nearest
 from skillweave.progress import bar
 
 _WORDS = (
-    "river stone paper green seven window carry listen market yellow simple garden number morning circle travel kitchen "
-    "letter summer bridge answer silver follow island pencil corner winter animal basket doctor engine forest"
-).split()
+    "river stone paper green seven window carry listen market yellow simple garden number morning circle travel "
+    "kitchen letter summer bridge answer silver follow island pencil corner winter animal basket doctor engine forest"
+)
 PERCENTILES = (50, 95, 99)
 
 
@@ -99,11 +99,11 @@ async def measure(url: str, key: str, plan: LoadPlan) -> dict[str, Any]:
 
 def planned_requests(plan: LoadPlan) -> list[PlannedRequest]:
     """Return the requests of a plan; the same seed gives the same ones."""
-    draw = random.Random(plan.seed)
+    draw, words = random.Random(plan.seed), _WORDS.split()
     models = draw.choices(list(plan.mix), list(plan.mix.values()), k=plan.requests)
     at, requests = 0.0, []
     for model in models:
-        prompt = draw.choice(plan.prompts) if plan.prompts else " ".join(draw.choices(_WORDS, k=plan.prompt_words))
+        prompt = draw.choice(plan.prompts) if plan.prompts else " ".join(draw.choices(words, k=plan.prompt_words))
         requests.append(PlannedRequest(model, prompt, at))
         if plan.rate is not None:
             at += draw.expovariate(plan.rate)
@@ -124,7 +124,7 @@ async def server_models(client: AsyncOpenAI) -> list[str]:
 
 
 def checked_mix(mix: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:
-    """Return the shares of the models; without a mix, all have the same. Raises :class:`UserError` for unknown names."""
+    """Return the shares of the models; without a mix, all are equal. Raises :class:`UserError` for an unknown one."""
     if not mix and not models:
         raise UserError("the server lists no model: name one with --mix NAME=1")
     if not mix:

@@ -125,7 +125,8 @@ def as_json(fields: dict[str, Any]) -> str:
 def as_text(fields: dict[str, Any]) -> str:
     """Return the fields as ``name=value`` on one line; a value that is no plain word is quoted as in JSON."""
     return " ".join(
-        f"{name}={value if _is_plain(value) else json.dumps(value, ensure_ascii=True)}" for name, value in fields.items()
+        f"{name}={value if _is_plain(value) else json.dumps(value, ensure_ascii=True)}"
+        for name, value in fields.items()
     )
 
 

@@ -107,7 +107,7 @@ class ServerMetrics:
         """Return all series in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    # -- what happens ----------------------------------------------------------------------------------------------------
+    # -- what happens --------------------------------------------------------------------------------------------------
 
     def routed(self, pack: str | None) -> None:
         """Count a choice of the router; None is the plain base."""
@@ -139,10 +139,10 @@ class ServerMetrics:
     def forget(self, pack: str) -> None:
         """Remove the series of a pack that the server has no more."""
         for family in (
-            self._prompt_tokens, self._completion_tokens, self._first_token, self._each_token, self._whole, self._routes,
+            self._requests, self._prompt_tokens, self._completion_tokens, self._first_token, self._each_token,
+            self._whole, self._routes,
         ):  # fmt: skip
             family.remove_by_labels({"pack": pack})
-        self._requests.remove_by_labels({"pack": pack})
 
     def _label(self, pack: str) -> str:
         return pack if pack in self._packs() else UNKNOWN
@@ -172,7 +172,9 @@ class _LiveFigures(Collector):
                 "skillweave_requests_running", "Requests that the model is answering", value=counters.running
             )
             yield CounterMetricFamily("skillweave_steps", "Forward passes of the model", value=counters.steps)
-            yield CounterMetricFamily("skillweave_step_tokens", "Tokens of all forward passes", value=counters.step_tokens)
+            yield CounterMetricFamily(
+                "skillweave_step_tokens", "Tokens of all forward passes", value=counters.step_tokens
+            )
         yield from _pack_figures(self._status())
 
 

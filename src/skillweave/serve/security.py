@@ -29,10 +29,12 @@ _LARGE = 2**16
 """A body of more bytes is parsed in a thread, so that other requests do not wait for it."""
 
 
-# -- at the start --------------------------------------------------------------------------------------------------------
+# -- at the start ------------------------------------------------------------------------------------------------------
 
 
-def address_of(host: str, port: int, key: str | None, origins: Collection[str] = ()) -> tuple[socket.AddressFamily, Any]:
+def address_of(
+    host: str, port: int, key: str | None, origins: Collection[str] = ()
+) -> tuple[socket.AddressFamily, Any]:
     """Return the family and the address to listen on. The name is resolved once, so what is checked is what is bound.
 
     Raises :class:`UserError` if there is no key and the server could be reached from other machines, or by the scripts
@@ -44,13 +46,17 @@ def address_of(host: str, port: int, key: str | None, origins: Collection[str] =
         raise UserError(f"--host {host!a:.100}: no address is known for this name ({error}): use 127.0.0.1") from error
     others = [str(where[0]) for *_, where in found if not _is_loopback(str(where[0]))]
     if key is None and others:
-        meaning = "all interfaces of this machine" if ipaddress.ip_address(_plain(others[0])).is_unspecified else others[0]
+        meaning = (
+            "all interfaces of this machine" if ipaddress.ip_address(_plain(others[0])).is_unspecified else others[0]
+        )
         raise UserError(
-            f"--host {host!a:.100} means {meaning}, which other machines can reach, and there is no key: everybody there "
-            "could use the model. Set SKILLWEAVE_API_KEY or --api-key-file, or listen on 127.0.0.1"
+            f"--host {host!a:.100} means {meaning}, which other machines can reach, and there is no key: everybody "
+            "there could use the model. Set SKILLWEAVE_API_KEY or --api-key-file, or listen on 127.0.0.1"
         )
     if key is None and "*" in origins:
-        raise UserError("--cors-origin '*' lets every web page use the model, and there is no key: name the pages, or set a key")
+        raise UserError(
+            "--cors-origin '*' lets every web page use the model, and there is no key: name the pages, or set a key"
+        )
     family, _, _, _, where = sorted(found, key=lambda one: one[0] != socket.AF_INET)[0]
     return family, where
 
@@ -63,7 +69,7 @@ def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(_plain(address)).is_loopback
 
 
-# -- for each request ----------------------------------------------------------------------------------------------------
+# -- for each request --------------------------------------------------------------------------------------------------
 
 
 class KeyGuard:
@@ -132,7 +138,7 @@ class BodyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
-            return
+            return None
         length = _header(scope, b"content-length") or b"0"
         if not length.isdigit():
             return await refuse(send, 400, "invalid_header", "the Content-Length is not a number")
@@ -178,7 +184,7 @@ class BodyGuard:
             send,
             413,
             "body_too_large",
-            f"the body is larger than {human_bytes(self._largest)}: send less, or start the server with a larger max_body",
+            f"the body is larger than {human_bytes(self._largest)}: send less, or raise max_body",
             headers={"connection": "close"},
         )
 
@@ -201,7 +207,11 @@ def _wrong_type(header: bytes | None) -> str | None:
     kind = (header or b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind == "application/json":
         return None
-    return f"the Content-Type is {kind!a:.60}: send 'application/json'" if kind else "send 'Content-Type: application/json'"
+    return (
+        f"the Content-Type is {kind!a:.60}: send 'application/json'"
+        if kind
+        else "send 'Content-Type: application/json'"
+    )
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -27,8 +27,8 @@ class ServeConfig(Config):
     port: int = Field(default=8000, ge=0, le=65535, description="0: any free port, which is printed")
     api_key: SecretStr | None = Field(
         default=None,
-        description=f"the key that clients must send; a key file or {KEY_VARIABLE} is safer, because other users of the "
-        "machine can see the options of a program",
+        description=f"the key that clients must send; a key file or {KEY_VARIABLE} is safer, because other users of "
+        "the machine can see the options of a program",
     )
     api_key_file: Path | None = Field(default=None, description="a file with the key on its only line")
     pack_memory: ByteSize | None = Field(
@@ -76,7 +76,11 @@ def read_key(settings: ServeConfig, environment: Mapping[str, str] = os.environ)
     else:
         return None
     if not key:
-        raise UserError(f"{where}: the key is empty. Write one, or remove the setting to serve this machine without one")
+        raise UserError(
+            f"{where}: the key is empty. Write one, or remove the setting to serve this machine without one"
+        )
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"{where}: the key has a space, a line break or a character beyond ASCII, which no header holds")
+        raise UserError(
+            f"{where}: the key has a space, a line break or a character beyond ASCII, which no header holds"
+        )
     return key
