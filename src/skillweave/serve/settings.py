@@ -62,8 +62,18 @@ class ServeConfig(Config):
 def read_key(settings: ServeConfig, environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the key that clients must send: from the settings, the key file or the environment; None: there is none.
 
-    Raises :class:`UserError`, which never shows the key, if two of the settings name one or if it cannot be sent.
+    Raises :class:`UserError`, which never shows the key, if two of the settings name one, if it cannot
+    be sent, or if there is none where packs are managed over HTTP.
     """
+    key = _given_key(settings, environment)
+    if key is None and settings.allow_pack_management:
+        raise UserError(
+            f"--allow-pack-management lets clients add and remove packs, so it needs a key: set {KEY_VARIABLE}"
+        )
+    return key
+
+
+def _given_key(settings: ServeConfig, environment: Mapping[str, str]) -> str | None:
     if settings.api_key is not None and settings.api_key_file is not None:
         raise UserError("there are two keys, --api-key and --api-key-file: give one of them")
     if settings.api_key is not None:
