@@ -26,7 +26,7 @@ ENGINE = FakeEngine("one two three")
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     service = fake_service(ENGINE)
-    with live(create_app(service, service.settings, None, small_api(service), write_log=lambda _: None)) as address:
+    with live(create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)) as address:
         yield f"{address}/v1"
 
 
@@ -39,7 +39,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, url: str, *lines: str, options: tuple[
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     out, err = talk(monkeypatch, url, "sort 2 1", "/packs", "/pack base", "hello", "/reset", "/quit", "never")
-    assert out == "one two three \n* auto\n  base\n  sort\n  reverse\none two three \n"
+    assert out == "one two three \n  base\n* auto\n  sort\n  reverse\none two three \n"
     assert "route: sort (97%)" in err
     assert "route: base\n" in err
     assert "base answers now" in err
@@ -114,7 +114,7 @@ def test_bench_prints_percentiles_and_writes_every_request(url: str, tmp_path: P
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["plan"]["mix"] == {"sort": 0.7, "base": 0.3}
     assert (result["figures"]["answered"], len(result["requests"])) == (6, 6)
-    assert result["requests"][0]["completion_tokens"] == 4
+    assert result["requests"][0]["completion_tokens"] == 3
 
 
 def test_bench_ends_with_1_if_a_request_failed(url: str, tmp_path: Path) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
 
 from skillweave.engine.interface import AnswerToken, Chunk, CountedReply, EngineCounters, RequestCancelled
 from skillweave.errors import UserError
 from skillweave.serve.local_service import LocalService
-from skillweave.serve.settings import ServeConfig
+from skillweave.serve.service import AnswerFigures, Limits, Resolved
 from skillweave.weave import Route
 
 
@@ -147,9 +148,11 @@ class FakeMemory:
         return list(self._packs.values())
 
 
-def fake_service(engine: FakeEngine | None = None, **settings: Any) -> LocalService:
+def fake_service(engine: FakeEngine | None = None, **limits: Any) -> LocalService:
     """A service of the packs `sort` and `reverse` with a router."""
-    return LocalService(engine or FakeEngine(), FakeMemory(), ServeConfig(**settings), routed=True, default="auto")
+    return LocalService(
+        engine or FakeEngine(), FakeMemory(), limits=Limits(**limits), fingerprint="fp", routed=True, default="auto"
+    )
 
 
 def small_api(service: LocalService) -> APIRouter:
@@ -158,50 +161,51 @@ def small_api(service: LocalService) -> APIRouter:
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "skillweave"} for name in service.models()]
+        data = [{"id": one.id, "object": "model", "created": 0, "owned_by": "skillweave"} for one in service.models()]
         return {"object": "list", "data": data}
 
     @router.post("/chat/completions")
     async def chat(request: Request) -> Any:
         body = await request.json()
-        try:
-            route = await service.resolve(body["model"], body["messages"])
-        except UserError as error:
-            return JSONResponse({"error": {"message": str(error), "code": "model_not_found"}}, 404)
-        if not body.get("stream"):
-            text = "".join([piece async for piece in answer(route, body)])
-            return {
-                "choices": [{"index": 0, "message": {"role": "assistant", "content": text}}],
-                "model": body["model"],
-            }
-        return StreamingResponse(events(route, body), media_type="text/event-stream")
+        resolved = await service.resolve(body["model"], body["messages"])
+        if body.get("stream"):
+            return StreamingResponse(events(resolved, body), media_type="text/event-stream")
+        text = "".join([piece async for piece in answer(resolved, body)])
+        return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}], "model": body["model"]}
 
-    async def answer(route: Route, body: Any) -> AsyncIterator[str]:
-        watched = service.observer.started(route)
+    async def answer(resolved: Resolved, body: Any) -> AsyncIterator[str]:
+        began = time.perf_counter()
+        latest, words, first = began, 0, None
+        service.observer.started(body["model"], resolved)
+
+        def figures(prompt_tokens: int) -> AnswerFigures:
+            return AnswerFigures(body["model"], resolved, prompt_tokens, words, time.perf_counter() - began, first)
+
         try:
-            async with service.use(route.pack):
-                generation = service.engine.submit(body["messages"], route.pack, None)
-                words = 0
-                async for chunk in generation.chunks():
-                    words += 1
-                    watched.wrote(1)
+            async with service.use(resolved.pack):
+                async for chunk in service.engine.submit(body["messages"], resolved.pack, None).chunks():  # type: ignore
+                    now, words = time.perf_counter(), words + 1
+                    if first is None:
+                        first = now - began
+                        service.observer.first_token(resolved, first)
+                    else:
+                        service.observer.token(resolved, 1, now - latest)
+                    latest = now
                     yield chunk.text
-                watched.finished(
-                    CountedReply("", route.pack, None, "answer", prompt_tokens=3, completion_tokens=words + 1)
-                )
         except BaseException as error:
-            watched.failed(error)
+            service.observer.failed(figures(0), error)
             raise
+        service.observer.finished(figures(3), "stop")
 
-    async def events(route: Route, body: Any) -> AsyncIterator[bytes]:
+    async def events(resolved: Resolved, body: Any) -> AsyncIterator[bytes]:
         base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
-        told = {"pack": route.pack or "base", "confidence": route.confidence}
+        told = {"pack": resolved.name, "confidence": resolved.confidence}
         words = 0
-        async for text in answer(route, body):
+        async for text in answer(resolved, body):
             words += 1
             choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
             yield f"data: {json.dumps({**base, 'skillweave': told, 'choices': [choice]})}\n\n".encode()
-        usage = {"prompt_tokens": 3, "completion_tokens": words + 1, "total_tokens": words + 4}
+        usage = {"prompt_tokens": 3, "completion_tokens": words, "total_tokens": words + 3}
         yield f"data: {json.dumps({**base, 'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
 
     return router

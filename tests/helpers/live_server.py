@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import uvicorn
 from fastapi import FastAPI
 
@@ -27,9 +27,9 @@ def live(app: FastAPI) -> Iterator[str]:
     try:
         for _ in range(500):
             try:
-                if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                if httpx2.get(f"{url}/health", timeout=5).status_code == 200:
                     break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.02)
         yield url
     finally:

@@ -15,6 +15,7 @@ from helpers.fake_engine import FakeEngine, fake_service, small_api
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.logs import LogForm
+from skillweave.serve.settings import ServeConfig
 
 KEY = "sw-0123456789abcdef"
 SECRET = "my secret prompt"
@@ -24,9 +25,9 @@ def client_of(
     engine: FakeEngine | None = None, key: str | None = None, lines: list[str] | None = None,
     form: LogForm = "json", **settings: Any,
 ) -> TestClient:  # fmt: skip
-    service = fake_service(engine, **settings)
+    service = fake_service(engine)
     write = (lines if lines is not None else []).append
-    app = create_app(service, service.settings, key, small_api(service), log_form=form, write_log=write)
+    app = create_app(service, ServeConfig(**settings), key, small_api(service), log_form=form, write_log=write)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return TestClient(app, base_url="http://127.0.0.1", headers=headers, raise_server_exceptions=False)
 
@@ -130,13 +131,13 @@ def test_every_pack_has_its_series() -> None:
         for model, text in (("auto", "sort 1"), ("auto", "hello"), ("reverse", "a"), ("base", "b"), ("reverse", "c")):
             assert ask(client, model, text).status_code == 200
         found = series(client)
-    assert found["skillweave_requests_total", "sort", "answer"] == 1
-    assert found["skillweave_requests_total", "reverse", "answer"] == 2
-    assert found["skillweave_requests_total", "base", "answer"] == 2
+    assert found["skillweave_requests_total", "sort", "stop"] == 1
+    assert found["skillweave_requests_total", "reverse", "stop"] == 2
+    assert found["skillweave_requests_total", "base", "stop"] == 2
     assert found["skillweave_prompt_tokens_total", "reverse"] == 6
-    assert found["skillweave_completion_tokens_total", "reverse"] == 8
+    assert found["skillweave_completion_tokens_total", "reverse"] == 6
     assert found["skillweave_first_token_seconds_count", "reverse"] == 2
-    assert found["skillweave_token_seconds_count", "sort"] == 1
+    assert found["skillweave_token_seconds_count", "sort"] == 2
     assert found["skillweave_routes_total", "sort"] == 1
     assert found[("skillweave_route_abstentions_total",)] == 1
     assert found["skillweave_pack_loads_total", "reverse"] == 1
@@ -178,8 +179,8 @@ def test_a_line_tells_a_request_without_what_was_asked() -> None:
     first, second = map(json.loads, lines)
     assert first["id"] == response.headers["x-request-id"]
     assert (first["request"], first["status"], first["model"]) == ("POST /v1/chat/completions", 200, "auto")
-    assert (first["pack"], first["confidence"], first["ended"]) == ("sort", 0.97, "answer")
-    assert (first["prompt_tokens"], first["completion_tokens"]) == (3, 4)
+    assert (first["pack"], first["confidence"], first["ended"]) == ("sort", 0.97, "stop")
+    assert (first["prompt_tokens"], first["completion_tokens"]) == (3, 3)
     assert second["pack"] == "sort"
     assert "confidence" not in second
     assert 0 <= first["first_token_seconds"] <= first["seconds"] < 60
@@ -224,8 +225,8 @@ def test_what_is_refused_is_logged_too() -> None:
 
 
 def test_packs_are_managed_only_with_a_key() -> None:
-    with pytest.raises(UserError, match="needs a key"):
-        client_of(allow_pack_management=True)
+    with client_of(allow_pack_management=True) as client:
+        assert client.get("/v1/packs").status_code == 404
     with client_of(key=KEY, allow_pack_management=True) as client:
         for method, path in (("GET", ""), ("POST", ""), ("DELETE", "/sort"), ("POST", "/sort/pin")):
             assert client.request(method, f"/v1/packs{path}", headers={"Authorization": ""}).status_code == 401
@@ -241,7 +242,7 @@ def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
         assert client.delete("/v1/packs/new").status_code == 409
         assert client.post("/v1/packs/new/unpin").json()["pinned"] is False
         assert ask(client, "new").status_code == 200
-        assert ("skillweave_requests_total", "new", "answer") in series(client)
+        assert ("skillweave_requests_total", "new", "stop") in series(client)
         assert client.delete("/v1/packs/new").json() == {"object": "pack", "name": "new", "deleted": True}
         assert not [key for key in series(client) if "new" in key]
         assert ask(client, "new").status_code == 404
@@ -251,12 +252,12 @@ def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
     ("method", "path", "body", "status"),
     [
         ("POST", "", {"name": "x", "folder": "damaged"}, 400),
-        ("POST", "", {"name": "x"}, 422),
-        ("POST", "", {"name": "x", "folder": "y", "more": 1}, 422),
+        ("POST", "", {"name": "x"}, 400),
+        ("POST", "", {"name": "x", "folder": "y", "more": 1}, 400),
         ("DELETE", "/nobody", None, 404),
         ("POST", "/nobody/pin", None, 404),
         ("POST", "/nobody/load", None, 404),
-        ("POST", "/sort/shutdown", None, 404),
+        ("POST", "/sort/shutdown", None, 400),
     ],
 )
 def test_mistakes_with_packs_are_told(method: str, path: str, body: Any, status: int) -> None:

@@ -12,6 +12,7 @@ from helpers.live_server import live
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.chat import ChatSession, ShownRoute, listed_models
+from skillweave.serve.settings import ServeConfig
 
 ENGINE = FakeEngine("one two three", pause=0.01)
 
@@ -19,7 +20,7 @@ ENGINE = FakeEngine("one two three", pause=0.01)
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     service = fake_service(ENGINE)
-    with live(create_app(service, service.settings, None, small_api(service), write_log=lambda _: None)) as address:
+    with live(create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)) as address:
         yield f"{address}/v1"
 
 
@@ -46,14 +47,14 @@ def test_what_was_read_of_a_stopped_answer_is_kept_and_the_server_gives_it_up(se
 
 
 def test_unknown_names_are_told(session: ChatSession) -> None:
-    assert session.models == ["auto", "base", "sort", "reverse"]
+    assert session.models == ["base", "auto", "sort", "reverse"]
     with pytest.raises(UserError, match="did you mean 'sort'"):
         session.choose("srot")
 
 
 def test_a_message_that_is_refused_is_no_turn(session: ChatSession) -> None:
     session.model = "nobody"
-    with pytest.raises(UserError, match="no model 'nobody'"):
+    with pytest.raises(UserError, match="the model 'nobody' does not exist"):
         list(session.ask("hello"))
     assert session.turns == []
 

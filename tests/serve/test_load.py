@@ -25,11 +25,12 @@ from skillweave.serve.load import (
     percentiles,
     planned_requests,
 )
+from skillweave.serve.settings import ServeConfig
 
 
 def served(engine: FakeEngine, **settings: Any) -> Any:
     service = fake_service(engine, **settings)
-    return create_app(service, service.settings, None, small_api(service), write_log=lambda _: None)
+    return create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -109,7 +110,7 @@ def test_the_times_are_those_of_the_server() -> None:
     with live(served(FakeEngine("one two three four", pause=0.05))) as url:
         result = asyncio.run(measure(f"{url}/v1", "none", LoadPlan({}, requests=12, concurrency=4)))
     figures = result["figures"]
-    assert (figures["answered"], figures["errors"], figures["completion_tokens"]) == (12, {}, 60)
+    assert (figures["answered"], figures["errors"], figures["completion_tokens"]) == (12, {}, 48)
     assert set(figures["models"]) <= {"auto", "base", "sort", "reverse"}
     assert 0.05 <= figures["first_token_seconds"]["p50"] < 1
     assert 0.2 <= figures["total_seconds"]["p50"] < 2
@@ -138,7 +139,7 @@ def test_a_missing_server_and_a_server_without_models_are_told() -> None:
     router = APIRouter()
     router.add_api_route("/v1/models", lambda: Response(status_code=403))
     with (
-        live(create_app(service, service.settings, None, router, write_log=lambda _: None)) as url,
+        live(create_app(service, ServeConfig(), None, router, write_log=lambda _: None)) as url,
         pytest.raises(UserError, match="status 403"),
     ):
         asyncio.run(measure(f"{url}/v1", "none", LoadPlan({})))

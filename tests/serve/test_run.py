@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from helpers.fake_engine import FakeEngine, fake_service, small_api
@@ -57,7 +57,7 @@ def _serve(folder: Path, pause: float, grace: float, opening: float | Exception)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     service = fake_service(FakeEngine("one two three four five six", pause, opening))
-    app = create_app(service, service.settings, None, small_api(service))
+    app = create_app(service, ServeConfig(), None, small_api(service))
     bound = bind(ServeConfig(port=0), None)
 
     def ready() -> None:
@@ -95,7 +95,7 @@ class Streaming(threading.Thread):
 
     def run(self) -> None:
         body = {"model": "sort", "stream": True, "messages": [{"role": "user", "content": "x"}]}
-        with httpx.stream("POST", f"{self.url}/v1/chat/completions", json=body, timeout=30) as response:
+        with httpx2.stream("POST", f"{self.url}/v1/chat/completions", json=body, timeout=30) as response:
             for line in response.iter_lines():
                 if line.startswith("data: {"):
                     self.events.append(json.loads(line[6:]))
@@ -112,11 +112,11 @@ def test_it_drains_and_refuses_new_requests_meanwhile(tmp_path: Path) -> None:
         assert client.begun.wait(20)
         running.signal(signal.SIGTERM)
         until = time.monotonic() + 5
-        while (ready := httpx.get(f"{url}/ready")).status_code == 200:
+        while (ready := httpx2.get(f"{url}/ready")).status_code == 200:
             assert time.monotonic() < until
         assert ready.json() == {"status": "stopping"}
-        assert httpx.get(f"{url}/health").status_code == 200
-        refused = httpx.post(f"{url}/v1/chat/completions", json={})
+        assert httpx2.get(f"{url}/health").status_code == 200
+        refused = httpx2.post(f"{url}/v1/chat/completions", json={})
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "stopping")
         assert 1 <= int(refused.headers["retry-after"]) <= 20
         client.join(20)
@@ -171,8 +171,8 @@ def test_an_engine_that_cannot_be_opened_ends_the_server_with_its_error(tmp_path
 def _ask(url: str) -> Any:
     body = {"model": "sort", "messages": [{"role": "user", "content": "x"}]}
     try:
-        return httpx.post(f"{url}/v1/chat/completions", json=body, timeout=30)
-    except httpx.TransportError as error:
+        return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
+    except httpx2.TransportError as error:
         return error
 
 

@@ -33,7 +33,7 @@ KEY_FILE = typer.Option(
 def chat(
     url: str = typer.Argument(..., help="The server, for example http://127.0.0.1:8000/v1."),
     pack: str = typer.Option(
-        None, "--pack", "-p", help="The pack (or model) that answers; the server's first one if there is none."
+        None, "--pack", "-p", help="The pack (or model) that answers; without it `auto`, or the server's first pack."
     ),
     system: str = typer.Option("", "--system", help="A system message before the first turn."),
     max_tokens: int = typer.Option(None, "--max-tokens", "-n", min=1, help="Longest answer, in tokens."),
@@ -61,11 +61,16 @@ def chat(
     models = listed_models(client)
     if not models and pack is None:
         raise UserError(f"{url} lists no model: name one with --pack")
-    session = ChatSession(client, models, models[0] if pack is None else pack, system, max_tokens)
+    session = ChatSession(client, models, _first(models) if pack is None else pack, system, max_tokens)
     session.choose(session.model)
     console.print(f"{session.model} answers. {_HELP}", style="dim", soft_wrap=True)
     with _interruptible():
         _talk(session)
+
+
+def _first(models: list[str]) -> str:
+    """The model that answers if none is named: the router, or the first one that is not the plain base."""
+    return min(models, key=lambda name: (name != "auto", name == "base"))
 
 
 def checked_url(url: str) -> str:

@@ -11,7 +11,8 @@ from typing import Literal
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from skillweave.serve.refusal import error_body, refuse
+from skillweave.serve.errors import ApiError
+from skillweave.serve.refusal import refuse
 
 _API = "/v1/"
 _STOPPING = "the server is stopping: ask it again when it is back"
@@ -95,33 +96,13 @@ class AdmissionGuard:
             return
         admission = self._admission
         if admission.state == "starting":
-            await refuse(
-                send,
-                503,
-                "starting",
-                "the model is still being loaded",
-                kind="server_error",
-                headers={"retry-after": "5"},
-            )
+            await refuse(send, _unavailable("starting", "the model is still being loaded", 5))
         elif admission.state == "stopping":
-            wait = max(1, math.ceil(admission.until - time.monotonic()))
-            await refuse(
-                send,
-                503,
-                "stopping",
-                _STOPPING,
-                kind="server_error",
-                headers={"retry-after": str(wait), "connection": "close"},
-            )
+            await refuse(send, _unavailable("stopping", _STOPPING, admission.until - time.monotonic()))
         elif len(admission.running) >= admission.most:
-            await refuse(
-                send,
-                429,
-                "too_many_requests",
-                f"the server answers {admission.most} requests already: ask it again in a second",
-                kind="rate_limit_error",
-                headers={"retry-after": "1"},
-            )
+            message = f"the server answers {admission.most} requests already: ask it again in a second"
+            code, headers = "too_many_requests", {"retry-after": "1"}
+            await refuse(send, ApiError(429, message, type="rate_limit_error", code=code, headers=headers))
         else:
             await self._admitted(scope, receive, send)
 
@@ -141,6 +122,12 @@ class AdmissionGuard:
                 raise
         finally:
             self._admission.leave(task)
+
+
+def _unavailable(code: str, message: str, wait: float) -> ApiError:
+    """Return the error of a server that takes no requests now; ``wait``: seconds until another try may succeed."""
+    headers = {"retry-after": str(max(1, math.ceil(wait))), "connection": "close"}
+    return ApiError(503, message, type="server_error", code=code, headers=headers)
 
 
 class _Answer:
@@ -170,8 +157,8 @@ class _Answer:
     async def cut(self) -> None:
         """End the response: with the status 503, or with an error event in a stream."""
         if not self._began:
-            await refuse(self._send, 503, "stopping", _STOPPING, kind="server_error", headers={"connection": "close"})
+            await refuse(self._send, _unavailable("stopping", _STOPPING, 1))
         elif self._is_stream and not self._ended:
-            event = json.dumps(error_body(_STOPPING, "stopping", "server_error"))
+            event = json.dumps(_unavailable("stopping", _STOPPING, 1).body)
             body = f"data: {event}\n\n".encode()
             await self._send({"type": "http.response.body", "body": body, "more_body": False})

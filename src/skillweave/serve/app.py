@@ -11,8 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from skillweave import __version__
 from skillweave.engine.interface import Engine
-from skillweave.errors import UserError
 from skillweave.serve.admission import Admission, AdmissionGuard
+from skillweave.serve.errors import add_error_handlers
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.logs import LogForm, RequestLog, write_to_stderr
 from skillweave.serve.metrics import ServerMetrics
@@ -42,13 +42,7 @@ def create_app(
 
     ``app.state.admission`` is its :class:`~skillweave.serve.admission.Admission`. There are no pages of documentation,
     because they load scripts from the internet.
-
-    Raises :class:`UserError` if packs are to be managed without a key.
     """
-    if settings.allow_pack_management and key is None:
-        raise UserError(
-            "--allow-pack-management lets clients add and remove packs, so it needs a key: set SKILLWEAVE_API_KEY"
-        )
     admission = Admission(settings.max_streams)
     app = FastAPI(
         title="SkillWeave", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
@@ -57,7 +51,8 @@ def create_app(
     app.state.admission = admission
     app.include_router(_process_routes(admission, service.metrics))
     app.include_router(api)
-    if settings.allow_pack_management:
+    add_error_handlers(app)
+    if settings.allow_pack_management and key is not None:
         app.include_router(pack_router(service))
     # The last one added is the first that a request meets.
     app.add_middleware(BodyGuard, largest=settings.max_body, seconds=settings.body_seconds)

@@ -1,20 +1,19 @@
-"""What the routes of the API ask: which models there are, who answers a prompt, and how an answer went."""
+"""What the routes of the API ask: which models there are, who answers a prompt, and who is told how it went."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from skillweave.base.chat import PromptOrIds
-from skillweave.engine.interface import CountedReply, Engine, RequestCancelled
-from skillweave.errors import UserError, nearest
-from skillweave.serve.logs import RequestRecord, current_record
-from skillweave.serve.metrics import Outcome, PackFigures, ServerMetrics
-from skillweave.serve.settings import ServeConfig
-from skillweave.weave import AUTO, BASE, Route
+from skillweave.engine.interface import Engine, RequestCancelled
+from skillweave.serve.errors import unknown_model
+from skillweave.serve.logs import current_record
+from skillweave.serve.metrics import PackFigures, ServerMetrics
+from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
+from skillweave.weave import AUTO, BASE
 
 
 class ResidentPacks(Protocol):
@@ -37,45 +36,54 @@ class ResidentPacks(Protocol):
 
 
 class LocalService:
-    """An engine with its packs, behind the API.
+    """An engine with its packs, behind the API. It is the :class:`~skillweave.serve.service.Service` of one process.
 
-    - ``routed``: whether there is a router, so that the model :data:`~skillweave.weave.AUTO` exists
-    - ``default``: the model that stands first in the list, and that answers requests without a model
+    - ``routed``: whether the engine has a router, so that there is a model :data:`~skillweave.weave.AUTO`
+    - ``default``: the model that is named in examples
     """
 
     def __init__(
-        self, engine: Engine, memory: ResidentPacks, settings: ServeConfig, *, routed: bool, default: str
+        self,
+        engine: Engine,
+        memory: ResidentPacks,
+        *,
+        limits: Limits,
+        fingerprint: str,
+        routed: bool = False,
+        default: str = BASE,
     ) -> None:
         self.engine = engine
         self.memory = memory
-        self.settings = settings
-        self.routed = routed
+        self.limits = limits
+        self.fingerprint = fingerprint
         self.default = default
         self.metrics = ServerMetrics(lambda: {BASE, *self.packs()})
         self.metrics.watch(engine.counters, memory.status)
         self.observer = AnswerObserver(self.metrics)
+        self._routed = routed
+        self._since = int(time.time())
 
     def packs(self) -> list[str]:
         """Return the names of the packs."""
         return [one.name for one in self.memory.status()]
 
-    def models(self) -> list[str]:
-        """Return the names that a request may give as its model, the default one first."""
-        names = [*([AUTO] if self.routed else []), BASE, *self.packs()]
-        return sorted(names, key=lambda name: name != self.default)
+    def models(self) -> list[ModelInfo]:
+        """Return what clients can name: the base, the router if there is one, and the packs."""
+        routed = [ModelInfo(AUTO, "auto", self._since, BASE)] if self._routed else []
+        packs = [ModelInfo(name, "pack", self._since, BASE) for name in self.packs()]
+        return [ModelInfo(BASE, "base", self._since), *routed, *packs]
 
-    async def resolve(self, model: str, prompt: PromptOrIds) -> Route:
-        """Return who answers: the pack that the model names, or the router's choice for :data:`AUTO`.
+    async def resolve(self, model: str, prompt: PromptOrIds) -> Resolved:
+        """Return who answers: what the model names, or the router's choice for :data:`~skillweave.weave.AUTO`.
 
-        Raises :class:`UserError` for an unknown model.
+        Raises :class:`~skillweave.serve.errors.ApiError` for an unknown model.
         """
-        if model not in self.models():
-            raise UserError(f"there is no model {model!a:.200}; {nearest(model, self.models())}")
-        if model == AUTO:
+        if model == AUTO and self._routed:
             route = await self.engine.route(prompt)
-            self.metrics.routed(route.pack)
-            return route
-        return Route(None if model == BASE else model, None)
+            return Resolved(route.pack or BASE, route.pack, "router", route.confidence)
+        if model != BASE and model not in self.packs():
+            raise unknown_model(model, [one.id for one in self.models()])
+        return Resolved(model, None if model == BASE else model)
 
     def use(self, pack: str | None) -> AbstractAsyncContextManager[None]:
         """Keep a pack in memory while its request runs."""
@@ -83,64 +91,47 @@ class LocalService:
 
 
 class AnswerObserver:
-    """Notes in the metrics and in the log how each answer goes."""
+    """Writes how each answer goes into the metrics, and into the log's record of its request."""
 
     def __init__(self, metrics: ServerMetrics) -> None:
         self._metrics = metrics
 
-    def started(self, route: Route) -> WatchedAnswer:
-        """Begin to watch an answer, whose pack is known."""
-        return WatchedAnswer(self._metrics, current_record(), route)
+    def started(self, model: str, resolved: Resolved) -> None:
+        """Note who answers."""
+        if resolved.route == "router":
+            self._metrics.routed(resolved.pack)
+        record = current_record()
+        record.packs.append(resolved.pack or BASE)
+        record.confidence = resolved.confidence
 
+    def first_token(self, resolved: Resolved, seconds: float) -> None:
+        """Note how long the answer did not begin."""
+        self._metrics.first_token(resolved.pack or BASE, seconds)
 
-@dataclass
-class WatchedAnswer:
-    """One answer that is being written; its times count from here."""
+    def token(self, resolved: Resolved, count: int, seconds: float) -> None:
+        """Note the time of further tokens."""
+        self._metrics.further_tokens(resolved.pack or BASE, count, seconds)
 
-    metrics: ServerMetrics
-    record: RequestRecord
-    route: Route
-    began: float = field(default_factory=time.perf_counter)
-    first: float | None = None
-    latest: float = 0.0
-    tokens: int = 0
+    def finished(self, figures: AnswerFigures, reason: str) -> None:
+        """Note the end of an answer."""
+        self._end(figures, reason)
 
-    def __post_init__(self) -> None:
-        self.record.packs.append(self.pack)
-        self.record.confidence = self.route.confidence
+    def failed(self, figures: AnswerFigures, error: BaseException) -> None:
+        """Note that an answer broke off: it was given up by its client or the server, or there was a fault."""
+        given_up = isinstance(error, RequestCancelled) or not isinstance(error, Exception)
+        self._end(figures, "cancelled" if given_up else "failed")
 
-    @property
-    def pack(self) -> str:
-        """The pack's name, or `base`."""
-        return self.route.pack or BASE
-
-    def wrote(self, tokens: int) -> None:
-        """Note that tokens of the answer came."""
-        self.latest = time.perf_counter()
-        self.tokens += tokens
-        if self.first is None and tokens:
-            self.first = self.latest
-            self.metrics.first_token(self.pack, self.first - self.began)
-            if self.record.first_token_seconds is None:
-                self.record.first_token_seconds = self.first - self.began
-
-    def finished(self, reply: CountedReply) -> None:
-        """Note the end of the answer."""
-        self._end(reply.ended, reply.prompt_tokens, reply.completion_tokens)  # type: ignore[arg-type]
-
-    def failed(self, error: BaseException) -> None:
-        """Note that there is no whole answer."""
-        self._end("cancelled" if is_given_up(error) else "failed", 0, self.tokens)
-
-    def _end(self, outcome: Outcome, prompt_tokens: int, completion_tokens: int) -> None:
-        self.metrics.ended(self.pack, outcome, time.perf_counter() - self.began, prompt_tokens, completion_tokens)
-        if self.first is not None and self.tokens > 1:
-            self.metrics.each_token(self.pack, (self.latest - self.first) / (self.tokens - 1))
-        self.record.prompt_tokens += prompt_tokens
-        self.record.completion_tokens += completion_tokens
-        self.record.ended = outcome
-
-
-def is_given_up(error: BaseException) -> bool:
-    """Whether an answer has ended because its client, or the server, gave it up."""
-    return isinstance(error, RequestCancelled) or not isinstance(error, Exception)
+    def _end(self, figures: AnswerFigures, outcome: str) -> None:
+        self._metrics.ended(
+            figures.resolved.pack or BASE,
+            outcome,
+            figures.seconds,
+            figures.prompt_tokens,
+            figures.completion_tokens,
+        )
+        record = current_record()
+        record.prompt_tokens += figures.prompt_tokens
+        record.completion_tokens += figures.completion_tokens
+        record.ended = outcome
+        if record.first_token_seconds is None:
+            record.first_token_seconds = figures.first_token

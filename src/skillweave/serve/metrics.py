@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 from skillweave import __version__
 from skillweave.engine.interface import EngineCounters
 
-Outcome = Literal["answer", "stop", "length", "cancelled", "failed"]
-"""How a request ended: the three ends of an answer, given up by its client or the server, or an error."""
+OUTCOMES = ("stop", "length", "tool_calls", "cancelled", "failed")
+"""How a request may end: as OpenAI names the ends of answers, given up by its client or the server, or with a fault."""
 
 UNKNOWN = "(unknown)"
 """The pack in the series of requests whose pack the server does not have. No pack has this name."""
@@ -73,7 +73,7 @@ class ServerMetrics:
         )
         self._each_token = Histogram(
             "skillweave_token_seconds",
-            "Seconds for each token of an answer after the first, on average over the answer",
+            "Seconds for each token of an answer after the first",
             ["pack"],
             buckets=_EACH_TOKEN,
             registry=registry,
@@ -120,17 +120,19 @@ class ServerMetrics:
         """Note how long a request waited for its first token."""
         self._first_token.labels(self._label(pack)).observe(seconds)
 
-    def ended(self, pack: str, outcome: Outcome, seconds: float, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count a request that has ended, with its tokens."""
+    def ended(self, pack: str, outcome: str, seconds: float, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count an answer that has ended in one of the :data:`OUTCOMES`, with its tokens."""
         label = self._label(pack)
         self._requests.labels(label, outcome).inc()
         self._whole.labels(label).observe(seconds)
         self._prompt_tokens.labels(label).inc(prompt_tokens)
         self._completion_tokens.labels(label).inc(completion_tokens)
 
-    def each_token(self, pack: str, seconds: float) -> None:
-        """Note the mean time between the tokens of an answer."""
-        self._each_token.labels(self._label(pack)).observe(seconds)
+    def further_tokens(self, pack: str, count: int, seconds: float) -> None:
+        """Note that tokens came so long after those before; each of them took its share of the time."""
+        series = self._each_token.labels(self._label(pack))
+        for _ in range(count):
+            series.observe(seconds / count)
 
     def responded(self, status: int) -> None:
         """Count a response of the API."""

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skillweave.errors import UserError
 from skillweave.files.parse_json import parse_json
+from skillweave.serve.errors import ApiError
 from skillweave.serve.logs import current_record
 from skillweave.serve.refusal import refuse
 from skillweave.units import human_bytes
@@ -82,13 +83,8 @@ class KeyGuard:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._has_key(scope):
             await self._app(scope, receive, send)
             return
-        await refuse(
-            send,
-            401,
-            "invalid_api_key",
-            "this server needs its key: send it in the header 'Authorization: Bearer KEY'",
-            headers={"www-authenticate": "Bearer"},
-        )
+        message = "this server needs its key: send it in the header 'Authorization: Bearer KEY'"
+        await refuse(send, ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
 
     def _has_key(self, scope: Scope) -> bool:
         given = _header(scope, b"authorization")
@@ -112,13 +108,11 @@ class HostGuard:
         if scope["type"] == "lifespan" or self._is_ours(_header(scope, b"host")):
             await self._app(scope, receive, send)
             return
-        await refuse(
-            send,
-            403,
-            "host_not_allowed",
+        message = (
             "without a key, this server answers only requests to localhost: use http://127.0.0.1 in the address, or "
-            "start the server with a key",
+            "start the server with a key"
         )
+        await refuse(send, ApiError(403, message, code="host_not_allowed"))
 
     def _is_ours(self, header: bytes | None) -> bool:
         match = _HOST.fullmatch((header or b"").decode("latin-1"))
@@ -138,33 +132,39 @@ class BodyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
-            return None
+            return
+        try:
+            body = await self._checked_body(scope, receive)
+        except ApiError as error:
+            await refuse(send, error)
+            return
+        if body is not None:
+            await self._app(scope, _replayed(body, receive), send)
+
+    async def _checked_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """Return the body, or None if the client has gone away. Raises :class:`ApiError` for one that must not pass."""
         length = _header(scope, b"content-length") or b"0"
         if not length.isdigit():
-            return await refuse(send, 400, "invalid_header", "the Content-Length is not a number")
+            raise ApiError(400, "the Content-Length is not a number", code="invalid_header")
         if int(length[:20]) > self._largest:
-            return await self._refuse_large(send)
+            raise self._too_large()
         try:
             async with asyncio.timeout(self._seconds):
                 body = await self._read(receive)
         except TimeoutError:
-            return await refuse(
-                send, 408, "body_timeout", f"the body was not complete within {self._seconds:g} seconds: send it faster"
-            )
-        if body is None:  # the client is gone
-            return None
+            message = f"the body was not complete within {self._seconds:g} seconds: send it faster"
+            raise ApiError(408, message, code="body_timeout") from None
+        if not body:
+            return body
         if len(body) > self._largest:
-            return await self._refuse_large(send)
-        if body:
-            if problem := _wrong_type(_header(scope, b"content-type")):
-                return await refuse(send, 400, "invalid_content_type", problem)
-            try:
-                value = await asyncio.to_thread(parse_body, body) if len(body) > _LARGE else parse_body(body)
-            except UserError as error:
-                return await refuse(send, 400, "invalid_json", str(error))
-            current_record().read(value)
-        await self._app(scope, _replayed(body, receive), send)
-        return None
+            raise self._too_large()
+        _check_type(_header(scope, b"content-type"))
+        try:
+            value = await asyncio.to_thread(parse_body, body) if len(body) > _LARGE else parse_body(body)
+        except UserError as error:
+            raise ApiError(400, str(error), code="invalid_json") from None
+        current_record().read(value)
+        return body
 
     async def _read(self, receive: Receive) -> bytes | None:
         """Return the body, or its beginning if it is too large; None if the client has gone away."""
@@ -179,14 +179,9 @@ class BodyGuard:
             if size > self._largest or not message.get("more_body", False):
                 return b"".join(parts)
 
-    async def _refuse_large(self, send: Send) -> None:
-        await refuse(
-            send,
-            413,
-            "body_too_large",
-            f"the body is larger than {human_bytes(self._largest)}: send less, or raise max_body",
-            headers={"connection": "close"},
-        )
+    def _too_large(self) -> ApiError:
+        message = f"the body is larger than {human_bytes(self._largest)}: send less, or raise max_body"
+        return ApiError(413, message, code="body_too_large", headers={"connection": "close"})
 
 
 def parse_body(body: bytes) -> Any:
@@ -202,16 +197,12 @@ def parse_body(body: bytes) -> Any:
     return parse_json(text, "the body", bounded=True)
 
 
-def _wrong_type(header: bytes | None) -> str | None:
+def _check_type(header: bytes | None) -> None:
     # Scripts of other web pages can send text/plain without asking the browser, but not application/json.
     kind = (header or b"").decode("latin-1").partition(";")[0].strip().lower()
-    if kind == "application/json":
-        return None
-    return (
-        f"the Content-Type is {kind!a:.60}: send 'application/json'"
-        if kind
-        else "send 'Content-Type: application/json'"
-    )
+    if kind != "application/json":
+        found = f"the Content-Type is {kind!a:.60}" if kind else "there is no Content-Type"
+        raise ApiError(400, f"{found}: send 'application/json'", code="invalid_content_type")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
