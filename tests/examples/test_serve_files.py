@@ -41,7 +41,7 @@ def test_the_dashboard_shows_every_series_and_no_other() -> None:
     shown = set(re.findall(r"skillweave_\w+", " ".join(texts)))
     there = _series()
     assert shown <= there
-    parts = re.compile(r"_(created|sum|count|bucket)$")
+    parts = re.compile(r"_(total|created|sum|count|bucket)$")
     assert {parts.sub("", name) for name in there} - {parts.sub("", name) for name in shown} == {"skillweave_info"}
     places = [tuple(panel["gridPos"].values()) for panel in board["panels"]]
     assert len(set(places)) == len(places) == len({panel["id"] for panel in board["panels"]})

@@ -29,8 +29,8 @@ from skillweave.serve.settings import ServeConfig
 
 
 def served(engine: FakeEngine, **settings: Any) -> Any:
-    service = fake_service(engine, **settings)
-    return create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)
+    service = fake_service(engine)
+    return create_app(service, ServeConfig(**settings), None, small_api(service), write_log=lambda _: None)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
