@@ -62,7 +62,9 @@ def test_forced_calls_are_calls_with_fitting_arguments(words: tuple[str, ...], s
     tokenizer = micro_tokenizer(words=words)
     if special:
         tokenizer.add_special_tokens({"additional_special_tokens": list(words)}, replace_extra_special_tokens=False)
-    form = CallForm((("weather", SCHEMA), ("time", {"type": "object", "additionalProperties": False})), forced=True, most=1)
+    form = CallForm(
+        (("weather", SCHEMA), ("time", {"type": "object", "additionalProperties": False})), forced=True, most=1
+    )
     matcher = form.matcher(tokenizer, [END])
     ids, generator = [], torch.Generator().manual_seed(3)
     while True:
