@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.fake_engine import FakeEngine, fake_service, small_api
+from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
 from helpers.terminal import made, refused, run
 from skillweave.serve.app import create_app

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers.fake_engine import fake_service
+from helpers.small_server import fake_service
 from skillweave.config import read_config
 from skillweave.serve.service import AnswerFigures, Resolved
 from skillweave.serve.settings import ServeConfig

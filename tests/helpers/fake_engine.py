@@ -1,211 +1,272 @@
-"""An engine without a model, packs without bytes and a small API, for tests of what stands around the server."""
+"""An engine that writes what a test tells it to, one token a step, and a service around it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
+import torch
 
-from skillweave.engine.interface import AnswerToken, Chunk, CountedReply, EngineCounters, RequestCancelled
+from skillweave.base import Sampling
+from skillweave.base.chat import PromptOrIds, is_token_ids, prompt_ids
+from skillweave.base.generate import AnswerReader
+from skillweave.engine.generation import Pieces
+from skillweave.engine.interface import (
+    AnswerToken,
+    Chunk,
+    CountedReply,
+    EngineBusy,
+    EngineCounters,
+    Grammar,
+    RequestCancelled,
+)
 from skillweave.errors import UserError
-from skillweave.serve.local_service import LocalService
-from skillweave.serve.service import AnswerFigures, Limits, Resolved
+from skillweave.serve.errors import unknown_model
+from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
 from skillweave.weave import Route
 
 
-class FakeGeneration:
-    """Writes the words of an answer, one every ``pause`` seconds; ``words`` counts those that were written."""
+@dataclass
+class Submitted:
+    """One request as the engine got it."""
 
-    def __init__(self, engine: FakeEngine, pack: str | None, words: list[str]) -> None:
-        self._engine, self._pack, self._words = engine, pack, words
-        self.done = False
+    prompt: list[int]
+    pack: str | None
+    sampling: Sampling
+    stop: Sequence[str]
+    logprobs: int | None
+    grammar: Grammar | None
+    text: str
+
+
+class FakeGeneration:
+    """Writes tokens that a function chooses, one at each turn of the event loop or each ``delay`` seconds."""
+
+    def __init__(self, engine: FakeEngine, submitted: Submitted, choose: Callable[[int], int | None]) -> None:
+        self._engine, self.submitted, self._choose = engine, submitted, choose
         self.cancelled = False
+        self.written: list[AnswerToken] = []
+        self._chunks: list[Chunk] = []
+        self._ended: str | None = None
+        self._error: BaseException | None = None
+        self._matched: str | None = None
+        self._changed = asyncio.Condition()
+        self._task = asyncio.create_task(self._write())
+
+    @property
+    def done(self) -> bool:
+        return self._ended is not None or self._error is not None
 
     def cancel(self) -> None:
-        self.cancelled = True
-        self._end()
-
-    def _end(self) -> None:
         if not self.done:
-            self.done = True
-            self._engine.running.discard(self)
-            self._engine.ended += 1
+            self.cancelled = True
+            self._error = RequestCancelled("cancelled")
+            self._task.cancel()
+            self._task = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _write(self) -> None:
+        pieces = Pieces(AnswerReader(self._engine.tokenizer(None)))
+        text, sent = "", 0
+        stops = list(self.submitted.stop)
+        try:
+            for at in range(self.submitted.sampling.max_new_tokens):
+                await asyncio.sleep(self._engine.delay)
+                if self._engine.breaks is not None and at >= 2:
+                    raise self._engine.breaks
+                token = self._choose(at)
+                if token is None:
+                    self._ended = "answer"
+                    text += pieces.rest()
+                    break
+                given = self.submitted.logprobs
+                top = () if not given else tuple((token + step, -0.5 - step) for step in range(given))
+                answer = AnswerToken(token, None if given is None else -0.5, top)
+                self.written.append(answer)
+                text += pieces.add([token])
+                found = [(text.find(stop), stop) for stop in stops if stop in text]
+                if found:
+                    end, self._matched = min(found)
+                    self._chunks.append(Chunk(text[sent:end], (answer,)))
+                    sent, self._ended = end, "answer"
+                    text = text[:end]
+                    break
+                held = max((len(stop) - 1 for stop in stops), default=0)
+                end = max(sent, len(text) - held)
+                self._chunks.append(Chunk(text[sent:end], (answer,)))
+                sent = end
+                await self._tell()
+            else:
+                self._ended = "length"
+            self._chunks.append(Chunk(text[sent:], ()))
+            self.text = text
+        except Exception as error:
+            self._error = error
+        await self._tell()
 
     async def chunks(self) -> AsyncIterator[Chunk]:
-        try:
-            for word in self._words:
-                await asyncio.sleep(self._engine.pause)
-                if self.cancelled:
-                    raise RequestCancelled("cancelled")
-                if word == "fail":
-                    raise RuntimeError("the model has failed")
-                yield Chunk(word, (AnswerToken(1),))
-        finally:
-            self.cancelled = self.cancelled or word != self._words[-1]
-            self._end()
+        at = 0
+        while True:
+            while at < len(self._chunks):
+                at += 1
+                yield self._chunks[at - 1]
+            if self._error is not None:
+                raise self._error
+            if self.done:
+                return
+            async with self._changed:
+                await self._changed.wait_for(lambda: self.done or at < len(self._chunks))
 
     async def reply(self) -> CountedReply:
-        text = "".join([chunk.text async for chunk in self.chunks()])
-        return CountedReply(text, self._pack, None, "answer", prompt_tokens=3, completion_tokens=len(self._words) + 1)
+        async for _ in self.chunks():
+            pass
+        count = len(self.written) + (self._ended == "answer" and self._matched is None)
+        return CountedReply(
+            self.text, self.submitted.pack, None, self._ended,  # type: ignore[arg-type]
+            prompt_tokens=len(self.submitted.prompt), completion_tokens=count, tokens=tuple(self.written),
+            matched=self._matched,
+        )  # fmt: skip
 
 
+@dataclass
 class FakeEngine:
-    """Answers every prompt with ``answer``; the router sends prompts with "sort" to the pack `sort`.
+    """Answers with ``script(request)``: a text, or None for random tokens (within the request's grammar)."""
 
-    ``opening``: seconds until it is open, or the error of opening it
-    """
+    the_tokenizer: Any
+    script: Callable[[Submitted], str | None] = lambda asked: "Hello!"
+    context: int | None = 4096
+    delay: float = 0.0
+    room: int = 100
+    busy: float | None = None
+    breaks: BaseException | None = None
+    requests: list[Submitted] = field(default_factory=list)
+    generations: list[FakeGeneration] = field(default_factory=list)
+    route_to: Route | None = None
 
-    context_length = 1000
-
-    def __init__(self, answer: str = "one two three", pause: float = 0.0, opening: float | Exception = 0.0) -> None:
-        self.answer, self.pause, self.opening = answer, pause, opening
-        self.running: set[FakeGeneration] = set()
-        self.generations: list[FakeGeneration] = []
-        self.ended = 0
-        self.is_open = False
+    @property
+    def context_length(self) -> int | None:
+        return self.context
 
     async def __aenter__(self) -> FakeEngine:
-        if isinstance(self.opening, Exception):
-            raise self.opening
-        await asyncio.sleep(self.opening)
-        self.is_open = True
         return self
 
     async def __aexit__(self, *error: Any) -> None:
-        self.is_open = False
+        for one in self.generations:
+            one.cancel()
 
     def tokenizer(self, pack: str | None) -> Any:
-        raise NotImplementedError
+        return self.the_tokenizer
 
-    async def route(self, prompt: Any) -> Route:
-        return Route("sort", 0.97) if "sort" in str(prompt) else Route(None, 0.6)
+    async def route(self, prompt: PromptOrIds) -> Route:
+        if self.route_to is None:
+            raise UserError("there is no router")
+        return self.route_to
 
-    def submit(self, prompt: Any, pack: str | None, sampling: Any, **_: Any) -> FakeGeneration:
-        words = [f"{word} " for word in self.answer.split()]
-        generation = FakeGeneration(self, pack, ["fail"] if self.answer == "fail" else words)
-        self.running.add(generation)
+    def submit(
+        self,
+        prompt: PromptOrIds,
+        pack: str | None,
+        sampling: Sampling,
+        *,
+        stop: Sequence[str] = (),
+        logprobs: int | None = None,
+        grammar: Grammar | None = None,
+    ) -> FakeGeneration:
+        ids = list(prompt) if is_token_ids(prompt) else prompt_ids(self.the_tokenizer, prompt)
+        if self.busy is not None:
+            raise EngineBusy("too many requests wait", self.busy)
+        if sum(not one.done for one in self.generations) >= self.room:
+            raise EngineBusy("too many requests wait", 2.5)
+        text = self.the_tokenizer.decode(ids)
+        asked = Submitted(ids, pack, sampling, stop, logprobs, grammar, text)
+        self.requests.append(asked)
+        generation = FakeGeneration(self, asked, self._choice(asked))
         self.generations.append(generation)
         return generation
 
     def counters(self) -> EngineCounters:
-        return EngineCounters(
-            submitted=len(self.generations), finished=self.ended, cancelled=0, failed=0, running=len(self.running),
-            waiting=0, steps=5, step_tokens=9, prompt_tokens=0, completion_tokens=0,
-        )  # fmt: skip
+        return EngineCounters(0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+
+    def _choice(self, asked: Submitted) -> Callable[[int], int | None]:
+        text = self.script(asked)
+        end = self.the_tokenizer.eos_token_id
+        if text is not None:
+            ids = self.the_tokenizer(text, add_special_tokens=False)["input_ids"]
+            return lambda at: ids[at] if at < len(ids) else None
+        matcher = asked.grammar.matcher(self.the_tokenizer, [end]) if asked.grammar else None
+        generator = torch.Generator().manual_seed(asked.sampling.seed % 2**63)
+
+        def draw(at: int) -> int | None:
+            scores = torch.randn(len(self.the_tokenizer), generator=generator)
+            if matcher is not None:
+                matcher.restrict(scores)
+            token = int(scores.argmax())
+            if matcher is not None:
+                matcher.accept(token)
+            return None if token == end else token
+
+        return draw
 
 
-@dataclass(frozen=True)
-class FakeStatus:
-    """The status of a pack, as in the pack memory."""
+@dataclass
+class Noted:
+    """An observer that keeps what it is told."""
 
-    name: str
-    level: str = "disk"
-    bytes: int = 0
-    pinned: bool = False
-    in_use: int = 0
-    hits: int = 0
-    loads: int = 0
-    load_seconds: float = 0.0
-    evictions: int = 0
+    started_: int = 0
+    finished_: list[tuple[AnswerFigures, str]] = field(default_factory=list)
+    failed_: list[tuple[AnswerFigures, BaseException]] = field(default_factory=list)
+    firsts: int = 0
+    tokens: int = 0
 
+    def started(self, model: str, resolved: Resolved) -> None:
+        self.started_ += 1
 
-class FakeMemory:
-    """Packs that are loaded by being named."""
+    def first_token(self, resolved: Resolved, seconds: float) -> None:
+        self.firsts += 1
 
-    def __init__(self, names: Iterable[str] = ("sort", "reverse")) -> None:
-        self._packs = {name: FakeStatus(name) for name in names}
+    def token(self, resolved: Resolved, count: int, seconds: float) -> None:
+        self.tokens += count
 
-    @asynccontextmanager
-    async def use(self, name: str) -> AsyncIterator[None]:
-        before = self._packs[name]
-        if before.level == "disk":
-            self._packs[name] = replace(before, level="memory", bytes=1000, loads=before.loads + 1, load_seconds=0.5)
-        else:
-            self._packs[name] = replace(before, hits=before.hits + 1)
-        yield
+    def finished(self, figures: AnswerFigures, reason: str) -> None:
+        self.finished_.append((figures, reason))
 
-    async def add(self, name: str, folder: str) -> None:
-        if folder == "damaged":
-            raise UserError("the pack in damaged is damaged")
-        self._packs[name] = FakeStatus(name)
-
-    async def remove(self, name: str) -> None:
-        if self._packs[name].pinned:
-            raise UserError(f"the pack '{name}' is pinned")
-        del self._packs[name]
-
-    async def pin(self, name: str, pinned: bool) -> None:
-        self._packs[name] = replace(self._packs[name], pinned=pinned)
-
-    def status(self) -> list[FakeStatus]:
-        return list(self._packs.values())
+    def failed(self, figures: AnswerFigures, error: BaseException) -> None:
+        self.failed_.append((figures, error))
 
 
-def fake_service(engine: FakeEngine | None = None, **limits: Any) -> LocalService:
-    """A service of the packs `sort` and `reverse` with a router."""
-    return LocalService(
-        engine or FakeEngine(), FakeMemory(), limits=Limits(**limits), fingerprint="fp", routed=True, default="auto"
-    )
+@dataclass
+class FakeService:
+    """A service with a base ``base``, packs ``sort`` and ``json``, and ``auto``."""
 
+    engine: FakeEngine
+    limits: Limits = Limits(max_tokens=2000, default_max_tokens=400)  # noqa: RUF009
+    observer: Noted = field(default_factory=Noted)
+    fingerprint: str = "fp_test"
+    held: list[str | None] = field(default_factory=list)
 
-def small_api(service: LocalService) -> APIRouter:
-    """The least of OpenAI's API: models, and chat completions with and without a stream."""
-    router = APIRouter(prefix="/v1")
+    def models(self) -> list[ModelInfo]:
+        packs = [ModelInfo(name, "pack", 2, "base") for name in ("sort", "json")]
+        return [ModelInfo("base", "base", 1), *packs, ModelInfo("auto", "auto", 1, "base")]
 
-    @router.get("/models")
-    async def models() -> dict[str, Any]:
-        data = [{"id": one.id, "object": "model", "created": 0, "owned_by": "skillweave"} for one in service.models()]
-        return {"object": "list", "data": data}
+    async def resolve(self, model: str, prompt: PromptOrIds) -> Resolved:
+        known = {one.id: one for one in self.models()}
+        if model not in known:
+            raise unknown_model(model, known)
+        if known[model].kind == "auto":
+            route = await self.engine.route(prompt)
+            return Resolved(route.pack or "base", route.pack, "router", route.confidence)
+        return Resolved(model, model if known[model].kind == "pack" else None)
 
-    @router.post("/chat/completions")
-    async def chat(request: Request) -> Any:
-        body = await request.json()
-        resolved = await service.resolve(body["model"], body["messages"])
-        if body.get("stream"):
-            return StreamingResponse(events(resolved, body), media_type="text/event-stream")
-        text = "".join([piece async for piece in answer(resolved, body)])
-        return {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}}], "model": body["model"]}
-
-    async def answer(resolved: Resolved, body: Any) -> AsyncIterator[str]:
-        began = time.perf_counter()
-        latest, words, first = began, 0, None
-        service.observer.started(body["model"], resolved)
-
-        def figures(prompt_tokens: int) -> AnswerFigures:
-            return AnswerFigures(body["model"], resolved, prompt_tokens, words, time.perf_counter() - began, first)
-
+    @contextlib.asynccontextmanager
+    async def use(self, pack: str | None) -> AsyncIterator[None]:
+        self.held.append(pack)
         try:
-            async with service.use(resolved.pack):
-                async for chunk in service.engine.submit(body["messages"], resolved.pack, None).chunks():  # type: ignore
-                    now, words = time.perf_counter(), words + 1
-                    if first is None:
-                        first = now - began
-                        service.observer.first_token(resolved, first)
-                    else:
-                        service.observer.token(resolved, 1, now - latest)
-                    latest = now
-                    yield chunk.text
-        except BaseException as error:
-            service.observer.failed(figures(0), error)
-            raise
-        service.observer.finished(figures(3), "stop")
-
-    async def events(resolved: Resolved, body: Any) -> AsyncIterator[bytes]:
-        base = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": body["model"]}
-        told = {"pack": resolved.name, "confidence": resolved.confidence}
-        words = 0
-        async for text in answer(resolved, body):
-            words += 1
-            choice = {"index": 0, "delta": {"content": text}, "finish_reason": None}
-            yield f"data: {json.dumps({**base, 'skillweave': told, 'choices': [choice]})}\n\n".encode()
-        usage = {"prompt_tokens": 3, "completion_tokens": words, "total_tokens": words + 3}
-        yield f"data: {json.dumps({**base, 'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
-
-    return router
+            yield
+        finally:
+            self.held.remove(pack)

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers.fake_engine import FakeEngine, fake_service, small_api
+from helpers.small_server import FakeEngine, fake_service, small_api
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.logs import LogForm

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from helpers.fake_engine import FakeEngine, fake_service, small_api
+from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, Response
 
-from helpers.fake_engine import FakeEngine, fake_service, small_api
+from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app

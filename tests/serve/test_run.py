@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from helpers.fake_engine import FakeEngine, fake_service, small_api
+from helpers.small_server import FakeEngine, fake_service, small_api
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.run import bind, how_to_ask, run_server, url_of
