@@ -13,20 +13,20 @@ from pathlib import Path
 
 import pytest
 
-from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
+from helpers.small_server import SmallEngine, small_service
 from helpers.terminal import made, refused, run
 from skillweave.serve.app import create_app
 from skillweave.serve.run import bind
 from skillweave.serve.settings import ServeConfig
 
-ENGINE = FakeEngine("one two three")
+ENGINE = SmallEngine("abc")
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    service = fake_service(ENGINE)
-    with live(create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)) as address:
+    service = small_service(ENGINE)
+    with live(create_app(service, ServeConfig(), None, write_log=lambda _: None)) as address:
         yield f"{address}/v1"
 
 
@@ -39,7 +39,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, url: str, *lines: str, options: tuple[
 
 def test_a_conversation(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     out, err = talk(monkeypatch, url, "sort 2 1", "/packs", "/pack base", "hello", "/reset", "/quit", "never")
-    assert out == "one two three \n  base\n* auto\n  sort\n  reverse\none two three \n"
+    assert out == "abc\n  base\n* auto\n  sort\n  reverse\nabc\n"
     assert "route: sort (97%)" in err
     assert "route: base\n" in err
     assert "base answers now" in err
@@ -47,18 +47,18 @@ def test_a_conversation(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 def test_mistakes_do_not_end_a_conversation(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     out, err = talk(monkeypatch, url, "/pack srot", "/packz", "sort", options=("--pack", "reverse"))
-    assert out == "one two three \n"
+    assert out == "abc\n"
     assert "did you mean 'sort'" in err
     assert "unknown command /packz" in err
 
 
 def test_control_c_stops_the_answer_and_not_the_program(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    monkeypatch.setattr(ENGINE, "pause", 0.5)
+    monkeypatch.setattr(ENGINE, "delay", 0.5)
     press = threading.Timer(1.2, os.kill, (os.getpid(), signal.SIGINT))
     press.start()
     out, err = talk(monkeypatch, url, "sort", "/packs")
-    assert out.startswith("one ")
-    assert "three" not in out
+    assert out.startswith("a")
+    assert "abc" not in out
     assert "(stopped)" in err
     assert "* auto" in out
 
@@ -114,16 +114,16 @@ def test_bench_prints_percentiles_and_writes_every_request(url: str, tmp_path: P
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["plan"]["mix"] == {"sort": 0.7, "base": 0.3}
     assert (result["figures"]["answered"], len(result["requests"])) == (6, 6)
-    assert result["requests"][0]["completion_tokens"] == 3
+    assert result["requests"][0]["completion_tokens"] == 4
 
 
 def test_bench_ends_with_1_if_a_request_failed(url: str, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("hello\nsort 3 1\n")
-    ENGINE.answer = "fail"
+    ENGINE.breaks = RuntimeError("broken")
     try:
         ran = run("bench", "serve", url, "-r", "3", "--rate", "50", "-f", tmp_path / "prompts.txt")
     finally:
-        ENGINE.answer = "one two three"
+        ENGINE.breaks = None
     assert ran.code == 1
     assert "0 of 3 requests answered" in " ".join(ran.out.split())
     assert "failed with" in ran.out

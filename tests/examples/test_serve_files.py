@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shutil
@@ -12,17 +13,24 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers.small_server import fake_service
+from helpers.small_server import small_service
 from skillweave.config import read_config
+from skillweave.serve.local_service import LocalService
 from skillweave.serve.service import AnswerFigures, Resolved
 from skillweave.serve.settings import ServeConfig
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serve"
 
 
+async def _load(service: LocalService) -> None:
+    async with service.use("sort"):
+        pass
+
+
 def _series() -> set[str]:
     """The names of all series of a server that has answered something."""
-    service = fake_service()
+    service = small_service()
+    asyncio.run(_load(service))
     routed = Resolved("sort", "sort", "router", 0.9)
     service.observer.started("auto", routed)
     service.observer.started("auto", Resolved("base", None, "router", 0.5))

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from helpers.small_server import FakeEngine, fake_service, small_api
+from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.logs import LogForm
@@ -22,12 +22,12 @@ SECRET = "my secret prompt"
 
 
 def client_of(
-    engine: FakeEngine | None = None, key: str | None = None, lines: list[str] | None = None,
+    engine: SmallEngine | None = None, key: str | None = None, lines: list[str] | None = None,
     form: LogForm = "json", **settings: Any,
 ) -> TestClient:  # fmt: skip
-    service = fake_service(engine)
+    service = small_service(engine)
     write = (lines if lines is not None else []).append
-    app = create_app(service, ServeConfig(**settings), key, small_api(service), log_form=form, write_log=write)
+    app = create_app(service, ServeConfig(**settings), key, log_form=form, write_log=write)
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return TestClient(app, base_url="http://127.0.0.1", headers=headers, raise_server_exceptions=False)
 
@@ -60,7 +60,7 @@ def series(client: TestClient) -> dict[tuple[str, ...], float]:
 
 
 def test_it_is_ready_while_the_engine_is_open() -> None:
-    engine = FakeEngine()
+    engine = SmallEngine()
     with client_of(engine) as client:
         assert engine.is_open
         assert (client.get("/health").status_code, client.get("/ready").json()) == (200, {"status": "open"})
@@ -69,7 +69,7 @@ def test_it_is_ready_while_the_engine_is_open() -> None:
 
 
 def test_while_the_engine_opens_it_lives_but_is_not_ready() -> None:
-    with client_of(FakeEngine(opening=1.0)) as client:
+    with client_of(SmallEngine(opening=1.0)) as client:
         assert client.get("/health").status_code == 200
         assert (client.get("/ready").status_code, client.get("/ready").json()) == (503, {"status": "starting"})
         refused = ask(client)
@@ -83,7 +83,7 @@ def test_while_the_engine_opens_it_lives_but_is_not_ready() -> None:
 
 
 def test_an_engine_that_does_not_open_leaves_the_server_not_ready() -> None:
-    with client_of(FakeEngine(opening=UserError("no memory"))) as client:
+    with client_of(SmallEngine(opening=UserError("no memory"))) as client:
         assert client.get("/ready").status_code == 503
         assert ask(client).status_code == 503
         assert str(client.app.state.admission.failure) == "no memory"  # type: ignore[attr-defined]
@@ -134,15 +134,15 @@ def test_every_pack_has_its_series() -> None:
     assert found["skillweave_requests_total", "sort", "stop"] == 1
     assert found["skillweave_requests_total", "reverse", "stop"] == 2
     assert found["skillweave_requests_total", "base", "stop"] == 2
-    assert found["skillweave_prompt_tokens_total", "reverse"] == 6
-    assert found["skillweave_completion_tokens_total", "reverse"] == 6
+    assert found["skillweave_prompt_tokens_total", "reverse"] == 8  # <user> a <end> <assistant>, twice
+    assert found["skillweave_completion_tokens_total", "reverse"] == 8
     assert found["skillweave_first_token_seconds_count", "reverse"] == 2
     assert found["skillweave_token_seconds_count", "sort"] == 2
     assert found["skillweave_routes_total", "sort"] == 1
     assert found[("skillweave_route_abstentions_total",)] == 1
     assert found["skillweave_pack_loads_total", "reverse"] == 1
     assert found["skillweave_pack_hits_total", "reverse"] == 1
-    assert found["skillweave_pack_load_seconds_total", "reverse"] == 0.5
+    assert found["skillweave_pack_load_seconds", "reverse"] == 0.5
     assert found["skillweave_pack_resident_bytes", "sort"] == 1000
     assert found["skillweave_pack_level", "sort", "memory"] == 1
     assert found["skillweave_http_responses_total", "200"] == 5
@@ -162,7 +162,9 @@ def test_a_client_cannot_create_series() -> None:
 
 
 def test_a_failure_is_counted() -> None:
-    with client_of(FakeEngine("fail")) as client:
+    engine = SmallEngine()
+    engine.breaks = RuntimeError("the model has failed")
+    with client_of(engine) as client:
         assert ask(client, "sort").status_code == 500
         assert series(client)["skillweave_requests_total", "sort", "failed"] == 1
 
@@ -180,7 +182,7 @@ def test_a_line_tells_a_request_without_what_was_asked() -> None:
     assert first["id"] == response.headers["x-request-id"]
     assert (first["request"], first["status"], first["model"]) == ("POST /v1/chat/completions", 200, "auto")
     assert (first["pack"], first["confidence"], first["ended"]) == ("sort", 0.97, "stop")
-    assert (first["prompt_tokens"], first["completion_tokens"]) == (3, 3)
+    assert (first["prompt_tokens"], first["completion_tokens"]) == (25, 4)
     assert second["pack"] == "sort"
     assert "confidence" not in second
     assert 0 <= first["first_token_seconds"] <= first["seconds"] < 60
@@ -235,7 +237,7 @@ def test_packs_are_managed_only_with_a_key() -> None:
 def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
     with client_of(key=KEY, allow_pack_management=True) as client:
         assert [pack["name"] for pack in client.get("/v1/packs").json()["data"]] == ["sort", "reverse"]
-        added = client.post("/v1/packs", json={"name": "new", "folder": "packs/new"})
+        added = client.post("/v1/packs", json={"folder": "packs/new"})
         assert (added.status_code, added.json()["name"]) == (201, "new")
         assert client.post("/v1/packs/new/load").json()["level"] == "memory"
         assert client.post("/v1/packs/new/pin").json()["pinned"] is True
@@ -251,9 +253,9 @@ def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body", "status"),
     [
-        ("POST", "", {"name": "x", "folder": "damaged"}, 400),
-        ("POST", "", {"name": "x"}, 400),
-        ("POST", "", {"name": "x", "folder": "y", "more": 1}, 400),
+        ("POST", "", {"folder": "damaged"}, 400),
+        ("POST", "", {}, 400),
+        ("POST", "", {"folder": "y", "more": 1}, 400),
         ("DELETE", "/nobody", None, 404),
         ("POST", "/nobody/pin", None, 404),
         ("POST", "/nobody/load", None, 404),

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 import pytest
 from openai import OpenAI
 
-from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
+from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.chat import ChatSession, ShownRoute, listed_models
 from skillweave.serve.settings import ServeConfig
 
-ENGINE = FakeEngine("one two three", pause=0.01)
+ENGINE = SmallEngine("abc", pause=0.01)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    service = fake_service(ENGINE)
-    with live(create_app(service, ServeConfig(), None, small_api(service), write_log=lambda _: None)) as address:
+    service = small_service(ENGINE)
+    with live(create_app(service, ServeConfig(), None, write_log=lambda _: None)) as address:
         yield f"{address}/v1"
 
 
@@ -31,19 +31,19 @@ def session(url: str) -> ChatSession:
 
 
 def test_answers_become_turns_and_the_route_is_told(session: ChatSession) -> None:
-    assert "".join(session.ask("sort 2 1")) == "one two three "
+    assert "".join(session.ask("sort 2 1")) == "abc"
     assert session.route == ShownRoute("sort", 0.97)
     session.choose("base")
     list(session.ask("hello"))
     assert session.route == ShownRoute("base", None)
-    assert [turn["content"] for turn in session.turns] == ["sort 2 1", "one two three ", "hello", "one two three "]
+    assert [turn["content"] for turn in session.turns] == ["sort 2 1", "abc", "hello", "abc"]
 
 
 def test_what_was_read_of_a_stopped_answer_is_kept_and_the_server_gives_it_up(session: ChatSession) -> None:
     answer = session.ask("sort")
-    assert next(answer) == "one "
+    assert next(answer) == "a"
     answer.close()  # type: ignore[attr-defined]
-    assert session.turns[-1] == {"role": "assistant", "content": "one "}
+    assert session.turns[-1] == {"role": "assistant", "content": "a"}
 
 
 def test_unknown_names_are_told(session: ChatSession) -> None:

@@ -10,10 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, Response
 
-from helpers.small_server import FakeEngine, fake_service, small_api
 from helpers.live_server import live
+from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.load import (
@@ -28,9 +27,9 @@ from skillweave.serve.load import (
 from skillweave.serve.settings import ServeConfig
 
 
-def served(engine: FakeEngine, **settings: Any) -> Any:
-    service = fake_service(engine)
-    return create_app(service, ServeConfig(**settings), None, small_api(service), write_log=lambda _: None)
+def served(engine: SmallEngine, **settings: Any) -> Any:
+    service = small_service(engine)
+    return create_app(service, ServeConfig(**settings), None, write_log=lambda _: None)
 
 
 # -- the plan ----------------------------------------------------------------------------------------------------------
@@ -107,7 +106,7 @@ def test_a_load_without_any_answer_has_no_times() -> None:
 
 
 def test_the_times_are_those_of_the_server() -> None:
-    with live(served(FakeEngine("one two three four", pause=0.05))) as url:
+    with live(served(SmallEngine("abc", pause=0.05))) as url:
         result = asyncio.run(measure(f"{url}/v1", "none", LoadPlan({}, requests=12, concurrency=4)))
     figures = result["figures"]
     assert (figures["answered"], figures["errors"], figures["completion_tokens"]) == (12, {}, 48)
@@ -119,27 +118,24 @@ def test_the_times_are_those_of_the_server() -> None:
 
 
 def test_arrivals_do_not_wait_for_each_other() -> None:
-    with live(served(FakeEngine("one two", pause=0.3))) as url:
+    with live(served(SmallEngine("a", pause=0.15))) as url:
         result = asyncio.run(measure(f"{url}/v1", "none", LoadPlan({"sort": 1.0}, requests=10, rate=50.0)))
     assert result["figures"]["answered"] == 10
     assert result["figures"]["seconds"] < 3  # one after the other would take 6
 
 
 def test_refusals_are_counted_by_status() -> None:
-    with live(served(FakeEngine("one two", pause=0.3), max_streams=2)) as url:
+    with live(served(SmallEngine("a", pause=0.15), max_streams=2)) as url:
         result = asyncio.run(measure(f"{url}/v1", "none", LoadPlan({"sort": 1.0}, requests=6, concurrency=6)))
     assert result["figures"]["answered"] == 2
     assert result["figures"]["errors"] == {"429": 4}
 
 
-def test_a_missing_server_and_a_server_without_models_are_told() -> None:
+def test_a_missing_server_and_a_wrong_key_are_told() -> None:
     with pytest.raises(UserError, match="no server answers"):
         asyncio.run(measure("http://127.0.0.1:9/v1", "none", LoadPlan({})))
-    service = fake_service()
-    router = APIRouter()
-    router.add_api_route("/v1/models", lambda: Response(status_code=403))
     with (
-        live(create_app(service, ServeConfig(), None, router, write_log=lambda _: None)) as url,
-        pytest.raises(UserError, match="status 403"),
+        live(create_app(small_service(), ServeConfig(), "the-key", write_log=lambda _: None)) as url,
+        pytest.raises(UserError, match="status 401"),
     ):
         asyncio.run(measure(f"{url}/v1", "none", LoadPlan({})))

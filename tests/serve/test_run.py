@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from helpers.small_server import FakeEngine, fake_service, small_api
+from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.run import bind, how_to_ask, run_server, url_of
@@ -56,8 +56,8 @@ def _serve(folder: Path, pause: float, grace: float, opening: float | Exception)
     sys.stderr = (folder / "errors").open("w")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    service = fake_service(FakeEngine("one two three four five six", pause, opening))
-    app = create_app(service, ServeConfig(), None, small_api(service))
+    service = small_service(SmallEngine("abcdef", pause, opening))
+    app = create_app(service, ServeConfig(), None)
     bound = bind(ServeConfig(port=0), None)
 
     def ready() -> None:
@@ -89,7 +89,7 @@ class Streaming(threading.Thread):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        self.url, self.text, self.events = url, "", [{}]
+        self.url, self.events = url, list[dict[str, Any]]()
         self.begun = threading.Event()
         self.start()
 
@@ -99,11 +99,12 @@ class Streaming(threading.Thread):
             for line in response.iter_lines():
                 if line.startswith("data: {"):
                     self.events.append(json.loads(line[6:]))
-                    self.begun.set()
+                    if self.words:
+                        self.begun.set()
 
     @property
     def words(self) -> int:
-        return sum(bool(event.get("choices")) for event in self.events)
+        return sum(bool(event["choices"][0]["delta"].get("content")) for event in self.events if event.get("choices"))
 
 
 def test_it_drains_and_refuses_new_requests_meanwhile(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from skillweave.serve.errors import add_error_handlers
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.logs import LogForm, RequestLog, write_to_stderr
 from skillweave.serve.metrics import ServerMetrics
+from skillweave.serve.openai.routes import openai_router
 from skillweave.serve.pack_routes import pack_router
 from skillweave.serve.security import BodyGuard, HostGuard, KeyGuard
 from skillweave.serve.settings import ServeConfig
@@ -29,14 +30,12 @@ def create_app(
     service: LocalService,
     settings: ServeConfig,
     key: str | None,
-    api: APIRouter,
     *,
     log_form: LogForm = "json",
     write_log: Callable[[str], None] = write_to_stderr,
 ) -> FastAPI:
     """Return the application. It opens the engine of the service when it starts, and closes it when it ends.
 
-    - ``api``: the routes below ``/v1`` that OpenAI clients use
     - ``key``: what clients must send; None: everybody who reaches the server may ask it
     - ``write_log``: takes each line of the log
 
@@ -50,7 +49,7 @@ def create_app(
     )  # fmt: skip
     app.state.admission = admission
     app.include_router(_process_routes(admission, service.metrics))
-    app.include_router(api)
+    app.include_router(openai_router(service))
     add_error_handlers(app)
     if settings.allow_pack_management and key is not None:
         app.include_router(pack_router(service))

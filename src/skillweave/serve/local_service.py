@@ -22,14 +22,17 @@ class ResidentPacks(Protocol):
     def use(self, name: str) -> AbstractAsyncContextManager[None]:
         """Keep a pack in memory while the block runs; it is loaded first if it is not there."""
 
-    async def add(self, name: str, folder: str) -> None:
-        """Add a pack from its folder. Raises :class:`UserError`."""
+    async def add(self, folder: str) -> str:
+        """Add the pack in a folder, and return its name. Raises :class:`UserError`."""
 
     async def remove(self, name: str) -> None:
         """Remove a pack. Raises :class:`UserError` if it is in use."""
 
-    async def pin(self, name: str, pinned: bool) -> None:
-        """Keep a pack in memory, or no longer. Raises :class:`UserError` if there is no room."""
+    async def pin(self, name: str) -> None:
+        """Load a pack and keep it in memory. Raises :class:`UserError` if there is no room."""
+
+    def unpin(self, name: str) -> None:
+        """Let a pack leave memory again."""
 
     def status(self) -> Sequence[PackFigures]:
         """Return every pack with its place and its counts."""

@@ -31,7 +31,7 @@ class PackFigures(Protocol):
     @property
     def level(self) -> str: ...
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int | None: ...
     @property
     def pinned(self) -> bool: ...
     @property
@@ -41,7 +41,7 @@ class PackFigures(Protocol):
     @property
     def loads(self) -> int: ...
     @property
-    def load_seconds(self) -> float: ...
+    def load_seconds(self) -> float | None: ...
     @property
     def evictions(self) -> int: ...
 
@@ -183,7 +183,7 @@ class _LiveFigures(Collector):
 def _pack_figures(status: Sequence[PackFigures]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
     yield _gauge(
         "skillweave_pack_resident_bytes", "Bytes that a pack takes in memory", ["pack"],
-        [((one.name,), one.bytes) for one in status],
+        [((one.name,), (one.bytes or 0) * (one.level == "memory")) for one in status],
     )  # fmt: skip
     yield _gauge(
         "skillweave_pack_level", "1 for the place where a pack is", ["pack", "level"],
@@ -197,10 +197,13 @@ def _pack_figures(status: Sequence[PackFigures]) -> Iterator[GaugeMetricFamily |
         "skillweave_pack_in_use", "Requests that hold a pack in memory", ["pack"],
         [((one.name,), int(one.in_use)) for one in status],
     )  # fmt: skip
+    yield _gauge(
+        "skillweave_pack_load_seconds", "Seconds of the last load of a pack", ["pack"],
+        [((one.name,), one.load_seconds) for one in status if one.load_seconds is not None],
+    )  # fmt: skip
     for name, about, read in (
         ("skillweave_pack_hits", "Requests that found their pack in memory", lambda one: one.hits),
         ("skillweave_pack_loads", "Times that a pack was loaded", lambda one: one.loads),
-        ("skillweave_pack_load_seconds", "Seconds of all loads of a pack", lambda one: one.load_seconds),
         ("skillweave_pack_evictions", "Times that a pack had to leave memory", lambda one: one.evictions),
     ):
         family = CounterMetricFamily(name, about, labels=["pack"])

@@ -14,11 +14,10 @@ from skillweave.serve.local_service import LocalService
 
 
 class PackToAdd(BaseModel):
-    """The body of a request that adds a pack: its name, and its folder on the server's disk."""
+    """The body of a request that adds a pack: its folder on the server's disk."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str = Field(min_length=1, max_length=200)
     folder: str = Field(min_length=1, max_length=4096)
 
 
@@ -35,8 +34,7 @@ def pack_router(service: LocalService) -> APIRouter:
     @router.post("", status_code=201)
     async def add_pack(wanted: PackToAdd) -> dict[str, Any]:
         """Add a pack from a folder on the server's disk; it is read and checked against the base first."""
-        await memory.add(wanted.name, wanted.folder)
-        return _one(service, wanted.name)
+        return _one(service, await memory.add(wanted.folder))
 
     @router.delete("/{name}")
     async def remove_pack(name: str) -> dict[str, Any]:
@@ -57,8 +55,10 @@ def pack_router(service: LocalService) -> APIRouter:
             if action == "load":
                 async with memory.use(name):
                     pass
+            elif action == "pin":
+                await memory.pin(name)
             else:
-                await memory.pin(name, action == "pin")
+                memory.unpin(name)
         except UserError as error:
             raise ApiError(409, str(error), code="pack_not_loaded") from None
         return _one(service, name)
