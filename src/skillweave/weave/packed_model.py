@@ -102,6 +102,10 @@ class PackedModel:
         largest = sorted((pack.unpacked_nbytes for pack in packs), reverse=True)[: self.unpacked_packs]
         return sum(largest) + sum(pack.nbytes for pack in packs)
 
+    def pack_bytes(self, name: str) -> int:
+        """Bytes of a resident pack while it is unpacked."""
+        return self._packs[name].nbytes + self._packs[name].unpacked_nbytes
+
     def shared_tokens(self, name: str) -> int:
         """The number of tokens that both the base and a resident pack have."""
         rows, tokens = self.model.get_input_embeddings().weight.shape[0], self._packs[name].tokens
@@ -115,7 +119,8 @@ class PackedModel:
     def prepare(self, name: str, pack: Skillpack) -> Resident:
         """Prepare a pack for this model under ``name``; its ``nbytes`` are the bytes that :meth:`add` makes resident.
 
-        It may be called in any thread, while batches run. Raises :class:`UserError` if the pack changes a tensor that the model does not have, or has in another shape.
+        It may be called in any thread while batches run, after :meth:`watch`. Raises :class:`UserError` if the pack
+        changes a tensor that the model does not have, or has in another shape.
         """
         return self._places.prepare(name, pack, laid_out=self.unpacked_packs is None)
 

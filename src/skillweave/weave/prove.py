@@ -48,18 +48,19 @@ def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof
     shared = packed_model.shared_tokens(name)
     if (largest := max(*probe.ids, *probe.tokens)) >= shared:
         raise UserError(
-            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. {fix}"
+            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. "
+            f"{fix}"
         )
     base, pack = _log_probs(packed_model, name, list(probe.ids))
     places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
     proof = compare(probe, pack[places].tolist(), base[places].tolist())
     if proof.outcome == "differs":
         raise UserError(
-            f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must change "
-            f"log-probabilities by {proof.change:.3g} nats, and the change that was found ({proof.found:.3g} nats) is "
-            f"{proof.distance:.2f} away from that (0 is equal, 1 is a pack that does nothing, up to {proof.allowed:.2f} "
-            f"is rounding). Either its card or its factors are those of another pack, or this base applies them wrongly. "
-            f"{fix}"
+            f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
+            f"change log-probabilities by {proof.change:.3g} nats; the change that was found, {proof.found:.3g} nats, "
+            f"has the distance {proof.distance:.2f} from that (0: equal, 1: a pack that does nothing, up to "
+            f"{proof.allowed:.2f}: rounding). Its card or its factors are those of another pack, or this base applies "
+            f"them wrongly. {fix}"
         )
     if proof.outcome == "too small":
         say_once(

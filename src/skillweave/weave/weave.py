@@ -47,6 +47,11 @@ class ReadPack:
         """The pack's name."""
         return self.ready.name
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the pack takes in memory when it is loaded and unpacked."""
+        return self.ready.nbytes + self.ready.unpacked_nbytes
+
 
 class Weave:
     """A base with packs and a router, ready to answer. Create it with :meth:`from_pretrained` or :meth:`of`."""
@@ -345,14 +350,22 @@ class Weave:
         self._added[added.name] = added
         return added.name
 
+    def check_added(self, name: str) -> None:
+        """Raise :class:`UserError` unless :meth:`add_pack` made the pack known."""
+        self._check_known(name)
+        if name not in self._added:
+            raise UserError(f"the pack '{name}' belongs to {self.where}: only packs that were added can be forgotten")
+
+    def pack_bytes(self, name: str) -> int:
+        """The bytes that a loaded pack takes in memory while it is unpacked."""
+        return self.packed_model.pack_bytes(name)
+
     def forget_pack(self, name: str) -> None:
         """Forget a pack that :meth:`add_pack` made known, and unload it. Its files stay.
 
         Raises :class:`UserError` for other packs, and while a batch is running.
         """
-        self._check_known(name)
-        if name not in self._added:
-            raise UserError(f"the pack '{name}' belongs to {self.where}: only packs that were added can be forgotten")
+        self.check_added(name)
         if name in self.loaded:
             self.unload(name)
         del self._added[name]
