@@ -18,7 +18,6 @@ from typing import Literal, Protocol, TypeVar
 from skillweave.errors import UserError, nearest
 from skillweave.units import human_bytes
 from skillweave.weave import Weave
-from skillweave.weave.weave import ReadPack
 
 Level = Literal["memory", "loading", "disk", "failed"]
 T = TypeVar("T")
@@ -116,7 +115,8 @@ class PackMemory:
     async def use(self, name: str | None) -> AsyncIterator[None]:
         """Context in which a pack is in memory and cannot leave; it begins when the pack is there and proven.
 
-        None stands for the plain base, which is always there. Raises :class:`UserError` for an unknown pack, one that cannot be loaded, and one that can never have room.
+        None stands for the plain base, which is always there. Raises :class:`UserError` for an unknown pack, one that
+        cannot be loaded, and one that can never have room.
         """
         if name is None:
             yield
@@ -236,7 +236,7 @@ class PackMemory:
             )
 
     def _make_room(self) -> None:
-        """Give room to the loads that wait, in their order, and begin to unload idle packs for the first that has none."""
+        """Give room to the loads that wait, in their order; idle packs begin to leave for the first that has none."""
         for room in [room for room in self._queue if room.ready.done()]:
             self._queue.remove(room)  # it was cancelled
         while self._queue:
