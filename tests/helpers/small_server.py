@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from skillweave.engine.interface import EngineCounters
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.serve.local_service import LocalService
+from skillweave.serve.residency import PackStatus
 from skillweave.serve.service import Limits
 from skillweave.weave import Route
 
@@ -49,27 +50,18 @@ class SmallEngine(FakeEngine):
         return EngineCounters(submitted, submitted - running, 0, 0, running, 0, 5, 9, 0, 0)
 
 
-@dataclass(frozen=True)
-class SmallStatus:
-    """The status of a pack, as in the pack memory."""
-
-    name: str
-    level: str = "disk"
-    bytes: int | None = None
-    pinned: bool = False
-    in_use: int = 0
-    hits: int = 0
-    loads: int = 0
-    load_seconds: float | None = None
-    evictions: int = 0
-    error: str | None = None
+def _on_disk(name: str) -> PackStatus:
+    return PackStatus(
+        name=name, level="disk", bytes=None, pinned=False, in_use=0, hits=0, loads=0, load_seconds=None, evictions=0,
+        error=None,
+    )  # fmt: skip
 
 
 class SmallMemory:
     """Packs that are loaded by being named."""
 
     def __init__(self, names: Iterable[str] = ("sort", "reverse")) -> None:
-        self._packs = {name: SmallStatus(name) for name in names}
+        self._packs = {name: _on_disk(name) for name in names}
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[None]:
@@ -84,7 +76,7 @@ class SmallMemory:
         if folder == "damaged":
             raise UserError("the pack in damaged is damaged")
         name = Path(folder).name
-        self._packs[name] = SmallStatus(name)
+        self._packs[name] = _on_disk(name)
         return name
 
     async def remove(self, name: str) -> None:
@@ -98,7 +90,7 @@ class SmallMemory:
     def unpin(self, name: str) -> None:
         self._packs[name] = replace(self._packs[name], pinned=False)
 
-    def status(self) -> list[SmallStatus]:
+    def status(self) -> list[PackStatus]:
         return list(self._packs.values())
 
 

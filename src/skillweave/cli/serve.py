@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -11,6 +11,12 @@ from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE, TARGET
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SET
 from skillweave.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from skillweave.serve.local_service import LocalService
+    from skillweave.serve.settings import ServeConfig
 
 _ENGINES = ("local", "vllm")
 
@@ -21,6 +27,9 @@ def serve(
     host: str = typer.Option(None, "--host", help="The address to listen on [127.0.0.1]; others need a key."),
     port: int = typer.Option(None, "--port", min=0, max=65535, help="The port [8000]; 0: any free one."),
     engine: str = typer.Option("local", "--engine", help="What computes: `local` (this process) or `vllm`."),
+    vllm_server: list[str] = typer.Option(
+        [], "--vllm-server", help="The URL of a running vLLM server. Repeatable. Without one, a server is started."
+    ),
     api_key: str = typer.Option(
         None,
         "--api-key",
@@ -74,8 +83,6 @@ def serve(
 
     `skillweave serve runs/demo --host 0.0.0.0 --api-key-file key.txt`
     """
-    if engine not in _ENGINES:
-        raise UserError(f"--engine {engine!a:.60}: {nearest(engine, _ENGINES)}")
     from skillweave.config import read_config
     from skillweave.serve.settings import ServeConfig, read_key
 
@@ -89,23 +96,44 @@ def serve(
     settings = read_config(ServeConfig, given, overrides, called="serve")
     key = read_key(settings)
 
+    opening: dict[str, Any] = {
+        "base": base,
+        "dtype": dtype,
+        "backbone": backbone,
+        "device": device,
+        "require_audit": require_audit,
+    }
+    _check_engine(engine, opening, vllm_server)
     from skillweave.serve.run import bind
 
     with bind(settings, key) as bound:  # a port in use is told before a model is loaded
-        _serve(target, engine, settings, key, bound, opening={
-            "base": base, "dtype": dtype, "backbone": backbone, "device": device, "require_audit": require_audit,
-        })  # fmt: skip
+        from skillweave.serve.open_service import open_service, open_vllm_service
+
+        if engine == "vllm":
+            service = open_vllm_service(target, settings, vllm_server)
+        else:
+            service = open_service(target, settings, **opening)
+        _run(service, target, settings, key, bound)
 
 
-def _serve(target: str, engine: str, settings: Any, key: str | None, bound: Any, opening: dict[str, Any]) -> None:
-    """Load the target, and answer requests until a signal comes."""
+def _check_engine(engine: str, opening: dict[str, Any], servers: list[str]) -> None:
+    """Raise :class:`UserError` for an unknown engine, and for options that it would not read."""
+    if engine not in _ENGINES:
+        raise UserError(f"--engine {engine!a:.60}: {nearest(engine, _ENGINES)}")
+    if engine == "local" and servers:
+        raise UserError("--vllm-server goes with --engine vllm")
+    without = [f"--{name.replace('_', '-')}" for name, value in opening.items() if value]
+    if engine == "vllm" and without:
+        raise UserError(f"vLLM serves the exported folder as it is: leave out {', '.join(without)}")
+
+
+def _run(service: LocalService, target: str, settings: ServeConfig, key: str | None, bound: socket) -> None:
+    """Answer requests until a signal comes."""
     from skillweave.cli.output import say
     from skillweave.serve.app import create_app
     from skillweave.serve.logs import form_of_log
-    from skillweave.serve.open_service import open_service
     from skillweave.serve.run import how_to_ask, run_server, url_of
 
-    service = open_service(target, settings, engine=engine, **opening)
     application = create_app(service, settings, key, log_form=form_of_log(settings.log_format))
 
     def ready() -> None:

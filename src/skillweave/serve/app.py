@@ -10,7 +10,6 @@ from fastapi import APIRouter, FastAPI, Response
 from starlette.middleware.cors import CORSMiddleware
 
 from skillweave import __version__
-from skillweave.engine.interface import Engine
 from skillweave.serve.admission import Admission, AdmissionGuard
 from skillweave.serve.errors import add_error_handlers
 from skillweave.serve.local_service import LocalService
@@ -45,7 +44,7 @@ def create_app(
     admission = Admission(settings.max_streams)
     app = FastAPI(
         title="SkillWeave", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
-        lifespan=lambda _: _engine_open(service.engine, admission),
+        lifespan=lambda _: _engine_open(service, admission),
     )  # fmt: skip
     app.state.admission = admission
     app.include_router(_process_routes(admission, service.metrics))
@@ -72,13 +71,14 @@ def create_app(
 
 
 @contextlib.asynccontextmanager
-async def _engine_open(engine: Engine, admission: Admission) -> AsyncIterator[None]:
+async def _engine_open(service: LocalService, admission: Admission) -> AsyncIterator[None]:
     """Keep the engine open; it opens while the server answers already, so that `/health` and `/ready` can tell."""
     closing = asyncio.Event()
 
     async def keep_open() -> None:
         try:
-            async with engine:
+            async with service.engine:
+                await service.prepare()
                 admission.open()
                 await closing.wait()
         except Exception as error:

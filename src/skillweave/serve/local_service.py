@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
@@ -11,7 +11,8 @@ from skillweave.base.chat import PromptOrIds
 from skillweave.engine.interface import Engine, RequestCancelled
 from skillweave.serve.errors import unknown_model
 from skillweave.serve.logs import current_record
-from skillweave.serve.metrics import PackFigures, ServerMetrics
+from skillweave.serve.metrics import ServerMetrics
+from skillweave.serve.residency import PackStatus
 from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
 from skillweave.weave import AUTO, BASE
 
@@ -34,7 +35,7 @@ class ResidentPacks(Protocol):
     def unpin(self, name: str) -> None:
         """Let a pack leave memory again."""
 
-    def status(self) -> Sequence[PackFigures]:
+    def status(self) -> Sequence[PackStatus]:
         """Return every pack with its place and its counts."""
 
 
@@ -43,6 +44,8 @@ class LocalService:
 
     - ``routed``: whether the engine has a router, so that there is a model :data:`~skillweave.weave.AUTO`
     - ``default``: the model that is named in examples
+    - ``pins``: packs that :meth:`prepare` loads, and that always stay in memory
+    - ``forget``: tells the engine that a pack has left, and that another one may get its name
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class LocalService:
         fingerprint: str,
         routed: bool = False,
         default: str = BASE,
+        pins: Sequence[str] = (),
+        forget: Callable[[str], None] | None = None,
     ) -> None:
         self.engine = engine
         self.memory = memory
@@ -63,8 +68,21 @@ class LocalService:
         self.metrics = ServerMetrics(lambda: {BASE, *self.packs()})
         self.metrics.watch(engine.counters, memory.status)
         self.observer = AnswerObserver(self.metrics)
+        self._pins, self._forget = pins, forget
         self._routed = routed
         self._since = int(time.time())
+
+    async def prepare(self) -> None:
+        """Do what is left to do when the engine has been opened. Raises :class:`UserError`."""
+        for name in self._pins:
+            await self.memory.pin(name)
+
+    async def remove_pack(self, name: str) -> None:
+        """Remove a pack, with what the engine and the metrics keep of it. Raises :class:`UserError` if it is in use."""
+        await self.memory.remove(name)
+        if self._forget is not None:
+            self._forget(name)
+        self.metrics.forget(name)
 
     def packs(self) -> list[str]:
         """Return the names of the packs."""

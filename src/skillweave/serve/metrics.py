@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -11,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from skillweave import __version__
 from skillweave.engine.interface import EngineCounters
+from skillweave.serve.residency import PackStatus
 
 OUTCOMES = ("stop", "length", "tool_calls", "cancelled", "failed")
 """How a request may end: as OpenAI names the ends of answers, given up by its client or the server, or with a fault."""
@@ -21,29 +21,6 @@ UNKNOWN = "(unknown)"
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _EACH_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-
-class PackFigures(Protocol):
-    """What is told about one pack, as in the status of the pack memory."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def bytes(self) -> int | None: ...
-    @property
-    def pinned(self) -> bool: ...
-    @property
-    def in_use(self) -> int: ...
-    @property
-    def hits(self) -> int: ...
-    @property
-    def loads(self) -> int: ...
-    @property
-    def load_seconds(self) -> float | None: ...
-    @property
-    def evictions(self) -> int: ...
 
 
 class ServerMetrics:
@@ -98,7 +75,7 @@ class ServerMetrics:
     def watch(
         self,
         counters: Callable[[], EngineCounters],
-        status: Callable[[], Sequence[PackFigures]],
+        status: Callable[[], Sequence[PackStatus]],
     ) -> None:
         """Also show the engine's queue and the packs' memory, as they are when somebody asks for the metrics."""
         self.registry.register(_LiveFigures(counters, status))
@@ -153,7 +130,7 @@ class ServerMetrics:
 class _LiveFigures(Collector):
     """Figures that are read when they are asked for."""
 
-    def __init__(self, counters: Callable[[], EngineCounters], status: Callable[[], Sequence[PackFigures]]) -> None:
+    def __init__(self, counters: Callable[[], EngineCounters], status: Callable[[], Sequence[PackStatus]]) -> None:
         self._counters, self._status = counters, status
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
@@ -180,7 +157,7 @@ class _LiveFigures(Collector):
         yield from _pack_figures(self._status())
 
 
-def _pack_figures(status: Sequence[PackFigures]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+def _pack_figures(status: Sequence[PackStatus]) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
     yield _gauge(
         "skillweave_pack_resident_bytes", "Bytes that a pack takes in memory", ["pack"],
         [((one.name,), (one.bytes or 0) * (one.level == "memory")) for one in status],

@@ -41,10 +41,9 @@ def pack_router(service: LocalService) -> APIRouter:
         """Remove a pack from the server; its folder stays."""
         _one(service, name)
         try:
-            await memory.remove(name)
+            await service.remove_pack(name)
         except UserError as error:
             raise ApiError(409, str(error), code="pack_not_removed") from None
-        service.metrics.forget(name)
         return {"object": "pack", "name": name, "deleted": True}
 
     @router.post("/{name}/{action}")

@@ -26,7 +26,7 @@ T = TypeVar("T")
 class BetweenSteps(Protocol):
     """Runs a short function in the engine's thread, between two steps, and returns what it returns."""
 
-    def __call__(self, function: Callable[[], T]) -> Awaitable[T]: ...
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 @dataclass(frozen=True)
