@@ -96,13 +96,8 @@ def serve(
     settings = read_config(ServeConfig, given, overrides, called="serve")
     key = read_key(settings)
 
-    opening: dict[str, Any] = {
-        "base": base,
-        "dtype": dtype,
-        "backbone": backbone,
-        "device": device,
-        "require_audit": require_audit,
-    }
+    opening: dict[str, Any] = {"base": base, "dtype": dtype, "backbone": backbone, "device": device}
+    opening["require_audit"] = require_audit
     _check_engine(engine, opening, vllm_server)
     from skillweave.serve.run import bind
 
