@@ -131,6 +131,11 @@ class LaidOutFactors:
             self._groups.setdefault(target.group, {}).update(dict.fromkeys(target.modules, on_device))
 
     @property
+    def modules(self) -> list[str]:
+        """The modules that the matrices change."""
+        return [module for own in self._groups.values() for module in own]
+
+    @property
     def widths(self) -> dict[str, int]:
         """The number of inputs of the matrices of each group."""
         return {group: factors.inner for group, own in self._groups.items() for factors in own.values()}
