@@ -73,7 +73,7 @@ def test_every_pack_answers_as_in_the_weave(weave: Path) -> None:
 def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
     whole = Weave.from_pretrained(weave, unpacked_packs=None)
     largest = max(whole.pack_bytes(name) for name in NAMES)
-    settings = ServeConfig(pack_memory=2 * largest, pin=("one",), allow_pack_management=True)
+    settings = ServeConfig(pack_memory=int(2.3 * largest), pin=("one",), allow_pack_management=True)
     with client_of(open_service(str(weave), settings), settings) as client:
 
         def status() -> dict[str, dict[str, Any]]:
