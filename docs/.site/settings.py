@@ -16,6 +16,7 @@ import types
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
 from skillweave.audit.data.config import DataAuditConfig
@@ -33,6 +34,7 @@ from skillweave.pipeline.config import WeaveConfig
 from skillweave.reason.config import ReasonConfig
 from skillweave.reason.induction.config import InductionConfig
 from skillweave.reason.search.methods import SEARCH_METHODS
+from skillweave.serve.settings import ServeConfig
 from skillweave.skillzip import ZipConfig
 from skillweave.tasks.builtin import BUILTINS
 from skillweave.tasks.spec import BuiltinSpec, DatasetSpec, FileSpec, ReasoningGymSpec
@@ -71,6 +73,7 @@ PARTS: list[tuple[str, str, type[Config]]] = [
     ("audit data", "[Audit RLVR data before training](../how-to/audit-data.md).", DataAuditConfig),
     ("audit model", "[Audit a checkpoint or a pack](../how-to/audit-model.md).", ModelAuditConfig),
     ("audit repair", "[Repair it](../how-to/audit-model.md#repair-it).", RepairConfig),
+    ("serve", "[Serve a weave](../how-to/serve.md).", ServeConfig),
     ("zip", "[Zip a fine-tune you have](../how-to/zip.md).", ZipConfig),
     ("tools of a model", "[A file for `--tools`](../how-to/agents.md#use-it).", ToolUse),
     ("task: data files", "[Bring your own task](../how-to/tasks.md#data-files).", FileSpec),
@@ -105,7 +108,15 @@ the settings, so it cannot differ from the code. The how-to pages explain how to
 
 """
 
-_PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", type(None): "none"}
+_PLAIN = {
+    str: "text",
+    SecretStr: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    type(None): "none",
+}
 _ROLE = re.compile(r":\w+:(?=`)")
 _BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥", "max_length": "length ≤"}
 

@@ -24,12 +24,13 @@ COMMANDS = {
 
 def test_the_commands_are_those_of_the_reference() -> None:
     single = {"build", "demo", "specialise", "tpaw", "e3tir", "generate", "eval", "zip", "unzip", "inspect"}
-    single |= {"reason", "induction"}
+    single |= {"reason", "induction", "serve", "chat"}
     assert set(COMMANDS) == single | {
         *(f"cku {name}" for name in ("unlearn", "score", "report", "corpus")),
         *(f"tasks {name}" for name in ("check", "list")),
         *(f"audit {name}" for name in ("data", "rollouts", "drop", "model", "pack", "reference", "repair")),
         "export lora",
+        "bench serve",
     }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

@@ -31,6 +31,7 @@ def test_no_model_library_is_imported_where_none_is_needed(bench: Bench, weave: 
     commands: dict[int, list[list[str]]] = {
         0: [
             ["--help"], ["--version"], ["eval", "--help"], ["cku", "report", "--help"], ["build", "--help"],
+            ["serve", "--help"], ["chat", "--help"], ["bench", "serve", "--help"],
             ["inspect", str(bench.pack), "--tensors"], ["inspect", str(weave)],
         ],
         2: [
@@ -38,6 +39,7 @@ def test_no_model_library_is_imported_where_none_is_needed(bench: Bench, weave: 
             ["generate", "x"],
             ["inspect", "nowhere"], ["inspect", str(tmp_path)], ["eval", "x", "-t", "y", "--samples", "4"],
             ["eval", "x", "-t", "y", "-o", str(tmp_path)], ["generate", "x", "y", "--top-p", "0.5"],
+            ["serve", "x", "--engine", "vlm"], ["chat", "nowhere"], ["bench", "serve", "u", "--mix", "a"],
         ],
     }  # fmt: skip
     asked = [arguments for some in commands.values() for arguments in some]

@@ -188,7 +188,7 @@ def test_tensors_that_do_not_fit_the_card(tmp_path: Path, change, message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card.update(schema_version=4), "has schema version 4; this skillweave reads up to 3. Upgrade"),
+        (lambda card: card.update(schema_version=5), "has schema version 5; this skillweave reads up to 4. Upgrade"),
         (lambda card: card.pop("base"), "base: Field required"),
         (lambda card: card["entries"][Q].update(rank=0), "rank: Input should be greater than 0"),
         (lambda card: card["entries"][Q].update(kind="magic"), "magic"),

@@ -32,6 +32,8 @@ MEMORY = 2**30
 LONGEST = 2**24
 """Characters that a template may write: more than any model can read."""
 
+_one_at_a_time = threading.Lock()
+"""The limit on memory is one of the process: two renderings at once would restore each other's limits."""
 _AGAIN = 0.25  # seconds between further signals: jinja catches errors in a few places, so one may not be enough
 
 
@@ -105,7 +107,7 @@ def _line_of(error: BaseException) -> int | None:
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
-    with _memory(), _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread():
+    with _one_at_a_time, _memory(), _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread():
         yield
 
 

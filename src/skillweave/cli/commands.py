@@ -4,13 +4,16 @@ from skillweave.cli import (  # noqa: F401
     audit,
     audit_models,
     audit_rollouts,
+    bench,
     build,
+    chat,
     cku,
     export,
     methods,
     models,
     packs,
     reason,
+    serve,
     tasks,
 )
 from skillweave.cli.app import app

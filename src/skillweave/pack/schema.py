@@ -55,8 +55,9 @@ from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 from skillweave.pack.layers import expanded, joined
+from skillweave.pack.probe import Probe
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BYTES_WIDTH = 13
 """Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -311,7 +312,8 @@ class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
 
     ``files`` gives the SHA-256 of the data file and of each file in ``files/``. ``from_base`` names the files of the
-    base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`).
+    base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`). ``probe``
+    is what a model with the pack must say (:mod:`skillweave.pack.probe`); packs of older versions have none.
     """
 
     schema_version: Version = SCHEMA_VERSION
@@ -326,6 +328,7 @@ class PackCard(_Strict):
     left_out: list[Line] = []
     files: FileHashes = {}
     from_base: FileMeanings = {}
+    probe: Probe | None = None
     entries: dict[TensorName, Entry] = {}
 
     @model_validator(mode="before")
@@ -345,6 +348,8 @@ class PackCard(_Strict):
 
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
+        if self.probe is not None:
+            return 4
         if self.coded:
             return 3
         newer = any(
@@ -355,9 +360,9 @@ class PackCard(_Strict):
         return 2 if newer or self.from_base or len(self.files) > 1 else 1
 
     def to_json(self) -> str:
-        """Return the text of ``skillpack.json``: indented, but with one line for each of the hundreds of entries."""
+        """Return the text of ``skillpack.json``: indented, but with one line for the probe and each of many entries."""
         empty = set() if self.from_base else {"from_base"}
-        values = self.model_dump(mode="json", exclude={"bytes", "entries", *empty})
+        values = self.model_dump(mode="json", exclude={"bytes", "probe", "entries", *empty})
         # A fixed width: the length of this text must not depend on the total, which counts this text too.
         sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)
         entries = {
@@ -366,6 +371,8 @@ class PackCard(_Strict):
         }
         layers, entries = joined(entries) if self.coded else ({}, entries)
         parts = [json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}"), f'  "bytes": {{{sizes}}}']
+        if self.probe is not None:
+            parts.append(f'  "probe": {json.dumps(self.probe.model_dump(mode="json"), separators=(",", ":"))}')
         parts += [f'  "layers": {_lines(layers)}'] if layers else []
         return ",\n".join([*parts, f'  "entries": {_lines(entries)}\n}}\n'])
 

@@ -27,6 +27,7 @@ from skillweave.pack import (
     check_name,
 )
 from skillweave.pack.left_out import MOST_LEFT_OUT
+from skillweave.pack.probe import Probe, longest_probe
 from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
 from skillweave.progress import console, share_of
@@ -41,6 +42,8 @@ from skillweave.skillzip.refine.work import delta_digest, work_folder
 from skillweave.skillzip.rows import bf16_bytes, resized, store_token_rows
 from skillweave.skillzip.source import MatrixSource
 from skillweave.weave.int8_backbone import INT8, is_int8
+from skillweave.weave.packed_model import PackedModel
+from skillweave.weave.prove import record
 
 _DECOMPOSITIONS = "decompositions"
 """The folder in the work folder in which decompositions are kept until all matrices are written."""
@@ -71,6 +74,7 @@ def zip_delta(
       leaves these tensors at the base's values.
     * ``card.left_out`` names what is left out. ``card.codec.measured["left_out"]`` gives the share of each in the
       delta's squared norm, and also names stacks that lack some of their matrices.
+    * The card gets a probe (:mod:`skillweave.weave.prove`), with which a model proves that it applies the pack.
     * Files that the delta carries (tokenizer, chat template, generation config) travel in the pack as differences from
       the base's, and count in its bytes.
 
@@ -117,7 +121,7 @@ def zip_delta(
             "activation_aware=false and smoothing=null"
         )
     if config.refine is None and work is None:
-        return unrefined(None)
+        return _with_probe(unrefined(None), base)
     examples = None
     if config.refine is not None:
         examples = calibration if refine_on is None else refine_on
@@ -131,7 +135,7 @@ def zip_delta(
     }
     with work_folder(None if work is None else Path(work), inputs) as folder:
         if config.refine is None:
-            return unrefined(folder)
+            return _with_probe(unrefined(folder), base)
         if not (folder / "pack").exists():
             unrefined(None if work is None else folder).save_pretrained(folder / "pack")
             drop(folder / _DECOMPOSITIONS)
@@ -140,6 +144,19 @@ def zip_delta(
         pack = refined(pack, base, delta, examples or [], config.refine, folder, max(most, pack.nbytes))
     losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
     pack.card.codec.measured["weight_error"] = round(losses.error, 4)
+    return _with_probe(pack, base)
+
+
+def _with_probe(pack: Skillpack, base: Base) -> Skillpack:
+    """Return the pack with the probe that proves, wherever it is loaded, that it acts as it does here."""
+    probe: Probe | None = None
+    packed = PackedModel(base.model)
+    try:
+        packed.add(packed.prepare(pack.card.name, pack))
+        probe = record(packed, pack.card.name, base.tokenizer)
+    except UserError as error:
+        console.print(f"  the card gets no probe, because the pack cannot share its base: {error}", soft_wrap=True)
+    pack.card.probe = probe
     pack.card.bytes = pack.weighed()
     return pack
 
@@ -156,7 +173,7 @@ def zip_once(
     data: dict[str, Any] | None,
     scores: dict[str, Any] | None,
 ) -> Skillpack:
-    """Return the pack of ``delta`` as the codec writes it, without a refinement.
+    """Return the pack of ``delta`` as the codec writes it, without a refinement; its probe only holds the place of one.
 
     ``store`` keeps the decompositions; one that already has them saves most of the work. The other arguments, and the
     errors, are those of :func:`zip_delta`. Gradients must be off.
@@ -188,6 +205,7 @@ def zip_once(
                 measured={} if config.refine is None else {"refine": placeholder(config.refine)},
             ),
             bytes=PackBytes(bf16_delta=delta_bytes, bf16_matrices=matrices.bf16_bytes),
+            probe=longest_probe(base.model.get_input_embeddings().weight.shape[0]),
             entries=entries,
             left_out=left_out,
         ),

@@ -67,7 +67,7 @@ class CallFormat:
         self._tools: list[dict[str, Any]] | None = None
         if instruction is None and self._template_describes(toolbox):
             self._tools = toolbox.schemas
-        self._instruction = _instruction(toolbox.schemas) if instruction is None else instruction
+        self._instruction = tools_instruction(toolbox.schemas) if instruction is None else instruction
         self._control = control_tokens(tokenizer)
         self._end = turn_end(tokenizer)
         self._tool_role = self._writes_tool_role()
@@ -202,8 +202,8 @@ def _asked_and_called(results: Sequence[Mapping[str, str]]) -> list[Mapping[str,
     return [{"role": "user", "content": "?"}, {"role": "assistant", "content": _CALLED}, *results]
 
 
-def _instruction(schemas: Sequence[Mapping[str, Any]]) -> str:
-    """The tools and the form of a call, in few words; empty if there are no tools."""
+def tools_instruction(schemas: Sequence[Mapping[str, Any]]) -> str:
+    """The tools and the form of a call, in few words, for a template that describes none; empty without tools."""
     if not schemas:
         return ""
     form = f'{OPEN}{{"name": ..., "arguments": {{...}}}}{CLOSE}'

@@ -33,6 +33,9 @@ _CLOSE_OF = {
 }
 """The marks before calls, and the marks after them; empty if there is none."""
 
+BEGINNINGS = (*_CLOSE_OF, "<function=")
+"""What a call may begin with, unless the whole turn is its JSON."""
+
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
 _MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))

@@ -101,3 +101,45 @@ class CodedFactors:
         """The lengths of the rows of codes: for each matrix the columns of A, and then the rows of B."""
         shapes = [matrix.placed for matrix in self._matrices]
         return [length for own in shapes for length in [own.out] * own.rank + [own.inner] * own.rank]
+
+
+class LaidOutFactors:
+    """One pack's factors of the matrices on one device, which are never coded: they are always ready for a batch."""
+
+    laid_out_nbytes = 0
+    """the bytes that the factors take in addition when a batch uses them"""
+
+    def __init__(self, targets: Iterable[Target], parts: Callable[[str], LowRank], device: torch.device) -> None:
+        """Lay the factors out; ``parts`` gives those of a tensor."""
+        matrices = []
+        end = 0
+        for target in targets:
+            own = parts(target.tensor)
+            placed, order = placed_at(end, own)
+            end = aligned(end + placed.nbytes)
+            matrices.append((target, placed, order))
+        self.nbytes = end
+        self._groups: Groups = {}
+        flat = mapped(end)
+        for target, placed, order in matrices:
+            own, made = parts(target.tensor), replace(placed, flat=flat)
+            made.scales.copy_(scale_bytes(placed, own, order))
+            made.fill(own.A.T[order], own.B[order])
+        flat = flat.to(device)
+        for target, placed, _ in matrices:
+            on_device = replace(placed, flat=flat)
+            self._groups.setdefault(target.group, {}).update(dict.fromkeys(target.modules, on_device))
+
+    @property
+    def modules(self) -> list[str]:
+        """The modules that the matrices change."""
+        return [module for own in self._groups.values() for module in own]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The number of inputs of the matrices of each group."""
+        return {group: factors.inner for group, own in self._groups.items() for factors in own.values()}
+
+    def laid_out(self) -> Groups:
+        """The factors in one buffer on the device."""
+        return self._groups

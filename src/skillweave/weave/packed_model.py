@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ from skillweave.weave.compiled_group import Widened
 from skillweave.weave.resident import Places, Resident
 from skillweave.weave.stack import GroupStack, RowPacks
 
-UNPACKED_PACKS = 2
+UNPACKED_PACKS: int | None = 2
 """How many of the packs that were used last stay unpacked between batches."""
 
 
@@ -39,11 +40,12 @@ class PackedModel:
     """A model and the packs that are loaded into it. It runs one batch at a time.
 
     Beam search does not work with it, because it reorders rows. ``unpacked_packs``: how many of the packs that were
-    used last stay unpacked between batches; a batch unpacks all packs that it uses, also if there are more.
+    used last stay unpacked between batches; a batch unpacks all packs that it uses, also if there are more. None: all
+    packs stay unpacked as long as they are resident, and they are unpacked when they are prepared, not in a batch.
     """
 
-    def __init__(self, model: nn.Module, unpacked_packs: int = UNPACKED_PACKS) -> None:
-        if unpacked_packs < 0:
+    def __init__(self, model: nn.Module, unpacked_packs: int | None = UNPACKED_PACKS) -> None:
+        if unpacked_packs is not None and unpacked_packs < 0:
             raise UserError(f"unpacked_packs is {unpacked_packs}: give the number of packs, 0 or more")
         self.model: Any = model
         self.unpacked_packs = unpacked_packs
@@ -54,10 +56,19 @@ class PackedModel:
         self._widened: dict[str, dict[str, Widened]] = {}
         """group -> pack -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
         self._running_now = False
+        self._values = threading.RLock()
+        """held while tensors of the model hold tuned values"""
 
     @functools.cached_property
     def _fed(self) -> dict[str, Fed]:
         return feeding(self.model)
+
+    def watch(self) -> None:
+        """Find out how the model feeds its modules, unless that is known: it is needed to prepare the first pack.
+
+        The model runs for it, so call it before other threads prepare packs or run batches.
+        """
+        _ = self._places
 
     @functools.cached_property
     def _head(self) -> str:
@@ -66,7 +77,7 @@ class PackedModel:
 
     @functools.cached_property
     def _places(self) -> Places:
-        return Places(self.model, self._fed)
+        return Places(self.model, self._fed, self._values)
 
     # -- residency -----------------------------------------------------------------------------------------------
 
@@ -94,11 +105,20 @@ class PackedModel:
     def needed_bytes(self, *more: Resident) -> int:
         """Bytes of the resident packs, and of ``more``, while ``unpacked_packs`` of them, the largest, are unpacked.
 
-        A batch of more packs than that takes more while it runs.
+        With ``unpacked_packs`` None, all of them are. A batch of more packs than that takes more while it runs.
         """
         packs = [*self._packs.values(), *more]
         largest = sorted((pack.unpacked_nbytes for pack in packs), reverse=True)[: self.unpacked_packs]
         return sum(largest) + sum(pack.nbytes for pack in packs)
+
+    def pack_bytes(self, name: str) -> int:
+        """Bytes of a resident pack while it is unpacked."""
+        return self._packs[name].nbytes + self._packs[name].unpacked_nbytes
+
+    def shared_tokens(self, name: str) -> int:
+        """The number of tokens that both the base and a resident pack have."""
+        rows, tokens = self.model.get_input_embeddings().weight.shape[0], self._packs[name].tokens
+        return rows if tokens is None else min(rows, tokens.rows)
 
     def why_alone(self, name: str) -> str | None:
         """The reason why a resident pack needs batches of its own, or None if it can share a batch with other packs."""
@@ -108,9 +128,10 @@ class PackedModel:
     def prepare(self, name: str, pack: Skillpack) -> Resident:
         """Prepare a pack for this model under ``name``; its ``nbytes`` are the bytes that :meth:`add` makes resident.
 
-        Raises :class:`UserError` if the pack changes a tensor that the model does not have, or has in another shape.
+        It may be called in any thread while batches run, after :meth:`watch`. Raises :class:`UserError` if the pack
+        changes a tensor that the model does not have, or has in another shape.
         """
-        return self._places.prepare(name, pack)
+        return self._places.prepare(name, pack, laid_out=self.unpacked_packs is None)
 
     def add(self, ready: Resident) -> None:
         """Make a prepared pack resident.
@@ -225,14 +246,16 @@ class PackedModel:
         finally:
             for handle in handles:
                 handle.remove()
-            self._keep_unpacked(self.unpacked_packs)
+            if self.unpacked_packs is not None:
+                self._keep_unpacked(self.unpacked_packs)
             self._running_now = False
 
     def _unpack(self, batch: Batch) -> None:
         """Unpack the packs of a batch. First, others give back what they take beyond ``unpacked_packs``."""
         used = [name for name in batch.names.distinct if name is not None]
         again = {name: self._unpacked.pop(name) for name in used if name in self._unpacked}
-        self._keep_unpacked(max(0, self.unpacked_packs - len(used)))
+        if self.unpacked_packs is not None:
+            self._keep_unpacked(max(0, self.unpacked_packs - len(used)))
         self._unpacked |= again
         for name in used:
             if name not in self._unpacked:
@@ -255,10 +278,10 @@ class PackedModel:
         These are the tensors that cannot differ from row to row, and those that need no hook if all rows are the same.
         """
         name = batch.names.distinct[0] if batch.uniform else None
-        if name is None:
+        pack = None if name is None else self._packs[name]
+        if pack is None or not (pack.changed or pack.exchanged):
             yield
             return
-        pack = self._packs[name]
         originals: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def put(module: str, own: str, tuned: torch.Tensor) -> None:
@@ -267,18 +290,19 @@ class PackedModel:
                 originals.append((tensor, tensor.data))
                 tensor.data = tuned
 
-        try:
-            for module, tensors in pack.changed.items():
-                for own, tuned in tensors.items():
-                    put(module, own, tuned)
-            for exchange in pack.exchanged:
-                for name, tuned in exchange.make().items():
-                    module, _, own = name.rpartition(".")
-                    put(module, own, tuned)
-            yield
-        finally:
-            for tensor, data in originals:
-                tensor.data = data
+        with self._values:
+            try:
+                for module, tensors in pack.changed.items():
+                    for own, tuned in tensors.items():
+                        put(module, own, tuned)
+                for exchange in pack.exchanged:
+                    for name, tuned in exchange.make().items():
+                        module, _, own = name.rpartition(".")
+                        put(module, own, tuned)
+                yield
+            finally:
+                for tensor, data in originals:
+                    tensor.data = data
 
     def _changes(self, batch: Batch) -> dict[str, Change]:
         """The hook of each module that a pack in use changes, by the module's name."""

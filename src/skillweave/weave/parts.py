@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from skillweave.artefact import write_text
 from skillweave.base import Base, open_base
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, named_shortly
-from skillweave.files.hashes import shortened
+from skillweave.files.hashes import sha256_file, shortened
+from skillweave.files.read import check_folder
 from skillweave.pack import BaseRef, Skillpack, check_name
 from skillweave.pack.card import card_text
 from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE
@@ -41,6 +43,29 @@ def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
             f"build the weave again"
         )
     return pack
+
+
+@dataclass(frozen=True)
+class AddedPack:
+    """A pack that is not of the weave's folder, where it lies, and the hash of its card."""
+
+    name: str
+    folder: Path
+    card_hash: str
+
+    @classmethod
+    def of(cls, source: str | Path) -> tuple[AddedPack, Skillpack]:
+        """Read the pack in a folder. Raises :class:`UserError`."""
+        folder = Path(source)
+        check_folder(folder, "the folder of a saved pack")
+        card_hash = sha256_file(Folder(folder, CARD_FILE, AGAIN).file(CARD_FILE))
+        pack = Skillpack.from_pretrained(folder)
+        return cls(pack.card.name, folder, card_hash), pack
+
+    def read(self) -> Skillpack:
+        """Read the pack. Raises :class:`UserError` if it is not the one that was added."""
+        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+        return Skillpack.from_pretrained(self.folder)
 
 
 def put_pack(given: str | Path | Skillpack, name: str, fingerprint: str, to: Path) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
@@ -33,7 +34,7 @@ from skillweave.pack import (
 from skillweave.pack.decode import coded_matrix, mixed_factors
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.vocabulary import TokenRows, token_rows
-from skillweave.weave.coded_factors import CodedFactors, Groups, Target
+from skillweave.weave.coded_factors import CodedFactors, Groups, LaidOutFactors, Target
 from skillweave.weave.int8 import Int8Linear
 
 
@@ -87,7 +88,7 @@ class Resident:
     """One pack prepared for the model's device, before or after :meth:`~skillweave.weave.PackedModel.add`."""
 
     name: str
-    coded: list[CodedFactors] = field(default_factory=list)
+    coded: list[CodedFactors | LaidOutFactors] = field(default_factory=list)
     """the integer factors, for each device"""
     unsmooth: dict[str, torch.Tensor] = field(default_factory=dict)
     """group -> 1 / smooth"""
@@ -156,15 +157,17 @@ class Resident:
 class Places:
     """Prepares packs for one model: it knows which modules hold which tensor, and how their inputs are fed."""
 
-    def __init__(self, model: Any, fed: Mapping[str, Fed]) -> None:
+    def __init__(self, model: Any, fed: Mapping[str, Fed], values: AbstractContextManager[Any]) -> None:
+        """``values`` is entered while values of the model are read, which a batch in another thread may exchange."""
         self._model = model
+        self._values = values
         self._layout = Layout(model)
         self._fed = fed
         self._modules: dict[str, nn.Module] = dict(model.named_modules())
         self._owners = owners(model)
 
-    def prepare(self, name: str, pack: Skillpack) -> Resident:
-        """Prepare a pack under ``name``.
+    def prepare(self, name: str, pack: Skillpack, *, laid_out: bool = False) -> Resident:
+        """Prepare a pack under ``name``; ``laid_out`` says that its integer factors stay unpacked as long as it lives.
 
         Raises :class:`UserError` for a tensor that the model does not have, or has in another shape.
         """
@@ -193,7 +196,7 @@ class Places:
                 )
             self._place(ready, coded, pack, tensor, entry, original, places)
         for device, modules in coded.items():
-            _code(ready, pack, device, modules)
+            _code(ready, pack, device, modules, LaidOutFactors if laid_out else CodedFactors)
         for target, tensors in joined.items():
             self._exchange_joined(ready, pack, target, tensors)
         return ready
@@ -232,7 +235,8 @@ class Places:
                 else:
                     ready.float_factors[module] = kept
         else:
-            tuned = self._tuned(pack, tensor, entry, original, places[0])
+            with self._values:
+                tuned = self._tuned(pack, tensor, entry, original, places[0])
             for module, _ in places:
                 ready.changed.setdefault(module, {}).update(tuned)
 
@@ -320,7 +324,13 @@ class Places:
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"
 
 
-def _code(ready: Resident, pack: Skillpack, device: torch.device, modules: Mapping[str, list[str]]) -> None:
+def _code(
+    ready: Resident,
+    pack: Skillpack,
+    device: torch.device,
+    modules: Mapping[str, list[str]],
+    form: type[CodedFactors | LaidOutFactors],
+) -> None:
     """Keep the low-rank tensors (tensor -> the modules that hold it) of one device."""
     targets = []
     for tensor, places in modules.items():
@@ -331,7 +341,7 @@ def _code(ready: Resident, pack: Skillpack, device: torch.device, modules: Mappi
         if entry.smooth and entry.group not in ready.unsmooth:
             ready.unsmooth[entry.group] = (1 / pack.tensors[f"{entry.group}.smooth"].float()).to(device)
     try:
-        ready.coded.append(CodedFactors(targets, pack.lowrank_parts, device))
+        ready.coded.append(form(targets, pack.lowrank_parts, device))
     except ValueError as error:
         raise UserError(f"the pack '{ready.name}' cannot be loaded: {error}. Make the pack again.") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,40 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
+from skillweave.pack.probe import Probe
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
-from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card, read_card
 from skillweave.weave.int8_backbone import INT8, check_form, is_int8, put_into_int8
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
-from skillweave.weave.parts import check_names, open_base_of, put_pack, read_pack
+from skillweave.weave.parts import AddedPack, check_names, open_base_of, put_pack, read_pack
+from skillweave.weave.prove import prove
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
+from skillweave.weave.resident import Resident
 from skillweave.weave.router import Route, Router, features
+
+
+@dataclass(frozen=True)
+class ReadPack:
+    """A pack that was read and prepared, and is not loaded yet."""
+
+    ready: Resident
+    voice: Voice
+    probe: Probe | None
+    card_hash: str | None
+    own_tokenizer: bool
+
+    @property
+    def name(self) -> str:
+        """The pack's name."""
+        return self.ready.name
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the pack takes in memory when it is loaded and unpacked."""
+        return self.ready.nbytes + self.ready.unpacked_nbytes
 
 
 class Weave:
@@ -41,7 +65,7 @@ class Weave:
         budget: int | None,
         read_pack: Callable[[str], Skillpack],
         require_audit: bool = False,
-        unpacked_packs: int = UNPACKED_PACKS,
+        unpacked_packs: int | None = UNPACKED_PACKS,
     ) -> None:
         self.folder = folder
         self.where = "this weave" if folder is None else f"the weave in {folder}"
@@ -54,6 +78,9 @@ class Weave:
         self._read_pack = read_pack
         self._require_audit = require_audit
         self._said_alone: set[str] = set()
+        self._added: dict[str, AddedPack] = {}
+        self._proven: set[str] = set()
+        """the hashes of the cards of packs that were proven; a card has the hash of all other files"""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -124,7 +151,7 @@ class Weave:
         budget: int | None = None,
         packs: Sequence[str] | None = None,
         require_audit: bool = False,
-        unpacked_packs: int = UNPACKED_PACKS,
+        unpacked_packs: int | None = UNPACKED_PACKS,
     ) -> Weave:
         """Open a weave and load its packs.
 
@@ -141,7 +168,8 @@ class Weave:
         - ``require_audit``: refuse a pack without an audit on its card, or with an alarm, now and whenever one is
           loaded (:meth:`Skillpack.check_audit`). A backbone is not audited.
         - ``unpacked_packs``: how many of the packs that were used last stay unpacked between batches. A pack that is
-          not unpacked is so when a batch uses it, which takes a fraction of a second.
+          not unpacked is so when a batch uses it, which takes a fraction of a second. None: all packs are unpacked when
+          they are loaded, and stay so; they are then kept in this form only.
 
         Raises :class:`UserError` if a part is missing, damaged or of another weave, or exceeds the budget.
         """
@@ -187,7 +215,7 @@ class Weave:
 
     @classmethod
     def of(
-        cls, base: Base, packs: Mapping[str, Skillpack] | None = None, *, unpacked_packs: int = UNPACKED_PACKS
+        cls, base: Base, packs: Mapping[str, Skillpack] | None = None, *, unpacked_packs: int | None = UNPACKED_PACKS
     ) -> Weave:
         """A weave in memory, without a router, of an open base and any number of packs, which are all loaded.
 
@@ -205,8 +233,8 @@ class Weave:
 
     @property
     def packs(self) -> list[str]:
-        """The names of all packs of the weave, loaded or not."""
-        return list(self.card.packs)
+        """The names of all packs of the weave, loaded or not, and of those that were added to it."""
+        return [*self.card.packs, *self._added]
 
     @property
     def loaded(self) -> list[str]:
@@ -234,17 +262,38 @@ class Weave:
         return self.packed_model.unpacked
 
     def load(self, name: str) -> None:
-        """Read one pack of the weave and load it.
+        """Read one pack of the weave, load it, and prove that it acts (:func:`skillweave.weave.prove.prove`).
 
-        Raises :class:`UserError` for a name that the weave does not have, a pack that is damaged, made for another base
-        or already loaded, without the audit that was required, and if the budget has no room for it.
+        Raises :class:`UserError` as :meth:`read_for_load` and :meth:`put` do.
+        """
+        self.put(self.read_for_load(name))
+
+    def read_for_load(self, name: str) -> ReadPack:
+        """Return a pack of the weave, read, checked and prepared for :meth:`put`.
+
+        It may be called in any thread while batches run, after ``packed_model.watch()``. Raises :class:`UserError` for
+        a name that the weave does not have, a pack that is damaged or made for another base, and for one without the
+        audit that was required.
         """
         self._check_known(name)
-        pack = self._read_pack(name)
+        pack = self._read(name)
         pack.check_base(self.base.fingerprint)
         if self._require_audit:
             pack.check_audit()
+        voice = pack.voice(self.base)
+        if pack.carried.has_tokenizer and (self.folder is not None or name in self._added):
+            voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         ready = self.packed_model.prepare(name, pack)
+        return ReadPack(ready, voice, pack.card.probe, self._card_hash(name), pack.carried.has_tokenizer)
+
+    def put(self, read: ReadPack) -> None:
+        """Load a pack that :meth:`read_for_load` gave. It takes no longer than a short batch, and runs between batches.
+
+        A pack is proven when its files are loaded for the first time in this process. Raises :class:`UserError` if it
+        does not act as it did when it was zipped, if it is already loaded, and if the budget has no room for it. The
+        weave is then as before.
+        """
+        ready, name = read.ready, read.name
         used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(ready)
         if self.budget is not None and self.base_bytes + needed > self.budget:
             raise UserError(
@@ -252,15 +301,74 @@ class Weave:
                 f"({_mb(used)}) leave {_mb(self.budget - self.base_bytes - used)} of the budget of {_mb(self.budget)}. "
                 f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
-        voice = pack.voice(self.base)
-        if self.folder is not None and pack.carried.has_tokenizer:
-            voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         self.packed_model.add(ready)
-        self._voices[name] = voice
-        if self.router is not None and pack.carried.has_tokenizer:
+        try:
+            self._prove(read)
+        except BaseException:
+            self.packed_model.remove(name)
+            raise
+        self._voices[name] = read.voice
+        if self.router is not None and read.own_tokenizer:
             say_once(
                 f"the router reads prompts by the chat template of the base; '{name}' then answers by its own template"
             )
+
+    def _prove(self, read: ReadPack) -> None:
+        if read.card_hash is not None and read.card_hash in self._proven:
+            return
+        if read.probe is None:
+            say_once(
+                f"the card of the pack '{read.name}' has no probe, so nothing proves that it acts: packs that are "
+                "zipped by this version have one"
+            )
+            return
+        fix = f"Zip it again on {self.base.ref}, or copy the weave and the base again."
+        prove(self.packed_model, read.name, read.probe, fix)
+        if read.card_hash is not None:
+            self._proven.add(read.card_hash)
+
+    def _read(self, name: str) -> Skillpack:
+        return self._added[name].read() if name in self._added else self._read_pack(name)
+
+    def _card_hash(self, name: str) -> str | None:
+        """The hash of the card that a pack's files were checked by; None if no file names one."""
+        return self._added[name].card_hash if name in self._added else self.card.files.get(pack_card(name))
+
+    def add_pack(self, source: str | Path) -> str:
+        """Make a pack known that is not of this weave, and return its name. It is not loaded; no file is written.
+
+        ``source`` is the folder of a pack. Raises :class:`UserError` if its name is
+        taken, if it is damaged, or made for another base.
+        """
+        added, pack = AddedPack.of(source)
+        pack.check_base(self.base.fingerprint)
+        check_names([*self.packs, added.name])
+        if added.name in self.packs:
+            raise UserError(
+                f"{self.where} has a pack '{added.name}' already: give the pack in {added.folder} another name"
+            )
+        self._added[added.name] = added
+        return added.name
+
+    def check_added(self, name: str) -> None:
+        """Raise :class:`UserError` unless :meth:`add_pack` made the pack known."""
+        self._check_known(name)
+        if name not in self._added:
+            raise UserError(f"the pack '{name}' belongs to {self.where}: only packs that were added can be forgotten")
+
+    def pack_bytes(self, name: str) -> int:
+        """The bytes that a loaded pack takes in memory while it is unpacked."""
+        return self.packed_model.pack_bytes(name)
+
+    def forget_pack(self, name: str) -> None:
+        """Forget a pack that :meth:`add_pack` made known, and unload it. Its files stay.
+
+        Raises :class:`UserError` for other packs, and while a batch is running.
+        """
+        self.check_added(name)
+        if name in self.loaded:
+            self.unload(name)
+        del self._added[name]
 
     def unload(self, name: str) -> None:
         """Free a loaded pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
@@ -269,8 +377,8 @@ class Weave:
         del self._voices[name]
 
     def _check_known(self, name: str) -> None:
-        if name not in self.card.packs:
-            raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.card.packs)}")
+        if name not in self.packs:
+            raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.packs)}")
 
     def voice(self, name: str | None) -> Voice:
         """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
@@ -282,7 +390,7 @@ class Weave:
         Raises :class:`UserError` for a name that the weave does not have, and for a pack whose files have changed.
         """
         self._check_known(name)
-        return self._read_pack(name).digest
+        return self._read(name).digest
 
     # -- answering -----------------------------------------------------------------------------------------------
 

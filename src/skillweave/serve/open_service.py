@@ -1,0 +1,112 @@
+"""Open what the user names, as the service behind the API: an engine, its packs and its limits."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from skillweave import __version__
+from skillweave.engine import AsyncEngine, open_engine
+from skillweave.errors import UserError, nearest
+from skillweave.serve.exported_packs import ExportedPacks
+from skillweave.serve.local_service import LocalService
+from skillweave.serve.residency import PackMemory
+from skillweave.serve.service import Limits
+from skillweave.serve.settings import ServeConfig
+from skillweave.units import human_bytes
+from skillweave.weave import AUTO, BASE, Weave, is_weave
+
+
+def open_service(
+    target: str,
+    settings: ServeConfig,
+    *,
+    base: str | None = None,
+    dtype: str | None = None,
+    backbone: str | None = None,
+    device: str | None = None,
+    require_audit: bool = False,
+) -> LocalService:
+    """Return the service of a weave, skillpack or delta folder, or of a model, computed in this process.
+
+    Packs of a weave are loaded when they are first needed if there is a budget for them, else now. Raises
+    :class:`UserError`.
+    """
+    if is_weave(Path(target)):
+        packs = None if settings.pack_memory is None else ()
+        weave = Weave.from_pretrained(
+            target, base=base, dtype=dtype, backbone=backbone, device=device, packs=packs, require_audit=require_audit,
+            unpacked_packs=None,
+        )  # fmt: skip
+        default = AUTO if weave.router is not None else BASE
+    else:
+        opened = open_engine(
+            target, base=base, dtype=dtype, backbone=backbone, device=device, require_audit=require_audit
+        )
+        weave, default = opened.weave, opened.default or BASE
+    _check_pins(settings.pin, weave.packs)
+    engine = AsyncEngine(weave, max_requests=settings.max_requests, max_waiting=settings.max_waiting)
+    memory = PackMemory(weave, engine.between_steps, settings.pack_memory)
+    if settings.pack_memory is not None and memory.used_bytes > settings.pack_memory:
+        raise UserError(
+            f"the pack of {target} takes {human_bytes(memory.used_bytes)} in memory, more than the pack_memory of "
+            f"{human_bytes(settings.pack_memory)}: give more"
+        )
+    return LocalService(
+        engine,
+        memory,
+        limits=_limits(settings),
+        fingerprint=_fingerprint(weave.base.fingerprint),
+        routed=weave.router is not None,
+        default=default,
+        pins=settings.pin,
+        forget=engine.forget,
+    )
+
+
+def open_vllm_service(target: str, settings: ServeConfig, servers: Sequence[str]) -> LocalService:
+    """Return the service of a folder that ``skillweave export vllm`` wrote, computed by vLLM.
+
+    ``servers``: URLs of running vLLM servers; without one, a server is started and stopped with this one. There is no
+    router, because vLLM does not give the hidden states that it reads. Raises :class:`UserError`.
+    """
+    if settings.pack_memory is not None or settings.pin:
+        raise UserError("vLLM has its own memory for packs: leave out --pack-memory and --pin")
+    vllm = _vllm()
+    folder = vllm.VllmFolder(target)
+    engine = vllm.VllmEngine(target, servers or [vllm.VllmServer(target)], max_waiting=settings.max_waiting)
+    return LocalService(
+        engine,
+        ExportedPacks(list(folder.card.packs)),
+        limits=_limits(settings),
+        fingerprint=_fingerprint(folder.card.base.fingerprint),
+    )
+
+
+def _vllm() -> Any:
+    # By name, because a server without vLLM does not need the engine's own dependencies.
+    try:
+        return importlib.import_module("skillweave.engine.vllm")
+    except ModuleNotFoundError as error:
+        raise UserError(f"the engine vllm is not installed ({error}): use --engine local") from error
+
+
+def _limits(settings: ServeConfig) -> Limits:
+    limits = Limits()
+    shorter = min(limits.default_max_tokens, settings.max_tokens)
+    return replace(limits, max_tokens=settings.max_tokens, default_max_tokens=shorter)
+
+
+def _fingerprint(base: str) -> str:
+    digest = hashlib.sha256(f"{__version__} {base}".encode()).hexdigest()
+    return f"fp_{digest[:12]}"
+
+
+def _check_pins(pins: Sequence[str], packs: Collection[str]) -> None:
+    for name in pins:
+        if name not in packs:
+            raise UserError(f"--pin {name}: there is no such pack; {nearest(name, packs)}")

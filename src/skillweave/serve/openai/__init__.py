@@ -1,0 +1,1 @@
+"""The routes that OpenAI clients speak: models, chat completions, completions and responses."""

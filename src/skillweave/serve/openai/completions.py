@@ -1,0 +1,115 @@
+"""Completions of texts: the whole response, or its stream of chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from openai.types import Completion
+from starlette.requests import Request
+from starlette.responses import Response
+
+from skillweave.base.chat import plain_ids
+from skillweave.serve.errors import api_error, invalid
+from skillweave.serve.openai.answers import Answers, ClientGone, Complete, Piece
+from skillweave.serve.openai.chat import is_auto, usage_of
+from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
+from skillweave.serve.openai.logprobs import completion_logprobs
+from skillweave.serve.openai.parameters import read_request
+from skillweave.serve.openai.prompts import fitting
+from skillweave.serve.openai.requests import CompletionRequest, Wanted
+from skillweave.serve.openai.tools import ToolUse
+from skillweave.serve.service import Service
+
+
+async def completion(service: Service, request: Request) -> Response:
+    """Answer a request for completions. Raises :class:`ApiError`, and the errors of the engine."""
+    asked = await read_request(request, CompletionRequest, "completions")
+    wanted, prompts = asked.wanted(service.limits), asked.prompts(service.limits)
+    if len(prompts) > 1 and is_auto(asked.model, service.models()):
+        raise invalid("prompt", "the router chooses for one prompt: send one request for each, or name a model")
+    resolved = await service.resolve(asked.model, prompts[0])
+    answers = Answers(service, request, asked.model, resolved, ToolUse())
+    try:
+        await answers.hold()
+        ids = await asyncio.to_thread(_all_ids, answers.tokenizer, prompts, service.engine.context_length)
+        await answers.submit(ids, wanted)
+    except BaseException:
+        await answers.close()
+        raise
+    base = {
+        "id": f"cmpl-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": asked.model,
+        "system_fingerprint": service.fingerprint,
+    }
+    if asked.stream:
+        events = _stream(answers, base, wanted, asked.stream_options.include_usage)
+        return EventStream(events, answers.close, answers.headers())
+    try:
+        complete = await answers.all()
+    finally:
+        await answers.close()
+    choices = []
+    for one in complete:
+        tokens = None
+        if wanted.logprobs is not None:
+            tokens = completion_logprobs(answers.tokenizer, one.reply.tokens, 0)
+        choices.append({"index": one.index, "text": one.text, "logprobs": tokens, "finish_reason": one.reason})
+    whole = Completion.model_validate(
+        {
+            **base,
+            "object": "text_completion",
+            "choices": choices,
+            "usage": usage_of(complete, wanted.n),
+            "skillweave": answers.told(),
+        }
+    )
+    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json", headers=answers.headers())
+
+
+def _all_ids(tokenizer: Any, prompts: list[str | list[int]], context: int | None) -> list[list[int]]:
+    """Return the token ids of prompts. Texts are continued as they are; no chat template is used."""
+    return [fitting(plain_ids(tokenizer, one) if isinstance(one, str) else one, context) for one in prompts]
+
+
+async def _stream(answers: Answers, base: dict[str, Any], wanted: Wanted, with_usage: bool) -> AsyncIterator[str]:
+    def chunk(choices: list[dict[str, Any]], **more: Any) -> str:
+        usage = {"usage": None} if with_usage else {}
+        values = {**base, "object": "text_completion", "choices": choices, **usage, **more}
+        # In a stream the finish_reason is null until the end, which the type for whole responses does not know.
+        return data_event(Completion.construct(**values).model_dump_json(exclude_unset=True, warnings=False))
+
+    complete: list[Complete] = []
+    told = {"skillweave": answers.told()}
+    first = dict(told)
+    lengths: dict[int, int] = {}
+    try:
+        async for event in answers.events():
+            if isinstance(event, Piece):
+                tokens = None
+                if wanted.logprobs is not None:
+                    tokens = completion_logprobs(answers.tokenizer, event.tokens, lengths.get(event.index, 0))
+                lengths[event.index] = lengths.get(event.index, 0) + len(event.text)
+                if event.text or tokens is not None:
+                    yield chunk([_choice(event.index, event.text, tokens, None)], **first)
+                    first = {}
+                continue
+            complete.append(event)
+            yield chunk([_choice(event.index, "", None, event.reason)], **(first if with_usage else told))
+            first = {}
+        if with_usage:
+            yield chunk([], usage=usage_of(complete, wanted.n), **told)
+        yield DONE
+    except ClientGone:
+        return
+    except Exception as error:
+        yield data_event(json.dumps(api_error(error).body))
+
+
+def _choice(index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

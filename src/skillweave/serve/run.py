@@ -1,0 +1,144 @@
+"""Run the server until a signal stops it: it drains within its grace time, and a second signal ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shlex
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from skillweave.errors import UserError
+from skillweave.progress import console
+from skillweave.serve.admission import Admission
+from skillweave.serve.security import address_of
+from skillweave.serve.settings import KEY_VARIABLE, ServeConfig
+from skillweave.units import human_seconds
+
+_IDLE_SECONDS = 15
+"""A connection without a request is closed after so long."""
+
+
+def bind(settings: ServeConfig, key: str | None) -> socket.socket:
+    """Return a socket at the server's address, which does not listen yet: clients are refused until the model is there.
+
+    Raises :class:`UserError` if the address may not be used without a key, or cannot be used at all.
+    """
+    family, where = address_of(settings.host, settings.port, key, settings.cors_origins)
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(where)
+    except OSError as error:
+        bound.close()
+        raise _not_bound(settings, error) from error
+    return bound
+
+
+def _not_bound(settings: ServeConfig, error: OSError) -> UserError:
+    place = f"port {settings.port} of {settings.host or 'all interfaces'}"
+    if error.errno == errno.EADDRINUSE:
+        return UserError(
+            f"{place} is in use by another program: stop it, or choose another port with --port (0: any free one)"
+        )
+    if error.errno == errno.EACCES:
+        return UserError(f"{place} is reserved for the system: choose a port above 1023 with --port")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return UserError(f"{settings.host} is no address of this machine: use 127.0.0.1 for this machine alone")
+    return UserError(f"{place} cannot be used: {error.strerror}")
+
+
+def url_of(bound: socket.socket) -> str:
+    """Return the address of the server for clients on this machine, without a path."""
+    host, port = bound.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def how_to_ask(url: str, model: str, has_key: bool) -> str:
+    """Return a command that asks the server something."""
+    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_key else ""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+
+
+def run_server(app: FastAPI, bound: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:
+    """Answer requests until SIGINT or SIGTERM, and return when the running ones have ended.
+
+    - ``app``: of :func:`~skillweave.serve.app.create_app`
+    - ``grace``: seconds that running requests have to end; then they are cancelled
+    - ``ready``: called once, when the server takes requests
+
+    Raises the error of an engine that cannot be opened or that ends by itself.
+    """
+    asyncio.run(_run(app, bound, grace, ready))
+
+
+async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable[[], None]) -> None:
+    admission: Admission = app.state.admission
+    server = _Server(_uvicorn_config(app), asyncio.get_running_loop())
+    serving = asyncio.create_task(server.serve(sockets=[bound]))
+    stopped = asyncio.create_task(server.stop.wait())
+    settled = asyncio.create_task(admission.settled.wait())
+    await asyncio.wait({serving, stopped, settled}, return_when=asyncio.FIRST_COMPLETED)
+    if admission.state == "open":
+        ready()
+        failed = asyncio.create_task(admission.failed.wait())
+        await asyncio.wait({serving, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+    if admission.failure is None and not serving.done():
+        await _drain(admission, grace)
+    server.should_exit = True
+    await serving
+    if admission.failure is not None:
+        raise admission.failure
+
+
+async def _drain(admission: Admission, grace: float) -> None:
+    running = len(admission.running)
+    if running:
+        console.print(
+            f"Stopping: {running} requests have {human_seconds(grace)} to end. A second Ctrl-C ends them at once."
+        )
+    cancelled = await admission.drain(grace)
+    if cancelled:
+        console.print(f"{cancelled} requests were cancelled: they had not ended within {human_seconds(grace)}.")
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,  # the server has a log of its own, which cannot be forged
+        proxy_headers=False,  # the address of a client is the one that connects
+        server_header=False,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=1,
+    )
+
+
+class _Server(uvicorn.Server):
+    """A server of uvicorn that does not end at a signal, but sets :attr:`stop`; a second signal ends the process."""
+
+    def __init__(self, config: uvicorn.Config, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+        self._loop = loop
+        self._signalled = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal, which may come at any moment of the event loop."""
+        if self._signalled:
+            # Threads of the engine may be in the middle of a step. There is nothing to save.
+            os.write(2, b"\nStopped at once.\n")
+            os._exit(128 + sig)
+        self._signalled = True
+        self._loop.call_soon_threadsafe(self.stop.set)

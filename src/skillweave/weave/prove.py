@@ -1,0 +1,124 @@
+"""Prove that a resident pack acts: record what a model with it says about a text, and check it when it is loaded.
+
+The texts of :data:`TEXTS` are the only ones. Prompts of a task or of a user never come onto a card, because token ids
+can be read by anyone who has the pack. A text is tried as it is and as a chat prompt, and the one that the pack changes
+most is kept, cut after the last place that counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from skillweave.base.chat import plain_ids, prompt_ids
+from skillweave.errors import UserError
+from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Probe, Proof, compare, shortened
+from skillweave.progress import say_once
+from skillweave.weave.packed_model import PackedModel
+
+TEXTS = (
+    "Sort: 9, 4, 7. Reverse: one two.",
+    "Why is the sea blue? 12 + 30 =",
+    '{"name": "weather", "city": "Paris"}',
+    "def add(a, b): return a + b",
+)
+"""Texts of many kinds in ASCII, which nearly every tokenizer can write."""
+
+
+def record(packed_model: PackedModel, name: str, tokenizer: Any) -> Probe | None:
+    """Return the probe of a resident pack: of all texts the one that the pack changes most.
+
+    ``tokenizer`` is the base's. Returns None if no text can be written with it, or if the log-probabilities are not
+    finite numbers.
+    """
+    best: tuple[float, Probe] | None = None
+    for ids in _texts(tokenizer, packed_model.shared_tokens(name)):
+        found = _strongest(packed_model, name, ids)
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found
+    return None if best is None else best[1]
+
+
+def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof:
+    """Return how a resident pack fulfils the probe of its card, and say so once if the probe cannot tell.
+
+    Raises :class:`UserError` if the pack acts otherwise than when it was zipped; ``fix`` ends its message.
+    """
+    shared = packed_model.shared_tokens(name)
+    if (largest := max(*probe.ids, *probe.tokens)) >= shared:
+        raise UserError(
+            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. "
+            f"{fix}"
+        )
+    base, pack = _log_probs(packed_model, name, list(probe.ids))
+    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
+    proof = compare(probe, pack[places].tolist(), base[places].tolist())
+    if proof.outcome == "differs":
+        raise UserError(
+            f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
+            f"change log-probabilities by {proof.change:.3g} nats; the change that was found, {proof.found:.3g} nats, "
+            f"has the distance {proof.distance:.2f} from that (0: equal, 1: a pack that does nothing, up to "
+            f"{proof.allowed:.2f}: rounding). Its card or its factors are those of another pack, or this base applies "
+            f"them wrongly. {fix}"
+        )
+    if proof.outcome == "too small":
+        say_once(
+            f"it cannot be proven that the pack '{name}' acts: it changes the log-probabilities of its probe text by "
+            f"{proof.change:.2g} nats, and the rounding of this base changes them by {proof.noise:.2g} nats"
+        )
+    return proof
+
+
+def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
+    """Return the texts as token ids below ``tokens``, each plain and, if there is a chat template, as a prompt."""
+    written = []
+    for text in TEXTS:
+        written.append(plain_ids(tokenizer, text))
+        if getattr(tokenizer, "chat_template", None):
+            written.append(prompt_ids(tokenizer, text))
+    return [ids[:MOST_TOKENS] for ids in written if ids and max(ids[:MOST_TOKENS]) < tokens]
+
+
+def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[float, Probe] | None:
+    """Return the probe of one text at the places that the pack changes most, and the square sum of the change.
+
+    At each place the token is the one that one of the two finds likely and the other does not: it has the largest
+    probability times difference of log-probabilities.
+    """
+    base, pack = _log_probs(packed_model, name, ids)
+    weight = torch.maximum(base, pack).exp() * (pack - base).abs()
+    weights, tokens = weight.nan_to_num(0.0).max(dim=-1)
+    at = weights.topk(min(MOST_PLACES, len(ids))).indices.sort().values
+    places = (at, tokens[at])
+    if not (base[places].isfinite().all() and pack[places].isfinite().all()):
+        return None
+    probe = Probe(
+        ids=tuple(ids[: int(at[-1]) + 1]),
+        at=tuple(at.tolist()),
+        tokens=tuple(tokens[at].tolist()),
+        pack=shortened(pack[places].tolist()),
+        base=shortened(base[places].tolist()),
+    )
+    return probe.change * len(at) ** 0.5, probe
+
+
+@torch.inference_mode()
+def _log_probs(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the log-probabilities after each token with the plain base and with a pack, float32 (T, tokens of both).
+
+    One batch gives both, if the pack can share one.
+    """
+    model, shared = packed_model.model, packed_model.shared_tokens(name)
+
+    def run(rows: int) -> torch.Tensor:
+        logits = model(input_ids=torch.tensor([ids] * rows, device=model.device), use_cache=False).logits
+        return logits.float().log_softmax(dim=-1)[..., :shared].cpu()
+
+    if packed_model.why_alone(name) is None:
+        with packed_model.rows([None, name]):
+            base, pack = run(2)
+        return base, pack
+    base = run(1)[0]
+    with packed_model.every_row(name):
+        return base, run(1)[0]

@@ -1,0 +1,68 @@
+"""The settings of the server, and its key: where it comes from, and that nothing shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from skillweave.config import read_config
+from skillweave.errors import UserError
+from skillweave.serve.settings import KEY_VARIABLE, ServeConfig, read_key
+
+KEY = "sw-0123456789abcdef"
+
+
+def test_the_defaults_serve_this_machine_alone() -> None:
+    settings = ServeConfig()
+    assert (settings.host, settings.port, settings.cors_origins) == ("127.0.0.1", 8000, ())
+    assert (settings.allow_pack_management, settings.log_prompts) == (False, False)
+    assert read_key(settings, {}) is None
+
+
+def test_bytes_are_written_with_units() -> None:
+    settings = read_config(ServeConfig, {"pack_memory": "256MiB", "max_body": "1MB"})
+    assert (settings.pack_memory, settings.max_body) == (256 * 2**20, 10**6)
+
+
+def test_the_key_comes_from_the_option_the_file_or_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    other = {KEY_VARIABLE: "other-key"}
+    assert read_key(ServeConfig(api_key=KEY), other) == KEY
+    assert read_key(ServeConfig(api_key_file=file), other) == KEY
+    assert read_key(ServeConfig(), {KEY_VARIABLE: KEY}) == KEY
+
+
+def test_the_key_is_in_no_text_of_the_settings() -> None:
+    settings = ServeConfig(api_key=KEY)
+    for text in (repr(settings), str(settings), settings.model_dump_json(), repr(settings.model_dump())):
+        assert KEY not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("", "is empty"),
+        ("two words are no key", "a space"),
+        ("a\nb", "a line break"),
+        ("schlüssel-0815", "beyond ASCII"),
+    ],
+)
+def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_key(ServeConfig(), {KEY_VARIABLE: key})
+    assert not key or key not in str(caught.value)
+
+
+def test_two_keys_are_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="two keys"):
+        read_key(ServeConfig(api_key=KEY, api_key_file=tmp_path / "key"))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"port": 65536}, {"max_streams": 0}, {"max_body": "many"}, {"grace": -1}, {"hots": "127.0.0.1"}]
+)
+def test_mistakes_are_told(wrong: dict[str, object]) -> None:
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        read_config(ServeConfig, wrong)
