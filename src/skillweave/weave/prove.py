@@ -103,13 +103,14 @@ def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[fl
     return probe.change * len(at) ** 0.5, probe
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _log_probs(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities after each token with the plain base and with a pack, float32 (T, tokens of both).
 
     One batch gives both, if the pack can share one.
     """
-    model, shared = packed_model.model, packed_model.shared_tokens(name)
+    model: Any = packed_model.model
+    shared = packed_model.shared_tokens(name)
 
     def run(rows: int) -> torch.Tensor:
         logits = model(input_ids=torch.tensor([ids] * rows, device=model.device), use_cache=False).logits
