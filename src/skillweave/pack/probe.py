@@ -3,7 +3,7 @@
 When a delta is zipped, the card gets a short text as token ids, and the log-probabilities of a few tokens under the
 plain base and under the base with the pack. A model that answers as the base, or with the factors of another pack, or
 with factors in the wrong places, gives other differences between the two. The rounding of a base in bfloat16 or int8
-moves both alike, so the differences hardly change (docs/explanation/weave.md has the measurements). [ours]
+moves both nearly alike, so the differences hardly change (docs/explanation/skillzip.md). [ours]
 
 The functions are pure and need no torch.
 """
