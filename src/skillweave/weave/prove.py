@@ -51,9 +51,7 @@ def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof
             f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. "
             f"{fix}"
         )
-    base, pack = _log_probs(packed_model, name, list(probe.ids))
-    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
-    proof = compare(probe, pack[places].tolist(), base[places].tolist())
+    proof = distance(packed_model, name, probe)
     if proof.outcome == "differs":
         raise UserError(
             f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
@@ -68,6 +66,13 @@ def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof
             f"{proof.change:.2g} nats, and the rounding of this base changes them by {proof.noise:.2g} nats"
         )
     return proof
+
+
+def distance(packed_model: PackedModel, name: str, probe: Probe) -> Proof:
+    """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
+    base, pack = _log_probs(packed_model, name, list(probe.ids))
+    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
+    return compare(probe, pack[places].tolist(), base[places].tolist())
 
 
 def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
