@@ -16,7 +16,7 @@ from skillweave.base import Base, Sampling, open_base
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
-from skillweave.pack.probe import Probe, compare, longest_probe
+from skillweave.pack.probe import PackProbe, compare, longest_probe
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import PackedModel, Weave, put_into_int8
 from skillweave.weave.prove import record
@@ -145,8 +145,8 @@ def test_packs_that_stay_unpacked_answer_alike_and_are_counted_once(base) -> Non
     assert two.resident_bytes == two.pack_bytes("other")
 
 
-def probe_of(pack, base) -> Probe:
-    return Probe(ids=(1, 2, 3), at=(0, 1, 2)[: len(pack)], tokens=(1,) * len(pack), pack=pack, base=base)
+def probe_of(pack, base) -> PackProbe:
+    return PackProbe(ids=(1, 2, 3), at=(0, 1, 2)[: len(pack)], tokens=(1,) * len(pack), pack=pack, base=base)
 
 
 def test_the_distance_by_hand() -> None:
