@@ -3,7 +3,7 @@
 When a delta is zipped, the card gets a short text as token ids, and the log-probabilities of a few tokens under the
 plain base and under the base with the pack. A model that answers as the base, or with the factors of another pack, or
 with factors in the wrong places, gives other differences between the two. The rounding of a base in bfloat16 or int8
-moves both alike, so the differences hardly change (docs/explanation/weave.md has the measurements). [ours]
+moves both nearly alike, so the differences hardly change (docs/explanation/skillzip.md). [ours]
 
 The functions are pure and need no torch.
 """
@@ -31,7 +31,7 @@ _FREE_DISTANCE, _MOST_DISTANCE, _PER_NOISE = 0.3, 0.9, 1.5
 LogProb = Annotated[float, Field(strict=True, ge=-100, le=0, allow_inf_nan=False)]
 
 
-class Probe(BaseModel):
+class PackProbe(BaseModel):
     """A text, and what the base and the pack say about some of its next tokens.
 
     After the tokens ``ids[: at[i] + 1]`` the token ``tokens[i]`` has the log-probability ``pack[i]`` with the pack, and
@@ -47,7 +47,7 @@ class Probe(BaseModel):
     base: tuple[LogProb, ...]
 
     @model_validator(mode="after")
-    def _one_length(self) -> Probe:
+    def _one_length(self) -> PackProbe:
         if len({len(self.at), len(self.tokens), len(self.pack), len(self.base)}) != 1:
             raise ValueError("at, tokens, pack and base must have one length")
         if max(self.at) >= len(self.ids):
@@ -89,7 +89,7 @@ class Proof:
         return "proven" if self.distance <= self.allowed else "differs"
 
 
-def compare(probe: Probe, pack: Sequence[float], base: Sequence[float]) -> Proof:
+def compare(probe: PackProbe, pack: Sequence[float], base: Sequence[float]) -> Proof:
     """Return how the log-probabilities ``pack`` and ``base`` that a model gave compare with those of ``probe``.
 
     The allowed distance is 0.3, plus 1.5 times what the rounding of this base alone moves, as a share of the change.
@@ -114,10 +114,10 @@ def shortened(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(value if math.isnan(value) else min(0.0, max(LEAST, round(value, _DIGITS))) for value in values)
 
 
-def longest_probe(vocabulary: int) -> Probe:
+def longest_probe(vocabulary: int) -> PackProbe:
     """Return a probe that takes at least as many bytes as any that is recorded with this many tokens."""
     token = max(0, vocabulary - 1)
-    return Probe(
+    return PackProbe(
         ids=(token,) * MOST_TOKENS,
         at=(MOST_TOKENS - 1,) * MOST_PLACES,
         tokens=(token,) * MOST_PLACES,

@@ -55,7 +55,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 from skillweave.pack.layers import expanded, joined
-from skillweave.pack.probe import Probe
+from skillweave.pack.probe import PackProbe
 
 SCHEMA_VERSION = 4
 _BYTES_WIDTH = 13
@@ -328,7 +328,7 @@ class PackCard(_Strict):
     left_out: list[Line] = []
     files: FileHashes = {}
     from_base: FileMeanings = {}
-    probe: Probe | None = None
+    probe: PackProbe | None = None
     entries: dict[TensorName, Entry] = {}
 
     @model_validator(mode="before")

@@ -27,7 +27,7 @@ from skillweave.pack import (
     check_name,
 )
 from skillweave.pack.left_out import MOST_LEFT_OUT
-from skillweave.pack.probe import Probe, longest_probe
+from skillweave.pack.probe import PackProbe, longest_probe
 from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
 from skillweave.progress import console, share_of
@@ -149,7 +149,7 @@ def zip_delta(
 
 def _with_probe(pack: Skillpack, base: Base) -> Skillpack:
     """Return the pack with the probe that proves, wherever it is loaded, that it acts as it does here."""
-    probe: Probe | None = None
+    probe: PackProbe | None = None
     packed = PackedModel(base.model)
     try:
         packed.add(packed.prepare(pack.card.name, pack))

@@ -117,7 +117,8 @@ class PackedModel:
 
     def shared_tokens(self, name: str) -> int:
         """The number of tokens that both the base and a resident pack have."""
-        rows, tokens = self.model.get_input_embeddings().weight.shape[0], self._packs[name].tokens
+        model: Any = self.model
+        rows, tokens = int(model.get_input_embeddings().weight.shape[0]), self._packs[name].tokens
         return rows if tokens is None else min(rows, tokens.rows)
 
     def why_alone(self, name: str) -> str | None:

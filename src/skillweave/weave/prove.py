@@ -13,7 +13,7 @@ import torch
 
 from skillweave.base.chat import plain_ids, prompt_ids
 from skillweave.errors import UserError
-from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Probe, Proof, compare, shortened
+from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, PackProbe, Proof, compare, shortened
 from skillweave.progress import say_once
 from skillweave.weave.packed_model import PackedModel
 
@@ -26,13 +26,13 @@ TEXTS = (
 """Texts of many kinds in ASCII, which nearly every tokenizer can write."""
 
 
-def record(packed_model: PackedModel, name: str, tokenizer: Any) -> Probe | None:
+def record(packed_model: PackedModel, name: str, tokenizer: Any) -> PackProbe | None:
     """Return the probe of a resident pack: of all texts the one that the pack changes most.
 
     ``tokenizer`` is the base's. Returns None if no text can be written with it, or if the log-probabilities are not
     finite numbers.
     """
-    best: tuple[float, Probe] | None = None
+    best: tuple[float, PackProbe] | None = None
     for ids in _texts(tokenizer, packed_model.shared_tokens(name)):
         found = _strongest(packed_model, name, ids)
         if found is not None and (best is None or found[0] > best[0]):
@@ -40,7 +40,7 @@ def record(packed_model: PackedModel, name: str, tokenizer: Any) -> Probe | None
     return None if best is None else best[1]
 
 
-def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof:
+def prove(packed_model: PackedModel, name: str, probe: PackProbe, fix: str) -> Proof:
     """Return how a resident pack fulfils the probe of its card, and say so once if the probe cannot tell.
 
     Raises :class:`UserError` if the pack acts otherwise than when it was zipped; ``fix`` ends its message.
@@ -51,9 +51,7 @@ def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof
             f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. "
             f"{fix}"
         )
-    base, pack = _log_probs(packed_model, name, list(probe.ids))
-    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
-    proof = compare(probe, pack[places].tolist(), base[places].tolist())
+    proof = distance(packed_model, name, probe)
     if proof.outcome == "differs":
         raise UserError(
             f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
@@ -70,6 +68,13 @@ def prove(packed_model: PackedModel, name: str, probe: Probe, fix: str) -> Proof
     return proof
 
 
+def distance(packed_model: PackedModel, name: str, probe: PackProbe) -> Proof:
+    """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
+    base, pack = _log_probs(packed_model, name, list(probe.ids))
+    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
+    return compare(probe, pack[places].tolist(), base[places].tolist())
+
+
 def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
     """Return the texts as token ids below ``tokens``, each plain and, if there is a chat template, as a prompt."""
     written = []
@@ -80,7 +85,7 @@ def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
     return [ids[:MOST_TOKENS] for ids in written if ids and max(ids[:MOST_TOKENS]) < tokens]
 
 
-def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[float, Probe] | None:
+def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[float, PackProbe] | None:
     """Return the probe of one text at the places that the pack changes most, and the square sum of the change.
 
     At each place the token is the one that one of the two finds likely and the other does not: it has the largest
@@ -93,7 +98,7 @@ def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[fl
     places = (at, tokens[at])
     if not (base[places].isfinite().all() and pack[places].isfinite().all()):
         return None
-    probe = Probe(
+    probe = PackProbe(
         ids=tuple(ids[: int(at[-1]) + 1]),
         at=tuple(at.tolist()),
         tokens=tuple(tokens[at].tolist()),
@@ -103,13 +108,14 @@ def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[fl
     return probe.change * len(at) ** 0.5, probe
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _log_probs(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-probabilities after each token with the plain base and with a pack, float32 (T, tokens of both).
 
     One batch gives both, if the pack can share one.
     """
-    model, shared = packed_model.model, packed_model.shared_tokens(name)
+    model: Any = packed_model.model
+    shared = packed_model.shared_tokens(name)
 
     def run(rows: int) -> torch.Tensor:
         logits = model(input_ids=torch.tensor([ids] * rows, device=model.device), use_cache=False).logits

@@ -17,7 +17,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
-from skillweave.pack.probe import Probe
+from skillweave.pack.probe import PackProbe
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
@@ -38,7 +38,7 @@ class ReadPack:
 
     ready: Resident
     voice: Voice
-    probe: Probe | None
+    probe: PackProbe | None
     card_hash: str | None
     own_tokenizer: bool
 
