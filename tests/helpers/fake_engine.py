@@ -121,7 +121,7 @@ class FakeGeneration:
             if self.done:
                 return
             async with self._changed:
-                await self._changed.wait_for(lambda: self.done or at < len(self._chunks))
+                await self._changed.wait_for(lambda seen=at: self.done or seen < len(self._chunks))
 
     async def reply(self) -> CountedReply:
         async for _ in self.chunks():

@@ -126,7 +126,7 @@ def _not_valid(error: ValidationError | RequestValidationError) -> ApiError:
 
 def _is_branch(part: Any) -> bool:
     """Whether a part of a place names a branch of a union, as ``list[str]`` and ``constrained-str``."""
-    return isinstance(part, str) and not part.isidentifier() or part in ("str", "int", "float", "bool")
+    return (isinstance(part, str) and not part.isidentifier()) or part in ("str", "int", "float", "bool")
 
 
 def _code(status: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -226,7 +226,7 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def _merged(streams: Sequence[AsyncIterator[Piece | Complete]]) -> AsyncIterator[Piece | Complete]:
+async def _merged(streams: Sequence[AsyncIterator[Piece | Complete]]) -> AsyncGenerator[Piece | Complete, None]:
     """Yield the events of several streams as they come. The first error of a stream is raised, and ends the others."""
     events: asyncio.Queue[Piece | Complete | BaseException | None] = asyncio.Queue()
 

@@ -18,7 +18,7 @@ from skillweave.serve.errors import api_error, invalid
 from skillweave.serve.openai.answers import Answers, ClientGone, Complete, Piece
 from skillweave.serve.openai.chat import is_auto, usage_of
 from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
-from skillweave.serve.openai.logprobs import completion_logprobs
+from skillweave.serve.openai.logprobs import completion_logprobs, token_length
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.prompts import fitting
 from skillweave.serve.openai.requests import CompletionRequest, Wanted
@@ -87,14 +87,14 @@ async def _stream(answers: Answers, base: dict[str, Any], wanted: Wanted, with_u
     complete: list[Complete] = []
     told = {"skillweave": answers.told()}
     first = dict(told)
-    lengths: dict[int, int] = {}
+    offsets: dict[int, int] = {}
     try:
         async for event in answers.events():
             if isinstance(event, Piece):
                 tokens = None
                 if wanted.logprobs is not None:
-                    tokens = completion_logprobs(answers.tokenizer, event.tokens, lengths.get(event.index, 0))
-                lengths[event.index] = lengths.get(event.index, 0) + len(event.text)
+                    tokens = completion_logprobs(answers.tokenizer, event.tokens, offsets.get(event.index, 0))
+                    offsets[event.index] = offsets.get(event.index, 0) + token_length(answers.tokenizer, event.tokens)
                 if event.text or tokens is not None:
                     yield chunk([_choice(event.index, event.text, tokens, None)], **first)
                     first = {}

@@ -54,6 +54,8 @@ class _Sampled(ApiModel):
     ) -> Wanted:
         """Return what the engine is asked for; ``most`` is the parameter for the longest answer, and its value."""
         name, tokens = most
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise invalid("stream_options", "it needs stream: true")
         if tokens is not None and tokens > limits.max_tokens:
             raise invalid(name, f"{tokens} is more than this server writes, which is {limits.max_tokens}")
         if n > limits.max_n:

@@ -127,7 +127,7 @@ class _Writer:
             call_id=f"call_{id_.removeprefix('fc_')}",
             name=call.name,
             arguments=arguments_of(call) if arguments is None else arguments,
-            status=status,  # type: ignore[arg-type]
+            status=status,
         )
 
     def _logprobs(self, tokens: Sequence[Any]) -> list[dict[str, Any]]:
