@@ -25,7 +25,7 @@ from skillweave.engine.interface import (
 )
 from skillweave.errors import UserError
 from skillweave.serve.errors import unknown_model
-from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
+from skillweave.serve.service import AnswerFigures, ModelInfo, RequestLimits, Resolved
 from skillweave.weave import Route
 
 
@@ -245,7 +245,7 @@ class FakeService:
     """A service with a base ``base``, packs ``sort`` and ``json``, and ``auto``."""
 
     engine: FakeEngine
-    limits: Limits = Limits(max_tokens=2000, default_max_tokens=400)  # noqa: RUF009
+    limits: RequestLimits = RequestLimits(max_tokens=2000, default_max_tokens=400)  # noqa: RUF009
     observer: Noted = field(default_factory=Noted)
     fingerprint: str = "fp_test"
     held: list[str | None] = field(default_factory=list)

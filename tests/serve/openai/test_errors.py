@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from skillweave.errors import UserError
-from skillweave.serve.service import Limits
+from skillweave.serve.service import RequestLimits
 
 ASK = [{"role": "user", "content": "Hi"}]
 CALLED = {
@@ -215,7 +215,7 @@ def test_other_paths_and_methods_have_the_same_shape(served) -> None:
 
 
 def test_the_limits_are_those_of_the_service(served) -> None:
-    served.service.limits = Limits(max_tokens=5, default_max_tokens=3, max_n=2, max_tools=1)
+    served.service.limits = RequestLimits(max_tokens=5, default_max_tokens=3, max_n=2, max_tools=1)
     assert refused(served, max_tokens=6)[1] == "max_tokens"
     assert refused(served, n=3)[1] == "n"
     served.client.chat.completions.create(model="base", messages=ASK)
