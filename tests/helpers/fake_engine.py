@@ -25,7 +25,7 @@ from skillweave.engine.interface import (
 )
 from skillweave.errors import UserError
 from skillweave.serve.errors import unknown_model
-from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
+from skillweave.serve.service import AnswerFigures, ModelInfo, RequestLimits, Resolved
 from skillweave.weave import Route
 
 
@@ -121,7 +121,7 @@ class FakeGeneration:
             if self.done:
                 return
             async with self._changed:
-                await self._changed.wait_for(lambda: self.done or at < len(self._chunks))
+                await self._changed.wait_for(lambda seen=at: self.done or seen < len(self._chunks))
 
     async def reply(self) -> CountedReply:
         async for _ in self.chunks():
@@ -245,7 +245,7 @@ class FakeService:
     """A service with a base ``base``, packs ``sort`` and ``json``, and ``auto``."""
 
     engine: FakeEngine
-    limits: Limits = Limits(max_tokens=2000, default_max_tokens=400)  # noqa: RUF009
+    limits: RequestLimits = RequestLimits(max_tokens=2000, default_max_tokens=400)  # noqa: RUF009
     observer: Noted = field(default_factory=Noted)
     fingerprint: str = "fp_test"
     held: list[str | None] = field(default_factory=list)

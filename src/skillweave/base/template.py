@@ -107,7 +107,11 @@ def _line_of(error: BaseException) -> int | None:
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
-    with _one_at_a_time, _memory(), _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread():
+    with (
+        _one_at_a_time,
+        _memory(),
+        _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread(),
+    ):
         yield
 
 

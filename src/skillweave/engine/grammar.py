@@ -1,6 +1,6 @@
-"""Forms that an answer must have: JSON, JSON of a schema, and calls of tools. llguidance finds the tokens that may come.
+"""Forms that an answer must have: JSON of a schema, and calls of tools. llguidance finds the tokens that may come.
 
-A form is a grammar in llguidance's own notation (a dialect of Lark, in which ``%json`` holds a JSON schema). Its mask of
+A form is a grammar in llguidance's own notation, a dialect of Lark in which ``%json`` holds a JSON schema. Its mask of
 allowed tokens is exact, so every answer that ends by itself has the form; one that is cut off has its beginning.
 """
 

@@ -16,7 +16,7 @@ RouteKind = Literal["named", "router"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may ask for.
 
     - ``max_tokens``: the longest answer, in tokens; ``default_max_tokens``: the longest one if the client says nothing
@@ -120,7 +120,7 @@ class Service(Protocol):
     def engine(self) -> Engine: ...
 
     @property
-    def limits(self) -> Limits: ...
+    def limits(self) -> RequestLimits: ...
 
     @property
     def observer(self) -> Observer: ...

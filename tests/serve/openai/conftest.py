@@ -58,7 +58,10 @@ def running() -> Iterator[Served]:
 
 
 @pytest.fixture
-def served(running: Served) -> Served:
+def served(running: Served) -> Iterator[Served]:
     """The server as new: the plain micro tokenizer, and an engine that answers "Hello!"."""
     running.service.__init__(FakeEngine(micro_tokenizer()))  # type: ignore[misc]
-    return running
+    yield running
+    end = time.monotonic() + 5  # a client may be done with its answer a moment before the server is
+    while running.service.held and time.monotonic() < end:
+        time.sleep(0.005)

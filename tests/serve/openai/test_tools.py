@@ -16,9 +16,14 @@ ADD = {
     "type": "function",
     "function": {
         "name": "add",
-        "parameters": {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False},
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"enum": [1, 2]}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
     },
-}  # fmt: skip
+}
 QWEN = """{%- if tools %}{{ '<system>' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{{ '<end>' }}{% endif %}
 {%- for m in messages %}{{ '<' + m.role + '>' + m.content }}
 {%- for call in m.tool_calls or [] %}{{ '<tool_call>' + call.function.name + (call.function.arguments | tojson) }}
@@ -26,7 +31,9 @@ QWEN = """{%- if tools %}{{ '<system>' }}{% for tool in tools %}{{ tool | tojson
 
 
 def create(served, **more):
-    return served.client.chat.completions.create(model="base", messages=more.pop("messages", ASK), **{"tools": TOOLS, **more})
+    return served.client.chat.completions.create(
+        model="base", messages=more.pop("messages", ASK), **{"tools": TOOLS, **more}
+    )
 
 
 def streamed(served, **more) -> tuple[str, dict[int, list], str]:
@@ -84,7 +91,11 @@ def test_a_call_is_read_in_its_forms_and_its_markup_is_no_text(served, written: 
     (choice,) = create(served).choices
     assert choice.message.content == text
     (call,) = choice.message.tool_calls
-    assert (call.type, call.function.name, json.loads(call.function.arguments)) == ("function", "weather", {"town": "Rome"})
+    assert (call.type, call.function.name, json.loads(call.function.arguments)) == (
+        "function",
+        "weather",
+        {"town": "Rome"},
+    )
     assert call.id.startswith("call_")
     assert choice.finish_reason == "tool_calls"
     said, calls, reason = streamed(served)
@@ -140,7 +151,10 @@ def test_marks_that_are_special_tokens_are_seen(served) -> None:
         assert (choice.message.content, choice.finish_reason) == ("Well", "tool_calls")
         assert streamed(served, stop=stop)[0] == "Well"
     served.engine.script = lambda asked: None
-    assert create(served, tool_choice="required", parallel_tool_calls=False).choices[0].finish_reason in ("tool_calls", "length")
+    assert create(served, tool_choice="required", parallel_tool_calls=False).choices[0].finish_reason in (
+        "tool_calls",
+        "length",
+    )
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])

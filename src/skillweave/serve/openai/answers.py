@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from skillweave.engine.interface import AnswerToken, CountedReply, Generation, R
 from skillweave.serve.openai.call_reader import CallReader
 from skillweave.serve.openai.parameters import until_disconnected
 from skillweave.serve.openai.requests import Wanted
-from skillweave.serve.openai.tools import ToolUse
+from skillweave.serve.openai.tools import WantedTools
 from skillweave.serve.service import AnswerFigures, Resolved, Service
 from skillweave.tools.call import Call
 
@@ -26,7 +26,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A part of the answer ``index``: text and tokens, either of which may be empty."""
 
     index: int
@@ -56,7 +56,7 @@ class Answers:
     client that disconnects ends the answers too.
     """
 
-    def __init__(self, service: Service, request: Request, model: str, resolved: Resolved, tools: ToolUse) -> None:
+    def __init__(self, service: Service, request: Request, model: str, resolved: Resolved, tools: WantedTools) -> None:
         self.model, self.resolved = model, resolved
         self._service, self._request, self._tools = service, request, tools
         self._stack = AsyncExitStack()
@@ -108,7 +108,7 @@ class Answers:
         complete = [event async for event in self.events() if isinstance(event, Complete)]
         return sorted(complete, key=lambda one: one.index)
 
-    async def events(self) -> AsyncIterator[Piece | Complete]:
+    async def events(self) -> AsyncIterator[AnswerPiece | Complete]:
         """Yield the parts of all answers as they are written. Raises :class:`ClientGone` and the engine's errors."""
         try:
             if len(self._written) == 1:
@@ -162,7 +162,7 @@ class _Written:
         self._generation.cancel()
         self._failed(RequestCancelled("the request was given up"))
 
-    async def events(self) -> AsyncIterator[Piece | Complete]:
+    async def events(self) -> AsyncIterator[AnswerPiece | Complete]:
         """Yield the parts of the answer, and last the whole."""
         texts: list[str] = []
         try:
@@ -171,7 +171,7 @@ class _Written:
                 text = chunk.text if self._reader is None else self._reader.add(chunk, may_stop=self._may_stop)
                 texts.append(text)
                 if text or chunk.tokens:
-                    yield Piece(self._index, text, chunk.tokens)
+                    yield AnswerPiece(self._index, text, chunk.tokens)
             reply = await self._generation.reply()
         except Exception as error:
             self._failed(error)
@@ -182,7 +182,7 @@ class _Written:
             calls = end.calls
             texts.append(end.text)
             if end.text:
-                yield Piece(self._index, end.text)
+                yield AnswerPiece(self._index, end.text)
         reason: FinishReason = "length" if reply.ended == "length" else "tool_calls" if calls else "stop"
         if not self._settled:
             self._settled = True
@@ -226,11 +226,13 @@ async def _ended(task: asyncio.Task[None]) -> None:
     await asyncio.wait({task})
 
 
-async def _merged(streams: Sequence[AsyncIterator[Piece | Complete]]) -> AsyncIterator[Piece | Complete]:
-    """Yield the events of several streams as they come. The first error of a stream is raised, and ends the others."""
-    events: asyncio.Queue[Piece | Complete | BaseException | None] = asyncio.Queue()
+async def _merged(
+    streams: Sequence[AsyncIterator[AnswerPiece | Complete]],
+) -> AsyncGenerator[AnswerPiece | Complete, None]:
+    """Yield the events of several streams as they come. The first error is raised, and ends the others."""
+    events: asyncio.Queue[AnswerPiece | Complete | BaseException | None] = asyncio.Queue()
 
-    async def pump(stream: AsyncIterator[Piece | Complete]) -> None:
+    async def pump(stream: AsyncIterator[AnswerPiece | Complete]) -> None:
         try:
             async for event in stream:
                 events.put_nowait(event)

@@ -8,6 +8,7 @@ from typing import Any
 
 from skillweave.base.chat import text_of
 from skillweave.base.ends import control_tokens
+from skillweave.base.generate import AnswerReader
 from skillweave.base.thoughts import KNOWN
 from skillweave.engine.generation import Pieces
 from skillweave.engine.interface import Chunk, CountedReply
@@ -103,14 +104,12 @@ class CallReader:
         return new
 
 
-class _WithSpecial:
+class _WithSpecial(AnswerReader):
     """Reads tokens with the special ones."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def read(self, ids: Sequence[int]) -> str:
-        return text_of(self._tokenizer, ids, special=True)
+        super().__init__(tokenizer)
+        self._special = True
 
 
 def _overlap(text: str, start: int, marks: Sequence[str]) -> int:

@@ -16,13 +16,13 @@ from starlette.responses import Response
 
 from skillweave.base.chat import Prompt
 from skillweave.serve.errors import api_error
-from skillweave.serve.openai.answers import Answers, ClientGone, Complete, Piece
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
 from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
 from skillweave.serve.openai.logprobs import chat_logprobs
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.prompts import chat_ids, with_tools
 from skillweave.serve.openai.requests import ChatRequest, Wanted
-from skillweave.serve.openai.tools import ToolUse, read_choice, read_format, read_tools, tool_use
+from skillweave.serve.openai.tools import WantedTools, read_choice, read_format, read_tools, tool_use
 from skillweave.serve.service import ModelInfo, Service
 from skillweave.tools.call import Call
 
@@ -66,7 +66,7 @@ async def chat_answers(
     request: Request,
     model: str,
     messages: Sequence[dict[str, Any]],
-    use: ToolUse,
+    use: WantedTools,
     wanted: Wanted,
 ) -> Answers:
     """Return the answers to a conversation, submitted and open: they must be closed. Raises what submitting raises."""
@@ -142,7 +142,7 @@ async def _stream(answers: Answers, base: dict[str, Any], wanted: Wanted, with_u
         for index in range(wanted.n):
             yield chunk([choice(index, {"role": "assistant", "content": "", "refusal": None})], **told)
         async for event in answers.events():
-            if isinstance(event, Piece):
+            if isinstance(event, AnswerPiece):
                 tokens = None
                 if wanted.logprobs is not None:
                     tokens = chat_logprobs(answers.tokenizer, event.tokens)

@@ -15,14 +15,14 @@ from starlette.responses import Response
 
 from skillweave.base.chat import plain_ids
 from skillweave.serve.errors import api_error, invalid
-from skillweave.serve.openai.answers import Answers, ClientGone, Complete, Piece
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
 from skillweave.serve.openai.chat import is_auto, usage_of
 from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
-from skillweave.serve.openai.logprobs import completion_logprobs
+from skillweave.serve.openai.logprobs import completion_logprobs, token_length
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.prompts import fitting
 from skillweave.serve.openai.requests import CompletionRequest, Wanted
-from skillweave.serve.openai.tools import ToolUse
+from skillweave.serve.openai.tools import WantedTools
 from skillweave.serve.service import Service
 
 
@@ -33,7 +33,7 @@ async def completion(service: Service, request: Request) -> Response:
     if len(prompts) > 1 and is_auto(asked.model, service.models()):
         raise invalid("prompt", "the router chooses for one prompt: send one request for each, or name a model")
     resolved = await service.resolve(asked.model, prompts[0])
-    answers = Answers(service, request, asked.model, resolved, ToolUse())
+    answers = Answers(service, request, asked.model, resolved, WantedTools())
     try:
         await answers.hold()
         ids = await asyncio.to_thread(_all_ids, answers.tokenizer, prompts, service.engine.context_length)
@@ -87,14 +87,14 @@ async def _stream(answers: Answers, base: dict[str, Any], wanted: Wanted, with_u
     complete: list[Complete] = []
     told = {"skillweave": answers.told()}
     first = dict(told)
-    lengths: dict[int, int] = {}
+    offsets: dict[int, int] = {}
     try:
         async for event in answers.events():
-            if isinstance(event, Piece):
+            if isinstance(event, AnswerPiece):
                 tokens = None
                 if wanted.logprobs is not None:
-                    tokens = completion_logprobs(answers.tokenizer, event.tokens, lengths.get(event.index, 0))
-                lengths[event.index] = lengths.get(event.index, 0) + len(event.text)
+                    tokens = completion_logprobs(answers.tokenizer, event.tokens, offsets.get(event.index, 0))
+                    offsets[event.index] = offsets.get(event.index, 0) + token_length(answers.tokenizer, event.tokens)
                 if event.text or tokens is not None:
                     yield chunk([_choice(event.index, event.text, tokens, None)], **first)
                     first = {}

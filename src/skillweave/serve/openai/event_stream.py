@@ -12,7 +12,7 @@ _HEADERS = {"content-type": "text/event-stream; charset=utf-8", "cache-control":
 
 
 class EventStream(Response):
-    """Sends events as they come. ``close`` is called at the end, also if nothing was sent.
+    """Sends events as they come. ``close`` is called at the end, perhaps twice, also if nothing was sent.
 
     Starlette's own streams notice a client that left only when they send. Here the answers themselves watch the
     client (:class:`~skillweave.serve.openai.answers.Answers`), and their stream ends when it is gone.
@@ -32,6 +32,7 @@ class EventStream(Response):
             async with contextlib.aclosing(self._events) as events:  # type: ignore[type-var]
                 async for event in events:
                     await send({"type": "http.response.body", "body": event.encode(), "more_body": True})
+            await self._close()  # before the client knows that the answer is complete
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             await self._close()

@@ -74,13 +74,18 @@ def completion_logprobs(tokenizer: Any, tokens: Sequence[AnswerToken], offset: i
     for token in tokens:
         texts.append(_named(tokenizer, token.id))
         offsets.append(offset)
-        offset += len(token_bytes(tokenizer, token.id).decode("utf-8", "replace"))
+        offset += token_length(tokenizer, [token])
     return Logprobs(
         tokens=texts,
         token_logprobs=[_LEAST if token.logprob is None else max(token.logprob, _LEAST) for token in tokens],
         top_logprobs=[{_named(tokenizer, id_): max(value, _LEAST) for id_, value in token.top} for token in tokens],
         text_offset=offsets,
     )
+
+
+def token_length(tokenizer: Any, tokens: Sequence[AnswerToken]) -> int:
+    """Return the characters of the texts of tokens, each read alone."""
+    return sum(len(token_bytes(tokenizer, token.id).decode("utf-8", "replace")) for token in tokens)
 
 
 def _named(tokenizer: Any, id_: int) -> str:

@@ -18,8 +18,8 @@ ACCEPTED = frozenset(
 """Parameters that name the client or tune OpenAI's own machines. They change no answer here."""
 
 _SAMPLING: dict[str, tuple[tuple[Any, ...], str]] = {
-    "frequency_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
-    "presence_penalty": ((0,), "penalties are not supported: leave it out, or give 0"),
+    "frequency_penalty": ((0, 0.0), "penalties are not supported: leave it out, or give 0"),
+    "presence_penalty": ((0, 0.0), "penalties are not supported: leave it out, or give 0"),
     "logit_bias": (({},), "biases on tokens are not supported: leave it out"),
 }
 _CHAT: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -113,7 +113,7 @@ def check_parameters(
             hint = nearest(name, {*model.model_fields, *ACCEPTED})
             raise invalid(name[:100], f"this parameter is unknown; {hint}", "unknown_parameter")
         harmless, what_to_do = refused[name]
-        if value is not None and not any(value == one and type(value) is not bool or value is one for one in harmless):
+        if value is not None and not any(value == one and type(value) is type(one) for one in harmless):
             raise unsupported(name, what_to_do)
 
 

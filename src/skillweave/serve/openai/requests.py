@@ -13,7 +13,7 @@ from skillweave.base import Sampling
 from skillweave.errors import shown_value
 from skillweave.serve.errors import invalid
 from skillweave.serve.openai.parameters import ApiModel, only_keys, text_of_content, unsupported
-from skillweave.serve.service import Limits
+from skillweave.serve.service import RequestLimits
 
 DEFAULT_COMPLETION = 16
 """Tokens of a completion whose client says nothing, as OpenAI documents it."""
@@ -50,10 +50,12 @@ class _Sampled(ApiModel):
     stop: str | list[str] = Field(default_factory=list)
 
     def _wanted(
-        self, limits: Limits, most: tuple[str, int | None], default: int, logprobs: int | None, n: int
+        self, limits: RequestLimits, most: tuple[str, int | None], default: int, logprobs: int | None, n: int
     ) -> Wanted:
         """Return what the engine is asked for; ``most`` is the parameter for the longest answer, and its value."""
         name, tokens = most
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise invalid("stream_options", "it needs stream: true")
         if tokens is not None and tokens > limits.max_tokens:
             raise invalid(name, f"{tokens} is more than this server writes, which is {limits.max_tokens}")
         if n > limits.max_n:
@@ -68,7 +70,7 @@ class _Sampled(ApiModel):
         )
         return Wanted(sampling, self._stops(limits), logprobs, n)
 
-    def _stops(self, limits: Limits) -> tuple[str, ...]:
+    def _stops(self, limits: RequestLimits) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if len(stops) > limits.max_stop:
             raise invalid("stop", f"there are {len(stops)} texts, and the most is {limits.max_stop}")
@@ -93,7 +95,7 @@ class ChatRequest(_Sampled):
     tool_choice: Any = None
     parallel_tool_calls: bool = True
 
-    def wanted(self, limits: Limits) -> Wanted:
+    def wanted(self, limits: RequestLimits) -> Wanted:
         """Return what the engine is asked for. Raises :class:`ApiError` for more than the limits allow."""
         most = ("max_completion_tokens", self.max_completion_tokens)
         if self.max_completion_tokens is None:
@@ -119,7 +121,7 @@ class CompletionRequest(_Sampled):
     best_of: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0)
 
-    def wanted(self, limits: Limits) -> Wanted:
+    def wanted(self, limits: RequestLimits) -> Wanted:
         """Return what the engine is asked for. Raises :class:`ApiError` for more than the limits allow."""
         if self.best_of is not None and self.best_of != self.n:
             raise unsupported(
@@ -127,7 +129,7 @@ class CompletionRequest(_Sampled):
             )
         return self._wanted(limits, ("max_tokens", self.max_tokens), DEFAULT_COMPLETION, self.logprobs, self.n)
 
-    def prompts(self, limits: Limits) -> list[str | list[int]]:
+    def prompts(self, limits: RequestLimits) -> list[str | list[int]]:
         """Return the prompts: texts, or lists of token ids. Raises :class:`ApiError`."""
         given = self.prompt
         if isinstance(given, str):
@@ -164,7 +166,7 @@ class ResponsesRequest(_Sampled):
         """Whether log-probabilities are asked for."""
         return self.top_logprobs is not None or "message.output_text.logprobs" in self.include
 
-    def wanted(self, limits: Limits) -> Wanted:
+    def wanted(self, limits: RequestLimits) -> Wanted:
         """Return what the engine is asked for. Raises :class:`ApiError` for more than the limits allow."""
         for name in self.include:
             # There are no thoughts of their own kind to be included, so asking for them changes nothing.

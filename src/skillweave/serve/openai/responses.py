@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from skillweave.serve.errors import api_error
-from skillweave.serve.openai.answers import Answers, ClientGone, Complete, Piece
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
 from skillweave.serve.openai.chat import arguments_of, chat_answers
 from skillweave.serve.openai.event_stream import EventStream, named_event
 from skillweave.serve.openai.logprobs import chat_logprobs
@@ -127,7 +127,7 @@ class _Writer:
             call_id=f"call_{id_.removeprefix('fc_')}",
             name=call.name,
             arguments=arguments_of(call) if arguments is None else arguments,
-            status=status,  # type: ignore[arg-type]
+            status=status,
         )
 
     def _logprobs(self, tokens: Sequence[Any]) -> list[dict[str, Any]]:
@@ -145,7 +145,7 @@ class _Writer:
             yield self._event(types.ResponseCreatedEvent, response=self.response([], None))
             yield self._event(types.ResponseInProgressEvent, response=self.response([], None))
             async for event in self.answers.events():
-                if isinstance(event, Piece):
+                if isinstance(event, AnswerPiece):
                     if not begun and (event.text or self.asked.with_logprobs):
                         begun = True
                         for first in self._begin_message():

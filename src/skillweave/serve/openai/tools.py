@@ -12,7 +12,7 @@ from skillweave.engine.grammar import MOST_CALLS, CallForm, JsonForm
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.serve.errors import invalid, unsupported
 from skillweave.serve.openai.parameters import only_keys
-from skillweave.serve.service import Limits
+from skillweave.serve.service import RequestLimits
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}}
@@ -21,7 +21,7 @@ Form = JsonForm | CallForm
 
 
 @dataclass(frozen=True)
-class ToolUse:
+class WantedTools:
     """The tools that a request brings, and how they are to be used.
 
     - ``described``: those that the model is told of, in OpenAI's form; with the choice "none" there are none
@@ -34,7 +34,7 @@ class ToolUse:
     forced: bool = False
 
 
-def read_tools(tools: Any, limits: Limits, *, flat: bool = False) -> list[dict[str, Any]]:
+def read_tools(tools: Any, limits: RequestLimits, *, flat: bool = False) -> list[dict[str, Any]]:
     """Return tools in OpenAI's form for chat completions, all keys present. ``flat``: they come as for responses.
 
     Raises :class:`ApiError` for one that is no function, or whose description cannot be used, and for too many.
@@ -95,7 +95,7 @@ def tool_use(
     parallel: bool = True,
     choice_where: str = "tool_choice",
     format_where: str = "response_format",
-) -> ToolUse:
+) -> WantedTools:
     """Return how the tools of a request are used. It compiles grammars: call it in a thread.
 
     - ``choice``: "auto", "none", "required", the name of a tool as ``{"name": ...}``, or None for "auto"
@@ -112,10 +112,10 @@ def tool_use(
         raise invalid(choice_where, "a call is required, but there are no tools")
     forced = named is not None or choice == "required"
     if not tools or choice == "none":
-        return ToolUse(form=_json_form(answer, format_where))
+        return WantedTools(form=_json_form(answer, format_where))
     strict = any(tool["function"]["strict"] for tool in tools)
     if not (forced or strict or answer is not None or not parallel):
-        return ToolUse(tuple(tools))
+        return WantedTools(tuple(tools))
     chosen = [tool["function"] for tool in tools if named in (None, tool["function"]["name"])]
     # A tool that is not strict may have arguments of any kind, unless its call is forced.
     schemas = [(one["name"], one["parameters"] if forced or one["strict"] else {"type": "object"}) for one in chosen]
@@ -126,7 +126,7 @@ def tool_use(
         form = CallForm(tuple(schemas), forced=forced, most=most, answer=None if forced else answer)
     except UserError as error:
         raise invalid("tools", str(error), "invalid_schema") from None
-    return ToolUse(tuple(tools), form, forced)
+    return WantedTools(tuple(tools), form, forced)
 
 
 def _json_form(schema: Mapping[str, Any] | None, where: str) -> JsonForm | None:
@@ -151,7 +151,7 @@ def read_choice(choice: Any, where: str = "tool_choice") -> Any:
     raise invalid(where, f"expected 'auto', 'none', 'required' or a function, not {shown_value(choice)}")
 
 
-def read_format(form: Any, limits: Limits, where: str, *, flat: bool = False) -> dict[str, Any] | None:
+def read_format(form: Any, limits: RequestLimits, where: str, *, flat: bool = False) -> dict[str, Any] | None:
     """Return the JSON schema that an answer must follow, or None for any text. ``flat``: as responses give it.
 
     Raises :class:`ApiError`.
