@@ -34,7 +34,6 @@ from typing import Any
 
 from openai import AsyncOpenAI
 from safetensors.torch import save_file
-from skillweave.serve.load import LoadPlan, RequestTiming, planned_requests, run_load
 
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.serving.in_process import FullModels, PeftBatches
@@ -44,6 +43,7 @@ from benchmarks.zip_speed.models import made_up_pack, shuffled, with_adapters, w
 from skillweave.base import open_base
 from skillweave.pack.to_lora import export_lora
 from skillweave.progress import console
+from skillweave.serve.load import LoadPlan, RequestTiming, planned_requests, run_load
 from skillweave.weave import Weave
 
 NAME = "serving"

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from skillweave.serve.load import PlannedRequest, RequestTiming
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from skillweave.base import Base, Sampling
@@ -22,6 +21,7 @@ from skillweave.base.batching import pad_left
 from skillweave.base.generate import encode_prompts
 from skillweave.base.voice import Voice, padding_id
 from skillweave.engine import AsyncEngine
+from skillweave.serve.load import PlannedRequest, RequestTiming
 from skillweave.weave import Weave
 
 

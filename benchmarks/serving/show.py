@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from skillweave.serve.load import RequestTiming, load_summary
 
 from benchmarks.common.record import Claim, bootstrap, judged
 from skillweave.report import Table
+from skillweave.serve.load import RequestTiming, load_summary
 
 BARE = "skillweave, bare base"
 OURS = "skillweave"

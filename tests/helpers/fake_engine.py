@@ -15,8 +15,8 @@ from skillweave.base.chat import PromptOrIds, is_token_ids, prompt_ids
 from skillweave.base.generate import AnswerReader
 from skillweave.engine.generation import Pieces
 from skillweave.engine.interface import (
+    AnswerChunk,
     AnswerToken,
-    Chunk,
     CountedReply,
     EngineBusy,
     EngineCounters,
@@ -49,7 +49,7 @@ class FakeGeneration:
         self._engine, self.submitted, self._choose = engine, submitted, choose
         self.cancelled = False
         self.written: list[AnswerToken] = []
-        self._chunks: list[Chunk] = []
+        self._chunks: list[AnswerChunk] = []
         self._ended: str | None = None
         self._error: BaseException | None = None
         self._matched: str | None = None
@@ -93,24 +93,24 @@ class FakeGeneration:
                 found = [(text.find(stop), stop) for stop in stops if stop in text]
                 if found:
                     end, self._matched = min(found)
-                    self._chunks.append(Chunk(text[sent:end], (answer,)))
+                    self._chunks.append(AnswerChunk(text[sent:end], (answer,)))
                     sent, self._ended = end, "answer"
                     text = text[:end]
                     break
                 held = max((len(stop) - 1 for stop in stops), default=0)
                 end = max(sent, len(text) - held)
-                self._chunks.append(Chunk(text[sent:end], (answer,)))
+                self._chunks.append(AnswerChunk(text[sent:end], (answer,)))
                 sent = end
                 await self._tell()
             else:
                 self._ended = "length"
-            self._chunks.append(Chunk(text[sent:], ()))
+            self._chunks.append(AnswerChunk(text[sent:], ()))
             self.text = text
         except Exception as error:
             self._error = error
         await self._tell()
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
+    async def chunks(self) -> AsyncIterator[AnswerChunk]:
         at = 0
         while True:
             while at < len(self._chunks):

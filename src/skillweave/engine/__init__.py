@@ -5,8 +5,8 @@ The local engine answers one caller. The asynchronous engine answers many, whose
 
 from skillweave.engine.async_engine import AsyncEngine
 from skillweave.engine.interface import (
+    AnswerChunk,
     AnswerToken,
-    Chunk,
     CountedReply,
     Engine,
     EngineBusy,
@@ -17,9 +17,9 @@ from skillweave.engine.interface import (
 from skillweave.engine.local import LocalEngine, open_engine
 
 __all__ = [
+    "AnswerChunk",
     "AnswerToken",
     "AsyncEngine",
-    "Chunk",
     "CountedReply",
     "Engine",
     "EngineBusy",

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from skillweave.base.generate import AnswerReader
-from skillweave.engine.interface import AnswerToken, Chunk, CountedReply, End, RequestCancelled
+from skillweave.engine.interface import AnswerChunk, AnswerToken, CountedReply, End, RequestCancelled
 from skillweave.weave import Route
 
 
@@ -126,14 +126,14 @@ class LiveGeneration:
         """Give the request up: it leaves the queue, or its place is free at the next step. A finished one stays."""
         self.settle(error=RequestCancelled("the request was cancelled"))
 
-    async def chunks(self) -> AsyncIterator[Chunk]:
+    async def chunks(self) -> AsyncIterator[AnswerChunk]:
         """Yield the answer as it is written, from its beginning. Raises the error of the request if it fails."""
         texts = tokens = 0
         while True:
             if texts < len(self._texts) or tokens < len(self._tokens):
                 text, new = "".join(self._texts[texts:]), tuple(self._tokens[tokens:])
                 texts, tokens = len(self._texts), len(self._tokens)
-                yield Chunk(text, new)
+                yield AnswerChunk(text, new)
             elif self.error is not None:
                 raise self.error
             elif self.ended is not None:

@@ -43,7 +43,7 @@ class AnswerToken:
 
 
 @dataclass(frozen=True)
-class Chunk:
+class AnswerChunk:
     """A piece of an answer: text that is certain, and the tokens that came with it. Either may be empty."""
 
     text: str
@@ -92,7 +92,7 @@ class Generation(Protocol):
     def cancel(self) -> None:
         """Give the request up; it gives its place free within one step. A finished one stays as it is."""
 
-    def chunks(self) -> AsyncIterator[Chunk]:
+    def chunks(self) -> AsyncIterator[AnswerChunk]:
         """Yield the answer as it is written, from its beginning. Raises the error of the request if it fails."""
 
     async def reply(self) -> CountedReply:

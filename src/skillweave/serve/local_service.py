@@ -13,7 +13,7 @@ from skillweave.serve.errors import unknown_model
 from skillweave.serve.logs import current_record
 from skillweave.serve.metrics import ServerMetrics
 from skillweave.serve.residency import PackStatus
-from skillweave.serve.service import AnswerFigures, Limits, ModelInfo, Resolved
+from skillweave.serve.service import AnswerFigures, ModelInfo, RequestLimits, Resolved
 from skillweave.weave import AUTO, BASE
 
 
@@ -53,7 +53,7 @@ class LocalService:
         engine: Engine,
         memory: ResidentPacks,
         *,
-        limits: Limits,
+        limits: RequestLimits,
         fingerprint: str,
         routed: bool = False,
         default: str = BASE,

@@ -15,7 +15,7 @@ from skillweave.errors import UserError, nearest
 from skillweave.serve.exported_packs import ExportedPacks
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.residency import PackMemory
-from skillweave.serve.service import Limits
+from skillweave.serve.service import RequestLimits
 from skillweave.serve.settings import ServeConfig
 from skillweave.units import human_bytes
 from skillweave.weave import AUTO, BASE, Weave, is_weave
@@ -95,8 +95,8 @@ def _vllm() -> Any:
         raise UserError(f"the engine vllm is not installed ({error}): use --engine local") from error
 
 
-def _limits(settings: ServeConfig) -> Limits:
-    limits = Limits()
+def _limits(settings: ServeConfig) -> RequestLimits:
+    limits = RequestLimits()
     shorter = min(limits.default_max_tokens, settings.max_tokens)
     return replace(limits, max_tokens=settings.max_tokens, default_max_tokens=shorter)
 

@@ -11,7 +11,7 @@ from skillweave.base.ends import control_tokens
 from skillweave.base.generate import AnswerReader
 from skillweave.base.thoughts import KNOWN
 from skillweave.engine.generation import Pieces
-from skillweave.engine.interface import Chunk, CountedReply
+from skillweave.engine.interface import AnswerChunk, CountedReply
 from skillweave.tools.call import Call
 from skillweave.tools.turn import BEGINNINGS, read_turn
 
@@ -47,7 +47,7 @@ class CallReader:
         self._at_start = True
         self._holds = False
 
-    def add(self, chunk: Chunk, *, may_stop: bool = False) -> str:
+    def add(self, chunk: AnswerChunk, *, may_stop: bool = False) -> str:
         """Return the text that is certain now. ``may_stop``: the answer has stop strings, which its tokens may hold."""
         if self._pieces is None:
             self._whole += chunk.text
