@@ -1,14 +1,14 @@
-"""Measure how well many callers share the batches of the asynchronous engine, and what that costs.
+"""Measure how fast many callers share the steps of the asynchronous engine.
 
 64 callers, as 64 problems that are reasoned about at once, each submit a chain of short requests: the next one follows
 when the answer to the one before is there. The answers differ in length, and the packs differ from request to request.
 
-Claims: the batches are at least 80% full. The engine writes at least 70% as many tokens a second as ``weave.generate``
-does with the same batch size when it is given the prompts of all chains at once, and need not wait for any answer.
+Claim: the engine writes more tokens a second than ``weave.generate`` does with the same batch size when it is given the
+prompts of all chains at once, and need not wait for any answer.
 
 Both take turns in one process, and their answers are drawn from the same distribution: a token is an end with a
-probability of about one in eight, so most rows of a static batch end long before the last one, in both. Figures are
-medians over the repeats, with their range.
+probability of about one in eight, so most rows of a static batch end long before the last one. Figures are medians
+over the repeats, with their range.
 
 micro: a random micro Llama of 3 layers with two packs.
 
@@ -79,8 +79,7 @@ def main(argv: Sequence[str]) -> None:
             for way, work in ways.items():
                 record.rows.append({"way": way, "repeat": repeat, **work(weave, chains, setting, repeat)})
     record.claims = [
-        _claim("rows started over the capacity of the batches", _values(record.rows, ENGINE, "fill"), ">= 0.8"),
-        _claim("tokens a second, engine over weave.generate", _ratios(record.rows), ">= 0.7"),
+        _claim("tokens a second, engine over weave.generate", _ratios(record.rows), ">= 1"),
     ]
     record.finish(_table(record.rows), _plot(record.rows))
 
@@ -130,7 +129,7 @@ def _by_engine(weave: Weave, chains: Sequence[Sequence[Ask]], setting: Setting, 
             await engine.submit(prompt, pack, Sampling(setting.longest, temperature=1.0, seed=seed)).reply()
 
     async def all_callers() -> dict[str, float]:
-        async with AsyncEngine(weave, batch_size=setting.batch_size) as engine:
+        async with AsyncEngine(weave, max_requests=setting.batch_size) as engine:
             began = time.perf_counter()
             await asyncio.gather(*(caller(engine, number) for number in range(len(chains))))
             seconds = time.perf_counter() - began
@@ -138,9 +137,8 @@ def _by_engine(weave: Weave, chains: Sequence[Sequence[Ask]], setting: Setting, 
         return {
             "seconds": seconds,
             "tokens": counters.completion_tokens,
-            "fill": counters.fill,
-            "useful": counters.useful,
-            "batches": counters.batches,
+            "steps": counters.steps,
+            "step_tokens": counters.step_tokens,
         }
 
     return asyncio.run(all_callers())
@@ -163,10 +161,6 @@ def _tokens(reply: Reply) -> int:
 # -- what came of it -------------------------------------------------------------------------------------------------
 
 
-def _values(rows: Sequence[dict], way: str, key: str) -> list[float]:
-    return [row[key] for row in rows if row["way"] == way and key in row]
-
-
 def _speeds(rows: Sequence[dict], way: str) -> list[float]:
     return [row["tokens"] / row["seconds"] for row in rows if row["way"] == way]
 
@@ -182,10 +176,11 @@ def _claim(what: str, values: Sequence[float], goal: str) -> Claim:
 def _table(rows: Sequence[dict]) -> Table:
     lines = []
     for way in (ENGINE, AT_ONCE):
-        found = [_values(rows, way, key) for key in ("fill", "useful")]
-        shares = [f"{statistics.median(values):.1%}" if values else "" for values in found]
-        lines.append([way, f"{statistics.median(_speeds(rows, way)):,.0f}", *shares])
-    return Table(["way", "tokens a second, median", "batches full", "row steps that gave a token"], lines)
+        each = [row["step_tokens"] / row["steps"] for row in rows if row["way"] == way and "steps" in row]
+        lines.append(
+            [way, f"{statistics.median(_speeds(rows, way)):,.0f}", f"{statistics.median(each):.1f}" if each else ""]
+        )
+    return Table(["way", "tokens a second, median", "tokens of a step"], lines)
 
 
 def _plot(rows: Sequence[dict]) -> Figure:

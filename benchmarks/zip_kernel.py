@@ -28,7 +28,7 @@ from skillweave.report import Table
 from skillweave.weave.factors import Factors
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 from skillweave.weave.stack import segments as segments_of
 
 NAME = "zip_kernel"
@@ -91,9 +91,9 @@ def measure(stack: GroupStack, packs: int, width: int, repeats: int) -> dict[str
     names: list[str | None] = [str(number) for number in range(packs)]
     factors = stack.factors["0"]
     x = torch.randn(packs, width, factors["q"].inner, generator=torch.Generator().manual_seed(1)).to("cuda", DTYPE)
-    kernel = KernelGroup(stack, names)
+    kernel = KernelGroup(stack, RowPacks(names))
     # As the packed model does: side by side for few tokens, else pack by pack.
-    segments = segments_of(stack, names, stacked=packs > 1 and packs * width <= 128)
+    segments = segments_of(stack, RowPacks(names), stacked=packs > 1 and packs * width <= 128)
 
     def zeros() -> dict[str, torch.Tensor]:
         return {name: torch.zeros(packs, width, own.out, dtype=DTYPE, device="cuda") for name, own in factors.items()}

@@ -59,7 +59,7 @@ def opened(weave: Weave, work: Callable[[AsyncEngine], Awaitable[Any]], **option
     try:
         return asyncio.run(limited())
     finally:
-        assert not [thread for thread in threading.enumerate() if thread.name == "skillweave-engine"]
+        assert not [thread for thread in threading.enumerate() if "generation_loop" in thread.name]
 
 
 async def replies(generations: list[Generation]) -> list[CountedReply]:
@@ -84,7 +84,7 @@ def test_greedy_requests_get_what_they_get_alone_whatever_shares_their_batch(wea
         await replies(drawn)
         return await replies(greedy)
 
-    found = opened(weave, work, batch_size=16)
+    found = opened(weave, work, max_requests=16)
     assert [reply.text for reply in found] == [alone(weave, *one) for one in asked]
     assert [reply.pack for reply in found] == [pack for _, pack, _ in asked]
     assert {reply.ended for reply in found} == {"length"}
@@ -105,9 +105,9 @@ def test_draws_depend_on_the_request_alone(weave: Weave) -> None:
         return [(await engine.submit(*one).reply()).text for one in asked]
 
     found = opened(weave, together)
-    assert found == opened(weave, one_by_one, batch_size=1, gather=0)
+    assert found == opened(weave, one_by_one, max_requests=1)
     asked.reverse()
-    assert opened(weave, together, batch_size=4) == found[::-1]
+    assert opened(weave, together, max_requests=4) == found[::-1]
     asked = [(PROMPTS[0], None, Sampling(12, temperature=1.0, seed=seed)) for seed in range(6)]
     assert len(set(opened(weave, together))) == 6
 
@@ -143,14 +143,14 @@ def test_a_prompt_near_the_end_of_the_context_has_its_own_length(weave: Weave) -
 
 
 async def pieces(generation: Generation) -> list[str]:
-    return [piece async for piece in generation]
+    return [chunk.text async for chunk in generation.chunks() if chunk.text]
 
 
 def test_the_pieces_join_to_the_text_and_come_while_it_is_written(weave: Weave) -> None:
     async def work(engine: AsyncEngine) -> None:
         slow = engine.submit(PROMPTS[0], "a", Sampling(100, temperature=1.0))
         quick = engine.submit(PROMPTS[1], None, Sampling(30, temperature=1.0))
-        first = await anext(aiter(slow))
+        first = (await anext(slow.chunks())).text
         assert not slow.done
         # Nobody reads the pieces of the slow one now, and the other one does not wait for it.
         parts = await pieces(quick)
@@ -183,25 +183,21 @@ def test_an_end_that_is_no_special_token_is_not_in_the_stream(tmp_path: Path) ->
 # -- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_burst_shares_a_batch_and_the_counters_say_so(weave: Weave) -> None:
+def test_requests_join_and_leave_at_any_step_and_the_counters_say_so(weave: Weave) -> None:
     async def work(engine: AsyncEngine) -> Any:
-        generations = []
-        for index in range(6):  # each a turn of the loop later than the one before
-            generations.append(engine.submit(PROMPTS[index], PACKS[index % 3], Sampling(2 + index)))
-            await asyncio.sleep(0.005)
-        assert engine.counters().waiting == 6
-        assert (engine.counters().fill, engine.counters().useful) == (1.0, 1.0)  # nothing was started
+        generations = [engine.submit(PROMPTS[index], PACKS[index % 3], Sampling(2 + index)) for index in range(6)]
+        assert (engine.counters().running, engine.counters().waiting) == (4, 2)
         await replies(generations)
         return engine.counters()
 
-    found = opened(weave, work, batch_size=8, gather=0.5)
-    assert (found.submitted, found.finished, found.cancelled, found.failed, found.waiting) == (6, 6, 0, 0, 0)
-    assert (found.batches, found.rows, found.capacity) == (1, 6, 8)
-    assert found.fill == 6 / 8
-    # Every row runs as long as the longest, which writes seven tokens.
-    assert (found.row_steps, found.completion_tokens) == (6 * 7, 2 + 3 + 4 + 5 + 6 + 7)
-    assert found.useful == 27 / 42
+    found = opened(weave, work, max_requests=4)
+    assert (found.submitted, found.finished, found.cancelled, found.failed) == (6, 6, 0, 0)
+    assert (found.running, found.waiting) == (0, 0)
     assert found.prompt_tokens == sum(len(prompt) + 3 for prompt in PROMPTS)
+    assert found.completion_tokens == 2 + 3 + 4 + 5 + 6 + 7
+    # A prompt gives the first token, and each further step one more for every answer that runs.
+    assert found.step_tokens == found.prompt_tokens + found.completion_tokens - 6
+    assert 7 <= found.steps < 20
 
 
 def test_no_request_of_two_hundred_is_lost(weave: Weave) -> None:
@@ -228,7 +224,7 @@ def test_no_request_of_two_hundred_is_lost(weave: Weave) -> None:
         answered = await asyncio.gather(*(caller(engine, number) for number in range(10)))
         return sum(answered), engine.counters()
 
-    answered, found = opened(weave, work, batch_size=8)
+    answered, found = opened(weave, work, max_requests=8)
     assert not lost
     assert 120 < answered < 200
     assert found.submitted == 200 == found.finished + found.cancelled
@@ -279,8 +275,8 @@ def test_a_pack_that_shares_no_batch_answers_alone_and_that_is_said(
     found, counters = opened(own, work)
     assert [reply.text for reply in found] == [alone(own, *one, 6) for one in asked]
     assert found[0].text != found[1].text
-    assert (counters.batches, counters.rows) == (2, 4)
-    assert "The pack 'experts' answers in batches of its own: " in capsys.readouterr().err
+    assert counters.finished == 4
+    assert "The pack 'experts' answers in steps of its own: " in capsys.readouterr().err
 
 
 # -- cancelling and closing ------------------------------------------------------------------------------------------
@@ -293,7 +289,7 @@ def test_a_cancelled_row_is_free_at_the_next_step(weave: Weave) -> None:
         long = engine.submit(PROMPTS[0], None, Sampling(200))
         short = engine.submit(PROMPTS[1], "a", Sampling(20))
         waiting = [engine.submit(PROMPTS[2], "b", Sampling(7)) for _ in range(2)]
-        async for _ in long:
+        async for _ in long.chunks():
             break
         long.cancel()
         waiting[0].cancel()
@@ -306,11 +302,9 @@ def test_a_cancelled_row_is_free_at_the_next_step(weave: Weave) -> None:
         assert (await short.reply()).ended == "length"
         return engine.counters()
 
-    found = opened(weave, work, batch_size=2)
+    found = opened(weave, work, max_requests=2)
     assert (found.submitted, found.finished, found.cancelled) == (4, 2, 2)
-    assert (found.batches, found.rows) == (2, 3)
-    assert found.row_steps <= 2 * 21 + 7
-    assert found.completion_tokens < found.row_steps
+    assert found.step_tokens < 100  # the long one alone would have read and written more than 200
 
 
 def test_a_request_is_cancelled_with_the_task_that_submitted_it(weave: Weave) -> None:
@@ -330,7 +324,7 @@ def test_a_request_is_cancelled_with_the_task_that_submitted_it(weave: Weave) ->
     async def work(engine: AsyncEngine) -> Any:
         tasks = [asyncio.create_task(one(engine)) for one in (waits, streams, does_something_else)]
         kept = await asyncio.create_task(hands_over(engine))
-        async for _ in kept:
+        async for _ in kept.chunks():
             break
         for task in tasks:
             task.cancel()
@@ -342,7 +336,7 @@ def test_a_request_is_cancelled_with_the_task_that_submitted_it(weave: Weave) ->
 
     found = opened(weave, work)
     assert (found.submitted, found.finished, found.cancelled) == (5, 1, 4)
-    assert found.row_steps < 5 * 100
+    assert found.step_tokens < 5 * 100
 
 
 def test_closing_cancels_what_waits_and_what_runs(weave: Weave) -> None:
@@ -350,17 +344,17 @@ def test_closing_cancels_what_waits_and_what_runs(weave: Weave) -> None:
 
     async def work(engine: AsyncEngine) -> AsyncEngine:
         generations.extend(engine.submit(PROMPTS[0], None, Sampling(240)) for _ in range(5))
-        async for _ in generations[0]:
+        async for _ in generations[0].chunks():
             return engine
         raise AssertionError
 
-    engine = opened(weave, work, batch_size=2)
+    engine = opened(weave, work, max_requests=2)
     for generation in generations:
         assert generation.done
         with pytest.raises(RequestCancelled, match="the engine was closed"):
             asyncio.run(generation.reply())
     assert (engine.counters().cancelled, engine.counters().waiting) == (5, 0)
-    assert engine.counters().row_steps < 2 * 240
+    assert engine.counters().step_tokens < 2 * 240
     with pytest.raises(RequestCancelled, match="is closed"):
         engine.submit("x", None, Sampling())
     with pytest.raises(RuntimeError, match="opened once"):
@@ -415,13 +409,13 @@ def test_a_pack_that_gives_nan_fails_alone(weave: Weave) -> None:
         found = await asyncio.gather(*(one.reply() for one in generations), return_exceptions=True)
         return found, engine.counters()
 
-    (one, broken, other, also_broken), found = opened(weave, work, gather=0.5)
+    (one, broken, other, also_broken), found = opened(weave, work)
     assert one.text == alone(weave, PROMPTS[0], "a", 9)
     assert other.completion_tokens == 9
     for error in (broken, also_broken):
         assert isinstance(error, UserError)
         assert str(error).startswith("the pack 'broken' cannot answer: the model gives nan in place of probabilities")
-    assert (found.batches, found.finished, found.failed) == (1, 2, 2)
+    assert (found.finished, found.failed) == (2, 2)
 
 
 def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(
@@ -430,58 +424,58 @@ def test_an_error_of_the_model_fails_its_batch_and_the_engine_goes_on(
     forward = weave.base.model.forward
 
     def out_of_memory(*args: Any, **kwargs: Any) -> Any:
-        if calls.append(1) or len(calls) == 4:
+        if ready and (calls.append(1) or len(calls) == 4):
             raise MemoryError("no room for the cache")
         return forward(*args, **kwargs)
 
     calls: list[int] = []
+    ready: list[bool] = []
     monkeypatch.setattr(weave.base.model, "forward", out_of_memory)
 
     async def work(engine: AsyncEngine) -> Any:
+        ready.append(True)  # the engine has checked the model
         early, *others = [
             engine.submit(PROMPTS[0], pack, Sampling(room)) for pack, room in (("a", 2), (None, 9), ("b", 9))
         ]
-        late = engine.submit(PROMPTS[1], "a", Sampling(5))
         assert (await early.reply()).completion_tokens == 2  # it had ended before
         for one in others:
             with pytest.raises(MemoryError, match="no room for the cache"):
                 await one.reply()
-        return await late.reply(), engine.counters()
+        return await engine.submit(PROMPTS[1], "a", Sampling(5)).reply(), engine.counters()
 
-    late, found = opened(weave, work, batch_size=3, gather=0.5)
+    late, found = opened(weave, work)
     assert late.text == alone(weave, PROMPTS[1], "a", 5)
-    assert (found.finished, found.failed, found.batches) == (2, 2, 2)
+    assert (found.finished, found.failed) == (2, 2)
     assert not weave.packed_model._running_now
 
 
-def test_an_error_of_the_worker_itself_fails_everything_and_nothing_hangs(
+def test_an_error_outside_of_a_step_fails_all_that_runs_and_nothing_hangs(
     weave: Weave, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("a bug")
 
-    monkeypatch.setattr("skillweave.engine.worker.next_batch", broken)
-
     async def work(engine: AsyncEngine) -> Any:
-        for one in [engine.submit(PROMPTS[0], None, Sampling(9)) for _ in range(3)]:
-            with pytest.raises(KeyError, match="a bug"):
-                await one.reply()
-        with pytest.raises(RuntimeError, match="worker has failed"):
-            engine.submit("x", None, Sampling())
-        return engine.counters()
+        with monkeypatch.context() as patched:
+            patched.setattr("skillweave.engine.paged._packs_of", broken)
+            for one in [engine.submit(PROMPTS[0], None, Sampling(9)) for _ in range(3)]:
+                with pytest.raises(KeyError, match="a bug"):
+                    await one.reply()
+        return await engine.submit(PROMPTS[0], None, Sampling(9)).reply(), engine.counters()
 
-    found = opened(weave, work, batch_size=2)
-    assert (found.failed, found.batches) == (3, 0)
+    reply, found = opened(weave, work, max_requests=2)
+    assert reply.text == alone(weave, PROMPTS[0], None, 9)
+    assert (found.finished, found.failed) == (1, 3)
 
 
 def test_a_pack_that_is_unloaded_while_its_request_waits(weave: Weave, base: Base) -> None:
     own = Weave.of(base, {"c": random_pack(base.model, base.fingerprint, name="c")})
 
     async def work(engine: AsyncEngine) -> CountedReply:
-        lost, other = engine.submit("x", "c", Sampling(5)), engine.submit("x", None, Sampling(5))
+        other, lost = engine.submit("x", None, Sampling(5)), engine.submit("x", "c", Sampling(5))
         own.unload("c")
         with pytest.raises(UserError, match="the pack 'c' is not loaded"):
             await lost.reply()
         return await other.reply()
 
-    assert opened(own, work, gather=0.2).text == alone(weave, "x", None, 5)
+    assert opened(own, work, max_requests=1).text == alone(weave, "x", None, 5)

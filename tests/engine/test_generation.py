@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from skillweave.base.generate import AnswerReader
-from skillweave.engine.generation import Pieces
+from skillweave.engine.generation import Pieces, StopText
 
 TEXTS = ["plain", "año 漢字 x", "🙂🙃 a 👩‍👩‍👧 b", " leads and trails ", "a  b\n\n c", "é" * 5, ""]
 
@@ -67,3 +67,40 @@ def test_special_tokens_are_not_in_the_pieces() -> None:
     pieces = Pieces(AnswerReader(tokenizer))
     ids = tokenizer("a b", add_special_tokens=False)["input_ids"]
     assert "".join(pieces.add([one, 0]) for one in ids) + pieces.rest() == "a b"
+
+
+@pytest.mark.parametrize(
+    ("stop", "pieces", "text", "matched"),
+    [
+        (["."], ["a", "b.", "c"], "ab", "."),
+        (["END"], ["x E", "N", "D y"], "x ", "END"),
+        (["END"], ["x E", "N", "x"], "x ENx", None),
+        (["END"], ["x EN"], "x EN", None),
+        (["aab"], ["a", "a", "a", "b"], "a", "aab"),
+        (["bc", "abcd"], ["ab", "cd"], "a", "bc"),
+        (["ab", "abc"], ["abc"], "", "ab"),
+        ([""], ["abc"], "abc", None),
+        ([], ["a", "b"], "ab", None),
+    ],
+)
+def test_text_ends_before_the_first_stop_string(
+    stop: list[str], pieces: list[str], text: str, matched: str | None
+) -> None:
+    found = StopText(stop)
+    shown = [found.add(piece) for piece in pieces]
+    for at in range(len(shown)):  # nothing is shown that would have to be taken back
+        assert text.startswith("".join(shown[: at + 1]))
+    assert "".join(shown) + found.add("", complete=True) == text
+    assert found.matched == matched
+
+
+def test_stop_strings_are_found_however_the_text_is_cut() -> None:
+    rng = Random(0)
+    for _ in range(500):
+        whole = "".join(rng.choices("ab", k=rng.randrange(13)))
+        stop = ["".join(rng.choices("ab", k=rng.randint(1, 3))) for _ in range(rng.randrange(4))]
+        width, found = rng.randint(1, 4), StopText(stop)
+        shown = "".join(found.add(whole[at : at + width]) for at in range(0, len(whole), width))
+        shown += found.add("", complete=True)
+        ends = [(whole.find(one) + len(one), whole.find(one)) for one in stop if one in whole]
+        assert shown == whole[: min(ends)[1] if ends else len(whole)]

@@ -1,4 +1,4 @@
-"""The draws of the rows of a batch: their distribution, and that no row depends on the others."""
+"""The draws of a request: their distribution, and what they depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skillweave.engine.sampler import RowSampler, RowSampling, in_nucleus
+from skillweave.engine.sampler import RowSampler, in_nucleus
 
 LOGITS = [0.9, 1.2, 2.0, 0.0, -0.5, -3.0, -math.inf]
 
@@ -37,10 +37,12 @@ def check(counts: list[int], probabilities: list[float]) -> None:
     assert len(cells) == 1 or stats.chisquare(found, expected).pvalue > 1e-3
 
 
-def drawn(rows: list[RowSampling], logits: torch.Tensor, steps: int = 1) -> torch.Tensor:
-    """The tokens (rows, steps) that greedy decoding takes after the sampler."""
-    sampler = RowSampler(rows, "cpu")
-    return torch.stack([sampler(torch.empty(0), logits.clone()).argmax(-1) for _ in range(steps)], dim=1)
+def drawn(
+    logits: torch.Tensor, steps: int, *, temperature: float = 1.0, top_p: float = 1.0, seed: int = 0
+) -> list[int]:
+    """The tokens that a request of the vocabulary of ``logits`` draws, one after another."""
+    sampler = RowSampler(temperature=temperature, top_p=top_p, seed=seed, vocabulary=len(logits), device="cpu")
+    return [sampler.draw(logits.clone()) for _ in range(steps)]
 
 
 @pytest.mark.parametrize(
@@ -48,60 +50,32 @@ def drawn(rows: list[RowSampling], logits: torch.Tensor, steps: int = 1) -> torc
 )
 def test_draws_follow_the_softmax_over_seeds_and_over_steps(temperature: float, top_p: float) -> None:
     probabilities = by_hand(LOGITS, temperature, top_p)
-    size = len(LOGITS)
-    seeds = [RowSampling(temperature, top_p, seed, size) for seed in range(3000)]
-    over_seeds = drawn(seeds, torch.tensor([LOGITS] * 3000))[:, 0]
-    check(torch.bincount(over_seeds, minlength=size).tolist(), probabilities)
-    over_steps = drawn([RowSampling(temperature, top_p, 5, size)], torch.tensor([LOGITS]), 3000)[0]
+    logits, size = torch.tensor(LOGITS), len(LOGITS)
+    over_seeds = [drawn(logits, 1, temperature=temperature, top_p=top_p, seed=seed)[0] for seed in range(3000)]
+    check(torch.bincount(torch.tensor(over_seeds), minlength=size).tolist(), probabilities)
+    over_steps = torch.tensor(drawn(logits, 3000, temperature=temperature, top_p=top_p, seed=5))
     check(torch.bincount(over_steps, minlength=size).tolist(), probabilities)
     # The next token does not depend on the one before: all pairs have the product of their probabilities.
     pairs = torch.bincount(over_steps[0::2] * size + over_steps[1::2], minlength=size**2).tolist()
     check(pairs, [one * other for one in probabilities for other in probabilities])
 
 
-def test_a_row_draws_the_same_alone_and_beside_any_others() -> None:
-    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
-    rows = [RowSampling(0.0 if row == 2 else 0.5 + row, 1.0 if row % 2 else 0.7, row % 3, 50) for row in range(6)]
-    together = drawn(rows, logits, 20)
-    for row in range(6):
-        assert torch.equal(drawn([rows[row]], logits[row : row + 1], 20)[0], together[row])
-    assert (together[2] == logits[2].argmax()).all()
-    # Beside a row with more tokens the scores are wider, and minus infinity there.
-    wide = torch.cat([logits, torch.full((6, 9), -torch.inf)], dim=1)
-    assert torch.equal(drawn(rows, wide, 20), together)
-
-
-def test_greedy_rows_keep_their_scores_to_the_bit() -> None:
-    logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(2))
-    rows = [RowSampling(0.0, 0.5, 1, 9), RowSampling(1.0, 1.0, 1, 9), RowSampling(0.0, 1.0, 2, 9)]
-    scores = RowSampler(rows, "cpu")(torch.empty(0), logits.clone())
-    assert torch.equal(scores[[0, 2]], logits[[0, 2]])
-    assert not torch.equal(scores[1], logits[1])
-
-
-def test_a_row_without_probabilities_is_named_and_leaves_the_others_alone() -> None:
-    logits = torch.randn(4, 9, generator=torch.Generator().manual_seed(3))
-    rows = [RowSampling(1.0, 0.9, row, 9) for row in range(4)]
-    alone = drawn(rows, logits, 1)[:, 0]
-    broken = logits.clone()
-    broken[1, 4], broken[2, 0] = torch.nan, torch.inf
-    sampler = RowSampler(rows, "cpu")
-    tokens = sampler(torch.empty(0), broken).argmax(-1)
-    assert sampler.bad.keys() == {1, 2}
-    assert math.isnan(sampler.bad[1])
-    assert sampler.bad[2] == math.inf
-    assert tokens[[0, 3]].tolist() == alone[[0, 3]].tolist()
-    assert sampler(torch.empty(0), logits) is not None
-    assert sampler.bad == {}
+def test_a_larger_vocabulary_of_others_changes_no_draw_and_none_is_beyond_the_own_one() -> None:
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    wide = torch.cat([logits, torch.full((9,), 100.0)])
+    for temperature in (0.0, 0.7, 2.0):
+        samplers = [
+            RowSampler(temperature=temperature, top_p=0.9, seed=3, vocabulary=50, device="cpu") for _ in range(2)
+        ]
+        assert [samplers[0].draw(logits) for _ in range(20)] == [samplers[1].draw(wide) for _ in range(20)]
+    assert drawn(logits, 3, temperature=0.0) == [int(logits.argmax())] * 3
 
 
 def test_seeds_of_any_size_are_taken() -> None:
-    logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(4))
-    found = {
-        seed: tuple(drawn([RowSampling(1.0, 1.0, seed, 40)], logits, 12)[0].tolist()) for seed in (0, 1, -1, 2**63 + 7)
-    }
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(4))
+    found = {seed: tuple(drawn(logits, 12, seed=seed)) for seed in (0, 1, -1, 2**63 + 7)}
     assert len(set(found.values())) == 4
-    assert drawn([RowSampling(1.0, 1.0, 2**64 + 1, 40)], logits, 12)[0].tolist() == list(found[1])
+    assert drawn(logits, 12, seed=2**64 + 1) == list(found[1])
 
 
 def test_the_nucleus_of_equal_tokens_is_as_small_as_it_can_be() -> None:

@@ -15,7 +15,7 @@ from skillweave.weave.change import GroupRun
 from skillweave.weave.compiled_group import CompiledGroup
 from skillweave.weave.factors import Factors
 from skillweave.weave.int8 import Int8Linear, SharedInput
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 
 CPU = torch.device("cpu")
 needs_compiled = pytest.mark.skipif(
@@ -66,7 +66,7 @@ def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
 
 
 def changes(stack: GroupStack, rows: list[str | None], x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
-    group = CompiledGroup(stack, rows)
+    group = CompiledGroup(stack, RowPacks(rows), {})
     hidden = group.into_rank(x)
     for name, output in outputs.items():
         group.add(name, hidden, output)
@@ -129,7 +129,7 @@ def test_a_run_is_the_same_with_torch(monkeypatch, dtype):
     for use in (True, False):
         if not use:
             monkeypatch.setattr(module, "compiled", lambda: None)
-        run = GroupRun(stack_of(packs), rows)
+        run = GroupRun(stack_of(packs), RowPacks(rows), {})
         outputs = {"q": torch.ones(5, 3, 18, dtype=dtype), "k": torch.ones(5, 3, 9, dtype=dtype)}
         for name, output in outputs.items():
             run.add(name, x, x, output)

@@ -15,7 +15,7 @@ from skillweave.weave import kernel_group
 from skillweave.weave.factors import Factors
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import add_to_rows, into_rank, out_of_rank
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 from skillweave.weave.stack import segments as segments_of
 
 pytestmark = [
@@ -48,9 +48,9 @@ def outputs(
     stack: GroupStack, names: list[str | None], x: torch.Tensor, dtype: torch.dtype
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """The outputs of every module in ``dtype`` after the kernel and after the torch path changed them."""
-    kernel = KernelGroup(stack, names)
+    kernel = KernelGroup(stack, RowPacks(names))
     hidden = kernel.into_rank(x)
-    segments = [(segment, into_rank(x, segment)) for segment in segments_of(stack, names, stacked=False)]
+    segments = [(segment, into_rank(x, segment)) for segment in segments_of(stack, RowPacks(names), stacked=False)]
     found = {}
     for module in stack.modules:
         width = next(own[module].out for own in stack.factors.values() if module in own)
@@ -66,7 +66,7 @@ def outputs(
 
 def change_rows(stack: GroupStack, names: list[str | None], x: torch.Tensor, output: torch.Tensor) -> None:
     """Add what the kernel computes to the output of the module q, in place."""
-    kernel = KernelGroup(stack, names)
+    kernel = KernelGroup(stack, RowPacks(names))
     kernel.add("q", kernel.into_rank(x), output)
 
 

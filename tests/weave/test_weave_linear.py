@@ -20,7 +20,7 @@ from skillweave.weave.linear import (
     out_of_rank,
     token_codes,
 )
-from skillweave.weave.stack import GroupStack, segments
+from skillweave.weave.stack import GroupStack, RowPacks, segments
 
 CPU = torch.device("cpu")
 INNER = 24
@@ -76,7 +76,7 @@ def plain_python(x: list[float], parts: LowRank) -> list[float]:
 def test_every_row_meets_its_own_pack_as_the_slow_recipe_says(packs, stacked):
     rows = ["a", "b", None, "c", "a"]
     x = torch.randn(len(rows), 3, INNER, generator=torch.Generator().manual_seed(0))
-    parts = segments(stack_of(packs), rows, stacked=stacked)
+    parts = segments(stack_of(packs), RowPacks(rows), stacked=stacked)
     assert len(parts) == (1 if stacked else 3)
     got = grouped_delta(x, parts, "k")
     for index, name in enumerate(rows):
@@ -90,7 +90,7 @@ def test_stacked_and_single_segments_agree_to_the_bit(packs):
     rows = ["c", "a", "b", "a", None, "b"]
     stack = stack_of(packs)
     x = torch.randn(6, 7, INNER, generator=torch.Generator().manual_seed(1))
-    one, many = segments(stack, rows, stacked=True), segments(stack, rows, stacked=False)
+    one, many = segments(stack, RowPacks(rows), stacked=True), segments(stack, RowPacks(rows), stacked=False)
     parts = [module for module in ("q", "k") for segment in many if module in segment.parts]
     assert parts == ["q", "q", "k", "k", "k"]
     assert torch.equal(grouped_delta(x, one, "k"), grouped_delta(x, many, "k"))
@@ -98,7 +98,7 @@ def test_stacked_and_single_segments_agree_to_the_bit(packs):
 
 def test_against_the_packs_own_reference(packs):
     x = torch.randn(2, 50, INNER, generator=torch.Generator().manual_seed(2))
-    got = grouped_delta(x, segments(stack_of(packs), ["b", "b"], stacked=False), "q")
+    got = grouped_delta(x, segments(stack_of(packs), RowPacks(["b", "b"]), stacked=False), "q")
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["q"]), rtol=1e-4, atol=1e-3)
 
 
@@ -107,7 +107,7 @@ def test_a_pack_of_rank_one(tokens: int) -> None:
     parts = {"q": random_factors(8, 16, INNER, 1, largest=127), "k": random_factors(9, 9, INNER, 1)}
     x = torch.randn(1, tokens, INNER, generator=torch.Generator().manual_seed(4))
     for module, own in parts.items():
-        got = grouped_delta(x, segments(stack_of({"p": parts}), ["p"], stacked=False), module)
+        got = grouped_delta(x, segments(stack_of({"p": parts}), RowPacks(["p"]), stacked=False), module)
         torch.testing.assert_close(got, reference_forward(x, own), rtol=1e-4, atol=1e-3)
 
 
@@ -126,7 +126,7 @@ def test_products_do_not_depend_on_the_strides_of_single_rows_and_columns(shape:
 def test_a_token_of_zeros_gives_zero_and_a_nan_stays_seen(packs):
     x = torch.zeros(2, 2, INNER)
     x[1, 1, 0] = float("nan")
-    got = grouped_delta(x, segments(stack_of(packs), ["a", "b"], stacked=True), "k")
+    got = grouped_delta(x, segments(stack_of(packs), RowPacks(["a", "b"]), stacked=True), "k")
     assert torch.equal(got[0], torch.zeros(2, 8))
     assert torch.equal(got[1, 0], torch.zeros(8))
     assert got[1, 1].isnan().all()
@@ -156,7 +156,7 @@ def test_small_codes_stay_packed(packs):
         torch.float16,
     )
     x = torch.randn(1, 1, INNER)
-    got = grouped_delta(x, segments(stack, ["b"], stacked=False), "k")
+    got = grouped_delta(x, segments(stack, RowPacks(["b"]), stacked=False), "k")
     torch.testing.assert_close(got, reference_forward(x, packs["b"]["k"]), rtol=1e-4, atol=1e-3)
 
 
@@ -196,7 +196,7 @@ def test_ranks_are_filled_up_to_eight_for_cuda_without_changing_the_result(packs
     stack = GroupStack()
     stack.add("b", {"q": Factors.of(packs["b"]["q"], device)}, None)
     x = torch.randn(2, 5, INNER)
-    got = grouped_delta(x.to(device), segments(stack, ["b", None], stacked=True), "q")
+    got = grouped_delta(x.to(device), segments(stack, RowPacks(["b", None]), stacked=True), "q")
     torch.testing.assert_close(got[0].cpu(), reference_forward(x[0], packs["b"]["q"]), rtol=1e-4, atol=1e-3)
     assert not got[1].any()
 

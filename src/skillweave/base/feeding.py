@@ -42,11 +42,13 @@ class Fed:
         rows: The first axis of its input is the batch's rows ("rows"), rows * tokens ("flat"), or unknown ("any").
         law: It computes x W^T + b ("linear"), x W + b ("transposed"), scale W[ids] ("lookup"), or another one (None).
         scale: The factor of a "lookup".
+        tokens: The axis of a "rows" input along which its tokens lie, or None if it is unknown.
     """
 
     rows: Literal["rows", "flat", "any"]
     law: Literal["linear", "transposed", "lookup"] | None
     scale: float = 1.0
+    tokens: int | None = 1
 
 
 @dataclass
@@ -236,7 +238,18 @@ def _judge(name: str, module: nn.Module, runs: list[list[_Watch]]) -> Fed | None
             kinds &= _kinds(call.x, [recorded[index].x for recorded in each], lookup)
     law, scale = laws.pop() if len(laws) == 1 else (None, 1.0)
     rows = "rows" if "rows" in kinds else "flat" if "flat" in kinds else "any"
-    return Fed(rows, law, scale)  # type: ignore[arg-type]
+    shapes = [call.x.shape for both, *_ in runs for call in both.calls[name] if call.x is not None]
+    return Fed(rows, law, scale, _token_axis(shapes))  # type: ignore[arg-type]
+
+
+def _token_axis(shapes: list[torch.Size]) -> int | None:
+    """The axis that has the length of the prompt, and in a step of decoding 1; None if that is not one axis."""
+    if len({len(shape) for shape in shapes}) != 1:
+        return None
+    axes = [axis for axis in range(1, len(shapes[0])) if {shape[axis] for shape in shapes} in ({_TOKENS}, {_TOKENS, 1})]
+    # In a step of decoding, an axis of another meaning keeps its length.
+    moving = [axis for axis in axes if len({shape[axis] for shape in shapes}) > 1]
+    return moving[0] if len(moving) == 1 else axes[0] if len(axes) == 1 else None
 
 
 def _kinds(both: torch.Tensor | None, alone: list[torch.Tensor | None], lookup: bool) -> set[str]:

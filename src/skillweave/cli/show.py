@@ -96,10 +96,9 @@ def show_reason(result: ReasonResult, folder: Path) -> None:
             if count:
                 out.print(f"  {role}: {share_of(count, counts.calls, 'answers')} {what}", soft_wrap=True)
     for target, counters in result.engines.items():
-        if counters.batches:
+        if counters.steps:
             out.print(
-                f"  engine {target}: {counters.batches:,} batches, {counters.fill:.0%} full, "
-                f"{counters.useful:.0%} of the rows' steps wrote a token of an answer",
+                f"  engine {target}: {counters.steps:,} steps, {counters.step_tokens / counters.steps:.1f} tokens each",
                 soft_wrap=True,
                 markup=False,
             )

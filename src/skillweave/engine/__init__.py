@@ -1,15 +1,28 @@
-"""Engines generate tokens with a weave, a pack, a delta or a plain model in this process.
+"""Engines generate tokens with a weave, a pack, a delta or a plain model.
 
-The local engine answers one caller. The asynchronous engine answers many, in shared batches.
+The local engine answers one caller. The asynchronous engine answers many, whose requests share the steps of the model.
 """
 
-from skillweave.engine.async_engine import AsyncEngine, EngineCounters
-from skillweave.engine.generation import CountedReply, Generation, RequestCancelled
+from skillweave.engine.async_engine import AsyncEngine
+from skillweave.engine.interface import (
+    AnswerToken,
+    Chunk,
+    CountedReply,
+    Engine,
+    EngineBusy,
+    EngineCounters,
+    Generation,
+    RequestCancelled,
+)
 from skillweave.engine.local import LocalEngine, open_engine
 
 __all__ = [
+    "AnswerToken",
     "AsyncEngine",
+    "Chunk",
     "CountedReply",
+    "Engine",
+    "EngineBusy",
     "EngineCounters",
     "Generation",
     "LocalEngine",

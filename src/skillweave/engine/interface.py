@@ -12,9 +12,9 @@ from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
 from skillweave.weave import Reply, Route
 
-End = Literal["answer", "stop", "length"]
-"""``answer`` if the model wrote an end token, ``stop`` if the text reached a stop string, ``length`` if it was cut off
-at its longest length or at the end of the context."""
+End = Literal["answer", "length"]
+"""``answer`` if the model wrote an end token or a stop string, ``length`` if the answer was cut off at its longest
+length or at the end of the context."""
 
 
 class RequestCancelled(Exception):

@@ -41,7 +41,7 @@ class ReasonConfig(Config):
     base: str | None = Field(default=None, description="the base of an artefact, if it is in another place")
     dtype: str | None = Field(default=None, description="dtype of the local engine's weights")
     device: str | None = Field(default=None, description="where the local engine computes")
-    batch_size: int = Field(default=32, ge=1, description="requests that the local engine answers together")
+    batch_size: int = Field(default=32, ge=1, description="requests that share a step of the local engine")
     watch: Literal["bar", "tree", "none"] = Field(
         default="bar", description="what the terminal shows: a bar, the search tree, or nothing"
     )

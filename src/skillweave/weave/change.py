@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch.nn.functional import linear
 from skillweave.base.feeding import Fed
 from skillweave.errors import UserError
 from skillweave.weave.compiled import usable
-from skillweave.weave.compiled_group import CompiledGroup
+from skillweave.weave.compiled_group import CompiledGroup, Widened
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.resident import Lookup
-from skillweave.weave.stack import GroupStack, segments
+from skillweave.weave.stack import GroupStack, RowPacks, segments
 
 # Without the compiled functions. Stacked, every token is multiplied with the factors of all packs in use. Pack by pack,
 # it is multiplied only with its own, but every operation is repeated for each pack. Measured on SmolLM2's shapes at
@@ -27,18 +27,32 @@ STACKED_UP_TO = 128
 
 
 class Batch:
-    """The batch that is running: the pack of every row, and the number of tokens in a row."""
+    """The batch that is running: the pack of every row, and the number of tokens in a row.
 
-    def __init__(self, names: list[str | None], rows: int | None) -> None:
-        self.names = names
+    - ``names``: the packs, of the rows or, if ``tokens``, of the tokens
+    - ``rows``: the number of rows; None: any number, all with one pack
+    - ``tokens``: the model is fed one row, in which every token has its own pack
+    - ``last``: with ``tokens``, the packs of the hidden states that reach the head, which are fewer
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str | None],
+        rows: int | None,
+        *,
+        tokens: bool = False,
+        last: Sequence[str | None] = (),
+    ) -> None:
+        self.names = RowPacks(names)
         self.rows = rows
-        """the number of rows; None: any number, all with one pack"""
+        self.tokens = tokens
+        self.last = RowPacks(last)
         self.width = 0
 
     @property
     def uniform(self) -> bool:
         """Whether all rows use the same pack, or none. Then it does not matter which row is which."""
-        return len(set(self.names)) == 1
+        return len(self.names.distinct) == 1
 
     def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The hook before the model's forward: note how many tokens a row has."""
@@ -50,9 +64,10 @@ class Batch:
 class GroupRun:
     """One group of modules during one ``rows`` context: the intermediate result that they share for the same input."""
 
-    def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
+    def __init__(self, stack: GroupStack, names: RowPacks, widened: dict[str, Widened]) -> None:
         self._stack = stack
         self._names = names
+        self._widened = widened
         used = [stack.factors[pack] for pack in stack.used(names)]
         self.modules = [module for module in stack.modules if any(module in factors for factors in used)]
         """the modules that a pack of the batch changes"""
@@ -95,7 +110,7 @@ class GroupRun:
         if not usable(x):
             return None
         if self._fused is None:
-            self._fused = CompiledGroup(self._stack, self._names)
+            self._fused = CompiledGroup(self._stack, self._names, self._widened)
         return self._fused
 
     def _segments_for(self, x: torch.Tensor) -> list[Segment]:
@@ -109,10 +124,12 @@ class GroupRun:
 class Change:
     """The forward hook of one module: first rows with tuned parameters, then what factors add."""
 
-    def __init__(self, module: str, fed: Fed, batch: Batch) -> None:
+    def __init__(self, module: str, fed: Fed, batch: Batch, names: RowPacks) -> None:
         self.name = module
         self.fed = fed
         self.batch = batch
+        self.names = names
+        """the packs of the rows that this module is fed"""
         self.tuned: list[tuple[torch.Tensor | None, dict[str, torch.Tensor]]] = []
         self.float_factors: list[tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]] = []
         self.lookups: list[tuple[torch.Tensor | None, Lookup]] = []
@@ -126,8 +143,9 @@ class Change:
             )
         fed = args[0]
         if self._adds_only(fed, output):
+            x, made = (self._tokens(fed), self._tokens(output)) if self._each_token else (fed, output)
             for group in self.groups:
-                group.add(self.name, fed, fed, output)
+                group.add(self.name, fed, x, made)
             return output
         x, made = self._by_rows(fed, output.contiguous())
         for rows, tuned in self.tuned:
@@ -151,13 +169,32 @@ class Change:
         plain = self.fed.rows == "rows" and self.fed.law != "lookup" and x.dim() == output.dim() == 3
         if not plain or self.tuned or self.float_factors or self.lookups or not output.is_contiguous():
             return False
+        if self._each_token:
+            return x.shape[0] * x.shape[1] == len(self.names)
         return self.batch.rows is None or x.shape[0] == self.batch.rows
+
+    @property
+    def _each_token(self) -> bool:
+        """Whether the tokens of one row have different packs, so that each counts as a row."""
+        return self.batch.tokens and self.batch.rows is not None
+
+    def _tokens(self, x: torch.Tensor) -> torch.Tensor:
+        """``x`` (1, T, ...) or, if it is flat, (T, ...), with the tokens as the first axis: (T, 1, ...)."""
+        count = x.shape[0] if self.fed.rows == "flat" else x.shape[1]
+        if count != len(self.names) or (self.fed.rows == "rows" and x.shape[0] != 1):
+            raise UserError(
+                f"'{self.name}' is fed the shape {tuple(x.shape)}, and packs are named for {len(self.names)} tokens: "
+                f"which token is which is unknown. Answer with one pack at a time."
+            )
+        return x.reshape(count, 1, *x.shape[1 if self.fed.rows == "flat" else 2 :])
 
     def _by_rows(self, x: torch.Tensor, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The input and the output of the module, with the rows of the batch as the first axis."""
         rows = self.batch.rows
         if rows is None or self.fed.rows == "any":
             return x, output
+        if self._each_token:
+            return self._tokens(x), self._tokens(output)
         if self.fed.rows == "flat":
             if self.batch.uniform:
                 return x, output

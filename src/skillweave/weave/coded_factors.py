@@ -69,6 +69,11 @@ class CodedFactors:
         return self._kept.nbytes
 
     @property
+    def modules(self) -> list[str]:
+        """The modules that the matrices change."""
+        return [module for matrix in self._matrices for module in matrix.modules]
+
+    @property
     def widths(self) -> dict[str, int]:
         """The number of inputs of the matrices of each group."""
         return {matrix.group: matrix.placed.inner for matrix in self._matrices}

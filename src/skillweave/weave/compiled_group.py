@@ -6,7 +6,7 @@ Each pack is multiplied with its own rows only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -19,43 +19,26 @@ from skillweave.weave.compiled import (
     compiled,
 )
 from skillweave.weave.factors import Factors
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 
 Hidden = tuple[torch.Tensor, torch.Tensor]
 """What :meth:`CompiledGroup.into_rank` makes: the sums of the first product and max|u| of each token."""
 
 
-class CompiledGroup:
-    """The unpacked factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
+class Widened:
+    """One pack's factors of a group, with codes of a byte each, in the order in which the compiled functions read."""
 
-    With one name for all rows, the batch may have any number of rows.
-    """
-
-    def __init__(self, stack: GroupStack, rows: Sequence[str | None]) -> None:
-        used = stack.used(rows)
+    def __init__(self, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> None:
         self._kept: list[torch.Tensor] = []
         """what the arguments point to"""
-        self._segments = (SegmentArgument * len(used))()
-        self._parts = {module: (PartArgument * len(used))() for module in stack.modules}
-        self._ranks: list[tuple[int, int | None]] = []
-        """for each pack: its rank in the group, and the number of its rows; None: all"""
-        for at, pack in enumerate(used):
-            own_rows = [index for index, name in enumerate(rows) if name == pack]
-            every = len(own_rows) == len(rows)
-            factors = stack.factors[pack]
-            column = 0
-            for module, own in factors.items():
-                self._parts[module][at] = self._part(own, column)
-                column += own.rank
-            self._ranks.append((column, None if every else len(own_rows)))
-            unsmooth = stack.unsmooth[pack]
-            self._segments[at] = SegmentArgument(
-                self._keep(_unpacked_B(list(factors.values()))),
-                column,
-                0 if unsmooth is None else self._keep(unsmooth.float().contiguous()),
-                0 if every else self._keep(torch.tensor(own_rows)),
-                len(own_rows),
-            )
+        self.parts: dict[str, PartArgument] = {}
+        self.rank = 0
+        """of all modules together"""
+        for module, own in factors.items():
+            self.parts[module] = self._part(own, self.rank)
+            self.rank += own.rank
+        self.B = self._keep(_unpacked_B(list(factors.values())))
+        self.unsmooth = 0 if unsmooth is None else self._keep(unsmooth.float().contiguous())
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)
@@ -72,6 +55,34 @@ class CompiledGroup:
             A_scale = Floats(stored + factors.A_scale_at, READ[factors.A_dtype])
         # The scale of B is what comes first.
         return PartArgument(column, factors.rank, stored + factors.at, self._keep(A), A_scale)
+
+
+class CompiledGroup:
+    """The widened factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
+
+    With one name for all rows, the batch may have any number of rows. ``widened`` (by pack) has those that are ready;
+    others are added to it.
+    """
+
+    def __init__(self, stack: GroupStack, rows: RowPacks, widened: dict[str, Widened]) -> None:
+        used = stack.used(rows)
+        self._kept: list[torch.Tensor | Widened] = []
+        """what the arguments point to"""
+        self._segments = (SegmentArgument * len(used))()
+        self._parts = {module: (PartArgument * len(used))() for module in stack.modules}
+        self._ranks: list[tuple[int, int | None]] = []
+        """for each pack: its rank in the group, and the number of its rows; None: all"""
+        for at, pack in enumerate(used):
+            if pack not in widened:
+                widened[pack] = Widened(stack.factors[pack], stack.unsmooth[pack])
+            own, index = widened[pack], rows.index(pack)
+            self._kept += [own] if index is None else [own, index]
+            for module, part in own.parts.items():
+                self._parts[module][at] = part
+            count = None if index is None else len(index)
+            self._ranks.append((own.rank, count))
+            address = 0 if index is None else index.data_ptr()
+            self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(rows))
 
     def into_rank(self, x: torch.Tensor) -> Hidden:
         """The first product, for all modules of the group, of ``x`` (N, T, in)."""

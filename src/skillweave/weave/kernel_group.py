@@ -15,7 +15,7 @@ from skillweave.weave.grouped import (
     grouped_factors,
     grouped_tokens,
 )
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FEW_TOKENS = 16
@@ -41,8 +41,8 @@ def _has_triton() -> bool:
 class KernelGroup:
     """The unpacked factors for a batch whose rows use the named packs, for the kernel; one name stands for all rows."""
 
-    def __init__(self, stack: GroupStack, names: list[str | None]) -> None:
-        self._names = names
+    def __init__(self, stack: GroupStack, names: RowPacks) -> None:
+        self._names = names.names
         used = {pack: stack.unpacked(pack) for pack in stack.used(names)}
         self._factors = grouped_factors(used, stack.unsmooth) if used else None
         self._tokens: dict[tuple[int, int], GroupedTokens] = {}

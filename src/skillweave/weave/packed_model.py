@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,8 +27,9 @@ from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
 from skillweave.weave.coded_factors import Groups
+from skillweave.weave.compiled_group import Widened
 from skillweave.weave.resident import Places, Resident
-from skillweave.weave.stack import GroupStack
+from skillweave.weave.stack import GroupStack, RowPacks
 
 UNPACKED_PACKS = 2
 """How many of the packs that were used last stay unpacked between batches."""
@@ -43,17 +45,24 @@ class PackedModel:
     def __init__(self, model: nn.Module, unpacked_packs: int = UNPACKED_PACKS) -> None:
         if unpacked_packs < 0:
             raise UserError(f"unpacked_packs is {unpacked_packs}: give the number of packs, 0 or more")
-        self.model = model
+        self.model: Any = model
         self.unpacked_packs = unpacked_packs
         self._modules = dict(model.named_modules())
         self._packs: dict[str, Resident] = {}
         self._unpacked: dict[str, Groups] = {}
         """pack -> its factors; the one that was used last stands last"""
+        self._widened: dict[str, dict[str, Widened]] = {}
+        """group -> pack -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
         self._running_now = False
 
     @functools.cached_property
     def _fed(self) -> dict[str, Fed]:
         return feeding(self.model)
+
+    @functools.cached_property
+    def _head(self) -> str:
+        head = self.model.get_output_embeddings()
+        return next((name for name, module in self._modules.items() if module is head), "")
 
     @functools.cached_property
     def _places(self) -> Places:
@@ -134,7 +143,7 @@ class PackedModel:
         if self._running_now:
             raise UserError(f"the pack '{name}' cannot be unloaded while a batch is running")
         del self._packs[name]
-        self._unpacked.pop(name, None)
+        self._drop_unpacked(name)
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -154,6 +163,35 @@ class PackedModel:
         """Context in which all rows of every batch, of any size, use the pack ``name``, or the plain base for None."""
         with self._running(Batch([name], None)):
             yield
+
+    @contextlib.contextmanager
+    def tokens(self, names: Sequence[str | None], last: Sequence[str | None]) -> Iterator[None]:
+        """Context for one forward pass of one row, in which token i uses the pack ``names[i]``, or none.
+
+        Tokens of several sequences lie in that row, as in continuous batching. ``last``: the packs of the tokens whose
+        hidden states reach the head. A step with the packs of the step before costs less than a new :meth:`rows`.
+
+        Raises :class:`UserError` if there are several packs and one of them needs steps of its own
+        (:meth:`why_own_steps`).
+        """
+        if len(set(names)) == 1:
+            batch = Batch(names[:1], None, tokens=True)
+        else:
+            batch = Batch(names, len(names), tokens=True, last=last)
+            for name in batch.names.distinct:
+                if name is not None and name in self._packs and (why := self.why_own_steps(name)) is not None:
+                    raise UserError(f"the pack '{name}' must have steps of its own: {why}")
+        with self._running(batch):
+            yield
+
+    def why_own_steps(self, name: str) -> str | None:
+        """The reason why no step of :meth:`tokens` can use a resident pack and another one, or None."""
+        if self._packs[name].tokens is not None:
+            return "it has tokens of its own, which the head gives for all tokens of a step or for none"
+        for module in self._packs[name].modules:
+            if self._fed[module].rows == "rows" and self._fed[module].tokens != 1:
+                return f"the second axis of what '{module}' is fed is not the tokens"
+        return self.why_alone(name)
 
     @contextlib.contextmanager
     def _running(self, batch: Batch) -> Iterator[None]:
@@ -180,7 +218,8 @@ class PackedModel:
                 # Only changed modules are looked at: for the plain base the model is not probed at all.
                 if any(change.fed.rows == "flat" for change in changes.values()):
                     handles.append(self.model.register_forward_pre_hook(batch.see, with_kwargs=True))
-                tokens = [None if name is None else self._packs[name].tokens for name in batch.names]
+                of_row = batch.names.distinct[:1] if batch.rows is None else batch.names
+                tokens = [None if name is None else self._packs[name].tokens for name in of_row]
                 with vocabularies(self.model, tokens, every=batch.rows is None):
                     yield
         finally:
@@ -191,7 +230,7 @@ class PackedModel:
 
     def _unpack(self, batch: Batch) -> None:
         """Unpack the packs of a batch. First, others give back what they take beyond ``unpacked_packs``."""
-        used = [name for name in dict.fromkeys(batch.names) if name is not None]
+        used = [name for name in batch.names.distinct if name is not None]
         again = {name: self._unpacked.pop(name) for name in used if name in self._unpacked}
         self._keep_unpacked(max(0, self.unpacked_packs - len(used)))
         self._unpacked |= again
@@ -202,7 +241,12 @@ class PackedModel:
     def _keep_unpacked(self, count: int) -> None:
         """Drop the unpacked factors of all packs but so many that were used last."""
         for name in list(self._unpacked)[: max(0, len(self._unpacked) - count)]:
-            del self._unpacked[name]
+            self._drop_unpacked(name)
+
+    def _drop_unpacked(self, name: str) -> None:
+        self._unpacked.pop(name, None)
+        for of_group in self._widened.values():
+            of_group.pop(name, None)
 
     @contextlib.contextmanager
     def _tuned_values(self, batch: Batch) -> Iterator[None]:
@@ -210,10 +254,11 @@ class PackedModel:
 
         These are the tensors that cannot differ from row to row, and those that need no hook if all rows are the same.
         """
-        pack = self._packs[batch.names[0]] if batch.names and batch.uniform and batch.names[0] is not None else None
-        if pack is None:
+        name = batch.names.distinct[0] if batch.uniform else None
+        if name is None:
             yield
             return
+        pack = self._packs[name]
         originals: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def put(module: str, own: str, tuned: torch.Tensor) -> None:
@@ -237,33 +282,38 @@ class PackedModel:
 
     def _changes(self, batch: Batch) -> dict[str, Change]:
         """The hook of each module that a pack in use changes, by the module's name."""
-        names = batch.names
-        used = [pack for pack in self._packs.values() if pack.name in names]
+        used = [pack for pack in self._packs.values() if pack.name in batch.names]
         changes: dict[str, Change] = {}
 
+        def named(modules: Sequence[str]) -> RowPacks:
+            """The packs of what these modules are fed: of all rows, or of the hidden states that reach the head."""
+            return batch.last if len(batch.last) and self._head in modules else batch.names
+
         def at(module: str) -> Change:
-            return changes.setdefault(module, Change(module, self._fed[module], batch))
+            return changes.setdefault(module, Change(module, self._fed[module], batch, named([module])))
 
         for pack in used:
-            rows = [index for index, name in enumerate(names) if name == pack.name]
             if not batch.uniform:
                 for module, tuned in pack.changed.items():
-                    at(module).tuned.append((_index(rows, names, next(iter(tuned.values())).device), tuned))
+                    index = _index(named([module]), pack.name, next(iter(tuned.values())).device)
+                    at(module).tuned.append((index, tuned))
             for module, factors in pack.float_factors.items():
-                at(module).float_factors.append((_index(rows, names, factors[0].device), factors))
+                at(module).float_factors.append((_index(named([module]), pack.name, factors[0].device), factors))
             for module, lookup in pack.lookups.items():
-                at(module).lookups.append((_index(rows, names, lookup.left.device), lookup))
+                at(module).lookups.append((_index(named([module]), pack.name, lookup.left.device), lookup))
         stacks: dict[str, GroupStack] = {}
         for pack in used:
             for group, own in self._unpacked[pack.name].items():
                 stacks.setdefault(group, GroupStack()).add(pack.name, own, pack.unsmooth.get(group))
-        for stack in stacks.values():
-            run = GroupRun(stack, names)
+        for group, stack in stacks.items():
+            widened = self._widened.setdefault(group, {}) if batch.tokens else {}
+            run = GroupRun(stack, named(stack.modules), widened)
             for module in run.modules:
                 at(module).groups.append(run)
         return changes
 
 
-def _index(rows: list[int], names: list[str | None], device: torch.device) -> torch.Tensor | None:
-    """The rows as int64 (n,), or None if they are all rows of the batch."""
-    return None if len(rows) == len(names) else torch.tensor(rows, device=device)
+def _index(names: RowPacks, pack: str, device: torch.device) -> torch.Tensor | None:
+    """The rows of a pack as int64 (n,), or None if they are all rows of the batch."""
+    index = names.index(pack)
+    return None if index is None else index.to(device)

@@ -138,6 +138,12 @@ class Resident:
         """The number of inputs of the matrices of each group."""
         return {group: width for coded in self.coded for group, width in coded.widths.items()}
 
+    @property
+    def modules(self) -> list[str]:
+        """The modules whose output the pack changes row by row."""
+        factors = [module for coded in self.coded for module in coded.modules]
+        return [*factors, *self.float_factors, *self.lookups, *self.changed]
+
     def unpacked(self) -> Groups:
         """The integer factors, laid out for the products."""
         groups: Groups = {}

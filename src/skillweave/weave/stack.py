@@ -5,12 +5,46 @@ Before its first product, the batch widens their codes to int8, and drops these 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from skillweave.weave.factors import Factors, Unpacked
 from skillweave.weave.linear import Part, Segment
+
+
+class RowPacks:
+    """The pack of each row of a batch; None is the plain base. Which rows a pack has is looked up once."""
+
+    def __init__(self, names: Sequence[str | None]) -> None:
+        self.names = list(names)
+        self._rows: dict[str | None, list[int]] = {}
+        for index, name in enumerate(self.names):
+            self._rows.setdefault(name, []).append(index)
+        self._indices: dict[str | None, torch.Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str | None]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    @property
+    def distinct(self) -> list[str | None]:
+        """Each pack once, in the order of their first rows."""
+        return list(self._rows)
+
+    def index(self, pack: str | None) -> torch.Tensor | None:
+        """The rows of a pack as int64 (n,) on the CPU, or None if they are all rows of the batch."""
+        rows = self._rows.get(pack, [])
+        if len(rows) == len(self.names):
+            return None
+        if pack not in self._indices:
+            self._indices[pack] = torch.tensor(rows, dtype=torch.int64)
+        return self._indices[pack]
 
 
 class GroupStack:
@@ -34,7 +68,7 @@ class GroupStack:
         self.factors[pack] = factors
         self.unsmooth[pack] = unsmooth
 
-    def used(self, rows: Sequence[str | None]) -> list[str]:
+    def used(self, rows: RowPacks) -> list[str]:
         """The packs of this group that the rows of a batch use."""
         return [pack for pack in self.factors if pack in rows]
 
@@ -43,7 +77,7 @@ class GroupStack:
         return {module: own.unpacked() for module, own in self.factors[pack].items()}
 
 
-def segments(stack: GroupStack, rows: Sequence[str | None], *, stacked: bool) -> list[Segment]:
+def segments(stack: GroupStack, rows: RowPacks, *, stacked: bool) -> list[Segment]:
     """The unpacked factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
 
     ``stacked``: one segment of all packs in use for all rows; else one segment for each pack in use.
@@ -54,20 +88,18 @@ def segments(stack: GroupStack, rows: Sequence[str | None], *, stacked: bool) ->
     return [_single(own, stack.unsmooth[pack], pack, rows) for pack, own in factors.items()]
 
 
-def _single(
-    factors: Mapping[str, Unpacked], unsmooth: torch.Tensor | None, pack: str, rows: Sequence[str | None]
-) -> Segment:
+def _single(factors: Mapping[str, Unpacked], unsmooth: torch.Tensor | None, pack: str, rows: RowPacks) -> Segment:
     parts, at = {}, 0
     for module, own in factors.items():
         parts[module] = Part(slice(at, at + own.B.shape[0]), own.B_scale, own.A, own.A_scale)
         at += own.B.shape[0]
     B = torch.cat([own.B for own in factors.values()])
-    own_rows = [index for index, name in enumerate(rows) if name == pack]
-    index = None if len(own_rows) == len(rows) else torch.tensor(own_rows, device=B.device)
+    own_rows = rows.index(pack)
+    index = None if own_rows is None else own_rows.to(B.device)
     return Segment(index, unsmooth, (B.T,), parts)
 
 
-def _stacked(stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], rows: Sequence[str | None]) -> Segment:
+def _stacked(stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], rows: RowPacks) -> Segment:
     order = [(module, pack) for module in stack.modules for pack in factors if module in factors[pack]]
     B = torch.cat([factors[pack][module].B for module, pack in order])
     unsmooth = None
@@ -80,7 +112,9 @@ def _stacked(stack: GroupStack, factors: Mapping[str, Mapping[str, Unpacked]], r
         owners = {pack: own[module] for pack, own in factors.items() if module in own}
         A = torch.cat([own.A for own in owners.values()])
         no_change = torch.zeros(A.shape[1], device=B.device)
-        scales = {name: torch.cat([own.B_scale * (pack == name) for pack, own in owners.items()]) for name in {*rows}}
+        scales = {
+            name: torch.cat([own.B_scale * (pack == name) for pack, own in owners.items()]) for name in rows.distinct
+        }
         parts[module] = Part(
             slice(at, at + A.shape[0]),
             torch.stack([scales[name] for name in rows])[:, None],

@@ -88,7 +88,7 @@ async def open_models(refs: set[ModelRef], cache: AnswerCache, options: OpenOpti
                 continue
             if ref.target not in engines:
                 opened = open_engine(ref.target, base=options.base, dtype=options.dtype, device=options.device)
-                engine = AsyncEngine(opened.weave, batch_size=options.batch_size)
+                engine = AsyncEngine(opened.weave, max_requests=options.batch_size)
                 engines[ref.target] = await stack.enter_async_context(engine)
                 defaults = opened
             pack = defaults.pack_named(ref.name)
