@@ -113,9 +113,7 @@ def vllm(
 
     check_apart(out, weave=weave, base=base)
     check_new_folder(out)
-    folder = export_vllm(
-        weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out
-    )
+    folder = export_vllm(weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out)
     say(f"Wrote {out}: the backbone, and {len(folder.card.packs)} adapters.")
     for name, adapter in folder.card.packs.items():
         say(f"  {name}: rank {adapter.rank}, {shown_loss(adapter)}.")

@@ -1,7 +1,7 @@
 """The product of two factors that is nearest to a matrix, among all products of a given rank.
 
-Source: Eckart and Young 1936: the first singular values and vectors give it, and what is lost is the sum of the squares of
-the other singular values [relative].
+Source: Eckart and Young 1936: the first singular values and vectors give it, and what is lost is the sum of the squares
+of the other singular values [relative].
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _ZERO = 1e-6
 def nearest_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """Return factors (out, r) and (r, in) of at most ``rank`` nearest to ``left @ right``, and what they lose of it.
 
-    The loss is a squared norm. Factors of at most ``rank`` are returned as they are, with a loss of 0. Computed in float64
-    without the product: from the factors' QR decompositions.
+    The loss is a squared norm. Factors of at most ``rank`` are returned as they are, with a loss of 0. Computed in
+    float64 without the product, from the factors' QR decompositions.
     """
     if left.shape[1] <= rank:
         return left, right, 0.0
@@ -28,7 +28,7 @@ def nearest_product(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Ten
 
 
 def nearest_factors(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """Return factors (out, r) and (r, in) of at most ``rank`` nearest to a matrix, and the squared norm that they lose."""
+    """Return factors (out, r) and (r, in) of at most ``rank`` nearest to a matrix, and the squared norm they lose."""
     near_left, near_right, lost = _cut(matrix.float(), rank)
     return near_left, near_right, lost
 

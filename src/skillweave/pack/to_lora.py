@@ -10,8 +10,8 @@ PEFT, vLLM and LoRAX load such adapters.
 * Changes that LoRA cannot express go where PEFT loads them from: norms as ``modules_to_save``, biases and embeddings
   under their own names, which PEFT copies into the base. vLLM refuses such adapters; ``lora_only`` leaves these
   tensors out.
-* vLLM allows only ranks up to :data:`VLLM_RANKS`' last. With ``max_rank``, a change of a higher rank becomes the nearest
-  one of that rank, and so does a matrix that the pack does not hold in factors.
+* vLLM allows only ranks up to :data:`VLLM_RANKS`' last. With ``max_rank``, a change of a higher rank becomes the
+  nearest one of that rank, and so does a matrix that the pack does not hold in factors.
 """
 
 from __future__ import annotations
@@ -222,9 +222,7 @@ class _Adapter:
             near_left, near_right = left.to(dtype).float(), right.to(dtype).float()
             # near_left near_right - left right, as one product.
             lost += _energy(torch.cat([near_left, left], dim=1), torch.cat([near_right, -right]))
-        others = {
-            name: float(self._change(name).double().square().sum()) for name in (*self.saved, *self.left_out)
-        }
+        others = {name: float(self._change(name).double().square().sum()) for name in (*self.saved, *self.left_out)}
         # What a nearest product loses is orthogonal to it, so the squares add up.
         total = factors_energy + sum(self._lost.values()) + sum(others.values())
         shares = {name: others[name] / total for name in self.left_out if total}
@@ -317,9 +315,7 @@ def _energy(left: torch.Tensor, right: torch.Tensor) -> float:
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
 
-def _too_much_left_out(
-    name: str, left_out: Mapping[str, float], cut: Mapping[str, float], holds_more: bool
-) -> str:
+def _too_much_left_out(name: str, left_out: Mapping[str, float], cut: Mapping[str, float], holds_more: bool) -> str:
     missing = {**left_out, **cut}
     why = f", {sum(cut.values()):.1%} of it because ranks are too high" if cut else ""
     advice = "leave out --lora-only, or say" if holds_more else "write the whole model with `skillweave unzip`, or say"

@@ -1,4 +1,4 @@
-"""``serve.json``: what ``skillweave export vllm`` wrote, and how vLLM is started with it. Reading it imports no torch."""
+"""``serve.json``: what ``skillweave export vllm`` wrote, and how vLLM is started with it. It imports no torch."""
 
 from __future__ import annotations
 
