@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import httpx
+import httpx2
 
 from skillweave.engine.vllm.wire import ServerFailed, call
 
@@ -17,7 +17,7 @@ LEAST = 1e-3
 gives the same log-probabilities, or differs by the rounding of another batch, which is far less on average."""
 
 
-async def probe_logprobs(client: httpx.AsyncClient, url: str, model: str, ids: Sequence[int]) -> list[float]:
+async def probe_logprobs(client: httpx2.AsyncClient, url: str, model: str, ids: Sequence[int]) -> list[float]:
     """Return the log-probabilities of the tokens of a text after the first, as a vLLM server computes them."""
     body = {"model": model, "prompt": list(ids), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
     values: Any = await call(client, "POST", url, "/v1/completions", body)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from skillweave.engine.vllm.folder import VllmFolder, server_arguments
 from skillweave.errors import UserError
@@ -111,9 +111,9 @@ class VllmServer:
 
     async def _answers(self) -> bool:
         try:
-            async with httpx.AsyncClient(timeout=5.0) as client:
+            async with httpx2.AsyncClient(timeout=5.0) as client:
                 return (await client.get(f"{self.url}/health")).status_code == 200
-        except httpx.HTTPError:
+        except httpx2.HTTPError:
             return False
 
     def _last_lines(self) -> str:

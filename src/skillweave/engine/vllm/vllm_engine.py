@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import httpx
+import httpx2
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
@@ -91,15 +91,15 @@ class VllmEngine:
         self._tasks: dict[LiveGeneration, asyncio.Task[None]] = {}
         self._submitted = self._finished = self._cancelled = self._failed = 0
         self._prompt_tokens = self._completion_tokens = 0
-        self._client: httpx.AsyncClient | None = None
+        self._client: httpx2.AsyncClient | None = None
         self._closed = False
 
     async def __aenter__(self) -> VllmEngine:
         if self._client is not None:
             raise RuntimeError("a VllmEngine is opened once: make another one")
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        timeout = httpx.Timeout(self._patience, connect=_CONNECT)
-        self._client = httpx.AsyncClient(headers=self._headers, limits=limits, timeout=timeout)
+        limits = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
+        timeout = httpx2.Timeout(self._patience, connect=_CONNECT)
+        self._client = httpx2.AsyncClient(headers=self._headers, limits=limits, timeout=timeout)
         try:
             await asyncio.gather(*(one.start() for one in self._own))
             await asyncio.gather(*(self._prepare_at_start(one) for one in self.replicas))
@@ -281,7 +281,7 @@ class VllmEngine:
 
     # -- servers -------------------------------------------------------------------------------------------------------
 
-    def _opened(self) -> httpx.AsyncClient:
+    def _opened(self) -> httpx2.AsyncClient:
         if self._client is None:
             raise RuntimeError("open the engine first: async with VllmEngine(folder, urls) as engine")
         return self._client

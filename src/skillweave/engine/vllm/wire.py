@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import httpx2
 
 from skillweave.base import Sampling
 from skillweave.engine.interface import AnswerToken, EngineBusy
@@ -55,7 +55,7 @@ def completion(
     }
 
 
-async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+async def stream(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
     """Yield the events of a streamed completion. Closing the iterator closes the connection, and vLLM gives it up.
 
     Raises :class:`ServerFailed`, :class:`AdapterMissing`, :class:`EngineBusy`, or :class:`UserError` for a request that
@@ -76,7 +76,7 @@ async def stream(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> A
                 piece = read_piece(text, body["logprobs"], url)
                 ended = ended or piece.finish is not None
                 yield piece
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerFailed(f"{url}: {type(error).__name__}: {error}") from error
     if not ended:
         raise ServerFailed(f"{url}: the stream ended before the answer did")
@@ -109,11 +109,11 @@ def _token(given: dict[str, Any], at: int, token: int, logprobs: int | None) -> 
     return AnswerToken(token, given["token_logprobs"][at], top)
 
 
-async def call(client: httpx.AsyncClient, method: str, url: str, path: str, body: Any = None) -> Any:
+async def call(client: httpx2.AsyncClient, method: str, url: str, path: str, body: Any = None) -> Any:
     """Return what a vLLM server answers to a short request: JSON or text. Raises the errors of :func:`stream`."""
     try:
         response = await client.request(method, f"{url}{path}", json=body)
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise ServerFailed(f"{url}: {type(error).__name__}: {error}") from error
     check(response, url)
     try:
@@ -122,7 +122,7 @@ async def call(client: httpx.AsyncClient, method: str, url: str, path: str, body
         return response.text
 
 
-def check(response: httpx.Response, url: str) -> None:
+def check(response: httpx2.Response, url: str) -> None:
     """Raise the error that a response of vLLM means, if it is one."""
     if response.status_code < 400:
         return
