@@ -25,7 +25,7 @@ class AdapterMissing(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class StreamEvent:
     """One event of a stream: new tokens (with the end token), and the reason of the end if there is one."""
 
     tokens: tuple[AnswerToken, ...]
@@ -55,7 +55,7 @@ def completion(
     }
 
 
-async def stream(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[Piece, None]:
+async def stream(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> AsyncGenerator[StreamEvent, None]:
     """Yield the events of a streamed completion. Closing the iterator closes the connection, and vLLM gives it up.
 
     Raises :class:`ServerFailed`, :class:`AdapterMissing`, :class:`EngineBusy`, or :class:`UserError` for a request that
@@ -82,7 +82,7 @@ async def stream(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> 
         raise ServerFailed(f"{url}: the stream ended before the answer did")
 
 
-def read_piece(text: str, logprobs: int | None, url: str) -> Piece:
+def read_piece(text: str, logprobs: int | None, url: str) -> StreamEvent:
     """Return one event of a stream. Raises :class:`ServerFailed` for an error that vLLM reports in the stream, and
     :class:`UserError` for an event without token ids, which an older vLLM sends."""
     try:
@@ -90,13 +90,13 @@ def read_piece(text: str, logprobs: int | None, url: str) -> Piece:
         if "error" in values:
             raise ServerFailed(f"{url}: {_message(values)}")
         if not values["choices"]:
-            return Piece((), None)
+            return StreamEvent((), None)
         choice = values["choices"][0]
         ids, given = choice.get("token_ids"), choice.get("logprobs") or {}
         if ids is None:
             raise UserError(f"the vLLM server at {url} sends no token ids: use vLLM 0.11 or newer")
         tokens = tuple(_token(given, at, token, logprobs) for at, token in enumerate(ids))
-        return Piece(tokens, choice.get("finish_reason"))
+        return StreamEvent(tokens, choice.get("finish_reason"))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ServerFailed(f"{url}: an event that is none of vLLM's: {shown_value(text)}") from error
 
