@@ -279,6 +279,76 @@ def test_a_pack_that_shares_no_batch_answers_alone_and_that_is_said(
     assert "The pack 'experts' answers in steps of its own: " in capsys.readouterr().err
 
 
+# -- log-probabilities, stop strings, forms --------------------------------------------------------------------------
+
+
+def test_log_probabilities_are_those_of_the_model_with_the_pack(weave: Weave) -> None:
+    async def work(engine: AsyncEngine) -> list[CountedReply]:
+        drawn = Sampling(7, temperature=1.5, top_p=0.8, seed=3)
+        asked: list[tuple[str | None, int | None]] = [("a", 3), (None, 0), ("a", None)]
+        return await replies([engine.submit(PROMPTS[0], pack, drawn, logprobs=count) for pack, count in asked])
+
+    three, none, without = opened(weave, work)
+    assert [token.id for token in three.tokens] == [token.id for token in without.tokens]
+    assert without.tokens[0].logprob is None
+    for reply, pack, count in ((three, "a", 3), (none, None, 0)):
+        ids = weave.base.tokenizer(f"<user>{PROMPTS[0]}<end><assistant>")["input_ids"]
+        whole = torch.tensor([[*ids, *(token.id for token in reply.tokens)]])
+        with torch.no_grad(), weave.packed_model.every_row(pack):
+            expected = weave.base.model(input_ids=whole).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+        for token, row in zip(reply.tokens, expected, strict=True):
+            assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-4)
+            assert [one for one, _ in token.top] == row.topk(count).indices.tolist()
+            assert [value for _, value in token.top] == pytest.approx(row.topk(count).values.tolist(), abs=1e-4)
+
+
+def test_an_answer_ends_before_a_stop_string_and_gives_its_place_free(weave: Weave) -> None:
+    drawn = Sampling(200, temperature=1.5, seed=1)
+
+    async def work(engine: AsyncEngine) -> None:
+        whole = (await engine.submit(PROMPTS[0], "a", drawn).reply()).text
+        at = next(at for at in range(5, 90) if whole.find(whole[at : at + 2]) == at)
+        before = engine.counters().step_tokens
+        generation = engine.submit(PROMPTS[0], "a", drawn, stop=[whole[at : at + 2], "never this"])
+        text = "".join(await pieces(generation))
+        reply = await generation.reply()
+        assert reply.text == text == whole[:at]
+        assert (reply.ended, reply.matched) == ("answer", whole[at : at + 2])
+        assert engine.counters().step_tokens - before < 120
+
+    opened(weave, work)
+
+
+class OnlyLetters:
+    """A form of an answer: the given letters one after another, then an end token."""
+
+    def __init__(self, letters: str, ids: list[int] | None = None) -> None:
+        self._letters, self._ids = letters, ids or []
+
+    def matcher(self, tokenizer: Any, stops: Any) -> OnlyLetters:
+        return OnlyLetters(self._letters, [*tokenizer.convert_tokens_to_ids(list(self._letters)), min(stops)])
+
+    def restrict(self, scores: torch.Tensor) -> None:
+        kept = scores[self._ids[0]].clone()
+        scores.fill_(-torch.inf)
+        scores[self._ids[0]] = kept
+
+    def accept(self, token: int) -> None:
+        assert token == self._ids.pop(0)
+
+
+def test_an_answer_has_the_form_that_was_asked_for(weave: Weave) -> None:
+    async def work(engine: AsyncEngine) -> list[CountedReply]:
+        form = OnlyLetters("form")
+        samplings = [(None, Sampling(20)), ("a", Sampling(20, temperature=1.0)), ("b", Sampling(20))]
+        formed = [engine.submit(PROMPTS[0], pack, sampling, grammar=form) for pack, sampling in samplings]
+        return await replies([*formed, engine.submit(PROMPTS[0], "a", Sampling(6))])
+
+    *formed, free = opened(weave, work)
+    assert {(reply.text, reply.ended) for reply in formed} == {("form", "answer")}
+    assert free.text == alone(weave, PROMPTS[0], "a", 6)
+
+
 # -- cancelling and closing ------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from transformers.generation.continuous_batching.continuous_api import (
 from helpers.micro_families import build, tune
 from helpers.weave_packs import random_pack
 from skillweave.base import Sampling, open_base
+from skillweave.base.precision import multiply_in_float32
 from skillweave.delta import Delta
 from skillweave.engine import AsyncEngine
 from skillweave.engine.paged import PagedRow, Readers
@@ -219,6 +220,18 @@ def test_fine_tunes_of_everything_answer_in_shared_steps_as_they_do_alone(family
     alone = [weave.generate([prompt], pack, Sampling(6))[0].text for prompt, pack in asked]
     assert run(weave, work) == alone
     assert [weave.generate([prompt], pack, Sampling(6))[0].text for prompt, pack in asked] == alone
+
+
+def test_weights_in_bfloat16_that_are_multiplied_in_float32_are_served(micro_base: Path) -> None:
+    base = open_base(micro_base, dtype="bfloat16")
+    multiply_in_float32(base.model)
+    weave = Weave.of(base, {"a": random_pack(base.model, base.fingerprint, name="a")})
+
+    async def work(engine: AsyncEngine) -> list[int]:
+        generations = [engine.submit("hello", pack, Sampling(6)) for pack in (None, "a")]
+        return [(await one.reply()).completion_tokens for one in generations]
+
+    assert run(weave, work) == [6, 6]
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,7 @@ def _judge(name: str, module: nn.Module, runs: list[list[_Watch]]) -> Fed | None
     law, scale = laws.pop() if len(laws) == 1 else (None, 1.0)
     rows = "rows" if "rows" in kinds else "flat" if "flat" in kinds else "any"
     shapes = [call.x.shape for both, *_ in runs for call in both.calls[name] if call.x is not None]
-    return Fed(rows, law, scale, _token_axis(shapes))  # type: ignore[arg-type]
+    return Fed(rows, law, scale, _token_axis(shapes) if rows == "rows" else 1)  # type: ignore[arg-type]
 
 
 def _token_axis(shapes: list[torch.Size]) -> int | None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from skillweave.weave.request_group import cannot_answer
 
 Result = TypeVar("Result")
 
-_CACHE_TOKENS = 16_384
+_CACHE_TOKENS = 8_192
 """The least room of the paged cache, in tokens."""
 _PAGE = 32
 """The tokens of a block of the cache. Prefixes are shared in whole blocks, so small ones share more."""
@@ -79,7 +80,7 @@ class AsyncEngine:
       runs between two steps (:meth:`between_steps`).
     - ``max_requests``: the most requests that share a step; others wait in the queue
     - ``max_waiting``: the most requests that wait; None: any number
-    - ``cache_tokens``: the tokens, of prompts and answers, whose keys and values are kept; None: 16,384, or the
+    - ``cache_tokens``: the tokens, of prompts and answers, whose keys and values are kept; None: 8,192, or the
       model's longest context if that is more
     - ``step_tokens``: the most tokens that a step reads of prompts
 
@@ -113,6 +114,7 @@ class AsyncEngine:
         self._routing: set[LiveGeneration] = set()
         self._submitted = self._finished = self._cancelled = self._failed = 0
         self._prompt_tokens = self._completion_tokens = 0
+        self._opened_at = time.monotonic()
         self._manager: PackedManager | None = None
         self._closed = False
 
@@ -205,7 +207,7 @@ class AsyncEngine:
             raise RequestCancelled("the engine is closed")
         check_sampling(sampling)
         if self.max_waiting is not None and len(self._waiting) + len(self._routing) >= self.max_waiting:
-            raise EngineBusy(f"{self.max_waiting} requests wait already", retry_after=1.0)
+            raise EngineBusy(f"{self.max_waiting} requests wait already", retry_after=self._retry_after())
         generation = LiveGeneration(stop, asyncio.current_task(), self._settled)
         work = Work(generation, prompt, sampling, logprobs, grammar)
         if pack == AUTO:
@@ -247,6 +249,11 @@ class AsyncEngine:
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
         )
+
+    def _retry_after(self) -> float:
+        """A guess at the seconds until there is room in the queue: at the rate so far, one request later."""
+        rate = self._finished / (time.monotonic() - self._opened_at)
+        return min(60.0, max(1.0, 1 / rate if rate else 1.0))
 
     # -- in the event loop ---------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class Grammar(Protocol):
     def matcher(self, tokenizer: Any, stops: Collection[int]) -> TokenMatcher:
         """Return a matcher for one answer in tokens of this tokenizer; ``stops`` are the end tokens.
 
-        It is called in the engine's thread. Raises :class:`UserError` if the tokenizer cannot be used.
+        Raises :class:`UserError` if the tokenizer cannot be used.
         """
 
 

@@ -35,6 +35,8 @@ def paged_attention(
     """
     if cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    # A model may multiply in float32 although its weights, and so the cache, are in bfloat16.
+    key, value = key.to(cache.dtype), value.to(cache.dtype)
     key, value = cache.update(key_states=key, value_states=value, layer_idx=module.layer_idx, kwargs=kwargs)
     if kwargs.get("block_table") is not None:
         return _decoded(query, key, value, scaling, **kwargs), None
@@ -100,7 +102,13 @@ def _attend(
 ) -> Tensor:
     grouped = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+        query,
+        key.to(query.dtype),
+        value.to(query.dtype),
+        attn_mask=mask,
+        is_causal=causal,
+        scale=scaling,
+        enable_gqa=grouped,
     )
 
 
