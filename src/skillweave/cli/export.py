@@ -94,6 +94,9 @@ def vllm(
     allow_left_out: bool = typer.Option(
         False, "--allow-left-out", help="Write an adapter even if it loses more than 5% of its pack's change."
     ),
+    kl: bool = typer.Option(
+        False, "--kl", help="Also measure a loss as KL along a text, which opens the base in float32."
+    ),
 ) -> None:
     """Write a weave as a folder that vLLM serves.
 
@@ -113,7 +116,9 @@ def vllm(
 
     check_apart(out, weave=weave, base=base)
     check_new_folder(out)
-    folder = export_vllm(weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out)
+    folder = export_vllm(
+        weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out, kl=kl
+    )
     say(f"Wrote {out}: the backbone, and {len(folder.card.packs)} adapters.")
     for name, adapter in folder.card.packs.items():
         say(f"  {name}: rank {adapter.rank}, {shown_loss(adapter)}.")

@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from helpers.terminal import run
 from helpers.weave_packs import random_pack
-from skillweave.base import fingerprint, open_base
+from skillweave.base import fingerprint, open_base, prompt_ids
+from skillweave.base.generate import context_length
 from skillweave.base.open import Base
 from skillweave.engine.vllm import VllmFolder, export_vllm
 from skillweave.engine.vllm.export import launch_line
+from skillweave.engine.vllm.proof import PROBE
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.pack.nearest_rank import nearest_factors, nearest_product
@@ -76,7 +78,9 @@ def test_what_a_lower_rank_loses_is_measured(weave: Path, base: Base, micro_base
     with pytest.raises(UserError, match=r"pack 'a' would leave out \d+\.\d% .*because ranks are too high"):
         export_vllm(weave, tmp_path / "out", base=micro_base, packs=["a"], max_rank=1)
     assert not (tmp_path / "out").exists()
-    folder = export_vllm(weave, tmp_path / "out", base=micro_base, packs=["a"], max_rank=1, allow_left_out=True)
+    folder = export_vllm(
+        weave, tmp_path / "out", base=micro_base, packs=["a"], max_rank=1, allow_left_out=True, kl=True
+    )
     adapter = folder.card.packs["a"]
     assert adapter.rank == folder.card.max_lora_rank == 1
     pack = random_pack(base.model, base.fingerprint, name="a", seed=0).unzip()
@@ -85,6 +89,15 @@ def test_what_a_lower_rank_loses_is_measured(weave: Path, base: Base, micro_base
         values = torch.linalg.svdvals(pack.tensor(name).double())
         total += float(values.square().sum())
         lost += float(values[1:].square().sum())
+    opened = open_base(micro_base, dtype="float32", device="cpu")
+    ids = torch.tensor([prompt_ids(opened.tokenizer, PROBE)])[:, : context_length(opened.model)]
+    with torch.no_grad():
+        own = pack.apply(opened).model(ids).logits.double().log_softmax(-1)
+        near = PeftModel.from_pretrained(opened.model, folder.adapter("a"))(ids).logits.double().log_softmax(-1)
+    slow = torch.nn.functional.kl_div(near, own, reduction="none", log_target=True).sum(-1).mean()
+    assert adapter.kl == pytest.approx(float(slow), rel=1e-3)
+    assert adapter.kl > 1e-3
+    assert "KL along a text" in (folder.path / "README.md").read_text()
     assert adapter.missing == pytest.approx(lost / total, rel=1e-4)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 from skillweave.artefact import atomic_folder, write_json, write_text
+from skillweave.base import open_base, prompt_ids
+from skillweave.base.generate import context_length
 from skillweave.delta import Delta, write_tuned
 from skillweave.delta.schema import BaseRef
 from skillweave.engine.vllm.folder import (
@@ -20,8 +22,9 @@ from skillweave.engine.vllm.folder import (
     VllmFolder,
     server_arguments,
 )
+from skillweave.engine.vllm.proof import PROBE
 from skillweave.errors import UserError, nearest
-from skillweave.pack import Exported, export_lora
+from skillweave.pack import Skillpack, export_lora
 from skillweave.pack.left_out import named_shares
 from skillweave.pack.to_lora import VLLM_RANKS
 from skillweave.weave.backbone import read_backbone
@@ -37,6 +40,7 @@ def export_vllm(
     packs: Sequence[str] | None = None,
     max_rank: int = VLLM_RANKS[-1],
     allow_left_out: bool = False,
+    kl: bool = False,
 ) -> VllmFolder:
     """Write the folder ``out`` (replaced whole, atomically) from the weave in the folder ``weave``; return it.
 
@@ -44,6 +48,8 @@ def export_vllm(
     - ``packs``: the names of the packs to write; None: all
     - ``max_rank``: one of :data:`VLLM_RANKS`. A pack whose ranks are not above it becomes an adapter that does exactly
       what the pack does, in float32; any other becomes the nearest adapter of this rank.
+    - ``kl``: for each adapter that loses a part of its pack's change, measure what this costs along a text. It opens
+      the base twice in float32.
 
     An adapter holds no norms, no embeddings and no added tokens. Raises :class:`UserError`, unless ``allow_left_out``,
     if a pack loses more than 5% of its change; also for another base, an unknown pack, and a rank that vLLM does not
@@ -73,7 +79,9 @@ def export_vllm(
                 max_rank=max_rank,
                 allow_left_out=allow_left_out,
             )
-            adapters[name] = _adapter_ref(done, pack.digest)
+            adapters[name] = AdapterRef(rank=done.rank, digest=pack.digest, left_out=done.left_out, cut=done.cut)
+            if kl and adapters[name].missing:
+                adapters[name].kl = divergence(pack, done.folder, temporary / BASE_FOLDER)
         largest = max((one.rank for one in adapters.values()), default=1)
         written = ServeCard(
             weave=str(weave.resolve()),
@@ -100,11 +108,25 @@ def shown_loss(adapter: AdapterRef) -> str:
         words.append(f"{sum(adapter.cut.values()):.2%} lost to the highest rank: {named_shares(adapter.cut)}")
     if adapter.left_out:
         words.append(f"{sum(adapter.left_out.values()):.2%} left out: {named_shares(adapter.left_out)}")
+    if adapter.kl is not None:
+        words.append(f"KL along a text {adapter.kl:.2g} nats per token")
     return "; ".join(words) or "the whole change"
 
 
-def _adapter_ref(done: Exported, digest: str) -> AdapterRef:
-    return AdapterRef(rank=done.rank, digest=digest, left_out=done.left_out, cut=done.cut)
+@torch.no_grad()
+def divergence(pack: Skillpack, adapter: Path, base: Path) -> float:
+    """Return KL(pack || adapter) of the next token along a probe text, in nats per token, computed in float32.
+
+    It is taken over the tokens of the base, which are all that the adapter can write.
+    """
+    opened = open_base(base, dtype="float32", device="cpu")
+    ids = torch.tensor([prompt_ids(opened.tokenizer, PROBE)])[:, : context_length(opened.model)]
+    probabilities = []
+    for delta in (pack.unzip(), Delta.from_lora(adapter, base)):
+        logits = delta.apply(opened).model(input_ids=ids).logits[0, :, : len(opened.tokenizer)]
+        probabilities.append(logits.double().log_softmax(-1))
+    own, other = probabilities
+    return float((own.exp() * (own - other)).sum(-1).mean())
 
 
 def _readme(out: Path, card: ServeCard) -> str:

@@ -36,6 +36,8 @@ class AdapterRef(BaseModel):
     """the share of the change in each tensor that the adapter does not have"""
     cut: dict[str, float] = {}
     """the share of the change that each matrix lost to the highest rank"""
+    kl: float | None = None
+    """the KL divergence of the adapter's next token from the pack's along a text, in nats per token, if measured"""
 
     @property
     def missing(self) -> float:
