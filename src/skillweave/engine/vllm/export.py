@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -119,10 +120,11 @@ def divergence(pack: Skillpack, adapter: Path, base: Path) -> float:
 
     It is taken over the tokens of the base, which are all that the adapter can write.
     """
-    opened = open_base(base, dtype="float32", device="cpu")
+    # The adapter names its base as the pack does, and not the copy of it here.
+    opened = replace(open_base(base, dtype="float32", device="cpu"), ref=pack.card.base.ref)
     ids = torch.tensor([prompt_ids(opened.tokenizer, PROBE)])[:, : context_length(opened.model)]
     probabilities = []
-    for delta in (pack.unzip(), Delta.from_lora(adapter, base)):
+    for delta in (pack.unzip(), Delta.from_lora(adapter, opened)):
         logits = delta.apply(opened).model(input_ids=ids).logits[0, :, : len(opened.tokenizer)]
         probabilities.append(logits.double().log_softmax(-1))
     own, other = probabilities
