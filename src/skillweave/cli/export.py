@@ -7,12 +7,10 @@ from pathlib import Path
 import typer
 
 from skillweave.cli.app import app
-from skillweave.cli.places import check_new_folder
+from skillweave.cli.places import check_apart, check_new_folder
 
-export = typer.Typer(name="export", help="Write a pack in the format of another tool.", no_args_is_help=True)
+export = typer.Typer(name="export", help="Write packs in the format of another tool.", no_args_is_help=True)
 app.add_typer(export)
-
-_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @export.command("lora")
@@ -46,6 +44,7 @@ def lora(
     from skillweave.cli.output import say
     from skillweave.errors import UserError
     from skillweave.pack import Skillpack, export_lora
+    from skillweave.pack.to_lora import VLLM_RANKS
 
     check_new_folder(out)
     if (wanted := as_dtype(dtype)) is None:
@@ -67,7 +66,7 @@ def lora(
             f"Beside the factors: {_listed(done.saved)}. PEFT loads them, vLLM does not: for vLLM, say --lora-only."
         )
     elif not keep_ranks:
-        least = next((rank for rank in _VLLM_RANKS if rank >= done.rank), None)
+        least = next((rank for rank in VLLM_RANKS if rank >= done.rank), None)
         lines.append(f"vLLM needs --max-lora-rank {least}." if least else "The rank is more than vLLM allows (512).")
     if keep_ranks:
         lines.append("Ranks differ from layer to layer: PEFT loads them, vLLM does not.")
@@ -81,6 +80,51 @@ def lora(
         lines.append(f"Left out: {_listed(sorted(done.left_out))}, {share:.2%} of the change (of its squared norm).")
     for line in lines:
         say(line)
+
+
+@export.command("vllm")
+def vllm(
+    weave: Path = typer.Argument(..., help="A weave folder."),
+    out: Path = typer.Argument(..., help="The folder to write; it must be new or empty."),
+    base: str = typer.Option(None, "--base", "-b", help="The base, if it is not at the place that the weave names."),
+    packs: list[str] = typer.Option([], "--pack", "-p", help="Write only this pack (repeatable)."),
+    max_rank: int = typer.Option(
+        512, "--max-rank", help="The highest rank of an adapter: 1, 8, 16, 32, 64, 128, 256, 320 or 512."
+    ),
+    allow_left_out: bool = typer.Option(
+        False, "--allow-left-out", help="Write an adapter even if it loses more than 5% of its pack's change."
+    ),
+    kl: bool = typer.Option(
+        False, "--kl", help="Also measure a loss as KL along a text, which opens the base in float32."
+    ),
+) -> None:
+    """Write a weave as a folder that vLLM serves.
+
+    The backbone becomes an ordinary Hugging Face model, and each pack a PEFT adapter. An adapter does exactly what its
+    pack does if the pack's ranks are not above --max-rank, and if the pack changes only matrices. What is lost is
+    printed, with its share of the change.
+
+    **Examples**
+
+    `skillweave export vllm runs/demo served/demo`
+
+    `skillweave export vllm runs/demo served/demo -p json_calls --max-rank 16`
+    """
+    from skillweave.cli.output import out as console
+    from skillweave.cli.output import say
+    from skillweave.engine.vllm.export import export_vllm, launch_line, shown_loss
+
+    check_apart(out, weave=weave, base=base)
+    check_new_folder(out)
+    folder = export_vllm(
+        weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out, kl=kl
+    )
+    say(f"Wrote {out}: the backbone, and {len(folder.card.packs)} adapters.")
+    for name, adapter in folder.card.packs.items():
+        say(f"  {name}: rank {adapter.rank}, {shown_loss(adapter)}.")
+    say(f"vLLM serves with {folder.card.dtype} and rounds the factors, which are float32 in the files, to that.")
+    say("Start it with")
+    console.print(launch_line(folder.path, folder.card), soft_wrap=True, markup=False, highlight=False)
 
 
 def _listed(names: list[str]) -> str:

@@ -205,7 +205,7 @@ class AsyncEngine:
         self._opened()
         if self._closed:
             raise RequestCancelled("the engine is closed")
-        _check_sampling(sampling)
+        check_sampling(sampling)
         if self.max_waiting is not None and len(self._waiting) + len(self._routing) >= self.max_waiting:
             raise EngineBusy(f"{self.max_waiting} requests wait already", retry_after=self._retry_after())
         generation = LiveGeneration(stop, asyncio.current_task(), self._settled)
@@ -384,12 +384,12 @@ class AsyncEngine:
             self._admit()
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling) -> None:
     """Raise :class:`UserError` for a sampling that a request cannot be drawn by."""
     if sampling.samples != 1:
         raise UserError(f"a request has one answer, not {sampling.samples}: submit it again for each sample")
     if sampling.model_defaults:
-        raise UserError("the asynchronous engine has no model defaults: give a temperature and a top_p")
+        raise UserError("an engine has no model defaults: give a temperature and a top_p")
     for name, fits, expected in (
         ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
         ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),

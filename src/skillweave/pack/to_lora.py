@@ -10,6 +10,8 @@ PEFT, vLLM and LoRAX load such adapters.
 * Changes that LoRA cannot express go where PEFT loads them from: norms as ``modules_to_save``, biases and embeddings
   under their own names, which PEFT copies into the base. vLLM refuses such adapters; ``lora_only`` leaves these
   tensors out.
+* vLLM allows only ranks up to :data:`VLLM_RANKS`' last. With ``max_rank``, a change of a higher rank becomes the
+  nearest one of that rank, and so does a matrix that the pack does not hold in factors.
 """
 
 from __future__ import annotations
@@ -39,10 +41,17 @@ from skillweave.delta.carry import write_carried
 from skillweave.errors import UserError
 from skillweave.pack.decode import mixed_factors
 from skillweave.pack.left_out import MOST_LEFT_OUT, named_shares
+from skillweave.pack.nearest_rank import nearest_factors, nearest_product
 from skillweave.pack.schema import ROWS, FactorsEntry, LowRankEntry, MixedEntry
 from skillweave.pack.skillpack import Skillpack
 from skillweave.progress import bar
 
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""The values that vLLM takes for ``--max-lora-rank``."""
+_IN_FACTORS = LowRankEntry | FactorsEntry | MixedEntry
+"""The entries that a pack holds as two factors."""
+_NOTHING = 1e-9
+"""A smaller share of the change is a rounding error."""
 _ENDINGS = {False: ("lora_B.weight", "lora_A.weight"), True: ("lora_embedding_B", "lora_embedding_A")}
 """How PEFT names the factors of a layer, and of an embedding (True)."""
 
@@ -63,6 +72,8 @@ class Exported:
     """the relative error of the factors in the dtype that was written"""
     rows: int | None
     """the number of tokens that the base must be resized to before PEFT can load the adapter; None: no resize"""
+    cut: dict[str, float]
+    """the share of the change that each matrix lost because its rank was above the allowed one"""
 
 
 def export_lora(
@@ -73,6 +84,7 @@ def export_lora(
     dtype: torch.dtype = torch.float32,
     lora_only: bool = False,
     keep_ranks: bool = False,
+    max_rank: int | None = None,
     allow_left_out: bool = False,
 ) -> Exported:
     """Write ``pack`` as a PEFT adapter, replacing the whole folder ``out`` atomically.
@@ -81,22 +93,23 @@ def export_lora(
     * ``dtype`` is that of the written tensors.
     * ``lora_only`` leaves out the tensors that vLLM does not load.
     * ``keep_ranks`` keeps a rank for each layer (``rank_pattern``), which vLLM does not read.
+    * ``max_rank`` is the highest rank. Matrices that are not in factors then become factors too.
     * The tokenizer and the generation config that the pack carries are written too.
 
     Raises :class:`UserError` for another base, for a pack without LoRA layers, and, unless ``allow_left_out``, if more
-    than 5% of the change would be left out.
+    than 5% of the change would be left out or lost to ``max_rank``.
     """
     place = resolve(base or pack.card.base.ref)
     pack.check_base(fingerprint(place))
-    adapter = _Adapter(pack, Checkpoint(place), lora_only)
+    adapter = _Adapter(pack, Checkpoint(place), lora_only, max_rank)
     if not adapter.modules:
         raise UserError(
             f"the pack '{pack.card.name}' has no matrix in low-rank factors on a layer that LoRA knows: there is no "
             f"adapter to write. `skillweave unzip` writes the whole model."
         )
-    left_out, rounding = adapter.measure(dtype)
-    if sum(left_out.values()) > MOST_LEFT_OUT and not allow_left_out:
-        raise UserError(_too_much_left_out(pack.card.name, left_out, lora_only))
+    left_out, cut, rounding = adapter.measure(dtype)
+    if sum(left_out.values()) + sum(cut.values()) > MOST_LEFT_OUT and not allow_left_out:
+        raise UserError(_too_much_left_out(pack.card.name, left_out, cut, lora_only and max_rank is None))
     ranks = {module: adapter.factors(module)[0].shape[1] for module in adapter.modules}
     rank = max(set(ranks.values()), key=list(ranks.values()).count) if keep_ranks else max(ranks.values())
     specs, read = adapter.tensors(dtype, None if keep_ranks else rank)
@@ -112,7 +125,7 @@ def export_lora(
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_carried(adapter.delta.carried, place, temporary)
     rows = adapter.tuned.token_rows if adapter.saved else None
-    return Exported(out, rank, len(adapter.modules), sorted(adapter.saved), left_out, rounding, rows)
+    return Exported(out, rank, len(adapter.modules), sorted(adapter.saved), left_out, rounding, rows, cut)
 
 
 class _Adapter:
@@ -121,8 +134,10 @@ class _Adapter:
     ``modules`` are the LoRA layers, ``saved`` the tensors that are written whole, ``left_out`` all others.
     """
 
-    def __init__(self, pack: Skillpack, base: Checkpoint, lora_only: bool) -> None:
-        self.pack, self.base = pack, base
+    def __init__(self, pack: Skillpack, base: Checkpoint, lora_only: bool, max_rank: int | None) -> None:
+        self.pack, self.base, self._max_rank = pack, base, max_rank
+        self._near: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._lost: dict[str, float] = {}
         self.delta: Delta = pack.unzip()
         self.tuned = self.delta.on(base, torch.float32)
         self._layers: dict[str, nn.Module] = dict(base.skeleton.named_modules(remove_duplicate=False))
@@ -133,16 +148,18 @@ class _Adapter:
         self.norms = sorted({_module(name) for name in self.saved if self._is_norm(_module(name))})
 
     def _is_lora(self, name: str) -> bool:
-        """Return whether an entry is a matrix in two factors on a layer that PEFT supports.
+        """Return whether an entry is a matrix in two factors, or can become one, on a layer that PEFT supports.
 
         A tied tensor is not: PEFT would change only one end of the tie, or (``ensure_weight_tying``) merge the change
         twice.
         """
         entry = self.pack.card.entries.get(name)
         if (
-            not isinstance(entry, LowRankEntry | FactorsEntry | MixedEntry)
+            entry is None
+            or not (self._max_rank or isinstance(entry, _IN_FACTORS))
             or name + ROWS in self.pack.card.entries
             or len(entry.shape) != 2
+            or tuple(entry.shape) != self.base.shape(name)
             or name in self.base.tied.values()
         ):
             return False
@@ -165,23 +182,38 @@ class _Adapter:
 
     def factors(self, module: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return lora_B (out, r) and lora_A (r, in) in float32, oriented as PEFT multiplies them."""
+        if module in self._near:
+            return self._near[module]
         name = f"{module}.weight"
         entry = self.pack.card.entries[name]
-        if isinstance(entry, LowRankEntry):
-            left, right = self.pack.lowrank_parts(name).factors()
-        elif isinstance(entry, MixedEntry):
-            left, right = mixed_factors(self.pack.tensors, name, entry)
-        else:
-            assert isinstance(entry, FactorsEntry)
-            left, right = (self.pack.tensors[f"{name}.{part}"].float() for part in "AB")
         # PEFT stores the factors of Conv1D and of embeddings for the transposed weight.
         transposed = isinstance(self._layers.get(module), Conv1D | nn.Embedding)
-        return (right.T, left.T) if transposed != entry.transposed else (left, right)
+        if isinstance(entry, _IN_FACTORS):
+            left, right = self._factors(name, entry)
+            lost = 0.0
+            if self._max_rank is not None:
+                left, right, lost = nearest_product(left, right, self._max_rank)
+            transposed = transposed != entry.transposed
+        else:
+            assert self._max_rank is not None
+            left, right, lost = nearest_factors(self._change(name), self._max_rank)
+        found = (right.T, left.T) if transposed else (left, right)
+        if lost or not isinstance(entry, _IN_FACTORS):  # a decomposition is made once
+            self._near[module], self._lost[name] = found, lost
+        return found
 
-    def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], float]:
-        """Return the share of the change in each tensor left out, and the relative error of the factors in ``dtype``.
+    def _factors(self, name: str, entry: LowRankEntry | FactorsEntry | MixedEntry) -> tuple[torch.Tensor, torch.Tensor]:
+        if isinstance(entry, LowRankEntry):
+            return self.pack.lowrank_parts(name).factors()
+        if isinstance(entry, MixedEntry):
+            return mixed_factors(self.pack.tensors, name, entry)
+        return self.pack.tensors[f"{name}.A"].float(), self.pack.tensors[f"{name}.B"].float()
 
-        Both are measured in squared norms, without making a product of factors.
+    def measure(self, dtype: torch.dtype) -> tuple[dict[str, float], dict[str, float], float]:
+        """Return the share of the change in each tensor left out, the share that each matrix loses to the highest rank,
+        and the relative error of the factors in ``dtype``.
+
+        All are measured in squared norms, without making a product of factors.
         """
         factors_energy = lost = 0.0
         for module in self.modules:
@@ -190,19 +222,21 @@ class _Adapter:
             near_left, near_right = left.to(dtype).float(), right.to(dtype).float()
             # near_left near_right - left right, as one product.
             lost += _energy(torch.cat([near_left, left], dim=1), torch.cat([near_right, -right]))
-        others = {name: self._change_energy(name) for name in (*self.saved, *self.left_out)}
-        total = factors_energy + sum(others.values())
+        others = {name: float(self._change(name).double().square().sum()) for name in (*self.saved, *self.left_out)}
+        # What a nearest product loses is orthogonal to it, so the squares add up.
+        total = factors_energy + sum(self._lost.values()) + sum(others.values())
         shares = {name: others[name] / total for name in self.left_out if total}
-        return shares, (lost / factors_energy) ** 0.5 if factors_energy else 0.0
+        cut = {name: energy / total for name, energy in self._lost.items() if energy > _NOTHING * total}
+        return shares, cut, (lost / factors_energy) ** 0.5 if factors_energy else 0.0
 
-    def _change_energy(self, name: str) -> float:
-        """Return the squared norm of what the pack changes in a tensor; added rows count in full."""
+    def _change(self, name: str) -> torch.Tensor:
+        """Return what the pack changes in a tensor, in float32; added rows count in full."""
         change = self.delta.tensor(name).float()
         if self.delta.whole(name):
             old = self.base.tensor(name).float()
             rows = min(len(old), len(change))
             change = torch.cat([change[:rows] - old[:rows], change[rows:]])
-        return float(change.double().square().sum())
+        return change
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -281,10 +315,12 @@ def _energy(left: torch.Tensor, right: torch.Tensor) -> float:
     return max(0.0, float(((left.T @ left) * (right @ right.T)).sum()))
 
 
-def _too_much_left_out(name: str, left_out: Mapping[str, float], lora_only: bool) -> str:
-    advice = "leave out --lora-only, or say" if lora_only else "write the whole model with `skillweave unzip`, or say"
+def _too_much_left_out(name: str, left_out: Mapping[str, float], cut: Mapping[str, float], holds_more: bool) -> str:
+    missing = {**left_out, **cut}
+    why = f", {sum(cut.values()):.1%} of it because ranks are too high" if cut else ""
+    advice = "leave out --lora-only, or say" if holds_more else "write the whole model with `skillweave unzip`, or say"
     return (
-        f"a LoRA adapter of the pack '{name}' would leave out {sum(left_out.values()):.1%} of the change (of its "
-        f"squared norm): {named_shares(left_out)}. To keep it, {advice} --allow-left-out to write the adapter without "
-        f"it."
+        f"a LoRA adapter of the pack '{name}' would leave out {sum(missing.values()):.1%} of the change (of its "
+        f"squared norm{why}): {named_shares(missing)}. To keep it, {advice} --allow-left-out to write the adapter "
+        f"without it."
     )
