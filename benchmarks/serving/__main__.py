@@ -14,8 +14,8 @@ one for half of the requests, the second for a quarter, and so on.
   with vLLM.
 
 Claims are medians over repeats of ratios of tokens a second, with a bootstrap interval over repeats; in each repeat all
-ways take turns. Goals: with 8 packs at least 85% of the throughput of the bare base in the same engine, at least 4 times
-that of full models in turn, and more than vLLM.
+ways take turns. Goals: with 8 packs at least 85% of the throughput of the bare base in the same engine, at least four
+times that of full models in turn, and more than vLLM.
 
     python -m benchmarks.serving                 SmolLM2: half an hour on two cores
     python -m benchmarks.serving --quick         a micro model, a minute

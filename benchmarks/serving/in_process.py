@@ -154,7 +154,7 @@ class PeftBatches:
                     None,
                     len(prompts[row]),
                     watch.tokens[row],
-                )  # fmt: skip
+                )
             )
 
 

@@ -57,8 +57,8 @@ def demo(
 ) -> None:
     """Run the main job on a real model: three skills for SmolLM2-135M, in five to ten minutes on two CPU cores.
 
-    Grows the specialists, zips them, routes a mixed batch, and shows base and weave side by side. Run it
-    again after an interruption, and it resumes.
+    Grows the specialists, zips them, routes a mixed batch, shows base and weave side by side, and asks
+    all of them through a server. Run it again after an interruption, and it resumes.
 
     **Examples**
 
@@ -66,10 +66,11 @@ def demo(
 
     `skillweave demo -o /tmp/demo --set zip.ratio=1/64`
     """
-    from skillweave.cli.show import show_report, show_side_by_side
-    from skillweave.demo import build_demo, mixed_answers
+    from skillweave.cli.show import show_report, show_served, show_side_by_side
+    from skillweave.demo import build_demo, mixed_answers, served_answers
 
     check_place(out)
     report = build_demo(out, overrides, command=command_line())
     show_side_by_side(mixed_answers(out, overrides))
+    show_served(served_answers(out, overrides))
     show_report(report, out)

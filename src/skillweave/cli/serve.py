@@ -46,6 +46,9 @@ def serve(
     ),
     max_tokens: int = typer.Option(None, "--max-tokens", "-n", min=1, help="Longest answer, in tokens [4096]."),
     max_requests: int = typer.Option(None, "--max-requests", min=1, help="Requests answered side by side [32]."),
+    cache_tokens: int = typer.Option(
+        None, "--cache-tokens", min=64, help="Tokens whose keys and values stay in memory [8192, or the context]."
+    ),
     max_waiting: int = typer.Option(None, "--max-waiting", min=1, help="Most requests in the queue [1024]."),
     max_streams: int = typer.Option(
         None, "--max-streams", min=1, help="Most requests at once [256]; others get status 429."
@@ -89,7 +92,8 @@ def serve(
     typed: dict[str, Any] = {
         "host": host, "port": port, "api_key": api_key, "api_key_file": api_key_file, "pack_memory": pack_memory,
         "pin": pin, "allow_pack_management": allow_pack_management, "max_tokens": max_tokens,
-        "max_requests": max_requests, "max_waiting": max_waiting, "max_streams": max_streams, "max_body": max_body,
+        "max_requests": max_requests, "cache_tokens": cache_tokens,
+        "max_waiting": max_waiting, "max_streams": max_streams, "max_body": max_body,
         "grace": grace, "log_format": log_format, "log_prompts": log_prompts, "cors_origins": cors_origin,
     }  # fmt: skip
     given = {name: value for name, value in typed.items() if value is not None}

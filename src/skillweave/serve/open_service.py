@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from skillweave import __version__
 from skillweave.engine import AsyncEngine, open_engine
+from skillweave.engine.vllm import VllmEngine, VllmFolder, VllmServer
 from skillweave.errors import UserError, nearest
 from skillweave.serve.exported_packs import ExportedPacks
 from skillweave.serve.local_service import LocalService
@@ -49,7 +48,12 @@ def open_service(
         )
         weave, default = opened.weave, opened.default or BASE
     _check_pins(settings.pin, weave.packs)
-    engine = AsyncEngine(weave, max_requests=settings.max_requests, max_waiting=settings.max_waiting)
+    engine = AsyncEngine(
+        weave,
+        max_requests=settings.max_requests,
+        max_waiting=settings.max_waiting,
+        cache_tokens=settings.cache_tokens,
+    )
     memory = PackMemory(weave, engine.between_steps, settings.pack_memory)
     if settings.pack_memory is not None and memory.used_bytes > settings.pack_memory:
         raise UserError(
@@ -76,23 +80,14 @@ def open_vllm_service(target: str, settings: ServeConfig, servers: Sequence[str]
     """
     if settings.pack_memory is not None or settings.pin:
         raise UserError("vLLM has its own memory for packs: leave out --pack-memory and --pin")
-    vllm = _vllm()
-    folder = vllm.VllmFolder(target)
-    engine = vllm.VllmEngine(target, servers or [vllm.VllmServer(target)], max_waiting=settings.max_waiting)
+    folder = VllmFolder(target)
+    engine = VllmEngine(target, servers or [VllmServer(target)], max_waiting=settings.max_waiting)
     return LocalService(
         engine,
         ExportedPacks(list(folder.card.packs)),
         limits=_limits(settings),
         fingerprint=_fingerprint(folder.card.base.fingerprint),
     )
-
-
-def _vllm() -> Any:
-    # By name, because a server without vLLM does not need the engine's own dependencies.
-    try:
-        return importlib.import_module("skillweave.engine.vllm")
-    except ModuleNotFoundError as error:
-        raise UserError(f"the engine vllm is not installed ({error}): use --engine local") from error
 
 
 def _limits(settings: ServeConfig) -> RequestLimits:

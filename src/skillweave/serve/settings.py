@@ -47,6 +47,12 @@ class ServeConfig(Config):
     max_waiting: int = Field(default=1024, ge=1, description="most requests in the queue of the engine")
     max_tokens: int = Field(default=4096, ge=1, description="most tokens of one answer")
     max_requests: int = Field(default=32, ge=1, description="most requests that the model answers side by side")
+    cache_tokens: int | None = Field(
+        default=None,
+        ge=64,
+        description="tokens of prompts and answers whose keys and values stay in memory; none: 8,192, or the model's "
+        "longest context if that is more",
+    )
     grace: float = Field(
         default=30.0, ge=0, description="seconds that running requests have to end when the server is stopped"
     )

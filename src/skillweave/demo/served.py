@@ -1,0 +1,120 @@
+"""Serve the demo's weave with `skillweave serve`, and ask it with the client of OpenAI: three packs and the router."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from openai import AsyncOpenAI
+
+from skillweave.demo.run import demo_config
+from skillweave.errors import UserError
+from skillweave.tasks import load_task
+from skillweave.weave import AUTO
+
+_START_SECONDS = 300.0
+_STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ServedAnswer:
+    """What the server was asked, and what it answered. ``pack`` answered; ``confidence`` is the router's, if asked."""
+
+    model: str
+    prompt: str
+    answer: str
+    pack: str
+    confidence: float | None
+    seconds: float
+
+
+def served_answers(folder: Path, overrides: Sequence[str] = ()) -> list[ServedAnswer]:
+    """Start a server of the weave on a free port, ask each pack and the router at once, and stop the server.
+
+    Each skill's pack and the router get a prompt of its test split. Raises :class:`UserError` if the server fails.
+    """
+    config = demo_config(overrides)
+    asked = []
+    for name, skill in config.skills.items():
+        first, second = load_task(skill.task).split("test")[:2]
+        asked += [(name, str(first.prompt)), (AUTO, str(second.prompt))]
+    with _server(folder) as url:
+        return asyncio.run(_ask(url, asked, config.score.max_new_tokens))
+
+
+async def _ask(url: str, asked: Sequence[tuple[str, str]], max_tokens: int) -> list[ServedAnswer]:
+    async def one(client: AsyncOpenAI, model: str, prompt: str) -> ServedAnswer:
+        began = time.perf_counter()
+        response = await client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": prompt}], max_tokens=max_tokens, temperature=0
+        )
+        route = (response.model_extra or {})["skillweave"]
+        return ServedAnswer(
+            model,
+            prompt,
+            response.choices[0].message.content or "",
+            route["pack"],
+            route["confidence"],
+            time.perf_counter() - began,
+        )
+
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="not needed on this machine", max_retries=0) as client:
+        return list(await asyncio.gather(*(one(client, model, prompt) for model, prompt in asked)))
+
+
+@contextlib.contextmanager
+def _server(folder: Path) -> Iterator[str]:
+    """Run `skillweave serve` in a process of its own, and yield its URL when it takes requests."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "skillweave", "serve", str(folder), "--port", str(port)]
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            _wait_until_ready(child, url, log)
+            yield url
+            child.send_signal(signal.SIGTERM)
+            if child.wait(_STOP_SECONDS) != 0:
+                raise UserError(f"the server ended with status {child.returncode}: {_end_of(log)}")
+        finally:
+            if child.poll() is None:
+                child.kill()
+                child.wait()
+
+
+def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        if child.poll() is not None:
+            raise UserError(f"the server ended with status {child.returncode}: {_end_of(log)}")
+        if _is_ready(url):
+            return
+        time.sleep(0.1)
+    raise UserError(f"the server took no requests within {_START_SECONDS:.0f} s: {_end_of(log)}")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=2) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _end_of(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()[-2000:].strip()
