@@ -41,7 +41,7 @@ from benchmarks.serving.servers import VLLM_PYTHON, skillweave_server, transform
 from benchmarks.serving.show import BARE, OURS, claims, plot, row, table
 from benchmarks.zip_speed.models import made_up_pack, shuffled, with_adapters, write_micro
 from skillweave.base import open_base
-from skillweave.pack.to_lora import export_lora
+from skillweave.engine.vllm import export_vllm
 from skillweave.progress import console
 from skillweave.serve.load import LoadPlan, RequestTiming, planned_requests, run_load
 from skillweave.weave import Weave
@@ -169,9 +169,10 @@ class _Bench:
 
     @contextlib.contextmanager
     def _vllm(self, log: Path) -> Any:
-        adapters = {name: self._folder / "adapters" / name for name in self._packs}
-        ranks = [export_lora(pack, adapters[name]) for name, pack in self._packs.items()]
-        with vllm_server(self._model, adapters, max(ranks), self._options.dtype, log) as url:
+        exported = self._folder / "exported"
+        if not exported.exists():
+            export_vllm(self._weave, exported)
+        with vllm_server(exported, log) as url:
             yield url
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from skillweave.engine.vllm import VllmServer
 from skillweave.errors import UserError
 
 VLLM_PYTHON = "SKILLWEAVE_VLLM_PYTHON"
@@ -43,18 +45,25 @@ def transformers_server(model: Path, dtype: str, log: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def vllm_server(model: Path, adapters: Mapping[str, Path], rank: int, dtype: str, log: Path) -> Iterator[str]:
-    """Serve a model folder and its adapters with vLLM of the environment that :data:`VLLM_PYTHON` names."""
-    port = _free_port()
-    command = [
-        os.environ[VLLM_PYTHON], "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", dtype,
-        "--served-model-name", "base", "--port", str(port), "--host", "127.0.0.1", "--max-model-len", "2048",
-        "--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(rank), "--lora-modules",
-        *(f"{name}={folder}" for name, folder in adapters.items()),
-    ]  # fmt: skip
+def vllm_server(exported: Path, log: Path) -> Iterator[str]:
+    """Serve a folder of ``skillweave export vllm`` with vLLM of the environment that :data:`VLLM_PYTHON` names.
+
+    The address is that of vLLM's own API, so that nothing of ours is measured.
+    """
     # vLLM keeps a part of the memory for keys and values: 1 GiB is more than this load needs.
-    with _process(command, f"http://127.0.0.1:{port}/health", log, {"VLLM_CPU_KVCACHE_SPACE": "1"}):
-        yield f"http://127.0.0.1:{port}/v1"
+    server = VllmServer(
+        exported,
+        port=_free_port(),
+        python=os.environ[VLLM_PYTHON],
+        options=["--max-model-len", "2048"],
+        environment={"VLLM_CPU_KVCACHE_SPACE": "1"},
+        log=log,
+    )
+    asyncio.run(server.start())
+    try:
+        yield f"{server.url}/v1"
+    finally:
+        asyncio.run(server.stop())
 
 
 def _free_port() -> int:
