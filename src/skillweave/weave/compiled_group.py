@@ -79,7 +79,7 @@ class CompiledGroup:
             self._kept += [own] if index is None else [own, index]
             for module, part in own.parts.items():
                 self._parts[module][at] = part
-            count = None if index is None else len(index)
+            count = None if index is None else index.shape[0]
             self._ranks.append((own.rank, count))
             address = 0 if index is None else index.data_ptr()
             self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(rows))

@@ -55,6 +55,8 @@ class PackedModel:
         """pack -> its factors; the one that was used last stands last"""
         self._widened: dict[str, dict[str, Widened]] = {}
         """group -> pack -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
+        self._last_step: tuple[object, dict[str, Change]] | None = None
+        """the packs of the last step of :meth:`tokens`, and its hooks"""
         self._running_now = False
         self._values = threading.RLock()
         """held while tensors of the model hold tuned values"""
@@ -219,7 +221,7 @@ class PackedModel:
     def _running(self, batch: Batch) -> Iterator[None]:
         if self._running_now:
             raise UserError("a batch is already running on this model: rows(...) cannot be opened twice")
-        for name in batch.names:
+        for name in batch.names.distinct:
             if name is None:
                 continue
             if name not in self._packs:
@@ -234,7 +236,7 @@ class PackedModel:
         try:
             self._unpack(batch)
             with self._tuned_values(batch):
-                changes = self._changes(batch)
+                changes = self._changes_of_step(batch) if batch.tokens else self._changes(batch)
                 for module, change in changes.items():
                     handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
                 # Only changed modules are looked at: for the plain base the model is not probed at all.
@@ -244,6 +246,9 @@ class PackedModel:
                 tokens = [None if name is None else self._packs[name].tokens for name in of_row]
                 with vocabularies(self.model, tokens, every=batch.rows is None):
                     yield
+        except BaseException:
+            self._last_step = None  # its hooks may hold what they were in the middle of
+            raise
         finally:
             for handle in handles:
                 handle.remove()
@@ -267,7 +272,15 @@ class PackedModel:
         for name in list(self._unpacked)[: max(0, len(self._unpacked) - count)]:
             self._drop_unpacked(name)
 
+    def _changes_of_step(self, batch: Batch) -> dict[str, Change]:
+        """The hooks of a step. Most steps of decoding have the packs of the step before, and its hooks serve again."""
+        key = batch.names.names, batch.last.names
+        if self._last_step is None or self._last_step[0] != key:
+            self._last_step = key, self._changes(batch)
+        return self._last_step[1]
+
     def _drop_unpacked(self, name: str) -> None:
+        self._last_step = None
         self._unpacked.pop(name, None)
         for of_group in self._widened.values():
             of_group.pop(name, None)
