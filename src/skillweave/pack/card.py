@@ -57,9 +57,10 @@ def card_text(card: PackCard) -> str:
 
 
 def travels(card: PackCard) -> list[tuple[str, str]]:
-    """Return (label, text) for what the pack brings besides weights: token rows, a tokenizer, a generation config."""
+    """Return (label, text) for what the pack brings besides weights: who reads prompts, token rows, a tokenizer."""
     rows = next((entry for entry in card.entries.values() if isinstance(entry, RowsEntry)), None)
-    lines = []
+    text = prefill_text(card)
+    lines = [] if text is None else [("prompts", text)]
     if rows is not None:
         change = (
             f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
@@ -104,6 +105,21 @@ def refinement_text(record: Any) -> str | None:
         done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
     served = ", with the base's linear layers in int8" if record.get("backbone") == "int8" else ""
     return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts{served})"
+
+
+def prefill_text(card: PackCard) -> str | None:
+    """Return in words who reads the prompts, and what was measured of it; None if nothing was, and the pack does."""
+    record = card.codec.measured.get("prefill")
+    record = record if isinstance(record, dict) else {}
+    retained, count = record.get("retained"), record.get("held_out")
+    known = isinstance(retained, int | float) and abs(retained) < _LARGEST_FIGURE and isinstance(count, int)
+    figure = f"{retained:.1%} of the gain" if known else "an unknown share of the gain"
+    measured = f" (by the KL to the specialist, on {count} held-out prompts)" if known else ""
+    if card.prefill == "backbone":
+        return f"the backbone reads the prompts, and the pack keeps {figure}{measured}"
+    if not record:
+        return None
+    return f"the pack reads the prompts itself, for if the backbone reads them it keeps only {figure}{measured}"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

@@ -56,7 +56,7 @@ from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 from skillweave.pack.layers import expanded, joined
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _BYTES_WIDTH = 13
 """Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -84,6 +84,10 @@ def _as_name(name: str) -> str:
 
 PackName = Annotated[str, AfterValidator(_as_name)]
 """The name of a pack, checked when a card is read."""
+
+
+Prefill = Literal["pack", "backbone"]
+"""Who reads the prompts of a pack: the pack, or the plain base."""
 
 
 class _Strict(BaseModel):
@@ -311,13 +315,15 @@ class PackCard(_Strict):
     """The card of a pack: ``skillpack.json``. ``bytes`` and ``files`` are filled in when the pack is saved.
 
     ``files`` gives the SHA-256 of the data file and of each file in ``files/``. ``from_base`` names the files of the
-    base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`).
+    base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`). With
+    ``prefill: backbone`` the plain base reads the prompts (:mod:`skillweave.base.prefix`); the pack was made for it.
     """
 
     schema_version: Version = SCHEMA_VERSION
     name: PackName
     base: BaseRef
     method: Line = "unknown"
+    prefill: Prefill = "pack"
     data: Free = {}
     codec: Codec
     bytes: PackBytes = PackBytes()
@@ -345,6 +351,8 @@ class PackCard(_Strict):
 
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
+        if self.prefill != "pack":
+            return 4
         if self.coded:
             return 3
         newer = any(
@@ -356,7 +364,7 @@ class PackCard(_Strict):
 
     def to_json(self) -> str:
         """Return the text of ``skillpack.json``: indented, but with one line for each of the hundreds of entries."""
-        empty = set() if self.from_base else {"from_base"}
+        empty = (set() if self.from_base else {"from_base"}) | ({"prefill"} if self.prefill == "pack" else set())
         values = self.model_dump(mode="json", exclude={"bytes", "entries", *empty})
         # A fixed width: the length of this text must not depend on the total, which counts this text too.
         sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)

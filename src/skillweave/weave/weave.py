@@ -12,6 +12,7 @@ import torch
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Sampling
 from skillweave.base.chat import PromptOrIds
+from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
@@ -51,6 +52,8 @@ class Weave:
         self.budget = budget
         self.packed_model = PackedModel(base.model, unpacked_packs)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
+        self._openings: dict[str | None, list[int]] = {None: opening_ids(base.tokenizer)}
+        """the packs whose prompts the backbone reads, and the plain base: the tokens that open their answers"""
         self._read_pack = read_pack
         self._require_audit = require_audit
         self._said_alone: set[str] = set()
@@ -256,6 +259,14 @@ class Weave:
         if self.folder is not None and pack.carried.has_tokenizer:
             voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         self.packed_model.add(ready)
+        if pack.card.prefill == "backbone":
+            if (why := self.packed_model.why_own_steps(name)) is not None:
+                self.packed_model.remove(name)
+                raise UserError(
+                    f"the card of the pack '{name}' says that the backbone reads its prompts, which is impossible here, "
+                    f"because {why}: zip the skill again without prefill"
+                )
+            self._openings[name] = opening_ids(voice.tokenizer)
         self._voices[name] = voice
         if self.router is not None and pack.carried.has_tokenizer:
             say_once(
@@ -267,6 +278,7 @@ class Weave:
         self._check_known(name)
         self.packed_model.remove(name)
         del self._voices[name]
+        self._openings.pop(name, None)
 
     def _check_known(self, name: str) -> None:
         if name not in self.card.packs:
@@ -275,6 +287,13 @@ class Weave:
     def voice(self, name: str | None) -> Voice:
         """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
         return self._voices[name]
+
+    def backbone_tokens(self, name: str | None, ids: Sequence[int]) -> int:
+        """How many leading tokens of a prompt the plain base reads if a loaded pack (None: the plain base) answers it.
+
+        It is 0 for a pack without ``prefill: backbone`` on its card.
+        """
+        return backbone_tokens(ids, self._openings[name]) if name in self._openings else 0
 
     def pack_digest(self, name: str) -> str:
         """The :attr:`Skillpack.digest` of a pack of the weave, which is read for it.
@@ -338,7 +357,9 @@ class Weave:
         routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
         groups: dict[Hashable, RequestGroup] = {}
         for number, (request, route) in enumerate(zip(requests, routes, strict=True)):
-            group = groups.setdefault(group_key(request, route), RequestGroup(self.base, self.packed_model))
+            group = groups.setdefault(
+                group_key(request, route), RequestGroup(self.base, self.packed_model, self.backbone_tokens)
+            )
             group.add(number, request, route, self._voices[route.pack])
         # All prompts are encoded first: an error in the last one is found before hours of generation.
         for group in groups.values():
