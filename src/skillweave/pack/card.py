@@ -119,7 +119,7 @@ def prefill_text(card: PackCard) -> str | None:
         return f"the backbone reads the prompts, and the pack keeps {figure}{measured}"
     if not record:
         return None
-    return f"the pack reads the prompts itself, for if the backbone reads them it keeps only {figure}{measured}"
+    return f"the pack reads the prompts itself: with the backbone as their reader it keeps only {figure}{measured}"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

@@ -263,8 +263,8 @@ class Weave:
             if (why := self.packed_model.why_own_steps(name)) is not None:
                 self.packed_model.remove(name)
                 raise UserError(
-                    f"the card of the pack '{name}' says that the backbone reads its prompts, which is impossible here, "
-                    f"because {why}: zip the skill again without prefill"
+                    f"the card of the pack '{name}' says that the backbone reads its prompts, which is impossible "
+                    f"here, because {why}: zip the skill again without prefill"
                 )
             self._openings[name] = opening_ids(voice.tokenizer)
         self._voices[name] = voice
