@@ -5,7 +5,7 @@ the backbone reads its prompts. The gain is that of the pack of the same size th
 itself, over the base. For comparison, the share that this pack keeps, which was not trained for it.
 
 Scores are the verifier's on the task's test prompts, greedy; the interval is a bootstrap over prompts. Both packs of a
-ratio come from one fine-tune.
+ratio come from one fine-tune. What was made is kept in runs/prefix, so a stopped run resumes.
 
     python -m benchmarks.prefix.kept --weave runs/demo      after `make demo`; ten minutes on two cores
     python -m benchmarks.prefix.kept --quick                a made-up weave, a minute
@@ -23,9 +23,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.common.record import Record, arguments, judged, positive, run
 from benchmarks.common.skills import Built, Skill, add_weave_option, built
+from skillweave.artefact import write_json
 from skillweave.base import Prompt, Sampling, open_base
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest
+from skillweave.files.read import read_json
 from skillweave.pack import Skillpack, is_skillpack
 from skillweave.pack.schema import Prefill
 from skillweave.pipeline.retention import retention
@@ -41,7 +43,7 @@ KEPT = ">= 0.97"
 BASE, PLAIN, TRAINED = "base", "not refined", "refined for it"
 OWN: Prefill = "pack"
 BACKBONE: Prefill = "backbone"
-ARMS: tuple[tuple[str, Prefill], ...] = ((PLAIN, OWN), (PLAIN, BACKBONE), (TRAINED, BACKBONE), (TRAINED, OWN))
+ARMS: tuple[tuple[str, Prefill], ...] = ((PLAIN, OWN), (PLAIN, BACKBONE), (TRAINED, BACKBONE))
 COLOURS = {OWN: "#0072B2", BACKBONE: "#009E73"}
 TOKENS = 40
 """the longest answer"""
@@ -99,14 +101,21 @@ class Packs:
         """Return the score of each test prompt (n,), if ``prefill`` reads the prompts of the pack (None: the base)."""
         if pack is not None:
             pack.card.prefill = prefill
+        what = [self.base.fingerprint, self.task.key, pack and pack.digest, limit, tokens]
+        file = self._folder / f"scores-{digest(what)}.json"
+        if not file.exists():
+            write_json(file, self._scored(pack, prefill, limit, tokens))
+        return np.array(read_json(file))
+
+    def _scored(self, pack: Skillpack | None, prefill: Prefill, limit: int, tokens: int) -> list[float]:
         woven = Weave.of(self.base, {} if pack is None else {"skill": pack})
-        sampling = Sampling(max_new_tokens=tokens, batch_size=64)
+        sampling = Sampling(max_new_tokens=tokens, batch_size=128)
 
         def answers(prompts: list[Prompt]) -> list[str]:
             name = None if pack is None else "skill"
             return [reply.text for reply in woven.generate(prompts, name, sampling, label=f"answers, {prefill}")]
 
-        return np.array(evaluate(self.task, answers, limit=limit).scores)
+        return evaluate(self.task, answers, limit=limit).scores
 
 
 def measure(record: Record, packs: Packs, limit: int, tokens: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from skillweave.engine import AsyncEngine
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.pack import Skillpack
+from skillweave.tools.conversation import OpenTools
 from skillweave.weave import Request, Weave
 from skillweave.weave.packed_model import PackedModel
 
@@ -41,7 +43,7 @@ def weave_of(folder: Path, template: str | None = LONG_OPENING) -> Weave:
 
 @torch.no_grad()
 def by_two_passes(base: Base, pack: Skillpack | None, prompt: str, suffix: int) -> str:
-    """The greedy answer if all but the last ``suffix`` tokens are read by the base, one token at a time without a batch.
+    """The greedy answer, without a batch, if the base reads all but the last ``suffix`` tokens of the prompt.
 
     ``suffix`` 0: the pack reads all.
     """
@@ -64,9 +66,7 @@ def by_two_passes(base: Base, pack: Skillpack | None, prompt: str, suffix: int) 
 def expected(weave: Weave, names: Sequence[str | None], suffix: int) -> list[str]:
     packs = {name: weave._read_pack(name) for name in weave.packs}
     return [
-        by_two_passes(
-            weave.base, None if name is None else packs[name], prompt, suffix if name in BY_BACKBONE else 0
-        )
+        by_two_passes(weave.base, None if name is None else packs[name], prompt, suffix if name in BY_BACKBONE else 0)
         for prompt in PROMPTS
         for name in names
     ]
@@ -111,9 +111,7 @@ def test_the_engine_answers_as_two_passes_do_and_reads_the_prefix_once_for_all_p
 
     together, in_turn, read = asyncio.run(asyncio.wait_for(main(), 60))
     assert together == [weave.generate([prompt], name, Sampling(TOKENS))[0].text for prompt, name in asked]
-    assert in_turn == [
-        weave.generate([other], name, Sampling(TOKENS))[0].text for name in (*BY_BACKBONE, None, OWN)
-    ]
+    assert in_turn == [weave.generate([other], name, Sampling(TOKENS))[0].text for name in (*BY_BACKBONE, None, OWN)]
     prompt = len(prompt_ids(weave.base.tokenizer, other))
     assert read[0] >= prompt
     # What the first pack read is there for the second one and for the plain base, but not for the pack with its own.
@@ -149,3 +147,29 @@ def test_the_card_keeps_the_mark_and_old_cards_read_as_before(micro_base: Path, 
     again = Skillpack.from_pretrained(tmp_path / "pack")
     assert (again.card.prefill, again.card.schema_version) == ("backbone", 4)
     assert "the backbone reads the prompts" in (tmp_path / "pack" / "README.md").read_text()
+
+
+def test_conversations_with_tools_are_refused(micro_base: Path) -> None:
+    weave = weave_of(micro_base)
+    tools = OpenTools(None, None)  # type: ignore[arg-type]  # refused before they are looked at
+    with pytest.raises(UserError, match=r"the backbone reads the prompts of the pack 'a' .*without tools"):
+        weave.answer([Request("2 + 2", "a", tools=tools)])
+
+
+def test_a_mark_on_a_pack_that_needs_steps_of_its_own_is_refused(micro_base: Path) -> None:
+    base = open_base(micro_base)
+    pack = random_pack(base.model, base.fingerprint)
+    pack.card.prefill = "backbone"
+    weave = Weave.of(base)
+    weave.card.packs.append("skill")
+    weave._read_pack = lambda _: pack
+    with (
+        mock.patch.object(PackedModel, "why_own_steps", return_value="it is so"),
+        pytest.raises(UserError, match=r"impossible here, because it is so: zip the skill again without prefill"),
+    ):
+        weave.load("skill")
+    assert weave.loaded == []
+    weave.load("skill")
+    assert weave.backbone_tokens("skill", [5, 6, 7]) == 2
+    weave.unload("skill")
+    assert weave.backbone_tokens("skill", [5, 6, 7]) == 0

@@ -236,12 +236,15 @@ def unzip(
     from skillweave.cli.output import say
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
+    from skillweave.pack.card import READS_ITSELF
 
     check_apart(out, pack=pack, base=base)
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
     say(f"Wrote {out}: open it with transformers' from_pretrained.")
+    if loaded.card.prefill == "backbone":
+        say(READS_ITSELF.format("model"))
 
 
 @app.command()

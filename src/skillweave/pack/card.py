@@ -22,6 +22,13 @@ _LARGEST_FIGURE = 1e9
 """A card with larger numbers in a record of figures was not written by this library."""
 
 
+READS_ITSELF = (
+    "The pack was made for prompts that the plain base reads (prefill: backbone). The {} reads its prompts itself, so "
+    "it may answer otherwise than the pack in a weave: score it."
+)
+"""What to say where a pack becomes something that cannot leave the reading of prompts to the base."""
+
+
 def card_text(card: PackCard) -> str:
     """Return Markdown that says what the pack is, which base it needs, its size, its scores, and what it leaves out."""
     kinds = [entry.kind for entry in card.entries.values()]

@@ -60,12 +60,10 @@ class RequestGroup:
     def encode(self) -> None:
         """Turn the prompts into token ids, and with tools into starts of conversations.
 
-        Raises :class:`UserError` for a prompt that does not fit into the model's context, for tools without a chat
-        template, and for tools with a pack whose prompts the backbone reads.
+        Raises :class:`UserError` for a prompt that does not fit into the model's context, and for tools without a chat
+        template.
         """
         model, tools = self._base.model, self._requests[0].tools
-        if tools is not None:
-            self._check_reader(self._routes[0].pack)
         prompts = [request.prompt for request in self._requests]
         if tools is None:
             self._ids = encode_prompts(model, self._base.tokenizer, prompts, self._voices, numbers=self.numbers)
@@ -74,14 +72,6 @@ class RequestGroup:
         self._call_format = tools.settings.call_format(voice.tokenizer, tools.toolbox)
         seeds = [request.sampling.seed for request in self._requests]
         self._starts = begin(model, self._call_format, prompts, seeds=seeds, numbers=self.numbers, rows=voice.rows)
-
-    def _check_reader(self, pack: str | None) -> None:
-        """Raise :class:`UserError` for a pack whose prompts the backbone reads: conversations are read by the pack."""
-        if pack is not None and self._prefix(pack, [0, 0]):
-            raise UserError(
-                f"the backbone reads the prompts of the pack '{pack}' (prefill: backbone), and conversations with tools "
-                "are not built for that: serve it without tools, or zip the skill without prefill"
-            )
 
     def answer(self, streamer: Any, label: str | None) -> list[Reply]:
         """The replies in the order in which the requests were added; arguments as in ``Weave.answer``.

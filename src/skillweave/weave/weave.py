@@ -348,13 +348,15 @@ class Weave:
         - ``label``: the label of a progress bar; None: no bar
 
         Raises :class:`UserError`, before anything is generated: for a pack that is unknown or not loaded, for a prompt
-        that does not fit into the model's context, and for tools with a pack or base without a chat template. Also
+        that does not fit into the model's context, and for tools with a pack or base without a chat template, or with
+        a pack whose prompts the backbone reads (``prefill: backbone``). Also
         raises it for a pack whose weights give NaN, when this pack answers.
         """
         for request in requests:
             if (samples := request.sampling.samples) != 1:
                 raise UserError(f"a weave gives one answer a prompt, not {samples}: repeat the prompt instead")
         routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
+        self._check_readers(requests, routes)
         groups: dict[Hashable, RequestGroup] = {}
         for number, (request, route) in enumerate(zip(requests, routes, strict=True)):
             group = groups.setdefault(
@@ -369,6 +371,15 @@ class Weave:
         for group in groups.values():
             replies.update(zip(group.numbers, group.answer(streamer, label), strict=True))
         return [replies[number] for number in range(len(requests))]
+
+    def _check_readers(self, requests: Sequence[Request], routes: Sequence[Route]) -> None:
+        """Raise :class:`UserError` for tools with a pack whose prompts the backbone reads."""
+        for request, route in zip(requests, routes, strict=True):
+            if request.tools is not None and route.pack is not None and route.pack in self._openings:
+                raise UserError(
+                    f"the backbone reads the prompts of the pack '{route.pack}' (prefill: backbone), and conversations "
+                    f"with tools are not built for that: ask it without tools, or zip the skill without prefill"
+                )
 
     def choose(self, prompts: Sequence[PromptOrIds], packs: Sequence[str | None]) -> list[Route]:
         """The pack that answers each prompt: the one in ``packs``, or for :data:`AUTO` the router's choice.

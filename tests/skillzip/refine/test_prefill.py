@@ -133,7 +133,7 @@ def test_what_is_kept_of_a_gain() -> None:
 
 
 def test_it_is_refused_without_a_refinement(made: tuple[Base, Delta]) -> None:
-    with pytest.raises(UserError, match="prefill 'backbone' needs refine, because .*leave out prefill"):
+    with pytest.raises(UserError, match=r"prefill 'backbone' needs refine, because .*leave out prefill"):
         zipped(made, prefill="backbone")
 
 

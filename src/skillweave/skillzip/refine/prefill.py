@@ -33,9 +33,7 @@ def check_shares_steps(model: Any, pack: Skillpack) -> None:
     packed, name = PackedModel(model), pack.card.name
     packed.add(packed.prepare(name, pack))
     if (why := packed.why_own_steps(name)) is not None:
-        raise UserError(
-            f"the backbone cannot read the prompts of the pack '{name}', because {why}: leave out prefill"
-        )
+        raise UserError(f"the backbone cannot read the prompts of the pack '{name}', because {why}: leave out prefill")
 
 
 def retained_gain(base: float, own: float, backbone: float) -> float:
