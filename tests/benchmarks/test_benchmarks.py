@@ -28,6 +28,8 @@ skills = importlib.import_module("benchmarks.common.skills")
 int8_backbone = importlib.import_module("benchmarks.int8_backbone")
 int8_refine = importlib.import_module("benchmarks.int8_refine")
 mixed_batch = importlib.import_module("benchmarks.mixed_batch")
+prefix_kept = importlib.import_module("benchmarks.prefix.kept")
+prefix_time = importlib.import_module("benchmarks.prefix.time")
 memory = importlib.import_module("benchmarks.memory")
 zip_memory = importlib.import_module("benchmarks.zip_memory")
 zip_kernel = importlib.import_module("benchmarks.zip_kernel")
@@ -87,6 +89,26 @@ def test_mixed_batch(tmp_path: Path) -> None:
     taken = {row["way"]: np.array(row["seconds"]) for row in found["rows"]}
     ratio = np.median(taken["specialists in turn"] / taken["weave, mixed"])
     assert claim["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+
+
+def test_prefix_kept(tmp_path: Path) -> None:
+    found = result(prefix_kept, tmp_path)
+    assert [(row["pack"], row["prefill"]) for row in found["rows"]] == [("base", "pack"), *prefix_kept.ARMS]
+    assert all(len(row["each"]) == 2 for row in found["rows"])
+    record = found["rows"][-1]["measured"]["prefill"]
+    assert record["held_out"] == 2
+    assert record["kept"] == (found["rows"][-1]["marked"] == "backbone")
+    assert [claim["value"] for claim in found["claims"]] == [0, 0]  # nothing was gained
+
+
+def test_prefix_time(tmp_path: Path) -> None:
+    found = result(prefix_time, tmp_path)
+    seconds = {(row["prefill"], row["manner"]): np.array(row["seconds"]) for row in found["rows"]}
+    assert {one.shape for one in seconds.values()} == {(2, 2)}
+    assert min(one.min() for one in seconds.values()) > 0
+    ratio = np.median(seconds["pack", "at once"].mean(axis=1) / seconds["backbone", "at once"].mean(axis=1))
+    assert found["claims"][-1]["value"] == pytest.approx(ratio, rel=0.05)  # the rows are rounded to 0.1 ms
+    assert [claim["goal"] for claim in found["claims"]] == [">= 5"] * 3
 
 
 def test_int8_refine(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("tools", lambda b: ["generate", b.base, "x", "--tools", "shop.py:price"], r"shop\.py does not exist"),
     ("tools", lambda b: ["eval", b.base, "-t", "builtin:steps", "--tools", "python"], "brings its own tools"),
     # what to zip, and how
+    ("prefill", lambda b: ["zip", "-b", b.base, "--delta", b.delta, "-o", "z", "--prefill=backbone"], "needs refine"),
     ("nothing", lambda b: ["zip", "-b", b.base, "-o", "z"], "one of --tuned MODEL, --lora ADAPTER and --delta FOLDER"),
     ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "give one of --tuned"),
     ("no delta", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.base], "has no delta.json"),

@@ -18,6 +18,7 @@ from skillweave.base.batching import batch_rows, pad_left
 from skillweave.base.chat import Prompt, PromptOrIds, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
+from skillweave.base.prefix import read_prefix
 from skillweave.base.thoughts import MARK_TOKENS, opened_thought, template_thought_markers
 from skillweave.base.voice import OwnEnds, Voice, padding_id
 from skillweave.errors import UserError
@@ -151,6 +152,7 @@ def generate_answers(
     numbers: Sequence[int] | None = None,
     around_batch: Callable[[list[int]], AbstractContextManager[Any]] | None = None,
     apart: Callable[[int], Hashable] | None = None,
+    prefixes: Sequence[int] | None = None,
     streamer: Any = None,
     label: str | None = None,
 ) -> list[list[Generated]]:
@@ -161,6 +163,8 @@ def generate_answers(
     * ``around_batch(rows)`` is a context that is entered for each batch; ``rows`` has the index of the prompt of each
       row.
     * Prompts with different values of ``apart(index)`` are never in one batch.
+    * ``prefixes`` gives for each prompt how many of its first tokens are read outside of ``around_batch``. Prompts that
+      have the same number of tokens behind their prefix share batches.
     * ``streamer`` is a transformers streamer, for one prompt and one sample.
     * ``label`` shows a progress bar.
 
@@ -176,8 +180,10 @@ def generate_answers(
     room = [sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - len(i)) for i in encoded]
     decodings = _decodings(model, voices, sampling)
 
+    behind = [len(ids) - start for ids, start in zip(encoded, prefixes or [0] * len(encoded), strict=True)]
+
     def kind(row: int) -> Hashable:
-        return decodings[row].group, apart(row) if apart else None
+        return decodings[row].group, apart(row) if apart else None, behind[row] if prefixes else None
 
     batches = batch_rows(rows, [len(ids) for ids in encoded], room, sampling.batch_size, kind)
     answers: list[list[Generated]] = [[] for _ in prompts]
@@ -186,12 +192,18 @@ def generate_answers(
     try:
         with bar(label or "", len(rows), shown=label is not None) as advance:
             for number, batch in enumerate(batches):
+                ids, mask = pad_left([encoded[row] for row in batch], padding_id(model, tokenizer), model.device)
+                read = ids.shape[1] - behind[batch[0]] if prefixes else 0
+                cache = read_prefix(model, ids[:, :read], mask[:, :read]) if read else None
                 try:
                     with around_batch(batch) if around_batch else contextlib.nullcontext():
                         written = _one_batch(
                             model,
                             [decodings[row] for row in batch],
                             [encoded[row] for row in batch],
+                            ids,
+                            mask,
+                            cache,
                             pad=padding_id(model, tokenizer),
                             max_new_tokens=room[batch[0]],
                             seed=sampling.seed + number,
@@ -238,14 +250,19 @@ def _one_batch(
     model: Any,
     decodings: list[_Decoding],
     encoded: list[list[int]],
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: Any,
     *,
     pad: int,
     max_new_tokens: int,
     seed: int,
     streamer: Any,
 ) -> list[Generated]:
-    """Return the answers of one batch, in the order of its rows."""
-    ids, mask = pad_left(encoded, pad, model.device)
+    """Return the answers of one batch, in the order of its rows.
+
+    ``ids`` and ``mask`` are the padded prompts, and ``cache`` has the keys and values of those that are read already.
+    """
     choice, stops = decodings[0].choice, decodings[0].stops
     mixed = any(decoding.stops != stops for decoding in decodings)
     own_ends = [OwnEnds([decoding.stops for decoding in decodings], model.device)] if mixed else []
@@ -265,6 +282,7 @@ def _one_batch(
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
+            **({} if cache is None else {"past_key_values": cache}),
             generation_config=config,
             streamer=streamer,
             stopping_criteria=StoppingCriteriaList(own_ends),

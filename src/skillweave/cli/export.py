@@ -44,13 +44,15 @@ def lora(
     from skillweave.cli.output import say
     from skillweave.errors import UserError
     from skillweave.pack import Skillpack, export_lora
+    from skillweave.pack.card import READS_ITSELF
     from skillweave.pack.to_lora import VLLM_RANKS
 
     check_new_folder(out)
     if (wanted := as_dtype(dtype)) is None:
         raise UserError("--dtype auto has no meaning here: choose float32, bfloat16 or float16")
+    loaded = Skillpack.from_pretrained(pack)
     done = export_lora(
-        Skillpack.from_pretrained(pack),
+        loaded,
         out,
         base=base,
         dtype=wanted,
@@ -78,6 +80,8 @@ def lora(
     if done.left_out:
         share = sum(done.left_out.values())
         lines.append(f"Left out: {_listed(sorted(done.left_out))}, {share:.2%} of the change (of its squared norm).")
+    if loaded.card.prefill == "backbone":
+        lines.append(READS_ITSELF.format("adapter"))
     for line in lines:
         say(line)
 

@@ -54,6 +54,12 @@ def zip_(
     refine: bool = typer.Option(
         False, "--refine", help="Tune the factors towards the fine-tune's own answers to the prompts of --task."
     ),
+    prefill: str = typer.Option(
+        None,
+        "--prefill",
+        metavar="READER",
+        help="backbone: with --refine, train for prompts that the backbone reads, so that all packs share a prefix.",
+    ),
     config: Path = CONFIG,
     overrides: list[str] = SET,
     device: str = DEVICE,
@@ -74,6 +80,8 @@ def zip_(
 
     `skillweave zip -b base/ -t tuned/ --refine --task data.jsonl -o packs/x`
 
+    `skillweave zip -b b/ -t tuned/ --refine --prefill backbone --task t.jsonl -o x`
+
     `skillweave zip -b b/ -t tuned/ --target-retention 0.98 --task t.jsonl -o x`
     """
     from skillweave.base import open_base
@@ -84,6 +92,7 @@ def zip_(
     from skillweave.pack import check_name, is_skillpack
     from skillweave.pipeline.retention import check_settings
     from skillweave.skillzip import ZipConfig, zip_delta
+    from skillweave.skillzip.config import check_prefill
     from skillweave.skillzip.refine.config import RefineConfig
     from skillweave.tasks import load_task
 
@@ -109,9 +118,11 @@ def zip_(
         )
     sizes = [f"{key}={value}" for key, value in (("ratio", ratio), ("budget", budget)) if value is not None]
     allowed = ["allow_left_out=true"] if allow_left_out else []
-    settings = read_config(ZipConfig, config, [*overrides, *sizes, *allowed])
+    reader = [f"prefill={prefill}"] if prefill is not None else []
+    settings = read_config(ZipConfig, config, [*overrides, *sizes, *allowed, *reader])
     if refine and settings.refine is None:
         settings = settings.model_copy(update={"refine": RefineConfig()})
+    check_prefill(settings)
     if settings.needs_calibration and task is None:
         raise UserError("activation_aware and smoothing need prompts with answers: name a task with --task")
     if settings.refine is not None and task is None:
@@ -225,12 +236,15 @@ def unzip(
     from skillweave.cli.output import say
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
+    from skillweave.pack.card import READS_ITSELF
 
     check_apart(out, pack=pack, base=base)
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
     write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
     say(f"Wrote {out}: open it with transformers' from_pretrained.")
+    if loaded.card.prefill == "backbone":
+        say(READS_ITSELF.format("model"))
 
 
 @app.command()

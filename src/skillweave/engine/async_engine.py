@@ -283,7 +283,8 @@ class AsyncEngine:
             vocabulary=speaker.vocabulary,
             device=weave.base.model.device,
         )
-        work.row = PagedRow(f"request-{next(self._names)}", route.pack, 0, sampler, work.logprobs, matcher)
+        by_base = weave.backbone_tokens(route.pack, ids)
+        work.row = PagedRow(f"request-{next(self._names)}", route.pack, by_base, sampler, work.logprobs, matcher)
         work.generation.begin(ids, route, speaker.reader)
 
     def _speaker(self, voice: Voice) -> Speaker:

@@ -22,6 +22,13 @@ _LARGEST_FIGURE = 1e9
 """A card with larger numbers in a record of figures was not written by this library."""
 
 
+READS_ITSELF = (
+    "The pack was made for prompts that the plain base reads (prefill: backbone). The {} reads its prompts itself, so "
+    "it may answer otherwise than the pack in a weave: score it."
+)
+"""What to say where a pack becomes something that cannot leave the reading of prompts to the base."""
+
+
 def card_text(card: PackCard) -> str:
     """Return Markdown that says what the pack is, which base it needs, its size, its scores, and what it leaves out."""
     kinds = [entry.kind for entry in card.entries.values()]
@@ -57,9 +64,10 @@ def card_text(card: PackCard) -> str:
 
 
 def travels(card: PackCard) -> list[tuple[str, str]]:
-    """Return (label, text) for what the pack brings besides weights: token rows, a tokenizer, a generation config."""
+    """Return (label, text) for what the pack brings besides weights: who reads prompts, token rows, a tokenizer."""
     rows = next((entry for entry in card.entries.values() if isinstance(entry, RowsEntry)), None)
-    lines = []
+    text = prefill_text(card)
+    lines = [] if text is None else [("prompts", text)]
     if rows is not None:
         change = (
             f"{rows.added} added" if rows.added else f"the base's last {rows.base_rows - rows.shape[0]} are not used"
@@ -104,6 +112,21 @@ def refinement_text(record: Any) -> str | None:
         done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
     served = ", with the base's linear layers in int8" if record.get("backbone") == "int8" else ""
     return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts{served})"
+
+
+def prefill_text(card: PackCard) -> str | None:
+    """Return in words who reads the prompts, and what was measured of it; None if nothing was, and the pack does."""
+    record = card.codec.measured.get("prefill")
+    record = record if isinstance(record, dict) else {}
+    retained, count = record.get("retained"), record.get("held_out")
+    known = isinstance(retained, int | float) and abs(retained) < _LARGEST_FIGURE and isinstance(count, int)
+    figure = f"{retained:.1%} of the gain" if known else "an unknown share of the gain"
+    measured = f" (by the KL to the specialist, on {count} held-out prompts)" if known else ""
+    if card.prefill == "backbone":
+        return f"the backbone reads the prompts, and the pack keeps {figure}{measured}"
+    if not record:
+        return None
+    return f"the pack reads the prompts itself: with the backbone as their reader it keeps only {figure}{measured}"
 
 
 def _rows(values: Mapping[str, Any], show: Callable[[Any], str] = one_line) -> list[str]:

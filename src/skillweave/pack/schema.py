@@ -87,6 +87,10 @@ PackName = Annotated[str, AfterValidator(_as_name)]
 """The name of a pack, checked when a card is read."""
 
 
+Prefill = Literal["pack", "backbone"]
+"""Who reads the prompts of a pack: the pack, or the plain base."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
@@ -313,13 +317,15 @@ class PackCard(_Strict):
 
     ``files`` gives the SHA-256 of the data file and of each file in ``files/``. ``from_base`` names the files of the
     base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`). ``probe``
-    is what a model with the pack must say (:mod:`skillweave.pack.probe`); packs of older versions have none.
+    is what a model with the pack must say (:mod:`skillweave.pack.probe`); packs of older versions have none. With
+    ``prefill: backbone`` the plain base reads the prompts (:mod:`skillweave.base.prefix`); the pack was made for it.
     """
 
     schema_version: Version = SCHEMA_VERSION
     name: PackName
     base: BaseRef
     method: Line = "unknown"
+    prefill: Prefill = "pack"
     data: Free = {}
     codec: Codec
     bytes: PackBytes = PackBytes()
@@ -348,7 +354,7 @@ class PackCard(_Strict):
 
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
-        if self.probe is not None:
+        if self.probe is not None or self.prefill != "pack":
             return 4
         if self.coded:
             return 3
@@ -361,7 +367,7 @@ class PackCard(_Strict):
 
     def to_json(self) -> str:
         """Return the text of ``skillpack.json``: indented, but with one line for the probe and each of many entries."""
-        empty = set() if self.from_base else {"from_base"}
+        empty = (set() if self.from_base else {"from_base"}) | ({"prefill"} if self.prefill == "pack" else set())
         values = self.model_dump(mode="json", exclude={"bytes", "probe", "entries", *empty})
         # A fixed width: the length of this text must not depend on the total, which counts this text too.
         sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)

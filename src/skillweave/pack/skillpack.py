@@ -142,6 +142,8 @@ class Skillpack:
                 },
                 "files": {name: sha256(data).hexdigest() for name, data in self.carried.files.items()},
                 "from_base": dict(self.carried.from_base),
+                # Packs from before the setting keep their name, and with it their audit.
+                **({} if self.card.prefill == "pack" else {"prefill": self.card.prefill}),
             }
         )
 

@@ -17,6 +17,7 @@ from skillweave.pack import Skillpack
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.evaluate import read_score, tools_key
 from skillweave.pipeline.step import BACKBONE, BASE
+from skillweave.skillzip.config import check_prefill
 from skillweave.skillzip.refine.run import check_examples
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.check import check_before
@@ -168,6 +169,12 @@ def check_inputs(inputs: BuildInputs, base: Base) -> None:
         if name in inputs.packs:
             continue
         settings = config.zip_config(name)
+        check_prefill(settings)
+        if settings.prefill == "backbone" and config.tool_use(name) is not None:
+            raise UserError(
+                f"skills.{name}: its conversations use tools, and those cannot be answered by a pack whose prompts the "
+                "backbone reads: leave out prefill"
+            )
         if settings.needs_calibration:
             task.pairs("calibration")
         if settings.refine is not None:

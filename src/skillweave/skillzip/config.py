@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from skillweave.config import ByteSize, Config, Ratio
+from skillweave.errors import UserError
+from skillweave.pack.schema import Prefill
 from skillweave.skillzip.refine.config import RefineConfig
 
 FIXED_SIZE = ("bitdelta", "rtn8", "rtn4", "none")
@@ -109,6 +111,17 @@ class ZipConfig(Config):
         description="tune the factors towards the specialist's own probabilities on calibration prompts; none: do not",
     )
 
+    prefill: Prefill = Field(
+        default="pack",
+        description="who reads the prompts of the pack: `pack`, or `backbone`, which lets all packs share one cached "
+        "prefix. It needs refine, which then trains for it; a pack that keeps less than 97% of its gain is not marked",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_prefill(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Work that was done before this setting existed goes on: its inputs, written down without it, are the same.
+        return {key: value for key, value in dump(self).items() if key != "prefill" or value != "pack"}
+
     @model_validator(mode="before")
     @classmethod
     def _one_bound(cls, values: Any) -> Any:
@@ -134,5 +147,14 @@ class ZipConfig(Config):
         own |= {"group_size"} if self.codec in ("rtn8", "rtn4", "delta-come") else set()
         own |= {"activation_aware"} if self.codec == "delta-come" else set()
         own |= {"shrink"} if "activation_aware" in own and self.activation_aware else set()
-        own |= {"refine"} if self.refine is not None else set()
+        own |= {"refine", "prefill"} if self.refine is not None else set()
         return self.model_dump(mode="json", include=read_by_all | own, exclude_none=True)
+
+
+def check_prefill(config: ZipConfig) -> None:
+    """Raise :class:`UserError` if the backbone is to read the prompts of a pack that is not refined for it."""
+    if config.prefill == "backbone" and config.refine is None:
+        raise UserError(
+            "prefill 'backbone' needs refine, because a skill loses much if it was not trained for prompts that the "
+            "backbone reads: add --refine and --task (refine: {} in weave.yaml), or leave out prefill"
+        )

@@ -32,7 +32,7 @@ from skillweave.pack.schema import ROWS
 from skillweave.pack.vocabulary import token_rows
 from skillweave.progress import console, share_of
 from skillweave.skillzip.codecs import get_codec
-from skillweave.skillzip.config import ZipConfig
+from skillweave.skillzip.config import ZipConfig, check_prefill
 from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.draft import NO_LIMIT, Draft, Encoded, unreserved
 from skillweave.skillzip.losses import change, measure, too_much_left_out
@@ -85,6 +85,9 @@ def zip_delta(
     holds the decompositions of a few matrices at a time. The caller deletes it when the pack is saved. Without it they
     are all in memory, and nothing is kept.
 
+    With ``config.prefill`` "backbone", the refinement is for prompts that the plain base reads, and the card is marked
+    if the pack keeps enough of its gain with them.
+
     With ``config.refine``, the factors are then tuned (:func:`skillweave.skillzip.refine.run.refined`). ``refine_on``
     holds the prompts for it, each with an answer or None; None stands for ``calibration``.
 
@@ -95,7 +98,8 @@ def zip_delta(
     * if the codec is unknown, or it needs calibration and there is none;
     * if the budget is too small (the message names the least that would do);
     * if more than 5% of the delta would be left out, unless ``config.allow_left_out``;
-    * if the config asks for a refinement, and there are no prompts for it.
+    * if the config asks for a refinement, and there are no prompts for it;
+    * if ``config.prefill`` is "backbone" without a refinement, or for a pack that needs steps of its own.
     """
 
     def unrefined(folder: Path | None) -> Skillpack:
@@ -108,6 +112,7 @@ def zip_delta(
             raise
 
     get_codec(config.codec)
+    check_prefill(config)
     delta.check_base(base.fingerprint, base.ref)
     if is_int8(base):
         raise UserError(
@@ -141,7 +146,8 @@ def zip_delta(
             drop(folder / _DECOMPOSITIONS)
         pack = Skillpack.from_pretrained(folder / "pack")
         most = unreserved(_limit(config, pack.card.bytes.bf16_delta))
-        pack = refined(pack, base, delta, examples or [], config.refine, folder, max(most, pack.nbytes))
+        most = max(most, pack.nbytes)
+        pack = refined(pack, base, delta, examples or [], config.refine, folder, most, config.prefill)
     losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
     pack.card.codec.measured["weight_error"] = round(losses.error, 4)
     return _with_probe(pack, base)
@@ -197,12 +203,13 @@ def zip_once(
             name=name,
             base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
             method=method,
+            prefill=config.prefill,
             data=data or {},
             scores=scores or {},
             codec=Codec(
                 name=config.codec,
                 settings=config.settings(),
-                measured={} if config.refine is None else {"refine": placeholder(config.refine)},
+                measured={} if config.refine is None else placeholder(config.refine, config.prefill),
             ),
             bytes=PackBytes(bf16_delta=delta_bytes, bf16_matrices=matrices.bf16_bytes),
             probe=longest_probe(base.model.get_input_embeddings().weight.shape[0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -33,12 +33,17 @@ def cannot_answer(pack: str | None, error: NoProbabilities) -> UserError:
     return UserError(f"{who} cannot answer: {error}. Make it again, or answer without it.")
 
 
+Prefix = Callable[[str | None, Sequence[int]], int]
+"""A pack (None: the plain base) and the tokens of a prompt -> how many of the first of them the plain base reads."""
+
+
 class RequestGroup:
     """Requests with one :func:`group_key`. First :meth:`add` each, then :meth:`encode`, then :meth:`answer`."""
 
-    def __init__(self, base: Base, packed_model: PackedModel) -> None:
+    def __init__(self, base: Base, packed_model: PackedModel, prefix: Prefix) -> None:
         self._base = base
         self._packed_model = packed_model
+        self._prefix = prefix
         self._requests: list[Request] = []
         self._routes: list[Route] = []
         self._voices: list[Voice] = []
@@ -82,6 +87,8 @@ class RequestGroup:
         """Without tools: one turn for each prompt, in batches in which every row has its own pack."""
         packs = [route.pack for route in self._routes]
         alone = {name for name in packs if name is not None and self._packed_model.why_alone(name)}
+        prefixes = [self._prefix(pack, ids) for pack, ids in zip(packs, self._ids, strict=True)]
+        by_packs = all(pack is None or not count for pack, count in zip(packs, prefixes, strict=True))
         answers = generate_answers(
             self._base.model,
             self._base.tokenizer,
@@ -91,6 +98,7 @@ class RequestGroup:
             numbers=self.numbers,
             around_batch=lambda rows: self._packed_model.rows([packs[row] for row in rows]),
             apart=lambda row: packs[row] if packs[row] in alone else None,
+            prefixes=None if by_packs else prefixes,
             streamer=streamer,
             label=label,
         )

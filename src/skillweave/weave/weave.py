@@ -12,6 +12,7 @@ import torch
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Sampling
 from skillweave.base.chat import PromptOrIds
+from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
@@ -41,6 +42,8 @@ class ReadPack:
     probe: PackProbe | None
     card_hash: str | None
     own_tokenizer: bool
+    prefill: str
+    """who reads its prompts: the ``pack``, or the ``backbone``"""
 
     @property
     def name(self) -> str:
@@ -75,6 +78,8 @@ class Weave:
         self.budget = budget
         self.packed_model = PackedModel(base.model, unpacked_packs)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
+        self._openings: dict[str | None, list[int]] = {None: opening_ids(base.tokenizer)}
+        """the packs whose prompts the backbone reads, and the plain base: the tokens that open their answers"""
         self._read_pack = read_pack
         self._require_audit = require_audit
         self._said_alone: set[str] = set()
@@ -284,7 +289,9 @@ class Weave:
         if pack.carried.has_tokenizer and (self.folder is not None or name in self._added):
             voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         ready = self.packed_model.prepare(name, pack)
-        return ReadPack(ready, voice, pack.card.probe, self._card_hash(name), pack.carried.has_tokenizer)
+        return ReadPack(
+            ready, voice, pack.card.probe, self._card_hash(name), pack.carried.has_tokenizer, pack.card.prefill
+        )
 
     def put(self, read: ReadPack) -> None:
         """Load a pack that :meth:`read_for_load` gave. It takes no longer than a short batch, and runs between batches.
@@ -303,14 +310,26 @@ class Weave:
             )
         self.packed_model.add(ready)
         try:
+            self._check_prefill(read)
             self._prove(read)
         except BaseException:
             self.packed_model.remove(name)
             raise
+        if read.prefill == "backbone":
+            self._openings[name] = opening_ids(read.voice.tokenizer)
         self._voices[name] = read.voice
         if self.router is not None and read.own_tokenizer:
             say_once(
                 f"the router reads prompts by the chat template of the base; '{name}' then answers by its own template"
+            )
+
+    def _check_prefill(self, read: ReadPack) -> None:
+        """Raise :class:`UserError` if the backbone cannot read the prompts of a pack that was made for that."""
+        why = self.packed_model.why_own_steps(read.name) if read.prefill == "backbone" else None
+        if why is not None:
+            raise UserError(
+                f"the card of the pack '{read.name}' says that the backbone reads its prompts, which is impossible "
+                f"here, because {why}: zip the skill again without prefill"
             )
 
     def _prove(self, read: ReadPack) -> None:
@@ -375,6 +394,7 @@ class Weave:
         self._check_known(name)
         self.packed_model.remove(name)
         del self._voices[name]
+        self._openings.pop(name, None)
 
     def _check_known(self, name: str) -> None:
         if name not in self.packs:
@@ -383,6 +403,13 @@ class Weave:
     def voice(self, name: str | None) -> Voice:
         """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
         return self._voices[name]
+
+    def backbone_tokens(self, name: str | None, ids: Sequence[int]) -> int:
+        """How many leading tokens of a prompt the plain base reads if a loaded pack (None: the plain base) answers it.
+
+        It is 0 for a pack without ``prefill: backbone`` on its card.
+        """
+        return backbone_tokens(ids, self._openings[name]) if name in self._openings else 0
 
     def pack_digest(self, name: str) -> str:
         """The :attr:`Skillpack.digest` of a pack of the weave, which is read for it.
@@ -437,16 +464,20 @@ class Weave:
         - ``label``: the label of a progress bar; None: no bar
 
         Raises :class:`UserError`, before anything is generated: for a pack that is unknown or not loaded, for a prompt
-        that does not fit into the model's context, and for tools with a pack or base without a chat template. Also
+        that does not fit into the model's context, and for tools with a pack or base without a chat template, or with
+        a pack whose prompts the backbone reads (``prefill: backbone``). Also
         raises it for a pack whose weights give NaN, when this pack answers.
         """
         for request in requests:
             if (samples := request.sampling.samples) != 1:
                 raise UserError(f"a weave gives one answer a prompt, not {samples}: repeat the prompt instead")
         routes = self.choose([request.prompt for request in requests], [request.pack for request in requests])
+        self._check_readers(requests, routes)
         groups: dict[Hashable, RequestGroup] = {}
         for number, (request, route) in enumerate(zip(requests, routes, strict=True)):
-            group = groups.setdefault(group_key(request, route), RequestGroup(self.base, self.packed_model))
+            group = groups.setdefault(
+                group_key(request, route), RequestGroup(self.base, self.packed_model, self.backbone_tokens)
+            )
             group.add(number, request, route, self._voices[route.pack])
         # All prompts are encoded first: an error in the last one is found before hours of generation.
         for group in groups.values():
@@ -456,6 +487,15 @@ class Weave:
         for group in groups.values():
             replies.update(zip(group.numbers, group.answer(streamer, label), strict=True))
         return [replies[number] for number in range(len(requests))]
+
+    def _check_readers(self, requests: Sequence[Request], routes: Sequence[Route]) -> None:
+        """Raise :class:`UserError` for tools with a pack whose prompts the backbone reads."""
+        for request, route in zip(requests, routes, strict=True):
+            if request.tools is not None and route.pack is not None and route.pack in self._openings:
+                raise UserError(
+                    f"the backbone reads the prompts of the pack '{route.pack}' (prefill: backbone), and conversations "
+                    f"with tools are not built for that: ask it without tools, or zip the skill without prefill"
+                )
 
     def choose(self, prompts: Sequence[PromptOrIds], packs: Sequence[str | None]) -> list[Route]:
         """The pack that answers each prompt: the one in ``packs``, or for :data:`AUTO` the router's choice.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
-from skillweave.base.batching import pad_right, within_tokens
+from skillweave.base.batching import pad_left, pad_right, within_tokens
+from skillweave.base.prefix import position_ids, read_prefix
 
 _MOST_TOKENS, _LEAST_TOKENS, _MOST_LOGITS = 2048, 256, 2**25
 """What goes through the model at once is at most so many tokens, and so many logits if all of them were of answers;
@@ -21,17 +23,31 @@ def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
     return within_tokens(lengths, min(_MOST_TOKENS, max(_LEAST_TOKENS, _MOST_LOGITS // vocabulary)))
 
 
-def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], int]]) -> torch.Tensor:
+def answer_logits(
+    model: Any,
+    rows: Sequence[tuple[Sequence[int], int]],
+    prefixes: Sequence[int] | None = None,
+    around_prefixes: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> torch.Tensor:
     """Return the logits (n, V) of all answer tokens of ``rows``, row by row.
 
     A row is (token ids of prompt and answer, length of the prompt). The logits that predict an answer's token stand one
-    position before it.
+    position before it. With ``prefixes``, so many leading tokens of each row's prompt are read first, inside
+    ``around_prefixes()`` and without a gradient; the other tokens then attend to their keys and values.
     """
     device = next(model.parameters()).device
-    ids, attention = pad_right([list(ids) for ids, _ in rows], 0, device)
+    starts = prefixes if prefixes is not None and max(prefixes) > 0 else [0] * len(rows)
+    more: dict[str, Any] = {"use_cache": False}
+    ids, attention = pad_right([list(ids[start:]) for (ids, _), start in zip(rows, starts, strict=True)], 0, device)
     predicts = torch.zeros(ids.shape, dtype=torch.bool, device=device)
-    for at, (row, prompt) in enumerate(rows):
-        predicts[at, prompt - 1 : len(row) - 1] = True
+    for at, ((row, prompt), start) in enumerate(zip(rows, starts, strict=True)):
+        predicts[at, prompt - start - 1 : len(row) - start - 1] = True
+    if max(starts) > 0:
+        before, mask = pad_left([list(ids[:start]) for (ids, _), start in zip(rows, starts, strict=True)], 0, device)
+        with around_prefixes():
+            more = {"use_cache": True, "past_key_values": read_prefix(model, before, mask)}
+        attention = torch.cat([mask, attention], dim=1)
+        more |= {key: at[:, mask.shape[1] :] for key, at in position_ids(model, attention).items()}
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
         # A head over the whole vocabulary, for every token of the prompt, would be most of the work and the memory.
@@ -40,7 +56,7 @@ def answer_logits(model: Any, rows: Sequence[tuple[Sequence[int], int]]) -> torc
     head = model.get_output_embeddings()
     handle = None if head is None else head.register_forward_pre_hook(select)
     try:
-        logits = model(input_ids=ids, attention_mask=attention, use_cache=False).logits
+        logits = model(input_ids=ids, attention_mask=attention, **more).logits
     finally:
         if handle is not None:
             handle.remove()

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt, open_base
+from skillweave.base.prefix import opening_ids
 from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.pack.card import refinement_text
+from skillweave.pack.schema import Prefill
 from skillweave.progress import console, share_of
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.factors import coarseness, with_factors
+from skillweave.skillzip.refine.prefill import check_shares_steps, judged, longest_record
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import teacher_rows
 from skillweave.skillzip.refine.train import Progress, train
@@ -27,10 +30,11 @@ _LONGEST_KL = 1.234e-05
 """No KL is longer than this in the card's JSON: a pack is weighed before it is refined."""
 
 
-def placeholder(config: RefineConfig) -> dict[str, Any]:
-    """Return a record of a refinement that is at least as long, in JSON, as the one that :func:`refined` will write."""
+def placeholder(config: RefineConfig, prefill: Prefill) -> dict[str, Any]:
+    """Return the records that :func:`refined` will write on the card, at least as long in JSON as they will be."""
     counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
-    return {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts, **_form(config)}
+    record = {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts, **_form(config)}
+    return {"refine": record} | ({"prefill": longest_record(config.prompts)} if prefill == "backbone" else {})
 
 
 def check_examples(examples: Sequence[tuple[Prompt, Answer | None]] | None, config: RefineConfig) -> None:
@@ -57,6 +61,7 @@ def refined(
     config: RefineConfig,
     folder: Path,
     most_bytes: int,
+    prefill: Prefill = "pack",
 ) -> Skillpack:
     """Return ``pack`` with factors that were tuned to the output distribution of base + delta.
 
@@ -70,11 +75,18 @@ def refined(
       factors, and what the prompts of one step take.
     * With ``config.backbone`` "int8", the factors are tuned on a copy of the base in int8, which is freed afterwards.
       The specialist stays in float32.
+    * With ``prefill`` "backbone", the factors are tuned for prompts that the plain base reads. The card says so if the
+      pack then keeps enough of its gain (:func:`skillweave.skillzip.refine.prefill.judged`).
 
-    Raises :class:`UserError` as :func:`check_examples` does, if no two prompts fit the context, and if the base cannot
-    be put into int8.
+    Raises :class:`UserError` as :func:`check_examples` does, if no two prompts fit the context, if the base cannot be
+    put into int8, and if the base cannot read the prompts of this pack.
     """
     check_examples(examples, config)
+    served = _served(base, config).model
+    opening = None
+    if prefill == "backbone":
+        check_shares_steps(served, pack)
+        opening = opening_ids(pack.voice(base).tokenizer)
     chosen = examples[: config.prompts]
     if left := len(examples) - len(chosen):
         console.print(f"  {share_of(left, len(examples), 'prompts')} are not used for the refinement (refine.prompts)")
@@ -89,7 +101,7 @@ def refined(
             f"  only {count} prompts are held out, not {config.held_out}: there are {len(rows)}, and half of them train"
         )
     random.Random(config.seed).shuffle(rows)
-    student = Student(_served(base, config).model, pack)
+    student = Student(served, pack, opening)
     if student.fixed:
         total = len(student.fixed) + len(student.trainable)
         console.print(
@@ -109,7 +121,8 @@ def refined(
         folder,
         (lambda factors: coarseness(pack, factors, most_bytes)) if coded else lambda _: 1.0,
     )
-    return _better(pack, progress, {"prompts": len(rows), "held_out": count, **_form(config)})
+    result = _better(pack, progress, {"prompts": len(rows), "held_out": count, **_form(config)})
+    return result if opening is None else judged(served, pack, result, rows[:count])
 
 
 def specialist_opener(base: Base, delta: Delta, folder: Path) -> Callable[[], Base]:
@@ -167,6 +180,8 @@ def _better(pack: Skillpack, progress: Progress, record: dict[str, Any]) -> Skil
 def _without_record(pack: Skillpack) -> Skillpack:
     result = with_factors(pack, {})
     result.card.codec.measured.pop("refine", None)
+    result.card.codec.measured.pop("prefill", None)
+    result.card.prefill = "pack"
     return result
 
 

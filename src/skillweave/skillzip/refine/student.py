@@ -8,7 +8,7 @@ are, also in int8.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch.nn.functional import embedding, linear
 
 from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import Layout, owners
+from skillweave.base.prefix import backbone_tokens
 from skillweave.errors import UserError
 from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors, steps
+from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.weave.int8 import Int8Linear
 
 
@@ -38,11 +40,18 @@ class Student:
 
     Entries whose products can be added to the output of a module are trainable. The tensors of all other entries hold
     the values that the pack gives them while :meth:`running` lasts.
+
+    With ``opening`` (:func:`~skillweave.base.prefix.opening_ids`), the plain base reads the prompts, all but the
+    opening of the answer, and the pack reads the rest. None: the pack reads all.
     """
 
-    def __init__(self, model: Any, pack: Skillpack) -> None:
+    def __init__(self, model: Any, pack: Skillpack, opening: Sequence[int] | None = None) -> None:
         self.model = model
         self._pack = pack
+        self._opening = opening
+        self._plain_now = False
+        self._originals: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """while the student runs: tensors of the model that hold values of the pack, and the base's values"""
         self._layout = Layout(model)
         self._places: dict[str, list[_Place]] = {}
         self._fixed: dict[str, str] = {}
@@ -93,11 +102,10 @@ class Student:
         parameters = list(self.model.parameters())
         wanted = [parameter.requires_grad for parameter in parameters]
         was_training = self.model.training
-        originals: list[tuple[torch.Tensor, torch.Tensor]] = []
         handles: list[Any] = []
         try:
             self.model.eval().requires_grad_(False)
-            self._put_fixed(originals)
+            self._put_fixed()
             for name, places in self._places.items():
                 for place in places:
                     handles.append(place.module.register_forward_hook(self._adds(name, place.fed, factors)))
@@ -107,11 +115,36 @@ class Student:
         finally:
             for handle in handles:
                 handle.remove()
-            for tensor, data in originals:
+            for tensor, data in self._originals:
                 tensor.data = data
+            self._originals.clear()
             for parameter, value in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(value)
             self.model.train(was_training)
+
+    def answer_logits(self, rows: Sequence[tuple[Sequence[int], int]]) -> torch.Tensor:
+        """Return the logits (n, V) of all answer tokens, as :func:`~skillweave.skillzip.refine.forward.answer_logits`.
+
+        The student must be :meth:`running`.
+        """
+        if self._opening is None:
+            return answer_logits(self.model, rows)
+        prefixes = [backbone_tokens(ids[:prompt], self._opening) for ids, prompt in rows]
+        return answer_logits(self.model, rows, prefixes, self._plain)
+
+    @contextlib.contextmanager
+    def _plain(self) -> Iterator[None]:
+        """Context inside :meth:`running` in which the model is the base alone."""
+        tuned = [(tensor, tensor.data) for tensor, _ in self._originals]
+        self._plain_now = True
+        try:
+            for tensor, data in self._originals:
+                tensor.data = data
+            yield
+        finally:
+            for tensor, data in tuned:
+                tensor.data = data
+            self._plain_now = False
 
     @property
     def _device(self) -> torch.device:
@@ -144,6 +177,8 @@ class Student:
         smooth = self._smooth.get(name)
 
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if self._plain_now:
+                return output
             x, left, right = args[0], factors[f"{name}.A"], factors[f"{name}.B"]
             right = right if smooth is None else right / smooth
             if fed.law == "lookup":
@@ -155,8 +190,8 @@ class Student:
         return hook
 
     @torch.no_grad()
-    def _put_fixed(self, originals: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Put the values of all entries that are not trained into the model; ``originals`` gets what they replace."""
+    def _put_fixed(self) -> None:
+        """Put the values of all entries that are not trained into the model, and note what they replace."""
         tensors = owners(self.model)
 
         def put(target: str, value: torch.Tensor, *, added: bool) -> None:
@@ -169,7 +204,7 @@ class Student:
                 values = {own: tensor.float() + value if added else value}
             for part, data in values.items():
                 held = getattr(layer, part)
-                originals.append((held, held.data))
+                self._originals.append((held, held.data))
                 held.data = data.to(held)
 
         pack = self._pack

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from skillweave.errors import UserError
 from skillweave.progress import bar, console
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.factors import rounded
-from skillweave.skillzip.refine.forward import answer_logits, passes
+from skillweave.skillzip.refine.forward import passes
 from skillweave.skillzip.refine.loss import answer_kl
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
@@ -30,6 +31,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of each parameter."""
 
 Factors = dict[str, torch.Tensor]
+AnswerLogits = Callable[[Sequence[tuple[Sequence[int], int]]], torch.Tensor]
+"""Rows (token ids of prompt and answer, length of the prompt) -> the logits (n, V) of all answer tokens."""
 
 
 @dataclass
@@ -158,29 +161,35 @@ def batches(count: int, size: int, steps: int, seed: int) -> list[list[int]]:
     return [order[at * size : (at + 1) * size] for at in range(steps)]
 
 
-@torch.no_grad()
 def mean_kl(student: Student, rows: Sequence[TeacherRow]) -> float:
     """Return the mean KL(specialist || student) of an answer token of ``rows``, in nats; the student is running."""
-    return sum(float(_kl(student, piece)) for piece in _pieces(student, rows)) / sum(row.tokens for row in rows)
+    return mean_kl_of(student.answer_logits, student.model, rows)
+
+
+@torch.no_grad()
+def mean_kl_of(answer_logits: AnswerLogits, model: Any, rows: Sequence[TeacherRow]) -> float:
+    """Return the same for anything that gives logits (n, V) of answer tokens, as ``model`` does."""
+    total = sum(float(_kl(answer_logits, piece)) for piece in _pieces(model, rows))
+    return total / sum(row.tokens for row in rows)
 
 
 def _backward(student: Student, rows: Sequence[TeacherRow]) -> float:
     """Add up the gradients of the mean KL of an answer token, and return that mean."""
     tokens, total = sum(row.tokens for row in rows), 0.0
-    for piece in _pieces(student, rows):
-        loss = _kl(student, piece) / tokens
+    for piece in _pieces(student.model, rows):
+        loss = _kl(student.answer_logits, piece) / tokens
         loss.backward()
         total += float(loss.detach())
     return total
 
 
-def _pieces(student: Student, rows: Sequence[TeacherRow]) -> list[list[TeacherRow]]:
-    return [[rows[at] for at in piece] for piece in passes(student.model, [len(row.ids) for row in rows])]
+def _pieces(model: Any, rows: Sequence[TeacherRow]) -> list[list[TeacherRow]]:
+    return [[rows[at] for at in piece] for piece in passes(model, [len(row.ids) for row in rows])]
 
 
-def _kl(student: Student, rows: Sequence[TeacherRow]) -> torch.Tensor:
+def _kl(answer_logits: AnswerLogits, rows: Sequence[TeacherRow]) -> torch.Tensor:
     """Return the sum of the KL over all answer tokens of the rows."""
-    logits = answer_logits(student.model, [(row.ids, row.prompt) for row in rows])
+    logits = answer_logits([(row.ids, row.prompt) for row in rows])
     top, logs, rest = (
         torch.cat(parts).to(logits.device) for parts in zip(*((r.top, r.logs, r.rest) for r in rows), strict=True)
     )
