@@ -1,0 +1,152 @@
+"""The parts of the pages that are plain HTML: the route, an answer's figures, the packs in memory, live figures.
+
+Every text from outside is escaped here, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Protocol
+
+from skillweave.serve.playground.answering import Progress
+from skillweave.serve.playground.figures import Figures
+from skillweave.units import human_bytes
+
+_ROUTES_SHOWN = 6
+
+
+class PackLine(Protocol):
+    """What the page of packs tells about one pack, as in the status of the pack memory."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def pinned(self) -> bool: ...
+    @property
+    def in_use(self) -> int: ...
+    @property
+    def hits(self) -> int: ...
+    @property
+    def loads(self) -> int: ...
+    @property
+    def load_seconds(self) -> float: ...
+    @property
+    def evictions(self) -> int: ...
+
+
+def route(state: Progress) -> str:
+    """Return who answers; if the router chose, a bar for each of its likeliest choices."""
+    name = escape(state.resolved.name)
+    if state.resolved.route != "router":
+        return f'<div class="sw-route"><p class="sw-who"><b>{name}</b> was asked for</p></div>'
+    scores = list(state.scores.items())
+    shown, rest = scores[:_ROUTES_SHOWN], scores[_ROUTES_SHOWN:]
+    bars = [_score(escape(one), share, chosen=one == state.resolved.name) for one, share in shown]
+    if rest:
+        bars.append(_score(f"{len(rest)} others", sum(share for _, share in rest), chosen=False))
+    return f'<div class="sw-route"><p class="sw-who">The router chose <b>{name}</b></p>{"".join(bars)}</div>'
+
+
+def _score(name: str, share: float, *, chosen: bool) -> str:
+    kind = "sw-score sw-chosen" if chosen else "sw-score"
+    return (
+        f'<div class="{kind}"><span class="sw-name" title="{name}">{name}</span><span class="sw-percent">{share:.0%}'
+        f'</span><span class="sw-track"><i style="width:{100 * share:.1f}%"></i></span></div>'
+    )
+
+
+def answer_figures(state: Progress) -> str:
+    """Return how an answer goes, in one line."""
+    parts = [f"{state.tokens} tokens"]
+    if state.first_token is not None:
+        parts.append(f"first after {state.first_token:.2f} s")
+    if state.rate is not None:
+        parts.append(f"{state.rate:.1f} tokens/s")
+    if state.ended == "cut off":
+        parts.append("cut off at the longest length")
+    return f'<p class="sw-line">{" · ".join(parts)}</p>'
+
+
+def fault(message: str) -> str:
+    """Return an error for people."""
+    return f'<p class="sw-line sw-fault">{escape(message)}</p>'
+
+
+def live_figures(figures: Figures | None) -> str:
+    """Return the figures of the server as a row of tiles."""
+    if figures is None:
+        return '<p class="sw-line">The model is still being loaded.</p>'
+    rate, first = figures.tokens_per_second, figures.first_token
+    tiles = [
+        ("Running", str(figures.running), "requests"),
+        ("Waiting", str(figures.waiting), "requests"),
+        ("Speed", "–" if rate is None else f"{rate:.1f}", "tokens/s"),
+        ("First token", "–" if first is None else f"{1000 * first:.0f}", "ms, median"),
+    ]
+    return f'<div class="sw-tiles">{"".join(_tile(*one) for one in tiles)}</div>'
+
+
+def _tile(name: str, value: str, unit: str) -> str:
+    return f'<div class="sw-tile"><span>{name}</span><b>{value}</b> <small>{unit}</small></div>'
+
+
+def packs(lines: Sequence[PackLine], budget: int | None) -> str:
+    """Return a row for each pack: a bar of its bytes in memory, its place, and its counts; above them, all together.
+
+    ``budget``: the most bytes that packs may take in memory; None: there is no limit
+    """
+    if not lines:
+        return '<p class="sw-line">This server has no packs: the plain base answers.</p>'
+    used = sum(one.bytes for one in lines)
+    largest = max(1, *(one.bytes for one in lines))
+    order = sorted(lines, key=lambda one: (-one.bytes, one.name))
+    head = "".join(
+        f'<th scope="col"{extra}>{name}</th>'
+        for name, extra in (
+            ("Pack", ""), ("In memory", ' colspan="2"'), ("Place", ""), ("In use", _RIGHT), ("Hits", _RIGHT),
+            ("Loads", _RIGHT), ("Load time", _RIGHT), ("Evictions", _RIGHT),
+        )
+    )  # fmt: skip
+    rows = "".join(_row(one, largest) for one in order)
+    return (
+        f'{_memory(order, used, budget)}<div class="sw-scroll"><table class="sw-packs"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+_RIGHT = ' class="sw-number"'
+
+
+def _memory(order: Iterable[PackLine], used: int, budget: int | None) -> str:
+    """One bar with the bytes of all packs, up to the budget if there is one."""
+    whole = max(1, used, budget or 0)
+    parts = "".join(
+        f'<i style="width:{100 * one.bytes / whole:.2f}%" title="{escape(one.name)}: {human_bytes(one.bytes)}"></i>'
+        for one in order
+        if one.bytes
+    )
+    line = "" if budget is None else f'<u style="left:{100 * budget / whole:.2f}%"></u>'
+    told = f"<b>{human_bytes(used)}</b> of packs in memory"
+    told += ", without a limit" if budget is None else f" · the limit is {human_bytes(budget)}"
+    return f'<div class="sw-memory"><p>{told}</p><div class="sw-whole">{parts}{line}</div></div>'
+
+
+def _row(one: PackLine, largest: int) -> str:
+    name = escape(one.name)
+    level = escape(one.level)
+    pinned = ' <span class="sw-tag">pinned</span>' if one.pinned else ""
+    busy = ' class="sw-number sw-busy"' if one.in_use else _RIGHT
+    mean = f"{one.load_seconds / one.loads:.2f} s" if one.loads else "–"
+    size = human_bytes(one.bytes) if one.bytes else "–"
+    return (
+        f'<tr class="sw-on-{level}"><th scope="row" title="{name}">{name}</th>'
+        f'<td class="sw-bar"><span class="sw-track"><i style="width:{100 * one.bytes / largest:.1f}%"></i></span></td>'
+        f'<td class="sw-number">{size}</td><td><span class="sw-tag sw-level">{level}</span>{pinned}</td>'
+        f"<td{busy}>{one.in_use}</td><td{_RIGHT}>{one.hits}</td><td{_RIGHT}>{one.loads}</td>"
+        f"<td{_RIGHT}>{mean}</td><td{_RIGHT}>{one.evictions}</td></tr>"
+    )
