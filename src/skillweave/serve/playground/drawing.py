@@ -40,10 +40,10 @@ class PackLine(Protocol):
 
 
 def route(state: Progress) -> str:
-    """Return who answers; if the router chose, a bar for each of its likeliest choices."""
+    """Return whom the router chose, with a bar for each of its likeliest choices; nothing if a person chose."""
     name = escape(state.resolved.name)
     if state.resolved.route != "router":
-        return f'<div class="sw-route"><p class="sw-who"><b>{name}</b> was asked for</p></div>'
+        return ""
     scores = list(state.scores.items())
     shown, rest = scores[:_ROUTES_SHOWN], scores[_ROUTES_SHOWN:]
     bars = [_score(escape(one), share, chosen=one == state.resolved.name) for one, share in shown]
@@ -61,8 +61,8 @@ def _score(name: str, share: float, *, chosen: bool) -> str:
 
 
 def answer_figures(state: Progress) -> str:
-    """Return how an answer goes, in one line."""
-    parts = [f"{state.tokens} tokens"]
+    """Return who answers and how it goes, in one line."""
+    parts = [f"<b>{escape(state.resolved.name)}</b>", f"{state.tokens} tokens"]
     if state.first_token is not None:
         parts.append(f"first after {state.first_token:.2f} s")
     if state.rate is not None:

@@ -25,6 +25,8 @@ _OPEN = ("GET /login", "POST /login")
 _FILES = re.compile(r"/(?:theme\.css|(?:static|assets|svelte)/[\w./@+-]+)")
 _READ = re.compile(r"/|/config/?|/gradio_api/(?:queue/data|startup-events|heartbeat/\w+)")
 _WRITTEN = re.compile(r"/gradio_api/(?:queue/join|cancel|reset)/?")
+_FOREIGN = re.compile(r'<link rel="manifest"[^>]*>|<meta\s+(?:property|name)="(?:og|twitter):[^>]*>')
+_ICON = '<link rel="icon" href="data:,">'
 HEADERS = {
     # Gradio's own scripts are inline and compile templates. Nothing comes from, or goes to, another address.
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -83,11 +85,16 @@ class PlaygroundGate:
 
         request = Request(scope, receive)
         answer = await self._answer(request)
-        await (self._app if answer is None else answer)(scope, receive, guarded)
+        if answer is not None:
+            await answer(scope, receive, guarded)
+        elif _path(request) == "/":
+            await (await _rewritten(self._app, scope, receive))(scope, receive, guarded)
+        else:
+            await self._app(scope, receive, guarded)
 
     async def _answer(self, request: Request) -> Response | None:
         """Return the response to a request that does not reach the pages, or None for one that does."""
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")) or "/"
+        path = _path(request)
         method = "GET" if request.method == "HEAD" else request.method
         # A browser says so if the script of another page sends the request.
         if method != "GET" and request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
@@ -104,6 +111,24 @@ class PlaygroundGate:
         else:
             known = _WRITTEN.fullmatch(path) if method == "POST" else None
         return None if known else _refusal(404, "the playground does not have this")
+
+
+def _path(request: Request) -> str:
+    """Return the path below the place where the pages are mounted."""
+    return str(request.scope["path"]).removeprefix(request.scope.get("root_path", "")) or "/"
+
+
+async def _rewritten(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
+    """Return the page without what belongs to Gradio: a manifest and an icon at the root, and names of other sites."""
+    messages: list[Message] = []
+
+    async def kept(message: Message) -> None:
+        messages.append(message)
+
+    await app(scope, receive, kept)
+    body = b"".join(message.get("body", b"") for message in messages)
+    page = _FOREIGN.sub("", body.decode("utf-8")).replace("<head>", f"<head>{_ICON}", 1)
+    return HTMLResponse(page, messages[0]["status"], headers={"cache-control": "no-store"})
 
 
 async def _login(request: Request, sessions: Sessions) -> Response:

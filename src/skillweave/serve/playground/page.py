@@ -28,6 +28,22 @@ THEME = gr.themes.Base(
     # Names of fonts that the system has. Gradio would load its own ones from the internet.
     font=["system-ui", "sans-serif"],
     font_mono=["ui-monospace", "monospace"],
+).set(
+    body_background_fill="#f5f7f6",
+    body_background_fill_dark="#111615",
+    background_fill_primary="#ffffff",
+    background_fill_primary_dark="#1a2120",
+    block_background_fill="#ffffff",
+    block_background_fill_dark="#1a2120",
+    block_label_text_size="13px",
+    border_color_primary="#dfe4e3",
+    border_color_primary_dark="#323b3a",
+    input_background_fill="#f5f7f6",
+    input_background_fill_dark="#111615",
+    slider_color="*primary_700",
+    slider_color_dark="*primary_400",
+    link_text_color="*primary_700",
+    link_text_color_dark="*primary_400",
 )
 _REFRESH = 2.0
 _SUGGESTED_TOKENS = 256
@@ -61,7 +77,7 @@ def build_page(
         return drawing.live_figures(figures.read()), drawing.packs(status(), budget)
 
     with gr.Blocks(title="SkillWeave", analytics_enabled=False, fill_width=True) as page:
-        gr.HTML('<h1 class="sw-title">SkillWeave</h1>', js_on_load=None)
+        gr.HTML('<h1 class="sw-title">SkillWeave</h1>', js_on_load=None, elem_classes="sw-top")
         with gr.Tabs():
             with gr.Tab("Chat") as chat_tab:
                 picker = _chat(service, answers, quick)
@@ -100,7 +116,7 @@ def _sampling(service: Service) -> tuple[gr.Slider, gr.Slider]:
     most = service.limits.max_tokens
     return (
         gr.Slider(0, 2, value=0, step=0.1, label="Temperature", buttons=[]),
-        gr.Slider(1, most, value=min(_SUGGESTED_TOKENS, most), step=1, label="Longest answer, in tokens", buttons=[]),
+        gr.Slider(1, most, value=min(_SUGGESTED_TOKENS, most), step=1, label="Longest answer (tokens)", buttons=[]),
     )
 
 
@@ -132,10 +148,10 @@ def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> g
         yield {box: _idle()}
 
     conversation = gr.State([])
-    with gr.Row(elem_classes="sw-page", equal_height=True):
+    with gr.Row(elem_classes="sw-page"):
         with gr.Column(scale=4, min_width=420):
             chatbot = gr.Chatbot(
-                show_label=False, container=False, elem_classes="sw-chat", height="calc(100vh - 220px)", layout="bubble",
+                show_label=False, container=False, elem_classes="sw-chat", height="calc(100vh - 154px)", layout="bubble",
                 placeholder=_EMPTY_CHAT, buttons=["copy"], feedback_options=None, allow_file_downloads=False,
                 latex_delimiters=[],
             )  # fmt: skip
@@ -148,7 +164,7 @@ def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> g
             picker = _picker(service, "Pack")
             temperature, longest = _sampling(service)
             route = gr.HTML(js_on_load=None)
-            clear = gr.Button("New conversation", variant="secondary", size="sm")
+            clear = gr.Button("New conversation", variant="secondary", size="md")
     asking = box.submit(
         ask, [box, conversation, picker, temperature, longest], [box, chatbot, conversation, route, line], **answers
     )
