@@ -33,7 +33,7 @@ def test_separable_prompts_go_home():
     to_base = router.route(3 * torch.eye(12)[2])
     assert to_base.pack is None
     assert to_base.confidence > 0.5
-    assert list(to_base.scores)[0] == "base"
+    assert next(iter(to_base.scores)) == "base"
     assert sorted(to_base.scores) == sorted(NAMES)
     assert sum(to_base.scores.values()) == pytest.approx(1.0, abs=1e-5)
     # Between two packs neither is likely enough.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skillweave.base import Sampling
 from skillweave.engine.interface import Chunk, CountedReply, Generation
 from skillweave.errors import UserError
+from skillweave.serve.admission import Admission
 from skillweave.serve.service import AnswerFigures, Resolved, Service
 
 _SHOWN_EVERY = 0.05
 """Seconds between two states of an answer: a page that is told of every token would be busier than the model."""
+
+_CLOSED = {"starting": "the model is still being loaded: ask again in a moment", "stopping": "the server is stopping"}
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,15 @@ class Progress:
 
 
 async def answer(
-    service: Service, model: str, messages: Sequence[dict[str, str]], sampling: Sampling
-) -> AsyncIterator[Progress]:
+    service: Service, admission: Admission, model: str, messages: Sequence[dict[str, str]], sampling: Sampling
+) -> AsyncGenerator[Progress, None]:
     """Yield the states of an answer, the last one complete. Leaving it gives the answer up.
 
-    Raises what the engine raises, and :class:`UserError` for an answer that is longer than the server allows.
+    Raises what the engine raises, and :class:`UserError` while the server takes no requests and for an answer that is
+    longer than it allows.
     """
+    if admission.state != "open":
+        raise UserError(_CLOSED[admission.state])
     longest = service.limits.max_tokens
     if not 1 <= sampling.max_new_tokens <= longest:
         raise UserError(f"the longest answer is {sampling.max_new_tokens} tokens: expected 1 to {longest}")
@@ -80,7 +86,7 @@ async def _decide(
 
 async def _states(
     generation: Generation, watch: _Watch, resolved: Resolved, scores: Mapping[str, float]
-) -> AsyncIterator[Progress]:
+) -> AsyncGenerator[Progress, None]:
     text, shown = "", 0.0
 
     def state(ended: str | None = None) -> Progress:

@@ -7,36 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Protocol
 
 from skillweave.serve.playground.answering import Progress
 from skillweave.serve.playground.figures import Figures
+from skillweave.serve.residency import PackStatus
 from skillweave.units import human_bytes
 
 _ROUTES_SHOWN = 6
-
-
-class PackLine(Protocol):
-    """What the page of packs tells about one pack, as in the status of the pack memory."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def level(self) -> str: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def pinned(self) -> bool: ...
-    @property
-    def in_use(self) -> int: ...
-    @property
-    def hits(self) -> int: ...
-    @property
-    def loads(self) -> int: ...
-    @property
-    def load_seconds(self) -> float: ...
-    @property
-    def evictions(self) -> int: ...
 
 
 def route(state: Progress) -> str:
@@ -95,21 +72,21 @@ def _tile(name: str, value: str, unit: str) -> str:
     return f'<div class="sw-tile"><span>{name}</span><b>{value}</b> <small>{unit}</small></div>'
 
 
-def packs(lines: Sequence[PackLine], budget: int | None) -> str:
+def packs(lines: Sequence[PackStatus], budget: int | None) -> str:
     """Return a row for each pack: a bar of its bytes in memory, its place, and its counts; above them, all together.
 
     ``budget``: the most bytes that packs may take in memory; None: there is no limit
     """
     if not lines:
         return '<p class="sw-line">This server has no packs: the plain base answers.</p>'
-    used = sum(one.bytes for one in lines)
-    largest = max(1, *(one.bytes for one in lines))
-    order = sorted(lines, key=lambda one: (-one.bytes, one.name))
+    used = sum(_held(one) for one in lines)
+    largest = max(1, *(one.bytes or 0 for one in lines))
+    order = sorted(lines, key=lambda one: (-_held(one), -(one.bytes or 0), one.name))
     head = "".join(
         f'<th scope="col"{extra}>{name}</th>'
         for name, extra in (
-            ("Pack", ""), ("In memory", ' colspan="2"'), ("Place", ""), ("In use", _RIGHT), ("Hits", _RIGHT),
-            ("Loads", _RIGHT), ("Load time", _RIGHT), ("Evictions", _RIGHT),
+            ("Pack", ""), ("Bytes", ' colspan="2"'), ("Place", ""), ("In use", _RIGHT), ("Hits", _RIGHT),
+            ("Loads", _RIGHT), ("Last load", _RIGHT), ("Evictions", _RIGHT),
         )
     )  # fmt: skip
     rows = "".join(_row(one, largest) for one in order)
@@ -122,13 +99,13 @@ def packs(lines: Sequence[PackLine], budget: int | None) -> str:
 _RIGHT = ' class="sw-number"'
 
 
-def _memory(order: Iterable[PackLine], used: int, budget: int | None) -> str:
+def _memory(order: Iterable[PackStatus], used: int, budget: int | None) -> str:
     """One bar with the bytes of all packs, up to the budget if there is one."""
     whole = max(1, used, budget or 0)
     parts = "".join(
-        f'<i style="width:{100 * one.bytes / whole:.2f}%" title="{escape(one.name)}: {human_bytes(one.bytes)}"></i>'
+        f'<i style="width:{100 * _held(one) / whole:.2f}%" title="{escape(one.name)}: {human_bytes(_held(one))}"></i>'
         for one in order
-        if one.bytes
+        if _held(one)
     )
     line = "" if budget is None else f'<u style="left:{100 * budget / whole:.2f}%"></u>'
     told = f"<b>{human_bytes(used)}</b> of packs in memory"
@@ -136,17 +113,23 @@ def _memory(order: Iterable[PackLine], used: int, budget: int | None) -> str:
     return f'<div class="sw-memory"><p>{told}</p><div class="sw-whole">{parts}{line}</div></div>'
 
 
-def _row(one: PackLine, largest: int) -> str:
+def _held(one: PackStatus) -> int:
+    """The bytes that a pack takes in memory now."""
+    return (one.bytes or 0) if one.level == "memory" else 0
+
+
+def _row(one: PackStatus, largest: int) -> str:
     name = escape(one.name)
-    level = escape(one.level)
+    why = "" if one.error is None else f' title="{escape(one.error)}"'
     pinned = ' <span class="sw-tag">pinned</span>' if one.pinned else ""
     busy = ' class="sw-number sw-busy"' if one.in_use else _RIGHT
-    mean = f"{one.load_seconds / one.loads:.2f} s" if one.loads else "–"
-    size = human_bytes(one.bytes) if one.bytes else "–"
+    took = "–" if one.load_seconds is None else f"{one.load_seconds:.2f} s"
+    size = "–" if one.bytes is None else human_bytes(one.bytes)
+    share = 100 * (one.bytes or 0) / largest
     return (
-        f'<tr class="sw-on-{level}"><th scope="row" title="{name}">{name}</th>'
-        f'<td class="sw-bar"><span class="sw-track"><i style="width:{100 * one.bytes / largest:.1f}%"></i></span></td>'
-        f'<td class="sw-number">{size}</td><td><span class="sw-tag sw-level">{level}</span>{pinned}</td>'
+        f'<tr class="sw-on-{one.level}"><th scope="row" title="{name}">{name}</th>'
+        f'<td class="sw-bar"><span class="sw-track"><i style="width:{share:.1f}%"></i></span>'
+        f'</td><td class="sw-number">{size}</td><td><span class="sw-tag sw-level"{why}>{one.level}</span>{pinned}</td>'
         f"<td{busy}>{one.in_use}</td><td{_RIGHT}>{one.hits}</td><td{_RIGHT}>{one.loads}</td>"
-        f"<td{_RIGHT}>{mean}</td><td{_RIGHT}>{one.evictions}</td></tr>"
+        f"<td{_RIGHT}>{took}</td><td{_RIGHT}>{one.evictions}</td></tr>"
     )

@@ -1,4 +1,4 @@
-"""What the server does right now: requests, tokens per second and the time to the first token, from its own counters."""
+"""What the server does right now, from its own counters: requests, tokens per second, the time to the first token."""
 
 from __future__ import annotations
 

@@ -97,7 +97,8 @@ class PlaygroundGate:
         path = _path(request)
         method = "GET" if request.method == "HEAD" else request.method
         # A browser says so if the script of another page sends the request.
-        if method != "GET" and request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        foreign = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
+        if foreign and not (method == "GET" and request.headers.get("sec-fetch-mode") == "navigate"):
             return _refusal(403, "the pages of the playground take requests only from themselves")
         if self._sessions is not None:
             if f"{method} {path}" in _OPEN:

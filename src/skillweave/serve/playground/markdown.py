@@ -1,4 +1,4 @@
-"""Make the text of a model safe and faithful as Markdown: its tags are shown as they stand, and its images are not loaded.
+"""Make a model's text safe and faithful as Markdown: its tags are shown as they stand, its images are not loaded.
 
 The page's own sanitiser and its content security policy stand behind this.
 """

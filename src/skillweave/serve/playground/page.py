@@ -5,20 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib.resources
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from skillweave.base import Sampling
+from skillweave.serve.admission import Admission
 from skillweave.serve.errors import api_error
+from skillweave.serve.local_service import LocalService
 from skillweave.serve.playground import drawing
-from skillweave.serve.playground.answering import answer
-from skillweave.serve.playground.drawing import PackLine
+from skillweave.serve.playground.answering import Progress, answer
 from skillweave.serve.playground.figures import LiveFigures
 from skillweave.serve.playground.markdown import shown_markdown
 from skillweave.serve.playground.together import together
 from skillweave.serve.service import ModelInfo, Service
+from skillweave.serve.settings import ServeConfig
 
 THEME = gr.themes.Base(
     primary_hue=gr.themes.colors.teal,
@@ -51,6 +54,8 @@ _ABOUT = {"auto": "the router chooses", "base": "no pack"}
 _EMPTY_CHAT = "Ask something. With **auto**, the router shows which pack it chose."
 
 Messages = list[dict[str, str]]
+Ask = Callable[[str, Messages, Sampling], AsyncGenerator[Progress, None]]
+"""Asks a model: :func:`~skillweave.serve.playground.answering.answer` of this server."""
 
 
 def style() -> str:
@@ -58,31 +63,26 @@ def style() -> str:
     return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
-def build_page(
-    service: Service,
-    figures: LiveFigures,
-    status: Callable[[], Sequence[PackLine]],
-    *,
-    budget: int | None,
-    max_streams: int,
-) -> gr.Blocks:
+def build_page(service: LocalService, admission: Admission, settings: ServeConfig) -> gr.Blocks:
     """Return the pages, as :func:`~skillweave.serve.playground.mount.mount_playground` mounts them."""
+    ask: Ask = partial(answer, service, admission)
+    figures = LiveFigures(service.engine.counters, service.metrics.registry)
     answers: dict[str, Any] = {
-        "concurrency_limit": max_streams, "concurrency_id": "answers", "show_progress": "hidden",
+        "concurrency_limit": settings.max_streams, "concurrency_id": "answers", "show_progress": "hidden",
         "api_visibility": "private",
     }  # fmt: skip
     quick: dict[str, Any] = {"concurrency_limit": None, "show_progress": "hidden", "api_visibility": "private"}
 
     def memory() -> tuple[str, str]:
-        return drawing.live_figures(figures.read()), drawing.packs(status(), budget)
+        return drawing.live_figures(figures.read()), drawing.packs(service.memory.status(), settings.pack_memory)
 
     with gr.Blocks(title="SkillWeave", analytics_enabled=False, fill_width=True) as page:
         gr.HTML('<h1 class="sw-title">SkillWeave</h1>', js_on_load=None, elem_classes="sw-top")
         with gr.Tabs():
             with gr.Tab("Chat") as chat_tab:
-                picker = _chat(service, answers, quick)
+                picker = _chat(service, ask, answers, quick)
             with gr.Tab("Side by side") as pair_tab:
-                left, right = _side_by_side(service, answers, quick)
+                left, right = _side_by_side(service, ask, answers, quick)
             with gr.Tab("Packs") as packs_tab:
                 tiles = gr.HTML(js_on_load=None)
                 table = gr.HTML(js_on_load=None)
@@ -94,7 +94,7 @@ def build_page(
             other.select(lambda: gr.Timer(active=False), None, timer, **quick)
         # Packs may have been added since the server started.
         page.load(lambda: [gr.Dropdown(choices=choices(service.models()))] * 3, None, [picker, left, right], **quick)
-    page.queue(max_size=4 * max_streams, default_concurrency_limit=None, api_open=False)
+    page.queue(max_size=4 * settings.max_streams, default_concurrency_limit=None, api_open=False)
     return page
 
 
@@ -123,8 +123,8 @@ def _sampling(service: Service) -> tuple[gr.Slider, gr.Slider]:
 # -- chat --------------------------------------------------------------------------------------------------------------
 
 
-def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> gr.Dropdown:
-    async def ask(
+def _chat(service: Service, ask: Ask, answers: dict[str, Any], quick: dict[str, Any]) -> gr.Dropdown:
+    async def reply(
         text: str, said: Messages, model: str, temperature: float, longest: int
     ) -> AsyncIterator[dict[Any, Any]]:
         if not text.strip():
@@ -133,7 +133,7 @@ def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> g
         asked = [*said, {"role": "user", "content": text}]
         yield {box: _busy(""), chatbot: _shown(asked), route: "", line: '<p class="sw-line">…</p>'}
         try:
-            states = answer(service, model, asked, _drawn(temperature, longest))
+            states = ask(model, asked, _drawn(temperature, longest))
             async with contextlib.aclosing(states):
                 async for state in states:
                     now = [*asked, {"role": "assistant", "content": state.text}]
@@ -151,9 +151,9 @@ def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> g
     with gr.Row(elem_classes="sw-page"):
         with gr.Column(scale=4, min_width=420):
             chatbot = gr.Chatbot(
-                show_label=False, container=False, elem_classes="sw-chat", height="calc(100vh - 154px)", layout="bubble",
-                placeholder=_EMPTY_CHAT, buttons=["copy"], feedback_options=None, allow_file_downloads=False,
-                latex_delimiters=[],
+                show_label=False, container=False, elem_classes="sw-chat", height="calc(100vh - 166px)",
+                layout="bubble", placeholder=_EMPTY_CHAT, buttons=["copy"], feedback_options=None,
+                allow_file_downloads=False, latex_delimiters=[],
             )  # fmt: skip
             line = gr.HTML(js_on_load=None, elem_classes="sw-status")
             box = gr.Textbox(
@@ -166,7 +166,7 @@ def _chat(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> g
             route = gr.HTML(js_on_load=None)
             clear = gr.Button("New conversation", variant="secondary", size="md")
     asking = box.submit(
-        ask, [box, conversation, picker, temperature, longest], [box, chatbot, conversation, route, line], **answers
+        reply, [box, conversation, picker, temperature, longest], [box, chatbot, conversation, route, line], **answers
     )
     box.stop(_idle, None, box, cancels=[asking], **quick)
     clear.click(
@@ -200,13 +200,15 @@ Panel = tuple[str, str, str]
 """What is shown for one of two packs: the answer, the figures below it, and the route."""
 
 
-def _side_by_side(service: Service, answers: dict[str, Any], quick: dict[str, Any]) -> tuple[gr.Dropdown, gr.Dropdown]:
-    async def ask(text: str, left: str, right: str, temperature: float, longest: int) -> AsyncIterator[list[Any]]:
+def _side_by_side(
+    service: Service, ask: Ask, answers: dict[str, Any], quick: dict[str, Any]
+) -> tuple[gr.Dropdown, gr.Dropdown]:
+    async def reply(text: str, left: str, right: str, temperature: float, longest: int) -> AsyncIterator[list[Any]]:
         if not text.strip():
             yield [gr.skip()] * 7
             return
         sampling = _drawn(temperature, longest)
-        both = together([_panel(service, model, text, sampling) for model in (left, right)])
+        both = together([_panel(ask, model, text, sampling) for model in (left, right)])
         async with contextlib.aclosing(both):
             async for first, second in both:
                 yield [_busy(), *(first or _WAITING), *(second or _WAITING)]
@@ -227,7 +229,7 @@ def _side_by_side(service: Service, answers: dict[str, Any], quick: dict[str, An
                 panels += [shown, line, gr.HTML(js_on_load=None)]
     with gr.Row():
         temperature, longest = _sampling(service)
-    asking = box.submit(ask, [box, *pickers, temperature, longest], [box, *panels], **answers)
+    asking = box.submit(reply, [box, *pickers, temperature, longest], [box, *panels], **answers)
     box.stop(_idle, None, box, cancels=[asking], **quick)
     return pickers[0], pickers[1]
 
@@ -235,10 +237,10 @@ def _side_by_side(service: Service, answers: dict[str, Any], quick: dict[str, An
 _WAITING: Panel = ("", '<p class="sw-line">…</p>', "")
 
 
-async def _panel(service: Service, model: str, text: str, sampling: Sampling) -> AsyncIterator[Panel]:
+async def _panel(ask: Ask, model: str, text: str, sampling: Sampling) -> AsyncIterator[Panel]:
     shown, route = "", ""
     try:
-        states = answer(service, model, [{"role": "user", "content": text}], sampling)
+        states = ask(model, [{"role": "user", "content": text}], sampling)
         async with contextlib.aclosing(states):
             async for state in states:
                 shown, route = shown_markdown(state.text), drawing.route(state)
