@@ -13,18 +13,20 @@ from prometheus_client import CollectorRegistry
 from skillweave.engine.interface import EngineCounters
 
 _FIRST_TOKEN = "skillweave_first_token_seconds_bucket"
-_WINDOW = 60.0
-"""The figures are of the last so many seconds."""
+_MINUTE = 60.0
+_RATE_OVER = (4.0, 20.0)
+"""Seconds between the two states whose difference is the tokens per second."""
 _APART = 0.5
 """Several pages ask at once; states that are closer than this are one."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What the server did within the last minute.
+    """What the server does now.
 
-    - ``tokens_per_second``: of all answers together; None until two states are known
-    - ``first_token``: the median time to the first token in seconds; None if no answer began within the window
+    - ``tokens_per_second``: of all answers together in the last seconds; None if nobody looked some seconds ago
+    - ``first_token``: the median time to the first token, in seconds, of the answers that began in the last minute, or
+      since the figures were last read if that is longer ago; None if there was none
     """
 
     running: int
@@ -42,7 +44,7 @@ class _State:
 
 
 class LiveFigures:
-    """Remembers the counters of the last minute.
+    """Remembers the counters of the last minute. Make it before the engine has done anything.
 
     - ``counters``: of the engine; a RuntimeError says that it is not open yet
     - ``registry``: the metrics of the server, with the histogram of first tokens
@@ -55,26 +57,30 @@ class LiveFigures:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._counters, self._registry, self._clock = counters, registry, clock
-        self._states: deque[_State] = deque()
+        self._states = deque([_State(clock(), 0, {})])
 
     def read(self) -> Figures | None:
-        """Return the figures of the last minute, or None while the engine is not open."""
+        """Return the figures, or None while the engine is not open."""
         try:
             counters = self._counters()
         except RuntimeError:
             return None
         now = _State(self._clock(), counters.completion_tokens, self._firsts())
-        while len(self._states) > 1 and self._states[1].at <= now.at - _WINDOW:
+        while len(self._states) > 1 and self._states[1].at <= now.at - _MINUTE:
             self._states.popleft()
-        before = self._states[0] if self._states else None
-        if before is None or now.at - self._states[-1].at >= _APART:
+        known = self._states[0].firsts
+        began = {bound: count - known.get(bound, 0.0) for bound, count in now.firsts.items()}
+        rate = next(
+            (
+                (now.tokens - before.tokens) / (now.at - before.at)
+                for before in reversed(self._states)
+                if _RATE_OVER[0] <= now.at - before.at <= _RATE_OVER[1]
+            ),
+            None,
+        )
+        if now.at - self._states[-1].at >= _APART:
             self._states.append(now)
-        rate = None
-        if before is not None and now.at - before.at >= _APART:
-            rate = (now.tokens - before.tokens) / (now.at - before.at)
-        known = before.firsts if before is not None else {}
-        new = {bound: count - known.get(bound, 0.0) for bound, count in now.firsts.items()}
-        return Figures(counters.running, counters.waiting, rate, quantile(new, 0.5))
+        return Figures(counters.running, counters.waiting, rate, quantile(began, 0.5))
 
     def _firsts(self) -> dict[float, float]:
         found: dict[float, float] = {}
