@@ -127,9 +127,10 @@ async def _rewritten(app: ASGIApp, scope: Scope, receive: Receive) -> Response:
         messages.append(message)
 
     await app(scope, receive, kept)
+    status = next(message["status"] for message in messages if message["type"] == "http.response.start")
     body = b"".join(message.get("body", b"") for message in messages)
     page = _FOREIGN.sub("", body.decode("utf-8")).replace("<head>", f"<head>{_ICON}", 1)
-    return HTMLResponse(page, messages[0]["status"], headers={"cache-control": "no-store"})
+    return HTMLResponse(page, status, headers={"cache-control": "no-store"})
 
 
 async def _login(request: Request, sessions: Sessions) -> Response:
