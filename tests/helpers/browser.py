@@ -88,10 +88,18 @@ class Browser:
         return value
 
     def click(self, expression: str) -> None:
-        """Click, with the mouse, into the middle of the element that a JavaScript expression gives."""
-        place = f"(({expression})?.scrollIntoViewIfNeeded(), ({expression})?.getBoundingClientRect().toJSON())"
-        box = self.wait_for(place)
-        where = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        """Click, with the mouse, into the middle of the element that a JavaScript expression gives.
+
+        It waits until the element stays in its place and nothing lies above it.
+        """
+        look = (
+            "(one => { if (!one) return null; one.scrollIntoViewIfNeeded(); const box = one.getBoundingClientRect();"
+            "const x = box.x + box.width / 2, y = box.y + box.height / 2, top = document.elementFromPoint(x, y);"
+            f"return one.contains(top) || top?.contains(one) ? {{x, y}} : null }})({expression})"
+        )
+        where = self.wait_for(look)
+        while time.sleep(0.15) or (later := self.wait_for(look)) != where:
+            where = later
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
 

@@ -75,7 +75,7 @@ def weave(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def served(service: LocalService, key: str | None = None) -> Iterator[str]:
-    settings = ServeConfig(ui=True, pin=())
+    settings = ServeConfig(ui=True)
     with live(create_app(service, settings, key, write_log=lambda _: None)) as url:
         yield url
 
@@ -101,6 +101,8 @@ def choose(tab: Browser, label: str, name: str) -> None:
 
 def go(tab: Browser, page: str) -> None:
     tab.click(f"[...document.querySelectorAll('button[role=tab]')].find(one => one.innerText === '{page}')")
+    tab.wait_for(f"document.querySelector('button[role=tab][aria-selected=true]').innerText === '{page}'")
+    time.sleep(0.3)  # the page before goes away
 
 
 def check_quiet(tab: Browser, url: str) -> None:
