@@ -173,7 +173,7 @@ def test_the_answer_of_a_model_runs_nothing_and_loads_nothing(tab: Browser, pict
         opened(tab, url)
         ask(tab, EVIL)
         tab.wait_for(f"{IDLE} && {ANSWERS}.length === 1 && {ANSWERS}[0].includes('tag')")
-        time.sleep(1)
+        time.sleep(1)  # for what would run later
         assert tab.evaluate("window.hit") is None
         shown = tab.evaluate(f"{ANSWERS}[0]")
         assert "<script>window.hit=1</script>" in shown
@@ -184,7 +184,8 @@ def test_the_answer_of_a_model_runs_nothing_and_loads_nothing(tab: Browser, pict
         assert tab.evaluate(f"{inside}.at(-1).querySelector('strong').innerText") == "bold"
         go(tab, "Side by side")
         ask(tab, "anything")
-        tab.wait_for("[...document.querySelectorAll('.sw-answer')].every(one => one.innerText.includes('tag'))")
+        both = "[...document.querySelectorAll('.block.sw-answer')].map(one => one.innerText)"
+        tab.wait_for(f"{both}.every(one => one.includes('tag'))")
         assert tab.evaluate("document.querySelectorAll('.sw-answer :is(script, img, iframe)').length") == 0
         assert tab.evaluate("window.hit") is None
         tab.picture(pictures / "evil.png")

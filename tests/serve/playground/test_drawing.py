@@ -35,6 +35,8 @@ def test_a_route_shows_the_scores_of_the_router() -> None:
     assert "5 others" in many
     assert sum(widths(many)) == pytest.approx(100)
     assert drawing.route(Progress(Resolved("sort", "sort"), {})) == ""
+    unsure = drawing.route(Progress(Resolved("base", None, "router", 0.1), {"sort": 0.6, "base": 0.4}))
+    assert "not sure enough of a pack: <b>base</b> answers" in unsure
 
 
 def test_bytes_in_memory_and_the_limit() -> None:

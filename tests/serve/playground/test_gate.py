@@ -13,7 +13,9 @@ from starlette.types import Receive, Scope, Send
 from skillweave.serve.playground.gate import COOKIE, PlaygroundGate, Sessions
 
 KEY = "sw-0123456789abcdef"
-PAGE = b'<html><head><link rel="manifest" href="/manifest.json" /><meta\n property="og:url" content="https://a/" /></head>'
+PAGE = (
+    b'<html><head><link rel="manifest" href="/manifest.json" /><meta\n property="og:url" content="https://a/" /></head>'
+)
 
 
 async def pages(scope: Scope, receive: Receive, send: Send) -> None:

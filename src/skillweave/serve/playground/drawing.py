@@ -26,7 +26,9 @@ def route(state: Progress) -> str:
     bars = [_score(escape(one), share, chosen=one == state.resolved.name) for one, share in shown]
     if rest:
         bars.append(_score(f"{len(rest)} others", sum(share for _, share in rest), chosen=False))
-    return f'<div class="sw-route"><p class="sw-who">The router chose <b>{name}</b></p>{"".join(bars)}</div>'
+    unsure = state.resolved.pack is None and scores and scores[0][0] != state.resolved.name
+    told = "The router is not sure enough of a pack: <b>{}</b> answers" if unsure else "The router chose <b>{}</b>"
+    return f'<div class="sw-route"><p class="sw-who">{told.format(name)}</p>{"".join(bars)}</div>'
 
 
 def _score(name: str, share: float, *, chosen: bool) -> str:
