@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_an_answer_grows_to_its_end() -> None:
         assert texts[0] == ""
         assert texts[-1] == "1 2 3"
         assert len(set(texts)) > 3
-        assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
         last = states[-1]
         assert (last.ended, last.tokens, last.resolved.name) == ("complete", 5, "sort")
         assert last.rate == pytest.approx(4 / (last.seconds - (last.first_token or 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from dataclasses import replace
@@ -21,7 +22,7 @@ def slow_quantile(within: dict[float, float], share: float, points: int = 20_000
     total = within[math.inf]
     for step in range(points + 1):
         at = corners[-1][0] * step / points
-        for (low, below), (high, above) in zip(corners, corners[1:], strict=False):
+        for (low, below), (high, above) in itertools.pairwise(corners):
             if low <= at <= high and below + (above - below) * (at - low) / (high - low) >= share * total:
                 return at
     return corners[-1][0]

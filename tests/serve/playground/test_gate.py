@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
-from skillweave.serve.playground.gate import COOKIE, PlaygroundGate, Sessions
+from skillweave.serve.playground.gate import PlaygroundGate, Sessions
 
 KEY = "sw-0123456789abcdef"
 PAGE = (
