@@ -14,7 +14,7 @@ from skillweave.base import Sampling
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.serve.admission import Admission
-from skillweave.serve.playground.answering import Progress, answer
+from skillweave.serve.playground.answering import AnswerState, answer
 from skillweave.serve.playground.together import together
 from skillweave.weave import Route
 
@@ -38,7 +38,7 @@ def opened() -> Admission:
     return admission
 
 
-async def all_states(service: FakeService, model: str = "sort", longest: int = 50) -> list[Progress]:
+async def all_states(service: FakeService, model: str = "sort", longest: int = 50) -> list[AnswerState]:
     return [one async for one in answer(service, opened(), model, ASK, Sampling(max_new_tokens=longest))]
 
 

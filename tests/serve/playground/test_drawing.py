@@ -7,7 +7,7 @@ import re
 import pytest
 
 from skillweave.serve.playground import drawing
-from skillweave.serve.playground.answering import Progress
+from skillweave.serve.playground.answering import AnswerState
 from skillweave.serve.playground.figures import Figures
 from skillweave.serve.playground.markdown import shown_markdown
 from skillweave.serve.residency import PackStatus
@@ -27,15 +27,15 @@ def widths(html: str) -> list[float]:
 
 def test_a_route_shows_the_scores_of_the_router() -> None:
     chosen = Resolved("sort", "sort", "router", 0.9)
-    html = drawing.route(Progress(chosen, {"sort": 0.9, "reverse": 0.07, "base": 0.03}))
+    html = drawing.route(AnswerState(chosen, {"sort": 0.9, "reverse": 0.07, "base": 0.03}))
     assert widths(html) == [90.0, 7.0, 3.0]
     assert html.count("sw-chosen") == 1
     assert re.findall(r">(\d+%)<", html) == ["90%", "7%", "3%"]
-    many = drawing.route(Progress(chosen, {"sort": 0.5, **{f"p{at}": 0.05 for at in range(10)}}))
+    many = drawing.route(AnswerState(chosen, {"sort": 0.5, **{f"p{at}": 0.05 for at in range(10)}}))
     assert "5 others" in many
     assert sum(widths(many)) == pytest.approx(100)
-    assert drawing.route(Progress(Resolved("sort", "sort"), {})) == ""
-    unsure = drawing.route(Progress(Resolved("base", None, "router", 0.1), {"sort": 0.6, "base": 0.4}))
+    assert drawing.route(AnswerState(Resolved("sort", "sort"), {})) == ""
+    unsure = drawing.route(AnswerState(Resolved("base", None, "router", 0.1), {"sort": 0.6, "base": 0.4}))
     assert "not sure enough of a pack: <b>base</b> answers" in unsure
 
 
@@ -60,7 +60,7 @@ def test_why_a_pack_failed_is_told() -> None:
 
 def test_no_text_becomes_markup() -> None:
     resolved = Resolved(EVIL, EVIL, "router", 0.5)
-    state = Progress(resolved, {EVIL: 1.0})
+    state = AnswerState(resolved, {EVIL: 1.0})
     for html in (
         drawing.route(state),
         drawing.answer_figures(state),

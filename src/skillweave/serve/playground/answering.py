@@ -20,7 +20,7 @@ _CLOSED = {"starting": "the model is still being loaded: ask again in a moment",
 
 
 @dataclass(frozen=True)
-class Progress:
+class AnswerState:
     """An answer so far.
 
     - ``scores``: the router's probability of each pack; empty if a person chose
@@ -46,7 +46,7 @@ class Progress:
 
 async def answer(
     service: Service, admission: Admission, model: str, messages: Sequence[dict[str, str]], sampling: Sampling
-) -> AsyncGenerator[Progress, None]:
+) -> AsyncGenerator[AnswerState, None]:
     """Yield the states of an answer, the last one complete. Leaving it gives the answer up.
 
     Raises what the engine raises, and :class:`UserError` while the server takes no requests and for an answer that is
@@ -62,7 +62,7 @@ async def answer(
         generation = service.engine.submit(list(messages), resolved.pack, sampling)
         watch = _Watch(service, model, resolved)
         try:
-            yield Progress(resolved, scores)
+            yield AnswerState(resolved, scores)
             async with contextlib.aclosing(_states(generation, watch, resolved, scores)) as states:
                 async for state in states:
                     yield state
@@ -86,11 +86,11 @@ async def _decide(
 
 async def _states(
     generation: Generation, watch: _Watch, resolved: Resolved, scores: Mapping[str, float]
-) -> AsyncGenerator[Progress, None]:
+) -> AsyncGenerator[AnswerState, None]:
     text, shown = "", 0.0
 
-    def state(ended: str | None = None) -> Progress:
-        return Progress(resolved, scores, text, watch.tokens, watch.first, watch.seconds(), ended)
+    def state(ended: str | None = None) -> AnswerState:
+        return AnswerState(resolved, scores, text, watch.tokens, watch.first, watch.seconds(), ended)
 
     async for chunk in generation.chunks():
         watch.note(chunk)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from skillweave.serve.playground.answering import Progress
+from skillweave.serve.playground.answering import AnswerState
 from skillweave.serve.playground.figures import Figures
 from skillweave.serve.residency import PackStatus
 from skillweave.units import human_bytes
@@ -16,7 +16,7 @@ from skillweave.units import human_bytes
 _ROUTES_SHOWN = 6
 
 
-def route(state: Progress) -> str:
+def route(state: AnswerState) -> str:
     """Return whom the router chose, with a bar for each of its likeliest choices; nothing if a person chose."""
     name = escape(state.resolved.name)
     if state.resolved.route != "router":
@@ -39,7 +39,7 @@ def _score(name: str, share: float, *, chosen: bool) -> str:
     )
 
 
-def answer_figures(state: Progress) -> str:
+def answer_figures(state: AnswerState) -> str:
     """Return who answers and how it goes, in one line."""
     parts = [f"<b>{escape(state.resolved.name)}</b>", f"{state.tokens} tokens"]
     if state.first_token is not None:

@@ -16,7 +16,7 @@ from skillweave.serve.admission import Admission
 from skillweave.serve.errors import api_error
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.playground import drawing
-from skillweave.serve.playground.answering import Progress, answer
+from skillweave.serve.playground.answering import AnswerState, answer
 from skillweave.serve.playground.figures import LiveFigures
 from skillweave.serve.playground.markdown import shown_markdown
 from skillweave.serve.playground.together import together
@@ -54,7 +54,7 @@ _ABOUT = {"auto": "the router chooses", "base": "no pack"}
 _EMPTY_CHAT = "Ask something. With **auto**, the router shows which pack it chose."
 
 Messages = list[dict[str, str]]
-Ask = Callable[[str, Messages, Sampling], AsyncGenerator[Progress, None]]
+Ask = Callable[[str, Messages, Sampling], AsyncGenerator[AnswerState, None]]
 """Asks a model: :func:`~skillweave.serve.playground.answering.answer` of this server."""
 
 
