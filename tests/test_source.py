@@ -24,6 +24,8 @@ LATE_PACKAGES = {
     "datasets": "takes a second, and only some tasks are read with it",
     "reasoning_gym": "takes seconds, and only its own tasks need it",
     "gguf": "an extra that need not be installed",
+    "gradio": "an extra that need not be installed",
+    "skillweave.serve.playground.page": "it imports Gradio, see there",
     "bm25s": "only the search tool needs it",
     "sklearn": "takes a second, and only the router and the statistics need it",
     "scipy": "takes a second, and only the router and the statistics need it",

@@ -31,7 +31,11 @@ _KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Ent
 
 
 class Browser:
-    """One tab of a running Chromium. ``errors``: the warnings and errors of the console since the page was opened."""
+    """One tab of a running Chromium.
+
+    - ``errors``: the warnings and errors of the console since the page was opened
+    - ``requests``: the addresses that the tab has asked for since the page was opened
+    """
 
     def __init__(self, to: int, back: int) -> None:
         self._to, self._back = to, back
@@ -40,14 +44,15 @@ class Browser:
         self._session: str | None = None
         self._events: list[str] = []
         self.errors: list[str] = []
+        self.requests: list[str] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
 
     def open(
         self,
-        page: Path,
+        page: Path | str,
         fragment: str = "",
         *,
         width: int = 1280,
@@ -55,7 +60,7 @@ class Browser:
         dark: bool = False,
         script: bool = True,
     ) -> None:
-        """Open the page at ``#fragment``. ``script``: whether scripts run."""
+        """Open a file or an address at ``#fragment``. ``script``: whether scripts run."""
         self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
@@ -64,7 +69,9 @@ class Browser:
         self._call("Emulation.setScriptExecutionDisabled", value=not script)
         self._navigate("about:blank")  # so that a change of the fragment alone loads the page as well
         self.errors.clear()
-        self._navigate(page.resolve().as_uri() + (f"#{fragment}" if fragment else ""))
+        self.requests.clear()
+        address = page if isinstance(page, str) else page.resolve().as_uri()
+        self._navigate(address + (f"#{fragment}" if fragment else ""))
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
@@ -72,9 +79,39 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def wait_for(self, expression: str, seconds: float = 30) -> Any:
+        """The value of a JavaScript expression, as soon as it is one that counts as true; True for an element."""
+        until = time.monotonic() + seconds
+        while not (value := self.evaluate(f"(found => found instanceof Node || found)({expression})")):
+            assert time.monotonic() < until, f"not true within {seconds} s: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def click(self, expression: str) -> None:
+        """Click, with the mouse, into the middle of the element that a JavaScript expression gives.
+
+        It waits until the element stays in its place and nothing lies above it.
+        """
+        look = (
+            "(one => { if (!one) return null; one.scrollIntoViewIfNeeded(); const box = one.getBoundingClientRect();"
+            "const x = box.x + box.width / 2, y = box.y + box.height / 2, top = document.elementFromPoint(x, y);"
+            f"return one.contains(top) || top?.contains(one) ? {{x, y}} : null }})({expression})"
+        )
+        where = self.wait_for(look)
+        while time.sleep(0.15) or (later := self.wait_for(look)) != where:
+            where = later
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
+
+    def write(self, text: str) -> None:
+        """Put a text into the field that has the focus, as if it were typed."""
+        self._call("Input.insertText", text=text)
+
     def press(self, key: str) -> None:
         """Press and release a key of the keyboard."""
         common = {"key": key, "code": key, "windowsVirtualKeyCode": _KEYS[key]}
+        if key == "Enter":
+            common["text"] = "\r"
         self._call("Input.dispatchKeyEvent", type="keyDown", **common)
         self._call("Input.dispatchKeyEvent", type="keyUp", **common)
 
@@ -114,7 +151,9 @@ class Browser:
         message: dict[str, Any] = json.loads(text)
         method, parameters = message.get("method", ""), message.get("params", {})
         self._events.append(method)
-        if method == "Runtime.exceptionThrown":
+        if method == "Network.requestWillBeSent":
+            self.requests.append(parameters["request"]["url"])
+        elif method == "Runtime.exceptionThrown":
             self.errors.append(str(parameters["exceptionDetails"]))
         elif method == "Log.entryAdded" and parameters["entry"]["level"] in ("warning", "error"):
             self.errors.append(parameters["entry"]["text"])

@@ -42,7 +42,9 @@ class SmallEngine(FakeEngine):
         self.is_open = False
 
     async def route(self, prompt: Any) -> Route:
-        return Route("sort", 0.97) if "sort" in str(prompt) else Route(None, 0.6)
+        if "sort" in str(prompt):
+            return Route("sort", 0.97, {"sort": 0.97, "reverse": 0.02, "base": 0.01})
+        return Route(None, 0.6, {"base": 0.6, "sort": 0.3, "reverse": 0.1})
 
     def counters(self) -> EngineCounters:
         running = sum(not one.done for one in self.generations)

@@ -28,13 +28,16 @@ def test_separable_prompts_go_home():
     assert router.figures["background_kept"] == 1.0
     assert router.figures["abstained"] <= 0.02
     assert router.threshold > 0
-    assert router.route(3 * torch.eye(12)[0])[0] == "maths"
-    assert router.route(3 * torch.eye(12)[1])[0] == "calls"
-    pack, confidence = router.route(3 * torch.eye(12)[2])
-    assert pack is None
-    assert confidence > 0.5
+    assert router.route(3 * torch.eye(12)[0]).pack == "maths"
+    assert router.route(3 * torch.eye(12)[1]).pack == "calls"
+    to_base = router.route(3 * torch.eye(12)[2])
+    assert to_base.pack is None
+    assert to_base.confidence > 0.5
+    assert next(iter(to_base.scores)) == "base"
+    assert sorted(to_base.scores) == sorted(NAMES)
+    assert sum(to_base.scores.values()) == pytest.approx(1.0, abs=1e-5)
     # Between two packs neither is likely enough.
-    assert router.route(1.5 * torch.eye(12)[0] + 1.5 * torch.eye(12)[1])[0] is None
+    assert router.route(1.5 * torch.eye(12)[0] + 1.5 * torch.eye(12)[1]).pack is None
 
 
 def test_prompts_without_a_pattern_are_not_called_known():
@@ -61,7 +64,7 @@ def test_a_router_is_read_back_as_it_was_saved(tmp_path):
     for name in ("weight", "bias", "mean", "spread"):
         assert torch.equal(getattr(read, name), getattr(router, name))
     assert (read.classes, read.layer, read.threshold, read.figures) == (NAMES, 7, router.threshold, router.figures)
-    assert [pack for pack, _ in read.route_all(x)] == [pack for pack, _ in router.route_all(x)]
+    assert [route.pack for route in read.route_all(x)] == [route.pack for route in router.route_all(x)]
     assert sorted(p.name for p in (tmp_path / "router").iterdir()) == ["router.json", "router.safetensors"]
 
 
@@ -174,8 +177,8 @@ def test_one_pack_only_and_identical_prompts():
     two = labels != 1
     router = fit_on_features(x[two], (labels[two] > 0).long(), ["maths", "base"], layer=1)
     assert router.weight.shape == (2, 12)
-    assert router.route(x[0])[0] == "maths"
-    assert router.route(x[-1])[0] is None
+    assert router.route(x[0]).pack == "maths"
+    assert router.route(x[-1]).pack is None
     same = fit_on_features(torch.ones(8, 4), torch.tensor([0] * 4 + [1] * 4), ["maths", "base"], layer=1)
     assert torch.isfinite(same.probabilities(torch.ones(1, 4))).all()
 
@@ -203,7 +206,7 @@ def test_fit_router_on_a_model(base):
     assert router.layer == 1
     assert router.figures["accuracy"] > 0.9
     assert router.figures["background_kept"] > 0.9
-    assert router.route(features(base, ["17+9="], router.layer)[0])[0] == "sums"
+    assert router.route(features(base, ["17+9="], router.layer)[0]).pack == "sums"
 
 
 def test_too_few_prompts_are_refused_by_name(base):

@@ -59,6 +59,7 @@ def serve(
         None, "--log-format", help="`json`, `text`, or `auto`: text on a terminal, else JSON lines [auto]."
     ),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Also log what clients ask."),
+    ui: bool = typer.Option(False, "--ui", help="Also serve a playground for the browser, at /ui/."),
     cors_origin: list[str] = typer.Option(
         [], "--cors-origin", help="A web page whose scripts may ask the server. Repeatable."
     ),
@@ -84,6 +85,8 @@ def serve(
 
     `skillweave serve runs/demo --port 0 --pack-memory 256MiB --pin sort_numbers`
 
+    `skillweave serve runs/demo --ui`
+
     `skillweave serve runs/demo --host 0.0.0.0 --api-key-file key.txt`
     """
     from skillweave.config import read_config
@@ -92,9 +95,9 @@ def serve(
     typed: dict[str, Any] = {
         "host": host, "port": port, "api_key": api_key, "api_key_file": api_key_file, "pack_memory": pack_memory,
         "pin": pin, "allow_pack_management": allow_pack_management, "max_tokens": max_tokens,
-        "max_requests": max_requests, "cache_tokens": cache_tokens,
-        "max_waiting": max_waiting, "max_streams": max_streams, "max_body": max_body,
-        "grace": grace, "log_format": log_format, "log_prompts": log_prompts, "cors_origins": cors_origin,
+        "max_requests": max_requests, "cache_tokens": cache_tokens, "max_waiting": max_waiting,
+        "max_streams": max_streams, "max_body": max_body, "grace": grace, "log_format": log_format,
+        "log_prompts": log_prompts, "ui": ui, "cors_origins": cors_origin,
     }  # fmt: skip
     given = {name: value for name, value in typed.items() if value is not None}
     settings = read_config(ServeConfig, given, overrides, called="serve")
@@ -132,6 +135,7 @@ def _run(service: LocalService, target: str, settings: ServeConfig, key: str | N
     from skillweave.serve.app import create_app
     from skillweave.serve.logs import form_of_log
     from skillweave.serve.run import how_to_ask, run_server, url_of
+    from skillweave.serve.settings import PLAYGROUND
 
     application = create_app(service, settings, key, log_form=form_of_log(settings.log_format))
 
@@ -140,5 +144,7 @@ def _run(service: LocalService, target: str, settings: ServeConfig, key: str | N
         say(f"{target} is served at {url}/v1 (Ctrl-C stops it). Ask it:")
         say(f"  {how_to_ask(url, service.default, key is not None)}")
         say(f"  skillweave chat {url}/v1")
+        if settings.ui:
+            say(f"The playground is at {url}{PLAYGROUND}/")
 
     run_server(application, bound, grace=settings.grace, ready=ready)

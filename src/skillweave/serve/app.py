@@ -17,8 +17,9 @@ from skillweave.serve.logs import LogForm, RequestLog, write_to_stderr
 from skillweave.serve.metrics import ServerMetrics
 from skillweave.serve.openai.routes import openai_router
 from skillweave.serve.pack_routes import pack_router
+from skillweave.serve.playground.mount import mount_playground
 from skillweave.serve.security import BodyGuard, HostGuard, KeyGuard
-from skillweave.serve.settings import ServeConfig
+from skillweave.serve.settings import PLAYGROUND, ServeConfig
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _QUICK = 0.5
@@ -52,11 +53,13 @@ def create_app(
     add_error_handlers(app)
     if settings.allow_pack_management and key is not None:
         app.include_router(pack_router(service))
+    if settings.ui:
+        mount_playground(app, service, admission, settings, key)
     # The last one added is the first that a request meets.
     app.add_middleware(BodyGuard, largest=settings.max_body, seconds=settings.body_seconds)
     app.add_middleware(AdmissionGuard, admission=admission, stalled=settings.stalled_seconds)
     if key is not None:
-        app.add_middleware(KeyGuard, key=key)
+        app.add_middleware(KeyGuard, key=key, pages=PLAYGROUND if settings.ui else None)
     else:
         app.add_middleware(HostGuard, host=settings.host)
     if settings.cors_origins:

@@ -14,13 +14,15 @@ from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from skillweave.serve.settings import PLAYGROUND
 from skillweave.terminal import one_line
 
 LogForm = Literal["json", "text"]
 GONE = 499
 """The status in the log if the client went away before it got any."""
 _PROBED = ("/health", "/ready", "/metrics")
-"""Paths that machines ask every few seconds; only their failures are logged."""
+"""Paths that machines ask every few seconds; only their failures are logged. So it is with the pages of the
+playground, which ask for their news."""
 _LONGEST_NAME = 200
 
 
@@ -91,7 +93,7 @@ class RequestLog:
             raise
         finally:
             _CURRENT.reset(token)
-            if record.status >= 400 or scope["path"] not in _PROBED:
+            if record.status >= 400 or not _is_quiet(scope["path"]):
                 self._count(record.status)
                 fields = self._fields(record, scope, time.perf_counter() - began)
                 self._write(as_json(fields) if self._form == "json" else as_text(fields))
@@ -115,6 +117,10 @@ class RequestLog:
             "asked": record.asked if self._prompts else None,
         }
         return {name: value for name, value in fields.items() if value is not None}
+
+
+def _is_quiet(path: str) -> bool:
+    return path in _PROBED or path.startswith(f"{PLAYGROUND}/")
 
 
 def as_json(fields: dict[str, Any]) -> str:

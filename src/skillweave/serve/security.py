@@ -74,17 +74,24 @@ def _is_loopback(address: str) -> bool:
 
 
 class KeyGuard:
-    """Lets requests pass that carry the key as ``Authorization: Bearer KEY``; :data:`OPEN_PATHS` need none."""
+    """Lets requests pass that carry the key as ``Authorization: Bearer KEY``; :data:`OPEN_PATHS` need none.
 
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._key = app, key.encode()
+    ``pages``: a path; it and what is below it have a login of their own
+    """
+
+    def __init__(self, app: ASGIApp, key: str, pages: str | None = None) -> None:
+        self._app, self._key, self._pages = app, key.encode(), pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._has_key(scope):
+        if scope["type"] == "lifespan" or self._is_open(scope["path"]) or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         message = "this server needs its key: send it in the header 'Authorization: Bearer KEY'"
         await refuse(send, ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
+
+    def _is_open(self, path: str) -> bool:
+        below = self._pages is not None and (path == self._pages or path.startswith(f"{self._pages}/"))
+        return path in OPEN_PATHS or below
 
     def _has_key(self, scope: Scope) -> bool:
         given = _header(scope, b"authorization")

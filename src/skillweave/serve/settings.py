@@ -15,6 +15,8 @@ from skillweave.files.read import read_text
 
 KEY_VARIABLE = "SKILLWEAVE_API_KEY"
 """The environment variable with the key that clients must send."""
+PLAYGROUND = "/ui"
+"""The path below which the playground is."""
 _LARGEST_KEY_FILE = 2**16
 
 
@@ -60,6 +62,9 @@ class ServeConfig(Config):
         default="auto", description="auto: text on a terminal, else JSON lines"
     )
     log_prompts: bool = Field(default=False, description="the log also holds what clients ask")
+    ui: bool = Field(
+        default=False, description=f"a playground for the browser below {PLAYGROUND}/; it needs the extra `ui`"
+    )
     cors_origins: tuple[str, ...] = Field(
         default=(), description="web pages whose scripts may ask the server, for example https://chat.example.org"
     )

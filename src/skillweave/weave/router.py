@@ -77,11 +77,13 @@ class RouterCard(BaseModel):
 class Route:
     """The pack for a prompt (None: the plain base), and the probability that the router gives it.
 
-    ``confidence`` is None if the caller chose the pack.
+    ``confidence`` is None if the caller chose the pack. ``scores`` has the router's probability of every class, `base`
+    among them, the likeliest first; it is empty if the caller chose.
     """
 
     pack: str | None
     confidence: float | None
+    scores: Mapping[str, float] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -109,11 +111,11 @@ class Router:
         standard = (features.float().cpu() - self.mean) / self.spread
         return (standard @ self.weight.T + self.bias).softmax(dim=-1)
 
-    def route(self, hidden: torch.Tensor) -> tuple[str | None, float]:
-        """The pack for one prompt's features (F,), or None for the base, and its probability."""
+    def route(self, hidden: torch.Tensor) -> Route:
+        """Where a prompt with these features (F,) goes."""
         return self.route_all(hidden[None])[0]
 
-    def route_all(self, features: torch.Tensor) -> list[tuple[str | None, float]]:
+    def route_all(self, features: torch.Tensor) -> list[Route]:
         """:meth:`route` for each of (N, F)."""
         probabilities = self.probabilities(features)
         if not bool(probabilities.isfinite().all()):
@@ -282,7 +284,7 @@ def fit_on_features(
     for train, test in folds.split(x.numpy(), labels.numpy()):
         unseen[test] = Router(classes, *_regress(x[train], labels[train]), layer, 0.0).probabilities(x[test])
     threshold = _threshold(unseen, labels, miss)
-    decided = [_decide(row, classes, threshold)[0] for row in unseen.tolist()]
+    decided = [_decide(row, classes, threshold).pack for row in unseen.tolist()]
     truth = [None if classes[label] == BASE else classes[label] for label in labels.tolist()]
     own = [(guess, name) for guess, name in zip(decided, truth, strict=True) if name is not None]
     other = [guess for guess, name in zip(decided, truth, strict=True) if name is None]
@@ -326,9 +328,10 @@ def _threshold(unseen: torch.Tensor, labels: torch.Tensor, miss: float) -> float
     return float(confidences[allowed - 1]) if 0 < allowed <= len(confidences) else 0.0
 
 
-def _decide(probabilities: list[float], classes: list[str], threshold: float) -> tuple[str | None, float]:
-    """The pack for one prompt's class probabilities, or None for the base, and its probability."""
+def _decide(probabilities: list[float], classes: list[str], threshold: float) -> Route:
+    """Where a prompt with these class probabilities goes."""
+    scores = dict(sorted(zip(classes, probabilities, strict=True), key=lambda one: -one[1]))
     best = max(range(len(classes)), key=probabilities.__getitem__)
     if classes[best] == BASE or probabilities[best] < threshold:
-        return None, probabilities[classes.index(BASE)]
-    return classes[best], probabilities[best]
+        return Route(None, scores[BASE], scores)
+    return Route(classes[best], probabilities[best], scores)

@@ -523,8 +523,7 @@ class Weave:
             raise UserError(f"{self.where} has no router: name a pack for every prompt")
         if not prompts:
             return []
-        decisions = self.router.route_all(features(self.base, prompts, self.router.layer))
-        return [Route(pack, confidence) for pack, confidence in decisions]
+        return self.router.route_all(features(self.base, prompts, self.router.layer))
 
     def _say_alone(self, packs: set[str | None]) -> None:
         """Say, once for each pack, why it shares no batch. If all prompts have one pack, it makes no difference."""
