@@ -185,12 +185,12 @@ def _drawn(temperature: float, longest: int) -> Sampling:
 
 
 def _busy(text: str | None = None) -> dict[str, Any]:
-    more = {} if text is None else {"value": text}
+    more: dict[str, Any] = {} if text is None else {"value": text}
     return gr.update(submit_btn=False, stop_btn=True, **more)
 
 
 def _idle(text: str | None = None) -> dict[str, Any]:
-    more = {} if text is None else {"value": text}
+    more: dict[str, Any] = {} if text is None else {"value": text}
     return gr.update(submit_btn=True, stop_btn=False, **more)
 
 
