@@ -62,9 +62,13 @@ class AddedPack:
         pack = Skillpack.from_pretrained(folder)
         return cls(pack.card.name, folder, card_hash), pack
 
+    def check(self) -> None:
+        """Raise :class:`UserError` unless the card is still the one that was added."""
+        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+
     def read(self) -> Skillpack:
         """Read the pack. Raises :class:`UserError` if it is not the one that was added."""
-        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+        self.check()
         return Skillpack.from_pretrained(self.folder)
 
 
