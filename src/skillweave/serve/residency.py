@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from skillweave.errors import UserError, nearest
-from skillweave.units import human_bytes
 from skillweave.pack.probe import Outcome
+from skillweave.units import human_bytes
 from skillweave.weave import Weave
 from skillweave.weave.kept import ReadPack
 

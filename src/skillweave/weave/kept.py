@@ -121,7 +121,8 @@ class KeptPacks:
         copy = self._copies[name]
         assert self._file is not None
         buffer = mapped(copy.size)
-        view = memoryview(buffer.numpy())[: copy.size]
+        values: Any = buffer.numpy()
+        view = memoryview(values)[: copy.size]
         if not _read_into(view, self._file.fileno(), copy.at) or sha256(view).digest() != copy.sha256:
             say_once(f"the copy of the pack '{name}' in {cache_folder()} was damaged: the pack is read from its folder")
             self.drop(name)
