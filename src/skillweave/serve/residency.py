@@ -314,7 +314,7 @@ class PackMemory:
         self._make_room()
 
     async def add(self, folder: str | Path) -> str:
-        """Make the pack in a folder known, and return its name; it is not loaded. Raises :class:`UserError`."""
+        """Make the pack of a folder or hub id known, and return its name. Raises :class:`UserError`."""
         async with self._adding:
             name = await asyncio.to_thread(self._weave.add_pack, folder)
         self._packs[name] = _Pack(name)

@@ -372,8 +372,8 @@ class Weave:
     def add_pack(self, source: str | Path) -> str:
         """Make a pack known that is not of this weave, and return its name. It is not loaded; no file is written.
 
-        ``source`` is the folder of a pack. Raises :class:`UserError` if its name is
-        taken, if it is damaged, or made for another base.
+        ``source`` is the folder of a pack, or a hub id (``owner/name``), whose pack is downloaded. Raises
+        :class:`UserError` if its name is taken, if it is damaged, or made for another base.
         """
         added, pack = AddedPack.of(source)
         pack.check_base(self.base.fingerprint)
