@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
-from helpers.fake_hub import fake_hub
+from helpers.fake_hub import fake_hub, turn_hub_to
 from skillweave.delta.adapter_config import check_adapter_files
 from skillweave.delta.adapter_source import adapter_folder
 from skillweave.errors import UserError
@@ -27,12 +26,7 @@ def at_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], N
     """Lets huggingface_hub take the given address for the hub, with an empty cache."""
 
     def turn_to(address: str) -> None:
-        monkeypatch.setattr(constants, "ENDPOINT", address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        turn_hub_to(address, tmp_path / "cache", monkeypatch)
 
     return turn_to
 

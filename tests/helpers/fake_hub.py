@@ -11,6 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import pytest
+from huggingface_hub import constants
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -81,3 +84,11 @@ def fake_hub(name: str, folder: Path, revisions: tuple[str, ...] = ("main",)) ->
 
 def _oid(file: Path) -> str:
     return hashlib.sha1(file.read_bytes()).hexdigest()
+
+
+def turn_hub_to(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``huggingface_hub`` take an address for the hub, with an empty cache."""
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -55,7 +55,7 @@ class SmallEngine(FakeEngine):
 def _on_disk(name: str) -> PackStatus:
     return PackStatus(
         name=name, level="disk", bytes=None, pinned=False, in_use=0, hits=0, loads=0, load_seconds=None, evictions=0,
-        error=None,
+        proof=None, error=None,
     )  # fmt: skip
 
 

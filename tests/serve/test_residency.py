@@ -22,21 +22,36 @@ class CountingWeave:
         self.loaded: list[str] = []
         self.added: set[str] = set()
         self.reads: list[str] = []
+        self.jobs: list[str] = []
+        self.proven: dict[str, str | None] = {}
         self.packed_model = SimpleNamespace(watch=lambda: None)
 
     @property
     def packs(self) -> list[str]:
         return list(self.sizes)
 
-    def read_for_load(self, name: str) -> Any:
+    def read_for_load(self, name: str, *, keep: bool) -> Any:
         self.reads.append(name)
         if name in self.bad:
             raise UserError(f"{name} is damaged")
         return SimpleNamespace(name=name, nbytes=self.sizes[name])
 
-    def put(self, read: Any) -> None:
+    def must_prove(self, read: Any) -> bool:
+        return read.name not in self.proven
+
+    def base_says(self, read: Any) -> list[float]:
+        self.jobs.append(f"base {read.name}")
+        return [len(read.name)]
+
+    def put(self, read: Any, base: list[float] | None) -> None:
         assert read.name not in self.loaded
+        assert base == (None if read.name in self.proven else [len(read.name)])
+        self.jobs.append(f"put {read.name}")
+        self.proven[read.name] = "proven"
         self.loaded.append(read.name)
+
+    def proof(self, name: str) -> str | None:
+        return self.proven[name]
 
     def unload(self, name: str) -> None:
         self.loaded.remove(name)
@@ -123,6 +138,19 @@ def test_packs_in_use_and_pinned_ones_stay_and_waiters_wait_in_their_order() -> 
         packs.unpin("a")
         async with packs.use("b"), packs.use("c"):
             assert "a" not in weave.loaded
+
+    run(main())
+
+
+def test_the_base_is_asked_in_a_job_of_its_own_and_once() -> None:
+    async def main() -> None:
+        weave, packs = memory({"a": 10, "b": 10}, 10)
+        assert status(packs, "a").proof is None
+        for name in ("a", "b", "a"):
+            async with packs.use(name):
+                pass
+        assert weave.jobs == ["base a", "put a", "base b", "put b", "put a"]
+        assert status(packs, "a").proof == "proven"
 
     run(main())
 

@@ -165,9 +165,10 @@ def test_the_distance_by_hand() -> None:
     assert compare(nothing, (-1.0,), (-1.0,)).outcome == "too small"
 
 
-def test_loading_and_unloading_does_not_grow(micro_base) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_loading_and_unloading_does_not_grow(micro_base, tmp_path, keep) -> None:
     code = f"""
-import os, resource
+import os
 from helpers.weave_packs import random_pack
 from skillweave.base import open_base
 from skillweave.weave import Weave
@@ -175,19 +176,26 @@ from skillweave.weave import Weave
 def rss():
     return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
+def load():
+    weave.put(weave.read_for_load('skill', keep={keep}))
+
 base = open_base({str(micro_base)!r})
-pack = random_pack(base.model, base.fingerprint, name='skill', rank=400, bits=8)
-weave = Weave.of(base, {{'skill': pack}}, unpacked_packs=None)
-size = weave.pack_bytes('skill')
+weave = Weave.of(base, unpacked_packs=None)
+pack = random_pack(base.model, base.fingerprint, rank=1500, bits=8)
+weave.add_pack(pack.save_pretrained({str(tmp_path / "skill")!r}))
+del pack
 for _ in range(5):
-    weave.unload('skill'); weave.load('skill')
+    load(); weave.unload('skill')
+load()
+size, before = weave.pack_bytes('skill'), rss()
 weave.unload('skill')
+freed = before - rss()
 before = rss()
-for _ in range(30):
-    weave.load('skill'); weave.unload('skill')
+for _ in range(50):
+    load(); weave.unload('skill')
 grown = rss() - before
-print(size, grown)
-assert grown < 4 * size, (grown, size)
+print(size, freed, grown)
+assert size > 2 * 10**6 and freed > 0.9 * size and grown < 0.5 * size, (size, freed, grown)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="tests", check=False)
     assert result.returncode == 0, result.stderr

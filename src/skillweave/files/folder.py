@@ -27,7 +27,7 @@ from pydantic import AfterValidator, Field
 
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
-from skillweave.files.read import read_bytes
+from skillweave.files.read import LARGEST_TEXT, read_bytes
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,127}")
 _DEEPEST = 4  # packs/NAME/files/FILE: no artefact has deeper folders
@@ -100,10 +100,10 @@ class Folder:
         self._check_hash(path, sha256_file(path), expected)
         return path
 
-    def read(self, name: str, expected: str) -> bytes:
+    def read(self, name: str, expected: str | None, *, largest: int = LARGEST_TEXT) -> bytes:
         """The bytes of a file, read once and checked to have the SHA-256 ``expected``. Raises :class:`UserError`."""
         path = self.file(name)
-        data = read_bytes(path)
+        data = read_bytes(path, largest=largest)
         self._check_hash(path, hashlib.sha256(data).hexdigest(), expected)
         return data
 

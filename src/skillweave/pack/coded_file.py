@@ -21,7 +21,6 @@ from pathlib import Path
 from safetensors import SafetensorError, deserialize
 
 from skillweave.errors import UserError
-from skillweave.files.read import read_bytes
 from skillweave.pack.entropy import inflated
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard, is_coded
@@ -61,12 +60,11 @@ class CodedParts:
         return {**sizes, "total": sum(sizes.values()) + _HEAD}
 
 
-def read_parts(file: Path, card: PackCard) -> tuple[CodedParts, dict[str, tuple[tuple[int, ...], str]]]:
-    """Return the parts of the file, and the shape and the safetensors dtype of its plain tensors; without torch.
+def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[CodedParts, dict[str, tuple[tuple[int, ...], str]]]:
+    """Return the parts of a file's bytes, and the shape and the safetensors dtype of its plain tensors; without torch.
 
     Raises :class:`UserError`, which names the file, if it is damaged, cut off, or larger than the card allows.
     """
-    data = read_bytes(file, largest=LARGEST_FILE)
     if not data.startswith(MAGIC) or len(data) < _HEAD:
         raise UserError(f"{file} is damaged: it does not begin as such a file does. {REMAKE}")
     lengths = [int.from_bytes(data[at : at + 8], "little") for at in range(len(MAGIC), _HEAD, 8)]

@@ -26,7 +26,7 @@ LEAST = -99.9999
 _DIGITS = 4
 _LEAST_CHANGE = 0.001
 """Nats. A smaller change may be nothing but rounding, even in float32."""
-_FREE_DISTANCE, _MOST_DISTANCE, _PER_NOISE = 0.3, 0.9, 1.5
+_FREE_DISTANCE, _MOST_DISTANCE, _PER_NOISE = 0.1, 0.9, 1.5
 
 LogProb = Annotated[float, Field(strict=True, ge=-100, le=0, allow_inf_nan=False)]
 

@@ -32,7 +32,6 @@ from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.pack.card import card_text
 from skillweave.pack.coded import decode_parts, encode_parts
-from skillweave.pack.coded_file import read_parts
 from skillweave.pack.decode import LowRank, decode, lowrank_parts
 from skillweave.pack.schema import (
     ROWS,
@@ -44,7 +43,7 @@ from skillweave.pack.schema import (
     RowsEntry,
     WholeEntry,
 )
-from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_stored
+from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_with_parts
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, plain_sizes, weigh
 
@@ -91,8 +90,8 @@ class Skillpack:
         Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off or of a
         newer version, and for numbers that no codec writes (:func:`skillweave.pack.values.check_values`).
         """
-        card, data, carried = read_stored(folder)
-        tensors = decode_parts(read_parts(data, card)[0], card, data) if card.coded else read_tensors(data)
+        card, data, carried, parts = read_with_parts(folder)
+        tensors = read_tensors(data) if parts is None else decode_parts(parts, card, data)
         check_values(card, tensors, str(data))
         return cls(card, tensors, carried)
 

@@ -15,7 +15,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
-from skillweave.pack.coded_file import coded_tensors, read_parts
+from skillweave.pack.coded_file import LARGEST_FILE, CodedParts, coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
 
@@ -47,6 +47,11 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off, of a newer
     version, or not what the card says.
     """
+    return read_with_parts(folder)[:3]
+
+
+def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, CodedParts | None]:
+    """Return what :func:`read_stored` does, and the parts of a coded tensor file, whose bytes are read only once."""
     folder = Path(folder)
     if not is_skillpack(folder):
         check_folder(folder, "the folder of a saved pack")
@@ -56,16 +61,20 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     if strangers := [file for file in card.files if file != data_name(card) and not file.startswith(f"{FOLDER}/")]:
         raise UserError(f"{folder / CARD_FILE}: files: '{strangers[0]}' is no file of a pack. {AGAIN}")
     carried = read_files(reader, card.files, card.from_base)
-    data = reader.matches(data_name(card), card.files.get(data_name(card)))
-    check_tensors(card, _kinds(data, card), str(data))
-    return card, data, carried
-
-
-def _kinds(data: Path, card: PackCard) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and dtype of each tensor in the file."""
+    name, parts = data_name(card), None
     if card.coded:
-        plain = {name: (shape, _dtype(kind)) for name, (shape, kind) in read_parts(data, card)[1].items()}
-        return {**plain, **coded_tensors(card)}
+        data = folder / name
+        parts, plain = read_parts(reader.read(name, card.files.get(name), largest=LARGEST_FILE), card, data)
+        kinds = {key: (shape, _dtype(kind)) for key, (shape, kind) in plain.items()} | coded_tensors(card)
+    else:
+        data = reader.matches(name, card.files.get(name))
+        kinds = _kinds(data)
+    check_tensors(card, kinds, str(data))
+    return card, data, carried, parts
+
+
+def _kinds(data: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and dtype of each tensor in a safetensors file."""
     try:
         # As numpy, because `skillweave inspect` must not wait for torch.
         with safe_open(data, framework="numpy") as file:

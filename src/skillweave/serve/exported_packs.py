@@ -52,7 +52,7 @@ class ExportedPacks:
         return [
             PackStatus(
                 name=name, level="memory", bytes=None, pinned=False, in_use=self._in_use[name], hits=self._hits[name],
-                loads=0, load_seconds=None, evictions=0, error=None,
+                loads=0, load_seconds=None, evictions=0, proof=None, error=None,
             )
             for name in self._names
         ]  # fmt: skip

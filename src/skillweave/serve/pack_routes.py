@@ -14,7 +14,7 @@ from skillweave.serve.local_service import LocalService
 
 
 class PackToAdd(BaseModel):
-    """The body of a request that adds a pack: its folder on the server's disk."""
+    """The body of a request that adds a pack: its folder on the server's disk, or its hub id (``owner/name``)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -33,7 +33,7 @@ def pack_router(service: LocalService) -> APIRouter:
 
     @router.post("", status_code=201)
     async def add_pack(wanted: PackToAdd) -> dict[str, Any]:
-        """Add a pack from a folder on the server's disk; it is read and checked against the base first."""
+        """Add a pack from the server's disk or from the hub; it is read and checked against the base first."""
         return _one(service, await memory.add(wanted.folder))
 
     @router.delete("/{name}")

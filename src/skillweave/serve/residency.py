@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from skillweave.errors import UserError, nearest
+from skillweave.pack.probe import Outcome
 from skillweave.units import human_bytes
 from skillweave.weave import Weave
+from skillweave.weave.kept import ReadPack
 
 Level = Literal["memory", "loading", "disk", "failed"]
 T = TypeVar("T")
@@ -37,6 +39,8 @@ class PackStatus:
     - ``in_use``: requests that use it now
     - ``hits``: uses that found it in memory; ``loads``: how often it was loaded; ``load_seconds``: the last time
     - ``evictions``: how often it made room for others
+    - ``proof``: "proven" if it was proven that the pack acts (:mod:`skillweave.weave.prove`); "too small" if its
+      change is too small to tell; None if it was never loaded, or its card has no probe
     - ``error``: why it could not be loaded the last time
     """
 
@@ -49,6 +53,7 @@ class PackStatus:
     loads: int
     load_seconds: float | None
     evictions: int
+    proof: Outcome | None
     error: str | None
 
 
@@ -64,6 +69,7 @@ class _Pack:
     loads: int = 0
     load_seconds: float | None = None
     evictions: int = 0
+    proof: Outcome | None = None
     error: str | None = None
     load: asyncio.Task[None] | None = None
     waiting: int = 0
@@ -97,7 +103,8 @@ class PackMemory:
         weave.packed_model.watch()
         self._packs = {name: _Pack(name) for name in weave.packs}
         for name in weave.loaded:
-            self._packs[name].resident, self._packs[name].bytes = True, weave.pack_bytes(name)
+            pack = self._packs[name]
+            pack.resident, pack.bytes, pack.proof = True, weave.pack_bytes(name), weave.proof(name)
         self._reserved = sum(pack.bytes or 0 for pack in self._packs.values())
         self._queue: deque[_Room] = deque()
         self._clock = 0
@@ -188,15 +195,18 @@ class PackMemory:
             if pack.bytes is not None:  # it was loaded before, so its size is known
                 await self._reserve(pack, pack.bytes)
                 reserved = pack.bytes
-                read = await asyncio.to_thread(self._weave.read_for_load, pack.name)
+                read = await self._read(pack)
             else:
                 # One at a time, so that only one pack takes memory before it has room.
                 async with self._first_read:
-                    read = await asyncio.to_thread(self._weave.read_for_load, pack.name)
+                    read = await self._read(pack)
                     await self._reserve(pack, read.nbytes)
                     reserved = read.nbytes
+            base = None
+            if self._weave.must_prove(read):  # the two short passes of a proof have steps of the engine between them
+                base = await self._between_steps(lambda: self._weave.base_says(read))
             pack.changing = True
-            await self._between_steps(lambda: self._weave.put(read))
+            await self._between_steps(lambda: self._weave.put(read, base))
         except BaseException as error:
             if not isinstance(error, asyncio.CancelledError):
                 pack.error = str(error) or type(error).__name__
@@ -204,12 +214,17 @@ class PackMemory:
             raise
         else:
             pack.resident, pack.bytes, pack.error = True, reserved, None
+            pack.proof = self._weave.proof(pack.name)
             pack.loads += 1
             pack.load_seconds = time.perf_counter() - began
             self._touch(pack)
         finally:
             pack.load, pack.changing = None, False
             self._make_room()
+
+    async def _read(self, pack: _Pack) -> ReadPack:
+        """Read a pack in a thread. If packs may leave, a copy is kept that is read faster when they come back."""
+        return await asyncio.to_thread(self._weave.read_for_load, pack.name, keep=self.budget is not None)
 
     async def _reserve(self, pack: _Pack, nbytes: int) -> None:
         """Wait until there is room for so many bytes, and take it. Raises :class:`UserError` if there never can be."""
@@ -299,7 +314,7 @@ class PackMemory:
         self._make_room()
 
     async def add(self, folder: str | Path) -> str:
-        """Make the pack in a folder known, and return its name; it is not loaded. Raises :class:`UserError`."""
+        """Make the pack of a folder or hub id known, and return its name. Raises :class:`UserError`."""
         async with self._adding:
             name = await asyncio.to_thread(self._weave.add_pack, folder)
         self._packs[name] = _Pack(name)
@@ -340,6 +355,7 @@ class PackMemory:
                 loads=pack.loads,
                 load_seconds=pack.load_seconds,
                 evictions=pack.evictions,
+                proof=pack.proof,
                 error=pack.error,
             )
             for pack in self._packs.values()

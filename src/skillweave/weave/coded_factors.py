@@ -7,6 +7,7 @@ layout of the pack's file. All that was read was checked before, so the bytes ke
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -78,6 +79,12 @@ class CodedFactors:
         """The number of inputs of the matrices of each group."""
         return {matrix.group: matrix.placed.inner for matrix in self._matrices}
 
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CodedFactors:
+        """A copy whose bytes are those that ``change`` gives."""
+        other = copy.copy(self)
+        other._kept = change(self._kept)
+        return other
+
     def laid_out(self) -> Groups:
         """The factors in one buffer on the device."""
         body, scales, tables = self._kept.split(self._sizes)
@@ -125,9 +132,9 @@ class LaidOutFactors:
             own, made = parts(target.tensor), replace(placed, flat=flat)
             made.scales.copy_(scale_bytes(placed, own, order))
             made.fill(own.A.T[order], own.B[order])
-        flat = flat.to(device)
+        self._flat = flat.to(device)
         for target, placed, _ in matrices:
-            on_device = replace(placed, flat=flat)
+            on_device = replace(placed, flat=self._flat)
             self._groups.setdefault(target.group, {}).update(dict.fromkeys(target.modules, on_device))
 
     @property
@@ -139,6 +146,16 @@ class LaidOutFactors:
     def widths(self) -> dict[str, int]:
         """The number of inputs of the matrices of each group."""
         return {group: factors.inner for group, own in self._groups.items() for factors in own.values()}
+
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LaidOutFactors:
+        """A copy whose buffer is the one that ``change`` gives."""
+        other = copy.copy(self)
+        flat = other._flat = change(self._flat)
+        other._groups = {
+            group: {module: replace(factors, flat=flat) for module, factors in own.items()}
+            for group, own in self._groups.items()
+        }
+        return other
 
     def laid_out(self) -> Groups:
         """The factors in one buffer on the device."""

@@ -117,10 +117,15 @@ class PackedModel:
         """Bytes of a resident pack while it is unpacked."""
         return self._packs[name].nbytes + self._packs[name].unpacked_nbytes
 
+    @property
+    def tokens_of_base(self) -> int:
+        """The number of tokens that the base has."""
+        model: Any = self.model
+        return int(model.get_input_embeddings().weight.shape[0])
+
     def shared_tokens(self, name: str) -> int:
         """The number of tokens that both the base and a resident pack have."""
-        model: Any = self.model
-        rows, tokens = int(model.get_input_embeddings().weight.shape[0]), self._packs[name].tokens
+        rows, tokens = self.tokens_of_base, self._packs[name].tokens
         return rows if tokens is None else min(rows, tokens.rows)
 
     def why_alone(self, name: str) -> str | None:

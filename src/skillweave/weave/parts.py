@@ -13,9 +13,9 @@ from skillweave.base import Base, open_base
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder, named_shortly
 from skillweave.files.hashes import sha256_file, shortened
-from skillweave.files.read import check_folder
 from skillweave.pack import BaseRef, Skillpack, check_name
 from skillweave.pack.card import card_text
+from skillweave.pack.find import pack_folder
 from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE
 from skillweave.progress import say_once
 from skillweave.weave.backbone import lay_on
@@ -55,16 +55,19 @@ class AddedPack:
 
     @classmethod
     def of(cls, source: str | Path) -> tuple[AddedPack, Skillpack]:
-        """Read the pack in a folder. Raises :class:`UserError`."""
-        folder = Path(source)
-        check_folder(folder, "the folder of a saved pack")
+        """Read the pack in a folder, or in a repository of the hub, which is downloaded. Raises :class:`UserError`."""
+        folder = pack_folder(source)
         card_hash = sha256_file(Folder(folder, CARD_FILE, AGAIN).file(CARD_FILE))
         pack = Skillpack.from_pretrained(folder)
         return cls(pack.card.name, folder, card_hash), pack
 
+    def check(self) -> None:
+        """Raise :class:`UserError` unless the card is still the one that was added."""
+        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+
     def read(self) -> Skillpack:
         """Read the pack. Raises :class:`UserError` if it is not the one that was added."""
-        Folder(self.folder, CARD_FILE, AGAIN).matches(CARD_FILE, self.card_hash)
+        self.check()
         return Skillpack.from_pretrained(self.folder)
 
 

@@ -7,6 +7,7 @@ most is kept, cut after the last place that counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,18 +41,25 @@ def record(packed_model: PackedModel, name: str, tokenizer: Any) -> PackProbe | 
     return None if best is None else best[1]
 
 
-def prove(packed_model: PackedModel, name: str, probe: PackProbe, fix: str) -> Proof:
+def base_says(packed_model: PackedModel, name: str, probe: PackProbe, fix: str) -> list[float]:
+    """Return the log-probabilities of the plain base for the probe of a pack, which need not be resident.
+
+    Raises :class:`UserError` if the probe has tokens that the model lacks; ``fix`` ends its message.
+    """
+    _check_tokens(name, probe, packed_model.tokens_of_base, fix)
+    return _at_places(packed_model, None, probe)
+
+
+def prove(
+    packed_model: PackedModel, name: str, probe: PackProbe, fix: str, base: Sequence[float] | None = None
+) -> Proof:
     """Return how a resident pack fulfils the probe of its card, and say so once if the probe cannot tell.
 
-    Raises :class:`UserError` if the pack acts otherwise than when it was zipped; ``fix`` ends its message.
+    ``base`` is what :func:`base_says` gave, if it is known. Raises :class:`UserError` if the pack acts otherwise than
+    when it was zipped; ``fix`` ends its message.
     """
-    shared = packed_model.shared_tokens(name)
-    if (largest := max(*probe.ids, *probe.tokens)) >= shared:
-        raise UserError(
-            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {shared} tokens. "
-            f"{fix}"
-        )
-    proof = distance(packed_model, name, probe)
+    _check_tokens(name, probe, packed_model.shared_tokens(name), fix)
+    proof = distance(packed_model, name, probe, base)
     if proof.outcome == "differs":
         raise UserError(
             f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
@@ -68,11 +76,18 @@ def prove(packed_model: PackedModel, name: str, probe: PackProbe, fix: str) -> P
     return proof
 
 
-def distance(packed_model: PackedModel, name: str, probe: PackProbe) -> Proof:
+def distance(packed_model: PackedModel, name: str, probe: PackProbe, base: Sequence[float] | None = None) -> Proof:
     """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
-    base, pack = _log_probs(packed_model, name, list(probe.ids))
-    places = (torch.tensor(probe.at), torch.tensor(probe.tokens))
-    return compare(probe, pack[places].tolist(), base[places].tolist())
+    base = _at_places(packed_model, None, probe) if base is None else base
+    return compare(probe, _at_places(packed_model, name, probe), base)
+
+
+def _check_tokens(name: str, probe: PackProbe, tokens: int, fix: str) -> None:
+    if (largest := max(*probe.ids, *probe.tokens)) >= tokens:
+        raise UserError(
+            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {tokens} tokens. "
+            f"{fix}"
+        )
 
 
 def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
@@ -91,7 +106,8 @@ def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[fl
     At each place the token is the one that one of the two finds likely and the other does not: it has the largest
     probability times difference of log-probabilities.
     """
-    base, pack = _log_probs(packed_model, name, ids)
+    shared = packed_model.shared_tokens(name)
+    base, pack = (_log_probs(packed_model, one, ids)[:, :shared] for one in (None, name))
     weight = torch.maximum(base, pack).exp() * (pack - base).abs()
     weights, tokens = weight.nan_to_num(0.0).max(dim=-1)
     at = weights.topk(min(MOST_PLACES, len(ids))).indices.sort().values
@@ -108,23 +124,19 @@ def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[fl
     return probe.change * len(at) ** 0.5, probe
 
 
-@torch.no_grad()
-def _log_probs(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the log-probabilities after each token with the plain base and with a pack, float32 (T, tokens of both).
+def _at_places(packed_model: PackedModel, name: str | None, probe: PackProbe) -> list[float]:
+    """Return the log-probabilities at the places of a probe with a pack, or with the plain base for None."""
+    found: list[float] = _log_probs(packed_model, name, list(probe.ids))[list(probe.at), list(probe.tokens)].tolist()
+    return found
 
-    One batch gives both, if the pack can share one.
+
+@torch.no_grad()
+def _log_probs(packed_model: PackedModel, name: str | None, ids: list[int]) -> torch.Tensor:
+    """Return the log-probabilities after each token with a pack, or with the plain base for None: float32 (T, tokens).
+
+    Base and pack run in passes of one shape, so the rounding of the base moves both nearly alike.
     """
     model: Any = packed_model.model
-    shared = packed_model.shared_tokens(name)
-
-    def run(rows: int) -> torch.Tensor:
-        logits = model(input_ids=torch.tensor([ids] * rows, device=model.device), use_cache=False).logits
-        return logits.float().log_softmax(dim=-1)[..., :shared].cpu()
-
-    if packed_model.why_alone(name) is None:
-        with packed_model.rows([None, name]):
-            base, pack = run(2)
-        return base, pack
-    base = run(1)[0]
     with packed_model.every_row(name):
-        return base, run(1)[0]
+        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0]
+    return logits.float().log_softmax(dim=-1).cpu()

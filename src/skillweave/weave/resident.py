@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -67,6 +67,11 @@ class Lookup:
         if self.left_scale is not None:
             left = left * self.left_scale[ids][..., None]
         return left if self.right is None else left @ self.right.float()
+
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Lookup:
+        """A copy with the tensors that ``change`` gives."""
+        scale, right = (None if tensor is None else change(tensor) for tensor in (self.left_scale, self.right))
+        return Lookup(change(self.left), scale, right)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -144,6 +149,30 @@ class Resident:
         """The modules whose output the pack changes row by row."""
         factors = [module for coded in self.coded for module in coded.modules]
         return [*factors, *self.float_factors, *self.lookups, *self.changed]
+
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Resident:
+        """A copy with the tensors that ``change`` gives; one that is named twice is given once, in a fixed order.
+
+        Exchanged tensors and token rows stay as they are.
+        """
+        made: dict[int, torch.Tensor] = {}
+
+        def once(tensor: torch.Tensor) -> torch.Tensor:
+            if id(tensor) not in made:
+                made[id(tensor)] = change(tensor)
+            return made[id(tensor)]
+
+        return replace(
+            self,
+            coded=[coded.with_tensors(once) for coded in self.coded],
+            unsmooth={group: once(tensor) for group, tensor in self.unsmooth.items()},
+            float_factors={module: tuple(map(once, factors)) for module, factors in self.float_factors.items()},
+            lookups={module: lookup.with_tensors(once) for module, lookup in self.lookups.items()},
+            changed={
+                module: {name: once(tensor) for name, tensor in tensors.items()}
+                for module, tensors in self.changed.items()
+            },
+        )
 
     def unpacked(self) -> Groups:
         """The integer factors, laid out for the products."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +16,23 @@ from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
+from skillweave.files.folder import Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
-from skillweave.pack.probe import PackProbe
+from skillweave.pack.probe import Outcome
+from skillweave.pack.stored import AGAIN, CARD_FILE
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave.backbone import check_backbone, save_backbone
 from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card, read_card
 from skillweave.weave.int8_backbone import INT8, check_form, is_int8, put_into_int8
+from skillweave.weave.kept import KeptPacks, ReadPack
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
 from skillweave.weave.parts import AddedPack, check_names, open_base_of, put_pack, read_pack
-from skillweave.weave.prove import prove
+from skillweave.weave.prove import base_says, prove
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
-from skillweave.weave.resident import Resident
 from skillweave.weave.router import Route, Router, features
-
-
-@dataclass(frozen=True)
-class ReadPack:
-    """A pack that was read and prepared, and is not loaded yet."""
-
-    ready: Resident
-    voice: Voice
-    probe: PackProbe | None
-    card_hash: str | None
-    own_tokenizer: bool
-    prefill: str
-    """who reads its prompts: the ``pack``, or the ``backbone``"""
-
-    @property
-    def name(self) -> str:
-        """The pack's name."""
-        return self.ready.name
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the pack takes in memory when it is loaded and unpacked."""
-        return self.ready.nbytes + self.ready.unpacked_nbytes
 
 
 class Weave:
@@ -84,8 +63,11 @@ class Weave:
         self._require_audit = require_audit
         self._said_alone: set[str] = set()
         self._added: dict[str, AddedPack] = {}
-        self._proven: set[str] = set()
-        """the hashes of the cards of packs that were proven; a card has the hash of all other files"""
+        self._kept = KeptPacks()
+        self._proven: dict[str, Outcome] = {}
+        """the hashes of the cards of packs that were put to the proof; a card has the hash of all other files"""
+        self._proofs: dict[str, Outcome | None] = {}
+        """loaded pack -> what its proof said"""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -273,14 +255,18 @@ class Weave:
         """
         self.put(self.read_for_load(name))
 
-    def read_for_load(self, name: str) -> ReadPack:
+    def read_for_load(self, name: str, *, keep: bool = False) -> ReadPack:
         """Return a pack of the weave, read, checked and prepared for :meth:`put`.
 
-        It may be called in any thread while batches run, after ``packed_model.watch()``. Raises :class:`UserError` for
-        a name that the weave does not have, a pack that is damaged or made for another base, and for one without the
-        audit that was required.
+        It may be called in any thread while batches run, after ``packed_model.watch()``. ``keep``: write a copy of what
+        was prepared into the cache folder (:mod:`skillweave.weave.kept`). As long as the pack's files have the same
+        hashes, later calls read this copy, which takes milliseconds. Raises :class:`UserError` for a name that the
+        weave does not have, a pack that is damaged or made for another base, and for one without the audit that was
+        required.
         """
         self._check_known(name)
+        if self._unchanged(name) and (kept := self._kept.read(name)) is not None:
+            return kept
         pack = self._read(name)
         pack.check_base(self.base.fingerprint)
         if self._require_audit:
@@ -289,14 +275,43 @@ class Weave:
         if pack.carried.has_tokenizer and (self.folder is not None or name in self._added):
             voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
         ready = self.packed_model.prepare(name, pack)
-        return ReadPack(
-            ready, voice, pack.card.probe, self._card_hash(name), pack.carried.has_tokenizer, pack.card.prefill
-        )
+        card_hash = self._card_hash(name)
+        files = {} if card_hash is None else {CARD_FILE: card_hash, **pack.card.files}
+        read = ReadPack(ready, voice, pack.card.probe, files, pack.carried.has_tokenizer, pack.card.prefill)
+        if keep:
+            self._kept.keep(read)
+        return read
 
-    def put(self, read: ReadPack) -> None:
-        """Load a pack that :meth:`read_for_load` gave. It takes no longer than a short batch, and runs between batches.
+    def _unchanged(self, name: str) -> bool:
+        """Whether a pack has a copy in the cache folder, and all its files still have the hashes of that time."""
+        files = self._kept.files(name)
+        if files is None:
+            return False
+        try:
+            self._check_card(name)
+            Folder(self._pack_folder(name), CARD_FILE, AGAIN).verified(files)
+        except UserError:  # reading the pack says what is wrong with it
+            self._kept.drop(name)
+            return False
+        return True
 
-        A pack is proven when its files are loaded for the first time in this process. Raises :class:`UserError` if it
+    def must_prove(self, read: ReadPack) -> bool:
+        """Whether :meth:`put` will prove that the pack acts: its files were not loaded before in this process."""
+        return read.probe is not None and (read.card_hash is None or read.card_hash not in self._proven)
+
+    def base_says(self, read: ReadPack) -> list[float]:
+        """What the plain base says about the text on the card of a pack that must be proven: one short forward pass.
+
+        It runs between batches. Raises :class:`UserError` if the text has tokens that the model lacks.
+        """
+        assert read.probe is not None
+        return base_says(self.packed_model, read.name, read.probe, self._fix())
+
+    def put(self, read: ReadPack, base: Sequence[float] | None = None) -> None:
+        """Load a pack that :meth:`read_for_load` gave. It runs between batches, and takes one short forward pass.
+
+        A pack is proven when its files are loaded for the first time in this process. ``base``: what
+        :meth:`base_says` gave; without it, a second forward pass finds it out. Raises :class:`UserError` if the pack
         does not act as it did when it was zipped, if it is already loaded, and if the budget has no room for it. The
         weave is then as before.
         """
@@ -311,7 +326,7 @@ class Weave:
         self.packed_model.add(ready)
         try:
             self._check_prefill(read)
-            self._prove(read)
+            self._proofs[name] = self._prove(read, base)
         except BaseException:
             self.packed_model.remove(name)
             raise
@@ -332,19 +347,35 @@ class Weave:
                 f"here, because {why}: zip the skill again without prefill"
             )
 
-    def _prove(self, read: ReadPack) -> None:
-        if read.card_hash is not None and read.card_hash in self._proven:
-            return
+    def _prove(self, read: ReadPack, base: Sequence[float] | None) -> Outcome | None:
         if read.probe is None:
             say_once(
                 f"the card of the pack '{read.name}' has no probe, so nothing proves that it acts: packs that are "
                 "zipped by this version have one"
             )
-            return
-        fix = f"Zip it again on {self.base.ref}, or copy the weave and the base again."
-        prove(self.packed_model, read.name, read.probe, fix)
+            return None
+        if not self.must_prove(read):
+            return self._proven[read.files[CARD_FILE]]
+        outcome = prove(self.packed_model, read.name, read.probe, self._fix(), base).outcome
         if read.card_hash is not None:
-            self._proven.add(read.card_hash)
+            self._proven[read.card_hash] = outcome
+        return outcome
+
+    def _fix(self) -> str:
+        return f"Zip it again on {self.base.ref}, or copy the weave and the base again."
+
+    def _pack_folder(self, name: str) -> Path:
+        if name in self._added:
+            return self._added[name].folder
+        assert self.folder is not None
+        return self.folder / "packs" / name
+
+    def _check_card(self, name: str) -> None:
+        """Raise :class:`UserError` unless the card of a pack, which lies in a folder, is the one that was named."""
+        if name in self._added:
+            self._added[name].check()
+        elif self.folder is not None:
+            check_part(self.folder, self.card, pack_card(name))
 
     def _read(self, name: str) -> Skillpack:
         return self._added[name].read() if name in self._added else self._read_pack(name)
@@ -356,8 +387,8 @@ class Weave:
     def add_pack(self, source: str | Path) -> str:
         """Make a pack known that is not of this weave, and return its name. It is not loaded; no file is written.
 
-        ``source`` is the folder of a pack. Raises :class:`UserError` if its name is
-        taken, if it is damaged, or made for another base.
+        ``source`` is the folder of a pack, or a hub id (``owner/name``), whose pack is downloaded. Raises
+        :class:`UserError` if its name is taken, if it is damaged, or made for another base.
         """
         added, pack = AddedPack.of(source)
         pack.check_base(self.base.fingerprint)
@@ -375,6 +406,10 @@ class Weave:
         if name not in self._added:
             raise UserError(f"the pack '{name}' belongs to {self.where}: only packs that were added can be forgotten")
 
+    def proof(self, name: str) -> Outcome | None:
+        """What the proof that a loaded pack acts said; None: its card has no probe, so nothing proves it."""
+        return self._proofs[name]
+
     def pack_bytes(self, name: str) -> int:
         """The bytes that a loaded pack takes in memory while it is unpacked."""
         return self.packed_model.pack_bytes(name)
@@ -388,12 +423,13 @@ class Weave:
         if name in self.loaded:
             self.unload(name)
         del self._added[name]
+        self._kept.drop(name)
 
     def unload(self, name: str) -> None:
         """Free a loaded pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
         self._check_known(name)
         self.packed_model.remove(name)
-        del self._voices[name]
+        del self._voices[name], self._proofs[name]
         self._openings.pop(name, None)
 
     def _check_known(self, name: str) -> None:
