@@ -153,12 +153,12 @@ def test_the_distance_by_hand() -> None:
     probe = probe_of((-1.0, -2.0), (-2.0, -4.0))
     assert compare(probe, (-1.0, -2.0), (-2.0, -4.0)).distance == 0
     silent = compare(probe, (-2.0, -4.0), (-2.0, -4.0))
-    assert (silent.distance, silent.allowed, silent.outcome) == (1, 0.3, "differs")
+    assert (silent.distance, silent.allowed, silent.outcome) == (1, 0.1, "differs")
     half = compare(probe, (-1.5, -3.0), (-2.0, -4.0))
     assert (half.distance, half.outcome) == (0.5, "differs")
     noisy = compare(probe, (-1.5, -2.5), (-2.5, -4.5))
     assert (noisy.distance, noisy.noise, noisy.outcome) == (0, 0.5, "proven")
-    assert noisy.allowed == pytest.approx(0.3 + 1.5 * 0.5 / math.sqrt(2.5))
+    assert noisy.allowed == pytest.approx(0.1 + 1.5 * 0.5 / math.sqrt(2.5))
     assert compare(probe, (math.nan, -2.0), (-2.0, -4.0)).outcome == "differs"
     assert compare(probe, (-11.0, -2.0), (-12.0, -4.0)).outcome == "too small"
     nothing = probe_of((-1.0,), (-1.0,))

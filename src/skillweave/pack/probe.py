@@ -92,7 +92,7 @@ class Proof:
 def compare(probe: PackProbe, pack: Sequence[float], base: Sequence[float]) -> Proof:
     """Return how the log-probabilities ``pack`` and ``base`` that a model gave compare with those of ``probe``.
 
-    The allowed distance is 0.3, plus 1.5 times what the rounding of this base alone moves, as a share of the change.
+    The allowed distance is 0.1, plus 1.5 times what the rounding of this base alone moves, as a share of the change.
     It is always below 1, the distance of a pack that does nothing; where it would be above 0.9, the change is too small
     to be proven. [ours]
     """
