@@ -112,9 +112,7 @@ async def kill(server: ServerProcess, served: Served, count: int) -> Trial:
 
 
 def _hashes(folder: Path) -> dict[Path, str]:
-    return {
-        path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

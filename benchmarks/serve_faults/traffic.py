@@ -138,7 +138,9 @@ class Background:
         self._stopped = False
 
     async def __aenter__(self) -> Background:
-        self._tasks = [asyncio.create_task(self._call(random.Random(f"{self._seed} {n}"))) for n in range(self._callers)]
+        self._tasks = [
+            asyncio.create_task(self._call(random.Random(f"{self._seed} {n}"))) for n in range(self._callers)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:

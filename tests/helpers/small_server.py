@@ -15,7 +15,7 @@ from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.residency import PackStatus
-from skillweave.serve.service import Limits
+from skillweave.serve.service import RequestLimits
 from skillweave.weave import Route
 
 
@@ -97,5 +97,5 @@ class SmallMemory:
 def small_service(engine: SmallEngine | None = None) -> LocalService:
     """A service of the packs `sort` and `reverse` with a router."""
     return LocalService(
-        engine or SmallEngine(), SmallMemory(), limits=Limits(), fingerprint="fp", routed=True, default="auto"
+        engine or SmallEngine(), SmallMemory(), limits=RequestLimits(), fingerprint="fp", routed=True, default="auto"
     )
