@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.serve_faults.overload import CALLERS, MODELS, Trial
-from benchmarks.serve_faults.served import KEY, PACKS, TOKENS, Served, ServerProcess
-from benchmarks.serve_faults.traffic import Background, Tally, body_of, client_of, note_refusal
+from benchmarks.serve_faults.served import KEY, PACKS, Served, ServerProcess
+from benchmarks.serve_faults.traffic import Background, body_of, client_of, note_refusal
 
 SETTLE = 1.0
 """Seconds within which nothing may be left of a client that vanished."""
