@@ -52,7 +52,7 @@ class Plan:
     prompts: int = 24
     requests: int = 2000
     cycles: int = 200
-    kills: int = 3
+    kills: int = 2
     damage_rounds: int = 2
     full: int = 200
     bodies: int = 500

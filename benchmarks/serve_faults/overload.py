@@ -64,7 +64,7 @@ async def come_and_go(server: ServerProcess, served: Served, count: int) -> Tria
     trial = Trial(f"{count} loads and unloads under traffic", count)
     draw = random.Random(4)
     loads = server.metric("skillweave_pack_loads_total")
-    async with client_of(server) as client, Background(client, served, MODELS, CALLERS, 4) as traffic:
+    async with client_of(server) as client, Background(client, served, MODELS, CALLERS // 2, 4) as traffic:
         for number in range(count):
             which = GUESTS[number % 2]
             got = await client.post("/v1/packs", json={"folder": str(served.guests[which])})
