@@ -219,8 +219,13 @@ async def _drip(server: ServerProcess, served: Served) -> bytes:
 
 async def _unread(server: ServerProcess, served: Served) -> bytes:
     """Ask for many megabytes and read nothing until the server should have disconnected; then read what came."""
-    wanted = body_of(PACKS[1], served.prompts[0], stream=True, n=16, logprobs=True, top_logprobs=20, max_tokens=512)
-    data = json.dumps({**wanted, "temperature": 1}).encode()
+    # The form has at least 300 numbers, and each token 20 alternatives, so the answers fit into no buffer.
+    form = {"type": "array", "items": {"enum": [1, 2]}, "minItems": 300}
+    wanted = body_of(
+        PACKS[1], served.prompts[0], stream=True, n=16, logprobs=True, top_logprobs=20,
+        response_format={"type": "json_schema", "json_schema": {"name": "numbers", "schema": form}},
+    )  # fmt: skip
+    data = json.dumps({**wanted, "temperature": 1, "max_tokens": 900}).encode()
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
     raw.setblocking(False)

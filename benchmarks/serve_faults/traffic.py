@@ -153,7 +153,7 @@ class Background:
             before = self.tally.broken
             await ask(self._client, self._served, model, prompt, self.tally, stream=draw.random() < 0.5)
             if self.tally.broken > before:
-                await asyncio.sleep(0.02)  # the server is away
+                await asyncio.sleep(0.2)  # the server is away
 
 
 async def closed_loop(
