@@ -39,7 +39,8 @@ def say_once(text: str) -> None:
     """
     if text not in _SAID and os.environ.get("RANK", "0") == "0":
         _SAID.add(text)
-        console.print(f"  {text}", soft_wrap=True)
+        with contextlib.suppress(OSError):  # the disk of a log may be full, which must not stop what the note is about
+            console.print(f"  {text}", soft_wrap=True)
 
 
 @contextlib.contextmanager

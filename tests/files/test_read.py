@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,7 +18,16 @@ from skillweave.config import Config, read_config, read_mapping
 from skillweave.errors import UserError
 from skillweave.files.parse_json import parse_json
 from skillweave.files.parse_yaml import parse_yaml
-from skillweave.files.read import home_path, is_file, is_folder, read_json, read_json_lines, read_text, read_versioned
+from skillweave.files.read import (
+    home_path,
+    is_file,
+    is_folder,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    read_text,
+    read_versioned,
+)
 from skillweave.tasks import readers
 from skillweave.tasks.readers import read_rows
 
@@ -115,6 +125,23 @@ def test_bytes_that_are_no_text_are_told(tmp_path: Path, content: bytes, message
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(UserError, match=rf"x\.txt.*{message}"):
         read_text(tmp_path / "x.txt", largest=8)
+
+
+def test_a_small_file_takes_little_memory_whatever_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, before[1]))
+    try:
+        assert read_bytes(tmp_path / "x", largest=2**34) == b"abc"
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_a_file_whose_size_is_not_told_is_read_to_its_end() -> None:
+    assert read_bytes("/proc/cpuinfo").count(b"\n") > 1
+    with pytest.raises(UserError, match="is larger than 5"):
+        read_bytes("/proc/cpuinfo", largest=5)
 
 
 def test_a_text_is_read_as_python_reads_it(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -175,6 +176,30 @@ def _ask(url: str) -> Any:
         return httpx2.post(f"{url}/v1/chat/completions", json=body, timeout=30)
     except httpx2.TransportError as error:
         return error
+
+
+def test_a_client_that_sends_too_much_sees_why(tmp_path: Path) -> None:
+    with server(tmp_path) as running:
+        for _ in range(3):
+            sent = httpx2.post(f"{running.url}/v1/chat/completions", content=b"x" * 2**23, timeout=20)
+            assert (sent.status_code, sent.json()["error"]["code"]) == (413, "body_too_large")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing_and_says_later_what_is_missing(tmp_path: Path) -> None:
+    with server(tmp_path) as running:
+        assert _ask(running.url).status_code == 200
+        pid, log = running.process.pid, tmp_path / "errors"
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size + 10, before[1]))
+        assert [_ask(running.url).status_code for _ in range(3)] == [200, 200, 200]
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+        assert _ask(running.url).status_code == 200
+        told = [json.loads(line) for line in running.errors.splitlines() if line.startswith("{") and line.endswith("}")]
+    assert [line.get("status", line.get("warning")) for line in told] == [
+        200,
+        "3 lines of the log could not be written",
+        200,
+    ]
 
 
 # -- the address -------------------------------------------------------------------------------------------------------

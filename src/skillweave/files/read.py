@@ -31,6 +31,7 @@ LARGEST_YAML = 2**20
 
 _WIDE = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LONGEST_PATH_SHOWN = 200
+_PART = 2**20
 
 
 def open_file(path: str | Path, wanted: str = "a file") -> io.BufferedReader:
@@ -123,7 +124,10 @@ def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGE
     """The bytes of a file of at most ``largest``."""
     with open_file(path, wanted) as file:
         try:
-            data = file.read(largest + 1)
+            # A read takes its memory before it reads, so ask for what is there, and not for all that is allowed.
+            data = file.read(min(largest, os.fstat(file.fileno()).st_size) + 1)
+            while len(data) <= largest and (more := file.read(min(_PART, largest + 1 - len(data)))):
+                data += more  # it grew meanwhile, or the system does not tell its size, as in /proc
         except OSError as error:
             raise unreadable(path, error, wanted) from error
     if len(data) > largest:

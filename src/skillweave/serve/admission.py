@@ -96,13 +96,13 @@ class AdmissionGuard:
             return
         admission = self._admission
         if admission.state == "starting":
-            await refuse(send, _unavailable("starting", "the model is still being loaded", 5))
+            await refuse(send, _unavailable("starting", "the model is still being loaded", 5), receive)
         elif admission.state == "stopping":
-            await refuse(send, _unavailable("stopping", _STOPPING, admission.until - time.monotonic()))
+            await refuse(send, _unavailable("stopping", _STOPPING, admission.until - time.monotonic()), receive)
         elif len(admission.running) >= admission.most:
             message = f"the server answers {admission.most} requests already: ask it again in a second"
             code, headers = "too_many_requests", {"retry-after": "1"}
-            await refuse(send, ApiError(429, message, type="rate_limit_error", code=code, headers=headers))
+            await refuse(send, ApiError(429, message, type="rate_limit_error", code=code, headers=headers), receive)
         else:
             await self._admitted(scope, receive, send)
 

@@ -13,7 +13,7 @@ from skillweave import __version__
 from skillweave.serve.admission import Admission, AdmissionGuard
 from skillweave.serve.errors import add_error_handlers
 from skillweave.serve.local_service import LocalService
-from skillweave.serve.logs import LogForm, RequestLog, write_to_stderr
+from skillweave.serve.logs import LogForm, RequestLog, StderrLog
 from skillweave.serve.metrics import ServerMetrics
 from skillweave.serve.openai.routes import openai_router
 from skillweave.serve.pack_routes import pack_router
@@ -32,12 +32,12 @@ def create_app(
     key: str | None,
     *,
     log_form: LogForm = "json",
-    write_log: Callable[[str], None] = write_to_stderr,
+    write_log: Callable[[str], None] | None = None,
 ) -> FastAPI:
     """Return the application. It opens the engine of the service when it starts, and closes it when it ends.
 
     - ``key``: what clients must send; None: everybody who reaches the server may ask it
-    - ``write_log``: takes each line of the log
+    - ``write_log``: takes each line of the log; without it, they go to standard error
 
     ``app.state.admission`` is its :class:`~skillweave.serve.admission.Admission`. There are no pages of documentation,
     because they load scripts from the internet.
@@ -68,8 +68,9 @@ def create_app(
             allow_headers=["Authorization", "Content-Type"],
         )  # fmt: skip
     app.add_middleware(
-        RequestLog, write=write_log, form=log_form, prompts=settings.log_prompts, count=service.metrics.responded
-    )
+        RequestLog, write=write_log or StderrLog(log_form), form=log_form, prompts=settings.log_prompts,
+        count=service.metrics.responded,
+    )  # fmt: skip
     return app
 
 

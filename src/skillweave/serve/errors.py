@@ -16,8 +16,10 @@ from starlette.responses import JSONResponse
 
 from skillweave.engine.interface import EngineBusy, RequestCancelled
 from skillweave.errors import UserError, nearest
+from skillweave.terminal import one_line
 
 _INVALID = "invalid_request_error"
+_LONGEST_REASON = 1000
 _log = logging.getLogger("skillweave.serve")
 
 
@@ -70,6 +72,16 @@ def too_long(prompt_tokens: int, context: int) -> ApiError:
         "prompt, or give fewer tools"
     )
     return ApiError(400, message, code="context_length_exceeded", param="messages")
+
+
+def pack_not_loaded(name: str, error: UserError) -> ApiError:
+    """Return the error for a pack that the server cannot load: status 503, because the request may be right.
+
+    The reason is logged. Clients are not told it, because it names files of the server.
+    """
+    _log.error("the pack %s cannot be loaded: %s", name, one_line(str(error), _LONGEST_REASON))
+    message = f"the pack '{name}' cannot be loaded now: the server's log and GET /v1/packs say why"
+    return ApiError(503, message, type="server_error", code="pack_not_loaded")
 
 
 def api_error(error: BaseException) -> ApiError:

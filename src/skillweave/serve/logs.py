@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import secrets
 import sys
 import time
@@ -142,10 +143,32 @@ def _is_plain(value: Any) -> bool:
     )
 
 
-def write_to_stderr(line: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+class StderrLog:
+    """Writes lines to standard error, whatever state its disk or its reader is in.
+
+    A line that cannot be written is counted, and the next one that can be is preceded by the count.
+    """
+
+    def __init__(self, form: LogForm) -> None:
+        self._form, self._lost, self._torn = form, 0, False
+
+    def __call__(self, line: str) -> None:
+        """Write a line without its line break."""
+        text = f"{line}\n"
+        if self._lost:
+            told = {"warning": f"{self._lost} lines of the log could not be written"}
+            text = f"{as_json(told) if self._form == 'json' else as_text(told)}\n{text}"
+        data = f"\n{text}".encode() if self._torn else text.encode()
+        try:
+            # Without Python's buffer, which keeps what it could not write, and writes it twice or torn later.
+            written = os.write(sys.stderr.fileno(), data)
+        except OSError:
+            written = 0
+        if written == len(data):
+            self._lost, self._torn = 0, False
+        else:
+            self._lost += 1
+            self._torn = self._torn or written > 0
 
 
 def form_of_log(wanted: Literal["auto", "json", "text"]) -> LogForm:

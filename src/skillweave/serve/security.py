@@ -87,7 +87,8 @@ class KeyGuard:
             await self._app(scope, receive, send)
             return
         message = "this server needs its key: send it in the header 'Authorization: Bearer KEY'"
-        await refuse(send, ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"}))
+        error = ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        await refuse(send, error, receive)
 
     def _is_open(self, path: str) -> bool:
         below = self._pages is not None and (path == self._pages or path.startswith(f"{self._pages}/"))
@@ -119,7 +120,7 @@ class HostGuard:
             "without a key, this server answers only requests to localhost: use http://127.0.0.1 in the address, or "
             "start the server with a key"
         )
-        await refuse(send, ApiError(403, message, code="host_not_allowed"))
+        await refuse(send, ApiError(403, message, code="host_not_allowed"), receive)
 
     def _is_ours(self, header: bytes | None) -> bool:
         match = _HOST.fullmatch((header or b"").decode("latin-1"))
@@ -140,10 +141,18 @@ class BodyGuard:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self._app(scope, receive, send)
             return
+        whole = False
+
+        async def noted() -> Message:
+            nonlocal whole
+            message = await receive()
+            whole = not message.get("more_body", False)
+            return message
+
         try:
-            body = await self._checked_body(scope, receive)
+            body = await self._checked_body(scope, noted)
         except ApiError as error:
-            await refuse(send, error)
+            await refuse(send, error, None if whole else receive)
             return
         if body is not None:
             await self._app(scope, _replayed(body, receive), send)

@@ -15,6 +15,8 @@ from starlette.requests import Request
 from skillweave.base.chat import text_of
 from skillweave.base.thoughts import MARK_TOKENS, opened_thought, template_thought_markers
 from skillweave.engine.interface import AnswerToken, CountedReply, Generation, RequestCancelled
+from skillweave.errors import UserError
+from skillweave.serve.errors import pack_not_loaded
 from skillweave.serve.openai.call_reader import CallReader
 from skillweave.serve.openai.parameters import until_disconnected
 from skillweave.serve.openai.requests import Wanted
@@ -69,8 +71,11 @@ class Answers:
         return self._service.engine.tokenizer(self.resolved.pack)
 
     async def hold(self) -> None:
-        """Hold the pack in memory from now until :meth:`close`."""
-        await self._stack.enter_async_context(self._service.use(self.resolved.pack))
+        """Hold the pack in memory from now until :meth:`close`. Raises :class:`ApiError` if it cannot be loaded."""
+        try:
+            await self._stack.enter_async_context(self._service.use(self.resolved.pack))
+        except UserError as error:
+            raise pack_not_loaded(self.resolved.name, error) from error
 
     async def submit(self, prompts: Sequence[Sequence[int]], wanted: Wanted) -> None:
         """Ask the engine for all answers. The seeds of the answers to one prompt follow each other.
