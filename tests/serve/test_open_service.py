@@ -124,3 +124,18 @@ def test_a_pack_is_served_under_its_name(weave: Path, micro_base: Path) -> None:
 def test_a_pack_that_does_not_fit_is_refused(weave: Path, micro_base: Path) -> None:
     with pytest.raises(UserError, match="more than the pack_memory"):
         open_service(str(weave.parent / "four"), ServeConfig(pack_memory=10), base=str(micro_base))
+
+
+def test_a_damaged_pack_is_the_servers_fault_and_is_tried_again(weave: Path) -> None:
+    settings = ServeConfig(pack_memory=10**9)
+    file = next((weave / "packs" / "two").glob("*.safetensors"))
+    whole = file.read_bytes()
+    with client_of(open_service(str(weave), settings), settings) as client:
+        try:
+            file.write_bytes(whole[: len(whole) // 2])
+            refused = ask(client, "two")
+        finally:
+            file.write_bytes(whole)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "pack_not_loaded")
+        assert str(weave) not in refused.text
+        assert ask(client, "two").status_code == 200

@@ -189,11 +189,14 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_says_later_what_is_missi
     with server(tmp_path) as running:
         assert _ask(running.url).status_code == 200
         pid, log = running.process.pid, tmp_path / "errors"
+        time.sleep(0.5)  # a line is written when its client has the answer already
         before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size + 10, before[1]))
         assert [_ask(running.url).status_code for _ in range(3)] == [200, 200, 200]
+        time.sleep(0.5)
         resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
         assert _ask(running.url).status_code == 200
+        time.sleep(0.5)
         told = [json.loads(line) for line in running.errors.splitlines() if line.startswith("{") and line.endswith("}")]
     assert [line.get("status", line.get("warning")) for line in told] == [
         200,
