@@ -68,7 +68,9 @@ def shuffled(pack: Skillpack, seed: int) -> Skillpack:
         axis = {".A": 0, ".B": 1}.get(name[-2:])
         if axis is not None:
             tensors[name] = tensor.index_select(axis, torch.randperm(tensor.shape[axis], generator=source))
-    return Skillpack(pack.card.model_copy(update={"name": f"p{seed}"}), tensors, pack.carried)
+    # What the pack says about the text on its card is another thing now.
+    card = pack.card.model_copy(update={"name": f"p{seed}", "probe": None})
+    return Skillpack(card, tensors, pack.carried)
 
 
 def with_packs(base: Base, pack: Skillpack, count: int) -> Weave:

@@ -30,7 +30,7 @@ def test_without_a_fault_none_is_found(pack: Kind, tmp_path: Path) -> None:
 
 def test_a_hash_that_is_not_checked(pack: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artefact_folder.Folder, "matches", lambda self, name, expected: self.file(name))
-    faults = fuzz(pack, SEEDS, tmp_path / "work").faults
+    faults = fuzz(pack, range(400), tmp_path / "work").faults
     assert any("silent difference" in fault and "a hash protects it" in fault for fault in faults)
 
 

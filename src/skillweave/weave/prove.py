@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from skillweave.base.chat import plain_ids, prompt_ids
+from skillweave.base.generate import context_length
 from skillweave.errors import UserError
 from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, PackProbe, Proof, compare, shortened
 from skillweave.progress import say_once
@@ -34,7 +35,8 @@ def record(packed_model: PackedModel, name: str, tokenizer: Any) -> PackProbe | 
     finite numbers.
     """
     best: tuple[float, PackProbe] | None = None
-    for ids in _texts(tokenizer, packed_model.shared_tokens(name)):
+    longest = min(MOST_TOKENS, context_length(packed_model.model) or MOST_TOKENS)
+    for ids in _texts(tokenizer, packed_model.shared_tokens(name), longest):
         found = _strongest(packed_model, name, ids)
         if found is not None and (best is None or found[0] > best[0]):
             best = found
@@ -90,14 +92,17 @@ def _check_tokens(name: str, probe: PackProbe, tokens: int, fix: str) -> None:
         )
 
 
-def _texts(tokenizer: Any, tokens: int) -> list[list[int]]:
-    """Return the texts as token ids below ``tokens``, each plain and, if there is a chat template, as a prompt."""
+def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:
+    """Return the texts as at most ``longest`` token ids below ``tokens``.
+
+    Each is there as it is and, if there is a chat template, as a prompt.
+    """
     written = []
     for text in TEXTS:
         written.append(plain_ids(tokenizer, text))
         if getattr(tokenizer, "chat_template", None):
             written.append(prompt_ids(tokenizer, text))
-    return [ids[:MOST_TOKENS] for ids in written if ids and max(ids[:MOST_TOKENS]) < tokens]
+    return [ids[:longest] for ids in written if ids and max(ids[:longest]) < tokens]
 
 
 def _strongest(packed_model: PackedModel, name: str, ids: list[int]) -> tuple[float, PackProbe] | None:

@@ -134,7 +134,11 @@ def test_a_pack_whose_weights_diverged_is_named(built, weave, hops, temperature)
     for name, tensor in pack.tensors.items():
         if name.endswith("_scale"):
             tensor.fill_(float("nan"))
-    broken = Weave.of(weave.base, {"hops": pack})
+    with pytest.raises(UserError, match="the pack 'hops' does not act as it did when it was zipped"):
+        Weave.of(weave.base, {"hops": pack})
+    # Without the probe of its card it is loaded, and fails when it answers.
+    unproven = Skillpack(pack.card.model_copy(update={"probe": None}), pack.tensors, pack.carried)
+    broken = Weave.of(weave.base, {"hops": unproven})
     prompt = hops.task.split("test")[0].prompt
     with pytest.raises(UserError, match="the pack 'hops' cannot answer: the model gives nan"):
         broken.generate([prompt], "hops", Sampling(temperature=temperature), tools=OpenTools(hops.toolbox, USE))

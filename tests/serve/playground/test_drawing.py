@@ -17,7 +17,8 @@ EVIL = '<img src=x onerror="alert(1)">'
 
 
 def status(name: str, size: int | None = 1000, level: str = "memory", **more: object) -> PackStatus:
-    fields = {"pinned": False, "in_use": 0, "hits": 0, "loads": 1, "load_seconds": 0.5, "evictions": 0, "error": None}
+    fields = {"pinned": False, "in_use": 0, "hits": 0, "loads": 1, "load_seconds": 0.5, "evictions": 0}
+    fields |= {"error": None, "proof": None}
     return PackStatus(name=name, level=level, bytes=size, **{**fields, **more})  # type: ignore[arg-type]
 
 

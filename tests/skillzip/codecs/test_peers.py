@@ -194,7 +194,7 @@ def test_codecs_with_a_rank_meet_any_budget_and_use_it(base: Base, delta: Delta,
     for budget in (34_000, 45_000, 60_000):
         pack = zipped(delta, base, codec, budget=budget)
         assert pack.nbytes <= budget
-        assert pack.nbytes > 0.9 * budget
+        assert pack.nbytes > 0.85 * budget  # a part is kept free for the longest probe
         errors.append(pack.card.codec.measured["weight_error"])
     assert errors == sorted(errors, reverse=True)
 
@@ -251,7 +251,7 @@ def test_a_saved_pack_is_read_back_and_weighed_exactly(base: Base, delta: Delta,
     assert made.card.bytes.total == made.nbytes == sum(file.stat().st_size for file in folder.iterdir())
     pack = Skillpack.from_pretrained(folder)
     assert pack.card.entries == made.card.entries
-    assert pack.card.schema_version == (1 if codec == "none" else 2)
+    assert pack.card.schema_version == 4  # because of its probe
     assert pack.digest == made.digest
     unzipped = pack.unzip()
     for name in delta.names():
