@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,10 @@ class SmallMemory:
 
     def __init__(self, names: Iterable[str] = ("sort", "reverse")) -> None:
         self._packs = {name: _on_disk(name) for name in names}
+
+    @property
+    def names(self) -> Collection[str]:
+        return self._packs.keys()
 
     @asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import NoReturn
 
 from skillweave.errors import UserError
@@ -17,7 +17,7 @@ class ExportedPacks:
     """Packs that are always there, because the engine loads them where it needs them."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self._names = list(names)
+        self.names: Collection[str] = list(names)
         self._in_use: Counter[str] = Counter()
         self._hits: Counter[str] = Counter()
 
@@ -54,5 +54,5 @@ class ExportedPacks:
                 name=name, level="memory", bytes=None, pinned=False, in_use=self._in_use[name], hits=self._hits[name],
                 loads=0, load_seconds=None, evictions=0, proof=None, error=None,
             )
-            for name in self._names
+            for name in self.names
         ]  # fmt: skip

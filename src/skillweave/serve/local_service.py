@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Protocol
 
@@ -19,6 +19,10 @@ from skillweave.weave import AUTO, BASE
 
 class ResidentPacks(Protocol):
     """The packs of the server, of which some are in memory."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all packs, which cost nothing to ask for."""
 
     def use(self, name: str) -> AbstractAsyncContextManager[None]:
         """Keep a pack in memory while the block runs; it is loaded first if it is not there."""
@@ -65,7 +69,7 @@ class LocalService:
         self.limits = limits
         self.fingerprint = fingerprint
         self.default = default
-        self.metrics = ServerMetrics(lambda: {BASE, *self.packs()})
+        self.metrics = ServerMetrics(lambda name: name == BASE or name in memory.names)
         self.metrics.watch(engine.counters, memory.status)
         self.observer = AnswerObserver(self.metrics)
         self._pins, self._forget = pins, forget
@@ -86,7 +90,7 @@ class LocalService:
 
     def packs(self) -> list[str]:
         """Return the names of the packs."""
-        return [one.name for one in self.memory.status()]
+        return list(self.memory.names)
 
     def models(self) -> list[ModelInfo]:
         """Return what clients can name: the base, the router if there is one, and the packs."""
@@ -102,7 +106,7 @@ class LocalService:
         if model == AUTO and self._routed:
             route = await self.engine.route(prompt)
             return Resolved(route.pack or BASE, route.pack, "router", route.confidence)
-        if model != BASE and model not in self.packs():
+        if model != BASE and model not in self.memory.names:
             raise unknown_model(model, [one.id for one in self.models()])
         return Resolved(model, None if model == BASE else model)
 

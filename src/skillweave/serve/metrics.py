@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -26,12 +26,12 @@ _WHOLE = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 class ServerMetrics:
     """The series of one server, in a registry of its own.
 
-    - ``packs``: returns the names that may become a series, `base` among them; every other name is counted as
-      :data:`UNKNOWN`, so that a client cannot create series
+    - ``knows``: whether a name may become a series; every other name is counted as :data:`UNKNOWN`, so that a client
+      cannot create series. It is asked for every token.
     """
 
-    def __init__(self, packs: Callable[[], Collection[str]]) -> None:
-        self._packs = packs
+    def __init__(self, knows: Callable[[str], bool]) -> None:
+        self._knows = knows
         self.registry = CollectorRegistry()
         registry = self.registry
         self._requests = Counter(
@@ -124,7 +124,7 @@ class ServerMetrics:
             family.remove_by_labels({"pack": pack})
 
     def _label(self, pack: str) -> str:
-        return pack if pack in self._packs() else UNKNOWN
+        return pack if self._knows(pack) else UNKNOWN
 
 
 class _LiveFigures(Collector):

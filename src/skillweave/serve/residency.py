@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -110,6 +110,11 @@ class PackMemory:
         self._clock = 0
         self._first_read, self._adding = asyncio.Lock(), asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def names(self) -> Collection[str]:
+        """The names of all packs, in memory or not."""
+        return self._packs.keys()
 
     @property
     def used_bytes(self) -> int:
