@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from starlette.requests import Request
+from starlette.responses import Response
 
 from skillweave.base.chat import text_of
 from skillweave.base.thoughts import MARK_TOKENS, opened_thought, template_thought_markers
@@ -18,6 +19,7 @@ from skillweave.engine.interface import AnswerToken, CountedReply, Generation, R
 from skillweave.errors import UserError
 from skillweave.serve.errors import pack_not_loaded
 from skillweave.serve.openai.call_reader import CallReader
+from skillweave.serve.openai.event_stream import EventStream
 from skillweave.serve.openai.parameters import until_disconnected
 from skillweave.serve.openai.requests import Wanted
 from skillweave.serve.openai.tools import WantedTools
@@ -148,6 +150,22 @@ class Answers:
     def observer(self) -> Any:
         """Who is told of the answers."""
         return self._service.observer
+
+
+async def answered(
+    answers: Answers, events: AsyncIterator[str] | None, whole: Callable[[list[Complete]], str]
+) -> Response:
+    """Return the response to a request: the stream of ``events``, or without them what ``whole`` makes of the answers.
+
+    ``whole`` gives JSON. The answers are closed when the response has been sent, or cannot be.
+    """
+    if events is not None:
+        return EventStream(events, answers.close, answers.headers())
+    try:
+        complete = await answers.all()
+    finally:
+        await answers.close()
+    return Response(whole(complete), media_type="application/json", headers=answers.headers())
 
 
 class _Written:

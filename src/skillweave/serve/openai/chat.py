@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 from skillweave.base.chat import Prompt
 from skillweave.serve.errors import api_error
-from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
-from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete, answered
+from skillweave.serve.openai.event_stream import DONE, data_event
 from skillweave.serve.openai.logprobs import chat_logprobs
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.prompts import chat_ids, with_tools
@@ -36,29 +36,30 @@ async def chat_completion(service: Service, request: Request) -> Response:
     choice = read_choice(asked.tool_choice)
     use = await asyncio.to_thread(tool_use, tools, choice, schema, parallel=asked.parallel_tool_calls)
     answers = await chat_answers(service, request, asked.model, messages, use, wanted)
-    base = {
-        "id": f"chatcmpl-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": asked.model,
-        "system_fingerprint": service.fingerprint,
-    }
-    if asked.stream:
-        events = _stream(answers, base, wanted, asked.stream_options.include_usage)
-        return EventStream(events, answers.close, answers.headers())
-    try:
-        complete = await answers.all()
-    finally:
-        await answers.close()
-    whole = ChatCompletion.model_validate(
-        {
+    base = new_response("chatcmpl", service, asked.model)
+
+    def whole(complete: list[Complete]) -> str:
+        values = {
             **base,
             "object": "chat.completion",
             "choices": [_choice(answers, one, wanted) for one in complete],
             "usage": usage_of(complete, wanted.n),
             "skillweave": answers.told(),
         }
-    )
-    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json", headers=answers.headers())
+        return ChatCompletion.model_validate(values).model_dump_json(exclude_unset=True)
+
+    events = _stream(answers, base, wanted, asked.stream_options.include_usage) if asked.stream else None
+    return await answered(answers, events, whole)
+
+
+def new_response(kind: str, service: Service, model: str) -> dict[str, Any]:
+    """Return what a response, or each chunk of its stream, begins with. Its id begins with ``kind``."""
+    return {
+        "id": f"{kind}-{secrets.token_hex(12)}",
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": service.fingerprint,
+    }
 
 
 async def chat_answers(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,9 +13,9 @@ from starlette.responses import Response
 
 from skillweave.base.chat import plain_ids
 from skillweave.serve.errors import api_error, invalid
-from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
-from skillweave.serve.openai.chat import is_auto, usage_of
-from skillweave.serve.openai.event_stream import DONE, EventStream, data_event
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete, answered
+from skillweave.serve.openai.chat import is_auto, new_response, usage_of
+from skillweave.serve.openai.event_stream import DONE, data_event
 from skillweave.serve.openai.logprobs import completion_logprobs, token_length
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.prompts import fitting
@@ -41,35 +39,26 @@ async def completion(service: Service, request: Request) -> Response:
     except BaseException:
         await answers.close()
         raise
-    base = {
-        "id": f"cmpl-{secrets.token_hex(12)}",
-        "created": int(time.time()),
-        "model": asked.model,
-        "system_fingerprint": service.fingerprint,
-    }
-    if asked.stream:
-        events = _stream(answers, base, wanted, asked.stream_options.include_usage)
-        return EventStream(events, answers.close, answers.headers())
-    try:
-        complete = await answers.all()
-    finally:
-        await answers.close()
-    choices = []
-    for one in complete:
-        tokens = None
-        if wanted.logprobs is not None:
-            tokens = completion_logprobs(answers.tokenizer, one.reply.tokens, 0)
-        choices.append({"index": one.index, "text": one.text, "logprobs": tokens, "finish_reason": one.reason})
-    whole = Completion.model_validate(
-        {
+    base = new_response("cmpl", service, asked.model)
+
+    def whole(complete: list[Complete]) -> str:
+        choices = []
+        for one in complete:
+            tokens = None
+            if wanted.logprobs is not None:
+                tokens = completion_logprobs(answers.tokenizer, one.reply.tokens, 0)
+            choices.append(_choice(one.index, one.text, tokens, one.reason))
+        values = {
             **base,
             "object": "text_completion",
             "choices": choices,
             "usage": usage_of(complete, wanted.n),
             "skillweave": answers.told(),
         }
-    )
-    return Response(whole.model_dump_json(exclude_unset=True), media_type="application/json", headers=answers.headers())
+        return Completion.model_validate(values).model_dump_json(exclude_unset=True)
+
+    events = _stream(answers, base, wanted, asked.stream_options.include_usage) if asked.stream else None
+    return await answered(answers, events, whole)
 
 
 def _all_ids(tokenizer: Any, prompts: list[str | list[int]], context: int | None) -> list[list[int]]:

@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response as HttpResponse
 
 from skillweave.serve.errors import api_error
-from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete
+from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete, answered
 from skillweave.serve.openai.chat import arguments_of, chat_answers
-from skillweave.serve.openai.event_stream import EventStream, named_event
+from skillweave.serve.openai.event_stream import named_event
 from skillweave.serve.openai.logprobs import chat_logprobs
 from skillweave.serve.openai.parameters import read_request
 from skillweave.serve.openai.requests import ResponsesRequest, Wanted
@@ -38,15 +38,7 @@ async def response(service: Service, request: Request) -> HttpResponse:
     )
     answers = await chat_answers(service, request, asked.model, messages, use, wanted)
     writer = _Writer(answers, asked, wanted, tools)
-    if asked.stream:
-        return EventStream(writer.stream(), answers.close, answers.headers())
-    try:
-        (complete,) = await answers.all()
-    finally:
-        await answers.close()
-    items = writer.items(complete)
-    whole = writer.response(items, complete)
-    return HttpResponse(_json(whole), media_type="application/json", headers=answers.headers())
+    return await answered(answers, writer.stream() if asked.stream else None, writer.whole)
 
 
 @dataclass
@@ -102,6 +94,11 @@ class _Writer:
                 "skillweave": self.answers.told(),
             }
         )
+
+    def whole(self, complete: Sequence[Complete]) -> str:
+        """Return the response with its only answer, as JSON."""
+        (one,) = complete
+        return _json(self.response(self.items(one), one))
 
     def items(self, complete: Complete) -> list[Any]:
         """Return the items of a complete answer: its message, unless it is only calls, and its calls."""
