@@ -344,11 +344,6 @@ class PackedManager(ContinuousBatchingManager):
             blocks = allocator.block_table.get(name, [])
             allocator._copy_view[torch.tensor(blocks, dtype=torch.int64, device=allocator._copy_view.device)] = 0
 
-    @property
-    def step_error(self) -> BaseException | None:
-        """The error of the step that failed last."""
-        return self._step_error
-
 
 class _Router:
     """Takes what the library delivers, and delivers it as :class:`StepEvent`."""
