@@ -7,7 +7,6 @@ import random
 import re
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,6 +22,7 @@ from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.micro import MicroShape, micro_model, micro_tokenizer
 from skillweave.pack import Skillpack
+from skillweave.serve.child import free_port
 from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.weave import BASE, Weave
 
@@ -136,9 +136,7 @@ class ServerProcess:
     def start(self) -> float:
         """Start it, wait until it is ready, and return the seconds that this took. Raises :class:`UserError`."""
         if self.port == 0:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = int(probe.getsockname()[1])
+            self.port = free_port()
         command = [sys.executable, "-m", "skillweave", "serve", str(self.weave), "--port", str(self.port)]
         began = time.monotonic()
         with self.log.open("ab") as output:

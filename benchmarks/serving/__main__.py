@@ -106,8 +106,8 @@ class _Bench:
 
     def _turn(self, repeat: int) -> Any:
         """Each way once: (way, number of packs, use, timings, seconds)."""
-        options, log = self._options, self._folder / "log"
-        with skillweave_server(self._weave, log, "--dtype", options.dtype) as url:
+        options = self._options
+        with skillweave_server(self._weave, "--dtype", options.dtype) as url:
             self._over_http(url, self._plan(["base"], repeat), warm=True)
             yield (BARE, 0, "", *self._over_http(url, self._plan(["base"], repeat)))
             for count in PACKS:
@@ -117,12 +117,12 @@ class _Bench:
             yield (OURS, count, "skewed", *self._over_http(url, self._plan(names, repeat, skewed=True)))
         names = list(self._packs)
         if "transformers" not in options.without:
-            with transformers_server(self._model, options.dtype, log) as url:
+            with transformers_server(self._model, options.dtype) as url:
                 plan = self._plan([str(self._model)], repeat)
                 self._over_http(url, plan, warm=True)
                 yield ("transformers serve, bare base", 0, "", *self._over_http(url, plan))
         if "vllm" not in options.without and os.environ.get(VLLM_PYTHON):
-            with self._vllm(log) as url:
+            with self._vllm() as url:
                 for count in PACKS:
                     self._over_http(url, self._plan(names[:count], repeat), warm=True)
                     yield ("vLLM, LoRA", count, "uniform", *self._over_http(url, self._plan(names[:count], repeat)))
@@ -168,11 +168,11 @@ class _Bench:
         return files
 
     @contextlib.contextmanager
-    def _vllm(self, log: Path) -> Any:
+    def _vllm(self) -> Any:
         exported = self._folder / "exported"
         if not exported.exists():
             export_vllm(self._weave, exported)
-        with vllm_server(exported, log) as url:
+        with vllm_server(exported) as url:
             yield url
 
 

@@ -4,28 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from openai import AsyncOpenAI
 
 from skillweave.demo.run import demo_config
 from skillweave.errors import UserError
+from skillweave.serve.child import child_server, free_port
 from skillweave.tasks import load_task
 from skillweave.weave import AUTO
-
-_START_SECONDS = 300.0
-_STOP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -77,44 +68,10 @@ async def _ask(url: str, asked: Sequence[tuple[str, str]], max_tokens: int) -> l
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[str]:
     """Run `skillweave serve` in a process of its own, and yield its URL when it takes requests."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "skillweave", "serve", str(folder), "--port", str(port)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_until_ready(child, url, log)
-            yield url
-            child.send_signal(signal.SIGTERM)
-            if child.wait(_STOP_SECONDS) != 0:
-                raise UserError(f"the server ended with status {child.returncode}: {_end_of(log)}")
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-
-
-def _wait_until_ready(child: subprocess.Popen[bytes], url: str, log: IO[str]) -> None:
-    until = time.monotonic() + _START_SECONDS
-    while time.monotonic() < until:
-        if child.poll() is not None:
-            raise UserError(f"the server ended with status {child.returncode}: {_end_of(log)}")
-        if _is_ready(url):
-            return
-        time.sleep(0.1)
-    raise UserError(f"the server took no requests within {_START_SECONDS:.0f} s: {_end_of(log)}")
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=2) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-def _end_of(log: IO[str]) -> str:
-    log.seek(0)
-    return log.read()[-2000:].strip()
+    with child_server(command, f"{url}/ready") as child:
+        yield url
+    if child.returncode != 0:
+        raise UserError(f"the server did not stop as it should: it ended with status {child.returncode}")
