@@ -124,16 +124,16 @@ class LaidOutFactors:
             own = parts(target.tensor)
             placed, order = placed_at(end, own)
             end = aligned(end + placed.nbytes)
-            matrices.append((target, placed, order))
+            matrices.append((target, placed, order, own))
         self.nbytes = end
         self._groups: Groups = {}
         flat = mapped(end)
-        for target, placed, order in matrices:
-            own, made = parts(target.tensor), replace(placed, flat=flat)
+        for _, placed, order, own in matrices:
+            made = replace(placed, flat=flat)
             made.scales.copy_(scale_bytes(placed, own, order))
             made.fill(own.A.T[order], own.B[order])
         self._flat = flat.to(device)
-        for target, placed, _ in matrices:
+        for target, placed, _, _ in matrices:
             on_device = replace(placed, flat=self._flat)
             self._groups.setdefault(target.group, {}).update(dict.fromkeys(target.modules, on_device))
 
