@@ -543,7 +543,7 @@ def test_a_pack_that_is_unloaded_while_its_request_waits(weave: Weave, base: Bas
 
     async def work(engine: AsyncEngine) -> CountedReply:
         other, lost = engine.submit("x", None, Sampling(5)), engine.submit("x", "c", Sampling(5))
-        own.unload("c")
+        await engine.between_steps(lambda: own.unload("c"))
         with pytest.raises(UserError, match="the pack 'c' is not loaded"):
             await lost.reply()
         return await other.reply()
