@@ -1,8 +1,8 @@
-"""The forward hook that changes a module's output in each row of a batch by the pack of that row."""
+"""What stands for a module's forward while packs are in use: each row of the output changes by the pack of that row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,11 @@ class Batch:
         """Whether all rows use the same pack, or none. Then it does not matter which row is which."""
         return len(self.names.distinct) == 1
 
+    @property
+    def key(self) -> tuple[list[str | None], list[str | None]]:
+        """What is equal for batches that use the same packs at the same places."""
+        return self.names.names, self.last.names
+
     def see(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """The hook before the model's forward: note how many tokens a row has."""
         given = [value for value in (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args) if value is not None]
@@ -67,51 +72,65 @@ class GroupRun:
     def __init__(self, stack: GroupStack, names: RowPacks, widened: dict[str, Widened]) -> None:
         self._stack = stack
         self._names = names
+        self._uniform = len(names.distinct) == 1
         self._widened = widened
         used = [stack.factors[pack] for pack in stack.used(names)]
         self.modules = [module for module in stack.modules if any(module in factors for factors in used)]
         """the modules that a pack of the batch changes"""
+        self._kernel: KernelGroup | None = None
+        self._compiled: CompiledGroup | None = None
         self._fused: KernelGroup | CompiledGroup | None = None
+        """what computes the running input"""
         self._segments: dict[bool, list[Segment]] = {}
         self._input: torch.Tensor | None = None
         self._hidden: Any = None
         self._waiting = 0
 
     def add(self, module: str, fed: torch.Tensor, x: torch.Tensor, output: torch.Tensor) -> None:
-        """Add the packs' changes to ``output`` (N, T, out) of ``module``, in place.
+        """Add the packs' changes to ``output`` (..., out) of ``module``, in place.
 
-        ``fed`` is the tensor that the module was called with; ``x`` (N, T, in) is the same with rows as its first axis.
+        ``fed`` is the tensor that the module was called with; ``x`` (..., in) is the same, with the rows of the batch
+        before their tokens. So are those of ``output``, which is contiguous.
         """
         fresh = fed is not self._input
         if fresh:
             self._input, self._waiting = fed, len(self.modules)
-        fused = self._fused_for(x)
-        if fused is not None:
+            self._fused = self._fused_for(x)
+        if isinstance(self._fused, CompiledGroup):
             if fresh:
-                self._hidden = fused.into_rank(x)
-            fused.add(module, self._hidden, output)
+                self._hidden = self._fused.into_rank(x)
+            self._fused.add(module, self._hidden, output)
+        elif self._fused is not None:
+            if fresh:
+                self._hidden = self._fused.into_rank(self._by_rows(x))
+            self._fused.add(module, self._hidden, self._by_rows(output))
         else:
             if fresh:
+                x = self._by_rows(x)
                 self._hidden = [(segment, into_rank(x, segment)) for segment in self._segments_for(x)]
             for segment, hidden in self._hidden:
                 part = segment.parts.get(module)
                 if part is not None:
-                    add_to_rows(output, segment.rows, out_of_rank(hidden, part))
+                    add_to_rows(self._by_rows(output), segment.rows, out_of_rank(hidden, part))
         self._waiting -= 1
         if self._waiting <= 0:
             self._input = self._hidden = None
 
+    def _by_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor as (rows, tokens, ...). With one pack for all rows, it does not matter which row is which."""
+        return tensor if self._uniform else tensor.view(len(self._names), -1, tensor.shape[-1])
+
     def _fused_for(self, x: torch.Tensor) -> KernelGroup | CompiledGroup | None:
         """Return what computes all packs of the batch in few calls, or None where only torch can."""
         if takes_kernel(x):
-            if self._fused is None:
-                self._fused = KernelGroup(self._stack, self._names)
-            return self._fused
-        if not usable(x):
-            return None
-        if self._fused is None:
-            self._fused = CompiledGroup(self._stack, self._names, self._widened)
-        return self._fused
+            if self._kernel is None:
+                self._kernel = KernelGroup(self._stack, self._names)
+            return self._kernel
+        if usable(x):
+            if self._compiled is None:
+                self._compiled = CompiledGroup(self._stack, self._names, self._widened)
+            return self._compiled
+        return None
 
     def _segments_for(self, x: torch.Tensor) -> list[Segment]:
         tokens, used = x.numel() // x.shape[-1], len(self._stack.used(self._names))
@@ -122,10 +141,14 @@ class GroupRun:
 
 
 class Change:
-    """The forward hook of one module: first rows with tuned parameters, then what factors add."""
+    """Stands for the forward of one module: first rows with tuned parameters, then what factors add.
 
-    def __init__(self, module: str, fed: Fed, batch: Batch, names: RowPacks) -> None:
-        self.name = module
+    It takes the place of ``module.forward`` (:meth:`put_on`, :meth:`take_off`). A hook would do the same, but a module
+    with a hook is called in a slower way, and a model has hundreds of modules.
+    """
+
+    def __init__(self, name: str, module: nn.Module, fed: Fed, batch: Batch, names: RowPacks) -> None:
+        self.name = name
         self.fed = fed
         self.batch = batch
         self.names = names
@@ -134,8 +157,29 @@ class Change:
         self.float_factors: list[tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]] = []
         self.lookups: list[tuple[torch.Tensor | None, Lookup]] = []
         self.groups: list[GroupRun] = []
+        self._module = module
+        self._forward: Callable[..., Any] = module.forward
+        self._replaced: Any = None
+        self._each_token = batch.tokens and batch.rows is not None
+        """whether the tokens of one row have different packs, so that each counts as a row"""
+        self._rows_first = fed.rows == "rows" and fed.law != "lookup"
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+    def put_on(self) -> None:
+        """Stand for the module's forward from now on."""
+        own = vars(self._module)
+        self._forward, self._replaced = self._module.forward, own.get("forward")
+        own["forward"] = self
+
+    def take_off(self) -> None:
+        """Give the module its own forward back."""
+        own = vars(self._module)
+        if self._replaced is None:
+            del own["forward"]
+        else:
+            own["forward"] = self._replaced
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._forward(*args, **kwargs)
         if kwargs or len(args) != 1 or not isinstance(output, torch.Tensor):
             raise UserError(
                 f"the module '{self.name}' takes or returns more than one tensor, so its parameters cannot differ from "
@@ -143,13 +187,12 @@ class Change:
             )
         fed = args[0]
         if self._adds_only(fed, output):
-            x, made = (self._tokens(fed), self._tokens(output)) if self._each_token else (fed, output)
             for group in self.groups:
-                group.add(self.name, fed, x, made)
+                group.add(self.name, fed, fed, output)
             return output
         x, made = self._by_rows(fed, output.contiguous())
         for rows, tuned in self.tuned:
-            made = _with_tuned(module, x, made, rows, tuned, flat=self.fed.rows == "flat" and x is not fed)
+            made = self._with_tuned(x, made, rows, tuned, flat=self.fed.rows == "flat" and x is not fed)
         wide = _three(made)
         for rows, factors in self.float_factors:
             mine = _three(x) if rows is None else _three(x).index_select(0, rows)
@@ -165,18 +208,18 @@ class Change:
         return made.view(output.shape) if made.numel() == output.numel() else made
 
     def _adds_only(self, x: torch.Tensor, output: torch.Tensor) -> bool:
-        """Whether only integer factors are added, to an output whose first axis is the rows of the batch."""
-        plain = self.fed.rows == "rows" and self.fed.law != "lookup" and x.dim() == output.dim() == 3
-        if not plain or self.tuned or self.float_factors or self.lookups or not output.is_contiguous():
+        """Whether only integer factors are added, to an output whose first axis is the rows of the batch.
+
+        If each token has its own pack, the tokens of the only row count as rows.
+        """
+        if not self._rows_first or self.tuned or self.float_factors or self.lookups:
+            return False
+        shape = x.shape
+        if len(shape) != 3 or output.dim() != 3 or not output.is_contiguous():
             return False
         if self._each_token:
-            return x.shape[0] * x.shape[1] == len(self.names)
-        return self.batch.rows is None or x.shape[0] == self.batch.rows
-
-    @property
-    def _each_token(self) -> bool:
-        """Whether the tokens of one row have different packs, so that each counts as a row."""
-        return self.batch.tokens and self.batch.rows is not None
+            return shape[0] == 1 and shape[1] == len(self.names)
+        return self.batch.rows is None or shape[0] == self.batch.rows
 
     def _tokens(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` (1, T, ...) or, if it is flat, (T, ...), with the tokens as the first axis: (T, 1, ...)."""
@@ -214,29 +257,29 @@ class Change:
             )
         return x, output
 
-
-def _with_tuned(
-    module: nn.Module,
-    x: torch.Tensor,
-    output: torch.Tensor,
-    rows: torch.Tensor | None,
-    tuned: Mapping[str, torch.Tensor],
-    *,
-    flat: bool,
-) -> torch.Tensor:
-    """``output``, with the given rows (None: all) computed again with the tuned parameters."""
-    mine = x if rows is None else x.index_select(0, rows)
-    originals = {own: module._parameters[own] for own in tuned}
-    try:
-        for own, tensor in tuned.items():
-            module._parameters[own] = tensor  # type: ignore[assignment]
-        # Only the module's own code: its hooks, of which this is one, run once.
-        made = module.forward(mine.flatten(0, 1) if flat else mine)
-    finally:
-        module._parameters.update(originals)
-    if flat:
-        made = made.view(*mine.shape[:2], *made.shape[1:])
-    return made if rows is None else output.index_copy(0, rows, made)
+    def _with_tuned(
+        self,
+        x: torch.Tensor,
+        output: torch.Tensor,
+        rows: torch.Tensor | None,
+        tuned: Mapping[str, torch.Tensor],
+        *,
+        flat: bool,
+    ) -> torch.Tensor:
+        """``output``, with the given rows (None: all) computed again with the tuned parameters."""
+        mine = x if rows is None else x.index_select(0, rows)
+        parameters = self._module._parameters
+        originals = {own: parameters[own] for own in tuned}
+        try:
+            for own, tensor in tuned.items():
+                parameters[own] = tensor  # type: ignore[assignment]
+            # Only the module's own code: its hooks run once.
+            made = self._forward(mine.flatten(0, 1) if flat else mine)
+        finally:
+            parameters.update(originals)
+        if flat:
+            made = made.view(*mine.shape[:2], *made.shape[1:])
+        return made if rows is None else output.index_copy(0, rows, made)
 
 
 def _three(x: torch.Tensor) -> torch.Tensor:

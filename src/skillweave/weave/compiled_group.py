@@ -7,6 +7,8 @@ Each pack is multiplied with its own rows only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
 
 import torch
 
@@ -21,9 +23,6 @@ from skillweave.weave.compiled import (
 from skillweave.weave.factors import Factors
 from skillweave.weave.stack import GroupStack, RowPacks
 
-Hidden = tuple[torch.Tensor, torch.Tensor]
-"""What :meth:`CompiledGroup.into_rank` makes: the sums of the first product and max|u| of each token."""
-
 
 class Widened:
     """One pack's factors of a group, with codes of a byte each, in the order in which the compiled functions read."""
@@ -37,7 +36,7 @@ class Widened:
         for module, own in factors.items():
             self.parts[module] = self._part(own, self.rank)
             self.rank += own.rank
-        self.B = self._keep(_unpacked_B(list(factors.values())))
+        self.B = self._keep(_blocks_of_B(list(factors.values())))
         self.unsmooth = 0 if unsmooth is None else self._keep(unsmooth.float().contiguous())
 
     def _keep(self, tensor: torch.Tensor) -> int:
@@ -57,63 +56,91 @@ class Widened:
         return PartArgument(column, factors.rank, stored + factors.at, self._keep(A), A_scale)
 
 
+@dataclass(frozen=True)
+class Hidden:
+    """What :meth:`CompiledGroup.into_rank` makes: the sums of the first product, and max|u| of each token.
+
+    ``shape``: (rows, tokens of a row) of the input. The others are arguments of the compiled functions.
+    """
+
+    shape: tuple[c_int64, c_int64]
+    sums: c_void_p
+    top: c_void_p
+    kept: tuple[torch.Tensor, torch.Tensor]
+
+
 class CompiledGroup:
     """The widened factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
 
     With one name for all rows, the batch may have any number of rows. ``widened`` (by pack) has those that are ready;
-    others are added to it.
+    others are added to it. A step of decoding makes hundreds of calls, so what stays the same is prepared once.
     """
 
-    def __init__(self, stack: GroupStack, rows: RowPacks, widened: dict[str, Widened]) -> None:
-        used = stack.used(rows)
+    def __init__(self, stack: GroupStack, names: RowPacks, widened: dict[str, Widened]) -> None:
+        used = stack.used(names)
+        self._rows = None if len(names.distinct) == 1 else len(names)
         self._kept: list[torch.Tensor | Widened] = []
         """what the arguments point to"""
         self._segments = (SegmentArgument * len(used))()
+        self._count = c_int64(len(used))
         self._parts = {module: (PartArgument * len(used))() for module in stack.modules}
+        self._inner = next((own.inner for pack in used for own in stack.factors[pack].values()), 0)
         self._ranks: list[tuple[int, int | None]] = []
         """for each pack: its rank in the group, and the number of its rows; None: all"""
         for at, pack in enumerate(used):
             if pack not in widened:
                 widened[pack] = Widened(stack.factors[pack], stack.unsmooth[pack])
-            own, index = widened[pack], rows.index(pack)
+            own, index = widened[pack], names.index(pack)
             self._kept += [own] if index is None else [own, index]
             for module, part in own.parts.items():
                 self._parts[module][at] = part
             count = None if index is None else index.shape[0]
             self._ranks.append((own.rank, count))
             address = 0 if index is None else index.data_ptr()
-            self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(rows))
+            self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(names))
+        self._hidden: dict[int, Hidden] = {}
+        """by the number of tokens of the batch"""
 
     def into_rank(self, x: torch.Tensor) -> Hidden:
-        """The first product, for all modules of the group, of ``x`` (N, T, in)."""
-        rows, per_row, inner = x.shape
-        tokens = sums = 0
-        for rank, count in self._ranks:
-            own = (rows if count is None else count) * per_row
-            tokens, sums = tokens + own, sums + own * rank
-        h, top = torch.empty(sums, dtype=torch.int32), torch.empty(tokens)
+        """The first product, for all modules of the group, of ``x`` (..., in), with rows before their tokens.
+
+        It lies where the result of the call before lay, if that had as many tokens.
+        """
+        tokens = x.numel() // self._inner
+        hidden = self._hidden.get(tokens)
+        if hidden is None:
+            self._hidden.clear()
+            hidden = self._hidden[tokens] = self._room(tokens)
         compiled().sw_into_rank(
-            x.data_ptr(), KINDS[x.dtype], rows, per_row, inner, self._segments, len(self._ranks), h.data_ptr(),
-            top.data_ptr(),
+            x.data_ptr(), KINDS[x.dtype], *hidden.shape, self._inner, self._segments, self._count, hidden.sums,
+            hidden.top,
         )  # fmt: skip
-        return h, top
+        return hidden
+
+    def _room(self, tokens: int) -> Hidden:
+        rows, per_row = (tokens, 1) if self._rows is None else (self._rows, tokens // self._rows)
+        own = [((rows if count is None else count) * per_row, rank) for rank, count in self._ranks]
+        sums = torch.empty(sum(count * rank for count, rank in own), dtype=torch.int32)
+        top = torch.empty(sum(count for count, _ in own))
+        shape = c_int64(rows), c_int64(per_row)
+        return Hidden(shape, c_void_p(sums.data_ptr()), c_void_p(top.data_ptr()), (sums, top))
 
     def add(self, module: str, hidden: Hidden, output: torch.Tensor) -> None:
-        """The second product: add the changes to the output (N, T, out) of one module, in place, rounding once."""
-        rows, per_row, out = output.shape
-        h, top = hidden
+        """The second product: add the changes to the output (..., out) of one module, in place, rounding once."""
         compiled().sw_out_of_rank(
-            output.data_ptr(), KINDS[output.dtype], rows, per_row, out, self._segments, self._parts[module],
-            len(self._ranks), h.data_ptr(), top.data_ptr(),
+            output.data_ptr(), KINDS[output.dtype], *hidden.shape, output.shape[-1], self._segments,
+            self._parts[module], self._count, hidden.sums, hidden.top,
         )  # fmt: skip
 
 
-def _unpacked_B(factors: Sequence[Factors]) -> torch.Tensor:
-    """The B of several modules below each other, int8 (sum of ranks, in)."""
-    B = torch.empty(sum(own.rank for own in factors), factors[0].inner, dtype=torch.int8)
-    at = B.data_ptr()
+def _blocks_of_B(factors: Sequence[Factors]) -> torch.Tensor:
+    """The B of several modules below each other, in blocks of 16 ranks: uint8 (sum of ranks * in, rounded up to 4)."""
+    ranks, inner = sum(own.rank for own in factors), factors[0].inner
+    B = torch.empty(ranks * ((inner + 3) // 4 * 4), dtype=torch.uint8)
+    begin = 0
     for own in factors:
         for codes in own.codes:
-            compiled().sw_unpack(own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, own.inner, at)
-            at += codes.rank * own.inner
+            stored = own.flat.data_ptr() + codes.B_at
+            compiled().sw_block(stored, codes.bits, codes.rank, inner, begin, ranks, B.data_ptr())
+            begin += codes.rank
     return B

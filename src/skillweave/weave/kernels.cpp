@@ -18,7 +18,7 @@ struct Layer {  // a linear layer in int8
 };
 
 struct Segment {  // the factors of one pack for a group, and the rows that use it
-    const int8_t* B;        // (rank, in)
+    const uint8_t* B;       // blocks of 16 ranks below each other, each (ceil(in / 4), 16, 4): each code + 128
     int64_t rank;           // of all modules of the group together
     const float* unsmooth;  // (in,), or null
     const int64_t* rows;    // null: all rows
@@ -164,58 +164,70 @@ void sw_finish(const int32_t* sums, int64_t sum_stride, int64_t kind, int64_t to
     }
 }
 
+// Up to four tokens of one segment, which are computed together.
+struct Tile {
+    int64_t segment;
+    int64_t begin, count;         // of the tokens of the segment
+    int64_t h_at, token_at;       // where h of the segment begins, and top
+};
+
+static int64_t tokens_of(const Segment& segment, int64_t rows, int64_t per_row) {
+    return (segment.rows ? segment.count : rows) * per_row;
+}
+
+static std::vector<Tile> tiles_of(const Segment* segments, int64_t segment_count, int64_t rows, int64_t per_row) {
+    std::vector<Tile> tiles;
+    int64_t h_at = 0, token_at = 0;
+    for (int64_t s = 0; s < segment_count; s++) {
+        const int64_t tokens = tokens_of(segments[s], rows, per_row);
+        for (int64_t begin = 0; begin < tokens; begin += 4)
+            tiles.push_back({s, begin, std::min<int64_t>(4, tokens - begin), h_at, token_at});
+        h_at += tokens * segments[s].rank, token_at += tokens;
+    }
+    return tiles;
+}
+
+// The place of a token of a segment in a tensor (rows, per_row, ...).
+static int64_t place(const Segment& segment, int64_t token, int64_t per_row) {
+    const int64_t row = token / per_row;
+    return (segment.rows ? segment.rows[row] : row) * per_row + token % per_row;
+}
+
 // h and top of the tokens of each segment, one segment after the other; a token has as many h as its segment has ranks.
 void sw_into_rank(const void* x, int64_t kind, int64_t rows, int64_t per_row, int64_t in, const Segment* segments,
                   int64_t segment_count, int32_t* h, float* top) {
-    const int64_t width = padded(in);
-    int64_t tiles = 0, work = 0;
-    for (int64_t s = 0; s < segment_count; s++) {
-        const int64_t tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
-        tiles += (tokens + 3) / 4;
-        work += tokens * in * segments[s].rank;
-    }
+    const int64_t width = padded(in), fours = (in + 3) / 4;
+    const std::vector<Tile> tiles = tiles_of(segments, segment_count, rows, per_row);
+    int64_t work = 0;
+    for (const Tile& tile : tiles) work += tile.count * in * segments[tile.segment].rank;
 #pragma omp parallel if (work > PARALLEL_FROM)
     {
         std::vector<float> values(in);
         std::vector<int8_t> codes(4 * width);
 #pragma omp for
-        for (int64_t tile = 0; tile < tiles; tile++) {
-            int64_t s = 0, within = tile, h_at = 0, token_at = 0, tokens;
-            for (;; s++) {
-                tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
-                if (within < (tokens + 3) / 4) break;
-                within -= (tokens + 3) / 4, h_at += tokens * segments[s].rank, token_at += tokens;
-            }
-            const Segment& segment = segments[s];
-            const int64_t begin = 4 * within, count = std::min<int64_t>(4, tokens - begin);
+        for (size_t at = 0; at < tiles.size(); at++) {
+            const Tile& tile = tiles[at];
+            const Segment& segment = segments[tile.segment];
             int32_t sum[4];
-            for (int64_t i = 0; i < count; i++) {
-                const int64_t row = (begin + i) / per_row, step = (begin + i) % per_row;
-                const int64_t at = ((segment.rows ? segment.rows[row] : row) * per_row + step) * in;
+            for (int64_t i = 0; i < tile.count; i++) {
+                const int64_t from = place(segment, tile.begin + i, per_row) * in;
                 for (int64_t k = 0; k < in; k += 16) {
                     const __mmask16 mask = first(in - k);
-                    __m512 value = load(x, kind, at + k, mask);
+                    __m512 value = load(x, kind, from + k, mask);
                     if (segment.unsmooth) value = _mm512_mul_ps(value, _mm512_maskz_loadu_ps(mask, segment.unsmooth + k));
                     _mm512_mask_storeu_ps(values.data() + k, mask, value);
                 }
                 const float own = largest(values.data(), in);
-                top[token_at + begin + i] = own;
+                top[tile.token_at + tile.begin + i] = own;
                 sum[i] = round_to_codes(values.data(), in, width, own, codes.data() + i * width);
             }
-            int64_t i = 0;
-            while (i < count) {
-                int done = 1;
-                for (int64_t n = 0; n < segment.rank; n += 16) {
-                    __m512i acc[4];
-                    done = sixteen(codes.data() + i * width, width, count - i, segment.B + n * in, in, segment.rank - n, in,
-                                   acc);
-                    for (int j = 0; j < done; j++) {
-                        const __m512i shift = _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[i + j]));
-                        _mm512_mask_storeu_epi32(h + h_at + (begin + i + j) * segment.rank + n, first(segment.rank - n),
-                                                 _mm512_sub_epi32(acc[j], shift));
-                    }
-                }
-                i += done;
+            for (int64_t n = 0; n < segment.rank; n += 16) {
+                const __mmask16 mask = first(segment.rank - n);
+                const int64_t ranks = std::min<int64_t>(16, segment.rank - n);
+                __m512i acc[4];
+                lanes_of(tile.count, codes.data(), width, sum, segment.B + n * 4 * fours, 4 * ranks, mask, fours, acc);
+                for (int64_t i = 0; i < tile.count; i++)
+                    _mm512_mask_storeu_epi32(h + tile.h_at + (tile.begin + i) * segment.rank + n, mask, acc[i]);
             }
         }
     }
@@ -224,48 +236,42 @@ void sw_into_rank(const void* x, int64_t kind, int64_t rows, int64_t per_row, in
 // Adds what the packs change to the output y (rows, per_row, out) of one module, given what sw_into_rank made.
 void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_t out, const Segment* segments,
                     const Part* parts, int64_t segment_count, const int32_t* h, const float* top) {
-    int64_t all = 0, work = 0, widest = 0;
-    for (int64_t s = 0; s < segment_count; s++) {
-        const int64_t tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
-        all += tokens;
-        work += tokens * out * (parts[s].rank + 8);
-        widest = std::max(widest, padded(parts[s].rank));
-    }
+    const std::vector<Tile> tiles = tiles_of(segments, segment_count, rows, per_row);
+    int64_t work = 0, widest = 0;
+    for (const Tile& tile : tiles) work += tile.count * out * (parts[tile.segment].rank + 8);
+    for (int64_t s = 0; s < segment_count; s++) widest = std::max(widest, padded(parts[s].rank));
 #pragma omp parallel if (work > PARALLEL_FROM)
     {
         std::vector<float> values(widest);
-        std::vector<int8_t> codes(widest);
+        std::vector<int8_t> codes(4 * widest);
 #pragma omp for
-        for (int64_t token = 0; token < all; token++) {
-            int64_t s = 0, within = token, h_at = 0, tokens;
-            for (;; s++) {
-                tokens = (segments[s].rows ? segments[s].count : rows) * per_row;
-                if (within < tokens) break;
-                within -= tokens, h_at += tokens * segments[s].rank;
-            }
-            const Segment& segment = segments[s];
-            const Part& part = parts[s];
+        for (size_t at = 0; at < tiles.size(); at++) {
+            const Tile& tile = tiles[at];
+            const Segment& segment = segments[tile.segment];
+            const Part& part = parts[tile.segment];
             if (part.rank == 0) continue;
-            const int32_t* own = h + h_at + within * segment.rank + part.column;
-            for (int64_t r = 0; r < part.rank; r++) values[r] = (float)own[r] * part.B_scale[r];
-            const float second = largest(values.data(), part.rank);
-            const int32_t sum = round_to_codes(values.data(), part.rank, padded(part.rank), second, codes.data());
-            const __m512i shift = _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum));
-            const __m512 scale = _mm512_set1_ps(top[token] * second / (LARGEST * LARGEST));
-            const int64_t row = within / per_row, step = within % per_row;
-            const int64_t at = ((segment.rows ? segment.rows[row] : row) * per_row + step) * out;
+            int64_t to[4];
+            int32_t sum[4];
+            __m512 scale[4];
+            for (int64_t i = 0; i < tile.count; i++) {
+                const int32_t* own = h + tile.h_at + (tile.begin + i) * segment.rank + part.column;
+                for (int64_t r = 0; r < part.rank; r++) values[r] = (float)own[r] * part.B_scale[r];
+                const float second = largest(values.data(), part.rank);
+                sum[i] = round_to_codes(values.data(), part.rank, padded(part.rank), second, codes.data() + i * widest);
+                scale[i] = _mm512_set1_ps(top[tile.token_at + tile.begin + i] * second / (LARGEST * LARGEST));
+                to[i] = place(segment, tile.begin + i, per_row) * out;
+            }
+            const int64_t fours = (part.rank + 3) / 4;
             for (int64_t n = 0; n < out; n += 16) {
                 const __mmask16 mask = first(out - n);
-                __m512i acc = _mm512_setzero_si512();
-                for (int64_t r = 0; r < part.rank; r += 4) {
-                    int32_t four;
-                    std::memcpy(&four, codes.data() + r, 4);
-                    const __m512i A = _mm512_maskz_loadu_epi32(mask, part.A + r * out + 4 * n);
-                    acc = _mm512_dpbusd_epi32(acc, A, _mm512_set1_epi32(four));
+                __m512i acc[4];
+                lanes_of(tile.count, codes.data(), widest, sum, part.A + 4 * n, 4 * out, mask, fours, acc);
+                for (int64_t i = 0; i < tile.count; i++) {
+                    __m512 change = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i]), scale[i]);
+                    if (part.A_scale.at)
+                        change = _mm512_mul_ps(change, load(part.A_scale.at, part.A_scale.kind, n, mask));
+                    store(y, kind, to[i] + n, mask, _mm512_add_ps(load(y, kind, to[i] + n, mask), change));
                 }
-                __m512 change = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(acc, shift)), scale);
-                if (part.A_scale.at) change = _mm512_mul_ps(change, load(part.A_scale.at, part.A_scale.kind, n, mask));
-                store(y, kind, at + n, mask, _mm512_add_ps(load(y, kind, at + n, mask), change));
             }
         }
     }
@@ -284,10 +290,17 @@ static void unpack_row(const uint8_t* row, int64_t bits, int64_t n, int shift, u
     if (n % 2) out[n - 1] = (uint8_t)(((row[n / 2] & 0xF) ^ 8) - 8 + shift);
 }
 
-// Codes (rows, n) as stored -> int8 (rows, n).
-void sw_unpack(const uint8_t* stored, int64_t bits, int64_t rows, int64_t n, int8_t* out) {
-    const int64_t width = bits == 8 ? n : (n + 1) / 2;
-    for (int64_t row = 0; row < rows; row++) unpack_row(stored + row * width, bits, n, 0, (uint8_t*)out + row * n);
+// Codes B (ranks, in) as stored -> ranks from `from` on of blocks of 16 of all ranks, each (ceil(in / 4), 16, 4), each
+// + 128. The last block has as many ranks as are left of `all`.
+void sw_block(const uint8_t* stored, int64_t bits, int64_t ranks, int64_t in, int64_t from, int64_t all, uint8_t* made) {
+    const int64_t width = bits == 8 ? in : (in + 1) / 2, fours = (in + 3) / 4;
+    std::vector<uint8_t> row(4 * fours, 128);
+    for (int64_t r = 0; r < ranks; r++) {
+        unpack_row(stored + r * width, bits, in, 128, row.data());
+        const int64_t block = (from + r) / 16 * 16, lane = (from + r) % 16, lanes = std::min<int64_t>(16, all - block);
+        uint8_t* own = made + block * 4 * fours + 4 * lane;
+        for (int64_t k = 0; k < fours; k++) std::memcpy(own + k * 4 * lanes, row.data() + 4 * k, 4);
+    }
 }
 
 // Codes A (out, rank) as stored -> (ceil(rank / 4), out, 4), each + 128.

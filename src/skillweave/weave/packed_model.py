@@ -1,8 +1,8 @@
 """A causal LM with packs: every row of a batch uses its own pack, or none, in one forward pass.
 
 The model itself does not change: no module is replaced, no weight is copied, ``state_dict()`` keeps its names. Inside
-``with packed_model.rows([...])``, forward hooks add to the output of the layers that the packs in use change. Outside
-of it the model is the plain base.
+``with packed_model.rows([...])``, the forward of each layer that the packs in use change adds to its output. Outside of
+it the model is the plain base.
 
 The integer factors of a pack stay as compressed as they are in its file until a batch uses them. They are then
 unpacked, and stay so as long as the pack is one of the last that were used.
@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from skillweave.base.feeding import Fed, feeding
 from skillweave.errors import UserError, nearest
@@ -56,7 +57,7 @@ class PackedModel:
         self._widened: dict[str, dict[str, Widened]] = {}
         """group -> pack -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
         self._last_step: tuple[object, dict[str, Change]] | None = None
-        """the packs of the last step of :meth:`tokens`, and its hooks"""
+        """the packs of the last step of :meth:`tokens`, and its changes"""
         self._running_now = False
         self._values = threading.RLock()
         """held while tensors of the model hold tuned values"""
@@ -207,9 +208,10 @@ class PackedModel:
             batch = Batch(names[:1], None, tokens=True)
         else:
             batch = Batch(names, len(names), tokens=True, last=last)
-            for name in batch.names.distinct:
-                if name is not None and name in self._packs and (why := self.why_own_steps(name)) is not None:
-                    raise UserError(f"the pack '{name}' must have steps of its own: {why}")
+            if self._last_step is None or self._last_step[0] != batch.key:
+                for name in batch.names.distinct:
+                    if name is not None and name in self._packs and (why := self.why_own_steps(name)) is not None:
+                        raise UserError(f"the pack '{name}' must have steps of its own: {why}")
         with self._running(batch):
             yield
 
@@ -237,13 +239,15 @@ class PackedModel:
                     f"rows(...) for it and another for the rest (Weave.generate does this by itself)"
                 )
         self._running_now = True
-        handles = []
+        handles: list[RemovableHandle] = []
+        put_on: list[Change] = []
         try:
             self._unpack(batch)
             with self._tuned_values(batch):
                 changes = self._changes_of_step(batch) if batch.tokens else self._changes(batch)
-                for module, change in changes.items():
-                    handles.append(self._modules[module].register_forward_hook(change, with_kwargs=True))
+                for change in changes.values():
+                    change.put_on()
+                    put_on.append(change)
                 # Only changed modules are looked at: for the plain base the model is not probed at all.
                 if any(change.fed.rows == "flat" for change in changes.values()):
                     handles.append(self.model.register_forward_pre_hook(batch.see, with_kwargs=True))
@@ -252,9 +256,11 @@ class PackedModel:
                 with vocabularies(self.model, tokens, every=batch.rows is None):
                     yield
         except BaseException:
-            self._last_step = None  # its hooks may hold what they were in the middle of
+            self._last_step = None  # its changes may hold what they were in the middle of
             raise
         finally:
+            for change in put_on:
+                change.take_off()
             for handle in handles:
                 handle.remove()
             if self.unpacked_packs is not None:
@@ -278,10 +284,9 @@ class PackedModel:
             self._drop_unpacked(name)
 
     def _changes_of_step(self, batch: Batch) -> dict[str, Change]:
-        """The hooks of a step. Most steps of decoding have the packs of the step before, and its hooks serve again."""
-        key = batch.names.names, batch.last.names
-        if self._last_step is None or self._last_step[0] != key:
-            self._last_step = key, self._changes(batch)
+        """The changes of a step. Most steps of decoding have the packs of the step before; its changes serve again."""
+        if self._last_step is None or self._last_step[0] != batch.key:
+            self._last_step = batch.key, self._changes(batch)
         return self._last_step[1]
 
     def _drop_unpacked(self, name: str) -> None:
@@ -324,7 +329,7 @@ class PackedModel:
                     tensor.data = data
 
     def _changes(self, batch: Batch) -> dict[str, Change]:
-        """The hook of each module that a pack in use changes, by the module's name."""
+        """The change of each module that a pack in use changes, by the module's name."""
         used = [pack for pack in self._packs.values() if pack.name in batch.names]
         changes: dict[str, Change] = {}
 
@@ -333,7 +338,9 @@ class PackedModel:
             return batch.last if len(batch.last) and self._head in modules else batch.names
 
         def at(module: str) -> Change:
-            return changes.setdefault(module, Change(module, self._fed[module], batch, named([module])))
+            if module not in changes:
+                changes[module] = Change(module, self._modules[module], self._fed[module], batch, named([module]))
+            return changes[module]
 
         for pack in used:
             if not batch.uniform:

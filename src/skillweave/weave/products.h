@@ -150,6 +150,49 @@ inline int sixteen(const int8_t* x, int64_t ldx, int64_t tokens, const int8_t* w
     return 1;
 }
 
+// Four codes of a token, in every lane.
+inline __m512i four_codes(const int8_t* codes) {
+    int32_t four;
+    std::memcpy(&four, codes, 4);
+    return _mm512_set1_epi32(four);
+}
+
+// acc[i], lane n: the product of the codes of token i with (code n of each of the `fours` groups of four) + 128.
+template <int MR>
+inline void lanes(const int8_t* codes, int64_t stride, const uint8_t* weight, int64_t step, __mmask16 mask,
+                  int64_t fours, __m512i* acc) {
+    __m512i even[MR], odd[MR];  // two sums for each token, so that one does not wait for the other
+    for (int i = 0; i < MR; i++) even[i] = odd[i] = _mm512_setzero_si512();
+    int64_t k = 0;
+    for (; k + 2 <= fours; k += 2) {
+        const __m512i one = _mm512_maskz_loadu_epi32(mask, weight + k * step);
+        const __m512i two = _mm512_maskz_loadu_epi32(mask, weight + (k + 1) * step);
+#pragma GCC unroll 4
+        for (int i = 0; i < MR; i++) {
+            even[i] = _mm512_dpbusd_epi32(even[i], one, four_codes(codes + i * stride + 4 * k));
+            odd[i] = _mm512_dpbusd_epi32(odd[i], two, four_codes(codes + i * stride + 4 * k + 4));
+        }
+    }
+    if (k < fours) {
+        const __m512i one = _mm512_maskz_loadu_epi32(mask, weight + k * step);
+        for (int i = 0; i < MR; i++) even[i] = _mm512_dpbusd_epi32(even[i], one, four_codes(codes + i * stride + 4 * k));
+    }
+    for (int i = 0; i < MR; i++) acc[i] = _mm512_add_epi32(even[i], odd[i]);
+}
+
+// The same for `count` tokens, 1 to 4, without the 128: `sum` has the sum of the codes of each token.
+__attribute__((always_inline)) inline void lanes_of(int64_t count, const int8_t* codes, int64_t stride, const int32_t* sum,
+                            const uint8_t* weight, int64_t step, __mmask16 mask, int64_t fours, __m512i* acc) {
+    switch (count) {
+        case 1: lanes<1>(codes, stride, weight, step, mask, fours, acc); break;
+        case 2: lanes<2>(codes, stride, weight, step, mask, fours, acc); break;
+        case 3: lanes<3>(codes, stride, weight, step, mask, fours, acc); break;
+        default: lanes<4>(codes, stride, weight, step, mask, fours, acc);
+    }
+    for (int64_t i = 0; i < count; i++)
+        acc[i] = _mm512_sub_epi32(acc[i], _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[i])));
+}
+
 inline int64_t padded(int64_t n) { return (n + 63) / 64 * 64; }
 
 }  // namespace
