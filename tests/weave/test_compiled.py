@@ -228,7 +228,7 @@ def said(monkeypatch, tmp_path):
     """What is said while the functions are looked for in an empty cache."""
     lines: list[str] = []
     monkeypatch.setattr(native, "say_once", lines.append)
-    monkeypatch.setattr(module, "_may_run", lambda: True)
+    monkeypatch.setattr(module, "may_run", lambda: True)
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path))
     monkeypatch.delenv(native.OVERRIDE, raising=False)
     module.compiled.cache_clear()

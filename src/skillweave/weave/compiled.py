@@ -101,7 +101,7 @@ def compiled() -> Any:
 
     Raises :class:`UserError` if :data:`skillweave.files.native.OVERRIDE` is set to anything but 0 or 1.
     """
-    if not allowed() or not _may_run():
+    if not allowed() or not may_run():
         return None
     without = "packs and int8 layers are computed with torch, which is slower with a few tokens at a time"
     made = library(_SOURCE, without, [_HEADER], _FLAGS)
@@ -123,6 +123,6 @@ def usable(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in KINDS and x.is_contiguous() and x.numel() > 0
 
 
-def _may_run() -> bool:
+def may_run() -> bool:
     """Whether this processor is one that the functions are written for, as far as torch can tell."""
     return platform.machine() == "x86_64" and torch.backends.cpu.get_cpu_capability() == "AVX512"
