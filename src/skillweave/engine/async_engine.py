@@ -27,6 +27,7 @@ from skillweave.engine.generation import LiveGeneration
 from skillweave.engine.interface import CountedReply, EngineBusy, EngineCounters, Grammar, RequestCancelled
 from skillweave.engine.paged import PackedManager, PagedRow, StepEvent, StepTally
 from skillweave.engine.sampler import RowSampler
+from skillweave.engine.worker_threads import free_worker_threads
 from skillweave.errors import UserError, shown_value
 from skillweave.progress import say_once
 from skillweave.weave import AUTO, Route, Weave
@@ -133,6 +134,7 @@ class AsyncEngine:
             )
         except (ValueError, NotImplementedError, AttributeError) as error:
             raise self._cannot_run(error) from error
+        free_worker_threads()
         self._manager.start()
         try:
             await self._check_model()

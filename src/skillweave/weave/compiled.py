@@ -90,8 +90,7 @@ _ARGUMENTS: dict[str, Sequence[Any]] = {
     "sw_out_of_rank": [
         _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS
     ],
-    "sw_block": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _ADDRESS],
-    "sw_interleave": [_ADDRESS, _NUMBER, _NUMBER, _NUMBER, _ADDRESS],
+    "sw_block": [_ADDRESS, *[_NUMBER] * 7, _ADDRESS],
 }  # fmt: skip
 
 

@@ -44,11 +44,13 @@ class Widened:
         return tensor.data_ptr()
 
     def _part(self, factors: Factors, column: int) -> PartArgument:
-        A = torch.empty((factors.rank + 3) // 4, factors.out, 4, dtype=torch.uint8)
-        at, stored = A.data_ptr(), self._keep(factors.flat)
+        fours = sum(_fours(codes.rank) for codes in factors.codes)
+        A, at = torch.empty(factors.out * 4 * fours, dtype=torch.uint8), 0
+        stored = self._keep(factors.flat)
         for codes in factors.codes:
-            compiled().sw_interleave(stored + codes.A_at, codes.bits, factors.out, codes.rank, at)
-            at += codes.rank * factors.out
+            place = stored + codes.A_at, codes.bits, factors.out, codes.rank
+            compiled().sw_block(*place, 0, factors.out, at, fours, A.data_ptr())
+            at += _fours(codes.rank)
         A_scale = Floats(0, 0)
         if factors.A_dtype is not None:
             A_scale = Floats(stored + factors.A_scale_at, READ[factors.A_dtype])
@@ -136,11 +138,15 @@ class CompiledGroup:
 def _blocks_of_B(factors: Sequence[Factors]) -> torch.Tensor:
     """The B of several modules below each other, in blocks of 16 ranks: uint8 (sum of ranks * in, rounded up to 4)."""
     ranks, inner = sum(own.rank for own in factors), factors[0].inner
-    B = torch.empty(ranks * ((inner + 3) // 4 * 4), dtype=torch.uint8)
-    begin = 0
+    B, begin = torch.empty(ranks * 4 * _fours(inner), dtype=torch.uint8), 0
     for own in factors:
         for codes in own.codes:
-            stored = own.flat.data_ptr() + codes.B_at
-            compiled().sw_block(stored, codes.bits, codes.rank, inner, begin, ranks, B.data_ptr())
+            place = own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, inner
+            compiled().sw_block(*place, begin, ranks, 0, _fours(inner), B.data_ptr())
             begin += codes.rank
     return B
+
+
+def _fours(count: int) -> int:
+    """The number of groups of four codes."""
+    return (count + 3) // 4

@@ -18,7 +18,7 @@ struct Layer {  // a linear layer in int8
 };
 
 struct Segment {  // the factors of one pack for a group, and the rows that use it
-    const uint8_t* B;       // blocks of 16 ranks below each other, each (ceil(in / 4), 16, 4): each code + 128
+    const uint8_t* B;       // blocks of 16 ranks below each other, each (ceil(in / 4), 16, 4), as sw_block makes them
     int64_t rank;           // of all modules of the group together
     const float* unsmooth;  // (in,), or null
     const int64_t* rows;    // null: all rows
@@ -29,7 +29,7 @@ struct Part {  // one module's part of a Segment
     int64_t column;           // its first rank
     int64_t rank;             // 0: the pack does not change this module
     const float* B_scale;     // (rank,)
-    const uint8_t* A;         // (ceil(rank / 4), out, 4): each code + 128
+    const uint8_t* A;         // blocks of 16 outputs below each other, each (ceil(rank / 4), 16, 4)
     Floats A_scale;           // (out,), or null for 1
 };
 
@@ -264,8 +264,9 @@ void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_
             const int64_t fours = (part.rank + 3) / 4;
             for (int64_t n = 0; n < out; n += 16) {
                 const __mmask16 mask = first(out - n);
+                const int64_t outputs = std::min<int64_t>(16, out - n);
                 __m512i acc[4];
-                lanes_of(tile.count, codes.data(), widest, sum, part.A + 4 * n, 4 * out, mask, fours, acc);
+                lanes_of(tile.count, codes.data(), widest, sum, part.A + n * 4 * fours, 4 * outputs, mask, fours, acc);
                 for (int64_t i = 0; i < tile.count; i++) {
                     __m512 change = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[i]), scale[i]);
                     if (part.A_scale.at)
@@ -290,26 +291,17 @@ static void unpack_row(const uint8_t* row, int64_t bits, int64_t n, int shift, u
     if (n % 2) out[n - 1] = (uint8_t)(((row[n / 2] & 0xF) ^ 8) - 8 + shift);
 }
 
-// Codes B (ranks, in) as stored -> ranks from `from` on of blocks of 16 of all ranks, each (ceil(in / 4), 16, 4), each
-// + 128. The last block has as many ranks as are left of `all`.
-void sw_block(const uint8_t* stored, int64_t bits, int64_t ranks, int64_t in, int64_t from, int64_t all, uint8_t* made) {
-    const int64_t width = bits == 8 ? in : (in + 1) / 2, fours = (in + 3) / 4;
-    std::vector<uint8_t> row(4 * fours, 128);
-    for (int64_t r = 0; r < ranks; r++) {
-        unpack_row(stored + r * width, bits, in, 128, row.data());
-        const int64_t block = (from + r) / 16 * 16, lane = (from + r) % 16, lanes = std::min<int64_t>(16, all - block);
-        uint8_t* own = made + block * 4 * fours + 4 * lane;
-        for (int64_t k = 0; k < fours; k++) std::memcpy(own + k * 4 * lanes, row.data() + 4 * k, 4);
-    }
-}
-
-// Codes A (out, rank) as stored -> (ceil(rank / 4), out, 4), each + 128.
-void sw_interleave(const uint8_t* stored, int64_t bits, int64_t out, int64_t rank, uint8_t* made) {
-    const int64_t width = bits == 8 ? rank : (rank + 1) / 2;
-    std::vector<uint8_t> row((rank + 3) / 4 * 4, 128);
-    for (int64_t n = 0; n < out; n++) {
-        unpack_row(stored + n * width, bits, rank, 128, row.data());
-        for (int64_t r = 0; r < rank; r += 4) std::memcpy(made + r * out + 4 * n, row.data() + r, 4);
+// Codes (rows, n) as stored -> a part of blocks of 16 rows, each (fours, 16, 4), each code + 128. It has the rows from
+// `row` on of `all`, and the groups of four codes from `four` on of `fours`. The last block has the rows that are left.
+void sw_block(const uint8_t* stored, int64_t bits, int64_t rows, int64_t n, int64_t row, int64_t all, int64_t four,
+              int64_t fours, uint8_t* made) {
+    const int64_t width = bits == 8 ? n : (n + 1) / 2, own = (n + 3) / 4;
+    std::vector<uint8_t> codes(4 * own, 128);
+    for (int64_t r = 0; r < rows; r++) {
+        unpack_row(stored + r * width, bits, n, 128, codes.data());
+        const int64_t block = (row + r) / 16 * 16, lanes = std::min<int64_t>(16, all - block);
+        uint8_t* to = made + block * 4 * fours + four * 4 * lanes + 4 * (row + r - block);
+        for (int64_t k = 0; k < own; k++) std::memcpy(to + k * 4 * lanes, codes.data() + 4 * k, 4);
     }
 }
 
