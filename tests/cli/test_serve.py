@@ -152,7 +152,7 @@ def test_mistakes_of_bench_are_told(url: str, options: tuple[str, ...], message:
         (("--host", "0.0.0.0"), "there is no key"),
         (("--host", ""), "there is no key"),
         (("--engine", "vlm"), "did you mean 'vllm'"),
-        (("--pack-memory", "lots"), "pack_memory"),
+        (("--pack-memory", "lots"), "pack_memory: this is no number of bytes: write bytes as 800MB"),
         (("--set", "stalled_seconds=0"), "stalled_seconds"),
         (("--allow-pack-management",), "needs a key"),
         (("--api-key", "a", "--api-key-file", "b"), "two keys"),

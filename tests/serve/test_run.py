@@ -137,7 +137,7 @@ def test_after_the_grace_time_the_rest_is_cancelled(tmp_path: Path) -> None:
         assert running.end() == 0
         assert time.monotonic() - began < 5
         client.join(20)
-        assert "1 requests were cancelled" in running.errors
+        assert "1 request was cancelled after" in running.errors
     assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "stopping")
 
 
@@ -234,4 +234,5 @@ def test_the_command_to_ask_names_the_variable_and_not_the_key() -> None:
     assert "$SKILLWEAVE_API_KEY" in how_to_ask("http://127.0.0.1:1", "auto", True)
     command = how_to_ask("http://127.0.0.1:1", "auto", False)
     assert "Authorization" not in command
+    assert '"temperature": 0' in command
     assert command.startswith("curl http://127.0.0.1:1/v1/chat/completions")

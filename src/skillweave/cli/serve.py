@@ -11,6 +11,7 @@ from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE, TARGET
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SET
 from skillweave.errors import UserError, nearest
+from skillweave.progress import console
 
 if TYPE_CHECKING:
     from socket import socket
@@ -109,6 +110,7 @@ def serve(
     from skillweave.serve.run import bind
 
     with bind(settings, key) as bound:  # a port in use is told before a model is loaded
+        console.print(f"Opening {target}. Clients can connect as soon as its address is shown.", soft_wrap=True)
         from skillweave.serve.open_service import open_service, open_vllm_service
 
         if engine == "vllm":

@@ -63,7 +63,7 @@ def url_of(bound: socket.socket) -> str:
 def how_to_ask(url: str, model: str, has_key: bool) -> str:
     """Return a command that asks the server something."""
     key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_key else ""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "temperature": 0}}'
     return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
@@ -101,12 +101,17 @@ async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable
 async def _drain(admission: Admission, grace: float) -> None:
     running = len(admission.running)
     if running:
-        console.print(
-            f"Stopping: {running} requests have {human_seconds(grace)} to end. A second Ctrl-C ends them at once."
-        )
+        told = f"{_requests(running, 'has', 'have')} {human_seconds(grace)} to end"
+        console.print(f"Stopping: {told}. A second Ctrl-C ends the server at once.", soft_wrap=True)
     cancelled = await admission.drain(grace)
     if cancelled:
-        console.print(f"{cancelled} requests were cancelled: they had not ended within {human_seconds(grace)}.")
+        told = _requests(cancelled, "was", "were")
+        console.print(f"{told} cancelled after {human_seconds(grace)} without an end.", soft_wrap=True)
+    await admission.close_pages()
+
+
+def _requests(count: int, one: str, several: str) -> str:
+    return f"{count} request {one}" if count == 1 else f"{count} requests {several}"
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
