@@ -163,6 +163,10 @@ def test_serve_refuses_settings_before_it_loads_a_model(options: tuple[str, ...]
     assert message in " ".join(refused("serve", "nowhere", *options).split())
 
 
+def test_serve_says_at_once_that_it_opens_something() -> None:
+    assert run("serve", "nowhere", "--port", "0").err.startswith("Opening nowhere. ")
+
+
 def test_serve_tells_a_port_in_use_before_it_loads_a_model() -> None:
     with bind(ServeConfig(port=0), None) as bound:
         bound.listen()

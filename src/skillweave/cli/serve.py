@@ -107,10 +107,11 @@ def serve(
     opening: dict[str, Any] = {"base": base, "dtype": dtype, "backbone": backbone, "device": device}
     opening["require_audit"] = require_audit
     _check_engine(engine, opening, vllm_server)
+    # The imports below take seconds, in which nothing would be shown.
+    console.print(f"Opening {target}. Clients can connect as soon as its address is shown.", soft_wrap=True)
     from skillweave.serve.run import bind
 
     with bind(settings, key) as bound:  # a port in use is told before a model is loaded
-        console.print(f"Opening {target}. Clients can connect as soon as its address is shown.", soft_wrap=True)
         from skillweave.serve.open_service import open_service, open_vllm_service
 
         if engine == "vllm":

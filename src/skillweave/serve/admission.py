@@ -16,6 +16,8 @@ from skillweave.serve.refusal import refuse
 
 _API = "/v1/"
 _STOPPING = "the server is stopping: ask it again when it is back"
+_LAST_WORDS = 1.0
+"""Seconds for pages to get the end of an answer that was given up."""
 
 ServerState = Literal["starting", "open", "stopping"]
 
@@ -77,6 +79,8 @@ class Admission:
     async def close_pages(self) -> None:
         """End the other requests. Pages get their answers through them, so this comes after :meth:`drain`."""
         pages = list(self.pages)
+        if pages:  # a page is still being told how its answer ended
+            await asyncio.wait(pages, timeout=_LAST_WORDS)
         for page in pages:
             page.cancel()
         await asyncio.gather(*pages, return_exceptions=True)
