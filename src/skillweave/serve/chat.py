@@ -87,7 +87,7 @@ def explained(error: APIError, url: str) -> str:
     """Return what went wrong with a server, and what to do."""
     if isinstance(error, APIStatusError):
         if error.status_code == 401:
-            return f"{url} needs a key: set SKILLWEAVE_API_KEY or give --api-key-file"
+            return f"{url} needs its key, and got none or a wrong one: set SKILLWEAVE_API_KEY or give --api-key-file"
         if error.status_code == 404:
             return f"{url}: {_said(error)}. The address usually ends with /v1"
         return f"{url} refused with status {error.status_code}: {_said(error)}"

@@ -47,7 +47,7 @@ def answer_figures(state: AnswerState) -> str:
     if state.rate is not None:
         parts.append(f"{_speed(state.rate)} tokens/s")
     if state.ended == "cut off":
-        parts.append("cut off: the longest answer or the context is reached")
+        parts.append("cut off: the limit is reached")
     return f'<p class="sw-line">{" · ".join(parts)}</p>'
 
 
