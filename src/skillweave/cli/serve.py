@@ -145,8 +145,8 @@ def _run(service: LocalService, target: str, settings: ServeConfig, key: str | N
     def ready() -> None:
         url = url_of(bound)
         say(f"{target} is served at {url}/v1 (Ctrl-C stops it). Ask it:")
-        say(f"  {how_to_ask(url, service.default, key is not None)}")
-        say(f"  skillweave chat {url}/v1")
+        for command in how_to_ask(url, service.default, key is not None, settings.api_key_file):
+            say(f"  {command}")
         if settings.ui:
             say(f"The playground is at {url}{PLAYGROUND}/")
 
