@@ -29,18 +29,21 @@ C = TypeVar("C", bound=Config)
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MOST_BYTES = 2.0**63
+_AS_BYTES = "write bytes as 800MB, 1.5GiB or a plain number"
 
 
 def _parse_bytes(value: Any) -> Any:
-    match = re.fullmatch(r"\s*([\d.]+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([A-Za-z]*)\s*", value) if isinstance(value, str) else None
     if match is None:
+        if isinstance(value, str):
+            raise ValueError(f"this is no number of bytes: {_AS_BYTES}")
         return value
     unit = match[2].upper()
     if unit not in _UNITS:
-        raise ValueError(f"unknown unit '{match[2]}': write bytes as 800MB, 1.5GiB or a plain number")
+        raise ValueError(f"unknown unit '{match[2]}': {_AS_BYTES}")
     count = float(match[1]) * _UNITS[unit]
     if count >= _MOST_BYTES:
-        raise ValueError("that is more bytes than any machine has: write bytes as 800MB, 1.5GiB or a plain number")
+        raise ValueError(f"that is more bytes than any machine has: {_AS_BYTES}")
     return int(count)
 
 

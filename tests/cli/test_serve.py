@@ -152,7 +152,7 @@ def test_mistakes_of_bench_are_told(url: str, options: tuple[str, ...], message:
         (("--host", "0.0.0.0"), "there is no key"),
         (("--host", ""), "there is no key"),
         (("--engine", "vlm"), "did you mean 'vllm'"),
-        (("--pack-memory", "lots"), "pack_memory"),
+        (("--pack-memory", "lots"), "pack_memory: this is no number of bytes: write bytes as 800MB"),
         (("--set", "stalled_seconds=0"), "stalled_seconds"),
         (("--allow-pack-management",), "needs a key"),
         (("--api-key", "a", "--api-key-file", "b"), "two keys"),
@@ -161,6 +161,10 @@ def test_mistakes_of_bench_are_told(url: str, options: tuple[str, ...], message:
 )
 def test_serve_refuses_settings_before_it_loads_a_model(options: tuple[str, ...], message: str) -> None:
     assert message in " ".join(refused("serve", "nowhere", *options).split())
+
+
+def test_serve_says_at_once_that_it_opens_something() -> None:
+    assert run("serve", "nowhere", "--port", "0").err.startswith("Opening nowhere. ")
 
 
 def test_serve_tells_a_port_in_use_before_it_loads_a_model() -> None:

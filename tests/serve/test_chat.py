@@ -46,6 +46,13 @@ def test_what_was_read_of_a_stopped_answer_is_kept_and_the_server_gives_it_up(se
     assert session.turns[-1] == {"role": "assistant", "content": "a"}
 
 
+def test_the_likeliest_token_is_taken_unless_a_temperature_is_given(url: str) -> None:
+    for temperature in (0.0, 0.7):
+        client = OpenAI(base_url=url, api_key="none", max_retries=0)
+        list(ChatSession(client, [], "sort", temperature=temperature).ask("hello"))
+        assert ENGINE.requests[-1].sampling.temperature == temperature
+
+
 def test_unknown_names_are_told(session: ChatSession) -> None:
     assert session.models == ["base", "auto", "sort", "reverse"]
     with pytest.raises(UserError, match="did you mean 'sort'"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,19 +99,44 @@ def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
     ("settings", "message"),
     [
         (ServeConfig(pin=("on",)), "did you mean 'one'"),
-        (ServeConfig(pack_memory=10, pin=("one",)), None),
+        (ServeConfig(pack_memory=5), "has room for no pack"),
     ],
 )
-def test_what_cannot_be_kept_in_memory_is_told(weave: Path, settings: ServeConfig, message: str | None) -> None:
-    if message is not None:
-        with pytest.raises(UserError, match=message):
-            open_service(str(weave), settings)
-        return
+def test_what_cannot_be_kept_in_memory_is_told(weave: Path, settings: ServeConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        open_service(str(weave), settings)
+
+
+def test_pinned_packs_without_room_end_the_server(weave: Path) -> None:
+    settings = ServeConfig(pack_memory=int(1.2 * max(sizes(weave))), pin=NAMES)
     app = create_app(open_service(str(weave), settings), settings, KEY, write_log=lambda _: None)
     with TestClient(app) as client:
         _settled(client)
         assert client.get("/ready").status_code == 503
         assert "budget" in str(app.state.admission.failure)
+
+
+def test_a_pack_that_is_larger_than_the_memory_for_packs_is_named(
+    weave: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("skillweave.serve.open_service.say_once", said.append)
+    copy = Path(shutil.copytree(weave, tmp_path / "weave"))
+    with data_file(copy, "two").open("ab") as file:
+        file.truncate(10**6)
+    open_service(str(copy), ServeConfig(pack_memory=10**5))
+    assert said == [
+        "1 of 3 packs (33%) cannot be used, because each takes more than the --pack-memory of 100.0 kB: two"
+    ]
+
+
+def data_file(weave: Path, name: str) -> Path:
+    return next((weave / "packs" / name).glob("*.safetensors"))
+
+
+def sizes(weave: Path) -> list[int]:
+    """The bytes of the numbers of each pack."""
+    return [data_file(weave, name).stat().st_size for name in NAMES]
 
 
 def test_a_pack_is_served_under_its_name(weave: Path, micro_base: Path) -> None:

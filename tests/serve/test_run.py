@@ -137,7 +137,7 @@ def test_after_the_grace_time_the_rest_is_cancelled(tmp_path: Path) -> None:
         assert running.end() == 0
         assert time.monotonic() - began < 5
         client.join(20)
-        assert "1 requests were cancelled" in running.errors
+        assert "1 request was cancelled after" in running.errors
     assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "stopping")
 
 
@@ -230,8 +230,15 @@ def test_all_interfaces_are_shown_as_this_machine() -> None:
             assert re.fullmatch(r"http://\[::1\]:\d+", url_of(bound))
 
 
-def test_the_command_to_ask_names_the_variable_and_not_the_key() -> None:
-    assert "$SKILLWEAVE_API_KEY" in how_to_ask("http://127.0.0.1:1", "auto", True)
-    command = how_to_ask("http://127.0.0.1:1", "auto", False)
-    assert "Authorization" not in command
-    assert command.startswith("curl http://127.0.0.1:1/v1/chat/completions")
+def test_the_commands_to_ask_read_the_key_from_its_place() -> None:
+    url = "http://127.0.0.1:1"
+    ask, chat = how_to_ask(url, "auto", False)
+    assert ask.startswith(f"curl {url}/v1/chat/completions -H 'Content-Type")
+    assert '"temperature": 0' in ask
+    assert chat == f"skillweave chat {url}/v1"
+    ask, chat = how_to_ask(url, "auto", True)
+    assert '"Authorization: Bearer $SKILLWEAVE_API_KEY"' in ask
+    assert chat == f"skillweave chat {url}/v1"  # it reads the same variable
+    ask, chat = how_to_ask(url, "auto", True, Path("my key.txt"))
+    assert "\"Authorization: Bearer $(cat 'my key.txt')\"" in ask
+    assert chat == f"skillweave chat {url}/v1 --api-key-file 'my key.txt'"

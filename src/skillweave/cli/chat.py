@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from skillweave.cli.app import app
+from skillweave.cli.options import TEMPERATURE
 from skillweave.cli.output import out, say
 from skillweave.errors import UserError
 from skillweave.progress import console
@@ -36,6 +37,7 @@ def chat(
         None, "--pack", "-p", help="The pack (or model) that answers; without it `auto`, or the server's first pack."
     ),
     system: str = typer.Option("", "--system", help="A system message before the first turn."),
+    temperature: float = TEMPERATURE,
     max_tokens: int = typer.Option(None, "--max-tokens", "-n", min=1, help="Longest answer, in tokens."),
     api_key_file: Path = KEY_FILE,
 ) -> None:
@@ -61,7 +63,9 @@ def chat(
     models = listed_models(client)
     if not models and pack is None:
         raise UserError(f"{url} lists no model: name one with --pack")
-    session = ChatSession(client, models, _first(models) if pack is None else pack, system, max_tokens)
+    session = ChatSession(
+        client, models, _first(models) if pack is None else pack, system, max_tokens, temperature=temperature
+    )
     session.choose(session.model)
     console.print(f"{session.model} answers. {_HELP}", style="dim", soft_wrap=True)
     with _interruptible():

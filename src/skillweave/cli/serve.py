@@ -11,6 +11,7 @@ from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE, TARGET
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SET
 from skillweave.errors import UserError, nearest
+from skillweave.progress import console
 
 if TYPE_CHECKING:
     from socket import socket
@@ -106,6 +107,8 @@ def serve(
     opening: dict[str, Any] = {"base": base, "dtype": dtype, "backbone": backbone, "device": device}
     opening["require_audit"] = require_audit
     _check_engine(engine, opening, vllm_server)
+    # The imports below take seconds, in which nothing would be shown.
+    console.print(f"Opening {target}. Clients can connect as soon as its address is shown.", soft_wrap=True)
     from skillweave.serve.run import bind
 
     with bind(settings, key) as bound:  # a port in use is told before a model is loaded
@@ -142,8 +145,8 @@ def _run(service: LocalService, target: str, settings: ServeConfig, key: str | N
     def ready() -> None:
         url = url_of(bound)
         say(f"{target} is served at {url}/v1 (Ctrl-C stops it). Ask it:")
-        say(f"  {how_to_ask(url, service.default, key is not None)}")
-        say(f"  skillweave chat {url}/v1")
+        for command in how_to_ask(url, service.default, key is not None, settings.api_key_file):
+            say(f"  {command}")
         if settings.ui:
             say(f"The playground is at {url}{PLAYGROUND}/")
 

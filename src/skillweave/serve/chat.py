@@ -33,6 +33,7 @@ class ChatSession:
     model: str
     system: str = ""
     max_tokens: int | None = None
+    temperature: float = 0.0
     turns: list[dict[str, str]] = field(default_factory=list)
     route: ShownRoute | None = None
 
@@ -60,7 +61,9 @@ class ChatSession:
     def _stream(self, text: str) -> Iterator[str]:
         messages: list[Any] = [{"role": "system", "content": self.system}] if self.system else []
         messages += [*self.turns, {"role": "user", "content": text}]
-        more: dict[str, Any] = {} if self.max_tokens is None else {"max_tokens": self.max_tokens}
+        more: dict[str, Any] = {"temperature": self.temperature}
+        if self.max_tokens is not None:
+            more["max_tokens"] = self.max_tokens
         try:
             stream = self.client.chat.completions.create(model=self.model, messages=messages, stream=True, **more)
             with stream:
@@ -84,12 +87,12 @@ def explained(error: APIError, url: str) -> str:
     """Return what went wrong with a server, and what to do."""
     if isinstance(error, APIStatusError):
         if error.status_code == 401:
-            return f"{url} needs a key: set SKILLWEAVE_API_KEY or give --api-key-file"
+            return f"{url} needs its key, and got none or a wrong one: set SKILLWEAVE_API_KEY or give --api-key-file"
         if error.status_code == 404:
             return f"{url}: {_said(error)}. The address usually ends with /v1"
         return f"{url} refused with status {error.status_code}: {_said(error)}"
     if isinstance(error, APIConnectionError):
-        return f"no server answers at {url}: start it, or correct the address"
+        return f"no server answers at {url}: start it, wait until it shows its address, or correct the address"
     return f"{url}: the answer broke off: {error.message}"
 
 

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse
 
 from skillweave.engine.interface import EngineBusy, RequestCancelled
 from skillweave.errors import UserError, nearest
+from skillweave.serve.settings import PLAYGROUND
 from skillweave.terminal import one_line
 
 _INVALID = "invalid_request_error"
@@ -119,9 +120,25 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, _respond)
 
 
-async def _respond(_: Request, error: Exception) -> JSONResponse:
-    told = api_error(error)
+async def _respond(request: Request, error: Exception) -> JSONResponse:
+    told = _no_route(request, error) if isinstance(error, HTTPException) else api_error(error)
     return JSONResponse(told.body, told.status, headers=told.headers)
+
+
+def _no_route(request: Request, error: HTTPException) -> ApiError:
+    """Return the error for a path or a method that the server does not have, with what was probably meant."""
+    told, path = api_error(error), request.url.path
+    if error.status_code == 405:
+        told.message = (
+            f"{path!a:.200} does not take {request.method}: use {told.headers.get('Allow', 'another method')}"
+        )
+    elif error.status_code == 404 and f"{path}/".startswith(f"{PLAYGROUND}/"):
+        told.message = "this server has no playground: start it with --ui"
+    elif error.status_code == 404 and f"{path}/".startswith("/v1/packs/"):
+        told.message = f"there is no {path!a:.200}: packs are managed only on a server with --allow-pack-management"
+    elif error.status_code == 404:
+        told.message = f"there is no {path!a:.200}: the API is below /v1, for example /v1/chat/completions"
+    return told
 
 
 def _not_valid(error: ValidationError | RequestValidationError) -> ApiError:

@@ -120,7 +120,9 @@ async def server_models(client: AsyncOpenAI) -> list[str]:
             "ends with /v1), and the key?"
         ) from error
     except APIConnectionError as error:
-        raise UserError(f"no server answers at {client.base_url}: start it, or correct the address") from error
+        raise UserError(
+            f"no server answers at {client.base_url}: start it, wait until it shows its address, or correct the address"
+        ) from error
 
 
 def checked_mix(mix: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from skillweave import __version__
 from skillweave.engine import AsyncEngine, open_engine
 from skillweave.engine.vllm import VllmEngine, VllmFolder, VllmServer
 from skillweave.errors import UserError, nearest
+from skillweave.pack.stored import CODED_FILE, DATA_FILE
+from skillweave.progress import say_once, share_of
 from skillweave.serve.exported_packs import ExportedPacks
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.residency import PackMemory
@@ -18,6 +20,9 @@ from skillweave.serve.service import RequestLimits
 from skillweave.serve.settings import ServeConfig
 from skillweave.units import human_bytes
 from skillweave.weave import AUTO, BASE, Weave, is_weave
+
+_NAMED = 5
+"""Packs that a note names."""
 
 
 def open_service(
@@ -48,6 +53,8 @@ def open_service(
         )
         weave, default = opened.weave, opened.default or BASE
     _check_pins(settings.pin, weave.packs)
+    if settings.pack_memory is not None and is_weave(Path(target)):
+        _check_budget(settings.pack_memory, Path(target), weave.packs)
     engine = AsyncEngine(
         weave,
         max_requests=settings.max_requests,
@@ -99,6 +106,25 @@ def _limits(settings: ServeConfig) -> RequestLimits:
 def _fingerprint(base: str) -> str:
     digest = hashlib.sha256(f"{__version__} {base}".encode()).hexdigest()
     return f"fp_{digest[:12]}"
+
+
+def _check_budget(budget: int, weave: Path, packs: Collection[str]) -> None:
+    """Raise :class:`UserError` if no pack fits into the memory for packs, and name those that do not fit."""
+    # In memory, a pack takes at least what its numbers take in its file. A file that is missing is told at the load.
+    files = {name: [weave / "packs" / name / file for file in (CODED_FILE, DATA_FILE)] for name in packs}
+    sizes = {name: sum(one.stat().st_size for one in both if one.is_file()) for name, both in files.items()}
+    larger = [name for name, size in sizes.items() if size > budget]
+    if larger and len(larger) == len(sizes):
+        name = min(larger, key=sizes.__getitem__)
+        raise UserError(
+            f"--pack-memory of {human_bytes(budget)} has room for no pack: the smallest one, '{name}', takes at least "
+            f"{human_bytes(sizes[name])}. Give more, with its unit: 256MiB"
+        )
+    if larger:
+        say_once(
+            f"{share_of(len(larger), len(sizes), 'packs')} cannot be used, because each takes more than the "
+            f"--pack-memory of {human_bytes(budget)}: {', '.join(larger[:_NAMED])}{', ...' if larger[_NAMED:] else ''}"
+        )
 
 
 def _check_pins(pins: Sequence[str], packs: Collection[str]) -> None:

@@ -8,6 +8,7 @@ import os
 import shlex
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -60,11 +61,16 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def how_to_ask(url: str, model: str, has_key: bool) -> str:
-    """Return a command that asks the server something."""
-    key = f' -H "Authorization: Bearer ${KEY_VARIABLE}"' if has_key else ""
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-    return f"curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+def how_to_ask(url: str, model: str, has_key: bool, key_file: Path | None = None) -> list[str]:
+    """Return commands that ask the server something. They read the key from its file or the environment."""
+    place = f"${KEY_VARIABLE}" if key_file is None else f"$(cat {shlex.quote(str(key_file))})"
+    header = "" if not has_key else f' -H "Authorization: Bearer {place}"'
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}], "temperature": 0}}'
+    file = "" if key_file is None else f" --api-key-file {shlex.quote(str(key_file))}"
+    return [
+        f"curl {url}/v1/chat/completions{header} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f"skillweave chat {url}/v1{file}",
+    ]
 
 
 def run_server(app: FastAPI, bound: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:
@@ -101,12 +107,17 @@ async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable
 async def _drain(admission: Admission, grace: float) -> None:
     running = len(admission.running)
     if running:
-        console.print(
-            f"Stopping: {running} requests have {human_seconds(grace)} to end. A second Ctrl-C ends them at once."
-        )
+        told = f"{_requests(running, 'has', 'have')} {human_seconds(grace)} to end"
+        console.print(f"Stopping: {told}. A second Ctrl-C ends the server at once.", soft_wrap=True)
     cancelled = await admission.drain(grace)
     if cancelled:
-        console.print(f"{cancelled} requests were cancelled: they had not ended within {human_seconds(grace)}.")
+        told = _requests(cancelled, "was", "were")
+        console.print(f"{told} cancelled after {human_seconds(grace)} without an end.", soft_wrap=True)
+    await admission.close_pages()
+
+
+def _requests(count: int, one: str, several: str) -> str:
+    return f"{count} request {one}" if count == 1 else f"{count} requests {several}"
 
 
 def _uvicorn_config(app: FastAPI) -> uvicorn.Config:

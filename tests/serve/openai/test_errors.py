@@ -212,6 +212,20 @@ def test_other_paths_and_methods_have_the_same_shape(served) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     answer = served.raw.get("/v1/chat/completions")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert "use POST" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("/chat/completions", "the API is below /v1"),
+        ("/ui/", "start it with --ui"),
+        ("/v1/packs", "--allow-pack-management"),
+        ("/v1/packs/sort/pin", "--allow-pack-management"),
+    ],
+)
+def test_a_wrong_path_is_told_what_was_probably_meant(served, path: str, told: str) -> None:
+    assert told in served.raw.get(path).json()["error"]["message"]
 
 
 def test_the_limits_are_those_of_the_service(served) -> None:

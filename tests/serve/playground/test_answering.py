@@ -11,9 +11,11 @@ import pytest
 
 from helpers.fake_engine import FakeEngine, FakeService
 from skillweave.base import Sampling
+from skillweave.engine.interface import RequestCancelled
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
 from skillweave.serve.admission import Admission
+from skillweave.serve.errors import ApiError
 from skillweave.serve.playground.answering import AnswerState, answer
 from skillweave.serve.playground.together import together
 from skillweave.weave import Route
@@ -97,6 +99,47 @@ def test_nothing_is_asked_before_the_engine_is_open_or_when_it_stops() -> None:
             with pytest.raises(UserError, match=told):
                 await anext(answer(service, admission, "sort", ASK, Sampling()))
         assert service.engine.requests == []
+
+    ran(work())
+
+
+def test_a_server_that_stops_waits_for_an_answer() -> None:
+    async def work() -> None:
+        admission = opened()
+        states = answer(service_of(delay=0.02), admission, "sort", ASK, Sampling(max_new_tokens=50))
+        await anext(states)
+        draining = asyncio.create_task(admission.drain(10))
+        assert [one async for one in states][-1].ended == "complete"
+        assert await draining == 0
+
+    ran(work())
+
+
+def test_an_answer_is_given_up_at_the_end_of_the_grace_time() -> None:
+    async def work() -> None:
+        service, admission = service_of("x" * 500, delay=0.02), opened()
+        states = answer(service, admission, "sort", ASK, Sampling(max_new_tokens=600))
+        await anext(states)
+        assert await admission.drain(0.1) == 1
+        with pytest.raises(RequestCancelled):
+            async for _ in states:
+                pass
+        assert service.engine.generations[0].cancelled
+        assert (admission.running, service.held) == (set(), [])
+
+    ran(work())
+
+
+def test_answers_of_the_playground_and_of_the_api_have_one_limit() -> None:
+    async def work() -> None:
+        admission = Admission(1)
+        admission.open()
+        states = answer(service_of(), admission, "sort", ASK, Sampling(max_new_tokens=50))
+        await anext(states)
+        with pytest.raises(ApiError, match="answers 1 requests already"):
+            await anext(answer(service_of(), admission, "sort", ASK, Sampling()))
+        await states.aclose()
+        assert admission.full is None
 
     ran(work())
 

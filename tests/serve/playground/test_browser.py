@@ -227,6 +227,16 @@ def test_errors_are_told_and_the_question_is_kept(tab: Browser) -> None:
         check_quiet(tab, url)
 
 
+def test_a_narrow_window_shows_all_tabs(tab: Browser, pictures: Path) -> None:
+    with served(small_service()) as url:
+        tab.open(f"{url}/ui/", width=420, height=800, dark=True)
+        tab.wait_for(BOX)
+        shown = "[...document.querySelectorAll('button[role=tab]')].filter(one => one.offsetParent)"
+        tab.wait_for(f"{shown}.length >= 3")
+        tab.picture(pictures / "narrow.png")
+        check_quiet(tab, url)
+
+
 def test_the_login(tab: Browser, pictures: Path) -> None:
     with served(small_service(), KEY) as url:
         tab.open(f"{url}/ui/", width=1366, height=768)

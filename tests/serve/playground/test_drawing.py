@@ -26,6 +26,11 @@ def widths(html: str) -> list[float]:
     return [float(width) for width in re.findall(r"width:([\d.]+)%", html)]
 
 
+@pytest.mark.parametrize(("rate", "told"), [(8.64, "8.6"), (99.9, "99.9"), (16588.3, "16,588")])
+def test_a_speed_has_decimals_only_if_it_is_low(rate: float, told: str) -> None:
+    assert drawing._speed(rate) == told
+
+
 def test_a_route_shows_the_scores_of_the_router() -> None:
     chosen = Resolved("sort", "sort", "router", 0.9)
     html = drawing.route(AnswerState(chosen, {"sort": 0.9, "reverse": 0.07, "base": 0.03}))

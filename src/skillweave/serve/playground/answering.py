@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from skillweave.base import Sampling
@@ -50,26 +51,45 @@ async def answer(
     """Yield the states of an answer, the last one complete. Leaving it gives the answer up.
 
     Raises what the engine raises, and :class:`UserError` while the server takes no requests and for an answer that is
-    longer than it allows.
+    longer than it allows, and :class:`~skillweave.serve.errors.ApiError` if too many answers are being written. The
+    answer counts among those, so a server that stops waits for it.
     """
     if admission.state != "open":
         raise UserError(_CLOSED[admission.state])
     longest = service.limits.max_tokens
     if not 1 <= sampling.max_new_tokens <= longest:
         raise UserError(f"the longest answer is {sampling.max_new_tokens} tokens: expected 1 to {longest}")
-    resolved, scores = await _decide(service, model, messages)
-    async with service.use(resolved.pack):
-        generation = service.engine.submit(list(messages), resolved.pack, sampling)
-        watch = _Watch(service, model, resolved)
-        try:
-            yield AnswerState(resolved, scores)
-            async with contextlib.aclosing(_states(generation, watch, resolved, scores)) as states:
-                async for state in states:
-                    yield state
-        except BaseException as error:
-            generation.cancel()
-            watch.failed(error)
-            raise
+    if admission.full is not None:
+        raise admission.full
+    with _counted(admission) as counted:
+        resolved, scores = await _decide(service, model, messages)
+        async with service.use(resolved.pack):
+            generation = service.engine.submit(list(messages), resolved.pack, sampling)
+            counted.add_done_callback(lambda _: generation.cancel())
+            watch = _Watch(service, model, resolved)
+            try:
+                yield AnswerState(resolved, scores)
+                async with contextlib.aclosing(_states(generation, watch, resolved, scores)) as states:
+                    async for state in states:
+                        yield state
+            except BaseException as error:
+                generation.cancel()
+                watch.failed(error)
+                raise
+
+
+@contextlib.contextmanager
+def _counted(admission: Admission) -> Iterator[asyncio.Future[None]]:
+    """Context in which an answer counts among those that run; the future is cancelled if the server gives it up.
+
+    It is no task: the tasks belong to Gradio, which runs other work in them.
+    """
+    answer = asyncio.get_running_loop().create_future()
+    admission.enter(answer)
+    try:
+        yield answer
+    finally:
+        admission.leave(answer)
 
 
 async def _decide(

@@ -45,10 +45,15 @@ def answer_figures(state: AnswerState) -> str:
     if state.first_token is not None:
         parts.append(f"first after {state.first_token:.2f} s")
     if state.rate is not None:
-        parts.append(f"{state.rate:.1f} tokens/s")
+        parts.append(f"{_speed(state.rate)} tokens/s")
     if state.ended == "cut off":
-        parts.append("cut off at the longest length")
+        parts.append("cut off: the limit is reached")
     return f'<p class="sw-line">{" · ".join(parts)}</p>'
+
+
+def _speed(rate: float) -> str:
+    """Tokens per second; a part of a token tells something only where they are few."""
+    return f"{rate:.1f}" if rate < 100 else f"{rate:,.0f}"
 
 
 def fault(message: str) -> str:
@@ -64,7 +69,7 @@ def live_figures(figures: Figures | None) -> str:
     tiles = [
         ("Running", str(figures.running), "requests"),
         ("Waiting", str(figures.waiting), "requests"),
-        ("Speed", "–" if rate is None else f"{rate:.1f}", "tokens/s"),
+        ("Speed", "–" if rate is None else _speed(rate), "tokens/s"),
         ("First token", "–" if first is None else f"{1000 * first:.0f}", "ms, median"),
     ]
     return f'<div class="sw-tiles">{"".join(_tile(*one) for one in tiles)}</div>'
@@ -112,7 +117,8 @@ def _memory(order: Iterable[PackStatus], used: int, budget: int | None) -> str:
     line = "" if budget is None else f'<u style="left:{100 * budget / whole:.2f}%"></u>'
     told = f"<b>{human_bytes(used)}</b> of packs in memory"
     told += ", without a limit" if budget is None else f" · the limit is {human_bytes(budget)}"
-    return f'<div class="sw-memory"><p>{told}</p><div class="sw-whole">{parts}{line}</div></div>'
+    kind = "sw-whole sw-full" if budget is None else "sw-whole"
+    return f'<div class="sw-memory"><p>{told}</p><div class="{kind}">{parts}{line}</div></div>'
 
 
 def _held(one: PackStatus) -> int:
