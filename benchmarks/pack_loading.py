@@ -108,7 +108,7 @@ def one_load(weave: Weave, name: str, *, keep: bool) -> dict[str, float]:
     middle = time.perf_counter()
     weave.put(read, asked)
     end, spent = time.perf_counter(), time.process_time() - processor
-    size = weave.pack_bytes(name)
+    size = weave.packed_model.held_bytes(name)
     del read
     before = resident_memory()
     weave.unload(name)

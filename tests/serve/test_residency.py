@@ -24,7 +24,7 @@ class CountingWeave:
         self.reads: list[str] = []
         self.jobs: list[str] = []
         self.proven: dict[str, str | None] = {}
-        self.packed_model = SimpleNamespace(watch=lambda: None)
+        self.packed_model = SimpleNamespace(watch=lambda: None, held_bytes=self.sizes.get)
 
     @property
     def packs(self) -> list[str]:

@@ -140,9 +140,11 @@ def test_packs_that_stay_unpacked_answer_alike_and_are_counted_once(base) -> Non
     prompts, names = ["1+1=", "hello", "abc"], ["skill", "other", None]
     assert one.generate(prompts, names, GREEDY) == two.generate(prompts, names, GREEDY)
     assert two.needed_bytes == two.base_bytes + two.resident_bytes
-    assert two.resident_bytes == sum(two.pack_bytes(name) for name in packs)
+    held = {name: two.packed_model.held_bytes(name) for name in packs}
+    assert two.resident_bytes == sum(held.values())
     two.unload("skill")
-    assert two.resident_bytes == two.pack_bytes("other")
+    assert two.resident_bytes == held["other"]
+    assert two.packed_model.held_bytes("skill") == 0
 
 
 def probe_of(pack, base) -> PackProbe:
@@ -187,7 +189,7 @@ del pack
 for _ in range(5):
     load(); weave.unload('skill')
 load()
-size, before = weave.pack_bytes('skill'), rss()
+size, before = weave.packed_model.held_bytes('skill'), rss()
 weave.unload('skill')
 freed = before - rss()
 before = rss()

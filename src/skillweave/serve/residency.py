@@ -35,7 +35,7 @@ class BetweenSteps(Protocol):
 class PackStatus:
     """Where a pack is, and what was done with it since the server started.
 
-    - ``bytes``: in memory; None if it was never loaded
+    - ``bytes``: what it takes in memory now; on the disk, the most that it takes there, or None if it was never loaded
     - ``in_use``: requests that use it now
     - ``hits``: uses that found it in memory; ``loads``: how often it was loaded; ``load_seconds``: the last time
     - ``evictions``: how often it made room for others
@@ -62,6 +62,7 @@ class _Pack:
     name: str
     resident: bool = False
     bytes: int | None = None
+    """the most that it takes in memory, known when it was loaded"""
     pinned: bool = False
     in_use: int = 0
     used_at: int = 0
@@ -93,7 +94,8 @@ class PackMemory:
     """Holds packs of a weave in memory while they are used, and longer if they fit.
 
     - ``between_steps``: how weave and model are changed while the engine runs
-    - ``budget``: most bytes of the packs in memory, without the base; None: all packs fit
+    - ``budget``: most bytes of the packs in memory, without the base; None: all packs fit. Each pack counts with the
+      bytes that it takes while steps of the engine use it (:meth:`Weave.pack_bytes`)
 
     A pack in use and a pinned pack never leave. Loads that find no room wait in their order.
     """
@@ -118,7 +120,7 @@ class PackMemory:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the packs that are in memory, come into it or are leaving it now. Never above the budget."""
+        """The most bytes of the packs that are in memory, come into it or are leaving it. Never above the budget."""
         return self._reserved
 
     # -- use -----------------------------------------------------------------------------------------------------
@@ -353,7 +355,7 @@ class PackMemory:
             PackStatus(
                 name=pack.name,
                 level=_level(pack),
-                bytes=pack.bytes,
+                bytes=self._weave.packed_model.held_bytes(pack.name) if pack.resident else pack.bytes,
                 pinned=pack.pinned,
                 in_use=pack.in_use,
                 hits=pack.hits,

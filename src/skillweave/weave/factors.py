@@ -119,6 +119,16 @@ class Factors:
         last = self.codes[-1]
         return last.B_at + last.rank * (self.inner if last.bits == 8 else _halved(self.inner)) - self.at
 
+    @property
+    def widened_A_nbytes(self) -> int:
+        """The bytes of A with a byte for each code, in whole blocks of ranks, as the compiled functions read it."""
+        return -(-self.rank // _JOINED) * _JOINED * self.out
+
+    @property
+    def widened_nbytes(self) -> int:
+        """The bytes of A and B as the compiled functions read them."""
+        return self.widened_A_nbytes + self.rank * self.inner
+
     def codes_of_A(self, codes: RankCodes) -> torch.Tensor:
         """The codes of A as they are stored."""
         width = codes.rank if codes.bits == 8 else _halved(codes.rank)

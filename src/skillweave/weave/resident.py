@@ -140,6 +140,16 @@ class Resident:
         return sum(coded.laid_out_nbytes for coded in self.coded)
 
     @property
+    def widened_nbytes(self) -> int:
+        """The bytes that the integer factors take in addition while steps of ``PackedModel.tokens`` use them."""
+        return sum(coded.widened_nbytes for coded in self.coded)
+
+    @property
+    def most_nbytes(self) -> int:
+        """The most bytes that the pack takes: while it is unpacked, and steps use it."""
+        return self.nbytes + self.unpacked_nbytes + self.widened_nbytes
+
+    @property
     def widths(self) -> dict[str, int]:
         """The number of inputs of the matrices of each group."""
         return {group: width for coded in self.coded for group, width in coded.widths.items()}

@@ -411,7 +411,7 @@ class Weave:
         return self._proofs[name]
 
     def pack_bytes(self, name: str) -> int:
-        """The bytes that a loaded pack takes in memory while it is unpacked."""
+        """The most bytes that a loaded pack takes in memory (:meth:`PackedModel.pack_bytes`)."""
         return self.packed_model.pack_bytes(name)
 
     def forget_pack(self, name: str) -> None:
