@@ -235,7 +235,7 @@ def test_no_request_of_two_hundred_is_lost(weave: Weave) -> None:
 def test_the_router_chooses_in_the_worker(base: Base, weave: Weave) -> None:
     sums, talk = [f"add {n} and {n + 3}" for n in range(24)], [f"my dear {chr(97 + n)}, how are you" for n in range(24)]
     router = fit_router(base, {"a": sums, "b": talk}, [f"{n}%$#@! {n * 17}" for n in range(24)])
-    routed = Weave(None, weave.card, base, router, None, weave._read_pack)
+    routed = Weave(None, weave.card, base, router, None, {"a": weave.shelf._skillpack("a")})
     routed.load("a")
     asked = [sums[3], talk[5], sums[8], "7%$#@! 119"]
 

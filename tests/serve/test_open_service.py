@@ -75,7 +75,7 @@ def test_every_pack_answers_as_in_the_weave(weave: Path) -> None:
 
 def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
     whole = Weave.from_pretrained(weave, unpacked_packs=None)
-    largest = max(whole.pack_bytes(name) for name in NAMES)
+    largest = max(whole.packed_model.pack_bytes(name) for name in NAMES)
     settings = ServeConfig(pack_memory=int(2.3 * largest), pin=("one",), allow_pack_management=True)
     with client_of(open_service(str(weave), settings), settings) as client:
 
@@ -90,7 +90,9 @@ def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
         assert now["two"]["loads"] == 2
         assert now["three"]["level"] == "disk"
         # Both were used by the last steps.
-        assert [now[name]["bytes"] for name in ("one", "two")] == [whole.pack_bytes(name) for name in ("one", "two")]
+        assert [now[name]["bytes"] for name in ("one", "two")] == [
+            whole.packed_model.pack_bytes(name) for name in ("one", "two")
+        ]
         assert client.post("/v1/packs", json={"folder": str(weave.parent / "four")}).json()["name"] == "four"
         assert ask(client, "four").status_code == 200
         assert client.delete("/v1/packs/four").status_code == 200
@@ -101,7 +103,7 @@ def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
 
 def test_the_budget_has_room_for_what_steps_of_the_engine_keep(weave: Path) -> None:
     """Where the compiled functions run, that is more than the pack takes when it is loaded."""
-    read = Weave.from_pretrained(weave, packs=(), unpacked_packs=None).read_for_load("one").ready
+    read = Weave.from_pretrained(weave, packs=(), unpacked_packs=None).shelf.read("one").ready
     assert (read.most_nbytes > read.nbytes) == (compiled() is not None)
 
     async def between_steps(function: Any) -> Any:
