@@ -24,7 +24,8 @@ from skillweave.base import Sampling, open_base
 from skillweave.base.precision import multiply_in_float32
 from skillweave.delta import Delta
 from skillweave.engine import AsyncEngine
-from skillweave.engine.paged import PagedRow, Readers
+from skillweave.engine.paged import PagedRow
+from skillweave.engine.prefix_cache import Readers
 from skillweave.engine.paged_attention import _decoded, _packed
 from skillweave.engine.sampler import RowSampler
 from skillweave.errors import UserError
