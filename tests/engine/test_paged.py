@@ -25,8 +25,8 @@ from skillweave.base.precision import multiply_in_float32
 from skillweave.delta import Delta
 from skillweave.engine import AsyncEngine
 from skillweave.engine.paged import PagedRow
-from skillweave.engine.prefix_cache import Readers
 from skillweave.engine.paged_attention import _decoded, _packed
+from skillweave.engine.prefix_cache import Readers
 from skillweave.engine.sampler import RowSampler
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer

@@ -224,11 +224,10 @@ class Weave:
         self.put(self.shelf.read(name))
 
     def put(self, read: ReadPack, base: Sequence[float] | None = None) -> None:
-        """Load a pack that :meth:`PackShelf.read` gave. It runs between batches, and takes one short forward pass.
+        """Load a pack that :meth:`PackShelf.read` gave, between two batches; it is proven unless its files were before.
 
-        A pack is proven when its files are loaded for the first time in this process. ``base``: what
-        :meth:`Proofs.base_says` gave; without it, a second pass finds it out. Raises :class:`UserError`, and leaves the
-        weave as it was, if the pack does not act as when it was zipped, is already loaded, or has no room.
+        ``base``: what :meth:`Proofs.base_says` gave; without it, a second pass finds it out. Raises :class:`UserError`,
+        and leaves the weave as it was, if the pack does not act as when it was zipped, is loaded, or has no room.
         """
         name = read.name
         used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(read.ready)
