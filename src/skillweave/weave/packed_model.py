@@ -30,7 +30,8 @@ from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
 from skillweave.weave.coded_factors import Groups
 from skillweave.weave.compiled_group import Widened, widened
-from skillweave.weave.resident import Places, Resident
+from skillweave.weave.places import Places
+from skillweave.weave.resident import Resident
 from skillweave.weave.stack import GroupStack, RowPacks
 
 UNPACKED_PACKS: int | None = 2
