@@ -84,7 +84,7 @@ def loads(rows: list[dict[str, Any]], folders: dict[str, Path], base: Base, coun
     weave = Weave.of(base, unpacked_packs=None)
     weave.packed_model.watch()
     for folder in folders.values():
-        name = weave.add_pack(folder)
+        name = weave.shelf.add(folder)
         decoded = [one_load(weave, name, keep=False) for _ in range(count)]
         first = one_load(weave, name, keep=True)
         before = resident_memory()
@@ -101,14 +101,14 @@ def loads(rows: list[dict[str, Any]], folders: dict[str, Path], base: Base, coun
 def one_load(weave: Weave, name: str, *, keep: bool) -> dict[str, float]:
     """Load and unload a pack: milliseconds by part, and the share of its bytes that the process gives back."""
     began, processor = time.perf_counter(), time.process_time()
-    read = weave.read_for_load(name, keep=keep)
+    read = weave.shelf.read(name, keep=keep)
     done, asked = time.perf_counter(), None
-    if weave.must_prove(read):
-        asked = weave.base_says(read)
+    if weave.proofs.must_prove(read):
+        asked = weave.proofs.base_says(read)
     middle = time.perf_counter()
     weave.put(read, asked)
     end, spent = time.perf_counter(), time.process_time() - processor
-    size = weave.pack_bytes(name)
+    size = weave.packed_model.held_bytes(name)
     del read
     before = resident_memory()
     weave.unload(name)

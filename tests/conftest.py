@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -14,6 +15,12 @@ from helpers.audited import AuditModels, save_audit_models
 from helpers.micro import save_micro
 
 torch.set_num_threads(1)  # micro models: threads cost more than they give, and two workers share two cores
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass by the modules that are imported now: an engine that closes runs it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

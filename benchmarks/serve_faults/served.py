@@ -68,7 +68,7 @@ def make_served(folder: Path, prompts: int) -> Served:
     answers, largest = {}, 0
     for name, pack in {BASE: None, **packs, **guests}.items():
         weave = Weave.of(_base(folder / "base"), {} if pack is None else {"it": pack})
-        largest = max(largest, 0 if pack is None else weave.pack_bytes("it"))
+        largest = max(largest, 0 if pack is None else weave.packed_model.pack_bytes("it"))
         for prompt in asked:  # one at a time: nothing is shared
             (reply,) = weave.generate([prompt], [None if pack is None else "it"], Sampling(TOKENS, temperature=0))
             answers[name, prompt] = reply.text

@@ -235,7 +235,7 @@ def test_no_request_of_two_hundred_is_lost(weave: Weave) -> None:
 def test_the_router_chooses_in_the_worker(base: Base, weave: Weave) -> None:
     sums, talk = [f"add {n} and {n + 3}" for n in range(24)], [f"my dear {chr(97 + n)}, how are you" for n in range(24)]
     router = fit_router(base, {"a": sums, "b": talk}, [f"{n}%$#@! {n * 17}" for n in range(24)])
-    routed = Weave(None, weave.card, base, router, None, weave._read_pack)
+    routed = Weave(None, weave.card, base, router, None, {"a": weave.shelf._skillpack("a")})
     routed.load("a")
     asked = [sums[3], talk[5], sums[8], "7%$#@! 119"]
 
@@ -449,9 +449,8 @@ def test_an_idle_engine_closes_and_an_error_of_the_caller_passes(weave: Weave) -
 # -- mistakes and failures -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("prompt", "pack", "sampling", "message"),
-    [
+def test_mistakes_are_said_at_once(weave: Weave) -> None:
+    mistakes: list[tuple[Any, str | None, Sampling, str]] = [
         ("x", "c", Sampling(), r"no pack 'c'"),
         ("x" * 300, None, Sampling(), r"303 tokens; the model's context is 256"),
         ([], None, Sampling(), "empty conversation"),
@@ -460,13 +459,13 @@ def test_an_idle_engine_closes_and_an_error_of_the_caller_passes(weave: Weave) -
         ("x", None, Sampling(max_new_tokens=0), "max_new_tokens is 0: expected at least 1"),
         ("x", None, Sampling(temperature=float("nan")), "temperature is nan: expected 0 or more"),
         ("x", None, Sampling(temperature=1.0, top_p=1.5), r"top_p is 1\.5: expected a number from 0 to 1"),
-    ],
-)
-def test_a_mistake_is_said_at_once(weave: Weave, prompt: Any, pack: str | None, sampling: Sampling, message: str):
+    ]
+
     async def work(engine: AsyncEngine) -> None:
-        with pytest.raises(UserError, match=message):
-            engine.submit(prompt, pack, sampling)
-        assert engine.counters().submitted == 0
+        for prompt, pack, sampling, message in mistakes:
+            with pytest.raises(UserError, match=message):
+                engine.submit(prompt, pack, sampling)
+            assert engine.counters().submitted == 0
 
     opened(weave, work)
 

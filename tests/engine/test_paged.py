@@ -24,8 +24,9 @@ from skillweave.base import Sampling, open_base
 from skillweave.base.precision import multiply_in_float32
 from skillweave.delta import Delta
 from skillweave.engine import AsyncEngine
-from skillweave.engine.paged import PagedRow, Readers
+from skillweave.engine.paged import PagedRow
 from skillweave.engine.paged_attention import _decoded, _packed
+from skillweave.engine.prefix_cache import Readers
 from skillweave.engine.sampler import RowSampler
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
@@ -132,10 +133,10 @@ def test_fifty_mixed_requests_that_join_and_leave_get_what_they_get_alone(weave:
             other.cancel()
         return texts
 
+    wanted = [weave.generate([prompt], pack, Sampling(room))[0].text for prompt, pack, room in asked]
     # A small budget of tokens splits prompts over steps, and a small cache takes requests back.
     for options in ({}, {"step_tokens": 40, "max_requests": 8}, {"cache_tokens": 700}):
-        found = run(weave, work, **options)
-        assert found == [weave.generate([prompt], pack, Sampling(room))[0].text for prompt, pack, room in asked]
+        assert run(weave, work, **options) == wanted
 
 
 # -- attention -------------------------------------------------------------------------------------------------------

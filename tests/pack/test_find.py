@@ -22,10 +22,10 @@ def test_a_pack_of_the_hub_is_downloaded_alone_and_loads(micro_base: Path, tmp_p
     weave = Weave.of(base, unpacked_packs=None)
     with fake_hub("owner/name", tmp_path / "repository") as (address, asked):
         turn_hub_to(address, tmp_path / "cache", monkeypatch)
-        assert weave.add_pack("owner/name") == "skill"
+        assert weave.shelf.add("owner/name") == "skill"
     assert set(asked) == {"skillpack.json", "skillpack.safetensors"}
     for _ in range(2):  # the hub is gone; the second load reads the copy
-        weave.put(weave.read_for_load("skill", keep=True))
+        weave.put(weave.shelf.read("skill", keep=True))
         weave.unload("skill")
     card = pack_folder("owner/name") / "skillpack.json"
     assert card.is_symlink()

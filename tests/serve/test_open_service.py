@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from skillweave.errors import UserError
 from skillweave.serve.app import create_app
 from skillweave.serve.local_service import LocalService
 from skillweave.serve.open_service import open_service
+from skillweave.serve.residency import PackMemory
 from skillweave.serve.settings import ServeConfig
 from skillweave.weave import Weave
+from skillweave.weave.compiled import compiled
 
 NAMES = ("one", "two", "three")
 KEY = "sw-0123456789abcdef"
@@ -73,7 +76,7 @@ def test_every_pack_answers_as_in_the_weave(weave: Path) -> None:
 
 def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
     whole = Weave.from_pretrained(weave, unpacked_packs=None)
-    largest = max(whole.pack_bytes(name) for name in NAMES)
+    largest = max(whole.packed_model.pack_bytes(name) for name in NAMES)
     settings = ServeConfig(pack_memory=int(2.3 * largest), pin=("one",), allow_pack_management=True)
     with client_of(open_service(str(weave), settings), settings) as client:
 
@@ -87,12 +90,34 @@ def test_packs_share_a_budget_and_come_and_go(weave: Path) -> None:
         assert (now["one"]["pinned"], now["one"]["level"], now["one"]["evictions"]) == (True, "memory", 0)
         assert now["two"]["loads"] == 2
         assert now["three"]["level"] == "disk"
+        # Both were used by the last steps.
+        assert [now[name]["bytes"] for name in ("one", "two")] == [
+            whole.packed_model.pack_bytes(name) for name in ("one", "two")
+        ]
         assert client.post("/v1/packs", json={"folder": str(weave.parent / "four")}).json()["name"] == "four"
         assert ask(client, "four").status_code == 200
         assert client.delete("/v1/packs/four").status_code == 200
         assert ask(client, "four").status_code == 404
         assert client.delete("/v1/packs/two").status_code == 409  # it is a part of the weave
         assert "skillweave_pack_evictions_total" in client.get("/metrics").text
+
+
+def test_the_budget_has_room_for_what_steps_of_the_engine_keep(weave: Path) -> None:
+    """Where the compiled functions run, that is more than the pack takes when it is loaded."""
+    read = Weave.from_pretrained(weave, packs=(), unpacked_packs=None).shelf.read("one").ready
+    assert (read.most_nbytes > read.nbytes) == (compiled() is not None)
+
+    async def between_steps(function: Any) -> Any:
+        return function()
+
+    async def used_bytes(budget: int) -> int:
+        packs = PackMemory(Weave.from_pretrained(weave, packs=(), unpacked_packs=None), between_steps, budget)
+        async with packs.use("one"):
+            return packs.used_bytes
+
+    assert asyncio.run(used_bytes(read.most_nbytes)) == read.most_nbytes
+    with pytest.raises(UserError, match="give a larger budget"):
+        asyncio.run(used_bytes(read.most_nbytes - 1))
 
 
 @pytest.mark.parametrize(

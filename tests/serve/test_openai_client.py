@@ -103,7 +103,7 @@ def running(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     replies = weave.generate(["3 1 2"] * 3, names, Sampling(8, temperature=0))
     texts = {name or "base": reply.text for name, reply in zip(names, replies, strict=True)}
     assert len(set(texts.values())) == 3
-    room = int(1.5 * max(weave.pack_bytes(name) for name in NAMES))
+    room = int(1.5 * max(weave.packed_model.pack_bytes(name) for name in NAMES))
     with _served(str(folder / "weave"), folder, room, "fork", 30) as url:
         yield Running(url, texts)
 

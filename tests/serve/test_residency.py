@@ -24,13 +24,15 @@ class CountingWeave:
         self.reads: list[str] = []
         self.jobs: list[str] = []
         self.proven: dict[str, str | None] = {}
-        self.packed_model = SimpleNamespace(watch=lambda: None)
+        self.packed_model = SimpleNamespace(watch=lambda: None, held_bytes=self.sizes.get)
+        self.proofs = SimpleNamespace(must_prove=self.must_prove, base_says=self.base_says, outcomes=self.proven)
+        self.shelf = SimpleNamespace(read=self.read, add=self.add, check_added=self.check_added, forget=self.forget)
 
     @property
     def packs(self) -> list[str]:
         return list(self.sizes)
 
-    def read_for_load(self, name: str, *, keep: bool) -> Any:
+    def read(self, name: str, *, keep: bool) -> Any:
         self.reads.append(name)
         if name in self.bad:
             raise UserError(f"{name} is damaged")
@@ -50,16 +52,10 @@ class CountingWeave:
         self.proven[read.name] = "proven"
         self.loaded.append(read.name)
 
-    def proof(self, name: str) -> str | None:
-        return self.proven[name]
-
     def unload(self, name: str) -> None:
         self.loaded.remove(name)
 
-    def pack_bytes(self, name: str) -> int:
-        return self.sizes[name]
-
-    def add_pack(self, folder: str | Path) -> str:
+    def add(self, folder: str | Path) -> str:
         name = Path(folder).name
         self.sizes[name] = 10
         self.added.add(name)
@@ -69,7 +65,7 @@ class CountingWeave:
         if name not in self.added:
             raise UserError(f"{name} belongs to the weave")
 
-    def forget_pack(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         assert name not in self.loaded
         del self.sizes[name]
         self.added.remove(name)

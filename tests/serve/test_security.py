@@ -10,6 +10,7 @@ import pytest
 
 from helpers.asgi import Response, call, echo
 from skillweave.errors import UserError
+from skillweave.serve import refusal
 from skillweave.serve.security import BodyGuard, HostGuard, KeyGuard, address_of
 
 KEY = "sw-0123456789abcdef"
@@ -131,6 +132,13 @@ def test_the_largest_body_passes_and_one_byte_more_does_not() -> None:
     assert asked(GUARD, headers=[JSON], chunks=[largest + b" "]).status == 413
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a refused body is waited for a moment, not two seconds."""
+    monkeypatch.setattr(refusal, "_LINGER_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_large_body_is_refused_by_its_length_before_it_is_read() -> None:
     response = asked(GUARD, headers=[JSON, ("Content-Length", "1001")], chunks=[])
     assert (response.status, response.error["code"]) == (413, "body_too_large")
@@ -146,6 +154,7 @@ def test_a_length_that_is_no_number_is_refused(length: str) -> None:
     assert asked(GUARD, headers=[JSON, ("Content-Length", length)]).status == 400
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_slow_body_is_given_up() -> None:
     response = asked(GUARD, headers=[JSON], chunks=[b"1"] * 100, pause=0.05)
     assert (response.status, response.error["code"]) == (408, "body_timeout")

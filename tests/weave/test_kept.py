@@ -62,12 +62,12 @@ def test_a_pack_comes_back_equal_without_being_decoded(base, tmp_path, unpacked,
     weave = woven(base, tmp_path / "weave", unpacked)
     wanted, sizes = {}, {}
     for name in ("one", "two"):
-        weave.put(weave.read_for_load(name, keep=True))
+        weave.put(weave.shelf.read(name, keep=True))
         wanted[name], sizes[name] = answer(weave, name), weave.packed_model.needed_bytes()
         weave.unload(name)
     monkeypatch.setattr(Skillpack, "from_pretrained", None)
     for name in ("two", "one", "two"):
-        read = weave.read_for_load(name)
+        read = weave.shelf.read(name)
         assert all(not tensor.is_meta for tensor in tensors_of(read))
         weave.put(read)
         assert torch.equal(answer(weave, name), wanted[name])
@@ -83,21 +83,21 @@ def tensors_of(read) -> list[torch.Tensor]:
 
 def test_a_damaged_copy_is_not_used_and_said(base, tmp_path, said) -> None:
     weave = woven(base, tmp_path / "weave")
-    weave.put(weave.read_for_load("one", keep=True))
+    weave.put(weave.shelf.read("one", keep=True))
     wanted = answer(weave, "one")
     weave.unload("one")
-    copy = weave._kept._copies["one"]
-    file = weave._kept._file.fileno()
+    copy = weave.shelf._kept._copies["one"]
+    file = weave.shelf._kept._file.fileno()
     byte = os.pread(file, 1, copy.at + 100)
     os.pwrite(file, bytes([byte[0] ^ 1]), copy.at + 100)
     weave.load("one")
     assert "was damaged" in said[0]
     assert torch.equal(answer(weave, "one"), wanted)
     weave.unload("one")
-    weave.read_for_load("one", keep=True)
+    weave.shelf.read("one", keep=True)
     os.ftruncate(file, 10)
     assert all(
-        torch.isfinite(tensor).all() for tensor in tensors_of(weave.read_for_load("one")) if tensor.is_floating_point()
+        torch.isfinite(tensor).all() for tensor in tensors_of(weave.shelf.read("one")) if tensor.is_floating_point()
     )
     assert len(said) == 2
 
@@ -105,16 +105,16 @@ def test_a_damaged_copy_is_not_used_and_said(base, tmp_path, said) -> None:
 @pytest.mark.parametrize("part", ["skillpack.json", "skillpack.safetensors"])
 def test_a_pack_whose_files_changed_is_refused_as_ever(base, tmp_path, part) -> None:
     weave = woven(base, tmp_path / "weave")
-    weave.read_for_load("one", keep=True)
+    weave.shelf.read("one", keep=True)
     file = tmp_path / "weave" / "packs" / "one" / part
     data = bytearray(file.read_bytes())
     data[-3] ^= 1
     file.write_bytes(data)
     with pytest.raises(UserError, match="is damaged: its SHA-256"):
-        weave.read_for_load("one")
+        weave.shelf.read("one")
     data[-3] ^= 1
     file.write_bytes(data)
-    weave.put(weave.read_for_load("one"))
+    weave.put(weave.shelf.read("one"))
     assert weave.loaded == ["one"]
 
 
@@ -122,7 +122,7 @@ def test_a_disk_that_takes_no_copy_is_said_and_the_pack_loads(base, tmp_path, sa
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "file"))
     weave = woven(base, tmp_path / "weave")
-    weave.put(weave.read_for_load("one", keep=True))
+    weave.put(weave.shelf.read("one", keep=True))
     assert "no copies of packs can be kept" in said[0]
     weave.unload("one")
     weave.load("one")
@@ -130,7 +130,7 @@ def test_a_disk_that_takes_no_copy_is_said_and_the_pack_loads(base, tmp_path, sa
 
 def test_packs_of_other_kinds_and_packs_in_memory_have_no_copy(base, tmp_path) -> None:
     weave = woven(base, tmp_path / "weave")
-    read = weave.read_for_load("one")
+    read = weave.shelf.read("one")
     copies = KeptPacks()
     for other in (
         replace(read, own_tokenizer=True),
@@ -147,7 +147,7 @@ def test_packs_of_other_kinds_and_packs_in_memory_have_no_copy(base, tmp_path) -
 def test_the_room_of_a_forgotten_pack_is_used_again_and_the_file_has_no_name(base, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
     weave = woven(base, tmp_path / "weave")
-    reads = {name: weave.read_for_load(name) for name in ("one", "two")}
+    reads = {name: weave.shelf.read(name) for name in ("one", "two")}
     copies = KeptPacks()
     for _ in range(3):
         for read in reads.values():

@@ -64,7 +64,7 @@ def by_two_passes(base: Base, pack: Skillpack | None, prompt: str, suffix: int) 
 
 
 def expected(weave: Weave, names: Sequence[str | None], suffix: int) -> list[str]:
-    packs = {name: weave._read_pack(name) for name in weave.packs}
+    packs = {name: weave.shelf._skillpack(name) for name in weave.packs}
     return [
         by_two_passes(weave.base, None if name is None else packs[name], prompt, suffix if name in BY_BACKBONE else 0)
         for prompt in PROMPTS
@@ -87,7 +87,9 @@ def test_mixed_batches_answer_as_two_passes_do(micro_base: Path, template: str |
         for prompt, name in zip(asked, NAMES * len(PROMPTS), strict=True)
     ]
     assert alone == wanted
-    by_packs = [by_two_passes(weave.base, weave._read_pack(name), prompt, 0) for prompt in PROMPTS for name in "ab"]
+    by_packs = [
+        by_two_passes(weave.base, weave.shelf._skillpack(name), prompt, 0) for prompt in PROMPTS for name in "ab"
+    ]
     assert by_packs != expected(weave, BY_BACKBONE, suffix)  # it makes a difference
 
 
@@ -162,7 +164,7 @@ def test_a_mark_on_a_pack_that_needs_steps_of_its_own_is_refused(micro_base: Pat
     pack.card.prefill = "backbone"
     weave = Weave.of(base)
     weave.card.packs.append("skill")
-    weave._read_pack = lambda _: pack
+    weave.shelf._skillpack = lambda _: pack
     with (
         mock.patch.object(PackedModel, "why_own_steps", return_value="it is so"),
         pytest.raises(UserError, match=r"impossible here, because it is so: zip the skill again without prefill"),

@@ -124,13 +124,16 @@ def test_zip_puts_a_probe_on_the_card_within_the_budget_and_it_survives_the_file
     assert (read.card.probe, read.card.schema_version) == (pack.card.probe, 4)
     assert len(read.card.probe.model_dump_json()) <= len(longest_probe(103).model_dump_json())
     weave = Weave.of(base)
-    assert weave.add_pack(folder) == "skill"
+    assert weave.shelf.add(folder) == "skill"
     weave.load("skill")
     with pytest.raises(UserError, match="has a pack 'skill' already"):
-        weave.add_pack(folder)
+        weave.shelf.add(folder)
     weave.unload("skill")
     weave.load("skill")  # proven already: only its hashes are checked
-    weave.forget_pack("skill")
+    with pytest.raises(UserError, match="unload it before"):
+        weave.shelf.forget("skill")
+    weave.unload("skill")
+    weave.shelf.forget("skill")
     assert (weave.packs, weave.loaded) == ([], [])
 
 
@@ -140,9 +143,11 @@ def test_packs_that_stay_unpacked_answer_alike_and_are_counted_once(base) -> Non
     prompts, names = ["1+1=", "hello", "abc"], ["skill", "other", None]
     assert one.generate(prompts, names, GREEDY) == two.generate(prompts, names, GREEDY)
     assert two.needed_bytes == two.base_bytes + two.resident_bytes
-    assert two.resident_bytes == sum(two.pack_bytes(name) for name in packs)
+    held = {name: two.packed_model.held_bytes(name) for name in packs}
+    assert two.resident_bytes == sum(held.values())
     two.unload("skill")
-    assert two.resident_bytes == two.pack_bytes("other")
+    assert two.resident_bytes == held["other"]
+    assert two.packed_model.held_bytes("skill") == 0
 
 
 def probe_of(pack, base) -> PackProbe:
@@ -177,17 +182,17 @@ def rss():
     return int(open('/proc/self/statm').read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 def load():
-    weave.put(weave.read_for_load('skill', keep={keep}))
+    weave.put(weave.shelf.read('skill', keep={keep}))
 
 base = open_base({str(micro_base)!r})
 weave = Weave.of(base, unpacked_packs=None)
 pack = random_pack(base.model, base.fingerprint, rank=1500, bits=8)
-weave.add_pack(pack.save_pretrained({str(tmp_path / "skill")!r}))
+weave.shelf.add(pack.save_pretrained({str(tmp_path / "skill")!r}))
 del pack
 for _ in range(5):
     load(); weave.unload('skill')
 load()
-size, before = weave.pack_bytes('skill'), rss()
+size, before = weave.packed_model.held_bytes('skill'), rss()
 weave.unload('skill')
 freed = before - rss()
 before = rss()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from helpers.weave_packs import random_pack
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
 from skillweave.pack import LowRank, entropy
-from skillweave.weave import PackedModel
+from skillweave.weave import PackedModel, compiled, compiled_group, packed_model
 from skillweave.weave.coded_factors import CodedFactors, Target
 
 CPU = torch.device("cpu")
@@ -92,9 +94,66 @@ def test_a_batch_that_fails_leaves_no_more_unpacked_than_others(plain, packs):
     assert packed.unpacked == ["c"]
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_coded_factors_are_laid_out_as_they_were(monkeypatch, compiled):
-    if not compiled:
+@pytest.fixture
+def buffers(monkeypatch):
+    """The memory of the codes that the compiled functions read, as long as anything holds it."""
+    if compiled.compiled() is None:
+        pytest.skip("the functions need a C++ compiler and AVX512 VNNI, and one is missing")
+    made: list[weakref.ref] = []
+
+    def mapped(size: int) -> torch.Tensor:
+        buffer = mmap.mmap(-1, size)
+        made.append(weakref.ref(buffer))
+        return torch.frombuffer(buffer, dtype=torch.uint8)
+
+    monkeypatch.setattr(compiled_group, "mapped", mapped)
+    return lambda: [buffer for ref in made if (buffer := ref()) is not None]
+
+
+@torch.no_grad()
+def step(packed: PackedModel, names) -> torch.Tensor:
+    ids = torch.randint(5, 100, (1, len(names)), generator=torch.Generator().manual_seed(1))
+    with packed.tokens(names, names):
+        return packed.model(ids).logits
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_codes_stay_while_steps_use_them_and_what_they_take_is_counted(monkeypatch, plain, packs, buffers, limit):
+    monkeypatch.setattr(packed_model, "KEPT_STEPS", 3)
+    packed = loaded(plain, packs, limit)
+    ready = {name: packed.prepare(name, pack) for name, pack in packs.items()}
+
+    def kept(*names: str) -> bool:
+        """Whether the codes of these packs are in memory, and no others, and whether they are counted to the byte."""
+        held = sum(map(len, buffers()))
+        others = sum(ready[name].nbytes for name in packed.packs)
+        others += sum(ready[name].unpacked_nbytes for name in packed.unpacked)
+        return held == sum(ready[name].widened_nbytes for name in names) == packed.resident_bytes - others
+
+    assert kept()
+    mixed = step(packed, ["a", None, "b", "a", "b"])
+    assert kept("a", "b")
+    assert packed.pack_bytes("a") == packed.held_bytes("a")
+    first = {id(buffer) for buffer in buffers()}
+    for _ in range(5):
+        step(packed, ["b", "b", "a"])
+    assert {id(buffer) for buffer in buffers()} == first  # no step makes them anew
+
+    step(packed, ["b", "b"])
+    step(packed, [None, "b"])
+    assert kept("a", "b")
+    step(packed, [None, None])
+    assert kept("b")
+    assert torch.equal(step(packed, ["a", None, "b", "a", "b"]), mixed)
+    packed.remove("b")
+    assert kept("a")
+    step(packed, ["c", "d"])
+    assert kept(*(["c", "d"] if limit else ["a", "c", "d"]))
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_coded_factors_are_laid_out_as_they_were(monkeypatch, fast):
+    if not fast:
         monkeypatch.setattr(entropy, "_compiled", lambda: None)
     own = {
         "wide": random_factors(1, 9, 12, 6, largest=127),

@@ -108,7 +108,7 @@ def test_a_budget_is_kept_and_its_figures_are_told(folder, base):
     free = opened(folder, base)
     needed = free.needed_bytes
     assert opened(folder, base, budget=needed).loaded == ["sums", "b"]
-    with pytest.raises(UserError, match=r"'b' takes .* MB; .* of the budget of .* Unload one of: sums"):
+    with pytest.raises(UserError, match=r"'b' takes .* kB; .* of the budget of .* Unload one of: sums"):
         opened(folder, base, budget=needed - 1)
     with pytest.raises(UserError, match="base alone"):
         opened(folder, base, budget=1000)

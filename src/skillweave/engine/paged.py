@@ -1,4 +1,6 @@
-"""Continuous batching of transformers, taught about packs. All that we use below its public surface is in this file.
+"""Continuous batching of transformers, taught about packs.
+
+All that we use below its public surface is in this file, in ``prefix_cache`` and in ``paged_attention``.
 
 :class:`PackedManager` is a ``ContinuousBatchingManager``: its scheduler and its paged cache are the library's. Four
 things are added.
@@ -6,7 +8,7 @@ things are added.
 - **Packs.** Before each step, the packed model is told which token belongs to which pack.
 - **Prefixes.** The library shares cached blocks between requests whose tokens are equal. Keys and values also depend on
   the pack that read the tokens. Here a token that one pack reads counts as another token than the same one read by
-  another pack (:class:`Readers`), so blocks are shared between requests of one pack, and never between packs.
+  another pack (:mod:`~skillweave.engine.prefix_cache`), so blocks are shared between requests of one pack alone.
 - **Rows.** The library chooses tokens with one random generator for all requests. :class:`RowSteps` chooses each row's
   token by its own sampling, seed, vocabulary and grammar, and notes log-probabilities.
 - **Attention.** ``sdpa`` of the library multiplies the queries of all requests with the keys of all requests, and masks
@@ -31,15 +33,14 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.continuous_api import ContinuousBatchingManager
-from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState, RequestStatus
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
 from skillweave.base.generate import no_probabilities
 from skillweave.engine.interface import AnswerToken, TokenMatcher
 from skillweave.engine.paged_attention import ATTENTION
+from skillweave.engine.prefix_cache import PackAwareCache, Readers
 from skillweave.engine.sampler import RowSampler
 from skillweave.weave.packed_model import PackedModel
-
-_INT32 = 2**32
 
 
 @dataclass(eq=False)
@@ -67,62 +68,6 @@ class StepTally:
 
     steps: int = 0
     tokens: int = 0
-
-
-class Readers:
-    """Numbers that tell packs apart in the cache of prefixes.
-
-    The library hashes token ids as int32. A token id plus a number of its reader, times the size of the vocabulary, is
-    an id that no other pair has. A pack that is loaded again is another reader, because its bytes may have changed.
-    """
-
-    def __init__(self, vocabulary: int) -> None:
-        self._size = 1 << max(1, vocabulary - 1).bit_length()
-        self._most = _INT32 // self._size
-        self._numbers: dict[str | None, int] = {None: 0}
-        self._next = 1
-
-    def forget(self, pack: str) -> None:
-        """Give a pack another number, if it is used again."""
-        self._numbers.pop(pack, None)
-
-    def ids(self, tokens: Sequence[int], row: PagedRow | None) -> list[int] | None:
-        """The tokens of a request as ids of token and reader, or None if there is no number left for its pack."""
-        if row is None:
-            return None
-        number = self._numbers.get(row.pack)
-        if number is None:
-            if self._next == self._most:
-                return None
-            number = self._numbers[row.pack] = self._next
-            self._next += 1
-        by_base = list(tokens[: row.base_tokens])
-        return by_base + [self._signed(number * self._size + token) for token in tokens[row.base_tokens :]]
-
-    def _signed(self, value: int) -> int:
-        return value - _INT32 if value >= _INT32 // 2 else value
-
-
-class PackAwareCache(PagedAttentionCache):
-    """The library's cache, whose prefixes are shared only between requests that read them with the same pack.
-
-    It is made from a cache of the library by changing its class, because the library's manager makes the cache.
-    """
-
-    rows: dict[str, PagedRow]
-    readers: Readers
-
-    def search_prefix_match(self, request_id: str, prompt_ids: list[int]) -> int:
-        ids = self.readers.ids(prompt_ids, self.rows.get(request_id))
-        return 0 if ids is None else super().search_prefix_match(request_id, ids)
-
-    def mark_complete_blocks(self, state: RequestState, complete_blocks: dict[str, int]) -> None:
-        if not self.allow_block_sharing or not complete_blocks or state.status == RequestStatus.FINISHED:
-            return
-        ids = self.readers.ids(state.initial_tokens + state.generated_tokens, self.rows.get(state.request_id))
-        if ids is not None:
-            for name, count in complete_blocks.items():
-                self.cache_allocators[name].mark_complete_blocks(state.request_id, ids, count)
 
 
 class RowSteps(ContinuousBatchingLogitsProcessor):

@@ -15,6 +15,7 @@ from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI
 
 from skillweave.errors import UserError, nearest
 from skillweave.progress import bar
+from skillweave.serve.chat import explained
 
 _WORDS = (
     "river stone paper green seven window carry listen market yellow simple garden number morning circle travel "
@@ -114,15 +115,8 @@ async def server_models(client: AsyncOpenAI) -> list[str]:
     """Return the names of a server's models. Raises :class:`UserError` if no server answers."""
     try:
         return [model.id for model in (await client.models.list()).data]
-    except APIStatusError as error:
-        raise UserError(
-            f"{client.base_url} does not list its models: status {error.status_code}. Is the address right (it usually "
-            "ends with /v1), and the key?"
-        ) from error
-    except APIConnectionError as error:
-        raise UserError(
-            f"no server answers at {client.base_url}: start it, wait until it shows its address, or correct the address"
-        ) from error
+    except APIError as error:
+        raise UserError(explained(error, str(client.base_url))) from error
 
 
 def checked_mix(mix: Mapping[str, float], models: Sequence[str]) -> dict[str, float]:

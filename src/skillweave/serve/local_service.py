@@ -138,18 +138,10 @@ class AnswerObserver:
         self._metrics.further_tokens(resolved.pack or BASE, count, seconds)
 
     def finished(self, figures: AnswerFigures, reason: str) -> None:
-        """Note the end of an answer."""
-        self._end(figures, reason)
-
-    def failed(self, figures: AnswerFigures, error: BaseException) -> None:
-        """Note that an answer broke off: it was given up by its client or the server, or there was a fault."""
-        given_up = isinstance(error, RequestCancelled) or not isinstance(error, Exception)
-        self._end(figures, "cancelled" if given_up else "failed")
-
-    def _end(self, figures: AnswerFigures, outcome: str) -> None:
+        """Note the end of an answer, for one of the reasons in :data:`~skillweave.serve.metrics.OUTCOMES`."""
         self._metrics.ended(
             figures.resolved.pack or BASE,
-            outcome,
+            reason,
             figures.seconds,
             figures.prompt_tokens,
             figures.completion_tokens,
@@ -157,6 +149,11 @@ class AnswerObserver:
         record = current_record()
         record.prompt_tokens += figures.prompt_tokens
         record.completion_tokens += figures.completion_tokens
-        record.ended = outcome
+        record.ended = reason
         if record.first_token_seconds is None:
             record.first_token_seconds = figures.first_token
+
+    def failed(self, figures: AnswerFigures, error: BaseException) -> None:
+        """Note that an answer broke off: it was given up by its client or the server, or there was a fault."""
+        given_up = isinstance(error, RequestCancelled) or not isinstance(error, Exception)
+        self.finished(figures, "cancelled" if given_up else "failed")

@@ -35,7 +35,7 @@ class BetweenSteps(Protocol):
 class PackStatus:
     """Where a pack is, and what was done with it since the server started.
 
-    - ``bytes``: in memory; None if it was never loaded
+    - ``bytes``: what it takes in memory now; on the disk, the most that it takes there, or None if it was never loaded
     - ``in_use``: requests that use it now
     - ``hits``: uses that found it in memory; ``loads``: how often it was loaded; ``load_seconds``: the last time
     - ``evictions``: how often it made room for others
@@ -62,6 +62,7 @@ class _Pack:
     name: str
     resident: bool = False
     bytes: int | None = None
+    """the most that it takes in memory, known when it was loaded"""
     pinned: bool = False
     in_use: int = 0
     used_at: int = 0
@@ -93,7 +94,8 @@ class PackMemory:
     """Holds packs of a weave in memory while they are used, and longer if they fit.
 
     - ``between_steps``: how weave and model are changed while the engine runs
-    - ``budget``: most bytes of the packs in memory, without the base; None: all packs fit
+    - ``budget``: most bytes of the packs in memory, without the base; None: all packs fit. Each pack counts with the
+      bytes that it takes while steps of the engine use it (:meth:`PackedModel.pack_bytes`)
 
     A pack in use and a pinned pack never leave. Loads that find no room wait in their order.
     """
@@ -104,7 +106,8 @@ class PackMemory:
         self._packs = {name: _Pack(name) for name in weave.packs}
         for name in weave.loaded:
             pack = self._packs[name]
-            pack.resident, pack.bytes, pack.proof = True, weave.pack_bytes(name), weave.proof(name)
+            pack.resident, pack.bytes = True, weave.packed_model.pack_bytes(name)
+            pack.proof = weave.proofs.outcomes[name]
         self._reserved = sum(pack.bytes or 0 for pack in self._packs.values())
         self._queue: deque[_Room] = deque()
         self._clock = 0
@@ -118,7 +121,7 @@ class PackMemory:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the packs that are in memory, come into it or are leaving it now. Never above the budget."""
+        """The most bytes of the packs that are in memory, come into it or are leaving it. Never above the budget."""
         return self._reserved
 
     # -- use -----------------------------------------------------------------------------------------------------
@@ -208,8 +211,10 @@ class PackMemory:
                     await self._reserve(pack, read.nbytes)
                     reserved = read.nbytes
             base = None
-            if self._weave.must_prove(read):  # the two short passes of a proof have steps of the engine between them
-                base = await self._between_steps(lambda: self._weave.base_says(read))
+            if self._weave.proofs.must_prove(
+                read
+            ):  # the two short passes of a proof have steps of the engine between them
+                base = await self._between_steps(lambda: self._weave.proofs.base_says(read))
             pack.changing = True
             await self._between_steps(lambda: self._weave.put(read, base))
         except BaseException as error:
@@ -219,7 +224,7 @@ class PackMemory:
             raise
         else:
             pack.resident, pack.bytes, pack.error = True, reserved, None
-            pack.proof = self._weave.proof(pack.name)
+            pack.proof = self._weave.proofs.outcomes[pack.name]
             pack.loads += 1
             pack.load_seconds = time.perf_counter() - began
             self._touch(pack)
@@ -229,7 +234,7 @@ class PackMemory:
 
     async def _read(self, pack: _Pack) -> ReadPack:
         """Read a pack in a thread. If packs may leave, a copy is kept that is read faster when they come back."""
-        return await asyncio.to_thread(self._weave.read_for_load, pack.name, keep=self.budget is not None)
+        return await asyncio.to_thread(self._weave.shelf.read, pack.name, keep=self.budget is not None)
 
     async def _reserve(self, pack: _Pack, nbytes: int) -> None:
         """Wait until there is room for so many bytes, and take it. Raises :class:`UserError` if there never can be."""
@@ -321,7 +326,7 @@ class PackMemory:
     async def add(self, folder: str | Path) -> str:
         """Make the pack of a folder or hub id known, and return its name. Raises :class:`UserError`."""
         async with self._adding:
-            name = await asyncio.to_thread(self._weave.add_pack, folder)
+            name = await asyncio.to_thread(self._weave.shelf.add, folder)
         self._packs[name] = _Pack(name)
         return name
 
@@ -331,7 +336,7 @@ class PackMemory:
         Raises :class:`UserError` if requests use it or wait for it, if it is pinned, and for a pack of the weave.
         """
         pack = self._known(name)
-        self._weave.check_added(name)
+        self._weave.shelf.check_added(name)
         if pack.pinned or pack.in_use or pack.waiting:
             why = "it is pinned: unpin it" if pack.pinned else "requests use it: try again when they have ended"
             raise UserError(f"the pack '{name}' cannot be removed now, because {why}")
@@ -344,7 +349,7 @@ class PackMemory:
             return  # another call removed it meanwhile
         if pack.resident:
             await asyncio.shield(self._leave(pack))
-        self._weave.forget_pack(name)
+        self._weave.shelf.forget(name)
         del self._packs[name]
 
     def status(self) -> list[PackStatus]:
@@ -353,7 +358,7 @@ class PackMemory:
             PackStatus(
                 name=pack.name,
                 level=_level(pack),
-                bytes=pack.bytes,
+                bytes=self._weave.packed_model.held_bytes(pack.name) if pack.resident else pack.bytes,
                 pinned=pack.pinned,
                 in_use=pack.in_use,
                 hits=pack.hits,

@@ -99,20 +99,6 @@ class Observer(Protocol):
         """An answer broke off: :class:`RequestCancelled` if its client left or the server stops, else a fault."""
 
 
-class NullObserver:
-    """An observer that does nothing."""
-
-    def started(self, model: str, resolved: Resolved) -> None: ...
-
-    def first_token(self, resolved: Resolved, seconds: float) -> None: ...
-
-    def token(self, resolved: Resolved, count: int, seconds: float) -> None: ...
-
-    def finished(self, figures: AnswerFigures, reason: str) -> None: ...
-
-    def failed(self, figures: AnswerFigures, error: BaseException) -> None: ...
-
-
 class Service(Protocol):
     """What the routes of the API need from the server."""
 

@@ -69,7 +69,7 @@ class Batch:
 class GroupRun:
     """One group of modules during one ``rows`` context: the intermediate result that they share for the same input."""
 
-    def __init__(self, stack: GroupStack, names: RowPacks, widened: dict[str, Widened]) -> None:
+    def __init__(self, stack: GroupStack, names: RowPacks, widened: Mapping[str, Widened]) -> None:
         self._stack = stack
         self._names = names
         self._uniform = len(names.distinct) == 1

@@ -15,6 +15,7 @@ import torch
 
 from skillweave.pack import LowRank
 from skillweave.pack.entropy import decode, encode
+from skillweave.weave.compiled import compiled
 from skillweave.weave.factors import Factors, aligned, mapped, placed_at, scale_bytes
 
 Groups = dict[str, dict[str, Factors]]
@@ -78,6 +79,11 @@ class CodedFactors:
     def widths(self) -> dict[str, int]:
         """The number of inputs of the matrices of each group."""
         return {matrix.group: matrix.placed.inner for matrix in self._matrices}
+
+    @property
+    def widened_nbytes(self) -> int:
+        """The bytes of the codes as the compiled functions read them; 0 if those do not compute the products."""
+        return _widened_nbytes((matrix.placed for matrix in self._matrices for _ in matrix.modules), self._device)
 
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> CodedFactors:
         """A copy whose bytes are those that ``change`` gives."""
@@ -147,6 +153,11 @@ class LaidOutFactors:
         """The number of inputs of the matrices of each group."""
         return {group: factors.inner for group, own in self._groups.items() for factors in own.values()}
 
+    @property
+    def widened_nbytes(self) -> int:
+        """The bytes of the codes as the compiled functions read them; 0 if those do not compute the products."""
+        return _widened_nbytes((own for group in self._groups.values() for own in group.values()), self._flat.device)
+
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LaidOutFactors:
         """A copy whose buffer is the one that ``change`` gives."""
         other = copy.copy(self)
@@ -160,3 +171,9 @@ class LaidOutFactors:
     def laid_out(self) -> Groups:
         """The factors in one buffer on the device."""
         return self._groups
+
+
+def _widened_nbytes(factors: Iterable[Factors], device: torch.device) -> int:
+    if device.type != "cpu" or compiled() is None:
+        return 0
+    return sum(own.widened_nbytes for own in factors)

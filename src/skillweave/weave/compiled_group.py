@@ -6,7 +6,7 @@ Each pack is multiplied with its own rows only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -20,23 +20,27 @@ from skillweave.weave.compiled import (
     SegmentArgument,
     compiled,
 )
-from skillweave.weave.factors import Factors
+from skillweave.weave.factors import Factors, fours, mapped
 from skillweave.weave.stack import GroupStack, RowPacks
 
 
 class Widened:
-    """One pack's factors of a group, with codes of a byte each, in the order in which the compiled functions read."""
+    """One pack's factors of a group, with codes of a byte each, in the order in which the compiled functions read.
 
-    def __init__(self, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None) -> None:
-        self._kept: list[torch.Tensor] = []
+    They are written into ``buffer``, uint8, which has as many bytes as they need.
+    """
+
+    def __init__(self, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None, buffer: torch.Tensor) -> None:
+        self._kept = [buffer]
         """what the arguments point to"""
+        self._end = buffer.data_ptr()
         self.parts: dict[str, PartArgument] = {}
         self.rank = 0
         """of all modules together"""
         for module, own in factors.items():
             self.parts[module] = self._part(own, self.rank)
             self.rank += own.rank
-        self.B = self._keep(_blocks_of_B(list(factors.values())))
+        self.B = self._B(factors.values())
         self.unsmooth = 0 if unsmooth is None else self._keep(unsmooth.float().contiguous())
 
     def _keep(self, tensor: torch.Tensor) -> int:
@@ -44,18 +48,51 @@ class Widened:
         return tensor.data_ptr()
 
     def _part(self, factors: Factors, column: int) -> PartArgument:
-        fours = sum(_fours(codes.rank) for codes in factors.codes)
-        A, at = torch.empty(factors.out * 4 * fours, dtype=torch.uint8), 0
+        A, at, groups = self._end, 0, fours(factors.rank)
+        self._end += factors.widened_A_nbytes
         stored = self._keep(factors.flat)
         for codes in factors.codes:
             place = stored + codes.A_at, codes.bits, factors.out, codes.rank
-            compiled().sw_block(*place, 0, factors.out, at, fours, A.data_ptr())
-            at += _fours(codes.rank)
+            compiled().sw_block(*place, 0, factors.out, at, groups, A)
+            at += fours(codes.rank)
         A_scale = Floats(0, 0)
         if factors.A_dtype is not None:
             A_scale = Floats(stored + factors.A_scale_at, READ[factors.A_dtype])
         # The scale of B is what comes first.
-        return PartArgument(column, factors.rank, stored + factors.at, self._keep(A), A_scale)
+        return PartArgument(column, factors.rank, stored + factors.at, A, A_scale)
+
+    def _B(self, factors: Iterable[Factors]) -> int:
+        """Write the B of all modules below each other, (sum of ranks, in)."""
+        B, begin = self._end, 0
+        for own in factors:
+            for codes in own.codes:
+                place = own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, own.inner
+                compiled().sw_block(*place, begin, self.rank, 0, fours(own.inner), B)
+                begin += codes.rank
+            self._end += own.widened_B_nbytes
+        return B
+
+
+def widened(groups: Mapping[str, Mapping[str, Factors]], unsmooth: Mapping[str, torch.Tensor]) -> dict[str, Widened]:
+    """Return the factors of one pack for the compiled functions, by group, without those on other devices.
+
+    All lie in one buffer, which the system gets back whole when it is freed. ``unsmooth``: 1 / smooth of the groups.
+    """
+    on_cpu = {
+        group: factors
+        for group, factors in groups.items()
+        if all(own.flat.device.type == "cpu" for own in factors.values())
+    }
+    sizes = [_nbytes(factors) for factors in on_cpu.values()]
+    parts = mapped(sum(sizes))[: sum(sizes)].split(sizes)
+    return {
+        group: Widened(factors, unsmooth.get(group), part)
+        for (group, factors), part in zip(on_cpu.items(), parts, strict=True)
+    }
+
+
+def _nbytes(factors: Mapping[str, Factors]) -> int:
+    return sum(own.widened_nbytes for own in factors.values())
 
 
 @dataclass(frozen=True)
@@ -74,11 +111,12 @@ class Hidden:
 class CompiledGroup:
     """The widened factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
 
-    With one name for all rows, the batch may have any number of rows. ``widened`` (by pack) has those that are ready;
-    others are added to it. A step of decoding makes hundreds of calls, so what stays the same is prepared once.
+    With one name for all rows, the batch may have any number of rows. ``ready`` has those that exist already, by pack;
+    the others are made for this batch alone. A step of decoding makes hundreds of calls, so what stays the same is
+    prepared once.
     """
 
-    def __init__(self, stack: GroupStack, names: RowPacks, widened: dict[str, Widened]) -> None:
+    def __init__(self, stack: GroupStack, names: RowPacks, ready: Mapping[str, Widened]) -> None:
         used = stack.used(names)
         self._rows = None if len(names.distinct) == 1 else len(names)
         self._kept: list[torch.Tensor | Widened] = []
@@ -90,9 +128,10 @@ class CompiledGroup:
         self._ranks: list[tuple[int, int | None]] = []
         """for each pack: its rank in the group, and the number of its rows; None: all"""
         for at, pack in enumerate(used):
-            if pack not in widened:
-                widened[pack] = Widened(stack.factors[pack], stack.unsmooth[pack])
-            own, index = widened[pack], names.index(pack)
+            own, index = ready.get(pack), names.index(pack)
+            if own is None:
+                factors = stack.factors[pack]
+                own = Widened(factors, stack.unsmooth[pack], torch.empty(_nbytes(factors), dtype=torch.uint8))
             self._kept += [own] if index is None else [own, index]
             for module, part in own.parts.items():
                 self._parts[module][at] = part
@@ -133,20 +172,3 @@ class CompiledGroup:
             output.data_ptr(), KINDS[output.dtype], *hidden.shape, output.shape[-1], self._segments,
             self._parts[module], self._count, hidden.sums, hidden.top,
         )  # fmt: skip
-
-
-def _blocks_of_B(factors: Sequence[Factors]) -> torch.Tensor:
-    """The B of several modules below each other, in blocks of 16 ranks: uint8 (sum of ranks * in, rounded up to 4)."""
-    ranks, inner = sum(own.rank for own in factors), factors[0].inner
-    B, begin = torch.empty(ranks * 4 * _fours(inner), dtype=torch.uint8), 0
-    for own in factors:
-        for codes in own.codes:
-            place = own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, inner
-            compiled().sw_block(*place, begin, ranks, 0, _fours(inner), B.data_ptr())
-            begin += codes.rank
-    return B
-
-
-def _fours(count: int) -> int:
-    """The number of groups of four codes."""
-    return (count + 3) // 4

@@ -22,7 +22,7 @@ from skillweave.pack.integers import LARGEST
 from skillweave.weave.linear import LARGEST_CODE
 
 _JOINED = 4
-"""The compiled functions read A in blocks of so many ranks, so only whole blocks of them can stand before others."""
+"""The compiled functions read A in groups of so many ranks, so only whole groups of them can stand before others."""
 _ALIGNED = 64
 """The factors of each matrix begin at a multiple of this many bytes."""
 _NOWHERE = torch.empty(0, dtype=torch.uint8)
@@ -119,6 +119,21 @@ class Factors:
         last = self.codes[-1]
         return last.B_at + last.rank * (self.inner if last.bits == 8 else _halved(self.inner)) - self.at
 
+    @property
+    def widened_A_nbytes(self) -> int:
+        """The bytes of A with a byte for each code, in groups of four ranks, as the compiled functions read it."""
+        return self.out * 4 * fours(self.rank)
+
+    @property
+    def widened_B_nbytes(self) -> int:
+        """The bytes of B with a byte for each code, in groups of four inputs, as the compiled functions read it."""
+        return self.rank * 4 * fours(self.inner)
+
+    @property
+    def widened_nbytes(self) -> int:
+        """The bytes of A and B as the compiled functions read them."""
+        return self.widened_A_nbytes + self.widened_B_nbytes
+
     def codes_of_A(self, codes: RankCodes) -> torch.Tensor:
         """The codes of A as they are stored."""
         width = codes.rank if codes.bits == 8 else _halved(codes.rank)
@@ -196,6 +211,11 @@ def scale_bytes(placed: Factors, parts: LowRank, order: torch.Tensor) -> torch.T
     if placed.A_dtype is not None:
         scales.append(parts.A_scale.to(placed.A_dtype))
     return torch.cat([scale.contiguous().view(torch.uint8) for scale in scales])
+
+
+def fours(count: int) -> int:
+    """The number of groups of four codes: the compiled functions multiply four at a time."""
+    return -(-count // _JOINED)
 
 
 def aligned(end: int) -> int:

@@ -52,8 +52,8 @@ class ReadPack:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the pack takes in memory when it is loaded and unpacked."""
-        return self.ready.nbytes + self.ready.unpacked_nbytes
+        """The most bytes that the pack takes in memory when it is loaded."""
+        return self.ready.most_nbytes
 
 
 @dataclass(frozen=True)

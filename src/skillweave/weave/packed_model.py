@@ -5,7 +5,8 @@ The model itself does not change: no module is replaced, no weight is copied, ``
 it the model is the plain base.
 
 The integer factors of a pack stay as compressed as they are in its file until a batch uses them. They are then
-unpacked, and stay so as long as the pack is one of the last that were used.
+unpacked, and stay so as long as the pack is one of the last that were used. Steps of continuous batching are short, so
+the codes that the compiled functions read, a byte each, also stay from one step to the next.
 
 Some changes cannot differ from row to row (experts, state-space weights). A pack with such a change answers in batches
 of its own: during them these tensors of the model hold the tuned values, and afterwards again the base's, bit for bit.
@@ -29,12 +30,16 @@ from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
 from skillweave.weave.coded_factors import Groups
-from skillweave.weave.compiled_group import Widened
-from skillweave.weave.resident import Places, Resident
+from skillweave.weave.compiled_group import Widened, widened
+from skillweave.weave.places import Places
+from skillweave.weave.resident import Resident
 from skillweave.weave.stack import GroupStack, RowPacks
 
 UNPACKED_PACKS: int | None = 2
 """How many of the packs that were used last stay unpacked between batches."""
+KEPT_STEPS = 100
+"""The codes that steps of continuous batching read stay until a pack was not used in so many steps. They are made again
+in a fraction of the time of one step."""
 
 
 class PackedModel:
@@ -55,7 +60,10 @@ class PackedModel:
         self._unpacked: dict[str, Groups] = {}
         """pack -> its factors; the one that was used last stands last"""
         self._widened: dict[str, dict[str, Widened]] = {}
-        """group -> pack -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
+        """pack -> group -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
+        self._steps = 0
+        self._used_in: dict[str, int] = {}
+        """pack with widened factors -> the last step that used it"""
         self._last_step: tuple[object, dict[str, Change]] | None = None
         """the packs of the last step of :meth:`tokens`, and its changes"""
         self._running_now = False
@@ -97,8 +105,15 @@ class PackedModel:
     @property
     def resident_bytes(self) -> int:
         """Bytes of the resident packs now, in addition to the base."""
-        unpacked = sum(self._packs[name].unpacked_nbytes for name in self._unpacked)
-        return unpacked + sum(pack.nbytes for pack in self._packs.values())
+        return sum(map(self.held_bytes, self._packs))
+
+    def held_bytes(self, name: str) -> int:
+        """Bytes of a pack now; 0 if it is not resident. It may be called in any thread while batches run."""
+        pack = self._packs.get(name)
+        if pack is None:
+            return 0
+        unpacked = pack.unpacked_nbytes if name in self._unpacked else 0
+        return pack.nbytes + unpacked + (pack.widened_nbytes if name in self._widened else 0)
 
     @property
     def unpacked(self) -> list[str]:
@@ -108,15 +123,16 @@ class PackedModel:
     def needed_bytes(self, *more: Resident) -> int:
         """Bytes of the resident packs, and of ``more``, while ``unpacked_packs`` of them, the largest, are unpacked.
 
-        With ``unpacked_packs`` None, all of them are. A batch of more packs than that takes more while it runs.
+        With ``unpacked_packs`` None, all of them are. A batch of more packs than that takes more while it runs, and
+        steps of :meth:`tokens` take up to the :meth:`pack_bytes` of each of their packs.
         """
         packs = [*self._packs.values(), *more]
         largest = sorted((pack.unpacked_nbytes for pack in packs), reverse=True)[: self.unpacked_packs]
         return sum(largest) + sum(pack.nbytes for pack in packs)
 
     def pack_bytes(self, name: str) -> int:
-        """Bytes of a resident pack while it is unpacked."""
-        return self._packs[name].nbytes + self._packs[name].unpacked_nbytes
+        """The most bytes that a resident pack takes: while it is unpacked, and steps of :meth:`tokens` use it."""
+        return self._packs[name].most_nbytes
 
     @property
     def tokens_of_base(self) -> int:
@@ -285,15 +301,27 @@ class PackedModel:
 
     def _changes_of_step(self, batch: Batch) -> dict[str, Change]:
         """The changes of a step. Most steps of decoding have the packs of the step before; its changes serve again."""
+        self._widen(batch)
         if self._last_step is None or self._last_step[0] != batch.key:
             self._last_step = batch.key, self._changes(batch)
         return self._last_step[1]
 
+    def _widen(self, batch: Batch) -> None:
+        """Widen the factors of a step's packs that are not, and drop those of packs that steps use no more."""
+        self._steps += 1
+        for name in batch.names.distinct:
+            if name is not None and self._packs[name].widened_nbytes:
+                self._used_in[name] = self._steps
+                if name not in self._widened:
+                    self._widened[name] = widened(self._unpacked[name], self._packs[name].unsmooth)
+        for name in [name for name, step in self._used_in.items() if self._steps - step >= KEPT_STEPS]:
+            del self._widened[name], self._used_in[name]
+
     def _drop_unpacked(self, name: str) -> None:
         self._last_step = None
         self._unpacked.pop(name, None)
-        for of_group in self._widened.values():
-            of_group.pop(name, None)
+        self._widened.pop(name, None)
+        self._used_in.pop(name, None)
 
     @contextlib.contextmanager
     def _tuned_values(self, batch: Batch) -> Iterator[None]:
@@ -356,8 +384,8 @@ class PackedModel:
             for group, own in self._unpacked[pack.name].items():
                 stacks.setdefault(group, GroupStack()).add(pack.name, own, pack.unsmooth.get(group))
         for group, stack in stacks.items():
-            widened = self._widened.setdefault(group, {}) if batch.tokens else {}
-            run = GroupRun(stack, named(stack.modules), widened)
+            kept = {name: self._widened[name][group] for name in stack.factors if group in self._widened.get(name, {})}
+            run = GroupRun(stack, named(stack.modules), kept)
             for module in run.modules:
                 at(module).groups.append(run)
         return changes

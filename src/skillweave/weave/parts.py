@@ -20,6 +20,7 @@ from skillweave.pack.stored import AGAIN, CARD_FILE, README_FILE
 from skillweave.progress import say_once
 from skillweave.weave.backbone import lay_on
 from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card
+from skillweave.weave.int8_backbone import INT8, is_int8, put_into_int8
 
 
 def check_names(names: Collection[str]) -> None:
@@ -96,15 +97,25 @@ def open_base_of(
     card: WeaveCard,
     base: Base | str | Path | None,
     dtype: str | torch.dtype | None,
+    codes: str | None,
     device: str | torch.device | None,
     budget: int | None,
 ) -> Base:
     """Open the model that the packs of a weave belong on: its base, with the backbone's delta if there is one.
 
-    ``base`` is an open model or a reference; None: as the card says. Raises :class:`UserError` if it is another model.
+    ``base`` is an open model or a reference, ``codes`` its form ("int8" or "dtype"); None: as the card says. Raises
+    :class:`UserError` if it is another model, and if an open model must be in int8 and is not.
     """
+    int8 = (codes or card.backbone_codes) == INT8
     if isinstance(base, Base):
         _check_is(base, card.backbone or card.base, folder, card)
+        if int8 and not is_int8(base):
+            if codes is not None:
+                raise UserError(
+                    "backbone int8 changes the base's layers, and an open base is used as it is: name the base by its "
+                    "reference, or call skillweave.weave.put_into_int8(base) before"
+                )
+            say_once(f"{folder} is served with an int8 backbone by default; the open base is used as it is")
         return base
     ref = card.base.ref if base is None else base
     try:
@@ -117,7 +128,11 @@ def open_base_of(
             f"If it is in another place, name it with base=..."
         ) from error
     _check_is(opened, card.base, folder, card)
-    return opened if card.backbone is None else lay_on(opened, folder, card, card.backbone.fingerprint)
+    if card.backbone is not None:
+        opened = lay_on(opened, folder, card, card.backbone.fingerprint)
+    if int8:
+        put_into_int8(opened)
+    return opened
 
 
 def _check_is(opened: Base, expected: BaseRef | BackboneRef, folder: Path, card: WeaveCard) -> None:

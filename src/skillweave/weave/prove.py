@@ -15,8 +15,10 @@ import torch
 from skillweave.base.chat import plain_ids, prompt_ids
 from skillweave.base.generate import context_length
 from skillweave.errors import UserError
-from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, PackProbe, Proof, compare, shortened
+from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Outcome, PackProbe, Proof, compare, shortened
+from skillweave.pack.stored import CARD_FILE
 from skillweave.progress import say_once
+from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import PackedModel
 
 TEXTS = (
@@ -43,53 +45,82 @@ def record(packed_model: PackedModel, name: str, tokenizer: Any) -> PackProbe | 
     return None if best is None else best[1]
 
 
-def base_says(packed_model: PackedModel, name: str, probe: PackProbe, fix: str) -> list[float]:
-    """Return the log-probabilities of the plain base for the probe of a pack, which need not be resident.
+class Proofs:
+    """What was proven in this process: a pack is put to the proof once, as long as its files stay the same.
 
-    Raises :class:`UserError` if the probe has tokens that the model lacks; ``fix`` ends its message.
+    ``base``: the reference of the base, for messages.
     """
-    _check_tokens(name, probe, packed_model.tokens_of_base, fix)
-    return _at_places(packed_model, None, probe)
 
+    def __init__(self, packed_model: PackedModel, base: str) -> None:
+        self._packed_model = packed_model
+        self._fix = f"Zip it again on {base}, or copy the weave and the base again."
+        self.outcomes: dict[str, Outcome | None] = {}
+        """pack -> what its proof said when it was loaded the last time; None: its card has no probe"""
+        self._proven: dict[str, Outcome] = {}
+        """by the hashes of the packs' cards; a card has the hash of all other files"""
 
-def prove(
-    packed_model: PackedModel, name: str, probe: PackProbe, fix: str, base: Sequence[float] | None = None
-) -> Proof:
-    """Return how a resident pack fulfils the probe of its card, and say so once if the probe cannot tell.
+    def must_prove(self, read: ReadPack) -> bool:
+        """Whether :meth:`prove` will run the model: the pack has a probe, and its files were not proven before."""
+        return read.probe is not None and (read.card_hash is None or read.card_hash not in self._proven)
 
-    ``base`` is what :func:`base_says` gave, if it is known. Raises :class:`UserError` if the pack acts otherwise than
-    when it was zipped; ``fix`` ends its message.
-    """
-    _check_tokens(name, probe, packed_model.shared_tokens(name), fix)
-    proof = distance(packed_model, name, probe, base)
-    if proof.outcome == "differs":
-        raise UserError(
-            f"the pack '{name}' does not act as it did when it was zipped. On the probe text of its card it must "
-            f"change log-probabilities by {proof.change:.3g} nats; the change that was found, {proof.found:.3g} nats, "
-            f"has the distance {proof.distance:.2f} from that (0: equal, 1: a pack that does nothing, up to "
-            f"{proof.allowed:.2f}: rounding). Its card or its factors are those of another pack, or this base applies "
-            f"them wrongly. {fix}"
-        )
-    if proof.outcome == "too small":
-        say_once(
-            f"it cannot be proven that the pack '{name}' acts: it changes the log-probabilities of its probe text by "
-            f"{proof.change:.2g} nats, and the rounding of this base changes them by {proof.noise:.2g} nats"
-        )
-    return proof
+    def base_says(self, read: ReadPack) -> list[float]:
+        """Return what the plain base says about the probe of a pack that must be proven: one short forward pass.
+
+        It runs between batches; the pack need not be resident. Raises :class:`UserError` if the probe has tokens that
+        the model lacks.
+        """
+        assert read.probe is not None
+        self._check_tokens(read.name, read.probe, self._packed_model.tokens_of_base)
+        return _at_places(self._packed_model, None, read.probe)
+
+    def prove(self, read: ReadPack, base: Sequence[float] | None = None) -> None:
+        """Put a resident pack to the proof of its card, and say so once if that cannot tell whether the pack acts.
+
+        ``base`` is what :meth:`base_says` gave, if it is known. Raises :class:`UserError` if the pack acts otherwise
+        than when it was zipped.
+        """
+        self.outcomes[read.name] = self._outcome(read, base)
+
+    def _outcome(self, read: ReadPack, base: Sequence[float] | None) -> Outcome | None:
+        if read.probe is None:
+            say_once(
+                f"the card of the pack '{read.name}' has no probe, so nothing proves that it acts: packs that are "
+                "zipped by this version have one"
+            )
+            return None
+        if not self.must_prove(read):
+            return self._proven[read.files[CARD_FILE]]
+        self._check_tokens(read.name, read.probe, self._packed_model.shared_tokens(read.name))
+        proof = distance(self._packed_model, read.name, read.probe, base)
+        if proof.outcome == "differs":
+            raise UserError(
+                f"the pack '{read.name}' does not act as it did when it was zipped. On the probe text of its card it "
+                f"must change log-probabilities by {proof.change:.3g} nats; the change that was found, "
+                f"{proof.found:.3g} nats, has the distance {proof.distance:.2f} from that (0: equal, 1: a pack that "
+                f"does nothing, up to {proof.allowed:.2f}: rounding). Its card or its factors are those of another "
+                f"pack, or this base applies them wrongly. {self._fix}"
+            )
+        if proof.outcome == "too small":
+            say_once(
+                f"it cannot be proven that the pack '{read.name}' acts: it changes the log-probabilities of its probe "
+                f"text by {proof.change:.2g} nats, and the rounding of this base changes them by {proof.noise:.2g} nats"
+            )
+        if read.card_hash is not None:
+            self._proven[read.card_hash] = proof.outcome
+        return proof.outcome
+
+    def _check_tokens(self, name: str, probe: PackProbe, tokens: int) -> None:
+        if (largest := max(*probe.ids, *probe.tokens)) >= tokens:
+            raise UserError(
+                f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {tokens} "
+                f"tokens. {self._fix}"
+            )
 
 
 def distance(packed_model: PackedModel, name: str, probe: PackProbe, base: Sequence[float] | None = None) -> Proof:
     """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
     base = _at_places(packed_model, None, probe) if base is None else base
     return compare(probe, _at_places(packed_model, name, probe), base)
-
-
-def _check_tokens(name: str, probe: PackProbe, tokens: int, fix: str) -> None:
-    if (largest := max(*probe.ids, *probe.tokens)) >= tokens:
-        raise UserError(
-            f"the probe on the card of the pack '{name}' has the token {largest}, and the model has {tokens} tokens. "
-            f"{fix}"
-        )
 
 
 def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:

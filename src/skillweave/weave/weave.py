@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,24 +15,23 @@ from skillweave.base.chat import PromptOrIds
 from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
-from skillweave.errors import UserError, nearest
-from skillweave.files.folder import Folder
+from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
 from skillweave.pack import BaseRef, Skillpack
-from skillweave.pack.probe import Outcome
-from skillweave.pack.stored import AGAIN, CARD_FILE
 from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
+from skillweave.units import human_bytes
 from skillweave.weave.backbone import check_backbone, save_backbone
-from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, pack_card, read_card
-from skillweave.weave.int8_backbone import INT8, check_form, is_int8, put_into_int8
-from skillweave.weave.kept import KeptPacks, ReadPack
+from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.int8_backbone import check_form
+from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
-from skillweave.weave.parts import AddedPack, check_names, open_base_of, put_pack, read_pack
-from skillweave.weave.prove import base_says, prove
+from skillweave.weave.parts import check_names, open_base_of, put_pack
+from skillweave.weave.prove import Proofs
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
 from skillweave.weave.router import Route, Router, features
+from skillweave.weave.shelf import PackShelf
 
 
 class Weave:
@@ -45,29 +44,22 @@ class Weave:
         base: Base,
         router: Router | None,
         budget: int | None,
-        read_pack: Callable[[str], Skillpack],
+        in_memory: Mapping[str, Skillpack],
         require_audit: bool = False,
         unpacked_packs: int | None = UNPACKED_PACKS,
     ) -> None:
         self.folder = folder
-        self.where = "this weave" if folder is None else f"the weave in {folder}"
         self.card = card
         self.base = base
         self.router = router
         self.budget = budget
         self.packed_model = PackedModel(base.model, unpacked_packs)
+        self.shelf = PackShelf(folder, card, in_memory, base, self.packed_model, require_audit)
+        self.proofs = Proofs(self.packed_model, base.ref)
         self._voices: dict[str | None, Voice] = {None: Voice(base.tokenizer)}
         self._openings: dict[str | None, list[int]] = {None: opening_ids(base.tokenizer)}
         """the packs whose prompts the backbone reads, and the plain base: the tokens that open their answers"""
-        self._read_pack = read_pack
-        self._require_audit = require_audit
         self._said_alone: set[str] = set()
-        self._added: dict[str, AddedPack] = {}
-        self._kept = KeptPacks()
-        self._proven: dict[str, Outcome] = {}
-        """the hashes of the cards of packs that were put to the proof; a card has the hash of all other files"""
-        self._proofs: dict[str, Outcome | None] = {}
-        """loaded pack -> what its proof said"""
 
     # -- files ---------------------------------------------------------------------------------------------------
 
@@ -164,37 +156,18 @@ class Weave:
         card = read_card(folder)
         check_form(backbone)
         budget = card.budget if budget is None else budget
-        opened = open_base_of(folder, card, base, dtype, device, budget)
-        if (backbone or card.backbone_codes) == INT8 and not is_int8(opened):
-            if backbone is None and isinstance(base, Base):
-                say_once(f"{folder} is served with an int8 backbone by default; the open base is used as it is")
-            elif isinstance(base, Base):
-                raise UserError(
-                    "backbone int8 changes the base's layers, and an open base is used as it is: name the base by its "
-                    "reference, or call skillweave.weave.put_into_int8(base) before"
-                )
-            else:
-                put_into_int8(opened)
+        opened = open_base_of(folder, card, base, dtype, backbone, device, budget)
         router = None
         if card.router:
             check_part(folder, card, f"router/{ROUTER_FILE}")
             router = Router.load(folder / "router")
             router.check_fits(card.packs, opened)
-        weave = cls(
-            folder,
-            card,
-            opened,
-            router,
-            budget,
-            lambda name: read_pack(folder, card, name),
-            require_audit,
-            unpacked_packs,
-        )
+        weave = cls(folder, card, opened, router, budget, {}, require_audit, unpacked_packs)
         if weave.budget is not None and weave.base_bytes > weave.budget:
             raise UserError(
-                f"the base alone takes {_mb(weave.base_bytes)}, more than the budget of {_mb(weave.budget)} of "
-                f"{weave.where}: open it in the dtype it was woven for ({card.dtype or 'as stored'}), or from Python "
-                f"with a larger budget=..."
+                f"the base alone takes {human_bytes(weave.base_bytes)}, more than the budget of "
+                f"{human_bytes(weave.budget)} of {weave.shelf.where}: open it in the dtype it was woven for "
+                f"({card.dtype or 'as stored'}), or from Python with a larger budget=..."
             )
         for name in card.packs if packs is None else packs:
             weave.load(name)
@@ -211,7 +184,7 @@ class Weave:
         packs = dict(packs or {})
         check_names(packs)
         card = WeaveCard(base=BaseRef(ref=base.ref, fingerprint=base.fingerprint), packs=list(packs))
-        weave = cls(None, card, base, None, None, packs.__getitem__, unpacked_packs=unpacked_packs)
+        weave = cls(None, card, base, None, None, packs, unpacked_packs=unpacked_packs)
         for name in packs:
             weave.load(name)
         return weave
@@ -221,7 +194,7 @@ class Weave:
     @property
     def packs(self) -> list[str]:
         """The names of all packs of the weave, loaded or not, and of those that were added to it."""
-        return [*self.card.packs, *self._added]
+        return self.shelf.names
 
     @property
     def loaded(self) -> list[str]:
@@ -243,90 +216,32 @@ class Weave:
         """Bytes of the base and the loaded packs while as many packs are unpacked as stay so between batches."""
         return self.base_bytes + self.packed_model.needed_bytes()
 
-    @property
-    def unpacked(self) -> list[str]:
-        """The names of the loaded packs that are unpacked now; the one that was used last stands last."""
-        return self.packed_model.unpacked
-
     def load(self, name: str) -> None:
-        """Read one pack of the weave, load it, and prove that it acts (:func:`skillweave.weave.prove.prove`).
+        """Read one pack of the weave, load it, and prove that it acts (:mod:`skillweave.weave.prove`).
 
-        Raises :class:`UserError` as :meth:`read_for_load` and :meth:`put` do.
+        Raises :class:`UserError` as :meth:`PackShelf.read` and :meth:`put` do.
         """
-        self.put(self.read_for_load(name))
-
-    def read_for_load(self, name: str, *, keep: bool = False) -> ReadPack:
-        """Return a pack of the weave, read, checked and prepared for :meth:`put`.
-
-        It may be called in any thread while batches run, after ``packed_model.watch()``. ``keep``: write a copy of what
-        was prepared into the cache folder (:mod:`skillweave.weave.kept`). As long as the pack's files have the same
-        hashes, later calls read this copy, which takes milliseconds. Raises :class:`UserError` for a name that the
-        weave does not have, a pack that is damaged or made for another base, and for one without the audit that was
-        required.
-        """
-        self._check_known(name)
-        if self._unchanged(name) and (kept := self._kept.read(name)) is not None:
-            return kept
-        pack = self._read(name)
-        pack.check_base(self.base.fingerprint)
-        if self._require_audit:
-            pack.check_audit()
-        voice = pack.voice(self.base)
-        if pack.carried.has_tokenizer and (self.folder is not None or name in self._added):
-            voice.tokenizer.travels_with = f"the pack '{name}' of {self.where}"  # what errors call the template
-        ready = self.packed_model.prepare(name, pack)
-        card_hash = self._card_hash(name)
-        files = {} if card_hash is None else {CARD_FILE: card_hash, **pack.card.files}
-        read = ReadPack(ready, voice, pack.card.probe, files, pack.carried.has_tokenizer, pack.card.prefill)
-        if keep:
-            self._kept.keep(read)
-        return read
-
-    def _unchanged(self, name: str) -> bool:
-        """Whether a pack has a copy in the cache folder, and all its files still have the hashes of that time."""
-        files = self._kept.files(name)
-        if files is None:
-            return False
-        try:
-            self._check_card(name)
-            Folder(self._pack_folder(name), CARD_FILE, AGAIN).verified(files)
-        except UserError:  # reading the pack says what is wrong with it
-            self._kept.drop(name)
-            return False
-        return True
-
-    def must_prove(self, read: ReadPack) -> bool:
-        """Whether :meth:`put` will prove that the pack acts: its files were not loaded before in this process."""
-        return read.probe is not None and (read.card_hash is None or read.card_hash not in self._proven)
-
-    def base_says(self, read: ReadPack) -> list[float]:
-        """What the plain base says about the text on the card of a pack that must be proven: one short forward pass.
-
-        It runs between batches. Raises :class:`UserError` if the text has tokens that the model lacks.
-        """
-        assert read.probe is not None
-        return base_says(self.packed_model, read.name, read.probe, self._fix())
+        self.put(self.shelf.read(name))
 
     def put(self, read: ReadPack, base: Sequence[float] | None = None) -> None:
-        """Load a pack that :meth:`read_for_load` gave. It runs between batches, and takes one short forward pass.
+        """Load a pack that :meth:`PackShelf.read` gave, between two batches; it is proven unless its files were before.
 
-        A pack is proven when its files are loaded for the first time in this process. ``base``: what
-        :meth:`base_says` gave; without it, a second forward pass finds it out. Raises :class:`UserError` if the pack
-        does not act as it did when it was zipped, if it is already loaded, and if the budget has no room for it. The
-        weave is then as before.
+        ``base``: what :meth:`Proofs.base_says` gave; without it, a second pass finds it out. Raises :class:`UserError`,
+        and leaves the weave as it was, if the pack does not act as when it was zipped, is loaded, or has no room.
         """
-        ready, name = read.ready, read.name
-        used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(ready)
+        name = read.name
+        used, needed = self.packed_model.needed_bytes(), self.packed_model.needed_bytes(read.ready)
         if self.budget is not None and self.base_bytes + needed > self.budget:
             raise UserError(
-                f"the pack '{name}' takes {_mb(needed - used)}; the base ({_mb(self.base_bytes)}) and the loaded packs "
-                f"({_mb(used)}) leave {_mb(self.budget - self.base_bytes - used)} of the budget of {_mb(self.budget)}. "
-                f"Unload one of: {', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
+                f"the pack '{name}' takes {human_bytes(needed - used)}; the base ({human_bytes(self.base_bytes)}) and "
+                f"the loaded packs ({human_bytes(used)}) leave {human_bytes(self.budget - self.base_bytes - used)} of "
+                f"the budget of {human_bytes(self.budget)}. Unload one of: "
+                f"{', '.join(self.loaded) or 'none is loaded'}; or give a larger budget."
             )
-        self.packed_model.add(ready)
+        self.packed_model.add(read.ready)
         try:
             self._check_prefill(read)
-            self._proofs[name] = self._prove(read, base)
+            self.proofs.prove(read, base)
         except BaseException:
             self.packed_model.remove(name)
             raise
@@ -347,94 +262,12 @@ class Weave:
                 f"here, because {why}: zip the skill again without prefill"
             )
 
-    def _prove(self, read: ReadPack, base: Sequence[float] | None) -> Outcome | None:
-        if read.probe is None:
-            say_once(
-                f"the card of the pack '{read.name}' has no probe, so nothing proves that it acts: packs that are "
-                "zipped by this version have one"
-            )
-            return None
-        if not self.must_prove(read):
-            return self._proven[read.files[CARD_FILE]]
-        outcome = prove(self.packed_model, read.name, read.probe, self._fix(), base).outcome
-        if read.card_hash is not None:
-            self._proven[read.card_hash] = outcome
-        return outcome
-
-    def _fix(self) -> str:
-        return f"Zip it again on {self.base.ref}, or copy the weave and the base again."
-
-    def _pack_folder(self, name: str) -> Path:
-        if name in self._added:
-            return self._added[name].folder
-        assert self.folder is not None
-        return self.folder / "packs" / name
-
-    def _check_card(self, name: str) -> None:
-        """Raise :class:`UserError` unless the card of a pack, which lies in a folder, is the one that was named."""
-        if name in self._added:
-            self._added[name].check()
-        elif self.folder is not None:
-            check_part(self.folder, self.card, pack_card(name))
-
-    def _read(self, name: str) -> Skillpack:
-        return self._added[name].read() if name in self._added else self._read_pack(name)
-
-    def _card_hash(self, name: str) -> str | None:
-        """The hash of the card that a pack's files were checked by; None if no file names one."""
-        return self._added[name].card_hash if name in self._added else self.card.files.get(pack_card(name))
-
-    def add_pack(self, source: str | Path) -> str:
-        """Make a pack known that is not of this weave, and return its name. It is not loaded; no file is written.
-
-        ``source`` is the folder of a pack, or a hub id (``owner/name``), whose pack is downloaded. Raises
-        :class:`UserError` if its name is taken, if it is damaged, or made for another base.
-        """
-        added, pack = AddedPack.of(source)
-        pack.check_base(self.base.fingerprint)
-        check_names([*self.packs, added.name])
-        if added.name in self.packs:
-            raise UserError(
-                f"{self.where} has a pack '{added.name}' already: give the pack in {added.folder} another name"
-            )
-        self._added[added.name] = added
-        return added.name
-
-    def check_added(self, name: str) -> None:
-        """Raise :class:`UserError` unless :meth:`add_pack` made the pack known."""
-        self._check_known(name)
-        if name not in self._added:
-            raise UserError(f"the pack '{name}' belongs to {self.where}: only packs that were added can be forgotten")
-
-    def proof(self, name: str) -> Outcome | None:
-        """What the proof that a loaded pack acts said; None: its card has no probe, so nothing proves it."""
-        return self._proofs[name]
-
-    def pack_bytes(self, name: str) -> int:
-        """The bytes that a loaded pack takes in memory while it is unpacked."""
-        return self.packed_model.pack_bytes(name)
-
-    def forget_pack(self, name: str) -> None:
-        """Forget a pack that :meth:`add_pack` made known, and unload it. Its files stay.
-
-        Raises :class:`UserError` for other packs, and while a batch is running.
-        """
-        self.check_added(name)
-        if name in self.loaded:
-            self.unload(name)
-        del self._added[name]
-        self._kept.drop(name)
-
     def unload(self, name: str) -> None:
         """Free a loaded pack's memory. Raises :class:`UserError` if it is not loaded, or while a batch is running."""
-        self._check_known(name)
+        self.shelf.check_known(name)
         self.packed_model.remove(name)
-        del self._voices[name], self._proofs[name]
+        del self._voices[name]
         self._openings.pop(name, None)
-
-    def _check_known(self, name: str) -> None:
-        if name not in self.packs:
-            raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.packs)}")
 
     def voice(self, name: str | None) -> Voice:
         """The tokenizer, chat template and end tokens with which a loaded pack (None: the plain base) answers."""
@@ -446,14 +279,6 @@ class Weave:
         It is 0 for a pack without ``prefill: backbone`` on its card.
         """
         return backbone_tokens(ids, self._openings[name]) if name in self._openings else 0
-
-    def pack_digest(self, name: str) -> str:
-        """The :attr:`Skillpack.digest` of a pack of the weave, which is read for it.
-
-        Raises :class:`UserError` for a name that the weave does not have, and for a pack whose files have changed.
-        """
-        self._check_known(name)
-        return self._read(name).digest
 
     # -- answering -----------------------------------------------------------------------------------------------
 
@@ -556,7 +381,7 @@ class Weave:
         Raises :class:`UserError` if the weave has no router.
         """
         if self.router is None:
-            raise UserError(f"{self.where} has no router: name a pack for every prompt")
+            raise UserError(f"{self.shelf.where} has no router: name a pack for every prompt")
         if not prompts:
             return []
         return self.router.route_all(features(self.base, prompts, self.router.layer))
@@ -570,10 +395,6 @@ class Weave:
                 self._said_alone.add(name)
 
     def _check_loaded(self, name: str) -> None:
-        self._check_known(name)
+        self.shelf.check_known(name)
         if name not in self.loaded:
             raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")
-
-
-def _mb(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"

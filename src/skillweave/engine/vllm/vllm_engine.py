@@ -18,7 +18,7 @@ from skillweave.base.chat import PromptOrIds
 from skillweave.engine.async_engine import check_sampling
 from skillweave.engine.generation import LiveGeneration
 from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled
-from skillweave.engine.vllm.folder import BASE_NAME, VllmFolder
+from skillweave.engine.vllm.folder import ADAPTERS_FOLDER, BASE_NAME, VllmFolder
 from skillweave.engine.vllm.proof import LEAST, PROBE, distance, probe_logprobs
 from skillweave.engine.vllm.replicas import Replica, choose
 from skillweave.engine.vllm.servers import VllmServer
@@ -82,7 +82,7 @@ class VllmEngine:
                 raise UserError(f"'{url}' is no URL of a vLLM server: write it as http://host:port")
         self.replicas = [Replica(url) for url in dict.fromkeys(urls)]
         self._preparing = {one: asyncio.Lock() for one in self.replicas}
-        self._adapters = self.folder.path / "adapters" if adapters_at is None else Path(adapters_at)
+        self._adapters = self.folder.path / ADAPTERS_FOLDER if adapters_at is None else Path(adapters_at)
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._router = router
         self._patience = patience

@@ -78,10 +78,10 @@ def local_identity(weave: Weave, pack: str | None) -> str:
         "ends": weave.voice(None).stops(base.model),
     }
     if pack == AUTO:
-        about["packs"] = {name: weave.pack_digest(name) for name in weave.loaded}
+        about["packs"] = {name: weave.shelf.digest(name) for name in weave.loaded}
         about["router"] = None if weave.router is None else _router_digest(weave.router)
     elif pack is not None:
-        about["pack"] = weave.pack_digest(pack)
+        about["pack"] = weave.shelf.digest(pack)
     return f"local {base.fingerprint} {pack or BASE} {digest(about)}"
 
 
