@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
+import math
 import os
 import shlex
 import socket
@@ -16,6 +18,7 @@ from fastapi import FastAPI
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.serve.admission import Admission
+from skillweave.serve.connection import ApiConnection, most_connections
 from skillweave.serve.security import address_of
 from skillweave.serve.settings import KEY_VARIABLE, ServeConfig
 from skillweave.units import human_seconds
@@ -33,6 +36,8 @@ def bind(settings: ServeConfig, key: str | None) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The system resets a connection whose client takes nothing for so long, also after the server closed it.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * settings.stalled_seconds))
         bound.bind(where)
     except OSError as error:
         bound.close()
@@ -81,7 +86,7 @@ def run_server(app: FastAPI, bound: socket.socket, *, grace: float, ready: Calla
 
 async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable[[], None]) -> None:
     admission: Admission = app.state.admission
-    server = _Server(_uvicorn_config(app), asyncio.get_running_loop())
+    server = _Server(http_config(app), asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     stopped = asyncio.create_task(server.stop.wait())
     settled = asyncio.create_task(admission.settled.wait())
@@ -109,11 +114,16 @@ async def _drain(admission: Admission, grace: float) -> None:
         console.print(f"{cancelled} requests were cancelled: they had not ended within {human_seconds(grace)}.")
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def http_config(app: FastAPI) -> uvicorn.Config:
+    """Return how uvicorn serves an application of :func:`~skillweave.serve.app.create_app`."""
+    settings: ServeConfig = app.state.settings
+    connection = functools.partial(
+        ApiConnection, seconds=settings.body_seconds, most=most_connections(settings.max_streams)
+    )
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=connection,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_level="warning",
