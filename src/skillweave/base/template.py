@@ -37,6 +37,17 @@ _one_at_a_time = threading.Lock()
 _AGAIN = 0.25  # seconds between further signals: jinja catches errors in a few places, so one may not be enough
 
 
+class TemplateError(UserError):
+    """A chat template that cannot be used, or not for these messages.
+
+    ``public`` is the message for those who must not learn which files there are, such as clients of a server.
+    """
+
+    def __init__(self, tokenizer: Any, what: str, error: BaseException | None = None) -> None:
+        super().__init__(f"{place_of(tokenizer, error)} {what}")
+        self.public = f"the chat template {what}"
+
+
 class _TooLong(Exception):
     """A rendering took too long."""
 
@@ -60,22 +71,25 @@ def apply_template(
                 messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=to_answer
             )
     except _TooLong as error:
-        raise UserError(
-            f"{place_of(tokenizer, error)} took more than {SECONDS:g} seconds on one conversation, and was stopped: "
-            "it may loop without end. Use another template"
+        raise TemplateError(
+            tokenizer,
+            f"took more than {SECONDS:g} seconds on one conversation of {len(messages):,} messages, and was stopped: it "
+            "may loop without end. Use another template, or fewer messages",
+            error,
         ) from None
     except MemoryError as error:
-        raise UserError(
-            f"{place_of(tokenizer, error)} asked for more than {human_bytes(MEMORY)} of memory for one conversation, "
-            "and was stopped. Use another template"
+        raise TemplateError(
+            tokenizer,
+            f"asked for more than {human_bytes(MEMORY)} of memory for one conversation, and was stopped. Use another "
+            "template",
+            error,
         ) from None
     except (SyntaxError, AssertionError, OSError) as error:  # from compiling jinja's code for an unusual template
-        raise UserError(f"{place_of(tokenizer, error)} cannot be used ({type(error).__name__}: {error})") from error
+        raise TemplateError(tokenizer, f"cannot be used ({type(error).__name__}: {error})", error) from error
     if not isinstance(text, str) or len(text) > LONGEST:
         wrote = f"{len(text):,} characters" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise UserError(
-            f"{place_of(tokenizer)} wrote {wrote} for one conversation, but the limit is {LONGEST:,}: use another "
-            "template"
+        raise TemplateError(
+            tokenizer, f"wrote {wrote} for one conversation, but the limit is {LONGEST:,}: use another template"
         )
     return text
 

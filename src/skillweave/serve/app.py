@@ -45,6 +45,7 @@ def create_app(
     admission = Admission(settings.max_streams)
     app = FastAPI(
         title="SkillWeave", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False,  # behind a proxy with TLS, a redirect would send the key over plain HTTP
         lifespan=lambda _: _engine_open(service, admission),
     )  # fmt: skip
     app.state.admission, app.state.settings = admission, settings
