@@ -31,6 +31,9 @@ MEMORY = 2**30
 """Bytes that the process may grow by during a rendering."""
 LONGEST = 2**24
 """Characters that a template may write: more than any model can read."""
+_SHARED = 4
+"""How many times :data:`MEMORY` the system lets a process with other threads grow. Its limit hits whoever asks next, so
+another thread must not come near it; a rendering is stopped before, between two of its lines."""
 
 _one_at_a_time = threading.Lock()
 """The limit on memory is one of the process: two renderings at once would restore each other's limits."""
@@ -73,8 +76,8 @@ def apply_template(
     except _TooLong as error:
         raise TemplateError(
             tokenizer,
-            f"took more than {SECONDS:g} seconds on one conversation of {len(messages):,} messages, and was stopped: it "
-            "may loop without end. Use another template, or fewer messages",
+            f"took more than {SECONDS:g} seconds on one conversation, and was stopped: it may loop without end. Use "
+            f"another template, or fewer messages (there are {len(messages):,})",
             error,
         ) from None
     except MemoryError as error:
@@ -121,19 +124,19 @@ def _line_of(error: BaseException) -> int | None:
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
-    with (
-        _one_at_a_time,
-        _memory(),
-        _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread(),
-    ):
-        yield
+    if threading.current_thread() is threading.main_thread():
+        with _one_at_a_time, _memory(MEMORY), _time():
+            yield
+    else:
+        with _one_at_a_time, _memory(_SHARED * MEMORY), _watched_lines():
+            yield
 
 
 @contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Limit the address space of the process to :data:`MEMORY` bytes more than it has now."""
+def _memory(growth: int) -> Iterator[None]:
+    """Limit the address space of the process to so many bytes more than it has now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    room = _size() + MEMORY
+    room = _size() + growth
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     if not math.isfinite(room) or any(limit <= room for limit in known):  # the system's own limit is lower
         yield
@@ -177,17 +180,22 @@ def _time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _time_of_a_thread() -> Iterator[None]:
-    """Limit the processor time outside the main thread, where no signals arrive: check the clock at each line."""
-    ends = time.thread_time() + SECONDS
+def _watched_lines() -> Iterator[None]:
+    """Limit processor time and memory outside the main thread, where no signals arrive: check them at each line.
+
+    What other threads take meanwhile counts too.
+    """
+    ends, largest = time.thread_time() + SECONDS, _size() + MEMORY
     before = sys.gettrace()
 
-    def check_clock(frame: FrameType, event: str, argument: Any) -> Any:
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > ends:
             raise _TooLong
-        return check_clock
+        if event == "line" and math.isfinite(largest) and _size() > largest:
+            raise MemoryError
+        return check
 
-    sys.settrace(check_clock)
+    sys.settrace(check)
     try:
         yield
     finally:
