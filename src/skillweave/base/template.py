@@ -7,6 +7,7 @@ memory they take.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import resource
@@ -34,6 +35,9 @@ LONGEST = 2**24
 _SHARED = 4
 """How many times :data:`MEMORY` the system lets a process with other threads grow. Its limit hits whoever asks next, so
 another thread must not come near it; a rendering is stopped before, between two of its lines."""
+
+_LINES = 32
+"""Lines of a rendering between two looks at the memory."""
 
 _one_at_a_time = threading.Lock()
 """The limit on memory is one of the process: two renderings at once would restore each other's limits."""
@@ -181,17 +185,18 @@ def _time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched_lines() -> Iterator[None]:
-    """Limit processor time and memory outside the main thread, where no signals arrive: check them at each line.
+    """Limit processor time and memory outside the main thread, where no signals arrive: check them while lines run.
 
-    What other threads take meanwhile counts too.
+    The time is checked at each line, and the memory, which takes longer to ask for, at some. What other threads take
+    meanwhile counts too.
     """
     ends, largest = time.thread_time() + SECONDS, _size() + MEMORY
-    before = sys.gettrace()
+    before, lines = sys.gettrace(), itertools.count()
 
     def check(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > ends:
             raise _TooLong
-        if event == "line" and math.isfinite(largest) and _size() > largest:
+        if next(lines) % _LINES == 0 and _size() > largest:
             raise MemoryError
         return check
 
