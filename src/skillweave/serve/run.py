@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+import logging
 import math
 import os
 import shlex
@@ -86,6 +87,7 @@ def run_server(app: FastAPI, bound: socket.socket, *, grace: float, ready: Calla
 
 async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable[[], None]) -> None:
     admission: Admission = app.state.admission
+    logging.getLogger("asyncio").addFilter(_is_no_lost_write)
     server = _Server(http_config(app), asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     stopped = asyncio.create_task(server.stop.wait())
@@ -101,6 +103,11 @@ async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable
     await serving
     if admission.failure is not None:
         raise admission.failure
+
+
+def _is_no_lost_write(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio's log is not one about a write to a client that has just left, which is no fault."""
+    return not record.getMessage().startswith("socket.send() raised exception")
 
 
 async def _drain(admission: Admission, grace: float) -> None:
