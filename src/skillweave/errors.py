@@ -28,10 +28,14 @@ class TooSmall(UserError):
         self.least = least
 
 
+_LONGEST_NAME = 1000
+"""A longer name is no misspelling, and comparing one takes long."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: ``did you mean 'x'?`` if a known name is similar, else the list of known names."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
     if close:
         return f"did you mean '{close[0]}'?"
     return "known: " + ", ".join(known) if known else "there are none"

@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from llguidance import LLMatcher
 
-from skillweave.engine.grammar import CallForm, JsonForm
+from skillweave.engine import grammar
+from skillweave.engine.grammar import CallForm, JsonForm, _check_multiples
 from skillweave.engine.interface import Grammar
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
@@ -23,9 +25,9 @@ SCHEMA = {
 END = 1
 
 
-def written(grammar: Grammar, tokenizer, seed: int, most: int = 400, begin: str = "", stops=(END,)) -> tuple[str, bool]:
-    """A random answer in a grammar, and whether it ended by itself; it begins with the text ``begin``."""
-    matcher = grammar.matcher(tokenizer, stops)
+def written(form: Grammar, tokenizer, seed: int, most: int = 400, begin: str = "", stops=(END,)) -> tuple[str, bool]:
+    """A random answer of a form, and whether it ended by itself; it begins with the text ``begin``."""
+    matcher = form.matcher(tokenizer, stops)
     generator = torch.Generator().manual_seed(seed)
     forced = tokenizer(begin, add_special_tokens=False)["input_ids"]
     ids: list[int] = []
@@ -115,3 +117,54 @@ def test_a_schema_that_cannot_be_followed_is_named(schema: dict) -> None:
 def test_references_inside_a_tools_schema_are_found() -> None:
     schema = {"$defs": {"town": {"const": "Rome"}}, "type": "object", "properties": {"t": {"$ref": "#/$defs/town"}}}
     CallForm((("f", schema),), forced=True)
+
+
+@pytest.mark.parametrize(
+    ("schema", "holds"),
+    [
+        ({"type": "integer", "multipleOf": 99_991}, True),
+        ({"type": "integer", "multipleOf": 999_983}, False),
+        ({"type": "number", "multipleOf": 1e-300}, True),
+        ({"type": "number", "multipleOf": 0.0001}, True),
+        ({"type": "number", "multipleOf": 0.99991}, True),
+        ({"type": "number", "multipleOf": 1.00003}, False),
+        ({"type": "integer", "multipleOf": 10**15}, True),
+        ({"type": "integer", "allOf": [{"multipleOf": 307}, {"multipleOf": 499}]}, False),
+        ({"properties": {"multipleOf": {"type": "integer"}}}, True),
+        ({"properties": {"a": {"items": [{"multipleOf": 999_983}]}}}, False),
+    ],
+)
+def test_multiples_that_would_take_minutes_are_refused(schema: dict, holds: bool) -> None:
+    if holds:
+        _check_multiples(schema)
+        return
+    for form in (JsonForm, lambda one: CallForm((("f", one),), forced=True), lambda one: CallForm((), False, 1, one)):
+        with pytest.raises(UserError, match="multipleOf"):
+            form(schema)
+
+
+@pytest.mark.parametrize("schema", [{"$ref": "#"}, {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}])
+def test_a_schema_without_an_answer_is_told_before_the_first_token(schema: dict) -> None:
+    with pytest.raises(UserError, match=r"no answer has this form") as told:
+        JsonForm(schema).prepare(micro_tokenizer())
+    assert "state" not in str(told.value)
+
+
+def test_a_reason_shows_nothing_of_the_grammar_around_the_schema() -> None:
+    with pytest.raises(UserError) as told:
+        JsonForm({"type": "string", "pattern": "(a"})
+    assert "unclosed group" in str(told.value)
+    assert "x-guidance" not in str(told.value)
+
+
+def test_what_is_slow_is_done_once_for_all_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    form, tokenizer, made = JsonForm(SCHEMA), micro_tokenizer(), []
+    monkeypatch.setattr(grammar, "LLMatcher", lambda *given, **options: made.append(1) or LLMatcher(*given, **options))
+    form.prepare(tokenizer)
+    first, second = form.matcher(tokenizer, [END]), form.matcher(tokenizer, [END])
+    assert len(made) == 1
+    first.accept(tokenizer("{", add_special_tokens=False)["input_ids"][0])
+    scores, fresh = torch.zeros(2, len(tokenizer))
+    first.restrict(scores)
+    second.restrict(fresh)
+    assert not torch.equal(scores, fresh)  # each answer has a state of its own

@@ -12,16 +12,17 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI
 
-from skillweave.serve.run import bind, url_of
+from skillweave.serve.run import bind, http_config, url_of
 from skillweave.serve.settings import ServeConfig
 
 
 @contextmanager
 def live(app: FastAPI) -> Iterator[str]:
-    """The address of a running application, without a path."""
-    bound = bind(ServeConfig(port=0), None)
+    """The address of a running application of `create_app`, without a path. Its port is any free one."""
+    settings: ServeConfig = app.state.settings
+    bound = bind(settings.model_copy(update={"port": 0}), None)
     url = url_of(bound)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", loop="asyncio", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(http_config(app))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
     thread.start()
     try:

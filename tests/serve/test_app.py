@@ -13,6 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
+from skillweave.files.parse_json import parse_json
+from skillweave.serve import body
 from skillweave.serve.app import create_app
 from skillweave.serve.logs import LogForm
 from skillweave.serve.settings import ServeConfig
@@ -121,6 +123,23 @@ def test_without_origins_no_other_page_is_allowed(client: TestClient) -> None:
         assert allowed.headers["access-control-allow-origin"] == "https://chat.example.org"
         other = open_one.options("/v1/chat/completions", headers={**preflight, "Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_path_that_is_almost_right_is_not_redirected_but_told(client: TestClient) -> None:
+    for path in ("/v1/chat/completions/", "/health/", "//v1/models"):
+        answer = client.get(path, follow_redirects=False)
+        assert answer.status_code == 404
+        assert "/v1/chat/completions" in answer.json()["error"]["message"]
+    wrong = client.get("/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+    assert "POST" in wrong.json()["error"]["message"]
+
+
+def test_a_body_is_parsed_once(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    monkeypatch.setattr(body, "parse_json", lambda *given, **options: parsed.append(1) or parse_json(*given, **options))
+    assert ask(client).status_code == 200
+    assert len(parsed) == 1
 
 
 # -- metrics -----------------------------------------------------------------------------------------------------------
@@ -251,7 +270,7 @@ def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body", "status"),
+    ("method", "path", "sent", "status"),
     [
         ("POST", "", {"folder": "damaged"}, 400),
         ("POST", "", {}, 400),
@@ -262,7 +281,8 @@ def test_packs_are_listed_added_pinned_loaded_and_removed() -> None:
         ("POST", "/sort/shutdown", None, 400),
     ],
 )
-def test_mistakes_with_packs_are_told(method: str, path: str, body: Any, status: int) -> None:
+def test_mistakes_with_packs_are_told(method: str, path: str, sent: Any, status: int) -> None:
     with client_of(key=KEY, allow_pack_management=True) as client:
-        response = client.request(method, f"/v1/packs{path}", json=body)
+        response = client.request(method, f"/v1/packs{path}", json=sent)
         assert response.status_code == status
+        assert not (response.json()["error"]["param"] or "").startswith(("body.", "path."))

@@ -136,6 +136,6 @@ def test_a_missing_server_and_a_wrong_key_are_told() -> None:
         asyncio.run(measure("http://127.0.0.1:9/v1", "none", LoadPlan({})))
     with (
         live(create_app(small_service(), ServeConfig(), "the-key", write_log=lambda _: None)) as url,
-        pytest.raises(UserError, match="needs a key: set SKILLWEAVE_API_KEY"),
+        pytest.raises(UserError, match="needs its key, and got none or a wrong one: set SKILLWEAVE_API_KEY"),
     ):
         asyncio.run(measure(f"{url}/v1", "none", LoadPlan({})))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import re
@@ -24,7 +25,7 @@ import pytest
 from helpers.small_server import SmallEngine, small_service
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
-from skillweave.serve.run import bind, how_to_ask, run_server, url_of
+from skillweave.serve.run import _is_no_lost_write, bind, how_to_ask, run_server, url_of
 from skillweave.serve.settings import ServeConfig
 
 
@@ -203,6 +204,12 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_says_later_what_is_missi
         "3 lines of the log could not be written",
         200,
     ]
+
+
+def test_a_write_to_a_client_that_has_left_is_no_line_of_the_log() -> None:
+    for text, kept in (("socket.send() raised exception.", False), ("Executing took 3 seconds", True)):
+        record = logging.LogRecord("asyncio", logging.WARNING, "", 0, text, (), None)
+        assert _is_no_lost_write(record) is kept
 
 
 # -- the address -------------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from contextlib import suppress
 from typing import Any, TypeGuard, cast
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
-from skillweave.base.template import apply_template, place_of, template_name
+from skillweave.base.template import TemplateError, apply_template, template_name
 from skillweave.errors import UserError
+from skillweave.terminal import one_line
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Mapping[str, Any]
@@ -21,6 +22,8 @@ Answer = str | Message
 """What the assistant says: a text exactly as the model should write it, or a message, whose ``tool_calls`` or
 ``reasoning_content`` the chat template writes."""
 
+_SHOWN, _LONGEST_REASON = 20, 1000
+"""Messages whose roles an error names, and characters of a template's own words in it."""
 _OTHER = "another-text-stands-here"
 
 
@@ -131,8 +134,10 @@ def rendered(
                 raise
             return apply_template(tokenizer, as_texts, tools=tools, to_answer=to_answer)
     except TEMPLATE_ERRORS as error:
-        roles = ", ".join(str(message.get("role")) for message in messages)
-        raise UserError(f"{place_of(tokenizer, error)} refuses messages of the roles {roles}: {error}") from error
+        roles = ", ".join(str(message.get("role")) for message in messages[:_SHOWN])
+        more = f" and {len(messages) - _SHOWN:,} more" if len(messages) > _SHOWN else ""
+        what = f"refuses messages of the roles {roles}{more}: {one_line(error, _LONGEST_REASON)}"
+        raise TemplateError(tokenizer, what, error) from error
 
 
 def rendered_ids(tokenizer: Any, text: str) -> list[int]:
@@ -212,9 +217,10 @@ def check_complete(tokenizer: Any, messages: Sequence[Message], tools: Sequence[
     for part, variant, variant_tools in variants:
         changed = variant_tools != tools or variant != list(messages)
         if changed and _is_rendered(tokenizer, variant, variant_tools, text, to_answer=True):
-            raise UserError(
-                f"{template_name(tokenizer)} does not write {part}: the model would not see them. Use a base whose "
-                "template does, or give the model such a template"
+            raise TemplateError(
+                tokenizer,
+                f"does not write {part}: the model would not see them. Use a base whose template does, or give the "
+                "model such a template",
             )
 
 

@@ -117,8 +117,10 @@ def check_has_rows(tokenizer: Any, ids: Sequence[int], rows: int, what: str) -> 
     """Raise :class:`UserError` if one of the ids is not below ``rows``; ``what`` names the text in the message."""
     strange = next((id_ for id_ in ids if id_ >= rows), None)
     if strange is not None:
+        token = tokenizer.convert_ids_to_tokens(strange)
+        named = f"the token with the id {strange}" if token is None else f"the token {token!r} (id {strange})"
         raise UserError(
-            f"{what} holds the token {tokenizer.convert_ids_to_tokens(strange)!r} (id {strange}), and the model has "
+            f"{what} holds {named}, and the model has "
             f"rows for {rows} tokens only: leave that token out, or give the model a row for it "
             f"(resize_token_embeddings)"
         )

@@ -39,15 +39,19 @@ def download(
             f"the hub asks you to accept the terms of '{name}' first: do so on its page, then run `hf auth login`"
         ) from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"the hub has no {what} '{name}', and there is no such folder here: name {forms}") from error
+        raise UserError(
+            f"the hub has no {what} '{name}', and there is no such folder in {Path.cwd()}: name {forms}"
+        ) from error
     except RevisionNotFoundError as error:
         raise UserError(
             f"--revision {revision}: the hub's repository '{name}' has no such branch, tag or commit"
         ) from error
     except HFValidationError as error:
-        raise UserError(f"'{name}' is not a folder here, and not a name that the hub allows: name {forms}") from error
+        raise UserError(
+            f"there is no folder '{name}' in {Path.cwd()}, and the hub allows no such name: name {forms}"
+        ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UserError(
-            f"'{name}' is not a folder here, and the hub cannot be reached ({type(error).__name__}). "
-            f"Without a network, name {offline}."
+            f"there is no folder '{name}' in {Path.cwd()}, and the hub cannot be reached ({type(error).__name__}). "
+            f"Correct the path; without a network, name {offline}."
         ) from error

@@ -7,6 +7,7 @@ memory they take.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import resource
@@ -31,10 +32,27 @@ MEMORY = 2**30
 """Bytes that the process may grow by during a rendering."""
 LONGEST = 2**24
 """Characters that a template may write: more than any model can read."""
+_SHARED = 4
+"""How many times :data:`MEMORY` the system lets a process with other threads grow. Its limit hits whoever asks next, so
+another thread must not come near it; a rendering is stopped before, between two of its lines."""
+
+_LINES = 32
+"""Lines of a rendering between two looks at the memory."""
 
 _one_at_a_time = threading.Lock()
 """The limit on memory is one of the process: two renderings at once would restore each other's limits."""
 _AGAIN = 0.25  # seconds between further signals: jinja catches errors in a few places, so one may not be enough
+
+
+class TemplateError(UserError):
+    """A chat template that cannot be used, or not for these messages.
+
+    ``public`` is the message for those who must not learn which files there are, such as clients of a server.
+    """
+
+    def __init__(self, tokenizer: Any, what: str, error: BaseException | None = None) -> None:
+        super().__init__(f"{place_of(tokenizer, error)} {what}")
+        self.public = f"the chat template {what}"
 
 
 class _TooLong(Exception):
@@ -60,22 +78,25 @@ def apply_template(
                 messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=to_answer
             )
     except _TooLong as error:
-        raise UserError(
-            f"{place_of(tokenizer, error)} took more than {SECONDS:g} seconds on one conversation, and was stopped: "
-            "it may loop without end. Use another template"
+        raise TemplateError(
+            tokenizer,
+            f"took more than {SECONDS:g} seconds on one conversation, and was stopped: it may loop without end. Use "
+            f"another template, or fewer messages (there are {len(messages):,})",
+            error,
         ) from None
     except MemoryError as error:
-        raise UserError(
-            f"{place_of(tokenizer, error)} asked for more than {human_bytes(MEMORY)} of memory for one conversation, "
-            "and was stopped. Use another template"
+        raise TemplateError(
+            tokenizer,
+            f"asked for more than {human_bytes(MEMORY)} of memory for one conversation, and was stopped. Use another "
+            "template",
+            error,
         ) from None
     except (SyntaxError, AssertionError, OSError) as error:  # from compiling jinja's code for an unusual template
-        raise UserError(f"{place_of(tokenizer, error)} cannot be used ({type(error).__name__}: {error})") from error
+        raise TemplateError(tokenizer, f"cannot be used ({type(error).__name__}: {error})", error) from error
     if not isinstance(text, str) or len(text) > LONGEST:
         wrote = f"{len(text):,} characters" if isinstance(text, str) else f"a {type(text).__name__}"
-        raise UserError(
-            f"{place_of(tokenizer)} wrote {wrote} for one conversation, but the limit is {LONGEST:,}: use another "
-            "template"
+        raise TemplateError(
+            tokenizer, f"wrote {wrote} for one conversation, but the limit is {LONGEST:,}: use another template"
         )
     return text
 
@@ -107,19 +128,19 @@ def _line_of(error: BaseException) -> int | None:
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
     """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
-    with (
-        _one_at_a_time,
-        _memory(),
-        _time() if threading.current_thread() is threading.main_thread() else _time_of_a_thread(),
-    ):
-        yield
+    if threading.current_thread() is threading.main_thread():
+        with _one_at_a_time, _memory(MEMORY), _time():
+            yield
+    else:
+        with _one_at_a_time, _memory(_SHARED * MEMORY), _watched_lines():
+            yield
 
 
 @contextlib.contextmanager
-def _memory() -> Iterator[None]:
-    """Limit the address space of the process to :data:`MEMORY` bytes more than it has now."""
+def _memory(growth: int) -> Iterator[None]:
+    """Limit the address space of the process to so many bytes more than it has now."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    room = _size() + MEMORY
+    room = _size() + growth
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     if not math.isfinite(room) or any(limit <= room for limit in known):  # the system's own limit is lower
         yield
@@ -163,17 +184,23 @@ def _time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _time_of_a_thread() -> Iterator[None]:
-    """Limit the processor time outside the main thread, where no signals arrive: check the clock at each line."""
-    ends = time.thread_time() + SECONDS
-    before = sys.gettrace()
+def _watched_lines() -> Iterator[None]:
+    """Limit processor time and memory outside the main thread, where no signals arrive: check them while lines run.
 
-    def check_clock(frame: FrameType, event: str, argument: Any) -> Any:
+    The time is checked at each line, and the memory, which takes longer to ask for, at some. What other threads take
+    meanwhile counts too.
+    """
+    ends, largest = time.thread_time() + SECONDS, _size() + MEMORY
+    before, lines = sys.gettrace(), itertools.count()
+
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > ends:
             raise _TooLong
-        return check_clock
+        if next(lines) % _LINES == 0 and _size() > largest:
+            raise MemoryError
+        return check
 
-    sys.settrace(check_clock)
+    sys.settrace(check)
     try:
         yield
     finally:

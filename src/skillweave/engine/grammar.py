@@ -7,15 +7,18 @@ allowed tokens is exact, so every answer that ends by itself has the form; one t
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 from llguidance.hf import from_tokenizer
 from torch import Tensor
 
@@ -28,6 +31,11 @@ MOST_CALLS = 16
 _SPACE = {"x-guidance": {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{0,16}"}}
 """White space between the parts of JSON is short: a model without a better idea would write it until it is cut off."""
 
+MOST_MULTIPLE = 100_000
+"""The largest number whose multiples a grammar counts: llguidance makes a state for each remainder, without a limit of
+its own. So many take about a second and 30 MB."""
+_LIMITS = LLParserLimits(verbose_errors=False)
+
 _tokenizers: WeakKeyDictionary[Any, tuple[int, LLTokenizer]] = WeakKeyDictionary()
 """For each tokenizer its number of tokens, and what llguidance compiled from it."""
 _compiling = threading.Lock()
@@ -38,17 +46,21 @@ class JsonForm:
     """An answer that is JSON of a schema and nothing else. Raises :class:`UserError` for a schema it cannot follow."""
 
     schema: Mapping[str, Any]
+    _made: _Made = field(default_factory=WeakKeyDictionary, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_multiples(self.schema)
         _check(_json_rule("start", self.schema))
 
     def prepare(self, tokenizer: Any) -> None:
-        """Compile the tokenizer, which may take a second. Raises :class:`UserError` if it cannot be used."""
-        _compiled(tokenizer)
+        """Compile tokenizer and grammar, which may take seconds: call it in a thread. Raises :class:`UserError`."""
+        self._made[tokenizer] = _made(tokenizer, _json_rule("start", self.schema))
 
     def matcher(self, tokenizer: Any, stops: Collection[int]) -> TokenMatcher:
-        """Return a matcher for one answer in tokens of this tokenizer."""
-        return _Matcher(tokenizer, _json_rule("start", self.schema), stops)
+        """Return a matcher for one answer in tokens of this tokenizer. It is quick after :meth:`prepare`."""
+        if tokenizer not in self._made:
+            self.prepare(tokenizer)
+        return _Matcher(self._made[tokenizer], stops)
 
 
 @dataclass(frozen=True)
@@ -67,17 +79,22 @@ class CallForm:
     forced: bool
     most: int = MOST_CALLS
     answer: Mapping[str, Any] | None = None
+    _made: _Made = field(default_factory=WeakKeyDictionary, init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        for schema in (*(schema for _, schema in self.tools), self.answer):
+            _check_multiples(schema)
         _check(self._rules(json.dumps(OPEN), json.dumps(CLOSE)))
 
     def prepare(self, tokenizer: Any) -> None:
-        """Compile the tokenizer, which may take a second. Raises :class:`UserError` if it cannot be used."""
-        _compiled(tokenizer)
+        """Compile tokenizer and grammar, which may take seconds: call it in a thread. Raises :class:`UserError`."""
+        self._made[tokenizer] = _made(tokenizer, self._rules(_mark(tokenizer, OPEN), _mark(tokenizer, CLOSE)))
 
     def matcher(self, tokenizer: Any, stops: Collection[int]) -> TokenMatcher:
-        """Return a matcher for one answer in tokens of this tokenizer."""
-        return _Matcher(tokenizer, self._rules(_mark(tokenizer, OPEN), _mark(tokenizer, CLOSE)), stops)
+        """Return a matcher for one answer in tokens of this tokenizer. It is quick after :meth:`prepare`."""
+        if tokenizer not in self._made:
+            self.prepare(tokenizer)
+        return _Matcher(self._made[tokenizer], stops)
 
     def _rules(self, opening: str, closing: str) -> str:
         """Return the grammar, for the marks of a call as terminals."""
@@ -114,9 +131,39 @@ def _json_rule(name: str, schema: Mapping[str, Any]) -> str:
 
 def _check(grammar: str) -> None:
     """Raise :class:`UserError` with llguidance's reason if it cannot follow a grammar."""
-    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
+    failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=_LIMITS)
     if failed:
-        raise UserError(f"the schema cannot be followed: {' '.join(messages[0].split())[:300]}")
+        raise UserError(f"the schema cannot be followed: {_reason(messages[0])}")
+
+
+def _reason(message: str) -> str:
+    """Return what llguidance says about a schema, without the lines of the grammar around it."""
+    own = re.sub(r"^at \d+\(\d+\): (failed to compile JSON schema: )?", "", message)
+    lines = [line for line in own.splitlines() if not re.match(r"\s*\d+ \| |\s*\| |<non-verbose/>", line)]
+    return " ".join(" ".join(lines).split())[:300]
+
+
+def _check_multiples(schema: Any) -> None:
+    """Raise :class:`UserError` if the numbers under ``multipleOf`` are too large together.
+
+    All are taken together, because ``allOf`` and ``$ref`` may ask one number to be a multiple of several.
+    """
+    together = math.lcm(*_multiples(schema))
+    if together > MOST_MULTIPLE:
+        raise UserError(
+            f"the schema cannot be followed: the multiples of all numbers under multipleOf, {together:,}, are more "
+            f"than {MOST_MULTIPLE:,}: give smaller ones, or check the answer yourself"
+        )
+
+
+def _multiples(schema: Any) -> Iterator[int]:
+    """The digits of each number under ``multipleOf``: 25 for 0.25 and for 2500, because a shift costs nothing."""
+    for inner in schema if isinstance(schema, list) else schema.values() if isinstance(schema, dict) else ():
+        yield from _multiples(inner)
+    number = schema.get("multipleOf") if isinstance(schema, dict) else None
+    if isinstance(number, int | float) and not isinstance(number, bool) and number > 0:
+        digits = "".join(map(str, Decimal(str(number)).as_tuple().digits))
+        yield int(digits.strip("0"))
 
 
 def _mark(tokenizer: Any, mark: str) -> str:
@@ -176,24 +223,39 @@ def _words(tokenizer: Any) -> _Words | None:
     return _Words(tokenizer, texts, special) if whole == "".join(texts) else None
 
 
+def _made(tokenizer: Any, grammar: str) -> tuple[LLMatcher, int]:
+    """Return the state in which every answer of a grammar begins, and the end token that llguidance knows.
+
+    Raises :class:`UserError` if no answer in tokens of this tokenizer has the form, or finding one takes too much.
+    """
+    compiled = _compiled(tokenizer)
+    begin = LLMatcher(compiled, grammar, log_level=0, limits=_LIMITS)
+    if not begin.is_error():
+        trial = begin.deep_copy()
+        trial.compute_bitmask()  # llguidance may find out only now that nothing can be written
+        _check_state(trial)
+    _check_state(begin)
+    return begin, compiled.eos_token
+
+
+_Made = WeakKeyDictionary[Any, tuple[LLMatcher, int]]
+
+
 class _Matcher:
     """The state of one answer in its grammar.
 
     llguidance knows one end token. Where it allows that one, all ``stops`` are allowed.
     """
 
-    def __init__(self, tokenizer: Any, grammar: str, stops: Collection[int]) -> None:
-        compiled = _compiled(tokenizer)
-        self._end = compiled.eos_token
+    def __init__(self, begin: tuple[LLMatcher, int], stops: Collection[int]) -> None:
+        self._matcher, self._end = begin[0].deep_copy(), begin[1]
         self._stops = sorted(stops)
-        self._matcher = LLMatcher(compiled, grammar, log_level=0)
         self._ended = False
-        self._check_state()
 
     def restrict(self, scores: Tensor) -> None:
         """Set the scores (V,), float32, of tokens that may not come next to minus infinity, in place."""
         bits = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
-        self._check_state()
+        _check_state(self._matcher)
         size = scores.shape[0]
         allowed = np.zeros(size, dtype=bool)
         allowed[: min(size, len(bits))] = bits[:size]
@@ -209,8 +271,13 @@ class _Matcher:
             self._ended = True
         else:
             self._matcher.consume_token(token)
-            self._check_state()
+            _check_state(self._matcher)
 
-    def _check_state(self) -> None:
-        if self._matcher.is_error():
-            raise UserError(f"the form of the answer cannot be followed: {self._matcher.get_error()[:300]}")
+
+def _check_state(matcher: LLMatcher) -> None:
+    if not matcher.is_error():
+        return
+    reason = _reason(matcher.get_error())
+    if reason.startswith("NoExtension"):
+        reason = "no answer has this form (a schema that refers only to itself, for example)"
+    raise UserError(f"the form of the answer cannot be followed: {reason}")

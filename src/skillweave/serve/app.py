@@ -39,15 +39,16 @@ def create_app(
     - ``key``: what clients must send; None: everybody who reaches the server may ask it
     - ``write_log``: takes each line of the log; without it, they go to standard error
 
-    ``app.state.admission`` is its :class:`~skillweave.serve.admission.Admission`. There are no pages of documentation,
-    because they load scripts from the internet.
+    ``app.state.admission`` is its :class:`~skillweave.serve.admission.Admission`, and ``app.state.settings`` its
+    settings. There are no pages of documentation, because they load scripts from the internet.
     """
     admission = Admission(settings.max_streams)
     app = FastAPI(
         title="SkillWeave", version=__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False,  # behind a proxy with TLS, a redirect would send the key over plain HTTP
         lifespan=lambda _: _engine_open(service, admission),
     )  # fmt: skip
-    app.state.admission = admission
+    app.state.admission, app.state.settings = admission, settings
     app.include_router(_process_routes(admission, service.metrics))
     app.include_router(openai_router(service))
     add_error_handlers(app)

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from skillweave.base.template import TemplateError
 from skillweave.engine.interface import EngineBusy, RequestCancelled
 from skillweave.errors import UserError, nearest
 from skillweave.serve.settings import PLAYGROUND
@@ -21,6 +22,11 @@ from skillweave.terminal import one_line
 
 _INVALID = "invalid_request_error"
 _LONGEST_REASON = 1000
+_ROUTES = {
+    404: "there is no such path: the API is below /v1, as in /v1/chat/completions, without a slash at the end",
+    405: "this path takes other methods, which the header Allow names: questions are sent with POST",
+}
+"""What is said for a path or a method that no route has."""
 _log = logging.getLogger("skillweave.serve")
 
 
@@ -75,6 +81,12 @@ def too_long(prompt_tokens: int, context: int) -> ApiError:
     return ApiError(400, message, code="context_length_exceeded", param="messages")
 
 
+def too_many_messages(messages: int, context: int) -> ApiError:
+    """Return the error for more messages than the context has tokens: status 400. Writing them all takes long."""
+    message = f"there are {messages} messages, and the model's context is {context} tokens: send fewer"
+    return ApiError(400, message, code="context_length_exceeded", param="messages")
+
+
 def pack_not_loaded(name: str, error: UserError) -> ApiError:
     """Return the error for a pack that the server cannot load: status 503, because the request may be right.
 
@@ -103,12 +115,15 @@ def api_error(error: BaseException) -> ApiError:
             503, "the answer was cancelled, because the server is stopping: ask again when it is back",
             type="server_error", code="stopping", headers={"retry-after": "5"},
         )  # fmt: skip
+    if isinstance(error, TemplateError):
+        return ApiError(400, error.public, code="invalid_request")
     if isinstance(error, UserError):
         return ApiError(400, str(error), code="invalid_request")
     if isinstance(error, ValidationError | RequestValidationError):
         return _not_valid(error)
     if isinstance(error, HTTPException):
-        return ApiError(error.status_code, str(error.detail), code=_code(error.status_code), headers=error.headers)
+        message = _ROUTES.get(error.status_code, str(error.detail))
+        return ApiError(error.status_code, message, code=_code(error.status_code), headers=error.headers)
     places = "".join(traceback.format_tb(error.__traceback__))
     _log.error("a request failed with %s:\n%s", type(error).__name__, places)
     return ApiError(500, "the server failed on this request: its log says where", type="server_error", code="internal")
@@ -144,7 +159,10 @@ def _no_route(request: Request, error: HTTPException) -> ApiError:
 def _not_valid(error: ValidationError | RequestValidationError) -> ApiError:
     """Return the error for the first value that a request model refuses."""
     first = error.errors()[0]
-    param = ".".join(str(part) for part in first["loc"] if not _is_branch(part)) or None
+    places = first["loc"]
+    if isinstance(error, RequestValidationError) and len(places) > 1:
+        places = places[1:]  # the first says only that it is in the body, or in the path
+    param = ".".join(str(part) for part in places if not _is_branch(part)) or None
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "missing":
         return invalid(param, "this parameter is required", "missing_required_parameter")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
+import logging
+import math
 import os
 import shlex
 import socket
@@ -17,6 +20,7 @@ from fastapi import FastAPI
 from skillweave.errors import UserError
 from skillweave.progress import console
 from skillweave.serve.admission import Admission
+from skillweave.serve.connection import ApiConnection, most_connections
 from skillweave.serve.security import address_of
 from skillweave.serve.settings import KEY_VARIABLE, ServeConfig
 from skillweave.units import human_seconds
@@ -34,6 +38,8 @@ def bind(settings: ServeConfig, key: str | None) -> socket.socket:
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The system resets a connection whose client takes nothing for so long, also after the server closed it.
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(1000 * settings.stalled_seconds))
         bound.bind(where)
     except OSError as error:
         bound.close()
@@ -87,7 +93,8 @@ def run_server(app: FastAPI, bound: socket.socket, *, grace: float, ready: Calla
 
 async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable[[], None]) -> None:
     admission: Admission = app.state.admission
-    server = _Server(_uvicorn_config(app), asyncio.get_running_loop())
+    logging.getLogger("asyncio").addFilter(_is_no_lost_write)
+    server = _Server(http_config(app), asyncio.get_running_loop())
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     stopped = asyncio.create_task(server.stop.wait())
     settled = asyncio.create_task(admission.settled.wait())
@@ -102,6 +109,11 @@ async def _run(app: FastAPI, bound: socket.socket, grace: float, ready: Callable
     await serving
     if admission.failure is not None:
         raise admission.failure
+
+
+def _is_no_lost_write(record: logging.LogRecord) -> bool:
+    """Whether a line of asyncio's log is not one about a write to a client that has just left, which is no fault."""
+    return not record.getMessage().startswith("socket.send() raised exception")
 
 
 async def _drain(admission: Admission, grace: float) -> None:
@@ -120,11 +132,16 @@ def _requests(count: int, one: str, several: str) -> str:
     return f"{count} request {one}" if count == 1 else f"{count} requests {several}"
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def http_config(app: FastAPI) -> uvicorn.Config:
+    """Return how uvicorn serves an application of :func:`~skillweave.serve.app.create_app`."""
+    settings: ServeConfig = app.state.settings
+    connection = functools.partial(
+        ApiConnection, seconds=settings.body_seconds, most=most_connections(settings.max_streams)
+    )
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=connection,  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_level="warning",

@@ -16,7 +16,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from skillweave.errors import UserError
-from skillweave.files.parse_json import parse_json
+from skillweave.serve.body import keep_json, parse_body
 from skillweave.serve.errors import ApiError
 from skillweave.serve.logs import current_record
 from skillweave.serve.refusal import refuse
@@ -158,7 +158,10 @@ class BodyGuard:
             await self._app(scope, _replayed(body, receive), send)
 
     async def _checked_body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """Return the body, or None if the client has gone away. Raises :class:`ApiError` for one that must not pass."""
+        """Return the body, or None if the client has gone away. Its value is kept, so that it is parsed only once.
+
+        Raises :class:`ApiError` for one that must not pass.
+        """
         length = _header(scope, b"content-length") or b"0"
         if not length.isdigit():
             raise ApiError(400, "the Content-Length is not a number", code="invalid_header")
@@ -180,6 +183,7 @@ class BodyGuard:
         except UserError as error:
             raise ApiError(400, str(error), code="invalid_json") from None
         current_record().read(value)
+        keep_json(scope, value)
         return body
 
     async def _read(self, receive: Receive) -> bytes | None:
@@ -198,19 +202,6 @@ class BodyGuard:
     def _too_large(self) -> ApiError:
         message = f"the body is larger than {human_bytes(self._largest)}: send less, or raise max_body"
         return ApiError(413, message, code="body_too_large", headers={"connection": "close"})
-
-
-def parse_body(body: bytes) -> Any:
-    """Return the JSON value of a body.
-
-    Raises :class:`UserError` for text that is not UTF-8, a key that stands twice in an object, NaN and numbers that no
-    request has, half characters, and lists and objects that are nested too deeply.
-    """
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"the body is not UTF-8 (at byte {error.start}): encode it as UTF-8") from None
-    return parse_json(text, "the body", bounded=True)
 
 
 def _check_type(header: bytes | None) -> None:

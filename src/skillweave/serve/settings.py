@@ -41,7 +41,9 @@ class ServeConfig(Config):
         default=False, description="packs can be added, removed and pinned over HTTP; this needs a key"
     )
     max_body: ByteSize = Field(default=4 * 2**20, ge=1, description="most bytes of the body of a request")
-    body_seconds: float = Field(default=30.0, gt=0, description="most seconds for a client to send its request")
+    body_seconds: float = Field(
+        default=30.0, gt=0, description="most seconds for a client to send the head of its request, and for the body"
+    )
     stalled_seconds: float = Field(
         default=60.0, gt=0, description="a client that takes none of its answer for so long is disconnected"
     )

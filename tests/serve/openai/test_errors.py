@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import time
+from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
@@ -234,3 +237,43 @@ def test_the_limits_are_those_of_the_service(served) -> None:
     assert refused(served, n=3)[1] == "n"
     served.client.chat.completions.create(model="base", messages=ASK)
     assert served.engine.requests[0].sampling.max_new_tokens == 3
+
+
+def test_errors_of_a_template_do_not_tell_where_its_file_is(served, tmp_path: Path) -> None:
+    tokenizer = served.engine.the_tokenizer
+    (tmp_path / "chat_template.jinja").write_text("x")
+    tokenizer.name_or_path, tokenizer.travels_with = str(tmp_path), f"the pack 'p' of the weave in {tmp_path}"
+    for template in ("{{ raise_exception('no') }}", "{{ messages[0].role }}", "{% for"):
+        tokenizer.chat_template = template
+        answer = served.post("chat/completions", model="sort", messages=ASK)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("the chat template")
+        assert str(tmp_path) not in answer.text
+
+
+def test_a_template_that_refuses_many_messages_is_told_in_few_words(served) -> None:
+    served.engine.the_tokenizer.chat_template = "{{ raise_exception('no' * 5000) }}"
+    answer = served.post("chat/completions", model="sort", messages=ASK * 100)
+    assert "and 80 more" in answer.json()["error"]["message"]
+    assert len(answer.text) < 2000
+
+
+@pytest.mark.parametrize("model", ["sort", "auto"])
+def test_more_messages_than_tokens_are_refused_before_they_are_written(served, model: str) -> None:
+    served.engine.the_tokenizer.chat_template = "{{ raise_exception('it was asked') }}"
+    most = served.engine.context_length
+    answer = served.post("chat/completions", model=model, messages=ASK * (most + 1))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize(("prompt", "param"), [("", "prompt"), ([""], "prompt"), (["a", ""], "prompt.1")])
+def test_a_completion_of_nothing_is_refused(served, prompt: Any, param: str) -> None:
+    answer = served.post("completions", model="sort", prompt=prompt)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    assert "it is empty" in answer.json()["error"]["message"]
+
+
+def test_a_name_of_megabytes_is_refused_at_once(served) -> None:
+    began = time.monotonic()
+    assert served.post("chat/completions", model="sort" * 10**6, messages=ASK).status_code == 404
+    assert time.monotonic() - began < 0.3

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from skillweave.base.chat import Prompt
-from skillweave.serve.errors import api_error
+from skillweave.serve.errors import api_error, too_many_messages
 from skillweave.serve.openai.answers import AnswerPiece, Answers, ClientGone, Complete, answered
 from skillweave.serve.openai.event_stream import DONE, data_event
 from skillweave.serve.openai.logprobs import chat_logprobs
@@ -72,6 +72,8 @@ async def chat_answers(
 ) -> Answers:
     """Return the answers to a conversation, submitted and open: they must be closed. Raises what submitting raises."""
     engine = service.engine
+    if engine.context_length is not None and len(messages) > engine.context_length:
+        raise too_many_messages(len(messages), engine.context_length)
     prompt: Prompt = list(messages)
     if is_auto(model, service.models()):  # the router reads the prompt as the base does
         prompt = await asyncio.to_thread(with_tools, engine.tokenizer(None), messages, use.described)

@@ -63,7 +63,12 @@ async def completion(service: Service, request: Request) -> Response:
 
 def _all_ids(tokenizer: Any, prompts: list[str | list[int]], context: int | None) -> list[list[int]]:
     """Return the token ids of prompts. Texts are continued as they are; no chat template is used."""
-    return [fitting(plain_ids(tokenizer, one) if isinstance(one, str) else one, context) for one in prompts]
+    every = [plain_ids(tokenizer, one) if isinstance(one, str) else one for one in prompts]
+    for at, ids in enumerate(every):
+        if not ids:
+            where = "prompt" if len(every) == 1 else f"prompt.{at}"
+            raise invalid(where, "it is empty, and this model has no token that begins a text: give it a text")
+    return [fitting(ids, context) for ids in every]
 
 
 async def _stream(answers: Answers, base: dict[str, Any], wanted: Wanted, with_usage: bool) -> AsyncIterator[str]:

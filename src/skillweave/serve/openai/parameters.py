@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import ClientDisconnect, Request
 
-from skillweave.errors import UserError, nearest, shown_value
-from skillweave.files.parse_json import parse_json
+from skillweave.errors import nearest, shown_value
+from skillweave.serve.body import json_of
 from skillweave.serve.errors import ApiError, api_error, invalid, unsupported
 
 ACCEPTED = frozenset(
@@ -75,16 +75,7 @@ M = TypeVar("M", bound=ApiModel)
 
 async def read_request(request: Request, model: type[M], route: str) -> M:
     """Return the body of a request. Raises :class:`ApiError` for one that is not valid, or asks for too much."""
-    try:
-        text = (await request.body()).decode()
-    except UnicodeDecodeError as error:
-        raise ApiError(
-            400, f"the body is not UTF-8: {error.reason} at byte {error.start}", code="invalid_json"
-        ) from None
-    try:
-        body = parse_json(text, "the body", bounded=True)
-    except UserError as error:
-        raise ApiError(400, str(error), code="invalid_json") from None
+    body = await json_of(request)
     if not isinstance(body, dict):
         raise ApiError(400, f"the body must be a JSON object, not {shown_value(body)}", code="invalid_json")
     check_parameters(body, model, REFUSED[route])
