@@ -7,10 +7,14 @@ each, a quarter of the step. So a thread that computes beside an engine gives it
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import functools
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
 
 _HARD = 2
 """``omp_pause_hard``: the threads end. They are made again when the calling thread needs them."""
@@ -21,6 +25,18 @@ def free_worker_threads() -> None:
     library = _gnu_openmp()
     if library is not None:
         library.omp_pause_resource_all(_HARD)
+
+
+async def beside_steps(job: Callable[[], Result]) -> Result:
+    """Run a function in a thread of its own while an engine computes, and return its result."""
+
+    def work() -> Result:
+        try:
+            return job()
+        finally:
+            free_worker_threads()
+
+    return await asyncio.to_thread(work)
 
 
 @functools.cache

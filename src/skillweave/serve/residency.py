@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from skillweave.engine.worker_threads import beside_steps
 from skillweave.errors import UserError, nearest
 from skillweave.pack.probe import Outcome
 from skillweave.units import human_bytes
@@ -234,7 +235,7 @@ class PackMemory:
 
     async def _read(self, pack: _Pack) -> ReadPack:
         """Read a pack in a thread. If packs may leave, a copy is kept that is read faster when they come back."""
-        return await asyncio.to_thread(self._weave.shelf.read, pack.name, keep=self.budget is not None)
+        return await beside_steps(lambda: self._weave.shelf.read(pack.name, keep=self.budget is not None))
 
     async def _reserve(self, pack: _Pack, nbytes: int) -> None:
         """Wait until there is room for so many bytes, and take it. Raises :class:`UserError` if there never can be."""
@@ -326,7 +327,7 @@ class PackMemory:
     async def add(self, folder: str | Path) -> str:
         """Make the pack of a folder or hub id known, and return its name. Raises :class:`UserError`."""
         async with self._adding:
-            name = await asyncio.to_thread(self._weave.shelf.add, folder)
+            name = await beside_steps(lambda: self._weave.shelf.add(folder))
         self._packs[name] = _Pack(name)
         return name
 

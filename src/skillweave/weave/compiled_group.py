@@ -96,7 +96,7 @@ def _nbytes(factors: Mapping[str, Factors]) -> int:
 
 
 @dataclass(frozen=True)
-class Hidden:
+class CompiledHidden:
     """What :meth:`CompiledGroup.into_rank` makes: the sums of the first product, and max|u| of each token.
 
     ``shape``: (rows, tokens of a row) of the input. The others are arguments of the compiled functions.
@@ -139,10 +139,10 @@ class CompiledGroup:
             self._ranks.append((own.rank, count))
             address = 0 if index is None else index.data_ptr()
             self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(names))
-        self._hidden: dict[int, Hidden] = {}
+        self._hidden: dict[int, CompiledHidden] = {}
         """by the number of tokens of the batch"""
 
-    def into_rank(self, x: torch.Tensor) -> Hidden:
+    def into_rank(self, x: torch.Tensor) -> CompiledHidden:
         """The first product, for all modules of the group, of ``x`` (..., in), with rows before their tokens.
 
         It lies where the result of the call before lay, if that had as many tokens.
@@ -158,15 +158,15 @@ class CompiledGroup:
         )  # fmt: skip
         return hidden
 
-    def _room(self, tokens: int) -> Hidden:
+    def _room(self, tokens: int) -> CompiledHidden:
         rows, per_row = (tokens, 1) if self._rows is None else (self._rows, tokens // self._rows)
         own = [((rows if count is None else count) * per_row, rank) for rank, count in self._ranks]
         sums = torch.empty(sum(count * rank for count, rank in own), dtype=torch.int32)
         top = torch.empty(sum(count for count, _ in own))
         shape = c_int64(rows), c_int64(per_row)
-        return Hidden(shape, c_void_p(sums.data_ptr()), c_void_p(top.data_ptr()), (sums, top))
+        return CompiledHidden(shape, c_void_p(sums.data_ptr()), c_void_p(top.data_ptr()), (sums, top))
 
-    def add(self, module: str, hidden: Hidden, output: torch.Tensor) -> None:
+    def add(self, module: str, hidden: CompiledHidden, output: torch.Tensor) -> None:
         """The second product: add the changes to the output (..., out) of one module, in place, rounding once."""
         compiled().sw_out_of_rank(
             output.data_ptr(), KINDS[output.dtype], *hidden.shape, output.shape[-1], self._segments,
