@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from skillweave.engine.sampler import RowSampler, in_nucleus
+from skillweave.engine.sampler import RowSampler, _at, nucleus
 
 LOGITS = [0.9, 1.2, 2.0, 0.0, -0.5, -3.0, -math.inf]
 
@@ -79,10 +79,30 @@ def test_seeds_of_any_size_are_taken() -> None:
 
 
 def test_the_nucleus_of_equal_tokens_is_as_small_as_it_can_be() -> None:
-    kept = in_nucleus(torch.zeros(3, 4), torch.tensor([0.5, 0.51, 1.0])).isfinite().sum(-1)
-    assert kept.tolist() == [2, 3, 4]
+    assert [len(nucleus(torch.full((4,), 0.25), top_p)) for top_p in (0.0, 0.5, 0.51, 1.0)] == [1, 2, 3, 4]
 
 
-def test_a_nucleus_of_everything_is_everything() -> None:
-    logits = 3 * torch.randn(2, 50_000, generator=torch.Generator().manual_seed(5))
-    assert in_nucleus(logits, torch.tensor([1.0, 0.9])).isfinite().all(-1).tolist() == [True, False]
+@pytest.mark.parametrize("scale", [0.0, 0.3, 3.0, 30.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.1, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_sorted_vocabulary(scale: float, top_p: float) -> None:
+    logits = scale * torch.randn(50_000, generator=torch.Generator().manual_seed(5))
+    probabilities = logits.softmax(dim=-1)
+    order = probabilities.double().argsort(descending=True, stable=True)
+    reached, slow = 0.0, []
+    for token in order.tolist():
+        if reached >= top_p and slow:
+            break
+        slow.append(token)
+        reached += float(probabilities[token])
+    assert nucleus(probabilities, top_p).tolist() == slow
+
+
+def test_the_ends_of_the_uniform_numbers_give_tokens_that_are_possible() -> None:
+    weights = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
+    ends = [_at(weights, torch.tensor(uniform, dtype=torch.float64)) for uniform in (0.0, 0.2499, 0.25, 1 - 2**-53)]
+    assert ends == [1, 1, 3, 3]
+    assert _at(torch.tensor([0.3]), torch.tensor(1 - 2**-53, dtype=torch.float64)) == 0
+
+
+def test_a_tiny_temperature_takes_the_likeliest_token() -> None:
+    assert drawn(torch.tensor([1e30, 2e30, -1e30]), 3, temperature=1e-30) == [1, 1, 1]

@@ -1,8 +1,7 @@
 """Choose the next token of a request by its own sampling, with random numbers of its own.
 
-The draw is the Gumbel-max trick: the argmax of logits plus independent Gumbel noise is a draw from their softmax
-(Gumbel 1954; Maddison et al. 2014, arXiv 1411.0030 [abstract]). So the draws of a request depend on its own logits and
-its own seed alone, and not on the requests that share its steps.
+A draw turns one uniform number into a token by the cumulated probabilities (inversion; Devroye 1986, chapter II). So
+the draws of a request depend on its own logits and its own seed alone, and not on the requests that share its steps.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_TINY = torch.finfo(torch.float32).tiny
 _SEEDS = 2**64
 
 
@@ -20,8 +18,7 @@ class RowSampler:
     """Draws the tokens of one request, one after another, with random numbers of its own.
 
     - ``temperature`` 0 is greedy
-    - ``vocabulary``: the number of tokens that the request may write. It is also the number of random numbers for each
-      token, which therefore does not depend on other requests, whose vocabulary may be larger.
+    - ``vocabulary``: the number of tokens that the request may write; other requests of a step may have more
     """
 
     def __init__(self, *, temperature: float, top_p: float, seed: int, vocabulary: int, device: Any) -> None:
@@ -38,27 +35,34 @@ class RowSampler:
         own = scores[: self._vocabulary]
         if self._generator is None:
             return int(own.argmax())
-        drawn = own / self._temperature
-        if self._top_p < 1:
-            drawn = in_nucleus(drawn[None], drawn.new_tensor([self._top_p]))[0]
-        return int((drawn + self._gumbel(drawn)).argmax())
-
-    def _gumbel(self, like: Tensor) -> Tensor:
-        """Return independent draws (V,) from the standard Gumbel distribution: minus logarithms of waiting times."""
-        waits = torch.empty_like(like).exponential_(generator=self._generator)
-        return -waits.clamp_min_(_TINY).log_()
+        # The largest logit is taken away first: a small temperature would make it infinite.
+        probabilities = ((own - own.max()) / self._temperature).softmax(dim=-1)
+        uniform = torch.rand((), generator=self._generator, dtype=torch.float64, device=own.device)
+        if self._top_p >= 1:
+            return _at(probabilities, uniform)
+        index = nucleus(probabilities, self._top_p)
+        return int(index[_at(probabilities[index], uniform)])
 
 
-def in_nucleus(logits: Tensor, top_p: Tensor) -> Tensor:
-    """Return logits (N, V) with minus infinity outside of each row's nucleus, for ``top_p`` (N,) from 0 to 1.
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Return the tokens of the nucleus of ``probabilities`` (V,), the most probable first.
 
-    The nucleus is the smallest set of most probable tokens that reach the probability ``top_p`` together; it has at
-    least one token. Source: Holtzman et al. 2020, arXiv 1904.09751 [abstract].
+    The nucleus is the smallest set of most probable tokens that reach the probability ``top_p``, from 0 to 1, together;
+    it has at least one token. Source: Holtzman et al. 2020, arXiv 1904.09751 [abstract].
     """
-    ordered, index = logits.sort(dim=-1, descending=True)
-    probabilities = ordered.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    # Where top_p is 1, rounding of the sum must not remove the least probable tokens.
-    beyond = (before >= top_p[:, None]) & (top_p < 1)[:, None]
-    beyond[:, 0] = False
-    return logits.masked_fill(torch.zeros_like(beyond).scatter(1, index, beyond), -torch.inf)
+    # All tokens below this have at most 1 - top_p together, so none of them is in the nucleus. Most of a vocabulary is,
+    # and need not be sorted. A little less, because the probabilities are rounded.
+    least = 0.999 * (1 - top_p) / probabilities.shape[0]
+    among = (probabilities > least).nonzero()[:, 0]
+    ordered, order = probabilities[among].sort(descending=True, stable=True)
+    before = ordered.cumsum(dim=0, dtype=torch.float64) - ordered
+    count = max(1, int((before < top_p).sum()))
+    return among[order[:count]]
+
+
+def _at(weights: Tensor, uniform: Tensor) -> int:
+    """Return the index at which the sum of ``weights`` (n,) passes the share ``uniform``, from 0 to below 1, of all."""
+    reached = weights.cumsum(dim=0, dtype=torch.float64)
+    # Rounding could put it beyond the last index that has a weight.
+    last = torch.searchsorted(reached, reached[-1:])[0]
+    return int(torch.searchsorted(reached, (uniform * reached[-1])[None], right=True)[0].minimum(last))
