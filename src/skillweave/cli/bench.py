@@ -40,6 +40,9 @@ def bench_serve(
         None, "--prompts", "-f", help="A file of prompts, one in each line or as JSONL; they are drawn at random."
     ),
     max_tokens: int = typer.Option(64, "--max-tokens", "-n", min=1, help="Longest answer, in tokens."),
+    temperature: float = typer.Option(
+        0.0, "--temperature", min=0.0, max=2.0, help="0 is greedy. Servers take more time to draw tokens."
+    ),
     seed: int = SEED,
     timeout: float = typer.Option(300.0, "--timeout", min=0.1, help="Seconds until a request counts as failed."),
     out: Path = typer.Option(None, "--out", "-o", help="Also write the figures and every request here, as JSON."),
@@ -80,6 +83,7 @@ def bench_serve(
         () if prompts is None else _texts(prompts),
         prompt_tokens or 32,
         max_tokens,
+        temperature,
         seed,
         timeout,
     )

@@ -41,6 +41,7 @@ class LoadPlan:
     prompts: Sequence[str] = ()
     prompt_words: int = 32
     max_tokens: int = 64
+    temperature: float = 0.0
     seed: int = 0
     timeout: float = 300.0
 
@@ -179,6 +180,7 @@ async def timed_request(client: AsyncOpenAI, request: PlannedRequest, plan: Load
             model=request.model,
             messages=[{"role": "user", "content": request.prompt}],
             max_tokens=plan.max_tokens,
+            temperature=plan.temperature,
             stream=True,
             stream_options={"include_usage": True},
             timeout=plan.timeout,
