@@ -12,7 +12,7 @@ from torch import Tensor
 from skillweave.engine import paged_attention
 from skillweave.engine.compiled_attention import compiled_attention, decoded, takes
 
-WAYS = {"torch": paged_attention._with_torch, "compiled": decoded}
+WAYS = {"torch": paged_attention.decoded_with_torch, "compiled": decoded}
 PAGE = 4
 
 

@@ -59,11 +59,13 @@ def _decoded(
 ) -> Tensor:
     """One query for each sequence, with the names that the library gives."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    compute = decoded if takes(query, key, value, (k_cache, v_cache), block_table, cu_seq_lens_k) else _with_torch
+    compute = (
+        decoded if takes(query, key, value, (k_cache, v_cache), block_table, cu_seq_lens_k) else decoded_with_torch
+    )
     return compute(query, key, value, scaling, (k_cache, v_cache), block_table, cu_seq_lens_k)
 
 
-def _with_torch(
+def decoded_with_torch(
     query: Tensor,
     key: Tensor,
     value: Tensor,
