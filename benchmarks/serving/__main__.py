@@ -1,7 +1,7 @@
 """Measure throughput and time to first token of the server with 1, 4 and 8 packs, beside other ways to serve them.
 
 All ways answer the same chat requests of one model, 16 at a time: each caller sends its next request when it has its
-answer. The packs are made up (see benchmarks/zip_speed): their bytes, ranks and operations are those of real ones at
+answer. Prompts are drawn from 4,000 that differ early, so that no way answers from a cache of prompts it has read. The packs are made up (see benchmarks/zip_speed): their bytes, ranks and operations are those of real ones at
 1/64 of the delta, and their answers mean nothing. Uniform use names each pack equally often; skewed use names the first
 one for half of the requests, the second for a quarter, and so on.
 
@@ -51,7 +51,8 @@ BASE_REF = "bundled:smollm2"
 PACKS = (1, 4, 8)
 INVERSE = 64
 PROMPTS = [
-    f"Write a long story about {who} in {where}. Tell every detail, and do not stop early."
+    f"On day {day}, write a long story about {who} in {where}. Tell every detail, and do not stop early."
+    for day in range(1, 201)
     for who in ("a lighthouse keeper", "two old friends", "a lost dog", "the last train driver", "a young baker")
     for where in ("a harbour town", "the high mountains", "a city at night", "the far north")
 ]

@@ -29,8 +29,8 @@ def takes_kernel(x: torch.Tensor) -> bool:
     It does on CUDA if Triton can be imported. With ``TRITON_INTERPRET=1`` in the environment it does on every device,
     in Triton's interpreter, which is slow and is for tests.
     """
-    on_device = x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
-    return on_device and x.dtype in _DTYPES and _has_triton()
+    # What is quickest to find out comes first: every layer of every step asks.
+    return _has_triton() and x.dtype in _DTYPES and (x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @functools.cache
