@@ -1,8 +1,9 @@
 """Measure throughput and time to first token of the server with 1, 4 and 8 packs, beside other ways to serve them.
 
 All ways answer the same chat requests of one model, 16 at a time: each caller sends its next request when it has its
-answer. Prompts are drawn from 4,000 that differ early, so that no way answers from a cache of prompts it has read. The packs are made up (see benchmarks/zip_speed): their bytes, ranks and operations are those of real ones at
-1/64 of the delta, and their answers mean nothing. Uniform use names each pack equally often; skewed use names the first
+answer. Prompts are drawn from 4,000 that differ early, so that no way answers from a cache of prompts it has read. The
+packs are made up (see benchmarks/zip_speed): their bytes, ranks and operations are those of real ones at 1/64 of the
+delta, and their answers mean nothing. Uniform use names each pack equally often; skewed use names the first
 one for half of the requests, the second for a quarter, and so on.
 
 - **skillweave**: ``skillweave serve`` in a process of its own, asked over HTTP, with the bare base and with packs.
