@@ -79,6 +79,20 @@ def test_packs_with_the_same_prompt_do_not_share_its_keys_and_values(weave: Weav
     assert second == first - 4 * ((prompt_tokens - 1) // 32 * 32)
 
 
+def test_a_request_of_one_token_leaves_its_prompt_for_the_next(weave: Weave) -> None:
+    prompt = "a prompt of more than one block of the cache: " * 2
+
+    async def work(engine: AsyncEngine) -> tuple[str, int]:
+        await engine.submit(prompt, "a", Sampling(1)).reply()
+        before = engine.counters().step_tokens
+        text = (await engine.submit(prompt, "a", Sampling(4)).reply()).text
+        return text, engine.counters().step_tokens - before
+
+    text, tokens = run(weave, work)
+    assert text == weave.generate([prompt], "a", Sampling(4))[0].text
+    assert tokens == len(prompt) + 3 + 3 - (len(prompt) + 2) // 32 * 32
+
+
 def test_a_pack_that_was_forgotten_shares_no_prefix_with_its_namesake(weave: Weave) -> None:
     prompt = "a prompt of more than one block of the cache: " * 2
 

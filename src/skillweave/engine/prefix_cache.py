@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
-from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
+from transformers.generation.continuous_batching.requests import RequestState
 
 _INT32 = 2**32
 
@@ -66,7 +66,9 @@ class PackAwareCache(PagedAttentionCache):
         return 0 if ids is None else super().search_prefix_match(request_id, ids)
 
     def mark_complete_blocks(self, state: RequestState, complete_blocks: dict[str, int]) -> None:
-        if not self.allow_block_sharing or not complete_blocks or state.status == RequestStatus.FINISHED:
+        # The library leaves out requests that have just finished, because with its asynchronous batches they may have
+        # lost their blocks. Here they still have them, and a request of one token is often the first with its prompt.
+        if not self.allow_block_sharing:
             return
         ids = self.readers.ids(state.initial_tokens + state.generated_tokens, self.rows.get(state.request_id))
         if ids is not None:
