@@ -1,7 +1,7 @@
 // Attention of a step that only decodes, over the pages of a cache, for x86-64 with AVX512. Compiled by
-// compiled_attention.py; the formula is that of _decoded in paged_attention.py. All sums are in float32.
+// compiled_attention.py; the formula is that of decoded_with_torch in paged_attention.py. All sums are in float32.
 
-#include <immintrin.h>
+#include "../weave/lanes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,26 +13,7 @@ namespace {
 constexpr int64_t PARALLEL_FROM = 1 << 15;  // multiplications; below, waking the other threads costs more
 constexpr int64_t MOST_HEADS = 8;           // queries that share keys are computed so many at a time
 
-inline __mmask16 first(int64_t count) { return count >= 16 ? 0xFFFF : (__mmask16)((1u << count) - 1); }
-
-// 16 floats from `index` on of float32 (kind 0) or bfloat16 (1).
-inline __m512 load(const void* at, int64_t kind, int64_t index, __mmask16 mask) {
-    if (kind == 0) return _mm512_maskz_loadu_ps(mask, (const float*)at + index);
-    const __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t*)at + index);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
-// Rounds to the nearest bfloat16, ties to even. NaN stays NaN.
-inline void store(void* at, int64_t kind, int64_t index, __mmask16 mask, __m512 value) {
-    if (kind == 0) return _mm512_mask_storeu_ps((float*)at + index, mask, value);
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7FFF)), 16);
-    rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
-    _mm256_mask_storeu_epi16((uint16_t*)at + index, mask, _mm512_cvtepi32_epi16(rounded));
-}
-
-// exp(x) for x <= 0: 2^n with a polynomial of degree 6 for the rest, right to 2 units in the last place; 0 below -87.
+// exp(x) for x <= 0: 2^n with a polynomial of degree 6 for the rest, right to about 2 units in the last place; 0 below -87.
 inline __m512 exponential(__m512 x) {
     const __m512 low = _mm512_set1_ps(-87.0f);
     const __mmask16 small = _mm512_cmp_ps_mask(x, low, _CMP_LT_OQ);

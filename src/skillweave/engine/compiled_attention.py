@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skillweave.files.native import allowed, library
-from skillweave.weave.compiled import KINDS, may_run
+from skillweave.weave.compiled import KINDS, LANES, may_run
 
 _SOURCE = Path(__file__).with_name("attention.cpp")
 _FLAGS = ("-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
@@ -46,7 +46,7 @@ def compiled_attention() -> Any:
     """The library with the function of attention.cpp, or None. It is compiled at the first call on a machine."""
     if not allowed() or not may_run():
         return None
-    made = library(_SOURCE, "steps of decoding compute attention with torch, which is slower", flags=_FLAGS)
+    made = library(_SOURCE, "steps of decoding compute attention with torch, which is slower", [LANES], _FLAGS)
     if made is None or not made.sw_attention_supported():
         return None
     made.sw_decode.restype = None

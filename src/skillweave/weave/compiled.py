@@ -21,7 +21,9 @@ import torch
 from skillweave.files.native import allowed, library
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
-_HEADER = Path(__file__).with_name("products.h")
+LANES = Path(__file__).with_name("lanes.h")
+"""What every C++ file of ours with 16 lanes includes."""
+_HEADERS = (Path(__file__).with_name("products.h"), LANES)
 _FLAGS = (
     "-fopenmp", "-ffp-contract=off",
     "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mf16c",
@@ -103,7 +105,7 @@ def compiled() -> Any:
     if not allowed() or not may_run():
         return None
     without = "packs and int8 layers are computed with torch, which is slower with a few tokens at a time"
-    made = library(_SOURCE, without, [_HEADER], _FLAGS)
+    made = library(_SOURCE, without, _HEADERS, _FLAGS)
     if made is None:
         return None
     made.sw_supported.restype = ctypes.c_int64
