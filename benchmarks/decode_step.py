@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from benchmarks.common.record import Record, arguments, bootstrap, judged, run
-from skillweave.engine.compiled_attention import compiled_attention, decoded
+from skillweave.engine.compiled_attention import DecodingStep, compiled_attention, decoded
 from skillweave.engine.paged_attention import decoded_with_torch
 from skillweave.engine.sampler import RowSampler
 from skillweave.engine.worker_threads import free_worker_threads
@@ -82,10 +82,13 @@ def attention(layers: int) -> tuple[str, Work, Work]:
     def cache() -> Tensor:
         return torch.randn(REQUESTS * pages, PAGE, KEY_HEADS, SIZE).bfloat16()
 
-    steps = [(rows(HEADS), rows(KEY_HEADS), rows(KEY_HEADS), 0.125, (cache(), cache())) for _ in range(layers)]
+    steps = [
+        DecodingStep(rows(HEADS), rows(KEY_HEADS), rows(KEY_HEADS), 0.125, (cache(), cache()), table, ends)
+        for _ in range(layers)
+    ]
 
     def work(compute: Callable[..., Tensor]) -> Work:
-        return lambda: [compute(*step, table, ends) for step in steps] and None
+        return lambda: [compute(step) for step in steps] and None
 
     return "attention", work(decoded_with_torch), work(decoded)
 

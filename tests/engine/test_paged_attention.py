@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from skillweave.engine import paged_attention
-from skillweave.engine.compiled_attention import compiled_attention, decoded, takes
+from skillweave.engine.compiled_attention import DecodingStep, compiled_attention, decoded, takes
 
 WAYS = {"torch": paged_attention.decoded_with_torch, "compiled": decoded}
 PAGE = 4
@@ -77,7 +77,10 @@ class Step:
 
     def computed(self, way, scaling: float) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         caches = tuple(cache.clone() for cache in self.caches)
-        return way(self.query, self.key, self.value, scaling, caches, self.table, self.ends), caches
+        return way(self.given(scaling, caches)), caches
+
+    def given(self, scaling: float = 0.3, caches: tuple[Tensor, Tensor] | None = None) -> DecodingStep:
+        return DecodingStep(self.query, self.key, self.value, scaling, caches or self.caches, self.table, self.ends)
 
 
 CASES = {
@@ -124,9 +127,8 @@ def test_nan_stays_in_its_sequence(way) -> None:
 
 def test_what_the_compiled_function_does_not_take_is_left_to_torch() -> None:
     step = Step.random([5, 3], dtype=torch.float64)
-    assert not takes(step.query, step.key, step.value, step.caches, step.table, step.ends)
+    assert not takes(step.given())
     step = Step.random([5, 3])
-    assert takes(step.query, step.key, step.value, step.caches, step.table, step.ends) is (
-        compiled_attention() is not None
-    )
-    assert not takes(step.query, step.key, step.value, step.caches, step.table.long(), step.ends)
+    assert takes(step.given()) is (compiled_attention() is not None)
+    step.table = step.table.long()
+    assert not takes(step.given())

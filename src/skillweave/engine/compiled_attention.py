@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,46 +54,51 @@ def compiled_attention() -> Any:
     return made
 
 
-def takes(
-    query: Tensor, key: Tensor, value: Tensor, caches: tuple[Tensor, Tensor], table: Tensor, ends: Tensor
-) -> bool:
-    """Whether :func:`decoded` can compute this step."""
-    if query.device.type != "cpu" or query.dtype not in KINDS or compiled_attention() is None:
-        return False
-    return (
-        key.dtype is value.dtype is caches[0].dtype is caches[1].dtype
-        and key.dtype in KINDS
-        and query.stride(3) == key.stride(3) == value.stride(3) == 1
-        and all(cache.is_contiguous() for cache in caches)
-        and table.dtype is ends.dtype is torch.int32
-        and table.stride(1) == 1
-    )
+@dataclass(frozen=True)
+class DecodingStep:
+    """One layer's attention of a step with one new token for each of B sequences.
 
-
-def decoded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    caches: tuple[Tensor, Tensor],
-    table: Tensor,
-    ends: Tensor,
-) -> Tensor:
-    """What each query sees, (1, B, heads, d), after the new keys and values were put into the caches.
-
-    - ``query`` (1, heads, B, d), ``key`` and ``value`` (1, key heads, B, d): those of one new token for each sequence
+    - ``query`` (1, heads, B, d), ``key`` and ``value`` (1, key heads, B, d): those of the new tokens
     - ``caches``: keys and values (pages, page, key heads, d)
     - ``table`` int32 (B, pages): the pages of each sequence
     - ``ends`` int32 (B + 1,): where the keys of each sequence would end if they all stood in one row
     """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    caches: tuple[Tensor, Tensor]
+    table: Tensor
+    ends: Tensor
+
+
+def takes(step: DecodingStep) -> bool:
+    """Whether :func:`decoded` can compute this step."""
+    query, key, value, table = step.query, step.key, step.value, step.table
+    if query.device.type != "cpu" or query.dtype not in KINDS or compiled_attention() is None:
+        return False
+    return (
+        key.dtype is value.dtype is step.caches[0].dtype is step.caches[1].dtype
+        and key.dtype in KINDS
+        and query.stride(3) == key.stride(3) == value.stride(3) == 1
+        and all(cache.is_contiguous() for cache in step.caches)
+        and table.dtype is step.ends.dtype is torch.int32
+        and table.stride(1) == 1
+    )
+
+
+def decoded(step: DecodingStep) -> Tensor:
+    """What each query sees, (1, B, heads, d), after the new keys and values were put into the caches."""
+    query, table = step.query, step.table
     _, heads, count, size = query.shape
-    keys, values = caches
+    keys, values = step.caches
     out = query.new_empty(1, count, heads, size)
     sequences = _Sequences(
-        count, heads, key.shape[1], size, KINDS[query.dtype], KINDS[keys.dtype], keys.shape[1],
-        table.stride(0), scaling, ends.data_ptr(), table.data_ptr(),
+        count, heads, step.key.shape[1], size, KINDS[query.dtype], KINDS[keys.dtype], keys.shape[1],
+        table.stride(0), step.scaling, step.ends.data_ptr(), table.data_ptr(),
     )  # fmt: skip
-    rows = [ctypes.byref(_Row.of(one)) for one in (query, key, value)]
+    rows = [ctypes.byref(_Row.of(one)) for one in (query, step.key, step.value)]
     compiled_attention().sw_decode(
         ctypes.byref(sequences), *rows, _P(keys.data_ptr()), _P(values.data_ptr()), _P(out.data_ptr())
     )

@@ -14,7 +14,7 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from skillweave.engine.compiled_attention import decoded, takes
+from skillweave.engine.compiled_attention import DecodingStep, decoded, takes
 
 ATTENTION = "skillweave_paged"
 """The name of :func:`paged_attention` among the attention functions of transformers."""
@@ -59,34 +59,25 @@ def _decoded(
 ) -> Tensor:
     """One query for each sequence, with the names that the library gives."""
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    compute = (
-        decoded if takes(query, key, value, (k_cache, v_cache), block_table, cu_seq_lens_k) else decoded_with_torch
-    )
-    return compute(query, key, value, scaling, (k_cache, v_cache), block_table, cu_seq_lens_k)
+    step = DecodingStep(query, key, value, scaling, (k_cache, v_cache), block_table, cu_seq_lens_k)
+    return decoded(step) if takes(step) else decoded_with_torch(step)
 
 
-def decoded_with_torch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float,
-    caches: tuple[Tensor, Tensor],
-    table: Tensor,
-    ends: Tensor,
-) -> Tensor:
+def decoded_with_torch(step: DecodingStep) -> Tensor:
     """The same as :func:`decoded`, by gathering and padding the pages of all sequences."""
+    query, caches, table = step.query, step.caches, step.table
     page = caches[0].shape[1]
-    lengths = ends.diff().long()
+    lengths = step.ends.diff().long()
     last = lengths - 1
     rows = torch.arange(len(lengths), device=query.device)
     at = table[rows, last // page].long(), last % page
-    for cache, new in zip(caches, (key, value), strict=True):
+    for cache, new in zip(caches, (step.key, step.value), strict=True):
         cache[at] = new[0].transpose(0, 1)
     pages = table[:, : math.ceil(int(lengths.max()) / page)].long().clamp_min_(0)
     keys, values = (cache[pages].flatten(1, 2).transpose(1, 2) for cache in caches)
     seen = torch.arange(keys.shape[2], device=query.device) < lengths[:, None]
     # (1, heads, B, d) -> (B, heads, 1, d), and back to (1, B, heads, d)
-    made = _attend(query[0].transpose(0, 1)[:, :, None], keys, values, scaling, mask=seen[:, None, None])
+    made = _attend(query[0].transpose(0, 1)[:, :, None], keys, values, step.scaling, mask=seen[:, None, None])
     return made[:, :, 0][None]
 
 
