@@ -99,9 +99,11 @@ def _nbytes(factors: Mapping[str, Factors]) -> int:
 class CompiledHidden:
     """What :meth:`CompiledGroup.into_rank` makes: the sums of the first product, and max|u| of each token.
 
-    ``shape``: (rows, tokens of a row) of the input. The others are arguments of the compiled functions.
+    ``tokens``: of the input, and ``shape``: its rows, and the tokens of a row. ``shape``, ``sums`` and ``top`` are
+    arguments of the compiled functions.
     """
 
+    tokens: int
     shape: tuple[c_int64, c_int64]
     sums: c_void_p
     top: c_void_p
@@ -139,8 +141,8 @@ class CompiledGroup:
             self._ranks.append((own.rank, count))
             address = 0 if index is None else index.data_ptr()
             self._segments[at] = SegmentArgument(own.B, own.rank, own.unsmooth, address, count or len(names))
-        self._hidden: dict[int, CompiledHidden] = {}
-        """by the number of tokens of the batch"""
+        self._hidden: CompiledHidden | None = None
+        """what the last call made, whose place the next one takes if it has as many tokens"""
 
     def into_rank(self, x: torch.Tensor) -> CompiledHidden:
         """The first product, for all modules of the group, of ``x`` (..., in), with rows before their tokens.
@@ -148,10 +150,9 @@ class CompiledGroup:
         It lies where the result of the call before lay, if that had as many tokens.
         """
         tokens = x.numel() // self._inner
-        hidden = self._hidden.get(tokens)
-        if hidden is None:
-            self._hidden.clear()
-            hidden = self._hidden[tokens] = self._room(tokens)
+        hidden = self._hidden
+        if hidden is None or hidden.tokens != tokens:
+            hidden = self._hidden = self._room(tokens)
         compiled().sw_into_rank(
             x.data_ptr(), KINDS[x.dtype], *hidden.shape, self._inner, self._segments, self._count, hidden.sums,
             hidden.top,
@@ -164,7 +165,7 @@ class CompiledGroup:
         sums = torch.empty(sum(count * rank for count, rank in own), dtype=torch.int32)
         top = torch.empty(sum(count for count, _ in own))
         shape = c_int64(rows), c_int64(per_row)
-        return CompiledHidden(shape, c_void_p(sums.data_ptr()), c_void_p(top.data_ptr()), (sums, top))
+        return CompiledHidden(tokens, shape, c_void_p(sums.data_ptr()), c_void_p(top.data_ptr()), (sums, top))
 
     def add(self, module: str, hidden: CompiledHidden, output: torch.Tensor) -> None:
         """The second product: add the changes to the output (..., out) of one module, in place, rounding once."""
