@@ -1,8 +1,8 @@
 """The threads that OpenMP keeps for each thread that has computed with torch.
 
 GNU OpenMP counts them all. If there are more than processors, its threads no longer wait actively for work. Each of the
-hundreds of small products of a decoding step then begins with waking a thread: measured on two cores, 50 microseconds
-each, a quarter of the step. So a thread that computes beside an engine gives its own back.
+hundreds of small products of a decoding step then begins with waking a thread: without that, they take 0.7 of the time
+(``python -m benchmarks.decode_step``, two cores). So a thread that computes beside an engine gives its own back.
 """
 
 from __future__ import annotations
