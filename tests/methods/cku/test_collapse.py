@@ -1,4 +1,4 @@
-"""CIR against slow loops over tokens in float64, in models of several kinds, beside frozen neurons and in a run."""
+"""CIR against slow loops over tokens in float64, in models of several kinds, and beside frozen neurons."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ import pytest
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from helpers.left import record, same_bits, tensors
-from helpers.method_driver import stop_at
-from helpers.unlearning import NEURONS, settings, tiny
+from helpers.unlearning import NEURONS, tiny
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
 from skillweave.methods.cku.agreement import TwoGradients
 from skillweave.methods.cku.collapse import (
     Collapse,
@@ -26,9 +23,7 @@ from skillweave.methods.cku.collapse import (
     write_common,
 )
 from skillweave.methods.cku.neurons.freeze import frozen_rows
-from skillweave.methods.cku.neurons.localise import read_neurons
 from skillweave.methods.cku.neurons.mlp import find_mlps
-from skillweave.methods.cku.run import run
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -210,22 +205,3 @@ def test_the_forget_gradient_is_collapsed_before_the_signs_are_compared_and_the_
         assert parameter.grad.tolist() == expected
         assert logged.pop("specific") == pytest.approx((5 / 8) ** 0.5)
         assert logged == ({"agree": 0.5} if agree else {})
-
-
-# -- in a run --------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_with_a_collapse_is_the_same_after_a_break_and_leaves_frozen_neurons_alone(base, corpus, tmp_path):
-    config = settings(corpus, collapse={"activations": 4, "gradients": 4}, objective={"loss": "ga", "retain": "none"})
-    one = run(base, config, tmp_path / "one")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        stop_at(patch, "unlearn", 5)
-        run(base, config, tmp_path / "two")
-    assert same_bits(run(base, config, tmp_path / "two"), one)
-    assert record(tmp_path / "two") == record(tmp_path / "one")
-    stages = read_json(tmp_path / "one" / "figures.json")["stages"]
-    assert 0 < stages["unlearn"]["specific"] < 1
-    changed = tensors(one)
-    for layer, mask in read_neurons(tmp_path / "one" / "localise")["frozen"].items():
-        assert not changed[f"model.layers.{layer}.mlp.up_proj.weight"][mask].any()
-        assert not changed[f"model.layers.{layer}.mlp.down_proj.weight"][:, mask].any()

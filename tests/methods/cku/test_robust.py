@@ -75,18 +75,19 @@ def test_the_loss_is_the_slow_sum_whatever_the_micro_batches(tmp_path, micro):
         ours, theirs = (
             model(torch.tensor([row["input_ids"]])).logits[0].log_softmax(-1) for model in (student, teacher)
         )
-        places = [at for at, label in enumerate(row["labels"]) if label != -100]
+        places = range(1, len(row["input_ids"]))
         of_row = [(theirs[at - 1].exp() * (theirs[at - 1] - ours[at - 1])).sum() for at in places]
         values.append(sum(of_row) / len(of_row))
     assert logged == pytest.approx(float(torch.stack(values).mean().detach()), rel=1e-4)
 
 
-def test_a_run_with_noise_is_the_same_after_a_break_and_frozen_neurons_keep_their_bits(base, corpus, tmp_path):
-    config = settings(corpus, robust=ROBUST)
+def test_a_run_with_both_options_is_the_same_after_breaks_and_frozen_neurons_keep_their_bits(base, corpus, tmp_path):
+    options = {"collapse": {"activations": 4, "gradients": 4}, "robust": ROBUST}
+    config = settings(corpus, objective={"loss": "ga", "retain": "none"}, **options)
     one = run(base, config, tmp_path / "one")
-    for step in (1, 5):
+    for stage, step in (("unlearn", 5), ("robust", 1), ("robust", 5)):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            stop_at(patch, "robust", step)
+            stop_at(patch, stage, step)
             run(base, config, tmp_path / "two")
     assert same_bits(run(base, config, tmp_path / "two"), one)
     assert record(tmp_path / "two") == record(tmp_path / "one")
@@ -97,6 +98,8 @@ def test_a_run_with_noise_is_the_same_after_a_break_and_frozen_neurons_keep_thei
             assert not rows[mask].any()
             assert rows[~mask].any(dim=1).all()
         assert not changed[f"model.layers.{layer}.mlp.down_proj.weight"][:, mask].any()
+    stages = read_json(tmp_path / "one" / "figures.json")["stages"]
+    assert 0 < stages["unlearn"]["specific"] < 1
     evaluations = read_json(tmp_path / "one" / "robust" / "looks.json")
     assert [entry["step"] for entry in evaluations] == [2, 4, 6]
 
