@@ -55,7 +55,6 @@ from skillweave.errors import UserError
 NAME = "cku-robust"
 RUNS = Path("runs/cku-robust")
 TUNING_SEEDS = (100, 101)
-RATES = (3e-4, 1e-3)
 COLLAPSE_RATES = (5e-4, 1e-3)
 DIRECTIONS = (4, 10)
 NOISES = (0.2, 0.4)
@@ -63,9 +62,16 @@ BACK = 0.2
 """What relearning may bring back of the other half, at most."""
 RETAIN = 0.99
 """What must be kept of retain, at least."""
-MUS = {"NPO": 20.0, "RMU": 20.0}
-"""The weight of the retain term where it is not 5: as tuned in ``benchmarks.cku``."""
-PLAIN = ("default", CKU_MASK, "NPO", "NPO, sign agreement", "RMU")
+SETTINGS = {
+    "default": ((3e-4, 5.0), (1e-3, 5.0)),
+    CKU_MASK: ((3e-4, 20.0), (1e-3, 20.0)),
+    "NPO": ((3e-4, 20.0), (1e-3, 20.0)),
+    "NPO, sign agreement": ((3e-4, 5.0), (1e-3, 5.0)),
+    "RMU": ((1e-3, 20.0), (1e-3, 100.0)),
+}
+"""Method -> the learning rates and weights of the retain term (mu) that are tried."""
+NOISED_RATE = 3e-4
+"""The default's learning rate under noise: at the lower one there is the most to gain."""
 SMALL = {"default": 2e-4, CKU_MASK: 2e-4, "NPO, sign agreement": 2e-4}
 """Method -> learning rate on SmolLM2: that of ``benchmarks.cku``."""
 
@@ -110,11 +116,11 @@ def _measured(options: argparse.Namespace, argv: Sequence[str], folder: Path) ->
 
 
 def base_grid() -> list[Cell]:
-    """Every learning rate of every plain method, on the tuning seeds."""
+    """Every setting of every method, on the tuning seeds."""
     return [
-        Cell("micro", method, seed, rate, MUS.get(method, 5.0), all_probes=False)
-        for method in PLAIN
-        for rate in RATES
+        Cell("micro", method, seed, rate, mu, all_probes=False)
+        for method, settings in SETTINGS.items()
+        for rate, mu in settings
         for seed in TUNING_SEEDS
     ]
 
@@ -130,9 +136,9 @@ def collapse_grid() -> list[Cell]:
 
 
 def noise_grid() -> list[Cell]:
-    """The default with every amount of noise, at the lower rate: there is the most to gain."""
+    """The default with every amount of noise."""
     return [
-        Cell("micro", "default", seed, RATES[0], noise=noise, all_probes=False)
+        Cell("micro", "default", seed, NOISED_RATE, noise=noise, all_probes=False)
         for noise in NOISES
         for seed in TUNING_SEEDS
     ]
@@ -142,7 +148,7 @@ def arm_cells(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cel
     """Every arm, one seed after another; an arm with CIR has the rate that was tuned with it."""
     collapsed, noised = chosen(tried, "default", collapse=True), chosen(tried, "default", noise=True)
     arms = [Cell("micro", REFERENCE, 0)]
-    arms += [chosen(tried, method) for method in PLAIN]
+    arms += [chosen(tried, method) for method in SETTINGS]
     arms += [collapsed, noised, replace(collapsed, noise=noised.noise)]
     arms += [
         replace(chosen(tried, CKU_MASK), directions=collapsed.directions),
