@@ -14,7 +14,7 @@ from skillweave.methods.cku.agreement import TwoGradients
 from skillweave.methods.cku.collapse import (
     Collapse,
     Common,
-    Moments,
+    TokenMoments,
     collapsed_gradient,
     collapsible,
     common_subspace,
@@ -30,8 +30,8 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def moments(vectors: torch.Tensor) -> Moments:
-    found = Moments(vectors.shape[1])
+def moments(vectors: torch.Tensor) -> TokenMoments:
+    found = TokenMoments(vectors.shape[1])
     for piece in vectors.split(3):
         found.add(piece)
     return found
@@ -63,7 +63,7 @@ def test_it_has_no_more_directions_than_the_vectors():
     assert common_subspace(moments(torch.cat([line, 2 * line, -3 * line])), 4).shape == (6, 1)  # the mean lies in it
     assert common_subspace(moments(torch.cat([line, line])), 4).shape == (6, 1)  # no variance, but a mean
     assert common_subspace(moments(torch.zeros(5, 6)), 4).shape == (6, 0)
-    assert common_subspace(Moments(6), 4).shape == (6, 0)
+    assert common_subspace(TokenMoments(6), 4).shape == (6, 0)
     assert common_subspace(moments(drawn(9, 6)), 0).shape == (6, 0)
     assert common_subspace(moments(drawn(9, 6)), 99).shape == (6, 6)
 

@@ -40,6 +40,7 @@ from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
 from skillweave.methods.training.trainer import learnt, quiet
+from skillweave.progress import bar
 
 _SHOWN = ("forget_strength", "retain_probability", "held_out_probability", "unseen_strength")
 _EVALUATIONS = "looks.json"
@@ -157,13 +158,16 @@ class _Unlearning:
             raise RuntimeError("the stage collapse runs only if its settings are given")
         model = self._policy_model()
         rows = [*self.retain[: settings.examples], *self.forget[: settings.examples]]
-        common = fit_common(
-            model,
-            padded_batches(rows, pad, self.run.config.training.batch_size),
-            activations=settings.activations,
-            gradients=settings.gradients,
-            frozen=frozen_rows(model, self.mlps, self._frozen_neurons()),
-        )
+        batches = list(padded_batches(rows, pad, self.run.config.training.batch_size))
+        with bar("collapse", len(batches)) as advance:
+            common = fit_common(
+                model,
+                batches,
+                activations=settings.activations,
+                gradients=settings.gradients,
+                frozen=frozen_rows(model, self.mlps, self._frozen_neurons()),
+                advance=advance,
+            )
         write_common(folder, common)
         return {"layers": len(common), "examples": len(rows)}
 
