@@ -5,8 +5,8 @@ retain term keep at least 99% of their probability; four bits bring back at most
 
 Arms: the default (gradient ascent with KL and sign agreement), the mask of CKU (useful neurons frozen), NPO with and
 without sign agreement, and RMU; the default with CIR (the collapse of common representations, `collapse`), with UNDO
-(noise and distillation, `robust`) and with both; CKU's mask with CIR; RMU with UNDO. The bar is a model that was
-trained without the forget set.
+(noise and distillation, `robust`) and with both, and without any at the rate of CIR; CKU's mask with CIR; RMU with
+UNDO. The bar is a model that was trained without the forget set.
 
 micro: each seed has a world of 16 invented people and 6 invented substances. A model of two layers learns it by heart
 and a skill (sorting digits) besides; then a quarter of the people and three substances are unlearnt, until greedy
@@ -46,7 +46,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.cku.arms import reached, select
-from benchmarks.cku.lasting import CKU_MASK, REFERENCE, Cell, measure
+from benchmarks.cku.lasting import CKU_MASK, REFERENCE, SAME_RATE, Cell, measure
 from benchmarks.cku.robust_show import claims, plot, table
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.common.runs import as_far_as_measured, run_all
@@ -63,7 +63,7 @@ BACK = 0.2
 RETAIN = 0.99
 """What must be kept of retain, at least."""
 SETTINGS = {
-    "default": ((3e-4, 5.0), (1e-3, 5.0)),
+    "default": ((3e-4, 5.0), (5e-4, 5.0), (1e-3, 5.0)),
     CKU_MASK: ((3e-4, 20.0), (1e-3, 20.0)),
     "NPO": ((3e-4, 20.0), (1e-3, 20.0)),
     "NPO, sign agreement": ((3e-4, 5.0), (1e-3, 5.0)),
@@ -149,6 +149,7 @@ def arm_cells(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cel
     collapsed, noised = chosen(tried, "default", collapse=True), chosen(tried, "default", noise=True)
     arms = [Cell("micro", REFERENCE, 0)]
     arms += [chosen(tried, method) for method in SETTINGS]
+    arms += [replace(collapsed, method=SAME_RATE, directions=0)]
     arms += [collapsed, noised, replace(collapsed, noise=noised.noise)]
     arms += [
         replace(chosen(tried, CKU_MASK), directions=collapsed.directions),
