@@ -40,9 +40,11 @@ from skillweave.tasks import load_task
 CKU_MASK = "useful neurons frozen"
 REFERENCE = "never taught"
 SAME_RATE = "default at the rate of CIR"
+DEEPER = "default, deeper"
 METHODS: dict[str, tuple[str, str]] = {
     "default": (GA_KL, SIGN),
     SAME_RATE: (GA_KL, SIGN),
+    DEEPER: (GA_KL, SIGN),
     CKU_MASK: (GA_KL, "fisher"),
     "NPO": (NPO, NO_MASK),
     "NPO, sign agreement": (NPO, SIGN),

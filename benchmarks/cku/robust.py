@@ -6,7 +6,8 @@ retain term keep at least 99% of their probability; four bits bring back at most
 Arms: the default (gradient ascent with KL and sign agreement), the mask of CKU (useful neurons frozen), NPO with and
 without sign agreement, and RMU; the default with CIR (the collapse of common representations, `collapse`), with UNDO
 (noise and distillation, `robust`) and with both, and without any at the rate of CIR; CKU's mask with CIR; RMU with
-UNDO. The bar is a model that was trained without the forget set.
+UNDO. One arm is exploratory ("deeper"): CIR at twice the rate and with twice the directions, added when CIR's interval
+had crossed 20%. The bar is a model that was trained without the forget set.
 
 micro: each seed has a world of 16 invented people and 6 invented substances. A model of two layers learns it by heart
 and a skill (sorting digits) besides; then a quarter of the people and three substances are unlearnt, until greedy
@@ -46,7 +47,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.cku.arms import reached, select
-from benchmarks.cku.lasting import CKU_MASK, REFERENCE, SAME_RATE, Cell, measure
+from benchmarks.cku.lasting import CKU_MASK, DEEPER, REFERENCE, SAME_RATE, Cell, measure
 from benchmarks.cku.robust_show import claims, plot, table
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.common.runs import as_far_as_measured, run_all
@@ -58,6 +59,8 @@ TUNING_SEEDS = (100, 101)
 COLLAPSE_RATES = (5e-4, 1e-3)
 DIRECTIONS = (4, 10)
 NOISES = (0.2, 0.4)
+DEEP = (1e-3, 20)
+"""Learning rate and directions of an arm that was added after the others had been seen: twice of both."""
 BACK = 0.2
 """What relearning may bring back of the other half, at most."""
 RETAIN = 0.99
@@ -145,17 +148,25 @@ def noise_grid() -> list[Cell]:
 
 
 def arm_cells(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cell]:
-    """Every arm, one seed after another; an arm with CIR has the rate that was tuned with it."""
+    """Every arm with every seed, what says most first; an arm with CIR has the rate that was tuned with it."""
     collapsed, noised = chosen(tried, "default", collapse=True), chosen(tried, "default", noise=True)
-    arms = [Cell("micro", REFERENCE, 0)]
-    arms += [chosen(tried, method) for method in SETTINGS]
-    arms += [replace(collapsed, method=SAME_RATE, directions=0)]
-    arms += [collapsed, noised, replace(collapsed, noise=noised.noise)]
-    arms += [
+    rate, directions = DEEP
+    arms = [
+        Cell("micro", REFERENCE, 0),
+        chosen(tried, "default"),
+        collapsed,
+        replace(collapsed, method=SAME_RATE, directions=0),
+        noised,
+        replace(collapsed, noise=noised.noise),
+        Cell("micro", DEEPER, 0, rate, directions=directions),
+        chosen(tried, "NPO, sign agreement"),
+        chosen(tried, "NPO"),
+        chosen(tried, CKU_MASK),
+        chosen(tried, "RMU"),
         replace(chosen(tried, CKU_MASK), directions=collapsed.directions),
         replace(chosen(tried, "RMU"), noise=noised.noise),
     ]
-    return [replace(arm, seed=seed, all_probes=True) for seed in seeds for arm in arms]
+    return [replace(arm, seed=seed, all_probes=True) for arm in arms for seed in seeds]
 
 
 def small_cells(seeds: Sequence[int]) -> list[Cell]:

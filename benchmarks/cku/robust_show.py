@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.cku.arms import reached
-from benchmarks.cku.lasting import REFERENCE, SAME_RATE
+from benchmarks.cku.lasting import DEEPER, REFERENCE, SAME_RATE
 from benchmarks.common.record import Claim, judged, student
 from skillweave.report import Table
 
@@ -65,7 +65,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 def _pairs(arms: Sequence[str]) -> list[tuple[str, str]]:
     """Every arm with an option, and the same arm without any; the default also at the rate of CIR."""
     plain = [(name, name.partition(" + ")[0]) for name in arms if " + " in name]
-    return [(name, other) for name, other in [*plain, ("default + CIR", SAME_RATE)] if {name, other} <= set(arms)]
+    more = [("default + CIR", SAME_RATE), (f"{DEEPER} + CIR", "default")]
+    return [(name, other) for name, other in [*plain, *more] if {name, other} <= set(arms)]
 
 
 def _forgotten(group: Sequence[Row]) -> str:
