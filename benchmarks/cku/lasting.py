@@ -41,10 +41,12 @@ CKU_MASK = "useful neurons frozen"
 REFERENCE = "never taught"
 SAME_RATE = "default at the rate of CIR"
 DEEPER = "default, deeper"
+FRESH = "default, deeper, on fresh seeds"
 METHODS: dict[str, tuple[str, str]] = {
     "default": (GA_KL, SIGN),
     SAME_RATE: (GA_KL, SIGN),
     DEEPER: (GA_KL, SIGN),
+    FRESH: (GA_KL, SIGN),
     CKU_MASK: (GA_KL, "fisher"),
     "NPO": (NPO, NO_MASK),
     "NPO, sign agreement": (NPO, SIGN),

@@ -205,7 +205,7 @@ class RobustSettings(TrainingSettings):
     """
 
     noise: float = Field(
-        default=0.3, gt=0, le=1, description="share of the weights that is replaced by noise (UNDO's alpha)"
+        default=0.2, gt=0, le=1, description="share of the weights that is replaced by noise (UNDO's alpha)"
     )
     scale: float = Field(
         default=0.1, ge=0, description="size of the noise, relative to Xavier's initialisation (UNDO's beta)"
