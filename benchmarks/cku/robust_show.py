@@ -161,7 +161,7 @@ def plot(rows: Sequence[Row]) -> Figure:
             xerr=[[x - across[0]], [across[1] - x]],
             yerr=[[y - up[0]], [up[1] - y]],
             color=colour,
-            marker="*" if name == REFERENCE else "s" if "UNDO" in name else "D" if "CIR" in name else "o",
+            marker="*" if name == REFERENCE else "s" if "UNDO" in name else "D" if "+ CIR" in name else "o",
             markersize=8,
             markerfacecolor=colour if all(map(reached, group)) else "none",
             linewidth=0.8,
