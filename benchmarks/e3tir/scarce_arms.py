@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
-from string import ascii_lowercase
 from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
 import torch
 
-from benchmarks.e3tir.arms import FAMILIES, HOPS, WORDS, WORLDS, Turns, changed_experts, test_score
+from benchmarks.e3tir.arms import FAMILIES, STEPS, WORDS, Turns, changed_experts, test_score
 from skillweave.base import Message, open_base
 from skillweave.errors import NothingLearnt
 from skillweave.files.read import read_json
 from skillweave.methods.e3tir import E3tirConfig
+from skillweave.methods.e3tir.config import PRESETS
 from skillweave.methods.e3tir.run import run as warm_up
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
-from skillweave.tasks.builtin import hops
-from skillweave.tasks.builtin.names import short_relations
+from skillweave.tasks.builtin import steps
 from skillweave.tasks.expert_traces import Trace
 from skillweave.tools import Call
 from skillweave.tools.turn import call_text
 
-SHAPE = MicroShape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, context=144)
-SYLLABLES = 102
-"""Names and relations of all worlds are made of these syllables, one token each, so that a search is eight tokens."""
-WANDERERS = 2000
-RIGHT = 0.15
-"""How often the wanderers ask about the person that they found last. Otherwise they ask about the first one again."""
+SHAPE = MicroShape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, context=80)
+WANDERERS = 4
+"""Conversations of wanderers for each step of the base's training."""
+RIGHT = 0.25
+"""How often the wanderers go on from the last result. Otherwise they begin with the first number again."""
 CAREFUL = 0.9
-"""How often they ask for the right relation, stop in time, and answer with what they found last."""
+"""How often they take the right operation, make all calls, and answer with the last result."""
 BASE_STEPS = 500
 BATCHES = 20
 PROMPTS = 4
 N = 16
 UPDATES = 4
 """Optimiser steps on each batch."""
-CODE = 1
-"""Letters of a word that only the experts' own index knows."""
+LARGEST = 99
+"""The largest number of a chain."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,9 @@ class Cell:
     """One run: an arm with its tuned settings, in one condition, with a seed.
 
     * ``traces``: expert traces
-    * ``hidden``: the share of the experts' searches whose words only the experts know
-    * ``least``: hops of the shortest question; the longest has three, in RL and in the test
-    * ``longest``: hops of the longest question that has a trace
+    * ``hidden``: the share of the experts' calls in which a name that only they know stands for the last result
+    * ``least``: operations of the shortest prompt; the longest has three, in RL and in the test
+    * ``longest``: operations of the longest prompt that has a trace
     * ``rate``: learning rate of RL; ``sft``: learning rate and epochs of supervised training
     """
 
@@ -72,37 +71,35 @@ class Cell:
 
 
 def scarce_base(training_steps: int) -> Path:
-    """A micro model trained on conversations of wanderers, who search in the right form and nearly always in vain."""
+    """A micro model trained on conversations of wanderers, who call in the right form and nearly always in vain."""
     rng = Random(0)
-    search, _, end = WORDS
+    _, calculate, end = WORDS
     return micro_base(
-        [turn for _ in range(WANDERERS) for turn in wander(rng)],
+        [turn for _ in range(WANDERERS * training_steps) for turn in wander(rng)],
         shape=SHAPE,
         training=TrainingSettings(steps=training_steps, batch_size=64, learning_rate=3e-3),
         seed=0,
         name="scarce",
-        words=(search, end, *short_relations(0, SYLLABLES)),
+        words=(calculate, end),
     )
 
 
 def wander(rng: Random) -> Turns:
-    """A conversation whose searches mostly ask about the person in the question, whatever was found since."""
-    settings = hops.HopsSettings(**FAMILIES[HOPS], world=1000 + rng.randrange(WORLDS))
-    world = hops.world_of(settings)
-    prompt, _ = hops.make(rng, settings)
-    start, *chain = prompt.removesuffix("?").split(" ")
+    """A conversation whose calls mostly begin with the first number of the prompt, whatever came out since."""
+    prompt, _ = steps.make(rng, steps.StepsSettings(**FAMILIES[STEPS]))
+    first, *numbers = re.findall(r"\d+", prompt)
+    pairs = list(zip(re.findall(r"[-+*]", prompt), numbers, strict=True))
     messages: list[Message] = [{"role": "user", "content": prompt}]
     turns: Turns = []
-    found = start
-    for relation in chain if rng.random() < CAREFUL else chain[:-1]:
-        who = found if rng.random() < RIGHT else start
-        asked = relation if rng.random() < CAREFUL else rng.choice(world.relations)
-        found = world.facts[who, asked]
-        call = call_text(Call("search", {"query": f"{who} {asked}"}))
+    result = first
+    for pair in pairs if rng.random() < CAREFUL else pairs[:-1]:
+        left = result if rng.random() < RIGHT else first
+        sign, other = pair if rng.random() < CAREFUL else rng.choice(pairs)
+        result = str({"+": int.__add__, "-": int.__sub__, "*": int.__mul__}[sign](int(left), int(other)))
+        call = call_text(Call("calculator", {"expression": f"{left}{sign}{other}"}))
         turns.append((list(messages), call))
-        result = f"{who}: {who} {asked} {found}"
         messages += [{"role": "assistant", "content": call}, {"role": "tool", "content": result}]
-    turns.append((messages, found if rng.random() < CAREFUL else start))
+    turns.append((messages, result if rng.random() < CAREFUL else first))
     return turns
 
 
@@ -110,32 +107,34 @@ def wander(rng: Random) -> Turns:
 
 
 def experts(config: E3tirConfig, folder: Path, cell: Cell) -> Path:
-    """A file of expert traces. A hidden search asks for a code of random letters and gets the result all the same.
+    """A file of expert traces. In a hidden call another number stands for the last result, and the result is the usual.
 
-    The experts have an index of their own. The policy's search does not know the codes, and finds nothing for them.
+    It is as if the experts had a memory with names of their own: nobody else can predict the number, and the policy's
+    own calculator gives something wrong for it.
     """
 
     def change(trace: Trace, rng: Random) -> Trace | None:
-        if hops_of(trace) > cell.longest:
+        if operations(trace) > cell.longest:
             return None
-        messages = [_in_code(message, rng) if rng.random() < cell.hidden else message for message in trace.messages]
+        messages = [_hidden(message, rng) if rng.random() < cell.hidden else message for message in trace.messages]
         return replace(trace, messages=messages)
 
     return changed_experts(config, folder, change)
 
 
-def hops_of(trace: Trace) -> int:
-    """The number of hops that the trace's question asks for."""
-    return len(trace.messages[0]["content"].split()) - 1
+def operations(trace: Trace) -> int:
+    """The number of operations in the trace's prompt."""
+    return len(re.findall(r"[-+*]", trace.messages[0]["content"]))
 
 
-def _in_code(message: Message, rng: Random) -> Message:
-    """The message with a code in place of the words that it searches for, if it is a call."""
+def _hidden(message: Message, rng: Random) -> Message:
+    """The message with a random number as the left one, if it is a call."""
     if not message.get("tool_calls"):
         return message
     (call,) = message["tool_calls"]
-    query = {"query": "".join(rng.choice(ascii_lowercase) for _ in range(CODE))}
-    return {**message, "tool_calls": [{**call, "function": {**call["function"], "arguments": query}}]}
+    _, rest = re.fullmatch(r"(-?\d+)(.*)", call["function"]["arguments"]["expression"]).groups()
+    arguments = {"expression": f"{rng.randint(1, LARGEST)}{rest}"}
+    return {**message, "tool_calls": [{**call, "function": {**call["function"], "arguments": arguments}}]}
 
 
 # -- the arms --------------------------------------------------------------------------------------------------------
@@ -177,42 +176,37 @@ def _rl_after(sft: bool, batches: Callable[[Cell], int]) -> Callable[[Cell], dic
     }
 
 
-_PAPER = {"branch": "anchors", "filter": True, "lam": 0.5, "detach": True, "ratio": "mixture", "mixing": "group"}
+_PAPER = PRESETS["paper"]["expert"]
 ZERO = "Zero-RL"
 SFT = "SFT"
 SFT_RL = "SFT -> RL"
 PAPER = "E3-TIR, paper"
+BRANCHY = "E3-TIR, more branches"
+SILENT = "E3-TIR, more branches, silent prefix"
 SUM = "E3-TIR, sum of losses"
-SILENT = "E3-TIR, silent prefix"
-TURNS = "E3-TIR, branches at turns"
-AFTER_SFT = "SFT -> E3-TIR"
 BREAD = "BREAD-like"
 PREFIX_RFT = "Prefix-RFT-like"
 TREE = "Tree-GRPO-like"
+_PLAIN = {"detach": False, "ratio": "on_policy", "lam": 1.0}
+"""As in GRPO: the tokens of a prefix are as good as the policy's own."""
 ARMS: dict[str, Callable[[Cell], dict[str, Any]]] = {
     ZERO: _rl_after(False, lambda cell: cell.batches),
     SFT: _rl_after(True, lambda cell: 0),
     SFT_RL: _rl_after(True, lambda cell: cell.batches),
     PAPER: _mixed(_PAPER),
+    BRANCHY: _mixed(_PAPER, N // 4, 3 * N // 4),
+    SILENT: _mixed({**_PAPER, "uncertain": 0.0}, N // 4, 3 * N // 4),
     SUM: _mixed({**_PAPER, "mixing": "sum"}, N - 1, 1),
-    SILENT: _mixed({**_PAPER, "uncertain": 0.0}),
-    TURNS: _mixed({**_PAPER, "branch": "turns"}),
-    AFTER_SFT: lambda cell: {**_mixed(_PAPER)(cell), "sft": _sft(cell)},
-    BREAD: _mixed({**_PAPER, "ask": "failed", "detach": False, "ratio": "on_policy", "lam": 1.0}),
-    PREFIX_RFT: _mixed(
-        {**_PAPER, "branch": "annealed", "uncertain": 0.2, "filter": False, "detach": False, "ratio": "on_policy",
-         "lam": 1.0},
-        N - 1,
-        1,
-    ),
+    BREAD: _mixed({**_PAPER, **_PLAIN, "ask": "failed"}),
+    PREFIX_RFT: _mixed({**_PAPER, **_PLAIN, "branch": "annealed", "uncertain": 0.2, "filter": False}, N - 1, 1),
     TREE: _mixed({**_PAPER, "branch": "own", "filter": False}),
-}  # fmt: skip
-USES_SFT = (SFT, SFT_RL, AFTER_SFT)
+}
+VARIANTS = (PAPER, BRANCHY, SILENT, SUM)
+"""The settings of E3-TIR among which the grid chooses."""
+USES_SFT = (SFT, SFT_RL)
 """The arms whose supervised training is tuned."""
 NO_EXPERT = (ZERO, TREE)
 """The arms for which all experts are the same."""
-MAIN = PAPER
-"""The arm that stands for E3-TIR in the claims: its defaults."""
 
 
 # -- a run -----------------------------------------------------------------------------------------------------------
@@ -220,14 +214,13 @@ MAIN = PAPER
 
 def settings(cell: Cell) -> E3tirConfig:
     """The settings of a cell, without the file of its experts."""
-    world = {**FAMILIES[HOPS], "least": cell.least, "most": 3, "world": cell.seed}
     values = {
         "task": {
             "source": "builtin",
-            "name": "hops",
+            "name": "steps",
             "seed": cell.seed,
             "splits": {"train": 600, "calibration": 1, "test": 200},
-            "config": world,
+            "config": {**FAMILIES[STEPS], "least": cell.least, "most": 3},
         },
         "seed": cell.seed,
         "traces": cell.traces,
@@ -236,7 +229,7 @@ def settings(cell: Cell) -> E3tirConfig:
         "save_every": 10_000,
         "evaluate_on": 0,
         "show_every": 10_000,
-        "rollout": {"instruction": "", "max_tokens": 110, "batch_size": 256},
+        "rollout": {"instruction": "", "max_tokens": 64, "max_tool_calls": 3, "batch_size": 256},
         "reward": {"no_answer": 0, "malformed": 0},
     }
     return E3tirConfig.model_validate({**values, **ARMS[cell.arm](cell)})

@@ -9,23 +9,22 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import student
-from benchmarks.e3tir.scarce_arms import ARMS, MAIN, SFT_RL, ZERO
+from benchmarks.e3tir.scarce_arms import ARMS, SFT_RL, ZERO
 from skillweave.report import Table
 
-COLOURS = {SFT_RL: "#D55E00", MAIN: "#0072B2"}
 Condition = tuple[int, float, int, int]
 
 
 def condition_of(row: Mapping[str, Any]) -> Condition:
-    """The condition of a row: traces, the share of hidden words, the shortest question, the longest with a trace."""
+    """The condition of a row: traces, the share of hidden calls, the shortest question, the longest with a trace."""
     return row["traces"], row["hidden"], row["least"], row["longest"]
 
 
 def name_of(condition: Condition) -> str:
     """The condition in words."""
     traces, hidden, least, longest = condition
-    covered = "" if longest == 3 else f", traces of at most {longest} hops for questions of {least} and 3"
-    return f"{traces} traces, {hidden:.0%} of the words hidden{covered}"
+    covered = "" if longest == 3 else f", traces of at most {longest} operations for prompts of {least} and 3"
+    return f"{traces} traces, {hidden:.0%} of the calls hidden{covered}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -75,19 +74,19 @@ def interval(values: Sequence[float]) -> str:
     return f"{mean:.1f} ({low:.1f} to {high:.1f})" if len(values) > 1 else f"{mean:.1f}"
 
 
-def plot(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Score against the number of traces, with hidden words and without, and against the share of hidden words."""
+def plot(rows: Sequence[dict[str, Any]], ours: str) -> Figure:
+    """Score against the number of traces, with hidden calls and without, and against the share of hidden calls."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
     whole = [row for row in rows if row["longest"] == 3]
     for axis, hidden in zip(axes, (1.0, 0.0), strict=False):
-        _curve(axis, [row for row in whole if row["hidden"] == hidden], "traces")
-        axis.set(xscale="log", xlabel="expert traces", title=f"{hidden:.0%} of the experts' words hidden")
+        _curve(axis, [row for row in whole if row["hidden"] == hidden], "traces", ours)
+        axis.set(xscale="log", xlabel="expert traces", title=f"{hidden:.0%} of the experts' calls hidden")
         counts = sorted({row["traces"] for row in whole})
         axis.set_xticks(counts, [str(count) for count in counts], minor=False)
         axis.minorticks_off()
-    _curve(axes[2], [row for row in whole if row["traces"] == 16], "hidden")
-    axes[2].set(xlabel="share of the experts' words that are hidden", title="16 traces")
+    _curve(axes[2], [row for row in whole if row["traces"] == 16], "hidden", ours)
+    axes[2].set(xlabel="share of the experts' calls that are hidden", title="16 traces")
     axes[0].set_ylabel("greedy success on 200 test prompts, %")
     axes[0].legend(fontsize=8, frameon=False)
     for axis in axes:
@@ -96,8 +95,8 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _curve(axis: Any, rows: Sequence[dict[str, Any]], key: str) -> None:
-    for arm, colour in COLOURS.items():
+def _curve(axis: Any, rows: Sequence[dict[str, Any]], key: str, ours: str) -> None:
+    for arm, colour in ((SFT_RL, "#D55E00"), (ours, "#0072B2")):
         own = [row for row in rows if row["arm"] == arm]
         at = sorted({row[key] for row in own})
         if at:

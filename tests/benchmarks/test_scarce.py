@@ -22,7 +22,7 @@ def test_a_quick_run_writes_its_results(tmp_path: Path, monkeypatch: pytest.Monk
     assert [(row["arm"], row["seed"]) for row in found["rows"]] == [(a, s) for a in (SFT_RL, MAIN) for s in (1, 2)]
     for row in found["rows"]:
         assert 0 <= row["score"] <= 1
-        assert len(row["curve"]) == row["batches"] == 2
+        assert len(row["curve"]) == row["batches"] == 4
         assert row["expert_tokens"] > 0 < row["sampled_tokens"]
 
 

@@ -159,14 +159,6 @@ def test_experts_are_asked_only_where_every_own_conversation_failed(play, traces
         assert (group.pool(True) == []) == succeeded
 
 
-def test_branches_at_turns_begin_where_a_turn_does(play, traces):
-    for group in play(expert={"branch": "turns", "k": 2}):
-        writers = traces[group.entry.id].writers
-        starts = [at for at in range(1, len(writers)) if writers[at] == EXPERT and writers[at - 1] == TOOL]
-        assert anchors(group) == starts[:2]
-        assert len(starts) == 2
-
-
 def test_an_annealed_prefix_gets_shorter_with_every_batch(play):
     stage = settings(warm_up={"steps": 5, "n": 1, "m": 2}).warm_up
     cuts = [

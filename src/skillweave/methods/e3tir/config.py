@@ -129,13 +129,12 @@ class ExpertSettings(Config):
     The control ``mixing: sum`` puts one copy of the trace into a group, whatever ``m`` is, and nothing branches.
     """
 
-    branch: Literal["anchors", "turns", "random", "annealed", "own", "whole"] = Field(
+    branch: Literal["anchors", "random", "annealed", "own", "whole"] = Field(
         default="anchors",
-        description="where branches leave a trace: anchors (the positions of highest entropy), turns (the same, but "
-        "only where a turn of the expert begins), random positions, or annealed (one position that moves from 95% of "
-        "the trace in the first batch to 5% in the last, as in Prefix-RFT); whole: the complete trace is in the group, "
-        "as in LUFFY; own: no expert, branches leave the policy's own conversations after a tool's result, as in "
-        "Tree-GRPO",
+        description="where branches leave a trace: anchors (the positions of highest entropy), random positions, or "
+        "annealed (one position that moves from 95% of the trace in the first batch to 5% in the last, as in "
+        "Prefix-RFT); whole: the complete trace is in the group, as in LUFFY; own: no expert, branches leave the "
+        "policy's own conversations after a tool's result, as in Tree-GRPO",
     )
     k: int = Field(default=3, ge=1, description="anchors for each trace")
     ask: Literal["always", "failed"] = Field(
