@@ -2,15 +2,15 @@
 
 Claim: with 16 expert traces, where Zero-RL stays below 5%, E3-TIR is at least 5 points ahead of SFT -> RL.
 
-One micro model is trained from scratch on conversations of wanderers about chains of two or three sums. They call the
-calculator in the right form, but nearly always begin with the first number of the prompt again, not with the last
-result. Three conditions vary:
+One micro model is trained from scratch on conversations of wanderers about chains of sums. They call the calculator in
+the right form, but nearly always begin with the first number of the prompt again, not with the last result. The task is
+chains of four sums. Three conditions vary:
 
 * the number of expert traces
 * expressibility: the share of the experts' calls that are hidden. In a hidden call a number from a memory of the
   experts' own stands for the last result, and the calculator knows what it stands for. Its result is the usual one. A
   policy cannot predict the number, and gets something wrong for it.
-* coverage: traces for chains of two sums only; the prompts of RL and of the test have two or three
+* coverage: traces for chains of two sums only, while the prompts of RL and of the test have two to four
 
 Every arm with RL plays the same number of conversations (BREAD-like: at most as many). Each arm is tuned on another
 seed, over rates of RL and, where it has supervised training, over its rates and epochs, once with hidden calls and once
@@ -41,7 +41,7 @@ from benchmarks.e3tir.scarce_show import condition_of, name_of, plot, table
 NAME = "e3tir.scarce"
 FILES = "e3tir-scarce"
 """The beginning of the names of the results."""
-RATES = (5e-4, 1e-3)
+RATES = (2.5e-4, 5e-4)
 SFTS = ((3e-4, 3), (1e-3, 3), (1e-3, 10))
 """Learning rates and epochs of supervised training."""
 TUNING_SEEDS = (11,)
@@ -114,10 +114,10 @@ def cells_of(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cell
     curves, few = (SFT_RL, best(tried)), seeds[:CURVE_SEEDS]
     cells = [Cell(arm, seed) for seed in seeds for arm in (*curves, ZERO)]
     cells += [Cell(arm, seed, traces, 0.0) for traces in (16, 4, 64) for seed in few for arm in curves]
-    cells += [Cell(arm, seed, traces) for traces in (4, 64) for seed in few for arm in curves]
+    cells += [Cell(arm, seed) for seed in few for arm in ARMS]
     cells += [Cell(arm, seed, hidden=0.5) for seed in few for arm in curves]
     cells += [Cell(arm, seed, hidden=0.0, least=2, longest=2) for seed in few for arm in (*curves, ZERO)]
-    cells += [Cell(arm, seed) for seed in seeds for arm in ARMS]
+    cells += [Cell(arm, seed, traces) for traces in (4, 64) for seed in few for arm in curves]
     cells += [Cell(arm, seed, 256, hidden) for hidden in (0.0, 1.0) for seed in few for arm in curves]
     return [tuned(cell, tried) for cell in dict.fromkeys(cells)]
 

@@ -27,21 +27,24 @@ from skillweave.tasks.expert_traces import Trace
 from skillweave.tools import Call
 from skillweave.tools.turn import call_text
 
-SHAPE = MicroShape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, context=80)
+SHAPE = MicroShape(hidden=64, layers=2, heads=4, kv_heads=2, intermediate=128, context=112)
 WANDERERS = 4
 """Conversations of wanderers for each step of the base's training."""
-RIGHT = 0.25
+RIGHT = 0.2
 """How often the wanderers go on from the last result. Otherwise they begin with the first number again."""
-CAREFUL = 0.9
+CAREFUL = 0.95
 """How often they take the right operation, make all calls, and answer with the last result."""
-BASE_STEPS = 500
+BASE_STEPS = 1200
 BATCHES = 20
 PROMPTS = 4
 N = 16
 UPDATES = 4
 """Optimiser steps on each batch."""
+LENGTH = 4
+"""Operations of the longest prompt."""
 LARGEST = 99
 """The largest number of a chain."""
+FAMILY = {**FAMILIES[STEPS], "most": LENGTH, "largest": LARGEST}
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Cell:
 
     * ``traces``: expert traces
     * ``hidden``: the share of the experts' calls in which a name that only they know stands for the last result
-    * ``least``: operations of the shortest prompt; the longest has three, in RL and in the test
+    * ``least``: operations of the shortest prompt; the longest has :data:`LENGTH`, in RL and in the test
     * ``longest``: operations of the longest prompt that has a trace
     * ``rate``: learning rate of RL; ``sft``: learning rate and epochs of supervised training
     """
@@ -59,9 +62,9 @@ class Cell:
     seed: int
     traces: int = 16
     hidden: float = 1.0
-    least: int = 3
-    longest: int = 3
-    rate: float = 1e-3
+    least: int = LENGTH
+    longest: int = LENGTH
+    rate: float = 5e-4
     sft: tuple[float, int] = (1e-3, 10)
     batches: int = BATCHES
     base_steps: int = BASE_STEPS
@@ -86,7 +89,7 @@ def scarce_base(training_steps: int) -> Path:
 
 def wander(rng: Random) -> Turns:
     """A conversation whose calls mostly begin with the first number of the prompt, whatever came out since."""
-    prompt, _ = steps.make(rng, steps.StepsSettings(**FAMILIES[STEPS]))
+    prompt, _ = steps.make(rng, steps.StepsSettings(**FAMILY))
     first, *numbers = re.findall(r"\d+", prompt)
     pairs = list(zip(re.findall(r"[-+*]", prompt), numbers, strict=True))
     messages: list[Message] = [{"role": "user", "content": prompt}]
@@ -132,9 +135,16 @@ def _hidden(message: Message, rng: Random) -> Message:
     if not message.get("tool_calls"):
         return message
     (call,) = message["tool_calls"]
-    _, rest = re.fullmatch(r"(-?\d+)(.*)", call["function"]["arguments"]["expression"]).groups()
+    _, rest = parts(call["function"]["arguments"]["expression"])
     arguments = {"expression": f"{rng.randint(1, LARGEST)}{rest}"}
     return {**message, "tool_calls": [{**call, "function": {**call["function"], "arguments": arguments}}]}
+
+
+def parts(expression: str) -> tuple[str, str]:
+    """The left number of a call's expression, and the rest: its sign and the right number."""
+    match = re.fullmatch(r"(-?\d+)([-+*]\d+)", expression)
+    assert match is not None
+    return match[1], match[2]
 
 
 # -- the arms --------------------------------------------------------------------------------------------------------
@@ -181,8 +191,7 @@ ZERO = "Zero-RL"
 SFT = "SFT"
 SFT_RL = "SFT -> RL"
 PAPER = "E3-TIR, paper"
-BRANCHY = "E3-TIR, more branches"
-SILENT = "E3-TIR, more branches, silent prefix"
+ANNEALED = "E3-TIR, annealed"
 SUM = "E3-TIR, sum of losses"
 BREAD = "BREAD-like"
 PREFIX_RFT = "Prefix-RFT-like"
@@ -194,14 +203,13 @@ ARMS: dict[str, Callable[[Cell], dict[str, Any]]] = {
     SFT: _rl_after(True, lambda cell: 0),
     SFT_RL: _rl_after(True, lambda cell: cell.batches),
     PAPER: _mixed(_PAPER),
-    BRANCHY: _mixed(_PAPER, N // 4, 3 * N // 4),
-    SILENT: _mixed({**_PAPER, "uncertain": 0.0}, N // 4, 3 * N // 4),
+    ANNEALED: _mixed({**_PAPER, "branch": "annealed"}),
     SUM: _mixed({**_PAPER, "mixing": "sum"}, N - 1, 1),
     BREAD: _mixed({**_PAPER, **_PLAIN, "ask": "failed"}),
     PREFIX_RFT: _mixed({**_PAPER, **_PLAIN, "branch": "annealed", "uncertain": 0.2, "filter": False}, N - 1, 1),
     TREE: _mixed({**_PAPER, "branch": "own", "filter": False}),
 }
-VARIANTS = (PAPER, BRANCHY, SILENT, SUM)
+VARIANTS = (PAPER, ANNEALED, SUM)
 """The settings of E3-TIR among which the grid chooses."""
 USES_SFT = (SFT, SFT_RL)
 """The arms whose supervised training is tuned."""
@@ -220,7 +228,7 @@ def settings(cell: Cell) -> E3tirConfig:
             "name": "steps",
             "seed": cell.seed,
             "splits": {"train": 600, "calibration": 1, "test": 200},
-            "config": {**FAMILIES[STEPS], "least": cell.least, "most": 3},
+            "config": {**FAMILY, "least": cell.least},
         },
         "seed": cell.seed,
         "traces": cell.traces,
@@ -229,7 +237,7 @@ def settings(cell: Cell) -> E3tirConfig:
         "save_every": 10_000,
         "evaluate_on": 0,
         "show_every": 10_000,
-        "rollout": {"instruction": "", "max_tokens": 64, "max_tool_calls": 3, "batch_size": 256},
+        "rollout": {"instruction": "", "max_tokens": 84, "max_tool_calls": LENGTH, "batch_size": 256},
         "reward": {"no_answer": 0, "malformed": 0},
     }
     return E3tirConfig.model_validate({**values, **ARMS[cell.arm](cell)})

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import student
-from benchmarks.e3tir.scarce_arms import ARMS, SFT_RL, ZERO
+from benchmarks.e3tir.scarce_arms import ARMS, LENGTH, SFT_RL, ZERO
 from skillweave.report import Table
 
 Condition = tuple[int, float, int, int]
@@ -23,7 +23,7 @@ def condition_of(row: Mapping[str, Any]) -> Condition:
 def name_of(condition: Condition) -> str:
     """The condition in words."""
     traces, hidden, least, longest = condition
-    covered = "" if longest == 3 else f", traces of at most {longest} operations for prompts of {least} and 3"
+    covered = "" if longest == LENGTH else f", traces of {longest} operations for prompts of {least} to {LENGTH}"
     return f"{traces} traces, {hidden:.0%} of the calls hidden{covered}"
 
 
@@ -78,7 +78,7 @@ def plot(rows: Sequence[dict[str, Any]], ours: str) -> Figure:
     """Score against the number of traces, with hidden calls and without, and against the share of hidden calls."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    whole = [row for row in rows if row["longest"] == 3]
+    whole = [row for row in rows if row["longest"] == LENGTH]
     for axis, hidden in zip(axes, (1.0, 0.0), strict=False):
         _curve(axis, [row for row in whole if row["hidden"] == hidden], "traces", ours)
         axis.set(xscale="log", xlabel="expert traces", title=f"{hidden:.0%} of the experts' calls hidden")

@@ -159,14 +159,30 @@ def test_experts_are_asked_only_where_every_own_conversation_failed(play, traces
         assert (group.pool(True) == []) == succeeded
 
 
-def test_an_annealed_prefix_gets_shorter_with_every_batch(play):
+def turn_starts(trace) -> list[int]:
+    """The positions at which the expert's turns begin, without its first turn."""
+    writers = trace.writers
+    return [at for at in range(1, len(writers)) if writers[at] == EXPERT and writers[at - 1] == TOOL]
+
+
+def test_branches_at_turns_begin_where_a_turn_does(play, traces):
+    for group in play(expert={"branch": "turns", "k": 2}):
+        starts = turn_starts(traces[group.entry.id])
+        assert anchors(group) == starts[:2]
+        assert len(starts) == 2
+
+
+def test_an_annealed_prefix_moves_from_the_last_turn_to_the_second(play, traces):
     stage = settings(warm_up={"steps": 5, "n": 1, "m": 2}).warm_up
-    cuts = [
-        [anchors(group) for group in play(stage=stage, step=step, expert={"branch": "annealed"})] for step in range(5)
-    ]
-    assert all(len(cut) == 1 for batch in cuts for cut in batch)
-    falling = [sum(cut[0] for cut in batch) for batch in cuts]
-    assert falling == sorted(set(falling), reverse=True)
+    for id in list(traces)[:2]:
+        cuts = [
+            anchors(group)
+            for step in range(5)
+            for group in play([id], stage=stage, step=step, expert={"branch": "annealed"})
+        ]
+        assert all(len(cut) == 1 for cut in cuts)
+        assert cuts == sorted(cuts, reverse=True)
+        assert [cuts[-1][0], cuts[0][0]] == turn_starts(traces[id])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])

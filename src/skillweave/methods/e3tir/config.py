@@ -129,12 +129,13 @@ class ExpertSettings(Config):
     The control ``mixing: sum`` puts one copy of the trace into a group, whatever ``m`` is, and nothing branches.
     """
 
-    branch: Literal["anchors", "random", "annealed", "own", "whole"] = Field(
+    branch: Literal["anchors", "turns", "random", "annealed", "own", "whole"] = Field(
         default="anchors",
-        description="where branches leave a trace: anchors (the positions of highest entropy), random positions, or "
-        "annealed (one position that moves from 95% of the trace in the first batch to 5% in the last, as in "
-        "Prefix-RFT); whole: the complete trace is in the group, as in LUFFY; own: no expert, branches leave the "
-        "policy's own conversations after a tool's result, as in Tree-GRPO",
+        description="where branches leave a trace: anchors (the positions of highest entropy), turns (the same, but "
+        "only where a turn of the expert begins), random positions, or annealed (the turn that begins nearest to a "
+        "share of the trace, which falls from 95% in the first batch to 5% in the last, as in Prefix-RFT); whole: the complete trace is in the group, "
+        "as in LUFFY; own: no expert, branches leave the policy's own conversations after a tool's result, as in "
+        "Tree-GRPO",
     )
     k: int = Field(default=3, ge=1, description="anchors for each trace")
     ask: Literal["always", "failed"] = Field(
@@ -170,6 +171,17 @@ class ExpertSettings(Config):
     weight: float = Field(
         default=1.0, gt=0, allow_inf_nan=False, description="weight of the supervised loss, for mixing: sum"
     )
+
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.branch == "own" and (self.mixing == "sum" or self.ask == "failed"):
+            raise ValueError("branch: own has no expert: leave mixing at 'group' and ask at 'always'")
+        if self.uncertain < 1 and (self.branch in ("whole", "own") or self.mixing == "sum"):
+            raise ValueError(
+                "uncertain is the share of a branch's prefix: it needs mixing: group, and branch: anchors, turns, "
+                "random or annealed"
+            )
+        return self
 
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {

@@ -179,6 +179,8 @@ class Rollouts:
         settings, m = self._expert, self._stage.m
         eligible = trace.eligible
         eligible[self._config.rollout.max_tokens - 1 :] = False  # a branch needs room for at least one token
+        if settings.branch in ("turns", "annealed"):
+            eligible &= trace.turn_starts
         if settings.branch == "annealed":
             anchors = nearest_eligible(eligible, annealed_share(step // self._stage.updates, self._stage.steps))
         else:

@@ -45,6 +45,12 @@ class EncodedTrace:
         return eligible
 
     @property
+    def turn_starts(self) -> Tensor:
+        """(T,) bool: the first token of each of the expert's turns after its first turn."""
+        written = self.written
+        return written & ~torch.cat([torch.ones(1, dtype=torch.bool), written[:-1]])
+
+    @property
     def written(self) -> Tensor:
         """(T,) bool: the tokens that the expert wrote."""
         return torch.tensor(self.writers) == EXPERT

@@ -1,4 +1,4 @@
-"""The preset `paper`: its values are defaults, explicit keys win, and a saved run holds the values themselves."""
+"""Settings: `preset: paper` gives defaults, a run saves the values themselves, what has no effect is refused."""
 
 from __future__ import annotations
 
@@ -35,3 +35,22 @@ def test_an_unknown_preset_is_named_with_those_that_exist(tmp_path):
     file.write_text("task: {source: builtin, name: hops}\npreset: papre\n")
     with pytest.raises(UserError, match=r"preset.*'paper'"):
         read_config(E3tirConfig, file)
+
+
+@pytest.mark.parametrize(
+    ("expert", "reason"),
+    [
+        ({"branch": "own", "mixing": "sum"}, "has no expert"),
+        ({"branch": "own", "ask": "failed"}, "has no expert"),
+        ({"branch": "whole", "uncertain": 0.5}, "share of a branch's prefix"),
+        ({"mixing": "sum", "uncertain": 0.0}, "share of a branch's prefix"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(expert, reason):
+    with pytest.raises(UserError, match=reason):
+        read_config(E3tirConfig, {"task": TASK, "expert": expert})
+
+
+def test_own_branches_ask_for_no_expert():
+    own = E3tirConfig.model_validate({"task": TASK, "experts": None, "expert": {"branch": "own", "filter": False}})
+    assert own.asks_experts == {}
