@@ -13,9 +13,10 @@ chains of four sums. Three conditions vary:
 * coverage: traces for chains of two sums only, while the prompts of RL and of the test have two to four
 
 Every arm with RL plays the same number of conversations (BREAD-like: at most as many). Each arm is tuned on another
-seed, over rates of RL and, where it has supervised training, over its rates and epochs, once with hidden calls and once
-without. The grid also chooses between the variants of E3-TIR. Scores are of greedy answers to 200 test prompts.
-Intervals are Student's t over seeds, of differences within a seed. The conditions beside the main one have three seeds.
+seed with hidden calls, over rates of RL and, where it has supervised training, over its rates and epochs; SFT -> RL
+also without hidden calls. The grid chooses between the variants of E3-TIR. Scores are of greedy answers to 200 test
+prompts. Intervals are Student's t over seeds, of differences within a seed. The conditions beside the main one have
+three seeds.
 
 Finished runs are kept, so that a stopped benchmark resumes. Delete their folder after a change of the code.
 
@@ -35,14 +36,14 @@ from typing import Any
 
 from benchmarks.common.record import Claim, Record, arguments, judged, positive, run, student
 from benchmarks.common.runs import as_far_as_measured
-from benchmarks.e3tir.scarce_arms import ARMS, NO_EXPERT, PAPER, SFT, SFT_RL, USES_SFT, VARIANTS, ZERO, Cell, trained
+from benchmarks.e3tir.scarce_arms import ARMS, PAPER, SFT, SFT_RL, USES_SFT, VARIANTS, ZERO, Cell, trained
 from benchmarks.e3tir.scarce_show import condition_of, name_of, plot, table
 
 NAME = "e3tir.scarce"
 FILES = "e3tir-scarce"
 """The beginning of the names of the results."""
 RATES = (2.5e-4, 5e-4)
-SFTS = ((3e-4, 3), (1e-3, 3), (1e-3, 10))
+SFTS = ((3e-4, 3), (1e-3, 10))
 """Learning rates and epochs of supervised training."""
 TUNING_SEEDS = (11,)
 TRACES = (4, 16, 64, 256)
@@ -87,26 +88,20 @@ def _finish(record: Record, rows: list[dict[str, Any]], ours: str) -> None:
 
 
 def tuning_cells() -> list[Cell]:
-    """The grid: every arm with 16 traces, with hidden words and without, on seeds that the results do not use."""
+    """The grid: every arm with 16 traces and hidden calls, and SFT -> RL also with open ones, on another seed."""
     return [
         Cell(arm, seed, hidden=hidden, rate=rate, sft=sft)
-        for hidden in (1.0, 0.0)
-        for arm in ARMS
+        for hidden, arms in ((1.0, ARMS), (0.0, (SFT_RL,)))
+        for arm in arms
         for rate in (RATES if arm != SFT else RATES[:1])
         for sft in (SFTS if arm in USES_SFT else SFTS[:1])
         for seed in TUNING_SEEDS
-        if hidden == 1 or arm in (SFT_RL, *VARIANTS)
     ]
 
 
 def best(tried: Sequence[dict[str, Any]]) -> str:
-    """The variant of E3-TIR with the best mean over hidden and open calls, each at its best rate in the grid."""
-
-    def score(arm: str) -> float:
-        found = [tuned_score(tried, arm, hidden) for hidden in (1.0, 0.0)]
-        return fmean(value for value, _ in found)
-
-    return max(VARIANTS, key=score)
+    """The variant of E3-TIR with the best score in the grid."""
+    return max(VARIANTS, key=lambda arm: tuned_score(tried, arm, 1.0)[0])
 
 
 def cells_of(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cell]:
@@ -125,9 +120,9 @@ def cells_of(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cell
 def tuned(cell: Cell, tried: Sequence[dict[str, Any]]) -> Cell:
     """The cell with the rates and epochs at which its arm had the best mean score in the grid.
 
-    Cells with half of the calls hidden or more take the settings of hidden calls.
+    SFT -> RL without hidden calls has its own; all other arms take those of hidden calls.
     """
-    hidden = 1.0 if cell.hidden >= 0.5 or cell.arm in NO_EXPERT else 0.0
+    hidden = 0.0 if cell.arm == SFT_RL and cell.hidden < 0.5 else 1.0
     _, (rate, sft) = tuned_score(tried, cell.arm, hidden)
     return replace(cell, rate=rate, sft=sft)
 

@@ -168,10 +168,10 @@ def _sft(cell: Cell) -> dict[str, Any]:
 
 
 def _mixed(expert: dict[str, Any], n: int = N // 2, m: int = N // 2) -> Callable[[Cell], dict[str, Any]]:
-    """Groups with experts in the first three quarters of the batches, RL alone in the last one."""
+    """Groups with experts in the first half of the batches, RL alone in the second."""
 
     def settings(cell: Cell) -> dict[str, Any]:
-        first = 3 * cell.batches // 4
+        first = cell.batches // 2
         return {"warm_up": _rl(cell, first, n, m), "rl": _rl(cell, cell.batches - first), "expert": expert}
 
     return settings

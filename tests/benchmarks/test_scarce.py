@@ -55,15 +55,18 @@ def test_every_arm_with_rl_plays_the_same_number_of_conversations() -> None:
         assert bool(config.asks_experts) == (arm not in NO_EXPERT)
 
 
-def test_an_arm_takes_the_settings_with_the_best_mean_in_the_grid() -> None:
-    tried = [{**asdict(cell), "score": cell.rate + cell.seed / 1000} for cell in scarce.tuning_cells()]
-    tried.append({**tried[0], "arm": PAPER, "hidden": 1.0, "rate": 7.0, "score": 1.0})
+def test_an_arm_takes_the_settings_with_the_best_score_in_the_grid() -> None:
+    tried = [{**asdict(cell), "score": cell.rate} for cell in scarce.tuning_cells()]
+    tried.append({**asdict(Cell(PAPER, 11)), "rate": 7.0, "score": 1.0})
+    tried.append({**asdict(Cell(SFT_RL, 11, hidden=0.0)), "rate": 8.0, "score": 1.0})
     assert scarce.best(tried) == PAPER
-    assert scarce.tuned(Cell(PAPER, 1), tried).rate == scarce.tuned(Cell(PAPER, 1, hidden=0.5), tried).rate == 7.0
-    assert scarce.tuned(Cell(PAPER, 1, hidden=0.0), tried).rate == max(scarce.RATES)
+    assert scarce.tuned(Cell(PAPER, 1), tried).rate == scarce.tuned(Cell(PAPER, 1, hidden=0.0), tried).rate == 7.0
+    assert scarce.tuned(Cell(SFT_RL, 1, hidden=0.0), tried).rate == 8.0
+    assert scarce.tuned(Cell(SFT_RL, 1, hidden=0.5), tried).rate == max(scarce.RATES)
     cells = scarce.cells_of([1, 2], tried)
     assert len(set(cells)) == len(cells)
     assert {cell.arm for cell in cells if cell == Cell(cell.arm, 1, rate=cell.rate, sft=cell.sft)} == set(ARMS)
+    assert not {cell.seed for cell in cells} & set(scarce.TUNING_SEEDS)
 
 
 def test_claims_are_differences_within_a_seed() -> None:

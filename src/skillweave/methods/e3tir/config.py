@@ -133,9 +133,9 @@ class ExpertSettings(Config):
         default="anchors",
         description="where branches leave a trace: anchors (the positions of highest entropy), turns (the same, but "
         "only where a turn of the expert begins), random positions, or annealed (the turn that begins nearest to a "
-        "share of the trace, which falls from 95% in the first batch to 5% in the last, as in Prefix-RFT); whole: the complete trace is in the group, "
-        "as in LUFFY; own: no expert, branches leave the policy's own conversations after a tool's result, as in "
-        "Tree-GRPO",
+        "share of the trace, which falls from 95% in the first batch to 5% in the last, as in Prefix-RFT); whole: the "
+        "complete trace is in the group, as in LUFFY; own: no expert, branches leave the policy's own conversations "
+        "after a tool's result, as in Tree-GRPO",
     )
     k: int = Field(default=3, ge=1, description="anchors for each trace")
     ask: Literal["always", "failed"] = Field(
