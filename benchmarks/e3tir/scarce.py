@@ -108,12 +108,14 @@ def cells_of(seeds: Sequence[int], tried: Sequence[dict[str, Any]]) -> list[Cell
     """The cells of the result, the most important ones first, each with the settings that its arm was tuned to."""
     curves, few = (SFT_RL, best(tried)), seeds[:CURVE_SEEDS]
     cells = [Cell(arm, seed) for seed in seeds for arm in (*curves, ZERO)]
-    cells += [Cell(arm, seed, traces, 0.0) for traces in (16, 4, 64) for seed in few for arm in curves]
+    cells += [Cell(arm, seed, hidden=0.0) for seed in few for arm in curves]
+    cells += [Cell(arm, seed) for seed in few for arm in VARIANTS]
+    cells += [Cell(arm, seed, 4, hidden) for hidden in (1.0, 0.0) for seed in few for arm in curves]
     cells += [Cell(arm, seed) for seed in few for arm in ARMS]
+    cells += [Cell(arm, seed, 64, hidden) for hidden in (1.0, 0.0) for seed in few for arm in curves]
     cells += [Cell(arm, seed, hidden=0.5) for seed in few for arm in curves]
     cells += [Cell(arm, seed, hidden=0.0, least=2, longest=2) for seed in few for arm in (*curves, ZERO)]
-    cells += [Cell(arm, seed, traces) for traces in (4, 64) for seed in few for arm in curves]
-    cells += [Cell(arm, seed, 256, hidden) for hidden in (0.0, 1.0) for seed in few for arm in curves]
+    cells += [Cell(arm, seed, 256, hidden) for hidden in (1.0, 0.0) for seed in few for arm in curves]
     return [tuned(cell, tried) for cell in dict.fromkeys(cells)]
 
 

@@ -192,6 +192,7 @@ SFT = "SFT"
 SFT_RL = "SFT -> RL"
 PAPER = "E3-TIR, paper"
 ANNEALED = "E3-TIR, annealed"
+AFTER_SFT = "SFT -> E3-TIR, annealed"
 SUM = "E3-TIR, sum of losses"
 BREAD = "BREAD-like"
 PREFIX_RFT = "Prefix-RFT-like"
@@ -204,14 +205,15 @@ ARMS: dict[str, Callable[[Cell], dict[str, Any]]] = {
     SFT_RL: _rl_after(True, lambda cell: cell.batches),
     PAPER: _mixed(_PAPER),
     ANNEALED: _mixed({**_PAPER, "branch": "annealed"}),
+    AFTER_SFT: lambda cell: {**_mixed({**_PAPER, "branch": "annealed"})(cell), "sft": _sft(cell)},
     SUM: _mixed({**_PAPER, "mixing": "sum"}, N - 1, 1),
     BREAD: _mixed({**_PAPER, **_PLAIN, "ask": "failed"}),
     PREFIX_RFT: _mixed({**_PAPER, **_PLAIN, "branch": "annealed", "uncertain": 0.2, "filter": False}, N - 1, 1),
     TREE: _mixed({**_PAPER, "branch": "own", "filter": False}),
 }
-VARIANTS = (PAPER, ANNEALED, SUM)
+VARIANTS = (PAPER, ANNEALED, AFTER_SFT, SUM)
 """The settings of E3-TIR among which the grid chooses."""
-USES_SFT = (SFT, SFT_RL)
+USES_SFT = (SFT, SFT_RL, AFTER_SFT)
 """The arms whose supervised training is tuned."""
 NO_EXPERT = (ZERO, TREE)
 """The arms for which all experts are the same."""
