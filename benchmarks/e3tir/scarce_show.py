@@ -12,19 +12,19 @@ from benchmarks.common.record import student
 from benchmarks.e3tir.scarce_arms import ARMS, LENGTH, SFT_RL, ZERO
 from skillweave.report import Table
 
-Condition = tuple[int, float, int, int]
+Condition = tuple[int, float, int, int, int]
 
 
 def condition_of(row: Mapping[str, Any]) -> Condition:
-    """The condition of a row: traces, the share of hidden calls, the shortest question, the longest with a trace."""
-    return row["traces"], row["hidden"], row["least"], row["longest"]
+    """The condition of a row: traces, share of hidden calls, shortest prompt, longest with a trace, batches."""
+    return row["traces"], row["hidden"], row["least"], row["longest"], row["batches"]
 
 
 def name_of(condition: Condition) -> str:
     """The condition in words."""
-    traces, hidden, least, longest = condition
+    traces, hidden, least, longest, batches = condition
     covered = "" if longest == LENGTH else f", traces of {longest} operations for prompts of {least} to {LENGTH}"
-    return f"{traces} traces, {hidden:.0%} of the calls hidden{covered}"
+    return f"{traces} traces, {hidden:.0%} of the calls hidden, {batches} batches{covered}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -41,7 +41,7 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
         "seconds",
     ]
     lines = []
-    for condition in sorted({condition_of(row) for row in rows}, key=lambda it: (-it[3], -it[1], it[0])):
+    for condition in sorted({condition_of(row) for row in rows}, key=lambda it: (-it[3], -it[1], -it[4], it[0])):
         for arm in ARMS:
             group = [row for row in rows if (condition_of(row), row["arm"]) == (condition, arm)]
             if group:
@@ -78,7 +78,8 @@ def plot(rows: Sequence[dict[str, Any]], ours: str) -> Figure:
     """Score against the number of traces, with hidden calls and without, and against the share of hidden calls."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
-    whole = [row for row in rows if row["longest"] == LENGTH]
+    most = max((row["batches"] for row in rows), default=0)
+    whole = [row for row in rows if row["longest"] == LENGTH and row["batches"] == most]
     for axis, hidden in zip(axes, (1.0, 0.0), strict=False):
         _curve(axis, [row for row in whole if row["hidden"] == hidden], "traces", ours)
         axis.set(xscale="log", xlabel="expert traces", title=f"{hidden:.0%} of the experts' calls hidden")
