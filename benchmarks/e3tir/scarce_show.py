@@ -75,37 +75,49 @@ def interval(values: Sequence[float]) -> str:
 
 
 def plot(rows: Sequence[dict[str, Any]], ours: str) -> Figure:
-    """Score against the number of traces, with hidden calls and without, and against the share of hidden calls."""
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
+    """Score against batches, traces (with hidden calls and without) and the share of hidden calls.
+
+    A panel needs two places on its axis; without any such panel, the batches are shown.
+    """
+    whole = [row for row in rows if row["longest"] == LENGTH]
     most = max((row["batches"] for row in rows), default=0)
-    whole = [row for row in rows if row["longest"] == LENGTH and row["batches"] == most]
-    for axis, hidden in zip(axes, (1.0, 0.0), strict=False):
-        _curve(axis, [row for row in whole if row["hidden"] == hidden], "traces", ours)
-        axis.set(xscale="log", xlabel="expert traces", title=f"{hidden:.0%} of the experts' calls hidden")
-        counts = sorted({row["traces"] for row in whole})
-        axis.set_xticks(counts, [str(count) for count in counts], minor=False)
-        axis.minorticks_off()
-    _curve(axes[2], [row for row in whole if row["traces"] == 16], "hidden", ours)
-    axes[2].set(xlabel="share of the experts' calls that are hidden", title="16 traces")
-    axes[0].set_ylabel("greedy success on 200 test prompts, %")
-    axes[0].legend(fontsize=8, frameon=False)
-    for axis in axes:
-        axis.title.set_fontsize(10)
+    long = [row for row in whole if row["batches"] == most]
+    hidden, open_ = ([row for row in long if row["hidden"] == share] for share in (1.0, 0.0))
+    panels = [
+        ("batches of rollouts", "16 traces, hidden calls", "batches", _with(whole, traces=16, hidden=1.0)),
+        ("expert traces", "hidden calls", "traces", hidden),
+        ("expert traces", "open calls", "traces", open_),
+        ("share of hidden calls", "16 traces", "hidden", _with(long, traces=16)),
+    ]
+    shown = [panel for panel in panels if len({row[panel[2]] for row in panel[3]}) > 1] or panels[:1]
+    figure = Figure(figsize=(2.8 * len(shown) + 2, 3.4), layout="constrained")
+    axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for axis, (label, title, key, group) in zip(axes, shown, strict=True):
+        _curves(axis, group, key, ours)
+        axis.set_xlabel(label)
+        axis.set_title(title, fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("greedy success on 200 test prompts, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     return figure
 
 
-def _curve(axis: Any, rows: Sequence[dict[str, Any]], key: str, ours: str) -> None:
-    for arm, colour in ((SFT_RL, "#D55E00"), (ours, "#0072B2")):
-        own = [row for row in rows if row["arm"] == arm]
+def _with(rows: Sequence[dict[str, Any]], **values: object) -> list[dict[str, Any]]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in values.items())]
+
+
+def _curves(axis: Any, rows: Sequence[dict[str, Any]], key: str, ours: str) -> None:
+    """Each arm's mean, and the values of all seeds."""
+    for arm, colour in ((ZERO, "#999999"), (SFT_RL, "#D55E00"), (ours, "#0072B2")):
+        own = _with(rows, arm=arm)
         at = sorted({row[key] for row in own})
         if at:
-            groups = [[100 * row["score"] for row in own if row[key] == place] for place in at]
-            axis.plot(at, [fmean(group) for group in groups], "o-", color=colour, label=arm)
-            axis.fill_between(
-                at, [min(group) for group in groups], [max(group) for group in groups], color=colour, alpha=0.12
-            )
-    zero = [100 * row["score"] for row in rows if row["arm"] == ZERO]
-    if zero:
-        axis.axhline(fmean(zero), color="#999999", linestyle=":", label=ZERO)
+            means = [fmean(100 * row["score"] for row in own if row[key] == place) for place in at]
+            axis.plot(at, means, "-", color=colour, label=arm)
+            axis.plot([row[key] for row in own], [100 * row["score"] for row in own], "o", color=colour, alpha=0.4)
+    places = sorted({row[key] for row in rows})
+    if key == "traces":
+        axis.set_xscale("log")
+        axis.minorticks_off()
+    axis.set_xticks(places, [str(place) for place in places])
