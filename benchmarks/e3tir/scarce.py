@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             record = Record.begin(NAME, options, argv, [1])
-            cells = [Cell(arm, 1, 4, batches=4, base_steps=10) for arm in (SFT_RL, PAPER)]
+            cells = [Cell(arm, 1, 4, batches=2, base_steps=10) for arm in (SFT_RL, PAPER)]
             _finish(record, as_far_as_measured(cells, measured, Path(folder)), PAPER)
         return
     asked = [word for word in argv if word != "--show"]  # the command that measured what is shown

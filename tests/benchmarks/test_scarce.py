@@ -23,7 +23,7 @@ def test_a_quick_run_writes_its_results(tmp_path: Path, monkeypatch: pytest.Monk
     assert [row["arm"] for row in found["rows"]] == [SFT_RL, PAPER]
     for row in found["rows"]:
         assert 0 <= row["score"] <= 1
-        assert len(row["curve"]) == row["batches"] == 4
+        assert len(row["curve"]) == row["batches"] == 2
         assert row["expert_tokens"] > 0 < row["sampled_tokens"]
 
 
