@@ -14,7 +14,8 @@ round is three times as long as the round.
   of their own. TPAW without a part uses TPAW's rate. All have lam 0.1. SFT on four times the pairs is the upper bar.
 - Data quality: four arms at the same rates, but a fifth of the answers, on which the start was trained too, has a wrong
   sum.
-- Rates: four arms at six rates up to 1/2.5 of the start's, on three seeds.
+- Rates: four arms at six rates up to 1/2.5 of the start's, on three seeds, and at the four lower ones on the two
+  seeds of the tuning, too: at a given rate nothing was chosen.
 
 Scores are those of greedy answers to 800 unseen prompts. Intervals are Student's t over seeds; each seed has a base, a
 data set and draws of its own. Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
@@ -44,11 +45,12 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.common.runs import as_far_as_measured, run_all
-from benchmarks.tpaw.arms import ARMS, CUT, DPO, REJECTION, SETTINGS, SFT, SPIN, TPAW, last
-from benchmarks.tpaw.converged_show import claims, plot, table
+from benchmarks.tpaw.arms import ARMS, CUT, REJECTION, SETTINGS, SPIN, TPAW, last
+from benchmarks.tpaw.converged_show import BY_RATE, PUBLISHED, claims, plot, table
 from benchmarks.tpaw.rounds import Data, play, score, supervised
 from benchmarks.tpaw.worked import Misled, draw, new_model, worked, wrong
 from skillweave.artefact import atomic_file
+from skillweave.errors import UserError
 
 NAME = "tpaw-converged"
 COMMAND = "tpaw.converged"
@@ -62,8 +64,6 @@ SHARES = (1 / 80, 1 / 40, 1 / 20, 1 / 10, 1 / 5, 1 / 2.5)
 GRID = SHARES[:4]
 """Those that an arm's rate is chosen from."""
 TUNED = (*ARMS, REJECTION)
-COMPARED = (SFT, SPIN, DPO, TPAW)
-"""The arms on data of which a part is wrong, and at all rates."""
 RATE_SEEDS = 3
 BAD = 0.2
 
@@ -118,14 +118,17 @@ def _measure(options: argparse.Namespace, argv: Sequence[str], folder: Path) -> 
     record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.{COMMAND}")
     grid = [] if options.quick else grid_plans()
     tried = cells(grid, folder, options) if grid else []
+    if grid and len(tried) < len(grid):
+        raise UserError(
+            f"the learning rates are not tuned yet: run `python -m benchmarks.{COMMAND}` without --show first"
+        )
     rates = {arm: chosen(tried, arm) for arm in TUNED} if tried else dict.fromkeys(TUNED, RATE / 10)
     rows = cells(quick_plans() if options.quick else plans(rates, seeds), folder, options)
     for row in rows:
         row["tuned"] = row["arm"] is not None and row["rate"] == rates[TPAW if row["arm"] in CUT else row["arm"]]
-    record.rows = rows
-    record.claims = claims(rows)
-    shown = table(rows), plot(rows)
-    record.rows = [*rows, *({**row, "tuning": True} for row in tried)]
+    record.rows = [*rows, *({**row, "tuned": False} for row in tried)]
+    record.claims = claims(record.rows)
+    shown = table(record.rows), plot(record.rows)
     record.finish(*shown, sum(row["seconds"] for row in record.rows))
 
 
@@ -161,10 +164,12 @@ def plans(rates: dict[str, float], seeds: Sequence[int]) -> list[Plan]:
             *(Plan(arm, rates[TPAW if arm in CUT else arm], seed) for arm in SETTINGS),
         )
     ]
-    for seed in seeds:
-        found += [Plan(arm, rates[arm], seed, BAD) for arm in COMPARED]
-        if seed < RATE_SEEDS:
-            found += [Plan(arm, RATE * share, seed) for share in SHARES for arm in COMPARED]
+    ladder = {
+        share: [Plan(arm, RATE * share, seed) for seed in seeds[:RATE_SEEDS] for arm in BY_RATE] for share in SHARES
+    }
+    found += [plan for share in PUBLISHED for plan in ladder[share]]
+    found += [Plan(arm, rates[arm], seed, BAD) for seed in seeds for arm in BY_RATE]
+    found += [plan for share in SHARES for plan in ladder[share]]
     return list(dict.fromkeys(found))
 
 

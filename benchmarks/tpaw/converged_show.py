@@ -10,13 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import Claim, judged, student
-from benchmarks.tpaw.arms import COLOURS, SETTINGS, SFT, SPIN, TPAW, band, last
+from benchmarks.tpaw.arms import COLOURS, DPO, SETTINGS, SFT, SPIN, TPAW, band, last
 from skillweave.report import Table
 
 Rows = Sequence[dict[str, Any]]
+BY_RATE = (SFT, SPIN, DPO, TPAW)
+"""The arms that play at all rates, and on data of which a part is wrong."""
 PUBLISHED = (1 / 40, 1 / 20)
 """The published rates of the play, as shares of the supervised rate."""
-_RATES = "all rates"
 
 
 def played(rows: Rows, arm: str, bad: float = 0.0) -> list[dict[str, Any]]:
@@ -72,9 +73,10 @@ def claims(rows: Rows) -> list[Claim]:
                     found.append(
                         judged(f"{where}{arm}: log-probability of {name}, nats gained", *student(values), goal)
                     )
-        if supervised := played(rows, SFT, bad):
-            values = [100 * gained(row) for row in supervised]
-            found.append(judged(f"{where}continued SFT: points gained", *student(values), "<= 1"))
+        for arm, goal in ((SFT, "<= 1"), (TPAW, "> 0")):
+            if mine := played(rows, arm, bad):
+                values = [100 * gained(row) for row in mine]
+                found.append(judged(f"{where}{arm}: points gained over the start", *student(values), goal))
     return found + [claim for share in PUBLISHED if (claim := _at_rate(rows, share))]
 
 
@@ -106,7 +108,7 @@ def _close(claim: str, values: Sequence[float]) -> Claim:
 
 
 def table(rows: Rows) -> Table:
-    """A line for each start and each arm at its rate, with means over seeds."""
+    """A line for each start, each arm at its tuned rate, and each arm at each rate, with means over seeds."""
     header = [
         "answers wrong, arm",
         "rate",
@@ -122,9 +124,17 @@ def table(rows: Rows) -> Table:
         "CPU s",
     ]
     lines = []
-    for key in dict.fromkeys((row["bad"], row["tuned"], row["arm"], row["rate"]) for row in rows):
-        group = [row for row in rows if (row["bad"], row["tuned"], row["arm"], row["rate"]) == key]
-        lines.append(_start_line(group) if key[2] is None else _line(group))
+    for bad in dict.fromkeys(row["bad"] for row in rows):
+        here = [row for row in rows if row["bad"] == bad]
+        if starts := [row for row in here if row["arm"] is None]:
+            lines.append(_start_line(starts))
+        for arm in dict.fromkeys(row["arm"] for row in here if row["tuned"]):
+            lines.append(_line(f"{bad:.0%}, {arm}", played(rows, arm, bad)))
+    for arm in SETTINGS:
+        mine = [row for row in rows if row["arm"] == arm and not row["bad"]]
+        ladder = sorted({row["rate"] for row in mine})
+        for rate in ladder if len(ladder) > 1 else ():
+            lines.append(_line(f"by rate: {arm}", [row for row in mine if row["rate"] == rate]))
     return Table(header, lines)
 
 
@@ -144,7 +154,7 @@ def _start_line(group: Rows) -> list[str]:
     ]
 
 
-def _line(group: Rows) -> list[str]:
+def _line(name: str, group: Rows) -> list[str]:
     def ends(key: str, scale: float = 1.0) -> str:
         return " to ".join(f"{scale * fmean(row[key][at] for row in group):.2f}".removesuffix(".00") for at in (0, -1))
 
@@ -152,7 +162,7 @@ def _line(group: Rows) -> list[str]:
     interval = f" ({low:+.1f} to {high:+.1f})" if len(group) > 1 else ""
     rounds = range(1, len(group[0]["score"]))
     return [
-        f"{group[0]['bad']:.0%}, {group[0]['arm']}{'' if group[0]['tuned'] else f' ({_RATES})'}",
+        name,
         f"{group[0]['rate']:g}",
         str(len(group)),
         f"{100 * fmean(row['score'][0] for row in group):.1f}",
@@ -171,34 +181,39 @@ def _line(group: Rows) -> list[str]:
 
 
 def plot(rows: Rows) -> Figure:
-    """Score by round on clean and on partly wrong data, targets by round, and the last score by learning rate."""
+    """Score by round on clean and on partly wrong data; the last score and the targets by learning rate."""
     figure = Figure(figsize=(14.0, 3.8), layout="constrained")
-    clean, bad, targets, rates = figure.subplots(1, 4)
-    shares = [bad_ for bad_ in dict.fromkeys(row["bad"] for row in rows) if bad_]
-    _by_round(clean, rows, 0.0, "score", 100)
+    clean, spoilt, scores, targets = figure.subplots(1, 4)
+    _by_round(clean, rows, 0.0)
     clean.set(title="tuned", ylabel="held-out score gained, points")
-    _by_round(bad, rows, shares[0] if shares else 0.0, "score", 100)
-    bad.set(title="a fifth of the answers wrong", ylabel="held-out score gained, points")
-    _by_round(targets, rows, 0.0, "target", 1)
-    targets.set(title="tuned", ylabel="log-probability of targets gained, nats")
-    for arm, colour in COLOURS.items():
-        mine = [row for row in rows if row["arm"] == arm and not row["bad"]]
-        ladder = sorted({row["rate"] for row in mine})
-        if len(ladder) > 1:
-            marks = [[100 * gained(row) for row in mine if row["rate"] == rate] for rate in ladder]
-            band(rates, ladder, marks, colour, arm)
-    rates.set(title="by learning rate", ylabel="held-out score gained, points", xlabel="learning rate", xscale="log")
-    for axes in (clean, bad, targets, rates):
+    _by_round(spoilt, rows, max(row["bad"] for row in rows))
+    spoilt.set(title="a part of the answers wrong", ylabel="held-out score gained, points")
+    _by_rate(scores, rows, lambda row: 100 * gained(row))
+    scores.set_yscale("symlog", linthresh=2)
+    scores.set(title="by learning rate", ylabel="held-out score gained, points")
+    _by_rate(targets, rows, lambda row: gained(row, "target"))
+    targets.set_yscale("symlog", linthresh=0.1)
+    targets.set(title="by learning rate", ylabel="log-probability of targets gained, nats")
+    for axes in (clean, spoilt, scores, targets):
         axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
         axes.spines[["top", "right"]].set_visible(False)
     clean.legend(fontsize=7, frameon=False)
     return figure
 
 
-def _by_round(axes: Axes, rows: Rows, bad: float, key: str, scale: float) -> None:
-    for arm in COLOURS:
+def _by_round(axes: Axes, rows: Rows, bad: float) -> None:
+    for arm, colour in COLOURS.items():
         if group := played(rows, arm, bad):
-            numbers = range(len(group[0][key]))
-            marks = [[scale * (row[key][at] - row[key][0]) for row in group] for at in numbers]
-            band(axes, numbers, marks, COLOURS[arm], arm)
-    axes.set_xlabel("round")
+            numbers = range(len(group[0]["score"]))
+            marks = [[100 * (row["score"][at] - row["score"][0]) for row in group] for at in numbers]
+            band(axes, numbers, marks, colour, arm)
+    axes.set_xlabel("rounds played")
+
+
+def _by_rate(axes: Axes, rows: Rows, figure: Callable[[dict[str, Any]], float]) -> None:
+    for arm in BY_RATE:
+        mine = [row for row in rows if row["arm"] == arm and not row["bad"]]
+        if ladder := sorted({row["rate"] for row in mine}):
+            marks = [[figure(row) for row in mine if row["rate"] == rate] for rate in ladder]
+            band(axes, ladder, marks, COLOURS[arm], arm)
+    axes.set(xlabel="learning rate", xscale="log")
