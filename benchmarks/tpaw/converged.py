@@ -21,7 +21,7 @@ Scores are those of greedy answers to 800 unseen prompts. Intervals are Student'
 data set and draws of its own. Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
 Delete that folder after a change of the code.
 
-    python -m benchmarks.tpaw.converged            about half an hour of one core
+    python -m benchmarks.tpaw.converged            about twenty minutes of one core
     python -m benchmarks.tpaw.converged --show     what was measured so far
     python -m benchmarks.tpaw.converged --quick    tiny models, three arms, two rounds
 """
