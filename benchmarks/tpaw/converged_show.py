@@ -217,3 +217,5 @@ def _by_rate(axes: Axes, rows: Rows, figure: Callable[[dict[str, Any]], float]) 
             marks = [[figure(row) for row in mine if row["rate"] == rate] for rate in ladder]
             band(axes, ladder, marks, COLOURS[arm], arm)
     axes.set(xlabel="learning rate", xscale="log")
+    axes.set_xticks([1e-5, 1e-4, 1e-3])
+    axes.minorticks_off()
