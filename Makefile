@@ -16,7 +16,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constrai
 BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.real audit.rollouts \
 	cku cku.robust crash decode_step e3tir e3tir.scarce engine_batches fuzz int8_backbone int8_refine matsir \
 	matsir.hindsight memory mixed_batch pack_loading prefix.kept prefix.time rollouts sandbox serve_faults serving tpaw \
-	verifiers zip zip_memory zip_quality zip_shared zip_speed
+	tpaw.converged verifiers zip zip_memory zip_quality zip_shared zip_speed
 # benchmarks.zip_kernel needs a GPU, and is run by hand.
 
 # `make test-lowest` proves that the lower bounds in pyproject.toml are true. In an environment of its own, with the
