@@ -16,6 +16,8 @@ round is three times as long as the round.
   sum.
 - Rates: four arms at six rates up to 1/2.5 of the start's, on three seeds, and at the four lower ones on the two
   seeds of the tuning, too: at a given rate nothing was chosen.
+- Fresh seeds: at the published rates TPAW was ahead of SPIN with intervals that just touched zero. So both play there
+  again on twelve seeds of their own, which count apart.
 
 Scores are those of greedy answers to 800 unseen prompts. Intervals are Student's t over seeds; each seed has a base, a
 data set and draws of its own. Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
@@ -65,6 +67,7 @@ GRID = SHARES[:4]
 """Those that an arm's rate is chosen from."""
 TUNED = (*ARMS, REJECTION)
 RATE_SEEDS = 3
+FRESH_SEEDS = range(200, 212)
 BAD = 0.2
 
 
@@ -125,8 +128,10 @@ def _measure(options: argparse.Namespace, argv: Sequence[str], folder: Path) -> 
     rates = {arm: chosen(tried, arm) for arm in TUNED} if tried else dict.fromkeys(TUNED, RATE / 10)
     rows = cells(quick_plans() if options.quick else plans(rates, seeds), folder, options)
     for row in rows:
-        row["tuned"] = row["arm"] is not None and row["rate"] == rates[TPAW if row["arm"] in CUT else row["arm"]]
-    record.rows = [*rows, *({**row, "tuned": False} for row in tried)]
+        row["fresh"] = row["seed"] in FRESH_SEEDS
+        at_its_rate = row["arm"] is not None and row["rate"] == rates[TPAW if row["arm"] in CUT else row["arm"]]
+        row["tuned"] = at_its_rate and not row["fresh"]
+    record.rows = [*rows, *({**row, "tuned": False, "fresh": False} for row in tried)]
     record.claims = claims(record.rows)
     shown = table(record.rows), plot(record.rows)
     record.finish(*shown, sum(row["seconds"] for row in record.rows))
@@ -170,6 +175,7 @@ def plans(rates: dict[str, float], seeds: Sequence[int]) -> list[Plan]:
     found += [plan for share in PUBLISHED for plan in ladder[share]]
     found += [Plan(arm, rates[arm], seed, BAD) for seed in seeds for arm in BY_RATE]
     found += [plan for share in SHARES for plan in ladder[share]]
+    found += [Plan(arm, RATE * share, seed) for seed in FRESH_SEEDS for share in PUBLISHED for arm in (SPIN, TPAW)]
     return list(dict.fromkeys(found))
 
 

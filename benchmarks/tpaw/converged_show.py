@@ -20,6 +20,11 @@ PUBLISHED = (1 / 40, 1 / 20)
 """The published rates of the play, as shares of the supervised rate."""
 
 
+def split(rows: Rows) -> tuple[Rows, Rows]:
+    """The rows of the comparison, and those that repeat a part of it on seeds of their own."""
+    return [row for row in rows if not row["fresh"]], [row for row in rows if row["fresh"]]
+
+
 def played(rows: Rows, arm: str, bad: float = 0.0) -> list[dict[str, Any]]:
     """The rows of an arm at its tuned rate."""
     return [row for row in rows if row["arm"] == arm and row["bad"] == bad and row["tuned"]]
@@ -51,6 +56,7 @@ def below_its_best(rows: Rows) -> list[float]:
 def claims(rows: Rows) -> list[Claim]:
     """All claims for which there are rows."""
     found: list[Claim] = []
+    rows, fresh = split(rows)
     for bad in dict.fromkeys(row["bad"] for row in rows):
         where = f"{bad:.0%} of the answers wrong: " if bad else ""
         team = played(rows, TPAW, bad)
@@ -77,19 +83,19 @@ def claims(rows: Rows) -> list[Claim]:
             if mine := played(rows, arm, bad):
                 values = [100 * gained(row) for row in mine]
                 found.append(judged(f"{where}{arm}: points gained over the start", *student(values), goal))
-    return found + [claim for share in PUBLISHED if (claim := _at_rate(rows, share))]
+    start = next((row["rate"] for row in rows if row["arm"] is None), 0.0)
+    for share in PUBLISHED:
+        where = f"at 1/{1 / share:.0f} of the start's rate"
+        found += _at_rate(where, rows, start * share)
+        found += _at_rate(f"{where}, on fresh seeds", fresh, start * share)
+    return found
 
 
-def _at_rate(rows: Rows, share: float) -> Claim | None:
-    """TPAW against SPIN at one of the published rates."""
-    rate = next((row["rate"] for row in rows if row["arm"] is None), 0.0) * share
+def _at_rate(where: str, rows: Rows, rate: float) -> list[Claim]:
+    """TPAW against SPIN at one of the published rates, if it was played."""
     both = [[row for row in rows if (row["arm"], row["rate"], row["bad"]) == (arm, rate, 0.0)] for arm in (TPAW, SPIN)]
     values = paired(*both, points)
-    return (
-        _ahead(f"at 1/{1 / share:.0f} of the start's rate: TPAW's last score less SPIN's, points", values)
-        if values
-        else None
-    )
+    return [_ahead(f"{where}: TPAW's last score less SPIN's, points", values)] if values else []
 
 
 def _ahead(claim: str, values: Sequence[float]) -> Claim:
@@ -124,6 +130,7 @@ def table(rows: Rows) -> Table:
         "CPU s",
     ]
     lines = []
+    rows, fresh = split(rows)
     for bad in dict.fromkeys(row["bad"] for row in rows):
         here = [row for row in rows if row["bad"] == bad]
         if starts := [row for row in here if row["arm"] is None]:
@@ -135,6 +142,8 @@ def table(rows: Rows) -> Table:
         ladder = sorted({row["rate"] for row in mine})
         for rate in ladder if len(ladder) > 1 else ():
             lines.append(_line(f"by rate: {arm}", [row for row in mine if row["rate"] == rate]))
+    for arm, rate in dict.fromkeys((row["arm"], row["rate"]) for row in fresh):
+        lines.append(_line(f"fresh seeds: {arm}", [row for row in fresh if (row["arm"], row["rate"]) == (arm, rate)]))
     return Table(header, lines)
 
 
@@ -182,6 +191,7 @@ def _line(name: str, group: Rows) -> list[str]:
 
 def plot(rows: Rows) -> Figure:
     """Score by round on clean and on partly wrong data; the last score and the targets by learning rate."""
+    rows, _ = split(rows)
     figure = Figure(figsize=(14.0, 3.8), layout="constrained")
     clean, spoilt, scores, targets = figure.subplots(1, 4)
     _by_round(clean, rows, 0.0)

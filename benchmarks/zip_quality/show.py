@@ -148,7 +148,7 @@ def _cell(rows: Sequence[Row], group: tuple[str, str], codec: str, ratio: str) -
 
 
 def plot(rows: Sequence[Row]) -> Figure:
-    """Return a figure with a column for each fine-tune: share of the gain kept, and KL, against bytes."""
+    """Return a figure with a column for each fine-tune: share of the gain kept, and KL, against size."""
     groups = _groups(rows)
     figure = Figure(figsize=(1 + 3.2 * len(groups), 6), layout="constrained")
     panels = figure.subplots(2, len(groups), squeeze=False, sharey="row")
@@ -164,7 +164,7 @@ def plot(rows: Sequence[Row]) -> Figure:
         panels[1, column].set_yscale("log")
         panels[0, column].axhline(1, color="#bbbbbb", linestyle="--", linewidth=1)
         panels[0, column].set_title(", ".join(group), fontsize=10)
-        panels[1, column].set_xlabel("bytes of the pack")
+        panels[1, column].set_xlabel("size of the pack, MB")
     panels[0, 0].set_ylabel("share of the gain kept")
     panels[1, 0].set_ylabel("KL to the specialist, nats a token")
     named = {
@@ -176,12 +176,15 @@ def plot(rows: Sequence[Row]) -> Figure:
 
 
 def _curve(rows: Sequence[Row], group: tuple[str, str], codec: str, measured: str) -> list[tuple[float, float]]:
-    """Return the points of a codec's curve, (bytes, figure), each a mean over seeds."""
+    """Return the points of a codec's curve, (megabytes, figure), each a mean over seeds."""
     points = []
     for ratio in (*RATIOS, SMALLEST):
         own = _of(rows, group, codec, ratio, measured)
         if own:
             points.append(
-                (statistics.fmean(row["pack_bytes"] for row in own), statistics.fmean(row[measured] for row in own))
+                (
+                    statistics.fmean(row["pack_bytes"] for row in own) / 1e6,
+                    statistics.fmean(row[measured] for row in own),
+                )
             )
     return sorted(points)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 from skillweave.report.escape import label_text
 
@@ -49,6 +52,9 @@ def draw_bars(
 def svg_text(figure: Figure) -> str:
     """Return the figure as an ``<svg>`` element. The same figure always gives the same text."""
     buffer = io.StringIO()
+    for axes in figure.axes:
+        _label_with_numbers(axes.xaxis)
+        _label_with_numbers(axes.yaxis)
     for part in figure.findobj(lambda part: isinstance(part, Text)):
         part.set(parse_math=False)  # a "$" in a name does not start a formula
     # Without a salt the ids would be random. parse_math is set again for tick labels, which are created while drawing.
@@ -57,3 +63,21 @@ def svg_text(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def _label_with_numbers(axis: Axis) -> None:
+    """Label the ticks of a logarithmic axis with numbers. Its own labels are formulas, which are not parsed here.
+
+    If it spans less than a decade and a half, the ticks at 2 and 5 times a power of ten have labels, too.
+    """
+    if not isinstance(axis.get_major_formatter(), LogFormatter):
+        return
+    low, high = sorted(map(abs, axis.get_view_interval()))
+    narrow = low > 0 and math.log10(high / low) < 1.5
+
+    def minor(value: float, _: int | None) -> str:
+        leading = f"{value:.0e}".lstrip("-")[0]
+        return f"{value:g}" if narrow and leading in "25" else ""
+
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(minor)
