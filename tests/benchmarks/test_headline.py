@@ -10,6 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from skillweave.base import answer_ids, prompt_ids
+from skillweave.micro import micro_tokenizer
+from skillweave.tasks.expert_traces import scripted_traces
+from skillweave.tasks.with_tools import load_agent
+from skillweave.tools.call_format import CallFormat
+
 texts = importlib.import_module("benchmarks.headline.texts")
 questions = importlib.import_module("benchmarks.headline.questions")
 scale = importlib.import_module("benchmarks.headline.scale")
@@ -48,6 +54,16 @@ def test_other_words_ask_for_the_same() -> None:
     assert "take out the numbers below -45" in small._REWORDED["number_filtering"](asked)
     with pytest.raises(ValueError, match="no prompt of this skill"):
         small._REWORDED["steps"]("Sort from smallest to largest: 1, 2")
+
+
+def test_agents_learn_what_their_conversations_look_like() -> None:
+    tokenizer = micro_tokenizer()
+    agent = load_agent({"source": "builtin", "name": "steps", "splits": {"train": 1, "calibration": 0, "test": 0}})
+    (trace,) = scripted_traces(agent, agent.task.split("train"))
+    messages = small._as_text(trace.messages, agent)
+    prompt, ids, _ = CallFormat(tokenizer, agent.toolbox).trace(trace.messages)
+    *before, answer = messages
+    assert prompt_ids(tokenizer, before) + answer_ids(tokenizer, answer["content"], before) == prompt + ids
 
 
 def test_shares_of_routes() -> None:
