@@ -140,15 +140,26 @@ class Record:
 
 
 def result_text(result: Mapping[str, Any]) -> str:
-    """A result as JSON with one line for each row and each claim, so that a diff shows which rows changed."""
+    """A result as JSON with one line for each row and each claim, so that a diff shows which rows changed.
+
+    Numbers that are not finite (the open end of an interval, a ratio that nobody knows) are null: JSON has none.
+    """
     lines = []
-    for key, value in result.items():
+    for key, value in _finite_or_null(result).items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value and isinstance(value[0], dict):
             rows = (f"    {json.dumps(row, ensure_ascii=False)}" for row in value)
             text = "[\n" + ",\n".join(rows) + "\n  ]"
         lines.append(f"  {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def arguments(doc: str, scales: Sequence[str]) -> argparse.ArgumentParser:

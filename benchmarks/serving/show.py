@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -68,7 +69,12 @@ def _speeds(rows: Sequence[dict[str, Any]], way: str, packs: int = 0, use: str =
 
 
 def _claim(what: str, over: Sequence[float], under: Sequence[float], goal: str) -> Claim:
-    ratios = np.array(over) / np.array(under)
+    pairs = [(ours, theirs) for ours, theirs in zip(over, under, strict=True) if theirs > 0]
+    if len(pairs) < len(under):
+        what += f" (without {len(under) - len(pairs)} of {len(under)} repeats, in which the latter answered nothing)"
+    if not pairs:
+        return Claim(what, math.nan, math.nan, math.nan, goal, holds=False)
+    ratios = np.array([ours / theirs for ours, theirs in pairs])
     low, high = bootstrap(ratios, lambda picked: np.median(picked, axis=1))
     return judged(what, float(np.median(ratios)), low, high, goal)
 

@@ -39,12 +39,13 @@ class Codec:
 _PLAIN = {"codec": "skillzip", "allow_left_out": True}
 """Without ``allow_left_out`` the smallest ratios would be refused and not measured."""
 _OURS = {**_PLAIN, "refine": {}}
+# BitDelta's own method ends with a distillation of its scales, so it is refined as SkillZip is.
 CODECS = {
     SKILLZIP: Codec(_OURS, seeded=True, colour="#D55E00"),
     UNREFINED: Codec(_PLAIN, colour="#E69F00"),
     "svd": Codec({"codec": "svd"}, colour="#0072B2"),
     "delta-come": Codec({"codec": "delta-come"}, colour="#009E73"),
-    "bitdelta": Codec({"codec": "bitdelta"}, ratios=[SMALLEST], colour="#CC79A7"),
+    "bitdelta": Codec({"codec": "bitdelta", "refine": {}}, seeded=True, ratios=[SMALLEST], colour="#CC79A7"),
     "dqrelo": Codec({"codec": "dqrelo"}, ratios=["1/16"], colour="#56B4E9"),
     "rtn4": Codec({"codec": "rtn4"}, ratios=[SMALLEST], colour="#000000"),
     "rtn8": Codec({"codec": "rtn8"}, ratios=[SMALLEST], colour="#666666"),

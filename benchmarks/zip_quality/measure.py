@@ -137,7 +137,7 @@ class Specialist:
                     refine_on=examples if config.refine is not None else None,
                     work=place.with_suffix(".work") if config.refine is not None else None,
                 )
-            if config.codec in FIXED_SIZE:
+            if config.codec in FIXED_SIZE and config.refine is None:
                 return pack  # large, and made in seconds: not worth the disk
             pack.save_pretrained(place)
             drop(place.with_suffix(".work"))

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +34,7 @@ memory = importlib.import_module("benchmarks.memory")
 zip_memory = importlib.import_module("benchmarks.zip_memory")
 zip_kernel = importlib.import_module("benchmarks.zip_kernel")
 architectures = importlib.import_module("benchmarks.architectures")
+serving_show = importlib.import_module("benchmarks.serving.show")
 zip_speed = importlib.import_module("benchmarks.zip_speed.__main__")
 zip_speed_models = importlib.import_module("benchmarks.zip_speed.models")
 zip_codecs = importlib.import_module("benchmarks.zip")
@@ -72,7 +73,9 @@ def result(module: ModuleType, folder: Path, *more: str) -> dict:
     assert f"({stem}.svg)" in text
     for claim in found["claims"]:
         assert claim["claim"] in text
-        assert claim["low"] <= claim["value"] <= claim["high"]
+        low, value, high = claim["low"], claim["value"], claim["high"]
+        assert low is None or low <= value  # None: the interval is open
+        assert high is None or value <= high
     assert {"name", "scale", "machine", "versions", "seeds", "seconds", "rows"} <= found.keys()
     return found
 
@@ -496,6 +499,29 @@ def test_zip_measures_the_main_rows_first() -> None:
 )
 def test_a_claim_holds_with_its_whole_interval(value: float, low: float, high: float, goal: str, holds: bool) -> None:
     assert record.judged("it", value, low, high, goal).holds is holds
+
+
+def test_numbers_that_json_does_not_have_are_null() -> None:
+    claim = asdict(record.judged("one seed", *record.student([2.0]), "> 1"))
+    found = json.loads(record.result_text({"claims": [claim], "seconds": math.nan}), parse_constant=pytest.fail)
+    assert found == {"claims": [{**claim, "low": None, "high": None}], "seconds": None}
+
+
+def test_a_repeat_without_answers_is_left_out_of_the_claim_and_named() -> None:
+    speeds = {
+        ("skillweave, bare base", 0, ""): [4, 6, 9],
+        ("skillweave", 8, "uniform"): [4, 6, 9],
+        ("skillweave", 8, "skewed"): [4, 6, 9],
+        ("transformers serve, bare base", 0, ""): [2, 0, 3],
+    }
+    rows = [
+        {"way": way, "packs": packs, "use": use, "tokens_per_second": speed}
+        for (way, packs, use), repeats in speeds.items()
+        for speed in repeats
+    ]
+    claim = serving_show.claims(rows)[-1]
+    assert (claim.value, claim.low, claim.high, claim.holds) == (2.5, 2, 3, True)
+    assert "without 1 of 3 repeats" in claim.claim
 
 
 def test_bootstrap_of_a_mean_is_the_normal_interval() -> None:

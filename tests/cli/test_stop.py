@@ -70,6 +70,10 @@ def test_control_c_ends_in_a_sentence(way: str) -> None:
     _stopped(_program(WAYS[way]))
 
 
+def test_a_command_that_keeps_no_work_promises_no_resume() -> None:
+    assert _program("press()", before="sys.argv = ['skillweave', 'serve', 'weave']").stderr.strip() == "Stopped."
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_do_too(number: signal.Signals) -> None:
     _stopped(_program(f"press({int(number)})\ntime.sleep(20)"), number)

@@ -15,14 +15,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from helpers.small_server import small_service
 from skillweave.config import read_config
-from skillweave.serve.local_service import LocalService
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.service import AnswerFigures, Resolved
 from skillweave.serve.settings import ServeConfig
 
 FOLDER = Path(__file__).parents[2] / "examples" / "serve"
 
 
-async def _load(service: LocalService) -> None:
+async def _load(service: EngineService) -> None:
     async with service.use("sort"):
         pass
 

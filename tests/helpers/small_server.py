@@ -13,7 +13,7 @@ from helpers.fake_engine import FakeEngine
 from skillweave.engine.interface import EngineCounters
 from skillweave.errors import UserError
 from skillweave.micro import micro_tokenizer
-from skillweave.serve.local_service import LocalService
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.residency import PackStatus
 from skillweave.serve.service import RequestLimits
 from skillweave.weave import Route
@@ -100,8 +100,8 @@ class SmallMemory:
         return list(self._packs.values())
 
 
-def small_service(engine: SmallEngine | None = None) -> LocalService:
+def small_service(engine: SmallEngine | None = None) -> EngineService:
     """A service of the packs `sort` and `reverse` with a router."""
-    return LocalService(
+    return EngineService(
         engine or SmallEngine(), SmallMemory(), limits=RequestLimits(), fingerprint="fp", routed=True, default="auto"
     )

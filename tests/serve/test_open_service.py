@@ -17,7 +17,7 @@ from helpers.weave_packs import random_pack
 from skillweave.base import Sampling, open_base
 from skillweave.errors import UserError
 from skillweave.serve.app import create_app
-from skillweave.serve.local_service import LocalService
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.open_service import open_service
 from skillweave.serve.residency import PackMemory
 from skillweave.serve.settings import ServeConfig
@@ -42,7 +42,7 @@ def weave(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def client_of(service: LocalService, settings: ServeConfig) -> Iterator[TestClient]:
+def client_of(service: EngineService, settings: ServeConfig) -> Iterator[TestClient]:
     app = create_app(service, settings, KEY, write_log=lambda _: None)
     with TestClient(app, headers={"Authorization": f"Bearer {KEY}"}) as client:
         _settled(client)

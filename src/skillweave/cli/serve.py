@@ -16,7 +16,7 @@ from skillweave.progress import console
 if TYPE_CHECKING:
     from socket import socket
 
-    from skillweave.serve.local_service import LocalService
+    from skillweave.serve.engine_service import EngineService
     from skillweave.serve.settings import ServeConfig
 
 _ENGINES = ("local", "vllm")
@@ -132,7 +132,7 @@ def _check_engine(engine: str, opening: dict[str, Any], servers: list[str]) -> N
         raise UserError(f"vLLM serves the exported folder as it is: leave out {', '.join(without)}")
 
 
-def _run(service: LocalService, target: str, settings: ServeConfig, key: str | None, bound: socket) -> None:
+def _run(service: EngineService, target: str, settings: ServeConfig, key: str | None, bound: socket) -> None:
     """Answer requests until a signal comes."""
     from skillweave.cli.output import say
     from skillweave.serve.app import create_app

@@ -15,6 +15,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 _SENTENCE = "Stopped. Run the same command again to resume."
+_NOTHING_TO_RESUME = ("serve", "chat", "bench")
+"""Commands that keep no work, which only say that they have stopped."""
 _SHOW_CURSOR = "\x1b[?25h"
 _GRACE = 2.0  # seconds for a clean stop; after that, a second Ctrl-C ends the process at once
 
@@ -89,7 +91,8 @@ def _say_stopped() -> None:
         return
     try:
         terminal = sys.stderr.isatty()
-        sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{_SENTENCE}\n")
+        sentence = "Stopped." if sys.argv[1:2] and sys.argv[1] in _NOTHING_TO_RESUME else _SENTENCE
+        sys.stderr.write(f"{_SHOW_CURSOR if terminal else ''}\n{sentence}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # standard error is closed

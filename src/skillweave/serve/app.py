@@ -11,8 +11,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from skillweave import __version__
 from skillweave.serve.admission import Admission, AdmissionGuard
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.errors import add_error_handlers
-from skillweave.serve.local_service import LocalService
 from skillweave.serve.logs import LogForm, RequestLog, StderrLog
 from skillweave.serve.metrics import ServerMetrics
 from skillweave.serve.openai.routes import openai_router
@@ -27,7 +27,7 @@ _QUICK = 0.5
 
 
 def create_app(
-    service: LocalService,
+    service: EngineService,
     settings: ServeConfig,
     key: str | None,
     *,
@@ -76,7 +76,7 @@ def create_app(
 
 
 @contextlib.asynccontextmanager
-async def _engine_open(service: LocalService, admission: Admission) -> AsyncIterator[None]:
+async def _engine_open(service: EngineService, admission: Admission) -> AsyncIterator[None]:
     """Keep the engine open; it opens while the server answers already, so that `/health` and `/ready` can tell."""
     closing = asyncio.Event()
 

@@ -13,8 +13,8 @@ from skillweave.engine.vllm import VllmEngine, VllmFolder, VllmServer
 from skillweave.errors import UserError, nearest
 from skillweave.pack.stored import CODED_FILE, DATA_FILE
 from skillweave.progress import say_once, share_of
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.exported_packs import ExportedPacks
-from skillweave.serve.local_service import LocalService
 from skillweave.serve.residency import PackMemory
 from skillweave.serve.service import RequestLimits
 from skillweave.serve.settings import ServeConfig
@@ -34,7 +34,7 @@ def open_service(
     backbone: str | None = None,
     device: str | None = None,
     require_audit: bool = False,
-) -> LocalService:
+) -> EngineService:
     """Return the service of a weave, skillpack or delta folder, or of a model, computed in this process.
 
     Packs of a weave are loaded when they are first needed if there is a budget for them, else now. Raises
@@ -67,7 +67,7 @@ def open_service(
             f"the pack of {target} takes {human_bytes(memory.used_bytes)} in memory, more than the pack_memory of "
             f"{human_bytes(settings.pack_memory)}: give more"
         )
-    return LocalService(
+    return EngineService(
         engine,
         memory,
         limits=_limits(settings),
@@ -79,7 +79,7 @@ def open_service(
     )
 
 
-def open_vllm_service(target: str, settings: ServeConfig, servers: Sequence[str]) -> LocalService:
+def open_vllm_service(target: str, settings: ServeConfig, servers: Sequence[str]) -> EngineService:
     """Return the service of a folder that ``skillweave export vllm`` wrote, computed by vLLM.
 
     ``servers``: URLs of running vLLM servers; without one, a server is started and stopped with this one. There is no
@@ -89,7 +89,7 @@ def open_vllm_service(target: str, settings: ServeConfig, servers: Sequence[str]
         raise UserError("vLLM has its own memory for packs: leave out --pack-memory and --pin")
     folder = VllmFolder(target)
     engine = VllmEngine(target, servers or [VllmServer(target)], max_waiting=settings.max_waiting)
-    return LocalService(
+    return EngineService(
         engine,
         ExportedPacks(list(folder.card.packs)),
         limits=_limits(settings),

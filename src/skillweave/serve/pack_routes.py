@@ -9,8 +9,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from skillweave.errors import UserError, nearest
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.errors import ApiError
-from skillweave.serve.local_service import LocalService
 
 
 class PackToAdd(BaseModel):
@@ -21,7 +21,7 @@ class PackToAdd(BaseModel):
     folder: str = Field(min_length=1, max_length=4096)
 
 
-def pack_router(service: LocalService) -> APIRouter:
+def pack_router(service: EngineService) -> APIRouter:
     """Return the routes below ``/v1/packs``."""
     router = APIRouter(prefix="/v1/packs")
     memory = service.memory
@@ -65,7 +65,7 @@ def pack_router(service: LocalService) -> APIRouter:
     return router
 
 
-def _one(service: LocalService, name: str) -> dict[str, Any]:
+def _one(service: EngineService, name: str) -> dict[str, Any]:
     for one in service.memory.status():
         if one.name == name:
             return {"object": "pack", **asdict(one)}

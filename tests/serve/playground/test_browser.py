@@ -21,7 +21,7 @@ from helpers.small_server import SmallEngine, small_service
 from helpers.weave_packs import random_pack
 from skillweave.base import open_base
 from skillweave.serve.app import create_app
-from skillweave.serve.local_service import LocalService
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.open_service import open_service
 from skillweave.serve.settings import ServeConfig
 from skillweave.weave import Weave
@@ -74,7 +74,7 @@ def weave(micro_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def served(service: LocalService, key: str | None = None) -> Iterator[str]:
+def served(service: EngineService, key: str | None = None) -> Iterator[str]:
     settings = ServeConfig(ui=True)
     with live(create_app(service, settings, key, write_log=lambda _: None)) as url:
         yield url

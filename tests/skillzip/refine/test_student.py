@@ -19,6 +19,7 @@ from skillweave.skillzip.refine.factors import float_factors, rounded, steps, wi
 from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.skillzip.refine.student import Student
 
+EMBEDDING = "model.embed_tokens.weight"
 ROWS = [([3, 9, 4, 7, 5, 8, 2], 4), ([6, 5, 4, 11], 1)]
 
 
@@ -58,7 +59,7 @@ def test_a_student_answers_as_the_unzipped_pack(micro_base: Path, tmp_path: Path
     assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
     assert all(parameter.requires_grad for parameter in base.model.parameters())
 
-    for name in ("model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"):
+    for name in (EMBEDDING, "model.layers.0.self_attn.q_proj.weight"):
         gradient = dict(dense.named_parameters())[name].grad
         assert gradient is not None
         left, right, entry = factors[f"{name}.A"], factors[f"{name}.B"], pack.card.entries[name]
@@ -67,6 +68,26 @@ def test_a_student_answers_as_the_unzipped_pack(micro_base: Path, tmp_path: Path
             smooth = pack.tensors[f"{entry.group}.smooth"].float()
         torch.testing.assert_close(left.grad, gradient @ (right / smooth).T.detach(), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(right.grad, (left.T @ gradient / smooth).detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_the_scales_of_signs_are_trained(micro_base: Path, tmp_path: Path) -> None:
+    """The gradient of a scale is that of the dense weight, summed over the signs."""
+    base, pack = packed(micro_base, tmp_path, {"codec": "bitdelta"})
+    student = Student(base.model, pack)
+    factors = {key: value.requires_grad_() for key, value in student.float_factors().items()}
+    assert f"{EMBEDDING}.scale" in factors
+    dense = pack.unzip().apply(base).model
+    wanted = reference_logits(dense)
+    wanted.square().sum().backward()
+    with student.running(factors):
+        got = answer_logits(base.model, ROWS)
+        got.square().sum().backward()
+    torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-4)
+    for name in (EMBEDDING, "model.layers.0.self_attn.q_proj.weight"):
+        gradient = dict(dense.named_parameters())[name].grad
+        assert gradient is not None
+        by_hand = (gradient * pack.decode(name).sign()).sum()
+        torch.testing.assert_close(factors[f"{name}.scale"].grad, by_hand.view(1), atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "mixtral", "gemma2"])
@@ -86,7 +107,10 @@ def test_other_families(family: str, tmp_path: Path) -> None:
     torch.testing.assert_close(got, reference_logits(dense), atol=2e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("settings", [{}, {"bits": 4, "scales": "row"}, {"bits": 8, "scales": "row"}, {"codec": "svd"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"bits": 4, "scales": "row"}, {"bits": 8, "scales": "row"}, {"codec": "svd"}, {"codec": "bitdelta"}],
+)
 def test_rounded_factors_are_those_of_the_new_pack(micro_base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     _, pack = packed(micro_base, tmp_path, settings)
     names = [name for name, entry in pack.card.entries.items() if hasattr(entry, "rank")]

@@ -9,13 +9,13 @@ from starlette.middleware import Middleware
 
 from skillweave.errors import UserError
 from skillweave.serve.admission import Admission
-from skillweave.serve.local_service import LocalService
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.playground.gate import PlaygroundGate
 from skillweave.serve.settings import PLAYGROUND, ServeConfig
 
 
 def mount_playground(
-    app: FastAPI, service: LocalService, admission: Admission, settings: ServeConfig, key: str | None
+    app: FastAPI, service: EngineService, admission: Admission, settings: ServeConfig, key: str | None
 ) -> None:
     """Add the pages below :data:`PLAYGROUND`, before the application starts. They ask the service without HTTP.
 

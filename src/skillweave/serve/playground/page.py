@@ -13,8 +13,8 @@ import gradio as gr
 
 from skillweave.base import Sampling
 from skillweave.serve.admission import Admission
+from skillweave.serve.engine_service import EngineService
 from skillweave.serve.errors import api_error
-from skillweave.serve.local_service import LocalService
 from skillweave.serve.playground import drawing
 from skillweave.serve.playground.answering import AnswerState, answer
 from skillweave.serve.playground.figures import LiveFigures
@@ -63,7 +63,7 @@ def style() -> str:
     return importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
 
 
-def build_page(service: LocalService, admission: Admission, settings: ServeConfig) -> gr.Blocks:
+def build_page(service: EngineService, admission: Admission, settings: ServeConfig) -> gr.Blocks:
     """Return the pages, as :func:`~skillweave.serve.playground.mount.mount_playground` mounts them."""
     ask: Ask = partial(answer, service, admission)
     figures = LiveFigures(service.engine.counters, service.metrics.registry)

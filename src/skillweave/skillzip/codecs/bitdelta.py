@@ -5,7 +5,10 @@ the least squared error for these signs [paper]. The sign of 0 is +, as in the a
 
 We differ:
 
-* There is no scale distillation: the scales are the means, and are not trained against the specialist [ours].
+* The authors then train the scales so that the logits come near to the specialist's (scale distillation). Here that
+  is the refinement, which every codec shares (``refine``; without it the scales stay the means): it compares
+  probabilities by their KL, where the authors take the squared error of logits, and its prompts are those of the task,
+  where theirs are general text [ours].
 * The authors write the linear layers of the blocks and keep embeddings, heads and norms as they are. Here the signs of
   every matrix are stored, embeddings and heads included, because a pack counts all its bytes [ours]: with their rule,
   the pack of a small model would be several times larger. Norms and biases follow ``other``, as with every codec.

@@ -1,25 +1,40 @@
-"""The factors of a pack as floats, their rounding as the pack stores it, and the pack with new factors."""
+"""The factors of a pack as floats, their rounding as the pack stores it, and the pack with new factors.
+
+The one scale of a matrix of signs (codec ``bitdelta``) counts as a factor, too: it is trained, and its signs are not.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeGuard
 
 import torch
 
-from skillweave.pack import FactorsEntry, LowRankEntry, Skillpack, quantise_rows, stored_rows
+from skillweave.pack import Entry, FactorsEntry, GroupedEntry, LowRankEntry, Skillpack, quantise_rows, stored_rows
+from skillweave.pack.integers import LARGEST_SCALE
 from skillweave.pack.schema import is_coded
 from skillweave.skillzip.steps import rounded_codes
 
-FactorEntry = LowRankEntry | FactorsEntry
+FactorEntry = LowRankEntry | FactorsEntry | GroupedEntry
+"""An entry whose factors can be trained; see :func:`has_factors`."""
 _COARSER, _COARSEST = 1.02, 4.0
+
+
+def has_factors(entry: Entry) -> TypeGuard[FactorEntry]:
+    """Return whether an entry is one matrix in two factors, or in signs with one scale."""
+    if isinstance(entry, GroupedEntry):
+        return entry.bits == 1 and entry.group_size is None and not entry.rank and not entry.stacked
+    return isinstance(entry, LowRankEntry | FactorsEntry)
 
 
 def float_factors(pack: Skillpack, name: str) -> dict[str, torch.Tensor]:
     """Return both factors of an entry in float32, as ``name.A`` (out, rank) and ``name.B`` (rank, in).
 
     They are what the codes mean, without the smoothing: delta = A B diag(1 / smooth). Of a coded entry, which has one
-    scale for both factors, each gets the square root.
+    scale for both factors, each gets the square root. Of signs, return ``name.scale`` (1,).
     """
+    if isinstance(pack.card.entries[name], GroupedEntry):
+        return {f"{name}.scale": pack.tensors[f"{name}.scale"].clone()}
     if isinstance(pack.card.entries[name], FactorsEntry):
         return {f"{name}.{part}": pack.tensors[f"{name}.{part}"].float() for part in "AB"}
     parts = pack.lowrank_parts(name)
@@ -49,8 +64,11 @@ def rounded(factor: torch.Tensor, entry: FactorEntry, step: torch.Tensor | None 
     """Return a factor as it is read back from a pack: float32, of the same shape.
 
     The codes of a coded entry are chosen for its ``step``. For others, the scale of each row is chosen anew, too, as
-    the codec chooses it. Raises ValueError for NaN, infinity and numbers that no scale can hold.
+    the codec chooses it. The scale of signs is stored as it is, but never below 0. Raises ValueError for NaN, infinity
+    and numbers that no scale can hold.
     """
+    if isinstance(entry, GroupedEntry):
+        return factor.clamp(0, LARGEST_SCALE).abs()  # without the sign of a zero
     if isinstance(entry, FactorsEntry):
         return factor.bfloat16().float()
     if is_coded(entry):
@@ -76,6 +94,8 @@ def with_factors(pack: Skillpack, factors: Mapping[str, torch.Tensor], coarser: 
             tensors[f"{name}.B_scale"] = _coarse(pack.tensors[f"{name}.B_scale"], coarser)
         elif isinstance(entry, LowRankEntry):
             tensors[key], tensors[f"{key}_scale"] = stored_rows(factor.cpu(), entry.bits)
+        elif isinstance(entry, GroupedEntry):
+            tensors[key] = rounded(factor.detach().cpu(), entry)
         else:
             tensors[key] = factor.cpu().bfloat16()
     return Skillpack(pack.card.model_copy(deep=True), tensors, pack.carried)

@@ -20,9 +20,10 @@ from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import Layout, owners
 from skillweave.base.prefix import backbone_tokens
 from skillweave.errors import UserError
-from skillweave.pack import DifferenceEntry, Entry, FactorsEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack import DifferenceEntry, GroupedEntry, LowRankEntry, RowsEntry, Skillpack, WholeEntry
+from skillweave.pack.decode import coded_matrix
 from skillweave.pack.vocabulary import token_rows, vocabularies
-from skillweave.skillzip.refine.factors import FactorEntry, float_factors, steps
+from skillweave.skillzip.refine.factors import FactorEntry, float_factors, has_factors, steps
 from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.weave.int8 import Int8Linear
 
@@ -70,7 +71,7 @@ class Student:
     def trainable(self) -> dict[str, FactorEntry]:
         """The entries whose factors can be trained, by name."""
         entries = self._pack.card.entries
-        return {name: entry for name, entry in entries.items() if name in self._places and _factored(entry)}  # type: ignore[misc]
+        return {name: entry for name, entry in entries.items() if name in self._places and has_factors(entry)}
 
     @property
     def fixed(self) -> list[str]:
@@ -167,13 +168,16 @@ class Student:
                     "be unzipped, but neither served nor refined; remove refine"
                 )
             holders = [module for module, _ in tensors[target][1]]
-            if _factored(entry) and all(module in fed and _fits(entry, fed[module]) for module in holders):
+            if has_factors(entry) and all(module in fed and _fits(entry, fed[module]) for module in holders):
                 self._places[name] = [_Place(modules[module], fed[module]) for module in holders]
             else:
                 self._fixed[name] = target
 
     def _adds(self, name: str, fed: Fed, factors: Mapping[str, torch.Tensor]) -> Any:
         """Return the forward hook that adds the product of an entry's factors."""
+        entry = self._pack.card.entries[name]
+        if isinstance(entry, GroupedEntry):
+            return self._adds_signs(name, entry, fed, factors)
         smooth = self._smooth.get(name)
 
         def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
@@ -185,6 +189,23 @@ class Student:
                 change = embedding(x, left) @ right * fed.scale
             else:
                 change = linear(linear(x, right.to(x.dtype)), left.to(x.dtype))
+            return output + change.to(output.dtype)
+
+        return hook
+
+    def _adds_signs(self, name: str, entry: GroupedEntry, fed: Fed, factors: Mapping[str, torch.Tensor]) -> Any:
+        """Return the forward hook that adds the product of a matrix of signs, which is written out when it is used."""
+        stored = {f"{name}.codes": self._pack.tensors[f"{name}.codes"], f"{name}.scale": torch.ones(1)}
+
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            if self._plain_now:
+                return output
+            x, scale = args[0], factors[f"{name}.scale"]
+            signs = coded_matrix(stored, name, entry).to(self._device)
+            if fed.law == "lookup":
+                change = embedding(x, signs) * (scale * fed.scale)
+            else:
+                change = linear(x, signs.to(x.dtype)) * scale
             return output + change.to(output.dtype)
 
         return hook
@@ -217,11 +238,6 @@ class Student:
                 put(target, change, added=True)
 
 
-def _factored(entry: Entry) -> bool:
-    return isinstance(entry, LowRankEntry | FactorsEntry)
-
-
-def _fits(entry: Entry, fed: Fed) -> bool:
+def _fits(entry: FactorEntry, fed: Fed) -> bool:
     """Return whether a module does nothing with its weight but what the factors of the entry can be added to."""
-    transposed = isinstance(entry, LowRankEntry | FactorsEntry) and entry.transposed
-    return fed.law in ({"transposed"} if transposed else {"linear", "lookup"})
+    return fed.law in ({"transposed"} if entry.transposed else {"linear", "lookup"})

@@ -43,7 +43,7 @@ class ResidentPacks(Protocol):
         """Return every pack with its place and its counts."""
 
 
-class LocalService:
+class EngineService:
     """An engine with its packs, behind the API. It is the :class:`~skillweave.serve.service.Service` of one process.
 
     - ``routed``: whether the engine has a router, so that there is a model :data:`~skillweave.weave.AUTO`
