@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft.utils import merge_utils
@@ -50,14 +51,29 @@ class Lab:
         """Return one fine-tune on the examples of all skills together, shuffled; it goes over them once."""
         return self.trained(self.base, self.scale.skills, rate, f"multi-{rate:g}")
 
+    def shared_backbone(self, rate: float) -> Base:
+        """Return a base of its own: a multi-task fine-tune on half of each skill's examples."""
+        delta = self.trained(self.base, self.scale.skills, rate, f"multi-half-{rate:g}", half=0)
+        return self.tuned_base(delta, "multi-half")
+
     def lora(self, skill: str, rate: float, rank: int) -> Delta:
         """Return a LoRA on one skill, trained on the layers that a specialist trains."""
         return self.trained(self.base, [skill], rate, f"lora-{skill}-{rate:g}-{rank}", rank=rank)
 
-    def trained(self, base: Base, skills: Sequence[str], rate: float, name: str, rank: int | None = None) -> Delta:
-        """Return a fine-tune of ``base`` on the examples of some skills, in which each example is read once."""
+    def trained(
+        self,
+        base: Base,
+        skills: Sequence[str],
+        rate: float,
+        name: str,
+        *,
+        rank: int | None = None,
+        half: Literal[0, 1] | None = None,
+    ) -> Delta:
+        """Return a fine-tune of ``base`` on the examples of some skills, or on a ``half`` of them, each read once."""
         place = self.folder / "fine-tunes" / name
-        rows = [row for skill in skills for row in self.scale.rows(skill, self.seed)]
+        which = slice(None) if half is None else slice(half, None, 2)
+        rows = [row for skill in skills for row in self.scale.rows(skill, self.seed)[which]]
         with claim(place.with_name(f"{name}.training"), waiting=f"another process trains {name}; waiting"):
             write_text(place / "rows.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
             return specialise(base, self._config(place / "rows.jsonl", rows, rate, rank), place / "run")
@@ -91,20 +107,22 @@ class Lab:
     # -- packs -------------------------------------------------------------------------------------------------------
 
     def pack(self, skill: str, rate: float) -> Skillpack:
-        """Return the specialist of a skill as a pack of the scale's ratio."""
-        place = self.folder / "packs" / f"{skill}-{rate:g}-{self.scale.ratio.replace('/', '-')}"
+        """Return the specialist of a skill as a pack."""
+        return self._zipped(self.base, self.specialist(skill, rate), skill, f"{skill}-{rate:g}")
+
+    def pack_on_backbone(self, backbone: Base, skill: str, rate: float) -> Skillpack:
+        """Return a pack on a shared backbone: a fine-tune on the examples that the backbone has not read."""
+        delta = self.trained(backbone, [skill], rate, f"{skill}-{rate:g}-second-half", half=1)
+        return self._zipped(backbone, delta, skill, f"{skill}-{rate:g}-on-backbone")
+
+    def _zipped(self, base: Base, delta: Delta, skill: str, name: str) -> Skillpack:
+        place = self.folder / "packs" / name
         if not is_skillpack(place):
             settings = {"ratio": self.scale.ratio, "allow_left_out": True, "refine": self.scale.refine}
             rows = [row["messages"] for row in self.scale.rows(skill, self.seed)] if self.scale.refine else []
-            pack = zip_delta(
-                self.specialist(skill, rate),
-                self.base,
-                None,
-                ZipConfig.model_validate(settings),
-                name=skill,
-                refine_on=[(messages[:-1], messages[-1]["content"]) for messages in rows] or None,
-            )
-            pack.save_pretrained(place)
+            examples = [(messages[:-1], messages[-1]["content"]) for messages in rows]
+            config = ZipConfig.model_validate(settings)
+            zip_delta(delta, base, None, config, name=skill, refine_on=examples or None).save_pretrained(place)
         return Skillpack.from_pretrained(place)
 
     def weave(self, rate: float, more: Sequence[str] = ()) -> Weave:

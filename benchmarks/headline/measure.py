@@ -33,6 +33,7 @@ from benchmarks.headline.speed import speed
 from skillweave.weave import AUTO, Weave
 
 BASE, NAMED, ROUTED = "base", "weave, named", "weave, routed"
+SHARED = "weave on a multi-task backbone, named"
 ADD, SPEED = "one more skill", "speed"
 MERGES = (ARITHMETIC, TIES, DARE)
 BY_SKILL = (SPECIALIST, NAMED, LORA)
@@ -55,7 +56,7 @@ class Cell:
 def measure(cell: Cell, folder: Path) -> dict[str, Any]:
     """Return the figures of a cell: scores by skill, and what its arm adds to them."""
     began = time.monotonic()
-    work = {NAMED: _named, ROUTED: _routed, ADD: _add, SPEED: _speed, **dict.fromkeys(MERGES, _merged)}
+    work = {NAMED: _named, ROUTED: _routed, SHARED: _shared, ADD: _add, SPEED: _speed, **dict.fromkeys(MERGES, _merged)}
     found = work.get(cell.arm, _model)(cell, lab(cell.scale, cell.seed, folder), folder)
     about = {"seed": cell.seed, "arm": cell.arm, "skill": cell.skill, "rate": cell.rate, "split": cell.split}
     return {**about, **found, "seconds": round(time.monotonic() - began, 1)}
@@ -130,6 +131,20 @@ def _named(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:
     weave = Weave.of(own.base, {cell.skill: pack})
     left_out = pack.card.codec.measured["left_out_share"]
     return {**scored(weave, own, [cell.skill], cell.split, cell.skill), "bytes": pack.nbytes, "left_out": left_out}
+
+
+def _shared(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:
+    """Score packs on a backbone that has learnt half of all examples together; each pack has learnt its other half."""
+    backbone = own.shared_backbone(tuned(cell.scale, MULTI, folder))
+    rate = tuned(cell.scale, SPECIALIST, folder)
+    found: dict[str, float] = {}
+    sizes = []
+    for skill in own.scale.skills:
+        pack = own.pack_on_backbone(backbone, skill, rate)
+        found |= scored(Weave.of(backbone, {skill: pack}), own, [skill], cell.split, skill)["scores"]
+        sizes.append(pack.nbytes)
+    plain = scored(Weave.of(backbone), own, own.scale.skills, cell.split)["scores"]
+    return {"scores": found, "bytes": statistics.fmean(sizes), "backbone_scores": plain}
 
 
 def _routed(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:

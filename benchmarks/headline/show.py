@@ -9,18 +9,25 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import Claim, judged, student
-from benchmarks.headline.measure import ADD, BASE, MERGES, NAMED, ROUTED, SPEED
+from benchmarks.headline.measure import ADD, BASE, MERGES, NAMED, ROUTED, SHARED, SPEED
 from benchmarks.headline.questions import HARD
 from benchmarks.headline.scale import LORA, MONOLITH, MULTI, SPECIALIST, TEST
 from skillweave.report import Table
 
 Row = dict[str, Any]
 Found = tuple[float, float, float]
-ORDER = (BASE, SPECIALIST, NAMED, ROUTED, LORA, MULTI, *MERGES, MONOLITH)
+ORDER = (BASE, SPECIALIST, NAMED, ROUTED, SHARED, LORA, MULTI, *MERGES, MONOLITH)
 COLOURS = {
-    BASE: "#BBBBBB", SPECIALIST: "#000000", NAMED: "#D55E00", ROUTED: "#E69F00", LORA: "#0072B2", MULTI: "#009E73",
-    **dict.fromkeys(MERGES, "#56B4E9"), MONOLITH: "#CC79A7",
-}  # fmt: skip
+    BASE: "#BBBBBB",
+    SPECIALIST: "#000000",
+    NAMED: "#D55E00",
+    ROUTED: "#E69F00",
+    SHARED: "#F0E442",
+    LORA: "#0072B2",
+    MULTI: "#009E73",
+    **dict.fromkeys(MERGES, "#56B4E9"),
+    MONOLITH: "#CC79A7",
+}
 
 
 # -- figures -----------------------------------------------------------------------------------------------------------
@@ -65,7 +72,7 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
 
 def _score_claims(rows: Sequence[Row]) -> Iterator[Claim]:
     found = {arm: means(rows, arm) for arm in ORDER}
-    for ours in (NAMED, ROUTED):
+    for ours in (NAMED, ROUTED, SHARED):
         if values := less(found[SPECIALIST], found[ours]):
             yield judged(f"specialists' mean less that of the {ours}, points", *student(values), "< 1")
         for other, goal in [(MULTI, ">= 3"), *((merge, ">= 3") for merge in MERGES), (LORA, "> 0"), (MONOLITH, "> 0")]:
@@ -144,7 +151,7 @@ def _hard(rows: Sequence[Row], arm: str) -> list[str]:
 def _costs(rows: Sequence[Row], arm: str) -> list[str]:
     own, facts = _facts(rows, arm), _facts(rows, SPEED)
     sizes = [row["bytes"] / 1e3 for row in own if "bytes" in row]
-    side = {SPECIALIST: "specialists", NAMED: "weave", ROUTED: "weave", MONOLITH: "monolith", LORA: ""}.get(
+    side = {SPECIALIST: "specialists", NAMED: "weave", ROUTED: "weave", SHARED: "", MONOLITH: "monolith", LORA: ""}.get(
         arm, "one model"
     )
     settings = sorted({f"{row[key]:g}" for row in own for key in ("used_rate", "factor") if key in row})
