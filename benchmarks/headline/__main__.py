@@ -36,8 +36,8 @@ from pathlib import Path
 
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.common.runs import as_far_as_measured
-from benchmarks.headline.measure import ADD, BASE, BY_SKILL, MERGES, NAMED, ROUTED, SCALES, SHARED, SPEED, Cell, measure
-from benchmarks.headline.scale import LORA, MONOLITH, MULTI, SPECIALIST
+from benchmarks.headline.measure import ADD, BASE, BY_SKILL, NAMED, ROUTED, SCALES, SHARED, SPEED, Cell, measure
+from benchmarks.headline.scale import LORA, MERGES, MONOLITH, MULTI, SPECIALIST
 from benchmarks.headline.show import claims, plot, table
 
 NAME = "headline"

@@ -16,14 +16,12 @@ from benchmarks.headline.lab import Lab, added, opened
 from benchmarks.headline.micro import MICRO, QUICK
 from benchmarks.headline.questions import EVERYDAY, HARD, OWN, Question, replies, routing, scores
 from benchmarks.headline.scale import (
-    ARITHMETIC,
-    DARE,
     LORA,
+    MERGES,
     MONOLITH,
     MULTI,
     SPECIALIST,
     TEST,
-    TIES,
     TUNE,
     TUNING_SEED,
     Scale,
@@ -35,7 +33,6 @@ from skillweave.weave import AUTO, Weave
 BASE, NAMED, ROUTED = "base", "weave, named", "weave, routed"
 SHARED = "weave on a multi-task backbone, named"
 ADD, SPEED = "one more skill", "speed"
-MERGES = (ARITHMETIC, TIES, DARE)
 BY_SKILL = (SPECIALIST, NAMED, LORA)
 """The arms that have a cell for each skill."""
 SCALES: dict[str, Scale] = {"micro": MICRO, "small": SMALL, "quick": QUICK}
@@ -173,8 +170,8 @@ def _routed(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:
 
 
 def _merged(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:
-    """Score a merge of the specialists, whose factor is chosen on prompts that are not tested."""
-    rate = tuned(cell.scale, SPECIALIST, folder)
+    """Score a merge of the specialists of a rate, whose factor is chosen on prompts that are not tested."""
+    rate = cell.rate or tuned(cell.scale, cell.arm, folder)
     deltas = [own.specialist(skill, rate) for skill in own.scale.skills]
     tried: dict[float, float] = {}
     for factor in own.scale.factors[cell.arm]:
@@ -183,7 +180,7 @@ def _merged(cell: Cell, own: Lab, folder: Path) -> dict[str, Any]:
         tried[factor] = statistics.fmean(found.values())
     best = max(tried, key=lambda factor: tried[factor])
     with added(own.base, own.merged(cell.arm, deltas, best)) as weave:
-        more = {"factor": best, "tried": {f"{factor:g}": score for factor, score in tried.items()}}
+        more = {"factor": best, "used_rate": rate, "tried": {f"{factor:g}": score for factor, score in tried.items()}}
         return {**scored(weave, own, own.scale.skills, cell.split), **more}
 
 

@@ -8,7 +8,20 @@ from pathlib import Path
 
 from benchmarks.headline import texts
 from benchmarks.headline.questions import ALIKE, EVERYDAY, REWORDED, TWO, Question, exact, share_of_both
-from benchmarks.headline.scale import ARITHMETIC, DARE, LORA, MONOLITH, MULTI, SPECIALIST, TEST, TIES, TUNE, Row, Scale
+from benchmarks.headline.scale import (
+    ARITHMETIC,
+    DARE,
+    LORA,
+    MERGES,
+    MONOLITH,
+    MULTI,
+    SPECIALIST,
+    TEST,
+    TIES,
+    TUNE,
+    Row,
+    Scale,
+)
 from skillweave.base import Prompt
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
@@ -16,6 +29,7 @@ from skillweave.micro import MicroShape, micro_base
 _BASE_SEED = 1_000_000
 """The base's strings are drawn with a seed that no fine-tune and no test has."""
 _ROUTER_SEED = 2_000_000
+_FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +122,10 @@ MICRO = Micro(
     trainable="linear",
     targets="all-linear",
     rates={
-        SPECIALIST: (1e-3, 3e-3),
-        MULTI: (1e-3, 3e-3),
+        **dict.fromkeys((SPECIALIST, MULTI, MONOLITH, *MERGES), (1e-3, 3e-3)),
         LORA: (3e-3, 1e-2, 3e-2),
-        MONOLITH: (1e-3, 3e-3),
     },
-    factors={ARITHMETIC: (0.2, 0.3, 0.5, 0.8), TIES: (0.5, 1.0, 2.0, 3.0), DARE: (0.2, 0.3, 0.5, 0.8)},
+    factors={ARITHMETIC: _FACTORS, TIES: (0.1, 0.25, 0.5, 1.0, 2.0), DARE: _FACTORS},
     lora_tuned_on=("reverse", "shift"),
     tested=200,
     tuned=64,

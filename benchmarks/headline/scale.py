@@ -17,6 +17,7 @@ TUNE, TEST = "tune", "test"
 """Prompts that settings are chosen on, and prompts that count. No training has seen either."""
 SPECIALIST, MULTI, LORA, MONOLITH = "specialist", "multi-task", "LoRA", "monolith"
 ARITHMETIC, TIES, DARE = "task arithmetic", "TIES", "DARE"
+MERGES = (ARITHMETIC, TIES, DARE)
 TUNING_SEED = 100
 
 
@@ -28,7 +29,7 @@ class Scale(ABC):
     - ``steps``, ``batch``: those of one skill's fine-tune, which goes once over its examples
     - ``tokens``: the longest answer
     - ``trainable``, ``targets``: the parameters that are trained, and the same layers as PEFT names them
-    - ``rates``: the grid of each kind of training; a single rate is not tuned
+    - ``rates``: the grid of each kind of training, and for a merge of its specialists; a single rate is not tuned
     - ``factors``: the grid of each kind of merge
     - ``lora_tuned_on``: the skills on which the rate of LoRAs is tuned
     - ``tested``, ``tuned``, ``hard``: prompts of each skill (``hard``: of each kind)

@@ -9,9 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.common.record import Claim, judged, student
-from benchmarks.headline.measure import ADD, BASE, MERGES, NAMED, ROUTED, SHARED, SPEED
+from benchmarks.headline.measure import ADD, BASE, NAMED, ROUTED, SHARED, SPEED
 from benchmarks.headline.questions import HARD
-from benchmarks.headline.scale import LORA, MONOLITH, MULTI, SPECIALIST, TEST
+from benchmarks.headline.scale import LORA, MERGES, MONOLITH, MULTI, SPECIALIST, TEST
 from skillweave.report import Table
 
 Row = dict[str, Any]

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.headline.questions import ALIKE, EVERYDAY, TWO, Question, share_of_both, unjudged
-from benchmarks.headline.scale import ARITHMETIC, DARE, LORA, MULTI, SPECIALIST, TEST, TIES, Row, Scale
+from benchmarks.headline.scale import ARITHMETIC, DARE, LORA, MERGES, MULTI, SPECIALIST, TEST, TIES, Row, Scale
 from skillweave.artefact import atomic_folder
 from skillweave.base import Message, Prompt, open_base
 from skillweave.base.chat import as_messages
@@ -235,8 +235,8 @@ SMALL = Small(
     tokens=40,
     trainable=r"layers\.(1[5-9]|2[0-9])\..*proj",
     targets=r".*layers\.(1[5-9]|2[0-9])\..*proj",
-    rates={SPECIALIST: (3e-4,), MULTI: (1.5e-4, 3e-4), LORA: (1e-3, 3e-3)},
-    factors={ARITHMETIC: (0.3, 0.5, 0.8), TIES: (1.0, 2.0), DARE: (0.3, 0.5)},
+    rates={**dict.fromkeys((SPECIALIST, *MERGES), (3e-4,)), MULTI: (1.5e-4, 3e-4), LORA: (1e-3, 3e-3)},
+    factors={ARITHMETIC: (0.2, 0.4, 0.7), TIES: (0.5, 1.0, 2.0), DARE: (0.2, 0.4)},
     lora_tuned_on=("reverse_words", "number_filtering"),
     tested=64,
     tuned=16,
