@@ -42,7 +42,7 @@ from benchmarks.headline.show import claims, plot, table
 
 NAME = "headline"
 RUNS = Path("runs/headline")
-ARMS = (SPECIALIST, NAMED, ROUTED, *MERGES, BASE, LORA, MULTI, SHARED, ADD, SPEED, MONOLITH)
+ARMS = (SPECIALIST, NAMED, ROUTED, MULTI, LORA, *MERGES, BASE, ADD, SPEED, MONOLITH, SHARED)
 """In the order in which they are measured, for each seed."""
 
 

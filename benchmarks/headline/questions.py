@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from skillweave.base import Prompt, Sampling
-from skillweave.tasks.with_tools import AgentTask, ToolUse
+from skillweave.tasks import Task
+from skillweave.tasks.with_tools import ToolUse, agent_of
 from skillweave.tools.conversation import OpenTools
 from skillweave.weave import Reply, Weave
 
@@ -19,13 +20,13 @@ HARD = (ALIKE, REWORDED, TWO, EVERYDAY)
 class Question:
     """A prompt, the skills that it is for (none: the plain base), and its judge.
 
-    ``score(answer)`` is in [0, 1], or None if nobody can say. ``agent`` has the tools of a question that needs them.
+    ``score(answer)`` is in [0, 1], or None if nobody can say. ``agent`` is the task whose tools it needs.
     """
 
     prompt: Prompt
     skills: tuple[str, ...]
     score: Callable[[str | None], float | None]
-    agent: AgentTask | None = None
+    agent: Task | None = None
 
 
 def exact(gold: str) -> Callable[[str | None], float]:
@@ -55,8 +56,8 @@ def replies(weave: Weave, asked: Sequence[Question], packs: Sequence[str | None]
         if agent is None:
             given = weave.generate(prompts, named, sampling)
         else:
-            with agent.toolbox as toolbox:
-                given = weave.generate(prompts, named, sampling, tools=OpenTools(toolbox, ToolUse(max_tokens=160)))
+            with agent_of(agent).toolbox as toolbox:
+                given = weave.generate(prompts, named, sampling, tools=OpenTools(toolbox, ToolUse(max_tokens=128)))
         found.update(zip(numbers, given, strict=True))
     return [found[at] for at in range(len(asked))]
 

@@ -75,8 +75,9 @@ class Small(Scale):
 
     def rows(self, skill: str, seed: int) -> list[Row]:
         """Return the training examples; those of the agent are conversations with its calculator."""
-        task, agent = self._loaded(skill, seed)
-        if agent is not None:
+        task = self._task(skill, seed)
+        if brings_tools(task.spec):
+            agent = agent_of(task)
             return [
                 {"messages": _as_text(trace.messages, agent)} for trace in scripted_traces(agent, task.split("train"))
             ]
@@ -91,9 +92,9 @@ class Small(Scale):
 
     def asked(self, skill: str, seed: int, split: str) -> list[Question]:
         """Return the questions of a skill as its task writes them."""
-        loaded = self._loaded(skill, seed)
-        entries = loaded[0].split("test" if split == TEST else "calibration")
-        return [_question(loaded, entry, skill, entry.prompt) for entry in entries]
+        task = self._task(skill, seed)
+        entries = task.split("test" if split == TEST else "calibration")
+        return [_question(task, entry, skill, entry.prompt) for entry in entries]
 
     def asked_hard(self, kind: str, seed: int) -> list[Question]:
         """Return questions of one kind.
@@ -110,9 +111,9 @@ class Small(Scale):
         each = -(-self.hard // len(chosen))
         found = []
         for skill, reword in chosen.items():
-            loaded = self._loaded(skill, seed)
-            entries = loaded[0].split("test")[:each]
-            found += [_question(loaded, entry, skill, reword(str(entry.prompt))) for entry in entries]
+            task = self._task(skill, seed)
+            entries = task.split("test")[:each]
+            found += [_question(task, entry, skill, reword(str(entry.prompt))) for entry in entries]
         return found
 
     def _twofold(self, seed: int) -> list[Question]:
@@ -132,22 +133,18 @@ class Small(Scale):
         return BACKGROUND[0]
 
     def _task(self, skill: str, seed: int) -> Task:
-        return self._loaded(skill, seed)[0]
-
-    def _loaded(self, skill: str, seed: int) -> tuple[Task, AgentTask | None]:
-        return _loaded(skill, seed, self.steps * self.batch, self.tuned, self.tested)
+        return _task(skill, seed, self.steps * self.batch, self.tuned, self.tested)
 
 
 @functools.lru_cache(maxsize=32)
-def _loaded(skill: str, seed: int, train: int, tuned: int, tested: int) -> tuple[Task, AgentTask | None]:
-    """Return a task, and its tools if it brings some."""
-    task = load_task({**_TASKS[skill], "seed": seed, "splits": {"train": train, "calibration": tuned, "test": tested}})
-    return task, agent_of(task) if brings_tools(task.spec) else None
+def _task(skill: str, seed: int, train: int, tuned: int, tested: int) -> Task:
+    return load_task({**_TASKS[skill], "seed": seed, "splits": {"train": train, "calibration": tuned, "test": tested}})
 
 
-def _question(loaded: tuple[Task, AgentTask | None], entry: Entry, skill: str, prompt: Prompt) -> Question:
-    task, agent = loaded
-    return Question(prompt, (skill,), lambda answer: task.score(answer, entry), agent)
+def _question(task: Task, entry: Entry, skill: str, prompt: Prompt) -> Question:
+    return Question(
+        prompt, (skill,), lambda answer: task.score(answer, entry), task if brings_tools(task.spec) else None
+    )
 
 
 def _as_text(messages: Sequence[Message], agent: AgentTask) -> list[Message]:
