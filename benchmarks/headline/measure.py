@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common.runs import run_all
 from benchmarks.headline.add import added_skill
 from benchmarks.headline.lab import Lab, added, opened
-from benchmarks.headline.micro import MICRO, QUICK
+from benchmarks.headline.micro import MICRO, MICRO_LONG, QUICK
 from benchmarks.headline.questions import EVERYDAY, HARD, OWN, Question, replies, routing, scores
 from benchmarks.headline.scale import (
     LORA,
@@ -35,7 +35,7 @@ SHARED = "weave on a multi-task backbone, named"
 ADD, SPEED = "one more skill", "speed"
 BY_SKILL = (SPECIALIST, NAMED, LORA)
 """The arms that have a cell for each skill."""
-SCALES: dict[str, Scale] = {"micro": MICRO, "small": SMALL, "quick": QUICK}
+SCALES: dict[str, Scale] = {each.name: each for each in (MICRO, SMALL, MICRO_LONG, QUICK)}
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,8 @@ MICRO = Micro(
     base_rows=4000,
 )
 
+MICRO_LONG = replace(MICRO, name="micro-long", steps=3 * MICRO.steps)
+"""The same with three times the examples, which bring a specialist near to its end."""
 QUICK = replace(
     MICRO,
     name="quick",

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.common.record import Claim, judged, student
 from benchmarks.headline.measure import ADD, BASE, NAMED, ROUTED, SHARED, SPEED
-from benchmarks.headline.questions import HARD
+from benchmarks.headline.questions import EVERYDAY, HARD, REWORDED
 from benchmarks.headline.scale import LORA, MERGES, MONOLITH, MULTI, SPECIALIST, TEST
 from skillweave.report import Table
 
@@ -78,6 +78,19 @@ def _score_claims(rows: Sequence[Row]) -> Iterator[Claim]:
         for other, goal in [(MULTI, ">= 3"), *((merge, ">= 3") for merge in MERGES), (LORA, "> 0"), (MONOLITH, "> 0")]:
             if values := less(found[ours], found[other]):
                 yield judged(f"mean of the {ours} less that of {_called(other)}, points", *student(values), goal)
+    for kind in (REWORDED, EVERYDAY):
+        both = [
+            {
+                row["seed"]: 100 * row["routing"][kind]["score"]
+                for row in _facts(rows, arm)
+                if "score" in row.get("routing", {}).get(kind, {})
+            }
+            for arm in (ROUTED, MULTI)
+        ]
+        if values := less(*both):
+            yield judged(
+                f"{kind}: score of the {ROUTED} less that of the multi-task model, points", *student(values), "> 0"
+            )
 
 
 def _cost_claims(rows: Sequence[Row]) -> Iterator[Claim]:
