@@ -34,31 +34,38 @@ _FACTORS = (0.05, 0.1, 0.2, 0.3, 0.5)
 
 @dataclass(frozen=True, kw_only=True)
 class Micro(Scale):
-    """The micro scale, with the widths of the base and of the monolith, which has twice the parameters."""
+    """The micro scale.
+
+    - ``width``, ``monolith_width``: of the base, and of the monolith, which has twice the parameters
+    - ``rate``, ``monolith_rate``: learning rates with which they are trained from nothing, for as many steps. At the
+      base's rate the monolith ends behind the base; half of it is better by 16 points on validation prompts.
+    """
 
     width: int
     monolith_width: int
+    rate: float
+    monolith_rate: float
     layers: int
     base_steps: int
     base_rows: int
 
     def base(self) -> str:
         """Return the folder of the base, which has read a mixture of all operations in all wordings."""
-        return self._trained(self.width, "headline")
+        return self._trained(self.width, self.rate, "headline")
 
     def monolith(self) -> str:
         """Return the folder of a model of twice the size, trained on the same mixture for as many steps."""
-        return self._trained(self.monolith_width, "headline-twice")
+        return self._trained(self.monolith_width, self.monolith_rate, "headline-twice")
 
     def twice(self, folder: Path) -> str:
         """Return the monolith."""
         return self.monolith()
 
-    def _trained(self, width: int, name: str) -> str:
+    def _trained(self, width: int, rate: float, name: str) -> str:
         every = tuple(range(texts.WORDINGS))
         mixture = [row for each in texts.OPERATIONS for row in texts.rows(each, self.base_rows, _BASE_SEED, every)]
         shape = MicroShape(hidden=width, layers=self.layers, heads=4, kv_heads=2, intermediate=2 * width, context=64)
-        training = TrainingSettings(steps=self.base_steps, batch_size=32, learning_rate=3e-3)
+        training = TrainingSettings(steps=self.base_steps, batch_size=32, learning_rate=rate)
         return str(micro_base(mixture, shape=shape, training=training, seed=0, name=name))
 
     def rows(self, skill: str, seed: int) -> list[Row]:
@@ -136,6 +143,8 @@ MICRO = Micro(
     refine={"steps": 100, "max_new_tokens": 8, "prompts": 512},
     width=96,
     monolith_width=136,
+    rate=3e-3,
+    monolith_rate=1.5e-3,
     layers=2,
     base_steps=1500,
     base_rows=4000,
