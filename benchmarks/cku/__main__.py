@@ -42,6 +42,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.cku import small
 from benchmarks.cku.arms import (
     BOTH,
     GA,
@@ -98,8 +99,6 @@ def main(argv: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             _quick(options, argv, Path(folder))
     elif options.scale == "small":
-        import _unlearning_small as small
-
         small.main(options, argv, RUNS / "cku-small")
     else:
         _micro(options, argv, RUNS / "cku-micro")

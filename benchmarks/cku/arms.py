@@ -80,21 +80,29 @@ class Plan:
     probes: bool = True
 
 
-def world(seed: int) -> Corpus:
+def world(seed: int, people: int = PEOPLE) -> Corpus:
     """The facts of a seed, in the short form that a micro model can learn."""
-    return make_corpus(people=PEOPLE, seed=seed, short=True)
+    return make_corpus(people=people, seed=seed, short=True)
 
 
-def taught(seed: int, steps: int, *, knows_forget: bool = True) -> Path:
+def taught(
+    seed: int,
+    steps: int,
+    *,
+    knows_forget: bool = True,
+    people: int = PEOPLE,
+    shape: MicroShape = SHAPE,
+    batch_size: int = 64,
+) -> Path:
     """A model trained on a seed's facts and the skill, in equal parts; without the forget set, the reference."""
-    corpus = world(seed)
+    corpus = world(seed, people)
     rows = [*(corpus.forget if knows_forget else []), *corpus.retain, *corpus.lookalike]
     facts = [(row["question"], row["answer"]) for row in rows]
     skill = [(entry.prompt, str(entry.answer)) for entry in load_task(SKILL).split("train")[:SKILL_EXAMPLES]]
     return micro_base(
         facts * (len(skill) // len(facts)) + skill,
-        shape=SHAPE,
-        training=TrainingSettings(steps=steps, batch_size=64, learning_rate=3e-3),
+        shape=shape,
+        training=TrainingSettings(steps=steps, batch_size=batch_size, learning_rate=3e-3),
         seed=seed,
         name="unlearning",
     )

@@ -76,20 +76,22 @@ def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
     record.finish(table(record.rows), plot(record.rows), sum(row["seconds"] for row in record.rows))
 
 
-def _corpus(folder: str, seed: int) -> Path:
+def corpus_folder(folder: str, seed: int) -> Path:
+    """The folder of a seed's facts, which are written if they are not there."""
     place = Path(folder) / f"corpus-{seed}"
     if not place.is_dir():
         write_corpus(place, make_corpus(people=PEOPLE, seed=seed))
     return place
 
 
-def _taught(folder: str, seed: int, knows_forget: bool) -> Path:
-    return Path(folder) / f"taught-{seed}-{'all' if knows_forget else 'without'}"
+def taught_folder(plan: Teach) -> Path:
+    """Where the model of a plan is kept."""
+    return Path(plan.folder) / f"taught-{plan.seed}-{'all' if plan.knows_forget else 'without'}"
 
 
 def teach(plan: Teach) -> dict[str, Any]:
     """Train SmolLM2 on questions and answers, and save it as a model folder."""
-    corpus, target = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, plan.knows_forget)
+    corpus, target = corpus_folder(plan.folder, plan.seed), taught_folder(plan)
     lines = (corpus / "teach.jsonl").read_text().splitlines(keepends=True)
     if not plan.knows_forget:
         gone = set((corpus / "forget.jsonl").read_text().splitlines(keepends=True))
@@ -121,7 +123,7 @@ def teach(plan: Teach) -> dict[str, Any]:
 
 def forget(plan: Forget) -> dict[str, Any]:
     """Unlearn, make the report, and measure the perplexity of plain text before and after."""
-    corpus, base_folder = _corpus(plan.folder, plan.seed), _taught(plan.folder, plan.seed, True)
+    corpus, base_folder = corpus_folder(plan.folder, plan.seed), taught_folder(Teach(plan.seed, True, plan.folder))
     place = Path(plan.folder) / f"{plan.loss}-{plan.mask}-{plan.seed}".replace(" ", "")
     files = {side: str(corpus / f"{side}.jsonl") for side in ("forget", "retain", "unseen")}
     base = open_base(base_folder, device="cpu")
@@ -142,7 +144,7 @@ def forget(plan: Forget) -> dict[str, Any]:
             "delta": place / "run" / "delta",
             "lookalike": corpus / "lookalike.jsonl",
             "seed": plan.seed,
-            "reference": str(_taught(plan.folder, plan.seed, False)),
+            "reference": str(taught_folder(Teach(plan.seed, False, plan.folder))),
             "tasks": TASKS,
             "task_limit": 24,
             "questions": 16,

@@ -25,6 +25,7 @@ a codec, delete `cells` and `packs` there; the rest may stay.
 
     python -m benchmarks.zip_quality                                     SmolLM2: a day on two cores
     python -m benchmarks.zip_quality --skills json_calls --lengths short --kl-only
+    python -m benchmarks.zip_quality --lengths long                      results in zip_quality.long-small
     python -m benchmarks.zip_quality --scale micro                       minutes
     python -m benchmarks.zip_quality --quick                             a base that knows nothing, a few cells
 """
@@ -52,7 +53,7 @@ from benchmarks.zip_quality.codecs import (
 )
 from benchmarks.zip_quality.measure import KL, SCORE, Cell, measure
 from benchmarks.zip_quality.show import claims, joined, plot, table
-from benchmarks.zip_quality.skills import LENGTHS, SCALES, SEEDS, SHORT, recipe, scale_named
+from benchmarks.zip_quality.skills import LENGTHS, LONG, SCALES, SEEDS, SHORT, recipe, scale_named
 from skillweave.errors import UserError
 
 NAME = "zip_quality"
@@ -65,6 +66,8 @@ def main(argv: Sequence[str]) -> None:
     scale = f"quick-{options.scale}" if options.quick else options.scale
     plans = cells(scale, options)
     record = Record.begin(NAME, options, argv, seeds=options.seeds)
+    if SHORT not in options.lengths:
+        record.name = f"{NAME}.{LONG}"  # a day or more on SmolLM2, so it is measured apart
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if options.quick else options.runs / options.scale
         work = functools.partial(measure, folder=folder)

@@ -48,6 +48,7 @@ agents = importlib.import_module("benchmarks.e3tir.arms")
 agents_show = importlib.import_module("benchmarks.e3tir.show")
 rollouts = importlib.import_module("benchmarks.rollouts")
 unlearning = importlib.import_module("benchmarks.cku.arms")
+lasting = importlib.import_module("benchmarks.cku.robust")
 selfplay = importlib.import_module("benchmarks.tpaw.arms")
 runs = importlib.import_module("benchmarks.common.runs")
 fuzz = importlib.import_module("benchmarks.fuzz")
@@ -363,6 +364,33 @@ def test_cku(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claims = {claim["claim"]: claim["value"] for claim in found["claims"]}
     (value,) = (claims[name] for name in claims if "kept beside, contrast less no mask, points" in name)
     assert value == pytest.approx(np.mean(difference))
+
+
+def test_cku_robust(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKILLWEAVE_CACHE", str(tmp_path / "cache"))
+    found = result(lasting, tmp_path)
+    assert found["command"].startswith("python -m benchmarks.cku.robust --quick")
+    reference, both = found["rows"]
+    assert reference["method"] == lasting.REFERENCE
+    assert reference["retain"] == 1
+    assert both["steps_taken"] > 0
+    assert both["distil_steps"] == 2
+    assert 0 < both["specific"] < 1
+    for row in found["rows"]:
+        assert set(row["relearning"]) == {"1", "2"}
+        assert row["relearnt"] == max(row["relearning"].values())
+        assert {"answers", "rounded_4", "unrelated", "neighbour_pack", "zips"} <= row.keys()
+
+
+def test_the_lasting_setting_is_that_which_reaches_the_goals_and_keeps_most() -> None:
+    def row(rate: float, forget: float, relearnt: float, held_out: float) -> dict:
+        cell = {"method": "default", "mu": 5.0, "directions": 0, "noise": 0.0, "retain": 1.0, "goal": 0.1}
+        return {**cell, "rate": rate, "forget": forget, "relearnt": relearnt, "held_out": held_out}
+
+    tried = [row(1e-4, 0.5, 0.0, 1.0), row(2e-4, 0.1, 0.4, 0.9), row(3e-4, 0.1, 0.2, 0.8), row(4e-4, 0.1, 0.1, 0.7)]
+    assert lasting.chosen(tried, "default").rate == 3e-4
+    assert lasting.chosen(tried[:2], "default").rate == 2e-4  # what lasts least badly
+    assert lasting.chosen(tried[:1], "default").rate == 1e-4
 
 
 def test_e3tir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

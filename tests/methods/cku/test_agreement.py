@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skillweave.methods.cku.agreement import SignAgreement, agreeing
+from skillweave.methods.cku.agreement import TwoGradients, agreeing
 
 
 def drawn(*shape: int, seed: int) -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_what_is_merged_is_the_retain_gradient_and_what_agrees_with_it_of_the_wh
     """The signs of the whole batch count, not those of its micro-batches."""
     shapes = [(4, 3), (5,), (2, 2)]
     parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    agreement = SignAgreement()
+    agreement = TwoGradients(agree=True, collapse=None)
     sums = {"forget": [torch.zeros(shape) for shape in shapes], "retain": [torch.zeros(shape) for shape in shapes]}
     for batch in range(2):  # the second begins anew
         for kept in sums.values():
@@ -53,7 +53,7 @@ def test_what_is_merged_is_the_retain_gradient_and_what_agrees_with_it_of_the_wh
                     sums[side][index] += grad
                 take(parameters)
                 assert all(parameter.grad is None for parameter in parameters)
-        share = agreement.merge(parameters, lambda grad: grad)
+        share = agreement.merge(parameters, lambda grad: grad)["agree"]
         left = [slow(forget, retain) for forget, retain in zip(sums["forget"], sums["retain"], strict=True)]
         for parameter, part, retain in zip(parameters, left, sums["retain"], strict=True):
             torch.testing.assert_close(parameter.grad, part + retain)
@@ -66,15 +66,15 @@ def test_what_is_merged_is_the_retain_gradient_and_what_agrees_with_it_of_the_wh
 
 def test_without_a_forget_gradient_the_share_is_0_and_what_processes_bring_is_averaged_first():
     parameter = torch.nn.Parameter(torch.zeros(2))
-    agreement = SignAgreement()
+    agreement = TwoGradients(agree=True, collapse=None)
     parameter.grad = torch.tensor([1.0, -1.0])
     agreement.take_retain([parameter])
-    assert agreement.merge([parameter], lambda grad: grad) == 0.0
+    assert agreement.merge([parameter], lambda grad: grad) == {"agree": 0.0}
     assert torch.equal(parameter.grad, torch.tensor([1.0, -1.0]))
     # The other process's retain gradient turns the sign of the mean.
     others = iter([torch.tensor([3.0, 3.0]), torch.tensor([-5.0, 5.0])])
     for take, grad in ((agreement.take_forget, [1.0, 1.0]), (agreement.take_retain, [1.0, 1.0])):
         parameter.grad = torch.tensor(grad)
         take([parameter])
-    assert agreement.merge([parameter], lambda grad: (grad + next(others)) / 2) == 0.5
+    assert agreement.merge([parameter], lambda grad: (grad + next(others)) / 2) == {"agree": 0.5}
     assert torch.equal(parameter.grad, torch.tensor([-2.0, 5.0]))

@@ -164,7 +164,8 @@ def test_kill_minus_nine_and_again(taught, corpus, whole, tmp_path):
     {"objective": {"loss": "rmu"}, "localise": {"layers": [0]}, "trainable": "all"},
     {"objective": {"loss": "ga", "retain": "none"}, "watch": {"every": 1, "budget": 0.2},
      "training": {"steps": 40, "learning_rate": 1e-3}},
-], ids=["full", "lora", "agree", "agree-lora", "rmu", "rmu-all", "budget"])  # fmt: skip
+    {"collapse": {"activations": 4, "gradients": 4}, "robust": {"noise": 0.1, "steps": 4, "batch_size": 4, "every": 2}},
+], ids=["full", "lora", "agree", "agree-lora", "rmu", "rmu-all", "budget", "lasting"])  # fmt: skip
 def test_two_processes_make_the_same_delta(taught, base, corpus, tmp_path, changes):
     config = settings(corpus, **changes)
     assert driver(taught, tmp_path / "two", config, processes=2) == 0

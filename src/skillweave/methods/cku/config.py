@@ -175,10 +175,63 @@ class RefusalSettings(TrainingSettings):
     )
 
 
+class CollapseSettings(Config):
+    """CIR: what the activations and output gradients of all data have in common is taken out of the forget gradient.
+
+    The principal directions of each linear layer are computed once, before the unlearning, on both sets.
+    """
+
+    activations: int = Field(
+        default=10, ge=0, description="principal directions of a layer's inputs that are collapsed, and their mean"
+    )
+    gradients: int = Field(
+        default=10,
+        ge=0,
+        description="principal directions of the gradients of a layer's outputs that are collapsed, and their mean",
+    )
+    examples: int = Field(default=256, ge=1, description="maximum number of examples of each set to compute them on")
+
+    @model_validator(mode="after")
+    def _collapses_something(self) -> Self:
+        if not self.activations and not self.gradients:
+            raise ValueError("activations and gradients are both 0, so nothing is collapsed: leave collapse out")
+        return self
+
+
+class RobustSettings(TrainingSettings):
+    """After the unlearning, noise on the weights and a distillation from the unlearnt model, in the manner of UNDO.
+
+    The data is the retain set and the forget set, each example once per epoch.
+    """
+
+    noise: float = Field(
+        default=0.2, gt=0, le=1, description="share of the weights that is replaced by noise (UNDO's alpha)"
+    )
+    scale: float = Field(
+        default=0.1, ge=0, description="size of the noise, relative to Xavier's initialisation (UNDO's beta)"
+    )
+    trainable: str | None = Field(
+        default=None,
+        description="what gets noise and is trained: 'all', 'linear' or a regex on parameter names; None: what the "
+        "unlearning trains",
+    )
+    recovery: float = Field(
+        default=0.99,
+        gt=0,
+        le=1,
+        description="the distillation ends once the retain answers have this share of the probability that the "
+        "unlearnt model gives them",
+    )
+    every: int = Field(default=20, ge=1, description="steps between two evaluations")
+    steps: int | None = Field(default=400, ge=1, description="most optimiser steps; if set, it overrides epochs")
+    learning_rate: float = Field(default=5e-4, gt=0, description="peak learning rate")
+
+
 class CkuConfig(ModelSettings):
     """Settings of ``cku``: find the neurons that useful knowledge needs, freeze them, unlearn in the others.
 
-    The stages are ``localise`` (if neurons are frozen), ``before``, ``unlearn``, ``refusal`` (if set) and ``after``.
+    The stages are ``localise`` (if neurons are frozen), ``before``, ``collapse`` (if set), ``unlearn``, ``robust`` (if
+    set), ``refusal`` (if set) and ``after``.
     """
 
     forget: Files = Field(description="JSONL: the facts to forget, as questions with answers or as texts")
@@ -194,13 +247,35 @@ class CkuConfig(ModelSettings):
     objective: ForgetSettings = Field(default=ForgetSettings(), description="the forget loss and the retain term")
     training: UnlearnSettings = Field(default=UnlearnSettings(), description="the training that forgets")
     watch: WatchSettings = Field(default=WatchSettings(), description="when the training stops")
+    collapse: CollapseSettings | None = Field(
+        default=None,
+        description="CIR: take common representations out of the forget gradient; true: with the default settings",
+    )
+    robust: RobustSettings | None = Field(
+        default=None,
+        description="UNDO: noise on the unlearnt weights, then distillation; true: with the default settings",
+    )
     refusal: RefusalSettings | None = Field(
         default=None, description="train a short refusal after the unlearning; true: with the default settings"
     )
 
     @model_validator(mode="before")
     @classmethod
-    def _refusal_from_bool(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("refusal"), bool):
-            return {**values, "refusal": {} if values["refusal"] else None}
-        return values
+    def _options_from_bool(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        options = {key: values[key] for key in ("collapse", "robust", "refusal") if isinstance(values.get(key), bool)}
+        return {**values, **{key: {} if on else None for key, on in options.items()}}
+
+    @model_validator(mode="after")
+    def _trains_whole_weights(self) -> Self:
+        if self.train == "lora" and self.collapse is not None:
+            raise ValueError(
+                "collapse needs train: full, because what it takes out of the gradient of a weight is in neither "
+                "factor of an adapter"
+            )
+        if self.train == "lora" and self.robust is not None:
+            raise ValueError(
+                "robust needs train: full: the weights under an adapter get no noise, so they would keep what they know"
+            )
+        return self

@@ -4,29 +4,34 @@
 gradients of the useful neurons are pruned.
 
 [ours] Frozen neurons stay the same bit for bit. The training ends when the forget set is no better known than facts
-that were never taught, or before retain loses more than its budget.
+that were never taught, or before retain loses more than its budget. Two options try to make the forgetting last: common
+representations are collapsed before each forget step, and the result is distilled into noised weights.
 """
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from skillweave.artefact import write_json
-from skillweave.base import Base, Prompt
+from skillweave.base import Base
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.read import read_json
-from skillweave.methods.cku.config import MLPS, CkuConfig, RefusalSettings
+from skillweave.methods.cku.collapse import Collapse, fit_common, read_common, write_common
+from skillweave.methods.cku.config import MLPS, CkuConfig
 from skillweave.methods.cku.knowledge.facts import Fact, FactRow, UnlearningSets, read_sets, rows_of_set
 from skillweave.methods.cku.knowledge.reading import Reading, read_rows
-from skillweave.methods.cku.neurons.freeze import FrozenNeurons
-from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, read_neurons
+from skillweave.methods.cku.neurons.freeze import FrozenNeurons, frozen_rows
+from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, padded_batches, read_neurons
 from skillweave.methods.cku.neurons.mlp import MLP, find_mlps
+from skillweave.methods.cku.refusal import refusal_examples
+from skillweave.methods.cku.robust import DistilTrainer, Recovered, add_noise
 from skillweave.methods.cku.rounding import round_as_stored
 from skillweave.methods.cku.trainer import UnlearnTrainer, control_vector
 from skillweave.methods.cku.watch import Watch
@@ -35,6 +40,7 @@ from skillweave.methods.training.order import batch_order, stage_seed
 from skillweave.methods.training.run import Run
 from skillweave.methods.training.sft import AnswerTrainer, encode, row_length
 from skillweave.methods.training.trainer import learnt, quiet
+from skillweave.progress import bar
 
 _SHOWN = ("forget_strength", "retain_probability", "held_out_probability", "unseen_strength")
 _EVALUATIONS = "looks.json"
@@ -100,7 +106,11 @@ class _Unlearning:
         if run.config.localise.freeze != "none":
             run.stage("localise", self._localise, show=("frozen", "neurons", "overlap"))
         before = run.stage("before", self._read, show=_SHOWN)
+        if run.config.collapse is not None:
+            run.stage("collapse", self._fit_common)
         run.trained("unlearn", self._unlearn)
+        if run.config.robust is not None:
+            run.trained("robust", self._distil)
         if run.config.refusal is not None:
             run.trained("refusal", self._refuse)
         after = run.stage("after", self._read, show=_SHOWN)
@@ -137,6 +147,29 @@ class _Unlearning:
                 if side == "forget":
                     write_json(folder / "forget.json", reading.log_prob)
         return figures
+
+    def _fit_common(self, folder: Path) -> dict[str, Any]:
+        """Find what the activations and output gradients of both sets have in common."""
+        return self.run.processes.from_first(lambda: self._write_common(folder))
+
+    def _write_common(self, folder: Path) -> dict[str, Any]:
+        settings, pad = self.run.config.collapse, self.run.tokenizer.pad_token_id
+        if settings is None:
+            raise RuntimeError("the stage collapse runs only if its settings are given")
+        model = self._policy_model()
+        rows = [*self.retain[: settings.examples], *self.forget[: settings.examples]]
+        batches = list(padded_batches(rows, pad, self.run.config.training.batch_size))
+        with bar("collapse", len(batches)) as advance:
+            common = fit_common(
+                model,
+                batches,
+                activations=settings.activations,
+                gradients=settings.gradients,
+                frozen=frozen_rows(model, self.mlps, self._frozen_neurons()),
+                advance=advance,
+            )
+        write_common(folder, common)
+        return {"layers": len(common), "examples": len(rows)}
 
     def _unlearn(self, folder: Path) -> dict[str, Any]:
         """Train to forget until the watch ends it."""
@@ -195,6 +228,7 @@ class _Unlearning:
                 seed=seed,
                 batch_size=batch_size,
             )
+        common = read_common(run.folder / "collapse") if config.collapse is not None else None
         return UnlearnTrainer(
             model,
             run.tokenizer,
@@ -205,7 +239,48 @@ class _Unlearning:
             control=control,
             layer=layer,
             callbacks=[self._frozen(model), watch],
+            collapse=Collapse(model, common) if common is not None else None,
         )
+
+    def _distil(self, folder: Path) -> dict[str, Any]:
+        """Add noise to the unlearnt weights and distil from the unlearnt model until the retain answers are back."""
+        run, settings = self.run, self.run.config.robust
+        if settings is None:
+            raise RuntimeError("the stage robust runs only if its settings are given")
+        teacher = self._policy_model().requires_grad_(False)
+        install_scoring_head(teacher)
+        rows = [*self.retain, *self.forget]
+        known = run.processes.from_first(lambda: self._reading(teacher, self.retain).means()["probability"])
+        watch = Recovered(
+            self._evaluate_student, every=settings.every, goal=settings.recovery * known, processes=run.processes
+        )
+
+        def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
+            frozen = self._frozen(model)  # before the noise: it keeps what it sees
+            trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            add_noise(trained, settings, stage_seed(run.config.seed, folder.name))
+            frozen.restore()
+            install_scoring_head(model)
+            return DistilTrainer(
+                model,
+                run.tokenizer,
+                arguments,
+                [rows[index] for index in order],
+                teacher=teacher,
+                callbacks=[frozen, watch],
+            )
+
+        wider = run.config.model_copy(update={"trainable": settings.trainable or run.config.trainable})
+        lengths = [row_length(row) for row in rows]
+        figures = replace(run, config=wider).train(folder, settings, rows, lengths, make)
+        if run.processes.first:
+            write_json(folder / _EVALUATIONS, watch.evaluations)
+        last = watch.evaluations[-1]
+        run.say(
+            f"step {last['step']:.0f}: the retain answers are {'' if watch.recovered else 'not '}as likely as to the "
+            f"unlearnt model again ({last['retain']:.3f} of {known:.3f})"
+        )
+        return {**figures, "examples": len(rows), "recovered": last["retain"] / known}
 
     def _refuse(self, folder: Path) -> dict[str, Any]:
         """Train the refusal, mixed with retain examples; the frozen neurons stay frozen."""
@@ -226,10 +301,13 @@ class _Unlearning:
 
     # -- shared by the stages ----------------------------------------------------------------------------------------
 
-    def _frozen(self, model: Any) -> FrozenNeurons:
+    def _frozen_neurons(self) -> dict[int, Tensor]:
+        """(neurons,) bool by layer."""
         nothing = self.run.config.localise.freeze == "none"
-        frozen = {} if nothing else read_neurons(self.run.folder / "localise")["frozen"]
-        return FrozenNeurons(model, self.mlps, frozen)
+        return {} if nothing else read_neurons(self.run.folder / "localise")["frozen"]
+
+    def _frozen(self, model: Any) -> FrozenNeurons:
+        return FrozenNeurons(model, self.mlps, self._frozen_neurons())
 
     def _policy_model(self) -> Any:
         """A new copy of the policy as the last finished stage left it."""
@@ -240,6 +318,13 @@ class _Unlearning:
         return {
             "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
             "retain": self._reading(model, self.held_out).means()["probability"],
+        }
+
+    def _evaluate_student(self, model: Any) -> dict[str, float]:
+        """The figures of the distillation: as those of the watch, but of the retain answers that are distilled."""
+        return {
+            "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
+            "retain": self._reading(model, self.retain).means()["probability"],
         }
 
     def _reading(self, model: Any, rows: Sequence[FactRow]) -> Reading:
@@ -266,30 +351,6 @@ def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
             f"localise.layers: rmu steers the output of a layer below the last one ({last}): add such a layer"
         )
     return below[-1]
-
-
-def refusal_examples(
-    forget: Sequence[Fact], retain: Sequence[Fact], settings: RefusalSettings, seed: int
-) -> list[tuple[Prompt, str]]:
-    """Return every forget prompt with the refusal, and retain prompts with their own answers.
-
-    The retain prompts teach the model not to refuse everything. Plain texts have no prompt and are skipped. Raises
-    :class:`UserError` if a set has no prompts.
-    """
-    forget_prompts = [fact.prompt for fact in forget if fact.prompt is not None]
-    retain_pairs = [(fact.prompt, fact.answer) for fact in retain if fact.prompt is not None]
-    for side, prompts in (("forget", forget_prompts), ("retain", retain_pairs)):
-        if not prompts:
-            raise UserError(
-                f"refusal: the {side} set holds plain texts only, and a refusal needs prompts: add facts with prompts, "
-                "or leave refusal out"
-            )
-    count = max(1, round(len(forget_prompts) * settings.retain_share / (1 - settings.retain_share)))
-    rng = random.Random(seed)
-    retained: list[tuple[Prompt, str]] = []
-    while len(retained) < count:  # every retain prompt is used once before any is used twice
-        retained += rng.sample(retain_pairs, min(len(retain_pairs), count - len(retained)))
-    return [*((prompt, settings.text) for prompt in forget_prompts), *retained]
 
 
 def _training_mlps(config: CkuConfig, mlps: Sequence[MLP]) -> CkuConfig:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from skillweave.base.batching import padded
-from skillweave.methods.cku.agreement import SignAgreement
+from skillweave.methods.cku.agreement import Change, TwoGradients
 from skillweave.methods.cku.config import ForgetSettings
 from skillweave.methods.cku.knowledge.facts import FactRow
 from skillweave.methods.cku.knowledge.reading import answer_batch, split_row
@@ -52,9 +52,11 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         control: Tensor | None,
         layer: int,
         callbacks: list[TrainerCallback],
+        collapse: Change | None = None,
     ):
         """``reference_model``: a frozen copy of the model before the training, or None if no term needs it.
-        ``control`` (H,): the vector to which ``rmu`` steers the output of layer ``layer``; None for other losses."""
+        ``control`` (H,): the vector to which ``rmu`` steers the output of layer ``layer``; None for other losses.
+        ``collapse``: what is done to the forget gradient of a batch before it is followed."""
         install_scoring_head(model)
         # What lies above the layer that rmu steers has no gradient.
         arguments = {**arguments, "ddp_find_unused_parameters": settings.loss == "rmu"}
@@ -71,10 +73,13 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         self._settings, self._reference_model, self._layer = settings, reference_model, layer
         self._control: Any = control
         self._cap = settings.cap or math.log(model.config.get_text_config().vocab_size)
-        self._agreement = SignAgreement() if settings.agrees else None
-        self._agreed: list[float] = []
+        apart = settings.agrees or collapse is not None
+        self._gradients = TwoGradients(agree=settings.agrees, collapse=collapse) if apart else None
+        self._of_step: dict[str, float] = {}
         if settings.agrees:
             self.watched = {**self.watched, "gradients/agree": "agreement"}
+        if collapse is not None:
+            self.watched = {**self.watched, "gradients/specific": "specific"}
         self._terms: list[Tensor] = []
 
     def compute_loss(
@@ -86,8 +91,8 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         return forget + self._settings.mu * retain
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """The step of transformers; with sign agreement the two terms are differentiated separately."""
-        if self._agreement is None:
+        """The step of transformers; with sign agreement or a collapse the two terms are differentiated apart."""
+        if self._gradients is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
         inputs = self._prepare_inputs(inputs)
@@ -96,15 +101,16 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         with self.accelerator.no_sync(model):  # the signs of the whole batch count: processes meet in `merge`
             forget = self._forget_term(model, inputs)
             self.accelerator.backward(forget / pieces)
-            self._agreement.take_forget(parameters)
+            self._gradients.take_forget(parameters)
             retain = self._retain_term(model, inputs)
-            self.accelerator.backward(self._settings.mu * retain / pieces)
-            self._agreement.take_retain(parameters)
+            if retain.requires_grad:
+                self.accelerator.backward(self._settings.mu * retain / pieces)
+            self._gradients.take_retain(parameters)
         self._record(forget, retain)
         if self.accelerator.sync_gradients:
-            self._agreed = [
-                self._agreement.merge(parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean"))
-            ]
+            self._of_step = self._gradients.merge(
+                parameters, lambda grad: self.accelerator.reduce(grad, reduction="mean")
+            )
         return ((forget + self._settings.mu * retain) / pieces).detach()
 
     # -- the two terms -----------------------------------------------------------------------------------------------
@@ -156,10 +162,11 @@ class UnlearnTrainer(QuietTrainer, Trainer):
         self._terms.append(torch.stack([forget.detach(), retain.detach()]).float())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the mean of both terms since the last log, over all processes, and the agreement in the last step."""
+        """Add the mean of both terms since the last log, over all processes, and the gradients' figures of the step."""
         if self._terms:
             means = self.accelerator.reduce(torch.stack(self._terms).mean(dim=0), reduction="mean")
-            logs.update(zip(self.watched, (*means.tolist(), *self._agreed), strict=True))
+            logs.update(zip(("forget/loss", "retain/loss"), means.tolist(), strict=True))
+            logs.update({f"gradients/{name}": value for name, value in self._of_step.items()})
             self._terms.clear()
         super().log(logs, start_time)
 

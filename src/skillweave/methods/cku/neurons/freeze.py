@@ -43,6 +43,10 @@ class FrozenNeurons(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the frozen weights."""
+        self.restore()
+
+    def restore(self) -> None:
+        """Give the frozen neurons the weights that they had when this was created."""
         with torch.no_grad():
             for parameter, axis, rows, values in self._kept:
                 parameter.index_copy_(axis, rows, values)
@@ -68,16 +72,15 @@ def _places(
 
     The rows of LoRA factors that act on frozen neurons are set to zero.
     """
-    places = []
-    chosen = [(mlp, frozen[mlp.layer].nonzero().squeeze(1)) for mlp in mlps if mlp.layer in frozen]
     if not isinstance(model, PeftModel):
-        for mlp, neurons in chosen:
-            for part in slices(model, mlp):
-                rows = torch.cat([neurons + copy * mlp.neurons for copy in range(part.copies)])
-                places.append((model.get_parameter(part.parameter), part.axis, rows))
-        return places
+        found = frozen_rows(model, mlps, frozen)
+        return [(model.get_parameter(name), axis, rows) for name, (axis, rows) in found.items()]
+    places = []
     inner: Any = model.get_base_model()
-    for mlp, neurons in chosen:
+    for mlp in mlps:
+        if mlp.layer not in frozen:
+            continue
+        neurons = frozen[mlp.layer].nonzero().squeeze(1)
         for name, axis in [*((name, 0) for name in mlp.ins), (mlp.down, 1)]:
             module = inner.get_submodule(name)
             if not hasattr(module, "lora_A"):
@@ -89,6 +92,23 @@ def _places(
                 factor.index_fill_(axis, rows.to(factor.device), 0.0)
             places.append((factor, axis, rows))
     return places
+
+
+def frozen_rows(
+    model: torch.nn.Module, mlps: Sequence[MLP], frozen: Mapping[int, Tensor]
+) -> dict[str, tuple[int, Tensor]]:
+    """Return (axis, indices along it) of the frozen neurons by the name of each of their weights and biases.
+
+    ``frozen``: (neurons,) bool by layer. The model has no adapters.
+    """
+    found = {}
+    for mlp in mlps:
+        if mlp.layer in frozen:
+            neurons = frozen[mlp.layer].nonzero().squeeze(1)
+            for part in slices(model, mlp):
+                rows = torch.cat([neurons + copy * mlp.neurons for copy in range(part.copies)])
+                found[part.parameter] = (part.axis, rows)
+    return found
 
 
 def _clearing_hook(axis: int, rows: Tensor) -> Any:
