@@ -21,7 +21,7 @@ from skillweave.methods.e3tir.watch import evaluate_agent
 from skillweave.methods.training import TrainingSettings
 from skillweave.micro import MicroShape, micro_base
 from skillweave.tasks.builtin import hops, steps
-from skillweave.tasks.expert_traces import scripted_traces, write_traces
+from skillweave.tasks.expert_traces import Trace, scripted_traces, write_traces
 from skillweave.tasks.with_tools import load_agent
 from skillweave.tools import Call
 from skillweave.tools.turn import call_text
@@ -244,7 +244,7 @@ def trained(plan: Plan) -> dict[str, Any]:
         curve = _curve(Path(scratch), figures)
         history = Path(scratch) / "warm-up" / "history.json"
         joined = [entry["experts/joined"] for entry in read_json(history)] if history.exists() else []
-        score = _score(model, config)
+        score = test_score(model, config)
     return {
         "score": score,
         "before": figures["before"]["success"],
@@ -260,19 +260,27 @@ def trained(plan: Plan) -> dict[str, Any]:
 
 def _hasty_experts(config: E3tirConfig, folder: Path) -> Path:
     """A file of the experts' traces, many of which leave out the last search and answer with the result before it."""
-    rng, traces = Random(config.seed), []
+
+    def hasty(trace: Trace, rng: Random) -> Trace:
+        if rng.random() >= HASTE:
+            return trace
+        *before, found, _, _, _ = trace.messages
+        return replace(trace, messages=[*before, found, {"role": "assistant", "content": found["content"].split()[-1]}])
+
+    return changed_experts(config, folder, hasty)
+
+
+def changed_experts(config: E3tirConfig, folder: Path, change: Callable[[Trace, Random], Trace | None]) -> Path:
+    """A file of the experts' traces for the train prompts after ``change``, which leaves out those that it maps to
+    None."""
+    rng = Random(config.seed)
     with (agent := load_agent(config.task)).toolbox:
-        for trace in scripted_traces(agent, agent.task.split("train")):
-            if rng.random() < HASTE:
-                *before, found, _, _, _ = trace.messages
-                answer = {"role": "assistant", "content": found["content"].split()[-1]}
-                trace = replace(trace, messages=[*before, found, answer])
-            traces.append(trace)
-    write_traces(folder / "experts.jsonl", traces)
+        traces = [change(trace, rng) for trace in scripted_traces(agent, agent.task.split("train"))]
+    write_traces(folder / "experts.jsonl", [trace for trace in traces if trace is not None])
     return folder / "experts.jsonl"
 
 
-def _score(model: Base, config: E3tirConfig) -> float:
+def test_score(model: Base, config: E3tirConfig) -> float:
     """The score of greedy answers to all test prompts."""
     with (agent := load_agent(config.task)).toolbox:
         form = config.tool_use.call_format(model.tokenizer, agent.toolbox)

@@ -13,6 +13,7 @@ from benchmarks.common.record import Claim, judged, student
 from skillweave.report import Table
 
 SFT = "continued SFT"
+REJECTION = "rejection-sampled SFT"
 SPIN = "SPIN"
 TSPIN = "T-SPIN"
 DPO = "DPO"
@@ -29,17 +30,19 @@ CUT: dict[str, dict[str, Any]] = {
     "TPAW, no alpha": {"loss": "team", "eta": 1.0},
     "TPAW, no beta": {"loss": "team", "gamma": 0.0},
 }
+SETTINGS: dict[str, dict[str, Any]] = {**ARMS, REJECTION: {"loss": "sft"}, **CUT}
+"""All arms, also those that only one of the comparisons has."""
 COMPUTE = "equal compute"
 ROUNDS = "equal rounds"
 HARSH = "rate too high (not tuned)"
 GRID = "tuning"
-COLOURS = {SFT: "#999999", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
+COLOURS = {SFT: "#999999", REJECTION: "#CC79A7", SPIN: "#0072B2", TSPIN: "#56B4E9", DPO: "#009E73", TPAW: "#D55E00"}
 _SIDES = {"sft": 1, "tspin": 3}  # sequences in a row of data; the other losses have two
 
 
 def equal_steps(arm: str, steps: int) -> int:
     """Steps of an arm that train on as many sequences as ``steps`` steps over pairs."""
-    return steps * 2 // _SIDES.get({**ARMS, **CUT}[arm]["loss"], 2)
+    return steps * 2 // _SIDES.get(SETTINGS[arm]["loss"], 2)
 
 
 def curves(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -189,8 +192,13 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def _band(axes: Any, first: int, curves_: list[list[float]], colour: str, label: str) -> None:
     places = range(first, first + min(map(len, curves_)))
-    marks = np.array([student([curve[at] for curve in curves_]) for at in range(len(places))])
-    axes.plot(places, marks[:, 0], color=colour, label=label, marker="o", markersize=3)
+    band(axes, places, [[curve[at] for curve in curves_] for at in range(len(places))], colour, label)
     axes.set_xticks(list(places))
-    if len(curves_) > 1:
+
+
+def band(axes: Any, places: Sequence[float], values: Sequence[Sequence[float]], colour: str, label: str) -> None:
+    """Draw the means of the values at each place, with a 95% band if there are several."""
+    marks = np.array([student(each) for each in values])
+    axes.plot(places, marks[:, 0], color=colour, label=label, marker="o", markersize=3)
+    if min(map(len, values)) > 1:
         axes.fill_between(places, marks[:, 1], marks[:, 2], color=colour, alpha=0.15, linewidth=0)

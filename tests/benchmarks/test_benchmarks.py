@@ -42,6 +42,7 @@ zip_quality = importlib.import_module("benchmarks.zip_quality.__main__")
 quality_codecs = importlib.import_module("benchmarks.zip_quality.codecs")
 quality_show = importlib.import_module("benchmarks.zip_quality.show")
 tpaw = importlib.import_module("benchmarks.tpaw.__main__")
+converged = importlib.import_module("benchmarks.tpaw.converged")
 cku = importlib.import_module("benchmarks.cku.__main__")
 e3tir = importlib.import_module("benchmarks.e3tir.__main__")
 agents = importlib.import_module("benchmarks.e3tir.arms")
@@ -342,6 +343,19 @@ def test_tpaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert row["steps"] == [2, 2]
         assert row["peak_bytes"] > 10**8
     assert len({row["tokens"][0] for row in found["rows"] if row["seed"] == 0}) == 1  # the first round: the same pairs
+
+
+def test_tpaw_converged(tmp_path: Path) -> None:
+    found = result(converged, tmp_path)
+    plans = [(row["arm"], row["seed"]) for row in found["rows"]]
+    assert plans == [(arm, seed) for seed in (0, 1) for arm in (None, "SPIN", "TPAW", "rejection-sampled SFT")]
+    for row in found["rows"]:
+        assert len(row["curve"]) == 2 if row["arm"] is None else len(row["score"]) == len(row["left"]) + 1 == 3
+    spin, team = found["rows"][1:3]
+    for key in ("score", "target", "generated"):
+        assert spin[key][0] == team[key][0]  # one start
+    assert spin["left"][0] == team["left"][0]  # and the same first answers
+    assert spin["target"][1] != team["target"][1]
 
 
 def test_cku(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

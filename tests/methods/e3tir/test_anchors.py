@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from skillweave.methods.e3tir.trace_tokens import pick_anchors, split_branches
+from skillweave.methods.e3tir.trace_tokens import (
+    annealed_share,
+    certain_positions,
+    nearest_eligible,
+    pick_anchors,
+    split_branches,
+)
 
 NAN = math.nan
 
@@ -104,3 +110,33 @@ def test_a_negative_number_of_anchors_or_branches_is_refused():
 )
 def test_branches_are_spread_evenly_and_the_earliest_anchors_get_what_is_left(m, anchors, expected):
     assert split_branches(m, anchors) == expected
+
+
+# -- prefixes of other methods ----------------------------------------------------------------------------------------
+
+
+def test_an_annealed_prefix_falls_from_95_to_5_percent_by_a_cosine():
+    shares = [annealed_share(batch, 5) for batch in range(5)]
+    assert shares == pytest.approx([0.95, 0.5 + 0.45 * math.sqrt(0.5), 0.5, 0.5 - 0.45 * math.sqrt(0.5), 0.05])
+    assert annealed_share(0, 1) == pytest.approx(0.95)
+    for batch in (-1, 5):
+        with pytest.raises(ValueError, match="batch must lie within 0 and 4"):
+            annealed_share(batch, 5)
+
+
+def test_the_nearest_eligible_position_is_the_earlier_of_two():
+    eligible = torch.tensor([False, True, False, True, False, False, True, False, False, False])
+    assert [nearest_eligible(eligible, share) for share in (0.0, 0.2, 0.3, 0.5, 1.0)] == [[1], [1], [3], [6], [6]]
+    assert nearest_eligible(torch.zeros(4, dtype=torch.bool), 0.5) == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_the_certain_positions_are_what_a_slow_choice_leaves(seed, share):
+    source = torch.Generator().manual_seed(seed)
+    entropy = torch.randint(0, 4, (17,), generator=source).float()  # with many ties
+    written = torch.rand(17, generator=source) < 0.6
+    own = [at for at in range(17) if written[at]]
+    kept = slow_anchors(entropy.tolist(), written.tolist(), math.ceil(share * len(own)))
+    assert certain_positions(entropy, written, share) == [at for at in own if at not in kept]
+    assert certain_positions(entropy[:0], written[:0], share) == []

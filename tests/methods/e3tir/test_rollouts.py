@@ -148,6 +148,69 @@ def test_scores_are_the_verifiers(play, traces):
     assert len(seen) == 3  # else this shows little
 
 
+def test_experts_are_asked_only_where_every_own_conversation_failed(play, traces):
+    always = play(list(traces), warm_up={"n": 6, "m": 2})
+    failed = play(list(traces), warm_up={"n": 6, "m": 2}, expert={"ask": "failed"})
+    solved = [any(member.score == 1 for member in group.pool(False)) for group in always]
+    assert set(solved) == {True, False}
+    for before, group, succeeded in zip(always, failed, solved, strict=True):
+        asked = contents([before]) == contents([group])
+        assert asked or succeeded
+        assert (group.pool(True) == []) == succeeded
+
+
+def turn_starts(trace) -> list[int]:
+    """The positions at which the expert's turns begin, without its first turn."""
+    writers = trace.writers
+    return [at for at in range(1, len(writers)) if writers[at] == EXPERT and writers[at - 1] == TOOL]
+
+
+def test_branches_at_turns_begin_where_a_turn_does(play, traces):
+    for group in play(expert={"branch": "turns", "k": 2}):
+        starts = turn_starts(traces[group.entry.id])
+        assert anchors(group) == starts[:2]
+        assert len(starts) == 2
+
+
+def test_an_annealed_prefix_moves_from_the_last_turn_to_the_second(play, traces):
+    stage = settings(warm_up={"steps": 5, "n": 1, "m": 2}).warm_up
+    for id in list(traces)[:2]:
+        cuts = [
+            anchors(group)
+            for step in range(5)
+            for group in play([id], stage=stage, step=step, expert={"branch": "annealed"})
+        ]
+        assert all(len(cut) == 1 for cut in cuts)
+        assert cuts == sorted(cuts, reverse=True)
+        assert [cuts[-1][0], cuts[0][0]] == turn_starts(traces[id])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2])
+def test_only_the_uncertain_tokens_of_a_prefix_keep_their_gradient(play, exact, traces, share):
+    for group in play(expert={"uncertain": share}):
+        trace = traces[group.entry.id]
+        entropy = entropies(exact, trace)
+        for member in group.pool(True):
+            own = [at for at in range(member.prefix) if trace.writers[at] == EXPERT]
+            kept = sorted(own, key=lambda at: -entropy[at])[: -(-len(own) * round(10 * share) // 10)]
+            assert list(member.silent) == [at for at in own if at not in kept]
+        assert not any(member.silent for member in group.pool(False))
+
+
+def test_own_branches_leave_own_conversations_after_a_result_of_a_tool(play):
+    branched = 0
+    for group in play(known={}, expert={"branch": "own", "filter": False}, warm_up={"n": 3, "m": 4}):
+        own = [member.episode for member in group.pool(False)]
+        for member in group.pool(True):
+            cut, episode = member.prefix, member.episode
+            assert any(one.ids[:cut] == episode.ids[:cut] and one.writers[:cut] == episode.writers[:cut] for one in own)
+            assert (episode.writers[cut - 1], episode.writers[cut]) == (TOOL, POLICY)
+            assert EXPERT not in episode.writers
+            assert member.sampled == episode.writers[cut:].count(POLICY) < episode.writers.count(POLICY)
+            branched += 1
+    assert branched >= 8
+
+
 # -- who joins, and what it is worth ----------------------------------------------------------------------------------
 
 

@@ -227,6 +227,9 @@ def by_token(tmp_path, laid, monkeypatch):
 
         monkeypatch.setattr(GRPOTrainer, "_get_per_token_logps_and_entropies", scoring)
         groups = laid(config)
+        if config.expert.uncertain == 0:
+            for member in (member for group in groups for member in group.pool(True)):
+                member.silent = range(0, member.prefix, 2)
         seen = watched(tmp_path, config, groups)
         (logp,) = logps
         found = {
@@ -265,6 +268,19 @@ def test_each_token_has_the_gradient_of_its_kind(by_token, detach):
             assert not any(found[row][0][len(member.episode.ids) :])  # padding
     assert seen.pop("detached") + seen.pop("clipped") > 3
     assert all(seen.values())
+
+
+def test_a_silent_token_has_no_gradient_and_the_others_keep_theirs(by_token):
+    groups, heard = by_token(plan())
+    _, found = by_token(plan(expert={"uncertain": 0.0}))
+    silenced = 0
+    for group in groups:
+        for member, row in zip(group.members, told(group), strict=True):
+            for at, before in enumerate(heard[row][0][: len(member.episode.ids)]):
+                silent = member.branch and at < member.prefix and at % 2 == 0
+                assert found[row][0][at] == (0.0 if silent else pytest.approx(before, rel=1e-5, abs=1e-9))
+                silenced += silent and before != 0
+    assert silenced > 3
 
 
 # -- what is trained --------------------------------------------------------------------------------------------------

@@ -11,7 +11,13 @@ import pytest
 from helpers.micro import log_prob
 from skillweave.base import open_tokenizer
 from skillweave.base.chat import answer_ids
-from skillweave.methods.tpaw.player_evaluation import first_answers, first_scores, wins_by_log_prob, wins_by_score
+from skillweave.methods.tpaw.player_evaluation import (
+    PlayerEvaluator,
+    first_answers,
+    first_scores,
+    wins_by_log_prob,
+    wins_by_score,
+)
 from skillweave.methods.training.answers import Answered, read_samples
 
 
@@ -81,3 +87,19 @@ def test_the_evaluator_against_a_slow_one(base, whole):
     assert told["wins"]["1"]["score"] == fmean(
         (a > b) + 0.5 * (a == b) for a, b in zip(scores[number], scores[rival], strict=True)
     )
+
+
+def test_wins_ask_for_each_players_scores_once_however_many_prompts_there_are(monkeypatch):
+    rows = [Answered(str(at), "say 7", "777", ["1"], [0.5], [True]) for at in range(40)]
+    asked: list[tuple[int, str]] = []
+
+    class Scores:
+        def log_probs(self, number, name, answers):
+            asked.append((number, name))
+            return [0.0] * len(rows)
+
+    evaluator = PlayerEvaluator.__new__(PlayerEvaluator)
+    evaluator._team, evaluator._targets = Scores(), first_answers(rows)
+    monkeypatch.setattr(evaluator, "_greedy", lambda number: rows, raising=False)
+    assert evaluator._wins(2, 1) == {"score": 0.5, "log_prob": 0.5}
+    assert sorted(asked) == [(player, name) for player in (1, 2) for name in ("held-out-greedy-1", "held-out-targets")]

@@ -129,12 +129,20 @@ class ExpertSettings(Config):
     The control ``mixing: sum`` puts one copy of the trace into a group, whatever ``m`` is, and nothing branches.
     """
 
-    branch: Literal["anchors", "random", "whole"] = Field(
+    branch: Literal["anchors", "turns", "random", "annealed", "own", "whole"] = Field(
         default="anchors",
-        description="where branches leave a trace: anchors (the positions of highest entropy) or random positions; "
-        "whole: the complete trace is in the group, as in LUFFY",
+        description="where branches leave a trace: anchors (the positions of highest entropy), turns (the same, but "
+        "only where a turn of the expert begins), random positions, or annealed (the turn that begins nearest to a "
+        "share of the trace, which falls from 95% in the first batch to 5% in the last, as in Prefix-RFT); whole: the "
+        "complete trace is in the group, as in LUFFY; own: no expert, branches leave the policy's own conversations "
+        "after a tool's result, as in Tree-GRPO",
     )
     k: int = Field(default=3, ge=1, description="anchors for each trace")
+    ask: Literal["always", "failed"] = Field(
+        default="always",
+        description="failed: branches are played only for prompts on which every conversation of the policy failed, "
+        "as in BREAD; this saves their tokens",
+    )
     filter: bool = Field(
         default=True, description="the expert pool joins only if its best reward is higher than the policy's best"
     )
@@ -145,6 +153,13 @@ class ExpertSettings(Config):
         description="weight of the advantage within the whole group, against that within the branches, for a branch",
     )
     detach: bool = Field(default=True, description="no gradient through an expert prefix with a negative advantage")
+    uncertain: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="share of a prefix's tokens that have a gradient: those before which the policy's entropy is "
+        "highest; 0.2 in Prefix-RFT",
+    )
     ratio: Literal["mixture", "shaped", "on_policy"] = Field(
         default="mixture", description="the importance ratio of an expert's tokens"
     )
@@ -157,10 +172,49 @@ class ExpertSettings(Config):
         default=1.0, gt=0, allow_inf_nan=False, description="weight of the supervised loss, for mixing: sum"
     )
 
+    @model_validator(mode="after")
+    def _has_effect(self) -> Self:
+        if self.branch == "own" and (self.mixing == "sum" or self.ask == "failed"):
+            raise ValueError("branch: own has no expert: leave mixing at 'group' and ask at 'always'")
+        if self.uncertain < 1 and (self.branch in ("whole", "own") or self.mixing == "sum"):
+            raise ValueError(
+                "uncertain is the share of a branch's prefix: it needs mixing: group, and branch: anchors, turns, "
+                "random or annealed"
+            )
+        return self
+
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {
+        "warm_up": {"steps": 50, "n": 8, "m": 8},
+        "rl": {"steps": 250, "n": 16, "m": 0},
+        "expert": {
+            "branch": "anchors",
+            "k": 3,
+            "ask": "always",
+            "filter": True,
+            "lam": 0.5,
+            "detach": True,
+            "uncertain": 1.0,
+            "ratio": "mixture",
+            "mixing": "group",
+        },
+    }
+}
+"""For each preset the values that replace defaults. ``paper`` has the published ones [digest], with our readings [ours]
+where the paper leaves them open: ``lam``, ``ratio``."""
+
 
 class E3tirConfig(ModelSettings):
     """Settings of ``e3tir``: optional supervised training, the warm-up on three kinds of experience, then RL."""
 
+    # It is excluded from a run's settings: they have the values themselves, so a run resumes with or without it.
+    preset: Literal["paper"] | None = Field(
+        default=None,
+        exclude=True,
+        description="paper: the published values of `warm_up`, `rl` and `expert` replace the defaults; a key that is "
+        "given explicitly wins",
+    )
     task: TaskSpec = Field(description="prompts with a verifier")
     tools: ToolSettings | None = Field(
         default=None, description="tools that the model may call; None: the task's own tools"
@@ -203,10 +257,28 @@ class E3tirConfig(ModelSettings):
     def asks_experts(self) -> dict[str, str]:
         """The settings for which a stage needs expert traces; each maps to the change that makes it need none."""
         asks = {"sft": "sft to null"} if self.sft is not None else {}
+        if self.expert.branch == "own":
+            return asks
         for name, stage in (("warm_up.m", self.warm_up), ("rl.m", self.rl)):
             if stage.steps and stage.m:
                 asks[name] = f"{name} to 0"
         return asks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        """The values of the preset where no value was given."""
+        preset = PRESETS.get(str(values.get("preset"))) if isinstance(values, Mapping) else None
+        if preset is None:
+            return values  # none, or an unknown one: the error about it names those that exist
+        merged = dict(values)
+        for name, part in preset.items():
+            given = values.get(name, {})
+            if isinstance(given, Config):
+                given = given.model_dump(exclude_unset=True)
+            if isinstance(given, Mapping):
+                merged[name] = {**part, **given}
+        return merged
 
     @model_validator(mode="before")
     @classmethod

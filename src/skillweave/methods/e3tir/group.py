@@ -22,7 +22,7 @@ from torch import Tensor
 
 from skillweave.methods.e3tir.config import E3tirConfig, RewardSettings
 from skillweave.tasks import Entry
-from skillweave.tools.call import EXPERT, TOOL
+from skillweave.tools.call import EXPERT, POLICY, TOOL
 from skillweave.tools.conversation import Episode
 
 EPS = 1e-4
@@ -62,6 +62,7 @@ class Member:
     * ``score``: the verifier's score in [0, 1]
     * ``parts``: the parts of the reward (:func:`reward_parts`)
     * ``joined``: whether it counts in the group and in the loss
+    * ``silent``: positions in the prefix that get no gradient, whatever the advantage is
     * ``advantage``: one number for all its tokens
     """
 
@@ -70,6 +71,7 @@ class Member:
     branch: bool
     score: float
     parts: dict[str, float]
+    silent: Sequence[int] = ()
     joined: bool = True
     advantage: float = 0.0
 
@@ -87,6 +89,11 @@ class Member:
     def prefix_mask(self) -> list[bool]:
         """(T,) true for each token that the expert wrote."""
         return [at < self.prefix and writer == EXPERT for at, writer in enumerate(self.episode.writers)]
+
+    @property
+    def sampled(self) -> int:
+        """The number of tokens that the policy wrote for this conversation alone."""
+        return self.episode.writers[self.prefix :].count(POLICY)
 
 
 # -- 2. the group -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -17,9 +18,17 @@ from torch import Tensor
 
 from skillweave.base.batching import padded
 from skillweave.files.hashes import digest
-from skillweave.methods.e3tir.config import E3tirConfig, GroupSettings
+from skillweave.methods.e3tir.config import E3tirConfig, ExpertSettings, GroupSettings
 from skillweave.methods.e3tir.group import Group, Member, reward_parts
-from skillweave.methods.e3tir.trace_tokens import EncodedTrace, pick_anchors, split_branches
+from skillweave.methods.e3tir.trace_tokens import (
+    EncodedTrace,
+    annealed_share,
+    calls_of,
+    certain_positions,
+    nearest_eligible,
+    pick_anchors,
+    split_branches,
+)
 from skillweave.tasks import Entry
 from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.call_format import CallFormat
@@ -27,6 +36,14 @@ from skillweave.tools.conversation import Episode, Start, play
 from skillweave.tools.writer import Writer
 
 _REPEAT = "/"
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """Where a branch begins, and the positions in its prefix that get no gradient."""
+
+    start: Start
+    silent: Sequence[int] = ()
 
 
 class Rollouts:
@@ -73,22 +90,37 @@ class Rollouts:
             around=around,
         )
         ids = [turn.partition(_REPEAT)[0] for turn in turns]
-        chosen = [(self._entries[id], self._traces.get(id) if self._stage.m else None) for id in ids]
-        anchors = self._anchors([trace for _, trace in chosen], model, around, step)
+        chosen = [(self._entries[id], self._traces.get(id) if self._asks else None) for id in ids]
+
+        def played(starts: Sequence[Start]) -> list[Episode]:
+            return play(writer, self._call_format, self._agent.toolbox, starts, settings, self._context)
+
         starts: list[Start] = []
-        for turn, (entry, trace), cuts in zip(turns, chosen, anchors, strict=True):
+        for turn, (entry, trace) in zip(turns, chosen, strict=True):
             prompt = trace.prompt if trace is not None else self._call_format.prompt_ids(entry.prompt)
             starts += [Start(prompt, self._seed(step, turn, "self", at)) for at in range(self._stage.n)]
-            if trace is not None:
-                starts += [trace.start(cut, self._seed(step, turn, "branch", at)) for at, cut in enumerate(cuts)]
-        episodes = iter(play(writer, self._call_format, self._agent.toolbox, starts, settings, self._context))
+        if self._expert.ask == "failed" or self._expert.branch == "own":  # what branches depends on how these end
+            own = self._members([entry for entry, _ in chosen], played(starts))
+            if self._expert.ask == "failed":
+                chosen = [
+                    (entry, None if any(member.score == 1 for member in members) else trace)
+                    for (entry, trace), members in zip(chosen, own, strict=True)
+                ]
+            branching = self._branching(turns, chosen, own, model, around, step)
+            ends = played([branch.start for branches in branching for branch in branches])
+        else:
+            branching = self._branching(turns, chosen, [], model, around, step)
+            ends = played([*starts, *(branch.start for branches in branching for branch in branches)])
+            own = self._members([entry for entry, _ in chosen], ends[: len(starts)])
+            ends = ends[len(starts) :]
+        rest = iter(ends)
         groups = []
-        for (entry, trace), cuts in zip(chosen, anchors, strict=True):
-            members = [self._member(entry, next(episodes), 0) for _ in range(self._stage.n)]
-            members += [self._member(entry, next(episodes), cut) for cut in cuts]
+        for (entry, trace), members, branches in zip(chosen, own, branching, strict=True):
+            for branch in branches:
+                members.append(self._member(entry, next(rest), len(branch.start.ids), branch.silent))
             if trace is not None and not self._branches:
                 # With `sum` there is one copy: only the weight says how much its loss counts.
-                copies = 1 if self._config.expert.mixing == "sum" else self._stage.m
+                copies = 1 if self._expert.mixing == "sum" else self._stage.m
                 members += [self._member(entry, trace.episode(), len(trace.ids)) for _ in range(copies)]
             group = Group(entry, members)
             group.set_advantages(self._config)
@@ -96,40 +128,100 @@ class Rollouts:
         return groups
 
     @property
+    def _expert(self) -> ExpertSettings:
+        return self._config.expert
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the groups of this stage have experts."""
+        return self._stage.m > 0 and self._expert.branch != "own"
+
+    @property
     def _branches(self) -> bool:
         """Whether the policy continues expert prefixes; else the whole trace is in the group."""
-        return self._config.expert.branch != "whole" and self._config.expert.mixing == "group"
+        return self._expert.branch not in ("whole", "own") and self._expert.mixing == "group"
 
-    def _anchors(
-        self, traces: Sequence[EncodedTrace | None], model: Any, around: Callable[[], Any], step: int
-    ) -> list[list[int]]:
-        """For each trace the m positions at which its branches begin; an empty list if nothing branches from it."""
-        cuts: list[list[int]] = [[] for _ in traces]
-        branching = {at: trace for at, trace in enumerate(traces) if trace is not None and self._branches}
-        if not branching:
-            return cuts
-        settings, rollout = self._config.expert, self._config.rollout
-        if settings.branch == "anchors":
-            pad = self._call_format.tokenizer.pad_token_id
-            entropies = expert_entropies(model, list(branching.values()), pad, around, rollout.batch_size)
+    def _members(self, entries: Sequence[Entry], episodes: Sequence[Episode]) -> list[list[Member]]:
+        """The members that the policy started itself, for each of ``entries``."""
+        rest = iter(episodes)
+        return [[self._member(entry, next(rest), 0) for _ in range(self._stage.n)] for entry in entries]
+
+    def _branching(
+        self,
+        turns: Sequence[str],
+        chosen: Sequence[tuple[Entry, EncodedTrace | None]],
+        own: Sequence[Sequence[Member]],
+        model: Any,
+        around: Callable[[], Any],
+        step: int,
+    ) -> list[list[_Branch]]:
+        """For each turn its branches; none where there is nothing to branch from."""
+        if self._stage.m and self._expert.branch == "own":
+            return [self._own_branches(turn, members, step) for turn, members in zip(turns, own, strict=True)]
+        if not self._branches:
+            return [[] for _ in turns]
+        traces = [trace for _, trace in chosen if trace is not None]
+        rest = iter(self._scores(traces, model, around, step))
+        return [
+            [] if trace is None else self._expert_branches(turn, trace, next(rest), step)
+            for turn, (_, trace) in zip(turns, chosen, strict=True)
+        ]
+
+    def _scores(self, traces: Sequence[EncodedTrace], model: Any, around: Callable[[], Any], step: int) -> list[Tensor]:
+        """The policy's entropy at each token of each trace; random numbers if the settings need no entropy."""
+        if not traces or (self._expert.branch == "random" and self._expert.uncertain == 1):
+            return [self._random_scores(trace, step) for trace in traces]
+        pad = self._call_format.tokenizer.pad_token_id
+        return expert_entropies(model, traces, pad, around, self._config.rollout.batch_size)
+
+    def _expert_branches(self, turn: str, trace: EncodedTrace, entropy: Tensor, step: int) -> list[_Branch]:
+        """The m branches of a trace."""
+        settings, m = self._expert, self._stage.m
+        eligible = trace.eligible
+        eligible[self._config.rollout.max_tokens - 1 :] = False  # a branch needs room for at least one token
+        if settings.branch in ("turns", "annealed"):
+            eligible &= trace.turn_starts
+        if settings.branch == "annealed":
+            anchors = nearest_eligible(eligible, annealed_share(step // self._stage.updates, self._stage.steps))
         else:
-            entropies = [self._random_scores(trace, step) for trace in branching.values()]
-        for (at, trace), entropy in zip(branching.items(), entropies, strict=True):
-            eligible = trace.eligible
-            eligible[rollout.max_tokens - 1 :] = False  # a branch needs room for at least one token
-            anchors = pick_anchors(entropy, eligible, settings.k)
-            for anchor, count in zip(anchors, split_branches(self._stage.m, anchors), strict=True):
-                cuts[at] += [anchor] * count
-        return cuts
+            scores = self._random_scores(trace, step) if settings.branch == "random" else entropy
+            anchors = pick_anchors(scores, eligible, settings.k)
+        cuts = [cut for cut, count in zip(anchors, split_branches(m, anchors), strict=True) for _ in range(count)]
+        return [
+            _Branch(
+                trace.start(cut, self._seed(step, turn, "branch", at)),
+                certain_positions(entropy[:cut], trace.written[:cut], settings.uncertain),
+            )
+            for at, cut in enumerate(cuts)
+        ]
+
+    def _own_branches(self, turn: str, members: Sequence[Member], step: int) -> list[_Branch]:
+        """m branches, each from a random place after a tool's result in a random conversation of ``members``."""
+        places = [
+            (member.episode, place)
+            for member in members
+            for place in calls_of(self._call_format, member.episode.ids, member.episode.writers)
+            if place[0] < self._config.rollout.max_tokens
+        ]
+        if not places:
+            return []
+        draw = Random(self._seed(step, turn, "places", 0))
+        branches = []
+        for at in range(self._stage.m):
+            episode, (cut, _) = draw.choice(places)
+            calls = [made for end, made in calls_of(self._call_format, episode.ids, episode.writers) if end <= cut]
+            seed = self._seed(step, turn, "branch", at)
+            branches.append(_Branch(Start(episode.prompt, seed, episode.ids[:cut], episode.writers[:cut], calls)))
+        return branches
 
     def _random_scores(self, trace: EncodedTrace, step: int) -> Tensor:
         """(T,) random numbers that replace the entropies, so that anchors are random positions."""
         draw = Random(self._seed(step, trace.id, "anchors", 0))
         return torch.tensor([draw.random() for _ in trace.ids])
 
-    def _member(self, entry: Entry, episode: Episode, prefix: int) -> Member:
+    def _member(self, entry: Entry, episode: Episode, prefix: int, silent: Sequence[int] = ()) -> Member:
         score = self._agent.task.score(episode.answer, entry)
-        return Member(episode, prefix, prefix > 0, score, reward_parts(episode, score, self._config.reward))
+        return Member(episode, prefix, prefix > 0, score, reward_parts(episode, score, self._config.reward), silent)
 
     def _seed(self, step: int, turn: str, kind: str, at: int) -> int:
         return int(digest([self._config.seed, self._name, step, turn, kind, at])[:15], 16)

@@ -283,7 +283,7 @@ class _Agent:
     def _prompts(self, stage: GroupSettings) -> list[Entry]:
         """The prompts of a stage: those with a trace if it needs traces, else all that leave room for an answer."""
         train = one_each_prompt(self.run.data.agent.task.split("train"))
-        if stage.m:
+        if stage.m and self.run.config.expert.branch != "own":
             return [entry for entry in train if entry.id in self.traces]
         return self._short_enough(train)
 

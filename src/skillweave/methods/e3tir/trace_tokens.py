@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,14 +40,25 @@ class EncodedTrace:
 
         These are all tokens that the expert wrote except its first one, which no token of the expert precedes.
         """
-        eligible = torch.tensor(self.writers) == EXPERT
+        eligible = self.written
         eligible[:1] = False
         return eligible
 
     @property
+    def turn_starts(self) -> Tensor:
+        """(T,) bool: the first token of each of the expert's turns after its first turn."""
+        written = self.written
+        return written & ~torch.cat([torch.ones(1, dtype=torch.bool), written[:-1]])
+
+    @property
+    def written(self) -> Tensor:
+        """(T,) bool: the tokens that the expert wrote."""
+        return torch.tensor(self.writers) == EXPERT
+
+    @property
     def expert_tokens(self) -> int:
         """The number of tokens that the expert wrote."""
-        return sum(writer == EXPERT for writer in self.writers)
+        return int(self.written.sum())
 
     @property
     def names(self) -> list[str]:
@@ -74,16 +86,20 @@ class EncodedTrace:
 def encode_trace(call_format: CallFormat, trace: Trace) -> EncodedTrace:
     """The tokens of a trace, as the model itself would have written and read them."""
     prompt, ids, writers = call_format.trace(trace.messages)
+    last = next((at + 1 for at in range(len(writers) - 1, -1, -1) if writers[at] == TOOL), 0)
+    answer = call_format.read(call_format.text(ids[last:-1])).answer or ""  # without the end token
+    return EncodedTrace(trace.id, prompt, ids, writers, calls_of(call_format, ids, writers), answer)
+
+
+def calls_of(call_format: CallFormat, ids: Sequence[int], writers: Sequence[int]) -> list[tuple[int, list[Call]]]:
+    """For each turn of a conversation that called tools: the position at which their results end, and the calls."""
     calls: list[tuple[int, list[Call]]] = []
-    answer, start = "", 0
-    while start < len(ids):
-        end = next((at for at in range(start, len(ids)) if writers[at] == TOOL), len(ids))
+    start = 0
+    while (end := next((at for at in range(start, len(ids)) if writers[at] == TOOL), len(ids))) < len(ids):
         turn = call_format.read(call_format.text(ids[start : end - 1]))  # without the end token
         start = next((at for at in range(end, len(ids)) if writers[at] != TOOL), len(ids))
-        if turn.calls:
-            calls.append((start, [call for call in turn.calls if isinstance(call, Call)]))
-        answer = turn.answer or ""
-    return EncodedTrace(trace.id, prompt, ids, writers, calls, answer)
+        calls.append((start, [call for call in turn.calls if isinstance(call, Call)]))
+    return calls
 
 
 def supervised_rows(traces: Sequence[EncodedTrace]) -> list[dict[str, list[int]]]:
@@ -120,6 +136,42 @@ def pick_anchors(entropy: Tensor, eligible: Tensor, k: int) -> list[int]:
     # The sort is stable, so ties stay in the order of the trace; topk does not promise an order.
     order = entropy[candidates].sort(descending=True, stable=True).indices
     return sorted(candidates[order[:k]].tolist())
+
+
+def annealed_share(batch: int, batches: int) -> float:
+    """The share of a trace that is its prefix, falling from 95% in the first batch to 5% in the last by a cosine
+    (Prefix-RFT, arXiv 2507.01679) [relative].
+
+    ``batch`` counts from 0. With a single batch it is 95%. Raises ``ValueError`` for a batch outside the stage.
+    """
+    if not 0 <= batch < batches:
+        raise ValueError(f"batch must lie within 0 and {batches - 1}, not {batch}")
+    progress = batch / (batches - 1) if batches > 1 else 0.0
+    return 0.05 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
+
+
+def nearest_eligible(eligible: Tensor, share: float) -> list[int]:
+    """The eligible position nearest to ``share`` of the trace, as a list of one; an empty list if none is eligible.
+
+    Of two positions that are equally near the earlier one is taken [ours]. ``eligible`` is (T,) bool.
+    """
+    candidates = eligible.nonzero()[:, 0].tolist()
+    return [min(candidates, key=lambda at: abs(at - share * len(eligible)))] if candidates else []
+
+
+def certain_positions(entropy: Tensor, written: Tensor, share: float) -> list[int]:
+    """The positions of a prefix that get no gradient: all that the expert wrote but the ``share`` of highest entropy.
+
+    Prefix-RFT (arXiv 2507.01679) has a share of 0.2 [relative]. The number of tokens with a gradient is rounded
+    up; of equal entropies the earlier token keeps it [ours].
+
+    * ``entropy``: (T,), nats; ``written``: (T,) bool, the tokens that the expert wrote
+    * ``share``: within [0, 1]
+    """
+    candidates = written.nonzero()[:, 0]
+    kept = math.ceil(share * len(candidates))
+    order = entropy[candidates].sort(descending=True, stable=True).indices
+    return sorted(candidates[order[kept:]].tolist())
 
 
 def split_branches(m: int, anchors: Sequence[int]) -> list[int]:

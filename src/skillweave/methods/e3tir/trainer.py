@@ -27,7 +27,7 @@ from skillweave.methods.e3tir.watch import CUT_OFF, EQUAL, SAMPLED
 from skillweave.methods.training.head import install_answer_head
 from skillweave.methods.training.trainer import QuietTrainer
 from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
-from skillweave.tools.call import FAULTS, POLICY
+from skillweave.tools.call import FAULTS
 
 
 class AgentTrainer(QuietTrainer, GRPOTrainer):
@@ -115,6 +115,9 @@ class AgentTrainer(QuietTrainer, GRPOTrainer):
                 mask = member.prefix_mask
                 prefix[row, : len(mask)] = torch.tensor(mask)
         weights = detach_prefix(prefix, advantages) if self._config.expert.detach else torch.ones(prefix.shape)
+        for row, member in enumerate(members):
+            if member is not None:
+                weights[row, list(member.silent)] = 0.0
         batch["advantages"] = (advantages[:, None] * weights).to(self.accelerator.device)
         if prefix.any():
             batch["prefix_mask"] = prefix.to(self.accelerator.device)
@@ -174,13 +177,13 @@ class AgentTrainer(QuietTrainer, GRPOTrainer):
                 self._log_metric("experts/success", _mean([member.score for member in branches]))
                 self._log_metric("experts/joined", float(branches[0].joined))
             self._log_metric(EQUAL, float(all(member.advantage == 0 for member in group.members if member.joined)))
-            self._log_metric(SAMPLED, float(sum(member.episode.writers.count(POLICY) for member in group.members)))
+            self._log_metric(SAMPLED, float(sum(member.sampled for member in group.members)))
         self._log_metric("tools/left_behind", float(self._rollouts.left_behind))
         counted = [member for group in groups for member in group.members if member.joined]
         detached = [member for member in counted if self._config.expert.detach and member.advantage < 0]
         counts = {
             "tokens": sum(sum(member.prefix_mask) for member in counted),
-            "branch_tokens": sum(member.episode.writers.count(POLICY) for member in counted if member.branch),
+            "branch_tokens": sum(member.sampled for member in counted if member.branch),
             "detached_tokens": sum(sum(member.prefix_mask) for member in detached),
         }
         # Each share is of the tokens of all processes; the mean of the processes' shares would be another number.

@@ -59,10 +59,11 @@ class PlayerEvaluator:
         answers = first_answers([rival[at] for at in ended])
         wins = {"score": wins_by_score(first_scores(self._greedy(number)), first_scores(rival))}
         if ended:
+            mine, theirs = self._target_log_probs(number), self._target_log_probs(other)
             wins["log_prob"] = wins_by_log_prob(
-                [self._target_log_probs(number)[at] for at in ended],
+                [mine[at] for at in ended],
                 self._team.log_probs(number, f"held-out-greedy-{other}", answers),
-                [self._target_log_probs(other)[at] for at in ended],
+                [theirs[at] for at in ended],
                 self._team.log_probs(other, f"held-out-greedy-{other}", answers),
             )
         return wins
