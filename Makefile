@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
 
 BENCHMARKS := architectures audit.adaptive audit.data audit.finding audit.checkpoints audit.loop audit.real audit.rollouts \
-	cku cku.robust crash decode_step e3tir e3tir.scarce engine_batches fuzz int8_backbone int8_refine matsir \
+	cku cku.robust crash decode_step e3tir e3tir.scarce engine_batches fuzz headline int8_backbone int8_refine matsir \
 	matsir.hindsight memory mixed_batch pack_loading prefix.kept prefix.time rollouts sandbox serve_faults serving tpaw \
 	tpaw.converged verifiers zip zip_memory zip_quality zip_shared zip_speed
 # benchmarks.zip_kernel needs a GPU, and is run by hand.

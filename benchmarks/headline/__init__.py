@@ -1,0 +1,1 @@
+"""SkillWeave's headline: one small base with packs against one model for everything."""
