@@ -75,7 +75,7 @@ def _label_with_numbers(axis: Axis) -> None:
     low, high = sorted(map(abs, axis.get_view_interval()))
     narrow = low > 0 and math.log10(high / low) < 1.5
 
-    def minor(value: float, _: int | None) -> str:
+    def minor(value: float, _: float) -> str:
         leading = f"{value:.0e}".lstrip("-")[0]
         return f"{value:g}" if narrow and leading in "25" else ""
 
