@@ -6,6 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 
 from helpers.page_text import page_text
 from skillweave.pipeline.plots import confusion_plot, skills_plot
@@ -27,6 +28,24 @@ def test_any_name_can_be_drawn(name: str) -> None:
         text = svg_text(figure)
         assert ElementTree.fromstring(text).tag.endswith("svg")
         assert "<script" not in text
+
+
+def test_logarithmic_axes_have_numbers_and_no_formulas() -> None:
+    figure = Figure(figsize=(16, 4))
+    wide, narrow, signed = figure.subplots(1, 3)
+    wide.plot([0.01, 100], [1, 2])
+    wide.set_xscale("log")
+    narrow.plot([0.4, 4], [1, 2])
+    narrow.set_xscale("log")
+    signed.plot([-10, 10], [1, 2])
+    signed.set_xscale("symlog", linthresh=1)
+    text = svg_text(figure)
+    assert "mathdefault" not in text
+    shown = [[label.get_text() for label in axes.get_xticklabels()] for axes in (wide, narrow, signed)]
+    assert {"0.1", "1", "10"} <= set(shown[0])
+    assert {"-10", "-1", "0", "1", "10"} <= set(shown[2])
+    assert {"0.5", "2"} <= {label.get_text() for label in narrow.get_xticklabels(minor=True)}
+    assert not any(label.get_text() for label in wide.get_xticklabels(minor=True))
 
 
 def test_a_label_is_short_and_on_one_line() -> None:
