@@ -93,8 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _measured(options: argparse.Namespace, argv: Sequence[str], folder: Path) -> None:
     seeds = range(1, 1 + (options.seeds or (1 if options.quick else 5 if options.scale == "micro" else 3)))
-    record = Record.begin("cku.robust", options, argv, seeds)
-    record.name = NAME
+    record = Record.begin(NAME, options, argv, seeds, module="cku.robust")
     work = functools.partial(measure, folder=folder)
     tried: list[dict[str, Any]] = []
     if options.quick:

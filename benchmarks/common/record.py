@@ -103,10 +103,21 @@ class Record:
     claims: list[Claim] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, name: str, options: argparse.Namespace, argv: Sequence[str], seeds: Sequence[int]) -> Record:
-        """A record for the options of :func:`arguments`. A quick run is written only if ``--out`` names a folder."""
+    def begin(
+        cls,
+        name: str,
+        options: argparse.Namespace,
+        argv: Sequence[str],
+        seeds: Sequence[int],
+        *,
+        module: str | None = None,
+    ) -> Record:
+        """A record for the options of :func:`arguments`. A quick run is written only if ``--out`` names a folder.
+
+        ``module`` is the module of ``benchmarks`` that is run, if the result has another name.
+        """
         out = options.out or (None if options.quick else RESULTS)
-        command = shlex.join(["python", "-m", f"benchmarks.{name}", *argv])
+        command = shlex.join(["python", "-m", f"benchmarks.{module or name}", *argv])
         return cls(name, "quick" if options.quick else options.scale, command, list(seeds), out)
 
     def finish(self, table: Table, figure: Figure, seconds: float | None = None) -> None:

@@ -74,12 +74,12 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            record = Record.begin(NAME, options, argv, [1])
+            record = Record.begin(FILES, options, argv, [1], module=NAME)
             cells = [Cell(arm, 1, 4, batches=2, base_steps=10) for arm in (SFT_RL, PAPER)]
             _finish(record, as_far_as_measured(cells, measured, Path(folder)), PAPER)
         return
     asked = [word for word in argv if word != "--show"]  # the command that measured what is shown
-    record = Record.begin(NAME, options, asked, range(1, 1 + options.seeds))
+    record = Record.begin(FILES, options, asked, range(1, 1 + options.seeds), module=NAME)
     tried = as_far_as_measured(tuning_cells(), measured, options.runs, show=options.show)
     cells = cells_of(record.seeds, tried)
     _finish(record, [*as_far_as_measured(cells, measured, options.runs, show=options.show), *tried], best(tried))
@@ -92,7 +92,7 @@ def measured(cell: Cell) -> dict[str, Any]:
 
 def _finish(record: Record, rows: list[dict[str, Any]], ours: str) -> None:
     """``ours`` is the variant of E3-TIR that the claims are about."""
-    record.name, record.rows = FILES, rows
+    record.rows = rows
     final = [row for row in rows if row["seed"] in record.seeds]
     record.claims = claims(final, ours)
     record.finish(table(final), plot(final, ours), sum(row["seconds"] for row in rows))

@@ -110,8 +110,7 @@ def main(argv: Sequence[str]) -> None:
 def _measure(options: argparse.Namespace, argv: Sequence[str], folder: Path, starts: dict[str, Start]) -> None:
     if options.quick:
         options.seeds, options.problems, options.practice = 1, 2, 2
-    record = Record.begin(NAME, options, argv, list(range(options.seeds)))
-    record.command = record.command.replace(f"benchmarks.{NAME}", f"benchmarks.matsir.{NAME}")
+    record = Record.begin(NAME, options, argv, list(range(options.seeds)), module=f"matsir.{NAME}")
     tasks = {name: _round(options, folder, name, start, record) for name, start in starts.items()}
     if options.start:
         for claim in record.claims:

@@ -65,9 +65,9 @@ def main(argv: Sequence[str]) -> None:
     options = _options(argv)
     scale = f"quick-{options.scale}" if options.quick else options.scale
     plans = cells(scale, options)
-    record = Record.begin(NAME, options, argv, seeds=options.seeds)
-    if SHORT not in options.lengths:
-        record.name = f"{NAME}.{LONG}"  # a day or more on SmolLM2, so it is measured apart
+    # Long fine-tunes take a day or more on SmolLM2, so they are measured apart.
+    name = NAME if SHORT in options.lengths else f"{NAME}.{LONG}"
+    record = Record.begin(name, options, argv, seeds=options.seeds, module=NAME)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) if options.quick else options.runs / options.scale
         work = functools.partial(measure, folder=folder)

@@ -17,8 +17,7 @@ The distiller of the zip is not used: it tunes the factors of a pack, and no met
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,8 @@ from skillweave.methods.cku.config import RobustSettings
 from skillweave.methods.cku.knowledge.facts import FactRow
 from skillweave.methods.cku.knowledge.reading import split_row
 from skillweave.methods.cku.loss import retain_kl
-from skillweave.methods.cku.watch import LOG_KEY, Evaluate
+from skillweave.methods.cku.trainer import next_token_logits, reference_precision
+from skillweave.methods.cku.watch import Evaluate, RecordedEvaluations
 from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.trainer import QuietTrainer
 
@@ -90,53 +90,29 @@ class DistilTrainer(QuietTrainer, Trainer):
     ) -> Any:
         """Return the divergence of a micro-batch."""
         tokens = inputs["attention_mask"][:, 1:].bool()
-        logits = _next_token_logits(model, inputs)[tokens]
-        with self._teacher_precision():
-            taught = _next_token_logits(self._teacher, inputs)[tokens]
+        logits = next_token_logits(model, inputs)[tokens]
+        with reference_precision(self.args):
+            taught = next_token_logits(self._teacher, inputs)[tokens]
         per_token = torch.zeros(tokens.shape, device=logits.device).masked_scatter(tokens, retain_kl(logits, taught))
         return (per_token.sum(dim=1) / tokens.sum(dim=1)).mean()
 
-    @contextlib.contextmanager
-    def _teacher_precision(self) -> Iterator[None]:
-        """No gradients, and the precision of the training."""
-        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            yield
 
-
-def _next_token_logits(model: Any, inputs: Any) -> Tensor:
-    """(N, T - 1, V)."""
-    return model(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, :-1]
-
-
-class Recovered(TrainerCallback):
-    """Evaluates the student, and ends the distillation once ``retain`` has reached ``goal``.
-
-    Evaluations are recorded in the trainer's log, so a resumed training knows them. No checkpoint is written at the
-    step at which the training ends, so a training that is cut off there evaluates that step again.
-    """
+class Recovered(RecordedEvaluations):
+    """Evaluates the student, and ends the distillation once ``retain`` has reached ``goal``."""
 
     def __init__(self, evaluate: Evaluate, *, every: int, goal: float, processes: Processes):
-        self._evaluate, self._every, self._goal, self._processes = evaluate, every, goal, processes
-        self.evaluations: list[dict[str, float]] = []
-        """``step``, ``forget`` and ``retain`` of every evaluation"""
+        super().__init__(evaluate, processes)
+        self._every, self._goal = every, goal
 
     @property
     def recovered(self) -> bool:
         """Whether the last evaluation reached the goal."""
         return bool(self.evaluations) and self.evaluations[-1]["retain"] >= self._goal
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Read the earlier evaluations."""
-        self.evaluations = [entry[LOG_KEY] for entry in state.log_history if LOG_KEY in entry]
-
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluate if this step is due."""
-        step, model = state.global_step, kwargs["model"]
-        if step % self._every and step < state.max_steps:
+        if state.global_step % self._every and state.global_step < state.max_steps:
             return
-        evaluation = {"step": step, **self._processes.from_first(lambda: self._evaluate(model))}
-        self.evaluations.append(evaluation)
-        state.log_history.append({"step": step, LOG_KEY: evaluation})
+        self.evaluated(kwargs["model"], state)
         if self.recovered:
-            control.should_training_stop = True
-            control.should_save = False
+            self.end(control)

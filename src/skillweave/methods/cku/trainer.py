@@ -134,27 +134,21 @@ class UnlearnTrainer(QuietTrainer, Trainer):
             return torch.zeros((), device=rows["labels"].device)
         if term == "hidden":
             hidden, mask = self._hidden(model, rows)
-            with self._reference_precision():
+            with reference_precision(self.args):
                 reference, _ = self._hidden(self._reference_model, rows)
             return steering_loss(hidden, reference, mask) * share
         if term == "ce":
             return retain_cross_entropy(*_answer_log_probs(model, rows)) * share
         labelled = rows["labels"][:, 1:] != -100
-        logits = _next_token_logits(model, rows)[labelled]
-        with self._reference_precision():
-            reference = _next_token_logits(self._reference_model, rows)[labelled]
+        logits = next_token_logits(model, rows)[labelled]
+        with reference_precision(self.args):
+            reference = next_token_logits(self._reference_model, rows)[labelled]
         return retain_kl(logits, reference).mean() * share
 
     def _hidden(self, model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The output of the steered layer, (N, T, H), and which tokens are not padding, (N, T) bool."""
         out = model(rows["input_ids"], attention_mask=rows["attention_mask"], output_hidden_states=True)
         return out.hidden_states[self._layer + 1], rows["attention_mask"].bool()
-
-    @contextlib.contextmanager
-    def _reference_precision(self) -> Iterator[None]:
-        """No gradients, and the precision of the training, so that both models give equal outputs at the start."""
-        with torch.no_grad(), torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.args.bf16):
-            yield
 
     # -- the log -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +171,14 @@ def _answer_log_probs(model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tens
     return out.log_probs.float(), out.label_mask
 
 
-def _next_token_logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
+@contextlib.contextmanager
+def reference_precision(args: TrainingArguments) -> Iterator[None]:
+    """No gradients, and the precision of the training, so that two equal models give equal outputs."""
+    with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+        yield
+
+
+def next_token_logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
     """(N, T - 1, V)."""
     return model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
 

@@ -21,11 +21,35 @@ LOG_KEY = "look"
 """The key of an evaluation in the trainer's log. Checkpoints hold it, so it must not change: an older run resumes."""
 
 
-class Watch(TrainerCallback):
+class RecordedEvaluations(TrainerCallback):
+    """Evaluations of a model in training, recorded in the trainer's log, so that a resumed training knows them."""
+
+    def __init__(self, evaluate: Evaluate, processes: Processes):
+        self._evaluate, self._processes = evaluate, processes
+        self.evaluations: list[dict[str, float]] = []
+        """``step``, ``forget`` and ``retain`` of every evaluation"""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Read the earlier evaluations."""
+        self.evaluations = [entry[LOG_KEY] for entry in state.log_history if LOG_KEY in entry]
+
+    def evaluated(self, model: Any, state: Any) -> dict[str, float]:
+        """Evaluate the model at the step of ``state``, and record it."""
+        evaluation = {"step": state.global_step, **self._processes.from_first(lambda: self._evaluate(model))}
+        self.evaluations.append(evaluation)
+        state.log_history.append({"step": state.global_step, LOG_KEY: evaluation})
+        return evaluation
+
+    def end(self, control: Any) -> None:
+        """End the training at this step. It gets no checkpoint, so a run that is cut off here evaluates it again."""
+        control.should_training_stop = True
+        control.should_save = False
+
+
+class Watch(RecordedEvaluations):
     """Stops a training at its goal, or returns to the last evaluation at which retain was within the budget.
 
     - The weights of that evaluation are kept in memory. This doubles the memory of the trained weights.
-    - Evaluations are recorded in the trainer's log, so a resumed training knows them.
     - There is an evaluation at every checkpoint, so no checkpoint is over the budget.
     """
 
@@ -41,12 +65,11 @@ class Watch(TrainerCallback):
     ):
         """``start``: probability of the held-out answers before the training. ``goal``: extraction strength to stop at,
         or None. ``save_every``: steps between two checkpoints."""
-        self._evaluate, self._settings, self._goal, self._processes = evaluate, settings, goal, processes
+        super().__init__(evaluate, processes)
+        self._settings, self._goal = settings, goal
         self._floor = start * (1 - settings.budget) if settings.budget is not None else float("-inf")
         self._save_every = save_every
         self._kept: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
-        self.evaluations: list[dict[str, float]] = []
-        """``step``, ``forget`` and ``retain`` of every evaluation"""
         self.ended = "steps"
         """why the training ended: ``goal``, ``budget`` or ``steps``"""
         self.kept_step = 0
@@ -55,7 +78,7 @@ class Watch(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Read the earlier evaluations and keep the weights: a checkpoint is within the budget."""
         check_whole(kwargs["model"].parameters())
-        self.evaluations = [entry[LOG_KEY] for entry in state.log_history if LOG_KEY in entry]
+        super().on_train_begin(args, state, control, **kwargs)
         self._keep(kwargs["model"], state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -64,9 +87,7 @@ class Watch(TrainerCallback):
         if step % self._settings.every and step % self._save_every and step < state.max_steps:
             return
         model = kwargs["model"]
-        evaluation = {"step": step, **self._processes.from_first(lambda: self._evaluate(model))}
-        self.evaluations.append(evaluation)
-        state.log_history.append({"step": step, LOG_KEY: evaluation})
+        evaluation = self.evaluated(model, state)
         if math.isnan(evaluation["retain"]):
             raise UserError(f"the model outputs NaN at step {step}: lower training.learning_rate")
         if evaluation["retain"] < self._floor:
@@ -76,8 +97,7 @@ class Watch(TrainerCallback):
             if self._goal is not None and evaluation["forget"] <= self._goal:
                 self.ended = "goal"
         if self.ended != "steps":
-            control.should_training_stop = True
-            control.should_save = False
+            self.end(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the kept weights if the training ended over the budget."""

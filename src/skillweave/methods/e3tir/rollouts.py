@@ -197,19 +197,17 @@ class Rollouts:
 
     def _own_branches(self, turn: str, members: Sequence[Member], step: int) -> list[_Branch]:
         """m branches, each from a random place after a tool's result in a random conversation of ``members``."""
-        places = [
-            (member.episode, place)
-            for member in members
-            for place in calls_of(self._call_format, member.episode.ids, member.episode.writers)
-            if place[0] < self._config.rollout.max_tokens
-        ]
+        places = []
+        for episode in (member.episode for member in members):
+            made = calls_of(self._call_format, episode.ids, episode.writers)
+            ends = [end for end, _ in made if end < self._config.rollout.max_tokens]
+            places += [(episode, end, [calls for before, calls in made if before <= end]) for end in ends]
         if not places:
             return []
         draw = Random(self._seed(step, turn, "places", 0))
         branches = []
         for at in range(self._stage.m):
-            episode, (cut, _) = draw.choice(places)
-            calls = [made for end, made in calls_of(self._call_format, episode.ids, episode.writers) if end <= cut]
+            episode, cut, calls = draw.choice(places)
             seed = self._seed(step, turn, "branch", at)
             branches.append(_Branch(Start(episode.prompt, seed, episode.ids[:cut], episode.writers[:cut], calls)))
         return branches

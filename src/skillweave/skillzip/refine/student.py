@@ -8,7 +8,7 @@ are, also in int8.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,9 @@ from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors, has_factors, steps
 from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.weave.int8 import Int8Linear
+
+_Product = Callable[[torch.Tensor], torch.Tensor]
+"""The input of a module -> what is added to its output."""
 
 
 @dataclass(frozen=True)
@@ -177,38 +180,40 @@ class Student:
         """Return the forward hook that adds the product of an entry's factors."""
         entry = self._pack.card.entries[name]
         if isinstance(entry, GroupedEntry):
-            return self._adds_signs(name, entry, fed, factors)
+            product = self._signs(name, entry, fed, factors)
+        else:
+            product = self._low_rank(name, fed, factors)
+
+        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+            return output if self._plain_now else output + product(args[0]).to(output.dtype)
+
+        return hook
+
+    def _low_rank(self, name: str, fed: Fed, factors: Mapping[str, torch.Tensor]) -> _Product:
+        """Return the product of an input with two factors."""
         smooth = self._smooth.get(name)
 
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            if self._plain_now:
-                return output
-            x, left, right = args[0], factors[f"{name}.A"], factors[f"{name}.B"]
+        def product(x: torch.Tensor) -> torch.Tensor:
+            left, right = factors[f"{name}.A"], factors[f"{name}.B"]
             right = right if smooth is None else right / smooth
             if fed.law == "lookup":
-                change = embedding(x, left) @ right * fed.scale
-            else:
-                change = linear(linear(x, right.to(x.dtype)), left.to(x.dtype))
-            return output + change.to(output.dtype)
+                return embedding(x, left) @ right * fed.scale
+            return linear(linear(x, right.to(x.dtype)), left.to(x.dtype))
 
-        return hook
+        return product
 
-    def _adds_signs(self, name: str, entry: GroupedEntry, fed: Fed, factors: Mapping[str, torch.Tensor]) -> Any:
-        """Return the forward hook that adds the product of a matrix of signs, which is written out when it is used."""
+    def _signs(self, name: str, entry: GroupedEntry, fed: Fed, factors: Mapping[str, torch.Tensor]) -> _Product:
+        """Return the product of an input with a matrix of signs, which is written out when it is used."""
         stored = {f"{name}.codes": self._pack.tensors[f"{name}.codes"], f"{name}.scale": torch.ones(1)}
 
-        def hook(_: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-            if self._plain_now:
-                return output
-            x, scale = args[0], factors[f"{name}.scale"]
+        def product(x: torch.Tensor) -> torch.Tensor:
+            scale = factors[f"{name}.scale"]
             signs = coded_matrix(stored, name, entry).to(self._device)
             if fed.law == "lookup":
-                change = embedding(x, signs) * (scale * fed.scale)
-            else:
-                change = linear(x, signs.to(x.dtype)) * scale
-            return output + change.to(output.dtype)
+                return embedding(x, signs) * (scale * fed.scale)
+            return linear(x, signs.to(x.dtype)) * scale
 
-        return hook
+        return product
 
     @torch.no_grad()
     def _put_fixed(self) -> None:
