@@ -114,10 +114,12 @@ class Record:
     ) -> Record:
         """A record for the options of :func:`arguments`. A quick run is written only if ``--out`` names a folder.
 
-        ``module`` is the module of ``benchmarks`` that is run, if the result has another name.
+        ``module`` is the module of ``benchmarks`` that is run, if the result has another name. The command is the one
+        that measured: ``--show``, which only shows it again, is left out.
         """
         out = options.out or (None if options.quick else RESULTS)
-        command = shlex.join(["python", "-m", f"benchmarks.{module or name}", *argv])
+        asked = [word for word in argv if word != "--show"]
+        command = shlex.join(["python", "-m", f"benchmarks.{module or name}", *asked])
         return cls(name, "quick" if options.quick else options.scale, command, list(seeds), out)
 
     def finish(self, table: Table, figure: Figure, seconds: float | None = None) -> None:

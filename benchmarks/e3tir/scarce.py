@@ -78,8 +78,7 @@ def main(argv: Sequence[str]) -> None:
             cells = [Cell(arm, 1, 4, batches=2, base_steps=10) for arm in (SFT_RL, PAPER)]
             _finish(record, as_far_as_measured(cells, measured, Path(folder)), PAPER)
         return
-    asked = [word for word in argv if word != "--show"]  # the command that measured what is shown
-    record = Record.begin(FILES, options, asked, range(1, 1 + options.seeds), module=NAME)
+    record = Record.begin(FILES, options, argv, range(1, 1 + options.seeds), module=NAME)
     tried = as_far_as_measured(tuning_cells(), measured, options.runs, show=options.show)
     cells = cells_of(record.seeds, tried)
     _finish(record, [*as_far_as_measured(cells, measured, options.runs, show=options.show), *tried], best(tried))

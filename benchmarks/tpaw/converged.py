@@ -117,8 +117,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _measure(options: argparse.Namespace, argv: Sequence[str], folder: Path) -> None:
     seeds = range(2 if options.quick else options.seeds)
-    asked = [word for word in argv if word != "--show"]  # the command that measured what is shown
-    record = Record.begin(NAME, options, asked, seeds, module=COMMAND)
+    record = Record.begin(NAME, options, argv, seeds, module=COMMAND)
     grid = [] if options.quick else grid_plans()
     tried = cells(grid, folder, options) if grid else []
     if grid and len(tried) < len(grid):

@@ -16,7 +16,7 @@ def test_the_demo_file_is_valid_down_to_every_method_setting() -> None:
     for name, skill in config.skills.items():
         settings = config.method_config(name)
         assert settings == read_config(get_method(skill.method).config, settings.model_dump(mode="json"))
-        assert config.zip_config(name).ratio == 1 / 128
+        assert config.zip_config(name).ratio == 1 / 256
         task = load_task(skill.task)
         assert len(task.split("test")) >= (config.score.limit or 0)
 

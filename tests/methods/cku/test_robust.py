@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pydantic import ValidationError
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerControl, TrainerState
 
 from helpers.left import record, same_bits, tensors
 from helpers.method_driver import stop_at
 from helpers.micro import micro_model, micro_tokenizer
 from helpers.tiny import cpu_arguments
 from helpers.unlearning import reference_model, rows_of, settings
+from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku import CkuConfig
 from skillweave.methods.cku.config import RobustSettings
 from skillweave.methods.cku.neurons.localise import read_neurons
-from skillweave.methods.cku.robust import DistilTrainer, add_noise, shrink_perturb
+from skillweave.methods.cku.robust import DistilTrainer, Recovered, add_noise, shrink_perturb
 from skillweave.methods.cku.run import run
+from skillweave.methods.training.processes import Processes
 from skillweave.methods.training.settings import TrainingSettings
 
 ROBUST = {"noise": 0.5, "scale": 1.0, "steps": 6, "batch_size": 4, "every": 2, "learning_rate": 3e-3, "warmup": 0.0}
@@ -112,6 +116,13 @@ def test_it_ends_once_the_retain_answers_are_back_and_can_reach_further_than_the
     assert stage["recovered"] >= 0.5
     assert changed["model.embed_tokens.weight"].any()
     assert changed["model.norm.weight"].any()
+
+
+def test_a_student_that_outputs_nan_is_an_error_at_once():
+    watch = Recovered(lambda model: {"forget": math.nan, "retain": math.nan}, every=2, goal=0.5, processes=Processes())
+    state, control = TrainerState(global_step=2, max_steps=100), TrainerControl()
+    with pytest.raises(UserError, match=r"outputs NaN at step 2: lower robust\.learning_rate"):
+        watch.on_step_end(None, state, control, model=None)
 
 
 @pytest.mark.parametrize("option", ["collapse", "robust"])

@@ -100,6 +100,8 @@ class DistilTrainer(QuietTrainer, Trainer):
 class Recovered(RecordedEvaluations):
     """Evaluates the student, and ends the distillation once ``retain`` has reached ``goal``."""
 
+    rate = "robust.learning_rate"
+
     def __init__(self, evaluate: Evaluate, *, every: int, goal: float, processes: Processes):
         super().__init__(evaluate, processes)
         self._every, self._goal = every, goal

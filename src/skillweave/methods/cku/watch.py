@@ -24,6 +24,9 @@ LOG_KEY = "look"
 class RecordedEvaluations(TrainerCallback):
     """Evaluations of a model in training, recorded in the trainer's log, so that a resumed training knows them."""
 
+    rate = "training.learning_rate"
+    """the setting to lower if the model outputs NaN"""
+
     def __init__(self, evaluate: Evaluate, processes: Processes):
         self._evaluate, self._processes = evaluate, processes
         self.evaluations: list[dict[str, float]] = []
@@ -34,8 +37,13 @@ class RecordedEvaluations(TrainerCallback):
         self.evaluations = [entry[LOG_KEY] for entry in state.log_history if LOG_KEY in entry]
 
     def evaluated(self, model: Any, state: Any) -> dict[str, float]:
-        """Evaluate the model at the step of ``state``, and record it."""
+        """Evaluate the model at the step of ``state``, and record it.
+
+        Raises UserError if the model outputs NaN.
+        """
         evaluation = {"step": state.global_step, **self._processes.from_first(lambda: self._evaluate(model))}
+        if math.isnan(evaluation["retain"]):
+            raise UserError(f"the model outputs NaN at step {state.global_step}: lower {self.rate}")
         self.evaluations.append(evaluation)
         state.log_history.append({"step": state.global_step, LOG_KEY: evaluation})
         return evaluation
@@ -88,8 +96,6 @@ class Watch(RecordedEvaluations):
             return
         model = kwargs["model"]
         evaluation = self.evaluated(model, state)
-        if math.isnan(evaluation["retain"]):
-            raise UserError(f"the model outputs NaN at step {step}: lower training.learning_rate")
         if evaluation["retain"] < self._floor:
             self.ended = "budget"
         else:

@@ -23,7 +23,7 @@ from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
 
 CHECKPOINT = "checkpoint.safetensors"
-_MEASUREMENTS = 8
+_MEASUREMENTS = 5
 """How often a training measures the held-out prompts, besides before its first step."""
 _SECONDS = 60.0
 """A kill costs at most the steps of this time, and the step that is running."""
@@ -82,7 +82,7 @@ def train(
     * A step computes the loss with rounded factors, and applies the gradient of the rounded factors to the float ones
       (the straight-through estimate). What is measured is therefore the pack as it would be written.
     * The step of Adam is relative to each factor's root mean square, and falls linearly to 0.
-    * The held-out prompts are measured before the first step, eight times during the training, and at its end.
+    * The held-out prompts are measured before the first step, at most five times during the training, the last time at its end.
     * ``coarseness`` says how many times as large the steps of coded factors must become for the pack to stay within its
       bytes. It is asked before each measurement, so what is measured fits.
     * The progress is saved in ``folder``. A resumed training has the same losses as one without interruption.
