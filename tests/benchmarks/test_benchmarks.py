@@ -65,9 +65,9 @@ def quick_base(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_a_result_names_the_command_that_measured_it():
-    options = arguments("", ["small"]).parse_args([])
-    record = Record.begin("zip.long", options, ["--seeds", "2", "--show"], range(2), module="zip")
-    assert record.command == "python -m benchmarks.zip --seeds 2"
+    options = record.arguments("", ["small"]).parse_args([])
+    begun = record.Record.begin("zip.long", options, ["--seeds", "2", "--show"], range(2), module="zip")
+    assert begun.command == "python -m benchmarks.zip --seeds 2"
 
 
 def result(module: ModuleType, folder: Path, *more: str) -> dict:

@@ -181,6 +181,25 @@ def test_it_stops_early_and_keeps_the_best_step(made: tuple[Base, Delta], monkey
     assert gained == {**gained, "steps": 12, "best_step": 4, "kl_before": 0.5, "kl_after": 0.3}
 
 
+def test_it_goes_back_to_the_best_step_with_half_the_rate_after_a_measurement_that_is_no_better(
+    made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, back = train._back_to_best, []
+
+    def spy(progress: train.Progress, optimizer: torch.optim.Adam) -> None:
+        moved = any(not torch.equal(progress.factors[key], best) for key, best in progress.best.items())
+        real(progress, optimizer)
+        same = all(torch.equal(progress.factors[key], best) for key, best in progress.best.items())
+        still = all(not optimizer.state[factor]["exp_avg"].any() for factor in progress.factors.values())
+        back.append((progress.step, progress.damping, moved, same, still))
+
+    values = iter([0.5, 0.3, 0.6, 0.3, 0.1])
+    monkeypatch.setattr(train, "mean_kl", lambda *_: next(values))
+    monkeypatch.setattr(train, "_back_to_best", spy)
+    assert figures(refine(made))["best_step"] == 16
+    assert back == [(8, 0.5, True, True, True), (12, 0.25, True, True, True)]
+
+
 def kill_after(calls: int, real: Callable[..., Any]) -> Callable[..., Any]:
     def killed(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls

@@ -12,9 +12,9 @@ from skillweave.config import Config
 class RefineConfig(Config):
     """Settings of the refinement, which tunes the factors of a pack towards the specialist's own probabilities.
 
-    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at 1/256 of a
-    short fine-tune, whose KL on test prompts was 41 thousandths of a nat a token, 50 steps left 19 with a learning rate
-    of 0.02, 12 with 0.05, and more with 0.1 (one seed).
+    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at
+    1/256 of a short fine-tune, whose KL on test prompts was 41 thousandths of a nat a token, 50 steps left 19 with a
+    learning rate of 0.02, 12 with 0.05, and more with 0.1 (one seed).
 
     ``held_out`` [ours] is large, because a KL has a heavy tail: of a nearly exact pack (1.1 thousandths), the training
     made an eighth of the test prompts far worse. 16 held-out prompts showed a gain (1.8 to 1.1) where 48 test prompts

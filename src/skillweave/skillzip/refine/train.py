@@ -59,6 +59,12 @@ class Progress:
         return len(self.losses)
 
     @property
+    def damping(self) -> float:
+        """The share of the rate that is left: it halves with each measurement no better than the best before it."""
+        values = [value for _, value in self.curve]
+        return 0.5 ** sum(value >= min(values[:at]) for at, value in enumerate(values) if at)
+
+    @property
     def best_point(self) -> tuple[int, float]:
         """The measurement with the lowest KL; of equal ones the first."""
         return min(self.curve, key=lambda point: point[1])
@@ -82,7 +88,10 @@ def train(
     * A step computes the loss with rounded factors, and applies the gradient of the rounded factors to the float ones
       (the straight-through estimate). What is measured is therefore the pack as it would be written.
     * The step of Adam is relative to each factor's root mean square, and falls linearly to 0.
-    * The held-out prompts are measured before the first step, at most five times during the training, the last time at its end.
+    * After a measurement that is no better than the best before it, the training goes back to the factors of the best
+      one, with half the rate [ours]: the right rate depends on how exact the pack already is.
+    * The held-out prompts are measured before the first step and at most five times during the training, the last
+      time at its end.
     * ``coarseness`` says how many times as large the steps of coded factors must become for the pack to stay within its
       bytes. It is asked before each measurement, so what is measured fits.
     * The progress is saved in ``folder``. A resumed training has the same losses as one without interruption.
@@ -128,7 +137,9 @@ def train(
         saved = time.monotonic()
         while progress.step < config.steps and not progress.stopped(config.patience):
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group["size"] * (1 - progress.step / config.steps)
+                group["lr"] = (
+                    config.learning_rate * progress.damping * group["size"] * (1 - progress.step / config.steps)
+                )
             loss = _backward(student, [rows[index] for index in order[progress.step]])
             for key, factor in progress.factors.items():
                 factor.grad = current[key].grad
@@ -145,11 +156,23 @@ def train(
             due = progress.step % interval == 0 or progress.step == config.steps
             if due:
                 measure()
+                if progress.best_point[0] != progress.step:
+                    _back_to_best(progress, optimizer)
+                    set_rounded()
             if due or time.monotonic() - saved > _SECONDS:
                 _save(folder / CHECKPOINT, progress, optimizer)
                 saved = time.monotonic()
             advance(1, note=_note(progress))
     return progress
+
+
+@torch.no_grad()
+def _back_to_best(progress: Progress, optimizer: torch.optim.Adam) -> None:
+    """Give the factors the values of the best measurement, and forget the direction in which they were going."""
+    progress.coarser = progress.best_coarser
+    for key, factor in progress.factors.items():
+        factor.copy_(progress.best[key])
+        optimizer.state[factor]["exp_avg"].zero_()
 
 
 def batches(count: int, size: int, steps: int, seed: int) -> list[list[int]]:
