@@ -1,4 +1,4 @@
-# make demo   environment, install, and the main job on the real model (five to ten minutes on two cores)
+# make demo   environment, install, and the main job on the real model (about ten minutes on two cores)
 # make test   environment, install, the tests
 # make test-lowest   the tests of what rests on other libraries, against the oldest versions that pyproject.toml allows
 # make test-triton   the tests of the GPU kernel, in Triton's interpreter (a download of 300 MB, into a folder of its own)

@@ -55,7 +55,7 @@ def demo(
     out: Path = typer.Option(Path("runs/demo"), "--out", "-o", help="The weave folder to write."),
     overrides: list[str] = SET,
 ) -> None:
-    """Run the main job on a real model: three skills for SmolLM2-135M, in five to ten minutes on two CPU cores.
+    """Run the main job on a real model: three skills for SmolLM2-135M, in about ten minutes on two CPU cores.
 
     Grows the specialists, zips them, routes a mixed batch, shows base and weave side by side, and asks
     all of them through a server. Run it again after an interruption, and it resumes.
