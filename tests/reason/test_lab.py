@@ -285,3 +285,11 @@ def test_an_event_loop_that_ended_is_forgotten(lab: Lab) -> None:
     assert applied(lab, SLOW, 1) == [0]
     assert wait(lab.apply(SLOW, [2_000_000])) is not None
     assert not lab._ended
+
+
+def test_an_event_loop_that_ended_before_it_was_told_is_forgotten_too(lab: Lab) -> None:
+    closed = asyncio.new_event_loop()
+    lab._ended[closed] = []
+    closed.close()
+    assert applied(lab, SLOW, 3) == [0]
+    assert not lab._ended

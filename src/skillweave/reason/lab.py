@@ -178,6 +178,8 @@ class Lab:
             if isinstance(run, _Run):
                 _remember(self._runs, key, run)
             futures = self._waiting.pop(key)
+            for closed in [loop for loop in self._ended if loop.is_closed()]:
+                del self._ended[closed]  # it was closed before it could be told, so nobody waits any more
             loops = {future.get_loop() for future in futures} - self._ended.keys()
             for future in futures:
                 self._ended.setdefault(future.get_loop(), []).append((future, run))
