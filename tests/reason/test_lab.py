@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections.abc import Coroutine, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,4 +293,21 @@ def test_an_event_loop_that_ended_before_it_was_told_is_forgotten_too(lab: Lab) 
     lab._ended[closed] = []
     closed.close()
     assert applied(lab, SLOW, 3) == [0]
+    assert not lab._ended
+
+
+def test_a_loop_that_another_thread_forgot_meanwhile_ends_no_thread(lab: Lab) -> None:
+    class Closing:
+        call_later = None
+
+        def is_closed(self) -> bool:
+            return False
+
+        def call_soon_threadsafe(self, *_: Any) -> None:
+            lab._ended.clear()
+            raise RuntimeError("Event loop is closed")
+
+    loop = Closing()
+    lab._waiting[("", (), 0)] = [SimpleNamespace(get_loop=lambda: loop)]
+    lab._end(("", (), 0), RuntimeError("it was closed"))
     assert not lab._ended

@@ -188,7 +188,7 @@ class Lab:
                 loop.call_soon_threadsafe(loop.call_later, _TELL, self._tell, loop)
             except RuntimeError:  # it was closed, so nobody waits any more
                 with self._lock:
-                    del self._ended[loop]
+                    self._ended.pop(loop, None)  # another thread may have forgotten it meanwhile
 
     def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         """In the event loop: end the waiting for everything that has ended meanwhile."""

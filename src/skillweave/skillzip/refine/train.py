@@ -123,6 +123,8 @@ def train(
         if progress.best_point[0] == progress.step:
             progress.best = {key: factor.detach().clone() for key, factor in progress.factors.items()}
             progress.best_coarser = progress.coarser
+        else:
+            _back_to_best(progress, optimizer)
 
     with student.running(current), bar("refining", config.steps) as advance, torch.enable_grad():
         set_rounded()
@@ -152,13 +154,10 @@ def train(
                     soft_wrap=True,
                 )
                 break
-            set_rounded()
             due = progress.step % interval == 0 or progress.step == config.steps
             if due:
                 measure()
-                if progress.best_point[0] != progress.step:
-                    _back_to_best(progress, optimizer)
-                    set_rounded()
+            set_rounded()
             if due or time.monotonic() - saved > _SECONDS:
                 _save(folder / CHECKPOINT, progress, optimizer)
                 saved = time.monotonic()
