@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from skillweave.files import native
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import compiled as module
 from skillweave.weave.change import GroupRun
+from skillweave.weave.coded_factors import LaidOutFactors, Target
 from skillweave.weave.compiled_group import CompiledGroup
-from skillweave.weave.factors import Factors
 from skillweave.weave.int8 import Int8Linear, SharedInput
 from skillweave.weave.stack import GroupStack, RowPacks
+from skillweave.weave.widened import Widened, Widening
 
 CPU = torch.device("cpu")
 needs_compiled = pytest.mark.skipif(
@@ -60,13 +62,23 @@ def stack_of(packs: dict[str, dict[str, LowRank]]) -> GroupStack:
     stack = GroupStack()
     for name, modules in packs.items():
         smooth = next(iter(modules.values())).smooth
-        factors = {key: Factors.of(parts, CPU) for key, parts in modules.items()}
+        targets = [Target(key, "group", (key,)) for key in modules]
+        factors = LaidOutFactors(targets, modules.__getitem__, CPU).laid_out()["group"]
         stack.add(name, factors, None if smooth is None else 1 / smooth.float())
     return stack
 
 
+def widened_of(stack: GroupStack) -> Callable[[str], Widened]:
+    """Pack -> its factors as the compiled functions read them, in a buffer that was not empty."""
+    unsmooth = {name: {} if own is None else {"group": own} for name, own in stack.unsmooth.items()}
+    groups = {name: {"group": factors} for name, factors in stack.factors.items()}
+    return lambda name: Widening(groups[name]).widened(
+        groups[name], unsmooth[name], lambda size: torch.full((size,), 99, dtype=torch.uint8)
+    )["group"]
+
+
 def changes(stack: GroupStack, rows: list[str | None], x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
-    group = CompiledGroup(stack, RowPacks(rows), {})
+    group = CompiledGroup(stack, RowPacks(rows), widened_of(stack))
     hidden = group.into_rank(x)
     for name, output in outputs.items():
         group.add(name, hidden, output)
@@ -129,7 +141,8 @@ def test_a_run_is_the_same_with_torch(monkeypatch, dtype):
     for use in (True, False):
         if not use:
             monkeypatch.setattr(module, "compiled", lambda: None)
-        run = GroupRun(stack_of(packs), RowPacks(rows), {})
+        stack = stack_of(packs)
+        run = GroupRun(stack, RowPacks(rows), widened_of(stack))
         outputs = {"q": torch.ones(5, 3, 18, dtype=dtype), "k": torch.ones(5, 3, 9, dtype=dtype)}
         for name, output in outputs.items():
             run.add(name, x, x, output)

@@ -17,7 +17,7 @@ from helpers.weave_packs import random_pack
 from skillweave.base import fingerprint
 from skillweave.errors import UserError
 from skillweave.pack import LowRank, entropy
-from skillweave.weave import PackedModel, compiled, compiled_group, packed_model
+from skillweave.weave import PackedModel, compiled, widened
 from skillweave.weave.coded_factors import CodedFactors, Target
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ def buffers(monkeypatch):
         made.append(weakref.ref(buffer))
         return torch.frombuffer(buffer, dtype=torch.uint8)
 
-    monkeypatch.setattr(compiled_group, "mapped", mapped)
+    monkeypatch.setattr(widened, "mapped", mapped)
     return lambda: [buffer for ref in made if (buffer := ref()) is not None]
 
 
@@ -119,7 +119,7 @@ def step(packed: PackedModel, names) -> torch.Tensor:
 
 @pytest.mark.parametrize("limit", [None, 2])
 def test_codes_stay_while_steps_use_them_and_what_they_take_is_counted(monkeypatch, plain, packs, buffers, limit):
-    monkeypatch.setattr(packed_model, "KEPT_STEPS", 3)
+    monkeypatch.setattr(widened, "KEPT_STEPS", 3)
     packed = loaded(plain, packs, limit)
     ready = {name: packed.prepare(name, pack) for name, pack in packs.items()}
 

@@ -12,11 +12,12 @@ from torch.nn.functional import linear
 from skillweave.base.feeding import Fed
 from skillweave.errors import UserError
 from skillweave.weave.compiled import usable
-from skillweave.weave.compiled_group import CompiledGroup, Widened
+from skillweave.weave.compiled_group import CompiledGroup
 from skillweave.weave.kernel_group import KernelGroup, takes_kernel
 from skillweave.weave.linear import Segment, add_to_rows, into_rank, out_of_rank
 from skillweave.weave.resident import Lookup
 from skillweave.weave.stack import GroupStack, RowPacks, segments
+from skillweave.weave.widened import Widened
 
 # Without the compiled functions. Stacked, every token is multiplied with the factors of all packs in use. Pack by pack,
 # it is multiplied only with its own, but every operation is repeated for each pack. Measured on SmolLM2's shapes at
@@ -67,9 +68,12 @@ class Batch:
 
 
 class GroupRun:
-    """One group of modules during one ``rows`` context: the intermediate result that they share for the same input."""
+    """One group of modules during one ``rows`` context: the intermediate result that they share for the same input.
 
-    def __init__(self, stack: GroupStack, names: RowPacks, widened: Mapping[str, Widened]) -> None:
+    ``widened`` gives the factors of a pack as the compiled functions read them. It is called when those are needed.
+    """
+
+    def __init__(self, stack: GroupStack, names: RowPacks, widened: Callable[[str], Widened]) -> None:
         self._stack = stack
         self._names = names
         self._uniform = len(names.distinct) == 1

@@ -92,7 +92,7 @@ _ARGUMENTS: dict[str, Sequence[Any]] = {
     "sw_out_of_rank": [
         _ADDRESS, _NUMBER, _NUMBER, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _ADDRESS, _ADDRESS
     ],
-    "sw_block": [_ADDRESS, *[_NUMBER] * 7, _ADDRESS],
+    "sw_widen": [_ADDRESS, _ADDRESS, _NUMBER, _ADDRESS],
 }  # fmt: skip
 
 

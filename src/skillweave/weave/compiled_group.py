@@ -6,7 +6,7 @@ Each pack is multiplied with its own rows only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable
 from ctypes import c_int64, c_void_p
 from dataclasses import dataclass
 
@@ -14,85 +14,12 @@ import torch
 
 from skillweave.weave.compiled import (
     KINDS,
-    READ,
-    Floats,
     PartArgument,
     SegmentArgument,
     compiled,
 )
-from skillweave.weave.factors import Factors, fours, mapped
 from skillweave.weave.stack import GroupStack, RowPacks
-
-
-class Widened:
-    """One pack's factors of a group, with codes of a byte each, in the order in which the compiled functions read.
-
-    They are written into ``buffer``, uint8, which has as many bytes as they need.
-    """
-
-    def __init__(self, factors: Mapping[str, Factors], unsmooth: torch.Tensor | None, buffer: torch.Tensor) -> None:
-        self._kept = [buffer]
-        """what the arguments point to"""
-        self._end = buffer.data_ptr()
-        self.parts: dict[str, PartArgument] = {}
-        self.rank = 0
-        """of all modules together"""
-        for module, own in factors.items():
-            self.parts[module] = self._part(own, self.rank)
-            self.rank += own.rank
-        self.B = self._B(factors.values())
-        self.unsmooth = 0 if unsmooth is None else self._keep(unsmooth.float().contiguous())
-
-    def _keep(self, tensor: torch.Tensor) -> int:
-        self._kept.append(tensor)
-        return tensor.data_ptr()
-
-    def _part(self, factors: Factors, column: int) -> PartArgument:
-        A, at, groups = self._end, 0, fours(factors.rank)
-        self._end += factors.widened_A_nbytes
-        stored = self._keep(factors.flat)
-        for codes in factors.codes:
-            place = stored + codes.A_at, codes.bits, factors.out, codes.rank
-            compiled().sw_block(*place, 0, factors.out, at, groups, A)
-            at += fours(codes.rank)
-        A_scale = Floats(0, 0)
-        if factors.A_dtype is not None:
-            A_scale = Floats(stored + factors.A_scale_at, READ[factors.A_dtype])
-        # The scale of B is what comes first.
-        return PartArgument(column, factors.rank, stored + factors.at, A, A_scale)
-
-    def _B(self, factors: Iterable[Factors]) -> int:
-        """Write the B of all modules below each other, (sum of ranks, in)."""
-        B, begin = self._end, 0
-        for own in factors:
-            for codes in own.codes:
-                place = own.flat.data_ptr() + codes.B_at, codes.bits, codes.rank, own.inner
-                compiled().sw_block(*place, begin, self.rank, 0, fours(own.inner), B)
-                begin += codes.rank
-            self._end += own.widened_B_nbytes
-        return B
-
-
-def widened(groups: Mapping[str, Mapping[str, Factors]], unsmooth: Mapping[str, torch.Tensor]) -> dict[str, Widened]:
-    """Return the factors of one pack for the compiled functions, by group, without those on other devices.
-
-    All lie in one buffer, which the system gets back whole when it is freed. ``unsmooth``: 1 / smooth of the groups.
-    """
-    on_cpu = {
-        group: factors
-        for group, factors in groups.items()
-        if all(own.flat.device.type == "cpu" for own in factors.values())
-    }
-    sizes = [_nbytes(factors) for factors in on_cpu.values()]
-    parts = mapped(sum(sizes))[: sum(sizes)].split(sizes)
-    return {
-        group: Widened(factors, unsmooth.get(group), part)
-        for (group, factors), part in zip(on_cpu.items(), parts, strict=True)
-    }
-
-
-def _nbytes(factors: Mapping[str, Factors]) -> int:
-    return sum(own.widened_nbytes for own in factors.values())
+from skillweave.weave.widened import Widened
 
 
 @dataclass(frozen=True)
@@ -113,12 +40,11 @@ class CompiledHidden:
 class CompiledGroup:
     """The widened factors for a batch whose rows use the named packs; a row whose pack is not in the group uses none.
 
-    With one name for all rows, the batch may have any number of rows. ``ready`` has those that exist already, by pack;
-    the others are made for this batch alone. A step of decoding makes hundreds of calls, so what stays the same is
-    prepared once.
+    With one name for all rows, the batch may have any number of rows. ``widened`` gives the factors of a pack. A step
+    of decoding makes hundreds of calls, so what stays the same is prepared once.
     """
 
-    def __init__(self, stack: GroupStack, names: RowPacks, ready: Mapping[str, Widened]) -> None:
+    def __init__(self, stack: GroupStack, names: RowPacks, widened: Callable[[str], Widened]) -> None:
         used = stack.used(names)
         self._rows = None if len(names.distinct) == 1 else len(names)
         self._kept: list[torch.Tensor | Widened] = []
@@ -130,10 +56,7 @@ class CompiledGroup:
         self._ranks: list[tuple[int, int | None]] = []
         """for each pack: its rank in the group, and the number of its rows; None: all"""
         for at, pack in enumerate(used):
-            own, index = ready.get(pack), names.index(pack)
-            if own is None:
-                factors = stack.factors[pack]
-                own = Widened(factors, stack.unsmooth[pack], torch.empty(_nbytes(factors), dtype=torch.uint8))
+            own, index = widened(pack), names.index(pack)
             self._kept += [own] if index is None else [own, index]
             for module, part in own.parts.items():
                 self._parts[module][at] = part

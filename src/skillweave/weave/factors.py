@@ -225,7 +225,9 @@ def aligned(end: int) -> int:
 
 def mapped(size: int) -> torch.Tensor:
     """A buffer of so many zeros, uint8, which the system gets back whole when it is freed."""
-    return torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8)
+    # The default flags share the pages with child processes, and then each page takes longer to get.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1), flags=flags), dtype=torch.uint8)
 
 
 def _largest(parts: LowRank) -> torch.Tensor:

@@ -18,7 +18,7 @@ struct Layer {  // a linear layer in int8
 };
 
 struct Segment {  // the factors of one pack for a group, and the rows that use it
-    const uint8_t* B;       // blocks of 16 ranks below each other, each (ceil(in / 4), 16, 4), as sw_block makes them
+    const uint8_t* B;       // blocks of 16 ranks below each other, each (ceil(in / 4), 16, 4), as sw_widen makes them
     int64_t rank;           // of all modules of the group together
     const float* unsmooth;  // (in,), or null
     const int64_t* rows;    // null: all rows
@@ -278,30 +278,60 @@ void sw_out_of_rank(void* y, int64_t kind, int64_t rows, int64_t per_row, int64_
     }
 }
 
-// One row of codes as stored, of 8 bits or of 4 bits (two in a byte) -> n bytes, each code + shift.
-static void unpack_row(const uint8_t* row, int64_t bits, int64_t n, int shift, uint8_t* out) {
-    if (bits == 8) {
-        for (int64_t i = 0; i < n; i++) out[i] = (uint8_t)(row[i] + shift);
-        return;
-    }
-    for (int64_t i = 0; i < n / 2; i++) {
-        out[2 * i] = (uint8_t)(((row[i] & 0xF) ^ 8) - 8 + shift);
-        out[2 * i + 1] = (uint8_t)(((row[i] >> 4) ^ 8) - 8 + shift);
-    }
-    if (n % 2) out[n - 1] = (uint8_t)(((row[n / 2] & 0xF) ^ 8) - 8 + shift);
+// Codes (rows, n) of `bits` bits as they are stored, 8 or 4 (two in a byte), and where they go: into blocks of 16 rows, each
+// (fours, 16, 4), each code + 128. There they have the rows from `row` on of `all`, and the groups of four codes from
+// `four` on of `fours`. The last block has the rows that are left.
+struct Block {
+    int64_t stored, bits, rows, n, row, all, four, fours;
+    int64_t made;  // where the first block begins
+};
+
+// Four codes, given as they are stored, each + 128.
+static inline uint32_t four_stored(const uint8_t* stored, int64_t bits) {
+    uint32_t four = 0;
+    std::memcpy(&four, stored, bits / 2);
+    if (bits == 8) return four ^ 0x80808080u;
+    four = (four | four << 8) & 0x00FF00FFu;
+    four = (four | four << 4) & 0x0F0F0F0Fu;
+    return (four ^ 0x08080808u) + 0x78787878u;  // no byte carries into the next
 }
 
-// Codes (rows, n) as stored -> a part of blocks of 16 rows, each (fours, 16, 4), each code + 128. It has the rows from
-// `row` on of `all`, and the groups of four codes from `four` on of `fours`. The last block has the rows that are left.
-void sw_block(const uint8_t* stored, int64_t bits, int64_t rows, int64_t n, int64_t row, int64_t all, int64_t four,
-              int64_t fours, uint8_t* made) {
-    const int64_t width = bits == 8 ? n : (n + 1) / 2, own = (n + 3) / 4;
-    std::vector<uint8_t> codes(4 * own, 128);
-    for (int64_t r = 0; r < rows; r++) {
-        unpack_row(stored + r * width, bits, n, 128, codes.data());
-        const int64_t block = (row + r) / 16 * 16, lanes = std::min<int64_t>(16, all - block);
-        uint8_t* to = made + block * 4 * fours + four * 4 * lanes + 4 * (row + r - block);
-        for (int64_t k = 0; k < own; k++) std::memcpy(to + k * 4 * lanes, codes.data() + 4 * k, 4);
+// Widens the codes of one block, whose `bits` are a constant where this is called.
+__attribute__((always_inline)) static inline void widen(const uint8_t* stored, const Block& block, int64_t bits,
+                                                        uint8_t* made) {
+    const int64_t whole = block.n / 4, left = block.n % 4, width = (block.n * bits + 7) / 8, end = block.row + block.rows;
+    const uint32_t mask = (1u << 8 * left) - 1;
+    const uint8_t* from = stored + block.stored;
+    for (int64_t begin = block.row; begin < end;) {
+        const int64_t first = begin / 16 * 16, step = 4 * std::min<int64_t>(16, block.all - first);
+        const int64_t rows = std::min(first + 16, end) - begin;
+        uint8_t* to = made + block.made + first * 4 * block.fours + block.four * step + 4 * (begin - first);
+        for (int64_t k = 0; k < whole; k++, to += step)
+            for (int64_t r = 0; r < rows; r++) {
+                const uint32_t four = four_stored(from + r * width + k * bits / 2, bits);
+                std::memcpy(to + 4 * r, &four, 4);
+            }
+        for (int64_t r = 0; left && r < rows; r++) {  // a code that is not there counts as 0, which is 128 here
+            uint8_t last[4] = {};
+            std::memcpy(last, from + r * width + whole * bits / 2, width - whole * bits / 2);
+            const uint32_t four = (four_stored(last, bits) & mask) | (0x80808080u & ~mask);
+            std::memcpy(to + 4 * r, &four, 4);
+        }
+        from += rows * width;
+        begin += rows;
+    }
+}
+
+// Widens the codes of all blocks of a pack.
+void sw_widen(const uint8_t* stored, const Block* blocks, int64_t count, uint8_t* made) {
+    int64_t work = 0;
+    for (int64_t at = 0; at < count; at++) work += blocks[at].rows * blocks[at].n;
+#pragma omp parallel for schedule(dynamic, 4) if (work > PARALLEL_FROM)
+    for (int64_t at = 0; at < count; at++) {
+        if (blocks[at].bits == 8)
+            widen(stored, blocks[at], 8, made);
+        else
+            widen(stored, blocks[at], 4, made);
     }
 }
 

@@ -30,16 +30,13 @@ from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
 from skillweave.weave.change import Batch, Change, GroupRun
 from skillweave.weave.coded_factors import Groups
-from skillweave.weave.compiled_group import Widened, widened
 from skillweave.weave.places import Places
 from skillweave.weave.resident import Resident
 from skillweave.weave.stack import GroupStack, RowPacks
+from skillweave.weave.widened import Widened, WidenedPacks
 
 UNPACKED_PACKS: int | None = 2
 """How many of the packs that were used last stay unpacked between batches."""
-KEPT_STEPS = 100
-"""The codes that steps of continuous batching read stay until a pack was not used in so many steps. They are made again
-in a fraction of the time of one step."""
 
 
 class PackedModel:
@@ -59,11 +56,7 @@ class PackedModel:
         self._packs: dict[str, Resident] = {}
         self._unpacked: dict[str, Groups] = {}
         """pack -> its factors; the one that was used last stands last"""
-        self._widened: dict[str, dict[str, Widened]] = {}
-        """pack -> group -> factors that the compiled functions read, kept from step to step of :meth:`tokens`"""
-        self._steps = 0
-        self._used_in: dict[str, int] = {}
-        """pack with widened factors -> the last step that used it"""
+        self._widened = WidenedPacks()
         self._last_step: tuple[object, dict[str, Change]] | None = None
         """the packs of the last step of :meth:`tokens`, and its changes"""
         self._running_now = False
@@ -190,6 +183,7 @@ class PackedModel:
             raise UserError(f"the pack '{name}' cannot be unloaded while a batch is running")
         del self._packs[name]
         self._drop_unpacked(name)
+        self._widened.forget(name)
 
     # -- running -------------------------------------------------------------------------------------------------
 
@@ -279,6 +273,7 @@ class PackedModel:
                 change.take_off()
             for handle in handles:
                 handle.remove()
+            self._widened.end_batch()
             if self.unpacked_packs is not None:
                 self._keep_unpacked(self.unpacked_packs)
             self._running_now = False
@@ -301,27 +296,18 @@ class PackedModel:
 
     def _changes_of_step(self, batch: Batch) -> dict[str, Change]:
         """The changes of a step. Most steps of decoding have the packs of the step before; its changes serve again."""
-        self._widen(batch)
+        self._widened.begin_step([name for name in batch.names.distinct if name is not None])
         if self._last_step is None or self._last_step[0] != batch.key:
             self._last_step = batch.key, self._changes(batch)
         return self._last_step[1]
 
-    def _widen(self, batch: Batch) -> None:
-        """Widen the factors of a step's packs that are not, and drop those of packs that steps use no more."""
-        self._steps += 1
-        for name in batch.names.distinct:
-            if name is not None and self._packs[name].widened_nbytes:
-                self._used_in[name] = self._steps
-                if name not in self._widened:
-                    self._widened[name] = widened(self._unpacked[name], self._packs[name].unsmooth)
-        for name in [name for name, step in self._used_in.items() if self._steps - step >= KEPT_STEPS]:
-            del self._widened[name], self._used_in[name]
+    def _widened_group(self, group: str, name: str) -> Widened:
+        return self._widened.of(name, self._unpacked[name], self._packs[name].unsmooth)[group]
 
     def _drop_unpacked(self, name: str) -> None:
         self._last_step = None
         self._unpacked.pop(name, None)
-        self._widened.pop(name, None)
-        self._used_in.pop(name, None)
+        self._widened.drop(name)
 
     @contextlib.contextmanager
     def _tuned_values(self, batch: Batch) -> Iterator[None]:
@@ -384,8 +370,7 @@ class PackedModel:
             for group, own in self._unpacked[pack.name].items():
                 stacks.setdefault(group, GroupStack()).add(pack.name, own, pack.unsmooth.get(group))
         for group, stack in stacks.items():
-            kept = {name: self._widened[name][group] for name in stack.factors if group in self._widened.get(name, {})}
-            run = GroupRun(stack, named(stack.modules), kept)
+            run = GroupRun(stack, named(stack.modules), functools.partial(self._widened_group, group))
             for module in run.modules:
                 at(module).groups.append(run)
         return changes
