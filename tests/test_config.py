@@ -23,10 +23,21 @@ class Outer(Config):
     many: dict[str, Inner] = Field(default_factory=dict)
 
 
+class Sized(Config):
+    steps: int = 1
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize("number", ["9999999999999999999", f"-{10**30}", "1e400"])
+def test_a_number_that_no_setting_is_as_large_as_is_named(number: str) -> None:
+    with pytest.raises(UserError, match=rf"--set steps={number}: steps: .* \(found "):
+        read_config(Sized, {}, [f"steps={number}"])
+    assert read_config(Sized, {}, ["steps=-123456789012345678"]).steps == -123456789012345678
 
 
 def test_yaml_then_overrides(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError, field_validator
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_yaml import parse_yaml, yaml_nodes
@@ -20,12 +20,21 @@ from skillweave.files.read import LARGEST_YAML, read_text
 
 
 class Config(BaseModel):
-    """The base class of all settings: unknown keys and numbers that are not finite are errors; values cannot change."""
+    """The base class of all settings: unknown keys and numbers that make no sense are errors; values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _check_whole(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= _WHOLE:
+            raise ValueError("a whole number of at most 18 digits is expected")
+        return value
+
 
 C = TypeVar("C", bound=Config)
+_WHOLE = 10**18
+"""No setting is this large, and neither random generators nor the cards of artefacts take more than 64 bits."""
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MOST_BYTES = 2.0**63

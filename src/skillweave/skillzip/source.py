@@ -51,7 +51,7 @@ class MatrixSource:
         self._last_stack: tuple[str, torch.Tensor] | None = None
 
     def matrix(self, key: str) -> torch.Tensor:
-        """Return the delta of one matrix, float32 (out, in). Raises :class:`UserError` for numbers that no codec writes."""
+        """Return the delta of one matrix, float32 (out, in). Raises :class:`UserError` if numbers are too large."""
         piece = self.plan.pieces[key]
         if piece.index is not None:
             matrix = self._stack(piece.tensor).reshape(-1, *piece.shape)[piece.index].float()
@@ -61,7 +61,7 @@ class MatrixSource:
         if (largest := float(matrix.abs().max())) > LARGEST_CHANGE:
             raise UserError(
                 f"the delta of '{key}' holds {largest:.3g}, and a pack holds changes up to {LARGEST_CHANGE:,.0f}: the "
-                f"training run diverged, or the base is another model; zip an earlier checkpoint, or name the right base"
+                f"training diverged, or this is no fine-tune of the base: zip an earlier one, or name the right base"
             )
         return matrix
 
