@@ -59,6 +59,25 @@ def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, rel
     assert sorted(os.listdir(delta)) == sorted(os.listdir(bench.delta))
 
 
+def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'{{"prompt": "{number}", "answer": "1"}}\n' for number in range(4))
+    Path("rows.jsonl").write_text(rows)
+    Path("task.yaml").write_text("source: file\npath: rows.jsonl\nsplits: {test: 2, calibration: 0}\n")
+    Path("link").symlink_to("rows.jsonl")
+    for command in (
+        ["generate", bench.base, "--file", "rows.jsonl", "-o", tmp_path / "rows.jsonl"],
+        ["generate", bench.base, "--file", "rows.jsonl", "-o", "link"],
+        ["eval", bench.base, "--task", "task.yaml", "-o", "task.yaml"],
+        ["eval", bench.base, "--task", "task.yaml", "-o", "rows.jsonl"],
+        ["bench", "serve", "http://127.0.0.1:9/v1", "--prompts", "rows.jsonl", "-o", "rows.jsonl"],
+        ["reason", "rows.jsonl", "--model", "m", "--harvest", "rows.jsonl"],
+    ):
+        assert "which this command only reads" in " ".join(refused(*command).split())
+    assert Path("rows.jsonl").read_text() == rows
+    assert "path: rows.jsonl" in Path("task.yaml").read_text()
+
+
 HOLD = """
 import sys
 from skillweave.files.lock import take

@@ -140,7 +140,7 @@ def reference(
 
     typed = {"base": base, "prompts": prompts, "refusal": refusal, "out": out}
     job = read_job(ModelAuditConfig, config, typed, overrides)
-    check_file(job.out)
+    check_file(job.out, config, job.settings.prompts)
     audited = audited_base(open_base(job.base, dtype="float32", device=device), job.settings)
     found = collect_reference(audited, targets, job.out)
     rate = 1 / (len(found.checkpoints) + 1)

@@ -43,15 +43,19 @@ def check_place(out: Path, *, replaced: bool = True) -> Place:
     return place
 
 
-def check_file(out: Path) -> None:
+def check_file(out: Path, *sources: str | Path | None) -> None:
     """Raise :class:`UserError` unless a file can be written to ``out``; an old file is replaced.
 
-    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too.
+    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
+    reads, may be replaced.
     """
     from skillweave.files.place import is_special, stream_of
 
     if stream_of(out) is not None or is_special(out):
         return
+    for source in sources:
+        if source is not None and os.path.realpath(source) == os.path.realpath(out):
+            raise UserError(f"--out {out} is {source}, which this command only reads: choose another place")
     if os.path.isfile(out) and os.access(out, os.W_OK):
         return  # if its folder is not writable, it is overwritten in place
     check_place(out, replaced=False)
