@@ -142,6 +142,31 @@ def test_the_file_that_stops_a_tokenizer_is_named(
         open_tokenizer(file.parent)
 
 
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaa"}
+MARK = {"type": "Replace", "pattern": {"Regex": " |^"}, "content": "\u2581"}
+
+
+@pytest.mark.parametrize(
+    ("part", "rules", "growth"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [REPLACE, {"type": "NFC"}, REPLACE]}, "121"),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}, {**REPLACE, "content": "a" * 5000}]}, "5,000"),
+        ("normalizer", {**MARK, "content": "a" * 100}, "101"),
+        ("normalizer", {"type": "Sequence", "normalizers": [MARK, {"type": "Prepend", "prepend": "\u2581"}]}, None),
+    ],
+)
+def test_a_tokenizer_that_makes_texts_much_longer_is_refused(
+    tmp_path: Path, micro_base: Path, part: str, rules: dict, growth: str | None
+) -> None:
+    file = shutil.copytree(micro_base, tmp_path / "odd") / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: rules}))
+    if growth is None:
+        open_tokenizer(file.parent)
+        return
+    with pytest.raises(UserError, match=rf"tokenizer\.json: the {part} can make a text {growth} times longer"):
+        open_tokenizer(file.parent)
+
+
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:
     micro_model().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="has no tokenizer"):

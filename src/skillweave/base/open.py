@@ -18,7 +18,7 @@ from skillweave.base.folder import check_entries
 from skillweave.base.hub import download
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
-from skillweave.base.tokens import is_panic
+from skillweave.base.tokens import check_growth, is_panic
 from skillweave.errors import UserError, nearest
 from skillweave.files.read import home_path, is_file, is_folder, open_file, read_json, read_text, wide_text
 from skillweave.files.recover import settle
@@ -234,6 +234,7 @@ def _tokenizer(path: Path) -> Any:
             f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
             f"({why})"
         ) from error
+    check_growth(tokenizer, path)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer names no end token; set 'eos_token' in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
