@@ -59,6 +59,16 @@ def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, rel
     assert sorted(os.listdir(delta)) == sorted(os.listdir(bench.delta))
 
 
+def test_a_pack_is_replaced_and_what_lies_beside_it_is_not(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "packs" / "p"
+    command = ["zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out]
+    made(*command)
+    made(*command)
+    (out / "notes.md").write_text("mine")
+    assert "holds 'notes.md', which is no part of a skillpack and would be deleted: move it" in refused(*command)
+    assert (out / "notes.md").read_text() == "mine"
+
+
 def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = "".join(f'{{"prompt": "{number}", "answer": "1"}}\n' for number in range(4))

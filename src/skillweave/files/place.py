@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,8 +198,17 @@ def is_occupied(path: Path) -> bool:
     """Whether the path is a file, or a folder with anything in it besides our hidden entries and ``lost+found``."""
     if not path.is_dir():
         return os.path.lexists(path) and not path.is_symlink()
+    return bool(others_in(path, ()))
+
+
+def others_in(folder: Path, parts: Collection[str]) -> list[str]:
+    """The names in a folder that are not among ``parts``, sorted, without our hidden entries and ``lost+found``."""
     ours = f".{_INSIDE}."
-    return any(name != LOST_AND_FOUND and not name.startswith(ours) for name in os.listdir(path))
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name not in parts and name != LOST_AND_FOUND and not name.startswith(ours)
+    )
 
 
 def is_special(path: str | Path) -> bool:
