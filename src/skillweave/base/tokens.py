@@ -6,12 +6,12 @@ runs, so a tokenizer whose rules make texts many times longer is refused when it
 
 from __future__ import annotations
 
-import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from skillweave.errors import UserError
+from skillweave.files.parse_json import parse_json
 from skillweave.terminal import one_line
 
 MOST_GROWTH = 100
@@ -44,10 +44,11 @@ def check_growth(tokenizer: Any, path: Path) -> None:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     for part in ("normalizer", "decoder"):
         rules = getattr(backend, part, None)
-        growth = 1.0 if rules is None else _growth(json.loads(rules.__getstate__()))
+        where = str(path / "tokenizer.json")
+        growth = 1.0 if rules is None else _growth(parse_json(rules.__getstate__().decode(), where))
         if growth > MOST_GROWTH:
             raise UserError(
-                f"{path / 'tokenizer.json'}: the {part} can make a text {growth:,.0f} times longer, and up to "
+                f"{where}: the {part} can make a text {growth:,.0f} times longer, and up to "
                 f"{MOST_GROWTH} times is allowed: use another tokenizer, or shorten the 'content' of its Replace rules"
             )
 
