@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from pydantic import Field
@@ -23,10 +24,35 @@ class Outer(Config):
     many: dict[str, Inner] = Field(default_factory=dict)
 
 
+class Sized(Config):
+    steps: int = 1
+    share: float = Field(0.5, gt=0)
+    budget: ByteSize | None = None
+    limit: Annotated[int, Field(ge=0)] | None = None
+    flag: bool = False
+    flag_or_count: bool | int = 3
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     return path
+
+
+@pytest.mark.parametrize("number", ["9999999999999999999", f"-{10**30}", "1e400"])
+def test_a_number_that_no_setting_is_as_large_as_is_named(number: str) -> None:
+    with pytest.raises(UserError, match=rf"--set steps={number}: steps: .* \(found "):
+        read_config(Sized, {}, [f"steps={number}"])
+    assert read_config(Sized, {}, ["steps=-123456789012345678"]).steps == -123456789012345678
+
+
+def test_yes_is_no_number(tmp_path: Path) -> None:
+    for key in ("steps", "share", "budget", "limit"):
+        with pytest.raises(UserError, match=rf"c\.yaml: {key}: a number is expected, not true or false"):
+            read_config(Sized, write(tmp_path, f"{key}: yes\n"))
+    with pytest.raises(UserError, match=r"line 2: inner: learning_rate: a number is expected"):
+        read_config(Outer, write(tmp_path, "base: b\ninner: {learning_rate: on}\n"))
+    assert read_config(Sized, write(tmp_path, "flag: on\nflag_or_count: no\n")).flag_or_count is False
 
 
 def test_yaml_then_overrides(tmp_path: Path) -> None:

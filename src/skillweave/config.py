@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_yaml import parse_yaml, yaml_nodes
@@ -20,12 +29,42 @@ from skillweave.files.read import LARGEST_YAML, read_text
 
 
 class Config(BaseModel):
-    """The base class of all settings: unknown keys and numbers that are not finite are errors; values cannot change."""
+    """The base class of all settings: unknown keys and numbers that make no sense are errors; values cannot change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_flags(cls, values: Any) -> Any:
+        # YAML reads yes and on as true, which pydantic would take for the number 1.
+        for name, field in cls.model_fields.items() if isinstance(values, Mapping) else ():
+            if isinstance(values.get(name), bool) and _is_number(field):
+                raise ValueError(f"{name}: a number is expected, not true or false (in YAML also yes, no, on, off)")
+        return values
+
+    @field_validator("*")
+    @classmethod
+    def _check_whole(cls, value: Any) -> Any:
+        if isinstance(value, int) and abs(value) >= _WHOLE:
+            raise ValueError("a whole number of at most 18 digits is expected")
+        return value
+
 
 C = TypeVar("C", bound=Config)
+_WHOLE = 10**18
+"""No setting is this large, and neither random generators nor the cards of artefacts take more than 64 bits."""
+
+
+def _is_number(field: FieldInfo) -> bool:
+    """Whether a setting takes numbers, and neither true nor false."""
+    kinds: set[Any] = set()
+    left: list[Any] = [field.annotation]
+    while left:
+        kind = left.pop()
+        kinds.add(kind)
+        left += get_args(kind)
+    return bool({int, float} & kinds) and not {bool, Any} & kinds
+
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _MOST_BYTES = 2.0**63

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Regex, pre_tokenizers
 
 from helpers.micro import micro_tokenizer
 from skillweave.base import answer_ids, prompt_ids, prompt_text
@@ -27,6 +28,14 @@ def test_half_a_character_in_a_prompt_is_a_user_error(template: str | None) -> N
     """A command-line argument that is not UTF-8 contains such halves."""
     with pytest.raises(UserError, match=r"'\\udcff', half a character .* as character 3: write"):
         prompt_ids(micro_tokenizer(chat_template=template), "hi\udcff")
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] }}"])
+def test_a_text_on_which_the_tokenizers_library_gives_up_is_a_user_error(template: str | None) -> None:
+    tokenizer = micro_tokenizer(chat_template=template)
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a|aa)+$"), "isolated")
+    with pytest.raises(UserError, match=r"cannot turn a text of 61 characters into tokens \(.*: shorten or change"):
+        prompt_ids(tokenizer, "a" * 60 + "b")
 
 
 def test_an_answer_ends_with_the_end_token() -> None:

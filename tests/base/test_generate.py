@@ -140,12 +140,40 @@ def test_a_models_own_defaults_count_where_they_are_asked_for(capsys: pytest.Cap
     assert "not used of the model's generation_config.json: max_time, num_beams" in capsys.readouterr().err
 
 
-def test_a_value_that_cannot_be_used_is_a_users_mistake() -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("top_p", "high", "'high', expected a number from 0 to 1"),
+        ("top_k", 1.0, "1.0, expected a whole number from 0"),
+        ("no_repeat_ngram_size", 1.5, "1.5, expected a whole number from 0"),
+        ("typical_p", 0.0, "0.0, expected a number from 0.01 to 1"),
+        ("bad_words_ids", [[5], [99999]], r"\[\[5\], \[99999\]\], expected lists of token ids from 0 to 101"),
+        ("bad_words_ids", [5], r"\[5\], expected lists of token ids"),
+        ("sequence_bias", [[[5], "x"]], r".*, expected lists of token ids"),
+        ("sequence_bias", {"a": 1.0}, r".*, expected lists of token ids"),
+        ("suppress_tokens", "x", "'x', expected lists of token ids"),
+        ("begin_suppress_tokens", [1.5], r"\[1.5\], expected lists of token ids"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_a_users_mistake(key: str, value: object, shown: str) -> None:
     model, tokenizer = micro_model(), micro_tokenizer()
-    model.generation_config.do_sample, model.generation_config.top_p = True, "high"
-    assert generate(model, tokenizer, ["x"])
-    with pytest.raises(UserError, match=r"generation_config\.json: top_p is 'high', expected a number from 0 to 1"):
-        generate(model, tokenizer, ["x"], Sampling(model_defaults=True))
+    model.generation_config.do_sample = True
+    setattr(model.generation_config, key, value)
+    assert generate(model, tokenizer, ["x"], Sampling(2))
+    with pytest.raises(UserError, match=rf"generation_config\.json: {key} is {shown}"):
+        generate(model, tokenizer, ["x"], Sampling(2, model_defaults=True))
+
+
+def test_rules_about_tokens_and_tiny_temperatures_can_be_used() -> None:
+    model, tokenizer = micro_model(), micro_tokenizer()
+    held = model.generation_config
+    held.do_sample, held.temperature = True, 1e-40
+    greedy = generate(model, tokenizer, PROMPTS, Sampling(5))
+    assert generate(model, tokenizer, PROMPTS, Sampling(5, model_defaults=True)) == greedy
+    assert generate(model, tokenizer, PROMPTS, Sampling(5, 1e-40)) == greedy
+    first = tokenizer(greedy[0][0], add_special_tokens=False)["input_ids"][0]
+    held.bad_words_ids, held.suppress_tokens, held.sequence_bias = [[first]], [], [[[first, 7], -1.5]]
+    assert generate(model, tokenizer, PROMPTS, Sampling(5, model_defaults=True))[0] != greedy[0]
 
 
 def test_a_generation_config_that_transformers_refuses_leaves_its_ends(tmp_path: Path, capsys) -> None:

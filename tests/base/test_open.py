@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,7 @@ def test_open_base_keeps_the_files_dtype_and_fingerprint(micro_base: Path, tmp_p
         ("not-here.gguf", "no model is found"),
         ("owner/model", "hub cannot be reached.*bundled:smollm2"),
         (__file__, "a file, but not a model"),
+        ("x" * 300, r"^x{100}\.\.\. is too long for a path \(300 characters\)"),
     ],
 )
 def test_an_unknown_reference_says_what_there_is(cache: Path, ref: str, message: str) -> None:
@@ -119,6 +121,50 @@ def test_a_key_of_a_tokenizer_cannot_steer_the_terminal(tmp_path: Path, micro_ba
         UserError, match=r"tokenizer_config\.json: the key '\\x1b\]0;owned\\x07' holds control characters"
     ):
         open_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("tokenizer.json", lambda data: data[:500], r"tokenizer\.json, line \d+: not valid JSON"),
+        ("config.json", lambda data: b"\xef\xbb\xbf" + data, r"config\.json begins with a byte order mark"),
+        ("chat_template.jinja", lambda data: b"\xef\xbb\xbf" + data, r"jinja begins with a byte order mark"),
+        ("chat_template.jinja", lambda data: data.decode().encode("utf-16"), r"chat_template\.jinja: not UTF-8 text"),
+        ("chat_template.jinja", lambda data: data + b"\xe9", r"chat_template\.jinja, line 1: not UTF-8 text"),
+    ],
+)
+def test_the_file_that_stops_a_tokenizer_is_named(
+    tmp_path: Path, micro_base: Path, name: str, change: Callable[[bytes], bytes], message: str
+) -> None:
+    file = shutil.copytree(micro_base, tmp_path / "odd") / name
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(UserError, match=message):
+        open_tokenizer(file.parent)
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaa"}
+MARK = {"type": "Replace", "pattern": {"Regex": " |^"}, "content": "\u2581"}
+
+
+@pytest.mark.parametrize(
+    ("part", "rules", "growth"),
+    [
+        ("normalizer", {"type": "Sequence", "normalizers": [REPLACE, {"type": "NFC"}, REPLACE]}, "121"),
+        ("decoder", {"type": "Sequence", "decoders": [{"type": "Fuse"}, {**REPLACE, "content": "a" * 5000}]}, "5,000"),
+        ("normalizer", {**MARK, "content": "a" * 100}, "101"),
+        ("normalizer", {"type": "Sequence", "normalizers": [MARK, {"type": "Prepend", "prepend": "\u2581"}]}, None),
+    ],
+)
+def test_a_tokenizer_that_makes_texts_much_longer_is_refused(
+    tmp_path: Path, micro_base: Path, part: str, rules: dict, growth: str | None
+) -> None:
+    file = shutil.copytree(micro_base, tmp_path / "odd") / "tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), part: rules}))
+    if growth is None:
+        open_tokenizer(file.parent)
+        return
+    with pytest.raises(UserError, match=rf"tokenizer\.json: the {part} can make a text {growth} times longer"):
+        open_tokenizer(file.parent)
 
 
 def test_a_folder_without_tokenizer_is_named(tmp_path: Path) -> None:

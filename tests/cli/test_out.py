@@ -26,8 +26,8 @@ NO_BASE = ["-b", "nowhere", "--delta", "no-delta"]
         ("{here}", "the current folder"),
         ("{here}/../{name}", "the current folder"),
         ("{above}", "the current folder, or above it"),
-        ("x" * 256, "ame too long"),
-        ("sub/" + "x" * 256 + "/p", "ame too long"),
+        ("x" * 256, "too long"),
+        ("sub/" + "x" * 256 + "/p", "too long"),
         ("file/p", "is a file"),
         ("/proc/p", "nothing can be made there"),
         ("loop", "leads back to itself"),
@@ -57,6 +57,35 @@ def test_what_is_read_is_not_written(bench: Bench, tmp_path: Path, out: str, rel
     assert f"{place} {relation} the " in said
     assert "only read" in said
     assert sorted(os.listdir(delta)) == sorted(os.listdir(bench.delta))
+
+
+def test_a_pack_is_replaced_and_what_lies_beside_it_is_not(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "packs" / "p"
+    command = ["zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out]
+    made(*command)
+    made(*command)
+    (out / "notes.md").write_text("mine")
+    assert "holds 'notes.md', which is no part of a skillpack and would be deleted: move it" in refused(*command)
+    assert (out / "notes.md").read_text() == "mine"
+
+
+def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f'{{"prompt": "{number}", "answer": "1"}}\n' for number in range(4))
+    Path("rows.jsonl").write_text(rows)
+    Path("task.yaml").write_text("source: file\npath: rows.jsonl\nsplits: {test: 2, calibration: 0}\n")
+    Path("link").symlink_to("rows.jsonl")
+    for command in (
+        ["generate", bench.base, "--file", "rows.jsonl", "-o", tmp_path / "rows.jsonl"],
+        ["generate", bench.base, "--file", "rows.jsonl", "-o", "link"],
+        ["eval", bench.base, "--task", "task.yaml", "-o", "task.yaml"],
+        ["eval", bench.base, "--task", "task.yaml", "-o", "rows.jsonl"],
+        ["bench", "serve", "http://127.0.0.1:9/v1", "--prompts", "rows.jsonl", "-o", "rows.jsonl"],
+        ["reason", "rows.jsonl", "--model", "m", "--harvest", "rows.jsonl"],
+    ):
+        assert "which this command only reads" in " ".join(refused(*command).split())
+    assert Path("rows.jsonl").read_text() == rows
+    assert "path: rows.jsonl" in Path("task.yaml").read_text()
 
 
 HOLD = """

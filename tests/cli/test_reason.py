@@ -63,6 +63,14 @@ def test_a_run_with_a_server(server: FaultServer, problems: Path, tmp_path: Path
     assert "(0 answered by a model now)" in again.out
 
 
+def test_a_run_that_found_no_server_can_be_tried_again(problems: Path, tmp_path: Path) -> None:
+    command = ["reason", problems, "--model", "http://127.0.0.1:9/v1#m", "-o", tmp_path / "run"]
+    for _ in range(2):
+        ran = run(*command)
+        assert ran.code == 2
+        assert "no server answers there" in ran.err
+
+
 def test_a_server_that_dies_leaves_an_unfinished_run(problems: Path, tmp_path: Path) -> None:
     with fault_server(after=Reply(status=500)) as server:
         ran = run(

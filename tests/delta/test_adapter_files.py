@@ -321,6 +321,39 @@ def test_a_warning_is_said_and_kept(micro_base: Path, adapters: dict[str, Path],
     assert "warning" not in Delta.from_lora(adapters["plain"], micro_base).provenance
 
 
+def _one_layer(tensors: dict) -> dict:
+    return {name: tensor for name, tensor in tensors.items() if ".layers.0." in name}
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        ({}, None, None),
+        ({"target_modules": r".*\.(q_proj|down_proj)"}, _one_layer, None),  # a pattern is not compared
+        ({"layers_to_transform": [0]}, _one_layer, None),
+        (
+            {},
+            _one_layer,
+            "it has no factors for 2 of the 4 layers that target_modules names ('model.layers.1.mlp.down_",
+        ),
+        (
+            {"target_modules": ["q_proj"]},
+            None,
+            "it changes 2 layers that target_modules does not name ('model.layers.0.",
+        ),
+        ({"modules_to_save": ["down_proj"]}, None, "it changes 2 layers that target_modules does not name"),
+    ],
+)
+def test_a_file_that_does_not_fit_its_config_is_said(
+    micro_base: Path, adapters: dict[str, Path], tmp_path: Path, capsys, config: dict, tensors: Any, said: str | None
+) -> None:
+    Delta.from_lora(changed_copy(adapters["plain"], tmp_path / "odd", config, tensors), micro_base)
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        ("does not fit" not in told) if said is None else (f"the file does not fit adapter_config.json: {said}" in told)
+    )
+
+
 # -- a later PEFT ------------------------------------------------------------------------------------------------------
 
 

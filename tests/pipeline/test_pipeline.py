@@ -206,6 +206,9 @@ def test_a_folder_that_is_no_weave_is_not_replaced(config_file: Path, tmp_path: 
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something that is not a weave"):
         build_in(config_file, out)
+    (out / "weave.json").write_text("{}")  # a weave, and something beside it
+    with pytest.raises(UserError, match=r"holds 'thesis\.txt', which is no part of a weave and would be deleted"):
+        build_in(config_file, out)
     assert (out / "thesis.txt").read_text() == "years of work"
 
 

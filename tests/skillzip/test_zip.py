@@ -243,6 +243,16 @@ def test_a_lora_gets_no_more_ranks_than_it_has(base: Base) -> None:
     assert pack.card.entries[name].rank == 4
 
 
+@pytest.mark.parametrize("codec", ["skillzip", "svd", "rtn8", "bitdelta"])
+def test_a_change_that_no_codec_can_write_is_named(base: Base, codec: str) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    huge = Delta({name: torch.full(base.checkpoint.shape(name), 1e30)}, base_fingerprint=base.fingerprint)
+    with pytest.raises(
+        UserError, match=r"the delta of 'model\.layers\.0\.mlp\.up_proj\.weight' holds 1e\+30, and a pack"
+    ):
+        zip_delta(huge, base, None, ZipConfig(budget=100_000, codec=codec), name="t")
+
+
 def test_mistakes_have_their_own_messages(base: Base, delta: Delta) -> None:
     config = ZipConfig(budget=30_000)
     with pytest.raises(UserError, match="belongs on"):

@@ -145,6 +145,7 @@ def test_choose_lays_the_probabilities_end_to_end():
     logits = torch.tensor([[0.5, 0.2, 0.3]]).log()
     for chance, token in ((0.0, 0), (0.49, 0), (0.51, 1), (0.69, 1), (0.71, 2), (0.999999, 2)):
         assert choose(logits, torch.tensor([chance], dtype=torch.float64), 1.0, 1.0).item() == token
+        assert choose(logits, torch.tensor([chance], dtype=torch.float64), 1e-40, 1.0).item() == int(logits.argmax())
     for chance in (0.0, 0.3, 0.6, 0.99):  # 0.5 and 0.3 are the nucleus
         token = choose(logits, torch.tensor([chance], dtype=torch.float64), 1.0, 0.6).item()
         assert token == (0 if chance < 0.5 / 0.8 else 2)

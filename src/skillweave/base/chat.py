@@ -9,6 +9,7 @@ from typing import Any, TypeGuard, cast
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
 from skillweave.base.template import TemplateError, apply_template, template_name
+from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 from skillweave.terminal import one_line
 
@@ -97,7 +98,7 @@ def answer_ids(tokenizer: Any, answer: Answer, prompt: Prompt | None = None) -> 
     """
     text, end = _answer(tokenizer, answer, prompt)
     last = turn_end_id(tokenizer) if end is None else tokenizer.convert_tokens_to_ids(end)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = tokenized(tokenizer, text, add_special_tokens=False)["input_ids"]
     return ids if ids and ids[-1] == last else [*ids, last]
 
 
@@ -145,7 +146,7 @@ def rendered_ids(tokenizer: Any, text: str) -> list[int]:
 
     A second beginning-of-text token is left out.
     """
-    return _one_beginning(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"])
+    return _one_beginning(tokenizer, tokenized(tokenizer, text, add_special_tokens=False)["input_ids"])
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -153,9 +154,9 @@ def plain_ids(tokenizer: Any, text: str) -> list[int]:
 
     Tokens that the tokenizer adds before a text are included; those that it adds after a text are not.
     """
-    whole = tokenizer(text)["input_ids"]
-    bare = tokenizer(text or "x", add_special_tokens=False)["input_ids"]
-    around = whole if text else tokenizer("x")["input_ids"]
+    whole = tokenized(tokenizer, text)["input_ids"]
+    bare = tokenized(tokenizer, text or "x", add_special_tokens=False)["input_ids"]
+    around = whole if text else tokenized(tokenizer, "x")["input_ids"]
     size = len(bare)
     after = next(
         (len(around) - at - size for at in range(len(around) - size + 1) if around[at : at + size] == bare),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +18,24 @@ from skillweave.base.folder import check_entries
 from skillweave.base.hub import download
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
+from skillweave.base.tokens import check_growth, is_panic
 from skillweave.errors import UserError, nearest
-from skillweave.files.read import home_path, is_file, is_folder, read_json
+from skillweave.files.read import home_path, is_file, is_folder, open_file, read_json, read_text, wide_text
 from skillweave.files.recover import settle
 from skillweave.progress import say_once
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 AUTO = "auto"
+_READ_BY_TRANSFORMERS = (
+    "config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "chat_template.jinja",
+)
+"""Text files that transformers opens itself when it opens a tokenizer."""
 _FORMS = (
     "a Hugging Face folder, a hub id (owner/name), a .gguf file or a bundled model "
     f"({', '.join(f'bundled:{name}' for name in BUNDLED)})"
@@ -195,6 +207,7 @@ def as_device(device: str | torch.device | None) -> torch.device:
 def _tokenizer(path: Path) -> Any:
     if path.is_dir():
         check_entries(path)
+    _check_starts(path)
     for file in (path / "tokenizer_config.json", path / "special_tokens_map.json"):
         if file.is_file():
             _check_keys(read_json(file), file)
@@ -209,8 +222,9 @@ def _tokenizer(path: Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except BaseException as error:
         # Two libraries read the files, one of them in Rust, and each raises errors of its own.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
+        _find_damage(path)
         why = (str(error).splitlines() or [type(error).__name__])[0]
         if settings.get("auto_map"):
             why = (
@@ -220,11 +234,32 @@ def _tokenizer(path: Path) -> Any:
             f"{path} has no tokenizer that transformers opens: copy tokenizer.json and tokenizer_config.json into it. "
             f"({why})"
         ) from error
+    check_growth(tokenizer, path)
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer names no end token; set 'eos_token' in tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _check_starts(path: Path) -> None:
+    """Raise :class:`UserError` for a file that transformers would read otherwise than we do, by its first bytes."""
+    for file in filter(is_file, (path / name for name in _READ_BY_TRANSFORMERS)):
+        with open_file(file) as opened:
+            start = opened.read(4)
+        if wide := wide_text(start):
+            raise UserError(f"{file}: {wide}")
+        if start.startswith(codecs.BOM_UTF8):
+            raise UserError(
+                f"{file} begins with a byte order mark, which transformers takes for a part of the text: save the file "
+                f"as UTF-8 without one"
+            )
+
+
+def _find_damage(path: Path) -> None:
+    """Raise :class:`UserError`, with the file and the line, if a file of the tokenizer is not text or not JSON."""
+    for file in filter(is_file, (path / name for name in _READ_BY_TRANSFORMERS)):
+        (read_json if file.suffix == ".json" else read_text)(file)
 
 
 def _check_keys(value: Any, file: Path) -> None:

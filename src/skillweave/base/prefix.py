@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from skillweave.base.chat import rendered
+from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
 
@@ -33,7 +34,7 @@ def opening_ids(tokenizer: Any) -> list[int]:
         return []
     if not opened.startswith(before):
         return []
-    return list(tokenizer(opened[len(before) :], add_special_tokens=False)["input_ids"])
+    return list(tokenized(tokenizer, opened[len(before) :], add_special_tokens=False)["input_ids"])
 
 
 def backbone_tokens(ids: Sequence[int], opening: Sequence[int]) -> int:

@@ -30,7 +30,7 @@ class Voice:
 
     def defaults(self, model: Any) -> dict[str, Any]:
         """Return the defaults of the generation config (:func:`~skillweave.base.defaults.model_defaults`)."""
-        return model_defaults(model, generation=self.generation)
+        return model_defaults(model, generation=self.generation, rows=self.rows)
 
 
 def padding_id(model: Any, tokenizer: Any) -> int:

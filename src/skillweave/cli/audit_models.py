@@ -86,6 +86,7 @@ def pack(
     `skillweave audit pack packs/x -c audit.yaml --reference ref.json -o audits/x`
     """
     from skillweave.pack import Skillpack, is_skillpack
+    from skillweave.pack.stored import PARTS
     from skillweave.weave import is_weave
 
     if not is_skillpack(target):
@@ -97,7 +98,7 @@ def pack(
         )
     if write:
         try:
-            check_folder(target, is_skillpack, "skillpack")
+            check_folder(target, is_skillpack, "skillpack", parts=PARTS)
         except UserError as error:
             raise UserError(f"--write replaces the pack, which cannot be done here: {error}") from error
     loaded = Skillpack.from_pretrained(target)
@@ -140,7 +141,7 @@ def reference(
 
     typed = {"base": base, "prompts": prompts, "refusal": refusal, "out": out}
     job = read_job(ModelAuditConfig, config, typed, overrides)
-    check_file(job.out)
+    check_file(job.out, config, job.settings.prompts)
     audited = audited_base(open_base(job.base, dtype="float32", device=device), job.settings)
     found = collect_reference(audited, targets, job.out)
     rate = 1 / (len(found.checkpoints) + 1)

@@ -67,7 +67,7 @@ def bench_serve(
     if prompts is not None and prompt_tokens is not None:
         raise UserError("--prompts gives the prompts, so --prompt-tokens has no effect: leave one of them out")
     if out is not None:
-        check_file(out)
+        check_file(out, prompts)
     shares = _shares(mix)
     import asyncio
 

@@ -94,7 +94,7 @@ def generate(
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
-        check_file(out)
+        check_file(out, file, tools)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -193,7 +193,7 @@ def eval_(
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
     if out is not None:
-        check_file(out)
+        check_file(out, *task, tools)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -208,11 +208,14 @@ def eval_(
     from skillweave.cli.show import show_rated
     from skillweave.engine import open_engine
     from skillweave.tasks import load_task
+    from skillweave.tasks.spec import FileSpec
 
     repeated = next((one for one in task if task.count(one) > 1), None)
     if repeated is not None:
         raise UserError(f"--task {repeated} is given twice: name each task once")
     tasks = [load_task(one) for one in task]
+    if out is not None:
+        check_file(out, *(file for one in tasks if isinstance(one.spec, FileSpec) for file in one.spec.files))
     for one in tasks:
         one.split(split)  # raises for an empty split, before the model is opened
     few_shot_examples = [Examples.of(one, few_shot, seed) for one in tasks]

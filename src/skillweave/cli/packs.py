@@ -90,6 +90,7 @@ def zip_(
     from skillweave.delta import Delta
     from skillweave.files.recover import drop
     from skillweave.pack import check_name, is_skillpack
+    from skillweave.pack.stored import PARTS
     from skillweave.pipeline.retention import check_settings
     from skillweave.skillzip import ZipConfig, zip_delta
     from skillweave.skillzip.config import check_prefill
@@ -101,7 +102,7 @@ def zip_(
     if lora is None and (revision or subfolder):
         raise UserError("--revision and --subfolder belong to --lora: name an adapter, or leave them out")
     check_apart(out, base=base, tuned=tuned, lora=lora, delta=delta)
-    check_folder(out, is_skillpack, "skillpack")
+    check_folder(out, is_skillpack, "skillpack", parts=PARTS)
     name = name or out.resolve().name
     try:
         check_name(name)

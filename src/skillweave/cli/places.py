@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,15 +43,19 @@ def check_place(out: Path, *, replaced: bool = True) -> Place:
     return place
 
 
-def check_file(out: Path) -> None:
+def check_file(out: Path, *sources: str | Path | None) -> None:
     """Raise :class:`UserError` unless a file can be written to ``out``; an old file is replaced.
 
-    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too.
+    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
+    reads, may be replaced.
     """
     from skillweave.files.place import is_special, stream_of
 
     if stream_of(out) is not None or is_special(out):
         return
+    for source in sources:
+        if source is not None and os.path.realpath(source) == os.path.realpath(out):
+            raise UserError(f"--out {out} is {source}, which this command only reads: choose another place")
     if os.path.isfile(out) and os.access(out, os.W_OK):
         return  # if its folder is not writable, it is overwritten in place
     check_place(out, replaced=False)
@@ -59,16 +63,26 @@ def check_file(out: Path) -> None:
         raise UserError(f"--out {out} is a folder: name a file in it")
 
 
-def check_folder(out: Path, ours: Callable[[Path], bool], kind: str, *, replaced: bool = True) -> None:
+def check_folder(
+    out: Path, ours: Callable[[Path], bool], kind: str, *, parts: Collection[str] | None = None, replaced: bool = True
+) -> None:
     """Claim the folder ``out`` for this command.
 
     ``ours`` says whether a folder is an older result of the same ``kind``. ``replaced`` is True if an older result is
-    replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else.
+    replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else,
+    and if an older result has entries beside its ``parts``, which would be lost.
     """
+    from skillweave.files.place import others_in, place_of
+
     check_place(out, replaced=replaced)
     _claim(out)
     if _occupied(out) and not ours(out):
         raise UserError(f"--out {out} holds something that is not a {kind}: choose another place")
+    if parts is not None and out.is_dir() and (others := others_in(place_of(out).path, parts)):
+        raise UserError(
+            f"--out {out} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
+            "another place"
+        )
 
 
 def check_new_folder(out: Path) -> None:

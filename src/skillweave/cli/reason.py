@@ -98,9 +98,16 @@ def reason(
     if tasks is None or model is None:
         raise UserError("name a file of problems and --model: skillweave reason problems.jsonl --model URL#NAME")
     if harvest is not None:
-        check_file(harvest)
+        check_file(harvest, tasks, config)
     folder = out or Path("runs/reason") / f"{Path(tasks.replace(':', '-')).stem}-{method}"
-    check_folder(folder, lambda place: (place / "run.json").is_file(), "run of `skillweave reason`", replaced=False)
+    # A run whose server could not be reached has no run.json yet.
+    begun = ("run.json", "answers.sqlite")
+    check_folder(
+        folder,
+        lambda place: any((place / name).is_file() for name in begun),
+        "run of `skillweave reason`",
+        replaced=False,
+    )
     from skillweave.cli.show import show_reason
     from skillweave.config import read_config
     from skillweave.reason.budget import parse_budget

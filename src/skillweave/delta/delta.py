@@ -24,6 +24,7 @@ from skillweave.delta.adapter_source import adapter_folder
 from skillweave.delta.adapter_whole import check_token_rows
 from skillweave.delta.carry import Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import compare
+from skillweave.delta.config_values import other_values
 from skillweave.delta.lora import Adapter
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, read_card
 from skillweave.delta.source import GivenTensors, TensorSource
@@ -88,7 +89,8 @@ class Delta:
         A :class:`Base` given as ``base`` stands for its files; given as ``tuned``, for its model in memory. Tensors are
         compared now and computed when they are read, so keep both sides until the delta is saved. Peak memory is that
         of a few copies of the largest tensor. Unchanged tensors are left out. If both sides are folders, the tokenizer
-        and the generation config of the tuned one are carried along where they differ.
+        and the generation config of the tuned one are carried along where they differ. Other values in the tuned
+        config (:mod:`skillweave.delta.config_values`) cause a warning, which is also kept in ``provenance``.
 
         Differences are computed in float32 and stored in ``dtype``. None is the narrower of the two sides' dtypes, so
         bfloat16 on a bfloat16 base; see :func:`skillweave.delta.arithmetic.applied` for how closely :meth:`apply` then
@@ -98,13 +100,17 @@ class Delta:
         ours, base_fingerprint, base_ref = _as_base(base)
         theirs, name = _as_tuned(tuned)
         comparison = compare(ours, theirs, as_dtype(dtype))
+        provenance = {"tuned": name}
+        if warning := other_values(ours, theirs):
+            say_once(f"Warning: {warning}")
+            provenance["warning"] = warning
         folders = [Path(side.where) for side in (ours, theirs)]
         carried = changed_files(*folders) if all(folder.is_dir() for folder in folders) else None
         return cls(
             comparison,
             base_fingerprint=base_fingerprint,
             base_ref=base_ref,
-            provenance={"tuned": name},
+            provenance=provenance,
             carried=carried,
         )
 

@@ -22,12 +22,14 @@ from skillweave.base.safetensors_io import Spec, TensorFiles, read_headers, spec
 from skillweave.delta.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, why_merged
 from skillweave.delta.adapter_names import PREFIX, Names, value_for
 from skillweave.delta.adapter_numbers import check_finite, check_rank
+from skillweave.delta.adapter_targets import other_targets
 from skillweave.delta.adapter_whole import settle_whole
 from skillweave.delta.schema import DeltaCard, TensorEntry, dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.stored import check_entries
 from skillweave.errors import UserError
 from skillweave.files.hashes import sha256_file
+from skillweave.progress import say_once
 
 _FACTORS = {
     ".lora_A.weight": "A",
@@ -77,9 +79,12 @@ class Adapter(TensorSource):
     def on(cls, folder: Path, base: Checkpoint) -> Adapter:
         """The adapter in ``folder`` as a change of ``base``: names, ties and shapes are settled and checked."""
         adapter = cls(folder, Names.of(base), orientation(base))
+        changed = [name.removesuffix(".weight") for name in adapter._pairs]
         adapter._settle_ties(base)
         adapter._set_specs()
         _check_fits(adapter, base)
+        if warning := other_targets(adapter.config, changed, base):
+            say_once(f"Warning: {adapter.file}: {warning}")
         return adapter
 
     @classmethod

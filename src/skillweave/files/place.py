@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from skillweave.errors import UserError
 
 _LONGEST = 100
 """Most bytes of a name that a hidden name repeats. A file system allows 255 bytes in all, some only 143."""
+_SHOWN = 100
 _INSIDE = "skillweave"
 """Replaces the name of the place in hidden entries inside the place."""
 LOST_AND_FOUND = "lost+found"
@@ -56,14 +58,22 @@ class Place:
 
 
 def place_of(path: str | Path) -> Place:
-    """The place behind a path. Raises :class:`UserError` for a loop of links and for a path with a NUL."""
+    """The place behind a path. Raises :class:`UserError` for a loop of links, and for a path that no system takes."""
     try:
         shown, real = Path(path), Path(os.path.realpath(path))
     except ValueError:
         raise UserError(
             f"{str(path)!a:.200} contains a character that no path can have: choose another place"
         ) from None
-    if real.is_symlink():
+    try:
+        is_loop = real.is_symlink()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(
+            f"{str(path)[:_SHOWN]}... is too long for a path ({len(str(path)):,} characters): choose another place"
+        ) from error
+    if is_loop:
         raise UserError(f"{shown} is a link that leads back to itself: choose another place")
     return Place(
         real, shown, inside=real.is_dir() and (is_mount(real) or not os.access(real.parent, os.W_OK | os.X_OK))
@@ -188,8 +198,17 @@ def is_occupied(path: Path) -> bool:
     """Whether the path is a file, or a folder with anything in it besides our hidden entries and ``lost+found``."""
     if not path.is_dir():
         return os.path.lexists(path) and not path.is_symlink()
+    return bool(others_in(path, ()))
+
+
+def others_in(folder: Path, parts: Collection[str]) -> list[str]:
+    """The names in a folder that are not among ``parts``, sorted, without our hidden entries and ``lost+found``."""
     ours = f".{_INSIDE}."
-    return any(name != LOST_AND_FOUND and not name.startswith(ours) for name in os.listdir(path))
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if name not in parts and name != LOST_AND_FOUND and not name.startswith(ours)
+    )
 
 
 def is_special(path: str | Path) -> bool:

@@ -25,6 +25,8 @@ CODED_FILE = "skillpack.coded"
 """The tensor file of a pack that has entropy-coded entries, in place of the other."""
 README_FILE = "README.md"
 """The card for people. No code reads it, so it has no hash, and a copy of a pack gets a new one."""
+PARTS = (CARD_FILE, DATA_FILE, CODED_FILE, README_FILE, "files")
+"""Names of all that a pack's folder may hold."""
 AGAIN = "Copy or make the pack again."
 _REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}

@@ -18,7 +18,7 @@ from skillweave.artefact import atomic_folder
 from skillweave.base.precision import describe
 from skillweave.errors import UserError
 from skillweave.files.lock import claim
-from skillweave.files.place import is_mount, is_occupied, place_of
+from skillweave.files.place import is_mount, is_occupied, others_in, place_of
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
@@ -27,6 +27,10 @@ from skillweave.pipeline.step import BuildStep, run_step
 from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
 from skillweave.weave import is_weave
+from skillweave.weave.card import WEAVE_FILE
+
+_PARTS = (WEAVE_FILE, "packs", "router", "backbone", "plots", "report.json", "report.md", "report.html")
+"""Names of all that a weave and its report may hold."""
 
 
 def build(
@@ -39,7 +43,7 @@ def build(
     - Packs that the audit of weave.yaml holds back are not in the weave; the report names them under ``held_back``.
     - ``before_step`` is called before each step that is worked on, with the step's name (``json_calls/delta``).
 
-    Raises :class:`UserError` if ``out`` holds something that is not a weave, because it would be replaced.
+    Raises :class:`UserError` if ``out`` holds something that is not a weave, or no part of one: it would be replaced.
     """
     work = work_folder(out)
     # Both are claimed for as long as the build takes: another build there would undo its steps.
@@ -47,6 +51,11 @@ def build(
         if not is_weave(out) and is_occupied(place_of(out).path):
             raise UserError(
                 f"{out} holds something that is not a weave, and would be replaced: choose another place with --out"
+            )
+        if out.is_dir() and (others := others_in(place_of(out).path, _PARTS)):
+            raise UserError(
+                f"{out} holds '{others[0]}', which is no part of a weave and would be deleted: move it, or choose "
+                f"another place with --out"
             )
         return _build(config, out, work, command, before_step)
 

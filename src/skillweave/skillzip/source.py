@@ -17,6 +17,9 @@ from skillweave.skillzip.decompositions import DecompositionStore
 from skillweave.skillzip.losses import change
 from skillweave.skillzip.plan import Plan
 
+LARGEST_CHANGE = 10_000.0
+"""The largest number of a matrix that every codec can write: no scale is above 65,504. Weights of models are far below.
+"""
 _MOMENT_BYTES = 2**30
 """Bytes of second moments in memory at a time. If all take more, the calibration set goes through the base again."""
 
@@ -48,12 +51,19 @@ class MatrixSource:
         self._last_stack: tuple[str, torch.Tensor] | None = None
 
     def matrix(self, key: str) -> torch.Tensor:
-        """Return the delta of one matrix, float32 (out, in)."""
+        """Return the delta of one matrix, float32 (out, in). Raises :class:`UserError` if numbers are too large."""
         piece = self.plan.pieces[key]
         if piece.index is not None:
-            return self._stack(piece.tensor).reshape(-1, *piece.shape)[piece.index].float()
-        tensor = change(self._delta, self._base.checkpoint, piece.tensor).float()
-        return tensor.T.contiguous() if piece.transposed else tensor.reshape(piece.shape)
+            matrix = self._stack(piece.tensor).reshape(-1, *piece.shape)[piece.index].float()
+        else:
+            tensor = change(self._delta, self._base.checkpoint, piece.tensor).float()
+            matrix = tensor.T.contiguous() if piece.transposed else tensor.reshape(piece.shape)
+        if (largest := float(matrix.abs().max())) > LARGEST_CHANGE:
+            raise UserError(
+                f"the delta of '{key}' holds {largest:.3g}, and a pack holds changes up to {LARGEST_CHANGE:,.0f}: the "
+                f"training diverged, or this is no fine-tune of the base: zip an earlier one, or name the right base"
+            )
+        return matrix
 
     def moments(self, groups: Sequence[str]) -> dict[str, Moments]:
         """Return the :class:`Moments` of those of the groups that calibration can watch.

@@ -155,6 +155,12 @@ class FileSpec(_Rows):
                 raise ValueError(f"with 'paths' each file is a whole split: remove splits.{sorted(cut)[0]}")
         return self
 
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read."""
+        named = [self.path] if self.paths is None else [self.paths.train, self.paths.test, self.paths.calibration]
+        return [file for file in named if file is not None]
+
 
 class DatasetSpec(_Rows):
     """Rows of a Hugging Face dataset: a folder written by ``save_to_disk``, or a hub id."""

@@ -20,6 +20,7 @@ from skillweave.base.chat import (
 )
 from skillweave.base.ends import control_tokens, turn_end
 from skillweave.base.thoughts import opened_thought
+from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 from skillweave.tools.call import EXPERT, TOOL, Outcome
 from skillweave.tools.toolbox import Toolbox
@@ -154,8 +155,8 @@ class CallFormat:
             lambda found: f"{found[0][0]} {found[0][1:]}", whole[: _CHARACTERS_PER_TOKEN * self.max_tool_tokens]
         )
         # verbose=False: the text is cut here, so nobody needs the warning that it is longer than the model's context.
-        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ends = [end for _, end in encoded.offset_mapping]
+        found = tokenized(self.tokenizer, text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends = [end for _, end in found.offset_mapping]
         if len(text) >= len(whole) and len(ends) <= self.max_tool_tokens:
             return text
         count = min(len(ends), self.max_tool_tokens)
@@ -194,7 +195,7 @@ class CallFormat:
             raise UserError(f"{error}{hint}") from error
 
     def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenized(self.tokenizer, text, add_special_tokens=False)["input_ids"]
 
 
 def _asked_and_called(results: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from skillweave.base.batching import by_length, pad_left, pad_right
+from skillweave.base.defaults import LEAST_TEMPERATURE
 from skillweave.base.ends import stop_tokens
 from skillweave.base.generate import check_scores
 from skillweave.base.voice import padding_id
@@ -191,7 +192,7 @@ def choose(logits: Tensor, chance: Tensor, temperature: float, top_p: float, top
     if 0 < top_k < logits.shape[-1]:
         least = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    probabilities = (logits / temperature).softmax(dim=-1)
+    probabilities = (logits / max(temperature, LEAST_TEMPERATURE)).softmax(dim=-1)
     if top_p < 1:
         ordered, index = probabilities.sort(dim=-1, descending=True)
         beyond = ordered.cumsum(dim=-1) - ordered >= top_p  # the token that reaches top_p is still included

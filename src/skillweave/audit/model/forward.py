@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from skillweave.base.batching import IGNORED, TokenRow, by_length, pad_left, padded
+from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
 
 def continuation_rows(tokenizer: Any, encoded: Sequence[Sequence[int]], texts: Sequence[str]) -> list[TokenRow]:
     """Return (prompt, continuation) token ids; the continuation may be the beginning of an answer, without an end."""
     return [
-        (list(ids), list(tokenizer(text, add_special_tokens=False)["input_ids"]))
+        (list(ids), list(tokenized(tokenizer, text, add_special_tokens=False)["input_ids"]))
         for ids, text in zip(encoded, texts, strict=True)
     ]
 

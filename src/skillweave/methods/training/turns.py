@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from skillweave.base.chat import Prompt, as_messages, prompt_ids, prompt_text, rendered, tools_of
 from skillweave.base.ends import without_end
+from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
 Turns = Literal["last", "all"]
@@ -32,10 +33,10 @@ def turn_labels(tokenizer: Any, prompt: Prompt) -> list[int]:
             "turns: last"
         )
     text = prompt_text(tokenizer, prompt)
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    found = tokenized(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
     labels = [
         token if any(_within(offsets, span) for span in spans) else -100
-        for token, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        for token, offsets in zip(found["input_ids"], found["offset_mapping"], strict=True)
     ]
     return labels[len(labels) - len(ids) :]  # prompt_ids leaves out a second beginning-of-text token
 

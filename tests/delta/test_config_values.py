@@ -1,0 +1,59 @@
+"""What a tuned model's config says otherwise than its base's: a delta loses it, so it is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import LlamaConfig, PreTrainedConfig
+
+from helpers.tuned import save_tuned
+from skillweave.delta import Delta
+from skillweave.delta.config_values import other_values
+
+
+def test_values_that_a_delta_cannot_hold_are_said_and_kept(micro_base: Path, tmp_path: Path, capsys) -> None:
+    tuned = save_tuned(micro_base, tmp_path / "tuned")
+    assert "warning" not in Delta.between(micro_base, tuned).provenance
+    config = json.loads((tuned / "config.json").read_text())
+    rope = {"rope_type": "default", "rope_theta": 500000.0}
+    (tuned / "config.json").write_text(json.dumps({**config, "rope_parameters": rope, "max_position_embeddings": 4096}))
+    delta = Delta.between(micro_base, tuned)
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"Warning: The config of {tuned} is not that of {micro_base}: max_position_embeddings is 4096 (base: " in said
+    )
+    assert "'rope_theta': 500000.0" in delta.provenance["warning"]
+    # What the warning advises.
+    own = shutil.copytree(micro_base, tmp_path / "own")
+    shutil.copy(tuned / "config.json", own / "config.json")
+    assert "warning" not in Delta.between(own, tuned).provenance
+
+
+class _Nested(PreTrainedConfig):
+    """A config with another inside."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model_type": "nested", "text_config": LlamaConfig(rms_norm_eps=1e-3).to_dict()}
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned", "said"),
+    [
+        (LlamaConfig(), LlamaConfig(hidden_act="gelu"), "hidden_act is 'gelu' (base: 'silu')."),
+        (LlamaConfig(), LlamaConfig(attention_dropout=0.1, use_cache=False, eos_token_id=7, dtype="bfloat16"), None),
+        (LlamaConfig(), LlamaConfig(trainers_own_note=3), None),
+        (LlamaConfig(pad_token_id=0), LlamaConfig(num_key_value_heads=32, initializer_range=0.1), None),
+        (SimpleNamespace(to_dict=lambda: {"text_config": LlamaConfig().to_dict()}), _Nested(), "text_config.rms_norm"),
+        (None, LlamaConfig(), None),
+    ],
+)
+def test_what_answers_depend_on(base: Any, tuned: Any, said: str | None) -> None:
+    warning = other_values(
+        *(SimpleNamespace(config=config, where=where) for config, where in ((base, "B"), (tuned, "T")))
+    )
+    assert (warning is None) if said is None else (said in str(warning))
