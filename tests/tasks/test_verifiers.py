@@ -162,6 +162,22 @@ def test_extract_code_takes_the_first_block() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("```python\ndef f():\n    return 1```\nIt returns 1.", "def f():\n    return 1\n"),
+        ("```python\nf = 1 ```\n```\n5\n```", "f = 1 \n"),
+        # What is not the end of a program does not close its block.
+        ('```python\nf = """\na```\n"""\n```', 'f = """\na```\n"""\n'),
+        ("```python\n# ends with ```\nf = 1\n```", "# ends with ```\nf = 1\n"),
+        ("```python\nf = 1\n```\nUse it:\n```python\nfrom solution import f\nprint(f)\n```", "f = 1\n"),
+        ("```python\nx = 1\n```\n```python\nfrom math import gcd as f\n```", "from math import gcd as f\n"),
+    ],
+)
+def test_where_a_program_ends_and_which_block_is_it(answer: str, program: str) -> None:
+    assert extract_code(answer, frozenset({"f"})) == program
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("exact", {"casfold": True}, "casefold"),
