@@ -23,7 +23,7 @@ from skillweave.tasks.verifiers import (
 HOSTILE = [
     *("", " ", "\x00", "\ud800", "nan", "NaN", "inf", "-", "\N{MINUS SIGN}", "\N{ARABIC-INDIC DIGIT THREE}", '"', "\\"),
     *("```", "```python\n", "1e999999999999999999999", '{"a":' * 3000, "[" * 100_000, "{" * 5000, "(" * 5000),
-    *("9" * 100_000, "a" * 200_000),
+    *("9" * 100_000, "a" * 200_000, "1 m\\sqrt{2}"),
 ]
 GOLD = {"exact": "7", "numeric": "7", "math": "7", "json": "[7]", "regex": "7", "code": ["assert False"]}
 
