@@ -26,6 +26,7 @@ Arguments = Callable[[Bench], list[object]]
 SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # models and devices
     ("no model", lambda b: ["generate", "nowhere", "x"], "no model is found at 'nowhere'"),
+    ("a pack", lambda b: ["tasks", "check", b.task, "-b", b.pack], "is a skillpack, not a model: name the base it was"),
     ("no base", lambda b: ["zip", "-b", "nowhere", "--delta", b.delta, "-o", "z"], "no model is found at 'nowhere'"),
     ("no tuned", lambda b: ["zip", "-b", b.base, "--tuned", "no-tuned", "-o", "z"], "no model is found at 'no-tuned'"),
     ("bundled", lambda b: ["generate", "bundled:smollm", "x"], "did you mean 'smollm2'?"),
@@ -112,6 +113,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # prompts
     ("none", lambda b: ["generate", b.base], "there is no prompt: .* Give the prompt after it"),
     ("both", lambda b: ["generate", b.base, "x", "--file", "f.txt"], "with --file, and not both"),
+    ("empty", lambda b: ["generate", b.base, " "], "the prompt is empty: give a text to answer"),
     ("long", lambda b: ["generate", b.pack, "x" * 300], "prompt 1 has 303 tokens; the model's context is 256"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.txt"], "no.txt does not exist: name a text file"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.jsonl"], "no.jsonl does not exist"),

@@ -92,7 +92,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """The content of ``config.json`` in a folder. Raises :class:`UserError` if it is not a model's."""
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(_what_it_is(folder))
+        raise UserError(what_it_is(folder))
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}. Download the folder again.")
@@ -177,7 +177,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return {tensor: folder / name for tensor, name in shards.items()}
 
 
-def _what_it_is(folder: Path) -> str:
+def what_it_is(folder: Path) -> str:
     """An error message that says what a folder without config.json is instead of a model."""
     if not folder.is_dir():
         return f"{folder} is not a folder: name a Hugging Face folder (config.json and safetensors)"
@@ -188,7 +188,7 @@ def _what_it_is(folder: Path) -> str:
             f"{folder} is a PEFT adapter, not a model: name its base{f' ({one_line(base)})' if base else ''} here. "
             f"`skillweave zip --lora` makes a pack of the adapter, Delta.from_lora(folder, base) a delta."
         )
-    for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack")):
+    for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack"), ("weave.json", "a weave")):
         if (folder / name).is_file():
             return f"{folder} is {kind}, not a model: name the base it was made from"
     if ggufs := sorted(folder.glob("*.gguf")):
