@@ -157,6 +157,10 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
             f"is not opened. Convert it where you trust it: "
             f"AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new)."
         )
+    if (folder / "delta" / "delta.json").is_file():
+        raise UserError(
+            f"{folder} is the work folder of a training, not a model: its result is the delta {folder / 'delta'}"
+        )
     raise UserError(f"{folder} has a config.json and no {SINGLE}: the weights are missing. Download the folder again.")
 
 
@@ -190,7 +194,8 @@ def what_it_is(folder: Path) -> str:
         )
     for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack"), ("weave.json", "a weave")):
         if (folder / name).is_file():
-            return f"{folder} is {kind}, not a model: name the base it was made from"
+            taken = " (`skillweave zip --delta` makes a pack of a delta)" if name == "delta.json" else ""
+            return f"{folder} is {kind}, not a model: name the base it was made from{taken}"
     if ggufs := sorted(folder.glob("*.gguf")):
         return f"{folder} has no config.json: name the GGUF file itself, {ggufs[0]}"
     return f"{folder} has no config.json: name a Hugging Face folder (config.json and safetensors)"
