@@ -144,6 +144,25 @@ def test_a_mistake_is_told_in_one_message_and_leaves_nothing(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["generate", "no-model", "--file", "in.jsonl"],
+        ["eval", "no-model", "-t", "builtin:steps", "-t", "in.jsonl"],
+        ["bench", "serve", "http://127.0.0.1:1/v1", "--prompts", "in.jsonl"],
+        ["audit", "drop", "in.jsonl", "--audit", "no-audit"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_a_command_reads_is_not_replaced_by_its_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    assert "which this command only reads" in refused(*command, "--out", "./in.jsonl")
+    assert Path("in.jsonl").read_text() == '{"prompt": "a", "answer": "b"}\n'
+
+
 def test_a_key_in_a_file_is_named_with_its_line(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "zip.yaml"
     file.write_text("# how\nbits: 4\nrotat: false\n")

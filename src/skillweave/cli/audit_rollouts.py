@@ -124,6 +124,7 @@ def drop(
 
     if stream_of(out) is not None or is_special(out):
         raise UserError(f"--out {out}: name a file, beside which OUT.dropped.jsonl is written")
+    check_apart(out, replaced=False, data=data)
     check_file(out)
     for folder in audit:
         check_apart(out, replaced=False, audit=folder)

@@ -11,7 +11,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
-from skillweave.cli.places import check_file
+from skillweave.cli.places import check_apart, check_file
 from skillweave.cli.tools import TOOLS, open_tools
 from skillweave.errors import UserError
 
@@ -96,6 +96,7 @@ def generate(
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
+        check_apart(out, replaced=False, prompts=file)
         check_file(out)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
@@ -195,6 +196,8 @@ def eval_(
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
     if out is not None:
+        for source in task:
+            check_apart(out, replaced=False, task=source)
         check_file(out)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
