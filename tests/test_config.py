@@ -72,6 +72,7 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
             r"line 3: unknown key 'inner\.learning_rat'; did you mean 'learning_rate'",
         ),
         ("base: b\nmany:\n  x:\n    lr: 1\n", r"line 4: unknown key 'many\.x\.lr'; known: learning_rate"),
+        ("base: b\nlearning_rate: 1\n", r"line 2: unknown key 'learning_rate'; did you mean 'inner\.learning_rate'\?"),
         ("bas: b\n", r"unknown key 'bas'; did you mean 'base'"),
         ("ratio: 1/2\n", r"the key 'base' is missing"),
         ("base: b\ninner:\n  learning_rate: -1\n", r"line 3: inner\.learning_rate: .*greater than 0 \(found -1\)"),

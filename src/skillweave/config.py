@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -169,7 +169,9 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         place = f"--set {override}" if override else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             known = _fields_at(cls, path[:-1])
-            lines.append(f"{place}: unknown key '{key}'; {nearest(path[-1], known)}")
+            deeper = _places_below(cls, path[:-1], path[-1])
+            hint = f"did you mean {' or '.join(map(repr, deeper))}?" if deeper else nearest(path[-1], known)
+            lines.append(f"{place}: unknown key '{key}'; {hint}")
         elif problem["type"] == "missing":
             lines.append(f"{place}: the key '{key}' is missing")
         else:
@@ -182,6 +184,23 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
 
 def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
     """The field names of the class at ``path`` (field names, mapping keys and indices) below ``cls``."""
+    return {name for model in _models_at(cls, path) for name in model.model_fields}
+
+
+def _places_below(cls: type[BaseModel], path: Sequence[str], name: str) -> list[str]:
+    """The keys of settings called ``name`` one level below ``path``: people often leave that level out."""
+    return sorted(
+        {
+            ".".join([*path, group, name])
+            for model in _models_at(cls, path)
+            for group, field in model.model_fields.items()
+            if get_origin(field.annotation) not in (dict, list, tuple)
+            and any(name in inner.model_fields for inner in _models_in(field.annotation))
+        }
+    )
+
+
+def _models_at(cls: type[BaseModel], path: Sequence[str]) -> list[type[BaseModel]]:
     models = [cls]
     for part in path:
         models = [
@@ -189,7 +208,7 @@ def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:
             for model in models
             for inner in (_models_in(model.model_fields[part].annotation) if part in model.model_fields else [model])
         ]
-    return {name for model in models for name in model.model_fields}
+    return models
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

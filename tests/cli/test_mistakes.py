@@ -26,6 +26,7 @@ Arguments = Callable[[Bench], list[object]]
 SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # models and devices
     ("no model", lambda b: ["generate", "nowhere", "x"], "no model is found at 'nowhere'"),
+    ("a pack", lambda b: ["tasks", "check", b.task, "-b", b.pack], "is a skillpack, not a model: name the base it was"),
     ("no base", lambda b: ["zip", "-b", "nowhere", "--delta", b.delta, "-o", "z"], "no model is found at 'nowhere'"),
     ("no tuned", lambda b: ["zip", "-b", b.base, "--tuned", "no-tuned", "-o", "z"], "no model is found at 'no-tuned'"),
     ("bundled", lambda b: ["generate", "bundled:smollm", "x"], "did you mean 'smollm2'?"),
@@ -54,6 +55,9 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("nothing", lambda b: ["zip", "-b", b.base, "-o", "z"], "one of --tuned MODEL, --lora ADAPTER and --delta FOLDER"),
     ("two", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.base, "--delta", b.delta], "give one of --tuned"),
     ("no delta", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.base], "has no delta.json"),
+    ("a run", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.folder / "run"], "delta of this run is .*/delta"),
+    ("a run", lambda b: ["generate", b.folder / "run", "x"], "work folder of a training, .* delta .*/run/delta"),
+    ("tuned", lambda b: ["zip", "-b", b.base, "-o", "z", "--tuned", b.delta], "is a delta, not a model: .*zip --delta"),
     ("no such adapter", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", "adaptr"],
      "no adapter is found at 'adaptr'"),
     ("a revision of a folder", lambda b: ["zip", "-b", b.base, "-o", "z", "--lora", b.adapter, "--revision", "v2"],
@@ -112,6 +116,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     # prompts
     ("none", lambda b: ["generate", b.base], "there is no prompt: .* Give the prompt after it"),
     ("both", lambda b: ["generate", b.base, "x", "--file", "f.txt"], "with --file, and not both"),
+    ("empty", lambda b: ["generate", b.base, " "], "the prompt is empty: give a text to answer"),
     ("long", lambda b: ["generate", b.pack, "x" * 300], "prompt 1 has 303 tokens; the model's context is 256"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.txt"], "no.txt does not exist: name a text file"),
     ("no file", lambda b: ["generate", b.base, "--file", "no.jsonl"], "no.jsonl does not exist"),

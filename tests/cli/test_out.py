@@ -82,6 +82,7 @@ def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monke
         ["eval", bench.base, "--task", "task.yaml", "-o", "rows.jsonl"],
         ["bench", "serve", "http://127.0.0.1:9/v1", "--prompts", "rows.jsonl", "-o", "rows.jsonl"],
         ["reason", "rows.jsonl", "--model", "m", "--harvest", "rows.jsonl"],
+        ["audit", "drop", "rows.jsonl", "--audit", "no-audit", "-o", "rows.jsonl"],
     ):
         assert "which this command only reads" in " ".join(refused(*command).split())
     assert Path("rows.jsonl").read_text() == rows

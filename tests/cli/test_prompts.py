@@ -45,6 +45,7 @@ def test_the_tools_of_a_row_come_with_its_prompt(tmp_path: Path) -> None:
         ({"messages": [{"role": "User", "content": "x"}]}, "unknown role 'User'; did you mean 'user'"),
         ({"messages": [ASKED, {"role": "assistant", "content": "x"}]}, "the last message is the assistant's"),
         ({"prompt": 5}, "line 1: 5 is no prompt"),
+        ({"prompt": " "}, "line 1: the prompt is empty"),
     ],
 )
 def test_what_is_no_prompt_is_refused_by_its_line(tmp_path: Path, row: object, said: str) -> None:

@@ -190,6 +190,12 @@ def test_scripts_of_other_pages_cannot_send_plain_text(kind: str | None) -> None
     assert (response.status, response.error["code"]) == (400, "invalid_content_type")
 
 
+def test_a_compressed_body_is_told_to_come_as_it_is() -> None:
+    response = asked(GUARD, headers=[JSON, ("Content-Encoding", "gzip")], chunks=[b"\x1f\x8b"])
+    assert (response.status, response.error["code"]) == (400, "invalid_header")
+    assert "send the body as it is" in response.error["message"]
+
+
 def test_deep_and_large_bodies_do_not_end_the_server() -> None:
     guard = BodyGuard(echo, largest=2**20, seconds=5)
     for body in (b"[" * 2**20, b'{"a":' * 2**17, b"[" * 2**19 + b"]" * 2**19, b"9" * 2**19):

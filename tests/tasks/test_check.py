@@ -12,6 +12,11 @@ from skillweave.errors import UserError
 from skillweave.tasks import Task, load_task
 from skillweave.tasks.check import Lengths, check_task, summary
 
+OPENS_THOUGHT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}<end>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant><think>{% endif %}"
+)
+
 
 def task_of(path: Path, rows: list[dict], **more) -> Task:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -47,6 +52,16 @@ def test_rows_that_are_all_too_long_are_a_problem(tmp_path: Path) -> None:
     report = check_task(task_of(tmp_path / "a.jsonl", rows(5)), micro_tokenizer(), max_length=4)
     assert report.problems == ["every row is longer than 4 tokens: nothing can be learnt from the task"]
     assert summary(report)[-1].startswith("warning: every row")
+
+
+def test_a_thought_that_would_be_opened_twice_is_a_problem(tmp_path: Path) -> None:
+    opens = micro_tokenizer(OPENS_THOUGHT)
+    for answer, count in (("<think>b</think>a", 3), ("b</think>a", 0), ("a", 0)):
+        task = task_of(tmp_path / "a.jsonl", [{"prompt": "x" * at, "answer": answer} for at in (1, 2, 3)])
+        problems = check_task(task, opens).problems
+        assert len(problems) == bool(count)
+        assert all(f"{count} of 3 gold answers begin with '<think>'" in problem for problem in problems)
+        assert check_task(task, micro_tokenizer()).problems == []
 
 
 def test_repeats_and_several_answers_are_counted(tmp_path: Path) -> None:

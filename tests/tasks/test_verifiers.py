@@ -23,7 +23,7 @@ from skillweave.tasks.verifiers import (
 HOSTILE = [
     *("", " ", "\x00", "\ud800", "nan", "NaN", "inf", "-", "\N{MINUS SIGN}", "\N{ARABIC-INDIC DIGIT THREE}", '"', "\\"),
     *("```", "```python\n", "1e999999999999999999999", '{"a":' * 3000, "[" * 100_000, "{" * 5000, "(" * 5000),
-    *("9" * 100_000, "a" * 200_000),
+    *("9" * 100_000, "a" * 200_000, "1 m\\sqrt{2}"),
 ]
 GOLD = {"exact": "7", "numeric": "7", "math": "7", "json": "[7]", "regex": "7", "code": ["assert False"]}
 
@@ -159,6 +159,22 @@ def test_code_that_prints() -> None:
 def test_extract_code_takes_the_first_block() -> None:
     assert extract_code("a\n```py\nx = 1\n```\n```\ny\n```") == "x = 1\n"
     assert extract_code("x = 1") == "x = 1"
+
+
+@pytest.mark.parametrize(
+    ("answer", "program"),
+    [
+        ("```python\ndef f():\n    return 1```\nIt returns 1.", "def f():\n    return 1\n"),
+        ("```python\nf = 1 ```\n```\n5\n```", "f = 1 \n"),
+        # What is not the end of a program does not close its block.
+        ('```python\nf = """\na```\n"""\n```', 'f = """\na```\n"""\n'),
+        ("```python\n# ends with ```\nf = 1\n```", "# ends with ```\nf = 1\n"),
+        ("```python\nf = 1\n```\nUse it:\n```python\nfrom solution import f\nprint(f)\n```", "f = 1\n"),
+        ("```python\nx = 1\n```\n```python\nfrom math import gcd as f\n```", "from math import gcd as f\n"),
+    ],
+)
+def test_where_a_program_ends_and_which_block_is_it(answer: str, program: str) -> None:
+    assert extract_code(answer, frozenset({"f"})) == program
 
 
 @pytest.mark.parametrize(

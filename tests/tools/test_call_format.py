@@ -172,9 +172,17 @@ def test_the_bundled_template_ends_as_its_tokenizer_does(smollm2: Any) -> None:
 
 def test_a_template_that_refuses_the_system_role_is_told_of_with_the_way_out() -> None:
     tokenizer = micro_tokenizer(TWO_ROLES.replace(", 'system'", ""))
-    with pytest.raises(UserError, match=r"roles system, user: no such role; .* set instruction: ''"):
+    with pytest.raises(
+        UserError, match=r"roles system, user: no such role.* beginning of the user's .* set instruction: ''"
+    ):
         CallFormat(tokenizer, BOX).prompt_ids("hi")
     assert CallFormat(tokenizer, BOX, instruction="").prompt_ids("hi")
+
+
+def test_a_template_that_changes_what_the_assistant_said_is_told_of() -> None:
+    changed = micro_tokenizer(TWO_ROLES.replace("m['content']", "m['content']|upper"))
+    with pytest.raises(UserError, match="writes what the assistant said as it is"):
+        CallFormat(changed, BOX).result_ids([Outcome("4")])
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:

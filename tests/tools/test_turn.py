@@ -203,6 +203,18 @@ def test_no_arguments_without_json(text: str) -> None:
         ("<tool_call><function=f><parameter=x>1</function></tool_call>", "</parameter> is missing"),
         ("<tool_call><function=f><parameter=x>1</parameter> and", "</function> is missing"),
         ("<tool_call>f<arg_key>x</arg_key>1</tool_call>", "</arg_value> is missing"),
+        # Which of the two is meant would be a guess.
+        ('<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>', "the key 'name' appears twice"),
+        ("<tool_call>{'name': 'f', 'arguments': {'x': 1, 'x': 2}}</tool_call>", "no valid JSON"),
+        (
+            "<tool_call><function=f><parameter=x>1</parameter><parameter=x>2</parameter></function></tool_call>",
+            "'x' appears twice",
+        ),
+        (f"<tool_call>f{2 * '<arg_key>x</arg_key><arg_value>1</arg_value>'}</tool_call>", "'x' appears twice"),
+        # A server could not pass these on as JSON.
+        ('<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>', "NaN is not a number"),
+        ('<tool_call>{"name": "f", "arguments": {"x": [-1e999]}}</tool_call>', "-1e999 is not a number"),
+        ('<tool_call>{"name": "f", "arguments": {"x": "\\ud83d"}}</tool_call>', "half a character"),
     ],
 )
 def test_what_cannot_be_read_is_malformed_and_says_why(text: str, said: str) -> None:

@@ -138,6 +138,9 @@ def rendered(
         roles = ", ".join(str(message.get("role")) for message in messages[:_SHOWN])
         more = f" and {len(messages) - _SHOWN:,} more" if len(messages) > _SHOWN else ""
         what = f"refuses messages of the roles {roles}{more}: {one_line(error, _LONGEST_REASON)}"
+        others = [message for message in as_objects if message.get("role") != "system"]
+        if len(others) < len(as_objects) and _is_accepted(tokenizer, others, tools, to_answer=to_answer):
+            what += ". It takes no system message: write that text at the beginning of the user's message"
         raise TemplateError(tokenizer, what, error) from error
 
 
@@ -223,6 +226,15 @@ def check_complete(tokenizer: Any, messages: Sequence[Message], tools: Sequence[
                 f"does not write {part}: the model would not see them. Use a base whose template does, or give the "
                 "model such a template",
             )
+
+
+def _is_accepted(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, *, to_answer: bool) -> bool:
+    """Return whether the template writes these messages."""
+    try:
+        apply_template(tokenizer, messages, tools=tools, to_answer=to_answer)
+    except (UserError, *TEMPLATE_ERRORS):
+        return False
+    return True
 
 
 def _is_rendered(

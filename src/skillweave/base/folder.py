@@ -92,7 +92,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """The content of ``config.json`` in a folder. Raises :class:`UserError` if it is not a model's."""
     path = folder / CONFIG
     if not path.is_file():
-        raise UserError(_what_it_is(folder))
+        raise UserError(what_it_is(folder))
     config = read_json(path)
     if not isinstance(config, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(config).__name__}. Download the folder again.")
@@ -157,6 +157,10 @@ def _weights(folder: Path) -> tuple[tuple[Path, ...], dict[str, Path]]:
             f"is not opened. Convert it where you trust it: "
             f"AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new)."
         )
+    if (folder / "delta" / "delta.json").is_file():
+        raise UserError(
+            f"{folder} is the work folder of a training, not a model: its result is the delta {folder / 'delta'}"
+        )
     raise UserError(f"{folder} has a config.json and no {SINGLE}: the weights are missing. Download the folder again.")
 
 
@@ -177,7 +181,7 @@ def _read_index(folder: Path) -> dict[str, Path]:
     return {tensor: folder / name for tensor, name in shards.items()}
 
 
-def _what_it_is(folder: Path) -> str:
+def what_it_is(folder: Path) -> str:
     """An error message that says what a folder without config.json is instead of a model."""
     if not folder.is_dir():
         return f"{folder} is not a folder: name a Hugging Face folder (config.json and safetensors)"
@@ -188,9 +192,10 @@ def _what_it_is(folder: Path) -> str:
             f"{folder} is a PEFT adapter, not a model: name its base{f' ({one_line(base)})' if base else ''} here. "
             f"`skillweave zip --lora` makes a pack of the adapter, Delta.from_lora(folder, base) a delta."
         )
-    for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack")):
+    for name, kind in (("delta.json", "a delta"), ("skillpack.json", "a skillpack"), ("weave.json", "a weave")):
         if (folder / name).is_file():
-            return f"{folder} is {kind}, not a model: name the base it was made from"
+            taken = " (`skillweave zip --delta` makes a pack of a delta)" if name == "delta.json" else ""
+            return f"{folder} is {kind}, not a model: name the base it was made from{taken}"
     if ggufs := sorted(folder.glob("*.gguf")):
         return f"{folder} has no config.json: name the GGUF file itself, {ggufs[0]}"
     return f"{folder} has no config.json: name a Hugging Face folder (config.json and safetensors)"

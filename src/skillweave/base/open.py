@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
-from skillweave.base.folder import check_entries
+from skillweave.base.folder import CONFIG, check_entries, what_it_is
 from skillweave.base.hub import download
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
@@ -224,6 +224,8 @@ def _tokenizer(path: Path) -> Any:
         # Two libraries read the files, one of them in Rust, and each raises errors of its own.
         if not isinstance(error, Exception) and not is_panic(error):
             raise
+        if not any((path / name).is_file() for name in (CONFIG, "tokenizer.json", config_file.name)):
+            raise UserError(what_it_is(path)) from error
         _find_damage(path)
         why = (str(error).splitlines() or [type(error).__name__])[0]
         if settings.get("auto_map"):

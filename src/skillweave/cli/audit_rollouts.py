@@ -124,7 +124,7 @@ def drop(
 
     if stream_of(out) is not None or is_special(out):
         raise UserError(f"--out {out}: name a file, beside which OUT.dropped.jsonl is written")
-    check_file(out)
+    check_file(out, data)
     for folder in audit:
         check_apart(out, replaced=False, audit=folder)
     from skillweave.audit.repair.drop import drop as leave_out

@@ -91,6 +91,8 @@ def generate(
         )
     if prompt is not None and file is not None:
         raise UserError("give one prompt, or a file of prompts with --file, and not both")
+    if prompt is not None and not prompt.strip():
+        raise UserError("the prompt is empty: give a text to answer (a shell variable that is not set is empty too)")
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")

@@ -48,6 +48,8 @@ def _prompt_of(row: Any, where: str) -> tuple[Prompt, str | None]:
             raise UserError(
                 f"{where}: the last message is the assistant's: end with the message that is to be answered"
             )
+    elif not prompt.strip():
+        raise UserError(f"{where}: the prompt is empty: give it a text, or remove the row")
     pack = row.get("pack")
     if pack is not None and not isinstance(pack, str):
         raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")

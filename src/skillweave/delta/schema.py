@@ -98,6 +98,8 @@ def read_card(folder: Path) -> DeltaCard:
         hint = (
             f"it is a PEFT adapter without a fingerprint: open it with Delta.from_lora('{folder}', base)"
             if (folder / "adapter_config.json").is_file()
+            else f"the delta of this run is {folder / 'delta'}"
+            if (folder / "delta" / DELTA_FILE).is_file()
             else "name the folder that a delta was saved in"
         )
         raise UserError(f"{folder} has no {DELTA_FILE}; {hint}")

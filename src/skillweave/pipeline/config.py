@@ -44,7 +44,10 @@ class SkillConfig(Config):
                 f"{UNLEARNING} takes knowledge out of the base and makes no skill: write its settings under "
                 "`unlearn:`, beside `skills:`, and every skill inherits it"
             )
-        return method
+        try:
+            return get_method(method).name
+        except UserError as error:
+            raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -156,10 +159,7 @@ class WeaveConfig(Config):
         chosen = self.skills[skill]
         method = get_method(chosen.method)
         values = {"task": chosen.task.model_dump(mode="json"), "seed": self.seed, **chosen.settings}
-        try:
-            return read_config(method.config, values)
-        except UserError as error:
-            raise UserError(f"skills.{skill}.settings: {error}") from error
+        return read_config(method.config, values, called=f"skills.{skill}.settings")
 
     def tool_use(self, skill: str) -> ToolUse | None:
         """The tool settings of a skill, from its method's settings or its own ``tools``; None if it uses no tools."""
@@ -200,8 +200,11 @@ def _without_limit(place: str, settings: Any) -> None:
 def read_weave_config(source: str, overrides: list[str] | None = None) -> WeaveConfig:
     """The settings of ``weave.yaml``, all checked before any work begins, also those of every method."""
     config = read_config(WeaveConfig, source, overrides or [])
-    for skill in config.skills:
-        if config.skills[skill].pack is None:
-            config.method_config(skill)
-            config.zip_config(skill)
+    try:
+        for skill in config.skills:
+            if config.skills[skill].pack is None:
+                config.method_config(skill)
+                config.zip_config(skill)
+    except UserError as error:
+        raise UserError(f"{source}{', with --set' if overrides else ''}: {error}") from error
     return config

@@ -178,6 +178,11 @@ class BodyGuard:
         if len(body) > self._largest:
             raise self._too_large()
         _check_type(_header(scope, b"content-type"))
+        packed = (_header(scope, b"content-encoding") or b"").decode("latin-1").strip()
+        if packed.lower() not in ("", "identity"):
+            raise ApiError(
+                400, f"the Content-Encoding is {packed!a:.60}: send the body as it is", code="invalid_header"
+            )
         try:
             value = await asyncio.to_thread(parse_body, body) if len(body) > _LARGE else parse_body(body)
         except UserError as error:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, tools_of
+from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, prompt_text, tools_of
 from skillweave.base.ends import plain_answer_warning
+from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.tasks.builtin import BUILTINS
@@ -121,7 +122,10 @@ def check_task(task: Task, tokenizer: Any = None, max_length: int | None = None)
         failures=failures[:_FAILURES_SHOWN],
         unanswered=sum(entry.answer is None for entry in entries),
         notes=[*task.notes, *_answer_notes(tokenizer)],
-        problems=_problems(len(gold), failures, len(measured), beyond, max_length),
+        problems=[
+            *_problems(len(gold), failures, len(measured), beyond, max_length),
+            *_thought_problems(tokenizer, measured),
+        ],
         example=_rendered(shown, tokenizer),
     )
 
@@ -239,6 +243,22 @@ def _problems(judged: int, failures: Sequence[GoldFailure], measured: int, beyon
     if beyond == measured:
         problems.append(f"every row is longer than {limit} tokens: nothing can be learnt from the task")
     return problems
+
+
+def _thought_problems(tokenizer: Any, measured: Sequence[Entry]) -> list[str]:
+    """The problem that answers open a thought that the prompt has opened already; [] if there is none."""
+    if not getattr(tokenizer, "chat_template", None):
+        return []
+    opening = opened_thought(prompt_text(tokenizer, measured[0].prompt))
+    answers = [entry.answer for entry in measured if isinstance(entry.answer, str)]
+    count = sum(answer.lstrip().startswith(opening) for answer in answers) if opening else 0
+    if not count:
+        return []
+    return [
+        f"{count} of {len(answers)} gold answers begin with {opening!r}, with which the chat template ends the prompt: "
+        "the model would learn to write it twice. Remove it from the beginning of the answers, and leave the mark that "
+        "closes the thought"
+    ]
 
 
 def _rendered(entry: Entry, tokenizer: Any) -> list[tuple[str, bool]]:

@@ -109,7 +109,12 @@ class CallFormat:
     def result_ids(self, outcomes: Sequence[Outcome]) -> list[int]:
         """Token ids of a turn's results, from after the model's end token up to where it writes again."""
         texts = [self._shortened(outcome.text) for outcome in outcomes]
-        after = self._render(_asked_and_called(self._result_messages(texts))).split(_CALLED, 1)[1]
+        _, called, after = self._render(_asked_and_called(self._result_messages(texts))).partition(_CALLED)
+        if not called:
+            raise UserError(
+                "tools need a chat template that writes what the assistant said as it is, and this one changes it or "
+                "leaves it out: give the model another template"
+            )
         # Between the answer and the end token a template may write white space, which the model did not write.
         before, end, rest = after.partition(self._end)
         if not end or before.strip():
@@ -191,7 +196,7 @@ class CallFormat:
             return rendered(self.tokenizer, messages, tools=tools)
         except UserError as error:
             has_system = any(message.get("role") == "system" for message in messages)
-            hint = "; if it takes no system message, set instruction: ''" if has_system else ""
+            hint = ". For the description of the tools, set instruction: '' and write it into the prompts" * has_system
             raise UserError(f"{error}{hint}") from error
 
     def _encode(self, text: str) -> list[int]:

@@ -136,6 +136,7 @@ def read_parameters(text: str, at: int, name: str, tools: Schemas) -> tuple[Call
         end = text.find("</parameter>", found.end())
         if end < 0:
             raise Unreadable("</parameter> is missing")
+        _check_new(found[1], arguments)
         # The template puts one line break on each side of a value.
         arguments[found[1]] = _typed(text[found.end() : end].removeprefix("\n").removesuffix("\n"), types.get(found[1]))
         at = end + len("</parameter>")
@@ -153,9 +154,15 @@ def read_pairs(text: str, at: int, name: str, tools: Schemas) -> tuple[Call, int
         if between is None or end < 0:
             raise Unreadable("</arg_key> or </arg_value> is missing")
         key = text[found.end() : key_end].strip()
+        _check_new(key, arguments)
         arguments[key] = _typed(text[between.end() : end], types.get(key))
         at = end + len("</arg_value>")
     return Call(name, arguments), at
+
+
+def _check_new(key: str, arguments: Mapping[str, Any]) -> None:
+    if key in arguments:
+        raise Unreadable(f"the argument {key[:40]!r} appears twice")
 
 
 def _types(name: str, tools: Schemas) -> dict[str, set[str]]:

@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for key, inner in pairs:
+        if key in value:
+            raise json.JSONDecodeError(f"the key {key[:40]!r} appears twice", "", 0)
+        value[key] = inner
+    return value
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise json.JSONDecodeError(f"{text[:40]} is not a number that JSON can hold", "", 0)
+    return value
+
+
 # Not strict: small models write the line breaks of code as they are, although JSON requires \n.
-_JSON = json.JSONDecoder(strict=False)
+_JSON = json.JSONDecoder(strict=False, object_pairs_hook=_object, parse_float=_number, parse_constant=_number)
 
 # The quantifiers are possessive, so that a string without an end is scanned once and not from each character.
 _TOKEN = re.compile(
@@ -31,19 +49,27 @@ def read_json(text: str, start: int, end_mark: str = "") -> tuple[Any, int, bool
     before any character, and a comma before the closing bracket. Brackets that are still open before ``end_mark`` are
     closed there. Strings may hold line breaks. The time is linear in the length of what is read.
 
-    Raises ``ValueError`` (also ``RecursionError``) for anything else, with the reason that the strict reader gives.
+    Raises ``ValueError`` (also ``RecursionError``) for anything else, with the reason that the strict reader gives. A
+    key that appears twice in an object, NaN and infinity, and half a character are not read: they would have to be
+    guessed, or could not be passed on as JSON.
     """
     try:
         value, end = _JSON.raw_decode(text, start)
-        return value, end, True
+        strict = True
     except ValueError as problem:
         respelt = _as_json(text, start, end_mark)
         if respelt is None:
             raise
         try:
-            return _JSON.decode(respelt[0]), respelt[1], False
+            value, end, strict = _JSON.decode(respelt[0]), respelt[1], False
         except ValueError:
             raise problem from None
+    if "\\u" in text[start:end]:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise json.JSONDecodeError("a text in it holds half a character", text, start) from None
+    return value, end, strict
 
 
 def _as_json(text: str, start: int, end_mark: str) -> tuple[str, int] | None:

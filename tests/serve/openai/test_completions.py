@@ -65,6 +65,7 @@ def test_log_probabilities_have_the_older_shape(served) -> None:
         ({"prompt": ["x"] * 65}, "prompt"),
         ({"prompt": [True]}, "prompt.0"),
         ({"prompt": [-1]}, "prompt.0"),
+        ({"prompt": [*range(70), -1, 5]}, "prompt.70"),
         ({"prompt": ["a", "b"], "model": "auto"}, "prompt"),
         ({"logprobs": 21}, "top_logprobs"),
     ],

@@ -138,6 +138,9 @@ class CompletionRequest(_Sampled):
             return [list(given)]
         if not given:
             raise invalid("prompt", "it is empty")
+        if _is_id(given[0]):  # one prompt of ids, or what was meant as one
+            at = next(at for at, one in enumerate(given) if not _is_id(one))
+            raise invalid(f"prompt.{at}", f"expected a token id, not {shown_value(given[at])}", "invalid_type")
         if len(given) > limits.max_prompts:
             raise invalid("prompt", f"there are {len(given)} prompts, and the most is {limits.max_prompts}")
         for at, one in enumerate(given):

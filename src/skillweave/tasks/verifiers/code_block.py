@@ -18,6 +18,7 @@ _SAYS_OUTPUT = re.compile(
 _BEGINS_CODE = re.compile(r"(?:async )?def \w+\(|class \w+\s*[:(]|import \w|from [\w.]+ import\b|@\w")
 _HELPERS = 20  # how many blocks before the program are searched for helpers
 _ENDS = 20  # how many lines are tried as the start of the text after the program
+_TRIES = 20  # how many lines of an answer that end with a fence are tried as the last line of a program
 _PROMPT = re.compile(r"^[ \t]*>>>(?: |$)")
 
 
@@ -35,9 +36,11 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
     - A block is Python if its tag says so. If no tag does, a block without a language counts, unless it is announced as
       output or follows another block directly (then it is the output of that block).
     - If there are several, the last one that defines all ``names``, which the cases call, is the program. So an example
-      of its use after the program does not replace it. If none defines them, it is the last block.
+      of its use after the program does not replace it, also if it imports the program. If none defines them, it is the
+      last block.
     - Earlier blocks that define what the program uses (a helper, an import) are put before it.
-    - A block that is cut off at the end of the answer counts.
+    - A block that is cut off at the end of the answer counts, and so does one whose closing fence stands on the last
+      line of the program.
     - From a ``>>>`` session only the input counts.
     - Without a fence around the program, text before and after it is left out.
     """
@@ -48,8 +51,9 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
     candidates = [_typed(textwrap.dedent(block.text)) for block in tagged or plain]
     if not candidates:
         return _without_prose(_typed(textwrap.dedent(answer)))
-    defining = [at for at, text in enumerate(candidates) if names and names <= top_level_names(text)]
-    chosen = (defining or range(len(candidates)))[-1]
+    binding = [at for at, text in enumerate(candidates) if names and names <= top_level_names(text)]
+    defining = [at for at in binding if names & top_level_names(candidates[at], imports=False)]
+    chosen = (defining or binding or range(len(candidates)))[-1]
     return _with_helpers(candidates[chosen], candidates[:chosen])
 
 
@@ -92,7 +96,11 @@ def _blocks(answer: str) -> list[_Block]:
     blocks: list[_Block] = []
     fence, tag, before = "", "", ""
     lines: list[str] = []
-    follows = False
+    follows, tries = False, _TRIES
+
+    def end_block() -> None:
+        blocks.append(_Block("\n".join(lines) + "\n", tag, "" if follows else before or "."))
+
     for line in answer.splitlines():
         opening = _OPENS.match(line)
         if not fence:
@@ -100,18 +108,23 @@ def _blocks(answer: str) -> list[_Block]:
                 fence, tag, lines = opening["fence"], _language(opening["tag"]), []
             elif line.strip():
                 before, follows = line.strip(), False
-        elif (
-            opening
-            and not opening["tag"].strip()
-            and opening["fence"].startswith(fence)
-            and line.lstrip()[0] == fence[0]
-        ):
-            blocks.append(_Block("\n".join(lines) + "\n", tag, "" if follows else before or "."))
+            continue
+        closes = opening and not opening["tag"].strip() and opening["fence"].startswith(fence)
+        if closes and line.lstrip()[0] == fence[0]:
+            end_block()
             fence, before, follows = "", "", True
-        else:
-            lines.append(line)
+            continue
+        lines.append(line)
+        if tries and line.rstrip().endswith(fence) and "#" not in line:  # a comment may end with anything
+            tries -= 1
+            lines[-1] = line.rstrip().removesuffix(fence)
+            if _is_python(textwrap.dedent("\n".join(lines))):
+                end_block()
+                fence, before, follows = "", "", True
+            else:
+                lines[-1] = line
     if fence:
-        blocks.append(_Block("\n".join(lines) + "\n", tag, "" if follows else before or "."))
+        end_block()
     return blocks
 
 

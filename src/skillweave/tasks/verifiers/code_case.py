@@ -151,8 +151,11 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
     return Case(rewritten + ("\n_sw_result" if value else ""), roots, asserts)
 
 
-def top_level_names(source: str) -> frozenset[str]:
-    """Return the names that a program binds at top level, also in ``if``, ``try`` and ``with``; none if not Python."""
+def top_level_names(source: str, *, imports: bool = True) -> frozenset[str]:
+    """Return the names that a program binds at top level, also in ``if``, ``try`` and ``with``; none if not Python.
+
+    ``imports``: whether names that it imports count.
+    """
     try:
         tree = parse(source)
     except SyntaxError:
@@ -164,7 +167,7 @@ def top_level_names(source: str) -> frozenset[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names if imports}
         elif not isinstance(node, ast.Lambda):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 names.add(node.id)

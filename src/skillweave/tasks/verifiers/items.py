@@ -80,7 +80,7 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return "pair"
     if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
         return "list"
-    if _compound(reader, one, between):
+    if _compound(reader, other, between):
         return "expression"
     if all(kind in ("between", "newline", "word") for kind in kinds) and all(word in _LIST_WORDS for word in words):
         before = reader.text(reader.skip(one.first - 1, -1)).lower()
@@ -104,14 +104,12 @@ def _equal(one: Item, other: Item) -> bool:
     return values[0] == values[1]
 
 
-def _compound(reader: Reader, one: Item, between: list[Token]) -> bool:
-    """Whether this is the start of something like ``5 ft 3 in``: two measures of one quantity."""
+def _compound(reader: Reader, other: Item, between: list[Token]) -> bool:
+    """Whether what is ``between`` an item and the ``other`` makes them two measures of one quantity: ``5 ft 3 in``."""
     words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
     if len(words) != 1 or any(token.kind not in ("word", "space", "between") for token in between):
         return False
-    at = next(index for index in range(one.last + 1, len(reader.tokens)) if reader.kind(index) == "digits")
-    unit = reader.skip(at + 1)
-    smaller = reader.text(unit).lower()
+    smaller = reader.text(reader.skip(other.last + 1)).lower()
     return any(
         words[0] in bigger and any(smaller in names for names in family[level + 1 :])
         for family in _MEASURES
@@ -136,11 +134,31 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
     equated = _equated(items, links, broken)
     return [
         replace(
-            item, number=None if at in broken else item.number, aside=item.aside or at in numbered or groups[item.first]
+            item,
+            number=None if at in broken else _with_fraction(items, links, at),
+            aside=item.aside or at in numbered or groups[item.first],
         )
         for at, item in enumerate(items)
         if at not in equated and not _denied(reader, item.first) and not _called_wrong(reader, item.last)
     ]
+
+
+def _with_fraction(items: list[Item], links: list[str], at: int) -> Number | None:
+    """Return the number of an item, with the fraction before it if it is that fraction's rounding: ``2/3 ≈ 0.67``."""
+    number = items[at].number
+    before = items[at - 1].number if at and links[at - 1] == "equal" else None
+    if number is None or before is None or number.percent or before.percent or _places(before.value) is not None:
+        return number
+    places = _places(number.value)
+    if places is None or places < 2:
+        return number
+    below = Fraction(int(before.value * 10**places), 10**places)
+    return number._replace(rounded=before.value) if number.value in (below, round(before.value, places)) else number
+
+
+def _places(value: Fraction) -> int | None:
+    """Return how many decimal places write a fraction exactly; None if that takes more than 12."""
+    return next((places for places in range(13) if 10**places % value.denominator == 0), None)
 
 
 def _equated(items: list[Item], links: list[str], broken: set[int]) -> set[int]:

@@ -97,7 +97,10 @@ def _finite(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*([\w+-]*)[^\n`]*\n(.*?)(?:(?:^|(?<=[\]}]))[ \t]*```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+)
+"""A fenced block. The fence that closes it may stand on the last line of the value."""
 _JSON_NAMES = ("json", "json5", "jsonc")
 _PLAIN_NAMES = ("", "text", "txt", "plain", "plaintext")
 _OPENING = re.compile(r"[\[{]")

@@ -96,16 +96,22 @@ def formula(text: str, options: MathOptions) -> str | None:
         if said is not None and (line := first_line(said)):
             match = _SENTENCE.match(line)
             return _inside(match[1] if match else line)
-    parts = [TextSpan(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
+    parts = _formulas(text)
     if parts:
         return one_of(parts, text, "first" if options.answer_at == "first" else "last")
     lines = text.strip().splitlines()
     return (lines[0] if options.answer_at == "first" else lines[-1]).strip() if lines else None
 
 
+def _formulas(text: str) -> list[TextSpan]:
+    """Return every formula in LaTeX delimiters, without those that are only an exponent or an index: ``cm$^2$``."""
+    found = [TextSpan(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
+    return [one for one in found if not one.content.lstrip().startswith(("^", "_"))]
+
+
 def _inside(text: str) -> str:
     """Return the formula of a text without the LaTeX delimiters around it; the last one if there are several."""
-    parts = [TextSpan(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
+    parts = _formulas(text)
     return (one_of(parts, text) or "") if parts else text.strip().rstrip(".").strip("*` ")
 
 

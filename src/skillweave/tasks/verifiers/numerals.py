@@ -49,7 +49,7 @@ def _macro(_: re.Match[str]) -> str:
     return MACRO
 
 
-_MARKS = re.compile(r"[\\<_~{]|\+/-|-\s?\(|\)\s?/|[-=]>")
+_MARKS = re.compile(r"[\\<_~{]|\$\s?\^|\+/-|-\s?\(|\)\s?/|[-=]>")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
 _BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod)(?![A-Za-z])")
@@ -74,6 +74,8 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"\\[()\[\]]", " "),
         (r"\\\\", "\n"),
         (r"\\([%$#&_])", r"\1"),
+        (r"\\textsuperscript(?=\s*\{)", "^"),
+        (r"\$\s?([_^](?:\{[^{}$\n]{1,20}\}|[^\s{}$]{1,5}))\s?\$", r"\1"),  # the exponent alone in math mode: cm$^2$
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "°"),
         (rf"{_FRAC}\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))", _fraction),
         (rf"\{{\s*({_WHOLE})\s*\\over\s*({_WHOLE})\s*\}}", _fraction),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from fractions import Fraction
 from typing import Literal
@@ -99,8 +100,15 @@ def _is_whole(text: str) -> bool:
 
 
 def same_number(found: Number, wanted: Number, options: NumericOptions) -> bool:
-    """Whether two numbers are equal within the tolerances; ``50%`` equals both 50 and 0.5 (but 50 never equals 0.5)."""
-    pairs = [(found.value, wanted.value)]
+    """Whether two numbers are equal within the tolerances.
+
+    ``50%`` equals both 50 and 0.5 (but 50 never equals 0.5), and ``2/3 ≈ 0.67`` both 2/3 and 0.67.
+    """
+    pairs = [
+        (one, other)
+        for one, other in itertools.product((found.value, found.rounded), (wanted.value, wanted.rounded))
+        if one is not None and other is not None
+    ]
     if found.percent != wanted.percent:
         pairs.append((_share(found), _share(wanted)))
     return any(_within(one, other, options) for one, other in pairs)

@@ -82,7 +82,7 @@ def marked_part(text: str, options: PlaceOptions) -> str | None:
     first = options.answer_at == "first"
     if options.after is not None:
         places = [match.end() for match in re.finditer(re.escape(options.after), text, re.IGNORECASE)]
-        return first_line(text[places[0 if first else -1] :]) if places else None
+        return _behind_mark(text, places[0 if first else -1]) if places else None
     assert options.answer_pattern is not None
     answer = None
     try:
@@ -96,11 +96,23 @@ def marked_part(text: str, options: PlaceOptions) -> str | None:
     return answer
 
 
+def _behind_mark(text: str, end: int) -> str:
+    """Return the line after a mark that ends at ``end``, without bold type that was opened at the mark or before it."""
+    if not _BOLD_IS_OPEN.search(text, max(end - _HEADING, 0), end):
+        return first_line(text[end:])
+    behind = text[end:]
+    if behind.lstrip(" \t").startswith("**"):  # **Answer:** 4
+        return first_line(behind.lstrip(" \t").removeprefix("**"))
+    return first_line(behind).removesuffix("**").rstrip()  # **Answer: 4**
+
+
 def first_line(text: str) -> str:
     """Return the first line of a text that is not empty, without the white space around it."""
     return text.strip().partition("\n")[0].strip()
 
 
+_HEADING = 100
+_BOLD_IS_OPEN = re.compile(r"(?<![^\s])\*\*[^\s*][^*\n]*\Z")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _EMPTY = ("", "...", r"\ldots", r"\dots", "answer", "your answer", r"\text{answer}", r"\text{your answer}", "X")

@@ -16,10 +16,15 @@ Decimal = Literal["point", "comma"]
 
 
 class Number(NamedTuple):
-    """A number as it is written. ``percent``: whether a percent sign (or the word) follows it."""
+    """A number as it is written.
+
+    - ``percent``: whether a percent sign (or the word) follows it
+    - ``rounded``: the fraction that it is the rounding of, if that is written before it: ``2/3 ≈ 0.67``
+    """
 
     value: Fraction
     percent: bool
+    rounded: Fraction | None = None
 
 
 @dataclass(frozen=True)
