@@ -61,7 +61,7 @@ YAMLS: dict[str, tuple[type[Config], str]] = {
         "    pack: packs/sort\n"
         "  again:\n    task: *t\n    pack: packs/again\nzip: {ratio: 1/16}\nscore: {max_new_tokens: 12}\n",
     ),
-    "zip.yaml": (ZipConfig, "# sizes\nratio: 1/32\nsmoothing: false\nseed: 1\n"),
+    "zip.yaml": (ZipConfig, "# sizes\nratio: 1/32\nsmoothing: 0.5\nseed: 1\n"),
     "e3tir.yaml": (
         E3tirConfig,
         "task: builtin:steps\nexperts: traces.jsonl\nwarm_up: {steps: 2, n: 4}\nrl:\n  steps: 0\n"

@@ -118,9 +118,11 @@ def test_a_judgement_is_a_share_and_not_a_percentage() -> None:
     assert read_judgement('{"consistent": 0.5, "says_more": true}') == Judgement(0.5, True)
     assert read_judgement("Yes.") == Judgement(1.0, False)
     assert read_judgement("no") == Judgement(0.0, False)
-    for consistent in ("80", "-1", "true", '"0.5"', "NaN"):
+    for consistent in ("80", "-1", "true", '"0.5"'):
         with pytest.raises(UnreadableAnswer, match="from 0 to 1"):
             read_judgement(f'{{"consistent": {consistent}, "says_more": true}}')
+    with pytest.raises(UnreadableAnswer, match="consistent"):
+        read_judgement('{"consistent": NaN, "says_more": true}')
     with pytest.raises(UnreadableAnswer, match="says_more"):
         read_judgement('{"consistent": 1}')
 
