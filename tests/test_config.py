@@ -48,9 +48,9 @@ def test_a_number_that_no_setting_is_as_large_as_is_named(number: str) -> None:
 
 def test_yes_is_no_number(tmp_path: Path) -> None:
     for key in ("steps", "share", "budget", "limit"):
-        with pytest.raises(UserError, match=rf"c\.yaml: {key}: a number is expected, not true or false"):
+        with pytest.raises(UserError, match=rf"c\.yaml, line 1: {key}: a number is expected, not true or false"):
             read_config(Sized, write(tmp_path, f"{key}: yes\n"))
-    with pytest.raises(UserError, match=r"line 2: inner: learning_rate: a number is expected"):
+    with pytest.raises(UserError, match=r"line 2: inner\.learning_rate: a number is expected"):
         read_config(Outer, write(tmp_path, "base: b\ninner: {learning_rate: on}\n"))
     assert read_config(Sized, write(tmp_path, "flag: on\nflag_or_count: no\n")).flag_or_count is False
 

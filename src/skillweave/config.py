@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_yaml import parse_yaml, yaml_nodes
@@ -33,13 +34,24 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    # A validator of fields would be simpler, and pydantic refuses one for the field that tells kinds of tasks apart.
     @model_validator(mode="before")
     @classmethod
     def _check_flags(cls, values: Any) -> Any:
         # YAML reads yes and on as true, which pydantic would take for the number 1.
-        for name, field in cls.model_fields.items() if isinstance(values, Mapping) else ():
-            if isinstance(values.get(name), bool) and _is_number(field):
-                raise ValueError(f"{name}: a number is expected, not true or false (in YAML also yes, no, on, off)")
+        flags = {
+            name: values[name]
+            for name, field in (cls.model_fields.items() if isinstance(values, Mapping) else ())
+            if isinstance(values.get(name), bool) and _is_number(field)
+        }
+        if flags:
+            wrong = PydanticCustomError(
+                "flag", "a number is expected, not true or false (in YAML also yes, no, on, off)"
+            )
+            raise ValidationError.from_exception_data(
+                cls.__name__,
+                [InitErrorDetails(type=wrong, loc=(name,), input=value) for name, value in flags.items()],
+            )
         return values
 
     @field_validator("*")
