@@ -72,17 +72,14 @@ def check_folder(
     replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else,
     and if an older result has entries beside its ``parts``, which would be lost.
     """
-    from skillweave.files.place import others_in, place_of
+    from skillweave.files.place import check_parts
 
     check_place(out, replaced=replaced)
     _claim(out)
     if _occupied(out) and not ours(out):
         raise UserError(f"--out {out} holds something that is not a {kind}: choose another place")
-    if parts is not None and out.is_dir() and (others := others_in(place_of(out).path, parts)):
-        raise UserError(
-            f"--out {out} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
-            "another place"
-        )
+    if parts is not None:
+        check_parts(out, parts, kind)
 
 
 def check_new_folder(out: Path) -> None:

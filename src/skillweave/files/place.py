@@ -198,17 +198,23 @@ def is_occupied(path: Path) -> bool:
     """Whether the path is a file, or a folder with anything in it besides our hidden entries and ``lost+found``."""
     if not path.is_dir():
         return os.path.lexists(path) and not path.is_symlink()
-    return bool(others_in(path, ()))
+    return bool(_visible(path))
 
 
-def others_in(folder: Path, parts: Collection[str]) -> list[str]:
-    """The names in a folder that are not among ``parts``, sorted, without our hidden entries and ``lost+found``."""
+def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
+    """Raise :class:`UserError` if a folder that a new ``kind`` replaces has entries that are not among ``parts``."""
+    others = sorted(_visible(place_of(folder).path) - set(parts)) if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"{folder} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
+            "another place with --out"
+        )
+
+
+def _visible(folder: Path) -> set[str]:
+    """The names in a folder, without our hidden entries and ``lost+found``."""
     ours = f".{_INSIDE}."
-    return sorted(
-        name
-        for name in os.listdir(folder)
-        if name not in parts and name != LOST_AND_FOUND and not name.startswith(ours)
-    )
+    return {name for name in os.listdir(folder) if name != LOST_AND_FOUND and not name.startswith(ours)}
 
 
 def is_special(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ from skillweave.artefact import atomic_folder
 from skillweave.base.precision import describe
 from skillweave.errors import UserError
 from skillweave.files.lock import claim
-from skillweave.files.place import is_mount, is_occupied, others_in, place_of
+from skillweave.files.place import check_parts, is_mount, is_occupied, place_of
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
@@ -52,11 +52,7 @@ def build(
             raise UserError(
                 f"{out} holds something that is not a weave, and would be replaced: choose another place with --out"
             )
-        if out.is_dir() and (others := others_in(place_of(out).path, _PARTS)):
-            raise UserError(
-                f"{out} holds '{others[0]}', which is no part of a weave and would be deleted: move it, or choose "
-                f"another place with --out"
-            )
+        check_parts(out, _PARTS, "weave")
         return _build(config, out, work, command, before_step)
 
 

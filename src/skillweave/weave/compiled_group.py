@@ -12,12 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from skillweave.weave.compiled import (
-    KINDS,
-    PartArgument,
-    SegmentArgument,
-    compiled,
-)
+from skillweave.weave.compiled import KINDS, PartArgument, SegmentArgument, compiled
 from skillweave.weave.stack import GroupStack, RowPacks
 from skillweave.weave.widened import Widened
 
