@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from helpers.micro import micro_model, micro_tokenizer
 from skillweave.audit.rollouts.callback import RolloutAudit
+from skillweave.methods.training.processes import leave
 from skillweave.methods.training.trl_hooks import GRPOConfig, GRPOTrainer
 
 
@@ -59,6 +60,7 @@ def main(folder: Path, alarmed: str) -> None:
     )
     trainer.train()
     (folder / f"stopped-{rank}").write_text(str(trainer.state.global_step))
+    leave()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,6 +16,18 @@ import torch.distributed as dist
 from skillweave.errors import UserError
 
 T = TypeVar("T")
+
+
+def leave() -> None:
+    """Leave the processes of ``torchrun``, if this process is one of them; who has joined them leaves at the exit.
+
+    A thread of gloo that still holds a tensor of the last exchange needs Python's lock to free it. When Python ends
+    before that, the thread aborts the process (SIGABRT), and torchrun calls the finished run a failed one; when the
+    processes are left before that, both wait for each other. So the thread gets the lock first.
+    """
+    if dist.is_initialized():
+        time.sleep(0.5)
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,7 @@ class Processes:
         if not dist.is_initialized():
             # The others wait while rank 0 writes a large checkpoint.
             dist.init_process_group("gloo" if device_type == "cpu" else "nccl", timeout=timedelta(hours=2))
+            atexit.register(leave)
         return cls(dist.get_rank(), dist.get_world_size())
 
     def device(self, device: torch.device) -> torch.device:
