@@ -110,8 +110,11 @@ def refinement_text(record: Any) -> str | None:
     done = f"{known['best_step']} of {known['steps']} steps: KL to the specialist {after} instead of {before}"
     if not record["refined"]:
         done = f"{known['steps']} steps did not help, so the factors are as they were: KL to the specialist {before}"
+    shares = record.get("tv_before"), record.get("tv_after")
+    if record["refined"] and all(isinstance(share, float) and 0 <= share <= 1 for share in shares):
+        done += f", and {shares[1]:.2%} instead of {shares[0]:.2%} of the probability on other tokens"
     served = ", with the base's linear layers in int8" if record.get("backbone") == "int8" else ""
-    return f"{done} (thousandths of a nat a token, on {known['held_out']} held-out prompts{served})"
+    return f"{done} (KL in thousandths of a nat a token; on {known['held_out']} held-out prompts{served})"
 
 
 def prefill_text(card: PackCard) -> str | None:

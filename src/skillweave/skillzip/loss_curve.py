@@ -22,7 +22,7 @@ from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.run import specialist_opener
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow, teacher_rows
-from skillweave.skillzip.refine.train import mean_kl
+from skillweave.skillzip.refine.train import divergence
 from skillweave.skillzip.share import Curve
 from skillweave.skillzip.zip import zip_once
 
@@ -91,7 +91,7 @@ def loss_curve(
 def _loss(base: Base, pack: Skillpack, rows: Sequence[TeacherRow]) -> float:
     student = Student(base.model, pack)
     with student.running(student.float_factors()):
-        loss = mean_kl(student, rows)
+        loss = divergence(student, rows).kl
     if not math.isfinite(loss):
         raise UserError(
             f"the KL from the pack '{pack.card.name}' of {pack.nbytes} bytes to its specialist is {loss}, so nothing "

@@ -21,8 +21,9 @@ from skillweave.errors import UserError
 from skillweave.pack import Skillpack
 from skillweave.pack.card import refinement_text
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.skillzip.refine import run, teacher, train
+from skillweave.skillzip.refine import factors, run, teacher, train
 from skillweave.skillzip.refine.config import RefineConfig
+from skillweave.skillzip.steps import rounded_codes
 from skillweave.weave import PackedModel, put_into_int8
 
 FAST: dict[str, Any] = {"steps": 16, "held_out": 8, "max_new_tokens": 12, "learning_rate": 0.05, "patience": None}
@@ -134,14 +135,14 @@ def test_it_is_never_worse_than_before(made: tuple[Base, Delta], tmp_path: Path)
 
 def test_codes_that_grow_stay_within_the_limit(made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors that move far take more bits, so the steps grow; without that, the pack would take too many bytes."""
-    monkeypatch.setattr(train, "mean_kl", lambda *_: next(falling))
-    falling = (1 / n for n in range(1, 99))
+    monkeypatch.setattr(train, "divergence", lambda *_: next(falling))
+    falling = (train.Divergence(9.0, 1 / n) for n in range(1, 99))
     pack = refine(made, learning_rate=0.6, steps=8)
     assert figures(pack)["best_step"] == 8
     assert pack.nbytes <= pack.card.bytes.bf16_delta / 16
     assert pack.nbytes > 0.95 * pack.card.bytes.bf16_delta / 16
     monkeypatch.setattr(run, "coarseness", lambda *_: 1.0)
-    falling = (1 / n for n in range(1, 99))
+    falling = (train.Divergence(9.0, 1 / n) for n in range(1, 99))
     assert refine(made, learning_rate=0.6, steps=8).nbytes > pack.card.bytes.bf16_delta / 16
 
 
@@ -175,10 +176,12 @@ def test_the_form_of_the_base_is_checked_and_left_out_where_it_is_not_set() -> N
 
 
 def test_it_stops_early_and_keeps_the_best_step(made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch) -> None:
-    values = iter([0.5, 0.3, 0.6, 0.35, 0.1])
-    monkeypatch.setattr(train, "mean_kl", lambda *_: next(values))
+    # The total variation distance decides, whatever the KL does.
+    values = iter([(2.0, 0.5), (7.0, 0.3), (1.0, 0.6), (1.0, 0.35), (1.0, 0.1)])
+    monkeypatch.setattr(train, "divergence", lambda *_: train.Divergence(*next(values)))
     gained = figures(refine(made, patience=2))
-    assert gained == {**gained, "steps": 12, "best_step": 4, "kl_before": 0.5, "kl_after": 0.3}
+    wanted = {"kl_before": 2.0, "kl_after": 7.0, "tv_before": 0.5, "tv_after": 0.3}
+    assert gained == {**gained, "refined": True, "steps": 12, "best_step": 4, **wanted}
 
 
 def test_it_goes_back_to_the_best_step_with_half_the_rate_after_a_measurement_that_is_no_better(
@@ -186,15 +189,15 @@ def test_it_goes_back_to_the_best_step_with_half_the_rate_after_a_measurement_th
 ) -> None:
     real, back = train._back_to_best, []
 
-    def spy(progress: train.Progress, optimizer: torch.optim.Adam) -> None:
+    def spy(progress: train.Progress) -> None:
         moved = any(not torch.equal(progress.factors[key], best) for key, best in progress.best.items())
-        real(progress, optimizer)
+        real(progress)
         same = all(torch.equal(progress.factors[key], best) for key, best in progress.best.items())
-        still = all(not optimizer.state[factor]["exp_avg"].any() for factor in progress.factors.values())
+        still = not any(moment.any() for moment in progress.first.values())
         back.append((progress.step, progress.damping, moved, same, still))
 
     values = iter([0.5, 0.3, 0.6, 0.3, 0.1])
-    monkeypatch.setattr(train, "mean_kl", lambda *_: next(values))
+    monkeypatch.setattr(train, "divergence", lambda *_: train.Divergence(1.0, next(values)))
     monkeypatch.setattr(train, "_back_to_best", spy)
     assert figures(refine(made))["best_step"] == 16
     assert back == [(8, 0.5, True, True, True), (12, 0.25, True, True, True)]
@@ -280,3 +283,15 @@ def test_mistakes(made: tuple[Base, Delta], examples: Any, settings: dict[str, A
     config = ZipConfig(ratio="1/16", allow_left_out=True, refine=RefineConfig(**settings))
     with pytest.raises(UserError, match=message):
         zip_delta(delta, base, None, config, name="t", refine_on=examples)
+
+
+def test_factors_begin_anywhere_in_the_range_that_rounds_to_their_codes() -> None:
+    codes = torch.tensor([0.0, 1.0, -1.0, 2.0, -127.0]).repeat(4000)
+    places = factors.spread(codes, torch.Generator().manual_seed(0))
+    assert torch.equal(rounded_codes(places, torch.ones(1)), codes)
+    for code, low, high in ((0.0, -0.6, 0.6), (1.0, 0.6, 1.6), (-1.0, -1.6, -0.6), (2.0, 1.6, 2.6)):
+        found = places[codes == code]
+        assert low < found.min() < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < found.max() < high
+        assert float(found.mean()) == pytest.approx((low + high) / 2, abs=0.02)
+    assert factors.spread(codes[:0], torch.Generator()).shape == (0,)

@@ -13,7 +13,7 @@ import torch
 from skillweave.pack import Entry, FactorsEntry, GroupedEntry, LowRankEntry, Skillpack, quantise_rows, stored_rows
 from skillweave.pack.integers import LARGEST_SCALE
 from skillweave.pack.schema import is_coded
-from skillweave.skillzip.steps import rounded_codes
+from skillweave.skillzip.steps import ROUND_UP, rounded_codes
 
 FactorEntry = LowRankEntry | FactorsEntry | GroupedEntry
 """An entry whose factors can be trained; see :func:`has_factors`."""
@@ -77,6 +77,19 @@ def rounded(factor: torch.Tensor, entry: FactorEntry, step: torch.Tensor | None 
         return rounded_codes(factor, step) * step
     codes, scale = quantise_rows(factor, entry.bits)
     return codes.float() * scale.float()[:, None]
+
+
+def spread(codes: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return each code at a random place of the range of numbers that rounds to it, in steps [ours].
+
+    Float factors that all begin in the middle of their range change no code for many steps of training, and then very
+    many at once. Spread over the range, the share of codes that change grows with the way that the numbers move.
+    ``codes`` and the result are whole numbers and numbers in float32, of the same shape.
+    """
+    place = 0.01 + 0.98 * torch.rand(codes.shape, generator=generator).to(codes.device)  # not on an edge
+    low = torch.where(codes == 0, -ROUND_UP, codes.abs() - (1 - ROUND_UP))
+    number = low + place * (codes.abs() + ROUND_UP - low)
+    return torch.where(codes < 0, -number, number)
 
 
 def with_factors(pack: Skillpack, factors: Mapping[str, torch.Tensor], coarser: float = 1.0) -> Skillpack:

@@ -29,14 +29,46 @@ def answer_kl(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest:
     all tokens were kept. The result is infinite where the student rules out what the teacher does not. The gradient
     flows to ``logits``.
     """
-    log_probs = logits.float().log_softmax(dim=-1)
-    index = ids.long()
-    student = torch.cat([log_probs.gather(-1, index), _log_sum(log_probs.scatter(-1, index, -torch.inf))[:, None]], -1)
-    teacher = torch.cat([logs, rest[:, None]], -1)
+    teacher, student = _events(logits, ids, logs, rest)
     possible = teacher > -torch.inf
     # Impossible events add nothing. They are set to 0 before the product, because 0 * infinity would be NaN.
     difference = torch.where(possible, teacher, 0.0) - torch.where(possible, student, 0.0)
     return (teacher.exp() * difference).sum(dim=-1)
+
+
+def answer_hellinger(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return four times the squared Hellinger distance of each position: student's logits (n, V) -> (n,) float32.
+
+        4 (1 - sum_k sqrt(p_k q_k))
+
+    All tokens outside of the teacher's part (:func:`kept_part`) count as one event. For distributions that are near to
+    each other it is their KL, up to terms of third order. It is never above 4, and its gradient vanishes where the
+    student thinks a token impossible that the teacher is sure of: such tokens are mostly mistakes of the teacher, which
+    a pack of few bytes cannot learn, and they would decide the steps of a KL [ours]. The gradient flows to ``logits``.
+    """
+    teacher, student = _events(logits, ids, logs, rest)
+    return 4 * (1 - ((teacher + student) / 2).exp().sum(dim=-1))
+
+
+def answer_tv(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """Return the total variation distance of each position, in [0, 1]: student's logits (n, V) -> (n,) float32.
+
+    It is the least probability with which student and teacher write different tokens, 1/2 sum_k |p_k - q_k|, where all
+    tokens outside of the teacher's part (:func:`kept_part`) count as one event. A KL has no upper bound: of a few
+    tokens that the student thinks impossible it is larger than of all others together.
+    """
+    teacher, student = _events(logits, ids, logs, rest)
+    return (teacher.exp() - student.exp()).abs().sum(dim=-1) / 2
+
+
+def _events(
+    logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the teacher's and the student's log-probabilities (n, k + 1): of the kept tokens, then of all others."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    index = ids.long()
+    others = _log_sum(log_probs.scatter(-1, index, -torch.inf))
+    return torch.cat([logs, rest[:, None]], -1), torch.cat([log_probs.gather(-1, index), others[:, None]], -1)
 
 
 def _log_sum(log_probs: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from skillweave.progress import console
 from skillweave.skillzip.refine.forward import answer_logits
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
-from skillweave.skillzip.refine.train import mean_kl, mean_kl_of
+from skillweave.skillzip.refine.train import divergence, divergence_of
 from skillweave.weave.packed_model import PackedModel
 
 LEAST_RETAINED = 0.97
@@ -53,12 +53,12 @@ def judged(model: Any, before: Skillpack, after: Skillpack, rows: Sequence[Teach
     * ``before`` and ``after`` are the pack before and after its refinement for the backbone's prefill
     * the gain is that of the better of the two if it reads its prompts itself, on the held-out ``rows``
     """
-    base = mean_kl_of(partial(answer_logits, model), model, rows)
+    base = divergence_of(partial(answer_logits, model), model, rows).kl
     own = {}
     for which, pack in (("before", before), ("after", after)):
         student = Student(model, pack)
         with student.running(student.float_factors()):
-            own[which] = mean_kl(student, rows)
+            own[which] = divergence(student, rows).kl
     record = after.card.codec.measured["refine"]
     backbone = record["kl_after"] if record["refined"] else record["kl_before"]
     best = min(own.values())

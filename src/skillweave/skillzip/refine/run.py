@@ -26,14 +26,15 @@ from skillweave.skillzip.refine.teacher import teacher_rows
 from skillweave.skillzip.refine.train import Progress, train
 from skillweave.weave.int8_backbone import INT8, put_into_int8
 
-_LONGEST_KL = 1.234e-05
-"""No KL is longer than this in the card's JSON: a pack is weighed before it is refined."""
+_LONGEST = 1.234e-05
+"""No figure is longer than this in the card's JSON: a pack is weighed before it is refined."""
 
 
 def placeholder(config: RefineConfig, prefill: Prefill) -> dict[str, Any]:
     """Return the records that :func:`refined` will write on the card, at least as long in JSON as they will be."""
     counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
-    record = {"refined": False, "kl_before": _LONGEST_KL, "kl_after": _LONGEST_KL, **counts, **_form(config)}
+    figures = dict.fromkeys(("kl_before", "kl_after", "tv_before", "tv_after"), _LONGEST)
+    record = {"refined": False, **figures, **counts, **_form(config)}
     return {"refine": record} | ({"prefill": longest_record(config.prompts)} if prefill == "backbone" else {})
 
 
@@ -68,7 +69,8 @@ def refined(
     * The entries stay the same; ``card.codec.measured["refine"]`` says what was gained.
     * The pack never takes more than ``most_bytes``. Coded factors take more bytes when their codes grow; then the steps
       between the codes grow, too.
-    * The pack is never worse than it was, on the held-out prompts: if no step made it better, it keeps its factors.
+    * The pack is never worse than it was, by the total variation distance on the held-out prompts: if no step made it
+      better, it keeps its factors.
     * ``folder`` keeps the specialist's probabilities and the state of the training. A call with the same arguments and
       folder continues where a killed one stopped.
     * The specialist is a second model, in float32. It is gone when the training begins: that needs only the base, the
@@ -162,15 +164,17 @@ def _better(pack: Skillpack, progress: Progress, record: dict[str, Any]) -> Skil
 
     Its card gets the figures of the training and what else ``record`` holds.
     """
-    before, (best_step, after) = progress.curve[0][1], progress.best_point
-    better = after < before
+    before, after = progress.curve[0], progress.best_point
+    better = after.tv < before.tv
     result = with_factors(pack, progress.best if better else {}, progress.best_coarser if better else 1.0)
     result.card.codec.measured["refine"] = {
         "refined": better,
-        "kl_before": _shortened(before),
-        "kl_after": _shortened(after),
+        "kl_before": _shortened(before.kl),
+        "kl_after": _shortened(after.kl),
+        "tv_before": _shortened(before.tv),
+        "tv_after": _shortened(after.tv),
         "steps": progress.step,
-        "best_step": best_step,
+        "best_step": after.step,
         **record,
     }
     console.print(f"  refine: {refinement_text(result.card.codec.measured['refine'])}", soft_wrap=True)
@@ -186,5 +190,5 @@ def _without_record(pack: Skillpack) -> Skillpack:
 
 
 def _shortened(value: float) -> float:
-    """Return a number with four digits, as JSON never longer than :data:`_LONGEST_KL`."""
+    """Return a number with four digits, as JSON never longer than :data:`_LONGEST`."""
     return float(f"{value:.3e}")
