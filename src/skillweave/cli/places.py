@@ -63,18 +63,16 @@ def check_file(out: Path, *sources: str | Path | None) -> None:
         raise UserError(f"--out {out} is a folder: name a file in it")
 
 
-def check_folder(
-    out: Path, ours: Callable[[Path], bool], kind: str, *, parts: Collection[str] | None = None, replaced: bool = True
-) -> None:
+def check_folder(out: Path, ours: Callable[[Path], bool], kind: str, *, parts: Collection[str] | None) -> None:
     """Claim the folder ``out`` for this command.
 
-    ``ours`` says whether a folder is an older result of the same ``kind``. ``replaced`` is True if an older result is
-    replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else,
-    and if an older result has entries beside its ``parts``, which would be lost.
+    ``ours`` says whether a folder is an older result of the same ``kind``. An older result is replaced as a whole;
+    ``parts`` names all files that it may have (:func:`~skillweave.files.place.check_parts`), and is None if the command
+    resumes in it. Raises :class:`UserError` if ``out`` has anything else, which would be lost.
     """
     from skillweave.files.place import check_parts
 
-    check_place(out, replaced=replaced)
+    check_place(out, replaced=parts is not None)
     _claim(out)
     if _occupied(out) and not ours(out):
         raise UserError(f"--out {out} holds something that is not a {kind}: choose another place")

@@ -106,7 +106,7 @@ def reason(
         folder,
         lambda place: any((place / name).is_file() for name in begun),
         "run of `skillweave reason`",
-        replaced=False,
+        parts=None,
     )
     from skillweave.cli.show import show_reason
     from skillweave.config import read_config
