@@ -98,6 +98,19 @@ def test_what_is_no_part_of_an_older_result_is_not_deleted(tmp_path: Path, monke
     assert "which is no part" not in run(*command.split(), "-o", "out").err
 
 
+def test_messages_name_the_option_or_argument_that_names_the_place(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for called, command in [
+        ("--harvest", ["reason", "problems.jsonl", "--model", "m", "--harvest", "full"]),
+        ("OUT", ["export", "lora", "no-pack", "full"]),
+        ("OUT", ["export", "vllm", "no-weave", "full"]),
+        ("--out", ["unzip", "no-pack", "-o", "full"]),
+    ]:
+        assert refused(*command).startswith(f"{called} full ")
+
+
 @pytest.mark.parametrize("name", ["records.jsonl", "prompts.jsonl"])
 def test_data_of_a_common_name_is_no_older_audit(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")

@@ -98,7 +98,7 @@ def pack(
         )
     if write:
         try:
-            check_folder(target, is_skillpack, "skillpack", parts=PARTS)
+            check_folder(target, is_skillpack, "skillpack", parts=PARTS, called="PACK")
         except UserError as error:
             raise UserError(f"--write replaces the pack, which cannot be done here: {error}") from error
     loaded = Skillpack.from_pretrained(target)

@@ -213,7 +213,7 @@ def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
     if others:
         raise UserError(
             f"{folder} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
-            "another place with --out"
+            "another place"
         )
 
 
