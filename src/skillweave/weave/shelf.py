@@ -68,7 +68,7 @@ class PackShelf:
         if self._unchanged(name) and (kept := self._kept.read(name)) is not None:
             return kept
         pack = self._skillpack(name)
-        pack.check_base(self._base.fingerprint)
+        pack.check_base(self._base.fingerprint, self._base.model.config)
         if self._require_audit:
             pack.check_audit()
         voice = pack.voice(self._base)
