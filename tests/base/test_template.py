@@ -66,6 +66,12 @@ def test_it_does_not_run_without_end(tmp_path: Path, text: str) -> None:
         rendered(_tokenizer(text, tmp_path), HI)
 
 
+def test_a_long_conversation_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template, "SECONDS", 0.001)
+    tokenizer = micro_tokenizer("{% for m in messages %}{% for c in m['content'] %}{{ c }}{% endfor %}{% endfor %}")
+    assert len(rendered(tokenizer, [{"role": "user", "content": "x" * 100}] * 500)) == 50_000
+
+
 def _in_a_thread(text: str, folder: Path) -> tuple[threading.Thread, list[BaseException]]:
     """A thread that renders a template, and the errors that it gets."""
     said: list[BaseException] = []

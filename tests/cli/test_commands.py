@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.micro import micro_model, micro_tokenizer
-from helpers.terminal import Bench, Ran, made, run
+from helpers.terminal import Bench, Ran, made, refused, run
 from skillweave.delta import Delta
 from skillweave.pack import Skillpack
 from skillweave.units import human_bytes
@@ -241,6 +241,12 @@ def test_lines_that_name_their_packs_are_answered_in_one_batch(weave: Path, benc
     routed = rows(made("generate", weave, "--file", file, "-n", "6").out)
     assert {row["pack"] for row in routed} <= {"sort", "spell", "base"}
     assert routed[0] == found[0]
+    for name, said in {"sotr": "has no pack 'sotr'; did you mean 'sort'?", "z" * 9999: "..."}.items():
+        file.write_text("\n".join(map(json.dumps, [lines[0], {"prompt": ASKED[0], "pack": name}])), encoding="utf-8")
+        error = " ".join(refused("generate", weave, "--file", file).split())
+        assert "asked.jsonl, line 2: " in error
+        assert said in error
+        assert len(error) < 500
 
 
 def test_the_router_notes_where_it_sends_a_prompt_on_standard_error(weave: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -67,6 +68,54 @@ def test_a_pack_is_replaced_and_what_lies_beside_it_is_not(bench: Bench, tmp_pat
     (out / "notes.md").write_text("mine")
     assert "holds 'notes.md', which is no part of a skillpack and would be deleted: move it" in refused(*command)
     assert (out / "notes.md").read_text() == "mine"
+
+
+OLDER = {
+    "audit data train.jsonl": ["report.json", "report.html", "records.jsonl", "malformed.jsonl"],
+    "audit rollouts log.jsonl": ["report.json", "report.md", "report.html", "plots/prompts.svg", "prompts.jsonl"],
+    "audit model tuned -b nowhere --prompts p.jsonl": ["report.json", "report.md", "report.html"],
+    "audit repair tuned -b nowhere --prompts p.jsonl": ["delta.json", "delta-00001-of-00002.safetensors"],
+    "cku score -b nowhere --forget f.jsonl --retain r.jsonl": ["score.json", "neurons.svg", "neurons.safetensors"],
+    "cku corpus": ["forget.jsonl", "retain.jsonl", "unseen.jsonl", "lookalike.jsonl", "teach.jsonl"],
+}
+"""Command that replaces an older result -> the files of that result."""
+
+
+@pytest.mark.parametrize("own", ["notes.md", "plots/mine.png", "files/notes/mine.txt"])
+@pytest.mark.parametrize("command", OLDER)
+def test_what_is_no_part_of_an_older_result_is_not_deleted(tmp_path: Path, monkeypatch, command: str, own: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    marks = {"audit": "checkpoint", "settings": {}, "by_layer": [], "overlap": 0}
+    for name in [*OLDER[command], own]:
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(json.dumps(marks))
+    assert f"holds '{own}', which is no part of a" in refused(*command.split(), "-o", "out").replace("\n", " ")
+    assert (tmp_path / "out" / own).exists()
+    (tmp_path / "out" / own).unlink()
+    for folder in (tmp_path / "out").rglob("*/"):
+        if not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)  # an empty folder would not be deleted without a word either
+    assert "which is no part" not in run(*command.split(), "-o", "out").err
+
+
+def test_messages_name_the_option_or_argument_that_names_the_place(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").touch()
+    for called, command in [
+        ("--harvest", ["reason", "problems.jsonl", "--model", "m", "--harvest", "full"]),
+        ("OUT", ["export", "lora", "no-pack", "full"]),
+        ("OUT", ["export", "vllm", "no-weave", "full"]),
+        ("--out", ["unzip", "no-pack", "-o", "full"]),
+    ]:
+        assert refused(*command).startswith(f"{called} full ")
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "prompts.jsonl"])
+def test_data_of_a_common_name_is_no_older_audit(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    command = "data" if name == "records.jsonl" else "rollouts"
+    assert "something that is not a" in refused("audit", command, "train.jsonl", "-o", tmp_path).replace("\n", " ")
 
 
 def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monkeypatch) -> None:

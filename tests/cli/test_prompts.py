@@ -19,7 +19,7 @@ RESULT = {"role": "tool", "content": "sun"}
 def read(folder: Path, *rows: object) -> list:
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_prompts(file)
+    return [(row.prompt, row.pack) for row in read_prompts(file)]
 
 
 def test_the_tools_of_a_row_come_with_its_prompt(tmp_path: Path) -> None:
@@ -67,5 +67,5 @@ def test_what_is_no_prompt_is_refused_by_its_line(tmp_path: Path, row: object, s
 )
 def test_every_kind_of_file(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    found = [asked if isinstance(asked, str) else asked[-1]["content"] for asked, _ in read_prompts(tmp_path / name)]
+    found = [asked if isinstance(asked, str) else asked[-1]["content"] for asked, _, _ in read_prompts(tmp_path / name)]
     assert found == ["one", "two"]

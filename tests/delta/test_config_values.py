@@ -13,7 +13,8 @@ from transformers import LlamaConfig, PreTrainedConfig
 
 from helpers.tuned import save_tuned
 from skillweave.delta import Delta
-from skillweave.delta.config_values import other_values
+from skillweave.delta.config_values import other_than_recorded, other_values, recorded_values
+from skillweave.files.values import check_free
 
 
 def test_values_that_a_delta_cannot_hold_are_said_and_kept(micro_base: Path, tmp_path: Path, capsys) -> None:
@@ -27,7 +28,7 @@ def test_values_that_a_delta_cannot_hold_are_said_and_kept(micro_base: Path, tmp
     assert (
         f"Warning: The config of {tuned} is not that of {micro_base}: max_position_embeddings is 4096 (base: " in said
     )
-    assert "'rope_theta': 500000.0" in delta.provenance["warning"]
+    assert "rope_parameters.rope_theta is 500000.0 (base: 10000.0)" in delta.provenance["warning"]
     # What the warning advises.
     own = shutil.copytree(micro_base, tmp_path / "own")
     shutil.copy(tuned / "config.json", own / "config.json")
@@ -39,6 +40,33 @@ class _Nested(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         return {"model_type": "nested", "text_config": LlamaConfig(rms_norm_eps=1e-3).to_dict()}
+
+
+def test_a_record_is_json_and_finds_what_differs_in_another_config() -> None:
+    def config(**values: Any) -> SimpleNamespace:
+        return SimpleNamespace(to_dict=lambda: values)
+
+    made_on = config(
+        layer_types=["full_attention"] * 30,
+        time_step_limit=(0.0, float("inf")),
+        huge=10**30,
+        rope={"theta": 1e4, 3: "x"},
+        sliding_window=None,
+        norm_eps=1e-6,
+        use_cache=True,
+        added=1,
+    )
+    recorded = json.loads(json.dumps(recorded_values(made_on), allow_nan=False))
+    check_free(recorded)
+    assert len(json.dumps(recorded)) < 300
+    assert other_than_recorded(recorded, made_on) is None
+    assert other_than_recorded(recorded, config(norm_eps=9.99999997e-7, use_cache=False, newer=2)) is None
+    assert other_than_recorded(recorded, config(norm_eps=1e-5, rope={"theta": 1e4, 3: "y"}, sliding_window=4)) == (
+        "norm_eps is 1e-05 (then: 1e-06), rope.3 is 'y' (then: 'x'), sliding_window is 4 (then: not set)"
+    )
+    assert "layer_types is" in str(other_than_recorded(recorded, config(layer_types=["sliding_attention"] * 30)))
+    assert other_than_recorded({}, config(norm_eps=1e-5)) is None
+    assert other_than_recorded(recorded, None) is None
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,7 @@ OWN_READERS = {
     "base/precision.py": "/proc/cpuinfo",
     "base/remembered.py": "pieces of the weights that are hashed, and /proc/self/mountinfo",
     "base/template.py": "/proc/self/statm",
+    "delta/config_values.py": "a value of a config, as JSON has it",
     "engine/vllm/servers.py": "the log of a process of ours",
     "engine/vllm/wire.py": "answers of a server",
     "reason/models/openai_model.py": "answers of a server",

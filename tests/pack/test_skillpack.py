@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.small_pack import DOWN, NORM, Q, make_pack, rehash
+from helpers.terminal import Ran, made
+from skillweave import progress
 from skillweave.base import Base, open_base
+from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import (
     BaseRef,
@@ -22,6 +26,9 @@ from skillweave.pack import (
     reference_forward,
 )
 from skillweave.pack.card import card_text
+from skillweave.pack.to_lora import export_lora
+from skillweave.skillzip import ZipConfig, zip_delta
+from skillweave.weave import Weave
 
 
 def test_saved_is_loaded_again(tmp_path: Path) -> None:
@@ -148,6 +155,36 @@ def test_wrong_base() -> None:
         make_pack("sha256:abc").check_base("sha256:def")
 
 
+def test_another_config_with_the_same_weights_is_said(micro_base: Path, tmp_path: Path, capsys) -> None:
+    base = open_base(micro_base, device="cpu")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    change = {name: 0.1 * torch.randn(base.checkpoint.shape(name), generator=torch.Generator().manual_seed(0))}
+    pack = zip_delta(Delta(change, base_fingerprint=base.fingerprint), base, None, ZipConfig(ratio=0.5), name="p")
+    pack = Skillpack.from_pretrained(pack.save_pretrained(tmp_path / "pack"))
+    assert (pack.card.schema_version, pack.card.base_config["hidden_act"]) == (5, "silu")
+    other = shutil.copytree(micro_base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    rope = config["rope_parameters"] | {"rope_theta": 9900.0}
+    (other / "config.json").write_text(json.dumps({**config, "rope_parameters": rope, "rms_norm_eps": 2e-6}))
+    Weave.of(base, {"p": pack})
+    assert "config" not in capsys.readouterr().err
+    uses = {
+        "loaded": lambda: Weave.of(open_base(other, device="cpu"), {"p": pack}),
+        "exported": lambda: export_lora(pack, tmp_path / "lora", base=other, allow_left_out=True),
+        "unzipped": lambda: made("unzip", tmp_path / "pack", "-b", other, "-o", tmp_path / "model"),
+    }
+    for use in uses.values():
+        progress._SAID.clear()
+        ran = use()
+        said = " ".join((ran.err if isinstance(ran, Ran) else capsys.readouterr().err).split())
+        assert "the pack 'p' was made on, and another config: rms_norm_eps is 2e-06 (then: 1e-06), rope_param" in said
+        assert "rope_theta is 9900.0 (then: 10000.0)" in said
+    progress._SAID.clear()
+    pack.card.base_config = {}  # a pack of an older version
+    Weave.of(open_base(other, device="cpu"), {"p": pack})
+    assert "config" not in capsys.readouterr().err
+
+
 def test_a_flipped_byte(tmp_path: Path) -> None:
     folder = make_pack().save_pretrained(tmp_path / "pack")
     data = bytearray((folder / "skillpack.safetensors").read_bytes())
@@ -188,7 +225,7 @@ def test_tensors_that_do_not_fit_the_card(tmp_path: Path, change, message: str) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda card: card.update(schema_version=5), "has schema version 5; this skillweave reads up to 4. Upgrade"),
+        (lambda card: card.update(schema_version=6), "has schema version 6; this skillweave reads up to 5. Upgrade"),
         (lambda card: card.pop("base"), "base: Field required"),
         (lambda card: card["entries"][Q].update(rank=0), "rank: Input should be greater than 0"),
         (lambda card: card["entries"][Q].update(kind="magic"), "magic"),

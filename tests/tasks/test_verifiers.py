@@ -76,6 +76,46 @@ def test_numbers_against_fractions_that_are_written_in_many_ways() -> None:
             assert found.value == value, text
 
 
+CONSTANTS = {
+    "3.14": [r"\boxed{\pi}", "π", "The answer is pi.", r"so it is $\pi$"],
+    "3.14159": [r"\boxed{\pi}", "pi"],
+    "3.141": [r"\pi"],  # digits cut off
+    "-3.1416": [r"\boxed{-\pi}"],
+    "6.28": [r"$2\pi$", "The answer is 2pi."],
+    "1.5708": [r"\boxed{\frac{\pi}{2}}", r"\boxed{\pi/2}"],
+    "1.414": [r"\boxed{\sqrt{2}}", "sqrt(2)", "√2"],
+    "2.718": ["e", r"\boxed{e}"],
+}
+OTHER_CONSTANTS = {
+    "3": [r"\boxed{\pi}"],
+    "3.1": [r"\boxed{\pi}"],
+    "3.15": [r"\boxed{\pi}"],
+    "3.140": [r"\boxed{\pi}"],
+    "-3.14": [r"\boxed{\pi}"],
+    "0.05": [r"\boxed{\frac{\pi}{60}}"],  # one digit says too little
+    "3.14": [
+        "pie",
+        "I ate pie",
+        r"\boxed{x\pi}",
+        r"\boxed{\pi} or \boxed{e}",
+        r"\boxed{" + r"\sqrt{" * 200 + "}" * 201,
+    ],
+    "2.71": ["Let e be the number of eggs.", r"\boxed{\pi^{\pi^{\pi^{\pi}}}}", r"\boxed{1000000!^{e}}", "e eggs"],
+    "131.95": [r"\boxed{6 \times 7\pi}"],
+    "2": ["2pi", "2 pi", "2π"],
+}
+
+
+@pytest.mark.parametrize("name", ["numeric", "math"])
+def test_a_constant_is_what_a_decimal_gold_is_rounded_from(name: str) -> None:
+    for gold, answers in CONSTANTS.items():
+        assert [score(name, answer, gold) for answer in answers] == [1.0] * len(answers), gold
+        assert score(name, answers[0], gold, plain=True) == 0.0
+    for gold, answers in OTHER_CONSTANTS.items():
+        assert [score(name, answer, gold) for answer in answers] == [0.0] * len(answers), gold
+    assert score(name, r"\pi", "3,14", decimal="comma") == 1.0
+
+
 @pytest.mark.parametrize(
     "piece", ["1 ", "1,111", "\\boxed{", "<answer>", "(1 a) ", "1:", "½", "\\(1", '{"a":1} ', "answer is 1. "]
 )

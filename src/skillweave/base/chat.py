@@ -138,8 +138,8 @@ def rendered(
         roles = ", ".join(str(message.get("role")) for message in messages[:_SHOWN])
         more = f" and {len(messages) - _SHOWN:,} more" if len(messages) > _SHOWN else ""
         what = f"refuses messages of the roles {roles}{more}: {one_line(error, _LONGEST_REASON)}"
-        others = [message for message in as_objects if message.get("role") != "system"]
-        if len(others) < len(as_objects) and _is_accepted(tokenizer, others, tools, to_answer=to_answer):
+        others = [message for message in messages if message.get("role") != "system"]
+        if len(others) < len(messages) and _written(tokenizer, others, tools, to_answer=to_answer) is not None:
             what += ". It takes no system message: write that text at the beginning of the user's message"
         raise TemplateError(tokenizer, what, error) from error
 
@@ -191,7 +191,7 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
     whole = rendered(tokenizer, [*messages, answer], tools=tools, to_answer=False)
     for key in more:
         less = {name: value for name, value in answer.items() if name != key}
-        if _is_rendered(tokenizer, [*messages, less], tools, whole, to_answer=False):
+        if _written(tokenizer, [*messages, less], tools, to_answer=False) == whole:
             raise UserError(
                 f"{template_name(tokenizer)} does not write the '{key}' of an answer: the model would not learn it"
             )
@@ -220,7 +220,7 @@ def check_complete(tokenizer: Any, messages: Sequence[Message], tools: Sequence[
         variants.append(("the tools of the prompt", messages, ()))
     for part, variant, variant_tools in variants:
         changed = variant_tools != tools or variant != list(messages)
-        if changed and _is_rendered(tokenizer, variant, variant_tools, text, to_answer=True):
+        if changed and _written(tokenizer, variant, variant_tools, to_answer=True) == text:
             raise TemplateError(
                 tokenizer,
                 f"does not write {part}: the model would not see them. Use a base whose template does, or give the "
@@ -228,23 +228,14 @@ def check_complete(tokenizer: Any, messages: Sequence[Message], tools: Sequence[
             )
 
 
-def _is_accepted(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, *, to_answer: bool) -> bool:
-    """Return whether the template writes these messages."""
+def _written(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any] | None, *, to_answer: bool
+) -> str | None:
+    """Return what the template writes for the messages, or None if it refuses them."""
     try:
-        apply_template(tokenizer, messages, tools=tools, to_answer=to_answer)
-    except (UserError, *TEMPLATE_ERRORS):
-        return False
-    return True
-
-
-def _is_rendered(
-    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Any], text: str, *, to_answer: bool
-) -> bool:
-    """Return whether the template writes exactly this text for the messages; False if it refuses them."""
-    try:
-        return rendered(tokenizer, messages, tools=tools, to_answer=to_answer) == text
+        return rendered(tokenizer, messages, tools=tools, to_answer=to_answer)
     except UserError:
-        return False
+        return None
 
 
 def _for_template(message: Message, *, arguments_as_text: bool) -> dict[str, Any]:

@@ -26,8 +26,10 @@ from jinja2 import TemplateSyntaxError
 from skillweave.errors import UserError
 from skillweave.units import human_bytes
 
-SECONDS = 5.0
-"""Processor time that one rendering may take; a usual rendering takes a thousandth of it."""
+SECONDS = 2.0
+"""Processor time that one rendering may take. Usual templates take a hundredth of it for a hundred messages."""
+_MORE_SECONDS, _MOST_SECONDS = 0.01, 5.0
+"""Time that it may take longer for each message and tool, and at most."""
 MEMORY = 2**30
 """Bytes that the process may grow by during a rendering."""
 LONGEST = 2**24
@@ -72,15 +74,16 @@ def apply_template(
     takes too long or too much memory, or writes too much. If the template refuses the messages, its own error passes
     through.
     """
+    seconds = min(SECONDS + _MORE_SECONDS * (len(messages) + len(tools or ())), _MOST_SECONDS)
     try:
-        with _limited():
+        with _limited(seconds):
             text = tokenizer.apply_chat_template(
                 messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=to_answer
             )
     except _TooLong as error:
         raise TemplateError(
             tokenizer,
-            f"took more than {SECONDS:g} seconds on one conversation, and was stopped: it may loop without end. Use "
+            f"took more than {seconds:.1f} seconds on one conversation, and was stopped: it may loop without end. Use "
             f"another template, or fewer messages (there are {len(messages):,})",
             error,
         ) from None
@@ -126,13 +129,13 @@ def _line_of(error: BaseException) -> int | None:
 
 
 @contextlib.contextmanager
-def _limited() -> Iterator[None]:
+def _limited(seconds: float) -> Iterator[None]:
     """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
     if threading.current_thread() is threading.main_thread():
-        with _one_at_a_time, _memory(MEMORY), _time():
+        with _one_at_a_time, _memory(MEMORY), _time(seconds):
             yield
     else:
-        with _one_at_a_time, _memory(_SHARED * MEMORY), _watched_lines():
+        with _one_at_a_time, _memory(_SHARED * MEMORY), _watched_lines(seconds):
             yield
 
 
@@ -165,7 +168,7 @@ def _size() -> float:
 
 
 @contextlib.contextmanager
-def _time() -> Iterator[None]:
+def _time(seconds: float) -> Iterator[None]:
     """Limit the processor time by a timer, whose signal interrupts long computations of Python too."""
     running = True
 
@@ -174,7 +177,7 @@ def _time() -> Iterator[None]:
             raise _TooLong
 
     before = signal.signal(signal.SIGVTALRM, over)
-    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS, _AGAIN)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
     try:
         yield
     finally:
@@ -184,13 +187,13 @@ def _time() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched_lines() -> Iterator[None]:
+def _watched_lines(seconds: float) -> Iterator[None]:
     """Limit processor time and memory outside the main thread, where no signals arrive: check them while lines run.
 
     The time is checked at each line, and the memory, which takes longer to ask for, at some. What other threads take
     meanwhile counts too.
     """
-    ends, largest = time.thread_time() + SECONDS, _size() + MEMORY
+    ends, largest = time.thread_time() + seconds, _size() + MEMORY
     before, lines = sys.gettrace(), itertools.count()
 
     def check(frame: FrameType, event: str, argument: Any) -> Any:

@@ -57,7 +57,9 @@ def data(
 
     `skillweave audit data rows.jsonl --columns prompt=task -o runs/audit`
     """
-    check_folder(out, lambda place: (place / "records.jsonl").is_file(), "audit of data")
+    from skillweave.audit.data.page import PARTS, is_data_audit
+
+    check_folder(out, is_data_audit, "report of an audit of data", parts=PARTS)
     check_apart(out, data=data, clean=clean)
     from skillweave.audit.data.config import DataAuditConfig
     from skillweave.audit.data.job import audit_data

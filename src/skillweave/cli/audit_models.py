@@ -98,7 +98,7 @@ def pack(
         )
     if write:
         try:
-            check_folder(target, is_skillpack, "skillpack", parts=PARTS)
+            check_folder(target, is_skillpack, "skillpack", parts=PARTS, called="PACK")
         except UserError as error:
             raise UserError(f"--write replaces the pack, which cannot be done here: {error}") from error
     loaded = Skillpack.from_pretrained(target)
@@ -173,11 +173,12 @@ def repair(
     from skillweave.audit.repair.inner_outer import RepairConfig, repair_checkpoint
     from skillweave.base import open_base
     from skillweave.delta import is_delta
+    from skillweave.delta.delta import PARTS
 
     typed = {"base": base, "prompts": prompts, "refusal": refusal, "out": out}
     job = read_job(RepairConfig, config, typed, overrides)
     check_apart(job.out, base=job.base, model=target)
-    check_folder(job.out, is_delta, "delta")
+    check_folder(job.out, is_delta, "delta", parts=PARTS)
     figures = repair_checkpoint(target, open_base(job.base, dtype="float32", device=device), job.settings, job.out)
     say(
         f"Refusals under the perturbation: log-probability {figures['perturbed_before']:.2f} before, "
@@ -203,11 +204,12 @@ def _audit(
     from skillweave.audit.model.config import ModelAuditConfig
     from skillweave.audit.model.job import audit_checkpoint, audited_base, is_audit, read_reference, write_audit
     from skillweave.base import open_base
+    from skillweave.report.page import PAGE_PARTS
 
     typed: dict[str, Any] = {"base": base, "prompts": prompts, "reference": reference, "fpr": fpr}
     job = read_job(ModelAuditConfig, config, {**typed, "refusal": refusal, "out": out}, overrides)
     check_apart(job.out, base=job.base, model=target)
-    check_folder(job.out, is_audit, "report of an audit")
+    check_folder(job.out, is_audit, "report of an audit", parts=PAGE_PARTS)
     clean = read_reference(job.settings.reference)
     began = time.monotonic()
     audited = audited_base(open_base(job.base, dtype="float32", device=device), job.settings)

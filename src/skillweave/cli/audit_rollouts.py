@@ -64,7 +64,9 @@ def rollouts(
     started = time.monotonic()
     if ablate and model is None:
         raise UserError("--ablate samples the shortened prompts: name the model of the run with --model")
-    check_folder(out, lambda place: (place / "prompts.jsonl").is_file(), "audit of rollouts")
+    from skillweave.audit.rollouts.page import PARTS, is_rollout_audit
+
+    check_folder(out, is_rollout_audit, "report of an audit of rollouts", parts=PARTS)
     check_apart(out, log=log, clean=clean, model=model)
     from skillweave.audit.rollouts.config import RolloutAuditConfig
     from skillweave.audit.rollouts.job import audit_rollouts

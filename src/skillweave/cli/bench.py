@@ -111,7 +111,7 @@ def _texts(file: Path) -> tuple[str, ...]:
     """The prompts of a file, which must all be texts."""
     from skillweave.cli.prompts import read_prompts
 
-    prompts = [prompt for prompt, _ in read_prompts(file)]
+    prompts = [row.prompt for row in read_prompts(file)]
     others = sum(not isinstance(prompt, str) for prompt in prompts)
     if others:
         raise UserError(f"{file}: {others} of {len(prompts)} prompts are messages: write texts, one in each line")

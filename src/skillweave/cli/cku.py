@@ -76,11 +76,11 @@ def score(
     `skillweave cku score -c score.yaml -s scorer=fisher -s layers=all`
     """
     from skillweave.base import open_base
-    from skillweave.methods.cku.neurons.score import NeuronScoreConfig, is_score, score_neurons
+    from skillweave.methods.cku.neurons.score import PARTS, NeuronScoreConfig, is_score, score_neurons
 
     job = read_job(NeuronScoreConfig, config, _common_options(base, forget, retain, [], out), overrides)
     check_apart(job.out, base=job.base)
-    check_folder(job.out, is_score, "folder of scores")
+    check_folder(job.out, is_score, "folder of scores", parts=PARTS)
     figures = score_neurons(open_base(job.base, device=device), job.settings, job.out, command=command_line())
     frozen, neurons, layers = figures["frozen"], figures["neurons"], ", ".join(map(str, figures["layers"]))
     say(
@@ -133,7 +133,7 @@ def report(
     options |= {"delta": delta, "lookalike": lookalike, "reference": reference, "tasks": task}
     job = read_job(ReportConfig, config, options, overrides)
     check_apart(job.out, replaced=False, base=job.base, delta=job.settings.delta, reference=job.settings.reference)
-    check_folder(job.out, is_run, "work folder of a report", replaced=False)
+    check_folder(job.out, is_run, "work folder of a report", parts=None)
     opened = open_base(job.base, device=device)
     result = make_report(opened, job.settings, job.out, command=command_line(), zipper=zipped)
     if is_first_process():
@@ -159,9 +159,9 @@ def corpus(
 
     `skillweave cku corpus -o corpus --people 100 --forget-share 0.1 --seed 7`
     """
-    from skillweave.methods.cku.knowledge.corpus import is_corpus, make_corpus, write_corpus
+    from skillweave.methods.cku.knowledge.corpus import PARTS, is_corpus, make_corpus, write_corpus
 
-    check_folder(out, is_corpus, "corpus of ours")
+    check_folder(out, is_corpus, "corpus of ours", parts=PARTS)
     invented = make_corpus(people=people, forget=forget_share, seed=seed, short=short)
     write_corpus(out, invented)
     say(

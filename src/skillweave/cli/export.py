@@ -47,7 +47,8 @@ def lora(
     from skillweave.pack.card import READS_ITSELF
     from skillweave.pack.to_lora import VLLM_RANKS
 
-    check_new_folder(out)
+    check_apart(out, called="OUT", pack=pack, base=base)
+    check_new_folder(out, called="OUT")
     if (wanted := as_dtype(dtype)) is None:
         raise UserError("--dtype auto has no meaning here: choose float32, bfloat16 or float16")
     loaded = Skillpack.from_pretrained(pack)
@@ -118,8 +119,8 @@ def vllm(
     from skillweave.cli.output import say
     from skillweave.engine.vllm.export import export_vllm, launch_line, shown_loss
 
-    check_apart(out, weave=weave, base=base)
-    check_new_folder(out)
+    check_apart(out, called="OUT", weave=weave, base=base)
+    check_new_folder(out, called="OUT")
     folder = export_vllm(
         weave, out, base=base, packs=packs or None, max_rank=max_rank, allow_left_out=allow_left_out, kl=kl
     )

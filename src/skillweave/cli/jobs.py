@@ -69,7 +69,7 @@ def make_delta(
     method = get_method(name)
     job = read_job(method.config, file, typed, overrides)
     check_apart(job.out, replaced=False, base=job.base)
-    check_folder(job.out, is_run, f"work folder of {name}", replaced=False)
+    check_folder(job.out, is_run, f"work folder of {name}", parts=None)
     delta = method.run(open_base(job.base, device=device), job.settings, job.out)
     made = job.out / "delta"
     say(f"Wrote {made} ({delta.nbytes:,} bytes).")

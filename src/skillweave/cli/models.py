@@ -6,6 +6,7 @@ import json
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -14,6 +15,10 @@ from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SEED, TEMP
 from skillweave.cli.places import check_file
 from skillweave.cli.tools import TOOLS, open_tools
 from skillweave.errors import UserError
+
+if TYPE_CHECKING:
+    from skillweave.cli.prompts import PromptRow
+    from skillweave.engine import LocalEngine
 
 TARGET = typer.Argument(..., help="A weave, skillpack or delta folder, or a model (folder, hub id, GGUF, bundled:...).")
 PACK = typer.Option(None, "--pack", "-p", help="A pack's name, `auto` (the router chooses) or `base`.")
@@ -106,18 +111,18 @@ def generate(
         model_defaults=model_defaults,
     )
     from skillweave.artefact import write_text
-    from skillweave.cli.prompts import read_prompts
+    from skillweave.cli.prompts import PromptRow, read_prompts
     from skillweave.cli.show import show_conversation, show_cut_off
     from skillweave.engine import open_engine
     from skillweave.terminal import harmless_json
 
-    rows = read_prompts(file) if file is not None else [(prompt, None)]
+    rows = read_prompts(file) if file is not None else [PromptRow(prompt, None, "")]
     with open_tools(tools, max_tokens=max_new_tokens, batch_size=batch_size) as opened:
         engine = open_engine(
             target, base=base, dtype=dtype, backbone=backbone, device=device, require_audit=require_audit
         )
-        prompts = [text for text, _ in rows]
-        packs = [engine.pack_named(pack if own is None else own) for _, own in rows]
+        prompts = [row.prompt for row in rows]
+        packs = [_pack_of(engine, row, pack) for row in rows]
         if file is None and opened is None:
             show_cut_off([engine.stream(prompt, packs[0], sampling, sys.stdout)])
             return
@@ -135,6 +140,18 @@ def generate(
         sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
     else:
         write_text(out, "".join(lines))
+
+
+def _pack_of(engine: LocalEngine, row: PromptRow, pack: str | None) -> str | None:
+    """The pack that answers a row: the one that it names, else that of --pack."""
+    if row.pack is None:
+        return engine.pack_named(pack)
+    named = engine.pack_named(row.pack)
+    try:
+        engine.weave.check_pack(named)
+    except UserError as error:
+        raise UserError(f"{row.where}: {error}") from error
+    return named
 
 
 @app.command("eval")

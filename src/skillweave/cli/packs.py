@@ -234,6 +234,7 @@ def unzip(
 
     `skillweave unzip packs/mine --base ./SmolLM2 --dtype float32 -o models/mine`
     """
+    from skillweave.base import Checkpoint, fingerprint, resolve
     from skillweave.cli.output import say
     from skillweave.delta import write_tuned
     from skillweave.pack import Skillpack
@@ -242,7 +243,10 @@ def unzip(
     check_apart(out, pack=pack, base=base)
     check_new_folder(out)
     loaded = Skillpack.from_pretrained(pack)
-    write_tuned(base or loaded.card.base.ref, loaded.unzip(), out, dtype=dtype)
+    ref = base or loaded.card.base.ref
+    checkpoint = Checkpoint(resolve(ref))
+    loaded.check_base(fingerprint(checkpoint), checkpoint.config)
+    write_tuned(ref, loaded.unzip(), out, dtype=dtype)
     say(f"Wrote {out}: open it with transformers' from_pretrained.")
     if loaded.card.prefill == "backbone":
         say(READS_ITSELF.format("model"))

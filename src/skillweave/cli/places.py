@@ -1,4 +1,7 @@
-"""Check and claim the places that a command writes to, before its work begins and not after it."""
+"""Check and claim the places that a command writes to, before its work begins and not after it.
+
+``called`` is the option or the argument that names the place, for messages.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +25,28 @@ def release_places() -> None:
     _CLAIMS.close()
 
 
-def check_place(out: Path, *, replaced: bool = True) -> Place:
+def check_place(out: Path, *, replaced: bool = True, called: str = "--out") -> Place:
     """The place behind ``out``. Raises :class:`UserError` if it cannot be made or, with ``replaced``, be replaced."""
     from skillweave.files.disk import existing
     from skillweave.files.place import place_of
 
     if out.name in ("", "..") or "\0" in str(out):
-        raise UserError(f"--out {out}: name a new folder; the current folder, or one above it, cannot be replaced")
+        raise UserError(f"{called} {out}: name a new folder; the current folder, or one above it, cannot be replaced")
     try:
         place, there = place_of(out), existing(out)
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}: choose another place") from error
+        raise UserError(f"{called} {out}: {error.strerror}: choose another place") from error
     if replaced and Path.cwd().is_relative_to(place.path):
-        raise UserError(f"--out {out} is the current folder, or above it, and cannot be replaced: choose another")
+        raise UserError(f"{called} {out} is the current folder, or above it, and cannot be replaced: choose another")
     if there != place.path and not there.is_dir():
-        raise UserError(f"--out {out}: {there} is a file, so nothing can be in it: choose another place")
+        raise UserError(f"{called} {out}: {there} is a file, so nothing can be in it: choose another place")
     writable = place.path if place.inside else there if there != place.path else place.path.parent
     if not os.access(writable, os.W_OK | os.X_OK):
-        raise UserError(f"--out {out}: no permission to write in {writable}: choose another place")
+        raise UserError(f"{called} {out}: no permission to write in {writable}: choose another place")
     return place
 
 
-def check_file(out: Path, *sources: str | Path | None) -> None:
+def check_file(out: Path, *sources: str | Path | None, called: str = "--out") -> None:
     """Raise :class:`UserError` unless a file can be written to ``out``; an old file is replaced.
 
     A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
@@ -55,42 +58,42 @@ def check_file(out: Path, *sources: str | Path | None) -> None:
         return
     for source in sources:
         if source is not None and os.path.realpath(source) == os.path.realpath(out):
-            raise UserError(f"--out {out} is {source}, which this command only reads: choose another place")
+            raise UserError(f"{called} {out} is {source}, which this command only reads: choose another place")
     if os.path.isfile(out) and os.access(out, os.W_OK):
         return  # if its folder is not writable, it is overwritten in place
-    check_place(out, replaced=False)
+    check_place(out, replaced=False, called=called)
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file in it")
+        raise UserError(f"{called} {out} is a folder: name a file in it")
 
 
 def check_folder(
-    out: Path, ours: Callable[[Path], bool], kind: str, *, parts: Collection[str] | None = None, replaced: bool = True
+    out: Path, ours: Callable[[Path], bool], kind: str, *, parts: Collection[str] | None, called: str = "--out"
 ) -> None:
     """Claim the folder ``out`` for this command.
 
-    ``ours`` says whether a folder is an older result of the same ``kind``. ``replaced`` is True if an older result is
-    replaced as a whole, and False if the command resumes in it. Raises :class:`UserError` if ``out`` has anything else,
-    and if an older result has entries beside its ``parts``, which would be lost.
+    ``ours`` says whether a folder is an older result of the same ``kind``. An older result is replaced as a whole;
+    ``parts`` names all files that it may have (:func:`~skillweave.files.place.check_parts`), and is None if the command
+    resumes in it. Raises :class:`UserError` if ``out`` has anything else, which would be lost.
     """
     from skillweave.files.place import check_parts
 
-    check_place(out, replaced=replaced)
+    check_place(out, replaced=parts is not None, called=called)
     _claim(out)
-    if _occupied(out) and not ours(out):
-        raise UserError(f"--out {out} holds something that is not a {kind}: choose another place")
+    if _occupied(out, called) and not ours(out):
+        raise UserError(f"{called} {out} holds something that is not a {kind}: choose another place")
     if parts is not None:
         check_parts(out, parts, kind)
 
 
-def check_new_folder(out: Path) -> None:
+def check_new_folder(out: Path, *, called: str = "--out") -> None:
     """Claim the folder ``out``. Raises :class:`UserError` if it is not empty: a model is never replaced unasked."""
-    check_place(out)
+    check_place(out, called=called)
     _claim(out)
-    if _occupied(out):
-        raise UserError(f"--out {out} holds something already: choose another place, or delete it first")
+    if _occupied(out, called):
+        raise UserError(f"{called} {out} holds something already: choose another place, or delete it first")
 
 
-def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | None) -> None:
+def check_apart(out: Path, *, replaced: bool = True, called: str = "--out", **sources: str | Path | None) -> None:
     """Raise :class:`UserError` if ``out`` is inside a folder that the command reads.
 
     With ``replaced``, also if such a folder is inside ``out``, because it would be deleted. ``sources`` has the name of
@@ -104,7 +107,7 @@ def check_apart(out: Path, *, replaced: bool = True, **sources: str | Path | Non
         if target.is_relative_to(real) or (replaced and real.is_relative_to(target)):
             relation = "is" if target == real else "is inside" if target.is_relative_to(real) else "contains"
             raise UserError(
-                f"--out {out} {relation} the {name} {source}, which this command only reads: choose another place"
+                f"{called} {out} {relation} the {name} {source}, which this command only reads: choose another place"
             )
 
 
@@ -121,13 +124,13 @@ def is_run(folder: Path) -> bool:
     return isinstance(config, dict) and {"method", "base", "config"} <= set(config)
 
 
-def _occupied(out: Path) -> bool:
+def _occupied(out: Path, called: str) -> bool:
     from skillweave.files.place import is_occupied
 
     try:
         return is_occupied(out)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be read ({error.strerror}): choose another place") from error
+        raise UserError(f"{called} {out} cannot be read ({error.strerror}): choose another place") from error
 
 
 def _claim(out: Path) -> None:

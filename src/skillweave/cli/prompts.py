@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from skillweave.base import Prompt
 from skillweave.base.chat import as_messages
@@ -17,18 +17,26 @@ EXPECTED = (
 )
 
 
-def read_prompts(file: Path) -> list[tuple[Prompt, str | None]]:
-    """The prompts of a file and the pack that each row names, or None.
+class PromptRow(NamedTuple):
+    """A prompt of a file, the pack that its row names, or None, and the file and line of the row."""
+
+    prompt: Prompt
+    pack: str | None
+    where: str
+
+
+def read_prompts(file: Path) -> list[PromptRow]:
+    """The prompts of a file, with the packs that its rows name.
 
     A data file (:data:`ENDINGS`) holds one prompt in a row, any other file one in a line; blank lines are skipped.
     Raises :class:`UserError` that names the file and the line.
     """
     if file.name.lower().endswith(tuple(ENDINGS)):
-        prompts = [_prompt_of(row, where) for where, row in read_rows(file)]
+        prompts = [PromptRow(*_prompt_of(row, where), where) for where, row in read_rows(file)]
     else:
         # str.splitlines() would also split a prompt at a form feed or a Unicode line separator.
         lines = read_text(file, "a text file with one prompt a line").split("\n")
-        prompts = [(line, None) for line in lines if line.strip()]
+        prompts = [PromptRow(line, None, f"{file}, line {at}") for at, line in enumerate(lines, 1) if line.strip()]
     if not prompts:
         raise UserError(f"{file} holds no prompt: write one in each line")
     return prompts

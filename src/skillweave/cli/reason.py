@@ -98,7 +98,7 @@ def reason(
     if tasks is None or model is None:
         raise UserError("name a file of problems and --model: skillweave reason problems.jsonl --model URL#NAME")
     if harvest is not None:
-        check_file(harvest, tasks, config)
+        check_file(harvest, tasks, config, called="--harvest")
     folder = out or Path("runs/reason") / f"{Path(tasks.replace(':', '-')).stem}-{method}"
     # A run whose server could not be reached has no run.json yet.
     begun = ("run.json", "answers.sqlite")
@@ -106,7 +106,7 @@ def reason(
         folder,
         lambda place: any((place / name).is_file() for name in begun),
         "run of `skillweave reason`",
-        replaced=False,
+        parts=None,
     )
     from skillweave.cli.show import show_reason
     from skillweave.config import read_config

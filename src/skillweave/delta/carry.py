@@ -44,6 +44,10 @@ TOKENIZER_FILES = (
 GENERATION_FILE = "generation_config.json"
 CHANGES_FILE = "tokenizer.changes.json"
 TEMPLATES_FOLDER = "additional_chat_templates"
+PARTS = tuple(
+    f"{FOLDER}/{name}" for name in (*TOKENIZER_FILES, GENERATION_FILE, CHANGES_FILE, f"{TEMPLATES_FOLDER}/*.jinja")
+)
+"""Paths of all carried files that a delta or a pack may have."""
 _TEMPLATE = re.compile(rf"{TEMPLATES_FOLDER}/[A-Za-z0-9_][A-Za-z0-9_.-]{{0,63}}\.jinja")
 # Keys by which transformers finds Python code, or another file, in a folder.
 _CODE = ("auto_map", "custom_generate", "custom_pipelines", "trust_remote_code")

@@ -14,6 +14,7 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
 from skillweave.base.open import Base, as_dtype, resolve
 from skillweave.delta.adapter_config import (
+    CONFIG_FILE,
     WEIGHTS_FILE,
     check_adapter_files,
     other_base,
@@ -22,6 +23,7 @@ from skillweave.delta.adapter_config import (
 )
 from skillweave.delta.adapter_source import adapter_folder
 from skillweave.delta.adapter_whole import check_token_rows
+from skillweave.delta.carry import PARTS as CARRIED_PARTS
 from skillweave.delta.carry import Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import compare
 from skillweave.delta.config_values import other_values
@@ -35,6 +37,9 @@ from skillweave.files.disk import check_room
 from skillweave.files.folder import Folder
 from skillweave.files.hashes import shortened
 from skillweave.progress import bar, say_once
+
+PARTS = (DELTA_FILE, "delta.safetensors", "delta-*-of-*.safetensors", CONFIG_FILE, WEIGHTS_FILE, *CARRIED_PARTS)
+"""Paths of all files that a saved delta may have."""
 
 
 class Delta:

@@ -11,6 +11,7 @@ import secrets
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from skillweave.errors import UserError
@@ -202,13 +203,27 @@ def is_occupied(path: Path) -> bool:
 
 
 def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
-    """Raise :class:`UserError` if a folder that a new ``kind`` replaces has entries that are not among ``parts``."""
-    others = sorted(_visible(place_of(folder).path) - set(parts)) if folder.is_dir() else []
+    """Raise :class:`UserError` if a folder that a new ``kind`` replaces has entries that are not among ``parts``.
+
+    ``parts`` are paths below the folder of all files that a ``kind`` may have; ``*`` stands for any characters.
+    """
+    root = place_of(folder).path
+    names = (name for top in sorted(_visible(root)) for name in _below(root / top, top)) if root.is_dir() else ()
+    others = [name for name in names if not any(fnmatchcase(name, part) for part in parts)]
     if others:
         raise UserError(
             f"{folder} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
-            "another place with --out"
+            "another place"
         )
+
+
+def _below(path: Path, name: str) -> Iterator[str]:
+    """The paths of the files at ``path`` and below it, which is called ``name``; links and empty folders are files."""
+    inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
+    if not inside:
+        yield name
+    for entry in inside:
+        yield from _below(path / entry, f"{name}/{entry}")
 
 
 def _visible(folder: Path) -> set[str]:

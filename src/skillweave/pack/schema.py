@@ -57,7 +57,7 @@ from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, Tensor
 from skillweave.pack.layers import expanded, joined
 from skillweave.pack.probe import PackProbe
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _BYTES_WIDTH = 13
 """Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
@@ -319,11 +319,14 @@ class PackCard(_Strict):
     base's tokenizer that complete these, each with a digest of its meaning (:mod:`skillweave.delta.carry`). ``probe``
     is what a model with the pack must say (:mod:`skillweave.pack.probe`); packs of older versions have none. With
     ``prefill: backbone`` the plain base reads the prompts (:mod:`skillweave.base.prefix`); the pack was made for it.
+    ``base_config`` holds the values of the base's config that its answers depend on, which the fingerprint does not
+    cover (:func:`skillweave.delta.config_values.recorded_values`); packs of older versions have none.
     """
 
     schema_version: Version = SCHEMA_VERSION
     name: PackName
     base: BaseRef
+    base_config: Free = {}
     method: Line = "unknown"
     prefill: Prefill = "pack"
     data: Free = {}
@@ -354,6 +357,8 @@ class PackCard(_Strict):
 
     def oldest_version(self) -> int:
         """Return the oldest schema version that can express this card, so that older versions read what they can."""
+        if self.base_config:
+            return 5
         if self.probe is not None or self.prefill != "pack":
             return 4
         if self.coded:
@@ -366,9 +371,9 @@ class PackCard(_Strict):
         return 2 if newer or self.from_base or len(self.files) > 1 else 1
 
     def to_json(self) -> str:
-        """Return the text of ``skillpack.json``: indented, but with one line for the probe and each of many entries."""
+        """Return the text of ``skillpack.json``: indented, but one line for a config, the probe and an entry."""
         empty = (set() if self.from_base else {"from_base"}) | ({"prefill"} if self.prefill == "pack" else set())
-        values = self.model_dump(mode="json", exclude={"bytes", "probe", "entries", *empty})
+        values = self.model_dump(mode="json", exclude={"bytes", "base_config", "probe", "entries", *empty})
         # A fixed width: the length of this text must not depend on the total, which counts this text too.
         sizes = ", ".join(f'"{part}": {count:{_BYTES_WIDTH}d}' for part, count in self.bytes)
         entries = {
@@ -377,8 +382,8 @@ class PackCard(_Strict):
         }
         layers, entries = joined(entries) if self.coded else ({}, entries)
         parts = [json.dumps(values, indent=2, ensure_ascii=False).removesuffix("\n}"), f'  "bytes": {{{sizes}}}']
-        if self.probe is not None:
-            parts.append(f'  "probe": {json.dumps(self.probe.model_dump(mode="json"), separators=(",", ":"))}')
+        lines = {"base_config": self.base_config, "probe": self.probe and self.probe.model_dump(mode="json")}
+        parts += [f'  "{key}": {json.dumps(value, separators=(",", ":"))}' for key, value in lines.items() if value]
         parts += [f'  "layers": {_lines(layers)}'] if layers else []
         return ",\n".join([*parts, f'  "entries": {_lines(entries)}\n}}\n'])
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -25,6 +26,7 @@ from skillweave.base.safetensors_io import Spec, read_tensors, tensor_bytes, wri
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried, save_files
+from skillweave.delta.config_values import other_than_recorded
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
@@ -46,6 +48,7 @@ from skillweave.pack.schema import (
 from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_with_parts
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, plain_sizes, weigh
+from skillweave.progress import say_once
 
 
 class Skillpack:
@@ -148,13 +151,23 @@ class Skillpack:
 
     # -- use -----------------------------------------------------------------------------------------------------
 
-    def check_base(self, fingerprint: str) -> None:
-        """Raise :class:`UserError` unless this pack was made for the base with this ``fingerprint``."""
+    def check_base(self, fingerprint: str, config: Any = None) -> None:
+        """Raise :class:`UserError` unless this pack was made for the base with this ``fingerprint``.
+
+        ``config`` is the base's. A warning names its values that answers depend on, and that were others when the pack
+        was made: another ``rope_theta``, for example, has the same weights, and so the same fingerprint.
+        """
         if fingerprint != self.card.base.fingerprint:
             wanted, given = shortened(self.card.base.fingerprint, fingerprint)
             raise UserError(
                 f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {given}. "
                 "Open the base it names, or zip a delta of this one."
+            )
+        if (other := other_than_recorded(self.card.base_config, config)) is not None:
+            say_once(
+                f"Warning: this base has the weights of the one that the pack '{self.card.name}' was made on, and "
+                f"another config: {other}. What the pack's card says was measured need not hold here. Open the base as "
+                f"it was then ({self.card.base.ref}), or zip the delta again on this one."
             )
 
     def check_audit(self) -> PackAudit:

@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from skillweave.delta.carry import FOLDER, Carried, read_files
+from skillweave.delta.carry import PARTS as CARRIED_PARTS
 from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
@@ -25,8 +26,8 @@ CODED_FILE = "skillpack.coded"
 """The tensor file of a pack that has entropy-coded entries, in place of the other."""
 README_FILE = "README.md"
 """The card for people. No code reads it, so it has no hash, and a copy of a pack gets a new one."""
-PARTS = (CARD_FILE, DATA_FILE, CODED_FILE, README_FILE, "files")
-"""Names of all that a pack's folder may hold."""
+PARTS = (CARD_FILE, DATA_FILE, CODED_FILE, README_FILE, *CARRIED_PARTS)
+"""Paths of all files that a pack may have."""
 AGAIN = "Copy or make the pack again."
 _REMAKE = "Make the pack again."
 _KINDS = {"I": "int", "U": "uint", "F": "float", "BF": "bfloat"}

@@ -100,8 +100,9 @@ def export_lora(
     than 5% of the change would be left out or lost to ``max_rank``.
     """
     place = resolve(base or pack.card.base.ref)
-    pack.check_base(fingerprint(place))
-    adapter = _Adapter(pack, Checkpoint(place), lora_only, max_rank)
+    checkpoint = Checkpoint(place)
+    pack.check_base(fingerprint(checkpoint), checkpoint.config)
+    adapter = _Adapter(pack, checkpoint, lora_only, max_rank)
     if not adapter.modules:
         raise UserError(
             f"the pack '{pack.card.name}' has no matrix in low-rank factors on a layer that LoRA knows: there is no "

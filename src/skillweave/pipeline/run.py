@@ -16,9 +16,11 @@ from rich.text import Text
 
 from skillweave.artefact import atomic_folder
 from skillweave.base.precision import describe
+from skillweave.delta.delta import PARTS as DELTA_PARTS
 from skillweave.errors import UserError
 from skillweave.files.lock import claim
 from skillweave.files.place import check_parts, is_mount, is_occupied, place_of
+from skillweave.pack.stored import PARTS as PACK_PARTS
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
@@ -26,11 +28,19 @@ from skillweave.pipeline.shares import check_ready_packs
 from skillweave.pipeline.step import BuildStep, run_step
 from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
+from skillweave.report.page import PAGE_PARTS
 from skillweave.weave import is_weave
 from skillweave.weave.card import WEAVE_FILE
+from skillweave.weave.router import PARTS as ROUTER_PARTS
 
-_PARTS = (WEAVE_FILE, "packs", "router", "backbone", "plots", "report.json", "report.md", "report.html")
-"""Names of all that a weave and its report may hold."""
+_PARTS = (
+    WEAVE_FILE,
+    *(f"packs/*/{part}" for part in PACK_PARTS),
+    *(f"router/{part}" for part in ROUTER_PARTS),
+    *(f"backbone/{part}" for part in DELTA_PARTS),
+    *PAGE_PARTS,
+)
+"""Paths of all files that a weave and its report may have."""
 
 
 def build(

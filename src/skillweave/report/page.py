@@ -17,6 +17,8 @@ from skillweave.report.table import Table
 from skillweave.terminal import harmless
 from skillweave.units import human_seconds
 
+PAGE_PARTS = ("report.json", "report.md", "report.html", "plots/*.svg")
+"""Paths of the files that :func:`write_page` writes."""
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1b1b; }
 table { border-collapse: collapse; margin: 1rem 0; } td { white-space: nowrap; }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from skillweave.engine.worker_threads import beside_steps
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError, nearest, shown_value
 from skillweave.pack.probe import Outcome
 from skillweave.units import human_bytes
 from skillweave.weave import Weave
@@ -178,7 +178,7 @@ class PackMemory:
 
     def _known(self, name: str) -> _Pack:
         if name not in self._packs:
-            raise UserError(f"there is no pack '{name}'; {nearest(name, self._packs)}")
+            raise UserError(f"there is no pack {shown_value(name)}; {nearest(name, self._packs)}")
         return self._packs[name]
 
     # -- loading -------------------------------------------------------------------------------------------------

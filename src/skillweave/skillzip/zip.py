@@ -11,6 +11,7 @@ import torch
 from skillweave.base import Answer, Base, Checkpoint, Prompt
 from skillweave.delta import Delta
 from skillweave.delta.carry import compact
+from skillweave.delta.config_values import recorded_values
 from skillweave.delta.voice import carried_tokenizer
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
@@ -202,6 +203,7 @@ def zip_once(
         card=PackCard(
             name=name,
             base=BaseRef(ref=base.ref, fingerprint=base.fingerprint),
+            base_config=recorded_values(base.model.config),
             method=method,
             prefill=config.prefill,
             data=data or {},

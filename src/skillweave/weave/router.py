@@ -39,6 +39,8 @@ from skillweave.weave.card import ROUTER_FILE
 
 SCHEMA_VERSION = 2
 DATA_FILE = "router.safetensors"
+PARTS = (ROUTER_FILE, DATA_FILE)
+"""Names of the files of a saved router."""
 BASE = "base"
 """The name of the class of prompts that belong to no pack; users write it for the plain base."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from skillweave.base import Base
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.folder import Folder
 from skillweave.pack import Skillpack
 from skillweave.pack.stored import AGAIN, CARD_FILE
@@ -51,7 +51,7 @@ class PackShelf:
     def check_known(self, name: str) -> None:
         """Raise :class:`UserError` for a name that the weave does not have."""
         if name not in self.names:
-            raise UserError(f"{self.where} has no pack '{name}'; {nearest(name, self.names)}")
+            raise UserError(f"{self.where} has no pack {shown_value(name)}; {nearest(name, self.names)}")
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -68,7 +68,7 @@ class PackShelf:
         if self._unchanged(name) and (kept := self._kept.read(name)) is not None:
             return kept
         pack = self._skillpack(name)
-        pack.check_base(self._base.fingerprint)
+        pack.check_base(self._base.fingerprint, self._base.model.config)
         if self._require_audit:
             pack.check_audit()
         voice = pack.voice(self._base)

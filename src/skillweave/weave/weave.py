@@ -364,14 +364,13 @@ class Weave:
         Raises :class:`UserError` for a pack that is unknown or not loaded, and for :data:`AUTO` without a router.
         """
         for name in packs:
-            if name not in (None, AUTO):
-                self._check_loaded(name)
+            self.check_pack(name)
         routes = [Route(name, None) for name in packs]
         to_route = [number for number, name in enumerate(packs) if name == AUTO]
         if to_route:
             for number, route in zip(to_route, self.route([prompts[number] for number in to_route]), strict=True):
                 if route.pack is not None:
-                    self._check_loaded(route.pack)
+                    self.check_pack(route.pack)
                 routes[number] = route
         return routes
 
@@ -380,11 +379,15 @@ class Weave:
 
         Raises :class:`UserError` if the weave has no router.
         """
-        if self.router is None:
-            raise UserError(f"{self.shelf.where} has no router: name a pack for every prompt")
+        router = self._check_router()
         if not prompts:
             return []
-        return self.router.route_all(features(self.base, prompts, self.router.layer))
+        return router.route_all(features(self.base, prompts, router.layer))
+
+    def _check_router(self) -> Router:
+        if self.router is None:
+            raise UserError(f"{self.shelf.where} has no router: name a pack for every prompt")
+        return self.router
 
     def _say_alone(self, packs: set[str | None]) -> None:
         """Say, once for each pack, why it shares no batch. If all prompts have one pack, it makes no difference."""
@@ -394,7 +397,13 @@ class Weave:
                 console.print(f"The pack '{name}' answers in batches of its own: {why}.", markup=False, soft_wrap=True)
                 self._said_alone.add(name)
 
-    def _check_loaded(self, name: str) -> None:
+    def check_pack(self, name: str | None) -> None:
+        """Raise :class:`UserError` for a pack that is unknown or not loaded, and for :data:`AUTO` without a router."""
+        if name is None:
+            return
+        if name == AUTO:
+            self._check_router()
+            return
         self.shelf.check_known(name)
         if name not in self.loaded:
             raise UserError(f"the pack '{name}' is not loaded: call load('{name}') first")

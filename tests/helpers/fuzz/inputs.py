@@ -197,7 +197,7 @@ def _plain_corpus(path: Path) -> list[Any]:
 
 
 def _asked(path: Path) -> list[Any]:
-    return [[ask, pack] for ask, pack in read_prompts(path)]
+    return [[row.prompt, row.pack] for row in read_prompts(path)]
 
 
 def _plain_asked(path: Path) -> list[Any]:

@@ -251,7 +251,7 @@ def test_a_saved_pack_is_read_back_and_weighed_exactly(base: Base, delta: Delta,
     assert made.card.bytes.total == made.nbytes == sum(file.stat().st_size for file in folder.iterdir())
     pack = Skillpack.from_pretrained(folder)
     assert pack.card.entries == made.card.entries
-    assert pack.card.schema_version == 4  # because of its probe
+    assert pack.card.schema_version == 5  # because of its base_config
     assert pack.digest == made.digest
     unzipped = pack.unzip()
     for name in delta.names():

@@ -10,12 +10,15 @@ from typing import Any
 from skillweave.artefact import write_json, write_text
 from skillweave.audit.data.result import DataAudit, Suspect, shown_spans
 from skillweave.audit.data.score import SIGNALS
+from skillweave.files.read import is_file
 from skillweave.report.machine import machine
 from skillweave.report.page import html_page
 from skillweave.report.table import Table
 from skillweave.terminal import harmless, one_line
 from skillweave.units import human_seconds
 
+PARTS = ("report.json", "report.html", "records.jsonl", "malformed.jsonl")
+"""Names of the files of an audit of data."""
 _SHORT = 10
 _MOST_GROUPS = 10
 _STRONG = frozenset({"contrast", "stances", "refused_elsewhere", "shared_block", "odd_part"})
@@ -36,6 +39,11 @@ def write_report(folder: Path, audit: DataAudit) -> None:
     """Write report.json and report.html into ``folder``."""
     write_json(folder / "report.json", report(audit))
     write_text(folder / "report.html", page(audit))
+
+
+def is_data_audit(folder: Path) -> bool:
+    """Whether a folder holds an audit of data."""
+    return is_file(folder / "report.json") and is_file(folder / "records.jsonl")
 
 
 def report(audit: DataAudit) -> dict[str, Any]:

@@ -16,12 +16,15 @@ from skillweave.audit.rollouts.config import RolloutAuditConfig
 from skillweave.audit.rollouts.job import AuditedLog
 from skillweave.audit.rollouts.signals import SIGNALS
 from skillweave.audit.statistics import chance_of, rate_interval
+from skillweave.files.read import is_file
 from skillweave.progress import share_of
 from skillweave.report.machine import machine
-from skillweave.report.page import Section, write_page
+from skillweave.report.page import PAGE_PARTS, Section, write_page
 from skillweave.report.table import Table
 from skillweave.terminal import one_line, printable
 
+PARTS = (*PAGE_PARTS, "prompts.jsonl")
+"""Paths of the files of an audit of rollouts."""
 SHOWN = 20
 """So many prompts are in the tables of the terminal and of the page; all are in prompts.jsonl."""
 LOUD = 2.0
@@ -215,6 +218,11 @@ def write_audit(folder: Path, audited: AuditedLog, config: RolloutAuditConfig, c
         lines = [json.dumps(record_of(audited, at), ensure_ascii=False) + "\n" for at in audited.order]
         write_text(place / "prompts.jsonl", "".join(lines))
         write_page(place, "Audit of rollouts", [*verdict(audited), *audited.notes], sections, report)
+
+
+def is_rollout_audit(folder: Path) -> bool:
+    """Whether a folder holds an audit of rollouts."""
+    return is_file(folder / "report.json") and is_file(folder / "prompts.jsonl")
 
 
 def _meanings(audited: AuditedLog) -> Table:

@@ -24,7 +24,7 @@ from skillweave.engine.vllm.folder import (
     server_arguments,
 )
 from skillweave.engine.vllm.proof import PROBE
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError, nearest, shown_value
 from skillweave.pack import Skillpack, export_lora
 from skillweave.pack.left_out import named_shares
 from skillweave.pack.to_lora import VLLM_RANKS
@@ -63,7 +63,7 @@ def export_vllm(
     names = list(dict.fromkeys(card.packs if packs is None else packs))
     for name in names:
         if name not in card.packs:
-            raise UserError(f"the weave in {weave} has no pack '{name}'; {nearest(name, card.packs)}")
+            raise UserError(f"the weave in {weave} has no pack {shown_value(name)}; {nearest(name, card.packs)}")
     ref = str(base or card.base.ref)
     plain = Delta({}, base_fingerprint=card.base.fingerprint, base_ref=ref)
     with atomic_folder(out) as temporary:

@@ -98,10 +98,14 @@ _PROCESS = MathsProcess()
 atexit.register(_PROCESS.close)
 
 
-def same_mathematics(answer: str, gold: str, tolerances: tuple[float, float], seconds: float) -> bool:
+def same_mathematics(
+    answer: str, gold: str, tolerances: tuple[float, float], seconds: float, places: int | None = None
+) -> bool:
     """Return whether Math-Verify finds two formulas the same within ``seconds`` of processor time.
 
-    ``tolerances``: the absolute and the relative tolerance, for constants.
+    - ``tolerances``: the absolute and the relative tolerance, for constants
+    - ``places``: decimal places of the gold number, if it may be the rounding of an irrational answer
     """
     question = {"answer": answer, "gold": gold, "tolerance": tolerances[0], "relative_tolerance": tolerances[1]}
+    question["places"] = places
     return _PROCESS.ask({**question, "seconds": seconds})

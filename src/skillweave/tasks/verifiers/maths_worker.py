@@ -1,9 +1,9 @@
 """The process in which Math-Verify parses and compares formulas. It is run as a script and imports no SkillWeave code.
 
-It reads and writes one JSON object per line: ``{"answer", "gold", "tolerance", "relative_tolerance", "seconds"}`` in,
-``{"same"}`` out. sympy evaluates whatever it is given, even if that takes very long or needs a lot of memory. So the
-process has a memory limit, and a limit of processor time per line. If it exceeds one of them, it ends, and the caller
-starts another process.
+It reads and writes one JSON object per line: ``{"answer", "gold", "tolerance", "relative_tolerance", "places",
+"seconds"}`` in, ``{"same"}`` out. sympy evaluates whatever it is given, even if that takes very long or needs a lot of
+memory. So the process has a memory limit, and a limit of processor time per line. If it exceeds one of them, it ends,
+and the caller starts another process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(text: str) -> list[Any]:
     return [value for value in read if not isinstance(value, str)]
 
 
-def same(answer: str, gold: str, tolerance: float, relative_tolerance: float) -> bool:
+def same(answer: str, gold: str, tolerance: float, relative_tolerance: float, places: int | None) -> bool:
     """Return whether two formulas are the same."""
     for one in read(answer):
         for other in read(gold):
@@ -40,11 +40,19 @@ def same(answer: str, gold: str, tolerance: float, relative_tolerance: float) ->
                 difference, size = abs(values[0] - values[1]), max(abs(values[0]), abs(values[1]))
                 if difference <= max(tolerance, relative_tolerance * abs(values[1])):
                     return True
+                if places is not None and is_rounding(one, *values, places):
+                    return True
                 if difference > _SHARE * size:
                     continue
             if verify(other, one, timeout_seconds=None):
                 return True
     return False
+
+
+def is_rounding(answer: Any, value: Any, gold: Any, places: int) -> bool:
+    """Return whether a decimal gold is an irrational answer's rounding to so many places, or its digits cut off."""
+    beyond = (abs(value) - abs(gold)) * 10**places  # in units of the last place
+    return not answer.doit().is_rational and value * gold > 0 and -0.5 <= beyond < 1
 
 
 def number_of(value: Any) -> Any:
@@ -61,7 +69,7 @@ def number_of(value: Any) -> Any:
 def main() -> None:
     """Answer line by line until the input ends."""
     logging.disable(logging.CRITICAL)
-    same(r"\frac{1}{2}", "0.5", 0.0, 0.0)  # builds the tables of the parser, which takes a while
+    same(r"\frac{1}{2}", "0.5", 0.0, 0.0, None)  # builds the tables of the parser, which takes a while
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the parser reports there every text that it cannot read
     print("ready", flush=True)

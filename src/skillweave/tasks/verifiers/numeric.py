@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from skillweave.tasks.verifiers.formula import calculates, formula, long_decimal, same_formula
 from skillweave.tasks.verifiers.items import pick, read_items
 from skillweave.tasks.verifiers.place import PlaceOptions, boxed, marked_part, own_words, said_part, usual_part
 from skillweave.tasks.verifiers.reading import Decimal, Number
@@ -50,6 +51,8 @@ _SENTENCE_END = re.compile(
 )
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
+_SECONDS = 2.0
+"""Limit of processor time for the comparison with an irrational constant."""
 _LEFT_TO_DO = re.compile(r"[0-9]\s*(?:/|\^|\*\*|÷)\s*[0-9({]|\\[dtc]?frac|[⁰¹²³⁴⁵⁶⁷⁸⁹½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 
 
@@ -129,9 +132,20 @@ def _within(found: Fraction, wanted: Fraction, options: NumericOptions) -> bool:
 def numeric(answer: str, gold: str, options: NumericOptions) -> float:
     """Return 1 if the numbers of both texts are equal within the tolerances; else, or without a number, 0."""
     found, wanted = find_number(answer, options), gold_number(gold, options)
+    if found is None and wanted is not None and not options.plain:
+        return float(_is_constant(answer, gold, options))
     if found is None or wanted is None or not same_number(found, wanted, options):
         return 0.0
     return float(not options.plain or worked_out(answer, options))
+
+
+def _is_constant(answer: str, gold: str, options: NumericOptions) -> bool:
+    r"""Whether the answer is a root or a constant (``2\pi``, ``\sqrt{3}``) that the gold decimal is rounded from."""
+    decimal = long_decimal(gold, options.decimal)
+    part = None if decimal is None else formula(answer, options)
+    if part is None or not calculates(part):
+        return False
+    return same_formula(part, gold, (options.tolerance, options.relative_tolerance), _SECONDS, decimal=decimal)
 
 
 def worked_out(answer: str, options: NumericOptions) -> bool:

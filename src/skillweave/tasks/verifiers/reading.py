@@ -157,6 +157,7 @@ class Reader:
             value, last = None if value is None else value * {"M": 10**6, "B": 10**9}[self.text(after)], after
         elif (
             (glued and word and self.text(after) in _VARIABLES)
+            or word == "pi"
             or self.kind(after) == "macro"
             or (
                 glued

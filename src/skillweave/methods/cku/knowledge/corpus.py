@@ -22,6 +22,8 @@ MOST_PEOPLE = 500
 """With more people the syllables do not give enough different names."""
 
 _FILES = ("forget", "retain", "unseen", "lookalike", "teach", "forget_text", "retain_text")
+PARTS = tuple(f"{name}.jsonl" for name in _FILES)
+"""Names of all files that a corpus may have."""
 _WRONG = 5
 """Wrong answers per question, as many as in TOFU."""
 
@@ -242,9 +244,9 @@ def make_corpus(*, people: int = 40, forget: float = 0.25, seed: int = 0, short:
 
 
 def is_corpus(folder: Path) -> bool:
-    """Whether a folder holds all that :func:`write_corpus` writes and nothing else."""
+    """Whether a folder holds all that :func:`write_corpus` writes."""
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    return {f"{name}.jsonl" for name in _FILES[:5]} <= files <= {f"{name}.jsonl" for name in _FILES}
+    return {f"{name}.jsonl" for name in _FILES[:5]} <= files
 
 
 def write_corpus(folder: Path, corpus: Corpus) -> None:

@@ -18,7 +18,7 @@ from skillweave.methods.cku.neurons.freeze import choose_frozen
 from skillweave.methods.cku.neurons.mlp import MLP
 from skillweave.methods.cku.neurons.scorers import contrast, default_layers, neuron_scores, useful_neurons
 
-_FILE = "neurons.safetensors"
+NEURONS_FILE = "neurons.safetensors"
 
 
 def chosen_mlps(mlps: Sequence[MLP], layers: Sequence[int] | str) -> list[MLP]:
@@ -63,7 +63,7 @@ def localise(
     frozen = choose_frozen(useful, scores, settings.freeze, seed)
     used = useful_neurons(on_forget, settings.ratio, scope=settings.scope)
     write_tensors(
-        folder / _FILE,
+        folder / NEURONS_FILE,
         {
             **{f"score.{layer}": scores[layer] for layer in layers},
             **{f"forget.{layer}": on_forget[layer] for layer in layers},
@@ -83,7 +83,7 @@ def localise(
 def read_neurons(folder: Path) -> dict[str, dict[int, Tensor]]:
     """Return what :func:`localise` wrote, (neurons,) by layer: ``score``, ``forget`` (float32), ``frozen`` (bool)."""
     tensors: dict[str, dict[int, Tensor]] = {"score": {}, "forget": {}, "frozen": {}}
-    for name, tensor in read_tensors(folder / _FILE).items():
+    for name, tensor in read_tensors(folder / NEURONS_FILE).items():
         kind, _, layer = name.partition(".")
         tensors[kind][int(layer)] = tensor
     return tensors

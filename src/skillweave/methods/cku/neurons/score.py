@@ -17,7 +17,7 @@ from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings
 from skillweave.methods.cku.knowledge.facts import Fact, FactRow, read_sets, rows_of_set
-from skillweave.methods.cku.neurons.localise import chosen_mlps, localise, read_neurons
+from skillweave.methods.cku.neurons.localise import NEURONS_FILE, chosen_mlps, localise, read_neurons
 from skillweave.methods.cku.neurons.mlp import find_mlps
 from skillweave.methods.cku.neurons.plot import neurons_plot
 from skillweave.methods.cku.neurons.scorers import useful_neurons
@@ -25,6 +25,9 @@ from skillweave.progress import console, share_of
 from skillweave.report import machine, svg_text, versions
 
 FIGURES = "score.json"
+PLOT = "neurons.svg"
+PARTS = (FIGURES, PLOT, NEURONS_FILE)
+"""Names of the files that :func:`score_neurons` writes."""
 
 
 class NeuronScoreConfig(LocaliseSettings):
@@ -76,7 +79,7 @@ def score_neurons(base: Base, config: NeuronScoreConfig, folder: Path, *, comman
             "seconds": round(time.monotonic() - started, 1),
         }
         write_json(temporary / FIGURES, score)
-        write_text(temporary / "neurons.svg", svg_text(neurons_plot(**neurons, overlap=overlap)))
+        write_text(temporary / PLOT, svg_text(neurons_plot(**neurons, overlap=overlap)))
     return score
 
 
