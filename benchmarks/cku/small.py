@@ -31,6 +31,8 @@ from skillweave.weave import background_prompts
 BASE = "bundled:smollm2"
 TASKS = ["builtin:extract_contact", "builtin:count_letters"]
 PEOPLE = 16
+EVERYDAY = 160
+"""So many of the bundled prompts are everyday ones; they come first."""
 TEACH_EPOCHS = 7
 TEACH_RATE = 1e-4
 STEPS = 100
@@ -182,7 +184,8 @@ def forget(plan: Forget) -> dict[str, Any]:
 
 def perplexity(base: Base) -> float:
     """The model's perplexity on the router's everyday prompts, read as plain text."""
-    facts = [Fact(str(at), None, text, None, (), "") for at, text in enumerate(background_prompts())]
+    everyday = background_prompts()[:EVERYDAY]
+    facts = [Fact(str(at), None, text, None, (), "") for at, text in enumerate(everyday)]
     rows, _ = fact_rows(base.tokenizer, facts, 64)
     install_scoring_head(base.model)
     reading = read_rows(base.model, rows, base.tokenizer.pad_token_id, batch_size=32, bf16=False)

@@ -73,9 +73,18 @@ class RouterConfig(Config):
 
     prompts: int = Field(128, ge=2, description="Train prompts of each skill that the router learns from.")
     layer: int | None = Field(
-        None, ge=0, description="The layer whose hidden states the router reads (default: the middle one)."
+        None, ge=0, description="The layer whose hidden states the router reads (default: a third of the way up)."
     )
-    miss: float = Field(0.01, ge=0, lt=1, description="Share of a skill's own prompts that may go to the base.")
+    stray: float = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="Share of the bundled prompts for the base that may go to a skill, and of a skill's prompts that "
+        "may go to another one if their own is absent.",
+    )
+    miss: float = Field(
+        0.01, ge=0, lt=1, description="Share of the skills' own prompts that may go to the base to keep `stray` low."
+    )
 
 
 class WeaveConfig(Config):

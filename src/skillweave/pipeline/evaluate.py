@@ -21,7 +21,7 @@ from skillweave.weave import Reply, Weave, background_prompts
 
 
 def _background() -> tuple[list[str], list[str]]:
-    """The everyday prompts in two parts: three quarters to fit the router on, one quarter to test it on."""
+    """The prompts for the plain base in two parts: three quarters to fit the router on, one quarter to test it on."""
     prompts = background_prompts()
     return [prompt for index, prompt in enumerate(prompts) if index % 4], prompts[::4]
 

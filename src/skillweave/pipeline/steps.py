@@ -234,7 +234,7 @@ def held_back(inputs: BuildInputs) -> dict[str, list[str]]:
 
 
 def fit_weave_router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
-    """Fit the router on train prompts of every skill and on everyday prompts."""
+    """Fit the router on train prompts of every skill and on prompts for the plain base."""
     config, chosen = inputs.config, inputs.config.router
 
     def work(folder: Path) -> None:
@@ -242,7 +242,8 @@ def fit_weave_router(inputs: BuildInputs, models: BuildModels) -> BuildStep:
             skill: [entry.prompt for entry in task.distinct("train")[: chosen.prompts]]
             for skill, task in inputs.tasks.items()
         }
-        fitted = fit_router(models.backbone, own, BACKGROUND[0], layer=chosen.layer, miss=chosen.miss, seed=config.seed)
+        settings = chosen.model_dump(include={"layer", "stray", "miss"})
+        fitted = fit_router(models.backbone, own, BACKGROUND[0], **settings, seed=config.seed)
         fitted.save(folder / "router")
 
     settings = {"router": chosen.model_dump(mode="json"), "seed": config.seed, "dtype": config.dtype}

@@ -1,19 +1,20 @@
-"""The router chooses the pack for a prompt: a small classifier on the base's hidden states. [ours; the paper has none]
+"""The router chooses the pack for a prompt by the direction of the base's hidden states. [ours; the paper has none]
 
 A prompt becomes one vector: the hidden states of one layer, averaged over its tokens. The first token is left out of
 the average, because it is the attention sink: it is hundreds of times larger than the others and only tells the
-prompt's length. A multinomial logistic regression on the standardised vectors has one class for each pack, and the
-class ``base`` for prompts that belong to no pack, which is learnt from everyday prompts. If the most probable pack is
-less probable than a threshold, the plain base answers.
+prompt's length. Seen from the mean of the background (prompts that belong to no pack), a prompt lies in some direction.
+Directions in which the background varies much say little about a skill, so they are damped. A pack's prompts have a
+mean direction, and the pack whose direction has the largest cosine with the prompt's answers, if the cosine is large
+enough. A classifier that separates the packs from the background is more exact, but it learns the very words of the
+training prompts: it sends the same request in other words to the base.
 
-The threshold comes from five-fold cross-fitting, so each prompt is judged by a classifier that has not seen it. It is
-the split-conformal quantile with which about 1% of a pack's own prompts go to the base.
+How large is enough comes from five-fold cross-fitting, so each prompt is judged by a router that has not seen it: about
+2% of the background may go to a pack, and about 2% of each pack's prompts may go to another one if their own is absent.
 """
 
 from __future__ import annotations
 
 import importlib.resources
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,8 +37,9 @@ from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Version
 from skillweave.pack.schema import check_name
 from skillweave.weave.card import ROUTER_FILE
+from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DATA_FILE = "router.safetensors"
 PARTS = (ROUTER_FILE, DATA_FILE)
 """Names of the files of a saved router."""
@@ -45,8 +47,8 @@ BASE = "base"
 """The name of the class of prompts that belong to no pack; users write it for the plain base."""
 
 _FOLDS = 5
-_NARROWEST = 1e-6
-"""A feature with a smaller standard deviation counts as constant, and is not divided by it."""
+_NEARNESS = 0.05
+"""A cosine that is larger by this much makes a class e times as probable."""
 _AGAIN = "Fit the router again, or copy its folder again."
 
 
@@ -74,6 +76,11 @@ class RouterCard(BaseModel):
     files: FileHashes = {}
     """SHA-256 of ``router.safetensors``. A router of version 1 has none."""
 
+    @property
+    def tensors(self) -> list[str]:
+        """The names of the tensors. Routers of versions 1 and 2 have no basis."""
+        return ["weight", "bias", "mean", "spread", *(["basis"] if self.schema_version > 2 else [])]
+
 
 @dataclass(frozen=True)
 class Route:
@@ -90,27 +97,35 @@ class Route:
 
 @dataclass
 class Router:
-    """Multinomial logistic regression on mean hidden states. C: packs + 1, F: hidden size."""
+    """A softmax of cosines with the directions of the packs. C: packs + 1, F: hidden size.
+
+    A router of version 1 or 2 is a multinomial logistic regression on the standardised features; it has no basis.
+    """
 
     classes: list[str]
     """C names, ``base`` last"""
     weight: torch.Tensor
-    """float32 (C, F), on standardised features"""
+    """float32 (C, F); zero for ``base``"""
     bias: torch.Tensor
-    """float32 (C,)"""
+    """float32 (C,); zero for packs, and for ``base`` the cosine from which on a pack answers"""
     mean: torch.Tensor
     """float32 (F,)"""
     spread: torch.Tensor
     """float32 (F,)"""
     layer: int
     """index into the hidden states: 0 is the embedding, the last one is the output of the final norm"""
-    threshold: float
+    threshold: float = 0.0
+    """the probability below which a pack does not answer; without effect at 0"""
+    basis: torch.Tensor | None = None
+    """float32 (R, F): directions of the standardised features that are damped, each by one minus its squared length"""
     figures: dict[str, Any] = field(default_factory=dict)
     """``accuracy`` and ``abstained`` on the packs' own prompts, ``background_kept`` on the others; all cross-fitted"""
 
     def probabilities(self, features: torch.Tensor) -> torch.Tensor:
         """The probability of each class: features (N, F) -> float32 (N, C)."""
         standard = (features.float().cpu() - self.mean) / self.spread
+        if self.basis is not None:
+            standard = directions(standard, self.basis)
         return (standard @ self.weight.T + self.bias).softmax(dim=-1)
 
     def route(self, hidden: torch.Tensor) -> Route:
@@ -131,8 +146,11 @@ class Router:
         """Write ``router.json`` and ``router.safetensors`` (the folder is replaced whole)."""
         with atomic_folder(folder) as temporary:
             tensors = {"weight": self.weight, "bias": self.bias, "mean": self.mean, "spread": self.spread}
+            if self.basis is not None:
+                tensors["basis"] = self.basis
             write_tensors(temporary / DATA_FILE, tensors)
             card = RouterCard(
+                schema_version=SCHEMA_VERSION if self.basis is not None else 2,
                 classes=self.classes,
                 layer=self.layer,
                 threshold=self.threshold,
@@ -156,7 +174,7 @@ class Router:
             reader.verified(card.files)
         data = reader.file(DATA_FILE)
         tensors = read_tensors(data)
-        _check_tensors(tensors, len(card.classes), data)
+        _check_tensors(tensors, card, data)
         return cls(card.classes, **tensors, layer=card.layer, threshold=card.threshold, figures=card.figures)
 
     def check_fits(self, packs: Collection[str], base: Base) -> None:
@@ -171,13 +189,16 @@ class Router:
             )
 
 
-def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path) -> None:
-    """Raise :class:`UserError` unless these are the tensors of a router with this many classes."""
-    if odd := sorted(set(tensors) ^ {"weight", "bias", "mean", "spread"}):
-        wrong = "is one that no router has" if odd[0] in tensors else "is missing"
+def _check_tensors(tensors: Mapping[str, torch.Tensor], card: RouterCard, file: Path) -> None:
+    """Raise :class:`UserError` unless these are the tensors of a router with this card."""
+    if odd := sorted(set(tensors) ^ {*card.tensors}):
+        wrong = f"is one that no router of version {card.schema_version} has" if odd[0] in tensors else "is missing"
         raise UserError(f"{file}: the tensor {odd[0][:80]!a} {wrong}. {_AGAIN}")
+    classes = len(card.classes)
     width = tensors["mean"].shape[-1] if tensors["mean"].dim() == 1 else 0
     shapes = {"weight": (classes, width), "bias": (classes,), "mean": (width,), "spread": (width,)}
+    if "basis" in tensors:
+        shapes["basis"] = (len(tensors["basis"]) if tensors["basis"].dim() else 0, width)
     for name, shape in shapes.items():
         tensor = tensors[name]
         if tuple(tensor.shape) != shape or tensor.dtype != torch.float32 or not width:
@@ -187,29 +208,30 @@ def _check_tensors(tensors: Mapping[str, torch.Tensor], classes: int, file: Path
             )
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{file}: the tensor '{name}' holds NaN or infinity. {_AGAIN}")
-    if (least := float(tensors["spread"].min())) <= _NARROWEST:
-        raise UserError(f"{file}: the tensor 'spread' holds {least:.3g}; expected more than {_NARROWEST}. {_AGAIN}")
+    if (least := float(tensors["spread"].min())) <= NARROWEST:
+        raise UserError(f"{file}: the tensor 'spread' holds {least:.3g}; expected more than {NARROWEST}. {_AGAIN}")
 
 
 def background_prompts() -> list[str]:
-    """The bundled everyday prompts: the lines of ``background.txt``."""
-    text = importlib.resources.files("skillweave.weave").joinpath("background.txt").read_text(encoding="utf-8")
-    return [line for line in text.splitlines() if line]
+    """The bundled prompts for the plain base: everyday ones, and then requests like those of a task.
 
-
-def middle_layer(model: Any) -> int:
-    """The default layer: the one in the middle.
-
-    Measured on SmolLM2-135M with three reasoning-gym tasks (40 prompts each for training, 20 for testing): every layer
-    tried separates all of them from each other and from the background. The layers differ on 32 prompts of four unseen
-    tasks: the share of them that goes to the base is 88% with layer 8 of 30, 84% with 15, 75% with 22, 59% with the
-    last.
+    They are the lines of ``background.txt``, in which ``\\n`` stands for the end of a line.
     """
-    return model.config.get_text_config().num_hidden_layers // 2
+    text = importlib.resources.files("skillweave.weave").joinpath("background.txt").read_text(encoding="utf-8")
+    return [line.replace("\\n", "\n") for line in text.splitlines() if line]
+
+
+def default_layer(model: Any) -> int:
+    """The default layer: a third of the way up.
+
+    Measured on SmolLM2-135M with the six skills of ``benchmarks.headline``: of layers 8, 10, 12, 15 and 18 of 30, this
+    one sends the fewest requests of other tasks to a pack among those that send half of the requests in other words.
+    """
+    return max(1, model.config.get_text_config().num_hidden_layers // 3)
 
 
 def check_layer(base: Base, layer: int | None) -> None:
-    """Raise :class:`UserError` unless the base has this layer. None stands for :func:`middle_layer` and always fits."""
+    """Raise :class:`UserError` unless the base has this layer. None, for :func:`default_layer`, always fits."""
     last = base.model.config.get_text_config().num_hidden_layers
     if layer is not None and not 0 <= layer <= last:
         raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
@@ -244,6 +266,7 @@ def fit_router(
     background: Sequence[Prompt] | None = None,
     *,
     layer: int | None = None,
+    stray: float = 0.02,
     miss: float = 0.01,
     seed: int = 0,
 ) -> Router:
@@ -251,8 +274,10 @@ def fit_router(
 
     - ``prompts_by_pack``: at least two prompts for each pack; a few dozen are enough
     - ``background``: prompts for the plain base; None: the bundled ones
-    - ``layer``: the index of the hidden states to use; None: the middle layer
-    - ``miss``: the share of a pack's own prompts that may go to the base because the router is not sure
+    - ``layer``: the index of the hidden states to use; None: :func:`default_layer`
+    - ``stray``: the share of the background that may go to a pack, and of a pack's prompts that may go to another pack
+      if their own is absent; the smaller, the fewer requests in other words than the training's go to their pack
+    - ``miss``: the share of the packs' own prompts that may go to the base to keep ``stray`` low
 
     Raises :class:`UserError` if a pack or the background has too few prompts.
     """
@@ -266,68 +291,54 @@ def fit_router(
         if len(prompts) < 2:
             whose = "the background" if name == BASE else f"the pack '{name}'"
             raise UserError(f"{whose} has {len(prompts)} prompts to learn routing from: give at least 2")
-    layer = middle_layer(base.model) if layer is None else layer
+    layer = default_layer(base.model) if layer is None else layer
     check_layer(base, layer)
     x = torch.cat([features(base, prompts, layer) for prompts in groups.values()])
     labels = torch.cat([torch.full((len(prompts),), index) for index, prompts in enumerate(groups.values())])
-    return fit_on_features(x, labels, list(groups), layer=layer, miss=miss, seed=seed)
+    return fit_on_features(x, labels, list(groups), layer=layer, stray=stray, miss=miss, seed=seed)
 
 
 def fit_on_features(
-    x: torch.Tensor, labels: torch.Tensor, classes: list[str], *, layer: int, miss: float = 0.01, seed: int = 0
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    classes: list[str],
+    *,
+    layer: int,
+    stray: float = 0.02,
+    miss: float = 0.01,
+    seed: int = 0,
 ) -> Router:
     """:func:`fit_router` from features (N, F) and labels int64 (N,), an index into ``classes`` (``base`` last)."""
     # Imported late: sklearn takes a second to import, and a weave that only answers does not need it.
     from sklearn.model_selection import StratifiedKFold
 
     fewest = int(torch.bincount(labels, minlength=len(classes)).min())
-    unseen = torch.zeros(len(labels), len(classes))
+    unseen = torch.zeros(len(labels), len(classes) - 1)
     folds = StratifiedKFold(min(_FOLDS, fewest), shuffle=True, random_state=seed)
     for train, test in folds.split(x.numpy(), labels.numpy()):
-        unseen[test] = Router(classes, *_regress(x[train], labels[train]), layer, 0.0).probabilities(x[test])
-    threshold = _threshold(unseen, labels, miss)
-    decided = [_decide(row, classes, threshold).pack for row in unseen.tolist()]
-    truth = [None if classes[label] == BASE else classes[label] for label in labels.tolist()]
-    own = [(guess, name) for guess, name in zip(decided, truth, strict=True) if name is not None]
-    other = [guess for guess, name in zip(decided, truth, strict=True) if name is None]
-    figures = {
-        "accuracy": sum(guess == name for guess, name in own) / len(own),
-        "abstained": sum(guess is None for guess, _ in own) / len(own),
-        "background_kept": sum(guess is None for guess in other) / len(other),
-        "prompts": len(own),
-        "background": len(other),
+        unseen[test] = Geometry.of(x[train], labels[train], len(classes) - 1).cosines(x[test])
+    enough = enough_cosine(unseen, labels, stray, miss)
+    found = Geometry.of(x, labels, len(classes) - 1)
+    weight = torch.cat([found.packs, torch.zeros(1, x.shape[1])]) / _NEARNESS
+    bias = torch.zeros(len(classes))
+    bias[-1] = enough / _NEARNESS
+    figures = _figures(unseen, labels, enough)
+    return Router(classes, weight, bias, found.mean, found.spread, layer, basis=found.basis, figures=figures)
+
+
+def _figures(unseen: torch.Tensor, labels: torch.Tensor, enough: float) -> dict[str, Any]:
+    """What the router does with the prompts that it was fitted on, from cross-fitted cosines (N, P)."""
+    packs = unseen.shape[1]
+    decided = torch.where(unseen.amax(-1) < enough, packs, unseen.argmax(-1))
+    own = labels < packs
+    return {
+        "accuracy": float((decided == labels)[own].double().mean()),
+        "abstained": float((decided == packs)[own].double().mean()),
+        "background_kept": float((decided == packs)[~own].double().mean()),
+        "cosine": enough,
+        "prompts": int(own.sum()),
+        "background": int((~own).sum()),
     }
-    return Router(classes, *_regress(x, labels), layer, threshold, figures)
-
-
-def _regress(x: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weight (C, F), bias (C,), mean (F,) and spread (F,) of a regression in which all classes have equal weight."""
-    from sklearn.linear_model import LogisticRegression  # late, as above
-
-    mean, spread = x.mean(0), x.std(0, correction=0)
-    spread = torch.where(spread > _NARROWEST, spread, 1.0)
-    # With more features than prompts the classes are separable, and only the penalty limits the weights. C is small, so
-    # that probabilities do not all become 0 or 1.
-    model = LogisticRegression(C=0.01, class_weight="balanced", max_iter=1000)
-    model.fit(((x - mean) / spread).numpy(), labels.numpy())
-    weight = torch.from_numpy(model.coef_).float()
-    bias = torch.from_numpy(model.intercept_).float()
-    if len(weight) == 1:  # two classes: sklearn gives the second one's odds
-        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
-    return weight, bias, mean, spread
-
-
-def _threshold(unseen: torch.Tensor, labels: torch.Tensor, miss: float) -> float:
-    """The largest threshold that at most the share ``miss`` of the packs' own prompts do not reach.
-
-    The share is counted with the n + 1 of conformal prediction. With too few prompts for that, the threshold is 0, and
-    then only the most probable class decides.
-    """
-    packs = unseen.shape[1] - 1
-    own = unseen[labels < packs]
-    confidences = own[own.argmax(-1) < packs].amax(-1).sort().values
-    allowed = math.floor(miss * (len(confidences) + 1))
-    return float(confidences[allowed - 1]) if 0 < allowed <= len(confidences) else 0.0
 
 
 def _decide(probabilities: list[float], classes: list[str], threshold: float) -> Route:
