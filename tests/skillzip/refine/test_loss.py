@@ -1,4 +1,4 @@
-"""Three divergences from the kept part of a distribution, against slow loops in float64 and in closed form."""
+"""Both divergences from the kept part of a distribution, against slow loops in float64 and in closed form."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from skillweave.skillzip.refine.loss import answer_hellinger, answer_kl, answer_tv, kept_part
+from skillweave.skillzip.refine.loss import answer_kl, answer_tv, kept_part
 
 
 def random_logits(seed: int, n: int = 5, vocabulary: int = 30) -> torch.Tensor:
@@ -34,15 +34,11 @@ def slow_kl(teacher: torch.Tensor, student: torch.Tensor, k: int) -> list[float]
     return [sum(a * math.log(a / b) if b else math.inf for a, b in row if a > 0) for row in rows]
 
 
-def slow_hellinger(teacher: torch.Tensor, student: torch.Tensor, k: int) -> list[float]:
-    return [sum(2 * (math.sqrt(a) - math.sqrt(b)) ** 2 for a, b in row) for row in events(teacher, student, k)]
-
-
 def slow_tv(teacher: torch.Tensor, student: torch.Tensor, k: int) -> list[float]:
     return [sum(max(a - b, 0) for a, b in row) for row in events(teacher, student, k)]
 
 
-PAIRS = [(answer_kl, slow_kl), (answer_hellinger, slow_hellinger), (answer_tv, slow_tv)]
+PAIRS = [(answer_kl, slow_kl), (answer_tv, slow_tv)]
 
 
 @pytest.mark.parametrize("k", [1, 4, 29, 30, 99])
@@ -55,18 +51,12 @@ def test_each_is_that_of_a_slow_loop(quick: Any, slow: Any, k: int) -> None:
     assert quick(teacher[:0], *kept_part(teacher[:0], k)).shape == (0,)
 
 
-def test_near_distributions_have_the_same_hellinger_loss_as_kl_and_far_ones_have_a_bounded_loss() -> None:
+def test_the_distance_is_at_most_1_where_the_kl_is_large() -> None:
     teacher = random_logits(2)
-    near = teacher + 0.01 * random_logits(3)
-    kept = kept_part(teacher, 10)
-    torch.testing.assert_close(answer_hellinger(near, *kept), answer_kl(near, *kept), rtol=0.05, atol=1e-7)
-    other = torch.zeros_like(teacher).scatter(1, teacher.argmin(1, keepdim=True), 60.0).requires_grad_()
-    assert bool((answer_kl(other, *kept) > 40).all())
-    assert bool((answer_hellinger(other, *kept) <= 4).all())
-    assert bool((answer_tv(other, *kept) <= 1).all())
-    answer_hellinger(other, *kept).sum().backward()
-    assert other.grad is not None
-    assert float(other.grad.abs().max()) < 1e-6
+    other = torch.zeros_like(teacher).scatter(1, teacher.argmin(1, keepdim=True), 60.0)
+    assert bool((answer_kl(other, *kept_part(teacher, 10)) > 40).all())
+    far = answer_tv(other, *kept_part(teacher, 10))
+    assert bool(((far > 0.9) & (far <= 1)).all())
 
 
 def test_what_is_kept_bounds_the_whole_kl_from_below_and_reaches_it() -> None:

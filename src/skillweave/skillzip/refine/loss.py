@@ -36,20 +36,6 @@ def answer_kl(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest:
     return (teacher.exp() * difference).sum(dim=-1)
 
 
-def answer_hellinger(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """Return four times the squared Hellinger distance of each position: student's logits (n, V) -> (n,) float32.
-
-        4 (1 - sum_k sqrt(p_k q_k))
-
-    All tokens outside of the teacher's part (:func:`kept_part`) count as one event. For distributions that are near to
-    each other it is their KL, up to terms of third order. It is never above 4, and its gradient vanishes where the
-    student thinks a token impossible that the teacher is sure of: such tokens are mostly mistakes of the teacher, which
-    a pack of few bytes cannot learn, and they would decide the steps of a KL [ours]. The gradient flows to ``logits``.
-    """
-    teacher, student = _events(logits, ids, logs, rest)
-    return 4 * (1 - ((teacher + student) / 2).exp().sum(dim=-1))
-
-
 def answer_tv(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
     """Return the total variation distance of each position, in [0, 1]: student's logits (n, V) -> (n,) float32.
 

@@ -19,7 +19,7 @@ from skillweave.skillzip.refine.adam import adam_step, moments
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.factors import rounded, spread
 from skillweave.skillzip.refine.forward import passes
-from skillweave.skillzip.refine.loss import answer_hellinger, answer_kl, answer_tv
+from skillweave.skillzip.refine.loss import answer_kl, answer_tv
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
 
@@ -63,7 +63,7 @@ class Progress:
     best: Factors
     """the float factors at the best measurement"""
     losses: list[float] = field(default_factory=list)
-    """the loss of each step's batch, a token"""
+    """the KL of each step's batch, in nats a token"""
     curve: list[Measurement] = field(default_factory=list)
     first: Factors = field(default_factory=dict)
     second: Factors = field(default_factory=dict)
@@ -105,9 +105,8 @@ def train(
 ) -> Progress:
     """Train the factors of ``student`` on ``rows``, and return the progress at the end.
 
-    * A step computes the loss (:func:`~skillweave.skillzip.refine.loss.answer_hellinger`) with rounded factors, and
-      applies the gradient of the rounded factors to the float ones (the straight-through estimate). What is measured is
-      therefore the pack as it would be written.
+    * A step computes the KL with rounded factors, and applies the gradient of the rounded factors to the float ones
+      (the straight-through estimate). What is measured is therefore the pack as it would be written.
     * Coded factors begin at random places of the ranges that round to their codes (:func:`factors.spread`).
     * The step (:mod:`~skillweave.skillzip.refine.adam`) is relative to each factor's root mean square. It rises over
       the first steps, and falls linearly to 0.
@@ -236,10 +235,10 @@ def divergence_of(answer_logits: AnswerLogits, model: Any, rows: Sequence[Teache
 
 
 def _backward(student: Student, rows: Sequence[TeacherRow]) -> float:
-    """Add up the gradients of the mean loss of an answer token, and return that mean."""
+    """Add up the gradients of the mean KL of an answer token, and return that mean."""
     tokens, total = sum(row.tokens for row in rows), 0.0
     for piece in _pieces(student.model, rows):
-        loss = answer_hellinger(*_compared(student.answer_logits, piece)).sum() / tokens
+        loss = answer_kl(*_compared(student.answer_logits, piece)).sum() / tokens
         loss.backward()
         total += float(loss.detach())
     return total
@@ -297,5 +296,5 @@ def _load(file: Path, device: torch.device) -> Progress | None:
 
 
 def _note(progress: Progress) -> str:
-    loss = f"loss {progress.losses[-1]:.4f}, " if progress.losses else ""
-    return f"{loss}held out: KL {progress.curve[-1].kl:.4f}"
+    loss = f"KL {progress.losses[-1]:.4f}, " if progress.losses else ""
+    return f"{loss}held out {progress.curve[-1].kl:.4f}"
