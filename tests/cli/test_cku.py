@@ -89,9 +89,12 @@ def test_a_folder_that_holds_a_persons_own_sets_is_no_corpus_of_ours(room: Room,
     (tmp_path / "own").mkdir()
     for side in ("forget", "retain"):
         (tmp_path / "own" / f"{side}.jsonl").write_text('{"question": "q", "answer": "a"}\n')
-    for name in ("more", "own"):
+    for name, why in (
+        ("more", "holds 'notes.txt', which is no part of a corpus of ours and would be deleted"),
+        ("own", "holds something that is not a corpus of ours"),
+    ):
         before = sorted(os.listdir(tmp_path / name))
-        assert "holds something that is not a corpus of ours" in refused("cku", "corpus", "-o", tmp_path / name)
+        assert why in refused("cku", "corpus", "-o", tmp_path / name)
         assert sorted(os.listdir(tmp_path / name)) == before
 
 

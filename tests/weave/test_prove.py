@@ -121,7 +121,7 @@ def test_zip_puts_a_probe_on_the_card_within_the_budget_and_it_survives_the_file
     folder = pack.save_pretrained(tmp_path / "skill")
     assert sum(file.stat().st_size for file in folder.iterdir()) == pack.card.bytes.total <= 40_000
     read = Skillpack.from_pretrained(folder)
-    assert (read.card.probe, read.card.schema_version) == (pack.card.probe, 4)
+    assert (read.card.probe, read.card.schema_version) == (pack.card.probe, 5)
     assert len(read.card.probe.model_dump_json()) <= len(longest_probe(103).model_dump_json())
     weave = Weave.of(base)
     assert weave.shelf.add(folder) == "skill"
