@@ -23,7 +23,7 @@ from skillweave.skillzip.refine.loss import answer_kl, answer_tv
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "refinement.safetensors"
 _MEASUREMENTS = 5
 """How often a training measures the held-out prompts, besides before its first step."""
 _SAVED = ("factors", "best", "first", "second")
