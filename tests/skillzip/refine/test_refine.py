@@ -295,3 +295,10 @@ def test_factors_begin_anywhere_in_the_range_that_rounds_to_their_codes() -> Non
         assert high - 0.05 * (high - low) < found.max() < high
         assert float(found.mean()) == pytest.approx((low + high) / 2, abs=0.02)
     assert factors.spread(codes[:0], torch.Generator()).shape == (0,)
+
+
+def test_a_direction_whose_step_is_zero_begins_at_zero() -> None:
+    start = {"layer.A": torch.tensor([[1.0, 0.0], [-2.0, 0.0]])}
+    progress = train._begun(start, {"layer.A": torch.tensor([1.0, 0.0])}, seed=0)
+    assert progress.factors["layer.A"][:, 1].tolist() == [0.0, 0.0]
+    assert rounded_codes(progress.factors["layer.A"][:, 0], torch.ones(1)).tolist() == [1.0, -2.0]

@@ -22,6 +22,7 @@ from skillweave.skillzip.refine.forward import passes
 from skillweave.skillzip.refine.loss import answer_kl, answer_tv
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
+from skillweave.skillzip.steps import rounded_codes
 
 CHECKPOINT = "refinement.safetensors"
 _MEASUREMENTS = 5
@@ -187,7 +188,7 @@ def _begun(start: Factors, steps: Factors, seed: int) -> Progress:
     """Return the progress before the first step, with coded factors at random places that round to their codes."""
     generator = torch.Generator().manual_seed(seed)
     factors = {
-        key: spread((factor / steps[key]).round(), generator) * steps[key] if key in steps else factor.clone()
+        key: spread(rounded_codes(factor, steps[key]), generator) * steps[key] if key in steps else factor.clone()
         for key, factor in start.items()
     }
     progress = Progress(factors, start)

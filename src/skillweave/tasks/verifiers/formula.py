@@ -1,4 +1,4 @@
-r"""Find the formula that a text gives as its answer, and ask Math-Verify whether it is that of another text."""
+"""Find the formula that a text gives as its answer, and ask Math-Verify whether it is that of another text."""
 
 from __future__ import annotations
 
