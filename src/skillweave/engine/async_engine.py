@@ -24,11 +24,18 @@ from skillweave.base.generate import AnswerReader, NoProbabilities, context_leng
 from skillweave.base.voice import Voice
 from skillweave.engine import self_check
 from skillweave.engine.generation import LiveGeneration
-from skillweave.engine.interface import CountedReply, EngineBusy, EngineCounters, Grammar, RequestCancelled
+from skillweave.engine.interface import (
+    CountedReply,
+    EngineBusy,
+    EngineCounters,
+    Grammar,
+    RequestCancelled,
+    check_sampling,
+)
 from skillweave.engine.paged import PackedManager, PagedRow, StepEvent, StepTally
 from skillweave.engine.sampler import RowSampler
 from skillweave.engine.worker_threads import free_worker_threads
-from skillweave.errors import UserError, shown_value
+from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.weave import AUTO, Route, Weave
 from skillweave.weave.request_group import cannot_answer
@@ -385,18 +392,3 @@ class AsyncEngine:
             self._opened().drop(row.name)
         if not self._closed:
             self._admit()
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raise :class:`UserError` for a sampling that a request cannot be drawn by."""
-    if sampling.samples != 1:
-        raise UserError(f"a request has one answer, not {sampling.samples}: submit it again for each sample")
-    if sampling.model_defaults:
-        raise UserError("an engine has no model defaults: give a temperature and a top_p")
-    for name, fits, expected in (
-        ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
-        ("top_p", 0 <= sampling.top_p <= 1, "a number from 0 to 1"),
-    ):
-        if not fits:
-            raise UserError(f"{name} is {shown_value(getattr(sampling, name))}: expected {expected}")

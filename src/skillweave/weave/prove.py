@@ -77,8 +77,9 @@ class Proofs:
         """Put a resident pack to the proof of its card, and say so once if that cannot tell whether the pack acts.
 
         ``base`` is what :meth:`base_says` gave, if it is known. Raises :class:`UserError` if the pack acts otherwise
-        than when it was zipped.
+        than when it was zipped, and if the backbone cannot read its prompts though its card says that it does.
         """
+        self._check_prefill(read)
         self.outcomes[read.name] = self._outcome(read, base)
 
     def _outcome(self, read: ReadPack, base: Sequence[float] | None) -> Outcome | None:
@@ -108,6 +109,15 @@ class Proofs:
         if read.card_hash is not None:
             self._proven[read.card_hash] = proof.outcome
         return proof.outcome
+
+    def _check_prefill(self, read: ReadPack) -> None:
+        """Raise :class:`UserError` if the backbone cannot read the prompts of a pack that was made for that."""
+        why = self._packed_model.why_own_steps(read.name) if read.prefill == "backbone" else None
+        if why is not None:
+            raise UserError(
+                f"the card of the pack '{read.name}' says that the backbone reads its prompts, which is impossible "
+                f"here, because {why}: zip the skill again without prefill"
+            )
 
     def _check_tokens(self, name: str, probe: PackProbe, tokens: int) -> None:
         if (largest := max(*probe.ids, *probe.tokens)) >= tokens:

@@ -35,7 +35,7 @@ from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Version
-from skillweave.pack.schema import check_name
+from skillweave.pack.name import check_name
 from skillweave.weave.card import ROUTER_FILE
 from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
 

@@ -15,9 +15,8 @@ import httpx2
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.engine.async_engine import check_sampling
 from skillweave.engine.generation import LiveGeneration
-from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled
+from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled, check_sampling
 from skillweave.engine.vllm.folder import ADAPTERS_FOLDER, BASE_NAME, VllmFolder
 from skillweave.engine.vllm.proof import LEAST, PROBE, distance, probe_logprobs
 from skillweave.engine.vllm.replicas import Replica, choose
