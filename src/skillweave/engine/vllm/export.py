@@ -96,10 +96,10 @@ def export_vllm(
     return VllmFolder(out)
 
 
-def launch_line(folder: Path, card: ServeCard, python: str = "python") -> str:
+def launch_line(folder: Path, card: ServeCard) -> str:
     """Return the shell command that starts vLLM with an exported folder, and lets it load adapters later."""
-    arguments = ["-m", "vllm.entrypoints.openai.api_server", *server_arguments(folder, card)]
-    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 {shlex.join([python, *arguments])}"
+    arguments = ["python", "-m", "vllm.entrypoints.openai.api_server", *server_arguments(folder, card)]
+    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 {shlex.join(arguments)}"
 
 
 def shown_loss(adapter: AdapterRef) -> str:
