@@ -75,11 +75,10 @@ def encode_prompts(
     *,
     numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of each prompt, made by ``tokenizer``, or by the voice of each prompt if ``voices`` is
-    given.
+    """Return the token ids of each prompt.
 
-    ``numbers`` are the numbers of the prompts for errors, from 0 (default: 0, 1, 2, ...). Raises the errors of
-    :func:`check_prompt`.
+    ``tokenizer`` makes them, or the voice of each prompt if ``voices`` is given. ``numbers`` are the numbers of the
+    prompts for errors, from 0 (default: 0, 1, 2, ...). Raises the errors of :func:`check_prompt`.
     """
     voices = voices or [Voice(tokenizer)] * len(prompts)
     numbers = range(len(prompts)) if numbers is None else numbers

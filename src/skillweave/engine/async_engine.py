@@ -78,8 +78,7 @@ class Work:
 
 
 class AsyncEngine:
-    """Answers the requests of many callers with one weave. It is the :class:`~skillweave.engine.interface.Engine`
-    ``local``.
+    """Answers the requests of many callers with one weave: the engine ``local``.
 
     Use it as ``async with AsyncEngine(weave) as engine``, and call it from that event loop only. Leaving the block
     cancels all requests that wait or run, and waits for the thread that runs the model.

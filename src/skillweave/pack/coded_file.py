@@ -139,4 +139,5 @@ def merged_planes(data: bytes, most: int) -> bytes:
 
 
 def most_inflated(data: bytes) -> int:
+    """Return the most bytes that a deflated part may stand for."""
     return _FREE_BYTES + _MOST_RATIO * len(data)

@@ -269,8 +269,11 @@ class PackBytes(_Strict):
 
 
 class PackAudit(BaseModel):
-    """An audit of a pack as its card holds it, under ``audit``. A card may hold more there, and anything at all if it
-    was not ``skillweave audit`` that wrote it: nothing proves who wrote a card."""
+    """An audit of a pack as its card holds it, under ``audit``.
+
+    A card may hold more there, and anything at all if it was not ``skillweave audit`` that wrote it: nothing proves who
+    wrote a card.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

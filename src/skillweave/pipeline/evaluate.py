@@ -59,8 +59,7 @@ def tools_key(tokenizer: Any, task: Task, use: ToolUse) -> str:
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
-    """Score the answers of ``answer`` on the task's test split. Writes ``score.json`` and ``answers.jsonl`` to
-    ``folder``.
+    """Score ``answer`` on the task's test split, and write ``score.json`` and ``answers.jsonl`` to ``folder``.
 
     ``limit``: score at most this many prompts; None: all.
     """

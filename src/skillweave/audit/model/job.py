@@ -128,8 +128,10 @@ def tuned_by(delta: Delta, base: Base) -> tuple[Base, Delta]:
 
 
 def read_reference(path: Path | None) -> list[CheckpointSignals]:
-    """Read the clean checkpoints of a reference; none without a ``path``. Raises :class:`UserError` if it is damaged,
-    or if it counts a checkpoint twice."""
+    """Return the clean checkpoints of a reference; none without a ``path``.
+
+    Raises :class:`UserError` if it is damaged, or if it counts a checkpoint twice.
+    """
     if path is None:
         return []
     found = read_card_file(path, Reference, 1, "Collect it again with `skillweave audit reference`.").checkpoints

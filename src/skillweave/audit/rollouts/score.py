@@ -104,7 +104,7 @@ def left_out_surprise(values: ArrayLike) -> np.ndarray:
 def robust_surprise(values: ArrayLike, least_scale: float) -> np.ndarray:
     """Return -log10 of the normal upper tail of the robust z, at most ``MOST_SURPRISE``; NaN has surprise 0; (n,).
 
-    z = (value - median) / max(1.4826 MAD, ``least_scale``).
+    z = (value - median) / max(1.4826 MAD, ``least_scale``). [ours]
     """
     values = np.asarray(values, dtype=np.float64)
     known = values[~np.isnan(values)]

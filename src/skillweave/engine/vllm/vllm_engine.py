@@ -32,8 +32,7 @@ _CONNECT = 5.0
 
 
 class VllmEngine:
-    """Answers the requests of many callers with vLLM servers. It is the :class:`~skillweave.engine.interface.Engine`
-    ``vllm``.
+    """Answers the requests of many callers with vLLM servers: the engine ``vllm``.
 
     Use it as ``async with VllmEngine(folder, urls) as engine``, and call it from that event loop only. Leaving the
     block cancels all requests that wait or run, and stops the servers that it started.

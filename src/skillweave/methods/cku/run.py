@@ -203,7 +203,7 @@ class _Unlearning:
     def _unlearn_trainer(
         self, folder: Path, model: Any, arguments: dict[str, Any], order: list[int], watch: Watch
     ) -> UnlearnTrainer:
-        """``order``: indices of the forget rows of all steps; each one is paired with a retain row."""
+        """The trainer of the unlearning. ``order``: the forget row of each example, which also gets a retain row."""
         run, config = self.run, self.run.config
         settings, batch_size, seed = config.objective, config.training.batch_size, stage_seed(config.seed, folder.name)
         retain_order = batch_order([row_length(row) for row in self.retain], batch_size, len(order) // batch_size, seed)
