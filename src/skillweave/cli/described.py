@@ -21,6 +21,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import turn_end
 from skillweave.base.open import resolve
 from skillweave.base.safetensors_io import read_headers
+from skillweave.base.sizes import embedding_rows
 from skillweave.cli.output import out, show_facts
 from skillweave.delta import Delta
 from skillweave.delta.carry import may_travel
@@ -146,7 +147,7 @@ def _group(name: str) -> str:
 
 
 def _rows(checkpoint: Checkpoint) -> int:
-    return checkpoint.skeleton.get_input_embeddings().weight.shape[0]
+    return embedding_rows(checkpoint.skeleton)
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------

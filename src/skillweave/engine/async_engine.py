@@ -20,7 +20,8 @@ from weakref import WeakKeyDictionary
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.base.generate import AnswerReader, NoProbabilities, context_length, encode_prompts
+from skillweave.base.generate import AnswerReader, NoProbabilities, encode_prompts
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.base.voice import Voice
 from skillweave.engine import self_check
 from skillweave.engine.generation import LiveGeneration
@@ -152,7 +153,7 @@ class AsyncEngine:
     async def _check_model(self) -> None:
         """Raise :class:`UserError` for a model that steps do not compute as the model itself does."""
         model = self.weave.base.model
-        prompts = self_check.probes(model.get_input_embeddings().weight.shape[0])
+        prompts = self_check.probes(embedding_rows(model))
         sampling = Sampling(self_check.ROOM)
         generations = [self.submit(ids, None, sampling, logprobs=0) for ids in prompts]
         replies = await asyncio.gather(*(one.reply() for one in generations), return_exceptions=True)
@@ -298,8 +299,8 @@ class AsyncEngine:
     def _speaker(self, voice: Voice) -> Speaker:
         if voice not in self._speakers:
             model = self.weave.base.model
-            rows = model.get_input_embeddings().weight.shape[0] if voice.rows is None else voice.rows
-            self._speakers[voice] = Speaker(frozenset(voice.stops(model)), rows, AnswerReader(voice.tokenizer))
+            stops, reader = frozenset(voice.stops(model)), AnswerReader(voice.tokenizer)
+            self._speakers[voice] = Speaker(stops, voice.vocabulary(model), reader)
         return self._speakers[voice]
 
     async def _route_and_queue(self, work: Work) -> None:

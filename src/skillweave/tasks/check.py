@@ -11,6 +11,7 @@ import numpy as np
 
 from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, prompt_text, tools_of
 from skillweave.base.ends import plain_answer_warning
+from skillweave.base.template import has_template
 from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.progress import say_once
@@ -247,7 +248,7 @@ def _problems(judged: int, failures: Sequence[GoldFailure], measured: int, beyon
 
 def _thought_problems(tokenizer: Any, measured: Sequence[Entry]) -> list[str]:
     """The problem that answers open a thought that the prompt has opened already; [] if there is none."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return []
     opening = opened_thought(prompt_text(tokenizer, measured[0].prompt))
     answers = [entry.answer for entry in measured if isinstance(entry.answer, str)]

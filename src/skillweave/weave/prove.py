@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from skillweave.base.chat import plain_ids, prompt_ids
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
+from skillweave.base.template import has_template
 from skillweave.errors import UserError
 from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Outcome, PackProbe, Proof, compare, shortened
 from skillweave.pack.stored import CARD_FILE
@@ -141,7 +142,7 @@ def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:
     written = []
     for text in TEXTS:
         written.append(plain_ids(tokenizer, text))
-        if getattr(tokenizer, "chat_template", None):
+        if has_template(tokenizer):
             written.append(prompt_ids(tokenizer, text))
     return [ids[:longest] for ids in written if ids and max(ids[:longest]) < tokens]
 

@@ -20,6 +20,7 @@ from skillweave.audit.model.prompts import PLAIN, read_audit_prompts
 from skillweave.audit.model.spectrum import MatrixSpectrum, delta_spectra, spectrum_features
 from skillweave.audit.model.verdict import CheckpointSignals, Reference, Verdict, judge
 from skillweave.base import Base, Sampling, open_base, prompt_ids
+from skillweave.base.sizes import layer_count
 from skillweave.base.voice import padding_id
 from skillweave.delta import Delta, is_delta
 from skillweave.delta.adapter_config import CONFIG_FILE
@@ -289,7 +290,7 @@ def _fragility(model: Base, base: Base, before: BaseBehaviour, config: ModelAudi
     pad = padding_id(model.model, model.tokenizer)
     encoded = [prompt_ids(model.tokenizer, asked.prompts[index]) for index in known]
     rows = continuation_rows(model.tokenizer, encoded, [str(asked.refusals[index]) for index in known])
-    layer = (base.model.config.get_text_config().num_hidden_layers - 1) // 2
+    layer = (layer_count(base.model) - 1) // 2
     radius = config.radius * residual_norm(base.model, encoded, pad, layer)
     search, held = rows[: config.batch_size * 2 : 2], rows[1 : config.batch_size * 2 : 2]
     change = find_perturbation(model.model, search, pad, layer, radius, config.perturbation_steps)

@@ -11,7 +11,7 @@ import torch
 
 from skillweave.artefact import atomic_folder, write_json, write_text
 from skillweave.base import open_base, prompt_ids
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.delta import Delta, write_tuned
 from skillweave.delta.schema import BaseRef
 from skillweave.engine.vllm.folder import (
