@@ -23,7 +23,8 @@ def check_name(name: str) -> None:
         raise UserError(f"'{name}' cannot name a pack: it stands for {_RESERVED[name.casefold()]}")
 
 
-def _as_name(name: str) -> str:
+def as_pack_name(name: str) -> str:
+    """Return ``name``. Raises ValueError, as a validator does, if no pack may have it."""
     try:
         check_name(name)
     except UserError as error:
@@ -31,5 +32,5 @@ def _as_name(name: str) -> str:
     return name
 
 
-PackName = Annotated[str, AfterValidator(_as_name)]
+PackName = Annotated[str, AfterValidator(as_pack_name)]
 """The name of a pack, checked when a card is read."""

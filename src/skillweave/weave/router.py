@@ -36,7 +36,7 @@ from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Version
-from skillweave.pack.name import check_name
+from skillweave.pack.name import as_pack_name
 from skillweave.weave.card import ROUTER_FILE
 from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
 
@@ -57,10 +57,7 @@ def _check_classes(classes: list[str]) -> list[str]:
     if len(set(map(str.casefold, classes))) < len(classes) or classes[-1] != BASE:
         raise ValueError(f"the classes must be names of packs, each once, and '{BASE}' last")
     for name in classes[:-1]:
-        try:
-            check_name(name)
-        except UserError as error:
-            raise ValueError(str(error)) from error
+        as_pack_name(name)
     return classes
 
 

@@ -17,7 +17,7 @@ from skillweave.audit.model.forward import continuation_rows
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
 from skillweave.audit.model.probes import ProbeChange, States, probe_change, probe_states
 from skillweave.audit.model.prompts import PLAIN, read_audit_prompts
-from skillweave.audit.model.spectrum import MatrixSpectrum, delta_spectra, spectrum_features
+from skillweave.audit.model.spectrum import STATISTICS, MatrixSpectrum, delta_spectra, spectrum_features
 from skillweave.audit.model.verdict import CheckpointSignals, Reference, Verdict, judge
 from skillweave.base import Base, Sampling, open_base, prompt_ids
 from skillweave.base.sizes import layer_count
@@ -265,14 +265,13 @@ def wrapper_table(change: BehaviourChange) -> Table:
 
 def spectrum_table(spectra: Sequence[MatrixSpectrum]) -> Table:
     """Return a row for each kind of matrix, means over the layers."""
-    statistics = ("top", "norm", "concentration", "entropy", "stable_rank", "kurtosis")
     kinds = dict.fromkeys(one.kind for one in spectra)
     rows = []
     for kind in kinds:
         members = [one for one in spectra if one.kind == kind]
-        means = [float(np.mean([getattr(one, statistic) for one in members])) for statistic in statistics]
+        means = [float(np.mean([getattr(one, statistic) for one in members])) for statistic in STATISTICS]
         rows.append([kind, str(len(members)), *(f"{mean:.3g}" for mean in means)])
-    return Table(["kind", "matrices", *statistics], rows)
+    return Table(["kind", "matrices", *STATISTICS], rows)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
