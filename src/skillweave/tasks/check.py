@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -220,10 +221,7 @@ def _message_text(message: Message) -> str:
 
 
 def _several(entries: Sequence[Entry]) -> int:
-    seen: dict[str, int] = {}
-    for entry in entries:
-        seen[entry.prompt_id] = seen.get(entry.prompt_id, 0) + 1
-    return sum(count > 1 for count in seen.values())
+    return sum(count > 1 for count in Counter(entry.prompt_id for entry in entries).values())
 
 
 def _verifier(task: Task) -> str:
