@@ -49,8 +49,9 @@ def row_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def smoothing(largest: torch.Tensor, weight: torch.Tensor, exponent: float) -> torch.Tensor:
     """The factor of each input channel: max|x|^e / max|W column|^(1 - e) for the exponent e, float32 (in,).
 
-    SmoothQuant, arXiv 2211.10438, equation 4 [relative], scaled to a geometric mean of 1. ``largest`` is max|x| of each channel, float
-    (in,); ``weight`` is (out, in). Where one of the two is 0, the smallest positive value of the others counts.
+    SmoothQuant, arXiv 2211.10438, equation 4 [relative], scaled to a geometric mean of 1. ``largest`` is max|x| of each
+    channel, float (in,); ``weight`` is (out, in). Where one of the two is 0, the smallest positive value of the others
+    counts.
     """
     x, w = (_positive(side.float()) for side in (largest, weight.abs().amax(dim=0)))
     logarithm = exponent * x.log() - (1 - exponent) * w.log()
