@@ -160,7 +160,7 @@ def _micro(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None
             record.claims.append(rises(record.rows, **where))
             if comparison == COMPUTE:
                 record.claims.append(keeps_its_gap(record.rows, **where))
-    shown = table(record.rows), plot(record.rows)
+    shown = table(record.rows), plot([row for row in record.rows if row["comparison"] != ROUNDS])
     record.rows += tried
     record.finish(*shown, sum(row["seconds"] for row in record.rows) / options.jobs)
 

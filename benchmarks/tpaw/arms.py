@@ -164,9 +164,7 @@ def _kl(group: Sequence[dict[str, Any]]) -> str:
 
 def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     """A figure of score gained and gap over the rounds, for each task and comparison, with 95% bands over seeds."""
-    columns = [
-        key for key in dict.fromkeys((row["task"], row["comparison"]) for row in rows) if key[1] in (COMPUTE, HARSH)
-    ]
+    columns = list(dict.fromkeys((row["task"], row["comparison"]) for row in rows))
     figure = Figure(figsize=(3.6 * len(columns) + 0.6, 6.4), layout="constrained")
     axes = figure.subplots(2, len(columns), squeeze=False, sharey="row")
     for column, key in enumerate(columns):

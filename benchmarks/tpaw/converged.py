@@ -20,12 +20,18 @@ round is three times as long as the round.
   again on twelve seeds of their own, which count apart.
 
 Scores are those of greedy answers to 800 unseen prompts. Intervals are Student's t over seeds; each seed has a base, a
-data set and draws of its own. Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
+data set and draws of its own.
+
+small: SmolLM2, sums of four numbers in worked steps (:mod:`~benchmarks.tpaw.converged_small`): four arms, four rounds,
+two learning rates that are not tuned.
+
+Finished cells are kept in the folder of ``--runs``, so that a stopped benchmark resumes.
 Delete that folder after a change of the code.
 
-    python -m benchmarks.tpaw.converged            about twenty minutes of one core
-    python -m benchmarks.tpaw.converged --show     what was measured so far
-    python -m benchmarks.tpaw.converged --quick    tiny models, three arms, two rounds
+    python -m benchmarks.tpaw.converged                  about twenty minutes of one core
+    python -m benchmarks.tpaw.converged --scale small    SmolLM2: hours on a core
+    python -m benchmarks.tpaw.converged --show           what was measured so far
+    python -m benchmarks.tpaw.converged --quick          tiny models, three arms, two rounds
 """
 
 from __future__ import annotations
@@ -47,6 +53,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.common.record import Record, arguments, positive, run
 from benchmarks.common.runs import as_far_as_measured, run_all
+from benchmarks.tpaw import converged_small
 from benchmarks.tpaw.arms import ARMS, CUT, REJECTION, SETTINGS, SPIN, TPAW, last
 from benchmarks.tpaw.converged_show import BY_RATE, PUBLISHED, claims, plot, table
 from benchmarks.tpaw.rounds import Data, play, score, supervised
@@ -100,8 +107,8 @@ class Plan:
 
 def main(argv: Sequence[str]) -> None:
     """Run the benchmark."""
-    parser = arguments(__doc__, ["micro"])
-    parser.add_argument("--seeds", type=positive, default=5, help="seeds that count (default: %(default)s)")
+    parser = arguments(__doc__, ["micro", "small"])
+    parser.add_argument("--seeds", type=positive, help="seeds that count (default: 5, small: 1)")
     parser.add_argument("--jobs", type=positive, default=1, help="cells at once (default: %(default)s)")
     parser.add_argument(
         "--runs", type=Path, default=RUNS, metavar="FOLDER", help="where cells are kept (default: %(default)s)"
@@ -111,12 +118,14 @@ def main(argv: Sequence[str]) -> None:
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
             _measure(options, argv, Path(folder))
+    elif options.scale == "small":
+        converged_small.main(options, argv, options.runs / "small")
     else:
         _measure(options, argv, options.runs)
 
 
 def _measure(options: argparse.Namespace, argv: Sequence[str], folder: Path) -> None:
-    seeds = range(2 if options.quick else options.seeds)
+    seeds = range(2 if options.quick else options.seeds or 5)
     record = Record.begin(NAME, options, argv, seeds, module=COMMAND)
     grid = [] if options.quick else grid_plans()
     tried = cells(grid, folder, options) if grid else []

@@ -1,0 +1,173 @@
+"""Self-play from a converged start on SmolLM2: sums of four numbers in worked steps, in varying order and wording.
+
+The library's own ``tpaw`` runs every arm, so a stopped run resumes in the middle of a round. A round trains on as many
+sequences in every arm, as in :mod:`~benchmarks.tpaw.converged`; its schedule ends with the round. The verifier reads
+the last number of an answer, so all orders and wordings are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.common.record import Claim, Record, judged, student
+from benchmarks.common.runs import as_far_as_measured
+from benchmarks.tpaw.arms import ARMS, DPO, SFT, SPIN, TPAW, curves, differences, equal_steps, last, plot, table
+from skillweave.artefact import write_text
+from skillweave.base import open_base
+from skillweave.files.read import read_json
+from skillweave.methods import get_method
+from skillweave.methods.tpaw import TpawConfig
+
+BASE = "bundled:smollm2"
+PAIRS = 240
+HELD_OUT = 200
+EPOCHS = 10
+"""The length of the supervised training that the play begins from."""
+CURVE = (3, 5)
+"""Shorter ones, which show that it has converged."""
+RATE = 5e-5
+SHARES = (1 / 20, 1 / 5)
+"""The learning rates of the play as shares of :data:`RATE`: a published one, and one that is too high for SPIN."""
+LAM = 0.1
+ROUNDS = 4
+STEPS = 15
+BATCH = 16
+FIT = {"micro_batch_size": 4}
+"""What keeps memory small; it changes no result."""
+MAY_FALL = 2.0
+"""So many points may the score of the longest supervised training be above a shorter one, and it has converged."""
+WORDINGS = (
+    ("{one} + {other} = {total}", ", ", "{steps}. The sum is {sum}."),
+    ("{one} plus {other} makes {total}", "; ", "{steps}. Together: {sum}."),
+    ("add {other} to {one} and get {total}", ", then ", "First {steps}. So it is {sum}."),
+)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A plan: supervised training of so many epochs."""
+
+    seed: int
+    epochs: int
+
+
+@dataclass(frozen=True)
+class Play:
+    """A plan: the rounds of an arm from the start of a seed."""
+
+    arm: str
+    share: float
+    seed: int
+
+
+def main(options: argparse.Namespace, argv: Sequence[str], kept: Path) -> None:
+    """Run the small scale, or show what there is of it; ``kept`` holds the models and the finished runs."""
+    record = Record.begin("tpaw-converged", options, argv, range(options.seeds or 1), module="tpaw.converged")
+    plans: list[Start | Play] = [Start(seed, epochs) for seed in record.seeds for epochs in (EPOCHS, *CURVE)]
+    plans += [Play(arm, share, seed) for share in SHARES for seed in record.seeds for arm in (SPIN, TPAW, SFT, DPO)]
+    record.rows = as_far_as_measured(plans, functools.partial(measure, kept=kept), kept, show=options.show)
+    played = [row for row in record.rows if row["arm"] in ARMS]
+    record.claims = claims(record.rows)
+    record.finish(table(played), plot(played), sum(row["seconds"] for row in record.rows))
+
+
+def measure(plan: Start | Play, kept: Path) -> dict[str, Any]:
+    """Return the row of a plan."""
+    if isinstance(plan, Start):
+        settings = {
+            "loss": "sft",
+            "rounds": 1,
+            "training": {"epochs": plan.epochs, "batch_size": BATCH, "learning_rate": RATE, **FIT},
+        }
+        return {"arm": None, "epochs": plan.epochs, **_run(plan.seed, settings, _start_folder(plan, kept), kept)}
+    rate = RATE * plan.share
+    settings = {
+        **ARMS[plan.arm],
+        "start": str(_start_folder(Start(plan.seed, EPOCHS), kept) / "delta"),
+        "rounds": ROUNDS,
+        "lam": LAM,
+        "training": {"steps": equal_steps(plan.arm, STEPS), "batch_size": BATCH, "learning_rate": rate, **FIT},
+    }
+    folder = kept / f"play-{plan.seed}-{plan.arm.replace(' ', '-')}-{rate:g}"
+    common = {"task": "sums", "comparison": comparison(plan.share), "learning_rate": rate, "lam": LAM}
+    return {**common, "arm": plan.arm, **_run(plan.seed, settings, folder, kept)}
+
+
+def comparison(share: float) -> str:
+    """Return what the rows of a learning rate are called."""
+    return f"1/{1 / share:.0f} of the start's rate"
+
+
+def _start_folder(plan: Start, kept: Path) -> Path:
+    return kept / f"start-{plan.seed}-{plan.epochs}"
+
+
+def _run(seed: int, settings: dict[str, Any], folder: Path, kept: Path) -> dict[str, Any]:
+    """Return the curves of a run of ``tpaw`` in ``folder``."""
+    task = {
+        "source": "file",
+        "path": str(task_file(kept, seed)),
+        "verifier": "numeric",
+        "options": {"answer_at": "last"},
+        "splits": {"train": PAIRS, "calibration": HELD_OUT, "test": 1},
+    }
+    common = {"task": task, "seed": seed, "keep": "last", "patience": None, "held_out": HELD_OUT, "max_new_tokens": 80}
+    config = TpawConfig.model_validate({**common, **settings})
+    get_method("tpaw").run(open_base(BASE, device="cpu"), config, folder)
+    return {"seed": seed, **curves(read_json(folder / "figures.json")["stages"])}
+
+
+def task_file(kept: Path, seed: int) -> Path:
+    """Return the file with the prompts and answers of a seed, which is written if it is not there."""
+    file = kept / f"sums-{seed}.jsonl"
+    if not file.exists():
+        rng, rows = Random(f"sums {seed}"), {}
+        while len(rows) < PAIRS + HELD_OUT + 1:
+            numbers = [rng.randrange(2, 100) for _ in range(4)]
+            rows[f"Add {', '.join(map(str, numbers))}. Show each step."] = worked(rng, numbers)
+        write_text(file, "".join(f"{json.dumps({'prompt': key, 'answer': rows[key]})}\n" for key in rows))
+    return file
+
+
+def worked(rng: Random, numbers: Sequence[int]) -> str:
+    """Return one of the right answers: the numbers in a random order, in one of three wordings."""
+    step, between, whole = rng.choice(WORDINGS)
+    total, *rest = rng.sample(list(numbers), len(numbers))
+    steps = []
+    for number in rest:
+        steps.append(step.format(one=total, other=number, total=total + number))
+        total += number
+    return whole.format(steps=between.join(steps), sum=total)
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
+    """Return the claims for which there are rows. With one seed an interval is open, and no such claim holds."""
+    starts = [row for row in rows if row["arm"] is None]
+    longest = [100 * last(row) for row in starts if row["epochs"] == EPOCHS]
+    shorter = [100 * last(row) for row in starts if row["epochs"] == CURVE[-1]]
+    gained = [one - other for one, other in zip(longest, shorter, strict=False)]
+    found = []
+    if gained:
+        name = f"supervised training: points of {EPOCHS} epochs less those of {CURVE[-1]}"
+        found.append(judged(name, *student(gained), f"<= {MAY_FALL:g}"))
+    for share in SHARES:
+        where, name = {"comparison": comparison(share)}, comparison(share)
+        played = [row for row in rows if row.get("comparison") == name]
+        for other, goal in ((SPIN, ">= 1"), (SFT, "> 0"), (DPO, "> 0")):
+            if values := differences(played, TPAW, other, **where):
+                found.append(judged(f"{name}: TPAW's last score less that of {other}, points", *student(values), goal))
+        for arm, goal in ((TPAW, ">= 0"), (SPIN, "< 0")):
+            mine = [row for row in played if row["arm"] == arm]
+            if mine:
+                nats = student([row["log_prob"][-1] - row["log_prob"][0] for row in mine])
+                found.append(judged(f"{name}: {arm}: log-probability of held-out targets, nats gained", *nats, goal))
+                fall = student([100 * (max(row["score"][1:]) - last(row)) for row in mine])
+                found.append(judged(f"{name}: {arm}: best score less last, points", *fall, "<= 0.5"))
+    return found
