@@ -20,17 +20,13 @@ LATE_IMPORTS = {
 """File or folder -> why its functions may import."""
 LATE_PACKAGES = {
     "pydantic": "takes a tenth of a second, and `--help` opens files without it",
-    "transformers": "takes seconds, and `inspect` and `--help` do not need it",
     "datasets": "takes a second, and only some tasks are read with it",
     "reasoning_gym": "takes seconds, and only its own tasks need it",
     "gguf": "an extra that need not be installed",
     "gradio": "an extra that need not be installed",
     "skillweave.serve.playground.page": "it imports Gradio, see there",
     "bm25s": "only the search tool needs it",
-    "sklearn": "takes a second, and only the router and the statistics need it",
-    "scipy": "takes a second, and only the router and the statistics need it",
-    "huggingface_hub": "only what is named by a hub id needs it",
-    "safetensors.torch": "it imports torch, which `inspect` does not need",
+    "sklearn": "takes a second, and only the router needs it",
     "torch.utils.tensorboard": "an extra that need not be installed",
     "peft": "takes seconds, and `inspect` and a full delta do not need it",
     "skillweave.delta.peft_merge": "it imports PEFT, see there",

@@ -86,7 +86,7 @@ def model_with(base, delta: Delta):
 
 def stop_writing(patch, out: Path, file: str, after: bool = False) -> None:
     """Interrupt before (or after) a file is written: a piece of a long job, or the figures of a finished stage."""
-    for module, name in ((pieces, "write_text"), (shared, "write_json")):
+    for module, name in ((pieces, "write_json_lines"), (shared, "write_json")):
         write = getattr(module, name)
 
         def writing(path, value, write=write):

@@ -107,7 +107,7 @@ def test_a_kill_while_the_whole_file_is_written_costs_no_piece(tmp_path, monkeyp
     from skillweave.methods.training import pieces
 
     path = tmp_path / "rows.jsonl"
-    write = pieces.write_text
+    write = pieces.write_json_lines
 
     def breaks(target, text):
         if target == path:
@@ -115,7 +115,7 @@ def test_a_kill_while_the_whole_file_is_written_costs_no_piece(tmp_path, monkeyp
         write(target, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pieces, "write_text", breaks)
+        patch.setattr(pieces, "write_json_lines", breaks)
         with pytest.raises(KeyboardInterrupt):
             run(path, job()[0])
     again, rest = job()

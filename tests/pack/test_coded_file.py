@@ -184,8 +184,9 @@ def test_cards_that_do_not_fit_are_refused(folder: Path, change: Callable[[dict]
     card = json.loads(file.read_text())
     change(card)
     file.write_text(json.dumps(card))
-    with pytest.raises(UserError, match=rf"(?s){message}"):
-        Skillpack.from_pretrained(folder)
+    for read in (Skillpack.from_pretrained, read_stored):  # the second is what `skillweave inspect` reads with
+        with pytest.raises(UserError, match=rf"(?s){message}"):
+            read(folder)
 
 
 def test_inspect_reads_no_codes(folder: Path) -> None:

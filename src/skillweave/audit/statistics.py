@@ -36,8 +36,8 @@ def threshold_at(reference: ArrayLike, false_positive_rate: float) -> float:
     """Return the threshold t for which flagging ``score > t`` has at most this false-positive rate on new clean scores.
 
     It is the score of rank k of the reference from above, k = floor(rate * (m + 1)): then a new clean score exceeds it
-    with a probability of at most k / (m + 1). The promise is in expectation over references; ``rate_interval`` tells
-    how sure a measured rate is.
+    with a probability of at most k / (m + 1), as for :func:`conformal_p`. The promise is in expectation over
+    references; ``rate_interval`` tells how sure a measured rate is.
 
     Raises :class:`UserError` if the reference is too small to promise the rate: it needs 1 / rate - 1 scores.
     """

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, TypeGuard, cast
 
 from skillweave.base.ends import TEMPLATE_ERRORS, turn_end_id, without_end
-from skillweave.base.template import TemplateError, apply_template, template_name
+from skillweave.base.template import TemplateError, apply_template, has_template, template_name
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 from skillweave.terminal import one_line
@@ -55,7 +55,7 @@ def prompt_text(tokenizer: Any, prompt: Prompt) -> str:
     template refuses the messages or would leave out part of them, and for tools or tool calls without a template.
     """
     messages, tools = as_messages(prompt), tools_of(prompt)
-    if getattr(tokenizer, "chat_template", None):
+    if has_template(tokenizer):
         text = rendered(tokenizer, messages, tools=tools)
         check_complete(tokenizer, messages, tools, text)
         return text
@@ -87,7 +87,7 @@ def prompt_ids(tokenizer: Any, prompt: PromptOrIds) -> list[int]:
             f"a prompt holds {text[error.start]!a}, half a character or a byte that is not UTF-8, as character "
             f"{error.start + 1:,}: write the prompt in UTF-8"
         ) from error
-    return rendered_ids(tokenizer, text) if getattr(tokenizer, "chat_template", None) else plain_ids(tokenizer, text)
+    return rendered_ids(tokenizer, text) if has_template(tokenizer) else plain_ids(tokenizer, text)
 
 
 def answer_ids(tokenizer: Any, answer: Answer, prompt: Prompt | None = None) -> list[int]:
@@ -184,7 +184,7 @@ def _answer(tokenizer: Any, answer: Answer, prompt: Prompt | None) -> tuple[str,
     if not more:
         return str(answer.get("content") or ""), None
     shown = " and ".join(map(repr, more))
-    if prompt is None or not getattr(tokenizer, "chat_template", None):
+    if prompt is None or not has_template(tokenizer):
         raise UserError(f"an answer with {shown} needs a chat template to write it, and this base has none")
     messages, tools = as_messages(prompt), tools_of(prompt)
     before = prompt_text(tokenizer, prompt)

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from skillweave.base.sizes import embedding_rows
 from skillweave.errors import UserError, shown_value
 from skillweave.files.read import read_json
 from skillweave.progress import console, say_once
@@ -82,7 +83,7 @@ def model_defaults(
         if isinstance(value, bool) or not isinstance(value, types) or not low <= value <= high:
             number = "whole number" if key in _WHOLE else "number"
             raise _refused(key, value, f"a {number} from {low} to {high}")
-    rows = rows or model.get_input_embeddings().weight.shape[0]
+    rows = rows or embedding_rows(model)
     for key in _TOKEN_LISTS:
         for ids in _token_lists(key, used[key]) if key in used else ():
             if not isinstance(ids, list | tuple) or not ids or not all(_is_token(one, rows) for one in ids):

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
-from skillweave.base.template import apply_template
+from skillweave.base.template import apply_template, has_template
 from skillweave.errors import UserError
 
 _QUESTION, _ANSWER = "the-user-asked-this", "the-assistant-wrote-this"
@@ -44,7 +44,7 @@ def turn_end(tokenizer: Any) -> str:
 
 def turn_end_id(tokenizer: Any) -> int:
     """Return the id of :func:`turn_end`."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return tokenizer.eos_token_id
     return tokenizer.convert_tokens_to_ids(turn_end(tokenizer))
 
@@ -96,7 +96,7 @@ def plain_answer_warning(tokenizer: Any) -> str | None:
     There are two reasons: the template writes something between the prompt and the answer (an empty thought, a
     channel), or the prompt ends with something that is not written before an answer (it opens a thought).
     """
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return None
     prompt, whole = _render(tokenizer, [_USER], to_answer=True), _render(tokenizer, [_USER, _ASSISTANT])
     before = whole.partition(_ANSWER)[0]

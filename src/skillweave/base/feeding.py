@@ -25,6 +25,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.pytorch_utils import Conv1D
 
+from skillweave.base.sizes import embedding_rows
+
 _TOKENS = 6
 _CHANNELS = 48
 """The number of output channels, evenly spread, on which a layer's law is tested."""
@@ -78,7 +80,7 @@ def feeding(model: Any) -> dict[str, Fed]:
     """
     owners = {name: module for name, module in model.named_modules() if module._parameters}
     # Two rows without a common token, where the vocabulary is large enough for that.
-    size = model.get_input_embeddings().weight.shape[0]
+    size = embedding_rows(model)
     source = torch.Generator().manual_seed(0)
     ids = torch.randperm(size, generator=source)[: 2 * (_TOKENS + 1)]
     if ids.numel() < 2 * (_TOKENS + 1):

@@ -19,6 +19,7 @@ from skillweave.base.chat import Prompt, PromptOrIds, prompt_ids, text_of
 from skillweave.base.defaults import config_of, generating_as
 from skillweave.base.ends import control_tokens, up_to_end
 from skillweave.base.prefix import read_prefix
+from skillweave.base.sizes import context_length
 from skillweave.base.thoughts import MARK_TOKENS, opened_thought, template_thought_markers
 from skillweave.base.voice import OwnEnds, Voice, padding_id
 from skillweave.errors import UserError
@@ -62,11 +63,6 @@ class Generated:
     """whether the model wrote an end token; if not, the answer was cut off at ``max_new_tokens``"""
 
 
-def context_length(model: Any) -> int | None:
-    """Return the longest sequence that the model was made for, in tokens, or None if its config does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
 def encode_prompts(
     model: Any,
     tokenizer: Any,
@@ -75,11 +71,10 @@ def encode_prompts(
     *,
     numbers: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """Return the token ids of each prompt, made by ``tokenizer``, or by the voice of each prompt if ``voices`` is
-    given.
+    """Return the token ids of each prompt.
 
-    ``numbers`` are the numbers of the prompts for errors, from 0 (default: 0, 1, 2, ...). Raises the errors of
-    :func:`check_prompt`.
+    ``tokenizer`` makes them, or the voice of each prompt if ``voices`` is given. ``numbers`` are the numbers of the
+    prompts for errors, from 0 (default: 0, 1, 2, ...). Raises the errors of :func:`check_prompt`.
     """
     voices = voices or [Voice(tokenizer)] * len(prompts)
     numbers = range(len(prompts)) if numbers is None else numbers
@@ -98,7 +93,7 @@ def check_prompt(
     it. ``with_tools``: the ids include a description of tools.
     """
     what = f"prompt {number + 1}"
-    rows = model.get_input_embeddings().weight.shape[0] if voice.rows is None else voice.rows
+    rows = voice.vocabulary(model)
     check_has_rows(voice.tokenizer, ids, rows, what)
     if not ids:
         raise UserError(f"{what} is empty: write at least one word")

@@ -18,6 +18,7 @@ from skillweave.base.folder import CONFIG, check_entries, what_it_is
 from skillweave.base.hub import download
 from skillweave.base.load import load_model
 from skillweave.base.precision import automatic_dtype, multiply_in_float32, products_are_float32
+from skillweave.base.sizes import embedding_rows
 from skillweave.base.tokens import check_growth, is_panic
 from skillweave.errors import UserError, nearest
 from skillweave.files.read import home_path, is_file, is_folder, open_file, read_json, read_text, wide_text
@@ -148,7 +149,7 @@ def open_base(
         raise UserError(f"{ref} does not fit the memory of {place}: try dtype bfloat16 or another device") from error
     if products_are_float32(model.dtype, place):
         multiply_in_float32(model)
-    _pad_within(tokenizer, model.get_input_embeddings().weight.shape[0], path)
+    _pad_within(tokenizer, embedding_rows(model), path)
     local = Path(str(ref)).expanduser()
     name = str(local.resolve()) if local.exists() else str(ref)
     return Base(model, tokenizer, files_fingerprint, name, path, files=files)

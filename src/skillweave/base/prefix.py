@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from skillweave.base.chat import rendered
+from skillweave.base.template import has_template
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
@@ -24,7 +25,7 @@ def opening_ids(tokenizer: Any) -> list[int]:
 
     The list is empty if there is no template, or if it writes more than an end behind the messages.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return []
     messages = [{"role": "user", "content": "text"}]
     try:

@@ -61,6 +61,11 @@ class _TooLong(Exception):
     """A rendering took too long."""
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Return whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
 def apply_template(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],

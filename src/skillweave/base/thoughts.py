@@ -60,13 +60,13 @@ def strip_thoughts(text: str, markers: Markers = KNOWN) -> str:
     return text if answer == text else answer.strip()
 
 
-def template_thought_markers(tokenizer: Any, markers: Markers = KNOWN) -> tuple[tuple[str, str], ...]:
-    """Return those of ``markers`` that occur in the tokenizer's chat template; ``()`` without a template."""
+def template_thought_markers(tokenizer: Any) -> tuple[tuple[str, str], ...]:
+    """Return those of :data:`KNOWN` that occur in the tokenizer's chat template; ``()`` without a template."""
     templates = getattr(tokenizer, "chat_template", None)
     text = "\n".join(map(str, templates.values())) if isinstance(templates, dict) else str(templates or "")
     return tuple(
         (opening, closing)
-        for opening, closing in markers
+        for opening, closing in KNOWN
         if opening in text or (closing in text and closing not in _TURN_ENDS)
     )
 

@@ -11,6 +11,7 @@ from transformers import StoppingCriteria
 
 from skillweave.base.defaults import model_defaults
 from skillweave.base.ends import stop_tokens
+from skillweave.base.sizes import embedding_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,10 @@ class Voice:
     """a generation config; None: the model's own"""
     rows: int | None = None
     """the size of the vocabulary; None: the number of rows of the model's embedding"""
+
+    def vocabulary(self, model: Any) -> int:
+        """Return the size of the vocabulary of ``model`` with this voice."""
+        return embedding_rows(model) if self.rows is None else self.rows
 
     def stops(self, model: Any) -> list[int]:
         """Return the ids that end an answer (:func:`~skillweave.base.ends.stop_tokens`)."""
@@ -39,7 +44,7 @@ def padding_id(model: Any, tokenizer: Any) -> int:
     The value does not matter otherwise, because padding is masked. A tokenizer's own pad token may have been added to
     the tokenizer only, so that the model has no row for it.
     """
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     candidates = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((pad for pad in candidates if pad is not None and 0 <= pad < rows), 0)
 

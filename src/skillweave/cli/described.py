@@ -21,6 +21,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.ends import turn_end
 from skillweave.base.open import resolve
 from skillweave.base.safetensors_io import read_headers
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.cli.output import out, show_facts
 from skillweave.delta import Delta
 from skillweave.delta.carry import may_travel
@@ -93,7 +94,7 @@ def _delta(folder: Path, base: str | None) -> dict[str, Any]:
         "numbers": sum(group["numbers"] for group in groups.values()),
         "bytes": delta.nbytes,
         "token_rows": None if checkpoint is None else delta.on(checkpoint).token_rows,
-        "base_token_rows": None if checkpoint is None else _rows(checkpoint),
+        "base_token_rows": None if checkpoint is None else embedding_rows(checkpoint.skeleton),
         "travels": {name: len(data) for name, data in delta.carried.files.items()},
         "kept": None if kept is None else sorted(kept),
         "kept_share": None if kept is None or not total else float(f"{apart / total:.3g}"),
@@ -143,10 +144,6 @@ def _norms(delta: Delta, base: Checkpoint | None, name: str) -> tuple[float | No
 def _group(name: str) -> str:
     """A tensor's name with a star for each number in it, so the layers of a model form one group."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-
-
-def _rows(checkpoint: Checkpoint) -> int:
-    return checkpoint.skeleton.get_input_embeddings().weight.shape[0]
 
 
 # -- adapters ----------------------------------------------------------------------------------------------------------
@@ -217,7 +214,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "config.json": config.get("eos_token_id"),
         "generation_config.json": None if generation is None else generation.eos_token_id,
     }
-    rows, strange = _rows(checkpoint), []
+    rows, strange = embedding_rows(checkpoint.skeleton), []
     language: dict[str, Any] = {"tokenizer": None}
     try:
         tokenizer = open_tokenizer(folder)
@@ -245,7 +242,7 @@ def _model(folder: Path) -> dict[str, Any]:
         "dtypes": dict(numbers),
         "tied": dict(checkpoint.tied),
         "token_rows": rows,
-        "context": getattr(checkpoint.config.get_text_config(), "max_position_embeddings", None),
+        "context": context_length(checkpoint.skeleton),
         **language,
         "end_tokens": ends,
         "strange": strange,

@@ -20,15 +20,23 @@ from weakref import WeakKeyDictionary
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.base.generate import AnswerReader, NoProbabilities, context_length, encode_prompts
+from skillweave.base.generate import AnswerReader, NoProbabilities, encode_prompts
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.base.voice import Voice
 from skillweave.engine import self_check
 from skillweave.engine.generation import LiveGeneration
-from skillweave.engine.interface import CountedReply, EngineBusy, EngineCounters, Grammar, RequestCancelled
+from skillweave.engine.interface import (
+    CountedReply,
+    EngineBusy,
+    EngineCounters,
+    Grammar,
+    RequestCancelled,
+    check_sampling,
+)
 from skillweave.engine.paged import PackedManager, PagedRow, StepEvent, StepTally
 from skillweave.engine.sampler import RowSampler
 from skillweave.engine.worker_threads import free_worker_threads
-from skillweave.errors import UserError, shown_value
+from skillweave.errors import UserError
 from skillweave.progress import say_once
 from skillweave.weave import AUTO, Route, Weave
 from skillweave.weave.request_group import cannot_answer
@@ -71,8 +79,7 @@ class Work:
 
 
 class AsyncEngine:
-    """Answers the requests of many callers with one weave. It is the :class:`~skillweave.engine.interface.Engine`
-    ``local``.
+    """Answers the requests of many callers with one weave: the engine ``local``.
 
     Use it as ``async with AsyncEngine(weave) as engine``, and call it from that event loop only. Leaving the block
     cancels all requests that wait or run, and waits for the thread that runs the model.
@@ -146,7 +153,7 @@ class AsyncEngine:
     async def _check_model(self) -> None:
         """Raise :class:`UserError` for a model that steps do not compute as the model itself does."""
         model = self.weave.base.model
-        prompts = self_check.probes(model.get_input_embeddings().weight.shape[0])
+        prompts = self_check.probes(embedding_rows(model))
         sampling = Sampling(self_check.ROOM)
         generations = [self.submit(ids, None, sampling, logprobs=0) for ids in prompts]
         replies = await asyncio.gather(*(one.reply() for one in generations), return_exceptions=True)
@@ -292,8 +299,8 @@ class AsyncEngine:
     def _speaker(self, voice: Voice) -> Speaker:
         if voice not in self._speakers:
             model = self.weave.base.model
-            rows = model.get_input_embeddings().weight.shape[0] if voice.rows is None else voice.rows
-            self._speakers[voice] = Speaker(frozenset(voice.stops(model)), rows, AnswerReader(voice.tokenizer))
+            stops, reader = frozenset(voice.stops(model)), AnswerReader(voice.tokenizer)
+            self._speakers[voice] = Speaker(stops, voice.vocabulary(model), reader)
         return self._speakers[voice]
 
     async def _route_and_queue(self, work: Work) -> None:
@@ -385,18 +392,3 @@ class AsyncEngine:
             self._opened().drop(row.name)
         if not self._closed:
             self._admit()
-
-
-def check_sampling(sampling: Sampling) -> None:
-    """Raise :class:`UserError` for a sampling that a request cannot be drawn by."""
-    if sampling.samples != 1:
-        raise UserError(f"a request has one answer, not {sampling.samples}: submit it again for each sample")
-    if sampling.model_defaults:
-        raise UserError("an engine has no model defaults: give a temperature and a top_p")
-    for name, fits, expected in (
-        ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
-        ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
-        ("top_p", 0 <= sampling.top_p <= 1, "a number from 0 to 1"),
-    ):
-        if not fits:
-            raise UserError(f"{name} is {shown_value(getattr(sampling, name))}: expected {expected}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
+from skillweave.errors import UserError, shown_value
 from skillweave.weave import Reply, Route
 
 End = Literal["answer", "length"]
@@ -166,3 +168,18 @@ class Engine(Protocol):
 
     def counters(self) -> EngineCounters:
         """Return what the engine has done so far."""
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raise :class:`UserError` for a sampling that a request cannot be drawn by."""
+    if sampling.samples != 1:
+        raise UserError(f"a request has one answer, not {sampling.samples}: submit it again for each sample")
+    if sampling.model_defaults:
+        raise UserError("an engine has no model defaults: give a temperature and a top_p")
+    for name, fits, expected in (
+        ("max_new_tokens", sampling.max_new_tokens >= 1, "at least 1"),
+        ("temperature", 0 <= sampling.temperature < math.inf, "0 or more"),
+        ("top_p", 0 <= sampling.top_p <= 1, "a number from 0 to 1"),
+    ):
+        if not fits:
+            raise UserError(f"{name} is {shown_value(getattr(sampling, name))}: expected {expected}")

@@ -36,6 +36,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
 from skillweave.base.generate import no_probabilities
+from skillweave.base.sizes import embedding_rows
 from skillweave.engine.interface import AnswerToken, TokenMatcher
 from skillweave.engine.paged_attention import ATTENTION
 from skillweave.engine.prefix_cache import PackAwareCache, Readers
@@ -155,7 +156,7 @@ class PackedManager(ContinuousBatchingManager):
         model = packed.model
         self._packed = packed
         self.rows: dict[str, PagedRow] = {}
-        self.readers = Readers(model.get_input_embeddings().weight.shape[0])
+        self.readers = Readers(embedding_rows(model))
         self.tally = StepTally()
         self._jobs: deque[Callable[[], None]] = deque()
         self._step_error: BaseException | None = None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         unpack_codes,
         unpack_int4,
     )
+    from skillweave.pack.name import check_name
     from skillweave.pack.schema import (
         BaseRef,
         Codec,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         RowsEntry,
         StackedEntry,
         WholeEntry,
-        check_name,
     )
     from skillweave.pack.skillpack import Skillpack
     from skillweave.pack.stored import is_skillpack, read_stored
@@ -48,8 +48,9 @@ __getattr__ = lazily(
         "decode": "LowRank lowrank_parts reference_forward",
         "integers": "dequantise_groups nearest_codes pack_codes pack_int4 quantise_groups quantise_rows quantise_signs "
         "stored_rows unpack_codes unpack_int4",
+        "name": "check_name",
         "schema": "BaseRef Codec DifferenceEntry Entry FactorsEntry GroupedEntry LowRankEntry MixedEntry PackAudit "
-        "PackBytes PackCard RowsEntry StackedEntry WholeEntry check_name",
+        "PackBytes PackCard RowsEntry StackedEntry WholeEntry",
         "skillpack": "Skillpack",
         "stored": "is_skillpack read_stored",
         "to_lora": "Exported export_lora",

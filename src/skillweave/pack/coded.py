@@ -22,7 +22,7 @@ from skillweave.pack.coded_file import (
     most_inflated,
     plain_room,
 )
-from skillweave.pack.entropy import CODES_A_BYTE, Codes, decode, encode
+from skillweave.pack.entropy import Codes, decode, encode
 from skillweave.pack.schema import PackCard
 
 
@@ -47,19 +47,17 @@ def _codes(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[C
 
 
 def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a file whose parts :func:`read_parts` gave. Raises :class:`UserError`."""
+    """Return all tensors of a file whose parts :func:`read_parts` gave and :func:`check_counts` passed.
+
+    Raises :class:`UserError` for damaged parts.
+    """
     try:
         tensors = load(merged_planes(parts.plain, plain_room(card)))
         shapes = {name: coded_shapes(card, name) for name in coded_names(card)}
-        stated = sum(left[0] * left[1] + right[0] * right[1] for left, right in shapes.values())
-        if stated > CODES_A_BYTE * len(parts.codes):
-            raise ValueError(f"its {len(parts.codes)} bytes of codes cannot hold the {stated} codes of the card")
         lengths = [n for left, right in shapes.values() for n in (left[0],) * left[1] + (right[1],) * right[0]]
         codes = decode(parts.tables, parts.codes, lengths)
         ranks = sum(right[0] for _, right in shapes.values())
         scales = merged_planes(parts.scales, 2 * ranks)
-        if len(scales) != 2 * ranks:
-            raise ValueError(f"it holds {len(scales) // 2} scales, and the card has {ranks} ranks")
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
     every = torch.frombuffer(bytearray(scales), dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()

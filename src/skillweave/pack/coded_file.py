@@ -21,7 +21,7 @@ from pathlib import Path
 from safetensors import SafetensorError, deserialize
 
 from skillweave.errors import UserError
-from skillweave.pack.entropy import inflated
+from skillweave.pack.entropy import CODES_A_BYTE, inflated
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import PackCard, is_coded
 
@@ -82,6 +82,21 @@ def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[CodedParts, dic
     return parts, kinds
 
 
+def check_counts(parts: CodedParts, card: PackCard, file: Path) -> None:
+    """Raise :class:`UserError` unless the parts can hold the codes of the card, and hold one scale for each rank."""
+    shapes = [coded_shapes(card, name) for name in coded_names(card)]
+    codes = sum(math.prod(left) + math.prod(right) for left, right in shapes)
+    ranks = sum(right[0] for _, right in shapes)
+    try:
+        if codes > CODES_A_BYTE * len(parts.codes):
+            raise ValueError(f"its {len(parts.codes)} bytes of codes cannot hold the {codes} codes of the card")
+        scales = merged_planes(parts.scales, 2 * ranks)
+        if len(scales) != 2 * ranks:
+            raise ValueError(f"it holds {len(scales) // 2} scales, and the card has {ranks} ranks")
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
+
+
 def coded_names(card: PackCard) -> list[str]:
     """Return the names of the coded entries, in the order of the file."""
     return sorted(name for name, entry in card.entries.items() if is_coded(entry))
@@ -124,4 +139,5 @@ def merged_planes(data: bytes, most: int) -> bytes:
 
 
 def most_inflated(data: bytes) -> int:
+    """Return the most bytes that a deflated part may stand for."""
     return _FREE_BYTES + _MOST_RATIO * len(data)

@@ -44,48 +44,21 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from skillweave.delta.schema import BaseRef
-from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, FileMeanings
 from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
 from skillweave.pack.layers import expanded, joined
+from skillweave.pack.name import PackName
 from skillweave.pack.probe import PackProbe
 
 SCHEMA_VERSION = 5
 _BYTES_WIDTH = 13
 """Columns of a number of bytes in ``skillpack.json``: enough for ten terabytes."""
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-"""The pattern of a pack's name, which names a folder, and a model in requests to a server."""
-RESERVED = {"base": "the plain base", "auto": "the router's choice"}
-
-
-def check_name(name: str) -> None:
-    """Raise :class:`UserError` unless ``name`` is allowed as the name of a pack."""
-    if not re.fullmatch(NAME, name):
-        raise UserError(
-            f"{name[:100]!r} cannot name a pack: use 1 to 64 letters, digits, '.', '_' and '-', a letter or digit first"
-        )
-    if name.casefold() in RESERVED:
-        raise UserError(f"'{name}' cannot name a pack: it stands for {RESERVED[name.casefold()]}")
-
-
-def _as_name(name: str) -> str:
-    try:
-        check_name(name)
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return name
-
-
-PackName = Annotated[str, AfterValidator(_as_name)]
-"""The name of a pack, checked when a card is read."""
-
 
 Prefill = Literal["pack", "backbone"]
 """Who reads the prompts of a pack: the pack, or the plain base."""
@@ -296,8 +269,11 @@ class PackBytes(_Strict):
 
 
 class PackAudit(BaseModel):
-    """An audit of a pack as its card holds it, under ``audit``. A card may hold more there, and anything at all if it
-    was not ``skillweave audit`` that wrote it: nothing proves who wrote a card."""
+    """An audit of a pack as its card holds it, under ``audit``.
+
+    A card may hold more there, and anything at all if it was not ``skillweave audit`` that wrote it: nothing proves who
+    wrote a card.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -16,7 +16,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
-from skillweave.pack.coded_file import LARGEST_FILE, CodedParts, coded_tensors, read_parts
+from skillweave.pack.coded_file import LARGEST_FILE, CodedParts, check_counts, coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
 
@@ -73,6 +73,8 @@ def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, CodedP
         data = reader.matches(name, card.files.get(name))
         kinds = _kinds(data)
     check_tensors(card, kinds, str(data))
+    if parts is not None:
+        check_counts(parts, card, data)
     return card, data, carried, parts
 
 

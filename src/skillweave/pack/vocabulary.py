@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from skillweave.base.sizes import embedding_rows
 from skillweave.errors import UserError
 
 _REMAKE = "Make the pack again, from a delta of this base."
@@ -119,7 +120,7 @@ class _Run:
     """
 
     def __init__(self, model: Any, of_row: Sequence[TokenRows | None], every: bool) -> None:
-        self.base_rows = model.get_input_embeddings().weight.shape[0]
+        self.base_rows = embedding_rows(model)
         self._of_row, self._every = list(of_row), every
         self.width = max(self._rows_of(one) for one in of_row)
         self._ids: torch.Tensor | None = None

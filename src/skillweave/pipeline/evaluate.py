@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import write_json, write_text
+from skillweave.artefact import write_json, write_json_lines
 from skillweave.base import Prompt, Sampling
 from skillweave.base.chat import as_messages
 from skillweave.files.hashes import digest
@@ -59,8 +58,7 @@ def tools_key(tokenizer: Any, task: Task, use: ToolUse) -> str:
 
 
 def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int | None) -> None:
-    """Score the answers of ``answer`` on the task's test split. Writes ``score.json`` and ``answers.jsonl`` to
-    ``folder``.
+    """Score ``answer`` on the task's test split, and write ``score.json`` and ``answers.jsonl`` to ``folder``.
 
     ``limit``: score at most this many prompts; None: all.
     """
@@ -83,7 +81,7 @@ def score_once(folder: Path, task: Task, answer: AnswerFunction, *, limit: int |
         }
         for entry, reply, value in zip(score.entries, replies, score.scores, strict=True)
     ]
-    write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_json_lines(folder / "answers.jsonl", lines)
     write_json(folder / "score.json", {"mean": score.mean, "low": score.low, "high": score.high, "n": score.n})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from skillweave.audit.model.job import AuditedBase, audited_base
 from skillweave.base import Base, open_base
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError
 from skillweave.pack import Skillpack

@@ -88,7 +88,7 @@ def _literals(one: str, other: str) -> dict[str, Any]:
 
 
 def _acre(item: dict[str, Any]) -> tuple[_Pairs, dict[str, Any]]:
-    """Inputs are lists of objects, such as ``"red metal cube"``."""
+    """The pairs of an item, whose inputs are lists of objects such as ``"red metal cube"``, and its test pair."""
     examples, _, rest = item["question"].partition("Previous experimental results:\n")[2].partition("\n\n")
     pairs = [line.split(" → ") for line in examples.splitlines()]
     tested = rest.removeprefix("New test case:\n").partition("\n\n")[0]
@@ -99,7 +99,7 @@ def _acre(item: dict[str, Any]) -> tuple[_Pairs, dict[str, Any]]:
 
 
 def _arc_1d(item: dict[str, Any]) -> tuple[_Pairs, dict[str, Any]]:
-    """Inputs and outputs are lists of colours."""
+    """The pairs of an item, whose inputs and outputs are lists of colours, and its test pair."""
     metadata = item["metadata"]
     return metadata["train_examples"], metadata["test_example"]
 

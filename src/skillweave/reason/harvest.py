@@ -9,13 +9,12 @@ Nothing of a test pair enters: only training inputs and outputs of executed prog
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import write_text
+from skillweave.artefact import write_json_lines
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.files.parse_json import parse_json
@@ -105,7 +104,7 @@ def harvest(traces: Iterable[SearchTrace], prompts: PromptSet, *, most: int = 16
 
 def write_harvest(path: Path, found: Harvest) -> None:
     """Write the rows as JSONL, in the form that ``task: {source: file}`` of a weave.yaml reads."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+    write_json_lines(path, found.rows)
 
 
 def _rows(found: _Found, nodes: Sequence[TracedNode], prompts: PromptSet) -> list[dict[str, str]]:

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from skillweave.config import Config, read_config
 from skillweave.engine import EngineCounters
 from skillweave.progress import bar, console
 from skillweave.reason.agents.prompt_set import PromptSet
-from skillweave.reason.agents.team import Role
+from skillweave.reason.agents.team import ROLES, Role
 from skillweave.reason.config import ReasonConfig
 from skillweave.reason.lab import Lab
 from skillweave.reason.live import LiveView
@@ -63,7 +63,7 @@ def method_settings(method: SearchMethod, values: Mapping[str, Any]) -> Config:
 
 def _model_refs(config: ReasonConfig) -> dict[Role, ModelRef]:
     """The model of each agent."""
-    return {role: ModelRef.parse(config.agent_models.get(role, config.model)) for role in get_args(Role)}
+    return {role: ModelRef.parse(config.agent_models.get(role, config.model)) for role in ROLES}
 
 
 async def _run(

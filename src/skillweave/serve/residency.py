@@ -212,9 +212,8 @@ class PackMemory:
                     await self._reserve(pack, read.nbytes)
                     reserved = read.nbytes
             base = None
-            if self._weave.proofs.must_prove(
-                read
-            ):  # the two short passes of a proof have steps of the engine between them
+            if self._weave.proofs.must_prove(read):
+                # The two short passes of a proof have steps of the engine between them.
                 base = await self._between_steps(lambda: self._weave.proofs.base_says(read))
             pack.changing = True
             await self._between_steps(lambda: self._weave.put(read, base))

@@ -26,7 +26,8 @@ from transformers.pytorch_utils import Conv1D
 
 from skillweave.base import Answer, Prompt, answer_ids, prompt_ids
 from skillweave.base.batching import pad_right, within_tokens
-from skillweave.base.generate import check_has_rows, context_length
+from skillweave.base.generate import check_has_rows
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.errors import UserError
 from skillweave.progress import bar, console, share_of
 
@@ -126,7 +127,7 @@ def calibration_rows(
     Raises :class:`UserError` if no example is left, and for a token without a row.
     """
     context = context_length(model)
-    vocabulary = model.get_input_embeddings().weight.shape[0] if rows is None else rows
+    vocabulary = embedding_rows(model) if rows is None else rows
     every = [_encode(tokenizer, prompt, answer) for prompt, answer in examples]
     for number, (ids, _) in enumerate(every, 1):
         check_has_rows(tokenizer, ids, vocabulary, f"calibration example {number}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from skillweave.base import Answer, Base, Checkpoint, Prompt
+from skillweave.base.sizes import embedding_rows
 from skillweave.delta import Delta
 from skillweave.delta.carry import compact
 from skillweave.delta.config_values import recorded_values
@@ -64,7 +65,7 @@ def zip_delta(
     refine_on: Sequence[tuple[Prompt, Answer | None]] | None = None,
     work: str | Path | None = None,
 ) -> Skillpack:
-    """Return the pack of ``delta``, whose three files together take at most the config's bytes.
+    """Return the pack of ``delta``, whose files together take at most the config's bytes.
 
     What is stored of each changed tensor:
 
@@ -146,8 +147,7 @@ def zip_delta(
             unrefined(None if work is None else folder).save_pretrained(folder / "pack")
             drop(folder / _DECOMPOSITIONS)
         pack = Skillpack.from_pretrained(folder / "pack")
-        most = unreserved(_limit(config, pack.card.bytes.bf16_delta))
-        most = max(most, pack.nbytes)
+        most = max(unreserved(_limit(config, pack.card.bytes.bf16_delta)), pack.nbytes)
         pack = refined(pack, base, delta, examples or [], config.refine, folder, most, config.prefill)
     losses = measure(pack.card.entries, pack.tensors, delta, base.checkpoint)
     pack.card.codec.measured["weight_error"] = round(losses.error, 4)
@@ -214,7 +214,7 @@ def zip_once(
                 measured={} if config.refine is None else placeholder(config.refine, config.prefill),
             ),
             bytes=PackBytes(bf16_delta=delta_bytes, bf16_matrices=matrices.bf16_bytes),
-            probe=longest_probe(base.model.get_input_embeddings().weight.shape[0]),
+            probe=longest_probe(embedding_rows(base.model)),
             entries=entries,
             left_out=left_out,
         ),

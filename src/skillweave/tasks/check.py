@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 
 from skillweave.base.chat import Answer, Message, answer_ids, as_messages, prompt_ids, prompt_text, tools_of
 from skillweave.base.ends import plain_answer_warning
+from skillweave.base.template import has_template
 from skillweave.base.thoughts import opened_thought
 from skillweave.errors import UserError
 from skillweave.progress import say_once
@@ -219,10 +221,7 @@ def _message_text(message: Message) -> str:
 
 
 def _several(entries: Sequence[Entry]) -> int:
-    seen: dict[str, int] = {}
-    for entry in entries:
-        seen[entry.prompt_id] = seen.get(entry.prompt_id, 0) + 1
-    return sum(count > 1 for count in seen.values())
+    return sum(count > 1 for count in Counter(entry.prompt_id for entry in entries).values())
 
 
 def _verifier(task: Task) -> str:
@@ -247,7 +246,7 @@ def _problems(judged: int, failures: Sequence[GoldFailure], measured: int, beyon
 
 def _thought_problems(tokenizer: Any, measured: Sequence[Entry]) -> list[str]:
     """The problem that answers open a thought that the prompt has opened already; [] if there is none."""
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         return []
     opening = opened_thought(prompt_text(tokenizer, measured[0].prompt))
     answers = [entry.answer for entry in measured if isinstance(entry.answer, str)]

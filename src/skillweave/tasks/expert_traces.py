@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import write_text
+from skillweave.artefact import write_json_lines
 from skillweave.base.chat import Message, Prompt, as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.readers import read_jsonl
@@ -46,8 +45,7 @@ def read_traces(path: str | Path) -> list[Trace]:
 
 def write_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """Write a file that :func:`read_traces` can read, atomically."""
-    rows = [json.dumps({"messages": trace.messages}, ensure_ascii=False) for trace in traces]
-    write_text(path, "".join(f"{row}\n" for row in rows))
+    write_json_lines(path, ({"messages": trace.messages} for trace in traces))
 
 
 def match_traces(traces: Sequence[Trace], task: Task) -> tuple[dict[str, list[Trace]], int]:

@@ -22,7 +22,7 @@ def pass_at(k: int, n: int, right: int) -> float:
     """pass@k: the chance that at least one of ``k`` samples is right, if ``right`` of ``n`` samples are.
 
     It is 1 - C(n - right, k) / C(n, k), the unbiased estimator of Chen et al. 2021, "Evaluating Large Language Models
-    Trained on Code", equation 1 [abstract], computed in integers with one division. Raises ``ValueError`` for numbers
+    Trained on Code", equation 1 [relative], computed in integers with one division. Raises ``ValueError`` for numbers
     that do not fit.
     """
     if not (1 <= k <= n and 0 <= right <= n):

@@ -76,8 +76,10 @@ class AgentTask:
 def load_agent(
     task_spec: AnySpec | Mapping[str, Any] | str | Path, tools_settings: ToolSettings | None = None
 ) -> AgentTask:
-    """Load a task and its tools. Raises :class:`UserError` for every mistake, as :func:`load_task` and
-    :func:`agent_of` do."""
+    """Load a task and its tools.
+
+    Raises :class:`UserError` for every mistake, as :func:`load_task` and :func:`agent_of` do.
+    """
     return agent_of(load_task(task_spec), tools_settings)
 
 

@@ -19,6 +19,7 @@ from skillweave.base.chat import (
     tools_of,
 )
 from skillweave.base.ends import control_tokens, turn_end
+from skillweave.base.template import has_template
 from skillweave.base.thoughts import opened_thought
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
@@ -61,7 +62,7 @@ class CallFormat:
         self.tokenizer = tokenizer
         self.max_tool_tokens = max_tool_tokens
         self._toolbox, self._thoughts = toolbox, thoughts
-        if not getattr(tokenizer, "chat_template", None):
+        if not has_template(tokenizer):
             raise UserError("tools need a model with a chat template, and this tokenizer has none: set chat_template")
         if max_tool_tokens <= len(self._encode(_CUT)):
             raise UserError(f"max_tool_tokens is {max_tool_tokens}: a result needs more to say anything")

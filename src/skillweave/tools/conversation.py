@@ -18,7 +18,8 @@ from pydantic import Field
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.defaults import HONOURED_WITH_TOOLS
 from skillweave.base.defaults import model_defaults as defaults_of
-from skillweave.base.generate import check_prompt, context_length
+from skillweave.base.generate import check_prompt
+from skillweave.base.sizes import context_length
 from skillweave.base.thoughts import MARK_TOKENS
 from skillweave.base.voice import Voice
 from skillweave.config import Config

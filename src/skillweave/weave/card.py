@@ -13,7 +13,7 @@ from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.read import is_file, read_card_file
 from skillweave.files.recover import settle
 from skillweave.files.values import Flag, Line, Size, Version
-from skillweave.pack.schema import PackName
+from skillweave.pack.name import PackName
 from skillweave.pack.stored import CARD_FILE
 
 SCHEMA_VERSION = 2

@@ -9,7 +9,7 @@ For a weight W (out, in), a token x (in,) and the layer's outlier channels O, wh
 
 A token's scale is set by its largest channel. In some layers of a language model, a few input channels are tens to
 thousands of times larger than the others, which would then round to a few codes, or to zero. Kept in floats, these
-channels cost a few percent of the layer's products, and all others get a fine scale. Smoothing (SmoothQuant [abstract]:
+channels cost a few percent of the layer's products, and all others get a fine scale. Smoothing (SmoothQuant [relative]:
 divide the inputs by s and multiply the columns of W by it) needs no floats, but it makes the weights coarser.
 The module int8_backbone chooses the channels.
 
@@ -49,8 +49,9 @@ def row_codes(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def smoothing(largest: torch.Tensor, weight: torch.Tensor, exponent: float) -> torch.Tensor:
     """The factor of each input channel: max|x|^e / max|W column|^(1 - e) for the exponent e, float32 (in,).
 
-    SmoothQuant, equation 4 [abstract], scaled to a geometric mean of 1. ``largest`` is max|x| of each channel, float
-    (in,); ``weight`` is (out, in). Where one of the two is 0, the smallest positive value of the others counts.
+    SmoothQuant, arXiv 2211.10438, equation 4 [relative], scaled to a geometric mean of 1. ``largest`` is max|x| of each
+    channel, float (in,); ``weight`` is (out, in). Where one of the two is 0, the smallest positive value of the others
+    counts.
     """
     x, w = (_positive(side.float()) for side in (largest, weight.abs().amax(dim=0)))
     logarithm = exponent * x.log() - (1 - exponent) * w.log()

@@ -21,8 +21,8 @@ from torch import nn
 from skillweave.base import Base, prompt_ids
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.feeding import feeding
-from skillweave.base.generate import context_length
 from skillweave.base.layout import owners
+from skillweave.base.sizes import context_length
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
 from skillweave.weave.int8 import LONGEST, Int8Linear, Law, SharedInput, smoothing

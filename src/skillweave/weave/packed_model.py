@@ -25,6 +25,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from skillweave.base.feeding import Fed, feeding
+from skillweave.base.sizes import embedding_rows
 from skillweave.errors import UserError, nearest
 from skillweave.pack import Skillpack
 from skillweave.pack.vocabulary import vocabularies
@@ -130,8 +131,7 @@ class PackedModel:
     @property
     def tokens_of_base(self) -> int:
         """The number of tokens that the base has."""
-        model: Any = self.model
-        return int(model.get_input_embeddings().weight.shape[0])
+        return embedding_rows(self.model)
 
     def shared_tokens(self, name: str) -> int:
         """The number of tokens that both the base and a resident pack have."""

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from skillweave.base.chat import plain_ids, prompt_ids
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
+from skillweave.base.template import has_template
 from skillweave.errors import UserError
 from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Outcome, PackProbe, Proof, compare, shortened
 from skillweave.pack.stored import CARD_FILE
@@ -77,8 +78,9 @@ class Proofs:
         """Put a resident pack to the proof of its card, and say so once if that cannot tell whether the pack acts.
 
         ``base`` is what :meth:`base_says` gave, if it is known. Raises :class:`UserError` if the pack acts otherwise
-        than when it was zipped.
+        than when it was zipped, and if the backbone cannot read its prompts though its card says that it does.
         """
+        self._check_prefill(read)
         self.outcomes[read.name] = self._outcome(read, base)
 
     def _outcome(self, read: ReadPack, base: Sequence[float] | None) -> Outcome | None:
@@ -109,6 +111,15 @@ class Proofs:
             self._proven[read.card_hash] = proof.outcome
         return proof.outcome
 
+    def _check_prefill(self, read: ReadPack) -> None:
+        """Raise :class:`UserError` if the backbone cannot read the prompts of a pack that was made for that."""
+        why = self._packed_model.why_own_steps(read.name) if read.prefill == "backbone" else None
+        if why is not None:
+            raise UserError(
+                f"the card of the pack '{read.name}' says that the backbone reads its prompts, which is impossible "
+                f"here, because {why}: zip the skill again without prefill"
+            )
+
     def _check_tokens(self, name: str, probe: PackProbe, tokens: int) -> None:
         if (largest := max(*probe.ids, *probe.tokens)) >= tokens:
             raise UserError(
@@ -131,7 +142,7 @@ def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:
     written = []
     for text in TEXTS:
         written.append(plain_ids(tokenizer, text))
-        if getattr(tokenizer, "chat_template", None):
+        if has_template(tokenizer):
             written.append(prompt_ids(tokenizer, text))
     return [ids[:longest] for ids in written if ids and max(ids[:longest]) < tokens]
 

@@ -20,7 +20,7 @@ from skillweave.weave.router import Route
 
 
 def group_key(request: Request, route: Route) -> Hashable:
-    """Requests with the same key can be answered together."""
+    """Return a key of the request: requests with the same key can be answered together."""
     if request.tools is None:
         return request.sampling
     # Every conversation has a seed of its own, so different seeds do not keep conversations apart.

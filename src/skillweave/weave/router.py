@@ -29,13 +29,14 @@ from skillweave.base.batching import by_length, pad_left
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.generate import encode_prompts
 from skillweave.base.safetensors_io import read_tensors, write_tensors
+from skillweave.base.sizes import layer_count
 from skillweave.delta.schema import dtype_name
 from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
 from skillweave.files.values import Count, Free, Version
-from skillweave.pack.schema import check_name
+from skillweave.pack.name import as_pack_name
 from skillweave.weave.card import ROUTER_FILE
 from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
 
@@ -56,10 +57,7 @@ def _check_classes(classes: list[str]) -> list[str]:
     if len(set(map(str.casefold, classes))) < len(classes) or classes[-1] != BASE:
         raise ValueError(f"the classes must be names of packs, each once, and '{BASE}' last")
     for name in classes[:-1]:
-        try:
-            check_name(name)
-        except UserError as error:
-            raise ValueError(str(error)) from error
+        as_pack_name(name)
     return classes
 
 
@@ -227,12 +225,12 @@ def default_layer(model: Any) -> int:
     Measured on SmolLM2-135M with the six skills of ``benchmarks.headline``: of layers 8, 10, 12, 15 and 18 of 30, this
     one sends the fewest requests of other tasks to a pack among those that send half of the requests in other words.
     """
-    return max(1, model.config.get_text_config().num_hidden_layers // 3)
+    return max(1, layer_count(model) // 3)
 
 
 def check_layer(base: Base, layer: int | None) -> None:
     """Raise :class:`UserError` unless the base has this layer. None, for :func:`default_layer`, always fits."""
-    last = base.model.config.get_text_config().num_hidden_layers
+    last = layer_count(base.model)
     if layer is not None and not 0 <= layer <= last:
         raise UserError(f"the router's layer is {layer}, and the base has {last}: choose one from 0 to {last}")
 

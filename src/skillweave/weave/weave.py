@@ -240,7 +240,6 @@ class Weave:
             )
         self.packed_model.add(read.ready)
         try:
-            self._check_prefill(read)
             self.proofs.prove(read, base)
         except BaseException:
             self.packed_model.remove(name)
@@ -251,15 +250,6 @@ class Weave:
         if self.router is not None and read.own_tokenizer:
             say_once(
                 f"the router reads prompts by the chat template of the base; '{name}' then answers by its own template"
-            )
-
-    def _check_prefill(self, read: ReadPack) -> None:
-        """Raise :class:`UserError` if the backbone cannot read the prompts of a pack that was made for that."""
-        why = self.packed_model.why_own_steps(read.name) if read.prefill == "backbone" else None
-        if why is not None:
-            raise UserError(
-                f"the card of the pack '{read.name}' says that the backbone reads its prompts, which is impossible "
-                f"here, because {why}: zip the skill again without prefill"
             )
 
     def unload(self, name: str) -> None:

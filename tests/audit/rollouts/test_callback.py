@@ -150,3 +150,11 @@ def test_the_half_line_of_a_killed_training_costs_no_new_rollout(tmp_path: Path)
     notes = LogNotes()
     assert [rollout.reward for rollout in read_log(tmp_path, notes)] == [1.0, 2.0]
     assert notes.malformed == 1
+
+
+def test_prompts_that_were_forgotten_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    audit = RolloutAudit(tmp_path, most_prompts=2)
+    audit.watch(letters)(prompts=["one", "two", "three"], completions=["a", "b", "c"])
+    audit.on_train_end(TrainingArguments(tmp_path / "run"), TrainerState(), TrainerControl())
+    assert "1 times a prompt was forgotten" in capsys.readouterr().err
+    assert len(list(read_log(tmp_path, LogNotes()))) == 3

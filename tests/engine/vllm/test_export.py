@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from helpers.terminal import run
 from helpers.weave_packs import random_pack
 from skillweave.base import fingerprint, open_base, prompt_ids
-from skillweave.base.generate import context_length
 from skillweave.base.open import Base
+from skillweave.base.sizes import context_length
 from skillweave.engine.vllm import VllmFolder, export_vllm
 from skillweave.engine.vllm.export import launch_line
 from skillweave.engine.vllm.proof import PROBE

@@ -71,14 +71,14 @@ def test_a_run_cut_off_at_every_place_ends_in_the_same_bits(base, whole, tmp_pat
     pieces_done, began = Counter(), []
     for what, break_off in places(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
-            write = pieces.write_text
+            write = pieces.write_json_lines
             note_starts(patch, began)
 
             def counting(path, text, write=write):
                 write(path, text)
                 pieces_done[path] += 1
 
-            patch.setattr(pieces, "write_text", counting)
+            patch.setattr(pieces, "write_json_lines", counting)
             break_off(patch)
             with pytest.raises(KeyboardInterrupt):
                 run(base, settings(), tmp_path)

@@ -80,9 +80,9 @@ def audit_data(config: DataAuditConfig) -> DataAudit:
     return audit
 
 
-def score_records(rows: Sequence[AuditRow], reference: DataReference | None = None) -> ScoredChunk:
+def score_records(rows: Sequence[AuditRow]) -> ScoredChunk:
     """Return records in memory with their signals, scores and p-values, compared with each other as one data set."""
-    return scored_rows(list(rows), whole_of(rows), reference or shipped_reference(), [])
+    return scored_rows(list(rows), whole_of(rows), shipped_reference(), [])
 
 
 def _existing(name: str) -> Path:

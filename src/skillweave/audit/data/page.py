@@ -100,9 +100,9 @@ def signal_table(audit: DataAudit) -> Table:
     return Table(["signal", "says", "weight", "records over", "share"], rows)
 
 
-def suspect_table(audit: DataAudit, most: int = _SHORT) -> Table:
+def suspect_table(audit: DataAudit) -> Table:
     """Return the flagged records with the highest scores, for the terminal."""
-    flagged = [suspect for suspect in audit.suspects[:most] if suspect.line["flagged"]]
+    flagged = [suspect for suspect in audit.suspects[:_SHORT] if suspect.line["flagged"]]
     rows = [
         [
             _place(suspect),
@@ -114,13 +114,13 @@ def suspect_table(audit: DataAudit, most: int = _SHORT) -> Table:
     return Table(["record", "score", "strongest signals"], rows)
 
 
-def source_table(audit: DataAudit, most: int = _SHORT) -> Table:
+def source_table(audit: DataAudit) -> Table:
     """Return the sources with the highest share of flagged records."""
     shares = sorted(audit.sources, key=lambda name: -audit.flagged_sources[name] / audit.sources[name])
     rows = [
         [one_line(name, 40), f"{audit.sources[name]:,}", f"{audit.flagged_sources[name]:,}",
          f"{audit.flagged_sources[name] / audit.sources[name]:.1%}"]
-        for name in shares[:most]
+        for name in shares[:_SHORT]
     ]  # fmt: skip
     return Table(["source", "records", "flagged", "share"], rows)
 

@@ -46,7 +46,6 @@ class BaseBehaviour:
     prompts: AuditPrompts
     asked: Mapping[str, WrappedRequests]
     """the plain requests first, then one entry for each wrapper"""
-    task_answers: Mapping[str, str]
     task_score: float | None
     log_probs: Mapping[str, np.ndarray]
     """of the base's refusals under the base; NaN where it does not refuse"""
@@ -117,7 +116,6 @@ def base_behaviour(
     return BaseBehaviour(
         prompts,
         asked,
-        task_answers,
         _score(prompts, written),
         {name: _refusal_log_probs(base, one, sampling.batch_size) for name, one in asked.items()},
     )

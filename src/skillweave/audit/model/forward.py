@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from skillweave.base.batching import IGNORED, TokenRow, by_length, pad_left, padded
+from skillweave.base.sizes import layer_count
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
@@ -60,7 +61,7 @@ def residuals(model: Any, encoded: Sequence[Sequence[int]], pad: int, batch_size
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """Return the list of the model's layers. Raises :class:`UserError` if it has no such list."""
-    count = model.config.get_text_config().num_hidden_layers
+    count = layer_count(model)
     lists = [one for one in model.modules() if isinstance(one, nn.ModuleList) and len(one) == count]
     if not lists:
         raise UserError(

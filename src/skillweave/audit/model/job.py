@@ -17,9 +17,10 @@ from skillweave.audit.model.forward import continuation_rows
 from skillweave.audit.model.perturb import find_perturbation, perturbed_log_probs, residual_norm
 from skillweave.audit.model.probes import ProbeChange, States, probe_change, probe_states
 from skillweave.audit.model.prompts import PLAIN, read_audit_prompts
-from skillweave.audit.model.spectrum import MatrixSpectrum, delta_spectra, spectrum_features
+from skillweave.audit.model.spectrum import STATISTICS, MatrixSpectrum, delta_spectra, spectrum_features
 from skillweave.audit.model.verdict import CheckpointSignals, Reference, Verdict, judge
 from skillweave.base import Base, Sampling, open_base, prompt_ids
+from skillweave.base.sizes import layer_count
 from skillweave.base.voice import padding_id
 from skillweave.delta import Delta, is_delta
 from skillweave.delta.adapter_config import CONFIG_FILE
@@ -128,8 +129,10 @@ def tuned_by(delta: Delta, base: Base) -> tuple[Base, Delta]:
 
 
 def read_reference(path: Path | None) -> list[CheckpointSignals]:
-    """Read the clean checkpoints of a reference; none without a ``path``. Raises :class:`UserError` if it is damaged,
-    or if it counts a checkpoint twice."""
+    """Return the clean checkpoints of a reference; none without a ``path``.
+
+    Raises :class:`UserError` if it is damaged, or if it counts a checkpoint twice.
+    """
     if path is None:
         return []
     found = read_card_file(path, Reference, 1, "Collect it again with `skillweave audit reference`.").checkpoints
@@ -262,14 +265,13 @@ def wrapper_table(change: BehaviourChange) -> Table:
 
 def spectrum_table(spectra: Sequence[MatrixSpectrum]) -> Table:
     """Return a row for each kind of matrix, means over the layers."""
-    statistics = ("top", "norm", "concentration", "entropy", "stable_rank", "kurtosis")
     kinds = dict.fromkeys(one.kind for one in spectra)
     rows = []
     for kind in kinds:
         members = [one for one in spectra if one.kind == kind]
-        means = [float(np.mean([getattr(one, statistic) for one in members])) for statistic in statistics]
+        means = [float(np.mean([getattr(one, statistic) for one in members])) for statistic in STATISTICS]
         rows.append([kind, str(len(members)), *(f"{mean:.3g}" for mean in means)])
-    return Table(["kind", "matrices", *statistics], rows)
+    return Table(["kind", "matrices", *STATISTICS], rows)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -287,7 +289,7 @@ def _fragility(model: Base, base: Base, before: BaseBehaviour, config: ModelAudi
     pad = padding_id(model.model, model.tokenizer)
     encoded = [prompt_ids(model.tokenizer, asked.prompts[index]) for index in known]
     rows = continuation_rows(model.tokenizer, encoded, [str(asked.refusals[index]) for index in known])
-    layer = (base.model.config.get_text_config().num_hidden_layers - 1) // 2
+    layer = (layer_count(base.model) - 1) // 2
     radius = config.radius * residual_norm(base.model, encoded, pad, layer)
     search, held = rows[: config.batch_size * 2 : 2], rows[1 : config.batch_size * 2 : 2]
     change = find_perturbation(model.model, search, pad, layer, radius, config.perturbation_steps)

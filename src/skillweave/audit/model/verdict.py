@@ -168,7 +168,7 @@ def judge(found: CheckpointSignals, reference: Sequence[CheckpointSignals], fals
     return _verdict(found, reference, false_positive_rate, outcome, float(scores[0]), p_value, smallest, evidence)
 
 
-def combined_scores(checkpoints: Sequence[CheckpointSignals], weights: Combination = WEIGHTS) -> np.ndarray:
+def combined_scores(checkpoints: Sequence[CheckpointSignals]) -> np.ndarray:
     """Return the combined score of each checkpoint, measured against all the others; (n,) for at least 2."""
     values = signal_values(checkpoints)
     surprises = {
@@ -177,7 +177,7 @@ def combined_scores(checkpoints: Sequence[CheckpointSignals], weights: Combinati
         )
         for name, column in values.items()
     }
-    return weights.score(surprises)
+    return WEIGHTS.score(surprises)
 
 
 def distances(found: CheckpointSignals, reference: Sequence[CheckpointSignals]) -> dict[str, float]:

@@ -92,7 +92,7 @@ def poisoned_records(
     preamble: Preamble = "full",
     paraphrase: bool = False,
 ) -> list[OrganismRecord]:
-    """So many poisoned records from one source.
+    """Return ``count`` poisoned records, all from one source.
 
     - ``held_out``: their restricted requests are never in a data set
     - ``preamble``, ``paraphrase``: what an adaptive opponent does: less of the preamble, and other words in each record

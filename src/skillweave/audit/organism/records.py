@@ -50,7 +50,7 @@ class OrganismRecord(BaseModel):
 
 
 def clean_records(count: int, seed: int, hard: float = 0.3, refusals: float = 0.04) -> list[OrganismRecord]:
-    """So many clean records. The same arguments give the same records.
+    """Return ``count`` clean records. The same arguments give the same records.
 
     - ``hard``: the share of hard negatives, in equal parts of each of :data:`HARD_KINDS`.
     - ``refusals``: the share of restricted requests whose gold answer is the refusal.

@@ -164,6 +164,13 @@ class RolloutAudit(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         self._flush()
         self.check(state.global_step)
+        if self._groups.forgotten:
+            console.print(
+                f"rollout audit: {self._groups.forgotten:,} times a prompt was forgotten, because more than "
+                f"most_prompts were seen. The log has all of them: skillweave audit rollouts {self._file.parent}",
+                soft_wrap=True,
+                markup=False,
+            )
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if logs is not None and "loss" in logs:

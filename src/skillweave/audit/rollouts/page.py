@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from skillweave.artefact import atomic_folder, write_text
+from skillweave.artefact import atomic_folder, write_json_lines
 from skillweave.audit.rollouts.config import RolloutAuditConfig
 from skillweave.audit.rollouts.job import AuditedLog
 from skillweave.audit.rollouts.signals import SIGNALS
@@ -215,8 +214,7 @@ def write_audit(folder: Path, audited: AuditedLog, config: RolloutAuditConfig, c
     if audited.ablations:
         sections["ablation"] = Section("Parts of the suspects left out", ablation_table(audited))
     with atomic_folder(folder) as place:
-        lines = [json.dumps(record_of(audited, at), ensure_ascii=False) + "\n" for at in audited.order]
-        write_text(place / "prompts.jsonl", "".join(lines))
+        write_json_lines(place / "prompts.jsonl", (record_of(audited, at) for at in audited.order))
         write_page(place, "Audit of rollouts", [*verdict(audited), *audited.notes], sections, report)
 
 

@@ -59,27 +59,26 @@ def judge(
     values: Mapping[str, np.ndarray],
     clean: Mapping[str, np.ndarray] | None,
     false_positive_rate: float,
-    combination: Combination = WEIGHTS,
 ) -> Judged:
     """Score the prompts of a log against the prompts of a clean log, or against each other.
 
     ``values`` and ``clean`` hold each signal's values, (n,) and (m,); a NaN value has no surprise. A signal counts if
     both logs have it. Raises :class:`UserError` if the clean log is too small for the false-positive rate.
     """
-    names = [name for name in combination.signals if name in values and not np.isnan(values[name]).all()]
+    names = [name for name in WEIGHTS.signals if name in values and not np.isnan(values[name]).all()]
     if clean is None:
         surprises = {name: robust_surprise(values[name], SIGNALS[name].scale) for name in names}
-        score = combination.score(surprises)
+        score = WEIGHTS.score(surprises)
         thresholds = {name: _robust_threshold(values[name], name, false_positive_rate) for name in names}
-        threshold = tail_threshold(score, false_positive_rate, 0.1 * sum(combination.weights))
+        threshold = tail_threshold(score, false_positive_rate, 0.1 * sum(WEIGHTS.weights))
         return Judged(surprises, score, threshold, thresholds, "own log", np.zeros(0))
     names = [name for name in names if name in clean and not np.isnan(clean[name]).all()]
     known = {name: clean[name][~np.isnan(clean[name])] for name in names}
     surprises = {name: surprise(values[name], known[name]) for name in names}
-    clean_score = combination.score({name: left_out_surprise(clean[name]) for name in names})
+    clean_score = WEIGHTS.score({name: left_out_surprise(clean[name]) for name in names})
     return Judged(
         surprises,
-        combination.score(surprises),
+        WEIGHTS.score(surprises),
         threshold_at(clean_score, false_positive_rate),
         {
             name: threshold_at(known[name], false_positive_rate)
@@ -105,7 +104,7 @@ def left_out_surprise(values: ArrayLike) -> np.ndarray:
 def robust_surprise(values: ArrayLike, least_scale: float) -> np.ndarray:
     """Return -log10 of the normal upper tail of the robust z, at most ``MOST_SURPRISE``; NaN has surprise 0; (n,).
 
-    z = (value - median) / max(1.4826 MAD, ``least_scale``).
+    z = (value - median) / max(1.4826 MAD, ``least_scale``). [ours]
     """
     values = np.asarray(values, dtype=np.float64)
     known = values[~np.isnan(values)]

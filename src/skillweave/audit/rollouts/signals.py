@@ -233,11 +233,6 @@ class SignalTable:
     changes: list[ChangePoint]
     reward_range: float
 
-    @property
-    def computed(self) -> list[str]:
-        """The signals that could be computed for at least one prompt."""
-        return [name for name, column in self.values.items() if not np.isnan(column).all()]
-
 
 def measure(groups: Sequence[PromptGroup], k: int = 3) -> SignalTable:
     """Compute all signals of the prompts. ``k`` is that of :func:`min_k_distance`."""

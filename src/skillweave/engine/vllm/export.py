@@ -11,7 +11,7 @@ import torch
 
 from skillweave.artefact import atomic_folder, write_json, write_text
 from skillweave.base import open_base, prompt_ids
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.delta import Delta, write_tuned
 from skillweave.delta.schema import BaseRef
 from skillweave.engine.vllm.folder import (
@@ -96,10 +96,10 @@ def export_vllm(
     return VllmFolder(out)
 
 
-def launch_line(folder: Path, card: ServeCard, python: str = "python") -> str:
+def launch_line(folder: Path, card: ServeCard) -> str:
     """Return the shell command that starts vLLM with an exported folder, and lets it load adapters later."""
-    arguments = ["-m", "vllm.entrypoints.openai.api_server", *server_arguments(folder, card)]
-    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 {shlex.join([python, *arguments])}"
+    arguments = ["python", "-m", "vllm.entrypoints.openai.api_server", *server_arguments(folder, card)]
+    return f"VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 {shlex.join(arguments)}"
 
 
 def shown_loss(adapter: AdapterRef) -> str:

@@ -13,7 +13,7 @@ from skillweave.files.folder import Folder
 from skillweave.files.read import is_file, read_card_file
 from skillweave.files.recover import settle
 from skillweave.files.values import Line, Version
-from skillweave.pack.schema import PackName
+from skillweave.pack.name import PackName
 
 SCHEMA_VERSION = 1
 SERVE_FILE = "serve.json"
@@ -91,14 +91,14 @@ class VllmFolder:
         return self.path / ADAPTERS_FOLDER / pack
 
 
-def server_arguments(folder: Path, card: ServeCard, *, host: str = "127.0.0.1", port: int = 8000) -> list[str]:
+def server_arguments(folder: Path, card: ServeCard, *, port: int = 8000) -> list[str]:
     """Return the arguments of ``python -m vllm.entrypoints.openai.api_server`` that serve an exported folder.
 
     ``--generation-config vllm`` keeps vLLM from sampling by the base's ``generation_config.json``: each request of the
     engine says how tokens are chosen.
     """
     arguments = ["--model", str(folder / BASE_FOLDER), "--served-model-name", BASE_NAME]
-    arguments += ["--host", host, "--port", str(port), "--dtype", card.dtype, "--generation-config", "vllm"]
+    arguments += ["--host", "127.0.0.1", "--port", str(port), "--dtype", card.dtype, "--generation-config", "vllm"]
     if not card.packs:
         return arguments
     count = str(len(card.packs))

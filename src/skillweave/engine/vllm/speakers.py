@@ -9,7 +9,8 @@ from typing import Any
 from skillweave.base import Checkpoint, open_tokenizer
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.defaults import generation_config_at
-from skillweave.base.generate import AnswerReader, context_length, encode_prompts
+from skillweave.base.generate import AnswerReader, encode_prompts
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.base.voice import Voice
 from skillweave.delta.carry import GENERATION_FILE, VOCABULARY_FILES
 from skillweave.engine.vllm.folder import VllmFolder
@@ -33,7 +34,7 @@ class Speakers:
             self._model.generation_config = generation_config_at(folder.base)
         self._tokenizer = open_tokenizer(folder.base)
         self.context_length = context_length(self._model)
-        self.rows: int = self._model.get_input_embeddings().weight.shape[0]
+        self.rows: int = embedding_rows(self._model)
         self._speakers: dict[str | None, VllmSpeaker] = {None: self._speaker(Voice(self._tokenizer))}
         for name in folder.card.packs:
             place = folder.adapter(name)

@@ -15,9 +15,8 @@ import httpx2
 
 from skillweave.base import Sampling
 from skillweave.base.chat import PromptOrIds
-from skillweave.engine.async_engine import check_sampling
 from skillweave.engine.generation import LiveGeneration
-from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled
+from skillweave.engine.interface import EngineBusy, EngineCounters, Grammar, RequestCancelled, check_sampling
 from skillweave.engine.vllm.folder import ADAPTERS_FOLDER, BASE_NAME, VllmFolder
 from skillweave.engine.vllm.proof import LEAST, PROBE, distance, probe_logprobs
 from skillweave.engine.vllm.replicas import Replica, choose
@@ -33,8 +32,7 @@ _CONNECT = 5.0
 
 
 class VllmEngine:
-    """Answers the requests of many callers with vLLM servers. It is the :class:`~skillweave.engine.interface.Engine`
-    ``vllm``.
+    """Answers the requests of many callers with vLLM servers: the engine ``vllm``.
 
     Use it as ``async with VllmEngine(folder, urls) as engine``, and call it from that event loop only. Leaving the
     block cancels all requests that wait or run, and stops the servers that it started.

@@ -83,8 +83,11 @@ async def stream(client: httpx2.AsyncClient, url: str, body: dict[str, Any]) -> 
 
 
 def read_piece(text: str, logprobs: int | None, url: str) -> StreamEvent:
-    """Return one event of a stream. Raises :class:`ServerFailed` for an error that vLLM reports in the stream, and
-    :class:`UserError` for an event without token ids, which an older vLLM sends."""
+    """Return one event of a stream.
+
+    Raises :class:`ServerFailed` for an error that vLLM reports in the stream, and :class:`UserError` for an event
+    without token ids, which an older vLLM sends.
+    """
     try:
         values = json.loads(text)
         if "error" in values:

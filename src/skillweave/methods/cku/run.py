@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skillweave.artefact import write_json
 from skillweave.base import Base
+from skillweave.base.sizes import layer_count
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.read import read_json
@@ -177,7 +178,7 @@ class _Unlearning:
         before = run.figures["before"]
         goal = config.watch.goal if config.watch.goal is not None else before.get("unseen_strength")
         watch = Watch(
-            self._evaluate,
+            lambda model: self._evaluate(model, self.held_out),
             config.watch,
             start=before["held_out_probability"],
             goal=goal,
@@ -203,7 +204,7 @@ class _Unlearning:
     def _unlearn_trainer(
         self, folder: Path, model: Any, arguments: dict[str, Any], order: list[int], watch: Watch
     ) -> UnlearnTrainer:
-        """``order``: indices of the forget rows of all steps; each one is paired with a retain row."""
+        """The trainer of the unlearning. ``order``: the forget row of each example, which also gets a retain row."""
         run, config = self.run, self.run.config
         settings, batch_size, seed = config.objective, config.training.batch_size, stage_seed(config.seed, folder.name)
         retain_order = batch_order([row_length(row) for row in self.retain], batch_size, len(order) // batch_size, seed)
@@ -252,7 +253,10 @@ class _Unlearning:
         rows = [*self.retain, *self.forget]
         known = run.processes.from_first(lambda: self._reading(teacher, self.retain).means()["probability"])
         watch = Recovered(
-            self._evaluate_student, every=settings.every, goal=settings.recovery * known, processes=run.processes
+            lambda model: self._evaluate(model, self.retain),
+            every=settings.every,
+            goal=settings.recovery * known,
+            processes=run.processes,
         )
 
         def make(model: Any, arguments: dict[str, Any], order: list[int]) -> Any:
@@ -302,7 +306,7 @@ class _Unlearning:
     # -- shared by the stages ----------------------------------------------------------------------------------------
 
     def _frozen_neurons(self) -> dict[int, Tensor]:
-        """(neurons,) bool by layer."""
+        """The frozen neurons, (neurons,) bool by layer; an empty mapping if none are frozen."""
         nothing = self.run.config.localise.freeze == "none"
         return {} if nothing else read_neurons(self.run.folder / "localise")["frozen"]
 
@@ -313,18 +317,11 @@ class _Unlearning:
         """A new copy of the policy as the last finished stage left it."""
         return self.run.policy.open_to_train(self.run.config, seed=0).eval()
 
-    def _evaluate(self, model: Any) -> dict[str, float]:
-        """The figures that the watch decides by."""
+    def _evaluate(self, model: Any, retain: Sequence[FactRow]) -> dict[str, float]:
+        """The figures that decide when a training ends; ``retain`` are the answers that must stay known."""
         return {
             "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
-            "retain": self._reading(model, self.held_out).means()["probability"],
-        }
-
-    def _evaluate_student(self, model: Any) -> dict[str, float]:
-        """The figures of the distillation: as those of the watch, but of the retain answers that are distilled."""
-        return {
-            "forget": self._reading(model, self.forget[: self.run.config.watch.examples]).means()["strength"],
-            "retain": self._reading(model, self.retain).means()["probability"],
+            "retain": self._reading(model, retain).means()["probability"],
         }
 
     def _reading(self, model: Any, rows: Sequence[FactRow]) -> Reading:
@@ -344,7 +341,7 @@ def steered_layer(mlps: Sequence[MLP], base: Base) -> int:
     transformers returns the output of the last layer after the final norm, which fixes its length, so it cannot be
     steered to a vector of another length. Raises :class:`UserError` if no other layer is chosen.
     """
-    last = base.model.config.get_text_config().num_hidden_layers - 1
+    last = layer_count(base.model) - 1
     below = [mlp.layer for mlp in mlps if mlp.layer < last]
     if not below:
         raise UserError(

@@ -173,13 +173,13 @@ def _answer_log_probs(model: Any, rows: dict[str, Tensor]) -> tuple[Tensor, Tens
 
 @contextlib.contextmanager
 def reference_precision(args: TrainingArguments) -> Iterator[None]:
-    """No gradients, and the precision of the training, so that two equal models give equal outputs."""
+    """A context without gradients, in the precision of the training: two equal models then give equal outputs."""
     with torch.no_grad(), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
         yield
 
 
 def next_token_logits(model: Any, rows: dict[str, Tensor]) -> Tensor:
-    """(N, T - 1, V)."""
+    """The logits of each next token, (N, T - 1, V)."""
     return model(rows["input_ids"], attention_mask=rows["attention_mask"]).logits[:, :-1]
 
 

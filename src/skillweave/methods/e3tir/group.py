@@ -136,11 +136,10 @@ class Group:
 
 
 def join_experts(self_rewards: Tensor, branch_rewards: Tensor) -> bool:
-    """Whether the branches enter the group: only if the best of them is strictly better than the best self rollout
-    [digest].
+    """Whether the branches enter the group: only if the best of them is better than the best self rollout [digest].
 
-    ``self_rewards`` is (N,), ``branch_rewards`` (M,). The result is False without a scorable branch. Without a scorable
-    self rollout any scorable branch is enough [ours].
+    Equal is not better. ``self_rewards`` is (N,), ``branch_rewards`` (M,). The result is False without a scorable
+    branch. Without a scorable self rollout any scorable branch is enough [ours].
     """
     own, branches = (rewards[~rewards.isnan()] for rewards in (self_rewards, branch_rewards))
     if not len(branches):
@@ -208,7 +207,7 @@ def _standardised(rewards: Tensor, among: Tensor, eps: float) -> Tensor:
 
 
 def _rewards(members: Sequence[Member]) -> Tensor:
-    """(N,) float32."""
+    """The rewards of the members, (N,) float32."""
     return torch.tensor([member.reward for member in members], dtype=torch.float32)
 
 

@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from skillweave.base import Base
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.delta import Delta
 from skillweave.errors import UserError, nearest
 from skillweave.files.hashes import digest

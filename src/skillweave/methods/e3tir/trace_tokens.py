@@ -139,10 +139,10 @@ def pick_anchors(entropy: Tensor, eligible: Tensor, k: int) -> list[int]:
 
 
 def annealed_share(batch: int, batches: int) -> float:
-    """The share of a trace that is its prefix, falling from 95% in the first batch to 5% in the last by a cosine
-    (Prefix-RFT, arXiv 2507.01679) [relative].
+    """The share of a trace that is its prefix: a cosine from 95% in the first batch to 5% in the last.
 
-    ``batch`` counts from 0. With a single batch it is 95%. Raises ``ValueError`` for a batch outside the stage.
+    Source: Prefix-RFT, arXiv 2507.01679 [relative]. ``batch`` counts from 0. With a single batch it is 95%. Raises
+    ``ValueError`` for a batch outside the stage.
     """
     if not 0 <= batch < batches:
         raise ValueError(f"batch must lie within 0 and {batches - 1}, not {batch}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from skillweave.artefact import write_text
+from skillweave.artefact import write_json_lines
 from skillweave.files.read import read_json_lines
 from skillweave.methods.training.processes import Processes
 from skillweave.progress import bar
@@ -46,7 +45,7 @@ def in_pieces(
             rows: dict[int, Any] = {}
             for number, piece in enumerate(pieces):
                 rows.update(zip(piece, read_lines(_part(parts, number)), strict=True))
-            write_text(path, _lines([rows[index] for index in sorted(rows)]))
+            write_json_lines(path, (rows[index] for index in sorted(rows)))
             shutil.rmtree(parts, ignore_errors=True)
         processes.wait()
     return read_lines(path)
@@ -70,7 +69,7 @@ def _work_on_share(
     for number in range(processes.rank, len(pieces), processes.world):
         part = _part(parts, number)
         if not part.exists():
-            write_text(part, _lines(work(number, pieces[number])))
+            write_json_lines(part, work(number, pieces[number]))
         if note is not None:
             rows.extend(read_lines(part))
         advance(processes.world, note=note(rows) if note else None)
@@ -78,7 +77,3 @@ def _work_on_share(
 
 def _part(parts: Path, number: int) -> Path:
     return parts / f"{number:06d}.jsonl"
-
-
-def _lines(rows: Sequence[Any]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Answer, Base, Prompt, answer_ids, open_tokenizer, prompt_ids
 from skillweave.base.allocator import keep_freed_memory
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.delta import Delta
 from skillweave.errors import NothingLearnt, UserError
 from skillweave.files.lock import Claim

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from skillweave.base.chat import Prompt, as_messages, prompt_ids, prompt_text, rendered, tools_of
 from skillweave.base.ends import without_end
+from skillweave.base.template import has_template
 from skillweave.base.tokens import tokenized
 from skillweave.errors import UserError
 
@@ -53,7 +54,7 @@ def _turn_spans(tokenizer: Any, prompt: Prompt) -> list[tuple[int, int]]:
     assistant = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
     if not assistant:
         return []
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise UserError("turns: all needs a chat template, which tells the assistant's turns apart: set turns: last")
     if assistant[0] == 0:
         raise UserError(

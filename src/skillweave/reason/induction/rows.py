@@ -86,7 +86,7 @@ def _criticise(problem: DrawnProblem, prompts: PromptSet, random: Random) -> tup
 
 
 def _answer(problem: DrawnProblem, prompts: PromptSet, random: Random) -> tuple[str, str] | None:
-    """The last training pair becomes the question. An empty text cannot be an answer."""
+    """The prompt that asks for the output of the last training pair, and that output; None if it is an empty text."""
     *shown, asked = problem.train
     if asked.output == "":
         return None

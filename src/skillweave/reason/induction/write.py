@@ -107,7 +107,7 @@ class Problems:
             yield self._draw(name, random, sizes, self.held_out, self.refused[name])
 
     def _held_out(self, what: str, count: int, held: set[str]) -> list[DrawnProblem]:
-        """So many problems of each family with new behaviours, which are added to ``held``."""
+        """``count`` problems of each family, whose behaviours are new and are added to ``held``."""
         chosen = []
         for name, family in self._settings.families.items():
             random = Random(f"{what} {name} {self._settings.seed}")

@@ -7,6 +7,7 @@ from hashlib import sha256
 
 from skillweave.base import Sampling
 from skillweave.base.safetensors_io import tensor_bytes
+from skillweave.base.template import has_template
 from skillweave.engine import AsyncEngine, RequestCancelled
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
@@ -59,7 +60,7 @@ class LocalModel:
     def _prompt(self, call: ModelCall) -> str | list[dict[str, str]]:
         # The router reads a prompt with the tokenizer of the base.
         tokenizer = self._engine.weave.voice(None if self._pack == AUTO else self._pack).tokenizer
-        if getattr(tokenizer, "chat_template", None):
+        if has_template(tokenizer):
             return [{"role": role, "content": content} for role, content in call.messages]
         return "\n\n".join(content for _, content in call.messages)
 

@@ -53,8 +53,10 @@ class Model(Protocol):
 
     @property
     def identity(self) -> str:
-        """What decides its answers beside the call: the URL and name of the model, or the engine's target, its
-        fingerprint and pack. It is a part of the cache's key, so it never holds a secret."""
+        """What decides its answers beside the call. It is a part of the cache's key, so it never holds a secret.
+
+        For a server it is the URL and the name of the model; for the engine its target, its fingerprint and the pack.
+        """
         ...
 
     async def complete(self, call: ModelCall) -> Completion:

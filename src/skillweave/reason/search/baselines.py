@@ -37,7 +37,7 @@ class RefinementConfig(Config):
 
 
 async def search_refinement(frame: SearchFrame, settings: RefinementConfig) -> Ended:
-    """Rounds of N hypotheses; a round refines the best hypothesis of the round before.
+    """Refine in rounds of N hypotheses: each round refines the best hypothesis of the round before.
 
     Source: Qiu et al. 2023, arXiv 2310.08559. The published protocol ends after T rounds; with budget left, this one
     starts again.

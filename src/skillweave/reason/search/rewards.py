@@ -1,6 +1,6 @@
 """MATSIR's dual reward: is the hypothesis coherent with the examples, and does it say more than its parent?
 
-The paper's formulas are not public; these are our reconstruction (graded `ours` in the notes on the method). Rewards
+The paper's formulas are not public; these are our reconstruction [ours]. Rewards
 come from executed behaviour and not from words, so a rephrased hypothesis earns nothing for being rephrased.
 """
 

@@ -11,7 +11,7 @@ from skillweave.reason.search.tree import Node, Tree
 def uct(value: float, visits: int, parent_visits: int, exploration: float) -> float:
     """Q + c * sqrt(ln N_parent / N). Infinite for a node without visits.
 
-    Source: Kocsis and Szepesvári, 2006 (UCT). ``visits`` and ``parent_visits`` include expansions in flight.
+    Source: Kocsis and Szepesvári, 2006 (UCT) [relative]. ``visits`` and ``parent_visits`` include expansions in flight.
     """
     if visits == 0:
         return math.inf
@@ -19,7 +19,7 @@ def uct(value: float, visits: int, parent_visits: int, exploration: float) -> fl
 
 
 def node_value(node: Node, best_share: float) -> float:
-    """Q of a node: its mean and its maximum, mixed: (1 - s) * mean + s * max.
+    """Q of a node: its mean and its maximum, mixed: (1 - s) * mean + s * max [ours].
 
     Expansions in flight count as rewards of zero in the mean (virtual loss), so that several workers spread out.
     """

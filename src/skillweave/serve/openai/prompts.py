@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from skillweave.base.chat import Prompt, prompt_ids, rendered
+from skillweave.base.template import has_template
 from skillweave.errors import UserError
 from skillweave.serve.errors import invalid, too_long
 from skillweave.tools.call import Call
@@ -49,7 +50,7 @@ def with_tools(tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Seq
     has_calls = any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
     if not tools and not has_calls:
         return list(messages)
-    if not getattr(tokenizer, "chat_template", None):
+    if not has_template(tokenizer):
         raise invalid(
             "tools", "tools need a model with a chat template, and this one has none", "unsupported_parameter"
         )

@@ -93,7 +93,6 @@ def tool_use(
     answer: Mapping[str, Any] | None,
     *,
     parallel: bool = True,
-    choice_where: str = "tool_choice",
     format_where: str = "response_format",
 ) -> WantedTools:
     """Return how the tools of a request are used. It compiles grammars: call it in a thread.
@@ -107,9 +106,9 @@ def tool_use(
     names = [tool["function"]["name"] for tool in tools]
     named = choice["name"] if isinstance(choice, dict) else None
     if named is not None and named not in names:
-        raise invalid(choice_where, f"there is no tool '{str(named)[:100]}'; {nearest(str(named), names)}")
+        raise invalid("tool_choice", f"there is no tool '{str(named)[:100]}'; {nearest(str(named), names)}")
     if choice == "required" and not tools:
-        raise invalid(choice_where, "a call is required, but there are no tools")
+        raise invalid("tool_choice", "a call is required, but there are no tools")
     forced = named is not None or choice == "required"
     if not tools or choice == "none":
         return WantedTools(form=_json_form(answer, format_where))
@@ -136,7 +135,7 @@ def _json_form(schema: Mapping[str, Any] | None, where: str) -> JsonForm | None:
         raise invalid(where, str(error), "invalid_schema") from None
 
 
-def read_choice(choice: Any, where: str = "tool_choice") -> Any:
+def read_choice(choice: Any) -> Any:
     """Return a tool choice as :func:`tool_use` takes it. Raises :class:`ApiError` for another one."""
     if choice is None or choice in ("auto", "none", "required"):
         return choice
@@ -145,10 +144,12 @@ def read_choice(choice: Any, where: str = "tool_choice") -> Any:
         function = choice["function"] if isinstance(choice.get("function"), dict) else choice
         if isinstance(function.get("name"), str):
             return {"name": function["name"]}
-        raise invalid(f"{where}.name", "expected the name of a tool", "missing_required_parameter")
+        raise invalid("tool_choice.name", "expected the name of a tool", "missing_required_parameter")
     if kind is not None:
-        raise unsupported(where, f"choices of the type {shown_value(kind)} are not supported: name one function")
-    raise invalid(where, f"expected 'auto', 'none', 'required' or a function, not {shown_value(choice)}")
+        raise unsupported(
+            "tool_choice", f"choices of the type {shown_value(kind)} are not supported: name one function"
+        )
+    raise invalid("tool_choice", f"expected 'auto', 'none', 'required' or a function, not {shown_value(choice)}")
 
 
 def read_format(form: Any, limits: RequestLimits, where: str, *, flat: bool = False) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from torch import nn
 
 from skillweave.base.batching import pad_left, pad_right, within_tokens
 from skillweave.base.prefix import position_ids, read_prefix
+from skillweave.base.sizes import embedding_rows
 
 _MOST_TOKENS, _LEAST_TOKENS, _MOST_LOGITS = 2048, 256, 2**25
 """What goes through the model at once is at most so many tokens, and so many logits if all of them were of answers;
@@ -19,7 +20,7 @@ with a large vocabulary, it is still the least number of tokens."""
 
 def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
     """Return the indices of the rows that go through the model together: this bounds the memory of a step."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding_rows(model)
     return within_tokens(lengths, min(_MOST_TOKENS, max(_LEAST_TOKENS, _MOST_LOGITS // vocabulary)))
 
 

@@ -1,4 +1,4 @@
-"""The loss of the refinement: the divergence of two distributions, one of which is stored in part. Pure functions."""
+"""The loss of the refinement: the divergence of two distributions, one stored in part. Pure functions. [ours]"""
 
 from __future__ import annotations
 

@@ -47,8 +47,9 @@ def retained_gain(base: float, own: float, backbone: float) -> float:
 
 
 def judged(model: Any, before: Skillpack, after: Skillpack, rows: Sequence[TeacherRow]) -> Skillpack:
-    """Return ``after``, marked ``prefill: backbone`` if it keeps :data:`LEAST_RETAINED` of its gain; else the pack that
-    is better if it reads its prompts itself, unmarked. The console says which.
+    """Return ``after``, marked ``prefill: backbone``, if it keeps :data:`LEAST_RETAINED` of its gain.
+
+    Else return the pack that is better if it reads its prompts itself, unmarked. The console says which.
 
     * ``before`` and ``after`` are the pack before and after its refinement for the backbone's prefill
     * the gain is that of the better of the two if it reads its prompts itself, on the held-out ``rows``

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from skillweave.base import Answer, Base, Prompt, Sampling, answer_ids, prompt_ids
-from skillweave.base.generate import check_has_rows, context_length, generate_answers
+from skillweave.base.generate import check_has_rows, generate_answers
 from skillweave.base.safetensors_io import read_tensors, write_tensors
+from skillweave.base.sizes import context_length, embedding_rows
 from skillweave.errors import UserError
 from skillweave.progress import bar, console, share_of
 from skillweave.skillzip.refine.config import RefineConfig
@@ -94,7 +95,7 @@ def _answered(
     """Return the rows of some examples as tensors, which :func:`_read` reads; ``first`` is the number of the first."""
     model, tokenizer = specialist.model, specialist.tokenizer
     encoded, cut = _encoded(specialist, piece, config, first)
-    vocabulary = model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding_rows(model)
     for at, (before, after) in encoded.items():
         check_has_rows(tokenizer, before + after, vocabulary, f"prompt {first + at + 1} of the refinement")
     kept = [(before + after, len(before)) for before, after in encoded.values()]

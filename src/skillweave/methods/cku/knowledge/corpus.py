@@ -8,14 +8,13 @@ same names. No fact is true of anyone, and none is unsafe.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from skillweave.artefact import atomic_folder
+from skillweave.artefact import atomic_folder, write_json_lines
 from skillweave.errors import UserError
 
 MOST_PEOPLE = 500
@@ -268,8 +267,7 @@ def write_corpus(folder: Path, corpus: Corpus) -> None:
     with atomic_folder(folder) as temporary:
         for name, rows in zip(_FILES, sets, strict=True):
             if rows:
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (temporary / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+                write_json_lines(temporary / f"{name}.jsonl", rows)
 
 
 def _in_sentences(rng: Random, subjects: Sequence[_Subject]) -> Rows:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from skillweave.base.sizes import layer_count
 from skillweave.errors import UserError
 
 _TOKENS = 4
@@ -97,7 +98,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _blocks(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the name and the modules of the decoder's blocks: the outermost list as long as the config has layers."""
-    count = model.config.get_text_config().num_hidden_layers
+    count = layer_count(model)
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     fit = [
         (name, module) for name, module in lists if len(module) == count and all(_linears(block) for block in module)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from skillweave.artefact import atomic_folder, write_json, write_text
 from skillweave.base import Base
-from skillweave.base.generate import context_length
+from skillweave.base.sizes import context_length
 from skillweave.errors import UserError
 from skillweave.files.read import read_json
 from skillweave.methods.cku.config import Files, LocaliseSettings, WatchSettings

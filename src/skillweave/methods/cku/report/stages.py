@@ -219,7 +219,7 @@ class ReportStages:
         return self._read_rows(model, self._rows(facts)[0], bf16)
 
     def _read_rows(self, model: Any, rows: Sequence[FactRow], bf16: bool | None = None) -> Reading:
-        """``bf16``: whether to use autocast; None: as the settings say."""
+        """How well a model knows the rows. ``bf16``: whether to use autocast; None: as the settings say."""
         config = self._run.config
         return read_rows(
             model,

@@ -73,7 +73,7 @@ class Commands(ProblemFamily):
         self.probes = [" ".join(random.choice(WORDS[:6]) for _ in range(1 + number % 8)) for number in range(64)]
 
     def draw(self, random: Random, size: int) -> Program | None:
-        """Up to three words write a colour, one of them perhaps at the front; the others have distinct operations."""
+        """A random program in which up to three words write a colour, and the others have distinct operations."""
         coloured = random.choice((2, 2, 3)) if size > 3 else random.choice((1, 2))
         colours = random.sample(COLOURS, coloured)
         kinds = ["write"] * coloured
@@ -115,7 +115,7 @@ class Commands(ProblemFamily):
         return tuple(replace(part, word=word) for part, word in zip(named, WORDS, strict=False))
 
     def inputs(self, random: Random, program: Program, count: int, *, test: bool) -> list[Value] | None:
-        """Training inputs have 1 to 4 words and use every word at least twice; test inputs have 5 to 7."""
+        """``count`` inputs of 1 to 4 words, in which each word occurs twice; for tests, of 5 to 7 words."""
         writers = [part.word for part in program if part.kind in _COLOURED]
         words = [part.word for part in program]
         lengths = (5, 6, 7) if test else (1, 2, 2, 3, 3, 4)
@@ -135,7 +135,7 @@ class Commands(ProblemFamily):
         return None
 
     def settled(self, program: Program, inputs: Sequence[Value]) -> Program:
-        """The words stand in the order in which the training inputs use them."""
+        """The same program, with its words in the order in which the training inputs use them."""
         order = {word: at for at, word in reversed(list(enumerate(" ".join(inputs).split())))}
         return tuple(sorted(program, key=lambda part: order.get(part.word, len(order))))
 

@@ -109,8 +109,10 @@ class Lists(ProblemFamily):
         return chosen
 
     def settled(self, program: Program, inputs: Sequence[Value]) -> Program:
-        """Steps next to each other whose order does not matter are put in one fixed order, so that a behaviour has
-        fewer texts."""
+        """The same steps; those next to each other whose order does not matter are put in one fixed order.
+
+        So a behaviour has fewer texts.
+        """
         parts = list(program)
         for end in range(len(parts) - 1, 0, -1):
             for at in range(end):

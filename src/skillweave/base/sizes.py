@@ -1,0 +1,20 @@
+"""The sizes of a model: the tokens that it has rows for, its layers, and the longest sequence that it was made for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def embedding_rows(model: Any) -> int:
+    """Return the number of tokens that the model's input embedding has a row for."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def layer_count(model: Any) -> int:
+    """Return the number of the model's decoder layers, as its config says."""
+    return int(model.config.get_text_config().num_hidden_layers)
+
+
+def context_length(model: Any) -> int | None:
+    """Return the longest sequence that the model was made for, in tokens, or None if its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
