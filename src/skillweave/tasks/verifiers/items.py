@@ -15,10 +15,10 @@ from skillweave.tasks.verifiers.reading import SCALES, Decimal, Item, Number, Re
 
 _OPERATIONS = frozenset(
     {
-        "x", "times", "plus", "minus", "of", "out of", "out of every", "in every", "divided by", "multiplied by", "over",
-        "choose", "c", "mod", "modulo", "remainder", "r", "to the power of", "raised to", "raised to the power of",
-        "added to", "subtracted from", "take away", "increased by", "decreased by", "reduced by", "by", "in", "per",
-        "vs", "versus", "base", "in base",
+        "x", "times", "plus", "minus", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs",
+        "versus", "divided by", "multiplied by", "increased by", "decreased by", "reduced by", "added to", "take away",
+        "subtracted from", "to the power of", "raised to", "raised to the power of", "choose", "c", "mod", "modulo",
+        "remainder", "r", "base", "in base",
         *(f"{more} than" for more in ("more", "less", "fewer", "greater", "larger", "smaller")),
     }
 )  # fmt: skip

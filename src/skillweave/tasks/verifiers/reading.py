@@ -73,7 +73,9 @@ _BELOW_ONE = {
 _SCALES: dict[str, int | Fraction] = {
     **_COUNTS,
     **{f"{word}s": scale for word, scale in _COUNTS.items()},
-    **{"k": 10**3, "mn": 10**6, "bn": 10**9},
+    "k": 10**3,
+    "mn": 10**6,
+    "bn": 10**9,
     **{word: Fraction(1, parts) for word, parts in _BELOW_ONE.items()},
 }
 SCALES = frozenset(_SCALES)
@@ -196,8 +198,8 @@ class Reader:
         ):
             value = None
         elif glued and word and self.kind(after + 1) == "digits":  # 1h30, 10C2, 0b101; but not 5m2
-            if self.text(after + 1) not in ("2", "3") or self.text(after) in ("C", "P"):
-                value = None
+            is_unit = self.text(after + 1) in ("2", "3") and self.text(after) not in ("C", "P")
+            value = value if is_unit else None
         percent = self.kind(after) == "percent" or word in _PERCENT_WORDS
         if percent:
             last = after
