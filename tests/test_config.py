@@ -97,6 +97,8 @@ def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> N
     path = write(tmp_path, "base: b\n")
     with pytest.raises(UserError, match=r"^--set inner\.rate=1: unknown key 'inner\.rate'"):
         read_config(Outer, path, ["inner.rate=1"])
+    with pytest.raises(UserError, match=r"^--set base=5: base"):  # the last one counts
+        read_config(Outer, path, ["base=a", "base=5"])
     with pytest.raises(UserError, match=r"^--set base=\[: not valid YAML"):
         read_config(Outer, path, ["base=["])
 

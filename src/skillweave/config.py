@@ -177,7 +177,8 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         path = [str(part) for part in problem["loc"]]
         key = ".".join(path)
         line = _line_of(text, path)
-        override = next((o for o in overrides if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
+        # Of two overrides of one key the last one counts.
+        override = next((o for o in reversed(overrides) if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
         place = f"--set {override}" if override else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             known = _fields_at(cls, path[:-1])

@@ -122,6 +122,10 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("no file", lambda b: ["generate", b.base, "--file", "no.jsonl"], "no.jsonl does not exist"),
     ("a folder", lambda b: ["generate", b.base, "--file", b.base], "is a folder: name a text file"),
     ("--out", lambda b: ["generate", b.base, "x", "-o", "o.jsonl"], "--out goes with --file"),
+    # options without an effect
+    ("split", lambda b: ["audit", "data", b.task, "--split", "test", "-o", "a"], "--split test: .* has no splits"),
+    ("model", lambda b: ["audit", "rollouts", b.task, "-m", b.base, "-o", "a"], "which only --ablate makes"),
+    ("twice", lambda b: ["bench", "serve", "http://x/v1", "--mix", "a=1,a=2"], "--mix names 'a' twice"),
     # folders that are something else
     ("nowhere", lambda b: ["inspect", "nowhere"], "nowhere does not exist: name the folder of"),
     ("any folder", lambda b: ["inspect", b.folder], "is neither a weave nor a skillpack"),
@@ -149,6 +153,22 @@ def test_a_key_in_a_file_is_named_with_its_line(bench: Bench, tmp_path: Path) ->
     file.write_text("# how\nbits: 4\nrotat: false\n")
     said = refused("zip", "-b", bench.base, "--delta", bench.delta, "-o", tmp_path / "z", "-c", file)
     assert f"{file}, line 3: unknown key 'rotat'; did you mean 'rotate'?" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("max_new_tokens: yes", "max_new_tokens is true or false in YAML"),
+        ("pack: no", "pack is true or false"),
+        ("pack: {name: sort}", "pack must be one value, found"),
+    ],
+)
+def test_a_default_of_another_type_is_not_taken_for_a_number_or_a_text(
+    bench: Bench, tmp_path: Path, line: str, said: str
+) -> None:
+    file = tmp_path / "ask.yaml"
+    file.write_text(line)
+    assert f"{file}: {said}" in refused("generate", bench.pack, "x", "-c", file)
 
 
 def test_the_message_is_shown_letter_by_letter(bench: Bench, tmp_path: Path) -> None:

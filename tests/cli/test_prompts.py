@@ -35,10 +35,22 @@ def test_the_tools_of_a_row_come_with_its_prompt(tmp_path: Path) -> None:
     ]
 
 
+def test_the_system_prompt_of_a_row_comes_first_and_keys_without_a_meaning_are_told(tmp_path: Path, capsys) -> None:
+    system = {"role": "system", "content": "Be brief."}
+    rows = [{"prompt": "hi", "system": "Be brief."}, {"messages": [ASKED], "system": "Be brief.", "max_tokens": 5}]
+    hi = {"role": "user", "content": "hi"}
+    assert read(tmp_path, *rows) == [([system, hi], None), ([system, ASKED], None)]
+    assert "1 of 2 rows (50%) have keys that are not read, such as 'max_tokens'" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    with pytest.raises(UserError, match="line 1: the messages begin with a system prompt of their own"):
+        read(tmp_path, {"messages": [system, ASKED], "system": "Be long."})
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"prompt": "hi", "tools": "weather"}, "line 1: 'tools' must be a list of tools"),
+        ({"prompt": "hi", "tools": "weather"}, "line 1: 'tools' is a text that holds no JSON"),
         ({"prompt": "hi", "tools": []}, "'tools' must be a list"),
         ({"messages": [{"role": "assistant", "content": None}]}, "message 1 must have the texts 'role' and 'content'"),
         ({"messages": [{"content": "x"}]}, "message 1 must have the texts 'role' and 'content'"),

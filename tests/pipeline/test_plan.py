@@ -16,6 +16,7 @@ from helpers.tiny import TASK, TINY
 from skillweave.base import open_base
 from skillweave.files.hashes import sha256_file
 from skillweave.pipeline import PlannedStep, build, plan_build, read_weave_config
+from skillweave.pipeline.config import SkillConfig
 from skillweave.pipeline.plan import dtype_in_memory
 
 SKILL = {"task": TASK, "settings": TINY}
@@ -230,3 +231,8 @@ def test_packs_are_refined_on_the_backbone_that_serves_them(settings: dict[str, 
     assert form({"backbone": "int8"}, {"steps": 3}) == "int8"
     assert form({"backbone": "int8"}, {"backbone": "dtype"}) == "dtype"
     assert form({}, {"backbone": "int8"}) == "int8"
+
+
+def test_a_ready_pack_takes_no_method() -> None:
+    with pytest.raises(ValueError, match="is taken as it is: remove `method`"):
+        SkillConfig.model_validate({"task": TASK, "pack": "packs/sort", "method": "tpaw"})

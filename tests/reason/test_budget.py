@@ -19,6 +19,8 @@ def test_budgets_as_people_write_them() -> None:
         ("64", "not KEY=NUMBER"),
         ("call=64", "did you mean 'calls'"),
         ("calls=0", "whole number"),
+        ("calls=9999999999999999999999", "more than any run takes"),
+        (f"tokens={'9' * 400}", "more than any run takes"),
         ("calls=1.5", "whole number"),
         ("calls=1,calls=2", "twice"),
         ("", "not KEY=NUMBER"),

@@ -25,8 +25,8 @@ ENDED = Solution((), "budget", 0, 0)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was said on standard error."""
     notes: list[str] = []
-    for module in ("readers", "generators"):
-        monkeypatch.setattr(f"skillweave.reason.{module}.say_once", notes.append)
+    for module in ("reason.readers", "reason.generators", "tasks.readers"):
+        monkeypatch.setattr(f"skillweave.{module}.say_once", notes.append)
     return notes
 
 

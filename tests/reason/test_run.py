@@ -105,8 +105,12 @@ def test_a_second_run_reads_the_finished_problems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [1, 5, 14, 23])
-def test_a_dead_model_loses_nothing_and_nothing_is_paid_twice(tmp_path: Path, after: int) -> None:
+def test_a_dead_model_loses_nothing_and_nothing_is_paid_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
     paid: list[ModelCall] = []
+    said: list[str] = []
+    monkeypatch.setattr("skillweave.reason.search.solve.say_once", said.append)
 
     def dies(call: ModelCall) -> str:
         if len(paid) == after:
@@ -123,6 +127,7 @@ def test_a_dead_model_loses_nothing_and_nothing_is_paid_twice(tmp_path: Path, af
     assert len(traces) == 6
     assert len(paid) == after
     assert summarise(traces).unfinished > 0
+    assert set(said) == {"A model gave no answer: the server died"}
     with AnswerCache(tmp_path / "answers.sqlite") as cache:
         again = run(tmp_path, CachedModel(ScriptedModel(counted), cache))
     assert summarise(again).unfinished == 0

@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from skillweave.errors import UserError
 from skillweave.tasks import Entry, Task, load_task
+from skillweave.tasks.readers import read_dataset, read_rows
 
 ONE = {"test": 1, "calibration": 0, "train": 0}
 USER, SYSTEM = {"role": "user", "content": "hi"}, {"role": "system", "content": "be kind"}
@@ -343,17 +347,27 @@ def test_every_kind_of_text_file(tmp_path: Path, name: str, text: str, packed: b
     assert {(e.prompt, e.answer) for e in task.split("test")} == {(r["prompt"], r["answer"]) for r in ROWS}
 
 
-def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
-    arrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+def test_floats_of_32_bits_are_the_decimals_that_were_written(tmp_path: Path) -> None:
+    """Their values in 64 bits, 0.10000000149011612, would be learnt, and no answer would match them."""
+    row = {"prompt": "a", "answer": 0.1, "cases": [{"limit": 2.7}], "whole": 3.0, "double": 0.1}
+    narrow, wide = pyarrow.float32(), pyarrow.float64()
+    cases = pyarrow.list_(pyarrow.struct({"limit": pyarrow.float16()}))
+    types = {"prompt": pyarrow.string(), "answer": narrow, "cases": cases, "whole": narrow, "double": wide}
+    table = pyarrow.Table.from_pylist([row], schema=pyarrow.schema(types))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(tmp_path / "saved")
+    read = [*read_rows(tmp_path / "a.parquet"), *read_dataset(str(tmp_path / "saved"), "train", None)]
+    assert [found for _, found in read] == [row, row]
 
+
+def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
     calls = [called(town="Rome"), called(day=3)]  # in a table each call has both arguments, one of them null
     rows = [{"messages": [USER | {"content": f"hi {n}"}, {"role": "assistant", "tool_calls": [call]}], "tools": [TOOL]}
             for n, call in enumerate(calls)]  # fmt: skip
     for row in rows:
         row["tools"][0]["function"]["parameters"] = {"type": "object"}
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), path)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     task = load(path, splits={"test": 2, "calibration": 0, "train": 0})
     found = [entry.answer["tool_calls"][0]["function"]["arguments"] for entry in task.split("test")]
     assert sorted(found, key=str) == [{"day": 3}, {"town": "Rome"}]

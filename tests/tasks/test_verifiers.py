@@ -269,7 +269,11 @@ def test_wrong_options_are_named(name: str, options: dict, message: str) -> None
         ("exact", None, "must be a text"),
         ("code", None, "cases"),
         ("code", [], "cases"),
-        ("code", ["assert True", {"call": "f()"}], "case 2"),
+        ("code", ["assert f()", {"call": "f()"}], "case 2"),
+        ("code", ["f(1) == 2"], "compares without an assert"),
+        ("code", ["assert (f(1) == 2, 'two')"], "assert on a tuple"),
+        ("code", ["assert f(1) == 2", "import math\nassert math.sqrt(4) == 2"], "case 2 uses nothing of the program"),
+        ("code", [{"call": "1 + 1", "value": 2}], "uses nothing of the program"),
     ],
 )
 def test_gold_that_nothing_can_match_is_named(name: str, gold, message: str) -> None:
@@ -304,6 +308,9 @@ def yes(text, gold, options):
 
 def bad(text, gold, options):
     return {"nan": float("nan"), "two": 2, "none": None, "text": "1"}.get(text) if text != "raise" else 1 / 0
+
+def leaves(text, gold, options):
+    raise SystemExit
 """
 
 
@@ -319,6 +326,8 @@ def test_a_verifier_of_ones_own(tmp_path: Path) -> None:
             score(f"{named}:bad", text, "x")
     with pytest.raises(UserError, match="bad' raised ZeroDivisionError"):
         score(f"{named}:bad", "raise", "x")
+    with pytest.raises(UserError, match="leaves' raised SystemExit"):
+        score(f"{named}:leaves", "abc", "x")
     with pytest.raises(UserError, match="did you mean 'long'"):
         score(f"{named}:lomg", "abc", "x")
 

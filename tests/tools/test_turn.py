@@ -40,6 +40,7 @@ ONE_CALL = {
     "arguments as a text in single quotes": """<tool_call>{"name": "calculator", "arguments": "{'expression': '2+2'}"}</tool_call>""",
     "parameters": f"<tool_call>{LLAMA}</tool_call>",
     "the schema's parameters beside the arguments": '<tool_call>{"name": "calculator", "parameters": {"type": "object"}, "arguments": {"expression": "2+2"}}</tool_call>',
+    "empty arguments beside the parameters": '<tool_call>{"name": "calculator", "arguments": {}, "parameters": {"expression": "2+2"}}</tool_call>',
     "an id and a type": f'<tool_call>{{"id": "c1", "type": "function", {BODY[1:]}</tool_call>',
     "function object": f'<tool_call>{{"id": "c1", "type": "function", "function": {BODY}}}</tool_call>',
     "function object with a JSON text": '<tool_call>{"type": "function", "function": {"name": "calculator", "arguments": "{\\"expression\\": \\"2+2\\"}"}}</tool_call>',
@@ -185,6 +186,7 @@ def test_no_arguments_without_json(text: str) -> None:
     [
         ('<tool_call>{"name": "f", "args": {"x": 1}}</tool_call>', "'args' is no key of a call"),
         ('<tool_call>{"name": "f", "x": 1}</tool_call>', "'x' is no key of a call"),
+        ('<tool_call>{"name": "f", "arguments": {}, "input": {"x": 1}}</tool_call>', "'input' is no key of a call"),
         ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "must be an object"),
         ('<tool_call>{"name": "f", "arguments": "2+2"}</tool_call>', "must be an object"),
         ('<tool_call>{"name": "f", "arguments": "{} {}"}</tool_call>', "must be an object"),

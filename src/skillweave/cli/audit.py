@@ -36,7 +36,7 @@ def data(
         metavar="OURS=THEIRS",
         help="Where prompt, answer, id or source stand: `answer=reward_model.ground_truth`. Repeatable.",
     ),
-    split: str = typer.Option("train", "--split", help="The split of a dataset's folder that has several."),
+    split: str = typer.Option(None, "--split", help="The split of a dataset's folder that has several [train]."),
     workers: int = typer.Option(None, "--workers", min=1, help="Processes [one for each core]."),
     shown: int = typer.Option(50, "--shown", min=0, help="So many of the most suspicious records are on the page."),
 ) -> None:
@@ -72,7 +72,7 @@ def data(
         "clean": None if clean is None else str(clean),
         "fpr": fpr,
         "columns": named_values(columns, "--columns", "OURS=THEIRS, for example answer=solution"),
-        "split": split,
+        **({} if split is None else {"split": split}),
         "workers": workers,
         "shown": shown,
     }

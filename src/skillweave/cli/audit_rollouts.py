@@ -64,6 +64,8 @@ def rollouts(
     started = time.monotonic()
     if ablate and model is None:
         raise UserError("--ablate samples the shortened prompts: name the model of the run with --model")
+    if model is not None and not ablate:
+        raise UserError("--model answers shortened prompts, which only --ablate makes: add --ablate, or leave it out")
     from skillweave.audit.rollouts.page import PARTS, is_rollout_audit
 
     check_folder(out, is_rollout_audit, "report of an audit of rollouts", parts=PARTS)

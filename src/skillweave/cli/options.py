@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from skillweave.errors import UserError, nearest
+from skillweave.errors import UserError, nearest, shown_value
 
 if TYPE_CHECKING:
     from skillweave.base import Sampling
@@ -26,11 +26,23 @@ def _defaults_from(context: typer.Context, file: Path | None) -> Path | None:
         if key not in known:
             raise UserError(f"{file}: unknown key '{key}'; {nearest(str(key), known)}")
     for option in context.command.params:  # a repeatable option may have a single value in the file
-        value = values.get(str(option.name))
-        if getattr(option, "multiple", False) and value is not None and not isinstance(value, list):
-            values[str(option.name)] = [value]
+        name, several = str(option.name), getattr(option, "multiple", False)
+        value = values.get(name)
+        given = value if several and isinstance(value, list) else [value]
+        for one in given:
+            _check_default(one, f"{file}: {name}", is_flag=getattr(option, "is_flag", False))
+        if several and value is not None:
+            values[name] = given
     context.default_map = {**(context.default_map or {}), **values}
     return file
+
+
+def _check_default(value: object, where: str, *, is_flag: bool) -> None:
+    """Raise :class:`UserError` for a value of the file that an option would take for something else."""
+    if isinstance(value, bool) and not is_flag:
+        raise UserError(f"{where} is true or false in YAML (also yes, no, on, off): put a text in quotes")
+    if not isinstance(value, str | int | float | None):
+        raise UserError(f"{where} must be one value, found {shown_value(value)}")
 
 
 BASE = typer.Option(..., "--base", "-b", help="Hugging Face folder, hub id, GGUF file or bundled:smollm2.")
@@ -109,4 +121,6 @@ def named_values(given: list[str], option: str, form: str) -> dict[str, str]:
     for name, sign, value in pairs:
         if not (name and sign and value):
             raise UserError(f"{option} {name}{sign}{value}: write {form}")
+        if sum(one == name for one, _, _ in pairs) > 1:
+            raise UserError(f"{option} names '{name}' twice: keep one of the values")
     return {name: value for name, _, value in pairs}

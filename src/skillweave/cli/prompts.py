@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,12 +10,14 @@ from skillweave.base import Prompt
 from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
 from skillweave.files.read import read_text
-from skillweave.tasks.messages import read_messages
-from skillweave.tasks.readers import ENDINGS, read_rows
+from skillweave.tasks.messages import read_messages, read_tools
+from skillweave.tasks.readers import ENDINGS, read_rows, say_unread_keys
+from skillweave.tasks.row_forms import with_system
 
 EXPECTED = (
     'write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and "pack" to choose who answers'
 )
+_KEYS = {"prompt", "messages", "system", "tools", "pack"}
 
 
 class PromptRow(NamedTuple):
@@ -32,7 +35,11 @@ def read_prompts(file: Path) -> list[PromptRow]:
     Raises :class:`UserError` that names the file and the line.
     """
     if file.name.lower().endswith(tuple(ENDINGS)):
-        prompts = [PromptRow(*_prompt_of(row, where), where) for where, row in read_rows(file)]
+        prompts, unread = [], Counter[str]()
+        for where, row in read_rows(file):
+            prompts.append(PromptRow(*_prompt_of(row, where), where))
+            unread.update(row.keys() - _KEYS)
+        say_unread_keys(file, unread, len(prompts))
     else:
         # str.splitlines() would also split a prompt at a form feed or a Unicode line separator.
         lines = read_text(file, "a text file with one prompt a line").split("\n")
@@ -58,12 +65,13 @@ def _prompt_of(row: Any, where: str) -> tuple[Prompt, str | None]:
             )
     elif not prompt.strip():
         raise UserError(f"{where}: the prompt is empty: give it a text, or remove the row")
+    prompt = with_system(prompt, row.get("system") or None, where)
     pack = row.get("pack")
     if pack is not None and not isinstance(pack, str):
         raise UserError(f"{where}: 'pack' must be a pack's name, 'auto' or 'base', found {pack!r:.60}")
     tools = row.get("tools")
     if tools is None:
         return prompt, pack
-    if not (isinstance(tools, list) and tools and all(isinstance(tool, dict) for tool in tools)):
-        raise UserError(f"{where}: 'tools' must be a list of tools in OpenAI's form, found {tools!r:.60}")
-    return {"messages": as_messages(prompt), "tools": tools}, pack
+    if tools == []:
+        raise UserError(f"{where}: 'tools' must be a list of at least one tool: name one, or remove the key")
+    return {"messages": as_messages(prompt), "tools": read_tools(tools, where)}, pack

@@ -104,8 +104,8 @@ def show_reason(result: ReasonResult, folder: Path) -> None:
             )
     if summary.unfinished:
         out.print(
-            f"{share_of(summary.unfinished, summary.problems, 'problems')} unfinished, because a model could not be "
-            f"reached: run the same command again to go on; finished problems are kept.",
+            f"{share_of(summary.unfinished, summary.problems, 'problems')} unfinished, because a model gave no "
+            f"answer (the reason is above): run the same command again to go on; finished problems are kept.",
             soft_wrap=True,
         )
     out.print(f"The trees are in {folder / 'report.html'}.", soft_wrap=True, markup=False)

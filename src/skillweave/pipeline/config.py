@@ -51,8 +51,10 @@ class SkillConfig(Config):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if self.pack is not None and (self.settings or self.zip):
-            raise ValueError("a skill with `pack` is taken as it is: remove `settings` and `zip`")
+        if self.pack is not None and (
+            self.settings or self.zip or self.method != type(self).model_fields["method"].default
+        ):
+            raise ValueError("a skill with `pack` is taken as it is: remove `method`, `settings` and `zip`")
         if self.pack is None and self.tools is not None:
             raise ValueError("`tools` belongs to `pack`: with a method, write the tools in its `settings`")
         if "task" in self.settings:

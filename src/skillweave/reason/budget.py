@@ -12,6 +12,7 @@ from skillweave.config import Config
 from skillweave.errors import UserError, nearest
 
 _PART = re.compile(r"\s*(\w+)\s*=\s*([0-9]*\.?[0-9]+)\s*([kKmM]?)\s*")
+_MOST = 10**18
 _TIMES = {"": 1, "k": 1_000, "m": 1_000_000}
 
 
@@ -50,6 +51,8 @@ def parse_budget(text: str) -> Budget:
         if key in values:
             raise UserError(f"--budget {text}: '{key}' is given twice")
         amount = float(number) * _TIMES[times]
+        if amount >= _MOST:
+            raise UserError(f"--budget {text}: {key} is more than any run takes: write fewer, or leave it out")
         if amount <= 0 or (key != "seconds" and amount != int(amount)):
             raise UserError(f"--budget {text}: {key} must be a {'positive' if key == 'seconds' else 'whole'} number")
         values[key] = amount if key == "seconds" else int(amount)

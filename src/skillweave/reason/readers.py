@@ -19,7 +19,7 @@ from skillweave.files.read import is_folder, read_json
 from skillweave.progress import say_once, share_of
 from skillweave.reason.generators import GENERATORS, generated_rows
 from skillweave.reason.problem import ExamplePairs, HeldOut, IOPair, Problem, Value
-from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.readers import read_jsonl, say_unread_keys
 from skillweave.tools.source import parse
 
 ReadValues = Literal["auto", "text", "literal"]
@@ -96,10 +96,7 @@ def _located(located: Iterable[tuple[str, Any]], source: str) -> Iterator[_Row]:
         yield _row(row, where, f"{Path(source).stem}-{count}")
         for key in set(row) - set(_KEYS):
             ignored[key] = ignored.get(key, 0) + 1
-    if ignored:
-        keys = ", ".join(f"'{key}'" for key in sorted(ignored)[:5])
-        share = share_of(max(ignored.values()), count, "rows")
-        say_once(f"{source}: {share} have keys that are not read, such as {keys}")
+    say_unread_keys(source, ignored, count)
 
 
 def _json(path: Path) -> Iterator[_Row]:

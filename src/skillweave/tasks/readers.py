@@ -11,14 +11,20 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import check_characters, parse_json
 from skillweave.files.read import is_file, is_folder, open_file, wide_text
+from skillweave.progress import say_once, share_of
 from skillweave.units import human_bytes
+
+if TYPE_CHECKING:
+    import pyarrow
 
 LocatedRow = tuple[str, Any]
 """The place of a row ("data.jsonl, line 3") and its value."""
@@ -135,9 +141,11 @@ def _read_parquet(path: Path) -> Iterator[LocatedRow]:
                 if batch.nbytes > _LARGEST:
                     raise UserError(f"{path}: {_ROWS_AT_ONCE} rows take more than {human_bytes(_LARGEST)}")
                 batch.validate(full=True)
+                kinds = {one.name: one.type for one in batch.schema}
                 for row in batch.to_pylist():
                     number += 1
                     where = f"{path}, row {number}"
+                    row = {name: _as_written(value, kinds[name]) for name, value in row.items()}
                     yield where, check_characters(_without_nulls(row), where)
             if number != file.metadata.num_rows:
                 raise ValueError(f"its columns end there, and it says that it has {file.metadata.num_rows} rows")
@@ -174,12 +182,14 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[LocatedR
                 f"could not load dataset '{path}' (split '{split}'): {error}. It is no folder here; "
                 "for a hub dataset check its id, split and the network"
             ) from error
+    kinds = {one.name: one.type for one in loaded.features.arrow_schema}
     labels = {name: kind for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     for number, row in enumerate(loaded, 1):
         for name, kind in labels.items():
             labelled = row[name] is not None and row[name] >= 0  # -1 means an unknown label
             row[name] = kind.int2str(row[name]) if labelled else None
-        yield f"{path}, row {number}", _without_nulls(row)
+        written = {name: _as_written(value, kinds[name]) if name in kinds else value for name, value in row.items()}
+        yield f"{path}, row {number}", _without_nulls(written)
 
 
 def _check_no_wrapper(path: Path, text: str) -> None:
@@ -216,6 +226,29 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _as_written(value: Any, kind: pyarrow.DataType) -> Any:
+    """The value of a column of this type, with floats of 32 or 16 bits as the shortest decimals that give them.
+
+    A column of 32 bits holds 0.1 as 0.10000000149011612, which no answer would match, and which nobody wrote.
+    """
+    inner_kind = getattr(kind, "value_type", None)  # of a list, or of a dictionary-encoded column
+    if isinstance(value, list) and inner_kind is not None:
+        return [_as_written(inner, inner_kind) for inner in value]
+    if isinstance(value, dict) and hasattr(kind, "get_field_index"):
+        return {key: _as_written(inner, kind.field(key).type) for key, inner in value.items()}
+    short = {"float": np.float32, "halffloat": np.float16}.get(str(inner_kind or kind))
+    return float(str(short(value))) if isinstance(value, float) and short is not None else value
+
+
+def say_unread_keys(source: str | Path, counts: Mapping[str, int], rows: int) -> None:
+    """Say once which keys of a file's rows mean nothing to their reader, with the share of the rows that have them."""
+    if counts:
+        keys = ", ".join(f"'{key}'" for key in sorted(counts)[:5])
+        say_once(
+            f"{source}: {share_of(max(counts.values()), rows, 'rows')} have keys that are not read, such as {keys}"
+        )
 
 
 @contextlib.contextmanager

@@ -96,15 +96,20 @@ def _call_of(body: Any) -> Call | Outcome:
     named = next((key for key in _NAMES if isinstance(body.get(key), str)), None)
     if named is None:
         return malformed('it needs a "name"')
-    given = next((key for key in _ARGUMENTS if key in body), None)
-    # Arguments under another key are an error: without them the tool would run with none.
-    lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE}]
-    if given is None and lost:
-        return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
+    present = [key for key in _ARGUMENTS if key in body]
+    given: Mapping[str, Any] = {}
     try:
-        return Call(body[named], arguments_of(body[given] if given is not None else {}))
+        for key in present:
+            if given := arguments_of(body[key]):
+                break
     except Unreadable as problem:
         return malformed(problem)
+    # Arguments under another key are an error: without them the tool would run with none.
+    others = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE}]
+    lost = [key for key in others if not present or (not given and body[key] and isinstance(body[key], dict))]
+    if lost:
+        return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
+    return Call(body[named], given)
 
 
 def arguments_of(given: Any) -> Mapping[str, Any]:

@@ -38,6 +38,8 @@ SHOT = [
         ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, "2+2?", "4"),
         ({"prompt": "2+2?", "chosen": [{"role": "assistant", "content": "4"}]}, "2+2?", "4"),
         ({"system": "Add.", "prompt": "2+2?"}, "Add.\n\n2+2?", ""),
+        ({"system": "Add.", "messages": SHOT}, "Add.\n\n1+1?\n\n2\n\n2+2?", ""),
+        ({"instruction": "2+2?", "history": [["1+1?", "2"]], "output": "4"}, "1+1?\n\n2\n\n2+2?", "4"),
         ({"prompt": [{"role": "user", "content": ["2", {"type": "image"}, {"text": "+2?"}]}]}, "2+2?", ""),
     ],
 )

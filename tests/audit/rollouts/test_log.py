@@ -24,6 +24,7 @@ def test_malformed_rows_are_counted_with_their_lines_and_the_others_are_read(tmp
         json.dumps(ROW),
         '{"step": 2, "prompt": "p", "comp',  # a run that was killed
         json.dumps({**ROW, "step": -1}),
+        json.dumps({**ROW, "step": 1.5}),
         json.dumps({**ROW, "reward": "high"}),
         json.dumps({**ROW, "reward": 10**400}),
         json.dumps({**ROW, "step": 10**400}),
@@ -42,12 +43,12 @@ def test_malformed_rows_are_counted_with_their_lines_and_the_others_are_read(tmp
     assert (found[1].id, found[1].gold) == ("7", "4")
     assert math.isnan(found[1].reward)
     assert math.isnan(found[2].reward)
-    assert (notes.rows, notes.malformed, notes.without_reward) == (11, 8, 2)
+    assert (notes.rows, notes.malformed, notes.without_reward) == (12, 9, 2)
     said = " ".join(notes.lines())
-    assert "8 of 11 rows (73%) were malformed" in said
+    assert "9 of 12 rows (75%) were malformed" in said
     for problem in ("line 2: not valid JSON", "line 3: 'step'", "'reward' must be a number, found 'high'", "'prompts'"):
         assert problem in said or problem == "'prompts'"
-    assert "2 of 11 rows (18%) have no reward" in said
+    assert "2 of 12 rows (17%) have no reward" in said
 
 
 def test_a_log_without_rollouts_is_an_error_that_says_what_is_needed(tmp_path: Path) -> None:

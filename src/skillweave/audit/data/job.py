@@ -27,7 +27,7 @@ from skillweave.audit.data.passes import (
     scored_rows,
     usual_workers,
 )
-from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, parse_chunk
+from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, has_splits, parse_chunk
 from skillweave.audit.data.result import DataAudit, Suspect, groups_of
 from skillweave.audit.data.score import SIGNALS, DataReference, reference_from, shipped_reference, whole_of
 from skillweave.audit.data.sketch import Sketch
@@ -57,6 +57,8 @@ def audit_data(config: DataAuditConfig) -> DataAudit:
     check_columns(config.columns)
     data = _existing(config.data)
     clean = None if config.clean is None else _existing(config.clean)
+    if "split" in config.model_fields_set and not any(map(has_splits, filter(None, (data, clean)))):
+        raise UserError(f"--split {config.split}: {data} has no splits, all its records are read: leave it out")
     if clean is None:
         _check_shipped(config.fpr)
     workers = config.workers or usual_workers(*[path for path in (data, clean) if path is not None])

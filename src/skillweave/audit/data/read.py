@@ -93,6 +93,11 @@ class Chunk:
     rows: list[LocatedRow] = field(default_factory=list)
 
 
+def has_splits(path: Path) -> bool:
+    """Whether a path is the folder of a saved dataset with several splits."""
+    return is_folder(path) and is_file(path / _DATASET_FILES[0])
+
+
 def chunks(path: Path, split: str, size: int = CHUNK) -> Iterator[Chunk]:
     """Yield the records of a file, of a folder of files, or of a dataset folder, in order.
 
@@ -150,20 +155,22 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
     messages = _messages(value, key)
     answer = _answer(row, columns, messages)
     other_parts = sum(message.other_parts for message in messages)
-    if messages:
-        if messages[-1].assistant and len(messages) > 1:
-            messages = messages[:-1]
-        prompt, turns = _joined(messages)
-    else:
-        prompt, turns = _text(value, key), ()
+    is_text = not messages
+    if len(messages) > 1 and messages[-1].assistant:
+        messages = messages[:-1]
+    if is_text:
+        prompt = _text(value, key)
         extra = row.get("input") if key == "instruction" else None
         if isinstance(extra, str) and extra.strip():
             prompt = f"{prompt}\n\n{extra}"
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and not messages:
-        prompt = f"{system}\n\n{prompt}"
-    if not prompt.strip():
+        messages = [*(_history(row) if key == "instruction" else ()), _Message(False, prompt, 0)]
+    if not any(message.text.strip() for message in messages):
         raise UserError(f"the prompt ('{key}') is empty")
+    system = row.get("system")
+    if isinstance(system, str) and system.strip():
+        messages = [_Message(False, system, 0), *messages]
+    prompt, turns = _joined(messages)
+    turns = () if is_text and not any(message.assistant for message in messages) else turns
     cut = len(prompt) > LONGEST_PROMPT
     if cut:
         prompt = prompt[:LONGEST_PROMPT]
@@ -266,6 +273,14 @@ def _messages(value: Any, key: str) -> list[_Message]:
         text, other_parts = _content("" if content is None and message.get("tool_calls") else content, where)
         found.append(_Message(role.lower() in _ASSISTANT, text, other_parts))
     return found
+
+
+def _history(row: Mapping[str, Any]) -> list[_Message]:
+    """The earlier turns of an Alpaca row, ``[[question, answer], ...]``, which stand before its instruction."""
+    history = row.get("history") or []
+    if not isinstance(history, list) or not all(isinstance(turn, list) for turn in history):
+        raise UserError(f"'history' must be a list of [question, answer], found {shown_value(history)}")
+    return [_Message(at == 1, text, 0) for turn in history for at, text in enumerate(turn) if isinstance(text, str)]
 
 
 def _content(content: Any, where: str) -> tuple[str, int]:

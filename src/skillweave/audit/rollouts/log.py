@@ -148,7 +148,7 @@ def _rollout(where: str, row: Any, notes: LogNotes) -> Rollout:
         if key not in row:
             raise UserError(f"{where}: the key '{key}' is missing; {nearest(key, map(str, row))}")
     step, id_, gold = row.get("step"), row.get("id"), row.get("gold")
-    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step <= LARGEST:
+    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step <= LARGEST or step != int(step):
         raise UserError(f"{where}: 'step' must be a whole number from 0 to {LARGEST:g}, found {shown_value(step)}")
     prompt, completion = message_text(row["prompt"], where), message_text(row["completion"], where)
     reward = _reward(row, where, notes)

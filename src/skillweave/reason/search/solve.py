@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from skillweave.config import Config
+from skillweave.progress import say_once
 from skillweave.reason.agents.prompt_set import PromptSet
 from skillweave.reason.agents.team import AgentSettings, AgentTeam, Role
 from skillweave.reason.budget import Budget, Meter
@@ -18,6 +19,7 @@ from skillweave.reason.search.methods import SearchMethod
 from skillweave.reason.search.record import shown, traced_node, traced_pairs
 from skillweave.reason.solution import Solution
 from skillweave.reason.trace import SearchTrace, TracedCheckpoint, TracedTest
+from skillweave.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Solver:
         if solution.ended != "model":
             try:
                 checkpoints = await self._predict(solution, problem.held_out.inputs(solution), team, meter)
-            except ModelUnreachable:
+            except ModelUnreachable as error:
+                _say_why(error)
                 solution = replace(solution, ended="model")
         tests, course = _graded(problem, solution, checkpoints)
         return SearchTrace(
@@ -91,7 +94,8 @@ class Solver:
             return frame.end("budget")
         try:
             return frame.end(await self.method.search(frame, self.settings))
-        except ModelUnreachable:
+        except ModelUnreachable as error:
+            _say_why(error)
             return frame.end("model")
 
     async def _predict(
@@ -121,6 +125,11 @@ class _Checkpoint:
 def _voted(outputs: Sequence[Sequence[Value | Missing]]) -> tuple[Value | Missing, ...]:
     """For each input the value that most programs give."""
     return tuple(majority(column) for column in zip(*outputs, strict=True))
+
+
+def _say_why(error: ModelUnreachable) -> None:
+    """Say why a model gave no answer. Equal reasons are said once."""
+    say_once(f"A model gave no answer: {one_line(error)}")
 
 
 def _graded(

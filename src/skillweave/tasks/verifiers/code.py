@@ -11,7 +11,7 @@ from pydantic import Field
 from skillweave.config import Config
 from skillweave.errors import UserError
 from skillweave.tasks.verifiers.code_block import extract_code
-from skillweave.tasks.verifiers.code_case import read_case
+from skillweave.tasks.verifiers.code_case import read_case, why_it_proves_nothing
 from skillweave.tasks.verifiers.code_run import Runner, failure, is_plain
 from skillweave.tools.sandbox import Limits
 
@@ -113,7 +113,7 @@ def _advice(source: str, case: Any, options: CodeOptions, problem: str) -> str:
 
 
 def cases_problem(cases: Any) -> str | None:
-    """Return why no program could pass ``cases``, or None."""
+    """Return why no program could pass ``cases``, or why every program would pass one of them; else None."""
     if not isinstance(cases, list) or not cases:
         return "verifier 'code' needs a key 'cases': a list of at least one case"
     for number, case in enumerate(cases, 1):
@@ -143,11 +143,12 @@ def _text_problem(text: str, *, value: bool) -> str | None:
     try:
         text.encode()
         read_case(text, value=value)
+        nothing = why_it_proves_nothing(text, value=value)
     except SyntaxError as error:
         return f"is not Python: {error.msg}, in {text!r:.80}"
     except UnicodeEncodeError:
         return f"contains a lone surrogate, which Python source cannot contain: {text!r:.80}"
-    return None
+    return None if nothing is None else f"{nothing}, in {text!r:.80}"
 
 
 def _inputs_problem(inputs: dict[Any, Any]) -> str | None:

@@ -151,6 +151,20 @@ def read_case(text: str, defined: frozenset[str] = frozenset(), *, value: bool =
     return Case(rewritten + ("\n_sw_result" if value else ""), roots, asserts)
 
 
+def why_it_proves_nothing(text: str, *, value: bool = False) -> str | None:
+    """Return why a case (Python, as :func:`read_case` takes it) would pass whatever the program does, or None."""
+    tree = parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple) and node.test.elts:
+            return "has an assert on a tuple, which always holds: remove the parentheses around condition and message"
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Compare) and not value:
+            return "compares without an assert, so the outcome does not count: write assert before it"
+    loaded = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    if loaded <= _bound(tree):
+        return "uses nothing of the program, so every answer passes it: join it with a case that does, or remove it"
+    return None
+
+
 def top_level_names(source: str, *, imports: bool = True) -> frozenset[str]:
     """Return the names that a program binds at top level, also in ``if``, ``try`` and ``with``; none if not Python.
 

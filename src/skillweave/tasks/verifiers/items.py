@@ -11,17 +11,18 @@ from itertools import pairwise
 from typing import Literal
 
 from skillweave.tasks.verifiers.numerals import Token
-from skillweave.tasks.verifiers.reading import Decimal, Item, Number, Reader
+from skillweave.tasks.verifiers.reading import SCALES, Decimal, Item, Number, Reader
 
-_OPERATIONS = (
-    ["x"],
-    ["times"],
-    ["plus"],
-    ["minus"],
-    ["of"],
-    ["out", "of"],
-    *([more, "than"] for more in ("more", "less", "fewer", "greater", "larger", "smaller")),
-)
+_OPERATIONS = frozenset(
+    {
+        "x", "times", "plus", "minus", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs",
+        "versus", "divided by", "multiplied by", "increased by", "decreased by", "reduced by", "added to", "take away",
+        "subtracted from", "to the power of", "raised to", "raised to the power of", "choose", "c", "mod", "modulo",
+        "remainder", "r", "base", "in base",
+        *(f"{more} than" for more in ("more", "less", "fewer", "greater", "larger", "smaller")),
+    }
+)  # fmt: skip
+_SIGN_WORDS = {"plus", "minus", "times"}
 _RESTATES = (["which", "is"], ["which", "equals"], ["that", "is"], ["i", "e"])
 _WRONG = ("wrong", "incorrect", "false", "impossible")
 _NOT_THE = (["not", "the", "answer"], ["not", "the", "correct"], ["not", "the", "right"])
@@ -37,6 +38,7 @@ _MEASURES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("year", "years"), ("month", "months"), ("week", "weeks"), ("day", "days")),
     (("mile", "miles"), ("yd", "yard", "yards"), ("ft", "foot", "feet"), ("in", "inch", "inches")),
     (("lb", "lbs", "pound", "pounds"), ("oz", "ounce", "ounces")),
+    (("deg", "degree", "degrees"), ("min", "minute", "minutes"), ("s", "sec", "second", "seconds")),
     (("dollar", "dollars", "euro", "euros"), ("cent", "cents")),
     (("km",), ("m",), ("cm",), ("mm",)),
     (("kg",), ("g",), ("mg",)),
@@ -66,7 +68,11 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return "expression"
     if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
         return "expression"
-    if words in _OPERATIONS and len(kinds) == len(words):
+    if len(kinds) == len(words) and (" ".join(words) in _OPERATIONS or _SIGN_WORDS & set(words)):
+        return "expression"
+    if kinds == [] and reader.text(one.last).lower() in SCALES:  # 5 million 200 thousand
+        return "expression"
+    if kinds == ["slash", "slash"] or (kinds == ["other"] and between[0].text in "°'′"):  # 7 // 2, 45° 30', 5' 11"
         return "expression"
     if one.number is None and kinds and all(kind in ("open", "power", "sign") for kind in kinds):  # 2^{2^2}
         return "expression"

@@ -106,7 +106,8 @@ _PLAIN_NAMES = ("", "text", "txt", "plain", "plaintext")
 _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
-_DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+$")
+_DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+(?:be\s+)?(?:`{1,3}(?:json)?\s*)?$", re.IGNORECASE)
+_CALLED_WRONG = re.compile(r"[`\s]*(?:is|was)\s+(?:wrong|incorrect|false|not\s+(?:the\s+)?(?:answer|correct|right))\b")
 _BEGINS_JSON = re.compile(r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?:["{\[\]\-0-9tfn]|//|/\*|\#|\.\.\.)""")
 
 
@@ -158,12 +159,18 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
         return _of_kind(whole, kind)
     if kind in (int, float):
         return _number(text)
-    values = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
+    found = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
+    values = [one for one in found if not _is_denied(text, one[0], one[1])]
     parts = [TextSpan(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
     if one_of(parts, text, which) is None:
         return _MISSING
     value = values[0 if which == "first" else -1][2]
     return value if kind is type(None) or value is not None else _MISSING
+
+
+def _is_denied(text: str, start: int, end: int) -> bool:
+    """Whether the words around a value deny it: ``not {"a": 1}``, ``{"a": 1} is wrong``."""
+    return bool(_DENIED.search(text, max(start - 40, 0), start) or _CALLED_WRONG.match(text, end, end + 60))
 
 
 def _number(text: str) -> Any:
@@ -240,7 +247,7 @@ def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
         end = opened.start() if opened else len(text)
         for match in _SCALAR.finditer(text, at, end):
             value = _of_kind(whole_json(match[0]), kind)
-            if value is not _MISSING and not _DENIED.search(text, max(match.start() - 20, 0), match.start()):
+            if value is not _MISSING:
                 found.append((match.start(), match.end(), value))
         at = (_balanced(text, end) or len(text)) if opened else len(text)
     return found

@@ -52,7 +52,7 @@ def _macro(_: re.Match[str]) -> str:
 _MARKS = re.compile(r"[\\<_~{]|\$\s?\^|\+/-|-\s?\(|\)\s?/|[-=]>")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
-_BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod)(?![A-Za-z])")
+_BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod|choose|bmod|pmod|mod)(?![A-Za-z])")
 _WHOLE = r"-?[0-9.,]{1,60}"
 _FRAC = r"\\(?:[dtc]|nice|s)?frac"
 _UNIT = r"\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}[^{}]{0,5}\}"

@@ -50,7 +50,7 @@ def own(answer: str, gold: Any, options: OwnOptions) -> float:
         score = _function(options.named, "the verifier")(answer, gold, dict(options.settings))
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() would end a training as if it were done
         raise UserError(
             f"the verifier '{options.named}' raised {type(error).__name__}: {error} on the answer {answer[:60]!r} "
             f"(gold {gold!r:.60}): it must give a score from 0 to 1 for every text a model may write"

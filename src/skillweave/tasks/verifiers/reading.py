@@ -48,23 +48,49 @@ _VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; other lette
 _UNKNOWNS = set("xyznXYZN")  # those of them that are not an article or an abbreviation
 _MULTIPLES = ("twice", "double", "triple", "thrice")
 _PARTS = ("half", "third", "quarter", "square", "cube", "root", "percent", "percentage", "double", "multiple")
-_SCALES = {
+_COUNTS = {
     "dozen": 12,
     "hundred": 100,
     "thousand": 10**3,
-    "k": 10**3,
+    "lakh": 10**5,
     "million": 10**6,
-    "mn": 10**6,
+    "crore": 10**7,
     "billion": 10**9,
-    "bn": 10**9,
     "trillion": 10**12,
 }
+_BELOW_ONE = {
+    "halves": 2,
+    "thirds": 3,
+    "fifths": 5,
+    "sixths": 6,
+    "sevenths": 7,
+    "eighths": 8,
+    "ninths": 9,
+    "tenths": 10,
+    "hundredths": 100,
+    "thousandths": 1000,
+}
+_SCALES: dict[str, int | Fraction] = {
+    **_COUNTS,
+    **{f"{word}s": scale for word, scale in _COUNTS.items()},
+    "k": 10**3,
+    "mn": 10**6,
+    "bn": 10**9,
+    **{word: Fraction(1, parts) for word, parts in _BELOW_ONE.items()},
+}
+SCALES = frozenset(_SCALES)
+"""Words that multiply the number before them."""
+_HALVES = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
 _CJK = "\u2e80"  # from here on: scripts that write words without spaces
 _FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
-_POINT = re.compile(r"(?:[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+(?:_[0-9]+)+)?(?:\.[0-9]+)?")
-_COMMA = re.compile(r"(?:[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+|[0-9]{1,3}(?:'[0-9]{3})+|[0-9]+(?:_[0-9]+)+)?(?:,[0-9]+)?")
+_POINT, _COMMA = (
+    re.compile(
+        rf"(?:[0-9]+|[0-9]{{1,3}}(?:(?:{group}[0-9]{{3}})+|(?:'[0-9]{{3}})+|(?:_[0-9]{{3}})+))?(?:{point}[0-9]+)?"
+    )
+    for group, point in ((",", r"\."), (r"\.", ","))
+)
 
 
 def numeral(text: str, decimal: Decimal) -> Fraction | None:
@@ -171,9 +197,14 @@ class Reader:
             )
         ):
             value = None
+        elif glued and word and self.kind(after + 1) == "digits":  # 1h30, 10C2, 0b101; but not 5m2
+            is_unit = self.text(after + 1) in ("2", "3") and self.text(after) not in ("C", "P")
+            value = value if is_unit else None
         percent = self.kind(after) == "percent" or word in _PERCENT_WORDS
         if percent:
             last = after
+        elif word == "per" and self.text(self.skip(after + 1)).lower() == "cent":
+            percent, last = True, self.skip(after + 1)
         if self.kind(start - 1) == "macro" or self.expression_before(first) or self.expression_behind(last):
             value = None
         return Item(None if value is None else Number(value, percent), first, last, aside)
@@ -228,7 +259,7 @@ class Reader:
         at = self.skip(last + 1)
         if self.kind(at) == "close":
             return self.text(at + 1) == "^" or (self.text(at), self.text(at + 1)) == (")", "(")
-        if self.text(at).lower() in ("squared", "cubed", "factorial"):
+        if self.text(at).lower() in ("squared", "cubed", "factorial", "repeating", "recurring"):
             return True
         return self.kind(at) in ("sign", "times", "slash") and self.text(self.skip(at + 1)) in _UNKNOWNS
 
@@ -324,10 +355,13 @@ class Reader:
         return (None if value is None else sign * value), end
 
     def mixed(self, last: int, whole: Fraction) -> tuple[Fraction | None, int] | None:
-        """Return an integer plus the proper fraction after it ("2 1/2", "2 and 1/2"), and the last token."""
+        """Return an integer plus the proper fraction after it ("2 1/2", "2 and a half"), and the last token."""
         at = self.skip(last + 1)
         if self.text(at).lower() == "and":
             at = self.skip(at + 1)
+            part = self.skip(at + 1)
+            if self.text(at).lower() == "a" and self.text(part).lower() in _HALVES:
+                return whole + _HALVES[self.text(part).lower()], part
         if at == last + 1 or self.kind(at) != "digits" or not self.text(at).isdigit() or self.kind(at - 1) != "space":
             return None
         below = self.below(at)

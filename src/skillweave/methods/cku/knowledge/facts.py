@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,7 +13,7 @@ from skillweave.base.chat import Prompt, as_messages, plain_ids
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.methods.training.sft import encode
-from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.readers import read_jsonl, say_unread_keys
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.task import Entry, near_id, normal_text
 
@@ -26,6 +27,8 @@ FactRow = dict[str, list[int]]
 
 _KEYS = ("messages", "prompt", "question", "text")
 """The keys that tell in which format a JSONL row is written; the first one present counts."""
+_READ = {"where", "paraphrased_answer", "perturbed_answer"}
+"""What a question has beside prompt and answer."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,14 @@ def _facts_of_file(path: Path) -> list[Fact]:
         if key != keys[0]:
             raise UserError(f"{where}: has '{key}', {rows[0][0]} has '{keys[0]}': write all rows in one format")
     if keys[0] == "text":
-        return [_text_fact(*row) for row in rows]
-    return [_question_fact(entry) for entry in entries_from(rows, "exact")]
+        facts = [_text_fact(*row) for row in rows]
+        unread = Counter(key for _, row in rows for key in row.keys() - {"text"})
+    else:
+        entries = entries_from(rows, "exact")
+        facts = [_question_fact(entry) for entry in entries]
+        unread = Counter(key for entry in entries for key in entry.metadata.keys() - _READ)
+    say_unread_keys(path, unread, len(rows))
+    return facts
 
 
 def _key_of_format(where: str, row: Any) -> str:
