@@ -58,7 +58,8 @@ def claims(rows: Sequence[Row]) -> list[Claim]:
             changes = [sign * (value(row) - values[row["seed"]]) for row in arms[one] if row["seed"] in values]
             if changes:
                 than = f"{one} less {other}" if sign > 0 else f"{other} less {one}"
-                made.append(judged(f"{what}, {than}, points ({len(changes)} seeds)", *_student(changes), "> 0"))
+                seeds = f"{len(changes)} seed{'s' * (len(changes) > 1)}"
+                made.append(judged(f"{what}, {than}, points ({seeds})", *_student(changes), "> 0"))
     return made
 
 
