@@ -223,18 +223,19 @@ def show_side_by_side(rows: Sequence[Any]) -> None:
 
 
 def show_served(rows: Sequence[Any]) -> None:
-    """Print what a server was asked at once, who answered, and what."""
+    """Print what a server was asked at once, who answered, what, and whether that is right."""
     title = "One server, asked by the client of OpenAI, all at once"
     table = RichTable(title=title, title_justify="left", show_lines=True)
     table.add_column("model", ratio=2, overflow="fold")
     table.add_column("prompt", ratio=4, overflow="fold")
     table.add_column("answered by", ratio=2, overflow="fold")
     table.add_column("answer", ratio=4, overflow="fold")
+    table.add_column("right")
     table.add_column("seconds", justify="right")
     for row in rows:
         sure = "" if row.confidence is None else f" ({row.confidence:.0%})"
         cells = [row.model, row.prompt, f"{row.pack}{sure}", row.answer]
-        table.add_row(*(_short(cell) for cell in cells), f"{row.seconds:.1f}")
+        table.add_row(*(_short(cell) for cell in cells), "yes" if row.score == 1 else "no", f"{row.seconds:.1f}")
     out.print()
     out.print(table)
 

@@ -15,13 +15,19 @@ from openai import AsyncOpenAI
 from skillweave.demo.run import demo_config
 from skillweave.errors import UserError
 from skillweave.serve.child import child_server, free_port
-from skillweave.tasks import load_task
+from skillweave.tasks import Entry, Task, load_task
 from skillweave.weave import AUTO
+
+_Question = tuple[str, Task, Entry]
+"""The name of the model that is asked, and the test prompt with its task."""
 
 
 @dataclass(frozen=True)
 class ServedAnswer:
-    """What the server was asked, and what it answered. ``pack`` answered; ``confidence`` is the router's, if asked."""
+    """What the server was asked, and what it answered. ``pack`` answered; ``confidence`` is the router's, if asked.
+
+    ``score`` is the verifier's, in [0, 1].
+    """
 
     model: str
     prompt: str
@@ -29,6 +35,7 @@ class ServedAnswer:
     pack: str
     confidence: float | None
     seconds: float
+    score: float
 
 
 def served_answers(folder: Path, overrides: Sequence[str] = ()) -> list[ServedAnswer]:
@@ -37,32 +44,28 @@ def served_answers(folder: Path, overrides: Sequence[str] = ()) -> list[ServedAn
     Each skill's pack and the router get a prompt of its test split. Raises :class:`UserError` if the server fails.
     """
     config = demo_config(overrides)
-    asked = []
+    asked: list[_Question] = []
     for name, skill in config.skills.items():
-        first, second = load_task(skill.task).split("test")[:2]
-        asked += [(name, str(first.prompt)), (AUTO, str(second.prompt))]
+        task = load_task(skill.task)
+        asked += [(model, task, entry) for model, entry in zip((name, AUTO), task.split("test"), strict=False)]
     with _server(folder) as url:
         return asyncio.run(_ask(url, asked, config.score.max_new_tokens))
 
 
-async def _ask(url: str, asked: Sequence[tuple[str, str]], max_tokens: int) -> list[ServedAnswer]:
-    async def one(client: AsyncOpenAI, model: str, prompt: str) -> ServedAnswer:
-        began = time.perf_counter()
+async def _ask(url: str, asked: Sequence[_Question], max_tokens: int) -> list[ServedAnswer]:
+    async def one(client: AsyncOpenAI, model: str, task: Task, entry: Entry) -> ServedAnswer:
+        began, prompt = time.perf_counter(), str(entry.prompt)
         response = await client.chat.completions.create(
             model=model, messages=[{"role": "user", "content": prompt}], max_tokens=max_tokens, temperature=0
         )
-        route = (response.model_extra or {})["skillweave"]
+        seconds = time.perf_counter() - began
+        route, answer = (response.model_extra or {})["skillweave"], response.choices[0].message.content or ""
         return ServedAnswer(
-            model,
-            prompt,
-            response.choices[0].message.content or "",
-            route["pack"],
-            route["confidence"],
-            time.perf_counter() - began,
+            model, prompt, answer, route["pack"], route["confidence"], seconds, task.score(answer, entry)
         )
 
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="not needed on this machine", max_retries=0) as client:
-        return list(await asyncio.gather(*(one(client, model, prompt) for model, prompt in asked)))
+        return list(await asyncio.gather(*(one(client, *question) for question in asked)))
 
 
 @contextlib.contextmanager
