@@ -63,14 +63,16 @@ def claims(rows: Rows) -> list[Claim]:
         if not team:
             continue
         found.append(
-            _ahead(f"{where}TPAW's last score less SPIN's, points", paired(team, played(rows, SPIN, bad), points))
+            a_point_ahead(
+                f"{where}TPAW's last score less SPIN's, points", paired(team, played(rows, SPIN, bad), points)
+            )
         )
         found += [
             judged(f"{where}TPAW's last score less that of {other}, points", *student(values), "> 0")
             for other in SETTINGS
             if other not in (TPAW, SPIN) and (values := paired(team, played(rows, other, bad), points))
         ]
-        found.append(_close(f"{where}TPAW's best score less its last, points", below_its_best(team)))
+        found.append(half_a_point_below(f"{where}TPAW's best score less its last, points", below_its_best(team)))
         for arm, goal in ((TPAW, ">= 0"), (SPIN, "< 0")):
             mine = played(rows, arm, bad)
             for key, name in (("target", "training targets"), ("held_out", "held-out targets")):
@@ -95,16 +97,16 @@ def _at_rate(where: str, rows: Rows, rate: float) -> list[Claim]:
     """TPAW against SPIN at one of the published rates, if it was played."""
     both = [[row for row in rows if (row["arm"], row["rate"], row["bad"]) == (arm, rate, 0.0)] for arm in (TPAW, SPIN)]
     values = paired(*both, points)
-    return [_ahead(f"{where}: TPAW's last score less SPIN's, points", values)] if values else []
+    return [a_point_ahead(f"{where}: TPAW's last score less SPIN's, points", values)] if values else []
 
 
-def _ahead(claim: str, values: Sequence[float]) -> Claim:
+def a_point_ahead(claim: str, values: Sequence[float]) -> Claim:
     """A claim of at least one point, with an interval clear of zero."""
     value, low, high = student(values)
     return Claim(claim, value, low, high, ">= 1, interval above 0", value >= 1 and low > 0)
 
 
-def _close(claim: str, values: Sequence[float]) -> Claim:
+def half_a_point_below(claim: str, values: Sequence[float]) -> Claim:
     """A claim of at most half a point, in the mean over seeds."""
     value, low, high = student(values)
     return Claim(claim, value, low, high, "<= 0.5 in the mean", round(value, 9) <= 0.5)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 
 from benchmarks.common.record import Claim, Record, judged, student
 from benchmarks.common.runs import as_far_as_measured
-from benchmarks.tpaw.arms import ARMS, DPO, SFT, SPIN, TPAW, curves, differences, equal_steps, last, plot, table
-from skillweave.artefact import write_text
+from benchmarks.tpaw.arms import ARMS, DPO, SFT, SPIN, TPAW, curves, equal_steps, plot, table
+from benchmarks.tpaw.converged_show import a_point_ahead, below_its_best, gained, half_a_point_below, paired, points
+from skillweave.artefact import write_json_lines
 from skillweave.base import open_base
 from skillweave.files.read import read_json
 from skillweave.methods import get_method
@@ -128,11 +128,11 @@ def task_file(kept: Path, seed: int) -> Path:
     """Return the file with the prompts and answers of a seed, which is written if it is not there."""
     file = kept / f"sums-{seed}.jsonl"
     if not file.exists():
-        rng, rows = Random(f"sums {seed}"), {}
-        while len(rows) < PAIRS + HELD_OUT + 1:
+        rng, answers = Random(f"sums {seed}"), {}
+        while len(answers) < PAIRS + HELD_OUT + 1:
             numbers = [rng.randrange(2, 100) for _ in range(4)]
-            rows[f"Add {', '.join(map(str, numbers))}. Show each step."] = worked(rng, numbers)
-        write_text(file, "".join(f"{json.dumps({'prompt': key, 'answer': rows[key]})}\n" for key in rows))
+            answers[f"Add {', '.join(map(str, numbers))}. Show each step."] = worked(rng, numbers)
+        write_json_lines(file, ({"prompt": prompt, "answer": answer} for prompt, answer in answers.items()))
     return file
 
 
@@ -149,25 +149,21 @@ def worked(rng: Random, numbers: Sequence[int]) -> str:
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[Claim]:
     """Return the claims for which there are rows. With one seed an interval is open, and no such claim holds."""
-    starts = [row for row in rows if row["arm"] is None]
-    longest = [100 * last(row) for row in starts if row["epochs"] == EPOCHS]
-    shorter = [100 * last(row) for row in starts if row["epochs"] == CURVE[-1]]
-    gained = [one - other for one, other in zip(longest, shorter, strict=False)]
+    longest, shorter = ([row for row in rows if row.get("epochs") == epochs] for epochs in (EPOCHS, CURVE[-1]))
     found = []
-    if gained:
+    if values := paired(longest, shorter, points):
         name = f"supervised training: points of {EPOCHS} epochs less those of {CURVE[-1]}"
-        found.append(judged(name, *student(gained), f"<= {MAY_FALL:g}"))
-    for share in SHARES:
-        where, name = {"comparison": comparison(share)}, comparison(share)
-        played = [row for row in rows if row.get("comparison") == name]
-        for other, goal in ((SPIN, ">= 1"), (SFT, "> 0"), (DPO, "> 0")):
-            if values := differences(played, TPAW, other, **where):
-                found.append(judged(f"{name}: TPAW's last score less that of {other}, points", *student(values), goal))
+        found.append(judged(name, *student(values), f"<= {MAY_FALL:g}"))
+    for name in map(comparison, SHARES):
+        arms = {arm: [row for row in rows if (row["arm"], row.get("comparison")) == (arm, name)] for arm in ARMS}
+        if values := paired(arms[TPAW], arms[SPIN], points):
+            found.append(a_point_ahead(f"{name}: TPAW's last score less SPIN's, points", values))
+        for other in (SFT, DPO):
+            if values := paired(arms[TPAW], arms[other], points):
+                found.append(judged(f"{name}: TPAW's last score less that of {other}, points", *student(values), "> 0"))
         for arm, goal in ((TPAW, ">= 0"), (SPIN, "< 0")):
-            mine = [row for row in played if row["arm"] == arm]
-            if mine:
-                nats = student([row["log_prob"][-1] - row["log_prob"][0] for row in mine])
+            if mine := arms[arm]:
+                nats = student([gained(row, "log_prob") for row in mine])
                 found.append(judged(f"{name}: {arm}: log-probability of held-out targets, nats gained", *nats, goal))
-                fall = student([100 * (max(row["score"][1:]) - last(row)) for row in mine])
-                found.append(judged(f"{name}: {arm}: best score less last, points", *fall, "<= 0.5"))
+                found.append(half_a_point_below(f"{name}: {arm}: best score less last, points", below_its_best(mine)))
     return found

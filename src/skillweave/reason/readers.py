@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,12 +91,10 @@ def _rows(source: str) -> Iterator[_Row]:
 
 def _located(located: Iterable[tuple[str, Any]], source: str) -> Iterator[_Row]:
     """The rows of the JSONL form. Keys that mean nothing here are named once, with the share of rows that have them."""
-    ignored: dict[str, int] = {}
-    count = 0
+    ignored, count = Counter[str](), 0
     for count, (where, row) in enumerate(located, 1):
         yield _row(row, where, f"{Path(source).stem}-{count}")
-        for key in set(row) - set(_KEYS):
-            ignored[key] = ignored.get(key, 0) + 1
+        ignored.update(row.keys() - _KEYS)
     say_unread_keys(source, ignored, count)
 
 

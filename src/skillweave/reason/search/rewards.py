@@ -1,7 +1,7 @@
 """MATSIR's dual reward: is the hypothesis coherent with the examples, and does it say more than its parent?
 
-The paper's formulas are not public; these are our reconstruction [ours]. Rewards
-come from executed behaviour and not from words, so a rephrased hypothesis earns nothing for being rephrased.
+The paper's formulas are not public; these are our reconstruction [ours]. Rewards come from executed behaviour and not
+from words, so a rephrased hypothesis earns nothing for being rephrased.
 """
 
 from __future__ import annotations

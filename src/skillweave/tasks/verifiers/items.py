@@ -15,7 +15,7 @@ from skillweave.tasks.verifiers.reading import SCALES, Decimal, Item, Number, Re
 
 _OPERATIONS = frozenset(
     {
-        "x", "times", "plus", "minus", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs",
+        "x", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs",
         "versus", "divided by", "multiplied by", "increased by", "decreased by", "reduced by", "added to", "take away",
         "subtracted from", "to the power of", "raised to", "raised to the power of", "choose", "c", "mod", "modulo",
         "remainder", "r", "base", "in base",
