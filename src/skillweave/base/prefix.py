@@ -53,15 +53,20 @@ def read_prefix(model: Any, ids: Tensor, mask: Tensor) -> Any:
 
     Raises :class:`UserError` if the model has no such cache.
     """
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **position_ids(model, mask), **keep)
-    cache = getattr(out, "past_key_values", None)
+    cache = prefix_cache(model, ids, mask)
     if cache is None:
         raise UserError(
             "the base keeps no keys and values of a prompt, so a pack with 'prefill: backbone' cannot answer on it: "
             "zip the skill without prefill"
         )
     return cache
+
+
+def prefix_cache(model: Any, ids: Tensor, mask: Tensor) -> Any:
+    """Return the same with gradients, where they are enabled; and None if the model has no such cache."""
+    keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    out = model(input_ids=ids, attention_mask=mask, use_cache=True, **position_ids(model, mask), **keep)
+    return getattr(out, "past_key_values", None)
 
 
 def position_ids(model: Any, mask: Tensor) -> dict[str, Tensor]:

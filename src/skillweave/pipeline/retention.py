@@ -6,6 +6,7 @@ pack keeps the share ``(pack - base) / (fine-tune - base)`` of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -137,90 +138,138 @@ def zip_to_target(
     enough.
     """
     check_settings(config, target)
-    sampling = sampling or Sampling()
-    common = {"delta": delta_digest(delta), "base": [base.fingerprint, str(base.model.dtype)], "task": task.key}
-    scored = {**common, "score": {"limit": limit, "max_new_tokens": sampling.max_new_tokens}}
-    examples = task.examples(("calibration", "train"), config.refine.prompts) if config.refine is not None else None
+    with claim(folder):
+        work = _Work(delta, base, task, config, folder, name, method, data, limit, sampling or Sampling())
+        _check_gain(work.of_base.figures, work.of_specialist.figures)
+        trials: list[Trial] = []
 
-    def score(
-        step: str, title: str, inputs: dict[str, Any], open_weave: Callable[[], tuple[Weave, str | None]]
-    ) -> tuple[dict[str, Any], np.ndarray]:
+        def keeps(ratio: float) -> bool:
+            trials.append(work.tried(ratio, target))
+            return trials[-1].keeps
+
+        found = smallest_ratio(keeps, start=config.ratio if config.ratio is not None else 1 / 32)
+        if found is None:
+            raise UserError(_out_of_reach(trials[-1], target))
+        chosen = next(trial for trial in trials if trial.ratio == found)
+        search = RetentionSearch(target, work.of_base.figures, work.of_specialist.figures, trials, chosen)
+        write_json(folder / "search.json", asdict(search))
+        return work.pack(found), search
+
+
+@dataclass(frozen=True)
+class _Score:
+    """The score of a model: mean, low, high, n; and that of each prompt, (n,)."""
+
+    figures: dict[str, Any]
+    of_prompts: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a search makes in its folder: scores, and the packs that it tries. What is there is not made again."""
+
+    delta: Delta
+    base: Base
+    task: Task
+    config: ZipConfig
+    folder: Path
+    name: str
+    method: str
+    data: dict[str, Any] | None
+    limit: int | None
+    sampling: Sampling
+
+    @functools.cached_property
+    def of_base(self) -> _Score:
+        """The score of the base."""
+        return self._score("base", "score the base", {}, lambda: (Weave.of(self.base), None))
+
+    @functools.cached_property
+    def of_specialist(self) -> _Score:
+        """The score of base + delta, in float32 unless the base is in memory only."""
+
+        def opened() -> tuple[Weave, None]:
+            if self.base.in_memory:
+                return Weave.of(self.delta.apply(self.base)), None
+            fresh = open_base(self.base.path, dtype="float32", device=self.base.model.device)
+            return Weave.of(self.delta.apply(fresh, in_place=True)), None
+
+        return self._score("fine-tune", "score the fine-tune", {}, opened)
+
+    def tried(self, ratio: float, target: float) -> Trial:
+        """Return what the pack of a ratio keeps, and say it."""
+        settings = self.config.model_copy(update={"ratio": ratio})
+        card = {"name": self.name, "method": self.method, "data": self.data}
+        scores = [self.of_base.figures, self.of_specialist.figures]
+        inputs = {**self._common, "zip": settings.model_dump(mode="json"), "card": {**card, "scores": scores}}
+        place = self._place(ratio)
+        run_step(f"zip to {ratio_text(ratio)}", place / "zip", inputs, lambda step: self._zip(step, settings))
+        if (place / "zip" / "refused.json").exists():
+            least = read_json(place / "zip" / "refused.json")["least"]
+            console.print(f"  too small: a pack of this delta takes at least {human_bytes(least)}")
+            return Trial(ratio)
+        pack = self.pack(ratio)
+        score = self._score(
+            f"{place.name}/score",
+            f"score the pack of {ratio_text(ratio)}",
+            {"pack": inputs},
+            lambda: (Weave.of(self.base, {self.name: pack}), self.name),
+        )
+        kept, low, high = retention(self.of_base.of_prompts, self.of_specialist.of_prompts, score.of_prompts)
+        console.print(f"  {human_bytes(pack.nbytes)} keep {kept:.1%} of the gain ({low:.1%} to {high:.1%})")
+        enough = kept >= target - 1e-9  # a mean of equal figures must not fail by a rounding error
+        found = score.figures
+        return Trial(ratio, pack.nbytes, found["mean"], found["low"], found["high"], kept, low, high, enough)
+
+    def pack(self, ratio: float) -> Skillpack:
+        """Return the pack of a ratio that was tried."""
+        return Skillpack.from_pretrained(self._place(ratio) / "zip" / "pack")
+
+    @functools.cached_property
+    def _common(self) -> dict[str, Any]:
+        """The inputs of every step."""
+        base = [self.base.fingerprint, str(self.base.model.dtype)]
+        return {"delta": delta_digest(self.delta), "base": base, "task": self.task.key}
+
+    def _place(self, ratio: float) -> Path:
+        return self.folder / f"1-{1 / ratio:.6g}"
+
+    def _score(
+        self, step: str, title: str, inputs: dict[str, Any], open_weave: Callable[[], tuple[Weave, str | None]]
+    ) -> _Score:
+        """Return the score of a pack in a weave, or of its base."""
+
         def work(place: Path) -> None:
             weave, pack = open_weave()
-            score_once(place, task, answers(weave, pack, task, None, sampling), limit=limit)
+            found = answers(weave, pack, self.task, None, self.sampling)
+            score_once(place, self.task, found, limit=self.limit)
 
-        run_step(title, folder / step, inputs, work)
-        return read_score(folder / step), np.array([line["score"] for line in read_answers(folder / step)])
+        how = {"limit": self.limit, "max_new_tokens": self.sampling.max_new_tokens}
+        run_step(title, self.folder / step, {**self._common, "score": how, **inputs}, work)
+        lines = read_answers(self.folder / step)
+        return _Score(read_score(self.folder / step), np.array([line["score"] for line in lines]))
 
-    def specialist() -> tuple[Weave, None]:
-        if base.in_memory:
-            return Weave.of(delta.apply(base)), None
-        return Weave.of(
-            delta.apply(open_base(base.path, dtype="float32", device=base.model.device), in_place=True)
-        ), None
-
-    def zipped(place: Path, settings: ZipConfig) -> None:
+    def _zip(self, place: Path, settings: ZipConfig) -> None:
+        """Write the pack below ``place``, or the least bytes that the codec can write if it cannot be so small."""
+        refine, task = settings.refine, self.task
         try:
             pack = zip_delta(
-                delta,
-                base,
+                self.delta,
+                self.base,
                 task.pairs("calibration") if settings.needs_calibration else None,
                 settings,
-                name=name,
-                method=method,
-                data=data,
-                scores={"base": of_base, "specialist": of_specialist},
-                refine_on=examples,
-                work=place / "refine" if settings.refine is not None else None,
+                name=self.name,
+                method=self.method,
+                data=self.data,
+                scores={"base": self.of_base.figures, "specialist": self.of_specialist.figures},
+                refine_on=None if refine is None else task.examples(("calibration", "train"), refine.prompts),
+                work=None if refine is None else place / "refine",
             )
         except TooSmall as error:
             write_json(place / "refused.json", {"least": error.least})
             return
         pack.save_pretrained(place / "pack")
         drop(place / "refine")
-
-    with claim(folder):
-        of_base, base_scores = score("base", "score the base", scored, lambda: (Weave.of(base), None))
-        of_specialist, specialist_scores = score("fine-tune", "score the fine-tune", scored, specialist)
-        _check_gain(of_base, of_specialist)
-        trials: list[Trial] = []
-
-        def keeps(ratio: float) -> bool:
-            settings = config.model_copy(update={"ratio": ratio})
-            place = folder / f"1-{1 / ratio:.6g}"
-            inputs = {
-                **common,
-                "zip": settings.model_dump(mode="json"),
-                "card": {"name": name, "method": method, "data": data, "scores": [of_base, of_specialist]},
-            }
-            run_step(f"zip to {ratio_text(ratio)}", place / "zip", inputs, lambda step: zipped(step, settings))
-            if (place / "zip" / "refused.json").exists():
-                least = read_json(place / "zip" / "refused.json")["least"]
-                console.print(f"  too small: a pack of this delta takes at least {human_bytes(least)}")
-                trials.append(Trial(ratio))
-                return False
-            pack = Skillpack.from_pretrained(place / "zip" / "pack")
-            title = f"score the pack of {ratio_text(ratio)}"
-            found, scores = score(
-                f"{place.name}/score", title, {**scored, "pack": inputs}, lambda: (Weave.of(base, {name: pack}), name)
-            )
-            kept, low, high = retention(base_scores, specialist_scores, scores)
-            # A mean of equal figures must not fail by a rounding error.
-            enough = kept >= target - 1e-9
-            trials.append(
-                Trial(ratio, pack.nbytes, found["mean"], found["low"], found["high"], kept, low, high, enough)
-            )
-            console.print(f"  {human_bytes(pack.nbytes)} keep {kept:.1%} of the gain ({low:.1%} to {high:.1%})")
-            return enough
-
-        start = config.ratio if config.ratio is not None else 1 / 32
-        found = smallest_ratio(keeps, start=start)
-        if found is None:
-            raise UserError(_out_of_reach(trials[-1], target))
-        chosen = next(trial for trial in trials if trial.ratio == found)
-        search = RetentionSearch(target, of_base, of_specialist, trials, chosen)
-        write_json(folder / "search.json", asdict(search))
-        return Skillpack.from_pretrained(folder / f"1-{1 / found:.6g}" / "zip" / "pack"), search
 
 
 def check_settings(config: ZipConfig, target: float) -> None:

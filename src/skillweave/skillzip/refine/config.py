@@ -12,16 +12,17 @@ from skillweave.config import Config
 class RefineConfig(Config):
     """Settings of the refinement, which tunes the factors of a pack towards the specialist's own probabilities.
 
-    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50. Of a pack at
-    1/256 of a short fine-tune, whose KL on held-out prompts was 0.329 nats a token, 50 steps left 0.094 with this rate
-    and 0.261 with twice this rate (one seed).
+    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50, but packs of
+    1/1024 still lost up to half of their KL between 50 and 100. Of a pack at 1/256 of a short fine-tune, whose KL on
+    held-out prompts was 0.329 nats a token, 50 steps left 0.094 with this rate and 0.261 with twice this rate (one
+    seed).
 
     ``held_out`` [ours] is large, because few prompts can have most of the distance. Of a nearly exact pack (a KL of 1.1
     thousandths), the training made an eighth of the test prompts far worse. 16 held-out prompts showed a gain (1.8 to
     1.1) where 48 test prompts lost (1.1 to 21); 48 held-out prompts showed the loss at every measurement.
     """
 
-    steps: int = Field(default=50, ge=1, description="most steps of training")
+    steps: int = Field(default=100, ge=1, description="most steps of training")
     batch_size: int = Field(default=8, ge=1, description="prompts of one step")
     learning_rate: float = Field(
         default=0.025,

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicLayer
 
 from skillweave.base.batching import pad_left, pad_right, within_tokens
-from skillweave.base.prefix import position_ids, read_prefix
+from skillweave.base.prefix import position_ids, prefix_cache, read_prefix
 from skillweave.base.sizes import embedding_rows
+
+Row = tuple[Sequence[int], int]
+"""Token ids of prompt and answer, and the length of the prompt."""
 
 _MOST_TOKENS, _LEAST_TOKENS, _MOST_LOGITS = 2048, 256, 2**25
 """What goes through the model at once is at most so many tokens, and so many logits if all of them were of answers;
 with a large vocabulary, it is still the least number of tokens."""
+_WORTH_SHARING = 64
+"""Tokens that sharing must save. A pass of its own over few tokens costs about as much as these [ours]."""
 
 
 def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
@@ -26,28 +33,62 @@ def passes(model: Any, lengths: Sequence[int]) -> list[list[int]]:
 
 def answer_logits(
     model: Any,
-    rows: Sequence[tuple[Sequence[int], int]],
+    rows: Sequence[Row],
     prefixes: Sequence[int] | None = None,
     around_prefixes: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> torch.Tensor:
     """Return the logits (n, V) of all answer tokens of ``rows``, row by row.
 
-    A row is (token ids of prompt and answer, length of the prompt). The logits that predict an answer's token stand one
-    position before it. With ``prefixes``, so many leading tokens of each row's prompt are read first, inside
-    ``around_prefixes()`` and without a gradient; the other tokens then attend to their keys and values.
+    The logits that predict an answer's token stand one position before it. Tokens with which the prompts of all rows
+    begin, such as a system prompt, are read once for all of them, with their gradient.
+
+    With ``prefixes``, so many leading tokens of each row's prompt are read first, inside ``around_prefixes()`` and
+    without a gradient; the other tokens then attend to their keys and values.
     """
     device = next(model.parameters()).device
-    starts = prefixes if prefixes is not None and max(prefixes) > 0 else [0] * len(rows)
-    more: dict[str, Any] = {"use_cache": False}
+    if prefixes is None:
+        shared = common_start(rows)
+        if shared * (len(rows) - 1) >= _WORTH_SHARING:
+            ids = torch.tensor([list(rows[0][0][:shared])], device=device)
+            cache = prefix_cache(model, ids, torch.ones_like(ids))
+            # Other caches than that of plain attention hold states that cannot be copied, or forget what they held.
+            if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
+                cache.batch_repeat_interleave(len(rows))
+                mask = torch.ones(len(rows), shared, dtype=torch.long, device=device)
+                return _after(model, rows, [shared] * len(rows), cache, mask)
+    if prefixes is None or max(prefixes) == 0:
+        return _after(model, rows, [0] * len(rows))
+    before, mask = pad_left([list(ids[:start]) for (ids, _), start in zip(rows, prefixes, strict=True)], 0, device)
+    with around_prefixes():
+        cache = read_prefix(model, before, mask)
+    return _after(model, rows, prefixes, cache, mask)
+
+
+def common_start(rows: Sequence[Row]) -> int:
+    """Return with how many equal tokens the prompts of all rows begin, without the last token of any prompt.
+
+    The last token of a prompt predicts the first one of its answer.
+    """
+    columns = zip(*(ids[: prompt - 1] for ids, prompt in rows), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def _after(
+    model: Any, rows: Sequence[Row], starts: Sequence[int], cache: Any = None, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the logits of all answer tokens of rows whose first ``starts`` tokens were read into ``cache``.
+
+    ``mask`` (B, T) shows which positions of the cache hold tokens.
+    """
+    device = next(model.parameters()).device
     ids, attention = pad_right([list(ids[start:]) for (ids, _), start in zip(rows, starts, strict=True)], 0, device)
     predicts = torch.zeros(ids.shape, dtype=torch.bool, device=device)
     for at, ((row, prompt), start) in enumerate(zip(rows, starts, strict=True)):
         predicts[at, prompt - start - 1 : len(row) - start - 1] = True
-    if max(starts) > 0:
-        before, mask = pad_left([list(ids[:start]) for (ids, _), start in zip(rows, starts, strict=True)], 0, device)
-        with around_prefixes():
-            more = {"use_cache": True, "past_key_values": read_prefix(model, before, mask)}
+    more: dict[str, Any] = {"use_cache": False}
+    if mask is not None:
         attention = torch.cat([mask, attention], dim=1)
+        more = {"use_cache": True, "past_key_values": cache}
         more |= {key: at[:, mask.shape[1] :] for key, at in position_ids(model, attention).items()}
 
     def select(_: nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
