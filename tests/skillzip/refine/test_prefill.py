@@ -21,6 +21,7 @@ from skillweave.skillzip import ZipConfig, zip_delta
 from skillweave.skillzip.refine import prefill
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.student import Student
+from skillweave.skillzip.refine.train import Divergence
 
 ROWS = [([3, 9, 4, 7, 5, 8, 2], 4), ([6, 5, 4, 11], 1), ([3, 3, 4, 7, 9, 9], 4)]
 OPENING = [4, 7]
@@ -122,6 +123,16 @@ def test_the_card_is_marked_if_enough_of_the_gain_is_kept(
     assert text in " ".join(capsys.readouterr().err.split())
     assert pack.nbytes <= pack.card.bytes.bf16_delta / 8
     assert pack.card.codec.settings["prefill"] == "backbone"
+
+
+def test_the_pack_with_less_total_variation_is_kept(made: tuple[Base, Delta], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training chooses so, too. Here the pack before the refinement has less TV, and the one after it less KL."""
+    found = iter([Divergence(kl=3.0, tv=0.1), Divergence(kl=2.0, tv=0.2)])
+    monkeypatch.setattr(prefill, "divergence", lambda *_: next(found))
+    monkeypatch.setattr(prefill, "LEAST_RETAINED", 1e9)
+    pack = zipped(made, refine=RefineConfig(**FAST), prefill="backbone")
+    assert pack.card.codec.measured["prefill"]["kl_pack"] == 3.0
+    assert not pack.card.codec.measured["refine"]["refined"]
 
 
 def test_what_is_kept_of_a_gain() -> None:

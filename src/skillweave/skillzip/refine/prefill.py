@@ -52,20 +52,21 @@ def judged(model: Any, before: Skillpack, after: Skillpack, rows: Sequence[Teach
     Else return the pack that is better if it reads its prompts itself, unmarked. The console says which.
 
     * ``before`` and ``after`` are the pack before and after its refinement for the backbone's prefill
-    * the gain is that of the better of the two if it reads its prompts itself, on the held-out ``rows``
+    * the gain is that of the better of the two if it reads its prompts itself, on the held-out ``rows``; as in the
+      training, the better one has the smaller total variation distance
     """
     base = divergence_of(partial(answer_logits, model), model, rows).kl
     own = {}
     for which, pack in (("before", before), ("after", after)):
         student = Student(model, pack)
         with student.running(student.float_factors()):
-            own[which] = divergence(student, rows).kl
+            own[which] = divergence(student, rows)
     record = after.card.codec.measured["refine"]
     backbone = record["kl_after"] if record["refined"] else record["kl_before"]
-    best = min(own.values())
+    best = min(own.values(), key=lambda found: found.tv).kl
     retained = retained_gain(base, best, backbone)
     kept = retained >= LEAST_RETAINED
-    result = after if kept or own["after"] <= own["before"] else before
+    result = after if kept or own["after"].tv <= own["before"].tv else before
     result.card.prefill = "backbone" if kept else "pack"
     if result is before:  # its factors are as they were
         result.card.codec.measured["refine"] = {**record, "refined": False}
