@@ -75,6 +75,19 @@ def test_the_gradient_is_the_difference_of_probabilities_if_all_tokens_are_kept(
     torch.testing.assert_close(student.grad, (student.softmax(-1) - teacher.softmax(-1)).detach(), atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("quick", [answer_kl, answer_tv])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_logit_that_is_no_number_is_not_hidden(quick: Any, bad: float) -> None:
+    """It is among the tokens that count as one event; a sum that left it out would look finite."""
+    student = random_logits(1)
+    kept = kept_part(random_logits(0), 4)
+    other = next(token for token in range(30) if token not in kept[0][0].tolist())
+    student[0, other] = bad
+    got = quick(student, *kept)
+    assert math.isnan(got[0])
+    assert bool(got[1:].isfinite().all())
+
+
 @pytest.mark.parametrize(("quick", "slow"), PAIRS)
 def test_tokens_that_cannot_be_written_give_no_nan(quick: Any, slow: Any) -> None:
     teacher, student = random_logits(6), random_logits(7)

@@ -50,15 +50,21 @@ def answer_tv(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest:
 def _events(
     logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's and the student's log-probabilities (n, k + 1): of the kept tokens, then of all others."""
-    log_probs = logits.float().log_softmax(dim=-1)
-    index = ids.long()
-    others = _log_sum(log_probs.scatter(-1, index, -torch.inf))
-    return torch.cat([logs, rest[:, None]], -1), torch.cat([log_probs.gather(-1, index), others[:, None]], -1)
+    """Return the teacher's and the student's log-probabilities (n, k + 1): of the kept tokens, then of all others.
+
+    The vocabulary is passed over as few times as possible, because a step has many tokens and each pass takes as long
+    as a layer of a small model.
+    """
+    logits, index = logits.float(), ids.long()
+    kept, others = logits.gather(-1, index), _log_sum(logits.scatter(-1, index, -torch.inf))
+    events = torch.cat([kept, others[:, None]], -1)
+    return torch.cat([logs, rest[:, None]], -1), events.log_softmax(dim=-1)
 
 
-def _log_sum(log_probs: torch.Tensor) -> torch.Tensor:
+def _log_sum(logs: torch.Tensor) -> torch.Tensor:
     """Return log sum exp over the last axis. Where all are minus infinity so is the sum, and its gradient is 0."""
-    empty = (log_probs == -torch.inf).all(dim=-1)
-    safe = torch.where(empty[..., None], 0.0, log_probs)
-    return torch.where(empty, -torch.inf, safe.logsumexp(dim=-1))
+    most = logs.detach().amax(dim=-1, keepdim=True)
+    most = torch.where(most == -torch.inf, 0.0, most)
+    total = (logs - most).exp().sum(dim=-1)
+    none = total == 0  # and not for NaN, which stays NaN
+    return torch.where(none, -torch.inf, torch.where(none, 1.0, total).log() + most[..., 0])
