@@ -11,6 +11,7 @@ from pydantic import Field
 
 from skillweave.tasks.verifiers.formula import calculates, formula, long_decimal, same_formula
 from skillweave.tasks.verifiers.items import pick, read_items
+from skillweave.tasks.verifiers.number_words import is_said_in_words
 from skillweave.tasks.verifiers.place import PlaceOptions, boxed, marked_part, own_words, said_part, usual_part
 from skillweave.tasks.verifiers.reading import Decimal, Number
 
@@ -82,19 +83,24 @@ def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal
     if marked:
         return part, "last", True
     said = said_part(text)
-    if said is not None and (sentence := _sentence(said[:_SAID_LENGTH], options)):
-        return sentence, "last", False
-    return text, "last", False
+    sentence = "" if said is None else _sentence(said[:_SAID_LENGTH], options)
+    return (text if sentence == "" else sentence), "last", False
 
 
-def _sentence(text: str, options: NumericOptions) -> str:
-    """Return the first sentence or clause that has a number (or something of that form); "" if there is none."""
+def _sentence(text: str, options: NumericOptions) -> str | None:
+    """Return the first sentence or clause that has a number (or something of that form); "" if there is none.
+
+    None: it begins with a number in words. That is the answer, whatever numerals follow: ``six. Each of 2 has 3``.
+    """
     at = 0
-    for end in _SENTENCE_END.finditer(text):
-        if read_items(text[at : end.start()], options.decimal):
-            return text[at : end.start()]
-        at = end.end()
-    return text[at:] if read_items(text[at:], options.decimal) else ""
+    for end in [*(match.span() for match in _SENTENCE_END.finditer(text)), (len(text), len(text))]:
+        clause = text[at : end[0]]
+        if read_items(clause, options.decimal):
+            return clause
+        if not text[:at].strip() and is_said_in_words(clause):
+            return None
+        at = end[1]
+    return ""
 
 
 def _is_whole(text: str) -> bool:
