@@ -91,7 +91,7 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"conversations": turns(("oracle", "hi"))}, "message 1 is from 'oracle', which is unknown"),
         ({"conversations": [{"from": ["human"], "value": "hi"}]}, r"message 1 is from \['human'\], which is unknown"),
         ({"instruction": "hi", "output": "x", "history": ["a"]}, "'history' must be a list of .*, found 'a'"),
-        ({"instruction": "hi", "output": "x", "history": {"a": "b"}}, "'history' must be a list of .*, found {'a': 'b'}"),
+        ({"instruction": "hi", "output": "x", "history": {"a": "b"}}, "'history' must be a list of .*, found {'a'"),
         ({"conversations": turns(("human", "hi"))}, "the last message must be the assistant's"),
         ({"conversations": "hi"}, "'conversations' is a text that holds no JSON"),
         ({"prompt": [IMAGE], "answer": "x"}, "'image_url'.*only text"),
