@@ -72,16 +72,22 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return _joined_in_words(reader, one, other, kinds, words)
     if kinds == ["equals"]:
         return "differ" if _differ(one, other) else "equal"
-    operator = len(kinds) == 1 and kinds[0] in ("times", "slash", "order", "sign")
+    bare = _without_parentheses(kinds)
+    operator = len(bare) == 1 and bare[0] in ("times", "slash", "order", "sign")
     if operator or (kinds == ["colon"] and len(between) in (1, 3)):  # 7:30, 5 : 3
         return "expression"
     if not between and reader.kind(other.first) == "sign":  # 10-3
         return "expression"
     if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
         return "expression"
-    if len(kinds) == len(words) and _operate(words):
+    if len(bare) == len(words) and _operate(words):
         return "expression"
-    if kinds == [] and reader.text(one.last).lower() in SCALES:  # 5 million 200 thousand
+    if kinds == [] and (
+        reader.text(one.last).lower() in SCALES or _is_lost_power(reader, one)
+    ):  # 5 million 200 thousand
+        return "expression"
+    behind = reader.text(reader.skip(other.last + 1)).lower()
+    if kinds == ["word", "sign"] and words[0] == behind:  # 5 apples - 3 apples
         return "expression"
     if kinds == ["slash", "slash"] or (kinds == ["other"] and between[0].text in "°'′"):  # 7 // 2, 45° 30', 5' 11"
         return "expression"
@@ -119,10 +125,27 @@ def _joined_in_words(reader: Reader, one: Item, other: Item, kinds: list[str], w
     return "pair" if all(word in _LIST_WORDS for word in words) and not _is_from_to(reader, one, words) else ""
 
 
+def _without_parentheses(kinds: list[str]) -> list[str]:
+    """Return the kinds of tokens without the parentheses around the two numbers: ``(5) * (3)``."""
+    first, last = 0, len(kinds)
+    while first < last and kinds[first] == "close":
+        first += 1
+    while first < last and kinds[last - 1] == "open":
+        last -= 1
+    return kinds[first:last]
+
+
+def _is_lost_power(reader: Reader, ten: Item) -> bool:
+    """Whether an item is the 10 of ``2 x 10 3``, whose exponent was raised once."""
+    before = reader.skip(ten.first - 1, -1)
+    return reader.text(ten.first) == "10" and (reader.kind(before) == "times" or reader.text(before).lower() == "x")
+
+
 def _operate(words: list[str]) -> bool:
     """Whether the words between two numbers make them an expression: ``divided by``, ``of the``, ``apples plus``."""
     said = words[:-1] if len(words) > 1 and words[-2] == "of" and words[-1] in ARTICLES else words
-    return " ".join(said) in _OPERATIONS or bool(_SIGN_WORDS & set(words))
+    sides = len(words) == 2 and words[1] in ("x", "by")  # 5 m x 3 m
+    return " ".join(said) in _OPERATIONS or sides or bool(_SIGN_WORDS & set(words))
 
 
 def _compared(words: list[str]) -> bool:
@@ -159,7 +182,11 @@ def _compound(reader: Reader, other: Item, between: list[Token]) -> bool:
     words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
     if len(words) != 1 or any(token.kind not in ("word", "space", "between") for token in between):
         return False
-    smaller = reader.text(reader.skip(other.last + 1)).lower()
+    last = reader.skip(other.last + 1)
+    smaller = reader.text(last).lower()
+    if reader.kind(last) != "word":  # 5 h 30, 5 ft 11
+        spaced = all(token.kind in ("word", "space") for token in between) and len(between) == 3
+        return spaced and any(words[0] in bigger for family in _MEASURES for bigger in family[:-1])
     return any(
         words[0] in bigger and any(smaller in names for names in family[level + 1 :])
         for family in _MEASURES

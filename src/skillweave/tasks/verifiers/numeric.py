@@ -48,7 +48,7 @@ class NumericOptions(PlaceOptions):
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
 _SENTENCE_END = re.compile(
-    r"[.!?;](?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
+    r"[.!?;](?!\s{1,3}=)(?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
@@ -62,6 +62,8 @@ def find_number(text: str, options: NumericOptions) -> Number | None:
     part, which, strict = answer_part(text, options)
     if part is None:
         return None
+    if re.fullmatch(r"\s*[0-9]+\s?!\s*", part) and "\\boxed" in text:
+        return None  # a factorial: nobody cries out in a box
     if strict:  # a marked answer has no bullet before it
         part = _SPACED_MINUS.sub("-", part)
     return pick(read_items(part, options.decimal, strict=strict), which)
