@@ -315,7 +315,7 @@ def _texts_in(value: Any) -> list[str]:
         elif isinstance(inner, list):
             left.extend(reversed(inner))
         elif isinstance(inner, Mapping):
-            for key, item in reversed(inner.items()):
+            for key, item in reversed(list(inner.items())):
                 if key not in _NO_TEXT_OF_TOOLS or not isinstance(item, str):
                     left.extend([item, *([] if key in _SCHEMA_WORDS else [str(key)])])
     return texts
