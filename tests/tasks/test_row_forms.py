@@ -57,10 +57,13 @@ def turns(*said: tuple[str, Any]) -> list[dict[str, Any]]:
         ({"instruction": "hi", "output": "ho"}, "hi", "ho"),
         ({"instruction": "hi", "input": "", "output": "ho", "text": "the whole"}, "hi", "ho"),
         ({"instruction": "hi", "input": "there", "output": "ho"}, "hi\n\nthere", "ho"),
-        (
-            {"instruction": "hi", "history": [["a", "b"]], "output": "ho"},
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER],
-            "ho",
+        *(
+            (
+                {"instruction": "hi", "history": history, "output": "ho"},
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, USER],
+                "ho",
+            )
+            for history in ([["a", "b"]], '[["a", "b"]]')
         ),
         ({"prompt": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}], "answer": "ho"}, "hi", "ho"),
         ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "answer": "ho"}, [USER], "ho"),
@@ -86,6 +89,9 @@ def test_forms(tmp_path: Path, row: dict, prompt: Any, answer: str) -> None:
         ({"messages": [{"role": "usr", "content": "hi"}]}, r"unknown role 'usr'; did you mean 'user'"),
         ({"messages": turns(("human", "hi"))}, "belong in a list called 'conversations'"),
         ({"conversations": turns(("oracle", "hi"))}, "message 1 is from 'oracle', which is unknown"),
+        ({"conversations": [{"from": ["human"], "value": "hi"}]}, r"message 1 is from \['human'\], which is unknown"),
+        ({"instruction": "hi", "output": "x", "history": ["a"]}, "'history' must be a list of .*, found 'a'"),
+        ({"instruction": "hi", "output": "x", "history": {"a": "b"}}, "'history' must be a list of .*, found {'a'"),
         ({"conversations": turns(("human", "hi"))}, "the last message must be the assistant's"),
         ({"conversations": "hi"}, "'conversations' is a text that holds no JSON"),
         ({"prompt": [IMAGE], "answer": "x"}, "'image_url'.*only text"),

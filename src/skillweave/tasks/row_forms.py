@@ -35,12 +35,13 @@ _REFUSED = {
     "chat_template_kwargs": "chat templates get only messages and tools: remove the key",
     **dict.fromkeys(("image", "images", "video", "videos", "audio", "audios"), "only text is trained on"),
 }
-_SHAREGPT = {
+SHAREGPT = {
     **dict.fromkeys(("human", "user"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "function_call"), "assistant"),
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
     "system": "system",
 }
+"""Who speaks in ShareGPT's rows -> the role."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +212,12 @@ def _conversation(row: Mapping[str, Any], form: str, where: str) -> list[dict[st
 def _from_sharegpt(turn: Any, where: str) -> Any:
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn
-    if turn["from"] not in _SHAREGPT:
-        raise UserError(f"{where} is from {turn['from']!r:.60}, which is unknown; known: {', '.join(_SHAREGPT)}")
+    if not isinstance(turn["from"], str) or turn["from"] not in SHAREGPT:
+        raise UserError(f"{where} is from {turn['from']!r:.60}, which is unknown; known: {', '.join(SHAREGPT)}")
     if "value" not in turn:
         raise UserError(f"{where} has no 'value', found {', '.join(map(repr, turn))}")
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    message = {"role": _SHAREGPT[turn["from"]], "content": turn.get("value"), **rest}
+    message = {"role": SHAREGPT[turn["from"]], "content": turn.get("value"), **rest}
     if turn["from"] != "function_call":
         return message
     calls = parsed(turn.get("value"), where, "value")
@@ -232,18 +233,25 @@ def _last(messages: list[dict[str, Any]], where: str) -> tuple[list[dict[str, An
 
 def _alpaca(row: Mapping[str, Any], where: str) -> str | list[dict[str, Any]]:
     """The prompt of an Alpaca row: earlier turns, then the instruction and, after an empty line, the input if any."""
-    instruction, text, history = row["instruction"], row.get("input") or "", row.get("history") or []
+    instruction, text = row["instruction"], row.get("input") or ""
     if not isinstance(instruction, str) or not isinstance(text, str):
         raise UserError(f"{where}: 'instruction' and 'input' must be texts, found {instruction!r:.60} and {text!r:.60}")
     prompt = f"{instruction}\n\n{text}" if text.strip() else instruction
-    if not history:
-        return prompt
+    turns = earlier_turns(row, where)
+    return [*turns, {"role": "user", "content": prompt}] if turns else prompt
+
+
+def earlier_turns(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """The messages of an Alpaca row's ``history``, ``[[question, answer], ...]``. Raises :class:`UserError`."""
+    history = parsed(row.get("history") or [], where, "history")
+    if not isinstance(history, list):
+        raise UserError(f"{where}: 'history' must be a list of [question, answer], found {history!r:.60}")
     turns = []
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
             raise UserError(f"{where}: 'history' must be a list of [question, answer], found {turn!r:.60}")
         turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-    return [*turns, {"role": "user", "content": prompt}]
+    return turns
 
 
 def _preference(row: Mapping[str, Any], where: str) -> tuple[Any, Any, Any]:

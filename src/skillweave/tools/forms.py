@@ -89,27 +89,33 @@ def is_bare_call(body: Any, known: set[str]) -> bool:
 
 
 def _call_of(body: Any) -> Call | Outcome:
+    outside: Mapping[str, Any] = {}
     if isinstance(body, dict) and isinstance(body.get("function"), dict):
-        body = body["function"]
+        outside, body = {key: value for key, value in body.items() if key != "function"}, body["function"]
     if not isinstance(body, dict):
         return malformed('it needs a "name"')
-    named = next((key for key in _NAMES if isinstance(body.get(key), str)), None)
-    if named is None:
+    names = [body[key] for key in _NAMES if isinstance(body.get(key), str)]
+    if not names:
         return malformed('it needs a "name"')
-    present = [key for key in _ARGUMENTS if key in body]
-    given: Mapping[str, Any] = {}
+    if len(set(names)) > 1:
+        return malformed(f"it has the names {names[0][:40]!r} and {names[1][:40]!r}")
     try:
-        for key in present:
-            if given := arguments_of(body[key]):
-                break
+        given = [arguments for key in _ARGUMENTS if (arguments := arguments_of(body.get(key)))]
     except Unreadable as problem:
         return malformed(problem)
-    # Arguments under another key are an error: without them the tool would run with none.
-    others = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE}]
-    lost = [key for key in others if not present or (not given and body[key] and isinstance(body[key], dict))]
+    if len(given) > 1 and given[0] != given[1] and not _is_schema(given[1]):
+        return malformed(f'its arguments stand both under "{_ARGUMENTS[0]}" and under "{_ARGUMENTS[1]}"')
+    # Arguments in another place are an error: without them the tool would do something else.
+    lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE} and body[key] is not None]
+    lost += [key for key in outside if key not in _BESIDE and outside[key] is not None]
     if lost:
         return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
-    return Call(body[named], given)
+    return Call(names[0], given[0] if given else {})
+
+
+def _is_schema(parameters: Mapping[str, Any]) -> bool:
+    """Whether these are not arguments but the tool's own description, which small models copy into a call."""
+    return parameters.get("type") == "object"
 
 
 def arguments_of(given: Any) -> Mapping[str, Any]:

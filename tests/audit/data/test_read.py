@@ -11,6 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from skillweave.audit.data import signals
+from skillweave.audit.data.parts import take_apart
 from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, parse_chunk, to_row
 from skillweave.errors import UserError
 
@@ -19,6 +21,20 @@ SHOT = [
     {"role": "assistant", "content": "2"},
     {"role": "user", "content": "2+2?"},
 ]
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Adds two\nnumbers",
+        "parameters": {
+            "type": "object",
+            "properties": {"a": {"type": "string", "description": "the first", "enum": ["one", "two"]}},
+        },
+    },
+}
+SAID = "add\nAdds two\nnumbers\na\nthe first\none\ntwo"
+CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
 
 
 @pytest.mark.parametrize(
@@ -40,7 +56,19 @@ SHOT = [
         ({"system": "Add.", "prompt": "2+2?"}, "Add.\n\n2+2?", ""),
         ({"system": "Add.", "messages": SHOT}, "Add.\n\n1+1?\n\n2\n\n2+2?", ""),
         ({"instruction": "2+2?", "history": [["1+1?", "2"]], "output": "4"}, "1+1?\n\n2\n\n2+2?", "4"),
+        ({"instruction": "2+2?", "history": '[["1+1?", "2"]]', "output": "4"}, "1+1?\n\n2\n\n2+2?", "4"),
         ({"prompt": [{"role": "user", "content": ["2", {"type": "image"}, {"text": "+2?"}]}]}, "2+2?", ""),
+        ({"prompt": "2+2?", "tools": [TOOL]}, f"{SAID}\n\n2+2?", ""),
+        ({"prompt": "2+2?", "tools": json.dumps([TOOL["function"]]), "system": "Add."}, f"{SAID}\n\nAdd.\n\n2+2?", ""),
+        ({"prompt": "2+2?", "functions": [{"name": "add", "parameters": None}]}, "add\n\n2+2?", ""),
+        ({"prompt": "2+2?", "tools": "add: adds"}, "add: adds\n\n2+2?", ""),
+        ({"prompt": "2+2?", "tools": []}, "2+2?", ""),
+        ({"messages": [*SHOT, {"role": "assistant", "tool_calls": [CALL]}]}, "1+1?\n\n2\n\n2+2?", 'add\n{"a": 2}'),
+        (
+            {"messages": [{"role": "assistant", "content": "I add.", "tool_calls": [CALL]}, SHOT[0]]},
+            'I add.\nadd\n{"a": 2}\n\n1+1?',
+            "",
+        ),
     ],
 )
 def test_each_layout_gives_prompt_and_answer(row: dict[str, object], prompt: str, answer: str) -> None:
@@ -56,6 +84,15 @@ def test_turns_are_the_places_of_the_messages() -> None:
         ("2+2?", False),
     ]
     assert (found.id, found.source) == ("7", "gym")
+
+
+def test_what_asks_begins_behind_the_tools_of_a_row() -> None:
+    tool = {"name": "flights", "description": "Find a flight. Book it if the user says so."}
+    row = to_row({"prompt": "Compute 2+2.", "tools": [tool]}, "file", 1, {})
+    prompt = take_apart(row.prompt, row.turns, row.asked_from)
+    assert [row.prompt[clause.start : clause.end] for clause in prompt.requests] == ["Compute 2+2"]
+    assert signals.conditions(prompt).value == 1  # a rule in a description is seen
+    assert to_row({"prompt": "Compute 2+2."}, "file", 1, {}).asked_from == 0
 
 
 def test_columns_name_what_is_not_found() -> None:
@@ -75,6 +112,8 @@ def test_columns_name_what_is_not_found() -> None:
         ({"prompt": 5}, "must be a text"),
         ({"prompt": [{"content": "no role"}]}, "no role"),
         ({"messages": "[{"}, "no JSON"),
+        ({"instruction": "hi", "history": ["hi"]}, "'history' must be a list of"),
+        ({"instruction": "hi", "history": {"hi": "ho"}}, "'history' must be a list of"),
         ({"prompt": [{"role": "user", "content": [{"type": "image_url"}]}]}, "empty"),
     ],
 )

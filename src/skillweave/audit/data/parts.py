@@ -80,14 +80,18 @@ def is_word(token: str) -> bool:
     return token[0].isalnum() or token[0] == "_"
 
 
-def take_apart(text: str, turns: Sequence[tuple[int, int, bool]] = ()) -> Prompt:
-    """Return the parts of a prompt. A pair of ``turns`` (the messages, as in ``AuditRow``) is a demonstration."""
+def take_apart(text: str, turns: Sequence[tuple[int, int, bool]] = (), asked_from: int = 0) -> Prompt:
+    """Return the parts of a prompt. A pair of ``turns`` (the messages, as in ``AuditRow``) is a demonstration.
+
+    Before ``asked_from`` tools are described, in clauses such as "Find a flight", which ask for nothing.
+    """
     found = [(match.start(), match.end(), match.group().lower()) for match in _TOKEN.finditer(text)]
     starts, ends = [start for start, _, _ in found], [end for _, end, _ in found]
     tokens = ["0" if token[0].isdigit() else token for _, _, token in found]
     clauses = _clauses(text, starts)
     shots = demonstrations(text, turns)
-    return Prompt(text, tokens, starts, ends, clauses, shots, _requests(text, tokens, clauses, shots))
+    asking = [clause for clause in clauses if clause.start >= asked_from] or clauses
+    return Prompt(text, tokens, starts, ends, clauses, shots, _requests(text, tokens, asking, shots))
 
 
 def demonstrations(text: str, turns: Sequence[tuple[int, int, bool]] = ()) -> list[Shot]:

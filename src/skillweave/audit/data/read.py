@@ -7,6 +7,7 @@ are parsed one by one, so a bad one costs no other.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ from skillweave.files.parse_json import parse_json
 from skillweave.files.read import is_file, is_folder
 from skillweave.tasks.messages import parsed
 from skillweave.tasks.readers import ENDINGS, LocatedRow, decoded_line, raw_lines, read_dataset, read_rows
+from skillweave.tasks.row_forms import SHAREGPT, earlier_turns
 
 CHUNK = 512
 """Records that one process gets at a time."""
@@ -44,7 +46,16 @@ _ANSWERS = (
 )
 _SOURCES = ("source", "data_source", "dataset", "origin", "extra_info.source")
 _OURS = ("prompt", "answer", "id", "source")
-_ASSISTANT = ("assistant", "gpt", "model", "bot", "chatgpt")
+_ASSISTANT = frozenset(["bot", *(name for name, role in SHAREGPT.items() if role == "assistant")])
+_TOOLS = ("tools", "functions")
+_SCHEMA_WORDS = frozenset(
+    [
+        *("type", "function", "name", "description", "parameters", "arguments", "properties", "required", "items"),
+        *("enum", "default", "anyOf", "oneOf", "allOf", "additionalProperties", "strict", "title", "const", "examples"),
+        *("minimum", "maximum", "id", "index", "format", "$schema", "$defs", "$ref"),
+    ]
+)
+_NO_TEXT_OF_TOOLS = frozenset(["type", "id", "index", "format", "$schema"])
 _DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
@@ -57,6 +68,7 @@ class AuditRow:
     - ``prompt``: the prompt as one text; the contents of messages are joined by an empty line
     - ``answer``: the gold answer as a text; empty if the record has none
     - ``turns``: for messages, the start and the end of each in ``prompt``, and whether the assistant wrote it
+    - ``asked_from``: where in ``prompt`` the description of the row's tools ends and what is asked begins
     - ``cut``: whether the end of a very long prompt was left out
     - ``other_parts``: how many parts of messages are no text, such as images
     - ``digest``: a digest of the line's bytes, without the line break; None for a row of a table
@@ -69,6 +81,7 @@ class AuditRow:
     id: str | None = None
     source: str | None = None
     turns: tuple[tuple[int, int, bool], ...] = ()
+    asked_from: int = 0
     cut: bool = False
     other_parts: int = 0
     digest: str | None = None
@@ -163,12 +176,18 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
         extra = row.get("input") if key == "instruction" else None
         if isinstance(extra, str) and extra.strip():
             prompt = f"{prompt}\n\n{extra}"
-        messages = [*(_history(row) if key == "instruction" else ()), _Message(False, prompt, 0)]
+        messages = [_Message(False, prompt, 0)]
+        if key == "instruction":
+            earlier = earlier_turns(row, "")
+            messages = [*(_Message(turn["role"] == "assistant", turn["content"], 0) for turn in earlier), *messages]
     if not any(message.text.strip() for message in messages):
         raise UserError(f"the prompt ('{key}') is empty")
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         messages = [_Message(False, system, 0), *messages]
+    tools = _tools(row)
+    if tools:
+        messages = [_Message(False, tools, 0), *messages]
     prompt, turns = _joined(messages)
     turns = () if is_text and not any(message.assistant for message in messages) else turns
     cut = len(prompt) > LONGEST_PROMPT
@@ -184,6 +203,7 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
         id=None if name is None else str(name),
         source=None if source is None else str(source)[:200],
         turns=turns,
+        asked_from=min(len(tools), len(prompt)),
         cut=cut,
         other_parts=other_parts,
     )
@@ -270,17 +290,35 @@ def _messages(value: Any, key: str) -> list[_Message]:
         if not isinstance(role, str):
             raise UserError(f"{where}: has no role")
         content = message.get("content", message.get("value"))
-        text, other_parts = _content("" if content is None and message.get("tool_calls") else content, where)
+        calls = _texts_in(message.get("tool_calls") or message.get("function_call"))
+        text, other_parts = _content("" if content is None and calls else content, where)
+        text = "\n".join([*([text] if text else []), *calls])
         found.append(_Message(role.lower() in _ASSISTANT, text, other_parts))
     return found
 
 
-def _history(row: Mapping[str, Any]) -> list[_Message]:
-    """The earlier turns of an Alpaca row, ``[[question, answer], ...]``, which stand before its instruction."""
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(turn, list) for turn in history):
-        raise UserError(f"'history' must be a list of [question, answer], found {shown_value(history)}")
-    return [_Message(at == 1, text, 0) for turn in history for at, text in enumerate(turn) if isinstance(text, str)]
+def _tools(row: Mapping[str, Any]) -> str:
+    """The texts in the descriptions of the tools that a row offers: names, parameters and what is said of them."""
+    value = next((row[key] for key in _TOOLS if row.get(key)), None)
+    with contextlib.suppress(UserError):  # a text that is no JSON is a description as it is
+        value = parsed(value, "", "tools")
+    return "\n".join(_texts_in(value))
+
+
+def _texts_in(value: Any) -> list[str]:
+    """The texts in lists and objects, with the keys of objects that are no words of a JSON schema, in their order."""
+    texts, left = [], [value]
+    while left:
+        inner = left.pop()
+        if isinstance(inner, str):
+            texts.append(inner)
+        elif isinstance(inner, list):
+            left.extend(reversed(inner))
+        elif isinstance(inner, Mapping):
+            for key, item in reversed(list(inner.items())):
+                if key not in _NO_TEXT_OF_TOOLS or not isinstance(item, str):
+                    left.extend([item, *([] if key in _SCHEMA_WORDS else [str(key)])])
+    return texts
 
 
 def _content(content: Any, where: str) -> tuple[str, int]:

@@ -124,7 +124,9 @@ def reference_from(
 
 def prepare(row: AuditRow) -> Hashed:
     """Return a record as the sketch of the data set counts it."""
-    return sketch.hashed(take_apart(row.prompt, row.turns), row.source, text_signals.is_refusal(row.answer))
+    return sketch.hashed(
+        take_apart(row.prompt, row.turns, row.asked_from), row.source, text_signals.is_refusal(row.answer)
+    )
 
 
 def whole_of(rows: Iterable[AuditRow]) -> Whole:
@@ -136,7 +138,7 @@ def whole_of(rows: Iterable[AuditRow]) -> Whole:
 
 def score_row(row: AuditRow, whole: Whole) -> Scored:
     """Return the signals of one record within its data set."""
-    prompt = take_apart(row.prompt, row.turns)
+    prompt = take_apart(row.prompt, row.turns, row.asked_from)
     record = sketch.hashed(prompt, row.source, text_signals.is_refusal(row.answer))
     bits = sketch.surprisal(record, whole)
     found = [

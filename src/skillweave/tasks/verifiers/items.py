@@ -10,19 +10,24 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
+from skillweave.tasks.verifiers.number_words import SCALES, goes_on_in_digits
 from skillweave.tasks.verifiers.numerals import Token
-from skillweave.tasks.verifiers.reading import SCALES, Decimal, Item, Number, Reader
+from skillweave.tasks.verifiers.reading import ARTICLES, Decimal, Item, Number, Reader
 
 _OPERATIONS = frozenset(
     {
-        "x", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs",
+        "x", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs", "point", "past", "to the",
         "versus", "divided by", "multiplied by", "increased by", "decreased by", "reduced by", "added to", "take away",
-        "subtracted from", "to the power of", "raised to", "raised to the power of", "choose", "c", "mod", "modulo",
-        "remainder", "r", "base", "in base",
-        *(f"{more} than" for more in ("more", "less", "fewer", "greater", "larger", "smaller")),
+        "subtracted from", "to the power", "to the power of", "raised to", "raised to the power of", "choose", "c",
+        "mod", "modulo", "remainder", "r", "base", "in base",
     }
 )  # fmt: skip
+_BESIDE_ONE = frozenset({"x", "of", "in", "by", "c", "r", "base", "and"})  # "60 in one hour", "5 and one of them"
+_MORE = frozenset({"more", "less", "fewer", "greater", "larger", "smaller"})
+_VERBS = frozenset({"is", "are", "was", "were", "has", "have", "had"})
 _SIGN_WORDS = {"plus", "minus", "times"}
+_NEAR, _FAR = 8, 15
+"""Tokens, with spaces, that may be between two numbers that belong together; the larger is for comparisons."""
 _RESTATES = (["which", "is"], ["which", "equals"], ["that", "is"], ["i", "e"])
 _WRONG = ("wrong", "incorrect", "false", "impossible")
 _NOT_THE = (["not", "the", "answer"], ["not", "the", "correct"], ["not", "the", "right"])
@@ -55,22 +60,34 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
     - ``""``: they do not belong together
     """
     between = reader.tokens[one.last + 1 : other.first]
-    if len(between) > 8:
+    if len(between) > _FAR:
         return ""
     kinds = [token.kind for token in between if token.kind != "space"]
     words = [token.text.lower() for token in between if token.kind == "word"]
+    if len(kinds) == len(words) and _compared(words):
+        return "expression"
+    if len(between) > _NEAR:
+        return ""
+    if one.words or other.words:
+        return _joined_in_words(reader, one, other, kinds, words)
     if kinds == ["equals"]:
         return "differ" if _differ(one, other) else "equal"
-    operator = len(kinds) == 1 and kinds[0] in ("times", "slash", "order", "sign")
+    bare = _without_parentheses(kinds)
+    operator = len(bare) == 1 and bare[0] in ("times", "slash", "order", "sign")
     if operator or (kinds == ["colon"] and len(between) in (1, 3)):  # 7:30, 5 : 3
         return "expression"
     if not between and reader.kind(other.first) == "sign":  # 10-3
         return "expression"
     if kinds == [] and reader.kind(other.first) == "sign":  # 10 -3
         return "expression"
-    if len(kinds) == len(words) and (" ".join(words) in _OPERATIONS or _SIGN_WORDS & set(words)):
+    if len(bare) == len(words) and _operate(words):
         return "expression"
-    if kinds == [] and reader.text(one.last).lower() in SCALES:  # 5 million 200 thousand
+    if kinds == [] and (
+        reader.text(one.last).lower() in SCALES or _is_lost_power(reader, one)
+    ):  # 5 million 200 thousand
+        return "expression"
+    behind = reader.text(reader.skip(other.last + 1)).lower()
+    if kinds == ["word", "sign"] and words[0] == behind:  # 5 apples - 3 apples
         return "expression"
     if kinds == ["slash", "slash"] or (kinds == ["other"] and between[0].text in "°'′"):  # 7 // 2, 45° 30', 5' 11"
         return "expression"
@@ -89,9 +106,59 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
     if _compound(reader, other, between):
         return "expression"
     if all(kind in ("between", "newline", "word") for kind in kinds) and all(word in _LIST_WORDS for word in words):
-        before = reader.text(reader.skip(one.first - 1, -1)).lower()
-        return "" if words == ["to"] and before == "from" else "pair" if words else "list"
+        return "" if _is_from_to(reader, one, words) else "pair" if words else "list"
     return ""
+
+
+def _joined_in_words(reader: Reader, one: Item, other: Item, kinds: list[str], words: list[str]) -> str:
+    """Return :func:`_joined` of two neighbours of which at least one is a number in words; commas make no list."""
+    if not kinds:
+        return "expression" if not other.words and goes_on_in_digits(reader.text(one.last)) else ""
+    if kinds == ["equals"]:
+        return "equal"
+    if len(kinds) != len(words):
+        return ""
+    if reader.text(other.first).lower() == "one" and other.first == other.last and " ".join(words) in _BESIDE_ONE:
+        return ""
+    if _operate(words):
+        return "expression"
+    return "pair" if all(word in _LIST_WORDS for word in words) and not _is_from_to(reader, one, words) else ""
+
+
+def _without_parentheses(kinds: list[str]) -> list[str]:
+    """Return the kinds of tokens without the parentheses around the two numbers: ``(5) * (3)``."""
+    first, last = 0, len(kinds)
+    while first < last and kinds[first] == "close":
+        first += 1
+    while first < last and kinds[last - 1] == "open":
+        last -= 1
+    return kinds[first:last]
+
+
+def _is_lost_power(reader: Reader, ten: Item) -> bool:
+    """Whether an item is the 10 of ``2 x 10 3``, whose exponent was raised once."""
+    before = reader.skip(ten.first - 1, -1)
+    return reader.text(ten.first) == "10" and (reader.kind(before) == "times" or reader.text(before).lower() == "x")
+
+
+def _operate(words: list[str]) -> bool:
+    """Whether the words between two numbers make them an expression: ``divided by``, ``of the``, ``apples plus``."""
+    said = words[:-1] if len(words) > 1 and words[-2] == "of" and words[-1] in ARTICLES else words
+    sides = len(words) == 2 and words[1] in ("x", "by")  # 5 m x 3 m
+    return " ".join(said) in _OPERATIONS or sides or bool(_SIGN_WORDS & set(words))
+
+
+def _compared(words: list[str]) -> bool:
+    """Whether the words between two numbers compare with the second: ``more than``, ``times as many coins as``."""
+    if words[-1:] and words[-1] in ARTICLES:
+        words = words[:-1]
+    if words[:2] == ["times", "as"]:
+        return words[-1] == "as" and len(words) > 2
+    return words[-1:] == ["than"] and len(words) <= 5 and bool(_MORE & set(words[:2])) and not _VERBS & set(words)
+
+
+def _is_from_to(reader: Reader, one: Item, words: list[str]) -> bool:
+    return words == ["to"] and reader.text(reader.skip(one.first - 1, -1)).lower() == "from"
 
 
 def _differ(one: Item, other: Item) -> bool:
@@ -115,7 +182,11 @@ def _compound(reader: Reader, other: Item, between: list[Token]) -> bool:
     words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
     if len(words) != 1 or any(token.kind not in ("word", "space", "between") for token in between):
         return False
-    smaller = reader.text(reader.skip(other.last + 1)).lower()
+    last = reader.skip(other.last + 1)
+    smaller = reader.text(last).lower()
+    if reader.kind(last) != "word":  # 5 h 30, 5 ft 11
+        spaced = all(token.kind in ("word", "space") for token in between) and len(between) == 3
+        return spaced and any(words[0] in bigger for family in _MEASURES for bigger in family[:-1])
     return any(
         words[0] in bigger and any(smaller in names for names in family[level + 1 :])
         for family in _MEASURES
@@ -130,7 +201,7 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
     """
     reader = Reader(text, decimal)
     items = reader.run()
-    if not items:
+    if all(item.words for item in items):
         return []
     strict = strict or not any(token.kind in ("word", "equals") for token in reader.tokens)
     links = [_joined(reader, one, other) for one, other in pairwise(items)]
@@ -145,7 +216,10 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
             aside=item.aside or at in numbered or groups[item.first],
         )
         for at, item in enumerate(items)
-        if at not in equated and not _denied(reader, item.first) and not _called_wrong(reader, item.last)
+        if not item.words
+        and at not in equated
+        and not _denied(reader, item.first)
+        and not _called_wrong(reader, item.last)
     ]
 
 

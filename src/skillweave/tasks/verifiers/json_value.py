@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
-from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of
+from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of, tagged_answers
 
 _MISSING = object()
 _UNCLOSED_TRIES = 20
@@ -106,8 +106,21 @@ _PLAIN_NAMES = ("", "text", "txt", "plain", "plaintext")
 _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
-_DENIED = re.compile(r"(?:\b(?:not|never)|n't)\s+(?:be\s+)?(?:`{1,3}(?:json)?\s*)?$", re.IGNORECASE)
-_CALLED_WRONG = re.compile(r"[`\s]*(?:is|was)\s+(?:wrong|incorrect|false|not\s+(?:the\s+)?(?:answer|correct|right))\b")
+_DENIED = re.compile(
+    r"(?:\b(?:not|never|cannot|instead\s+of|rather\s+than|other\s+than|(?:anything|all)\s+but)|n't)"
+    r"[\s*_}:]*(?:(?:be|this|that|equal\s+to|the\s+(?:answer|value|result))\b[\s*_:]*)*(?:`{1,3}(?:json)?\s*)?$",
+    re.IGNORECASE,
+)
+_CALLED_WRONG = re.compile(
+    r"[`\s*_]*(?:(?:is|was|would\s+be)\s+(?:clearly\s+|obviously\s+|also\s+|simply\s+|just\s+|definitely\s+)?"
+    r"(?:wrong|incorrect|false|invalid|not\s+(?:the\s+)?(?:answer|correct|right|valid))"
+    r"|(?:isn|wasn)['\N{RIGHT SINGLE QUOTATION MARK}]t\s+(?:the\s+)?(?:answer|correct|right|valid)"
+    r"|\(\s*(?:wrong|incorrect|invalid)\s*\))",
+    re.IGNORECASE,
+)
+_INTERVAL = re.compile(r"\[[^\[\]{}()\"\n]{1,40},[^\[\]{}()\"\n]{1,40}\)")
+"""A half-open interval, ``[0, 1)``: its bracket opens no list."""
+_ANSWER_BEGINS = ("{", "[", '"', "```")
 _BEGINS_JSON = re.compile(r"""\{\s*(?:["}]|'?\w+'?\s*:|//|/\*|\#|\.\.\.)|\[\s*(?:["{\[\]\-0-9tfn]|//|/\*|\#|\.\.\.)""")
 
 
@@ -122,13 +135,22 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
     if (found := [one for one in boxes(text) if one.content[:1] in ("{", "[")]) and whole_json(text) is _MISSING:
         content = one_of(found, text, which)
         return _MISSING if content is None else _of_kind(whole_json(content), kind)
+    if (tagged := _tagged_json(text)) and whole_json(text) is _MISSING:
+        content = one_of(tagged, text, which)
+        return _MISSING if content is None else find_json(content, kind, options)
     blocks = [TextSpan(m.start(), m.end(), m[2]) for m in _FENCE.finditer(text) if m[1].lower() in _JSON_NAMES]
     if blocks:
         values = [(block, whole_json(block.content)) for block in blocks]
-        block = one_of([one for one, value in values if value is _MISSING or _is_kind(value, kind)], text, which)
+        given = [one for one, value in values if value is _MISSING or _is_kind(value, kind)]
+        block = one_of([one for one in given if not _is_denied(text, one.start, one.end)], text, which)
         return _MISSING if block is None else _of_kind(whole_json(block), kind)
     # Code blocks are skipped, except a block that is a JSON value as a whole, whatever language it names.
     return _chosen(_FENCE.sub(lambda m: m[0] if _may_hold_json(m) else "\n", text), kind, which)
+
+
+def _tagged_json(text: str) -> list[TextSpan]:
+    """Return every ``<answer>...</answer>`` whose content begins as JSON or as a fenced block."""
+    return [one for one in tagged_answers(text) if one.content.startswith(_ANSWER_BEGINS)]
 
 
 def _may_hold_json(block: re.Match[str]) -> bool:
@@ -169,7 +191,9 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
 
 
 def _is_denied(text: str, start: int, end: int) -> bool:
-    """Whether the words around a value deny it: ``not {"a": 1}``, ``{"a": 1} is wrong``."""
+    """Whether what is around a value denies it: ``not {"a": 1}``, ``{"a": 1} is wrong``, ``~~{"a": 1}~~``."""
+    if text.startswith("~~", max(start - 2, 0)) and text.startswith("~~", end):
+        return True
     return bool(_DENIED.search(text, max(start - 40, 0), start) or _CALLED_WRONG.match(text, end, end + 60))
 
 
@@ -204,6 +228,9 @@ def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
     at = tries = 0
     while (opened := _OPENING.search(text, at)) is not None:
         start = opened.start()
+        if no_value := _no_value(text, start):
+            at = no_value
+            continue
         try:
             value, at = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
@@ -219,6 +246,13 @@ def _containers(text: str, kind: type) -> list[tuple[int, int, Any]]:
         if type(value) is kind and _is_finite(value):
             found.append((start, at, value))
     return found
+
+
+def _no_value(text: str, start: int) -> int | None:
+    """Return where to continue after a bracket that opens no value: ``[0, 1)``, ``\\sqrt[3]{8}``; None for others."""
+    if interval := _INTERVAL.match(text, start):
+        return interval.end()
+    return start + 1 if text.startswith("\\sqrt[", start - 5) else None
 
 
 def _is_finite(value: Any) -> bool:
@@ -249,8 +283,16 @@ def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
             value = _of_kind(whole_json(match[0]), kind)
             if value is not _MISSING:
                 found.append((match.start(), match.end(), value))
-        at = (_balanced(text, end) or len(text)) if opened else len(text)
+        at = _behind_bracket(text, end) if opened else len(text)
     return found
+
+
+def _behind_bracket(text: str, start: int) -> int:
+    """Return where to look for a scalar after the bracket at ``start``: not in a value that is cut off."""
+    end = _no_value(text, start) or _balanced(text, start)
+    if end is None and text[max(start - 1, 0)] == "\\" and not _BEGINS_JSON.match(text, start):  # \left\{ ... \right.
+        return start + 1
+    return len(text) if end is None else end
 
 
 def json_equal(answer: str, gold: str, options: JsonOptions) -> float:

@@ -16,6 +16,15 @@ MACRO = "\\x"
 
 _PLAIN = str.maketrans(
     {
+        **dict.fromkeys(
+            "\N{ZERO WIDTH SPACE}\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}\N{WORD JOINER}\N{SOFT HYPHEN}"
+            "\N{ZERO WIDTH NO-BREAK SPACE}\N{LEFT-TO-RIGHT MARK}\N{RIGHT-TO-LEFT MARK}\N{ARABIC LETTER MARK}"
+        ),
+        **{chr(ord(plain) + 0xFEE0): plain for plain in "+,-./:;<=>%()[]{}^|$"},  # full width
+        "\N{ARABIC DECIMAL SEPARATOR}": ".",
+        "\N{ARABIC THOUSANDS SEPARATOR}": "'",
+        "\N{ARABIC PERCENT SIGN}": "%",
+        "\N{PER MILLE SIGN}": " thousandths",
         **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FIGURE DASH}\N{NON-BREAKING HYPHEN}\N{SMALL HYPHEN-MINUS}", "-"),
         **dict.fromkeys("\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}\N{FIGURE SPACE}\t\r\v\f", " "),
         **dict.fromkeys("\N{MULTIPLICATION SIGN}\N{ASTERISK OPERATOR}", "×"),
@@ -23,12 +32,11 @@ _PLAIN = str.maketrans(
         **dict.fromkeys("\N{FRACTION SLASH}\N{DIVISION SLASH}", "/"),
         "\N{RIGHT SINGLE QUOTATION MARK}": "'",
         "\N{EM DASH}": " ; ",
-        **{chr(0xFF10 + digit): str(digit) for digit in range(10)},
     }
 )
 _SUPERSCRIPT = {raised: str(digit) for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")} | {"⁻": "-", "⁺": "+"}
-_VULGAR_VALUES = "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/8 3/8 5/8 7/8"
-_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR_VALUES.split(" "), strict=True))
+_VULGAR_VALUES = "1/2 1/3 2/3 1/4 3/4 1/5 2/5 3/5 4/5 1/6 5/6 1/7 1/8 3/8 5/8 7/8 1/9 1/10 0/3"
+_VULGAR = dict(zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒↉", _VULGAR_VALUES.split(" "), strict=True))
 
 
 def _fraction(match: re.Match[str]) -> str:
@@ -49,7 +57,7 @@ def _macro(_: re.Match[str]) -> str:
     return MACRO
 
 
-_MARKS = re.compile(r"[\\<_~{]|\$\s?\^|\+/-|-\s?\(|\)\s?/|[-=]>")
+_MARKS = re.compile(r"[\\<_~{]|\$\s?\^|\+/-|-\s?\(|[)/]\s?/|/\s?\(|[-=]>|\.[0-9]*\(|[0-9]!|\|-")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
 _BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod|choose|bmod|pmod|mod)(?![A-Za-z])")
@@ -59,6 +67,7 @@ _UNIT = r"\{\s*\\(?:text|mathrm)\s*\{([^{}]*)\}[^{}]{0,5}\}"
 _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), put)
     for pattern, put in (
+        (r"[^\D0-9]", lambda m: str(int(m[0]))),  # digits of other scripts
         (r"<<[^<>\n]*>>", " "),  # calculator annotations of GSM8K
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
@@ -79,7 +88,10 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|\\degree(?![A-Za-z])", "°"),
         (rf"{_FRAC}\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))\s*(?:\{{\s*({_WHOLE})\s*\}}|([0-9]))", _fraction),
         (rf"\{{\s*({_WHOLE})\s*\\over\s*({_WHOLE})\s*\}}", _fraction),
-        (r"\(\s*(-?[0-9]{1,60})\s*\)\s?/\s?(?:\(\s*(-?[0-9]{1,60})\s*\)|([0-9]{1,60}))", _fraction),
+        (r"(?<![\w)])\(\s*(-?[0-9]{1,60})\s*\)\s?/\s?(?:\(\s*(-?[0-9]{1,60})\s*\)|([0-9]{1,60}))", _fraction),
+        (r"(?<=[0-9])(\s?)/\s?\(\s*(-?[0-9]{1,60})\s*\)", r"\1/\2"),  # 1/(2)
+        (r"[0-9]*\.[0-9]*\([0-9]+\)|[0-9.]*[0-9][\u0304\u0305]", _macro),  # 0.(3) and 0.3 with a line above repeat
+        (r"[0-9]+!(?=\s?[-+*/^×·$}]|\s=)|\|-[0-9][0-9./]*\|", _macro),  # a factorial, an absolute value
         (rf"{_FRAC}\s*{_UNIT}\s*{_UNIT}", r" \1/\2"),
         (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
         (r"\\(?:times|ast)(?![A-Za-z])", "×"),
@@ -94,7 +106,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"(?<=[A-Za-z}])_(?:\{[^{}]*\}|[0-9A-Za-z])", ""),  # an index
         (r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)", lambda m: _fraction_of_small(m[1], m[2])),
         (r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPT[c] for c in m[0])),
-        (r"([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])", lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]]),
+        (r"([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒↉])", lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]]),
     )
 )
 

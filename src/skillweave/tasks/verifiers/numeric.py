@@ -11,6 +11,7 @@ from pydantic import Field
 
 from skillweave.tasks.verifiers.formula import calculates, formula, long_decimal, same_formula
 from skillweave.tasks.verifiers.items import pick, read_items
+from skillweave.tasks.verifiers.number_words import is_said_in_words
 from skillweave.tasks.verifiers.place import PlaceOptions, boxed, marked_part, own_words, said_part, usual_part
 from skillweave.tasks.verifiers.reading import Decimal, Number
 
@@ -47,7 +48,7 @@ class NumericOptions(PlaceOptions):
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
 _SENTENCE_END = re.compile(
-    r"[.!?;](?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
+    r"[.!?;](?!\s{1,3}=)(?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
@@ -61,6 +62,8 @@ def find_number(text: str, options: NumericOptions) -> Number | None:
     part, which, strict = answer_part(text, options)
     if part is None:
         return None
+    if re.fullmatch(r"\s*[0-9]+\s?!\s*", part) and "\\boxed" in text:
+        return None  # a factorial: nobody cries out in a box
     if strict:  # a marked answer has no bullet before it
         part = _SPACED_MINUS.sub("-", part)
     return pick(read_items(part, options.decimal, strict=strict), which)
@@ -82,19 +85,24 @@ def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal
     if marked:
         return part, "last", True
     said = said_part(text)
-    if said is not None and (sentence := _sentence(said[:_SAID_LENGTH], options)):
-        return sentence, "last", False
-    return text, "last", False
+    sentence = "" if said is None else _sentence(said[:_SAID_LENGTH], options)
+    return (text if sentence == "" else sentence), "last", False
 
 
-def _sentence(text: str, options: NumericOptions) -> str:
-    """Return the first sentence or clause that has a number (or something of that form); "" if there is none."""
+def _sentence(text: str, options: NumericOptions) -> str | None:
+    """Return the first sentence or clause that has a number (or something of that form); "" if there is none.
+
+    None: it begins with a number in words. That is the answer, whatever numerals follow: ``six. Each of 2 has 3``.
+    """
     at = 0
-    for end in _SENTENCE_END.finditer(text):
-        if read_items(text[at : end.start()], options.decimal):
-            return text[at : end.start()]
-        at = end.end()
-    return text[at:] if read_items(text[at:], options.decimal) else ""
+    for end in [*(match.span() for match in _SENTENCE_END.finditer(text)), (len(text), len(text))]:
+        clause = text[at : end[0]]
+        if read_items(clause, options.decimal):
+            return clause
+        if not text[:at].strip() and is_said_in_words(clause):
+            return None
+        at = end[1]
+    return ""
 
 
 def _is_whole(text: str) -> bool:

@@ -117,7 +117,11 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _EMPTY = ("", "...", r"\ldots", r"\dots", "answer", "your answer", r"\text{answer}", r"\text{your answer}", "X")
 # What is between the items of a list: no other words than these, and no sign that equates or negates.
-_BETWEEN = re.compile(r"(?:[\s,;|&$.()\[\]/\\]|\*\*|\band\b|\bor\b)*", re.IGNORECASE)
+_BETWEEN = re.compile(
+    r"(?:[\s,;|&$.()\[\]/\\]|\*\*|\b(?:and|or|else|maybe|perhaps|possibly|alternatively|vs)\b"
+    r"|\n[ \t]*(?:[-*+\N{BULLET}]|[0-9]{1,2}[.)])[ \t])*",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*([^\n]*)$", re.MULTILINE)
 # What a model invents if it does not stop after its answer. A text that starts so is a question of the user.
@@ -143,7 +147,7 @@ def boxes(text: str) -> list[TextSpan]:
     return found
 
 
-def _tagged(text: str) -> list[TextSpan]:
+def tagged_answers(text: str) -> list[TextSpan]:
     """Return every ``<answer>...</answer>``."""
     found: list[TextSpan] = []
     opened: re.Match[str] | None = None
@@ -188,7 +192,7 @@ def usual_part(text: str, holds_answer: re.Pattern[str]) -> tuple[bool, str | No
     """
     if found := boxes(text):
         return True, one_of(found, text)
-    if tags := _tagged(text):
+    if tags := tagged_answers(text):
         return True, one_of(tags, text)
     lines = [TextSpan(m.start(), m.end(), m[1].strip()) for m in _HASHES.finditer(text) if holds_answer.fullmatch(m[1])]
     if lines:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
+from skillweave.tasks.verifiers.number_words import FRACTION_WORDS, ORDINAL_WORDS, PARTS, SCALES, number_in_words
 from skillweave.tasks.verifiers.numerals import plain_text, tokens
 
 Decimal = Literal["point", "comma"]
@@ -34,12 +35,14 @@ class Item:
     - ``number`` is None if it is not one number but an expression, a range, a time or a list.
     - ``aside``: it is in parentheses with words, or in brackets, or it is an ordinal ("2nd", "1. "). Other items are
       preferred.
+    - ``words``: it is written in words ("two thirds"), which only says what its neighbours are part of.
     """
 
     number: Number | None
     first: int
     last: int
     aside: bool = False
+    words: bool = False
 
 
 _DIGITS_AT_MOST = 1000
@@ -47,42 +50,15 @@ _POWER_BITS_AT_MOST = 20_000
 _VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; other letters are units
 _UNKNOWNS = set("xyznXYZN")  # those of them that are not an article or an abbreviation
 _MULTIPLES = ("twice", "double", "triple", "thrice")
-_PARTS = ("half", "third", "quarter", "square", "cube", "root", "percent", "percentage", "double", "multiple")
-_COUNTS = {
-    "dozen": 12,
-    "hundred": 100,
-    "thousand": 10**3,
-    "lakh": 10**5,
-    "million": 10**6,
-    "crore": 10**7,
-    "billion": 10**9,
-    "trillion": 10**12,
+_TAKEN_OF = FRACTION_WORDS | {
+    *("square", "cube", "root", "percent", "percentage", "double", "triple", "multiple"),
+    *("factorial", "reciprocal", "inverse", "opposite", "logarithm", "log", "sine", "cosine", "tangent"),
 }
-_BELOW_ONE = {
-    "halves": 2,
-    "thirds": 3,
-    "fifths": 5,
-    "sixths": 6,
-    "sevenths": 7,
-    "eighths": 8,
-    "ninths": 9,
-    "tenths": 10,
-    "hundredths": 100,
-    "thousandths": 1000,
-}
-_SCALES: dict[str, int | Fraction] = {
-    **_COUNTS,
-    **{f"{word}s": scale for word, scale in _COUNTS.items()},
-    "k": 10**3,
-    "mn": 10**6,
-    "bn": 10**9,
-    **{word: Fraction(1, parts) for word, parts in _BELOW_ONE.items()},
-}
-SCALES = frozenset(_SCALES)
-"""Words that multiply the number before them."""
-_HALVES = {"half": Fraction(1, 2), "third": Fraction(1, 3), "quarter": Fraction(1, 4)}
+ARTICLES = ("the", "that", "those", "these", "this", "its", "all")
+_AFTER_OPERATION = ("squared", "cubed", "factorial", "repeating", "recurring", "doubled", "tripled", "halved")
+_DEGREES = ("degree", "degrees", "deg", "celsius", "fahrenheit", "centigrade", "c", "f")
 _CJK = "\u2e80"  # from here on: scripts that write words without spaces
-_FUNCTIONS = ("sqrt", "log", "ln", "exp", "sin", "cos", "tan")
+_FUNCTIONS = ("sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
 _POINT, _COMMA = (
@@ -141,6 +117,11 @@ class Reader:
                 item = self.item(at)
                 self.items.append(item)
                 at = item.last
+            elif kind == "word":
+                last = number_in_words(self.tokens, at)
+                if last is not None:
+                    self.items.append(Item(None, at, last, words=True))
+                    at = last
             elif kind == "macro":  # it does not stand for a number that can be read
                 self.items.append(Item(None, at, at))
             elif kind == "power" and self.kind(at - 1) in ("word", "close"):  # the exponent of a unit: m^2
@@ -177,8 +158,10 @@ class Reader:
         glued = after == last + 1
         if glued and word in _ORDINALS:
             aside, last = True, after
-        elif word in _SCALES and (word != "k" or glued):
-            value, last = None if value is None else value * _SCALES[word], after
+        elif word in SCALES and (word != "k" or glued):
+            value, last = None if value is None else value * SCALES[word], after
+        elif word in PARTS or word == "quarters":
+            value, last = self.part(value, last, after)
         elif glued and self.text(after) in ("M", "B") and "currency" in (self.kind(first), self.kind(first + 1)):  # $5M
             value, last = None if value is None else value * {"M": 10**6, "B": 10**9}[self.text(after)], after
         elif (
@@ -205,9 +188,36 @@ class Reader:
             last = after
         elif word == "per" and self.text(self.skip(after + 1)).lower() == "cent":
             percent, last = True, self.skip(after + 1)
+        zero = self.below_zero(last)
+        if zero is not None:
+            value, last = None if value is None or negative else -value, zero
         if self.kind(start - 1) == "macro" or self.expression_before(first) or self.expression_behind(last):
             value = None
         return Item(None if value is None else Number(value, percent), first, last, aside)
+
+    def part(self, value: Fraction | None, last: int, word: int) -> tuple[Fraction | None, int]:
+        """Return the value of "1 third" or "3 quarters", and its last token. It is None if they may mean two things."""
+        parts = PARTS.get(self.text(word).lower())
+        behind = self.text(self.skip(word + 1)).lower() if self.kind(self.skip(word + 1)) == "word" else ""
+        if parts is None:  # from four quarters on they are coins or seasons, unless something is divided
+            return (value, last) if value is not None and value >= 4 and behind != "of" else (None, word)
+        if value != 1 and behind not in ("", "of"):  # 5 third graders, 3 half days
+            return value, last
+        is_part = value == 1 and parts != 4 and behind in ("", "of")
+        return (Fraction(1, parts) if is_part else None), word
+
+    def below_zero(self, last: int) -> int | None:
+        """Return the last token of "below zero" after the token ``last``, if it stands there: "5 degrees below 0"."""
+        at = self.skip(last + 1)
+        if self.text(at) == "°":
+            at = self.skip(at + 1)
+        for _ in range(2):
+            if self.text(at).lower() in _DEGREES:
+                at = self.skip(at + 1)
+        zero = self.skip(at + 1)
+        return (
+            zero if self.text(at).lower() in ("below", "under") and self.text(zero).lower() in ("zero", "0") else None
+        )
 
     def sign(self, start: int) -> tuple[int, bool]:
         """Return where the item begins, including its sign and currency, and whether the sign is a minus."""
@@ -237,9 +247,15 @@ class Reader:
         at = self.skip(first - 1, -1)
         kind, spaced = self.kind(at), at != first - 1
         word = self.text(at).lower()
+        if word in ARTICLES:  # half of the 9, twice the 9
+            behind = self.skip(at - 1, -1)
+            if self.text(behind).lower() in ("of", "half", *_MULTIPLES):
+                at, word = behind, self.text(behind).lower()
+                if word == "half":
+                    return True
         if kind in ("order", "macro") or word in _FUNCTIONS or word in _MULTIPLES:
             return True
-        if word == "of" and self.text(self.skip(at - 1, -1)).lower() in _PARTS:
+        if word == "of" and self.text(self.skip(at - 1, -1)).lower() in _TAKEN_OF:
             return True
         if kind == "open" and self.text(at) != "[":
             inner = self.kind(at - 1)
@@ -259,9 +275,18 @@ class Reader:
         at = self.skip(last + 1)
         if self.kind(at) == "close":
             return self.text(at + 1) == "^" or (self.text(at), self.text(at + 1)) == (")", "(")
-        if self.text(at).lower() in ("squared", "cubed", "factorial", "repeating", "recurring"):
+        if self.text(at).lower() in _AFTER_OPERATION or self.is_raised_in_words(at):
             return True
         return self.kind(at) in ("sign", "times", "slash") and self.text(self.skip(at + 1)) in _UNKNOWNS
+
+    def is_raised_in_words(self, at: int) -> bool:
+        """Whether "to the third" or "to the third power" stands at a token, and not "to the third floor"."""
+        the = self.skip(at + 1)
+        ordinal = self.skip(the + 1)
+        behind = self.skip(ordinal + 1)
+        words = [self.text(one).lower() for one in (at, the, ordinal)]
+        power = self.kind(behind) != "word" or self.text(behind).lower() == "power"
+        return words[:2] == ["to", "the"] and words[2] in ORDINAL_WORDS and power
 
     def value(self, start: int) -> tuple[Fraction | None, int]:
         """Return the unsigned number from ``start`` on, or None if it is not one, and its last token."""
@@ -360,8 +385,8 @@ class Reader:
         if self.text(at).lower() == "and":
             at = self.skip(at + 1)
             part = self.skip(at + 1)
-            if self.text(at).lower() == "a" and self.text(part).lower() in _HALVES:
-                return whole + _HALVES[self.text(part).lower()], part
+            if self.text(at).lower() in ("a", "one") and self.text(part).lower() in PARTS:
+                return whole + Fraction(1, PARTS[self.text(part).lower()]), part
         if at == last + 1 or self.kind(at) != "digits" or not self.text(at).isdigit() or self.kind(at - 1) != "space":
             return None
         below = self.below(at)
