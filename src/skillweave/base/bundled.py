@@ -102,12 +102,13 @@ def convert_gguf(file: Path, folder: Path) -> None:
         "gguf_file": file.name,
         "local_files_only": True,
     }
+    opened: Any
     before = file_state(file)
     try:
         kinds, numbers = _contents(file)
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         # Unpacked explicitly: with the package `kernels` installed, transformers would keep the blocks.
-        model, report = AutoModelForCausalLM.from_pretrained(
+        opened = AutoModelForCausalLM.from_pretrained(
             **where,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
@@ -119,6 +120,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise UserError(f"{file}: transformers cannot read this GGUF file ({type(error).__name__}: {error})") from error
     if file_state(file) != before:
         raise UserError(f"{file} changed while it was read: wait until it is written, then try again")
+    model, report = opened
     # transformers would leave random numbers in these.
     unread = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if unread:
