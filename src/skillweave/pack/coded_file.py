@@ -85,7 +85,7 @@ def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[ReadParts, dict
     ends = [_HEAD + sum(lengths[: at + 1]) for at in range(4)]
     tables, codes, scales, plain = (data[end - length : end] for end, length in zip(ends, lengths, strict=True))
     try:
-        scales, plain = _merged_planes(scales, most_inflated(scales)), _merged_planes(plain, _plain_room(card))
+        scales, plain = _merged_planes(scales, 2 * _ranks(card)), _merged_planes(plain, _plain_room(card))
         kinds = {name: (tuple(values["shape"]), str(values["dtype"])) for name, values in deserialize(plain)}
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
@@ -96,7 +96,7 @@ def check_counts(parts: ReadParts, card: PackCard, file: Path) -> None:
     """Raise :class:`UserError` unless the parts can hold the codes of the card, and hold one scale for each rank."""
     shapes = [coded_shapes(card, name) for name in coded_names(card)]
     codes = sum(math.prod(left) + math.prod(right) for left, right in shapes)
-    ranks = sum(right[0] for _, right in shapes)
+    ranks = _ranks(card)
     if codes > CODES_A_BYTE * len(parts.codes):
         why = f"its {len(parts.codes)} bytes of codes cannot hold the {codes} codes of the card"
     elif len(parts.scales) != 2 * ranks:
@@ -126,6 +126,11 @@ def coded_shapes(card: PackCard, name: str) -> tuple[tuple[int, ...], tuple[int,
     """Return the shapes of A and B of a coded entry."""
     shapes = expected_tensors(name, card.entries[name])
     return shapes[f"{name}.A"][0], shapes[f"{name}.B"][0]
+
+
+def _ranks(card: PackCard) -> int:
+    """Return the number of ranks of all coded entries. Each has one scale, of two bytes."""
+    return sum(coded_shapes(card, name)[1][0] for name in coded_names(card))
 
 
 def _plain_room(card: PackCard) -> int:
