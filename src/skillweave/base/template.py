@@ -1,4 +1,4 @@
-"""Render chat templates with limits on time, memory and output, because they are programs that anyone may have written.
+"""Render templates with limits on time, memory and output, because they are programs that anyone may have written.
 
 transformers renders them in jinja's sandbox, which limits what they can access, but not how long they run or how much
 memory they take.
@@ -57,7 +57,7 @@ class TemplateError(UserError):
         self.public = f"the chat template {what}"
 
 
-class _TooLong(Exception):
+class TooLong(Exception):
     """A rendering took too long."""
 
 
@@ -81,11 +81,11 @@ def apply_template(
     """
     seconds = min(SECONDS + _MORE_SECONDS * (len(messages) + len(tools or ())), _MOST_SECONDS)
     try:
-        with _limited(seconds):
+        with limited(seconds):
             text = tokenizer.apply_chat_template(
                 messages, tools=list(tools) if tools else None, tokenize=False, add_generation_prompt=to_answer
             )
-    except _TooLong as error:
+    except TooLong as error:
         raise TemplateError(
             tokenizer,
             f"took more than {seconds:.1f} seconds on one conversation, and was stopped: it may loop without end. Use "
@@ -134,8 +134,8 @@ def _line_of(error: BaseException) -> int | None:
 
 
 @contextlib.contextmanager
-def _limited(seconds: float) -> Iterator[None]:
-    """Inside this context, a rendering that takes too long raises :class:`_TooLong`; one too large, MemoryError."""
+def limited(seconds: float) -> Iterator[None]:
+    """Inside this context, a rendering that takes too long raises :class:`TooLong`; one too large, MemoryError."""
     if threading.current_thread() is threading.main_thread():
         with _one_at_a_time, _memory(MEMORY), _time(seconds):
             yield
@@ -179,7 +179,7 @@ def _time(seconds: float) -> Iterator[None]:
 
     def over(number: int, frame: FrameType | None) -> None:
         if running:
-            raise _TooLong
+            raise TooLong
 
     before = signal.signal(signal.SIGVTALRM, over)
     signal.setitimer(signal.ITIMER_VIRTUAL, seconds, _AGAIN)
@@ -203,7 +203,7 @@ def _watched_lines(seconds: float) -> Iterator[None]:
 
     def check(frame: FrameType, event: str, argument: Any) -> Any:
         if time.thread_time() > ends:
-            raise _TooLong
+            raise TooLong
         if next(lines) % _LINES == 0 and _size() > largest:
             raise MemoryError
         return check

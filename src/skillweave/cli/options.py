@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from skillweave.errors import UserError, nearest, shown_value
+from skillweave.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from skillweave.base import Sampling
@@ -42,7 +42,7 @@ def _check_default(value: object, where: str, *, is_flag: bool) -> None:
     if isinstance(value, bool) and not is_flag:
         raise UserError(f"{where} is true or false in YAML (also yes, no, on, off): put a text in quotes")
     if not isinstance(value, str | int | float | None):
-        raise UserError(f"{where} must be one value, found {shown_value(value)}")
+        raise UserError(f"{where} must be one value, found {type(value).__name__}")
 
 
 BASE = typer.Option(..., "--base", "-b", help="Hugging Face folder, hub id, GGUF file or bundled:smollm2.")

@@ -16,6 +16,7 @@ from skillweave.base.checkpoint import Checkpoint
 from skillweave.errors import shown_value
 from skillweave.files.hashes import digest
 from skillweave.files.values import check_free
+from skillweave.progress import say_once
 
 _NO_EFFECT = {
     "_name_or_path", "architectures", "attn_implementation", "dtype", "gradient_checkpointing", "id2label", "label2id",
@@ -60,6 +61,19 @@ def other_than_recorded(recorded: Mapping[str, Any], config: Any) -> str | None:
     Only keys that both have are compared, because another version of transformers may have other keys.
     """
     return _named(recorded, recorded_values(config), "then")
+
+
+def tell_other_config(recorded: Mapping[str, Any], config: Any, made: str, base_ref: str) -> None:
+    """Print a warning if the ``config`` of a base differs from the one ``recorded`` when something was made on it.
+
+    ``made`` names what was made, and ``base_ref`` the base that it was made on.
+    """
+    if (other := other_than_recorded(recorded, config)) is not None:
+        say_once(
+            f"Warning: this base has the weights of the one that {made} was made on, and another config: {other}. "
+            f"Answers can differ from those that were trained and measured. Open the base as it was then ({base_ref}), "
+            f"or make {made} again on this one."
+        )
 
 
 def _values(config: Any) -> dict[str, Any]:

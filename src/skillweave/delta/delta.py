@@ -26,7 +26,7 @@ from skillweave.delta.adapter_whole import check_token_rows
 from skillweave.delta.carry import PARTS as CARRIED_PARTS
 from skillweave.delta.carry import Carried, changed_files, read_files, save_files
 from skillweave.delta.compare import compare
-from skillweave.delta.config_values import other_values
+from skillweave.delta.config_values import other_values, recorded_values, tell_other_config
 from skillweave.delta.lora import Adapter
 from skillweave.delta.schema import AGAIN, DELTA_FILE, BaseRef, DeltaCard, read_card
 from skillweave.delta.source import GivenTensors, TensorSource
@@ -50,6 +50,8 @@ class Delta:
             tensor on access, or a plain mapping of tensors.
         base_fingerprint: The fingerprint of the base that the delta belongs on.
         base_ref: The name by which that base was opened.
+        base_config: The values of that base's config that answers depend on
+            (:func:`~skillweave.delta.config_values.recorded_values`).
         whole: With a plain mapping: names that map to the tuned tensor itself (added tokens, integers).
         rows: With a plain mapping: name -> n, where the first n rows are a difference from the base's, and the rows
             behind them are added tokens, as tuned.
@@ -64,6 +66,7 @@ class Delta:
         *,
         base_fingerprint: str,
         base_ref: str = "the base",
+        base_config: Mapping[str, Any] | None = None,
         whole: Collection[str] = (),
         rows: Mapping[str, int] | None = None,
         provenance: Mapping[str, Any] | None = None,
@@ -76,6 +79,7 @@ class Delta:
         self._source = tensors
         self.base_fingerprint = base_fingerprint
         self.base_ref = base_ref
+        self.base_config = dict(base_config or {})
         self.provenance = dict(provenance or {})
         self.carried = carried or Carried()
 
@@ -115,6 +119,7 @@ class Delta:
             comparison,
             base_fingerprint=base_fingerprint,
             base_ref=base_ref,
+            base_config=recorded_values(ours.config),
             provenance=provenance,
             carried=carried,
         )
@@ -160,6 +165,7 @@ class Delta:
             source,
             base_fingerprint=base_fingerprint,
             base_ref=base_ref,
+            base_config=recorded_values(ours.config),
             provenance=provenance,
             carried=changed_files(base_folder, folder) if base_folder else None,
         )
@@ -222,10 +228,11 @@ class Delta:
 
     # -- applying ------------------------------------------------------------------------------------------------
 
-    def check_base(self, fingerprint: str, ref: str = "this base") -> None:
+    def check_base(self, fingerprint: str, ref: str = "this base", config: Any = None) -> None:
         """Raise :class:`UserError` unless ``fingerprint`` is that of the base that this delta was made on.
 
-        ``ref`` is the name of the checked base, for the message.
+        ``ref`` is the name of the checked base, for the message. ``config`` is its config: a warning names the values
+        that answers depend on, and that were others when the delta was made.
         """
         if fingerprint != self.base_fingerprint:
             wanted, other = shortened(self.base_fingerprint, fingerprint)
@@ -233,6 +240,7 @@ class Delta:
                 f"{self._source.owner} belongs on {self.base_ref} ({wanted}), not on {ref} ({other}). "
                 "Open the base it names, or make the delta again on this one."
             )
+        tell_other_config(self.base_config, config, self._source.where or "the delta", self.base_ref)
 
     def on(self, base: Checkpoint, dtype: torch.dtype | None = None) -> TunedCheckpoint:
         """The tensors of the tuned model, one at a time: those of ``base`` with every change added.
@@ -248,7 +256,7 @@ class Delta:
         The result's fingerprint is that of the model in memory. Raises :class:`UserError` for another base than the
         delta's, before anything is changed.
         """
-        self.check_base(base.fingerprint, base.ref)
+        self.check_base(base.fingerprint, base.ref, base.model.config)
         tuned = self.on(Checkpoint(base.model))
         with bar("applying", len(self.names())) as advance:
             return tuned_base(base, tuned, self.carried, in_place=in_place, advance=advance)
@@ -276,6 +284,7 @@ class Delta:
             card = DeltaCard(
                 kind=self.kind,
                 base=BaseRef(ref=self.base_ref, fingerprint=self.base_fingerprint),
+                base_config=self.base_config,
                 entries=dict(sorted(entries.items())),
                 files=hashes,
                 from_base=dict(self.carried.from_base),
@@ -299,6 +308,7 @@ class Delta:
             Adapter.saved(folder, card) if card.kind == "lora" else StoredTensors(folder, card, files),
             base_fingerprint=card.base.fingerprint,
             base_ref=card.base.ref,
+            base_config=card.base_config,
             provenance=card.provenance,
             carried=carried,
         )

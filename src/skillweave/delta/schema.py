@@ -16,7 +16,7 @@ from skillweave.files.values import Flag, Free, Line, Shape, Size, TensorName, V
 if TYPE_CHECKING:  # a card is read without waiting for torch
     import torch
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DELTA_FILE = "delta.json"
 AGAIN = "Copy or make the delta again."
 
@@ -57,12 +57,15 @@ class DeltaCard(_Strict):
     """The content of ``delta.json``. ``files`` holds the SHA-256 of every other file of the delta.
 
     ``from_base`` names files of the base's tokenizer that complete the carried ones, with a digest of what they must
-    mean (:func:`skillweave.delta.carry.meaning_digest`).
+    mean (:func:`skillweave.delta.carry.meaning_digest`). ``base_config`` holds the values of the base's config that its
+    answers depend on, which the fingerprint does not cover (:func:`skillweave.delta.config_values.recorded_values`);
+    deltas of older versions have none.
     """
 
     schema_version: Version = SCHEMA_VERSION
     kind: Literal["full", "lora"]
     base: BaseRef
+    base_config: Free = {}
     entries: dict[TensorName, TensorEntry]
     files: FileHashes
     from_base: FileMeanings = {}
@@ -72,11 +75,12 @@ class DeltaCard(_Strict):
         """The values of ``delta.json``, with the oldest schema version that can express them."""
         newer = any(entry.stored == "rows" for entry in self.entries.values())
         newer = newer or bool(self.from_base) or any(name.count("/") > 1 for name in self.files)
-        values = self.model_dump(mode="json", exclude=set() if self.from_base else {"from_base"})
+        empty = {key for key in ("base_config", "from_base") if not getattr(self, key)}
+        values = self.model_dump(mode="json", exclude=empty)
         for entry in values["entries"].values():
             if entry["shared"] is None:
                 del entry["shared"]
-        return values | {"schema_version": 2 if newer else 1}
+        return values | {"schema_version": 3 if self.base_config else 2 if newer else 1}
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -55,8 +55,8 @@ def write_tuned(
     Needs the memory of one tensor. Raises :class:`UserError` for another base.
     """
     folder, out = resolve(base_ref), Path(out)
-    delta.check_base(fingerprint(folder), str(base_ref))
     base = Checkpoint(folder)
+    delta.check_base(fingerprint(folder), str(base_ref), base.config)
     tuned = delta.on(base, as_dtype(dtype))
     if delta.carried.from_base:  # raises before anything is written
         check_from_base(delta.carried, folder)

@@ -61,6 +61,8 @@ Line = Annotated[str, Field(max_length=4096), AfterValidator(_check_line)]
 """A text that is shown on one line."""
 Version = Annotated[int, Field(strict=True, ge=1)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Number = Annotated[float, Field(strict=True)]
+"""A number, also a fraction; not a text such as "NaN", and not true. NaN itself is refused when JSON is read."""
 Size = Annotated[int, Field(strict=True, gt=0, lt=2**48)]
 Flag = Annotated[bool, Field(strict=True)]
 Shape = Annotated[tuple[Size, ...], Field(max_length=8)]

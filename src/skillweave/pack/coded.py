@@ -15,12 +15,11 @@ from skillweave.errors import UserError
 from skillweave.pack.coded_file import (
     REMAKE,
     CodedParts,
+    ReadParts,
     coded_names,
     coded_shapes,
     coded_tensors,
-    merged_planes,
     most_inflated,
-    plain_room,
 )
 from skillweave.pack.entropy import Codes, decode, encode
 from skillweave.pack.schema import PackCard
@@ -46,21 +45,20 @@ def _codes(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[C
     return torch.cat(parts).numpy(), lengths
 
 
-def decode_parts(parts: CodedParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
+def decode_parts(parts: ReadParts, card: PackCard, file: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of a file whose parts :func:`read_parts` gave and :func:`check_counts` passed.
 
     Raises :class:`UserError` for damaged parts.
     """
     try:
-        tensors = load(merged_planes(parts.plain, plain_room(card)))
+        tensors = load(parts.plain)
         shapes = {name: coded_shapes(card, name) for name in coded_names(card)}
         lengths = [n for left, right in shapes.values() for n in (left[0],) * left[1] + (right[1],) * right[0]]
         codes = decode(parts.tables, parts.codes, lengths)
-        ranks = sum(right[0] for _, right in shapes.values())
-        scales = merged_planes(parts.scales, 2 * ranks)
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
-    every = torch.frombuffer(bytearray(scales), dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()
+    scales = bytearray(parts.scales)
+    every = torch.frombuffer(scales, dtype=torch.bfloat16) if scales else torch.zeros(0).bfloat16()
     at = rank = 0
     for name, (left, right) in shapes.items():
         middle, end = at + math.prod(left), at + math.prod(left) + math.prod(right)

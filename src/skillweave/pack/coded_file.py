@@ -40,7 +40,7 @@ _NAME_ROOM = 256
 
 @dataclass(frozen=True)
 class CodedParts:
-    """The parts of the file, as they are in it."""
+    """The parts of a file that is written, as they are in it."""
 
     tables: bytes
     codes: bytes
@@ -60,7 +60,17 @@ class CodedParts:
         return {**sizes, "total": sum(sizes.values()) + _HEAD}
 
 
-def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[CodedParts, dict[str, tuple[tuple[int, ...], str]]]:
+@dataclass(frozen=True)
+class ReadParts:
+    """The parts of a file that was read: tables and codes as they are in it, scales and plain tensors inflated."""
+
+    tables: bytes
+    codes: bytes
+    scales: bytes
+    plain: bytes
+
+
+def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[ReadParts, dict[str, tuple[tuple[int, ...], str]]]:
     """Return the parts of a file's bytes, and the shape and the safetensors dtype of its plain tensors; without torch.
 
     Raises :class:`UserError`, which names the file, if it is damaged, cut off, or larger than the card allows.
@@ -73,28 +83,27 @@ def read_parts(data: bytes, card: PackCard, file: Path) -> tuple[CodedParts, dic
             f"{file} is damaged: its parts take {sum(lengths)} bytes, and it has {len(data) - _HEAD} for them. {REMAKE}"
         )
     ends = [_HEAD + sum(lengths[: at + 1]) for at in range(4)]
-    parts = CodedParts(*(data[end - length : end] for end, length in zip(ends, lengths, strict=True)))
+    tables, codes, scales, plain = (data[end - length : end] for end, length in zip(ends, lengths, strict=True))
     try:
-        plain = merged_planes(parts.plain, plain_room(card))
+        scales, plain = _merged_planes(scales, 2 * _ranks(card)), _merged_planes(plain, _plain_room(card))
         kinds = {name: (tuple(values["shape"]), str(values["dtype"])) for name, values in deserialize(plain)}
     except (ValueError, SafetensorError) as error:
         raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
-    return parts, kinds
+    return ReadParts(tables, codes, scales, plain), kinds
 
 
-def check_counts(parts: CodedParts, card: PackCard, file: Path) -> None:
+def check_counts(parts: ReadParts, card: PackCard, file: Path) -> None:
     """Raise :class:`UserError` unless the parts can hold the codes of the card, and hold one scale for each rank."""
     shapes = [coded_shapes(card, name) for name in coded_names(card)]
     codes = sum(math.prod(left) + math.prod(right) for left, right in shapes)
-    ranks = sum(right[0] for _, right in shapes)
-    try:
-        if codes > CODES_A_BYTE * len(parts.codes):
-            raise ValueError(f"its {len(parts.codes)} bytes of codes cannot hold the {codes} codes of the card")
-        scales = merged_planes(parts.scales, 2 * ranks)
-        if len(scales) != 2 * ranks:
-            raise ValueError(f"it holds {len(scales) // 2} scales, and the card has {ranks} ranks")
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}. {REMAKE}") from error
+    ranks = _ranks(card)
+    if codes > CODES_A_BYTE * len(parts.codes):
+        why = f"its {len(parts.codes)} bytes of codes cannot hold the {codes} codes of the card"
+    elif len(parts.scales) != 2 * ranks:
+        why = f"it holds {len(parts.scales) // 2} scales, and the card has {ranks} ranks"
+    else:
+        return
+    raise UserError(f"{file} is damaged: {why}. {REMAKE}")
 
 
 def coded_names(card: PackCard) -> list[str]:
@@ -119,7 +128,12 @@ def coded_shapes(card: PackCard, name: str) -> tuple[tuple[int, ...], tuple[int,
     return shapes[f"{name}.A"][0], shapes[f"{name}.B"][0]
 
 
-def plain_room(card: PackCard) -> int:
+def _ranks(card: PackCard) -> int:
+    """Return the number of ranks of all coded entries. Each has one scale, of two bytes."""
+    return sum(coded_shapes(card, name)[1][0] for name in coded_names(card))
+
+
+def _plain_room(card: PackCard) -> int:
     """Return the most bytes that the plain tensors may take, with the header of their file."""
     room, own = 2 * _NAME_ROOM, coded_tensors(card)
     for name, entry in card.entries.items():
@@ -129,7 +143,7 @@ def plain_room(card: PackCard) -> int:
     return room
 
 
-def merged_planes(data: bytes, most: int) -> bytes:
+def _merged_planes(data: bytes, most: int) -> bytes:
     """Return what :func:`_deflated` got, at most ``most`` bytes. Raises ValueError."""
     planes = inflated(data, min(most, most_inflated(data)))
     result = bytearray(len(planes))

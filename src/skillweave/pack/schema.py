@@ -51,7 +51,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from skillweave.delta.schema import BaseRef
 from skillweave.files.folder import FileHashes, FileMeanings
-from skillweave.files.values import Count, Flag, Free, Line, Shape, Size, TensorName, Version
+from skillweave.files.values import Count, Flag, Free, Line, Number, Shape, Size, TensorName, Version
 from skillweave.pack.layers import expanded, joined
 from skillweave.pack.name import PackName
 from skillweave.pack.probe import PackProbe
@@ -282,9 +282,9 @@ class PackAudit(BaseModel):
     tool: Annotated[Line, Field(pattern=r"^skillweave \S+$")]
     digest: Annotated[Line, Field(pattern=r"^[0-9a-f]{16}$")]
     """``Skillpack.digest`` of the audited pack: an audit of other weights does not count"""
-    score: float | None = None
-    p_value: Annotated[float, Field(ge=0, le=1)] | None = None
-    false_positive_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    score: Number | None = None
+    p_value: Annotated[Number, Field(ge=0, le=1)] | None = None
+    false_positive_rate: Annotated[Number, Field(ge=0, le=1)] | None = None
     references: Count = 0
 
 

@@ -26,7 +26,7 @@ from skillweave.base.safetensors_io import Spec, read_tensors, tensor_bytes, wri
 from skillweave.base.voice import Voice
 from skillweave.delta import Delta
 from skillweave.delta.carry import Carried, save_files
-from skillweave.delta.config_values import other_than_recorded
+from skillweave.delta.config_values import tell_other_config
 from skillweave.delta.schema import dtype_name
 from skillweave.delta.source import TensorSource
 from skillweave.delta.voice import carried_generation, carried_tokenizer
@@ -48,7 +48,6 @@ from skillweave.pack.schema import (
 from skillweave.pack.stored import CARD_FILE, README_FILE, check_tensors, data_name, read_with_parts
 from skillweave.pack.values import check_values
 from skillweave.pack.weigh import DATA_METADATA, plain_sizes, weigh
-from skillweave.progress import say_once
 
 
 class Skillpack:
@@ -163,12 +162,7 @@ class Skillpack:
                 f"the pack '{self.card.name}' belongs on {self.card.base.ref} ({wanted}), not on {given}. "
                 "Open the base it names, or zip a delta of this one."
             )
-        if (other := other_than_recorded(self.card.base_config, config)) is not None:
-            say_once(
-                f"Warning: this base has the weights of the one that the pack '{self.card.name}' was made on, and "
-                f"another config: {other}. What the pack's card says was measured need not hold here. Open the base as "
-                f"it was then ({self.card.base.ref}), or zip the delta again on this one."
-            )
+        tell_other_config(self.card.base_config, config, f"the pack '{self.card.name}'", self.card.base.ref)
 
     def check_audit(self) -> PackAudit:
         """Return the audit on the card if it lets the pack pass. Raises :class:`UserError`, which says what to run.
@@ -239,6 +233,7 @@ class Skillpack:
             _Decoded(self),
             base_fingerprint=self.card.base.fingerprint,
             base_ref=self.card.base.ref,
+            base_config=self.card.base_config,
             provenance={"skillpack": self.card.name},
             carried=self.carried,
         )

@@ -16,7 +16,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
-from skillweave.pack.coded_file import LARGEST_FILE, CodedParts, check_counts, coded_tensors, read_parts
+from skillweave.pack.coded_file import LARGEST_FILE, ReadParts, check_counts, coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
 
@@ -53,7 +53,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     return read_with_parts(folder)[:3]
 
 
-def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, CodedParts | None]:
+def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, ReadParts | None]:
     """Return what :func:`read_stored` does, and the parts of a coded tensor file, whose bytes are read only once."""
     folder = Path(folder)
     if not is_skillpack(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from pydantic import Field, SecretStr
 from skillweave.config import ByteSize, Config
 from skillweave.errors import UserError
 from skillweave.files.read import read_text
+from skillweave.progress import say_once
 
 KEY_VARIABLE = "SKILLWEAVE_API_KEY"
 """The environment variable with the key that clients must send."""
@@ -94,6 +96,8 @@ def _given_key(settings: ServeConfig, environment: Mapping[str, str]) -> str | N
     elif settings.api_key_file is not None:
         where = str(settings.api_key_file)
         key = read_text(settings.api_key_file, "the file with the key", largest=_LARGEST_KEY_FILE).strip()
+        if settings.api_key_file.stat().st_mode & stat.S_IROTH:
+            say_once(f"Warning: every user of this machine can read the key in {where}: chmod o-r {where}")
     elif KEY_VARIABLE in environment:
         key, where = environment[KEY_VARIABLE], f"the environment variable {KEY_VARIABLE}"
     else:

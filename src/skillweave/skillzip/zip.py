@@ -115,7 +115,7 @@ def zip_delta(
 
     get_codec(config.codec)
     check_prefill(config)
-    delta.check_base(base.fingerprint, base.ref)
+    delta.check_base(base.fingerprint, base.ref, base.model.config)
     if is_int8(base):
         raise UserError(
             f"the linear layers of {base.ref} are in int8, and a delta is zipped on the base as its files hold it: "

@@ -68,6 +68,7 @@ def lay_on(base: Base, weave: Path, card: WeaveCard, expected: str) -> Base:
             f"{weave / FOLDER} belongs on another base than the weave ({delta.base_ref}): it was exchanged. "
             f"Copy or build the weave again."
         )
+    delta.check_base(base.fingerprint, base.ref, base.model.config)
     # Of the files, not of the model in memory: each tensor is summed as stored, then cast to the model's dtype.
     tuned = delta.on(base.checkpoint)
     if (made := fingerprint(tuned)) != expected:

@@ -35,7 +35,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import FileHashes, Folder
 from skillweave.files.hashes import sha256_file
 from skillweave.files.read import read_card_file
-from skillweave.files.values import Count, Free, Version
+from skillweave.files.values import Count, Free, Number, Version
 from skillweave.pack.name import as_pack_name
 from skillweave.weave.card import ROUTER_FILE
 from skillweave.weave.directions import NARROWEST, Geometry, directions, enough_cosine
@@ -69,7 +69,7 @@ class RouterCard(BaseModel):
     schema_version: Version = SCHEMA_VERSION
     classes: Annotated[list[str], Field(min_length=2, max_length=10_001), AfterValidator(_check_classes)]
     layer: Count
-    threshold: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+    threshold: Annotated[Number, Field(ge=0, le=1)]
     figures: Free
     files: FileHashes = {}
     """SHA-256 of ``router.safetensors``. A router of version 1 has none."""

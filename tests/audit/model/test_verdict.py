@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from skillweave.audit.combine import surprise
+from skillweave.audit.model.job import read_reference
 from skillweave.audit.model.verdict import (
     ALARM,
     NO_ALARM,
@@ -19,6 +22,7 @@ from skillweave.audit.model.verdict import (
     judge,
     signal_values,
 )
+from skillweave.errors import UserError
 
 NAMES = [name for name in WEIGHTS.signals if name != "spectrum"]
 
@@ -85,6 +89,20 @@ def test_an_alarm_takes_a_signal_of_refusals_that_is_far_out() -> None:
     assert distances(checkpoint(np.full(len(NAMES), 0.05)), equal) == {"refusal_contrast": math.inf}  # 5% are drift
     assert distances(checkpoint(np.full(len(NAMES), 0.009)), equal) == {}  # below 0.01 nats no answer changes
     assert distances(checkpoint(np.full(len(NAMES), math.nan)), equal) == {}
+
+
+@pytest.mark.parametrize("wrong", ["NaN", "1e5", True, [1.0], {}])
+@pytest.mark.parametrize("field", ["signals", "spectrum", "lost_p"])
+def test_a_number_of_a_reference_is_a_number(tmp_path: Path, field: str, wrong: object) -> None:
+    found = [one.model_dump(mode="json") for one in drawn(2, 0)]
+    file = tmp_path / "ref.json"
+    file.write_text(json.dumps({"schema_version": 1, "tool_version": "x", "checkpoints": found}))
+    assert len(read_reference(file)) == 2
+    key = next(iter(found[0][field])) if isinstance(found[0][field], dict) else None
+    found[0][field] = wrong if key is None else {**found[0][field], key: wrong}
+    file.write_text(json.dumps({"schema_version": 1, "tool_version": "x", "checkpoints": found}))
+    with pytest.raises(UserError, match=rf"ref\.json: checkpoints\.0\.{field}.* number .*Collect it again"):
+        read_reference(file)
 
 
 def test_without_a_reference_only_paired_tests_count() -> None:

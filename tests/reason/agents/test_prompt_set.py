@@ -90,6 +90,16 @@ def test_what_a_folder_lacks_comes_from_general_and_is_said(tmp_path: Path, caps
         ("code", "{# nothing #}", "code.jinja: the prompt is empty"),
         ("code", "a" * (LARGEST_TEMPLATE + 1), "code.jinja"),
         ("code", "{% for i in range(50000) %}{% for j in range(50) %}{{ rule }}{% endfor %}{% endfor %}", "1,048,576"),
+        (
+            "code",
+            "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+            "2 seconds.*stopped",
+        ),
+        ("code", "{{ 'x' * 10**10 }}", "code.jinja: the template took more than 1.07 GB of memory"),
+        ("code", "{% set n = 10**10 %}{{ rule * n }}", "code.jinja: the template took more than 1.07 GB of memory"),
+        ("code", "{{ '%99999999999d' % 1 }}", "code.jinja"),
+        ("code", "{{ " + "9" * 5000 + " }}", "code.jinja: not a jinja template: .*digits"),
+        ("code", "{% for i in [1] %}" * 25 + "{{ rule }}" + "{% endfor %}" * 25, "code.jinja: .* nested too deeply"),
         ("cod", "{{ rule }}", r"cod.jinja is not a prompt template; did you mean 'code.jinja'"),
     ],
 )

@@ -19,6 +19,7 @@ from skillweave import __version__
 from skillweave.audit.combine import Combination, surprise
 from skillweave.audit.model.spectrum import oddness
 from skillweave.audit.statistics import conformal_p, least_reference, promised_rate
+from skillweave.files.values import Number
 
 Outcome = Literal["alarm", "no alarm at this threshold", "not enough evidence"]
 ALARM: Outcome = "alarm"
@@ -65,12 +66,12 @@ class CheckpointSignals(BaseModel):
     model: str = Field(description="what was audited")
     base_fingerprint: str
     asked: str = Field(description="digest of the prompts and of the settings that change the figures")
-    signals: dict[str, float | None] = Field(description="signal -> value; null if it could not be measured")
-    spectrum: dict[str, float] = Field(description="KIND.STATISTIC -> value, of the delta")
+    signals: dict[str, Number | None] = Field(description="signal -> value; null if it could not be measured")
+    spectrum: dict[str, Number] = Field(description="KIND.STATISTIC -> value, of the delta")
     wrappers: int = Field(description="wrappers with enough refusals to be judged")
     pairs: int = Field(description="requests behind the worst wrapper")
-    lost_p: float = Field(description="p-value of the written refusals lost, times the number of wrappers")
-    contrast_p: float = Field(description="p-value of the contrast in log-probability, times the number of wrappers")
+    lost_p: Number = Field(description="p-value of the written refusals lost, times the number of wrappers")
+    contrast_p: Number = Field(description="p-value of the contrast in log-probability, times the number of wrappers")
 
 
 class Reference(BaseModel):

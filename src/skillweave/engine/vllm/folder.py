@@ -12,7 +12,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import is_file, read_card_file
 from skillweave.files.recover import settle
-from skillweave.files.values import Line, Version
+from skillweave.files.values import Line, Number, Version
 from skillweave.pack.name import PackName
 
 SCHEMA_VERSION = 1
@@ -32,11 +32,11 @@ class AdapterRef(BaseModel):
     rank: Annotated[int, Field(ge=1)]
     digest: Line
     """of the pack (:attr:`skillweave.pack.Skillpack.digest`)"""
-    left_out: dict[str, float] = {}
+    left_out: dict[str, Number] = {}
     """the share of the change in each tensor that the adapter does not have"""
-    cut: dict[str, float] = {}
+    cut: dict[str, Number] = {}
     """the share of the change that each matrix lost to the highest rank"""
-    kl: float | None = None
+    kl: Number | None = None
     """the KL divergence of the adapter's next token from the pack's along a text, in nats per token, if measured"""
 
     @property

@@ -252,7 +252,7 @@ def _copy_of_start(run: Run[TpawConfig, Task], folder: Path) -> Path:
     """The run's own copy of the ``start`` delta. Raises :class:`UserError` if it does not fit the run."""
     try:
         delta = Delta.from_pretrained(folder)
-        delta.check_base(run.base.fingerprint, run.base.ref)
+        delta.check_base(run.base.fingerprint, run.base.ref, run.base.model.config)
     except UserError as error:
         raise UserError(f"start: {error}") from error
     if run.config.train == "lora" and delta.kind != "lora":

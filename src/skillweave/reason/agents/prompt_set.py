@@ -6,9 +6,10 @@ short prompts, for a small model that was trained on exactly these prompts: its 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from skillweave.artefact import atomic_folder, write_text
 from skillweave.base.ends import TEMPLATE_ERRORS
+from skillweave.base.template import MEMORY, SECONDS, TooLong, limited
 from skillweave.errors import UserError, nearest
 from skillweave.files.read import read_text
 from skillweave.progress import say_once
 from skillweave.reason.agents.prompt_values import bare_text
+from skillweave.units import human_bytes
 
 VARIABLES: dict[str, tuple[str, ...]] = {
     "propose_program": ("pairs", "avoid"),
@@ -127,14 +130,15 @@ class PromptSet:
             raise UserError(f"the prompt set '{self.name}' has no template {template}{_END}, which this run needs")
         parts, length = [], 0
         try:
-            for part in self._templates[template].generate(**values):
-                length += len(part)
-                if length > LONGEST_PROMPT:
-                    raise UserError(
-                        f"{self._files[template]}: the prompt has more than {LONGEST_PROMPT:,} characters: make the "
-                        "template shorter, or give problems with fewer or smaller pairs"
-                    )
-                parts.append(part)
+            with self._stopped(template):
+                for part in self._templates[template].generate(**values):
+                    length += len(part)
+                    if length > LONGEST_PROMPT:
+                        raise UserError(
+                            f"{self._files[template]}: the prompt has more than {LONGEST_PROMPT:,} characters: make "
+                            "the template shorter, or give problems with fewer or smaller pairs"
+                        )
+                    parts.append(part)
         except TEMPLATE_ERRORS as error:
             raise self._broken(template, error) from error
         return "".join(parts).strip()
@@ -151,21 +155,41 @@ class PromptSet:
         """The compiled template, with its file name, so that errors can name the line."""
         file, source = str(self._files[template]), self._sources[template]
         try:
-            tree = self._environment.parse(source, template, file)
-            unknown = meta.find_undeclared_variables(tree) - {*VARIABLES[template], *self._environment.globals}
-            if unknown:
-                name = min(unknown)
-                line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
-                raise UserError(
-                    f"{file}, line {line}: there is no variable '{name}' in this prompt; "
-                    f"{nearest(name, VARIABLES[template])}"
-                )
-            code = self._environment.compile(tree, template, file)
+            with self._stopped(template):  # a constant such as 'x' * 10**10 is computed here
+                tree = self._environment.parse(source, template, file)
+                self._check_names(template, tree)
+                code = self._environment.compile(tree, template, file)
         except TemplateSyntaxError as error:
             raise UserError(f"{file}, line {error.lineno}: not a jinja template: {error.message}") from error
-        except RecursionError:
+        except ValueError as error:  # a number of too many digits
+            raise UserError(f"{file}: not a jinja template: {error}") from error
+        except (RecursionError, SyntaxError):  # Python has no more than 20 loops inside each other
             raise UserError(f"{file}: the template is nested too deeply: write a simpler one") from None
         return self._environment.from_string("").from_code(self._environment, code, self._environment.make_globals({}))
+
+    def _check_names(self, template: str, tree: nodes.Template) -> None:
+        """Raise :class:`UserError` for a variable that the template may not use."""
+        unknown = meta.find_undeclared_variables(tree) - {*VARIABLES[template], *self._environment.globals}
+        if unknown:
+            name = min(unknown)
+            line = min(node.lineno for node in tree.find_all(nodes.Name) if node.name == name)
+            raise UserError(
+                f"{self._files[template]}, line {line}: there is no variable '{name}' in this prompt; "
+                f"{nearest(name, VARIABLES[template])}"
+            )
+
+    @contextlib.contextmanager
+    def _stopped(self, template: str) -> Iterator[None]:
+        """Raise :class:`UserError` if what is computed inside takes too long or too much memory."""
+        try:
+            with limited(SECONDS):
+                yield
+        except (TooLong, MemoryError) as error:
+            took = f"{SECONDS:g} seconds" if isinstance(error, TooLong) else f"{human_bytes(MEMORY)} of memory"
+            raise UserError(
+                f"{self._files[template]}: the template took more than {took} for one prompt, and was stopped: write a "
+                "simpler one"
+            ) from None
 
     def _trial(self, template: str) -> str:
         """A rendering with sample values, so that a mistake is found before the first call is paid."""

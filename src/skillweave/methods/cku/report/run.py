@@ -61,7 +61,7 @@ def make_report(
             f"delta: {config.delta} is not a delta folder: set it to the `delta` folder in the output of `cku unlearn`"
         )
     for delta in deltas.values():
-        delta.check_base(base.fingerprint, base.ref)
+        delta.check_base(base.fingerprint, base.ref, base.model.config)
     if config.reference is not None and "reference" not in deltas:
         _check_vocabulary(base, config.reference)
     run = Run.begin("cku report", base, config, read_report_data(config), folder)
