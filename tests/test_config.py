@@ -95,7 +95,7 @@ def test_bad_overrides() -> None:
 
 def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, "base: b\n")
-    with pytest.raises(UserError, match=r"^--set inner\.rate=1: unknown key 'inner\.rate'"):
+    with pytest.raises(UserError, match=r"^--set inner\.rate=\.\.\.: unknown key 'inner\.rate'"):
         read_config(Outer, path, ["inner.rate=1"])
     with pytest.raises(UserError, match=r"^--set base=5: base"):  # the last one counts
         read_config(Outer, path, ["base=a", "base=5"])

@@ -180,7 +180,8 @@ def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str
         line = _line_of(text, path)
         # Of two overrides of one key the last one counts.
         override = next((o for o in reversed(overrides) if f"{key}.".startswith(f"{o.partition('=')[0]}.")), None)
-        secret = _is_secret(cls, path)
+        # A misspelt name may be that of a secret.
+        secret = problem["type"] == "extra_forbidden" or _is_secret(cls, path)
         given = f"{key}=..." if override and secret else override
         place = f"--set {given}" if override else f"{where}, line {line}" if line else where
         if problem["type"] == "extra_forbidden":
