@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that the next training step can use it again without asking the kernel."""
+"""What glibc does with freed memory: keep it for the next step of a training, or give it back to the system."""
 
 from __future__ import annotations
 
@@ -18,11 +18,29 @@ def keep_freed_memory() -> bool:
     the process [ours]. The process then keeps its peak memory until it ends. Does nothing if the C library is not
     glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    libc = ctypes.CDLL(None)
-    if not (hasattr(libc, "gnu_get_libc_version") and hasattr(libc, "mallopt")):
+    libc = _glibc("mallopt")
+    if libc is None:
         return False
     wanted = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_TOP_PAD, 256 * 2**20))
     accepted = [libc.mallopt(ctypes.c_int(key), ctypes.c_int(value)) for key, value in wanted]
     return all(accepted)
+
+
+def release_freed_memory() -> None:
+    """Give all whole pages of freed memory back to the system, which glibc keeps for later allocations.
+
+    Whatever reads a model or makes another one of it frees about as much as it leaves behind, and a process that then
+    serves for weeks has no use for it. SmolLM2 in bfloat16 has 269 MB; after it was opened, the process gave back 420
+    MB, and after its layers were put into int8 250 MB [ours]. Does nothing if the C library is not glibc.
+    """
+    libc = _glibc("malloc_trim")
+    if libc is not None:
+        libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def _glibc(function: str) -> ctypes.CDLL | None:
+    """Return the C library if it is glibc and has the function."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "gnu_get_libc_version") and hasattr(libc, function) else None

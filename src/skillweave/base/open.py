@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from skillweave.base.allocator import release_freed_memory
 from skillweave.base.bundled import BUNDLED, bundled, from_gguf
 from skillweave.base.checkpoint import Checkpoint
 from skillweave.base.fingerprint import fingerprint
@@ -152,6 +153,7 @@ def open_base(
     _pad_within(tokenizer, embedding_rows(model), path)
     local = Path(str(ref)).expanduser()
     name = str(local.resolve()) if local.exists() else str(ref)
+    release_freed_memory()
     return Base(model, tokenizer, files_fingerprint, name, path, files=files)
 
 

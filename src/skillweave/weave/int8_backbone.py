@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from skillweave.base import Base, prompt_ids
+from skillweave.base.allocator import release_freed_memory
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.feeding import feeding
 from skillweave.base.layout import owners
@@ -119,6 +120,7 @@ def put_into_int8(
         f"{base.ref}: {len(chosen)} linear layers are in int8; the base takes {base.nbytes / 1e6:.1f} MB instead of "
         f"{before / 1e6:.1f} MB. On {lost.tokens} tokens of calibration text, {lost}"
     )
+    release_freed_memory()  # the weights in floats
     return base
 
 

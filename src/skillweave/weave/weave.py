@@ -11,6 +11,7 @@ import torch
 
 from skillweave.artefact import atomic_folder, write_json
 from skillweave.base import Base, Sampling
+from skillweave.base.allocator import release_freed_memory
 from skillweave.base.chat import PromptOrIds
 from skillweave.base.prefix import backbone_tokens, opening_ids
 from skillweave.base.voice import Voice
@@ -171,6 +172,7 @@ class Weave:
             )
         for name in card.packs if packs is None else packs:
             weave.load(name)
+        release_freed_memory()
         return weave
 
     @classmethod
