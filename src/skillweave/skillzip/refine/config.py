@@ -12,10 +12,10 @@ from skillweave.config import Config
 class RefineConfig(Config):
     """Settings of the refinement, which tunes the factors of a pack towards the specialist's own probabilities.
 
-    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50, but the KL of three
-    packs of 1/1024 fell by another 31 to 42% from there to 100 steps. Of a pack at 1/256 of a short fine-tune, whose KL on
-    held-out prompts was 0.329 nats a token, 50 steps left 0.094 with this rate and 0.261 with twice this rate (one
-    seed).
+    The steps and the rate are [ours], from SmolLM2. Most of what 150 steps gained was there after 50, but the KL of
+    three packs of 1/1024 fell by another 31 to 42% from there to 100 steps. Of a pack at 1/256 of a short fine-tune,
+    whose KL on held-out prompts was 0.329 nats a token, 50 steps left 0.094 with this rate and 0.261 with twice this
+    rate (one seed).
 
     ``held_out`` [ours] is large, because few prompts can have most of the distance. Of a nearly exact pack (a KL of 1.1
     thousandths), the training made an eighth of the test prompts far worse. 16 held-out prompts showed a gain (1.8 to
