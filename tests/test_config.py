@@ -99,7 +99,7 @@ def test_a_mistake_in_an_override_is_not_blamed_on_the_file(tmp_path: Path) -> N
         read_config(Outer, path, ["inner.rate=1"])
     with pytest.raises(UserError, match=r"^--set base=5: base"):  # the last one counts
         read_config(Outer, path, ["base=a", "base=5"])
-    with pytest.raises(UserError, match=r"^--set base=\[: not valid YAML"):
+    with pytest.raises(UserError, match=r"^--set base=\.\.\.: the value is not valid YAML"):
         read_config(Outer, path, ["base=["])
 
 

@@ -158,18 +158,27 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def _override(values: dict[str, Any], override: str) -> None:
+    """Put the value of ``key.sub=value`` into the values. No error shows it: it may be a secret."""
     key, sign, raw = override.partition("=")
     if not sign or not key:
-        raise UserError(f"--set {override}: write key=value, for example --set seed=1")
+        begins = re.match(r"[\w.-]*", override)
+        shown = begins[0] if begins else ""
+        raise UserError(f"--set {shown}...: write key=value, for example --set seed=1")
     *parents, last = key.split(".")
     for parent in parents:
         step: Any = values.get(parent, {})
         if not isinstance(step, dict):
-            raise UserError(f"--set {override}: '{parent}' holds a value, not keys of its own")
+            raise UserError(f"--set {key}=...: '{parent}' holds a value, not keys of its own")
         # A copy: with a YAML anchor, several keys have the same mapping, and only this one is overridden.
         values[parent] = dict(step)
         values = values[parent]
-    values[last] = parse_yaml(raw, f"--set {override:.200}")
+    try:
+        values[last] = parse_yaml(raw, "")
+    except UserError:
+        raise UserError(
+            f"--set {key}=...: the value is not valid YAML: put a text with other characters than letters and digits "
+            "in quotes, inside those of the shell"
+        ) from None
 
 
 def _explain(error: ValidationError, cls: type[BaseModel], where: str, text: str, overrides: Sequence[str]) -> str:

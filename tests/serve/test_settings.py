@@ -62,7 +62,7 @@ def test_a_key_file_that_others_can_read_is_told(tmp_path: Path, capsys: pytest.
         file.chmod(mode)
         assert read_key(ServeConfig(api_key_file=file), {}) == KEY
         said = " ".join(capsys.readouterr().err.split())
-        assert (f"can read the key in {file}: chmod o-r" in said) == told
+        assert (f"read the key: chmod o-r {file}" in said) == told
         assert KEY not in said
 
 
@@ -75,6 +75,17 @@ def test_a_mistake_does_not_show_the_key(tmp_path: Path, wrong: str) -> None:
             read_config(ServeConfig, source, overrides)
         assert KEY not in str(caught.value)
         assert "4242" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [f"'{KEY}", f"[{KEY}", f"@{KEY}", f"*{KEY}", f"!{KEY}", f"%{KEY}"])
+def test_a_key_that_is_no_yaml_is_not_shown(tmp_path: Path, value: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"api_key: {value}")
+    given = [(file, []), *(({}, [f"api_key{sign}{value}"]) for sign in ("=", ":", " "))]
+    for source, overrides in given:
+        with pytest.raises(UserError) as caught:
+            read_config(ServeConfig, source, overrides)
+        assert KEY not in str(caught.value)
 
 
 def test_two_keys_are_a_mistake(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -92,7 +93,9 @@ def _read(text: str, where: str, wanted: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark and "\n" in text else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or error
+        problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+        # The name of an alias or a tag is what stands behind * or !, which may be meant as a text, and secret.
+        problem = re.sub(r"(alias|tag) '.*'", r"\1", problem, flags=re.DOTALL)
         raise UserError(f"{where}{line}: not valid YAML ({problem})") from error
     except RecursionError:
         raise UserError(f"{where}: this YAML cannot be read: it is nested too deep") from None

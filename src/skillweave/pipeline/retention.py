@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from skillweave.artefact import write_json
-from skillweave.base import Base, Sampling, open_base
+from skillweave.base import Answer, Base, Prompt, Sampling, open_base
 from skillweave.delta import Delta
 from skillweave.errors import TooSmall, UserError
 from skillweave.files.lock import claim
@@ -139,7 +139,9 @@ def zip_to_target(
     """
     check_settings(config, target)
     with claim(folder):
-        work = _Work(delta, base, task, config, folder, name, method, data, limit, sampling or Sampling())
+        refine = config.refine
+        examples = None if refine is None else task.examples(("calibration", "train"), refine.prompts)
+        work = _Work(delta, base, task, examples, config, folder, name, method, data, limit, sampling or Sampling())
         _check_gain(work.of_base.figures, work.of_specialist.figures)
         trials: list[Trial] = []
 
@@ -171,6 +173,8 @@ class _Work:
     delta: Delta
     base: Base
     task: Task
+    examples: list[tuple[Prompt, Answer | None]] | None
+    """what a refinement reads"""
     config: ZipConfig
     folder: Path
     name: str
@@ -251,19 +255,18 @@ class _Work:
 
     def _zip(self, place: Path, settings: ZipConfig) -> None:
         """Write the pack below ``place``, or the least bytes that the codec can write if it cannot be so small."""
-        refine, task = settings.refine, self.task
         try:
             pack = zip_delta(
                 self.delta,
                 self.base,
-                task.pairs("calibration") if settings.needs_calibration else None,
+                self.task.pairs("calibration") if settings.needs_calibration else None,
                 settings,
                 name=self.name,
                 method=self.method,
                 data=self.data,
                 scores={"base": self.of_base.figures, "specialist": self.of_specialist.figures},
-                refine_on=None if refine is None else task.examples(("calibration", "train"), refine.prompts),
-                work=None if refine is None else place / "refine",
+                refine_on=self.examples,
+                work=None if settings.refine is None else place / "refine",
             )
         except TooSmall as error:
             write_json(place / "refused.json", {"least": error.least})

@@ -96,8 +96,8 @@ def _given_key(settings: ServeConfig, environment: Mapping[str, str]) -> str | N
     elif settings.api_key_file is not None:
         where = str(settings.api_key_file)
         key = read_text(settings.api_key_file, "the file with the key", largest=_LARGEST_KEY_FILE).strip()
-        if settings.api_key_file.stat().st_mode & stat.S_IROTH:
-            say_once(f"Warning: every user of this machine can read the key in {where}: chmod o-r {where}")
+        if os.name == "posix" and settings.api_key_file.stat().st_mode & stat.S_IROTH:
+            say_once(f"Warning: the mode of {where} lets every user of this machine read the key: chmod o-r {where}")
     elif KEY_VARIABLE in environment:
         key, where = environment[KEY_VARIABLE], f"the environment variable {KEY_VARIABLE}"
     else:

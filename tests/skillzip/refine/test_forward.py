@@ -12,6 +12,8 @@ from skillweave.skillzip.refine import forward
 from skillweave.skillzip.refine.forward import Row, answer_logits, common_start
 
 START = [3, 9, 4, 7, 5]
+SHARING = ("llama", "gpt2", "bloom", "qwen3", "olmoe", "opt", "deepseek_v3")
+"""Some of the families whose caches hold nothing but keys and values."""
 ROWS: list[Row] = [([*START, 8, 2, 6, 5], 7), ([*START, 4, 11, 9, 3, 2], 8), ([*START, 6], 5)]
 
 
@@ -31,7 +33,8 @@ def test_logits_and_gradients_are_those_of_separate_rows(family: str, monkeypatc
     model.get_input_embeddings().register_forward_hook(lambda _, args, __: passed.append(args[0].numel()))
     monkeypatch.setattr(forward, "_WORTH_SHARING", 1)
     got, gradient = _found(model, lambda: answer_logits(model, ROWS))
-    assert passed[0] == 4
+    assert passed in ([4, 3 * 6], [3 * 10])  # the common start and what is behind it; or every row whole
+    assert passed[0] == 4 or family not in SHARING
     torch.testing.assert_close(got, wanted, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(gradient, by_rows, atol=1e-3, rtol=1e-3)
 

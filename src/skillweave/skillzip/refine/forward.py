@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from skillweave.base.batching import pad_left, pad_right, within_tokens
 from skillweave.base.prefix import position_ids, prefix_cache, read_prefix
@@ -48,11 +49,10 @@ def answer_logits(
     device = next(model.parameters()).device
     if prefixes is None:
         shared = common_start(rows)
-        if shared * (len(rows) - 1) >= _WORTH_SHARING:
+        if shared * (len(rows) - 1) >= _WORTH_SHARING and _can_share(model):
             ids = torch.tensor([list(rows[0][0][:shared])], device=device)
             cache = prefix_cache(model, ids, torch.ones_like(ids))
-            # Other caches than that of plain attention hold states that cannot be copied, or forget what they held.
-            if cache is not None and all(type(layer) is DynamicLayer for layer in cache.layers):
+            if _keeps_all(cache):
                 cache.batch_repeat_interleave(len(rows))
                 mask = torch.ones(len(rows), shared, dtype=torch.long, device=device)
                 return _after(model, rows, [shared] * len(rows), cache, mask)
@@ -62,6 +62,21 @@ def answer_logits(
     with around_prefixes():
         cache = read_prefix(model, before, mask)
     return _after(model, rows, prefixes, cache, mask)
+
+
+def _can_share(model: Any) -> bool:
+    """Return whether the model has a cache that can be copied for each row, before one is made."""
+    takes = inspect.signature(model.forward).parameters
+    return "past_key_values" in takes and _keeps_all(DynamicCache(config=model.config))
+
+
+def _keeps_all(cache: Any) -> bool:
+    """Return whether a cache holds the keys and values of all tokens, and nothing else.
+
+    Sliding windows forget some, and recurrent layers have states, which are copied in other ways.
+    """
+    layers = getattr(cache, "layers", ())
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def common_start(rows: Sequence[Row]) -> int:
