@@ -49,10 +49,7 @@ def backbone_tokens(ids: Sequence[int], opening: Sequence[int]) -> int:
 
 @torch.no_grad()
 def read_prefix(model: Any, ids: Tensor, mask: Tensor) -> Any:
-    """Return the cache of keys and values after ``model`` has read ids (B, T), which ``mask`` (B, T) pads on the left.
-
-    Raises :class:`UserError` if the model has no such cache.
-    """
+    """Return :func:`prefix_cache` without gradients. Raises :class:`UserError` if the model has no such cache."""
     cache = prefix_cache(model, ids, mask)
     if cache is None:
         raise UserError(
@@ -63,7 +60,10 @@ def read_prefix(model: Any, ids: Tensor, mask: Tensor) -> Any:
 
 
 def prefix_cache(model: Any, ids: Tensor, mask: Tensor) -> Any:
-    """Return the same with gradients, where they are enabled; and None if the model has no such cache."""
+    """Return the cache of keys and values after ``model`` has read ids (B, T); None if the model has no such cache.
+
+    ``mask`` (B, T) pads them on the left. Gradients flow through the cache where they are enabled.
+    """
     keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     out = model(input_ids=ids, attention_mask=mask, use_cache=True, **position_ids(model, mask), **keep)
     return getattr(out, "past_key_values", None)

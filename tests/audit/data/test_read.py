@@ -13,7 +13,7 @@ import pytest
 
 from skillweave.audit.data import signals
 from skillweave.audit.data.parts import take_apart
-from skillweave.audit.data.read import AuditRow, Malformed, check_columns, chunks, parse_chunk, to_row
+from skillweave.audit.data.read import LONGEST_PROMPT, AuditRow, Malformed, check_columns, chunks, parse_chunk, to_row
 from skillweave.errors import UserError
 
 SHOT = [
@@ -93,6 +93,24 @@ def test_what_asks_begins_behind_the_tools_of_a_row() -> None:
     assert [row.prompt[clause.start : clause.end] for clause in prompt.requests] == ["Compute 2+2"]
     assert signals.conditions(prompt).value == 1  # a rule in a description is seen
     assert to_row({"prompt": "Compute 2+2."}, "file", 1, {}).asked_from == 0
+
+
+def test_long_tools_do_not_hide_the_prompt() -> None:
+    row = to_row({"prompt": "Compute 2+2.", "tools": "x" * 10 * LONGEST_PROMPT}, "file", 1, {})
+    assert row.cut
+    assert row.prompt[row.asked_from :].strip() == "Compute 2+2."
+    blank = to_row({"prompt": "Compute 2+2.", "tools": "   "}, "file", 1, {})
+    assert (blank.prompt, blank.asked_from) == ("Compute 2+2.", 0)
+
+
+def test_names_and_arguments_may_be_words_of_a_schema() -> None:
+    arguments = {"id": "one", "type": "two", "x": {"format": "three"}}
+    call = {"type": "function", "id": "call_1", "function": {"name": "add", "arguments": arguments}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    prompt = to_row({"messages": [said, *SHOT[:1]]}, "f", 1, {}).prompt
+    assert prompt.split() == ["add", "id", "one", "type", "two", "x", "format", "three", "1+1?"]
+    tool = {"name": "add", "parameters": {"type": "object", "properties": {"title": {"type": "string"}}}}
+    assert to_row({"prompt": "2+2?", "tools": [tool]}, "f", 1, {}).prompt == "add\ntitle\n\n2+2?"
 
 
 def test_columns_name_what_is_not_found() -> None:

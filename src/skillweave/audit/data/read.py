@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import parse_json
@@ -27,6 +27,8 @@ CHUNK = 512
 """Records that one process gets at a time."""
 LONGEST_PROMPT = 200_000
 """Characters of a prompt that are looked at. The audit counts the prompts that are longer, and says so."""
+_LONGEST_TOOLS = LONGEST_PROMPT // 2
+"""Characters of the descriptions of tools among them, so that no description hides the prompt behind it."""
 
 _PROMPTS = ("prompt", "question", "problem", "instruction", "query", "input", "messages", "conversations")
 _ANSWERS = (
@@ -56,6 +58,8 @@ _SCHEMA_WORDS = frozenset(
     ]
 )
 _NO_TEXT_OF_TOOLS = frozenset(["type", "id", "index", "format", "$schema"])
+_Keys = Literal["schema", "names", "arguments"]
+"""What the keys of an object are: words of a schema, names of parameters, or anything, also further below."""
 _DATASET_FILES = ("dataset_dict.json", "dataset_info.json", "state.json")
 
 
@@ -178,19 +182,20 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
             prompt = f"{prompt}\n\n{extra}"
         messages = [_Message(False, prompt, 0)]
         if key == "instruction":
-            earlier = earlier_turns(row, "")
+            earlier = earlier_turns(row, "this record")
             messages = [*(_Message(turn["role"] == "assistant", turn["content"], 0) for turn in earlier), *messages]
     if not any(message.text.strip() for message in messages):
         raise UserError(f"the prompt ('{key}') is empty")
     system = row.get("system")
     if isinstance(system, str) and system.strip():
         messages = [_Message(False, system, 0), *messages]
-    tools = _tools(row)
+    described = "\n".join(_texts_in(next((row[key] for key in _TOOLS if row.get(key)), None)))
+    tools = described[:_LONGEST_TOOLS].strip()
     if tools:
         messages = [_Message(False, tools, 0), *messages]
     prompt, turns = _joined(messages)
     turns = () if is_text and not any(message.assistant for message in messages) else turns
-    cut = len(prompt) > LONGEST_PROMPT
+    cut = len(prompt) > LONGEST_PROMPT or len(described) > _LONGEST_TOOLS
     if cut:
         prompt = prompt[:LONGEST_PROMPT]
         turns = tuple(turn for turn in turns if turn[1] <= LONGEST_PROMPT)
@@ -290,34 +295,38 @@ def _messages(value: Any, key: str) -> list[_Message]:
         if not isinstance(role, str):
             raise UserError(f"{where}: has no role")
         content = message.get("content", message.get("value"))
-        calls = _texts_in(message.get("tool_calls") or message.get("function_call"))
-        text, other_parts = _content("" if content is None and calls else content, where)
+        called = message.get("tool_calls") or message.get("function_call")
+        calls = _texts_in(called)
+        text, other_parts = _content("" if content is None and called else content, where)
         text = "\n".join([*([text] if text else []), *calls])
         found.append(_Message(role.lower() in _ASSISTANT, text, other_parts))
     return found
 
 
-def _tools(row: Mapping[str, Any]) -> str:
-    """The texts in the descriptions of the tools that a row offers: names, parameters and what is said of them."""
-    value = next((row[key] for key in _TOOLS if row.get(key)), None)
+def _texts_in(value: Any) -> list[str]:
+    """The texts in descriptions of tools or in calls, in their order: names, values, and what is said of them.
+
+    Words of a JSON schema are left out. Arguments of a call, and names of parameters, may be such words and are not.
+    """
     with contextlib.suppress(UserError):  # a text that is no JSON is a description as it is
         value = parsed(value, "", "tools")
-    return "\n".join(_texts_in(value))
-
-
-def _texts_in(value: Any) -> list[str]:
-    """The texts in lists and objects, with the keys of objects that are no words of a JSON schema, in their order."""
-    texts, left = [], [value]
+    texts: list[str] = []
+    left: list[tuple[Any, _Keys]] = [(value, "schema")]
     while left:
-        inner = left.pop()
+        inner, keys = left.pop()
         if isinstance(inner, str):
             texts.append(inner)
         elif isinstance(inner, list):
-            left.extend(reversed(inner))
+            left.extend((item, keys) for item in reversed(inner))
         elif isinstance(inner, Mapping):
             for key, item in reversed(list(inner.items())):
-                if key not in _NO_TEXT_OF_TOOLS or not isinstance(item, str):
-                    left.extend([item, *([] if key in _SCHEMA_WORDS else [str(key)])])
+                schema = keys == "schema"
+                below: _Keys = "arguments" if keys == "arguments" or (schema and key == "arguments") else "schema"
+                if schema and key == "properties":
+                    below = "names"
+                if not schema or key not in _NO_TEXT_OF_TOOLS or not isinstance(item, str):
+                    left.append((item, below))
+                    left.extend([] if schema and key in _SCHEMA_WORDS else [(str(key), keys)])
     return texts
 
 

@@ -63,7 +63,7 @@ def judged(model: Any, before: Skillpack, after: Skillpack, rows: Sequence[Teach
             own[which] = divergence(student, rows)
     record = after.card.codec.measured["refine"]
     backbone = record["kl_after"] if record["refined"] else record["kl_before"]
-    best = min(own.values(), key=lambda found: found.tv).kl
+    best = min((own["after"], own["before"]), key=lambda found: found.tv).kl
     retained = retained_gain(base, best, backbone)
     kept = retained >= LEAST_RETAINED
     result = after if kept or own["after"].tv <= own["before"].tv else before
