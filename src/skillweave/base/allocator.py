@@ -30,8 +30,8 @@ def release_freed_memory() -> None:
     """Give all whole pages of freed memory back to the system, which glibc keeps for later allocations.
 
     Whatever reads a model or makes another one of it frees much memory, and a process that then serves for weeks has no
-    use for it. SmolLM2 in bfloat16 has 257 MiB; after it was opened, the process gave back 414 MiB, and after its layers
-    were put into int8 254 MiB [ours]. Does nothing if the C library is not glibc.
+    use for it. SmolLM2 in bfloat16 has 257 MiB; after it was opened, the process gave back 414 MiB, and after its
+    layers were put into int8 254 MiB [ours]. Does nothing if the C library is not glibc.
     """
     libc = _glibc("malloc_trim")
     if libc is not None:
