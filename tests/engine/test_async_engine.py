@@ -155,7 +155,7 @@ def test_the_pieces_join_to_the_text_and_come_while_it_is_written(weave: Weave) 
         # Nobody reads the pieces of the slow one now, and the other one does not wait for it.
         parts = await pieces(quick)
         assert "".join(parts) == (await quick.reply()).text
-        assert len(parts) > 20
+        assert len(parts) > 10  # of 30 tokens; several may come together
         again, whole = await asyncio.gather(pieces(slow), slow.reply())
         assert "".join(again) == whole.text
         assert whole.text.startswith(first)

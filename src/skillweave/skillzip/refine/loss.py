@@ -12,10 +12,9 @@ def kept_part(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor,
       probability of all other tokens together (n,) are float32, in nats; minus infinity stands for a probability of 0.
     * If the vocabulary has fewer than ``k`` tokens, all are kept.
     """
-    log_probs = logits.float().log_softmax(dim=-1)
-    logs, ids = log_probs.topk(min(k, logits.shape[-1]), dim=-1)
-    rest = _log_sum(log_probs.scatter(-1, ids, -torch.inf))
-    return ids.int(), logs, rest
+    ids = logits.topk(min(k, logits.shape[-1]), dim=-1).indices
+    events = _events(logits, ids)
+    return ids.int(), events[:, :-1], events[:, -1]
 
 
 def answer_kl(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
@@ -29,7 +28,7 @@ def answer_kl(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest:
     all tokens were kept. The result is infinite where the student rules out what the teacher does not. The gradient
     flows to ``logits``.
     """
-    teacher, student = _events(logits, ids, logs, rest)
+    teacher, student = torch.cat([logs, rest[:, None]], -1), _events(logits, ids)
     possible = teacher > -torch.inf
     # Impossible events add nothing. They are set to 0 before the product, because 0 * infinity would be NaN.
     difference = torch.where(possible, teacher, 0.0) - torch.where(possible, student, 0.0)
@@ -43,22 +42,19 @@ def answer_tv(logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest:
     tokens outside of the teacher's part (:func:`kept_part`) count as one event. A KL has no upper bound: of a few
     tokens that the student thinks impossible it is larger than of all others together.
     """
-    teacher, student = _events(logits, ids, logs, rest)
+    teacher, student = torch.cat([logs, rest[:, None]], -1), _events(logits, ids)
     return (teacher.exp() - student.exp()).abs().sum(dim=-1) / 2
 
 
-def _events(
-    logits: torch.Tensor, ids: torch.Tensor, logs: torch.Tensor, rest: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the teacher's and the student's log-probabilities (n, k + 1): of the kept tokens, then of all others.
+def _events(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Return the log-probabilities (n, k + 1) of the tokens ``ids`` (n, k), and of all others together.
 
     The vocabulary is passed over as few times as possible, because a step has many tokens and each pass takes as long
-    as a layer of a small model.
+    as a layer of a small model. Equal logits give equal results, so that the KL of a model to itself is 0.
     """
     logits, index = logits.float(), ids.long()
     kept, others = logits.gather(-1, index), _log_sum(logits.scatter(-1, index, -torch.inf))
-    events = torch.cat([kept, others[:, None]], -1)
-    return torch.cat([logs, rest[:, None]], -1), events.log_softmax(dim=-1)
+    return torch.cat([kept, others[:, None]], -1).log_softmax(dim=-1)
 
 
 def _log_sum(logs: torch.Tensor) -> torch.Tensor:
