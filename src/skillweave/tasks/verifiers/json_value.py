@@ -107,14 +107,17 @@ _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|cannot|instead\s+of|rather\s+than|other\s+than|(?:anything|all)\s+but)|n't)"
+    r"(?:\b(?<!\bor\s)(?<!\bwhy\s)not|\b(?:never|cannot|(?:anything|all)\s+but)|n't"
+    r"|\b(?:instead\s+of|(?:rather|other)\s+than)(?![\s*_]+(?:this|that)[\s*_]*:))"
     r"[\s*_}:]*(?:(?:be|this|that|equal\s+to|the\s+(?:answer|value|result))\b[\s*_:]*)*(?:`{1,3}(?:json)?\s*)?$",
     re.IGNORECASE,
 )
+"""What denies the value behind it. In "valid or not: {...}" and "instead of that: {...}" the value is the answer."""
+_ENDS = r"(?=[\s*_]*(?:[.,;!)\n]|$|\b(?:because|since|but|and|so)\b))"
 _CALLED_WRONG = re.compile(
     r"[`\s*_]*(?:(?:is|was|would\s+be)\s+(?:clearly\s+|obviously\s+|also\s+|simply\s+|just\s+|definitely\s+)?"
-    r"(?:wrong|incorrect|false|invalid|not\s+(?:the\s+)?(?:answer|correct|right|valid))"
-    r"|(?:isn|wasn)['\N{RIGHT SINGLE QUOTATION MARK}]t\s+(?:the\s+)?(?:answer|correct|right|valid)"
+    rf"(?:wrong|incorrect|false|invalid{_ENDS}|not\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS}))"
+    rf"|(?:isn|wasn)['\N{{RIGHT SINGLE QUOTATION MARK}}]t\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS})"
     r"|\(\s*(?:wrong|incorrect|invalid)\s*\))",
     re.IGNORECASE,
 )
