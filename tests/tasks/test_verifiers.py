@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -368,6 +369,21 @@ LONG = {
     "half characters": "\ud800" * 10**5, "fences": "```json\n" * 12_000, "thoughts": "<think>" * 14_000,
     "ten million": "4 " * 5_000_000, "spaces": "y" + " " * 10**5 + "x",
 }  # fmt: skip
+
+
+LONGEST = 200_000
+REPEATED = ["\\{", "1", "1.", "٤", "⁰", "\n"]
+ENDS = ["", "}", '"', " 1.1(", "! <", "2! <", "_{", " 1\u0305", "/", " \\pi"]
+
+
+@pytest.mark.parametrize("piece", REPEATED)
+def test_the_longest_answers_are_judged_at_once(piece: str) -> None:
+    began = time.process_time()
+    for at, end in enumerate(ENDS):
+        answer = piece * ((LONGEST - len(end)) // len(piece)) + end
+        assert score("json", answer, ["true", '"a"', '{"a": 1}', "[1]"][at % 4]) == 0.0
+        assert score("numeric", answer, "4") == 0.0
+    assert time.process_time() - began < 2 * len(ENDS)  # work that grows with the square would take minutes
 
 
 @pytest.mark.parametrize("answer", LONG.values(), ids=LONG)

@@ -42,6 +42,11 @@ ONE_CALL = {
     "the schema's parameters beside the arguments": '<tool_call>{"name": "calculator", "parameters": {"type": "object"}, "arguments": {"expression": "2+2"}}</tool_call>',
     "empty arguments beside the parameters": '<tool_call>{"name": "calculator", "arguments": {}, "parameters": {"expression": "2+2"}}</tool_call>',
     "the same under both keys": '<tool_call>{"name": "calculator", "parameters": {"expression": "2+2"}, "arguments": {"expression": "2+2"}}</tool_call>',
+    "the tool's whole description": '<tool_call>{"name": "calculator", "description": "It computes.", "strict": true, "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}}, "arguments": {"expression": "2+2"}}</tool_call>',
+    "a list of the parameters": '<tool_call>{"name": "calculator", "arguments": {"expression": "2+2"}, "parameters": ["expression"]}</tool_call>',
+    "no parameters": '<tool_call>{"name": "calculator", "arguments": {"expression": "2+2"}, "parameters": "none"}</tool_call>',
+    "OpenAI Responses": '<tool_call>{"type": "function_call", "id": "fc_1", "call_id": "c1", "status": "completed", "name": "calculator", "arguments": "{\\"expression\\": \\"2+2\\"}"}</tool_call>',
+    "function object with its name and status beside it": f'<tool_call>{{"type": "function", "name": "calculator", "status": "completed", "function": {BODY}}}</tool_call>',
     "another key without a value": f'<tool_call>{{"thought": null, {BODY[1:]}</tool_call>',
     "an id and a type": f'<tool_call>{{"id": "c1", "type": "function", {BODY[1:]}</tool_call>',
     "function object": f'<tool_call>{{"id": "c1", "type": "function", "function": {BODY}}}</tool_call>',
@@ -172,7 +177,10 @@ def test_python_writes_what_is_read() -> None:
         assert read_turn(f"<tool_call>{body}</tool_call>").calls == (call,)
 
 
-@pytest.mark.parametrize("body", ['{"name": "now"}', '{"name": "now", "arguments": %s}', '{"name": "now", "id": "x"}'])
+@pytest.mark.parametrize("body", [
+    '{"name": "now"}', '{"name": "now", "arguments": %s}', '{"name": "now", "id": "x"}',
+    '{"name": "now", "arguments": %s, "parameters": {"type": "object", "properties": {"zone": {"type": "string"}}}}',
+])  # fmt: skip
 @pytest.mark.parametrize("nothing", ["null", '""', '"{}"', "{}"])
 def test_no_arguments(body: str, nothing: str) -> None:
     assert read_turn(f"<tool_call>{body.replace('%s', nothing)}</tool_call>").calls == (Call("now", {}),)
@@ -202,7 +210,18 @@ def test_no_arguments_without_json(text: str) -> None:
         ),
         ('<tool_call>{"name": "f", "arguments": {"x": 1}, "parameters": {"y": 2}}</tool_call>', "stand both under"),
         ('<tool_call>{"name": "f", "function": "g", "arguments": {}}</tool_call>', "it has the names 'f' and 'g'"),
-        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "must be an object"),
+        (
+            '<tool_call>{"name": "g", "function": {"name": "f", "arguments": {}}}</tool_call>',
+            "it has the names 'f' and 'g'",
+        ),
+        ('<tool_call>{"name": "f", "description": "milk"}</tool_call>', "'description' is no key of a call"),
+        ('<tool_call>{"name": "f", "arguments": {}, "status": {"x": 1}}</tool_call>', "'status' is no key of a call"),
+        ('<tool_call>{"name": "f", "parameters": [1]}</tool_call>', '"parameters" must be an object'),
+        (
+            '<tool_call>{"name": "f", "arguments": {}, "parameters": "2+2"}</tool_call>',
+            '"parameters" must be an object',
+        ),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', '"arguments" must be an object'),
         ('<tool_call>{"name": "f", "arguments": "2+2"}</tool_call>', "must be an object"),
         ('<tool_call>{"name": "f", "arguments": "{} {}"}</tool_call>', "must be an object"),
         ("<tool_call>[]</tool_call>", "the list holds no call"),

@@ -16,6 +16,8 @@ _NAMES = ("name", "function", "tool_name")
 _ARGUMENTS = ("arguments", "parameters")
 _BESIDE = {"type", "id", "index", "call_id", "tool_call_id"}
 """Keys that are not needed to run the call."""
+_LABELS = {"description", "strict", "status"}
+"""Keys that are not needed either if the call has arguments and they hold no object, which may be arguments."""
 
 _PARAMETER = re.compile(r"\s*+<parameter=([^<>\n]{1,200})>")
 _KEY = re.compile(r"\s*+<arg_key>")
@@ -99,18 +101,42 @@ def _call_of(body: Any) -> Call | Outcome:
         return malformed('it needs a "name"')
     if len(set(names)) > 1:
         return malformed(f"it has the names {names[0][:40]!r} and {names[1][:40]!r}")
+    if other := [outside[key] for key in _NAMES if outside.get(key) not in (None, names[0])]:
+        return malformed(f"it has the names {names[0][:40]!r} and {other[0]!r:.40}")
     try:
-        given = [arguments for key in _ARGUMENTS if (arguments := arguments_of(body.get(key)))]
+        given = _given(body)
     except Unreadable as problem:
         return malformed(problem)
-    if len(given) > 1 and given[0] != given[1] and not _is_schema(given[1]):
-        return malformed(f'its arguments stand both under "{_ARGUMENTS[0]}" and under "{_ARGUMENTS[1]}"')
     # Arguments in another place are an error: without them the tool would do something else.
-    lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS, *_BESIDE} and body[key] is not None]
-    lost += [key for key in outside if key not in _BESIDE and outside[key] is not None]
+    has_arguments = any(body.get(key) is not None for key in _ARGUMENTS)
+    lost = [key for key in body if key not in {*_NAMES, *_ARGUMENTS} and _may_be_argument(body, key, has_arguments)]
+    lost += [key for key in outside if key not in _NAMES and _may_be_argument(outside, key, has_arguments)]
     if lost:
         return malformed(f'{lost[0]!r:.40} is no key of a call, its arguments stand under "arguments"')
-    return Call(names[0], given[0] if given else {})
+    return Call(names[0], given)
+
+
+def _given(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a call under either key. Raises :class:`Unreadable`."""
+    first, second = _ARGUMENTS
+    arguments = arguments_of(body.get(first), first)
+    try:
+        parameters = arguments_of(body.get(second), second)
+    except Unreadable:  # a list of the parameters, or "none"
+        if arguments:
+            return arguments
+        raise
+    if not parameters or (first in body and _is_schema(parameters)):
+        return arguments
+    if arguments and arguments != parameters:
+        raise Unreadable(f'its arguments stand both under "{first}" and under "{second}"')
+    return parameters
+
+
+def _may_be_argument(body: Mapping[str, Any], key: str, has_arguments: bool) -> bool:
+    """Whether a key beside the call may hold what should be among its arguments."""
+    is_label = key in _LABELS and has_arguments and not isinstance(body[key], dict)
+    return not is_label and key not in _BESIDE and body[key] is not None
 
 
 def _is_schema(parameters: Mapping[str, Any]) -> bool:
@@ -118,20 +144,23 @@ def _is_schema(parameters: Mapping[str, Any]) -> bool:
     return parameters.get("type") == "object"
 
 
-def arguments_of(given: Any) -> Mapping[str, Any]:
-    """The arguments of a call, from an object or a JSON text that holds one. Raises :class:`Unreadable`."""
+def arguments_of(given: Any, key: str = _ARGUMENTS[0]) -> Mapping[str, Any]:
+    """The arguments of a call, from an object or a JSON text that holds one.
+
+    Raises :class:`Unreadable`, with the ``key`` under which they stand.
+    """
     for _ in range(2):  # a JSON text inside a JSON text is read too
         if not isinstance(given, str) or not given.strip():
             break
         try:
             value, end, _ = read_json(given, len(given) - len(given.lstrip()))
         except (ValueError, RecursionError):
-            raise Unreadable('"arguments" must be an object, or a JSON text that holds one') from None
+            raise Unreadable(f'"{key}" must be an object, or a JSON text that holds one') from None
         given = value if not given[end:].strip() else given
     if given is None or (isinstance(given, str) and not given.strip()):
         return {}
     if not isinstance(given, dict):
-        raise Unreadable('"arguments" must be an object')
+        raise Unreadable(f'"{key}" must be an object')
     return given
 
 

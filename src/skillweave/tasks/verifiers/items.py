@@ -113,7 +113,9 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
 def _joined_in_words(reader: Reader, one: Item, other: Item, kinds: list[str], words: list[str]) -> str:
     """Return :func:`_joined` of two neighbours of which at least one is a number in words; commas make no list."""
     if not kinds:
-        return "expression" if not other.words and goes_on_in_digits(reader.text(one.last)) else ""
+        ends = reader.text(one.last).lower()
+        goes_on = ends in SCALES if other.words else goes_on_in_digits(ends)  # 5 thousand two hundred, twenty 5
+        return "expression" if goes_on else ""
     if kinds == ["equals"]:
         return "equal"
     if len(kinds) != len(words):

@@ -16,7 +16,7 @@ from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
 from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of, tagged_answers
 
 _MISSING = object()
-_UNCLOSED_TRIES = 20
+_UNCLOSED_TRIES = 10
 """The search continues after at most so many unclosed brackets, which bounds the work on an answer full of them."""
 
 
@@ -107,14 +107,17 @@ _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
 _DENIED = re.compile(
-    r"(?:\b(?:not|never|cannot|instead\s+of|rather\s+than|other\s+than|(?:anything|all)\s+but)|n't)"
+    r"(?:\b(?<!\bor\s)(?<!\bwhy\s)not|\b(?:never|cannot|(?:anything|all)\s+but)|n't"
+    r"|\b(?:instead\s+of|(?:rather|other)\s+than)(?![\s*_]+(?:this|that)[\s*_]*:))"
     r"[\s*_}:]*(?:(?:be|this|that|equal\s+to|the\s+(?:answer|value|result))\b[\s*_:]*)*(?:`{1,3}(?:json)?\s*)?$",
     re.IGNORECASE,
 )
+"""What denies the value behind it. In "valid or not: {...}" and "instead of that: {...}" the value is the answer."""
+_ENDS = r"(?=[\s*_]*(?:[.,;!)\n]|$|\b(?:because|since|but|and|so)\b))"
 _CALLED_WRONG = re.compile(
     r"[`\s*_]*(?:(?:is|was|would\s+be)\s+(?:clearly\s+|obviously\s+|also\s+|simply\s+|just\s+|definitely\s+)?"
-    r"(?:wrong|incorrect|false|invalid|not\s+(?:the\s+)?(?:answer|correct|right|valid))"
-    r"|(?:isn|wasn)['\N{RIGHT SINGLE QUOTATION MARK}]t\s+(?:the\s+)?(?:answer|correct|right|valid)"
+    rf"(?:wrong|incorrect|false|invalid{_ENDS}|not\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS}))"
+    rf"|(?:isn|wasn)['\N{{RIGHT SINGLE QUOTATION MARK}}]t\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS})"
     r"|\(\s*(?:wrong|incorrect|invalid)\s*\))",
     re.IGNORECASE,
 )
@@ -275,7 +278,7 @@ def _balanced(text: str, start: int) -> int | None:
 def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
     """Return the quoted texts, or the words true, false and null, outside objects and arrays: (start, end, value)."""
     found: list[tuple[int, int, Any]] = []
-    at = 0
+    at = tries = 0
     while at < len(text):
         opened = _OPENING.search(text, at)
         end = opened.start() if opened else len(text)
@@ -283,15 +286,20 @@ def _scalars(text: str, kind: type) -> list[tuple[int, int, Any]]:
             value = _of_kind(whole_json(match[0]), kind)
             if value is not _MISSING:
                 found.append((match.start(), match.end(), value))
-        at = _behind_bracket(text, end) if opened else len(text)
+        behind = _behind_bracket(text, end) if opened else len(text)
+        tries += behind is None
+        at = len(text) if tries >= _UNCLOSED_TRIES else end + 1 if behind is None else behind
     return found
 
 
-def _behind_bracket(text: str, start: int) -> int:
-    """Return where to look for a scalar after the bracket at ``start``: not in a value that is cut off."""
+def _behind_bracket(text: str, start: int) -> int | None:
+    r"""Return where to look for a scalar after the bracket at ``start``: not in a value that is cut off.
+
+    None: right after the bracket, which opens no value and is not closed, as in ``\left\{ ... \right.``.
+    """
     end = _no_value(text, start) or _balanced(text, start)
-    if end is None and text[max(start - 1, 0)] == "\\" and not _BEGINS_JSON.match(text, start):  # \left\{ ... \right.
-        return start + 1
+    if end is None and text[max(start - 1, 0)] == "\\" and not _BEGINS_JSON.match(text, start):
+        return None
     return len(text) if end is None else end
 
 

@@ -76,7 +76,8 @@ def number_in_words(split: Sequence[Token], at: int) -> int | None:
     if word in _UNSURE:
         before = at - 2 if at and split[at - 1].kind == "space" else at - 1
         said = split[before].text.lower() if before >= 0 and split[before].kind == "word" else ""
-        if (word in ORDINAL_WORDS and said != "a") or (said and said not in _BEFORE_PART):
+        before_part = said == "a" if word in ORDINAL_WORDS else not said or said in _BEFORE_PART
+        if not before_part and not _tells_time(split, at):
             return None
     last = at
     while (
@@ -86,6 +87,12 @@ def number_in_words(split: Sequence[Token], at: int) -> int | None:
     ):
         last += 2
     return last
+
+
+def _tells_time(split: Sequence[Token], at: int) -> bool:
+    """Whether "half past" or "quarter to" stands at a token. "Half to" tells no time: "She gave half to 5 friends"."""
+    behind = split[at + 2].text.lower() if at + 2 < len(split) and split[at + 1].kind == "space" else ""
+    return (split[at].text.lower(), behind) in (("half", "past"), ("quarter", "past"), ("quarter", "to"))
 
 
 def _goes_on(word: str) -> bool:

@@ -71,7 +71,7 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"<<[^<>\n]*>>", " "),  # calculator annotations of GSM8K
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
-        (r"(?m)^\s*[-=]{1,3}>", " "),  # an arrow before the answer
+        (r"(?m)^[^\S\n]*[-=]{1,3}>", " "),  # an arrow before the answer
         (
             r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split|eqnarray|math|displaymath|center)\*?\}",
             " ",
@@ -90,8 +90,12 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (rf"\{{\s*({_WHOLE})\s*\\over\s*({_WHOLE})\s*\}}", _fraction),
         (r"(?<![\w)])\(\s*(-?[0-9]{1,60})\s*\)\s?/\s?(?:\(\s*(-?[0-9]{1,60})\s*\)|([0-9]{1,60}))", _fraction),
         (r"(?<=[0-9])(\s?)/\s?\(\s*(-?[0-9]{1,60})\s*\)", r"\1/\2"),  # 1/(2)
-        (r"[0-9]*\.[0-9]*\([0-9]+\)|[0-9.]*[0-9][\u0304\u0305]", _macro),  # 0.(3) and 0.3 with a line above repeat
-        (r"[0-9]+!(?=\s?[-+*/^×·$}]|\s=)|\|-[0-9][0-9./]*\|", _macro),  # a factorial, an absolute value
+        (  # 0.(3) and 0.3 with a line above repeat
+            r"(?<![0-9.])(?:[0-9]{0,60}\.[0-9]{0,60}\([0-9]{1,60}\)|[0-9.]{0,60}[0-9][\u0304\u0305])",
+            _macro,
+        ),
+        (r"(?<![0-9.])[0-9.]{0,60}[0-9]!(?=\s?[-+*/^×·$}]|\s=)", _macro),  # a factorial
+        (r"\|-[0-9][0-9./]*\|", _macro),  # an absolute value
         (rf"{_FRAC}\s*{_UNIT}\s*{_UNIT}", r" \1/\2"),
         (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
         (r"\\(?:times|ast)(?![A-Za-z])", "×"),
@@ -101,10 +105,10 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"\\(?:approx|simeq)(?![A-Za-z])", "≈"),
         (r"\\sim(?![A-Za-z])", " "),
         (r"(?<![\w)\]}])-\s?[({]\s*([0-9][0-9.,]*(?:/[0-9]+)?)\s*[)}]", r"-\1"),
-        (r"[0-9]+_\{[^{}]*\}", _macro),  # a numeral in another base
+        (r"(?<![0-9])[0-9]{1,60}_\{[^{}]*\}", _macro),  # a numeral in another base
         (r"\\(?:leq?|geq?|neq?|lt|gt)(?![A-Za-z])", "<"),
         (r"(?<=[A-Za-z}])_(?:\{[^{}]*\}|[0-9A-Za-z])", ""),  # an index
-        (r"([⁰¹²³⁴⁵⁶⁷⁸⁹]+)/([₀₁₂₃₄₅₆₇₈₉]+)", lambda m: _fraction_of_small(m[1], m[2])),
+        (r"([⁰¹²³⁴⁵⁶⁷⁸⁹]{1,60})/([₀₁₂₃₄₅₆₇₈₉]+)", lambda m: _fraction_of_small(m[1], m[2])),
         (r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: "^" + "".join(_SUPERSCRIPT[c] for c in m[0])),
         (r"([0-9]?)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒↉])", lambda m: (f"{m[1]} " if m[1] else "") + _VULGAR[m[2]]),
     )

@@ -50,6 +50,16 @@ _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
 _SENTENCE_END = re.compile(
     r"[.!?;](?!\s{1,3}=)(?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
+_GAP = re.compile(r"[\s.,;:!*_)]*+")
+_RESTATED = re.compile(
+    r"(?:(?P<said>i\.?\s?e\b\.?|(?:that|which)\s+(?:is|equals)\b|in\s+(?:digits|figures|numerals|numbers)\b|\#{4})"
+    r"|(?P<so>so\b))?[\s,:=*_$]{0,5}"
+    r"(?P<number>[-\N{MINUS SIGN}]?[$€£]?[0-9][0-9.,/]{0,40}%?(?P<unit>\s?(?!(?:more|less|fewer)\b)[A-Za-z]+)?)"
+    r"[*_$)]{0,4}(?=[.!?;](?:\s|$)|,\s(?!\s*[0-9])|\s*(?:\n|$))",
+    re.IGNORECASE,
+)
+"""A clause that is one number, perhaps with a unit and with words before it: ``which is 12 eggs``."""
+_COMPARES = re.compile(r"[\s*_]*one\b", re.IGNORECASE)
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
 _SECONDS = 2.0
@@ -92,17 +102,34 @@ def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal
 def _sentence(text: str, options: NumericOptions) -> str | None:
     """Return the first sentence or clause that has a number (or something of that form); "" if there is none.
 
-    None: it begins with a number in words. That is the answer, whatever numerals follow: ``six. Each of 2 has 3``.
+    None: it begins with a number in words. That is the answer, whatever numerals follow: ``six. Each of 2 has 3``. But
+    the same said in digits right behind it is read: ``six, i.e. 6``.
     """
-    at = 0
+    at, begins = 0, True
     for end in [*(match.span() for match in _SENTENCE_END.finditer(text)), (len(text), len(text))]:
         clause = text[at : end[0]]
-        if read_items(clause, options.decimal):
-            return clause
-        if not text[:at].strip() and is_said_in_words(clause):
-            return None
+        if items := read_items(clause, options.decimal):
+            compares = begins and pick(items) is None and _COMPARES.match(clause) is not None
+            return (_restated(text, end[0], compared=True) if compares else None) or clause
+        if begins and is_said_in_words(clause):
+            return _restated(text, end[0])
+        begins = begins and not clause.strip()
         at = end[1]
     return ""
+
+
+def _restated(text: str, at: int, *, compared: bool = False) -> str | None:
+    """Return the number that stands behind the clause that ends at ``at`` and says the same in digits; None without.
+
+    ``compared``: it may also be what a comparison comes to: ``one less than 5, so 4``.
+    """
+    gap = _GAP.match(text, at)
+    found = None if gap is None else _RESTATED.match(text, gap.end())
+    if gap is None or found is None or (found["so"] and not compared):
+        return None
+    behind = text[found.end() :].partition("\n")[0]
+    on_its_own_line = "\n" in gap[0] and not found["unit"] and not behind.strip(" .")
+    return found["number"] if found["said"] or found["so"] or on_its_own_line else None
 
 
 def _is_whole(text: str) -> bool:

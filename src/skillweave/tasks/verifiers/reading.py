@@ -215,9 +215,8 @@ class Reader:
             if self.text(at).lower() in _DEGREES:
                 at = self.skip(at + 1)
         zero = self.skip(at + 1)
-        return (
-            zero if self.text(at).lower() in ("below", "under") and self.text(zero).lower() in ("zero", "0") else None
-        )
+        below = self.text(at).lower() in ("below", "under")
+        return zero if below and self.text(zero).lower() in ("zero", "0") else None
 
     def sign(self, start: int) -> tuple[int, bool]:
         """Return where the item begins, including its sign and currency, and whether the sign is a minus."""
