@@ -92,7 +92,7 @@ SAME_EVERYWHERE: list[tuple[str, Arguments, str]] = [
     ("key", lambda b: ["specialise", "-b", b.base, "-t", b.task, "-o", "r", "-s", "warm_start.stps=4"],
      "unknown key 'warm_start.stps'; did you mean 'steps'?"),
     ("YAML", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.delta, "-s", "rotate=[1"],
-     r"--set rotate=\[1: not valid YAML"),
+     r"--set rotate=\.\.\.: the value is not valid YAML"),
     ("no value", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.delta, "-s", "rotate"], "write key=value"),
     ("no file", lambda b: ["zip", "-b", b.base, "-o", "z", "--delta", b.delta, "-c", "no.yaml"],
      "no.yaml does not exist"),
