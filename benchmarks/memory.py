@@ -16,7 +16,6 @@ on resident memory are ratios of medians over processes, with the range over all
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import statistics
@@ -30,6 +29,7 @@ from benchmarks.common.record import Record, arguments, judged, positive, run
 from benchmarks.common.runs import in_own_process
 from benchmarks.common.skills import Built, add_weave_option, built, find
 from skillweave.base import Checkpoint, Sampling, generate, open_base, open_tokenizer, resolve
+from skillweave.base.allocator import release_freed_memory
 from skillweave.errors import UserError
 from skillweave.progress import bar
 from skillweave.report import Table
@@ -127,9 +127,7 @@ def touch(model: Any) -> None:
 def resident() -> dict[str, int]:
     """Resident bytes of this process: all, its own (``anon``) and mapped from files (``file``)."""
     gc.collect()
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # glibc keeps up to 64 MB of freed memory, depending on where it lies
-        libc.malloc_trim(0)
+    release_freed_memory()  # glibc keeps up to 64 MB of it, depending on where it lies
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = {key: value.split()[0] for key, _, value in (line.partition(":") for line in lines) if value.split()}
     names = {"rss": "VmRSS", "anon": "RssAnon", "file": "RssFile"}

@@ -46,22 +46,32 @@ def answer_logits(
     With ``prefixes``, so many leading tokens of each row's prompt are read first, inside ``around_prefixes()`` and
     without a gradient; the other tokens then attend to their keys and values.
     """
-    device = next(model.parameters()).device
     if prefixes is None:
-        shared = common_start(rows)
-        if shared * (len(rows) - 1) >= _WORTH_SHARING and _can_share(model):
-            ids = torch.tensor([list(rows[0][0][:shared])], device=device)
-            cache = prefix_cache(model, ids, torch.ones_like(ids))
-            if _keeps_all(cache):
-                cache.batch_repeat_interleave(len(rows))
-                mask = torch.ones(len(rows), shared, dtype=torch.long, device=device)
-                return _after(model, rows, [shared] * len(rows), cache, mask)
-    if prefixes is None or max(prefixes) == 0:
-        return _after(model, rows, [0] * len(rows))
+        return _after(model, rows, *_read_common_start(model, rows))
+    if max(prefixes) == 0:
+        return _after(model, rows, prefixes)
+    device = next(model.parameters()).device
     before, mask = pad_left([list(ids[:start]) for (ids, _), start in zip(rows, prefixes, strict=True)], 0, device)
     with around_prefixes():
         cache = read_prefix(model, before, mask)
     return _after(model, rows, prefixes, cache, mask)
+
+
+def _read_common_start(model: Any, rows: Sequence[Row]) -> tuple[list[int], Any, torch.Tensor | None]:
+    """Return how many tokens of each row were read, with their cache and its mask, as :func:`_after` takes them.
+
+    They are those with which all prompts begin. None are read if they are few, or if the model cannot share them.
+    """
+    shared, unread = common_start(rows), ([0] * len(rows), None, None)
+    if shared * (len(rows) - 1) < _WORTH_SHARING or not _can_share(model):
+        return unread
+    device = next(model.parameters()).device
+    ids = torch.tensor([list(rows[0][0][:shared])], device=device)
+    cache = prefix_cache(model, ids, torch.ones_like(ids))
+    if not _keeps_all(cache):
+        return unread
+    cache.batch_repeat_interleave(len(rows))
+    return [shared] * len(rows), cache, torch.ones(len(rows), shared, dtype=torch.long, device=device)
 
 
 def _can_share(model: Any) -> bool:

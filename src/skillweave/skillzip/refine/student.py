@@ -24,7 +24,7 @@ from skillweave.pack import DifferenceEntry, GroupedEntry, LowRankEntry, RowsEnt
 from skillweave.pack.decode import coded_matrix
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors, has_factors, steps
-from skillweave.skillzip.refine.forward import answer_logits
+from skillweave.skillzip.refine.forward import Row, answer_logits
 from skillweave.weave.int8 import Int8Linear
 
 _Product = Callable[[torch.Tensor], torch.Tensor]
@@ -126,7 +126,7 @@ class Student:
                 parameter.requires_grad_(value)
             self.model.train(was_training)
 
-    def answer_logits(self, rows: Sequence[tuple[Sequence[int], int]]) -> torch.Tensor:
+    def answer_logits(self, rows: Sequence[Row]) -> torch.Tensor:
         """Return the logits (n, V) of all answer tokens, as :func:`~skillweave.skillzip.refine.forward.answer_logits`.
 
         The student must be :meth:`running`.

@@ -18,7 +18,7 @@ from skillweave.progress import bar, console
 from skillweave.skillzip.refine.adam import adam_step, moments
 from skillweave.skillzip.refine.config import RefineConfig
 from skillweave.skillzip.refine.factors import rounded, spread
-from skillweave.skillzip.refine.forward import passes
+from skillweave.skillzip.refine.forward import Row, passes
 from skillweave.skillzip.refine.loss import answer_kl, answer_tv
 from skillweave.skillzip.refine.student import Student
 from skillweave.skillzip.refine.teacher import TeacherRow
@@ -34,8 +34,8 @@ _WARM_UP = 5
 """The rate rises linearly over these first steps [ours]: the second moments are of few gradients then."""
 
 Factors = dict[str, torch.Tensor]
-AnswerLogits = Callable[[Sequence[tuple[Sequence[int], int]]], torch.Tensor]
-"""Rows (token ids of prompt and answer, length of the prompt) -> the logits (n, V) of all answer tokens."""
+AnswerLogits = Callable[[Sequence[Row]], torch.Tensor]
+"""Rows -> the logits (n, V) of all answer tokens."""
 
 
 class Divergence(NamedTuple):
