@@ -14,7 +14,7 @@ from skillweave.delta import Delta, write_tuned
 from skillweave.errors import UserError
 from skillweave.pack import RowsEntry, Skillpack
 from skillweave.skillzip import ZipConfig, zip_delta
-from skillweave.weave import Weave
+from skillweave.weave import Weave, put_into_int8
 
 ROWS = 112
 KINDS = {"untied": {}, "tied": {"tie": True}, "with a bias": {"bias": True}}
@@ -65,8 +65,11 @@ def test_unzipped_has_the_rows_of_the_tune(made) -> None:
 
 
 @torch.no_grad()
-def test_a_mixed_batch_gives_each_row_the_logits_of_its_own_model(made) -> None:
+@pytest.mark.parametrize(("form", "near"), [("dtype", 0.05), ("int8", 0.15)])
+def test_a_mixed_batch_gives_each_row_the_logits_of_its_own_model(made, form, near) -> None:
     place, opened, packs = made
+    if form == "int8":
+        opened = put_into_int8(open_base(place / "base", device="cpu"))
     weave = Weave.of(opened, packs)
     alone = {name: AutoModelForCausalLM.from_pretrained(place / f"{name}-back").eval() for name in TUNES}
     names = ["added", None, "padded", "trimmed", "added", None]
@@ -81,7 +84,7 @@ def test_a_mixed_batch_gives_each_row_the_logits_of_its_own_model(made) -> None:
         expected = own(input_ids=ids[row : row + 1]).logits[0]
         rows = expected.shape[-1]
         # the unzipped model adds the factors to the weights, the woven one runs them in integers
-        assert torch.allclose(mixed[row, :, :rows], expected, atol=0.05 * float(expected.abs().max())), name
+        assert torch.allclose(mixed[row, :, :rows], expected, atol=near * float(expected.abs().max())), name
         assert bool((mixed[row, :, rows:] == -torch.inf).all())
     assert all(torch.equal(before[name], tensor) for name, tensor in opened.model.state_dict().items())
     assert opened.model(input_ids=ids[1:2]).logits.shape[-1] == ROWS

@@ -202,7 +202,7 @@ def _call(module: nn.Module, args: tuple, kwargs: dict, output: Any, *, lawful: 
 
 def _law(module: nn.Module, x: torch.Tensor, output: torch.Tensor) -> tuple[str | None, float]:
     declared = getattr(module, "law", None)
-    if declared in ("linear", "transposed"):  # a layer in int8 was put in place of one with this law
+    if declared in ("linear", "transposed", "lookup"):  # a layer in int8 was put in place of one with this law
         return declared, 1.0
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or not weight.is_floating_point():

@@ -31,7 +31,8 @@ _REMAKE = "Make the pack again, from a delta of this base."
 class TokenRows:
     """The vocabulary of one pack: ``rows`` in all, and the rows after the base's last, None if there are none.
 
-    ``embedding`` and ``head`` are (added, hidden), ``bias`` is (added,), in the dtype and on the device of the base's.
+    ``embedding`` and ``head`` are (added, hidden), ``bias`` is (added,), on the device of the base's rows and in their
+    dtype, or in that of the base's floats if its rows are in int8.
     """
 
     rows: int
@@ -71,7 +72,8 @@ def token_rows(model: Any, name: str, rows: Mapping[str, tuple[int, torch.Tensor
                 f"{_REMAKE}"
             )
         added = rows[mine[0]][1]
-        parts[part] = None if added is None else added.to(parameter.device, parameter.dtype)
+        dtype = parameter.dtype if parameter.is_floating_point() else model.dtype  # int8: the base was rounded
+        parts[part] = None if added is None else added.to(parameter.device, dtype)
     if strange := sorted(set(rows) - matched):
         raise UserError(
             f"the pack '{name}' has token rows for '{strange[0]}', which is not an embedding or a head of the base. "
@@ -165,6 +167,8 @@ class _Run:
     def _looked_up(self, module: Any, one: TokenRows, ids: torch.Tensor) -> torch.Tensor:
         """Return what the embedding module, with its scale if it has one, gives for added rows."""
         assert one.embedding is not None
+        if not module.weight.is_floating_point():  # in int8, in place of an embedding that only looks rows up
+            return one.embedding[ids]
         alike = copy.copy(module)
         alike._parameters = {**module._parameters, "weight": nn.Parameter(one.embedding, requires_grad=False)}
         alike.padding_idx = None  # it names a row of the base

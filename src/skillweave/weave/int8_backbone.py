@@ -1,7 +1,8 @@
 """Put a base's linear layers into int8, in memory. Everything else of the model stays as it is.
 
 Replaced are the layers that multiply their input with a weight of their own and do nothing else, as seen when the model
-runs (:mod:`skillweave.base.feeding`). Embeddings, the head, norms, convolutions, experts in one tensor of three axes,
+runs (:mod:`skillweave.base.feeding`). The head is one of them, also if it is tied with a plain embedding, which then
+looks its rows up in the head's int8 weight. Other embeddings, norms, convolutions, experts in one tensor of three axes,
 and weights that other code reads stay in floats.
 
 The outlier channels of each layer are found on a few short conversations (the base's own chat template around texts of
@@ -12,7 +13,7 @@ the same tensor (q, k, v; gate, up) choose the same channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -21,12 +22,12 @@ from torch import nn
 from skillweave.base import Base, prompt_ids
 from skillweave.base.allocator import release_freed_memory
 from skillweave.base.chat import PromptOrIds
-from skillweave.base.feeding import feeding
+from skillweave.base.feeding import Fed, feeding
 from skillweave.base.layout import owners
 from skillweave.base.sizes import context_length
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
-from skillweave.weave.int8 import LONGEST, Int8Linear, Law, SharedInput, smoothing
+from skillweave.weave.int8 import LONGEST, Int8Embedding, Int8Linear, Law, SharedInput, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
 
 INT8 = "int8"
@@ -85,7 +86,9 @@ def put_into_int8(
     texts = [prompt_ids(base.tokenizer, prompt)[: context_length(base.model)] for prompt in prompts]
     if not any(len(ids) > 1 for ids in texts):
         raise UserError("the outlier channels are looked for on prompts of at least two tokens, and none is given")
-    chosen, reasons = _layers(base.model)
+    fed, head = feeding(base.model), base.model.get_output_embeddings()
+    tied = _tied_embedding(base.model, fed)
+    chosen, reasons = _layers(base.model, fed, tied)
     if not chosen:
         why = next(iter(reasons.values()), "it has none")
         raise UserError(f"{base.ref} has no linear layer that can be put into int8 ({why}): leave out backbone: {INT8}")
@@ -100,8 +103,9 @@ def put_into_int8(
         if tops is not None and smooth is not None:
             factors = smoothing(tops, weight if law == "linear" else weight.T, smooth)
         made = Int8Linear(weight, layer.bias, law=law, outliers=kept, smooth=factors)
-        parent, _, own = name.rpartition(".")
-        setattr(base.model.get_submodule(parent), own, made.eval())
+        _put(base.model, name, made)
+        if tied is not None and layer is head:
+            _put(base.model, tied, Int8Embedding(made, base.model.get_submodule(tied).padding_idx))
     # The other tensors may be pages of the mapped file of weights. As long as one tensor needs it, the file stays
     # mapped, and the pages of the replaced layers stay in memory.
     for parameter in base.model.parameters():
@@ -124,18 +128,38 @@ def put_into_int8(
     return base
 
 
-def _layers(model: Any) -> tuple[dict[str, Law], dict[str, str]]:
-    """(name -> law of the layers to replace, name -> why not for the other linear layers; the head is neither)."""
-    fed, places, head = feeding(model), owners(model), model.get_output_embeddings()
+def _put(model: Any, name: str, module: nn.Module) -> None:
+    """Put ``module`` in the place of the model's module of this name."""
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module.eval())
+
+
+def _tied_embedding(model: Any, fed: Mapping[str, Fed]) -> str | None:
+    """The name of the input embedding, if its weight is that of the head too, and it does nothing but look rows up."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or getattr(head, "weight", None) is not embedding.weight:
+        return None
+    name = next(name for name, module in model.named_modules() if module is embedding)
+    looks_up = name in fed and (fed[name].law, fed[name].scale) == ("lookup", 1.0)
+    return name if looks_up and embedding.max_norm is None else None
+
+
+def _layers(model: Any, fed: Mapping[str, Fed], tied: str | None) -> tuple[dict[str, Law], dict[str, str]]:
+    """(name -> law of the layers to replace, name -> why not for the other linear layers).
+
+    ``tied`` is the embedding that may share its weight with a layer.
+    """
+    places = owners(model)
     chosen: dict[str, Law] = {}
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
         law = fed[name].law if name in fed else None
-        if module is head or not (isinstance(module, nn.Linear) or law == "transposed"):
+        if not (isinstance(module, nn.Linear) or law == "transposed"):
             continue
+        holders = {place for place, _ in places[f"{name}.weight"][1]}
         if law is None or law == "lookup":
             reasons[name] = "is not only multiplied with its input, or was not called"
-        elif len(places[f"{name}.weight"][1]) > 1:
+        elif holders - {name, tied}:
             reasons[name] = "shares its weight with another module"
         elif module.weight.shape[law == "linear"] > LONGEST:
             reasons[name] = f"has more than {LONGEST} inputs, so its sums could overflow"

@@ -32,7 +32,7 @@ from skillweave.pack.decode import coded_matrix, mixed_factors
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.vocabulary import token_rows
 from skillweave.weave.coded_factors import CodedFactors, LaidOutFactors, Target
-from skillweave.weave.int8 import Int8Linear
+from skillweave.weave.int8 import Int8Embedding, Int8Linear
 from skillweave.weave.resident import Exchange, Lookup, Resident
 
 
@@ -197,10 +197,10 @@ class Places:
             return dict(layer.coded(layer.decoded() + change))
         return {place[1]: (original.detach().float() + change).to(original.dtype)}
 
-    def _int8_layer(self, place: Place) -> Int8Linear | None:
+    def _int8_layer(self, place: Place) -> Int8Linear | Int8Embedding | None:
         """The layer in int8 whose weight this place is, or None."""
         module = self._modules[place[0]]
-        return module if isinstance(module, Int8Linear) and place[1] == "weight" else None
+        return module if isinstance(module, Int8Linear | Int8Embedding) and place[1] == "weight" else None
 
 
 _UNKNOWN_ROWS = "belongs to a layer whose input is not known row by row"

@@ -88,6 +88,9 @@ def test_gradients_are_those_of_a_slow_straight_through_model(micro_base: Path) 
         if isinstance(module, Int8Linear):
             parent, _, own = name.rpartition(".")
             setattr(slow.get_submodule(parent), own, _SlowLinear(module))
+    tied = nn.Embedding(*slow.lm_head.weight.shape)
+    slow.set_input_embeddings(tied)
+    tied.weight = slow.lm_head.weight
     other = Student(slow, pack)
     copies = {key: factor.detach().clone().requires_grad_() for key, factor in factors.items()}
     torch.manual_seed(0)

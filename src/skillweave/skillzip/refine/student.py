@@ -25,7 +25,7 @@ from skillweave.pack.decode import coded_matrix
 from skillweave.pack.vocabulary import token_rows, vocabularies
 from skillweave.skillzip.refine.factors import FactorEntry, float_factors, has_factors, steps
 from skillweave.skillzip.refine.forward import Row, answer_logits
-from skillweave.weave.int8 import Int8Linear
+from skillweave.weave.int8 import Int8Embedding, Int8Linear
 
 _Product = Callable[[torch.Tensor], torch.Tensor]
 """The input of a module -> what is added to its output."""
@@ -224,7 +224,7 @@ class Student:
             tensor, ((module, own), *_) = tensors[target]
             layer = self.model.get_submodule(module)
             value = value.to(tensor.device)
-            if isinstance(layer, Int8Linear) and own == "weight":
+            if isinstance(layer, Int8Linear | Int8Embedding) and own == "weight":
                 values = layer.coded(layer.decoded() + value if added else value)
             else:
                 values = {own: tensor.float() + value if added else value}
