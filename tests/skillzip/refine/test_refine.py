@@ -302,3 +302,10 @@ def test_a_direction_whose_step_is_zero_begins_at_zero() -> None:
     progress = train._begun(start, {"layer.A": torch.tensor([1.0, 0.0])}, seed=0)
     assert progress.factors["layer.A"][:, 1].tolist() == [0.0, 0.0]
     assert rounded_codes(progress.factors["layer.A"][:, 0], torch.ones(1)).tolist() == [1.0, -2.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "pack_bytes", "steps"), [(None, 1000, 150), (None, 1001, 100), (None, 0, 150), (7, 0, 7), (7, 1001, 7)]
+)
+def test_a_small_pack_takes_more_steps_unless_the_settings_say_how_many(given, pack_bytes, steps):
+    assert RefineConfig(steps=given).steps_for(pack_bytes, 512_000) == steps

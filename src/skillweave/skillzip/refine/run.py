@@ -32,7 +32,8 @@ _LONGEST = 1.234e-05
 
 def placeholder(config: RefineConfig, prefill: Prefill) -> dict[str, Any]:
     """Return the records that :func:`refined` will write on the card, at least as long in JSON as they will be."""
-    counts = {"steps": config.steps, "best_step": config.steps, "prompts": config.prompts, "held_out": config.prompts}
+    steps = config.steps_for(0, 1)
+    counts = {"steps": steps, "best_step": steps, "prompts": config.prompts, "held_out": config.prompts}
     figures = dict.fromkeys(("kl_before", "kl_after", "tv_before", "tv_after"), _LONGEST)
     record = {"refined": False, **figures, **counts, **_form(config)}
     return {"refine": record} | ({"prefill": longest_record(config.prompts)} if prefill == "backbone" else {})
@@ -120,6 +121,7 @@ def refined(
         rows[count:],
         rows[:count],
         config,
+        config.steps_for(most_bytes, pack.card.bytes.bf16_delta),
         folder,
         (lambda factors: coarseness(pack, factors, most_bytes)) if coded else lambda _: 1.0,
     )

@@ -101,10 +101,11 @@ def train(
     rows: Sequence[TeacherRow],
     held_out: Sequence[TeacherRow],
     config: RefineConfig,
+    most_steps: int,
     folder: Path,
     coarseness: Callable[[Factors], float] = lambda _: 1.0,
 ) -> Progress:
-    """Train the factors of ``student`` on ``rows``, and return the progress at the end.
+    """Train the factors of ``student`` on ``rows`` for ``most_steps``, and return the progress at the end.
 
     * A step computes the KL with rounded factors, and applies the gradient of the rounded factors to the float ones
       (the straight-through estimate). What is measured is therefore the pack as it would be written.
@@ -127,8 +128,8 @@ def train(
     start = student.float_factors()
     sizes = {key: float(factor.square().mean().sqrt()) if factor.numel() else 0.0 for key, factor in start.items()}
     progress = _load(folder / CHECKPOINT, device) or _begun(start, student.steps(1.0), config.seed)
-    order = batches(len(rows), config.batch_size, config.steps, config.seed)
-    interval = math.ceil(config.steps / _MEASUREMENTS)
+    order = batches(len(rows), config.batch_size, most_steps, config.seed)
+    interval = math.ceil(most_steps / _MEASUREMENTS)
     current: Factors = {}
 
     def set_rounded() -> None:
@@ -146,7 +147,7 @@ def train(
         else:
             _back_to_best(progress)
 
-    with student.running(current), bar("refining", config.steps) as advance, torch.enable_grad():
+    with student.running(current), bar("refining", most_steps) as advance, torch.enable_grad():
         set_rounded()
         if not progress.curve:
             measure()
@@ -157,9 +158,9 @@ def train(
                 )
         advance(progress.step, note=_note(progress))
         saved = time.monotonic()
-        while progress.step < config.steps and not progress.stopped(config.patience):
+        while progress.step < most_steps and not progress.stopped(config.patience):
             loss = _backward(student, [rows[index] for index in order[progress.step]])
-            rate = config.learning_rate * progress.damping * _schedule(progress.step, config.steps)
+            rate = config.learning_rate * progress.damping * _schedule(progress.step, most_steps)
             progress.losses.append(loss)
             for key, factor in progress.factors.items():
                 gradient = current[key].grad
@@ -168,12 +169,12 @@ def train(
                     adam_step(key, factor, gradient, *moved, step=progress.step, rate=rate * sizes[key])
             if not _finite(loss, progress.factors):
                 console.print(
-                    f"  the refinement ends at step {progress.step} of {config.steps}, because its numbers are no "
+                    f"  the refinement ends at step {progress.step} of {most_steps}, because its numbers are no "
                     "longer finite: lower learning_rate",
                     soft_wrap=True,
                 )
                 break
-            due = progress.step % interval == 0 or progress.step == config.steps
+            due = progress.step % interval == 0 or progress.step == most_steps
             if due:
                 measure()
             set_rounded()
