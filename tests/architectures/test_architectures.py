@@ -12,11 +12,14 @@ from helpers.micro_families import FAMILIES
 # One of each kind: plain, turned weights, fused and shifted positions, flattened, tied, experts in one tensor and in
 # many, shared experts, state-space layers, hybrids.
 QUICK = ("bloom", "falcon", "gemma3_text", "gpt2", "gpt_oss", "mamba", "mixtral", "opt", "phi3", "qwen2_moe", "zamba2")
+# A tied head, one whose input takes the dtype of its weight, a scaled embedding, weights as (in, out), experts whose
+# router the rounding moves, a limit of tokens under a name of its own.
+INT8 = ("bloom", "mamba", "gemma3_text", "gpt2", "granitemoeshared", "mpt")
 KNOWN = {"rwkv": "the base itself answers otherwise in a padded batch than alone"}
 
 
-def prove_family(family: str, folder: Path) -> None:
-    row = prove(family, folder)
+def prove_family(family: str, folder: Path, *, int8: bool = False) -> None:
+    row = prove(family, folder, int8=int8)
     assert (row.zip, row.unzip) == (PASS, PASS)
     assert row.mixed == KNOWN.get(family, PASS)
     assert row.left_out == 0
@@ -28,10 +31,21 @@ def test_a_family_of_each_kind(family: str, tmp_path: Path) -> None:
     prove_family(family, tmp_path)
 
 
+@pytest.mark.parametrize("family", INT8)
+def test_a_family_of_each_kind_on_a_base_in_int8(family: str, tmp_path: Path) -> None:
+    prove_family(family, tmp_path, int8=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(QUICK)))
 def test_every_other_family(family: str, tmp_path: Path) -> None:
     prove_family(family, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(INT8)))
+def test_every_other_family_on_a_base_in_int8(family: str, tmp_path: Path) -> None:
+    prove_family(family, tmp_path, int8=True)
 
 
 def test_there_are_at_least_forty_five() -> None:

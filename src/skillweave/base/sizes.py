@@ -17,4 +17,10 @@ def layer_count(model: Any) -> int:
 
 def context_length(model: Any) -> int | None:
     """Return the longest sequence that the model was made for, in tokens, or None if its config does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return context_of(model.config)
+
+
+def context_of(config: Any) -> int | None:
+    """Return the same of a model's config. MPT's has a name of its own for it."""
+    text = config.get_text_config()
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)

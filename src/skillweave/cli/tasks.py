@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -110,9 +110,9 @@ def list_(as_json: bool = JSON) -> None:
 def _context(base: str) -> int | None:
     from skillweave.base.architecture import read_config_json
     from skillweave.base.open import resolve
+    from skillweave.base.sizes import context_of
 
-    config: Any = read_config_json(resolve(base))
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return context_of(read_config_json(resolve(base)))
 
 
 def _show(report: TaskReport) -> None:

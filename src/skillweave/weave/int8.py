@@ -158,6 +158,11 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, outliers={self.outliers.numel()}"
 
 
+def has_int8(model: nn.Module) -> bool:
+    """Whether layers of the model are in int8."""
+    return any(isinstance(module, Int8Linear) for module in model.modules())
+
+
 class Int8Embedding(nn.Embedding):
     """An embedding that is tied with a head in int8, and looks its rows up in the head's weight.
 

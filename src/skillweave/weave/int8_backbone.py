@@ -27,7 +27,7 @@ from skillweave.base.layout import owners
 from skillweave.base.sizes import context_length
 from skillweave.errors import UserError
 from skillweave.progress import say_once, share_of
-from skillweave.weave.int8 import LONGEST, Int8Embedding, Int8Linear, Law, SharedInput, smoothing
+from skillweave.weave.int8 import LONGEST, Int8Embedding, Int8Linear, Law, SharedInput, has_int8, smoothing
 from skillweave.weave.int8_loss import loss, next_log_probs
 
 INT8 = "int8"
@@ -61,7 +61,7 @@ def check_form(backbone: str | None) -> None:
 
 def is_int8(base: Base) -> bool:
     """Whether linear layers of the base are in int8."""
-    return any(isinstance(module, Int8Linear) for module in base.model.modules())
+    return has_int8(base.model)
 
 
 def put_into_int8(
@@ -149,7 +149,7 @@ def _layers(model: Any, fed: Mapping[str, Fed], tied: str | None) -> tuple[dict[
 
     ``tied`` is the embedding that may share its weight with a layer.
     """
-    places = owners(model)
+    places, head = owners(model), model.get_output_embeddings()
     chosen: dict[str, Law] = {}
     reasons: dict[str, str] = {}
     for name, module in model.named_modules():
@@ -161,11 +161,40 @@ def _layers(model: Any, fed: Mapping[str, Fed], tied: str | None) -> tuple[dict[
             reasons[name] = "is not only multiplied with its input, or was not called"
         elif holders - {name, tied}:
             reasons[name] = "shares its weight with another module"
+        elif module is head and _is_fed_in_its_dtype(model, name):
+            reasons[name] = "is given its input in the dtype of its weight"
         elif module.weight.shape[law == "linear"] > LONGEST:
             reasons[name] = f"has more than {LONGEST} inputs, so its sums could overflow"
         else:
             chosen[name] = law
     return chosen, reasons
+
+
+class _Seen(nn.Module):
+    """Stands for a head with a weight in int8: it notes the dtype of its input, and computes nothing."""
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty_like(head.weight, dtype=torch.int8), requires_grad=False)
+        self.bias = head.bias
+        self.seen: torch.dtype | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x.dtype
+        return torch.zeros(*x.shape[:-1], len(self.weight), device=x.device)
+
+
+@torch.no_grad()
+def _is_fed_in_its_dtype(model: Any, name: str) -> bool:
+    """Whether the model casts the input of the head to the dtype of its weight, as Mamba's code does."""
+    head = model.get_submodule(name)
+    stand_in = _Seen(head)
+    _put(model, name, stand_in)
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.weight.device), use_cache=False)
+    finally:
+        _put(model, name, head)
+    return stand_in.seen == torch.int8
 
 
 @torch.no_grad()

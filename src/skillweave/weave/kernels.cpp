@@ -67,9 +67,18 @@ static void take_codes(const void* x, int64_t kind, int64_t m, int64_t in, const
     sum[m] = total;
 }
 
-// The outputs of `count` tokens (at most 4) from token m on in 16 channels from n on, given the exact sums.
+// The weights (outliers, 16) of the outlier channels for 16 channels from n on, as floats.
+static inline void read_outliers(const Layer& layer, int64_t n, int64_t kept_count, float* weights) {
+    const __mmask16 mask = first(layer.out - n);
+    const Floats& held = layer.outlier_weight;
+    for (int64_t j = 0; j < kept_count; j++)
+        _mm512_storeu_ps(weights + 16 * j, load(held.at, held.kind, j * layer.outlier_stride + n, mask));
+}
+
+// The outputs of `count` tokens (at most 4) from token m on in 16 channels from n on, given the exact sums, and the
+// weights of the outlier channels as read_outliers gives them.
 static inline void finish(const Layer& layer, int64_t kind, int64_t m, int count, int64_t n, const __m512i* acc,
-                          const float* top, const float* kept, int64_t kept_count) {
+                          const float* top, const float* kept, int64_t kept_count, const float* weights) {
     const __mmask16 mask = first(layer.out - n);
     const __m512 scale = _mm512_maskz_loadu_ps(mask, layer.weight_scale + n);
     __m512 y[4];
@@ -78,14 +87,12 @@ static inline void finish(const Layer& layer, int64_t kind, int64_t m, int count
     const float* own = kept + m * kept_count;
     if (count == 4) {
         for (int64_t j = 0; j < kept_count; j++) {
-            const __m512 weight =
-                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            const __m512 weight = _mm512_loadu_ps(weights + 16 * j);
             for (int i = 0; i < 4; i++) y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
         }
     } else {
         for (int64_t j = 0; j < kept_count; j++) {
-            const __m512 weight =
-                load(layer.outlier_weight.at, layer.outlier_weight.kind, j * layer.outlier_stride + n, mask);
+            const __m512 weight = _mm512_loadu_ps(weights + 16 * j);
             for (int i = 0; i < count; i++)
                 y[i] = _mm512_fmadd_ps(_mm512_set1_ps(own[i * kept_count + j]), weight, y[i]);
         }
@@ -108,7 +115,7 @@ void sw_linear(const void* x, int64_t kind, int64_t tokens, int64_t in, const fl
     std::vector<float> top(tokens), kept(tokens * kept_count);
 #pragma omp parallel if (tokens * in * out > PARALLEL_FROM)
     {
-        std::vector<float> values(in);
+        std::vector<float> values(in), weights(16 * kept_count);
 #pragma omp for
         for (int64_t m = 0; m < tokens; m++)
             take_codes(x, kind, m, in, unsmooth, outliers, kept_count, width, values.data(), codes.data(), top.data(),
@@ -119,13 +126,14 @@ void sw_linear(const void* x, int64_t kind, int64_t tokens, int64_t in, const fl
             while (within >= (layers[l].out + 15) / 16) within -= (layers[l++].out + 15) / 16;
             const Layer& layer = layers[l];
             const int64_t n = 16 * within;
+            read_outliers(layer, n, kept_count, weights.data());
             for (int64_t m = 0; m < tokens;) {
                 __m512i acc[4];
                 const int count = sixteen(codes.data() + m * width, width, tokens - m, layer.weight + n * in, in,
                                           layer.out - n, in, acc);
                 for (int i = 0; i < count; i++)
                     acc[i] = _mm512_sub_epi32(acc[i], _mm512_set1_epi32((int32_t)(128u * (uint32_t)sum[m + i])));
-                finish(layer, kind, m, count, n, acc, top.data(), kept.data(), kept_count);
+                finish(layer, kind, m, count, n, acc, top.data(), kept.data(), kept_count, weights.data());
                 m += count;
             }
         }
@@ -148,19 +156,35 @@ void sw_codes(const void* x, int64_t kind, int64_t tokens, int64_t in, const flo
 // The last part of sw_linear: the layers' outputs from the exact sums (tokens, sum_stride), side by side in their order.
 void sw_finish(const int32_t* sums, int64_t sum_stride, int64_t kind, int64_t tokens, const float* top,
                const float* kept, int64_t kept_count, const Layer* layers, int64_t layer_count) {
-    const int64_t tiles = (tokens + 3) / 4;
-#pragma omp parallel for if (tokens * sum_stride > PARALLEL_FROM)
-    for (int64_t tile = 0; tile < tiles; tile++) {
-        const int64_t m = 4 * tile;
-        const int count = (int)std::min<int64_t>(4, tokens - m);
-        int64_t column = 0;
-        for (int64_t l = 0; l < layer_count; column += layers[l++].out)
-            for (int64_t n = 0; n < layers[l].out; n += 16) {
-                __m512i acc[4];
-                for (int i = 0; i < count; i++)
-                    acc[i] = _mm512_maskz_loadu_epi32(first(layers[l].out - n), sums + (m + i) * sum_stride + column + n);
-                finish(layers[l], kind, m, count, n, acc, top, kept, kept_count);
+    // A stripe of channels goes through all tokens, so that the weights of its outliers are read once.
+    constexpr int64_t STRIPE = 64;
+    int64_t stripes = 0;
+    for (int64_t l = 0; l < layer_count; l++) stripes += (layers[l].out + STRIPE - 1) / STRIPE;
+#pragma omp parallel if (tokens * sum_stride > PARALLEL_FROM)
+    {
+        std::vector<float> weights(STRIPE * kept_count);
+#pragma omp for
+        for (int64_t stripe = 0; stripe < stripes; stripe++) {
+            int64_t l = 0, begin = STRIPE * stripe, column = 0;
+            while (begin >= layers[l].out) {
+                begin -= (layers[l].out + STRIPE - 1) / STRIPE * STRIPE;
+                column += layers[l++].out;
             }
+            const Layer& layer = layers[l];
+            const int64_t end = std::min(begin + STRIPE, layer.out);
+            for (int64_t n = begin; n < end; n += 16)
+                read_outliers(layer, n, kept_count, weights.data() + (n - begin) * kept_count);
+            for (int64_t m = 0; m < tokens; m += 4) {
+                const int count = (int)std::min<int64_t>(4, tokens - m);
+                for (int64_t n = begin; n < end; n += 16) {
+                    __m512i acc[4];
+                    for (int i = 0; i < count; i++)
+                        acc[i] = _mm512_maskz_loadu_epi32(first(layer.out - n), sums + (m + i) * sum_stride + column + n);
+                    finish(layer, kind, m, count, n, acc, top, kept, kept_count,
+                           weights.data() + (n - begin) * kept_count);
+                }
+            }
+        }
     }
 }
 

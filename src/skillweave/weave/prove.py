@@ -19,6 +19,7 @@ from skillweave.errors import UserError
 from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Outcome, PackProbe, Proof, compare, shortened
 from skillweave.pack.stored import CARD_FILE
 from skillweave.progress import say_once
+from skillweave.weave.int8 import has_int8
 from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import PackedModel
 
@@ -131,7 +132,7 @@ class Proofs:
 def distance(packed_model: PackedModel, name: str, probe: PackProbe, base: Sequence[float] | None = None) -> Proof:
     """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
     base = _at_places(packed_model, None, probe) if base is None else base
-    return compare(probe, _at_places(packed_model, name, probe), base)
+    return compare(probe, _at_places(packed_model, name, probe), base, rounded=has_int8(packed_model.model))
 
 
 def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:
