@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
@@ -177,6 +177,29 @@ def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[
         if line.strip():
             where = f"{path}, line {number}"
             yield where, parse_json(line, where)
+
+
+def split_lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
+    """Yield the lines of an open file, each with its line break; a carriage return alone also ends a line.
+
+    Of a line with more than ``longest`` bytes only the beginning is given, which is also longer than ``longest``.
+    """
+    begun, cut = b"", False
+    while piece := file.readline(longest + 1):
+        *lines, begun = (begun + piece).splitlines(keepends=True)
+        if begun.endswith(b"\n"):  # after a carriage return, a line feed may follow in the next piece
+            lines.append(begun)
+            begun = b""
+        for line in lines:
+            if not cut:
+                yield line
+            cut = False
+        if len(begun) > longest:
+            if not cut:
+                yield begun
+            begun, cut = b"", True
+    if begun and not cut:
+        yield begun
 
 
 def read_versioned(path: str | Path, newest: int) -> Any:

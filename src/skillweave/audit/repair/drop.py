@@ -13,7 +13,7 @@ from skillweave.audit.data.read import line_digest
 from skillweave.audit.rollouts.log import message_text
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
-from skillweave.files.read import is_file, open_file, read_json_lines
+from skillweave.files.read import is_file, open_file, read_json_lines, split_lines
 from skillweave.progress import share_of
 from skillweave.units import human_bytes
 
@@ -258,7 +258,7 @@ def _record(line: bytes, where: str) -> dict[str, Any] | None:
 def _lines(data: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line, with its line break."""
     with open_file(data, "the data file") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
+        for number, line in enumerate(split_lines(file, _LONGEST_LINE), 1):
             if len(line) > _LONGEST_LINE:
                 raise UserError(f"{data}, line {number} is longer than {human_bytes(_LONGEST_LINE)}: split the record")
             yield number, line
