@@ -23,6 +23,8 @@ PROMPTS = "prompts.jsonl"
 """What an audit of rollouts writes: a line for each prompt, with its ids."""
 MALFORMED = "malformed.jsonl"
 """What an audit of data writes: a line for each record that it could not read."""
+DROPPED = ".dropped.jsonl"
+"""Beside the cleaned data, a file with this after its name lists what was left out."""
 _LONGEST_LINE = 2**26
 
 
@@ -87,7 +89,7 @@ def drop(data: Path, audits: Sequence[Path], out: Path) -> Dropped:
     """
     if not data.name.lower().endswith(".jsonl"):
         raise UserError(f"{data}: records are dropped from a .jsonl file, a record a line: write the data as JSONL")
-    listed = out.with_name(f"{out.name}.dropped.jsonl")
+    listed = out.with_name(f"{out.name}{DROPPED}")
     if out.resolve() == data.resolve() or listed.resolve() == data.resolve():
         raise UserError(f"--out {out} would replace the data {data}: name a new file")
     flagged = read_flagged(audits, data)
