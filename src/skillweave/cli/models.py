@@ -211,9 +211,9 @@ def eval_(
 
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
-    older = {"ours": has_keys("target", "split"), "kind": "a result of `skillweave eval`"}
+    ours, kind = has_keys("target", "split"), "a result of `skillweave eval`"
     if out is not None:
-        check_file(out, *task, tools, **older)
+        check_file(out, *task, tools, ours=ours, kind=kind)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -236,7 +236,7 @@ def eval_(
     tasks = [load_task(one) for one in task]
     if out is not None:
         files = (file for one in tasks if isinstance(one.spec, FileSpec) for file in one.spec.files)
-        check_file(out, *files, **older)
+        check_file(out, *files, ours=ours, kind=kind)
     for one in tasks:
         one.split(split)  # raises for an empty split, before the model is opened
     few_shot_examples = [Examples.of(one, few_shot, seed) for one in tasks]

@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
@@ -179,7 +179,7 @@ def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[
             yield where, parse_json(line, where)
 
 
-def split_lines(file: IO[bytes], longest: int) -> Iterator[bytes]:
+def split_lines(file: io.BufferedIOBase, longest: int) -> Iterator[bytes]:
     """Yield the lines of an open file, each with its line break; a carriage return alone also ends a line.
 
     Of a line with more than ``longest`` bytes only the beginning is given, which is also longer than ``longest``.
