@@ -297,11 +297,14 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(bench: Bench, tmp
         assert message in refused("eval", "nowhere", "-t", bench.task, "-o", out)
 
 
-def test_a_run_with_other_settings_is_not_gone_on_with(bench: Bench) -> None:
-    said = refused(
-        "specialise", "-b", bench.base, "-t", bench.task, "-c", bench.settings, "-s", "seed=4", "-o", bench.delta.parent
-    )
-    assert "holds a run with other settings (seed)" in said
+def test_a_run_with_other_settings_or_another_base_is_not_gone_on_with(bench: Bench, tmp_path: Path) -> None:
+    given = ["-t", bench.task, "-c", bench.settings, "-o", bench.delta.parent]
+    assert "holds a run with other settings (seed)" in refused("specialise", "-b", bench.base, *given, "-s", "seed=4")
+    other = shutil.copytree(bench.base, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 2e-6}))
+    said = " ".join(refused("specialise", "-b", other, *given).split())
+    assert "a run on a base with these weights and another config: rms_norm_eps is 2e-06 (then: 1e-06). Choose" in said
 
 
 @pytest.fixture

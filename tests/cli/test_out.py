@@ -120,7 +120,7 @@ def test_data_of_a_common_name_is_no_older_audit(tmp_path: Path, name: str) -> N
 
 def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    rows = "".join(f'{{"prompt": "{number}", "answer": "1"}}\n' for number in range(4))
+    rows = "".join(f'{{"prompt": "{number}", "answer": "1", "target": "", "split": ""}}\n' for number in range(4))
     Path("rows.jsonl").write_text(rows)
     Path("task.yaml").write_text("source: file\npath: rows.jsonl\nsplits: {test: 2, calibration: 0}\n")
     Path("link").symlink_to("rows.jsonl")
@@ -136,6 +136,32 @@ def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monke
         assert "which this command only reads" in " ".join(refused(*command).split())
     assert Path("rows.jsonl").read_text() == rows
     assert "path: rows.jsonl" in Path("task.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "older"),
+    [
+        ("generate nowhere --file p.jsonl", '{"prompt": "a", "answer": "b"}\n'),
+        ("eval nowhere --task builtin:no-such", '{\n"target": "a", "split": "b"\n}'),
+        ("bench serve nowhere", '{\n"plan": {}, "figures": {}\n}'),
+        ("reason problems.jsonl --model m", '{"prompt": "a", "answer": "b", "kind": "program"}\n'),
+        ("audit reference one two -b nowhere --prompts p.jsonl", '{\n"schema_version": 1, "checkpoints": []\n}'),
+        ("audit drop data.jsonl --audit audit", None),
+    ],
+)
+def test_a_file_that_is_no_older_result_is_not_replaced(tmp_path: Path, monkeypatch, command: str, older: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out.jsonl"
+    option = ["--harvest" if command.startswith("reason") else "--out", out]
+    for mine in (b"mine", b"{}", b'{"checkpoints": 1}', b"\xff\n", b"[]"):
+        out.write_bytes(mine)
+        assert f"{option[0]} {out} holds something that is not a" in refused(*command.split(), *option)
+        assert out.read_bytes() == mine
+    if older is None:
+        Path("out.jsonl.dropped.jsonl").touch()
+    for accepted in ("", older or "{}"):
+        out.write_text(accepted)
+        assert "holds something" not in refused(*command.split(), *option)
 
 
 HOLD = """

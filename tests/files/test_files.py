@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel
@@ -14,6 +17,7 @@ from safetensors.torch import load_file
 from skillweave.artefact import atomic_file, atomic_folder, disk_errors, write_json
 from skillweave.base.safetensors_io import write_tensors
 from skillweave.errors import UserError
+from skillweave.files.disk import temporary_folder
 from skillweave.files.hashes import digest, sha256_file, shortened
 from skillweave.files.read import read_card_file, read_json
 
@@ -97,6 +101,24 @@ def test_a_newer_schema_and_a_field_that_does_not_fit_are_told(tmp_path: Path) -
 def small_disk(disk_of: Callable[[str], Path]) -> Path:
     """A file system of one megabyte."""
     return disk_of("1m")
+
+
+def test_a_full_disk_for_temporary_files_is_told(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    with temporary_folder(lambda folder: (folder / "x").write_bytes(b"x")) as folder:
+        assert (folder / "x").read_bytes() == b"x"
+    # NumPy's error has no number, and does not speak of the disk.
+    told = f"no space left on the disk while writing {small_disk}; .* or set TMPDIR to a folder on another disk"
+    for fill in (
+        lambda folder: np.save(folder / "x.npy", np.zeros(2**18)),
+        lambda folder: (folder / "x").write_bytes(b"x" * 2**21),
+    ):
+        with pytest.raises(UserError, match=told), temporary_folder(fill):
+            pass
+    assert os.listdir(small_disk) == []
+    monkeypatch.setattr(tempfile, "gettempdir", mock.Mock(side_effect=FileNotFoundError("none in ['/tmp']")))
+    with pytest.raises(UserError, match="set TMPDIR to one that can"), temporary_folder(lambda folder: None):
+        pass
 
 
 def test_a_full_disk_keeps_the_old_and_says_so(small_disk: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import gzip
+import io
+import itertools
 import os
 import resource
 import subprocess
@@ -27,6 +29,7 @@ from skillweave.files.read import (
     read_json_lines,
     read_text,
     read_versioned,
+    split_lines,
 )
 from skillweave.tasks import readers
 from skillweave.tasks.readers import read_rows
@@ -147,6 +150,22 @@ def test_a_file_whose_size_is_not_told_is_read_to_its_end() -> None:
 def test_a_text_is_read_as_python_reads_it(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes("\ufeffone\r\ntwo\rthree\u2028é\n".encode())
     assert read_text(tmp_path / "x.txt") == (tmp_path / "x.txt").read_text(encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("longest", range(4, 9))
+def test_lines_of_bytes_end_where_those_of_pythons_texts_end(longest: int) -> None:
+    """Whatever is cut by the buffer of ``longest`` bytes; of a line that is longer, only the beginning is given."""
+    for parts in itertools.product((b"", b"a", b"bcd", b"\r", b"\n", b"\r\n", b"\x0b"), repeat=4):
+        data = b"".join(parts)
+        expected = [line.encode() for line in io.StringIO(data.decode(), newline="")]
+        found = list(split_lines(io.BytesIO(data), longest))
+        if all(len(line) <= longest for line in expected):
+            assert found == expected, data
+        else:
+            assert any(len(line) > longest for line in found), data
+    short, long = b"a\r", b"x" * 30
+    found = list(split_lines(io.BytesIO(short + long + b"\r" + short + long + b"\n" + short), longest))
+    assert [line if line == short else len(line) > longest for line in found] == [short, True, short, True, short]
 
 
 JSONS = [

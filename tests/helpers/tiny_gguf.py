@@ -23,7 +23,7 @@ def write_tiny_gguf(
 ) -> dict[str, np.ndarray]:
     """Write the file; return its tensors as stored, by their GGUF names. Matrices have the type ``kind``.
 
-    The tensor ``without`` gets a name that no model has, and so has an ``extra`` one of 7 numbers.
+    The tensor ``without`` gets a name that no model has, and so have two ``extra`` ones of 7 and 3 numbers.
     """
     alphabet = sorted(ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
@@ -65,6 +65,7 @@ def write_tiny_gguf(
     }
     if extra:
         writer.add_tensor("blk.0.odd.weight", np.ones(7, np.float32))
+        writer.add_tensor("other.bias", np.ones(3, np.float32))
     for name, tensor in tensors.items():
         written = "odd.weight" if name == without else name
         if tensor.ndim > 1:

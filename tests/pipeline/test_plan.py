@@ -13,11 +13,12 @@ import yaml
 from helpers.golden import BUILD
 from helpers.terminal import made
 from helpers.tiny import TASK, TINY
-from skillweave.base import open_base
+from skillweave.base import Checkpoint, fingerprint, open_base
 from skillweave.files.hashes import sha256_file
 from skillweave.pipeline import PlannedStep, build, plan_build, read_weave_config
 from skillweave.pipeline.config import SkillConfig
 from skillweave.pipeline.plan import dtype_in_memory
+from skillweave.pipeline.step import base_key
 
 SKILL = {"task": TASK, "settings": TINY}
 ORDER = [
@@ -152,6 +153,28 @@ def test_an_edit_names_the_steps_that_are_done_again_and_the_build_agrees(
     build(read_weave_config(str(tmp_path / "planned.yaml")), out, command="test")
     redone = {n for n, at in markers.items() if (tmp_path / "weave.work" / n / "step.json").stat().st_mtime_ns != at}
     assert redone == again.keys()
+
+
+def test_the_steps_are_done_again_on_a_base_with_another_config(
+    settings: dict[str, Any], finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = shutil.copytree(finished.with_name("weave.work"), tmp_path / "weave.work")
+    other = shutil.copytree(settings["base"], tmp_path / "other")
+    before = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**before, "rms_norm_eps": 2e-6}))
+    plain, changed = Checkpoint(Path(settings["base"])).config, Checkpoint(other).config
+    of_base = fingerprint(other)
+    for _ in range(2):  # a plan remembers nothing
+        steps = plan({**settings, "base": str(other)}, tmp_path / "weave", tmp_path)
+        assert set(states(steps).values()) == {"to do again"}
+        assert steps[0].because == ("base",)
+    assert "another config: rms_norm_eps is 2e-06 (then: 1e-06)" in " ".join(capsys.readouterr().err.split())
+    assert base_key(work, of_base, plain) == of_base
+    first = base_key(work, of_base, changed)
+    assert base_key(work, of_base, changed) == first != of_base  # a build that was killed resumes
+    assert base_key(work, of_base, plain) not in (of_base, first)  # steps may have been done since
+    (work / "base.json").unlink()  # of an older version
+    assert base_key(work, of_base, changed) == of_base
 
 
 def test_what_stands_on_a_backbone_that_is_not_known_yet_is_perhaps_done_again(

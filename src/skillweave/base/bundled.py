@@ -11,15 +11,22 @@ import importlib.util
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    read_field,
+)
 
 from skillweave.artefact import atomic_folder
 from skillweave.base.remembered import file_state
 from skillweave.errors import UserError, nearest
 from skillweave.files.cache import cache_folder
+from skillweave.files.folder import named_shortly
 from skillweave.files.hashes import digest
 from skillweave.files.lock import take
 from skillweave.files.place import place_of
@@ -105,7 +112,7 @@ def convert_gguf(file: Path, folder: Path) -> None:
     opened: Any
     before = file_state(file)
     try:
-        kinds, numbers = _contents(file)
+        contents = _contents(file)
         tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
         # Unpacked explicitly: with the package `kernels` installed, transformers would keep the blocks.
         opened = AutoModelForCausalLM.from_pretrained(
@@ -134,9 +141,12 @@ def convert_gguf(file: Path, folder: Path) -> None:
         config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.tie_weights()
     used = {tensor.data_ptr(): tensor.numel() for tensor in model.state_dict().values()}
-    if (left_over := numbers - sum(used.values())) > 0:
-        say_once(f"{file.name}: no part of the model reads {left_over:,} of the file's {numbers:,} numbers")
-    main = _narrow(model, kinds, file)
+    total = sum(contents.numbers.values())
+    if (left_over := total - sum(used.values())) > 0:
+        names = _unread_names(contents, model, left_over)
+        which = f", which stand in {named_shortly(names)}" if names else ""
+        say_once(f"{file.name}: no part of the model reads {left_over:,} of the file's {total:,} numbers{which}")
+    main = _narrow(model, contents.kinds, file)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The name inside the GGUF file is free text, which transformers would take for a path.
@@ -146,14 +156,40 @@ def convert_gguf(file: Path, folder: Path) -> None:
     path.write_text(json.dumps(config_json, indent=2) + "\n")
 
 
-def _contents(file: Path) -> tuple[set[str], int]:
-    """The types of the matrices in a GGUF file, by ggml's names (``F16``, ``Q4_K``, ...), and the count of numbers."""
+class _Contents(NamedTuple):
+    """What a GGUF file says of itself.
+
+    - ``kinds``: the types of its matrices, by ggml's names (``F16``, ``Q4_K``, ...)
+    - ``numbers``: how many numbers each tensor has
+    """
+
+    architecture: str
+    kinds: set[str]
+    numbers: dict[str, int]
+
+
+def _contents(file: Path) -> _Contents:
     # gguf is optional: only these files need it.
     from gguf import GGUFReader
 
-    tensors = GGUFReader(file).tensors
-    kinds = {tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1}
-    return kinds, sum(int(tensor.n_elements) for tensor in tensors)
+    reader = GGUFReader(file)
+    return _Contents(
+        read_field(reader, "general.architecture")[0],
+        {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1},
+        {tensor.name: int(tensor.n_elements) for tensor in reader.tensors},
+    )
+
+
+def _unread_names(contents: _Contents, model: Any, left_over: int) -> list[str]:
+    """The tensors of a file that the model does not read; empty if they cannot be told.
+
+    transformers skips a tensor whose name means nothing to it. A few architectures also read names that are not in its
+    list, so the names are believed only if their numbers are those that are ``left_over``.
+    """
+    processor = TENSOR_PROCESSORS.get(contents.architecture, TensorProcessor)(config=model.config.to_dict())
+    known = get_gguf_hf_weights_map(model, processor)
+    names = [name for name in contents.numbers if name not in known]
+    return names if sum(contents.numbers[name] for name in names) == left_over else []
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from skillweave.cli.jobs import command_line, read_job
 from skillweave.cli.options import BASE_OR_FILE, CONFIG, DEVICE, SET
 from skillweave.cli.output import out as terminal
 from skillweave.cli.output import say
-from skillweave.cli.places import check_apart, check_file, check_folder
+from skillweave.cli.places import check_apart, check_file, check_folder, has_keys
 from skillweave.errors import UserError
 
 if TYPE_CHECKING:
@@ -141,7 +141,13 @@ def reference(
 
     typed = {"base": base, "prompts": prompts, "refusal": refusal, "out": out}
     job = read_job(ModelAuditConfig, config, typed, overrides)
-    check_file(job.out, config, job.settings.prompts)
+    check_file(
+        job.out,
+        config,
+        job.settings.prompts,
+        ours=has_keys("schema_version", "checkpoints"),
+        kind="a reference of `skillweave audit reference`",
+    )
     audited = audited_base(open_base(job.base, dtype="float32", device=device), job.settings)
     found = collect_reference(audited, targets, job.out)
     rate = 1 / (len(found.checkpoints) + 1)

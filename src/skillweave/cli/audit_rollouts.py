@@ -124,11 +124,17 @@ def drop(
 
     `skillweave audit drop data.jsonl --audit runs/a --audit runs/b -o new.jsonl`
     """
+    from skillweave.audit.repair.drop import DROPPED
     from skillweave.files.place import is_special, stream_of
 
     if stream_of(out) is not None or is_special(out):
         raise UserError(f"--out {out}: name a file, beside which OUT.dropped.jsonl is written")
-    check_file(out, data)
+    check_file(
+        out,
+        data,
+        ours=lambda file: file.with_name(f"{file.name}{DROPPED}").is_file(),
+        kind="an earlier result of `skillweave audit drop`",
+    )
     for folder in audit:
         check_apart(out, replaced=False, audit=folder)
     from skillweave.audit.repair.drop import drop as leave_out

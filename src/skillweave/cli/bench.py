@@ -10,7 +10,7 @@ from skillweave.cli.app import app
 from skillweave.cli.chat import KEY_FILE, checked_url, client_key
 from skillweave.cli.options import SEED, named_values
 from skillweave.cli.output import say
-from skillweave.cli.places import check_file
+from skillweave.cli.places import check_file, has_keys
 from skillweave.errors import UserError
 
 bench = typer.Typer(no_args_is_help=True, help="Measure servers: `serve` sends requests and times the answers.")
@@ -67,7 +67,7 @@ def bench_serve(
     if prompts is not None and prompt_tokens is not None:
         raise UserError("--prompts gives the prompts, so --prompt-tokens has no effect: leave one of them out")
     if out is not None:
-        check_file(out, prompts)
+        check_file(out, prompts, ours=has_keys("plan", "figures"), kind="a load test of `skillweave bench serve`")
     shares = _shares(mix)
     import asyncio
 

@@ -12,7 +12,7 @@ import typer
 
 from skillweave.cli.app import app
 from skillweave.cli.options import BACKBONE, DEFAULTS, DEVICE, DTYPE, SEED, TEMPERATURE, TOP_P, read_sampling
-from skillweave.cli.places import check_file
+from skillweave.cli.places import check_file, has_keys
 from skillweave.cli.tools import TOOLS, open_tools
 from skillweave.errors import UserError
 
@@ -101,7 +101,7 @@ def generate(
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
-        check_file(out, file, tools)
+        check_file(out, file, tools, ours=has_keys("prompt", "answer"), kind="a file of answers")
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -211,8 +211,9 @@ def eval_(
 
     `skillweave eval runs/steps/delta --task builtin:steps --limit 50`
     """
+    ours, kind = has_keys("target", "split"), "a result of `skillweave eval`"
     if out is not None:
-        check_file(out, *task, tools)
+        check_file(out, *task, tools, ours=ours, kind=kind)
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -234,7 +235,8 @@ def eval_(
         raise UserError(f"--task {repeated} is given twice: name each task once")
     tasks = [load_task(one) for one in task]
     if out is not None:
-        check_file(out, *(file for one in tasks if isinstance(one.spec, FileSpec) for file in one.spec.files))
+        files = (file for one in tasks if isinstance(one.spec, FileSpec) for file in one.spec.files)
+        check_file(out, *files, ours=ours, kind=kind)
     for one in tasks:
         one.split(split)  # raises for an empty split, before the model is opened
     few_shot_examples = [Examples.of(one, few_shot, seed) for one in tasks]

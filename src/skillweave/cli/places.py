@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skillweave.errors import UserError
-from skillweave.files.read import read_json
+from skillweave.files.parse_json import parse_json
+from skillweave.files.read import LARGEST_TEXT, open_file, read_json, split_lines
 
 if TYPE_CHECKING:
     from skillweave.files.place import Place
@@ -46,10 +47,13 @@ def check_place(out: Path, *, replaced: bool = True, called: str = "--out") -> P
     return place
 
 
-def check_file(out: Path, *sources: str | Path | None, called: str = "--out") -> None:
-    """Raise :class:`UserError` unless a file can be written to ``out``; an old file is replaced.
+def check_file(
+    out: Path, *sources: str | Path | None, ours: Callable[[Path], bool], kind: str, called: str = "--out"
+) -> None:
+    """Raise :class:`UserError` unless a file can be written to ``out``.
 
-    A device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
+    ``ours`` says whether a file is an older result of the same ``kind``, which is replaced, as an empty file is. A
+    device or a pipe (``/dev/stdout``, ``/dev/null``) is accepted too. None of ``sources``, the files that the command
     reads, may be replaced.
     """
     from skillweave.files.place import is_special, stream_of
@@ -59,11 +63,28 @@ def check_file(out: Path, *sources: str | Path | None, called: str = "--out") ->
     for source in sources:
         if source is not None and os.path.realpath(source) == os.path.realpath(out):
             raise UserError(f"{called} {out} is {source}, which this command only reads: choose another place")
+    if os.path.isfile(out) and os.path.getsize(out) and not ours(out):
+        raise UserError(f"{called} {out} holds something that is not {kind}: choose another place, or delete it first")
     if os.path.isfile(out) and os.access(out, os.W_OK):
         return  # if its folder is not writable, it is overwritten in place
     check_place(out, replaced=False, called=called)
     if out.is_dir():
         raise UserError(f"{called} {out} is a folder: name a file in it")
+
+
+def has_keys(*keys: str) -> Callable[[Path], bool]:
+    """A function that says whether a JSON file, or the first line of a JSONL file, is an object with these keys."""
+
+    def found(file: Path) -> bool:
+        with open_file(file) as opened:
+            line = next(split_lines(opened, LARGEST_TEXT), b"")
+        try:
+            value = read_json(file) if line.strip() == b"{" else parse_json(line.decode(), str(file))
+        except (UserError, UnicodeDecodeError):
+            return False
+        return isinstance(value, dict) and set(keys) <= set(value)
+
+    return found
 
 
 def check_folder(

@@ -11,7 +11,7 @@ from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
 from skillweave.files.read import read_text
 from skillweave.tasks.messages import read_messages, read_tools
-from skillweave.tasks.readers import ENDINGS, read_rows, say_unread_keys
+from skillweave.tasks.readers import ENDINGS, read_rows, say_unread_keys, wrapper_hint
 from skillweave.tasks.row_forms import with_system
 
 EXPECTED = (
@@ -53,7 +53,9 @@ def _prompt_of(row: Any, where: str) -> tuple[Prompt, str | None]:
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object, found {row!r:.60}: {EXPECTED}")
     if ("messages" in row) == ("prompt" in row):
-        raise UserError(f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}")
+        raise UserError(
+            f"{where}: expected either 'prompt' or 'messages', found {sorted(row)}: {EXPECTED}{wrapper_hint(row)}"
+        )
     prompt: Any = row.get("messages", row.get("prompt"))
     if not (isinstance(prompt, str) and "prompt" in row):
         if not isinstance(prompt, list | str):

@@ -10,7 +10,7 @@ from skillweave.cli.app import app
 from skillweave.cli.models import OTHER_BASE
 from skillweave.cli.options import CONFIG, DEFAULTS, DEVICE, DTYPE, SEED, SET, named_values
 from skillweave.cli.output import say
-from skillweave.cli.places import check_file, check_folder
+from skillweave.cli.places import check_file, check_folder, has_keys
 from skillweave.errors import UserError
 
 
@@ -98,7 +98,9 @@ def reason(
     if tasks is None or model is None:
         raise UserError("name a file of problems and --model: skillweave reason problems.jsonl --model URL#NAME")
     if harvest is not None:
-        check_file(harvest, tasks, config, called="--harvest")
+        check_file(
+            harvest, tasks, config, ours=has_keys("prompt", "answer", "kind"), kind="a harvest", called="--harvest"
+        )
     folder = out or Path("runs/reason") / f"{Path(tasks.replace(':', '-')).stem}-{method}"
     # A run whose server could not be reached has no run.json yet.
     begun = ("run.json", "answers.sqlite")

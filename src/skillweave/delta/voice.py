@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from skillweave.base.defaults import generation_config_at
 from skillweave.base.open import Base, open_tokenizer
 from skillweave.delta.carry import GENERATION_FILE, Carried, write_carried
 from skillweave.errors import UserError
+from skillweave.files.disk import temporary_folder
 
 
 def carried_tokenizer(carried: Carried, base: Base, owner: str = "the delta") -> Any:
@@ -23,11 +23,13 @@ def carried_tokenizer(carried: Carried, base: Base, owner: str = "the delta") ->
     """
     if not carried.has_tokenizer:
         return base.tokenizer
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+
+    def fill(folder: Path) -> None:
         write_carried(carried, base.path, folder)
         if (base.path / "config.json").is_file():  # sometimes only this names the kind of tokenizer
             shutil.copyfile(base.path / "config.json", folder / "config.json")
+
+    with temporary_folder(fill) as folder:
         with _errors_about(folder, f"the tokenizer that travels with {owner}"):
             tokenizer = open_tokenizer(folder)
         tokenizer.travels_with, tokenizer.name_or_path = owner, ""  # the folder is temporary
@@ -38,11 +40,12 @@ def carried_generation(carried: Carried, owner: str = "the delta") -> Any:
     """The generation config among the files, or None. ``owner`` names what it travels with, for messages."""
     if GENERATION_FILE not in carried.files:
         return None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / GENERATION_FILE).write_bytes(carried.files[GENERATION_FILE])
-        with _errors_about(folder, f"the file that travels with {owner}"):
-            return generation_config_at(folder)
+    file = carried.files[GENERATION_FILE]
+    with (
+        temporary_folder(lambda folder: (folder / GENERATION_FILE).write_bytes(file)) as folder,
+        _errors_about(folder, f"the file that travels with {owner}"),
+    ):
+        return generation_config_at(folder)
 
 
 @contextlib.contextmanager

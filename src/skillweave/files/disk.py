@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,8 +43,11 @@ class Unsupported(Exception):
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn disk errors (full, read-only, broken) into a :class:`UserError` that names ``path``."""
+def disk_errors(path: Path, instead: str = "choose another folder") -> Iterator[None]:
+    """Turn disk errors (full, read-only, broken) into a :class:`UserError` that names ``path``.
+
+    ``instead`` says what a person can do who cannot free space on the disk.
+    """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -52,7 +56,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             why = {errno.EDQUOT: "the quota of this user is used up", errno.EFBIG: "the file is too large for the disk"}
             raise UserError(
                 f"{why.get(code or 0, 'no space left on the disk')} while writing {shown}; "
-                f"nothing was replaced. Free some space or choose another folder."
+                f"nothing was replaced. Free some space or {instead}."
             ) from error
         if code in _NOT_ALLOWED:
             raise UserError(f"no permission to write {shown}: {error}. Choose a folder you may write to.") from error
@@ -61,6 +65,25 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"could not write {shown}: {error}; nothing was replaced. Check the disk, or choose another place."
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def temporary_folder(fill: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a new folder among the system's temporary ones, after ``fill`` has written to it; it is removed at the end.
+
+    Disk errors of the writing are a :class:`UserError` that says how to choose another place for such folders.
+    """
+    try:
+        place = Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no folder for temporary files can be written: set TMPDIR to one that can ({error})"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        with disk_errors(place, instead="set TMPDIR to a folder on another disk"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="skillweave-", dir=place)))
+            fill(folder)
+        yield folder
 
 
 def _code(error: BaseException) -> int | None:

@@ -179,6 +179,29 @@ def read_json_lines(path: str | Path, wanted: str = "a JSONL file") -> Iterator[
             yield where, parse_json(line, where)
 
 
+def split_lines(file: io.BufferedIOBase, longest: int) -> Iterator[bytes]:
+    """Yield the lines of an open file, each with its line break; a carriage return alone also ends a line.
+
+    Of a line with more than ``longest`` bytes only the beginning is given, which is also longer than ``longest``.
+    """
+    begun, cut = b"", False
+    while piece := file.readline(longest + 1):
+        *lines, begun = (begun + piece).splitlines(keepends=True)
+        if begun.endswith(b"\n"):  # after a carriage return, a line feed may follow in the next piece
+            lines.append(begun)
+            begun = b""
+        for line in lines:
+            if not cut:
+                yield line
+            cut = False
+        if len(begun) > longest:
+            if not cut:
+                yield begun
+            begun, cut = b"", True
+    if begun and not cut:
+        yield begun
+
+
 def read_versioned(path: str | Path, newest: int) -> Any:
     """The value of a JSON file whose ``schema_version`` is from 1 to ``newest``.
 

@@ -79,9 +79,11 @@ class BuildInputs:
     """Skill -> its prompts and verifier."""
     packs: Mapping[str, Skillpack]
     """Skill -> its ready pack, for the skills that have one."""
+    fingerprint: str
+    """The fingerprint of the base that weave.yaml names."""
     keys: Mapping[str, str]
-    """Input -> its key: the fingerprints of ``base`` and ``backbone``, and of each skill ``SKILL/task`` and
-    ``SKILL/tools``. If weave.yaml has ``unlearn``, ``backbone`` is missing: a step makes it."""
+    """Input -> its key: those of ``base`` and ``backbone``, which tell the models apart, and of each skill
+    ``SKILL/task`` and ``SKILL/tools``. If weave.yaml has ``unlearn``, ``backbone`` is missing: a step makes it."""
 
     def prompt_inputs(self, skill: str) -> tuple[str, ...]:
         """The names of the inputs that define a skill's prompts: its task, and its tools if it has any."""
@@ -121,14 +123,17 @@ class BuildInputs:
             pack.check_base(backbone)
 
 
-def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str, tokenizer: Any) -> BuildInputs:
+def read_inputs(
+    config: WeaveConfig, work: Path, *, fingerprint: str, key: str, dtype: str, tokenizer: Any
+) -> BuildInputs:
     """Read the tasks, tools and ready packs that ``config`` names; no model is opened.
 
-    ``fingerprint`` and ``tokenizer`` are the base's, ``dtype`` is the one that it has in memory.
+    ``fingerprint``, ``key`` (:func:`~skillweave.pipeline.step.base_key`) and ``tokenizer`` are the base's, ``dtype`` is
+    the one that it has in memory.
     Raises :class:`UserError` for what cannot be read, and for a ready pack of another base.
     """
     tasks = {name: load_task(skill.task) for name, skill in config.skills.items()}
-    keys = {BASE: fingerprint}
+    keys = {BASE: key}
     for name, task in tasks.items():
         keys[f"{name}/task"] = task.key
         use = config.tool_use(name)
@@ -139,9 +144,9 @@ def read_inputs(config: WeaveConfig, work: Path, *, fingerprint: str, dtype: str
                 raise UserError(f"skills.{name}: {error}") from error
     ready = {name: skill.pack for name, skill in config.skills.items() if skill.pack is not None}
     packs = {name: Skillpack.from_pretrained(folder) for name, folder in ready.items()}
-    inputs = BuildInputs(config.model_copy(update={"dtype": dtype}), WorkFolder(work), tasks, packs, keys)
+    inputs = BuildInputs(config.model_copy(update={"dtype": dtype}), WorkFolder(work), tasks, packs, fingerprint, keys)
     if config.unlearn is None:
-        keys[BACKBONE] = fingerprint
+        keys[BACKBONE] = key
         inputs.check_packs(fingerprint)
         return inputs
     for name, pack in packs.items():

@@ -16,7 +16,7 @@ from skillweave.base.precision import automatic_dtype
 from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, read_inputs
 from skillweave.pipeline.run import work_folder
-from skillweave.pipeline.step import BuildStep, read_marker, step_key
+from skillweave.pipeline.step import BuildStep, base_key, read_marker, step_key
 from skillweave.pipeline.steps import steps
 
 State = Literal["done", "to do", "begun", "to do again", "perhaps again"]
@@ -45,10 +45,12 @@ def plan_build(config: WeaveConfig, out: Path) -> list[PlannedStep]:
     """
     folder = resolve(config.base)
     work = work_folder(out)
+    of_base = fingerprint(folder)
     inputs = read_inputs(
         config,
         work,
-        fingerprint=fingerprint(folder),
+        fingerprint=of_base,
+        key=base_key(work, of_base, Checkpoint(folder).config, write=False),
         dtype=str(dtype_in_memory(folder, config)).removeprefix("torch."),
         tokenizer=open_tokenizer(folder),
     )

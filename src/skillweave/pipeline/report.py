@@ -14,7 +14,7 @@ from skillweave.pipeline.inputs import BuildInputs, BuildModels
 from skillweave.pipeline.plots import confusion_plot, memory_plot, skills_plot
 from skillweave.pipeline.shares import Shares, read_shares
 from skillweave.pipeline.speed import speed_note
-from skillweave.pipeline.step import BACKBONE, BASE, step_seconds
+from skillweave.pipeline.step import BACKBONE, step_seconds
 from skillweave.pipeline.steps import ARMS
 from skillweave.report import machine, versions
 from skillweave.report.page import Section, write_page
@@ -46,7 +46,7 @@ def build_report(
         "name": config.name,
         "base": {
             "ref": config.base,
-            "fingerprint": keys[BASE],
+            "fingerprint": inputs.fingerprint,
             "unlearnt": _unlearning_figures(inputs, keys[BACKBONE]),
         },
         "dtype": config.dtype,

@@ -25,7 +25,7 @@ from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
 from skillweave.pipeline.shares import check_ready_packs
-from skillweave.pipeline.step import BuildStep, run_step
+from skillweave.pipeline.step import BuildStep, base_key, run_step
 from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
 from skillweave.report.page import PAGE_PARTS
@@ -85,6 +85,7 @@ def _build(
         config,
         work,
         fingerprint=models.base.fingerprint,
+        key=base_key(work, models.base.fingerprint, models.base.model.config),
         dtype=str(dtype).removeprefix("torch."),
         tokenizer=models.base.tokenizer,
     )

@@ -12,11 +12,12 @@ from typing import Any
 from rich.text import Text
 
 from skillweave.artefact import disk_errors, sweep, write_json
+from skillweave.delta.config_values import other_than_recorded, recorded_values
 from skillweave.files.disk import make_folders
 from skillweave.files.hashes import digest
 from skillweave.files.read import read_json
 from skillweave.files.recover import drop
-from skillweave.progress import console
+from skillweave.progress import console, say_once
 
 MARKER = "step.json"
 """The file in a step's folder that holds the inputs, their key, whether the step is done, and its seconds."""
@@ -24,6 +25,9 @@ MARKER = "step.json"
 BASE, BACKBONE = "base", "backbone"
 """Names of two inputs: the base that weave.yaml names, and the model that every skill is built on. They are one model
 where nothing is unlearnt."""
+
+BASE_FILE = "base.json"
+"""The file in a work folder that holds the fingerprint, the config and the key of the base of its steps."""
 
 _LABELS = {BACKBONE: "base"}
 """Input -> the label that step.json gives it. The key of a step is a digest of the labels too, so they cannot change:
@@ -71,6 +75,27 @@ class BuildStep:
         changed += [f"{name} (no longer used)" for name in before]
         settings = {name: value for name, value in recorded.items() if name != "built_on"}
         return changed + _differences(settings, dict(self.settings), "")
+
+
+def base_key(work: Path, fingerprint: str, config: Any, *, write: bool = True) -> str:
+    """The key of the base as an input of the steps in a work folder: another one for another config.
+
+    It is the fingerprint, as in earlier versions, until the steps of the folder meet a base with the same weights and
+    other values in its ``config``. With ``write`` the folder remembers base and key for the next time.
+    """
+    file = work / BASE_FILE
+    stored = read_json(file) if file.exists() else {}
+    if stored.get("fingerprint") != fingerprint:
+        key = fingerprint
+    elif (other := other_than_recorded(stored["config"], config)) is None:
+        return str(stored["key"])
+    else:
+        key = f"{fingerprint} {digest(recorded_values(config))}"
+        say_once(f"The base has the weights that it had in {work}, and another config: {other}")
+    if write:
+        make_folders(work)
+        write_json(file, {"fingerprint": fingerprint, "key": key, "config": recorded_values(config)})
+    return key
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from skillweave.artefact import write_json_lines
 from skillweave.base.chat import Message, Prompt, as_messages
 from skillweave.errors import UserError
-from skillweave.tasks.readers import read_jsonl
+from skillweave.tasks.readers import read_rows
 from skillweave.tasks.task import Entry, Task, prompt_id
 from skillweave.tasks.with_tools import AgentTask
 from skillweave.tools.trace import read_trace
@@ -32,12 +32,12 @@ class Trace:
 
 
 def read_traces(path: str | Path) -> list[Trace]:
-    """The traces in a JSONL file with rows ``{"messages": [...]}``, in the form of OpenAI's chat API.
+    """The traces in a data file with rows ``{"messages": [...]}``, in the form of OpenAI's chat API.
 
     The arguments of a call may be an object or its JSON text. The prompt is everything before the assistant's first
     message, which must follow a message of the user. Raises :class:`UserError` that names file and line.
     """
-    traces = [_trace(row, where) for where, row in read_jsonl(Path(path))]
+    traces = [_trace(row, where) for where, row in read_rows(Path(path))]
     if not traces:
         raise UserError(f'{path} is empty: write at least one row {{"messages": [...]}}')
     return traces

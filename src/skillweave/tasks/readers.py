@@ -19,7 +19,7 @@ import numpy as np
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import check_characters, parse_json
-from skillweave.files.read import is_file, is_folder, open_file, wide_text
+from skillweave.files.read import is_file, is_folder, open_file, split_lines, wide_text
 from skillweave.progress import say_once, share_of
 from skillweave.units import human_bytes
 
@@ -51,6 +51,22 @@ _LISTS = (
     "completion",
 )
 """Keys of a row whose values may be lists of objects."""
+_WRAPPERS = (
+    "data",
+    "rows",
+    "train",
+    "test",
+    "validation",
+    "examples",
+    "samples",
+    "records",
+    "items",
+    "instances",
+    "questions",
+)
+"""Keys under which an object that is a whole .json file usually holds its rows."""
+_OF_ROWS = {*_LISTS, "question", "problem", "instruction", "query", "input", "output", "response", "text"}
+"""Keys by which an object is seen to be a row, and not a file of rows."""
 
 
 def read_rows(path: Path) -> Iterator[LocatedRow]:
@@ -90,15 +106,22 @@ def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[LocatedRow]:
 
 
 def _read_json(path: Path) -> Iterator[LocatedRow]:
-    """The rows of one JSON array. A file that begins with an object is read as JSONL, which is often named .json."""
+    """The rows of one JSON array, which may be the value of a usual key of one object, as in ``{"data": [...]}``.
+
+    Any other file that begins with an object is read as JSONL, which is often named .json.
+    """
     with _lines(path) as lines:
         text = "".join(lines)
-    if not text.lstrip().startswith("["):
-        _check_no_wrapper(path, text)
+    if text.lstrip().startswith("["):
+        rows, place = parse_json(text, str(path), characters=False), str(path)
+    elif (found := _wrapped(path, text)) is not None:
+        (key, rows), place = found, f"{path}, '{found[0]}'"
+        say_once(f"{path}: one object, of which only the list of rows in '{key}' is read")
+    else:
         yield from _json_lines(path, io.StringIO(text))
         return
-    for number, row in enumerate(parse_json(text, str(path), characters=False), 1):
-        where = f"{path}, row {number}"
+    for number, row in enumerate(rows, 1):
+        where = f"{place}, row {number}"
         yield where, check_characters(row, where)
 
 
@@ -192,21 +215,47 @@ def read_dataset(path: str, split: str, subset: str | None) -> Iterator[LocatedR
         yield f"{path}, row {number}", _without_nulls(row)
 
 
-def _check_no_wrapper(path: Path, text: str) -> None:
-    """Raise :class:`UserError` if the whole file is one object that spans lines or contains a list of rows."""
+def _wrapped(path: Path, text: str) -> tuple[str, list[Any]] | None:
+    """The key and the rows of a file that is one object with a list of rows; None if it is JSONL or damaged.
+
+    Raises :class:`UserError` for one object that spans lines, or whose rows are not where they usually are.
+    """
     try:
-        whole = parse_json(text, str(path))
+        whole = parse_json(text, str(path), characters=False)
     except UserError:
-        return  # one object a line, or damaged: the line reader reports the place
+        return None  # one object a line, or damaged: the line reader reports the place
     if not isinstance(whole, dict):
-        return
-    inner = next((key for key, value in whole.items() if isinstance(value, list) and value and key not in _LISTS), None)
-    if inner is not None and all(isinstance(row, dict) for row in whole[inner]):
+        return None
+    if (key := wrapper_of(whole)) is not None:
+        return key, whole[key]
+    inner = [repr(key) for key, value in whole.items() if _is_rows(value) and value and key not in _LISTS]
+    if inner:
+        are = f"{inner[0]} is a list" if len(inner) == 1 else f"{', '.join(inner[:5])} are lists"
         raise UserError(
-            f"{path}: one object, whose '{inner}' is a list of rows: write that list alone, as [{{...}}, {{...}}]"
+            f"{path}: one object, whose {are} of rows: write the list that you mean alone into a file, as "
+            "[{...}, {...}]"
         )
     if "\n" in text.strip():
         raise UserError(f"{path}: one object; a .json file must be an array of rows, as [{{...}}, {{...}}]")
+    return None
+
+
+def wrapper_of(value: Any) -> str | None:
+    """The key under which an object holds the rows of a file; None if it has no such key, or two, or is a row."""
+    if not isinstance(value, dict) or value.keys() & _OF_ROWS:
+        return None
+    keys = [key for key, inner in value.items() if _is_rows(inner)]
+    return keys[0] if len(keys) == 1 and keys[0] in _WRAPPERS else None
+
+
+def wrapper_hint(row: Any) -> str:
+    """What to add to an error about a row that has no prompt and holds a list of rows; empty for other rows."""
+    key = wrapper_of(row)
+    return "" if key is None else f"; its '{key}' is a list of rows: a .json file with this one object is read"
+
+
+def _is_rows(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _check_header(names: Sequence[str], where: str) -> None:
@@ -260,7 +309,6 @@ def say_unread_keys(source: str | Path, counts: Mapping[str, int], rows: int) ->
 def _lines(path: Path, newline: str | None = None) -> Iterator[Iterator[str]]:
     """The lines of a text file, each with its line break. A file that ends with ``.gz`` is decompressed."""
     with contextlib.closing(raw_lines(path)) as lines:
-        # As in Python's text files, a carriage return alone also ends a line.
         yield (
             text
             for number, line in enumerate(lines, 1)
@@ -278,11 +326,11 @@ def raw_lines(path: Path) -> Generator[bytes, None, None]:
         size = os.fstat(opened.fileno()).st_size
         most = min(_LARGEST, _MOST_PACKED * size + _LONGEST_LINE) if packed else _LARGEST
         file = gzip.GzipFile(fileobj=opened) if packed else opened
-        read = 0
+        lines, read = split_lines(file, _LONGEST_LINE), 0
         for number in itertools.count(1):
             where = f"{path}, line {number}"
             try:
-                line = file.readline(_LONGEST_LINE + 1)
+                line = next(lines, b"")
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path}: could not be read after line {number - 1} ({error})") from error
             if not line:

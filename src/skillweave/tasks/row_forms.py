@@ -19,6 +19,7 @@ from typing import Any
 from skillweave.base.chat import as_messages
 from skillweave.errors import UserError
 from skillweave.tasks.messages import parsed, read_messages, read_tools, text_of
+from skillweave.tasks.readers import wrapper_hint
 
 _FORMS = {
     "messages": ("messages",),
@@ -163,7 +164,7 @@ def _form(row: Mapping[str, Any], where: str) -> str:
     keys = ", ".join(map(repr, row)) or "no keys"
     raise UserError(
         f"{where}: found {keys}; a row needs 'messages' or 'prompt' (or 'conversations', 'instruction', 'chosen'). "
-        "Where other keys mean the same, name them: columns: {prompt: KEY, answer: KEY}"
+        f"Where other keys mean the same, name them: columns: {{prompt: KEY, answer: KEY}}{wrapper_hint(row)}"
     )
 
 

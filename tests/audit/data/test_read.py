@@ -126,6 +126,7 @@ def test_columns_name_what_is_not_found() -> None:
     [
         ([1], "expected an object"),
         ({"text": "2+2?"}, "no prompt"),
+        ({"rows": [{"prompt": "2+2?"}]}, "no prompt: .*its 'rows' is a list of rows: a .json file"),
         ({"prompt": ""}, "empty"),
         ({"prompt": 5}, "must be a text"),
         ({"prompt": [{"content": "no role"}]}, "no role"),
@@ -142,7 +143,8 @@ def test_a_record_without_a_readable_prompt_has_a_reason(row: object, reason: st
 
 def test_bad_lines_are_reported_and_cost_no_other(tmp_path: Path) -> None:
     lines = [b'{"prompt": "a"}', b"{bad", b"", b'{"prompt": "\xff"}', b'{"prompt": "b"}', b'{"x": 1}']
-    for name, data in (("d.jsonl", b"\n".join(lines)), ("d.jsonl.gz", gzip.compress(b"\n".join(lines)))):
+    mac = b"\r".join(lines)  # a carriage return alone ends a line, too
+    for name, data in (("d.jsonl", b"\n".join(lines)), ("d.jsonl.gz", gzip.compress(mac)), ("mac.jsonl", mac)):
         file = tmp_path / name
         file.write_bytes(data)
         rows, bad = _all(file, size=2)
@@ -156,12 +158,13 @@ def test_tables_datasets_and_folders_give_the_same_records(tmp_path: Path) -> No
     rows = [{"prompt": f"{n}+1?", "answer": str(n + 1)} for n in range(5)]
     (tmp_path / "folder" / "below").mkdir(parents=True)
     (tmp_path / "folder" / "a.json").write_text(json.dumps(rows[:2]))
-    (tmp_path / "folder" / "b.json").write_text("\n".join(map(json.dumps, rows[2:3])))
+    (tmp_path / "folder" / "b.json").write_text(json.dumps({"rows": rows[2:3]}))
     (tmp_path / "folder" / "below" / "c.jsonl").write_text("\n".join(map(json.dumps, rows[3:])))
     (tmp_path / "folder" / "notes.txt").write_text("no data")
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, rows)))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "d.parquet")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "saved")
-    for place in ("folder", "d.parquet", "saved"):
+    for place in ("folder", "lines.json", "d.parquet", "saved"):
         found, bad = _all(tmp_path / place)
         assert [row.prompt for row in found] == [row["prompt"] for row in rows]
         assert not bad

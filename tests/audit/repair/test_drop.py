@@ -15,7 +15,7 @@ from skillweave.errors import UserError
 LINES = [
     b'{"id": "a",  "prompt": "one"}\r\n',
     b"\n",
-    b'{"id": "b", "prompt": [{"role": "user", "content": "two"}]}\n',
+    b'{"id": "b", "prompt": [{"role": "user", "content": "two"}]}\r',
     b"not json\n",
     b'{"prompt": "three", "answer": "\xc3\xa9"}\n',
     b'{"id": "d", "prompt": "four"}',

@@ -18,7 +18,8 @@ from skillweave.errors import UserError
 ROW = {"step": 1, "prompt": "p", "completion": "c", "reward": 1.0}
 
 
-def test_malformed_rows_are_counted_with_their_lines_and_the_others_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_malformed_rows_are_counted_with_their_lines_and_the_others_are_read(tmp_path: Path, end: str) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}]
     lines = [
         json.dumps(ROW),
@@ -35,7 +36,7 @@ def test_malformed_rows_are_counted_with_their_lines_and_the_others_are_read(tmp
         "",
     ]
     path = tmp_path / "log.jsonl"
-    path.write_bytes("\n".join(lines).encode() + b"\xff\n")
+    path.write_bytes(end.join(lines).encode() + b"\xff\n")
     notes = LogNotes()
     found = list(read_log(path, notes))
     assert [rollout.step for rollout in found] == [1, 1, 3]

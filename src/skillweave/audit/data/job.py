@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,6 +32,7 @@ from skillweave.audit.data.score import SIGNALS, DataReference, reference_from, 
 from skillweave.audit.data.sketch import Sketch
 from skillweave.audit.statistics import least_reference, promised_rate
 from skillweave.errors import UserError
+from skillweave.files.disk import temporary_folder
 from skillweave.files.read import is_folder, regular_file
 from skillweave.progress import bar
 
@@ -62,10 +62,9 @@ def audit_data(config: DataAuditConfig) -> DataAudit:
     if clean is None:
         _check_shipped(config.fpr)
     workers = config.workers or usual_workers(*[path for path in (data, clean) if path is not None])
-    with tempfile.TemporaryDirectory(prefix="skillweave-audit-") as folder:
-        sketch, size, clean_size = _counted(config, data, clean, workers)
-        sketch.save(Path(folder))
-        task = ScoreTask(Path(folder), sketch.records, sketch.refusals, config.columns, None)
+    sketch, size, clean_size = _counted(config, data, clean, workers)
+    with temporary_folder(sketch.save) as folder:
+        task = ScoreTask(folder, sketch.records, sketch.refusals, config.columns, None)
         if clean is None:
             reference, clean_spent = shipped_reference(), 0
         else:

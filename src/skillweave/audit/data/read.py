@@ -20,7 +20,7 @@ from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import parse_json
 from skillweave.files.read import is_file, is_folder
 from skillweave.tasks.messages import parsed
-from skillweave.tasks.readers import ENDINGS, LocatedRow, decoded_line, raw_lines, read_dataset, read_rows
+from skillweave.tasks.readers import ENDINGS, LocatedRow, decoded_line, raw_lines, read_dataset, read_rows, wrapper_hint
 from skillweave.tasks.row_forms import SHAREGPT, earlier_turns
 
 CHUNK = 512
@@ -167,7 +167,7 @@ def to_row(row: Any, file: str, line: int, columns: Mapping[str, str]) -> AuditR
         found = ", ".join(map(repr, islice(row, 12))) or "no keys"
         raise UserError(
             f"no prompt: expected one of {', '.join(_PROMPTS)}, found {found}; "
-            "name the column with --columns prompt=KEY"
+            f"name the column with --columns prompt=KEY{wrapper_hint(row)}"
         )
     messages = _messages(value, key)
     answer = _answer(row, columns, messages)
@@ -228,11 +228,11 @@ def _files(path: Path) -> list[Path]:
 
 
 def _is_jsonl(file: Path) -> bool:
-    """Whether a file holds an object a line, which a file named .json may do too."""
+    """Whether a file holds an object a line, which a file named .json with more than one line may do too."""
     name = file.name.lower()
     if name.endswith((".json", ".json.gz")):
-        first = next((line for line in raw_lines(file) if line.strip()), b"").strip()
-        return first.startswith(b"{") and first.endswith(b"}")
+        first = list(islice((line.strip() for line in raw_lines(file) if line.strip()), 2))
+        return len(first) == 2 and first[0].startswith(b"{") and first[0].endswith(b"}")
     return not any(name.endswith(ending) for ending in ENDINGS if not ending.startswith(".jsonl"))
 
 

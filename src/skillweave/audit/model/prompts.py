@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.hashes import digest
-from skillweave.files.read import read_json_lines
+from skillweave.tasks.readers import read_rows
 
 PLAIN = "plain"
 """The name of a restricted request without a wrapper."""
@@ -78,12 +78,12 @@ class AuditPrompts:
 
 
 def read_audit_prompts(path: Path) -> AuditPrompts:
-    """Read a JSONL file of :class:`AuditPrompt`. Raises :class:`UserError` with file, line and key.
+    """Read a data file of :class:`AuditPrompt`. Raises :class:`UserError` with file, line and key.
 
     At least three tasks and two restricted requests are needed: wrappers show other ones as examples.
     """
     found: list[AuditPrompt] = []
-    for where, value in read_json_lines(path, 'a JSONL file of {"prompt": ..., "kind": "restricted" or "task"}'):
+    for where, value in read_rows(path):
         try:
             found.append(AuditPrompt.model_validate(value))
         except ValidationError as error:

@@ -13,7 +13,7 @@ from skillweave.audit.data.read import line_digest
 from skillweave.audit.rollouts.log import message_text
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
-from skillweave.files.read import is_file, open_file, read_json_lines
+from skillweave.files.read import is_file, open_file, read_json_lines, split_lines
 from skillweave.progress import share_of
 from skillweave.units import human_bytes
 
@@ -23,6 +23,8 @@ PROMPTS = "prompts.jsonl"
 """What an audit of rollouts writes: a line for each prompt, with its ids."""
 MALFORMED = "malformed.jsonl"
 """What an audit of data writes: a line for each record that it could not read."""
+DROPPED = ".dropped.jsonl"
+"""Beside the cleaned data, a file with this after its name lists what was left out."""
 _LONGEST_LINE = 2**26
 
 
@@ -87,7 +89,7 @@ def drop(data: Path, audits: Sequence[Path], out: Path) -> Dropped:
     """
     if not data.name.lower().endswith(".jsonl"):
         raise UserError(f"{data}: records are dropped from a .jsonl file, a record a line: write the data as JSONL")
-    listed = out.with_name(f"{out.name}.dropped.jsonl")
+    listed = out.with_name(f"{out.name}{DROPPED}")
     if out.resolve() == data.resolve() or listed.resolve() == data.resolve():
         raise UserError(f"--out {out} would replace the data {data}: name a new file")
     flagged = read_flagged(audits, data)
@@ -258,7 +260,7 @@ def _record(line: bytes, where: str) -> dict[str, Any] | None:
 def _lines(data: Path) -> Iterator[tuple[int, bytes]]:
     """The number and the bytes of each line, with its line break."""
     with open_file(data, "the data file") as file:
-        for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE + 1), b""), 1):
+        for number, line in enumerate(split_lines(file, _LONGEST_LINE), 1):
             if len(line) > _LONGEST_LINE:
                 raise UserError(f"{data}, line {number} is longer than {human_bytes(_LONGEST_LINE)}: split the record")
             yield number, line

@@ -19,9 +19,9 @@ from typing import Any
 
 from skillweave.errors import UserError, nearest, shown_value
 from skillweave.files.parse_json import parse_json
-from skillweave.files.read import is_folder, open_file
+from skillweave.files.read import is_folder, open_file, split_lines
 from skillweave.progress import share_of
-from skillweave.tasks.readers import ENDINGS, read_rows
+from skillweave.tasks.readers import ENDINGS, read_rows, wrapper_hint
 from skillweave.units import human_bytes
 
 LONGEST_LINE = 2**24
@@ -114,13 +114,9 @@ def _located_rows(file: Path, notes: LogNotes) -> Iterator[tuple[str, Any]]:
 def _json_lines(file: Path, notes: LogNotes) -> Iterator[tuple[str, Any]]:
     """The rows of a JSONL file. A damaged line is counted: a run that was killed often leaves half of one."""
     with open_file(file, "a log of rollouts (JSONL)") as opened:
-        number = 0
-        while line := opened.readline(LONGEST_LINE + 1):
-            number += 1
+        for number, line in enumerate(split_lines(opened, LONGEST_LINE), 1):
             where = f"{file}, line {number}"
             if len(line) > LONGEST_LINE:
-                while line and not line.endswith(b"\n"):
-                    line = opened.readline(LONGEST_LINE)
                 notes.rows += 1
                 _malformed(notes, f"{where}: longer than {human_bytes(LONGEST_LINE)}")
                 continue
@@ -146,7 +142,7 @@ def _rollout(where: str, row: Any, notes: LogNotes) -> Rollout:
         raise UserError(f"{where}: expected an object with keys, found {shown_value(row)}")
     for key in ("prompt", "completion"):
         if key not in row:
-            raise UserError(f"{where}: the key '{key}' is missing; {nearest(key, map(str, row))}")
+            raise UserError(f"{where}: the key '{key}' is missing; {nearest(key, map(str, row))}{wrapper_hint(row)}")
     step, id_, gold = row.get("step"), row.get("id"), row.get("gold")
     if isinstance(step, bool) or not isinstance(step, int | float) or not 0 <= step <= LARGEST or step != int(step):
         raise UserError(f"{where}: 'step' must be a whole number from 0 to {LARGEST:g}, found {shown_value(step)}")

@@ -1,7 +1,7 @@
 """Claims the folder of a run, and checks that what is in it belongs to the same run.
 
-``config.json`` in the folder holds the method, the base, the digest of the data, the settings and the versions of the
-libraries. A run that finds another one there is refused.
+``config.json`` in the folder holds the method, the base with what its config says, the digest of the data, the
+settings and the versions of the libraries. A run that finds another one there is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from skillweave.artefact import write_json
 from skillweave.base import Base
 from skillweave.base.precision import native_bf16
+from skillweave.delta.config_values import other_than_recorded, recorded_values
 from skillweave.errors import UserError
 from skillweave.files.disk import check_room
 from skillweave.files.lock import Claim, take
@@ -73,7 +74,11 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
     settings = config.model_dump(mode="json")
     identity = {
         "method": method,
-        "base": {"ref": base.ref, "fingerprint": base.fingerprint},
+        "base": {
+            "ref": base.ref,
+            "fingerprint": base.fingerprint,
+            "config": recorded_values(base.model.config),
+        },
         "task": data.key,
         "config": settings,
     }
@@ -83,7 +88,7 @@ def _write_settings(method: str, folder: Path, base: Base, config: ModelSettings
         if not (isinstance(stored, dict) and {"method", "base", "config", "task"} <= set(stored)):
             raise UserError(f"{path} does not belong to a run and would be overwritten: choose another folder")
         if _has_begun(folder):
-            _check_same_run(folder, stored, identity, config)
+            _check_same_run(folder, stored, identity, config, base.model.config)
             if stored["config"] == settings:
                 return
     elif config.train == "full":
@@ -98,13 +103,21 @@ def _has_begun(folder: Path) -> bool:
     return any(path.name != "config.json" and not path.name.startswith(".") for path in folder.iterdir())
 
 
-def _check_same_run(folder: Path, stored: dict[str, Any], ours: dict[str, Any], config: ModelSettings) -> None:
+def _check_same_run(
+    folder: Path, stored: dict[str, Any], ours: dict[str, Any], config: ModelSettings, base_config: Any
+) -> None:
     """Raise :class:`UserError` unless the run in the folder is this one.
 
     The settings in ``may_change`` may differ as long as the run is unfinished.
     """
     if stored["base"]["fingerprint"] != ours["base"]["fingerprint"]:
         raise UserError(f"{folder} holds a run on another base ({stored['base']['ref']}): choose another folder")
+    # A run of an earlier version did not record it.
+    if (other := other_than_recorded(stored["base"].get("config", {}), base_config)) is not None:
+        raise UserError(
+            f"{folder} holds a run on a base with these weights and another config: {other}. Choose another folder, or "
+            f"open the base as it was then ({stored['base']['ref']})"
+        )
     if stored["method"] == ours["method"]:
         may_change = ModelSettings.may_change if (folder / "delta").is_dir() else config.may_change
         different = [key for key in _different_settings(folder, stored["config"], config) if key not in may_change]

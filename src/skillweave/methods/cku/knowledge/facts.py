@@ -1,4 +1,4 @@
-"""Facts to forget and to retain: read from JSONL files, checked against each other, and turned into rows of tokens."""
+"""Facts to forget and to retain: read from data files, checked against each other, and turned into rows of tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from skillweave.base.chat import Prompt, as_messages, plain_ids
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.methods.training.sft import encode
-from skillweave.tasks.readers import read_jsonl, say_unread_keys
+from skillweave.tasks.readers import read_rows, say_unread_keys
 from skillweave.tasks.rows import entries_from
 from skillweave.tasks.task import Entry, near_id, normal_text
 
@@ -26,7 +26,7 @@ FactRow = dict[str, list[int]]
 """
 
 _KEYS = ("messages", "prompt", "question", "text")
-"""The keys that tell in which format a JSONL row is written; the first one present counts."""
+"""The keys that tell in which format a row is written; the first one present counts."""
 _READ = {"where", "paraphrased_answer", "perturbed_answer"}
 """What a question has beside prompt and answer."""
 
@@ -92,7 +92,7 @@ def read_sets(
 
 
 def read_facts(paths: Sequence[Path]) -> list[Fact]:
-    """Return the facts of one or several JSONL files, in order.
+    """Return the facts of one or several data files, in order.
 
     Each file is in one of these formats:
 
@@ -163,7 +163,7 @@ def _text_pieces(tokenizer: Any, text: str, length: int) -> list[FactRow]:
 
 
 def _facts_of_file(path: Path) -> list[Fact]:
-    rows = list(read_jsonl(path))
+    rows = list(read_rows(path))
     if not rows:
         raise UserError(f"{path} is empty: write at least one fact, one JSON object per line")
     keys = [_key_of_format(*row) for row in rows]
