@@ -356,6 +356,13 @@ def test_every_kind_of_text_file(tmp_path: Path, name: str, text: str, packed: b
     assert {(e.prompt, e.answer) for e in task.split("test")} == {(r["prompt"], r["answer"]) for r in ROWS}
 
 
+def test_a_packed_file_needs_the_name_of_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(gzip.compress(b'{"prompt": "a", "answer": "b"}\n'))
+    with pytest.raises(UserError, match=r"packed with gzip: give it a name that ends with \.gz"):
+        list(read_rows(path))
+
+
 def test_floats_of_32_bits_are_the_decimals_that_were_written(tmp_path: Path) -> None:
     """Their values in 64 bits, 0.10000000149011612, would be learnt, and no answer would match them."""
     row = {"prompt": "a", "answer": 0.1, "cases": [{"limit": 2.7}], "whole": 3.0, "double": 0.1}
@@ -423,7 +430,7 @@ def test_parquet_with_what_a_table_adds(tmp_path: Path) -> None:
         ("a.jsonl", '{"prompt": "x", "answer": 1' + "0" * 5000 + "}", "line 1: this JSON cannot be read"),
         ("a.csv", '"a"b,c\n1,2\n', "line 1: the row that begins here is not valid CSV"),
         ("a.csv", "prompt,answer\nx\0,y\n", "line 2: a NUL character"),
-        ("a.jsonl.gz", "{}", "could not be read after line 0|could not be opened"),
+        ("a.jsonl.gz", "{}", "could not be read after line 0.*remove .gz from its name|could not be opened"),
     ],
 )
 def test_a_file_that_is_damaged_is_named_with_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:

@@ -31,6 +31,7 @@ LocatedRow = tuple[str, Any]
 
 _LARGEST = 2**33
 """The most bytes of a data file, after decompression."""
+_GZIP = b"\x1f\x8b\x08"  # how a packed file begins
 _LONGEST_LINE = 2**26
 """The most bytes of a line."""
 _MOST_PACKED = 200
@@ -332,7 +333,8 @@ def raw_lines(path: Path) -> Generator[bytes, None, None]:
             try:
                 line = next(lines, b"")
             except (OSError, EOFError, zlib.error) as error:
-                raise UserError(f"{path}: could not be read after line {number - 1} ({error})") from error
+                plain = "; it is not packed: remove .gz from its name" if isinstance(error, gzip.BadGzipFile) else ""
+                raise UserError(f"{path}: could not be read after line {number - 1} ({error}){plain}") from error
             if not line:
                 return
             read += len(line)
@@ -346,6 +348,8 @@ def raw_lines(path: Path) -> Generator[bytes, None, None]:
                     "read: split it, or choose fewer rows"
                 )
             if number == 1:
+                if not packed and line.startswith(_GZIP):
+                    raise UserError(f"{path}: it is packed with gzip: give it a name that ends with .gz")
                 if wide := wide_text(line):
                     raise UserError(f"{path}: {wide}")
                 line = line.removeprefix(codecs.BOM_UTF8)

@@ -22,6 +22,7 @@ from skillweave.tools.forms import (
     read_parameters,
 )
 from skillweave.tools.lenient import read_json
+from skillweave.tools.python_form import BEGINS, python_calls
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _CLOSE_OF = {
@@ -30,6 +31,9 @@ _CLOSE_OF = {
     "<|tool_call|>": "<|/tool_call|>",  # Phi-4 mini; Granite, which writes no end
     "[TOOL_CALLS]": "",  # Mistral
     "<|python_tag|>": "",  # Llama 3.1
+    "<|tool_call_start|>": "<|tool_call_end|>",  # LFM2
+    "```tool_code": "```",  # Gemma
+    "```tool_call": "```",
 }
 """The marks before calls, and the marks after them; empty if there is none."""
 
@@ -44,6 +48,7 @@ _TURN_END = re.compile(
 )
 _END_LENGTH = 100
 _SPACE = re.compile(r"\s*+")
+_FENCED = re.compile(r"```(?:json|python|py|tool_\w+)?[ \t]*+\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL)
 _FENCE = re.compile(r"```\w*+\s*+")
 _NEXT = re.compile(r"\s*+[,;]?\s*+(?=[{\[])")
 _LEFT_OVER = re.compile(r"[\s}\]`]*+")
@@ -86,7 +91,8 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
 
     ``tools`` are the schemas of the tools that the model was told about. They give values their types, in the forms
     that write all values as text. With them, a turn without any mark is also a call if it is only a JSON object with
-    the name of one of these tools and its arguments, as Llama 3.1 writes it.
+    the name of one of these tools and its arguments, as Llama 3.1 writes it, or only calls in Python
+    (:func:`~skillweave.tools.python_form.python_calls`); a code fence may be around either.
 
     The thoughts of a reasoning model are not part of the turn: a call that it drafts there is not made. With
     ``thoughts="keep"`` they are read like the rest.
@@ -105,7 +111,7 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
         calls += read
         other_forms += 0 if plain else sum(isinstance(call, Call) for call in read)
     if not calls:
-        calls = _bare_calls(visible, names_of(tools))
+        calls = _bare_calls(visible, tools)
         other_forms = len(calls)
     if not calls and CLOSE in visible:
         calls = [malformed(f"{CLOSE} without {OPEN}")]
@@ -131,12 +137,21 @@ def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call
         if mark == "[TOOL_CALLS]" and (named := _NAMED.match(text, start)):
             value, at, _ = read_json(text, named.end())
             return [Call(named["name"], arguments_of(value))], False, at
+        if mark != "[TOOL_CALLS]" and BEGINS.match(text, start):
+            return _read_python(text, start, mark, tools)
         return _read_values(text, start, mark)
     except Unreadable as problem:
         return [malformed(problem)], False, _after(text, start)
     except (ValueError, RecursionError) as problem:
         reason = getattr(problem, "msg", "it cannot be read")
         return [malformed(f"no valid JSON ({reason})")], False, _after(text, start)
+
+
+def _read_python(text: str, start: int, mark: str, tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:
+    """As :func:`_read_at`, for a mark that is followed by calls in Python. Raises :class:`Unreadable`."""
+    another = _MARK.search(text, start)
+    end = another.start() if another else len(text)
+    return [*python_calls(text[start:end], tools)], False, _behind(_CLOSE_OF[mark], text, end)
 
 
 def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome], bool, int]:
@@ -150,7 +165,7 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
         value, end, also_strict = read_json(text, another.end(), close)
         values.append(value)
         strict = strict and also_strict
-    at = _skip(_LEFT_OVER, text, end)
+    at = _skip(_SPACE if close == "```" else _LEFT_OVER, text, end)
     closed = bool(close) and text.startswith(close, at)
     if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the closing mark is cut off, or missing
         at = len(text)
@@ -175,9 +190,21 @@ def _read_function(text: str, begin: re.Match[str], tools: Schemas) -> tuple[Cal
     return call, end
 
 
-def _bare_calls(text: str, known: set[str]) -> list[Call | Outcome]:
-    """The calls of a turn that is only their JSON, optionally with a closing mark; [] for any other turn."""
+def _bare_calls(text: str, tools: Schemas) -> list[Call | Outcome]:
+    """The calls of a turn that is nothing else, in JSON or Python; [] for any other turn.
+
+    They may be in a code fence, or have a closing mark.
+    """
+    known = names_of(tools)
     text = text.strip().removesuffix(CLOSE).rstrip().removesuffix(";")
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced["body"].strip()
+    if known and BEGINS.match(text):
+        try:
+            calls = python_calls(text, tools)
+        except Unreadable:
+            return []
+        return [*calls] if all(call.name in known for call in calls) else []
     if not known or not text.startswith(("{", "[")):
         return []
     values, end = [], 0

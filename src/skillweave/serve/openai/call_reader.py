@@ -29,7 +29,8 @@ class CallReader:
 
     - ``opened``: the marker of a thought that the prompt opened, or ""
     - The text from the first mark of a call on is held back until the answer has ended. So is a turn that begins with
-      ``{`` or ``[``, which may be a bare call. If no call can be read from it, it is text after all.
+      ``{``, ``[``, a code fence or the name of a tool, which may be a bare call. If no call can be read from it, it is
+      text after all.
     - A thought streams as text; calls in it are not made.
     - If one call of a turn cannot be read, none is made, and the whole turn is text: half a turn must not be executed.
     """
@@ -89,7 +90,7 @@ class CallReader:
                     at, self._closing = begin + len(opened[0]), opened[1]
                     continue
                 self._at_start = False
-                if rest[0] in "{[" and self._tools:
+                if self._tools and (rest[0] in "{[`" or _may_be_python(rest, self._tools)):
                     self._holds = True
                     return self._up_to(at)
             found = [index for mark in BEGINNINGS if (index := text.find(mark, at)) >= 0]
@@ -110,6 +111,12 @@ class _WithSpecial(AnswerReader):
     def __init__(self, tokenizer: Any) -> None:
         super().__init__(tokenizer)
         self._special = True
+
+
+def _may_be_python(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a turn that begins so may be a call in Python: ``search(``, or the beginning of it."""
+    openings = [f"{tool['function']['name']}(" for tool in tools] + ["print("]
+    return any(opening.startswith(text) or text.startswith(opening) for opening in openings)
 
 
 def _overlap(text: str, start: int, marks: Sequence[str]) -> int:

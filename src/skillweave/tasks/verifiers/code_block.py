@@ -10,10 +10,19 @@ from skillweave.tasks.verifiers.code_case import missing_names, top_level_names
 from skillweave.tools.source import parse
 
 _OPENS = re.compile(r"^[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[^\n`]*)$")
+_OPENS_BEHIND_TEXT = re.compile(
+    r"^[^`\n]{0,200}[\s:.](?P<fence>`{3,})(?P<tag>(?:python|py)[\d.]*)[ \t]*$", re.IGNORECASE
+)
+_CLOSES_BEFORE_TEXT = re.compile(r"^[ \t]*(?P<fence>`{3,})[ \t]+\S")
 _PYTHON = re.compile(r"^(?:i?python|py|pycon)[\d.]*$")
 _ANY_LANGUAGE = ("", "code", "solution", "answer", "program", "script")
 _SAYS_OUTPUT = re.compile(
     r"\b(?:outputs?|prints?|printed|results?|returns?|expected|console|terminal)\W*$", re.IGNORECASE
+)
+_SAYS_WRONG = re.compile(
+    r"\b(?:(?:do\s+not|don't|never)\s+(?:write|do|use|code)\b[^.]*"
+    r"|(?:wrong|incorrect|buggy|mistake)(?:\s+(?:version|code|way|solution|would\s+be|is))?)\W*$",
+    re.IGNORECASE,
 )
 _BEGINS_CODE = re.compile(r"(?:async )?def \w+\(|class \w+\s*[:(]|import \w|from [\w.]+ import\b|@\w")
 _HELPERS = 20  # how many blocks before the program are searched for helpers
@@ -39,6 +48,7 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
       of its use after the program does not replace it, also if it imports the program. If none defines them, it is the
       last block.
     - Earlier blocks that define what the program uses (a helper, an import) are put before it.
+    - A block that is announced as wrong ("Do not write:") is left out, if there are others.
     - A block that is cut off at the end of the answer counts, and so does one whose closing fence stands on the last
       line of the program.
     - From a ``>>>`` session only the input counts.
@@ -46,6 +56,7 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
     """
     answer = answer.lstrip("\N{ZERO WIDTH NO-BREAK SPACE}")
     blocks = _blocks(answer)
+    blocks = [block for block in blocks if not _SAYS_WRONG.search(block.before[-200:])] or blocks
     tagged = [block for block in blocks if _PYTHON.match(block.tag)]
     plain = [block for block in blocks if block.tag in _ANY_LANGUAGE and not _is_output(block)]
     candidates = [_typed(textwrap.dedent(block.text)) for block in tagged or plain]
@@ -102,7 +113,7 @@ def _blocks(answer: str) -> list[_Block]:
         blocks.append(_Block("\n".join(lines) + "\n", tag, "" if follows else before or "."))
 
     for line in answer.splitlines():
-        opening = _OPENS.match(line)
+        opening = _OPENS.match(line) or (None if fence else _OPENS_BEHIND_TEXT.match(line))
         if not fence:
             if opening:
                 fence, tag, lines = opening["fence"], _language(opening["tag"]), []
@@ -114,6 +125,13 @@ def _blocks(answer: str) -> list[_Block]:
             end_block()
             fence, before, follows = "", "", True
             continue
+        prose = _CLOSES_BEFORE_TEXT.match(line)
+        if tries and prose and prose["fence"].startswith(fence):
+            tries -= 1
+            if _is_python(textwrap.dedent("\n".join(lines))):
+                end_block()
+                fence, before, follows = "", line.strip(), False
+                continue
         lines.append(line)
         if tries and line.rstrip().endswith(fence) and "#" not in line:  # a comment may end with anything
             tries -= 1

@@ -10,6 +10,7 @@ from skillweave.tasks.verifiers.place import (
     TextSpan,
     boxed,
     first_line,
+    is_denied,
     marked_part,
     one_of,
     own_words,
@@ -44,7 +45,7 @@ def formula(text: str, options: PlaceOptions) -> str | None:
         return _inside(text)
     if options.answer_at == "auto":
         text = own_words(text)
-        marked, part = usual_part(text, _FORMULA_LINE)
+        marked, part = usual_part(text, lambda line, _: _FORMULA_LINE.fullmatch(line))
         if marked:
             return None if part is None else _inside(part)
         said = said_part(text)
@@ -59,9 +60,16 @@ def formula(text: str, options: PlaceOptions) -> str | None:
 
 
 def _formulas(text: str) -> list[TextSpan]:
-    """Return every formula in LaTeX delimiters, without those that are only an exponent or an index: ``cm$^2$``."""
+    """Return every formula in LaTeX delimiters that the text does not deny.
+
+    Those that are only an exponent or an index are left out: ``cm$^2$``.
+    """
     found = [TextSpan(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
-    return [one for one in found if not one.content.lstrip().startswith(("^", "_"))]
+    return [
+        one
+        for one in found
+        if not one.content.lstrip().startswith(("^", "_")) and not is_denied(text, one.start, one.end)
+    ]
 
 
 def _inside(text: str) -> str:

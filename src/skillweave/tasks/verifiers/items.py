@@ -10,6 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
+from skillweave.tasks.verifiers.context import dates, is_denied, is_sureness
 from skillweave.tasks.verifiers.number_words import SCALES, goes_on_in_digits
 from skillweave.tasks.verifiers.numerals import Token
 from skillweave.tasks.verifiers.reading import ARTICLES, Decimal, Item, Number, Reader
@@ -19,7 +20,7 @@ _OPERATIONS = frozenset(
         "x", "of", "out of", "out of every", "in every", "in", "per", "by", "over", "vs", "point", "past", "to the",
         "versus", "divided by", "multiplied by", "increased by", "decreased by", "reduced by", "added to", "take away",
         "subtracted from", "to the power", "to the power of", "raised to", "raised to the power of", "choose", "c",
-        "mod", "modulo", "remainder", "r", "base", "in base",
+        "mod", "modulo", "remainder", "r", "base", "in base", "through", "thru", "up to",
     }
 )  # fmt: skip
 _BESIDE_ONE = frozenset({"x", "of", "in", "by", "c", "r", "base", "and"})  # "60 in one hour", "5 and one of them"
@@ -29,9 +30,8 @@ _SIGN_WORDS = {"plus", "minus", "times"}
 _NEAR, _FAR = 8, 15
 """Tokens, with spaces, that may be between two numbers that belong together; the larger is for comparisons."""
 _RESTATES = (["which", "is"], ["which", "equals"], ["that", "is"], ["i", "e"])
-_WRONG = ("wrong", "incorrect", "false", "impossible")
-_NOT_THE = (["not", "the", "answer"], ["not", "the", "correct"], ["not", "the", "right"])
 _LIST_WORDS = ("and", "or", "to")
+_HEDGES = frozenset({"or", "maybe", "perhaps", "possibly", "probably", "alternatively", "even"})
 _MEASURES: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("week", "weeks"),
@@ -68,6 +68,8 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return "expression"
     if len(between) > _NEAR:
         return ""
+    if _is_smaller_scale(reader, one, other, kinds):
+        return "expression"
     if one.words or other.words:
         return _joined_in_words(reader, one, other, kinds, words)
     if kinds == ["equals"]:
@@ -97,9 +99,11 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
         return "restated"
     if kinds == ["between", "word", "equals"]:  # x = 1, y = 9
         return "list"
-    if words == ["or"] and _equal(one, other):  # 1/2 or 0.5
-        return ""
     if words[:1] == ["or"] and kinds == ["word", "word", "equals"]:  # x = 2 or x = 3
+        return "pair"
+    if words and _HEDGES.issuperset(words) and {"word", "between", "open"}.issuperset(kinds):  # 3, or perhaps 4
+        return "" if _equal(one, other) else "pair"
+    if _is_label(words, kinds) and _is_labelled(reader, one):  # (a) 3 (b) 4
         return "pair"
     if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
         return "list"
@@ -112,12 +116,15 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
 
 def _joined_in_words(reader: Reader, one: Item, other: Item, kinds: list[str], words: list[str]) -> str:
     """Return :func:`_joined` of two neighbours of which at least one is a number in words; commas make no list."""
+    between = reader.tokens[one.last + 1 : other.first]
     if not kinds:
         ends = reader.text(one.last).lower()
         goes_on = ends in SCALES if other.words else goes_on_in_digits(ends)  # 5 thousand two hundred, twenty 5
         return "expression" if goes_on else ""
     if kinds == ["equals"]:
         return "equal"
+    if _compound(reader, other, between):  # two dollars and 50 cents
+        return "expression"
     if len(kinds) != len(words):
         return ""
     if reader.text(other.first).lower() == "one" and other.first == other.last and " ".join(words) in _BESIDE_ONE:
@@ -125,6 +132,33 @@ def _joined_in_words(reader: Reader, one: Item, other: Item, kinds: list[str], w
     if _operate(words):
         return "expression"
     return "pair" if all(word in _LIST_WORDS for word in words) and not _is_from_to(reader, one, words) else ""
+
+
+def _is_smaller_scale(reader: Reader, one: Item, other: Item, kinds: list[str]) -> bool:
+    """Whether a comma joins two parts of one number with scales: ``5 thousand, two hundred``, ``5 million, 200``."""
+    scale = SCALES.get(reader.text(one.last).lower())
+    if scale is None or scale < 100 or kinds != ["between"] or reader.text(reader.skip(one.last + 1)) != ",":
+        return False
+    if other.words:
+        return reader.text(other.first).lower() != "one" or other.first != other.last
+    return other.number is not None and 0 < other.number.value < scale
+
+
+def _is_label(words: list[str], kinds: list[str]) -> bool:
+    """Whether the label of a further part stands between two numbers: ``(b)``, ``b)``."""
+    label = kinds[-3:] if kinds[-3:-2] == ["open"] else kinds[-2:]
+    before = kinds[: len(kinds) - len(label)]
+    return (
+        len(words) == 1
+        and len(words[0]) == 1
+        and label[-2:] == ["word", "close"]
+        and set(before) <= {"between", "newline"}
+    )
+
+
+def _is_labelled(reader: Reader, item: Item) -> bool:
+    close = reader.skip(item.first - 1, -1)
+    return reader.text(close) == ")" and reader.kind(close - 1) == "word" and len(reader.text(close - 1)) == 1
 
 
 def _without_parentheses(kinds: list[str]) -> list[str]:
@@ -196,6 +230,41 @@ def _compound(reader: Reader, other: Item, between: list[Token]) -> bool:
     )
 
 
+def _follows_one(reader: Reader, item: Item) -> bool:
+    """Whether an item is the smaller part of a measure whose greater part is one: ``an hour and 30 minutes``."""
+    at, words = item.first, list[str]()
+    while len(words) < 3 and reader.kind(at - 1) in ("space", "word"):
+        at -= 1
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+    if words[:1] != ["and"] or words[2:] not in (["a"], ["an"], ["one"]):
+        return False
+    smaller = reader.text(reader.skip(item.last + 1)).lower()
+    return any(
+        words[1] in bigger and any(smaller in names for names in family[level + 1 :])
+        for family in _MEASURES
+        for level, bigger in enumerate(family)
+    )
+
+
+def _is_bound(reader: Reader, first: int) -> bool:
+    """Whether an item is only what the answer differs from: ``more than 42``. ``No more than 42`` may be 42."""
+    words: list[str] = []
+    at = first
+    while len(words) < 3 and reader.kind(at - 1) in ("space", "word"):
+        at -= 1
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+    return words[:1] == ["than"] and words[1:2] != [] and words[1] in _MORE and words[2:] not in (["no"], ["not"])
+
+
+def _is_said_again(reader: Reader, one: Item, other: Item) -> bool:
+    """Whether the second of two items says the first again as a share: ``42% (0.42)``."""
+    between = [token.kind for token in reader.tokens[one.last + 1 : other.first] if token.kind != "space"]
+    percents = [item.number is not None and item.number.percent for item in (one, other)]
+    return between == ["open"] and percents == [True, False] and _equal(one, other)
+
+
 def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -> list[Item]:
     """Return the items of a text in order, without those that the text itself denies ("not 3").
 
@@ -209,19 +278,20 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
     links = [_joined(reader, one, other) for one, other in pairwise(items)]
     broken = _broken(links, strict)
     groups = _asides(reader.tokens)
-    numbered = _enumerators(reader, items)
+    dated, whole_dates = dates(reader, items)
+    asides = _enumerators(reader, items) | dated
+    asides.update(at + 1 for at, (one, other) in enumerate(pairwise(items)) if _is_said_again(reader, one, other))
+    broken |= whole_dates
+    broken |= {at for at, item in enumerate(items) if _follows_one(reader, item)}
     equated = _equated(items, links, broken)
     return [
         replace(
             item,
             number=None if at in broken else _with_fraction(items, links, at),
-            aside=item.aside or at in numbered or groups[item.first],
+            aside=item.aside or at in asides or groups[item.first] or is_sureness(reader, item),
         )
         for at, item in enumerate(items)
-        if not item.words
-        and at not in equated
-        and not _denied(reader, item.first)
-        and not _called_wrong(reader, item.last)
+        if not item.words and at not in equated and not is_denied(reader, item) and not _is_bound(reader, item.first)
     ]
 
 
@@ -316,40 +386,6 @@ def _enumerators(reader: Reader, items: list[Item]) -> set[int]:
         and reader.kind(item.first + 2) == "space"
     ]
     return set(starts) if len(starts) > 1 else set()
-
-
-def _denied(reader: Reader, first: int) -> bool:
-    """Whether the words before an item deny it: "not 3", "isn't equal to 3", "instead of 3", "rather than 3"."""
-    at = first - 1
-    words: list[str] = []
-    while len(words) < 4 and reader.kind(at) in ("space", "word"):
-        if reader.kind(at) == "word":
-            words.append(reader.text(at).lower())
-        at -= 1
-    if words[:2] in (["of", "instead"], ["than", "rather"], ["than", "other"], ["but", "anything"], ["but", "all"]):
-        return True
-    for word in words:
-        if word in ("not", "never", "cannot") or word.endswith("n't"):
-            return True
-        if word not in ("be", "equal", "to", "the", "a", "number", "value", "exactly", "simply", "just", "only"):
-            return False
-    return False
-
-
-def _called_wrong(reader: Reader, last: int) -> bool:
-    """Whether the words after an item deny it: "3 is wrong", "3 is not the answer"."""
-    words: list[str] = []
-    at = last + 1
-    while len(words) < 5 and reader.kind(at) in ("space", "word"):
-        if reader.kind(at) == "word":
-            words.append(reader.text(at).lower())
-        at += 1
-    if words[:1] in (["isn't"], ["wasn't"]):
-        words[:1] = ["is", "not"]
-    if words[:1] not in (["is"], ["was"]):
-        return False
-    wrong = words[1:2] != [] and words[1] in _WRONG
-    return wrong or words[1:3] in (["not", "correct"], ["not", "right"]) or words[1:4] in _NOT_THE
 
 
 def pick(items: list[Item], which: Literal["first", "last"] = "last") -> Number | None:

@@ -13,7 +13,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from skillweave.tasks.verifiers.numeric import NumericOptions, find_number
-from skillweave.tasks.verifiers.place import PlaceOptions, TextSpan, boxes, marked_part, one_of, tagged_answers
+from skillweave.tasks.verifiers.place import (
+    PlaceOptions,
+    TextSpan,
+    boxes,
+    is_denied,
+    marked_part,
+    one_of,
+    tagged_answers,
+)
 
 _MISSING = object()
 _UNCLOSED_TRIES = 10
@@ -106,21 +114,6 @@ _PLAIN_NAMES = ("", "text", "txt", "plain", "plaintext")
 _OPENING = re.compile(r"[\[{]")
 _BRACKET = re.compile(r'[\[{\]}]|"(?:[^"\\]|\\.)*(?:"|\Z)', re.DOTALL)
 _SCALAR = re.compile(r'"(?:[^"\\\n]|\\.)*"|\b(?:true|false|null)\b')
-_DENIED = re.compile(
-    r"(?:\b(?<!\bor\s)(?<!\bwhy\s)not|\b(?:never|cannot|(?:anything|all)\s+but)|n't"
-    r"|\b(?:instead\s+of|(?:rather|other)\s+than)(?![\s*_]+(?:this|that)[\s*_]*:))"
-    r"[\s*_}:]*(?:(?:be|this|that|equal\s+to|the\s+(?:answer|value|result))\b[\s*_:]*)*(?:`{1,3}(?:json)?\s*)?$",
-    re.IGNORECASE,
-)
-"""What denies the value behind it. In "valid or not: {...}" and "instead of that: {...}" the value is the answer."""
-_ENDS = r"(?=[\s*_]*(?:[.,;!)\n]|$|\b(?:because|since|but|and|so)\b))"
-_CALLED_WRONG = re.compile(
-    r"[`\s*_]*(?:(?:is|was|would\s+be)\s+(?:clearly\s+|obviously\s+|also\s+|simply\s+|just\s+|definitely\s+)?"
-    rf"(?:wrong|incorrect|false|invalid{_ENDS}|not\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS}))"
-    rf"|(?:isn|wasn)['\N{{RIGHT SINGLE QUOTATION MARK}}]t\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS})"
-    r"|\(\s*(?:wrong|incorrect|invalid)\s*\))",
-    re.IGNORECASE,
-)
 _INTERVAL = re.compile(r"\[[^\[\]{}()\"\n]{1,40},[^\[\]{}()\"\n]{1,40}\)")
 """A half-open interval, ``[0, 1)``: its bracket opens no list."""
 _ANSWER_BEGINS = ("{", "[", '"', "```")
@@ -145,7 +138,7 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
     if blocks:
         values = [(block, whole_json(block.content)) for block in blocks]
         given = [one for one, value in values if value is _MISSING or _is_kind(value, kind)]
-        block = one_of([one for one in given if not _is_denied(text, one.start, one.end)], text, which)
+        block = one_of([one for one in given if not is_denied(text, one.start, one.end)], text, which)
         return _MISSING if block is None else _of_kind(whole_json(block), kind)
     # Code blocks are skipped, except a block that is a JSON value as a whole, whatever language it names.
     return _chosen(_FENCE.sub(lambda m: m[0] if _may_hold_json(m) else "\n", text), kind, which)
@@ -185,19 +178,12 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
     if kind in (int, float):
         return _number(text)
     found = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
-    values = [one for one in found if not _is_denied(text, one[0], one[1])]
+    values = [one for one in found if not is_denied(text, one[0], one[1])]
     parts = [TextSpan(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
     if one_of(parts, text, which) is None:
         return _MISSING
     value = values[0 if which == "first" else -1][2]
     return value if kind is type(None) or value is not None else _MISSING
-
-
-def _is_denied(text: str, start: int, end: int) -> bool:
-    """Whether what is around a value denies it: ``not {"a": 1}``, ``{"a": 1} is wrong``, ``~~{"a": 1}~~``."""
-    if text.startswith("~~", max(start - 2, 0)) and text.startswith("~~", end):
-        return True
-    return bool(_DENIED.search(text, max(start - 40, 0), start) or _CALLED_WRONG.match(text, end, end + 60))
 
 
 def _number(text: str) -> Any:

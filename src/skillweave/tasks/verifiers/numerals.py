@@ -57,7 +57,7 @@ def _macro(_: re.Match[str]) -> str:
     return MACRO
 
 
-_MARKS = re.compile(r"[\\<_~{]|\$\s?\^|\+/-|-\s?\(|[)/]\s?/|/\s?\(|[-=]>|\.[0-9]*\(|[0-9]!|\|-")
+_MARKS = re.compile(r"[\\<_~{]|\]\(|\[\^|\$\s?\^|\+/-|-\s?\(|[)/]\s?/|/\s?\(|[-=]>|\.[0-9]*\(|[0-9]!|\|-")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
 _BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod|choose|bmod|pmod|mod)(?![A-Za-z])")
@@ -70,6 +70,12 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         (r"[^\D0-9]", lambda m: str(int(m[0]))),  # digits of other scripts
         (r"<<[^<>\n]*>>", " "),  # calculator annotations of GSM8K
         (r"</?[A-Za-z][\w-]{0,30}>", " "),  # tags
+        (r"~~[^~\n]{1,200}~~", " "),  # struck out
+        (r"\[([^\[\]\n]{1,200})\]\((?:https?:/)?/[^\s()]{0,500}\)", r"\1"),  # a link
+        (r"(?m)^\[\^\w{1,20}\]:[^\n]*$|\[\^\w{1,20}\]", " "),  # footnotes
+        (r"\\lfloor(?:(?!\\rfloor)[^\n]){0,200}\\rfloor|\\lceil(?:(?!\\rceil)[^\n]){0,200}\\rceil", _macro),
+        (r"⌊[^⌊⌋\n]{0,200}⌋|⌈[^⌈⌉\n]{0,200}⌉", _macro),
+        (r"⁻(?=[0-9])", "-"),
         (r"\\(?:left|right|displaystyle|bigl?|bigr?)(?![A-Za-z])|\\!", ""),
         (r"(?m)^[^\S\n]*[-=]{1,3}>", " "),  # an arrow before the answer
         (
@@ -95,7 +101,8 @@ _STEPS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
             _macro,
         ),
         (r"(?<![0-9.])[0-9.]{0,60}[0-9]!(?=\s?[-+*/^×·$}]|\s=)", _macro),  # a factorial
-        (r"\|-[0-9][0-9./]*\|", _macro),  # an absolute value
+        (r"\\l?vert(?![A-Za-z])[^\S\n]?|[^\S\n]?\\rvert(?![A-Za-z])", "|"),
+        (r"\|[{(]?-[0-9][0-9./]{0,60}[)}]?\|", _macro),  # an absolute value
         (rf"{_FRAC}\s*{_UNIT}\s*{_UNIT}", r" \1/\2"),
         (r"\\(?:text|mathrm|mbox|textbf|mathbf|textrm|textit|mathit|emph|underline|boxed|fbox)\s*\{([^{}]*)\}", r" \1"),
         (r"\\(?:times|ast)(?![A-Za-z])", "×"),

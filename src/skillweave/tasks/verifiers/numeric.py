@@ -48,18 +48,22 @@ class NumericOptions(PlaceOptions):
 
 _NUMBER_LINE = re.compile(r"[^\w\n]{0,20}[0-9][^\n]{0,60}")
 _SENTENCE_END = re.compile(
-    r"[.!?;](?!\s{1,3}=)(?:\s+|$)|\n|,\s+(?!(?:and|or|but|not|to)\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
+    r"[.!?;](?!\s{1,3}=)(?:\s+|$)|\n"
+    r"|,\s+(?!(?:and|or|but|not|to|maybe|perhaps|possibly|(?:[a-z]{3,9}\s)?(?:hundred|thousand))\b)(?=[A-Za-z])|\s(?=(?:because|since|as|which|where|after|for)\b)"
 )
 _GAP = re.compile(r"[\s.,;:!*_)]*+")
 _RESTATED = re.compile(
-    r"(?:(?P<said>i\.?\s?e\b\.?|(?:that|which)\s+(?:is|equals)\b|in\s+(?:digits|figures|numerals|numbers)\b|\#{4})"
+    r"(?:(?P<said>i\.?\s?e\b\.?|(?:that|which)\s+(?:is|equals|makes)\b|giving\b|making\b|in\s+(?:digits|figures|numerals|numbers)\b|\#{4})"
     r"|(?P<so>so\b))?[\s,:=*_$]{0,5}"
     r"(?P<number>[-\N{MINUS SIGN}]?[$€£]?[0-9][0-9.,/]{0,40}%?(?P<unit>\s?(?!(?:more|less|fewer)\b)[A-Za-z]+)?)"
     r"[*_$)]{0,4}(?=[.!?;](?:\s|$)|,\s(?!\s*[0-9])|\s*(?:\n|$))",
     re.IGNORECASE,
 )
 """A clause that is one number, perhaps with a unit and with words before it: ``which is 12 eggs``."""
-_COMPARES = re.compile(r"[\s*_]*one\b", re.IGNORECASE)
+_REASONED = re.compile(
+    r"\A[^\w\n]{0,5}[0-9][^\n;.!?=]{0,40}?(?=,?\s(?:because|since)\s(?![^\n]{0,400}(?:=|\b(?:so|thus|therefore|hence)\b)))"
+)
+"""A number that begins a text and is followed by its reason, from which no number is taken."""
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
 _SECONDS = 2.0
@@ -91,12 +95,20 @@ def answer_part(text: str, options: NumericOptions) -> tuple[str | None, Literal
     if options.answer_at == "whole":
         return (text if _is_whole(text) else None), "last", True
     text = own_words(text)
-    marked, part = usual_part(text, _NUMBER_LINE)
+    marked, part = usual_part(text, _holds_number)
     if marked:
         return part, "last", True
     said = said_part(text)
     sentence = "" if said is None else _sentence(said[:_SAID_LENGTH], options)
-    return (text if sentence == "" else sentence), "last", False
+    if sentence != "":
+        return sentence, "last", False
+    reasoned = _REASONED.match(text)
+    return (reasoned[0] if reasoned else text), "last", False
+
+
+def _holds_number(line: str, last: bool) -> bool:
+    """Whether a line behind ``####`` is an answer and no heading; in words it is one only at the end of the text."""
+    return _NUMBER_LINE.fullmatch(line) is not None or (last and is_said_in_words(line))
 
 
 def _sentence(text: str, options: NumericOptions) -> str | None:
@@ -109,8 +121,8 @@ def _sentence(text: str, options: NumericOptions) -> str | None:
     for end in [*(match.span() for match in _SENTENCE_END.finditer(text)), (len(text), len(text))]:
         clause = text[at : end[0]]
         if items := read_items(clause, options.decimal):
-            compares = begins and pick(items) is None and _COMPARES.match(clause) is not None
-            return (_restated(text, end[0], compared=True) if compares else None) or clause
+            unread = begins and pick(items) is None  # a comparison with a number, or a calculation
+            return (_restated(text, end[0], compared=True) if unread else None) or clause
         if begins and is_said_in_words(clause):
             return _restated(text, end[0])
         begins = begins and not clause.strip()
@@ -121,7 +133,7 @@ def _sentence(text: str, options: NumericOptions) -> str | None:
 def _restated(text: str, at: int, *, compared: bool = False) -> str | None:
     """Return the number that stands behind the clause that ends at ``at`` and says the same in digits; None without.
 
-    ``compared``: it may also be what a comparison comes to: ``one less than 5, so 4``.
+    ``compared``: it may also be what a comparison or a calculation comes to: ``one less than 5, so 4``.
     """
     gap = _GAP.match(text, at)
     found = None if gap is None else _RESTATED.match(text, gap.end())

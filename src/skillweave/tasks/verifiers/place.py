@@ -6,6 +6,7 @@ The time is linear in the length of the text, except for ``answer_pattern``, whi
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -122,11 +123,39 @@ _BETWEEN = re.compile(
     r"|\n[ \t]*(?:[-*+\N{BULLET}]|[0-9]{1,2}[.)])[ \t])*",
     re.IGNORECASE,
 )
+_DENIED = re.compile(
+    r"(?:\b(?<!\bor\s)(?<!\bwhy\s)not|\b(?:never|cannot|neither|nor|except|(?:anything|all|everything)\s+but)|n't"
+    r"|\b(?:instead\s+of|(?:rather|other)\s+than)(?![\s*_]+(?:this|that)[\s*_]*:))"
+    r"[\s*_}:]*(?:(?:be|this|that|it|is|think|believe|equal\s+to|the\s+(?:answer|value|result))\b[\s*_:]*)*(?:`{1,3}(?:json)?\s*)?$",
+    re.IGNORECASE,
+)
+"""What denies the value behind it. In "valid or not: {...}" and "instead of that: {...}" the value is the answer."""
+_ENDS = r"(?=[\s*_]*(?:[.,;!)\n]|$|\b(?:because|since|but|and|so)\b))"
+_CALLED_WRONG = re.compile(
+    r"[`\s*_]*(?:(?:is|was|would\s+be)\s+(?:clearly\s+|obviously\s+|also\s+|simply\s+|just\s+|definitely\s+)?"
+    rf"(?:wrong|incorrect|false|invalid{_ENDS}|not\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS}))"
+    rf"|(?:isn|wasn)['\N{{RIGHT SINGLE QUOTATION MARK}}]t\s+(?:the\s+)?(?:answer|correct|right|valid{_ENDS})"
+    r"|\(\s*(?:wrong|incorrect|invalid)\s*\)|\?\s{1,3}(?:no|nope)\s?(?:[.,;!\n]|$))",
+    re.IGNORECASE,
+)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 _HASHES = re.compile(r"^[ \t]*####[ \t]*([^\n]*)$", re.MULTILINE)
 # What a model invents if it does not stop after its answer. A text that starts so is a question of the user.
 # The white space is matched possessively; otherwise a million empty lines would be split in every possible way.
 _NEXT_QUESTION = re.compile(r"(?<=\S)(\s++)(?:Question|Q|Problem|Human|User)[ \t]*:")
+_ANSWER_LIKE = re.compile(r"\d|\\boxed|<answer>", re.IGNORECASE)
+_CORRECTION = re.compile(
+    r"\b(?:(?P<takes_back>(?:wait|hold\s+on|hmm|oops|actually|oh)[\s,.:!-]{1,5}(?:wait[\s,.!]{1,3})?"
+    r"(?:no\b(?!\s+(?:need|problem|doubt))|(?:that|this|it)(?:['\N{RIGHT SINGLE QUOTATION MARK}]s|\s+is|\s+was)\s+"
+    r"(?:wrong|incorrect|not\s+(?:right|correct))\b)"
+    r"|no[,\s]{1,3}wait(?=\s{0,3}[,.!:;\N{EM DASH}-])|(?:scratch|strike)\s+that\b)"
+    r"|correction\s?:|i\s+meant\b|(?:wait|actually|sorry|oops|my\s+mistake|my\s+bad|on\s+second\s+thought)[\s,.:!-]{1,5}"
+    r"(?:(?:it|that|this|the\s+(?:correct\s+|right\s+|final\s+)?answer)"
+    r"(?:['\N{RIGHT SINGLE QUOTATION MARK}]s|\s+is|\s+should\s+be)(?!\s+(?:wrong|incorrect|not|right|correct|fine))\b"
+    r"|(?=[-$]?\d)))",
+    re.IGNORECASE,
+)
+"""The words with which a model corrects what it said before."""
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|[:=])(?:\*\*)?", re.IGNORECASE)
 
 
@@ -178,23 +207,41 @@ def boxed(text: str) -> str | None:
     return one_of(boxes(text), text)
 
 
+def is_denied(text: str, start: int, end: int) -> bool:
+    """Whether what is around a value denies it: ``not {"a": 1}``, ``{"a": 1} is wrong``, ``~~{"a": 1}~~``."""
+    if text.startswith("~~", max(start - 2, 0)) and text.startswith("~~", end):
+        return True
+    return bool(_DENIED.search(text, max(start - 40, 0), start) or _CALLED_WRONG.match(text, end, end + 60))
+
+
 def own_words(text: str) -> str:
-    """Return the text before a further question that the model asked itself."""
+    """Return the text before a further question that the model asked itself, and after its last correction.
+
+    "The answer is 40. Wait, no: 41" is read from the 41 on. If a correction gives no number, the text before it
+    stays, except if it takes the answer back: nothing is left of "The answer is 40. Wait, that is wrong."
+    """
     starts = (match.start() for match in _NEXT_QUESTION.finditer(text) if "\n" in match[1])
-    return text[: next(starts, len(text))]
+    text = text[: next(starts, len(text))]
+    last = max((match.end() for match in _ANSWER_LIKE.finditer(text)), default=0)
+    corrected = [m.end() for m in _CORRECTION.finditer(text) if m["takes_back"] or m.end() < last]
+    return text[corrected[-1] :] if corrected else text
 
 
-def usual_part(text: str, holds_answer: re.Pattern[str]) -> tuple[bool, str | None]:
+def usual_part(text: str, holds_answer: Callable[[str, bool], object]) -> tuple[bool, str | None]:
     r"""Return whether ``text`` has one of the usual markers of an answer, and what is marked (None: a list).
 
     The markers are tried in this order: the last ``\boxed{}``, the last ``<answer>``, the first line ``#### 72``
-    (GSM8K's marker). ``holds_answer`` distinguishes such a line from a heading: it must match what follows the marker.
+    (GSM8K's marker). ``holds_answer`` distinguishes such a line from a heading: it gets what follows the marker, and
+    whether it is the last line of the text.
     """
     if found := boxes(text):
         return True, one_of(found, text)
     if tags := tagged_answers(text):
         return True, one_of(tags, text)
-    lines = [TextSpan(m.start(), m.end(), m[1].strip()) for m in _HASHES.finditer(text) if holds_answer.fullmatch(m[1])]
+    end = len(text.rstrip())
+    lines = [
+        TextSpan(m.start(), m.end(), m[1].strip()) for m in _HASHES.finditer(text) if holds_answer(m[1], m.end() >= end)
+    ]
     if lines:
         return True, one_of(lines, text, "first")
     return False, None

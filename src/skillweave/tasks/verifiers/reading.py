@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from string import ascii_letters
 from typing import Literal, NamedTuple
 
 from skillweave.tasks.verifiers.number_words import FRACTION_WORDS, ORDINAL_WORDS, PARTS, SCALES, number_in_words
@@ -58,6 +59,9 @@ ARTICLES = ("the", "that", "those", "these", "this", "its", "all")
 _AFTER_OPERATION = ("squared", "cubed", "factorial", "repeating", "recurring", "doubled", "tripled", "halved")
 _DEGREES = ("degree", "degrees", "deg", "celsius", "fahrenheit", "centigrade", "c", "f")
 _CJK = "\u2e80"  # from here on: scripts that write words without spaces
+_CJK_SCALES = {"万": 10**4, "萬": 10**4, "만": 10**4, "億": 10**8, "亿": 10**8, "억": 10**8}
+_CJK_TENS = frozenset("十百千万萬億亿")  # words that end with one are a number that goes on: 二十5
+_CJK_UNSURE = re.compile(r"[百千천백](?![克米瓦卡])")  # scales that also begin units, such as 千克 (kilogram)
 _FUNCTIONS = ("sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -93,6 +97,8 @@ class Reader:
         self.tokens = tokens(plain_text(text))
         self.decimal = decimal
         self.items: list[Item] = []
+        self.exponents: set[int] = set()
+        """The last tokens of exponents of units and variables."""
 
     def kind(self, at: int) -> str:
         return self.tokens[at].kind if 0 <= at < len(self.tokens) else ""
@@ -126,6 +132,7 @@ class Reader:
                 self.items.append(Item(None, at, at))
             elif kind == "power" and self.kind(at - 1) in ("word", "close"):  # the exponent of a unit: m^2
                 at = self.behind_exponent(at) - 1
+                self.exponents.add(at)
             at += 1
         return self.items
 
@@ -160,6 +167,12 @@ class Reader:
             aside, last = True, after
         elif word in SCALES and (word != "k" or glued):
             value, last = None if value is None else value * SCALES[word], after
+        elif glued and word[:1] in _CJK_SCALES:
+            whole = len(word) == 1 and self.kind(after + 1) == "digits"  # 4万2千
+            value = None if value is None or whole else value * _CJK_SCALES[word[0]]
+            last = after if len(word) == 1 else last
+        elif glued and _CJK_UNSURE.match(word):
+            value = None
         elif word in PARTS or word == "quarters":
             value, last = self.part(value, last, after)
         elif glued and self.text(after) in ("M", "B") and "currency" in (self.kind(first), self.kind(first + 1)):  # $5M
@@ -191,7 +204,12 @@ class Reader:
         zero = self.below_zero(last)
         if zero is not None:
             value, last = None if value is None or negative else -value, zero
-        if self.kind(start - 1) == "macro" or self.expression_before(first) or self.expression_behind(last):
+        if (
+            self.kind(start - 1) == "macro"
+            or self.text(start - 1)[-1:] in _CJK_TENS
+            or self.expression_before(first)
+            or self.expression_behind(last)
+        ):
             value = None
         return Item(None if value is None else Number(value, percent), first, last, aside)
 
@@ -262,7 +280,7 @@ class Reader:
             return inner == "macro" or self.text(at - 1) == ")" or (named and self.text(at) == "(")
         if kind in ("sign", "times", "slash"):
             left = self.skip(at - 1, -1)
-            if self.kind(left) in ("close", "macro"):
+            if self.kind(left) in ("close", "macro") or left in self.exponents:
                 return True
             if self.kind(left) == "word":  # "x - 42" is an expression, "Answer - 42" is not
                 bullet = spaced and self.text(at) == "-" and len(self.text(left)) > 1
@@ -276,7 +294,13 @@ class Reader:
             return self.text(at + 1) == "^" or (self.text(at), self.text(at + 1)) == (")", "(")
         if self.text(at).lower() in _AFTER_OPERATION or self.is_raised_in_words(at):
             return True
-        return self.kind(at) in ("sign", "times", "slash") and self.text(self.skip(at + 1)) in _UNKNOWNS
+        letter = self.skip(at + 1)
+        if self.kind(at) in ("sign", "times") and self.kind(letter) == "word" and self.kind(letter + 1) != "word":
+            function = self.text(letter).lower() in (*_FUNCTIONS, "pi")
+            alone = self.kind(letter + 1) != "space" or self.kind(letter + 2) not in ("word", "digits")
+            if function or (self.text(letter) in ascii_letters and alone):  # 1 + i, and not 5 - a lot
+                return True
+        return self.kind(at) in ("sign", "times", "slash") and self.text(letter) in _UNKNOWNS
 
     def is_raised_in_words(self, at: int) -> bool:
         """Whether "to the third" or "to the third power" stands at a token, and not "to the third floor"."""

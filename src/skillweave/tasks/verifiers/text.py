@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Literal
 
@@ -47,6 +48,13 @@ class RegexOptions(Config):
         return pattern
 
 
+_SET_OFF = re.compile(
+    r"\*\*(?P<bold>[^*\n]+)\*\*|\*(?P<italic>[^*\n]+)\*|__(?P<strong>[^_\n]+)__|`(?P<code>[^`\n]+)`"
+    r"|\\(?:text|textbf|textrm|textit|mathrm|mathbf|mathit)\s?\{(?P<latex>[^{}]*)\}"
+)
+"""A text that is set off as a whole, by Markdown or in LaTeX."""
+
+
 def nfc(text: str) -> str:
     """Return the text in composed Unicode; a lone surrogate (half a character) is not changed."""
     return unicodedata.normalize("NFC", text)
@@ -57,11 +65,18 @@ def exact(answer: str, gold: str, options: ExactOptions) -> float:
     part = _answer_part(answer, options)
     if part is None:
         return 0.0
-    part, gold = nfc(part), nfc(gold)
+    part, gold = (nfc(text).replace("\r\n", "\n") for text in (part, gold))
     for change in (str.strip if options.strip else None, str.casefold if options.casefold else None):
         if change is not None:
             part, gold = change(part), change(gold)
-    return float(nfc(part) == nfc(gold))
+    parts = [part]
+    while options.answer_at != "whole" or options.marked:  # a part of an answer may be set in bold type, or as code
+        inner = _SET_OFF.fullmatch(parts[-1])
+        if inner is None:
+            break
+        content = inner[str(inner.lastgroup)]
+        parts.append(content.strip() if options.strip else content)
+    return float(nfc(gold) in map(nfc, parts))
 
 
 def _answer_part(answer: str, options: ExactOptions) -> str | None:
@@ -79,7 +94,9 @@ def _answer_part(answer: str, options: ExactOptions) -> str | None:
 def regex_found(answer: str, gold: str, options: RegexOptions) -> float:
     """Return 1 if the pattern, with the gold text in place of ``{answer}``, matches within the time limit; else 0."""
     try:
-        return float(bounded_search(_with_answer(options, gold), nfc(answer), options.seconds) is not None)
+        return float(
+            bounded_search(_with_answer(options, gold), nfc(answer).replace("\r\n", "\n"), options.seconds) is not None
+        )
     except TooSlow as problem:
         warn_once("regex", f"an answer was not judged and scores 0: {problem}")
     except ValueError:  # not a pattern with this gold text: regex_gold_problem reports it when the task is read

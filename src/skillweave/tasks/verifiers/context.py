@@ -1,0 +1,138 @@
+"""What the words around a number say of it: that it is not the answer, the day of a date, or how sure the model is."""
+
+from __future__ import annotations
+
+import re
+
+from skillweave.tasks.verifiers.reading import Item, Reader
+
+_DENIALS = frozenset({"not", "never", "cannot", "no", "nor", "neither", "except", "nicht", "kein", "pas", "не"})
+_DENY_GLUED = ("不是", "并非", "並非")  # Chinese, right before the number
+_DENY_BEHIND = ("ではない", "ではありません", "じゃない", "가 아니", "이 아니", "가 아닙", "이 아닙")
+_FILLERS = frozenset(
+    [
+        *("be", "equal", "to", "the", "a", "number", "value", "exactly", "simply", "just", "only", "is", "are", "it"),
+        *("that", "think", "believe", "answer", "result", "actually", "es", "son", "est", "ist"),
+    ]
+)
+_OTHER_THAN = (("of", "instead"), ("than", "rather"), ("than", "other"))
+_ALL_BUT = frozenset({"anything", "all", "everything"})
+_WITHOUT = frozenset({"no", "without", "not", "any", "never", "little", "don't"})
+_MARKUP = frozenset(["**", *"_*\"'`"])
+_WORDS_BEFORE, _WORDS_BEHIND = 7, 6
+
+_WRONG = re.compile(
+    r"(?:is|was|isn't|wasn't|would be|must be|seems|looks|cannot be|can't be|can not be|could not be|couldn't be)"
+    r"(?: (?:clearly|obviously|simply|definitely|also|just|a|an|the))*"
+    r" (?:wrong|incorrect|false|impossible)\b"
+    r"|(?:(?:is|was|would|can|could) not(?: be)?|(?:isn't|wasn't|cannot be|can't be|couldn't be|wouldn't be))"
+    r"(?: the)? (?:answer|correct|right)\b"
+)
+_MONTHS = frozenset(
+    [
+        *("january", "february", "march", "april", "may", "june", "july", "august", "september", "october"),
+        *("november", "december", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec"),
+    ]
+)
+_BEFORE_DAY = frozenset({"on", "by", "until", "till", "since", "before", "after", "dated"})
+_SURE = frozenset({"confident", "sure", "certain", "confidence"})
+
+
+def is_denied(reader: Reader, item: Item) -> bool:
+    """Return whether the text says that an item is not the answer: "not 3", "neither 3 nor 4", "3 is wrong"."""
+    return _denied_before(reader, item.first) or _denied_behind(reader, item.last)
+
+
+def _denied_before(reader: Reader, first: int) -> bool:
+    at = first - 1
+    words: list[str] = []
+    while len(words) < _WORDS_BEFORE and (reader.kind(at) in ("space", "word") or reader.text(at) in _MARKUP):
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+        at -= 1
+    if tuple(words[:2]) in _OTHER_THAN or (words[:1] == ["but"] and words[1:2] and words[1] in _ALL_BUT):
+        return True
+    if words and first and reader.kind(first - 1) == "word" and words[0].endswith(_DENY_GLUED):
+        return True
+    for at, word in enumerate(words):
+        if word in _DENIALS or word.endswith("n't"):
+            return True
+        if word == "doubt":
+            return not _WITHOUT & set(words[at + 1 : at + 2])
+        if word not in _FILLERS:
+            return False
+    return False
+
+
+def _denied_behind(reader: Reader, last: int) -> bool:
+    at = last + 1
+    if reader.kind(at) == "word" and reader.text(at).startswith(_DENY_BEHIND):
+        return True
+    if reader.text(at) == "?":  # 3? No.
+        no = reader.skip(at + 1)
+        return reader.text(no).lower() in ("no", "nope") and reader.kind(no + 1) in ("", "end", "between", "newline")
+    words: list[str] = []
+    while len(words) < _WORDS_BEHIND and (reader.kind(at) in ("space", "word") or reader.text(at) in _MARKUP):
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+        at += 1
+    return _WRONG.match(" ".join(words)) is not None
+
+
+def is_sureness(reader: Reader, item: Item) -> bool:
+    """Return whether an item says how sure the model is: "confidence: 95%", "95% sure"."""
+    behind = reader.text(reader.skip(item.last + 1)).lower()
+    if item.number is not None and item.number.percent and behind in _SURE:
+        return True
+    before = [reader.text(at).lower() for at in range(max(item.first - 5, 0), item.first) if reader.kind(at) == "word"]
+    return "confidence" in before[-2:]
+
+
+def dates(reader: Reader, items: list[Item]) -> tuple[set[int], set[int]]:
+    """Return the items that are part of a date with the name of its month, and those that are part of a whole date.
+
+    A whole date ("May 5, 2024", "5th of May 2024") is not one number; of "May 2024" and "on May 5" the number may be
+    the answer to a question for the year or the day, if the text has no other.
+    """
+    parts: set[int] = set()
+    whole: set[int] = set()
+    for at, item in enumerate(items):
+        before = _word_before(reader, item.first)
+        months = _is_month(reader, before)
+        behind = items[at + 1] if at + 1 < len(items) else None
+        if _is_day(reader, item):
+            if behind is not None and _is_year(reader, behind):
+                between = reader.tokens[item.last + 1 : behind.first]
+                names = [token.text for token in between if token.kind == "word" and token.text.lower() != "of"]
+                kinds = {token.kind for token in between} - {"space", "between", "end"}
+                named = len(names) == 1 and names[0].lower() in _MONTHS and names[0][0].isupper()
+                if len(between) <= 8 and ((months and not kinds) or (named and kinds == {"word"})):
+                    whole |= {at, at + 1}
+            led = before if not months else _word_before(reader, before)
+            day_of = months or _is_month(reader, reader.skip(item.last + 1))
+            if day_of and reader.text(led).lower() in _BEFORE_DAY:  # on May 5, on 5 May
+                parts.add(at)
+        elif months and _is_year(reader, item):
+            parts.add(at)
+    return parts | whole, whole
+
+
+def _word_before(reader: Reader, first: int) -> int:
+    """Return the token before ``first``, without spaces and the full stop of an abbreviation; -1 if it is no word."""
+    at = reader.skip(first - 1, -1)
+    if reader.text(at) == ".":
+        at -= 1
+    return at if reader.kind(at) == "word" else -1
+
+
+def _is_month(reader: Reader, at: int) -> bool:
+    return reader.text(at).lower() in _MONTHS and reader.text(at)[0].isupper()
+
+
+def _is_day(reader: Reader, item: Item) -> bool:
+    return reader.text(item.first).isdigit() and int(reader.text(item.first)[:4]) in range(1, 32)
+
+
+def _is_year(reader: Reader, item: Item) -> bool:
+    text = reader.text(item.first)
+    return item.first == item.last and text.isdigit() and len(text) == 4
