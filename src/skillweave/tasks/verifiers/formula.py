@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from skillweave.tasks.verifiers.exact_numbers import Decimal
 from skillweave.tasks.verifiers.maths_process import same_mathematics
 from skillweave.tasks.verifiers.place import (
     PlaceOptions,
@@ -17,7 +18,6 @@ from skillweave.tasks.verifiers.place import (
     said_part,
     usual_part,
 )
-from skillweave.tasks.verifiers.reading import Decimal
 
 _LENGTH = 1000
 _FORMULA = re.compile(r"\$\$(.{1,1000}?)\$\$|\$([^$\n]{1,1000})\$|\\\((.{1,1000}?)\\\)|\\\[(.{1,1000}?)\\\]", re.DOTALL)

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Literal
 
 from skillweave.tasks.verifiers.context import dates, is_denied, is_sureness
+from skillweave.tasks.verifiers.exact_numbers import Decimal
 from skillweave.tasks.verifiers.number_words import SCALES, goes_on_in_digits
 from skillweave.tasks.verifiers.numerals import Token
-from skillweave.tasks.verifiers.reading import ARTICLES, Decimal, Item, Number, Reader
+from skillweave.tasks.verifiers.reading import ARTICLES, Item, Number, Reader
 
 _OPERATIONS = frozenset(
     {

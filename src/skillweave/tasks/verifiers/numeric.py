@@ -9,11 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from skillweave.tasks.verifiers.exact_numbers import Decimal
 from skillweave.tasks.verifiers.formula import calculates, formula, long_decimal, same_formula
 from skillweave.tasks.verifiers.items import pick, read_items
 from skillweave.tasks.verifiers.number_words import is_said_in_words
 from skillweave.tasks.verifiers.place import PlaceOptions, boxed, marked_part, own_words, said_part, usual_part
-from skillweave.tasks.verifiers.reading import Decimal, Number
+from skillweave.tasks.verifiers.reading import Number
 
 
 class NumericOptions(PlaceOptions):

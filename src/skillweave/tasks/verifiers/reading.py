@@ -9,12 +9,11 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from string import ascii_letters
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from skillweave.tasks.verifiers.exact_numbers import Decimal, numeral, power, times_ten_to
 from skillweave.tasks.verifiers.number_words import FRACTION_WORDS, ORDINAL_WORDS, PARTS, SCALES, number_in_words
 from skillweave.tasks.verifiers.numerals import plain_text, tokens
-
-Decimal = Literal["point", "comma"]
 
 
 class Number(NamedTuple):
@@ -46,8 +45,6 @@ class Item:
     words: bool = False
 
 
-_DIGITS_AT_MOST = 1000
-_POWER_BITS_AT_MOST = 20_000
 _VARIABLES = set("xyznieapqXYZN")  # letters that multiply a number; other letters are units
 _UNKNOWNS = set("xyznXYZN")  # those of them that are not an article or an abbreviation
 _MULTIPLES = ("twice", "double", "triple", "thrice")
@@ -65,29 +62,6 @@ _CJK_UNSURE = re.compile(r"[百千천백](?![克米瓦卡])")  # scales that als
 _FUNCTIONS = ("sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
-_POINT, _COMMA = (
-    re.compile(
-        rf"(?:[0-9]+|[0-9]{{1,3}}(?:(?:{group}[0-9]{{3}})+|(?:'[0-9]{{3}})+|(?:_[0-9]{{3}})+))?(?:{point}[0-9]+)?"
-    )
-    for group, point in ((",", r"\."), (r"\.", ","))
-)
-
-
-def numeral(text: str, decimal: Decimal) -> Fraction | None:
-    """Return the value of digits with separators (``1,234.5``); None if they are not a number (``1.2.3``)."""
-    form = _POINT if decimal == "point" else _COMMA
-    if len(text) > _DIGITS_AT_MOST or not form.fullmatch(text):
-        return None
-    group, point = (",", ".") if decimal == "point" else (".", ",")
-    return Fraction(text.replace(group, "").replace("'", "").replace("_", "").replace(point, "."))
-
-
-def power(base: Fraction, exponent: int) -> Fraction | None:
-    """Return ``base ** exponent``; None if it is undefined, or too long to be an answer."""
-    bits = max(base.numerator.bit_length(), base.denominator.bit_length()) * abs(exponent)
-    if bits > _POWER_BITS_AT_MOST or (base == 0 and exponent <= 0):
-        return None
-    return base**exponent
 
 
 class Reader:
@@ -318,14 +292,14 @@ class Reader:
         exponent = self.text(last + 1) in ("e", "E") and self.integer(last + 2)
         if exponent:
             number, last = exponent
-            return (None if value is None else _times_ten_to(value, number)), last
+            return (None if value is None else times_ten_to(value, number)), last
         raised, end = self.raised(value, last)
         if end != last:
             return raised, end
         scale = self.times_ten(last)
         if scale is not None:
             number, last = scale
-            return (None if value is None else _times_ten_to(value, number)), last
+            return (None if value is None else times_ten_to(value, number)), last
         below = self.below(last)
         if below is not None:
             return (None if value is None or not below[0] else value / below[0]), below[1]
@@ -417,8 +391,3 @@ class Reader:
         if below is None or above is None or not below[0] or above >= below[0] or below[0].denominator != 1:
             return None
         return whole + above / below[0], below[1]
-
-
-def _times_ten_to(value: Fraction, exponent: int) -> Fraction | None:
-    scale = power(Fraction(10), exponent)
-    return None if scale is None else value * scale
