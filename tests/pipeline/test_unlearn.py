@@ -103,6 +103,7 @@ def test_all_skills_stand_on_the_unlearnt_base(
     assert (card.base.ref, card.base.fingerprint, card.backbone.fingerprint) == (str(micro_base), plain, backbone)
     run_of_skill = read_json(tmp_path / "weave.work" / "sort" / "delta" / "config.json")
     pack = Skillpack.from_pretrained(out / "packs" / "sort").card
+    assert run_of_skill["base"].pop("config")["hidden_size"] > 0
     for base in (run_of_skill["base"], pack.base.model_dump()):
         assert base == {"ref": f"{micro_base}, unlearnt (the backbone of micro)", "fingerprint": backbone}
 

@@ -50,7 +50,7 @@ def plan_build(config: WeaveConfig, out: Path) -> list[PlannedStep]:
         config,
         work,
         fingerprint=of_base,
-        key=base_key(work, of_base, Checkpoint(folder).config, write=False),
+        key=base_key(work, of_base, Checkpoint(folder).config),
         dtype=str(dtype_in_memory(folder, config)).removeprefix("torch."),
         tokenizer=open_tokenizer(folder),
     )

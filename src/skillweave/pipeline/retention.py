@@ -24,7 +24,7 @@ from skillweave.files.read import read_json
 from skillweave.files.recover import drop
 from skillweave.pack import Skillpack
 from skillweave.pipeline.evaluate import answers, read_answers, read_score, score_once
-from skillweave.pipeline.step import base_key, run_step
+from skillweave.pipeline.step import base_key, remember_base, run_step
 from skillweave.progress import console
 from skillweave.report import Table
 from skillweave.skillzip import ZipConfig, zip_delta
@@ -232,11 +232,10 @@ class _Work:
     @functools.cached_property
     def _common(self) -> dict[str, Any]:
         """The inputs of every step."""
-        base = [
-            base_key(self.folder, self.base.fingerprint, self.base.model.config),
-            str(self.base.model.dtype),
-        ]
-        return {"delta": delta_digest(self.delta), "base": base, "task": self.task.key}
+        config = self.base.model.config
+        key = base_key(self.folder, self.base.fingerprint, config)
+        remember_base(self.folder, self.base.fingerprint, key, config)
+        return {"delta": delta_digest(self.delta), "base": [key, str(self.base.model.dtype)], "task": self.task.key}
 
     def _place(self, ratio: float) -> Path:
         return self.folder / f"1-{1 / ratio:.6g}"

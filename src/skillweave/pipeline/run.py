@@ -25,7 +25,7 @@ from skillweave.pipeline.config import WeaveConfig
 from skillweave.pipeline.inputs import BuildModels, check_inputs, read_inputs
 from skillweave.pipeline.report import HELD_BACK, build_report, write_build_report
 from skillweave.pipeline.shares import check_ready_packs
-from skillweave.pipeline.step import BuildStep, base_key, run_step
+from skillweave.pipeline.step import BuildStep, base_key, remember_base, run_step
 from skillweave.pipeline.steps import held_back, skill_steps, weave_steps
 from skillweave.progress import console
 from skillweave.report.page import PAGE_PARTS
@@ -79,18 +79,21 @@ def _build(
 ) -> dict[str, Any]:
     console.print(Text.assemble(("base", "bold"), f" {config.base}"))
     models = BuildModels(config, work)
-    dtype = models.base.model.dtype
+    dtype, base_config = models.base.model.dtype, models.base.model.config
     console.print(f"  {describe(dtype, models.base.model.device)}", soft_wrap=True)
+    fingerprint = models.base.fingerprint
+    key = base_key(work, fingerprint, base_config)
     inputs = read_inputs(
         config,
         work,
-        fingerprint=models.base.fingerprint,
-        key=base_key(work, models.base.fingerprint, models.base.model.config),
+        fingerprint=fingerprint,
+        key=key,
         dtype=str(dtype).removeprefix("torch."),
         tokenizer=models.base.tokenizer,
     )
     check_inputs(inputs, models.base)
     check_ready_packs(inputs)
+    remember_base(work, fingerprint, key, base_config)
     keys = dict(inputs.keys)
 
     def run_all(listed: Sequence[BuildStep]) -> None:

@@ -77,25 +77,29 @@ class BuildStep:
         return changed + _differences(settings, dict(self.settings), "")
 
 
-def base_key(work: Path, fingerprint: str, config: Any, *, write: bool = True) -> str:
+def base_key(work: Path, fingerprint: str, config: Any) -> str:
     """The key of the base as an input of the steps in a work folder: another one for another config.
 
     It is the fingerprint, as in earlier versions, until the steps of the folder meet a base with the same weights and
-    other values in its ``config``. With ``write`` the folder remembers base and key for the next time.
+    other values in its ``config``, by what :func:`remember_base` wrote there.
     """
     file = work / BASE_FILE
     stored = read_json(file) if file.exists() else {}
     if stored.get("fingerprint") != fingerprint:
-        key = fingerprint
-    elif (other := other_than_recorded(stored["config"], config)) is None:
+        return fingerprint
+    if (other := other_than_recorded(stored["config"], config)) is None:
         return str(stored["key"])
-    else:
-        key = f"{fingerprint} {digest(recorded_values(config))}"
-        say_once(f"The base has the weights that it had in {work}, and another config: {other}")
-    if write:
+    say_once(f"The base has the weights that it had in {work}, and another config: {other}")
+    return f"{fingerprint} {digest(recorded_values(config))}"
+
+
+def remember_base(work: Path, fingerprint: str, key: str, config: Any) -> None:
+    """Write the base, and its key by :func:`base_key`, into the work folder, unless they are there."""
+    file = work / BASE_FILE
+    entry = {"fingerprint": fingerprint, "key": key, "config": recorded_values(config)}
+    if not file.exists() or read_json(file) != entry:
         make_folders(work)
-        write_json(file, {"fingerprint": fingerprint, "key": key, "config": recorded_values(config)})
-    return key
+        write_json(file, entry)
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
