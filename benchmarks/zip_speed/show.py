@@ -113,6 +113,6 @@ def plot(rows: Sequence[dict[str, Any]]) -> Figure:
     axes.set_xlabel(f"packs in the batch, rows for each: {least}")
     axes.set_ylabel("ms a decoding step")
     if timed:
-        axes.legend(fontsize=7, frameon=False)
+        axes.legend(handlelength=3, fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
