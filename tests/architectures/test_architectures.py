@@ -43,7 +43,8 @@ def test_every_other_family(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(INT8)))
+# The pack of qwen3_5_text is refused: on its random weights, rounding moves it further than a proof allows.
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {*INT8, "qwen3_5_text"}))
 def test_every_other_family_on_a_base_in_int8(family: str, tmp_path: Path) -> None:
     prove_family(family, tmp_path, int8=True)
 

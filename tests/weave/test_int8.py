@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from helpers.micro import micro_model, micro_tokenizer, save_micro
 from helpers.weave_packs import random_pack
 from skillweave.base import Base, fingerprint, open_base
+from skillweave.base.precision import multiply_in_float32
 from skillweave.errors import UserError
 from skillweave.pack import FactorsEntry
 from skillweave.weave import PackedModel, Weave, compiled, is_int8, linear, put_into_int8
@@ -214,6 +215,18 @@ def test_every_linear_layer_and_a_tied_embedding_are_replaced_and_nothing_else_c
                 assert torch.equal(getattr(kept, own), tensor)
     with pytest.raises(UserError, match="already"):
         put_into_int8(rounded)
+
+
+def test_a_tied_base_keeps_its_dtype_and_the_products_in_float32():
+    narrow = micro_model(seed=3, tie=True).bfloat16()
+    rounded = put_into_int8(base_of(copy.deepcopy(narrow))).model
+    ids = torch.tensor([[5, 9]])
+    assert rounded.dtype == next(rounded.parameters()).dtype == torch.bfloat16
+    assert rounded.get_input_embeddings()(ids).dtype == torch.bfloat16
+    widened = put_into_int8(base_of(multiply_in_float32(narrow))).model
+    assert widened.get_input_embeddings()(ids).dtype == torch.float32
+    with pytest.raises(IndexError):
+        rounded.get_input_embeddings()(torch.tensor([-1]))
 
 
 @pytest.mark.parametrize("smooth", [None, 0.5])

@@ -163,8 +163,8 @@ def test_the_distance_by_hand() -> None:
     assert (half.distance, half.outcome) == (0.5, "differs")
     quarter = (-1.25, -2.5), (-2.0, -4.0)
     assert compare(probe, *quarter).outcome == "differs"
-    assert compare(probe, *quarter, rounded=True).outcome == "proven"
-    assert compare(probe, (-1.5, -3.0), (-2.0, -4.0), rounded=True).outcome == "differs"
+    assert compare(probe, *quarter, rerouted=True).outcome == "proven"
+    assert compare(probe, (-1.5, -3.0), (-2.0, -4.0), rerouted=True).outcome == "differs"
     noisy = compare(probe, (-1.5, -2.5), (-2.5, -4.5))
     assert (noisy.distance, noisy.noise, noisy.outcome) == (0, 0.5, "proven")
     assert noisy.allowed == pytest.approx(0.1 + 1.5 * 0.5 / math.sqrt(2.5))

@@ -21,6 +21,13 @@ def context_length(model: Any) -> int | None:
 
 
 def context_of(config: Any) -> int | None:
-    """Return the same of a model's config. MPT's has a name of its own for it."""
+    """Return the longest sequence that a config names, in tokens, or None; MPT calls it ``max_seq_len``."""
     text = config.get_text_config()
     return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+
+
+def has_experts(config: Any) -> bool:
+    """Return whether a config is that of a mixture of experts, to which a router sends each token."""
+    text = config.get_text_config()
+    counts = [getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")]
+    return any(isinstance(count, int) and count > 1 for count in counts)

@@ -129,14 +129,14 @@ def drop(
 
     if stream_of(out) is not None or is_special(out):
         raise UserError(f"--out {out}: name a file, beside which OUT.dropped.jsonl is written")
+    for folder in audit:
+        check_apart(out, replaced=False, audit=folder)
     check_file(
         out,
         data,
         ours=lambda file: file.with_name(f"{file.name}{DROPPED}").is_file(),
         kind="an earlier result of `skillweave audit drop`",
     )
-    for folder in audit:
-        check_apart(out, replaced=False, audit=folder)
     from skillweave.audit.repair.drop import drop as leave_out
 
     for line in leave_out(data, audit, out).sentences():

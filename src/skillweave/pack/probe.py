@@ -26,9 +26,7 @@ LEAST = -99.9999
 _DIGITS = 4
 _LEAST_CHANGE = 0.001
 """Nats. A smaller change may be nothing but rounding, even in float32."""
-_FREE_DISTANCE = {False: 0.1, True: 0.3}
-"""For a base in floats, and for one in int8."""
-_MOST_DISTANCE, _PER_NOISE = 0.9, 1.5
+_FREE_DISTANCE, _FREE_REROUTED, _MOST_DISTANCE, _PER_NOISE = 0.1, 0.3, 0.9, 1.5
 
 LogProb = Annotated[float, Field(strict=True, ge=-100, le=0, allow_inf_nan=False)]
 
@@ -91,13 +89,13 @@ class Proof:
         return "proven" if self.distance <= self.allowed else "differs"
 
 
-def compare(probe: PackProbe, pack: Sequence[float], base: Sequence[float], *, rounded: bool = False) -> Proof:
+def compare(probe: PackProbe, pack: Sequence[float], base: Sequence[float], *, rerouted: bool = False) -> Proof:
     """Return how the log-probabilities ``pack`` and ``base`` that a model gave compare with those of ``probe``.
 
     The allowed distance is 0.1, plus 1.5 times what the rounding of this base alone moves, as a share of the change.
-    With ``rounded``, for a base in int8, it is 0.3 in place of 0.1: its rounding moves base and pack in different ways,
-    above all where a token then goes to another expert. It is always below 1, the distance of a pack that does nothing;
-    where it would be above 0.9, the change is too small to be proven. [ours]
+    With ``rerouted``, for a base with experts in int8, it is 0.3 in place of 0.1: the rounding sends some tokens to
+    other experts, with the pack and without it in different ways. It is always below 1, the distance of a pack that
+    does nothing; where it would be above 0.9, the change is too small to be proven. [ours]
     """
     pack, base = shortened(pack), shortened(base)
     recorded, found = _differences(probe.pack, probe.base), _differences(pack, base)
@@ -108,7 +106,7 @@ def compare(probe: PackProbe, pack: Sequence[float], base: Sequence[float], *, r
         found=_rms(found),
         noise=noise,
         distance=apart / change if change else math.inf,
-        allowed=_FREE_DISTANCE[rounded] + _PER_NOISE * noise / change if change else math.inf,
+        allowed=(_FREE_REROUTED if rerouted else _FREE_DISTANCE) + _PER_NOISE * noise / change if change else math.inf,
     )
 
 

@@ -83,9 +83,8 @@ def base_key(work: Path, fingerprint: str, config: Any) -> str:
     It is the fingerprint, as in earlier versions, until the steps of the folder meet a base with the same weights and
     other values in its ``config``, by what :func:`remember_base` wrote there.
     """
-    file = work / BASE_FILE
-    stored = read_json(file) if file.exists() else {}
-    if stored.get("fingerprint") != fingerprint:
+    stored = _known_bases(work).get(fingerprint)
+    if stored is None:
         return fingerprint
     if (other := other_than_recorded(stored["config"], config)) is None:
         return str(stored["key"])
@@ -95,11 +94,17 @@ def base_key(work: Path, fingerprint: str, config: Any) -> str:
 
 def remember_base(work: Path, fingerprint: str, key: str, config: Any) -> None:
     """Write the base, and its key by :func:`base_key`, into the work folder, unless they are there."""
-    file = work / BASE_FILE
-    entry = {"fingerprint": fingerprint, "key": key, "config": recorded_values(config)}
-    if not file.exists() or read_json(file) != entry:
+    known = _known_bases(work)
+    entry = {"key": key, "config": recorded_values(config)}
+    if known.get(fingerprint) != entry:
         make_folders(work)
-        write_json(file, entry)
+        write_json(work / BASE_FILE, {**known, fingerprint: entry})
+
+
+def _known_bases(work: Path) -> dict[str, Any]:
+    """The bases that steps of a work folder ran on: fingerprint -> the last key and config."""
+    file = work / BASE_FILE
+    return read_json(file) if file.exists() else {}
 
 
 def read_marker(folder: Path) -> dict[str, Any]:

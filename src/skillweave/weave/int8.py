@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.functional import embedding
 
 from skillweave.weave.compiled import KINDS, Floats, LayerArgument, compiled, usable
 from skillweave.weave.linear import LARGEST_CODE, int_matmul, token_codes
@@ -33,10 +34,13 @@ TORCH_FROM = 16
 """From so many tokens on, torch's integer product is faster than the compiled one, which reads the weights as they lie.
 Measured on one core of an EPYC, 576 -> 1536, microseconds, the whole compiled layer against torch's product alone: 8
 tokens 100 / 116, 32 tokens 296 / 173, 512 tokens 4445 / 2332."""
-WIDE = 16384
-"""From so many outputs on, as heads have, the compiled product is the faster one for any number of tokens: it rounds
-its sums where they arise, and torch's are written to memory first. Measured as above, 576 -> 49152, milliseconds: 8
-tokens 2.4 / 8.0, 32 tokens 6.3 / 14.7, 128 tokens 17 / 33 (the layer in bfloat16: 4.1, 8.7 to 14.9, 29.6)."""
+WIDE, NARROW = 16384, 1024
+"""In a layer with so many outputs, as heads have, and at most so many inputs, the compiled product is the faster one
+for any number of tokens: it rounds its sums where they arise, and torch's are written to memory first. Measured as
+above, milliseconds: 576 -> 49152, 8 tokens 2.4 / 8.0, 32 tokens 6.3 / 14.7, 512 tokens 110 / 205; but 2048 -> 49152,
+32 tokens 45 / 38, 128 tokens 177 / 63."""
+_CODED_AT_ONCE = 2**22
+"""The numbers of a weight that are coded at once."""
 Law = Literal["linear", "transposed"]
 """How a layer holds its weight: (out, in) or (in, out)."""
 
@@ -119,13 +123,18 @@ class Int8Linear(nn.Module):
     @torch.no_grad()
     def coded(self, weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
         """The tensors that stand for a float weight in the shape of the layer, by the names of the parameters."""
-        matrix = (weight if self.law == "linear" else weight.T).float()
+        matrix = weight if self.law == "linear" else weight.T
         kept = matrix[:, self.outliers].T.to(self._dtype).contiguous()
-        if self.unsmooth is not None:
-            matrix = matrix / self.unsmooth
-        codes, top = row_codes(matrix.index_fill(1, self.outliers, 0.0))
+        # A head is large, and each step on it makes a copy in float32, so the rows are coded in blocks.
+        blocks = [self._row_codes(rows) for rows in matrix.split(max(1, _CODED_AT_ONCE // self.in_features))]
+        codes, top = (torch.cat(parts) for parts in zip(*blocks, strict=True))
         stored = codes if self.law == "linear" else codes.T.contiguous()
         return {"weight": stored, "weight_scale": top / LARGEST_CODE**2, "outlier_weight": kept}
+
+    def _row_codes(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """:func:`row_codes` of some rows of the weight (out, in), smoothed, without the outlier channels."""
+        floats = rows.float() if self.unsmooth is None else rows.float() / self.unsmooth
+        return row_codes(floats.index_fill(1, self.outliers, 0.0))
 
     @torch.no_grad()
     def decoded(self) -> torch.Tensor:
@@ -176,22 +185,26 @@ class Int8Embedding(nn.Embedding):
     outliers: torch.Tensor
     unsmooth: torch.Tensor | None
 
-    def __init__(self, head: Int8Linear, padding_idx: int | None = None) -> None:
+    def __init__(self, head: Int8Linear, padding_idx: int | None = None, dtype: torch.dtype | None = None) -> None:
+        """``dtype`` is that of the output; None: that of the base's weights."""
         super().__init__(head.out_features, head.in_features, padding_idx, device="meta")
-        for name in ("weight", "weight_scale", "outlier_weight"):
+        self._dtype = dtype
+        del self._parameters["weight"]
+        # A model's dtype is that of its first parameter of floats, and often this embedding is its first module.
+        for name in ("outlier_weight", "weight", "weight_scale"):
             self.register_parameter(name, getattr(head, name))
         self.register_buffer("outliers", head.outliers, persistent=False)
         self.register_buffer("unsmooth", head.unsmooth, persistent=False)
         self.coded, self.decoded = head.coded, head.decoded
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows of the decoded weight, in the dtype of the base: int64 (...) -> (..., hidden)."""
-        rows = self.weight[ids].float() * (self.weight_scale[ids] * LARGEST_CODE)[..., None]
+        """The rows of the decoded weight: int64 (...) -> (..., hidden). A negative id is an IndexError."""
+        rows = embedding(ids, self.weight).float() * (self.weight_scale[ids] * LARGEST_CODE)[..., None]
         if self.unsmooth is not None:
             rows *= self.unsmooth
         kept = self.outlier_weight[:, ids.reshape(-1)].T.reshape(*ids.shape, self.outliers.numel())
         rows[..., self.outliers] = kept.float()
-        return rows.to(self.outlier_weight.dtype)
+        return rows.to(self._dtype or self.outlier_weight.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -271,7 +284,7 @@ class _Call:
         self._unsmooth = 0 if first.unsmooth is None else first.unsmooth.data_ptr()
         self._outliers, self._kept = first.outliers.data_ptr(), first.outliers.numel()
         self._joined = _joined(layers)
-        self._wide = sum(layer.out_features for layer in layers) >= WIDE
+        self._wide = max(layer.out_features for layer in layers) >= WIDE and self._inner <= NARROW
 
     def _now(self) -> list[int]:
         return [

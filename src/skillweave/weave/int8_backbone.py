@@ -105,7 +105,10 @@ def put_into_int8(
         made = Int8Linear(weight, layer.bias, law=law, outliers=kept, smooth=factors)
         _put(base.model, name, made)
         if tied is not None and layer is head:
-            _put(base.model, tied, Int8Embedding(made, base.model.get_submodule(tied).padding_idx))
+            embedding: Any = base.model.get_submodule(tied)
+            widened = "forward" in vars(embedding)  # narrow weights, and products in float32
+            dtype = torch.float32 if widened else None
+            _put(base.model, tied, Int8Embedding(made, embedding.padding_idx, dtype))
     # The other tensors may be pages of the mapped file of weights. As long as one tensor needs it, the file stays
     # mapped, and the pages of the replaced layers stay in memory.
     for parameter in base.model.parameters():
@@ -192,6 +195,8 @@ def _is_fed_in_its_dtype(model: Any, name: str) -> bool:
     _put(model, name, stand_in)
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.weight.device), use_cache=False)
+    except Exception:  # code that needs more of a head than its weight
+        return True
     finally:
         _put(model, name, head)
     return stand_in.seen == torch.int8

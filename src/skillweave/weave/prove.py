@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from skillweave.base.chat import plain_ids, prompt_ids
-from skillweave.base.sizes import context_length
+from skillweave.base.sizes import context_length, has_experts
 from skillweave.base.template import has_template
 from skillweave.errors import UserError
 from skillweave.pack.probe import MOST_PLACES, MOST_TOKENS, Outcome, PackProbe, Proof, compare, shortened
@@ -132,7 +132,9 @@ class Proofs:
 def distance(packed_model: PackedModel, name: str, probe: PackProbe, base: Sequence[float] | None = None) -> Proof:
     """Return how what a resident pack says compares with a probe, whose tokens the model must have."""
     base = _at_places(packed_model, None, probe) if base is None else base
-    return compare(probe, _at_places(packed_model, name, probe), base, rounded=has_int8(packed_model.model))
+    model = packed_model.model
+    rerouted = has_int8(model) and has_experts(model.config)
+    return compare(probe, _at_places(packed_model, name, probe), base, rerouted=rerouted)
 
 
 def _texts(tokenizer: Any, tokens: int, longest: int) -> list[list[int]]:

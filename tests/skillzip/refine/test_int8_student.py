@@ -55,7 +55,7 @@ def test_a_student_answers_as_the_weave_serves(micro_base: Path, settings: dict[
         got = answer_logits(base.model, ROWS)
     served = served_logits(base, pack)
     # The weave rounds the inputs of the pack's own products, too; the layers' codes then differ here and there.
-    assert (got - served).abs().max() < 0.03 * (served - plain).abs().max()
+    assert (got - served).abs().max() < 0.06 * (served - plain).abs().max()
     assert all(torch.equal(before[name], tensor) for name, tensor in base.model.state_dict().items())
 
 

@@ -12,7 +12,7 @@ from skillweave.engine import AsyncEngine, RequestCancelled
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.reason.models.model import Completion, ModelCall, ModelUnreachable
-from skillweave.weave import AUTO, BASE, Router, Weave
+from skillweave.weave import AUTO, BASE, Router, Weave, is_int8
 
 
 class LocalModel:
@@ -68,12 +68,14 @@ class LocalModel:
 def local_identity(weave: Weave, pack: str | None) -> str:
     """Return what decides the answers of a pack (None: the plain base; ``AUTO``: the router's choice) beside the call.
 
-    It is made from the fingerprint of the base, its dtype, chat template and end tokens, and the digest of the pack;
-    with ``AUTO`` from those of all loaded packs and of the router. The names of folders do not count, so an answer is
-    found again after the weave has been moved.
+    It is made from the fingerprint of the base, its dtype, whether its layers are in int8, its chat template and end
+    tokens, and the digest of the pack; with ``AUTO`` from those of all loaded packs and of the router. The names of
+    folders do not count, so an answer is found again after the weave has been moved.
     """
     base = weave.base
+    form: dict[str, object] = {"backbone": "int8"} if is_int8(base) else {}
     about: dict[str, object] = {
+        **form,
         "dtype": str(base.model.dtype),
         "template": getattr(base.tokenizer, "chat_template", None),
         "ends": weave.voice(None).stops(base.model),
