@@ -12,6 +12,7 @@ from skillweave.errors import UserError
 from skillweave.files import native
 from skillweave.pack import LowRank, reference_forward
 from skillweave.weave import compiled as module
+from skillweave.weave import int8
 from skillweave.weave.change import GroupRun
 from skillweave.weave.coded_factors import LaidOutFactors, Target
 from skillweave.weave.compiled_group import CompiledGroup
@@ -289,3 +290,18 @@ def test_the_functions_can_be_switched_off(said, monkeypatch):
 
 def test_tensors_with_gradients_are_left_to_torch():
     assert not module.usable(torch.ones(1, 1, requires_grad=True))
+
+
+@needs_compiled
+@pytest.mark.parametrize("tokens", [16, 18, 33])
+@pytest.mark.parametrize("outs", [(130, 150, 321), (64, 1), (70,)])
+def test_a_prompt_is_finished_in_stripes_as_with_torch(monkeypatch, tokens, outs):
+    torch.manual_seed(0)
+    layers = [Int8Linear(torch.randn(out, 40), torch.randn(out), outliers=torch.tensor([3])) for out in outs]
+    if len(layers) > 1:
+        SharedInput(layers)
+    x = torch.randn(tokens, 40)
+    found = [layer(x) for layer in layers]
+    monkeypatch.setattr(int8, "usable", lambda _: False)
+    for layer, own in zip(layers, found, strict=True):
+        torch.testing.assert_close(own, layer(x.clone()), rtol=1e-5, atol=1e-4)

@@ -135,7 +135,7 @@ def zip_delta(
         check_examples(examples, config.refine)
     inputs = {
         "delta": delta_digest(delta) if work is not None else None,
-        "base": [base.fingerprint, str(base.model.dtype)],
+        "base": [base.fingerprint, str(base.model.dtype), recorded_values(base.model.config)],
         "zip": config.model_dump(mode="json"),
         "examples": digest([examples, calibration]),
         "card": digest([name, method, data, scores]),
