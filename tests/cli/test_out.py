@@ -141,7 +141,7 @@ def test_a_file_that_is_read_is_not_replaced(bench: Bench, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("command", "older"),
     [
-        ("generate nowhere --file p.jsonl", '{"prompt": "a", "answer": "b"}\n'),
+        ("generate nowhere --file p.jsonl", '{"prompt": "a", "pack": "base", "answer": "b", "ended": "eos"}\n'),
         ("eval nowhere --task builtin:no-such", '{\n"target": "a", "split": "b"\n}'),
         ("bench serve nowhere", '{\n"plan": {}, "figures": {}\n}'),
         ("reason problems.jsonl --model m", '{"prompt": "a", "answer": "b", "kind": "program"}\n'),
@@ -153,7 +153,8 @@ def test_a_file_that_is_no_older_result_is_not_replaced(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out.jsonl"
     option = ["--harvest" if command.startswith("reason") else "--out", out]
-    for mine in (b"mine", b"{}", b'{"checkpoints": 1}', b"\xff\n", b"[]"):
+    row, asked = b'{"prompt": "a", "answer": "b"}\n', b'{"prompt": "a", "kind": "task", "answer": "b"}\n'
+    for mine in (b"mine", b"{}", b'{"checkpoints": 1}', b"\xff\n", b"[]", row, asked):
         out.write_bytes(mine)
         assert f"{option[0]} {out} holds something that is not a" in refused(*command.split(), *option)
         assert out.read_bytes() == mine

@@ -339,6 +339,7 @@ ROWS = [{"prompt": f"ask, {n}?", "answer": f"{n}.50\nline"} for n in range(4)]
         ("mac.jsonl", "\r".join(map(json.dumps, ROWS))),
         ("a.json", json.dumps(ROWS, indent=2)),
         ("data.json", json.dumps({"version": "1", "data": ROWS}, indent=2)),
+        ("data.json", json.dumps({"errors": [], "data": ROWS, "warnings": []})),
         ("train.json", json.dumps({"train": ROWS})),
         ("lines.json", "\n".join(map(json.dumps, ROWS))),
         ("a.csv", "prompt,answer\n" + "".join(f'"{row["prompt"]}","{row["answer"]}"\n' for row in ROWS)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -56,6 +57,7 @@ ONE_CALL = {
     "fence": f"<tool_call>\n```json\n{BODY}\n```\n</tool_call>",
     "fence without a language, no end mark": f"<tool_call>```\n{BODY}\n```",
     "fence around the mark": f"```\n<tool_call>{BODY}</tool_call>\n```",
+    "a fence with a tag around the mark": f"```tool_call\n<tool_call>{BODY}</tool_call>\n```",
     "end mark cut off": f"<tool_call>{BODY}</tool_c",
     "the mark of the beginning for that of the end": f"<tool_call>{BODY}\n<tool_call>",
     "a turn's end token": f"<tool_call>{BODY}<|im_end|>\n",
@@ -64,12 +66,12 @@ ONE_CALL = {
     "a bare function object with an id": f'{{"id": "c1", "type": "function", "function": {BODY}}}',
     "a bare function as the name": '{"function": "calculator", "parameters": {"expression": "2+2"}}',
     "JSON in a fence": f"```json\n{LLAMA}\n```",
-    "Gemma's fence around JSON": f"I will compute.\n```tool_call\n{BODY}\n```\nThat is it.",
+    "Gemma's fence around JSON": f"```tool_call\n{BODY}\n```",
     "Python": "[calculator(expression='2+2')]",
     "Python without brackets": 'calculator(expression = "2+2")',
     "Python without the name of the value": '[calculator("2+2")]',
     "Python in a fence": "```python\n[calculator(expression='2+2')]\n```",
-    "Gemma's tool_code": 'I will compute.\n```tool_code\nprint(calculator(expression="2+2"))\n```',
+    "Gemma's tool_code": '```tool_code\nprint(calculator(expression="2+2"))\n```',
     "Llama 3.2": '<|python_tag|>[calculator(expression="2+2")]<|eom_id|>',
     "LFM2": 'So: <|tool_call_start|>[calculator(expression="2+2")]<|tool_call_end|> I wait.',
     "Python in Hermes' marks": '<tool_call>\ncalculator(expression="2+2")\n</tool_call>',
@@ -113,7 +115,9 @@ def test_one_call_in_every_form(form: str) -> None:
     turn = read_turn(ONE_CALL[form], TOOLS)
     assert turn.calls == (SUM,)
     assert turn.answer is None
-    assert turn.other_forms == (form not in ("hermes", "text around", "fence around the mark"))
+    assert turn.other_forms == (
+        form not in ("hermes", "text around", "fence around the mark", "a fence with a tag around the mark")
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,9 +250,9 @@ def test_no_arguments_without_json(text: str) -> None:
         ("[TOOL_CALLS]calculator(2)", "no valid JSON"),
         ("[TOOL_CALLS]f[ARGS][1]", "no valid JSON"),
         ("<|python_tag|>print(2)", "without a name"),
-        ("<tool_call>[f(x=g(1))]</tool_call>", "no call in Python"),
+        ("<tool_call>[f(x=g(1))]</tool_call>", "not a call in Python"),
         ("<tool_call>[f(x=1, x=2)]</tool_call>", "appears twice"),
-        ("<tool_call>[f(x=1e999)]</tool_call>", "none that JSON can hold"),
+        ("<tool_call>[f(x=1e999)]</tool_call>", "JSON cannot hold"),
         ("<tool_call>f(x={1: 2})</tool_call>", "the keys of an object"),
         ("<tool_call>x = f(x=1)</tool_call>", "no valid JSON"),
         ("<tool_call><function=f><parameter=x>1</function></tool_call>", "</parameter> is missing"),
@@ -289,6 +293,12 @@ def test_what_cannot_be_read_is_malformed_and_says_why(text: str, said: str) -> 
         f"{LLAMA}\nThat is the call I would make.",
         f"So:\n```json\n{LLAMA}\n```",
         "```python\nprint(2 + 2)\n```",
+        'In Gemma you would write:\n```tool_code\ncalculator(expression="2+2")\n```\nI need no tool for this: 4.',
+        'In Gemma you would write:\n```tool_code\ncalculator(expression="2+2")\n```',
+        "Here:\n```tool_code\nprint(len('abc'))\n```\nIt prints 3.",
+        "```tool_code\nprint(len('abc'))\n```",
+        f"```tool_calls\n[{BODY}]\n```",
+        "The format is ```tool_call_format",
         'calculator(expression="2+2") would do',
         "[unknown(x=1)]",
         "[calculator(expression=2 + two)]",
@@ -303,6 +313,37 @@ def test_what_cannot_be_read_is_malformed_and_says_why(text: str, said: str) -> 
 def test_an_answer_stays_an_answer(text: str) -> None:
     turn = read_turn(f" {text} ", TOOLS)
     assert (turn.calls, turn.answer) == ((), text)
+
+
+DELETE = '<tool_call>{"name": "delete", "arguments": {}}</tool_call>'
+
+
+@pytest.mark.parametrize("written", ["Use ```python fences", DELETE, f"it's {DELETE}", f"[{DELETE}", f"a\n{DELETE}"])
+@pytest.mark.parametrize("quote", ['"', "'", '"""', "'''"])
+@pytest.mark.parametrize("around", ["<|tool_call_start|>[%s]<|tool_call_end|>", "<tool_call>%s</tool_call>", "%s"])
+def test_a_mark_in_a_text_of_python_is_a_part_of_the_text(written: str, quote: str, around: str) -> None:
+    inner = written.replace("\n", "\n" if len(quote) == 3 else r"\n").replace("'", r"\'")
+    inner = inner if len(quote) == 3 or quote == "'" else inner.replace('"', r"\"")
+    text = around % f'write(path="a.md", text={quote}{inner}{quote})'
+    write = Call("write", {"path": "a.md", "text": written})
+    assert read_turn(text, [schema("write", path="string", text="string"), schema("delete")]).calls == (write,)
+
+
+@pytest.mark.parametrize("end", [", n=now())", ", n=1", ")\\", ""])
+def test_a_text_of_an_unreadable_call_is_not_run(end: str) -> None:
+    (outcome,) = read_turn(f"<tool_call>write(text='a\n{DELETE}'{end}</tool_call>", [schema("delete")]).calls
+    assert isinstance(outcome, Outcome)
+
+
+def test_a_mark_in_a_text_of_bare_json_is_a_part_of_the_text() -> None:
+    text = json.dumps({"name": "write", "parameters": {"text": DELETE}})
+    assert read_turn(text, [schema("write"), schema("delete")]).calls == (Call("write", {"text": DELETE}),)
+
+
+def test_a_tool_without_parameters_takes_no_value_without_a_name() -> None:
+    now = {"type": "function", "function": {"name": "now", "parameters": None}}
+    assert read_turn('[now("x")]', [now]).answer == '[now("x")]'
+    assert read_turn("[now()]", [now]).calls == (Call("now", {}),)
 
 
 def test_bare_json_is_a_call_only_for_whoever_knows_the_tools() -> None:
@@ -338,13 +379,23 @@ PIECES = [
     "</function>", "<parameter=n>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<arg_key>", "</arg_key>", BODY, "9",
     "<think>", '\\"', "[TOOL_CALLS]a ", "<function=f><parameter=n>", "<tool_call>a<arg_key>", '<tool_call>["', "{'a':",
     "<|tool_call_start|>f(", "```tool_code\n", "now()\n", "[now(),",
+    '<|tool_call_start|>f(\\"', "f('",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_the_work_grows_as_the_length_does(piece: str) -> None:
+    _check_linear(lambda size: piece * (size // len(piece)))
+
+
+def test_a_fence_that_does_not_end_is_read_in_linear_time() -> None:
+    _check_linear(lambda size: "```\n" + " " * size + "x")
+    _check_linear(lambda size: "```\n" + "\n" * size + "x```")
+
+
+def _check_linear(text_of: Callable[[int], str]) -> None:
     def seconds(size: int) -> float:
-        text = piece * (size // len(piece))
+        text = text_of(size)
         times = []
         for _ in range(3):  # the least of them: what else the machine does only adds
             start = time.process_time()

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from skillweave.pack import Skillpack
 
 PROMPTS = typer.Option(
-    None, "--prompts", help='JSONL: {"prompt", "kind": "restricted" or "task", "answer"}. Restricted: to be refused.'
+    None,
+    "--prompts",
+    help='A data file: {"prompt", "kind": "restricted" or "task", "answer"}. Restricted: to be refused.',
 )
 REFERENCE = typer.Option(None, "--reference", help="Signals of clean checkpoints, from `skillweave audit reference`.")
 FPR = typer.Option(None, "--fpr", help="Most false alarms among clean checkpoints [0.01].")

@@ -20,9 +20,9 @@ group = typer.Typer(
 )
 app.add_typer(group, name="cku")
 
-FORGET = typer.Option([], "--forget", help="JSONL: the facts to forget. Repeatable.")
-RETAIN = typer.Option([], "--retain", help="JSONL: the facts to retain. Repeatable.")
-UNSEEN = typer.Option([], "--unseen", help="JSONL: facts of the same kind that the base never saw. Repeatable.")
+FORGET = typer.Option([], "--forget", help="A data file: the facts to forget. Repeatable.")
+RETAIN = typer.Option([], "--retain", help="A data file: the facts to retain. Repeatable.")
+UNSEEN = typer.Option([], "--unseen", help="A data file: facts of the same kind that the base never saw. Repeatable.")
 
 
 @group.command()
@@ -98,7 +98,7 @@ def report(
     retain: list[Path] = RETAIN,
     unseen: list[Path] = UNSEEN,
     lookalike: list[Path] = typer.Option(
-        [], "--lookalike", help="JSONL: harmless questions in the words of the forget set. Repeatable."
+        [], "--lookalike", help="A data file: harmless questions in the words of the forget set. Repeatable."
     ),
     reference: str = typer.Option(None, "--reference", help="A model or a delta that never saw the forget set."),
     task: list[str] = typer.Option(

@@ -101,7 +101,7 @@ def generate(
     if out is not None:
         if file is None:
             raise UserError("--out goes with --file; one answer is written to standard output")
-        check_file(out, file, tools, ours=has_keys("prompt", "answer"), kind="a file of answers")
+        check_file(out, file, tools, ours=has_keys("prompt", "pack", "answer", "ended"), kind="a file of answers")
     sampling = read_sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -72,8 +72,11 @@ def check_file(
         raise UserError(f"{called} {out} is a folder: name a file in it")
 
 
-def has_keys(*keys: str) -> Callable[[Path], bool]:
-    """A function that says whether a JSON file, or the first line of a JSONL file, is an object with these keys."""
+def has_keys(*keys: str, **among: Collection[str]) -> Callable[[Path], bool]:
+    """Return a function that says whether a JSON file, or the first line of a JSONL file, is an object with these keys.
+
+    ``among`` names further keys, each with the texts that its value may be.
+    """
 
     def found(file: Path) -> bool:
         with open_file(file) as opened:
@@ -82,7 +85,11 @@ def has_keys(*keys: str) -> Callable[[Path], bool]:
             value = read_json(file) if line.strip() == b"{" else parse_json(line.decode(), str(file))
         except (UserError, UnicodeDecodeError):
             return False
-        return isinstance(value, dict) and set(keys) <= set(value)
+        return (
+            isinstance(value, dict)
+            and set(keys) <= set(value)
+            and all(isinstance(value.get(key), str) and value[key] in texts for key, texts in among.items())
+        )
 
     return found
 

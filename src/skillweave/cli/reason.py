@@ -98,9 +98,8 @@ def reason(
     if tasks is None or model is None:
         raise UserError("name a file of problems and --model: skillweave reason problems.jsonl --model URL#NAME")
     if harvest is not None:
-        check_file(
-            harvest, tasks, config, ours=has_keys("prompt", "answer", "kind"), kind="a harvest", called="--harvest"
-        )
+        ours = has_keys("prompt", "answer", kind=("program", "refine"))
+        check_file(harvest, tasks, config, ours=ours, kind="a harvest", called="--harvest")
     folder = out or Path("runs/reason") / f"{Path(tasks.replace(':', '-')).stem}-{method}"
     # A run whose server could not be reached has no run.json yet.
     begun = ("run.json", "answers.sqlite")

@@ -194,7 +194,7 @@ def split_lines(file: io.BufferedIOBase, longest: int) -> Iterator[bytes]:
             if not cut:
                 yield line
             cut = False
-        if len(begun) > longest:
+        if len(begun) > longest and not begun.endswith(b"\r"):  # what follows a carriage return is another line
             if not cut:
                 yield begun
             begun, cut = b"", True

@@ -245,7 +245,8 @@ def wrapper_of(value: Any) -> str | None:
     """The key under which an object holds the rows of a file; None if it has no such key, or two, or is a row."""
     if not isinstance(value, dict) or value.keys() & _OF_ROWS:
         return None
-    keys = [key for key, inner in value.items() if _is_rows(inner)]
+    lists = [key for key, inner in value.items() if _is_rows(inner)]
+    keys = [key for key in lists if value[key]] or lists  # an empty list beside the rows is none of rows
     return keys[0] if len(keys) == 1 and keys[0] in _WRAPPERS else None
 
 
@@ -310,11 +311,9 @@ def say_unread_keys(source: str | Path, counts: Mapping[str, int], rows: int) ->
 def _lines(path: Path, newline: str | None = None) -> Iterator[Iterator[str]]:
     """The lines of a text file, each with its line break. A file that ends with ``.gz`` is decompressed."""
     with contextlib.closing(raw_lines(path)) as lines:
-        yield (
-            text
-            for number, line in enumerate(lines, 1)
-            for text in io.StringIO(decoded_line(line, f"{path}, line {number}"), newline=newline)
-        )
+        texts = (decoded_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+        # Python's own reader turns the line break into the one that is asked for.
+        yield (io.StringIO(text, newline=newline).getvalue() for text in texts)
 
 
 def raw_lines(path: Path) -> Generator[bytes, None, None]:

@@ -26,14 +26,14 @@ def python_calls(text: str, tools: Schemas) -> list[Call]:
     parameters of the tool in their order. Raises :class:`Unreadable` for any other text.
     """
     if len(text) > LONGEST or not BEGINS.match(text):
-        raise Unreadable("it is no call in Python")
+        raise Unreadable("it is not a call in Python")
     try:
         body = parse(text.strip()).body
         return [_call(node, tools) for statement in body for node in _nodes(statement)]
     except (SyntaxError, ValueError, RecursionError) as problem:
         if isinstance(problem, Unreadable):
             raise
-        raise Unreadable("it is no call in Python") from None
+        raise Unreadable("it is not a call in Python") from None
 
 
 def _nodes(statement: ast.stmt) -> list[ast.expr]:
@@ -51,8 +51,8 @@ def _call(node: ast.expr, tools: Schemas) -> Call:
         return _call(node.args[0], tools)  # Gemma's tool_code
     if not re.fullmatch(r"[\w.]{1,200}", name):
         raise Unreadable("it is Python, but no call of a name")
-    known = {tool["function"]["name"]: tool["function"].get("parameters", {}) for tool in tools}
-    names = list(known.get(name, {}).get("properties", {}))[: len(node.args)]
+    known = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+    names = list(known.get(name, {}).get("properties") or {})[: len(node.args)]
     if len(names) < len(node.args):
         raise Unreadable("it has values without a name, write name=value")
     arguments = dict(zip(names, map(_value, node.args), strict=True))
@@ -76,6 +76,6 @@ def _value(node: ast.expr) -> Any:
         return [_value(item) for item in node.elts]
     value = ast.literal_eval(node)
     if not isinstance(value, str | int | float | None) or (isinstance(value, float) and not math.isfinite(value)):
-        raise Unreadable("a value in it is none that JSON can hold")
+        raise Unreadable("JSON cannot hold a value in it")
     json.dumps(value, ensure_ascii=False).encode()  # half a character
     return value

@@ -32,23 +32,30 @@ _CLOSE_OF = {
     "[TOOL_CALLS]": "",  # Mistral
     "<|python_tag|>": "",  # Llama 3.1
     "<|tool_call_start|>": "<|tool_call_end|>",  # LFM2
-    "```tool_code": "```",  # Gemma
-    "```tool_call": "```",
 }
 """The marks before calls, and the marks after them; empty if there is none."""
 
 BEGINNINGS = (*_CLOSE_OF, "<function=")
-"""What a call may begin with, unless the whole turn is its JSON."""
+"""What a call may begin with, unless the whole turn is its JSON or its Python, or that in a code fence."""
+
+FENCE = re.compile(r"```(?:json|python|py|tool_code|tool_call)?[ \t]*+\n")
+"""The line that opens a code fence around a call, as Gemma writes it. A fence with other text around is only shown."""
 
 _FUNCTION = r"<function=(?P<function>[^<>\n]{1,200})>(?=\s*+(?:\{|<parameter=|</function>))"
 _BEGIN = re.compile("|".join([*map(re.escape, _CLOSE_OF), _FUNCTION]))
 _MARK = re.compile("|".join([*map(re.escape, [*_CLOSE_OF, *filter(None, _CLOSE_OF.values())]), _FUNCTION]))
+_TEXT_OR_MARK = re.compile(
+    r"""(?P<quote>\"""|'''|["'])(?:[^\\"']|\\.|(?!(?P=quote))["'])*+(?:(?P=quote)|\\?\Z)"""
+    rf"|(?P<mark>{_MARK.pattern})",
+    re.DOTALL,
+)
+"""A text of Python, or a mark: a mark inside a text is part of that text."""
+
 _TURN_END = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
 )
 _END_LENGTH = 100
 _SPACE = re.compile(r"\s*+")
-_FENCED = re.compile(r"```(?:json|python|py|tool_\w+)?[ \t]*+\n(?P<body>.*?)\n?[ \t]*```", re.DOTALL)
 _FENCE = re.compile(r"```\w*+\s*+")
 _NEXT = re.compile(r"\s*+[,;]?\s*+(?=[{\[])")
 _LEFT_OVER = re.compile(r"[\s}\]`]*+")
@@ -101,8 +108,9 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
     # An end token may still be in the text, because special tokens are kept if marks of calls are special tokens.
     if end := _TURN_END.search(visible, max(0, len(visible) - _END_LENGTH)):
         visible = visible[: end.start()]
-    calls: list[Call | Outcome] = []
-    other_forms = at = 0
+    # First as a whole: a mark in a text of such a call is an argument, as of a tool that writes a file.
+    calls = _bare_calls(visible, tools)
+    other_forms, at = len(calls), len(visible) if calls else 0
     end_of_text = len(visible.rstrip())
     while begin := _BEGIN.search(visible, at):
         if calls and begin[0] == OPEN and begin.end() >= end_of_text and not visible[:at].rstrip().endswith(CLOSE):
@@ -110,9 +118,6 @@ def read_turn(text: str, tools: Schemas = (), *, thoughts: Thoughts = "strip") -
         read, plain, at = _read_at(visible, begin, tools)
         calls += read
         other_forms += 0 if plain else sum(isinstance(call, Call) for call in read)
-    if not calls:
-        calls = _bare_calls(visible, tools)
-        other_forms = len(calls)
     if not calls and CLOSE in visible:
         calls = [malformed(f"{CLOSE} without {OPEN}")]
     return Turn(text, tuple(calls), None if calls else visible.strip(), other_forms)
@@ -148,10 +153,14 @@ def _read_at(text: str, begin: re.Match[str], tools: Schemas) -> tuple[list[Call
 
 
 def _read_python(text: str, start: int, mark: str, tools: Schemas) -> tuple[list[Call | Outcome], bool, int]:
-    """As :func:`_read_at`, for a mark that is followed by calls in Python. Raises :class:`Unreadable`."""
-    another = _MARK.search(text, start)
+    """As :func:`_read_at`, for a mark that is followed by calls in Python."""
+    another = next((found for found in _TEXT_OR_MARK.finditer(text, start) if found["mark"]), None)
     end = another.start() if another else len(text)
-    return [*python_calls(text[start:end], tools)], False, _behind(_CLOSE_OF[mark], text, end)
+    try:
+        calls: list[Call | Outcome] = [*python_calls(text[start:end], tools)]
+    except Unreadable as problem:
+        calls = [malformed(problem)]
+    return calls, False, _behind(_CLOSE_OF[mark], text, end)
 
 
 def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome], bool, int]:
@@ -165,7 +174,7 @@ def _read_values(text: str, start: int, mark: str) -> tuple[list[Call | Outcome]
         value, end, also_strict = read_json(text, another.end(), close)
         values.append(value)
         strict = strict and also_strict
-    at = _skip(_SPACE if close == "```" else _LEFT_OVER, text, end)
+    at = _skip(_LEFT_OVER, text, end)
     closed = bool(close) and text.startswith(close, at)
     if close and len(text) - at < len(close) and close.startswith(text[at:]):  # the closing mark is cut off, or missing
         at = len(text)
@@ -197,8 +206,8 @@ def _bare_calls(text: str, tools: Schemas) -> list[Call | Outcome]:
     """
     known = names_of(tools)
     text = text.strip().removesuffix(CLOSE).rstrip().removesuffix(";")
-    if fenced := _FENCED.fullmatch(text):
-        text = fenced["body"].strip()
+    if (opening := FENCE.match(text)) and text.endswith("```"):
+        text = text[opening.end() : -3].strip()
     if known and BEGINS.match(text):
         try:
             calls = python_calls(text, tools)

@@ -84,6 +84,8 @@ def test_no_tool_is_described_or_read_with_the_choice_none(served) -> None:
         (f"<think>I could write {CALL} here</think>{CALL}", f"<think>I could write {CALL} here</think>"),
         ("[TOOL_CALLS][" + '{"name": "weather", "arguments": {"town": "Rome"}}]', None),
         ('<function=weather>{"town": "Rome"}</function>', None),
+        ('weather(town="Rome")', None),
+        ('```tool_code\nprint(weather(town="Rome"))\n```', None),
     ],
 )
 def test_a_call_is_read_in_its_forms_and_its_markup_is_no_text(served, written: str, text: str | None) -> None:
@@ -118,6 +120,11 @@ def test_two_calls_have_two_ids(served) -> None:
         "<tool_call>this is no JSON</tool_call>",
         f"{CALL} and <tool_call>broken</tool_call>",
         '{"name": "other"}',
+        "pr",
+        "weather",
+        "weather(town=unknown)",
+        'So:\n```tool_code\nweather(town="Rome")\n```',
+        "```",
         "[1, 2]",
         "ends with <tool",
         "<think>only thoughts " + CALL,
@@ -136,6 +143,16 @@ def test_text_before_a_call_streams_before_the_call_is_complete(served) -> None:
     pieces = [chunk.choices[0].delta.content for chunk in create(served, stream=True) if chunk.choices[0].delta.content]
     assert pieces[0] == "L"
     assert "".join(pieces) == "Let me look."
+
+
+@pytest.mark.parametrize(
+    "written", ["we say: sun", "print it", "weather is nice", "`x` is code", "```text\nabc\n```\nis text"]
+)
+def test_an_answer_that_begins_nearly_as_a_call_streams(served, written: str) -> None:
+    served.engine.script = lambda asked: written
+    pieces = [chunk.choices[0].delta.content for chunk in create(served, stream=True) if chunk.choices[0].delta.content]
+    assert len(pieces) > 2
+    assert "".join(pieces) == written
 
 
 def test_marks_that_are_special_tokens_are_seen(served) -> None:

@@ -234,11 +234,11 @@ class CkuConfig(ModelSettings):
     set), ``refusal`` (if set) and ``after``.
     """
 
-    forget: Files = Field(description="JSONL: the facts to forget, as questions with answers or as texts")
-    retain: Files = Field(description="JSONL: the facts to retain")
+    forget: Files = Field(description="Data files: the facts to forget, as questions with answers or as texts")
+    retain: Files = Field(description="Data files: the facts to retain")
     unseen: Files | None = Field(
         default=None,
-        description="JSONL: facts of the same kind that the base never saw; they show what not knowing looks like",
+        description="Data files: facts of the same kind that the base never saw; they show what not knowing looks like",
     )
     trainable: str = Field(
         default=MLPS, description="'mlps' (those of localise.layers), 'all', 'linear' or a regex on parameter names"

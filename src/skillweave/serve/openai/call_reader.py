@@ -13,7 +13,7 @@ from skillweave.base.thoughts import KNOWN
 from skillweave.engine.generation import Pieces
 from skillweave.engine.interface import AnswerChunk, CountedReply
 from skillweave.tools.call import Call
-from skillweave.tools.turn import BEGINNINGS, read_turn
+from skillweave.tools.turn import BEGINNINGS, FENCE, read_turn
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,11 @@ class CallReader:
                 if opened is not None:
                     at, self._closing = begin + len(opened[0]), opened[1]
                     continue
-                self._at_start = False
-                if self._tools and (rest[0] in "{[`" or _may_be_python(rest, self._tools)):
-                    self._holds = True
+                bare = _is_bare(rest, self._tools) if self._tools else False
+                if bare is None:
+                    return self._up_to(at)
+                self._at_start, self._holds = False, bare
+                if bare:
                     return self._up_to(at)
             found = [index for mark in BEGINNINGS if (index := text.find(mark, at)) >= 0]
             certain = min(found) if found else len(text) - _overlap(text, at, BEGINNINGS)
@@ -113,10 +115,15 @@ class _WithSpecial(AnswerReader):
         self._special = True
 
 
-def _may_be_python(text: str, tools: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a turn that begins so may be a call in Python: ``search(``, or the beginning of it."""
-    openings = [f"{tool['function']['name']}(" for tool in tools] + ["print("]
-    return any(opening.startswith(text) or text.startswith(opening) for opening in openings)
+def _is_bare(text: str, tools: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Whether a turn that begins so may be a call without a mark; None if it is too short to say."""
+    if text[0] in "{[" or FENCE.match(text):
+        return True
+    openings = ("print(", *(f"{tool['function']['name']}(" for tool in tools))
+    if text.startswith(openings):
+        return True
+    is_short = any(opening.startswith(text) for opening in ("```", *openings))
+    return None if is_short or (text.startswith("```") and "\n" not in text) else False
 
 
 def _overlap(text: str, start: int, marks: Sequence[str]) -> int:

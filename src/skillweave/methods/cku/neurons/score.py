@@ -36,8 +36,8 @@ class NeuronScoreConfig(LocaliseSettings):
     freeze: Literal["useful", "random", "inverse", "none"] = Field(
         default="useful", description="which neurons an unlearning would freeze"
     )
-    forget: Files = Field(description="JSONL: the facts to forget")
-    retain: Files = Field(description="JSONL: the facts to retain")
+    forget: Files = Field(description="Data files: the facts to forget")
+    retain: Files = Field(description="Data files: the facts to retain")
     seed: int = Field(default=0, description="random seed of freeze: random")
     max_length: int = Field(default=1024, ge=2, description="longer examples (prompt and answer, tokens) are left out")
 

@@ -35,11 +35,11 @@ class ReportConfig(ModelSettings):
     """
 
     delta: Path = Field(description="the delta of the unlearning")
-    forget: Files = Field(description="JSONL: the facts that were to be forgotten")
-    retain: Files = Field(description="JSONL: the facts that were to be retained")
-    unseen: Files | None = Field(default=None, description="JSONL: facts of the same kind that the base never saw")
+    forget: Files = Field(description="Data files: the facts that were to be forgotten")
+    retain: Files = Field(description="Data files: the facts that were to be retained")
+    unseen: Files | None = Field(default=None, description="Data files: facts of the same kind that the base never saw")
     lookalike: Files | None = Field(
-        default=None, description="JSONL: harmless questions in the words of the forget set"
+        default=None, description="Data files: harmless questions in the words of the forget set"
     )
     reference: str | None = Field(
         default=None,
