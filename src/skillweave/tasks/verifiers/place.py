@@ -218,7 +218,7 @@ def boxed(text: str) -> str | None:
     return one_of(boxes(text), text)
 
 
-def is_denied(text: str, start: int, end: int) -> bool:
+def has_denial(text: str, start: int, end: int) -> bool:
     """Whether what is around a value denies it: ``not {"a": 1}``, ``{"a": 1} is wrong``, ``~~{"a": 1}~~``."""
     if text.startswith("~~", max(start - 2, 0)) and text.startswith("~~", end):
         return True
