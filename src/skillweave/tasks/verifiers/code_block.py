@@ -20,8 +20,12 @@ _SAYS_OUTPUT = re.compile(
     r"\b(?:outputs?|prints?|printed|results?|returns?|expected|console|terminal)\W*$", re.IGNORECASE
 )
 _SAYS_WRONG = re.compile(
-    r"\b(?:(?:do\s+not|don't|never)\s+(?:write|do|use|code)\b[^.]*"
-    r"|(?:wrong|incorrect|buggy|mistake)(?:\s+(?:version|code|way|solution|would\s+be|is))?)\W*$",
+    r"\b(?:(?:do\s+not|don't|never)\s+(?:write|do|use|code)(?:\s+(?:it|that|code))?(?:\s+(?:like\s+this|this(?:\s+way)?))?"
+    r"|(?P<fault>wrong|incorrect|buggy|mistake)(?:\s+(?:version|code|way|solution|would\s+be|is))?)\W*$",
+    re.IGNORECASE,
+)
+_SAYS_REPAIRED = re.compile(
+    r"\b(?:without|fix\w*|correct\w*|avoid\w*|repair\w*|remov\w*|instead|no|not|was|were|above|earlier|previous)\b|n't\b",
     re.IGNORECASE,
 )
 _BEGINS_CODE = re.compile(r"(?:async )?def \w+\(|class \w+\s*[:(]|import \w|from [\w.]+ import\b|@\w")
@@ -56,7 +60,7 @@ def extract_code(answer: str, names: frozenset[str] = frozenset()) -> str:
     """
     answer = answer.lstrip("\N{ZERO WIDTH NO-BREAK SPACE}")
     blocks = _blocks(answer)
-    blocks = [block for block in blocks if not _SAYS_WRONG.search(block.before[-200:])] or blocks
+    blocks = [block for block in blocks if not _is_wrong(block)] or blocks
     tagged = [block for block in blocks if _PYTHON.match(block.tag)]
     plain = [block for block in blocks if block.tag in _ANY_LANGUAGE and not _is_output(block)]
     candidates = [_typed(textwrap.dedent(block.text)) for block in tagged or plain]
@@ -151,6 +155,14 @@ def _language(tag: str) -> str:
     words = re.split(r"[\s{},:=]+", tag.strip(" \t{}").lower())
     word = words[0].lstrip(".")
     return "python" if word.endswith(".py") else word
+
+
+def _is_wrong(block: _Block) -> bool:
+    """Whether a block is announced as wrong: "A common mistake is:", but not "Without the mistake:"."""
+    said = _SAYS_WRONG.search(block.before[-200:])
+    if said is None or not said["fault"]:
+        return said is not None
+    return _SAYS_REPAIRED.search(re.split(r"[.!?;]\s", said.string[: said.start()])[-1]) is None
 
 
 def _is_output(block: _Block) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from skillweave.tasks.verifiers.reading import Item, Reader
 
@@ -13,13 +14,15 @@ _FILLERS = frozenset(
     [
         *("be", "equal", "to", "the", "a", "number", "value", "exactly", "simply", "just", "only", "is", "are", "it"),
         *("that", "think", "believe", "answer", "result", "actually", "es", "son", "est", "ist"),
+        *("it's", "that's", "would", "will", "could", "necessarily"),
     ]
 )
 _OTHER_THAN = (("of", "instead"), ("than", "rather"), ("than", "other"))
 _ALL_BUT = frozenset({"anything", "all", "everything"})
-_WITHOUT = frozenset({"no", "without", "not", "any", "never", "little", "don't"})
+_WITHOUT = frozenset({"no", "without", "beyond", "not", "any", "never", "little", "don't"})
+_BEFORE_DOUBT = frozenset({"a", "the", "of", "shadow", "reasonable"})
 _MARKUP = frozenset(["**", *"_*\"'`"])
-_WORDS_BEFORE, _WORDS_BEHIND = 7, 6
+_WORDS_BEFORE, _WORDS_BEHIND = 9, 6
 
 _WRONG = re.compile(
     r"(?:is|was|isn't|wasn't|would be|must be|seems|looks|cannot be|can't be|can not be|could not be|couldn't be)"
@@ -35,12 +38,20 @@ _MONTHS = frozenset(
     ]
 )
 _BEFORE_DAY = frozenset({"on", "by", "until", "till", "since", "before", "after", "dated"})
+_NO_NOUN = frozenset(
+    [
+        *("and", "or", "but", "is", "was", "are", "were", "has", "had", "the", "a", "an", "in", "at", "on", "by", "to"),
+        *("for", "from", "of", "with", "when", "while", "until", "before", "after", "because", "since", "so", "as"),
+        *("there", "he", "she", "it", "they", "we", "i", "you", "which", "who", "where"),
+    ]
+)
+"""Words that may follow a year: others are what a number counts."""
 _SURE = frozenset({"confident", "sure", "certain", "confidence"})
 
 
 def is_denied(reader: Reader, item: Item) -> bool:
     """Return whether the text says that an item is not the answer: "not 3", "neither 3 nor 4", "3 is wrong"."""
-    return _denied_before(reader, item.first) or _denied_behind(reader, item.last)
+    return _denied_before(reader, item.first) or _denied_behind(reader, item)
 
 
 def _denied_before(reader: Reader, first: int) -> bool:
@@ -55,20 +66,37 @@ def _denied_before(reader: Reader, first: int) -> bool:
     if words and first and reader.kind(first - 1) == "word" and words[0].endswith(_DENY_GLUED):
         return True
     for at, word in enumerate(words):
+        if word == "no" and at == 0 and words[1:] and words[1] not in _FILLERS:
+            return False  # bus no 42
         if word in _DENIALS or word.endswith("n't"):
-            return True
+            return not (word in ("can't", "cannot", "couldn't") and words[at - 1 : at] == ["believe"])
         if word == "doubt":
-            return not _WITHOUT & set(words[at + 1 : at + 2])
+            return not _WITHOUT & set([one for one in words[at + 1 :] if one not in _BEFORE_DOUBT][:1])
         if word not in _FILLERS:
             return False
     return False
 
 
-def _denied_behind(reader: Reader, last: int) -> bool:
-    at = last + 1
+def _is_asked(reader: Reader, first: int) -> bool:
+    """Whether a question is whether an item is the answer: ``42?``, ``Is it 42?``, not ``Can 5 divide 42?``."""
+    before = [
+        at for at in range(max(first - 6, 0), first) if reader.kind(at) != "space" and reader.text(at) not in _MARKUP
+    ]
+    if not before or reader.kind(before[-1]) in ("newline", "end"):
+        return True
+    return [reader.text(at).lower() for at in before[-2:]] in (
+        ["is", "it"],
+        ["it", "be"],
+        ["the", "answer"],
+        ["answer", "be"],
+    )
+
+
+def _denied_behind(reader: Reader, item: Item) -> bool:
+    at = item.last + 1
     if reader.kind(at) == "word" and reader.text(at).startswith(_DENY_BEHIND):
         return True
-    if reader.text(at) == "?":  # 3? No.
+    if reader.text(at) == "?" and _is_asked(reader, item.first):  # 3? No.
         no = reader.skip(at + 1)
         return reader.text(no).lower() in ("no", "nope") and reader.kind(no + 1) in ("", "end", "between", "newline")
     words: list[str] = []
@@ -84,8 +112,10 @@ def is_sureness(reader: Reader, item: Item) -> bool:
     behind = reader.text(reader.skip(item.last + 1)).lower()
     if item.number is not None and item.number.percent and behind in _SURE:
         return True
-    before = [reader.text(at).lower() for at in range(max(item.first - 5, 0), item.first) if reader.kind(at) == "word"]
-    return "confidence" in before[-2:]
+    near = [at for at in range(max(item.first - 6, 0), item.first) if reader.kind(at) != "space"]
+    before = [reader.text(at).lower() for at in near if reader.text(at) not in _MARKUP]
+    percent = item.number is not None and item.number.percent and "confidence" in before[-3:]
+    return percent or (before[-2:-1] == ["confidence"] and before[-1] in (":", "is", "of"))
 
 
 def dates(reader: Reader, items: list[Item]) -> tuple[set[int], set[int]]:
@@ -104,7 +134,10 @@ def dates(reader: Reader, items: list[Item]) -> tuple[set[int], set[int]]:
             if behind is not None and _is_year(reader, behind):
                 between = reader.tokens[item.last + 1 : behind.first]
                 names = [token.text for token in between if token.kind == "word" and token.text.lower() != "of"]
+                stops = [one.kind == "end" and other.text.lower() not in _MONTHS for other, one in pairwise(between)]
                 kinds = {token.kind for token in between} - {"space", "between", "end"}
+                if between[0].kind == "end" or any(stops):
+                    kinds.add("end")
                 named = len(names) == 1 and names[0].lower() in _MONTHS and names[0][0].isupper()
                 if len(between) <= 8 and ((months and not kinds) or (named and kinds == {"word"})):
                     whole |= {at, at + 1}
@@ -122,6 +155,8 @@ def _word_before(reader: Reader, first: int) -> int:
     at = reader.skip(first - 1, -1)
     if reader.text(at) == ".":
         at -= 1
+        if len(reader.text(at)) > 4 or reader.text(at).lower() in ("may", "june", "july"):
+            return -1
     return at if reader.kind(at) == "word" else -1
 
 
@@ -135,4 +170,7 @@ def _is_day(reader: Reader, item: Item) -> bool:
 
 def _is_year(reader: Reader, item: Item) -> bool:
     text = reader.text(item.first)
-    return item.first == item.last and text.isdigit() and len(text) == 4
+    if item.first != item.last or not text.isdigit() or not 1500 <= int(text[:5]) < 2100:
+        return False
+    behind = reader.text(item.first + 2) if reader.kind(item.first + 1) == "space" else ""
+    return not (behind[:1].islower() and behind not in _NO_NOUN)

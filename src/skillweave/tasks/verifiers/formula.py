@@ -11,7 +11,7 @@ from skillweave.tasks.verifiers.place import (
     TextSpan,
     boxed,
     first_line,
-    is_denied,
+    has_denial,
     marked_part,
     one_of,
     own_words,
@@ -68,7 +68,7 @@ def _formulas(text: str) -> list[TextSpan]:
     return [
         one
         for one in found
-        if not one.content.lstrip().startswith(("^", "_")) and not is_denied(text, one.start, one.end)
+        if not one.content.lstrip().startswith(("^", "_")) and not has_denial(text, one.start, one.end)
     ]
 
 

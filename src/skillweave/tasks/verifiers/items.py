@@ -103,7 +103,8 @@ def _joined(reader: Reader, one: Item, other: Item) -> str:
     if words[:1] == ["or"] and kinds == ["word", "word", "equals"]:  # x = 2 or x = 3
         return "pair"
     if words and _HEDGES.issuperset(words) and {"word", "between", "open"}.issuperset(kinds):  # 3, or perhaps 4
-        return "" if _equal(one, other) else "pair"
+        again = _equal(one, other) or (words == ["or"] and "open" in kinds and _is_same_rounded(reader, one, other))
+        return "" if again else "pair"
     if _is_label(words, kinds) and _is_labelled(reader, one):  # (a) 3 (b) 4
         return "pair"
     if kinds in (["newline", "sign"], ["newline", "times"]):  # bullets
@@ -214,6 +215,20 @@ def _equal(one: Item, other: Item) -> bool:
     return values[0] == values[1]
 
 
+def _is_same_rounded(reader: Reader, one: Item, other: Item) -> bool:
+    """Whether two numbers are the same, one of them in percent, in cents or rounded: ``1/3 (or 33.33%)``."""
+    if one.number is None or other.number is None:
+        return False
+    cents = reader.text(reader.skip(other.last + 1)).lower() in ("cent", "cents")
+    a, b = (Fraction(item.value, 100 if item.percent else 1) for item in (one.number, other.number))
+    b = b / 100 if cents else b
+    for exact, rounded in ((a, b), (b, a)):
+        places = _places(rounded)
+        if exact == rounded or (places is not None and places > 1 and abs(exact - rounded) * 10**places * 2 <= 1):
+            return True
+    return False
+
+
 def _compound(reader: Reader, other: Item, between: list[Token]) -> bool:
     """Whether what is ``between`` an item and the ``other`` makes them two measures of one quantity: ``5 ft 3 in``."""
     words = [token.text.lower() for token in between if token.kind == "word" and token.text.lower() != "and"]
@@ -252,11 +267,12 @@ def _is_bound(reader: Reader, first: int) -> bool:
     """Whether an item is only what the answer differs from: ``more than 42``. ``No more than 42`` may be 42."""
     words: list[str] = []
     at = first
-    while len(words) < 3 and reader.kind(at - 1) in ("space", "word"):
+    while len(words) < 7 and reader.kind(at - 1) in ("space", "word"):
         at -= 1
         if reader.kind(at) == "word":
             words.append(reader.text(at).lower())
-    return words[:1] == ["than"] and words[1:2] != [] and words[1] in _MORE and words[2:] not in (["no"], ["not"])
+    denied = any(word in ("no", "not", "never", "cannot") or word.endswith("n't") for word in words[2:])
+    return words[:1] == ["than"] and words[1:2] != [] and words[1] in _MORE and not denied
 
 
 def _is_said_again(reader: Reader, one: Item, other: Item) -> bool:

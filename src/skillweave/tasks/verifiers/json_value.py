@@ -17,7 +17,7 @@ from skillweave.tasks.verifiers.place import (
     PlaceOptions,
     TextSpan,
     boxes,
-    is_denied,
+    has_denial,
     marked_part,
     one_of,
     tagged_answers,
@@ -138,7 +138,7 @@ def find_json(text: str, kind: type, options: JsonOptions) -> Any:
     if blocks:
         values = [(block, whole_json(block.content)) for block in blocks]
         given = [one for one, value in values if value is _MISSING or _is_kind(value, kind)]
-        block = one_of([one for one in given if not is_denied(text, one.start, one.end)], text, which)
+        block = one_of([one for one in given if not has_denial(text, one.start, one.end)], text, which)
         return _MISSING if block is None else _of_kind(whole_json(block), kind)
     # Code blocks are skipped, except a block that is a JSON value as a whole, whatever language it names.
     return _chosen(_FENCE.sub(lambda m: m[0] if _may_hold_json(m) else "\n", text), kind, which)
@@ -178,7 +178,7 @@ def _chosen(text: str, kind: type, which: Literal["first", "last"]) -> Any:
     if kind in (int, float):
         return _number(text)
     found = _containers(text, kind) if kind in (dict, list) else _scalars(text, kind)
-    values = [one for one in found if not is_denied(text, one[0], one[1])]
+    values = [one for one in found if not has_denial(text, one[0], one[1])]
     parts = [TextSpan(start, end, json.dumps(value, sort_keys=True)) for start, end, value in values]
     if one_of(parts, text, which) is None:
         return _MISSING

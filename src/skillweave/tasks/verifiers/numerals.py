@@ -57,7 +57,7 @@ def _macro(_: re.Match[str]) -> str:
     return MACRO
 
 
-_MARKS = re.compile(r"[\\<_~{]|\]\(|\[\^|\$\s?\^|\+/-|-\s?\(|[)/]\s?/|/\s?\(|[-=]>|\.[0-9]*\(|[0-9]!|\|-")
+_MARKS = re.compile(r"[\\<_~{]|\]\(|\[\^|\$\s?\^|\+/-|-\s?\(|[)/]\s?/|/\s?\(|[-=]>|\.[0-9]*\(|[0-9]!|\|[{(]?-")
 _NESTED = 10
 _APPLIED = re.compile(r"\\[A-Za-z]+(?:\[[^\[\]{}]*\])?\s{0,3}(?:\{[^{}]*\}\s{0,3}){1,2}")
 _BARE = re.compile(r"\\(?:pi|infty|sqrt|ln|log|exp|sin|cos|tan|sum|int|prod|choose|bmod|pmod|mod)(?![A-Za-z])")

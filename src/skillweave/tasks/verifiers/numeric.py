@@ -62,9 +62,10 @@ _RESTATED = re.compile(
 )
 """A clause that is one number, perhaps with a unit and with words before it: ``which is 12 eggs``."""
 _REASONED = re.compile(
-    r"\A[^\w\n]{0,5}[0-9][^\n;.!?=]{0,40}?(?=,?\s(?:because|since)\s(?![^\n]{0,400}(?:=|\b(?:so|thus|therefore|hence)\b)))"
+    r"\A[^\w\n]{0,5}[0-9][^\n;.!?=]{0,40}?(?=,?\s(?:because|since)\s(?![0-9]{4}\b)"
+    r"(?![^\n]{0,400}(?:=|\b(?:so|thus|therefore|hence)\b))(?:[^\n.!?]|\.[0-9])*[.!?]?\s*\Z)"
 )
-"""A number that begins a text and is followed by its reason, from which no number is taken."""
+"""A number that begins a text of which all the rest is its reason, from which no number is taken."""
 _SPACED_MINUS = re.compile(r"\A\s*[-\N{MINUS SIGN}]\s+(?=[0-9.$\\])")
 _SAID_LENGTH = 2000
 _SECONDS = 2.0

@@ -143,19 +143,30 @@ _HASHES = re.compile(r"^[ \t]*####[ \t]*([^\n]*)$", re.MULTILINE)
 # What a model invents if it does not stop after its answer. A text that starts so is a question of the user.
 # The white space is matched possessively; otherwise a million empty lines would be split in every possible way.
 _NEXT_QUESTION = re.compile(r"(?<=\S)(\s++)(?:Question|Q|Problem|Human|User)[ \t]*:")
-_ANSWER_LIKE = re.compile(r"\d|\\boxed|<answer>", re.IGNORECASE)
+_STOP = r"(?=\s{0,3}(?:[,.:;!\N{EM DASH}-]|\Z))"
+_IS = r"(?:['\N{RIGHT SINGLE QUOTATION MARK}]s|\s(?:is|was|should\sbe|must\sbe))"
+_ONE_NUMBER = (
+    r"(?:\*\*|\$|\\boxed\{)?[-\N{MINUS SIGN}]?[$€£]?[0-9]{1,40}(?:[.,][0-9]{1,40}){0,9}(?:/[0-9]{1,40})?\s?%?[$}]?"
+    r"(?:\s[A-Za-z]{1,20})?[*_)]{0,3}"
+    r"(?:[ \t]{0,3}(?:\n|\Z)|[.!?;:](?:\s|\Z)|,\s(?!\s?[0-9])|\s?\N{EM DASH}|\s(?:because|since|not|instead)\b|\s\()"
+)
 _CORRECTION = re.compile(
-    r"\b(?:(?P<takes_back>(?:wait|hold\s+on|hmm|oops|actually|oh)[\s,.:!-]{1,5}(?:wait[\s,.!]{1,3})?"
-    r"(?:no\b(?!\s+(?:need|problem|doubt))|(?:that|this|it)(?:['\N{RIGHT SINGLE QUOTATION MARK}]s|\s+is|\s+was)\s+"
-    r"(?:wrong|incorrect|not\s+(?:right|correct))\b)"
-    r"|no[,\s]{1,3}wait(?=\s{0,3}[,.!:;\N{EM DASH}-])|(?:scratch|strike)\s+that\b)"
-    r"|correction\s?:|i\s+meant\b|(?:wait|actually|sorry|oops|my\s+mistake|my\s+bad|on\s+second\s+thought)[\s,.:!-]{1,5}"
-    r"(?:(?:it|that|this|the\s+(?:correct\s+|right\s+|final\s+)?answer)"
-    r"(?:['\N{RIGHT SINGLE QUOTATION MARK}]s|\s+is|\s+should\s+be)(?!\s+(?:wrong|incorrect|not|right|correct|fine))\b"
-    r"|(?=[-$]?\d)))",
+    # A correction begins a sentence, or follows a comma or a dash.
+    r"(?:\A|[!;.\n(}\N{EM DASH}]|(?P<asked>\?)|,(?=\s)|\s[-\N{EN DASH}](?=\s))[\s*_]{0,3}"
+    r"(?:(?:oh|ah|um|uh|but|sorry),?\s)?(?:"
+    r"(?:(?:wait|hold\son)[\s,.:!\N{EM DASH}-]{1,5}|(?(asked)(?!)|(?:hmm|oops|actually)[\s,.:!\N{EM DASH}-]{1,5}))"
+    rf"(?:wait[\s,.!]{{1,3}})?(?:no\b|(?:that|this|it){_IS}\s(?:wrong|incorrect|not\s(?:right|correct))\b){_STOP}"
+    rf"|no[,\s]{{1,3}}wait{_STOP}|(?:scratch|strike)\sthat\b{_STOP}"
+    # These count only if one number follows, and nothing else.
+    r"|(?:(?:wait|actually|sorry|oops|my\smistake|my\sbad|on\ssecond\sthought|correction|my\sapologies"
+    r"|i\sapologi[sz]e(?:\sfor\s(?:the|my|that)\s(?:mistake|error|confusion))?"
+    r"|let\sme\s(?:re-?check|re-?calculate|correct)(?:\s(?:that|this|it|myself))?)\s?[,:.!\N{EM DASH}]\s{0,3}"
+    r"|(?(asked)(?!)|no\s?[,:\N{EM DASH}]\s{0,3}(?=it|that|the))|(?=i\smeant\s))"
+    rf"(?=(?:(?:it|that|this|the\s(?:correct\s|right\s|final\s|actual\s)?answer){_IS}\s|i\smeant\s(?:to\ssay\s)?)?"
+    rf"{_ONE_NUMBER}))",
     re.IGNORECASE,
 )
-"""The words with which a model corrects what it said before."""
+"""The words with which a model takes back what it said before, or corrects it with a number."""
 _ANSWER_IS = re.compile(r"\banswer\b[^.\n:=]{0,60}?(?:\bis\b|\bare\b|[:=])(?:\*\*)?", re.IGNORECASE)
 
 
@@ -207,7 +218,7 @@ def boxed(text: str) -> str | None:
     return one_of(boxes(text), text)
 
 
-def is_denied(text: str, start: int, end: int) -> bool:
+def has_denial(text: str, start: int, end: int) -> bool:
     """Whether what is around a value denies it: ``not {"a": 1}``, ``{"a": 1} is wrong``, ``~~{"a": 1}~~``."""
     if text.startswith("~~", max(start - 2, 0)) and text.startswith("~~", end):
         return True
@@ -217,13 +228,11 @@ def is_denied(text: str, start: int, end: int) -> bool:
 def own_words(text: str) -> str:
     """Return the text before a further question that the model asked itself, and after its last correction.
 
-    "The answer is 40. Wait, no: 41" is read from the 41 on. If a correction gives no number, the text before it
-    stays, except if it takes the answer back: nothing is left of "The answer is 40. Wait, that is wrong."
+    "The answer is 40. Wait, no: 41" is read from the 41 on. Nothing is left of "The answer is 40. Wait, that is wrong."
     """
     starts = (match.start() for match in _NEXT_QUESTION.finditer(text) if "\n" in match[1])
     text = text[: next(starts, len(text))]
-    last = max((match.end() for match in _ANSWER_LIKE.finditer(text)), default=0)
-    corrected = [m.end() for m in _CORRECTION.finditer(text) if m["takes_back"] or m.end() < last]
+    corrected = [match.end() for match in _CORRECTION.finditer(text)]
     return text[corrected[-1] :] if corrected else text
 
 

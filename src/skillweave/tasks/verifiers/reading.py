@@ -58,7 +58,7 @@ _DEGREES = ("degree", "degrees", "deg", "celsius", "fahrenheit", "centigrade", "
 _CJK = "\u2e80"  # from here on: scripts that write words without spaces
 _CJK_SCALES = {"万": 10**4, "萬": 10**4, "만": 10**4, "億": 10**8, "亿": 10**8, "억": 10**8}
 _CJK_TENS = frozenset("十百千万萬億亿")  # words that end with one are a number that goes on: 二十5
-_CJK_UNSURE = re.compile(r"[百千천백](?![克米瓦卡])")  # scales that also begin units, such as 千克 (kilogram)
+_CJK_UNSURE = re.compile(r"[百千천백](?![克米瓦卡焦帕赫伏字])")  # scales that also begin units, such as 千克 (kilogram)
 _FUNCTIONS = ("sqrt", "root", "log", "ln", "exp", "sin", "cos", "tan")
 _ORDINALS = ("st", "nd", "rd", "th")
 _PERCENT_WORDS = ("percent", "pct", "percentage")
@@ -272,7 +272,9 @@ class Reader:
         if self.kind(at) in ("sign", "times") and self.kind(letter) == "word" and self.kind(letter + 1) != "word":
             function = self.text(letter).lower() in (*_FUNCTIONS, "pi")
             alone = self.kind(letter + 1) != "space" or self.kind(letter + 2) not in ("word", "digits")
-            if function or (self.text(letter) in ascii_letters and alone):  # 1 + i, and not 5 - a lot
+            single = len(self.text(letter)) == 1 and self.text(letter) in ascii_letters
+            even = (at > last + 1) == (letter > at + 1) and (at > last + 1 or self.text(at) != "-")  # not 5-m, *5* m
+            if function or (single and even and alone):  # 1 + i, and not 5 - a lot
                 return True
         return self.kind(at) in ("sign", "times", "slash") and self.text(letter) in _UNKNOWNS
 

@@ -105,7 +105,8 @@ def regex_found(answer: str, gold: str, options: RegexOptions) -> float:
 
 
 def _with_answer(options: RegexOptions, gold: str) -> str:
-    return nfc(options.pattern).replace("{answer}", regex.escape(nfc(gold).strip()))
+    pattern, gold = (nfc(text).replace("\r\n", "\n") for text in (options.pattern, gold))
+    return pattern.replace("{answer}", regex.escape(gold.strip()))
 
 
 def regex_gold_problem(gold: str, options: RegexOptions) -> str | None:
