@@ -19,6 +19,7 @@ _FILLERS = frozenset(
 )
 _OTHER_THAN = (("of", "instead"), ("than", "rather"), ("than", "other"))
 _ALL_BUT = frozenset({"anything", "all", "everything"})
+MORE = frozenset({"more", "less", "fewer", "greater", "larger", "smaller"})
 _WITHOUT = frozenset({"no", "without", "beyond", "not", "any", "never", "little", "don't"})
 _BEFORE_DOUBT = frozenset({"a", "the", "of", "shadow", "reasonable"})
 _MARKUP = frozenset(["**", *"_*\"'`"])
@@ -116,6 +117,18 @@ def is_sureness(reader: Reader, item: Item) -> bool:
     before = [reader.text(at).lower() for at in near if reader.text(at) not in _MARKUP]
     percent = item.number is not None and item.number.percent and "confidence" in before[-3:]
     return percent or (before[-2:-1] == ["confidence"] and before[-1] in (":", "is", "of"))
+
+
+def is_bound(reader: Reader, first: int) -> bool:
+    """Return whether an item is only what the answer differs from: ``more than 42``. ``No more than 42`` may be 42."""
+    words: list[str] = []
+    at = first
+    while len(words) < 7 and reader.kind(at - 1) in ("space", "word"):
+        at -= 1
+        if reader.kind(at) == "word":
+            words.append(reader.text(at).lower())
+    denied = any(word in ("no", "not", "never", "cannot") or word.endswith("n't") for word in words[2:])
+    return words[:1] == ["than"] and words[1:2] != [] and words[1] in MORE and not denied
 
 
 def dates(reader: Reader, items: list[Item]) -> tuple[set[int], set[int]]:

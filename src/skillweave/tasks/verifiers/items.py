@@ -10,7 +10,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Literal
 
-from skillweave.tasks.verifiers.context import dates, is_denied, is_sureness
+from skillweave.tasks.verifiers.context import MORE, dates, is_bound, is_denied, is_sureness
 from skillweave.tasks.verifiers.exact_numbers import Decimal
 from skillweave.tasks.verifiers.number_words import SCALES, goes_on_in_digits
 from skillweave.tasks.verifiers.numerals import Token
@@ -25,7 +25,6 @@ _OPERATIONS = frozenset(
     }
 )  # fmt: skip
 _BESIDE_ONE = frozenset({"x", "of", "in", "by", "c", "r", "base", "and"})  # "60 in one hour", "5 and one of them"
-_MORE = frozenset({"more", "less", "fewer", "greater", "larger", "smaller"})
 _VERBS = frozenset({"is", "are", "was", "were", "has", "have", "had"})
 _SIGN_WORDS = {"plus", "minus", "times"}
 _NEAR, _FAR = 8, 15
@@ -192,7 +191,7 @@ def _compared(words: list[str]) -> bool:
         words = words[:-1]
     if words[:2] == ["times", "as"]:
         return words[-1] == "as" and len(words) > 2
-    return words[-1:] == ["than"] and len(words) <= 5 and bool(_MORE & set(words[:2])) and not _VERBS & set(words)
+    return words[-1:] == ["than"] and len(words) <= 5 and bool(MORE & set(words[:2])) and not _VERBS & set(words)
 
 
 def _is_from_to(reader: Reader, one: Item, words: list[str]) -> bool:
@@ -263,18 +262,6 @@ def _follows_one(reader: Reader, item: Item) -> bool:
     )
 
 
-def _is_bound(reader: Reader, first: int) -> bool:
-    """Whether an item is only what the answer differs from: ``more than 42``. ``No more than 42`` may be 42."""
-    words: list[str] = []
-    at = first
-    while len(words) < 7 and reader.kind(at - 1) in ("space", "word"):
-        at -= 1
-        if reader.kind(at) == "word":
-            words.append(reader.text(at).lower())
-    denied = any(word in ("no", "not", "never", "cannot") or word.endswith("n't") for word in words[2:])
-    return words[:1] == ["than"] and words[1:2] != [] and words[1] in _MORE and not denied
-
-
 def _is_said_again(reader: Reader, one: Item, other: Item) -> bool:
     """Whether the second of two items says the first again as a share: ``42% (0.42)``."""
     between = [token.kind for token in reader.tokens[one.last + 1 : other.first] if token.kind != "space"]
@@ -308,7 +295,7 @@ def read_items(text: str, decimal: Decimal = "point", *, strict: bool = False) -
             aside=item.aside or at in asides or groups[item.first] or is_sureness(reader, item),
         )
         for at, item in enumerate(items)
-        if not item.words and at not in equated and not is_denied(reader, item) and not _is_bound(reader, item.first)
+        if not item.words and at not in equated and not is_denied(reader, item) and not is_bound(reader, item.first)
     ]
 
 
