@@ -91,11 +91,11 @@ def feeding(model: Any) -> dict[str, Fed]:
     model.eval()
     try:
         runs = []
-        with contextlib.suppress(*_CANNOT):
+        with contextlib.suppress(*CANNOT):
             runs.append([_watched(model, owners, foreign, _decoding, rows) for rows in (ids, ids[:1], ids[1:])])
         # Without a cache, other code may run. The single rows are needed only if decoding failed.
         rest = () if runs else (ids[:1], ids[1:])
-        with contextlib.suppress(*_CANNOT):
+        with contextlib.suppress(*CANNOT):
             runs.append([_watched(model, owners, foreign, _plain, rows) for rows in (ids, *rest)])
     finally:
         model.train(was_training)
@@ -107,8 +107,9 @@ def feeding(model: Any) -> dict[str, Fed]:
     return result
 
 
-# A model that cannot decode in this way (no cache, another interface) is judged by its plain run alone.
-_CANNOT = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError)
+CANNOT = (ValueError, TypeError, AttributeError, NotImplementedError, RuntimeError, IndexError, KeyError)
+"""What a model raises that cannot be run in some way (no cache, another interface). If it cannot decode, it is judged
+by its plain run alone."""
 
 
 def _plain(model: Any, ids: torch.Tensor) -> None:

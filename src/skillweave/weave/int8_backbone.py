@@ -22,7 +22,7 @@ from torch import nn
 from skillweave.base import Base, prompt_ids
 from skillweave.base.allocator import release_freed_memory
 from skillweave.base.chat import PromptOrIds
-from skillweave.base.feeding import Fed, feeding
+from skillweave.base.feeding import CANNOT, Fed, feeding
 from skillweave.base.layout import owners
 from skillweave.base.sizes import context_length
 from skillweave.errors import UserError
@@ -195,7 +195,7 @@ def _is_fed_in_its_dtype(model: Any, name: str) -> bool:
     _put(model, name, stand_in)
     try:
         model(input_ids=torch.zeros(1, 2, dtype=torch.long, device=head.weight.device), use_cache=False)
-    except Exception:  # code that needs more of a head than its weight
+    except CANNOT:  # code that needs more of a head than its weight
         return True
     finally:
         _put(model, name, head)

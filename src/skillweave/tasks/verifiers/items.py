@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from skillweave.tasks.verifiers.context import MORE, dates, is_bound, is_denied, is_sureness
@@ -350,7 +350,6 @@ def _is_false(at: int, link: str, broken: set[int]) -> bool:
 
 def _asides(text: list[Token]) -> list[bool]:
     """Return for each token whether it is in brackets, or in parentheses that contain words."""
-    aside = [False] * len(text)
     opened: list[int] = []
     words, worked = [0], [0]
     for token in text:
@@ -372,11 +371,7 @@ def _asides(text: list[Token]) -> list[bool]:
     for start, end in spans:
         changes[start] += 1
         changes[end + 1] -= 1
-    depth = 0
-    for at in range(len(text)):
-        depth += changes[at]
-        aside[at] = depth > 0
-    return aside
+    return [depth > 0 for depth in accumulate(changes[:-1])]
 
 
 def _enumerators(reader: Reader, items: list[Item]) -> set[int]:
