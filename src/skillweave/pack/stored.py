@@ -16,6 +16,7 @@ from skillweave.errors import UserError
 from skillweave.files.folder import Folder
 from skillweave.files.read import check_folder, is_file, read_card_file
 from skillweave.files.recover import settle
+from skillweave.files.whole import read_whole
 from skillweave.pack.coded_file import LARGEST_FILE, ReadParts, check_counts, coded_tensors, read_parts
 from skillweave.pack.expected import expected_tensors
 from skillweave.pack.schema import ROWS, SCHEMA_VERSION, LowRankEntry, PackCard, RowsEntry, WholeEntry
@@ -50,7 +51,7 @@ def read_stored(folder: str | Path) -> tuple[PackCard, Path, Carried]:
     Raises :class:`UserError`, with the file and the reason, for a file that is missing, damaged, cut off, of a newer
     version, or not what the card says.
     """
-    return read_with_parts(folder)[:3]
+    return read_whole(folder, PARTS, lambda: read_with_parts(folder)[:3])
 
 
 def read_with_parts(folder: str | Path) -> tuple[PackCard, Path, Carried, ReadParts | None]:

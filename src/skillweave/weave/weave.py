@@ -23,11 +23,11 @@ from skillweave.progress import console, say_once
 from skillweave.tools.conversation import OpenTools
 from skillweave.units import human_bytes
 from skillweave.weave.backbone import check_backbone, save_backbone
-from skillweave.weave.card import ROUTER_FILE, WEAVE_FILE, BackboneRef, WeaveCard, check_part, read_card
+from skillweave.weave.card import WEAVE_FILE, BackboneRef, WeaveCard, read_card
 from skillweave.weave.int8_backbone import check_form
 from skillweave.weave.kept import ReadPack
 from skillweave.weave.packed_model import UNPACKED_PACKS, PackedModel
-from skillweave.weave.parts import check_names, open_base_of, put_pack
+from skillweave.weave.parts import check_names, open_base_of, put_pack, read_router
 from skillweave.weave.prove import Proofs
 from skillweave.weave.request import AUTO, Reply, Request
 from skillweave.weave.request_group import RequestGroup, group_key
@@ -160,8 +160,7 @@ class Weave:
         opened = open_base_of(folder, card, base, dtype, backbone, device, budget)
         router = None
         if card.router:
-            check_part(folder, card, f"router/{ROUTER_FILE}")
-            router = Router.load(folder / "router")
+            router = read_router(folder, card)
             router.check_fits(card.packs, opened)
         weave = cls(folder, card, opened, router, budget, {}, require_audit, unpacked_packs)
         if weave.budget is not None and weave.base_bytes > weave.budget:
