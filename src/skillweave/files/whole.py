@@ -38,9 +38,10 @@ def _version(folder: str | Path, parts: Collection[str]) -> list[tuple[str | int
     """The identity of a folder, and those of its files with their sizes and times; empty if it cannot be read."""
     try:
         about = os.stat(folder)
+        plain = [part for part in parts if "/" not in part]
         files = []
         for name in sorted(os.listdir(folder)):
-            if any(fnmatchcase(name, part) for part in parts):
+            if any(fnmatchcase(name, part) for part in plain):
                 file = os.lstat(os.path.join(folder, name))
                 files.append((name, file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
     except (OSError, ValueError):

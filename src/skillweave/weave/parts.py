@@ -57,7 +57,7 @@ def read_pack(folder: Path, card: WeaveCard, name: str) -> Skillpack:
 
 
 def read_router(folder: Path, card: WeaveCard) -> Router:
-    """Read the router of the weave in ``folder``. Raises :class:`UserError` if it is not the one that the card names."""
+    """Read the router of the weave in ``folder``. Raises :class:`UserError` unless it is the card's."""
     place = folder / "router"
 
     def read() -> Router:
