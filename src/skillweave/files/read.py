@@ -124,13 +124,15 @@ def read_bytes(path: str | Path, wanted: str = "a file", *, largest: int = LARGE
     """The bytes of a file of at most ``largest``."""
     with open_file(path, wanted) as file:
         try:
-            # A read takes its memory before it reads, so ask for what is there, and not for all that is allowed.
-            data = file.read(min(largest, os.fstat(file.fileno()).st_size) + 1)
-            while len(data) <= largest and (more := file.read(min(_PART, largest + 1 - len(data)))):
-                data += more  # it grew meanwhile, or the system does not tell its size, as in /proc
+            size, data = os.fstat(file.fileno()).st_size, b""
+            if size <= largest:
+                # A read takes its memory before it reads, so ask for what is there, and not for all that is allowed.
+                data = file.read(size + 1)
+                while len(data) <= largest and (more := file.read(min(_PART, largest + 1 - len(data)))):
+                    data += more  # it grew meanwhile, or the system does not tell its size, as in /proc
         except OSError as error:
             raise unreadable(path, error, wanted) from error
-    if len(data) > largest:
+    if max(size, len(data)) > largest:
         raise UserError(f"{path} is larger than {human_bytes(largest)}, the limit for such a file: name {wanted}")
     return data
 
