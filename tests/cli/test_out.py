@@ -175,18 +175,39 @@ sys.stdin.read()
 """
 
 
-def test_a_second_command_is_told_before_its_work_and_a_claim_ends_with_its_command(
-    bench: Bench, tmp_path: Path
-) -> None:
-    out = tmp_path / "packs" / "p"
+@pytest.mark.parametrize(
+    "command",
+    [
+        " ".join(["zip", *NO_BASE, "-o"]),
+        "generate nowhere --file p.jsonl -o",
+        "eval nowhere --task builtin:no-such -o",
+        "bench serve nowhere -o",
+        "reason problems.jsonl --model m --harvest",
+        "audit reference one two -b nowhere --prompts p.jsonl -o",
+        "audit drop data.jsonl --audit audit -o",
+    ],
+)
+def test_a_second_command_is_told_before_its_work(tmp_path: Path, command: str) -> None:
+    """Otherwise the results of the one that ends first would be lost."""
+    out = tmp_path / "made" / "p"
     start = [sys.executable, "-c", HOLD, str(out)]
     with subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        assert f"being written by another process (pid {other.pid}" in refused("zip", *NO_BASE, "-o", out)
+        assert f"being written by another process (pid {other.pid}" in refused(*command.split(), out)
         other.kill()
-    made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out)
-    assert os.listdir(out.parent) == ["p"]
+    assert "being written" not in refused(*command.split(), out)
+    assert os.listdir(tmp_path / "made") == []
+
+
+def test_a_claim_ends_with_its_command_and_what_a_killed_one_left_is_no_obstacle(bench: Bench, tmp_path: Path) -> None:
+    out = tmp_path / "packs" / "p"
+    for _ in range(2):
+        made("zip", "-b", bench.base, "--delta", bench.delta, "--ratio", "0.5", "-o", out)
+        assert os.listdir(out.parent) == ["p"]
+        assert not list(out.glob(".*"))
+        for left in (".score.json.lock", ".score.json.new-0123abcd"):
+            (out / left).touch()  # of `skillweave eval -o p/score.json`
 
 
 def test_a_command_that_is_refused_leaves_no_folders(tmp_path: Path) -> None:

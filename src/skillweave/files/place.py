@@ -205,16 +205,29 @@ def is_occupied(path: Path) -> bool:
 def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
     """Raise :class:`UserError` if a folder that a new ``kind`` replaces has entries that are not among ``parts``.
 
-    ``parts`` are paths below the folder of all files that a ``kind`` may have; ``*`` stands for any characters.
+    ``parts`` are paths below the folder of all files that a ``kind`` may have; ``*`` stands for any characters. Locks
+    and half-written files of ours are no one's work: a command that was killed leaves them.
     """
     root = place_of(folder).path
-    names = (name for top in sorted(_visible(root)) for name in _below(root / top, top)) if root.is_dir() else ()
+    names = files_below(root)
     others = [name for name in names if not any(fnmatchcase(name, part) for part in parts)]
     if others:
         raise UserError(
             f"{folder} holds '{others[0]}', which is no part of a {kind} and would be deleted: move it, or choose "
             "another place"
         )
+
+
+def files_below(folder: Path) -> list[str]:
+    """The paths below a folder of all files in it, but for our locks, our half-written files and ``lost+found``."""
+    names = (name for top in sorted(_visible(folder)) for name in _below(folder / top, top)) if folder.is_dir() else ()
+    return [name for name in names if not _is_garbage(name)]
+
+
+def _is_garbage(name: str) -> bool:
+    """Whether a path below a folder is a lock of ours, or in a version that is not finished."""
+    matches = (_HIDDEN.fullmatch(part) for part in name.split("/"))
+    return any(match is not None and match["kind"] in (None, "new", "del") for match in matches)
 
 
 def _below(path: Path, name: str) -> Iterator[str]:
