@@ -52,6 +52,10 @@ class Place:
         """The hidden path of that kind inside the place."""
         return self.path / f".{_INSIDE}.{kind}-{token}"
 
+    def kept(self, token: str) -> Path:
+        """A path beside the place, not hidden, for a version that is kept for the person."""
+        return self.path.parent / f"{_stem(self.path.name)}.kept-{token}"
+
     @property
     def lock(self) -> Path:
         """The lock file of the place."""
@@ -220,8 +224,11 @@ def check_parts(folder: Path, parts: Collection[str], kind: str) -> None:
 
 def files_below(folder: Path) -> list[str]:
     """The paths below a folder of all files in it, but for our locks, our half-written files and ``lost+found``."""
-    names = (name for top in sorted(_visible(folder)) for name in _below(folder / top, top)) if folder.is_dir() else ()
-    return [name for name in names if not _is_garbage(name)]
+    try:
+        tops = sorted(_visible(folder))
+    except OSError:  # it is no folder, or not one that this user may read
+        return []
+    return [name for top in tops for name in _below(folder / top, top) if not _is_garbage(name)]
 
 
 def _is_garbage(name: str) -> bool:
@@ -232,7 +239,9 @@ def _is_garbage(name: str) -> bool:
 
 def _below(path: Path, name: str) -> Iterator[str]:
     """The paths of the files at ``path`` and below it, which is called ``name``; links and empty folders are files."""
-    inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
+    inside = []
+    with contextlib.suppress(OSError):  # another process removed it, or this user may not read it
+        inside = sorted(os.listdir(path)) if path.is_dir() and not path.is_symlink() else []
     if not inside:
         yield name
     for entry in inside:
