@@ -125,6 +125,20 @@ def leftovers_beside(place: Place) -> list[tuple[str, str, Path]]:
     return leftovers(place.path.parent, _stem(place.path.name))
 
 
+def moved_aside(path: str | Path) -> str | None:
+    """How a person gets back what is missing at ``path`` because a write was cut off; None if that is not the reason.
+
+    It may be a folder above ``path`` that was moved aside.
+    """
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError:
+        return None
+    missing = [place for place in (real, *real.parents) if not os.path.lexists(place)]
+    old = [aside for kind, _, aside in leftovers_beside(Place(missing[-1], real)) if kind == "old"] if missing else []
+    return f"its files are in {old[-1]}; bring them back with: mv '{old[-1]}' '{missing[-1]}'" if old else None
+
+
 def leftovers_within(place: Place) -> list[tuple[str, str, Path]]:
     """The hidden entries of a place that are inside it; an empty list if the place is not a folder.
 

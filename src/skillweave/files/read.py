@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from skillweave.errors import UserError, shown_value
 from skillweave.files.parse_json import parse_json
+from skillweave.files.place import moved_aside
 from skillweave.units import human_bytes
 
 if TYPE_CHECKING:  # see read_card_file
@@ -68,6 +69,8 @@ def unreadable(path: str | Path, error: OSError, wanted: str = "a file") -> User
     if len(shown) > _LONGEST_PATH_SHOWN:
         shown = f"{shown[:100]}...{shown[-40:]}"
     if error.errno == errno.ENOENT:
+        if aside := moved_aside(path):
+            return UserError(f"{shown} does not exist, because a write was cut off: {aside}")
         return UserError(f"{shown} does not exist: name {wanted}")
     if error.errno == errno.EISDIR:
         return UserError(f"{shown} is a folder: name {wanted}")
