@@ -7,7 +7,7 @@ side by side: while some are still being written, the calls of those whose turn 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -179,12 +179,14 @@ def converse(
     top_p: float = 1.0,
     model_defaults: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ended: Callable[[Mapping[int, Episode]], object] = lambda episodes: None,
     label: str | None = None,
 ) -> list[Episode]:
     """Play all conversations with ``model``, side by side, and return them in the order of ``starts``.
 
     - ``temperature``, ``top_p``: 0 is greedy; with ``model_defaults`` the model's ``generation_config.json`` decides
     - ``around()``: a context manager that is entered around the model's calls, for example autocast
+    - ``ended``: as in :func:`play`
     - ``label``: the label of a progress bar; None: no bar
     """
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p}
@@ -192,7 +194,12 @@ def converse(
         sampling = {"temperature": 0.0, **defaults_of(model, HONOURED_WITH_TOOLS)}
     writer = Writer(model, call_format.tokenizer, **sampling, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
-        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=advance)
+
+        def after_round(episodes: Mapping[int, Episode]) -> None:
+            ended(episodes)
+            advance(len(episodes))
+
+        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=after_round)
 
 
 class TurnWriter(Protocol):
@@ -216,29 +223,28 @@ def play(
     settings: ConversationSettings,
     context: int | None,
     *,
-    ended: Callable[[int], object] = lambda count: None,
+    ended: Callable[[Mapping[int, Episode]], object] = lambda episodes: None,
 ) -> list[Episode]:
     """Play all conversations to their ends, side by side, and return them in the order of ``starts``.
 
     - ``context``: the most tokens that the model reads; None: any number
-    - ``ended(count)``: called after each round of turns with the number of conversations that ended in it
+    - ``ended``: called after each round of turns with the conversations that ended in it, by their index in ``starts``
     """
     sessions = toolbox.open_after([start.calls for start in starts])
     conversations = [
         _Live(start, call_format, session, settings, context) for start, session in zip(starts, sessions, strict=True)
     ]
-    while running := [one for one in conversations if one.episode.ended is None]:
-        turns = writer.write(
-            [one.context for one in running], [one.room for one in running], [one.turn_seed for one in running]
-        )
+    while running := {at: one for at, one in enumerate(conversations) if one.episode.ended is None}:
+        live = list(running.values())
+        turns = writer.write([one.context for one in live], [one.room for one in live], [one.turn_seed for one in live])
         waiting: list[tuple[_Live, Future[list[Outcome]]]] = []
         for index, ids in turns:
-            calls = running[index].add_turn(ids, writer.stops)
+            calls = live[index].add_turn(ids, writer.stops)
             if calls is not None:
-                waiting.append((running[index], calls))
+                waiting.append((live[index], calls))
         for one, outcomes in waiting:
             one.add_results(outcomes.result())
-        ended(sum(one.episode.ended is not None for one in running))
+        ended({at: one.episode for at, one in running.items() if one.episode.ended is not None})
     return [one.episode for one in conversations]
 
 
