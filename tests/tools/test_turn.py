@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from skillweave.tools.call import Call, Outcome
-from skillweave.tools.turn import call_text, read_turn
+from skillweave.tools.turn import CLOSE, OPEN, call_text, read_turn
 
 SUM = Call("calculator", {"expression": "2+2"})
 BODY = '{"name": "calculator", "arguments": {"expression": "2+2"}}'
@@ -372,6 +372,22 @@ def test_thoughts_are_no_part_of_the_turn(text: str, calls: int, answer: str | N
 def test_thoughts_can_be_kept() -> None:
     assert read_turn(f"<think>{CALL}</think>{CALL}", thoughts="keep").calls == (SUM, SUM)
     assert read_turn("<think>no</think>4", thoughts="keep").answer == "<think>no</think>4"
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ('say <tool_call>{\\"name\\": \\"add\\", \\"arguments\\": {}}</tool_call> now"} oops', []),
+        ("x\nprint('<tool_call>{}</tool_call>')\n\", oops", []),
+        ("a string without an end", [SUM]),
+        ('a", {oops}', [SUM]),
+    ],
+)
+def test_a_call_inside_a_string_is_not_made_because_the_call_around_it_is_broken(text: str, read: list[Call]) -> None:
+    broken = f'{OPEN}{{"name": "write", "arguments": {{"text": "{text}}}}}{CLOSE}'
+    first, *others = read_turn(broken + ("\n" + CALL if read else "")).calls
+    assert isinstance(first, Outcome)
+    assert others == read
 
 
 PIECES = [
