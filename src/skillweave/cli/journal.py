@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # these import torch, which --help must not wait for
     from skillweave.engine import LocalEngine
     from skillweave.tools.conversation import OpenTools
-    from skillweave.weave.journal import JournalFile
+    from skillweave.weave.journal import ReplyJournal
 
 
 @contextlib.contextmanager
 def keep_replies(
     out: Path | None, engine: LocalEngine, tools: Sequence[OpenTools | None], asked: Any
-) -> Iterator[JournalFile | None]:
-    """Yield the journal of the result ``out``; None for a pipe, standard output, and a folder that takes no new files.
+) -> Iterator[Callable[[int], ReplyJournal | None]]:
+    """Yield a function that gives the journal of each of the command's lists of prompts, by its number.
 
-    ``tools`` and ``asked``, which is JSON-like, hold what decides the replies beside the engine.
+    Nothing is kept, so the journals are None, if the result is not written to a file (``out`` is None, or a pipe), or
+    to one in a folder that takes no new files. The journals are deleted when the context ends without an error, so the
+    result has to be written by then. ``tools`` and ``asked``, which is JSON-like, hold what decides the replies beside
+    the engine.
     """
     from skillweave.files.disk import existing
     from skillweave.files.hashes import digest
@@ -28,10 +31,11 @@ def keep_replies(
     from skillweave.weave.journal import open_journal
 
     if out is None or stream_of(out) is not None or is_special(out) or not os.access(existing(out.parent), os.W_OK):
-        yield None
+        yield lambda number: None
         return
-    with open_journal(out, digest([engine.key, [_tools_key(one) for one in tools], asked])) as journal:
-        yield journal
+    with open_journal(out, digest([engine.key, [_tools_key(one) for one in tools], asked])) as file:
+        yield file.part
+        file.remove()
 
 
 def _tools_key(tools: OpenTools | None) -> Any:

@@ -131,9 +131,7 @@ def generate(
             show_cut_off([engine.stream(prompt, packs[0], sampling, sys.stdout)])
             return
         journal = stack.enter_context(keep_replies(out, engine, [opened], [prompts, packs, asdict(sampling)]))
-        replies = engine.weave.generate(
-            prompts, packs, sampling, tools=opened, journal=None if journal is None else journal.part(0), label="answer"
-        )
+        replies = engine.weave.generate(prompts, packs, sampling, tools=opened, journal=journal(0), label="answer")
         if file is None:  # with tools, because otherwise the answer was streamed
             show_conversation(replies[0])
             return
@@ -145,10 +143,8 @@ def generate(
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in records]
         if out is None:
             sys.stdout.writelines(map(harmless_json, lines) if sys.stdout.isatty() else lines)
-            return
-        write_text(out, "".join(lines))
-        if journal is not None:
-            journal.remove()
+        else:
+            write_text(out, "".join(lines))
 
 
 def _pack_of(engine: LocalEngine, row: PromptRow, pack: str | None) -> str | None:
@@ -284,7 +280,7 @@ def eval_(
                     own_tools,
                     examples,
                     sampling,
-                    None if journal is None else journal.part(number),
+                    journal(number),
                     split=split,
                     limit=limit,
                     samples=samples,
@@ -293,6 +289,4 @@ def eval_(
             if out is not None:  # written after each task, because the next one may take hours
                 records = [done.record(settings) for done in rated]
                 write_json(out, records[0] if len(task) == 1 else {**settings, "tasks": records})
-        if journal is not None:
-            journal.remove()
     show_rated(rated, split)
