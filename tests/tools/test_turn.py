@@ -381,6 +381,7 @@ def test_thoughts_can_be_kept() -> None:
         ("x\nprint('<tool_call>{}</tool_call>')\n\", oops", []),
         ("a string without an end", [SUM]),
         ('a", {oops}', [SUM]),
+        ('say <tool_call>{\\"a\\": <function=now></function>', []),
     ],
 )
 def test_a_call_inside_a_string_is_not_made_because_the_call_around_it_is_broken(text: str, read: list[Call]) -> None:
@@ -395,7 +396,7 @@ PIECES = [
     "</function>", "<parameter=n>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<arg_key>", "</arg_key>", BODY, "9",
     "<think>", '\\"', "[TOOL_CALLS]a ", "<function=f><parameter=n>", "<tool_call>a<arg_key>", '<tool_call>["', "{'a':",
     "<|tool_call_start|>f(", "```tool_code\n", "now()\n", "[now(),",
-    '<|tool_call_start|>f(\\"', "f('",
+    '<|tool_call_start|>f(\\"', "f('", '<tool_call>{\\"',
 ]  # fmt: skip
 
 

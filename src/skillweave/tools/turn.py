@@ -52,10 +52,10 @@ _TEXT_OR_MARK = re.compile(
 )
 """A text of Python, or a mark: a mark inside a text is part of that text."""
 _STRING_OR_MARK = re.compile(
-    rf'"(?:[^"\\\n]|\\.|\n(?![ \t]*+(?:{_NAMED_MARKS}|<function=)))*+"|(?P<mark>{_MARK.pattern})', re.DOTALL
+    rf'"(?:[^"\\\n]|\\.|\n(?![ \t]*+(?:{_NAMED_MARKS}|<function=)))*+"?|(?P<mark>{_MARK.pattern})', re.DOTALL
 )
-"""A string of JSON, or a mark: a mark inside a string is part of that string. No string goes on before a line that
-begins with a mark: one that does was not ended."""
+"""A string of JSON, or a mark: a mark inside a string is part of that string. A string without an end goes on to the
+end of the text, but no string goes on before a line that begins with a mark."""
 
 _TURN_END = re.compile(
     r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|end|call|endoftext|end_of_text)\|>|</s>|<end_of_turn>))+\s*\Z"
