@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from helpers.terminal import Bench, made, refused
+from skillweave.engine import open_engine
 from skillweave.weave.journal import ReplyJournal, journal_path
 
 PROMPTS = [f"{'ab' * count} {count}?" for count in range(1, 8)]
@@ -65,8 +66,9 @@ def test_generate_goes_on_with_the_batches_that_are_left(bench: Bench, tmp_path:
     whole, out = (tmp_path / "whole.jsonl").read_bytes(), tmp_path / "answers.jsonl"
     die(2, *command, out)
     assert not out.exists()
-    with journal_path(out).open("ab") as file:
-        file.write(torn)
+    head, *lines = journal_path(out).read_bytes().splitlines(keepends=True)
+    damaged = torn if torn.endswith(b"\n") else b""  # a whole line that is damaged costs no other one
+    journal_path(out).write_bytes(b"".join([head, damaged, *lines, torn]))
     sizes.clear()
     assert "4 answers are in" in made(*command, out).err
     assert sizes == [2, 1]
@@ -90,6 +92,25 @@ def test_answers_of_other_prompts_settings_or_weights_are_not_kept(
     assert not journal_path(out).exists()
 
 
+def test_a_config_that_uses_the_weights_otherwise_makes_another_engine(micro_base: Path) -> None:
+    engine = open_engine(str(micro_base))
+    before = engine.key
+    assert open_engine(str(micro_base)).key == before
+    engine.weave.base.model.config.rms_norm_eps *= 2
+    assert engine.key != before
+
+
+@pytest.mark.parametrize("written", [0, -1])
+def test_a_journal_without_a_whole_first_line_is_begun_anew(bench: Bench, tmp_path: Path, dies, written: int) -> None:
+    die, _ = dies
+    out = tmp_path / f"{'a' * 244}.jsonl"  # with .partial behind it, this is more than a name may have
+    command = ("generate", bench.base, "--file", asked(tmp_path), *DRAWN, "-o", out)
+    die(1, *command)
+    journal_path(out).write_bytes(journal_path(out).read_bytes().splitlines(keepends=True)[0][:written])
+    die(2, *command)
+    assert "4 answers are in" in made(*command).err
+
+
 def test_a_file_of_somebody_else_is_not_replaced(bench: Bench, tmp_path: Path) -> None:
     out, file = tmp_path / "answers.jsonl", asked(tmp_path)
     journal_path(out).write_text('{"mine": 1}\n')
@@ -99,20 +120,22 @@ def test_a_file_of_somebody_else_is_not_replaced(bench: Bench, tmp_path: Path) -
     journal_path(out).unlink()
     (tmp_path / "mine").write_text("")
     journal_path(out).symlink_to(tmp_path / "mine")
-    refused("generate", bench.base, "--file", file, "-n", "3", "-o", out)
+    said = refused("generate", bench.base, "--file", file, "-n", "3", "-o", out)
+    assert "is not a file of answers" in " ".join(said.split())
     assert (tmp_path / "mine").read_text() == ""
     assert not out.exists()
 
 
 def test_conversations_with_tools_are_kept_when_they_end(bench: Bench, tmp_path: Path, dies) -> None:
     die, _ = dies
-    (tmp_path / "tools.yaml").write_text("tools: {names: [calculator]}\ninstruction: ''\nmax_tokens: 12\n")
+    settings = "tools: {names: [calculator]}\ninstruction: ''\nmax_tokens: 12\nbatch_size: 2\n"
+    (tmp_path / "tools.yaml").write_text(settings)
     command = ("generate", bench.base, "--file", asked(tmp_path), "--tools", tmp_path / "tools.yaml", "-o")
     made(*command, tmp_path / "whole.jsonl")
     out = tmp_path / "answers.jsonl"
-    die(1, *command, out)
+    die(3, *command, out)  # in the second batch of their first turns
     kept = journal_path(out).read_text().splitlines()
-    assert len(kept) == 1 + len(PROMPTS)
+    assert len(kept) == 1 + 3
     assert json.loads(kept[1])["reply"]["conversation"] is not None
     made(*command, out)
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -12,6 +12,7 @@ from transformers import TextStreamer
 
 from skillweave.base import Base, Prompt, Sampling, open_base
 from skillweave.delta import Delta, is_delta
+from skillweave.delta.config_values import recorded_values
 from skillweave.errors import UserError
 from skillweave.files.hashes import digest
 from skillweave.pack import Skillpack, is_skillpack
@@ -57,12 +58,14 @@ class LocalEngine:
 
     @property
     def key(self) -> str:
-        """A digest of all in this engine that decides its answers: weights, packs, router, dtype and chat template."""
+        """A digest of what decides its answers: weights, dtype, settings, chat template, packs and router."""
         weave = self.weave
         base = weave.base
         packs = {name: weave.shelf.digest(name) for name in weave.loaded}
-        own = [base.fingerprint, str(base.model.dtype), has_int8(base.model), base.tokenizer.chat_template]
-        return digest([*own, base.model.generation_config.to_dict(), weave.card.model_dump(mode="json"), packs])
+        form = [str(base.model.dtype), has_int8(base.model)]
+        settings = [recorded_values(base.model.config), base.model.generation_config.to_dict()]
+        own = [base.fingerprint, form, settings, base.tokenizer.chat_template]
+        return digest([own, weave.card.model_dump(mode="json"), packs])
 
     def stream(self, prompt: Prompt, pack: str | None, sampling: Sampling, file: TextIO) -> Reply:
         """Answer one prompt and write the text to ``file`` while it is generated.

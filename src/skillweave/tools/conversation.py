@@ -7,7 +7,7 @@ side by side: while some are still being written, the calls of those whose turn 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -179,7 +179,7 @@ def converse(
     top_p: float = 1.0,
     model_defaults: bool = False,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    ended: Callable[[Mapping[int, Episode]], object] = lambda episodes: None,
+    ended: Callable[[int, Episode], object] = lambda index, episode: None,
     label: str | None = None,
 ) -> list[Episode]:
     """Play all conversations with ``model``, side by side, and return them in the order of ``starts``.
@@ -195,11 +195,11 @@ def converse(
     writer = Writer(model, call_format.tokenizer, **sampling, batch_size=settings.batch_size, around=around)
     with bar(label or "", len(starts), shown=label is not None) as advance:
 
-        def after_round(episodes: Mapping[int, Episode]) -> None:
-            ended(episodes)
-            advance(len(episodes))
+        def after_one(index: int, episode: Episode) -> None:
+            ended(index, episode)
+            advance(1)
 
-        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=after_round)
+        return play(writer, call_format, toolbox, starts, settings, context_length(model), ended=after_one)
 
 
 class TurnWriter(Protocol):
@@ -223,28 +223,31 @@ def play(
     settings: ConversationSettings,
     context: int | None,
     *,
-    ended: Callable[[Mapping[int, Episode]], object] = lambda episodes: None,
+    ended: Callable[[int, Episode], object] = lambda index, episode: None,
 ) -> list[Episode]:
     """Play all conversations to their ends, side by side, and return them in the order of ``starts``.
 
     - ``context``: the most tokens that the model reads; None: any number
-    - ``ended``: called after each round of turns with the conversations that ended in it, by their index in ``starts``
+    - ``ended``: called with each conversation as soon as it has ended, and with its index in ``starts``
     """
     sessions = toolbox.open_after([start.calls for start in starts])
     conversations = [
         _Live(start, call_format, session, settings, context) for start, session in zip(starts, sessions, strict=True)
     ]
-    while running := {at: one for at, one in enumerate(conversations) if one.episode.ended is None}:
-        live = list(running.values())
+    while running := [at for at, one in enumerate(conversations) if one.episode.ended is None]:
+        live = [conversations[at] for at in running]
         turns = writer.write([one.context for one in live], [one.room for one in live], [one.turn_seed for one in live])
-        waiting: list[tuple[_Live, Future[list[Outcome]]]] = []
+        waiting: list[tuple[int, Future[list[Outcome]]]] = []
         for index, ids in turns:
             calls = live[index].add_turn(ids, writer.stops)
             if calls is not None:
-                waiting.append((live[index], calls))
-        for one, outcomes in waiting:
-            one.add_results(outcomes.result())
-        ended({at: one.episode for at, one in running.items() if one.episode.ended is not None})
+                waiting.append((index, calls))
+            else:
+                ended(running[index], live[index].episode)
+        for index, outcomes in waiting:
+            live[index].add_results(outcomes.result())
+            if live[index].episode.ended is not None:
+                ended(running[index], live[index].episode)
     return [one.episode for one in conversations]
 
 

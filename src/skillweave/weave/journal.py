@@ -22,6 +22,7 @@ from skillweave.errors import UserError
 from skillweave.files.disk import disk_errors, sync_folder
 from skillweave.files.lock import claim
 from skillweave.files.parse_json import parse_json
+from skillweave.files.place import short_name
 from skillweave.files.read import LARGEST_TEXT, open_file
 from skillweave.progress import console
 from skillweave.weave.request import Reply
@@ -81,7 +82,7 @@ class JournalFile:
 
 def journal_path(out: Path) -> Path:
     """Return the path of the journal of the result ``out``."""
-    return out.with_name(f"{out.name}.partial")
+    return out.with_name(f"{short_name(out.name)}.partial")
 
 
 @contextlib.contextmanager
@@ -92,26 +93,26 @@ def open_journal(out: Path, key: str) -> Iterator[JournalFile]:
     too. Raises :class:`UserError` if the file is none of ours, cannot be written, or if another process writes it.
     """
     path = journal_path(out)
-    with claim(path), disk_errors(path), contextlib.ExitStack() as stack:
-        found, kept, size = (None, {}, 0) if not os.path.lexists(path) else _read(path)
-        count = sum(map(len, kept.values()))
-        if found == key:
-            console.print(f"{count:,} answers are in {path} already, and are kept", markup=False, soft_wrap=True)
-        elif found is not None:
-            console.print(
-                f"{path} has {count:,} answers that are not kept: since then the prompts, the settings or the weights "
-                "have changed",
-                markup=False,
-                soft_wrap=True,
-            )
-            kept, size = {}, 0
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        stack.callback(os.close, descriptor)
-        os.ftruncate(descriptor, size)
-        os.lseek(descriptor, 0, os.SEEK_END)
-        if not size:
-            _write(descriptor, [{_HEAD: key}])
-            sync_folder(path.parent)
+    with claim(path), contextlib.ExitStack() as stack:
+        with disk_errors(path):
+            found, kept, size = ("", {}, 0) if not os.path.lexists(path) else _read(path)
+            count = sum(map(len, kept.values()))
+            said = f"{count:,} answers are in {path} already, and are kept"
+            if found != key:
+                said = (
+                    f"{path} has {count:,} answers that are not kept: since then the prompts, the settings, the tools "
+                    "or the weights have changed"
+                )
+                kept, size = {}, 0
+            if count:
+                console.print(said, markup=False, soft_wrap=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            stack.callback(os.close, descriptor)
+            os.ftruncate(descriptor, size)
+            os.lseek(descriptor, 0, os.SEEK_END)
+            if not size:
+                _write(descriptor, [{_HEAD: key}])
+                sync_folder(path.parent)
         yield JournalFile(path, descriptor, kept)
 
 
@@ -124,11 +125,18 @@ def _write(descriptor: int, lines: list[dict[str, Any]]) -> None:
 
 
 def _read(path: Path) -> tuple[str, dict[int, dict[int, Reply]], int]:
-    """Return the key, the replies by part and number, and the bytes up to the last line that could be read.
+    """Return the key, the replies by part and number, and the bytes up to the end of the last whole line.
 
-    Raises :class:`UserError` if the file is no journal.
+    A line that cannot be read is passed over, so its prompt is answered again. Raises :class:`UserError` if the file is
+    no journal.
     """
     kept: dict[int, dict[int, Reply]] = {}
+    foreign = UserError(
+        f"{path} is not a file of answers that a killed command left, but such a file belongs there: move it away, or "
+        "choose another place for the result"
+    )
+    if path.is_symlink():
+        raise foreign
     with open_file(path, "a file of answers that a killed command left") as file:
         head = file.readline(LARGEST_TEXT)
         try:
@@ -136,18 +144,11 @@ def _read(path: Path) -> tuple[str, dict[int, dict[int, Reply]], int]:
         except (UserError, UnicodeDecodeError, LookupError, TypeError):
             key = None
         if not isinstance(key, str) and head:
-            raise UserError(
-                f"{path} is not a file of answers that a killed command left, but such a file belongs there: move it "
-                "away, or choose another place for the result"
-            )
-        size = len(head)
-        while line := file.readline(LARGEST_TEXT):
-            try:
-                read = _LINE.validate_python(parse_json(line.decode(), str(path), characters=False))
-            except (UserError, UnicodeDecodeError, ValidationError):
-                break
-            if not line.endswith(b"\n"):
-                break
-            kept.setdefault(read.part, {})[read.number] = read.reply
+            raise foreign
+        size = len(head) if head.endswith(b"\n") else 0
+        while (line := file.readline(LARGEST_TEXT)).endswith(b"\n"):
             size += len(line)
+            with contextlib.suppress(UserError, UnicodeDecodeError, ValidationError):
+                read = _LINE.validate_python(parse_json(line.decode(), str(path), characters=False))
+                kept.setdefault(read.part, {})[read.number] = read.reply
     return key or "", kept, size

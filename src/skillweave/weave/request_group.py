@@ -146,7 +146,7 @@ class RequestGroup:
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 model_defaults=sampling.model_defaults,
-                ended=lambda found: keep({left[index]: reply(left[index], one) for index, one in found.items()}),
+                ended=lambda index, episode: keep({left[index]: reply(left[index], episode)}),
                 label=label,
             )
         played = {at: reply(at, episode) for at, episode in zip(left, episodes, strict=True)}
